@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent and a proxy worker say to each other over the node's unix socket.
+
+Every message is one frame (see `ztunnel.link.channel`); some carry file descriptors
+by SCM_RIGHTS. The agent listens, workers dial. May import `mesh` and msgspec.
+
+    worker                                      agent
+      | Hello (+ listener fds it already holds)   |
+      |------------------------------------------>|
+      |   MeshDelta(reset=True) ... MeshDelta(complete=True)
+      |<------------------------------------------|
+      |   Certificate, PodAdded (+ fds), Sockets (+ fds)
+      |<------------------------------------------|
+      | PodReady, NeedSockets, Answer             |
+      |------------------------------------------>|
+
+A lost agent changes nothing for the worker: it keeps what it has and dials again.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from ztunnel.mesh.model import Service, Workload
+
+
+class ListenerKind(StrEnum):
+    """Which in-pod listener a descriptor is; the value says port and family."""
+
+    OUTBOUND4 = "outbound4"  # 127.0.0.1:15001
+    OUTBOUND6 = "outbound6"  # [::1]:15001
+    INBOUND4 = "inbound4"  # 127.0.0.1:15006, reached only through sk_lookup
+    INBOUND6 = "inbound6"  # [::1]:15006, reached only through sk_lookup
+    HBONE4 = "hbone4"  # 0.0.0.0:15008
+    HBONE6 = "hbone6"  # [::]:15008, v6 only
+
+
+class HeldPod(msgspec.Struct, frozen=True):
+    """A pod whose listeners a worker already holds; fds follow in `listeners` order."""
+
+    pod_uid: str
+    netns_cookie: int
+    listeners: tuple[ListenerKind, ...]
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """First message of a worker. Carries the fds of all `pods`' listeners, concatenated."""
+
+    version: str
+    pid: int
+    worker: int
+    pods: tuple[HeldPod, ...] = ()
+
+
+class PodReady(msgspec.Struct, frozen=True, tag=True):
+    """The worker accepts on this pod's listeners and holds its certificate."""
+
+    pod_uid: str
+
+
+class NeedSockets(msgspec.Struct, frozen=True, tag=True):
+    """The worker's stock of unconnected in-pod sockets runs low; `family` is 4 or 6."""
+
+    pod_uid: str
+    family: int
+    count: int
+
+
+class Answer(msgspec.Struct, frozen=True, tag=True):
+    """The reply to `Query(id)`: JSON-able data."""
+
+    id: int
+    body: msgspec.Raw
+
+
+class MeshDelta(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """A change of mesh state. `reset` opens a fresh snapshot, `complete` closes it.
+
+    Between `reset` and `complete` the worker goes on deciding by the old state (if it had
+    one) and swaps at `complete`. Later deltas have both false and apply at once.
+    """
+
+    revision: int
+    workloads: tuple[Workload, ...] = ()
+    services: tuple[Service, ...] = ()
+    removed_workloads: tuple[str, ...] = ()  # Workload.uid
+    removed_services: tuple[str, ...] = ()  # Service.key
+    reset: bool = False
+    complete: bool = False
+
+
+class Certificate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """A workload certificate with its key, and the trust roots. Never logged."""
+
+    identity: str
+    chain_pem: bytes
+    key_pem: bytes = msgspec.field()
+    roots_pem: bytes
+    not_after: float  # Unix seconds
+
+    def __repr__(self) -> str:
+        return f"Certificate(identity={self.identity!r}, key_pem=<hidden>)"
+
+
+class PodAdded(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """A local pod to serve. Carries one fd per entry of `listeners`, in that order.
+
+    `listeners` is empty when the worker already holds them (it said so in Hello).
+    """
+
+    pod_uid: str
+    workload: str  # Workload.uid
+    identity: str
+    netns_cookie: int
+    addresses: tuple[str, ...]
+    listeners: tuple[ListenerKind, ...] = ()
+
+
+class PodRemoved(msgspec.Struct, frozen=True, tag=True):
+    """Stop accepting for this pod. Live connections end on their own, or now if `gone`."""
+
+    pod_uid: str
+    gone: bool = False
+
+
+class Sockets(msgspec.Struct, frozen=True, tag=True):
+    """Fresh unconnected non-blocking TCP sockets in the pod's netns, tagged as ours."""
+
+    pod_uid: str
+    family: int  # 4 or 6
+
+
+class Query(msgspec.Struct, frozen=True, tag=True):
+    """Ask the worker for its view: `what` is "connections", "tunnels" or "stats"."""
+
+    id: int
+    what: str
+
+
+ToAgent = Hello | PodReady | NeedSockets | Answer
+ToWorker = MeshDelta | Certificate | PodAdded | PodRemoved | Sockets | Query

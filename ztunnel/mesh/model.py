@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nouns of the mesh: workloads, services and their endpoints.
+
+Plain frozen values: no I/O, no clock, no Kubernetes client. May import msgspec only.
+They travel unchanged between the agent and the proxy (`ztunnel.link`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+DEFAULT_TRUST_DOMAIN = "cluster.local"  # Istio's default, meshConfig.trustDomain
+DEFAULT_CLUSTER = "Kubernetes"  # Istio's default cluster id
+
+
+class TunnelProtocol(StrEnum):
+    """How a workload is reached: `NONE` is plain TCP, `HBONE` is mTLS to port 15008."""
+
+    NONE = "NONE"
+    HBONE = "HBONE"
+
+
+class SocketAddress(msgspec.Struct, frozen=True, order=True):
+    """An IP address in canonical text (never v4-mapped) and a port."""
+
+    ip: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
+    """One pod as every node knows it.
+
+    `uid` is Istio's form `<cluster>//Pod/<namespace>/<name>`; it names the pod across the mesh.
+    `pod_uid` is Kubernetes' metadata.uid: it changes when a pod of the same name is re-created.
+    `addresses` are canonical IP texts, primary first.
+    """
+
+    uid: str
+    pod_uid: str
+    name: str
+    namespace: str
+    service_account: str
+    node: str
+    addresses: tuple[str, ...]
+    protocol: TunnelProtocol = TunnelProtocol.NONE
+    trust_domain: str = DEFAULT_TRUST_DOMAIN
+    cluster: str = DEFAULT_CLUSTER
+    host_network: bool = False
+    ready: bool = True
+    capacity: int = 1
+    labels: dict[str, str] = {}
+    owner_kind: str = "pod"  # deployment | cronjob | job | pod, for baggage and metrics
+    owner_name: str = ""
+    capture_refused: str = ""  # why an ambient-labelled pod is not captured; empty when it is
+
+    @property
+    def identity(self) -> str:
+        """The SPIFFE id this workload proves, `spiffe://<td>/ns/<ns>/sa/<sa>`."""
+        return (
+            f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+        )
+
+
+class ServicePort(msgspec.Struct, frozen=True):
+    """A service's port; endpoints resolve its `name` to their own target port."""
+
+    port: int
+    name: str = ""
+    protocol: str = "TCP"
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One backend address of a service.
+
+    `ports` maps a ServicePort name to the backend's port. `workload` is the Workload.uid
+    behind the address, empty when the address belongs to no pod.
+    """
+
+    address: str
+    ports: dict[str, int]
+    ready: bool = True
+    workload: str = ""
+
+
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """A Kubernetes Service with its endpoints, one value so that an update is one message."""
+
+    namespace: str
+    name: str
+    vips: tuple[str, ...] = ()  # ClusterIPs, canonical; empty for a headless service
+    ports: tuple[ServicePort, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    hostname: str = ""  # <name>.<namespace>.svc.<cluster domain>
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`: how updates and removals name a service."""
+        return f"{self.namespace}/{self.name}"
