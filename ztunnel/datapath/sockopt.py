@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a program without any capability talks to our BPF programs: through its own sockets.
+
+`getsockopt(SO_ORIGINAL_DST)` is the interface every transparent proxy knows (netfilter's);
+our cgroup/getsockopt program answers it. `setsockopt(ZT_LEVEL, ZT_CLIENT)` is our own: the
+cgroup/setsockopt program takes it, the kernel never sees it. May import `ztunnel.mesh`.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from ztunnel.mesh.model import SocketAddress
+
+SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h, and IP6T_SO_ORIGINAL_DST in netfilter_ipv6
+ZT_LEVEL = 0x5A54  # "ZT": a level no protocol uses; bpf/zt_maps.h says the same
+ZT_CLIENT = 1
+
+_SOCKADDR_IN = struct.Struct("=H2s4s8x")
+_SOCKADDR_IN6 = struct.Struct("=H2s4x16s4x")
+
+
+def original_destination(sock: socket.socket) -> SocketAddress:
+    """Where the app wanted to go, asked of a connection accepted on 15001.
+
+    Raises OSError (ENOENT, ENOPROTOOPT) when the connection was not redirected by us.
+    """
+    if sock.family == socket.AF_INET:
+        raw = sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, _SOCKADDR_IN.size)
+        _, port, ip4 = _SOCKADDR_IN.unpack(raw)
+        return SocketAddress(str(IPv4Address(ip4)), int.from_bytes(port, "big"))
+    raw = sock.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, _SOCKADDR_IN6.size)
+    _, port, ip6 = _SOCKADDR_IN6.unpack(raw)
+    return SocketAddress(str(IPv6Address(ip6)), int.from_bytes(port, "big"))
+
+
+def set_client_address(sock: socket.socket, client: SocketAddress) -> None:
+    """Make accept() and getpeername() in the app report `client` for this connection.
+
+    `sock` is an unconnected in-pod socket tagged as ours; call before connect(). Raises OSError
+    (ENOPROTOOPT when our programs are not attached, EPERM when the socket is not ours).
+    """
+    sock.setsockopt(ZT_LEVEL, ZT_CLIENT, _mapped(client))
+
+
+def _mapped(address: SocketAddress) -> bytes:
+    ip = ip_address(address.ip)
+    packed = b"\0" * 10 + b"\xff\xff" + ip.packed if ip.version == 4 else ip.packed
+    return _SOCKADDR_IN6.pack(socket.AF_INET6, address.port.to_bytes(2, "big"), packed)
