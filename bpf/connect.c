@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * cgroup/connect4, connect6: an app's connect() in an enrolled pod goes to the proxy's listener
+ * inside that pod. The pod is known by the netns cookie of the socket, not of the process: a
+ * socket can't leave its netns, a process can.
+ */
+#include "zt_lib.h"
+
+enum zt_capture { ZT_PASS, ZT_REFUSE, ZT_REDIRECT };
+
+static __always_inline enum zt_capture zt_judge(struct bpf_sock_addr *ctx, struct zt_sock *dialled,
+						struct zt_sock *known, struct zt_pod_stats *stats)
+{
+	if (known && known->role == ZT_ROLE_OWN) {
+		if (stats)
+			__sync_fetch_and_add(&stats->own, 1);
+		return ZT_PASS;
+	}
+	if (zt_is_our_port(dialled->port))
+		return ZT_REFUSE;
+	if (zt_is_local(dialled->ip)) {
+		if (known)
+			known->role = ZT_ROLE_NONE; /* a socket that is used a second time */
+		if (stats)
+			__sync_fetch_and_add(&stats->local, 1);
+		return ZT_PASS;
+	}
+	if (ctx->protocol != ZT_IPPROTO_TCP)
+		return ZT_REFUSE; /* a stream we can't carry must not pass in the clear */
+	if (zt_is_link_local(dialled->ip))
+		return ZT_REFUSE; /* its scope would be lost on the way */
+	return ZT_REDIRECT;
+}
+
+static __always_inline enum zt_capture zt_capture(struct bpf_sock_addr *ctx,
+						  struct zt_sock *dialled)
+{
+	struct zt_pod_stats *stats;
+	struct zt_sock *known;
+	enum zt_capture verdict;
+	__u64 netns;
+
+	if (ctx->type != ZT_SOCK_STREAM)
+		return ZT_PASS;
+	netns = bpf_get_netns_cookie(ctx);
+	if (!zt_pods.lookup(&netns))
+		return ZT_PASS;
+	if (!ctx->sk)
+		return ZT_REFUSE;
+	stats = zt_pod_stats.lookup(&netns);
+	known = zt_socks.sk_storage_get(ctx->sk, 0, 0);
+	verdict = zt_judge(ctx, dialled, known, stats);
+	if (verdict == ZT_REDIRECT) {
+		dialled->role = ZT_ROLE_REDIRECTED;
+		known = zt_socks.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (known)
+			*known = *dialled;
+		else
+			verdict = ZT_REFUSE;
+	}
+	if (stats && verdict == ZT_REDIRECT)
+		__sync_fetch_and_add(&stats->redirected, 1);
+	if (stats && verdict == ZT_REFUSE)
+		__sync_fetch_and_add(&stats->refused, 1);
+	return verdict;
+}
+
+static __always_inline int zt_refuse(void)
+{
+	bpf_set_retval(-ZT_ECONNREFUSED);
+	return ZT_DENY;
+}
+
+int zt_connect4(struct bpf_sock_addr *ctx)
+{
+	struct zt_sock dialled = {};
+	enum zt_capture verdict;
+
+	zt_map4(dialled.ip, ctx->user_ip4);
+	dialled.port = (__be16)ctx->user_port;
+	verdict = zt_capture(ctx, &dialled);
+	if (verdict == ZT_REFUSE)
+		return zt_refuse();
+	if (verdict == ZT_REDIRECT) {
+		ctx->user_ip4 = bpf_htonl(0x7f000001);
+		ctx->user_port = bpf_htons(ZT_PORT_OUTBOUND);
+	}
+	return ZT_ALLOW;
+}
+
+int zt_connect6(struct bpf_sock_addr *ctx)
+{
+	struct zt_sock dialled = {};
+	enum zt_capture verdict;
+
+	zt_copy6(dialled.ip, ctx->user_ip6);
+	dialled.port = (__be16)ctx->user_port;
+	verdict = zt_capture(ctx, &dialled);
+	if (verdict == ZT_REFUSE)
+		return zt_refuse();
+	if (verdict == ZT_REDIRECT) {
+		int mapped = zt_is_mapped(dialled.ip);
+
+		ctx->user_ip6[0] = 0;
+		ctx->user_ip6[1] = 0;
+		ctx->user_ip6[2] = mapped ? bpf_htonl(0xffff) : 0;
+		ctx->user_ip6[3] = bpf_htonl(mapped ? 0x7f000001 : 1);
+		ctx->user_port = bpf_htons(ZT_PORT_OUTBOUND);
+	}
+	return ZT_ALLOW;
+}

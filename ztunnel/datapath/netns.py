@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sockets inside a pod's network namespace.
+
+A socket belongs for life to the namespace of the thread that made it, so the agent enters, makes
+what is needed and returns, in one go. Entering needs CAP_SYS_ADMIN. May import the datapath's own
+modules, `ztunnel.link.messages` and pyroute2.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from pyroute2 import netns as pyroute2_netns
+
+from ztunnel.datapath.maps import Maps
+from ztunnel.datapath.ports import HBONE, INBOUND, OUTBOUND
+from ztunnel.link.messages import ListenerKind
+
+SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
+BACKLOG = 4096  # capped by net.core.somaxconn
+
+_BOUND: dict[ListenerKind, tuple[socket.AddressFamily, str, int]] = {
+    ListenerKind.OUTBOUND4: (socket.AF_INET, "127.0.0.1", OUTBOUND),
+    ListenerKind.OUTBOUND6: (socket.AF_INET6, "::1", OUTBOUND),
+    ListenerKind.INBOUND4: (socket.AF_INET, "127.0.0.1", INBOUND),
+    ListenerKind.INBOUND6: (socket.AF_INET6, "::1", INBOUND),
+    ListenerKind.HBONE4: (socket.AF_INET, "0.0.0.0", HBONE),  # the pod's netns only
+    ListenerKind.HBONE6: (socket.AF_INET6, "::", HBONE),
+}
+
+
+@contextmanager
+def entered(netns_fd: int) -> Iterator[None]:
+    """Run the body in another network namespace. Must not await or switch threads inside."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pyroute2_netns.setns(netns_fd)
+        try:
+            yield
+        finally:
+            pyroute2_netns.setns(home)
+    finally:
+        os.close(home)
+
+
+def open_pid(pid: int) -> int:
+    """A descriptor of the network namespace of a process. Raises OSError."""
+    return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def cookie(netns_fd: int) -> int:
+    """The kernel's cookie of a namespace: never used twice until reboot."""
+    with entered(netns_fd), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        raw = probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+    return int.from_bytes(raw, sys.byteorder)
+
+
+def listeners(netns_fd: int, *, ipv6: bool = True) -> dict[ListenerKind, socket.socket]:
+    """The proxy's listeners in a pod, all or none.
+
+    Raises OSError (EADDRINUSE when a process of the pod has one of our ports).
+    """
+    made: dict[ListenerKind, socket.socket] = {}
+    try:
+        with entered(netns_fd):
+            for kind, (family, host, port) in _BOUND.items():
+                if ipv6 or family is socket.AF_INET:
+                    made[kind] = _listener(family, host, port)
+    except OSError:
+        for sock in made.values():
+            sock.close()
+        raise
+    return made
+
+
+def tcp_sockets(netns_fd: int, family: int, count: int, maps: Maps) -> list[socket.socket]:
+    """Unconnected non-blocking TCP sockets in a pod, tagged as the proxy's. `family` 4 or 6."""
+    kind = socket.AF_INET if family == 4 else socket.AF_INET6
+    made: list[socket.socket] = []
+    try:
+        with entered(netns_fd):
+            for _ in range(count):
+                made.append(socket.socket(kind, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+        for sock in made:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            maps.tag_own(sock)
+    except OSError:
+        for sock in made:
+            sock.close()
+        raise
+    return made
+
+
+def _listener(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family is socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        with suppress(OSError):  # a hint only: accepted sockets inherit it
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
