@@ -14,7 +14,8 @@ and let the codec put the frame header in front of them:
 
     n = app.recv_into(buffer[9 : 9 + conn.sendable(sid)])
     conn.write_data_header_into(buffer, 0, sid, n)
-    send(conn.take_output()); send(buffer[: 9 + n])
+    send(conn.take_output())
+    send(buffer[: 9 + n])
 
 Order is the caller's: whatever `take_output` holds must go out before a DATA frame that was
 made later, and nothing may come between a frame header and its payload.
@@ -25,9 +26,37 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum
 
-from ztunnel.hbone import settings
-from ztunnel.hbone.errors import ErrorCode
-from ztunnel.hbone.events import Event, Header
+from ztunnel.hbone import frames, settings
+from ztunnel.hbone.errors import ErrorCode, MisuseError, PeerError, StreamError
+from ztunnel.hbone.events import (
+    ConnectionFailed,
+    DataReceived,
+    Event,
+    GoAway,
+    Header,
+    PongReceived,
+    RequestReceived,
+    ResponseReceived,
+    SettingsReceived,
+    StreamEnded,
+    StreamReset,
+    WindowOpened,
+)
+from ztunnel.hbone.flow import ReceiveWindow, SendWindow
+from ztunnel.hbone.frames import ACK, HEAD, FrameType, Setting
+from ztunnel.hbone.headers import (
+    NO_DYNAMIC_TABLE,
+    HeaderDecoder,
+    MalformedError,
+    check_trailers,
+    encode,
+    parse_request,
+    parse_response,
+)
+from ztunnel.hbone.limits import Budget
+from ztunnel.hbone.peer import PeerSettings
+from ztunnel.hbone.reader import DataPiece, Frame, FrameReader, HeaderBlock
+from ztunnel.hbone.streams import Absent, Stream, StreamTable
 
 
 class Role(Enum):
@@ -38,8 +67,8 @@ class Role(Enum):
 class Connection:
     """The state of one connection. All methods are for one thread.
 
-    Methods that send raise `Misuse` if the caller breaks the protocol; nothing a peer sends
-    makes any method raise.
+    Methods that send raise `MisuseError` if the caller breaks the protocol; nothing a peer
+    sends makes any method raise.
     """
 
     def __init__(
@@ -56,33 +85,107 @@ class Connection:
         """The preface and SETTINGS are in the output at once.
 
         `max_header_list`: None takes the role's own, 16 KiB client, 64 KiB server.
-        `max_streams`: how many the peer may have open (server).
+        `max_streams`: how many the peer may have open (server). Windows and frame size are
+        never below RFC 9113's defaults, as the peer uses those until it has read our SETTINGS.
         """
-        raise NotImplementedError
+        if min(stream_window, connection_window) < settings.DEFAULT_WINDOW:
+            raise MisuseError(f"windows start at {settings.DEFAULT_WINDOW} octets")
+        self._is_server = role is Role.SERVER
+        if max_header_list is None:
+            client, server = settings.CLIENT_MAX_HEADER_LIST, settings.SERVER_MAX_HEADER_LIST
+            max_header_list = server if self._is_server else client
+        self._max_streams = max_streams
+        self._extended_connect = extended_connect
+        self._reader = FrameReader(
+            max_frame=max_frame_size, max_block=max_header_list, expect_preface=self._is_server
+        )
+        self._decoder = HeaderDecoder(max_header_list)
+        self._streams = StreamTable(stream_window)
+        self._live = self._streams.live
+        self._send_window = SendWindow(settings.DEFAULT_WINDOW)
+        self._receive_window = ReceiveWindow(connection_window)
+        self._peer = PeerSettings(is_server=not self._is_server)
+        self._peer_settled = False  # its first SETTINGS came
+        self._chatter = Budget(settings.CHATTER_BURST, settings.CHATTER_PER_SECOND)
+        self._resets = Budget(settings.RESET_BURST, settings.RESET_PER_SECOND)
+        self._now = 0.0
+        self._out = bytearray()
+        self._block_prefix = NO_DYNAMIC_TABLE  # only the first block carries it
+        self._goaway_sent: int | None = None  # the last stream id it named
+        self._goaway_received: int | None = None
+        self._failed = False
+        self._greet(stream_window, connection_window, max_frame_size, max_header_list)
 
-    # What came
+    def _greet(self, stream: int, connection: int, frame_size: int, header_list: int) -> None:
+        values = [
+            (Setting.INITIAL_WINDOW_SIZE, stream),
+            (Setting.MAX_FRAME_SIZE, frame_size),
+            (Setting.MAX_HEADER_LIST_SIZE, header_list),
+        ]
+        if self._is_server:
+            values.append((Setting.MAX_CONCURRENT_STREAMS, self._max_streams))
+            if self._extended_connect:
+                values.append((Setting.ENABLE_CONNECT_PROTOCOL, 1))
+        else:
+            values.append((Setting.ENABLE_PUSH, 0))
+            self._out += frames.PREFACE
+        self._out += frames.settings_frame(values)
+        if connection > settings.DEFAULT_WINDOW:
+            self._out += frames.window_update(0, connection - settings.DEFAULT_WINDOW)
 
-    def receive(self, data: memoryview, now: float) -> list[Event]:
-        """Take a chunk as it came from the transport; `now` is monotonic seconds.
+    # What is
 
-        The whole chunk is used. A DATA frame's payload is passed on as it comes, without
-        waiting for the frame's end. The time serves only the flood limits.
-        """
-        raise NotImplementedError
+    @property
+    def open_streams(self) -> int:
+        """Streams not yet closed both ways."""
+        return len(self._live)
+
+    @property
+    def can_open_stream(self) -> bool:
+        """Client: whether `request` is allowed now (peer's limit, GOAWAY, ids left)."""
+        return (
+            not self._is_server
+            and not self._failed
+            and self._goaway_sent is None
+            and self._goaway_received is None
+            and len(self._live) < self._peer.max_streams
+            and self._streams.next_id <= settings.LARGEST_STREAM_ID
+        )
+
+    @property
+    def failed(self) -> bool:
+        """`ConnectionFailed` was reported: send the output and close."""
+        return self._failed
+
+    @property
+    def peer_extended_connect(self) -> bool:
+        """Client: the peer takes extended CONNECT (RFC 8441)."""
+        return self._peer.extended_connect
 
     # What to send
 
-    def take_output(self) -> bytes:
-        """All control frames queued since the last call, to be sent in this order."""
-        raise NotImplementedError
-
     @property
     def has_output(self) -> bool:
-        raise NotImplementedError
+        """Whether `take_output` would return anything."""
+        return bool(self._out)
+
+    def take_output(self) -> bytes:
+        """All control frames queued since the last call, to be sent in this order."""
+        out = bytes(self._out)
+        self._out.clear()
+        return out
 
     def request(self, headers: Iterable[Header], *, end_stream: bool = False) -> int:
-        """Client: open a stream, pseudo-header fields first; returns its id. See `can_open_stream`."""
-        raise NotImplementedError
+        """Client: open a stream; returns its id. Pseudo-header fields come first.
+
+        Raises MisuseError unless `can_open_stream`.
+        """
+        if not self.can_open_stream:
+            raise MisuseError("no stream may be opened now: ask can_open_stream first")
+        block = encode(headers)
+        stream = self._streams.open(self._streams.next_id, self._peer.initial_window)
+        self._queue_headers(stream, block, end_stream)
+        return stream.stream_id
 
     def respond(
         self,
@@ -96,18 +199,41 @@ class Connection:
 
         To refuse: `end_stream=True`, then `reset(stream_id, NO_ERROR)` lets go of it.
         """
-        raise NotImplementedError
+        stream = self._live.get(stream_id)
+        if stream is None:
+            return
+        if not self._is_server or stream.answered or not 200 <= status <= 599:
+            raise MisuseError(f"response {status} on stream {stream_id}: not now, or not final")
+        stream.answered = True
+        self._queue_headers(stream, encode([(b":status", b"%d" % status), *headers]), end_stream)
+
+    def _queue_headers(self, stream: Stream, block: bytes, end_stream: bool) -> None:
+        self._out += frames.header_frames(
+            stream.stream_id,
+            self._block_prefix + block,
+            self._peer.max_frame,
+            end_stream=end_stream,
+        )
+        self._block_prefix = b""
+        if end_stream:
+            self._streams.close_local(stream)
 
     def sendable(self, stream_id: int) -> int:
         """Octets that one DATA frame may carry now; 0 when blocked, ended or gone.
 
         When 0, wait for `WindowOpened` of the stream or of 0.
         """
-        raise NotImplementedError
+        stream = self._live.get(stream_id)
+        if stream is None or not stream.local_open or (self._is_server and not stream.answered):
+            return 0
+        room = min(stream.send_window.available, self._send_window.available, self._peer.max_frame)
+        return max(room, 0)
 
     def data_frame_header(self, stream_id: int, length: int, *, end_stream: bool = False) -> bytes:
         """The 9 octets for a DATA frame of `length` ≤ `sendable`; takes it from the windows."""
-        raise NotImplementedError
+        header = bytearray(settings.FRAME_HEADER)
+        self.write_data_header_into(header, 0, stream_id, length, end_stream=end_stream)
+        return bytes(header)
 
     def write_data_header_into(
         self,
@@ -119,15 +245,35 @@ class Connection:
         end_stream: bool = False,
     ) -> None:
         """`data_frame_header`, written to `buffer[offset:offset + 9]`."""
-        raise NotImplementedError
+        if length > self.sendable(stream_id) or (length <= 0 and not end_stream):
+            raise MisuseError(f"DATA of {length} octets on stream {stream_id}: not sendable")
+        stream = self._sending(stream_id)
+        HEAD.pack_into(buffer, offset, length >> 8, length & 0xFF, 0, end_stream, stream_id)
+        stream.send_window.available -= length
+        self._send_window.available -= length
+        if end_stream:
+            self._streams.close_local(stream)
 
     def end_stream(self, stream_id: int) -> None:
         """Close our half: an empty DATA frame with END_STREAM. Nothing if ended or gone."""
-        raise NotImplementedError
+        stream = self._live.get(stream_id)
+        if stream is not None and stream.local_open:
+            self._out += self.data_frame_header(stream_id, 0, end_stream=True)
+
+    def _sending(self, stream_id: int) -> Stream:
+        stream = self._live.get(stream_id)
+        if stream is None or not stream.local_open or (self._is_server and not stream.answered):
+            raise MisuseError(f"stream {stream_id} is not answered, ended or gone")
+        return stream
 
     def reset(self, stream_id: int, code: ErrorCode = ErrorCode.CANCEL) -> None:
         """End the stream at once, both ways. Nothing if it is gone. No event follows."""
-        raise NotImplementedError
+        if stream_id in self._live:
+            self._refuse(stream_id, code)
+
+    def _refuse(self, stream_id: int, code: ErrorCode) -> None:
+        self._out += frames.rst_stream(stream_id, code)
+        self._streams.forgive(stream_id)
 
     def consumed(self, stream_id: int, n: int) -> None:
         """Give the peer `n` octets of credit back, once they have left our hands.
@@ -135,29 +281,278 @@ class Connection:
         Owed once for every octet of every `DataReceived`, also when it was thrown away
         and also after the stream ended or was reset: the connection's window needs it.
         """
-        raise NotImplementedError
+        if self._failed:
+            return
+        self._credit_connection(n)
+        stream = self._live.get(stream_id)
+        if stream is not None and stream.remote_open:
+            increment = stream.receive_window.give_back(n)
+            if increment:
+                self._out += frames.window_update(stream_id, increment)
+
+    def _credit_connection(self, n: int) -> None:
+        increment = self._receive_window.give_back(n)
+        if increment:
+            self._out += frames.window_update(0, increment)
 
     def ping(self, payload: bytes) -> None:
         """Send PING with these 8 octets; `PongReceived` brings them back."""
-        raise NotImplementedError
+        if len(payload) != 8:
+            raise MisuseError(f"PING carries 8 octets, not {len(payload)}")
+        self._out += frames.ping(payload)
 
     def goaway(self, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
         """Take no new streams; those that are open go on. The peer's newer ones are refused."""
-        raise NotImplementedError
+        if self._goaway_sent is None:
+            self._goaway_sent = max(self._streams.highest, 0) if self._is_server else 0
+        self._out += frames.goaway(self._goaway_sent, code)
 
-    # What is
+    # What came
 
-    @property
-    def open_streams(self) -> int:
-        """Streams not yet closed both ways."""
-        raise NotImplementedError
+    def receive(self, data: memoryview, now: float) -> list[Event]:
+        """Take a chunk as it came from the transport; `now` is monotonic seconds.
 
-    @property
-    def can_open_stream(self) -> bool:
-        """Client: whether `request` is allowed now (peer's limit, GOAWAY, ids left)."""
-        raise NotImplementedError
+        The whole chunk is used. A DATA frame's payload is passed on as it comes, without
+        waiting for the frame's end. The time serves only the flood limits.
+        """
+        events: list[Event] = []
+        if self._failed:
+            return events
+        self._now = now
+        try:
+            for unit in self._reader.feed(data):
+                try:
+                    if type(unit) is DataPiece:
+                        self._on_data(unit, events)
+                    elif type(unit) is HeaderBlock:
+                        self._on_headers(unit, events)
+                    elif type(unit) is Frame:
+                        self._on_frame(unit, events)
+                except StreamError as error:
+                    self._on_stream_error(error, events)
+            if len(self._out) > settings.MAX_QUEUED_OUTPUT:
+                raise PeerError(ErrorCode.ENHANCE_YOUR_CALM, "the peer does not read our answers")
+        except PeerError as error:
+            self._fail(error, events)
+        return events
 
-    @property
-    def failed(self) -> bool:
-        """`ConnectionFailed` was reported: send the output and close."""
-        raise NotImplementedError
+    def _fail(self, error: PeerError, events: list[Event]) -> None:
+        self.goaway(error.code)
+        self._failed = True
+        self._live.clear()
+        events.append(ConnectionFailed(error.code, error.reason))
+
+    def _on_stream_error(self, error: StreamError, events: list[Event]) -> None:
+        self._spend_reset()
+        if error.stream_id in self._live:
+            events.append(StreamReset(error.stream_id, error.code, by_peer=False))
+        self._refuse(error.stream_id, error.code)
+
+    def _spend_reset(self) -> None:
+        if not self._resets.spend(self._now):
+            raise PeerError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams that came to nothing")
+
+    def _spend_chatter(self) -> None:
+        if not self._chatter.spend(self._now):
+            raise PeerError(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that carry nothing")
+
+    def _absent(self, stream_id: int) -> Absent:
+        """Why there is no such stream; raises PeerError if there never was one."""
+        absent = self._streams.why_absent(stream_id)
+        if absent is Absent.IDLE:
+            raise PeerError(ErrorCode.PROTOCOL_ERROR, f"frame on idle stream {stream_id}")
+        return absent
+
+    # DATA
+
+    def _on_data(self, piece: DataPiece, events: list[Event]) -> None:
+        if piece.charge:
+            self._receive_window.charge(piece.charge)
+        stream_id = piece.stream_id
+        stream = self._live.get(stream_id)
+        if stream is None or not stream.remote_open or not (stream.answered or self._is_server):
+            self._on_unwanted_data(piece, stream)
+            return
+        stream.receive_window.charge(piece.charge)
+        if piece.padding:
+            self.consumed(stream_id, piece.padding)
+        if len(piece.payload):
+            events.append(DataReceived(stream_id, piece.payload))
+        elif not piece.last:
+            self._spend_chatter()
+        if piece.last:
+            self._on_end(stream, events)
+
+    def _on_unwanted_data(self, piece: DataPiece, stream: Stream | None) -> None:
+        self._credit_connection(len(piece.payload) + piece.padding)
+        if stream is None:
+            if self._absent(piece.stream_id) is Absent.CLOSED:
+                raise PeerError(ErrorCode.STREAM_CLOSED, f"DATA on closed stream {piece.stream_id}")
+            if not len(piece.payload):
+                self._spend_chatter()
+            return
+        if not stream.remote_open:
+            raise StreamError(piece.stream_id, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
+        raise StreamError(piece.stream_id, ErrorCode.PROTOCOL_ERROR, "DATA before the response")
+
+    def _on_end(self, stream: Stream, events: list[Event]) -> None:
+        self._streams.close_remote(stream)
+        events.append(StreamEnded(stream.stream_id))
+
+    # HEADERS
+
+    def _on_headers(self, unit: HeaderBlock, events: list[Event]) -> None:
+        headers = self._decoder.decode(unit.block)  # always: hpack's table depends on it
+        stream = self._live.get(unit.stream_id)
+        try:
+            if stream is None:
+                self._on_headers_of_no_stream(unit, headers, events)
+            elif not stream.remote_open:
+                raise StreamError(unit.stream_id, ErrorCode.STREAM_CLOSED, "HEADERS after the end")
+            elif self._is_server or stream.answered:
+                self._on_trailers(stream, unit, headers, events)
+            else:
+                self._on_response(stream, unit, headers, events)
+        except MalformedError as error:
+            raise StreamError(unit.stream_id, ErrorCode.PROTOCOL_ERROR, str(error)) from None
+
+    def _on_headers_of_no_stream(
+        self, unit: HeaderBlock, headers: list[Header], events: list[Event]
+    ) -> None:
+        absent = self._streams.why_absent(unit.stream_id)
+        if absent is Absent.FORGIVEN:
+            self._spend_chatter()
+        elif absent is Absent.CLOSED:
+            raise PeerError(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {unit.stream_id}")
+        elif not self._is_server or not unit.stream_id & 1:
+            raise PeerError(
+                ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {unit.stream_id}: not its to open"
+            )
+        elif self._goaway_sent is not None or len(self._live) >= self._max_streams:
+            self._spend_reset()
+            self._refuse(unit.stream_id, ErrorCode.REFUSED_STREAM)
+        else:
+            self._on_request(unit, headers, events)
+
+    def _on_request(self, unit: HeaderBlock, headers: list[Header], events: list[Event]) -> None:
+        request = parse_request(headers, extended_connect=self._extended_connect)
+        stream = self._streams.open(unit.stream_id, self._peer.initial_window)
+        stream.tunnel = request.method == b"CONNECT"
+        events.append(
+            RequestReceived(
+                unit.stream_id, request.method, request.authority, request.fields, request.protocol
+            )
+        )
+        if unit.end_stream:
+            self._on_end(stream, events)
+
+    def _on_response(
+        self, stream: Stream, unit: HeaderBlock, headers: list[Header], events: list[Event]
+    ) -> None:
+        status, fields = parse_response(headers)
+        if status < 200:
+            if unit.end_stream:
+                raise MalformedError(f"the stream ends with interim response {status}")
+            self._spend_chatter()
+            return
+        stream.answered = True
+        stream.tunnel = status < 300
+        events.append(ResponseReceived(unit.stream_id, status, fields))
+        if unit.end_stream:
+            self._on_end(stream, events)
+
+    def _on_trailers(
+        self, stream: Stream, unit: HeaderBlock, headers: list[Header], events: list[Event]
+    ) -> None:
+        if stream.tunnel:
+            raise MalformedError("HEADERS inside a tunnel")  # RFC 9113 8.5
+        if not unit.end_stream:
+            raise MalformedError("trailers without END_STREAM")
+        check_trailers(headers)
+        self._on_end(stream, events)
+
+    # All else
+
+    def _on_frame(self, frame: Frame, events: list[Event]) -> None:
+        kind = frame.kind
+        if kind == FrameType.WINDOW_UPDATE:
+            self._on_window_update(frame, events)
+        elif kind == FrameType.RST_STREAM:
+            self._on_reset(frame, events)
+        elif kind == FrameType.PING:
+            self._on_ping(frame, events)
+        elif kind == FrameType.SETTINGS:
+            self._on_settings(frame, events)
+        elif kind == FrameType.GOAWAY:
+            self._on_goaway(frame, events)
+        else:  # PRIORITY and unknown frames: ignored, RFC 9113 5.3.2 and 5.5
+            self._spend_chatter()
+
+    def _on_window_update(self, frame: Frame, events: list[Event]) -> None:
+        increment = int.from_bytes(frame.payload, "big") & settings.LARGEST_WINDOW
+        stream_id = frame.stream_id
+        window = self._send_window
+        if stream_id:
+            stream = self._live.get(stream_id)
+            if stream is None:
+                self._absent(stream_id)
+                self._spend_chatter()
+                return
+            window = stream.send_window
+        try:
+            if not increment:
+                raise PeerError(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE by 0")
+            opened = window.widen(increment)
+        except PeerError as error:
+            if stream_id:
+                raise StreamError(stream_id, error.code, error.reason) from None
+            raise
+        if opened:
+            events.append(WindowOpened(stream_id))
+
+    def _on_reset(self, frame: Frame, events: list[Event]) -> None:
+        stream = self._live.get(frame.stream_id)
+        if stream is None:
+            self._absent(frame.stream_id)
+            self._spend_chatter()
+            return
+        if self._is_server and not stream.answered:
+            self._spend_reset()
+        self._streams.drop(frame.stream_id)
+        code = int.from_bytes(frame.payload, "big")
+        events.append(StreamReset(frame.stream_id, code))
+
+    def _on_ping(self, frame: Frame, events: list[Event]) -> None:
+        self._spend_chatter()
+        if frame.flags & ACK:
+            events.append(PongReceived(frame.payload))
+        else:
+            self._out += frames.ping(frame.payload, ack=True)
+
+    def _on_settings(self, frame: Frame, events: list[Event]) -> None:
+        self._spend_chatter()
+        if frame.flags & ACK:
+            return
+        if not self._peer_settled:
+            self._peer_settled = True
+            self._peer.first()
+        change = self._peer.apply(frames.parse_settings(frame.payload))
+        if change:
+            for stream in self._live.values():
+                if stream.send_window.widen(change):
+                    events.append(WindowOpened(stream.stream_id))
+        self._out += frames.settings_ack()
+        events.append(SettingsReceived())
+
+    def _on_goaway(self, frame: Frame, events: list[Event]) -> None:
+        last = int.from_bytes(frame.payload[:4], "big") & settings.LARGEST_STREAM_ID
+        if self._goaway_received is not None and last > self._goaway_received:
+            raise PeerError(ErrorCode.PROTOCOL_ERROR, "GOAWAY takes back an earlier one")
+        self._spend_chatter()
+        self._goaway_received = last
+        events.append(GoAway(last, int.from_bytes(frame.payload[4:], "big")))
+        if self._is_server:
+            return
+        for stream_id in [stream_id for stream_id in self._live if stream_id > last]:
+            self._streams.forgive(stream_id)
+            events.append(StreamReset(stream_id, ErrorCode.REFUSED_STREAM))

@@ -50,5 +50,5 @@ class StreamError(Exception):
         self.reason = reason
 
 
-class Misuse(Exception):
+class MisuseError(Exception):
     """Our own caller asked for what the protocol forbids: a bug on this side, not the peer's."""

@@ -28,3 +28,13 @@ HEADER_TABLE_SIZE = 4096  # RFC 9113 6.5.2: the default, which we keep for our d
 ASSUMED_PEER_STREAMS = 100  # until its SETTINGS come; RFC 9113 6.5.2 wants no limit below this
 CREDIT_FRACTION = 4  # give window back once a quarter of it is consumed: few, large updates
 FRAME_HEADER = 9  # octets, RFC 9113 4.1
+
+# Floods: what a peer may do before it hears ENHANCE_YOUR_CALM. No honest peer comes near.
+MAX_CONTINUATIONS = 16  # per header block (CVE-2024-27316); 64 KiB needs 4 of the smallest limit
+MAX_SETTINGS_PER_FRAME = 64  # ten times what is defined
+MAX_RESET_MEMORY = 4096  # streams we reset whose late frames we still forgive
+MAX_QUEUED_OUTPUT = 1024 * 1024  # octets of answers that the peer does not read
+CHATTER_BURST = 1000  # PING, SETTINGS, PRIORITY, unknown, empty DATA: frames that carry nothing
+CHATTER_PER_SECOND = 200.0
+RESET_BURST = 1000  # streams refused, malformed, or reset before an answer (CVE-2023-44487);
+RESET_PER_SECOND = 100.0  # an answered stream may be reset freely: applications do that

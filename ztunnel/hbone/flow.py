@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flow control windows (RFC 9113 5.2 and 6.9): one class for each direction.
+
+May import `hbone.errors` and `hbone.settings`. Both serve a stream as well as the connection.
+"""
+
+from __future__ import annotations
+
+from ztunnel.hbone import settings
+from ztunnel.hbone.errors import ErrorCode, MisuseError, PeerError
+
+
+class SendWindow:
+    """What the peer lets us send. Below zero after it shrank its initial window."""
+
+    __slots__ = ("available",)
+
+    def __init__(self, available: int) -> None:
+        self.available = available
+
+    def widen(self, increment: int) -> bool:
+        """Add the peer's credit (negative: take it back); says if none became some."""
+        before = self.available
+        self.available = before + increment
+        if self.available > settings.LARGEST_WINDOW:
+            raise PeerError(ErrorCode.FLOW_CONTROL_ERROR, "window widened beyond 2^31-1")
+        return before <= 0 < self.available
+
+
+class ReceiveWindow:
+    """What we let the peer send.
+
+    limit = available + what the caller still holds + credit not yet announced
+    """
+
+    __slots__ = ("_credit", "_limit", "_threshold", "available")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._threshold = limit // settings.CREDIT_FRACTION
+        self._credit = 0
+        self.available = limit
+
+    def charge(self, n: int) -> None:
+        """The peer sent `n` octets."""
+        if n > self.available:
+            raise PeerError(ErrorCode.FLOW_CONTROL_ERROR, "sent more than the window allows")
+        self.available -= n
+
+    def give_back(self, n: int) -> int:
+        """`n` octets were used; returns the increment to announce now, mostly 0."""
+        self._credit += n
+        if self._credit + self.available > self._limit:
+            raise MisuseError("more octets were given back than received")
+        if self._credit < self._threshold:
+            return 0
+        increment, self._credit = self._credit, 0
+        self.available += increment
+        return increment
