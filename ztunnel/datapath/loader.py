@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles bpf/ with BCC, attaches it to a cgroup, pins everything, exits.
 
-Runs as its own short-lived process (`python -m ztunnel.datapath.loader`), so that LLVM's memory
+Runs as its own short-lived process (`ztunnel loader`), so that LLVM's memory
 never stays resident. Pinned maps are taken over, pinned links are updated in place; when the
 pinned programs are current nothing is compiled at all. May import the datapath's own modules
 and bcc.
@@ -14,14 +14,12 @@ and bcc.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import platform
-import sys
 import tempfile
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -236,22 +234,3 @@ def _write_meta(pin_dir: Path, wanted: bytes) -> None:
         table.update(_META_KEY, bytes(meta))
     finally:
         table.close()
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of the loader process: 0 done, 1 failed with the reason on stderr."""
-    parser = argparse.ArgumentParser(prog="ztunnel loader", description=__doc__)
-    parser.add_argument("--cgroup", type=Path, default=None, help="default: the cgroup v2 root")
-    parser.add_argument("--pin-dir", type=Path, default=DEFAULT_PIN_DIR)
-    arguments = parser.parse_args(argv)
-    try:
-        cgroup = arguments.cgroup or preflight.cgroup2_root()
-        print(load(cgroup, arguments.pin_dir))
-    except (LoadError, OSError, preflight.PreflightError) as error:
-        print(f"ztunnel loader: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `ztunnel` command: the node's processes. Each is imported only when it is run.
+
+The proxy must never load the agent's libraries (nor BCC), and the other way round.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from ztunnel import __version__
+
+_COMMANDS = {
+    "agent": "ztunnel.agent.command",
+    "proxy": "ztunnel.proxy.command",
+    "loader": "ztunnel.datapath.command",
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        found: click.Command = importlib.import_module(module).command
+        return found
+
+
+@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ztunnel")
+def cli() -> None:
+    """An ambient service mesh for this node: the agent, the proxy, the BPF loader.
+
+    People mostly use `ztctl`; these are the processes that it talks to.
+    """
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
