@@ -66,9 +66,7 @@ def kill(cgroup: Path) -> None:
     (cgroup / "cgroup.kill").write_text("1")
     if not _wait_empty(cgroup, 10):
         left = [pid for directory in _tree(cgroup) for pid in pids(directory)]
-        raise LabError(
-            f"processes {left} in {cgroup} survived SIGKILL for 10 s; see /proc/PID/stack"
-        )
+        raise LabError(f"processes {left} in {cgroup} survived SIGKILL; see /proc/PID/stack")
 
 
 def remove(cgroup: Path) -> None:

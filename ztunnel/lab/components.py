@@ -68,14 +68,12 @@ class Component:
     def wait_ready(self, deadline: float) -> None:
         """Return when it serves; LabError with the end of its log when it does not."""
         while True:
-            if not process.running(self.cgroup):
-                raise LabError(f"{self.node}: {self.kind} ended; {process.tail(self.log)}")
             if self.is_ready():
                 return
-            if time.monotonic() > deadline:
-                raise LabError(
-                    f"{self.node}: {self.kind} not ready in time; {process.tail(self.log)}"
-                )
+            alive = process.running(self.cgroup)
+            if not alive or time.monotonic() > deadline:
+                found = "not ready in time" if alive else "ended"
+                raise LabError(f"{self.node}: {self.kind} {found}; {process.tail(self.log)}")
             time.sleep(_POLL)
 
     def is_ready(self) -> bool:
@@ -160,8 +158,5 @@ def of_node(
     dns = Component(names, node, "dns")
     if not mesh:
         return [dns]
-    return [
-        dns,
-        Component(names, node, "agent", tuple(agent_options)),
-        Component(names, node, "proxy"),
-    ]
+    agent = Component(names, node, "agent", tuple(agent_options))
+    return [dns, agent, Component(names, node, "proxy")]

@@ -8,11 +8,11 @@ whole table in one transaction. May import `addresses`, `netns`, `objects`, `ser
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ztunnel.lab import netns
-from ztunnel.lab.addresses import SERVICE_CIDRS, is_ipv6
+from ztunnel.lab.addresses import SERVICE_CIDRS, Pair, is_ipv6
 from ztunnel.lab.objects import Key, Object, Objects, key_of, of_kind
 from ztunnel.lab.services import SERVICE_LABEL
 
@@ -37,8 +37,8 @@ table inet ztlab_services {{
   chain postrouting {{
     # a pod that reaches itself through its service must see the answer come back through the node
     type nat hook postrouting priority srcnat
-    ct status dnat ip saddr . ip daddr @hairpin4 masquerade
-    ct status dnat ip6 saddr . ip6 daddr @hairpin6 masquerade
+    ct status dnat ip saddr . ip daddr @hairpin4 snat ip to {node4}
+    ct status dnat ip6 saddr . ip6 daddr @hairpin6 snat ip6 to {node6}
   }}
   chain unserved {{
     # what still bears a service address here has no ready endpoint
@@ -102,13 +102,14 @@ def _backends(pieces: list[Object], port: Object, ipv6: bool) -> Iterator[tuple[
                 yield from ((address, numbers[0]) for address in endpoint["addresses"])
 
 
-def render(objects: Objects) -> str:
-    """The nftables script that replaces the whole table."""
-    served = list(frontends(objects))
+def render(served: Sequence[Frontend], node: Pair) -> str:
+    """The nftables script that replaces the whole table of the node with these addresses."""
     chains = [_chain(number, frontend) for number, frontend in enumerate(served)]
     return _TABLE.format(
         maps="\n".join((_vips(served, ipv6=False), _vips(served, ipv6=True), *_hairpins(served))),
         chains="\n".join(chains),
+        node4=node[0],
+        node6=node[1],
         cidr4=SERVICE_CIDRS[0],
         cidr6=SERVICE_CIDRS[1],
     )
@@ -132,7 +133,7 @@ def _chain(number: int, frontend: Frontend) -> str:
     )
 
 
-def _vips(served: list[Frontend], *, ipv6: bool) -> str:
+def _vips(served: Sequence[Frontend], *, ipv6: bool) -> str:
     elements = [
         f"{entry.address} . {entry.protocol} . {entry.port} : goto svc{number}"
         for number, entry in enumerate(served)
@@ -143,7 +144,7 @@ def _vips(served: list[Frontend], *, ipv6: bool) -> str:
     return f"  map vips{version} {{\n    {kind}\n{_elements(elements)}  }}"
 
 
-def _hairpins(served: list[Frontend]) -> Iterator[str]:
+def _hairpins(served: Sequence[Frontend]) -> Iterator[str]:
     pods = sorted({address for entry in served for address, _ in entry.backends})
     for version in (4, 6):
         elements = [f"{ip} . {ip}" for ip in pods if is_ipv6(ip) == (version == 6)]

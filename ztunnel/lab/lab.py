@@ -41,7 +41,7 @@ from ztunnel.lab import (
     sandbox,
     services,
 )
-from ztunnel.lab.addresses import MAX_NODES
+from ztunnel.lab.addresses import MAX_NODES, node_addresses
 from ztunnel.lab.components import Component
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import STATE_ROOT, LabNames
@@ -249,6 +249,7 @@ class Lab:
         privileged: bool = False,
     ) -> tuple[list[str], dict[str, str]]:
         """The command line and environment that run `argv` in a pod."""
+        _require_root("run in a pod")
         pod = self.pod(reference, namespace)
         if not pod["spec"].get("nodeName"):
             raise LabError(f"{key_of(pod)} is not scheduled; see: ztctl lab status")
@@ -259,6 +260,7 @@ class Lab:
 
     def node_argv(self, node: str, argv: Sequence[str]) -> list[str]:
         """The command line that runs `argv` in a node's network namespace and cgroup."""
+        _require_root("run in a node")
         self._require_node(node)
         cgroup = self.names.node_cgroup(node) / "system"
         cgroup.mkdir(parents=True, exist_ok=True)
@@ -363,6 +365,7 @@ class Lab:
 
     def status(self) -> dict[str, Any]:
         """The lab at this moment: nodes, pods, services."""
+        _require_root("look into the lab's namespaces")
         self._require_up()
         parts = {node.name: self._components(node.name) for node in self.nodes}
         return overview.describe(self.names, self.nodes, parts, self.store.load())
@@ -445,8 +448,9 @@ class Lab:
         for deployment in of_kind(objects, "Deployment"):
             status = plan.deployment_status(deployment, objects)
             self.store.put({**deployment, "status": status})
-        script = kubeproxy.render(self.store.load())
+        served = list(kubeproxy.frontends(self.store.load()))
         for node in self.nodes:
+            script = kubeproxy.render(served, node_addresses(node.index))
             kubeproxy.apply(self.names.node_netns(node.name), script)
 
     def _put_all(self, objects: Sequence[Object]) -> None:
@@ -466,9 +470,8 @@ class Lab:
         self._require_up()
         names = [each.name for each in self.nodes]
         if node not in names:
-            raise LabError(
-                f"no node {node!r} in lab {self.names.name!r}; it has {', '.join(names)}"
-            )
+            have = ", ".join(names)
+            raise LabError(f"no node {node!r} in lab {self.names.name!r}; it has {have}")
 
     @contextmanager
     def _change(self) -> Iterator[None]:
