@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ztunnel proxy`: the unprivileged data plane of one node, as one or several workers.
+
+May import the rest of `ztunnel.proxy` and click.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import structlog
+
+from ztunnel.proxy import privileges
+from ztunnel.proxy.context import new_context
+from ztunnel.proxy.supervisor import Supervisor
+from ztunnel.proxy.worker import Worker
+from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
+
+DEFAULT_UID = 1337  # Istio's proxy user
+
+
+@click.command("proxy")
+@click.option("--node", required=True, help="Name of this node, for the logs.")
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/run/ztunnel"),
+    show_default=True,
+    help="Where the agent's socket is.",
+)
+@click.option(
+    "--user",
+    type=click.IntRange(min=1),
+    default=DEFAULT_UID,
+    show_default=True,
+    help="Numeric user and group to become, when started as root.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Worker processes that share the pods' listeners.",
+)
+@click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
+def command(node: str, run_dir: Path, user: int, workers: int, log_format: str) -> None:
+    """Carry the traffic of this node's enrolled pods. Needs no privilege; drops what it has."""
+    configure_logs(log_format)
+    structlog.contextvars.bind_contextvars(node=node)
+    try:
+        privileges.drop(user)
+    except (privileges.PrivilegeError, OSError) as error:
+        raise click.ClickException(f"cannot give up privileges: {error}") from error
+
+    def work(index: int) -> int:
+        return Worker(new_context(), run_dir, index).run()
+
+    sys.exit(work(0) if workers == 1 else Supervisor(workers, work).run())

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all connections of one worker share, handed to them instead of being global.
+
+May import `ztunnel.mesh`, `ztunnel.datapath.sockopt` and the proxy's parts below connections.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ztunnel.datapath import sockopt
+from ztunnel.mesh.model import SocketAddress
+from ztunnel.mesh.state import MeshState
+from ztunnel.proxy.buffers import BufferPool
+from ztunnel.proxy.loop import Loop
+from ztunnel.proxy.pool import Pool
+from ztunnel.proxy.report import Report
+from ztunnel.proxy.tls import Credentials
+
+
+@dataclass(slots=True, eq=False)
+class Context:
+    """One per worker. `mesh` is None until a snapshot is complete: then everything is refused."""
+
+    loop: Loop
+    buffers: BufferPool
+    pool: Pool
+    report: Report
+    mesh: MeshState | None = None
+    credentials: dict[str, Credentials] = field(default_factory=dict)  # by identity
+    choose: Callable[[], float] = random.random  # in [0, 1), which endpoint of a service
+    original_destination: Callable[[socket.socket], SocketAddress] = sockopt.original_destination
+    set_client_address: Callable[[socket.socket, SocketAddress], None] = sockopt.set_client_address
+
+
+def new_context() -> Context:
+    """A fresh one with its own loop."""
+    loop, buffers = Loop(), BufferPool()
+    return Context(loop=loop, buffers=buffers, pool=Pool(loop, buffers), report=Report())

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a TCP socket to a verified TLS session, without blocking and with a deadline.
+
+      client: CONNECTING → TLS → done | failed
+      server:              TLS → done | failed
+
+The socket belongs to the handshake until `done` gives it away; on failure it is closed here.
+May import the proxy's `loop`, `tls`, `sockets`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Protocol
+
+from ztunnel.mesh.model import SocketAddress
+from ztunnel.proxy import tls
+from ztunnel.proxy.loop import READ, WRITE, Loop
+from ztunnel.proxy.sockets import end_on_close, start_connect
+
+HANDSHAKE_TIMEOUT = 10.0  # seconds for TCP connect and TLS together; istio ztunnel's
+
+
+class HandshakeOwner(Protocol):
+    """Who waits for the outcome; exactly one of the two is called, once."""
+
+    def handshake_done(self, handshake: Handshake, sock: ssl.SSLSocket, peer: str) -> None: ...
+
+    def handshake_failed(self, handshake: Handshake, reason: str) -> None: ...
+
+
+class Handshake:
+    """One handshake. `peer_ok` says why a SPIFFE id is not acceptable, or empty."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        owner: HandshakeOwner,
+        peer_ok: Callable[[str], str],
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._context = context
+        self._owner = owner
+        self._peer_ok = peer_ok
+        self._session: ssl.SSLSocket | None = None
+        self._mask = 0
+        self._over = False
+        self._timer = loop.call_later(HANDSHAKE_TIMEOUT, self._expired)
+
+    def connect(self, address: SocketAddress) -> None:
+        """Client: dial, then speak TLS."""
+        try:
+            end_on_close(self._sock)  # GOAWAY and close_notify are to arrive
+            connected = start_connect(self._sock, address)
+        except OSError as error:
+            self._fail(f"connect to {address}: {error.strerror or error}")
+            return
+        if connected:
+            self._begin(server_side=False)
+        else:
+            self._watch(WRITE)
+
+    def accept(self) -> None:
+        """Server: speak TLS on an accepted connection."""
+        self._begin(server_side=True)
+
+    def abort(self, reason: str) -> None:
+        """Give up from outside (drain, pod removal); the owner hears of it."""
+        self._fail(reason)
+
+    def on_ready(self, mask: int) -> None:
+        if self._session is not None:
+            self._step(self._session)
+            return
+        error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self._fail(f"connect: {os.strerror(error)}")
+        elif mask & WRITE:
+            self._begin(server_side=False)
+
+    def on_failure(self, error: Exception) -> None:
+        self._fail(f"internal error: {error}")
+
+    def _begin(self, *, server_side: bool) -> None:
+        fd = self._sock.fileno()
+        try:
+            self._session = self._context.wrap_socket(
+                self._sock, server_side=server_side, do_handshake_on_connect=False
+            )
+        except (OSError, ValueError) as error:  # the peer reset it, or sent while we connected
+            self._loop.forget(fd)  # Python has closed it
+            self._fail(f"TLS setup: {error}")
+            return
+        self._sock = self._session
+        self._step(self._session)
+
+    def _step(self, session: ssl.SSLSocket) -> None:
+        try:
+            session.do_handshake()
+            peer = tls.check_peer(session)
+        except ssl.SSLWantReadError:
+            self._watch(READ)
+        except ssl.SSLWantWriteError:
+            self._watch(WRITE)
+        except tls.RefusedPeerError as refusal:
+            self._fail(str(refusal))
+        except ssl.SSLCertVerificationError as error:
+            self._fail(f"certificate: {error.verify_message}")
+        except ssl.SSLError as error:
+            self._fail(f"TLS: {error.reason or error}")
+        except OSError as error:
+            self._fail(f"TLS: {error.strerror or error}")
+        else:
+            self._finish(session, peer)
+
+    def _finish(self, session: ssl.SSLSocket, peer: str) -> None:
+        refusal = self._peer_ok(peer)
+        if refusal:
+            self._fail(refusal)
+            return
+        self._watch(READ)
+        self._over = True
+        self._timer.cancel()
+        self._owner.handshake_done(self, session, peer)
+
+    def _watch(self, mask: int) -> None:
+        if self._mask == 0:
+            self._loop.register(self._sock.fileno(), mask, self)
+        elif mask != self._mask:
+            self._loop.modify(self._sock.fileno(), mask)
+        self._mask = mask
+
+    def _expired(self) -> None:
+        self._fail(f"no handshake within {HANDSHAKE_TIMEOUT:.0f} s")
+
+    def _fail(self, reason: str) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._timer.cancel()
+        self._loop.close(self._sock)
+        self._owner.handshake_failed(self, reason)

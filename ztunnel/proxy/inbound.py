@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections to apps of a pod that come by HBONE, on 15008.
+
+    accepted → TLS → tunnel → CONNECT → checked → dialled → 200 → relay → ended
+                                      → 400 | 401 | 503
+
+The app is told the true client's address before it accepts. May import the proxy's parts below.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from ztunnel.hbone.connection import Role
+from ztunnel.hbone.errors import ErrorCode
+from ztunnel.hbone.events import Header, RequestReceived
+from ztunnel.mesh.baggage import baggage
+from ztunnel.mesh.inbound import Accept, Reject, check_connect
+from ztunnel.proxy import tls
+from ztunnel.proxy.context import Context
+from ztunnel.proxy.dial import Dial
+from ztunnel.proxy.handshake import Handshake
+from ztunnel.proxy.pods import Pod
+from ztunnel.proxy.relay import StreamRelay
+from ztunnel.proxy.report import Direction, Record, party
+from ztunnel.proxy.sockets import local_address, peer_address, reset_on_close
+from ztunnel.proxy.tunnel import Tunnel
+
+MAX_HANDSHAKES = 256  # unfinished ones of a pod; the oldest gives way to a newcomer
+
+
+class HboneServer:
+    """A pod's listeners on 15008."""
+
+    def __init__(self, context: Context, pod: Pod) -> None:
+        self._context = context
+        self._pod = pod
+        self._handshakes: dict[Handshake, HboneConnection] = {}  # oldest first
+
+    def accepted(self, sock: socket.socket) -> None:
+        """Begin TLS, if we have anything to show."""
+        credentials = self._context.credentials.get(self._pod.identity)
+        if credentials is None or self._context.mesh is None:
+            reset_on_close(sock)
+            self._context.loop.close(sock)
+            return
+        if len(self._handshakes) >= MAX_HANDSHAKES:
+            next(iter(self._handshakes)).abort("too many unfinished handshakes")
+        connection = HboneConnection(self._context, self._pod, self, sock)
+        handshake = Handshake(
+            self._context.loop, sock, credentials.server, connection, self._peer_ok
+        )
+        self._handshakes[handshake] = connection
+        handshake.accept()
+
+    def handshake_over(self, handshake: Handshake) -> None:
+        """It succeeded or failed: it counts no more."""
+        self._handshakes.pop(handshake, None)
+
+    def _peer_ok(self, peer: str) -> str:
+        ours, theirs = tls.trust_domain(self._pod.identity), tls.trust_domain(peer)
+        return "" if ours == theirs else f"trust domain {theirs} is not {ours}"
+
+
+class HboneConnection:
+    """One peer's TLS connection to the pod, and the owner of its tunnel."""
+
+    def __init__(
+        self, context: Context, pod: Pod, server: HboneServer, sock: socket.socket
+    ) -> None:
+        self.context = context
+        self.pod = pod
+        self.peer_address = peer_address(sock)
+        self.local_address = local_address(sock)
+        self._server = server
+        self._tunnel: Tunnel | None = None
+
+    def handshake_done(self, handshake: Handshake, sock: ssl.SSLSocket, peer: str) -> None:
+        self._server.handshake_over(handshake)
+        self._tunnel = Tunnel(
+            self.context.loop,
+            self.context.buffers,
+            sock,
+            Role.SERVER,
+            peer=peer,
+            owner=self,
+        )
+        self.pod.live.add(self)
+
+    def handshake_failed(self, handshake: Handshake, reason: str) -> None:
+        self._server.handshake_over(handshake)
+        self.context.report.handshake_failed(
+            Direction.INBOUND, str(self.peer_address), str(self.local_address), reason
+        )
+
+    def on_request(self, tunnel: Tunnel, request: RequestReceived) -> None:
+        InboundStream(self, tunnel, request).start()
+
+    def on_capacity(self, tunnel: Tunnel) -> None:
+        """The peer opens streams, not we."""
+
+    def on_closed(self, tunnel: Tunnel, reason: str) -> None:
+        self._tunnel = None
+        self.pod.live.discard(self)
+
+    def abort(self, reason: str) -> None:
+        if self._tunnel is not None:
+            self._tunnel.close(reason)
+
+    def retire(self) -> None:
+        if self._tunnel is not None:
+            self._tunnel.retire()
+
+
+class InboundStream:
+    """One CONNECT, until the relay takes over, and its end."""
+
+    def __init__(
+        self, connection: HboneConnection, tunnel: Tunnel, request: RequestReceived
+    ) -> None:
+        self.stream_id = request.stream_id
+        self._connection = connection
+        self._context = connection.context
+        self._pod = connection.pod
+        self._tunnel = tunnel
+        self._request = request
+        self._record: Record | None = None
+        self._dial: Dial | None = None
+        self._relay: StreamRelay | None = None
+        self._early: list[bytes] = []  # data before our answer; the stream's window bounds it
+        self._early_end = False
+        self._over = False
+
+    def start(self) -> None:
+        """Check what is asked, and dial the app."""
+        self._tunnel.attach(self.stream_id, self)
+        mesh = self._context.mesh
+        if mesh is None:  # the listener is served only with one; it is never taken back
+            self._refuse(503, "no mesh state from the agent yet")
+            return
+        connection = self._connection
+        match check_connect(
+            mesh,
+            self._request,
+            local=connection.local_address,
+            peer=connection.peer_address,
+            identity=self._tunnel.peer,
+        ):
+            case Reject(status, reason):
+                self._refuse(status, reason)
+            case Accept() as accepted:
+                self._begin(accepted)
+
+    def _begin(self, accepted: Accept) -> None:
+        context = self._context
+        self._record = context.report.begin(
+            Direction.INBOUND,
+            party(accepted.client, accepted.source, self._tunnel.peer),
+            party(accepted.destination, accepted.workload, self._pod.identity),
+            hbone_addr=str(self._connection.local_address),
+            service=accepted.service,
+        )
+        self._dial = Dial(
+            context.loop,
+            self._pod.stock_for(accepted.destination),
+            accepted.destination,
+            self._dialled,
+            lambda sock: context.set_client_address(sock, accepted.client),
+        )
+        self._dial.start()
+
+    def _dialled(self, sock: socket.socket | None, reason: str) -> None:
+        self._dial = None
+        if sock is None:
+            self._refuse(503, reason)
+            return
+        assert self._record is not None
+        mesh = self._context.mesh
+        workload = mesh.workload(self._pod.workload) if mesh is not None else None
+        headers = [(b"baggage", baggage(workload).encode())] if workload is not None else []
+        self._tunnel.respond(self.stream_id, 200, headers)
+        self._relay = StreamRelay(
+            self._context.loop,
+            self._tunnel,
+            self.stream_id,
+            sock,
+            record=self._record,
+            ended=self._ended,
+        )
+        self._relay.begin()
+        self._replay(self._relay)
+
+    def _replay(self, relay: StreamRelay) -> None:
+        """Give the relay what came before our answer."""
+        for payload in self._early:
+            relay.on_data(memoryview(payload))
+        self._early.clear()
+        if self._early_end:
+            relay.on_end()
+
+    # Events before the relay
+
+    def on_response(self, status: int, headers: tuple[Header, ...]) -> None:
+        """We are the ones who answer."""
+
+    def on_data(self, payload: memoryview) -> None:
+        self._early.append(bytes(payload))
+
+    def on_end(self) -> None:
+        self._early_end = True
+
+    def on_reset(self, reason: str) -> None:
+        self._let_go()
+        self._finish(reason)
+
+    def pump(self) -> None:
+        """Nothing is sent before our answer."""
+
+    def on_failure(self, error: Exception) -> None:
+        self._tunnel.reset(self.stream_id, ErrorCode.INTERNAL_ERROR)
+        self._let_go()
+        self._finish(f"internal error: {error}")
+
+    # Ends
+
+    def _refuse(self, status: int, reason: str) -> None:
+        self._let_go()
+        self._tunnel.refuse(self.stream_id, status)
+        self._finish(f"{status}: {reason}")
+
+    def _let_go(self) -> None:
+        if self._dial is not None:
+            self._dial.cancel()
+            self._dial = None
+        if self._early:
+            self._tunnel.consumed(self.stream_id, sum(map(len, self._early)))
+            self._early.clear()
+
+    def _ended(self, sock: socket.socket | None, error: str) -> None:
+        self._relay = None
+        if sock is not None:
+            family = 4 if sock.family == socket.AF_INET else 6
+            self._pod.stock[family].give_back(sock, inbound=True)
+        self._finish(error)
+
+    def _finish(self, error: str) -> None:
+        if self._over:
+            return
+        self._over = True
+        if self._record is not None:
+            self._context.report.end(self._record, error)
+        else:
+            self._context.report.refused(
+                Direction.INBOUND,
+                str(self._connection.peer_address),
+                self._request.authority.decode("latin-1"),
+                error,
+            )

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections that apps of a pod open: accepted on 15001, decided, carried.
+
+    accepted → decided → refused (RST)
+                       → tunnel asked for → CONNECT sent → 200 → relay → ended
+                       → dialled in the clear → relay → ended
+
+Whatever fails before the relay is a reset, never a clean end that looks like success.
+May import the proxy's parts below it.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+
+from ztunnel.hbone.errors import ErrorCode
+from ztunnel.hbone.events import Header
+from ztunnel.mesh.baggage import baggage
+from ztunnel.mesh.model import SocketAddress, Workload
+from ztunnel.mesh.route import Hbone, Passthrough, Refuse, route
+from ztunnel.proxy.context import Context
+from ztunnel.proxy.dial import Dial
+from ztunnel.proxy.loop import HANGUP, Timer
+from ztunnel.proxy.pods import Pod
+from ztunnel.proxy.pool import Key, Source
+from ztunnel.proxy.relay import WATCH, PlainRelay, StreamRelay
+from ztunnel.proxy.report import Direction, Record, party
+from ztunnel.proxy.sockets import end_on_close
+from ztunnel.proxy.tunnel import Tunnel
+
+RESPONSE_TIMEOUT = 20.0  # seconds for the far proxy's answer: its own connect may take 10
+
+
+class OutboundServer:
+    """A pod's listeners on 15001."""
+
+    def __init__(self, context: Context, pod: Pod) -> None:
+        self._context = context
+        self._pod = pod
+
+    def accepted(self, sock: socket.socket) -> None:
+        """Serve one connection of the app."""
+        Outbound(self._context, self._pod, sock).start()
+
+
+class Outbound:
+    """One connection of an app, until it ends. Also its stream, before the relay takes over."""
+
+    def __init__(self, context: Context, pod: Pod, sock: socket.socket) -> None:
+        self.stream_id = 0
+        self._context = context
+        self._pod = pod
+        self._sock = sock
+        self._client = SocketAddress("", 0)
+        self._target = "unknown"
+        self._record: Record | None = None
+        self._tunnel: Tunnel | None = None
+        self._dial: Dial | None = None
+        self._relay: StreamRelay | PlainRelay | None = None
+        self._timer: Timer | None = None
+        self._headers: list[Header] = []
+        self._seen = 0  # events before the relay
+        self._over = False
+
+    def start(self) -> None:
+        """Find out where it wants to go, decide, and set out."""
+        context, sock = self._context, self._sock
+        context.loop.register(sock.fileno(), WATCH, self)
+        self._pod.live.add(self)
+        family = 4 if sock.family == socket.AF_INET else 6
+        try:
+            self._client = SocketAddress(self._pod.address(family), sock.getpeername()[1])
+            destination = context.original_destination(sock)
+        except OSError as error:
+            self._fail(f"no original destination: {error.strerror or error}")
+            return
+        self._target = str(destination)
+        mesh = context.mesh
+        if mesh is None:
+            self._fail("no mesh state from the agent yet")
+            return
+        source = mesh.workload(self._pod.workload)
+        if source is None:
+            self._fail(f"workload {self._pod.workload} is not in the mesh state")
+            return
+        match route(mesh, source, destination, context.choose()):
+            case Refuse(reason):
+                self._fail(reason)
+            case Passthrough() as decision:
+                self._pass_through(source, decision)
+            case Hbone() as decision:
+                self._tunnel_to(source, decision)
+
+    # Through a tunnel
+
+    def _tunnel_to(self, source: Workload, decision: Hbone) -> None:
+        context = self._context
+        credentials = context.credentials.get(self._pod.identity)
+        if credentials is None:
+            self._fail(f"no certificate for {self._pod.identity} yet")
+            return
+        workload = decision.workload
+        self._record = context.report.begin(
+            Direction.OUTBOUND,
+            party(self._client, source, source.identity),
+            party(decision.tunnel, workload),
+            hbone_addr=str(decision.authority),
+            service=decision.service,
+        )
+        key = Key(
+            pod_uid=self._pod.uid,
+            source=self._pod.identity,
+            expected=frozenset(decision.identities),
+            address=decision.tunnel,
+            workload=workload.uid,
+            workload_pod=workload.pod_uid,
+        )
+        self._headers = self._request(source, decision)
+        lent = Source(self._pod.stock_for(decision.tunnel), credentials)
+        context.pool.acquire(key, lent, self._tunnel_ready)
+
+    def _request(self, source: Workload, decision: Hbone) -> list[Header]:
+        host = f";host={decision.service}" if decision.service else ""
+        trace, span = random.getrandbits(128), random.getrandbits(64)
+        return [
+            (b":method", b"CONNECT"),
+            (b":authority", str(decision.authority).encode()),
+            (b"baggage", baggage(source).encode()),
+            (b"forwarded", f'for="{self._client}"{host}'.encode()),
+            (b"traceparent", f"00-{trace:032x}-{span:016x}-00".encode()),
+        ]
+
+    def _tunnel_ready(self, tunnel: Tunnel | None, reason: str) -> None:
+        if self._over:
+            return
+        if tunnel is None:
+            self._fail(reason)
+            return
+        self._tunnel = tunnel
+        self.stream_id = tunnel.open(self._headers, self)
+        self._timer = self._context.loop.call_later(RESPONSE_TIMEOUT, self._no_response)
+
+    def _no_response(self) -> None:
+        self._fail(f"no answer to CONNECT within {RESPONSE_TIMEOUT:.0f} s")
+
+    def on_response(self, status: int, headers: tuple[Header, ...]) -> None:
+        if status != 200:
+            self._fail(f"the destination's proxy answered {status}")
+            return
+        assert self._tunnel is not None
+        assert self._record is not None
+        self._stop_waiting()
+        self._relay = StreamRelay(
+            self._context.loop,
+            self._tunnel,
+            self.stream_id,
+            self._sock,
+            record=self._record,
+            ended=self._ended,
+        )
+        self._relay.begin(self._seen)
+
+    def on_data(self, payload: memoryview) -> None:
+        """Data before a response: the codec lets none through; credit is owed all the same."""
+        if self._tunnel is not None:
+            self._tunnel.consumed(self.stream_id, len(payload))
+
+    def on_end(self) -> None:
+        self._fail("the destination's proxy ended the stream without an answer")
+
+    def on_reset(self, reason: str) -> None:
+        self._tunnel = None  # the stream is gone already
+        self._fail(reason)
+
+    def pump(self) -> None:
+        """Nothing is sent before the answer."""
+
+    # In the clear
+
+    def _pass_through(self, source: Workload, decision: Passthrough) -> None:
+        context = self._context
+        self._record = context.report.begin(
+            Direction.OUTBOUND,
+            party(self._client, source),
+            party(decision.address, decision.workload),
+            service=decision.service,
+        )
+        stock = self._pod.stock_for(decision.address)
+        self._dial = Dial(context.loop, stock, decision.address, self._dialled)
+        self._dial.start()
+
+    def _dialled(self, sock: socket.socket | None, reason: str) -> None:
+        if sock is None:
+            self._fail(reason)
+            return
+        assert self._record is not None
+        self._dial = None
+        self._relay = PlainRelay(
+            self._context.loop,
+            self._context.buffers,
+            self._sock,
+            sock,
+            record=self._record,
+            ended=self._ended,
+        )
+        self._relay.begin(self._seen)
+
+    # Ends
+
+    def on_ready(self, mask: int) -> None:
+        """Before the relay: only whether the app gave up. Its bytes and FIN can wait."""
+        self._seen |= mask
+        if mask & HANGUP:
+            self._fail("the app gave up")
+
+    def on_failure(self, error: Exception) -> None:
+        self._fail(f"internal error: {error}")
+
+    def abort(self, reason: str) -> None:
+        """Reset it now."""
+        if self._relay is not None:
+            self._relay.abort(reason)
+        else:
+            self._fail(reason)
+
+    def retire(self) -> None:
+        """A connection goes on until it ends by itself."""
+
+    def _ended(self, sock: socket.socket | None, error: str) -> None:
+        """The relay is over and has released what it used, but for `sock`."""
+        if sock is not None:
+            self._leave_socket(sock)
+        self._finish(error)
+
+    def _leave_socket(self, sock: socket.socket) -> None:
+        if sock is self._sock:
+            end_on_close(sock)
+            self._context.loop.close(sock)
+        else:
+            family = 4 if sock.family == socket.AF_INET else 6
+            self._pod.stock[family].give_back(sock)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _fail(self, reason: str) -> None:
+        """Refuse: reset the app's connection and let go of what was begun for it."""
+        if self._over:
+            return
+        self._stop_waiting()
+        if self._tunnel is not None:
+            self._tunnel.reset(self.stream_id, ErrorCode.CANCEL)
+        if self._dial is not None:
+            self._dial.cancel()
+        self._context.loop.close(self._sock)  # a reset, see `sockets.reset_on_close`
+        self._finish(reason)
+
+    def _finish(self, error: str) -> None:
+        self._over = True
+        self._pod.live.discard(self)
+        self._relay = self._tunnel = self._dial = None  # no cycles for the collector
+        if self._record is not None:
+            self._context.report.end(self._record, error)
+        else:
+            self._context.report.refused(Direction.OUTBOUND, str(self._client), self._target, error)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker holds for one local pod: listeners, sockets in stock, live connections.
+
+May import `ztunnel.link.messages` and the proxy's `listener`, `stock`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+from ztunnel.link.messages import HeldPod, ListenerKind, PodAdded
+from ztunnel.mesh.model import SocketAddress
+from ztunnel.proxy.listener import Listener
+from ztunnel.proxy.loop import Loop
+from ztunnel.proxy.sockets import adopt
+from ztunnel.proxy.stock import Stock
+
+
+class Abortable(Protocol):
+    """A connection, or a tunnel that others opened to the pod."""
+
+    def abort(self, reason: str) -> None:
+        """Reset it now."""
+
+    def retire(self) -> None:
+        """Take nothing new, and end when idle."""
+
+
+class Pod:
+    """A pod of this node."""
+
+    def __init__(self, loop: Loop, added: PodAdded, ask: Callable[[int, int], None]) -> None:
+        """`ask(family, count)` requests sockets of the agent."""
+        self.uid = added.pod_uid
+        self.workload = added.workload  # Workload.uid
+        self.identity = added.identity
+        self.netns_cookie = added.netns_cookie
+        self.addresses = added.addresses
+        self.listeners: dict[ListenerKind, Listener] = {}
+        self.stock = {family: Stock(loop, _asker(ask, family)) for family in (4, 6)}
+        self.live: set[Abortable] = set()
+        self._loop = loop
+
+    def address(self, family: int) -> str:
+        """The pod's own IP of that family (4 or 6), empty when it has none."""
+        for address in self.addresses:
+            if family_of(address) == family:
+                return address
+        return ""
+
+    def stock_for(self, address: SocketAddress) -> Stock:
+        """The sockets that can reach `address`."""
+        return self.stock[family_of(address.ip)]
+
+    def update(self, added: PodAdded) -> None:
+        """The agent told of the pod again, perhaps with other addresses."""
+        self.workload = added.workload
+        self.identity = added.identity
+        self.addresses = added.addresses
+
+    def listen(self, kind: ListenerKind, listener: Listener) -> None:
+        """Hold a listener in place of the one of the same kind, if there is one."""
+        former = self.listeners.pop(kind, None)
+        if former is not None:
+            former.close()
+        self.listeners[kind] = listener
+
+    def held(self) -> tuple[HeldPod, list[int]]:
+        """What we tell a new agent, with the descriptors."""
+        kinds = tuple(self.listeners)
+        return (
+            HeldPod(self.uid, self.netns_cookie, kinds),
+            [self.listeners[kind].sock.fileno() for kind in kinds],
+        )
+
+    def forget_orders(self) -> None:
+        """The agent is another one: sockets asked for before will not come."""
+        for stock in self.stock.values():
+            stock.forget_orders()
+
+    def close(self, reason: str, *, abort: bool) -> None:
+        """Stop serving; live connections are reset if `abort`, else they go on."""
+        for listener in self.listeners.values():
+            listener.close()
+        self.listeners.clear()
+        for stock in self.stock.values():
+            stock.close()
+        for connection in list(self.live):
+            if abort:
+                connection.abort(reason)
+            else:
+                connection.retire()
+
+
+def family_of(ip: str) -> int:
+    """4 or 6."""
+    return 6 if ":" in ip else 4
+
+
+def take_sockets(pod: Pod | None, family: int, fds: list[int]) -> None:
+    """Put the agent's sockets in the pod's stock; `fds` is emptied."""
+    while fds:
+        fd = fds.pop()
+        if pod is None or family not in pod.stock:
+            os.close(fd)
+        else:
+            pod.stock[family].add([adopt(fd, family)])
+
+
+def _asker(ask: Callable[[int, int], None], family: int) -> Callable[[int], None]:
+    def of_family(count: int) -> None:
+        ask(family, count)
+
+    return of_family

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outbound tunnels, shared by the connections that may share them and by no others.
+
+A key names both ends completely: who we are, from which pod, whom we expect, at which address,
+and which incarnation of that workload. So a reused pod IP, a renewed pod or another expected
+identity is another key and can never join a tunnel made before. One tunnel at a time is made per
+key; who comes meanwhile waits. May import the proxy's `tunnel`, `handshake`, `stock`, `tls`.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from ztunnel.hbone.connection import Role
+from ztunnel.hbone.events import RequestReceived
+from ztunnel.hbone.settings import POOL_STREAMS
+from ztunnel.mesh.model import SocketAddress
+from ztunnel.proxy.buffers import BufferPool
+from ztunnel.proxy.handshake import Handshake
+from ztunnel.proxy.loop import Loop
+from ztunnel.proxy.stock import Stock
+from ztunnel.proxy.tls import Credentials
+from ztunnel.proxy.tunnel import Tunnel
+
+IDLE_RELEASE = 300.0  # seconds; istio ztunnel: pool_unused_release_timeout
+SWEEP = 15.0  # seconds between looks for idle tunnels
+
+Taker = Callable[[Tunnel | None, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """All that two connections must have in common to share a tunnel."""
+
+    pod_uid: str  # the source pod: its namespace, hence its source address
+    source: str  # our SPIFFE id
+    expected: frozenset[str]  # the peer must prove one of these
+    address: SocketAddress  # where the tunnel goes
+    workload: str  # the destination's Workload.uid
+    workload_pod: str  # and its pod_uid, so that a successor at the address differs
+
+
+@dataclass(slots=True, eq=False)
+class Source:
+    """What the source pod lends to make a tunnel."""
+
+    stock: Stock
+    credentials: Credentials
+
+
+class Pool:
+    """All outbound tunnels of one worker."""
+
+    def __init__(self, loop: Loop, buffers: BufferPool) -> None:
+        self._loop = loop
+        self._buffers = buffers
+        self._groups: dict[Key, _Group] = {}
+        loop.call_later(SWEEP, self._sweep)
+
+    def acquire(self, key: Key, source: Source, taker: Taker) -> None:
+        """Call `taker` with a tunnel that has room for one stream, or with None and the reason.
+
+        The taker opens its stream before it returns.
+        """
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = _Group(self._loop, self._buffers, key)
+        group.acquire(source, taker)
+
+    def retire(self, stale: Callable[[Key], bool], reason: str, *, fail_waiting: bool) -> None:
+        """Let no new stream join the tunnels whose key is `stale`; open streams go on."""
+        for key in [key for key in self._groups if stale(key)]:
+            self._groups.pop(key).retire(reason, fail_waiting=fail_waiting)
+
+    def tunnels(self) -> list[tuple[Key, Tunnel]]:
+        """The open tunnels that new connections may join."""
+        return [(key, tunnel) for key, group in self._groups.items() for tunnel in group.tunnels]
+
+    def _sweep(self) -> None:
+        self._loop.call_later(SWEEP, self._sweep)
+        for key, group in list(self._groups.items()):
+            group.release_idle()
+            if group.is_empty:
+                del self._groups[key]
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """The tunnels of one key. Owner of its tunnels and of the handshake that makes the next."""
+
+    loop: Loop
+    buffers: BufferPool
+    key: Key
+    tunnels: list[Tunnel] = field(default_factory=list)
+    waiting: deque[tuple[Source, Taker]] = field(default_factory=deque)
+    making: bool = False
+    retired: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.tunnels or self.waiting or self.making)
+
+    def acquire(self, source: Source, taker: Taker) -> None:
+        for tunnel in self.tunnels:
+            if _has_room(tunnel):
+                taker(tunnel, "")
+                return
+        self.waiting.append((source, taker))
+        self._make_one()
+
+    def retire(self, reason: str, *, fail_waiting: bool) -> None:
+        self.retired = True
+        for tunnel in list(self.tunnels):
+            tunnel.retire()
+        self.tunnels.clear()
+        if fail_waiting:
+            self._fail_waiting(reason)
+
+    def release_idle(self) -> None:
+        for tunnel in list(self.tunnels):
+            if not tunnel.streams and self.loop.now - tunnel.last_used > IDLE_RELEASE:
+                self.tunnels.remove(tunnel)
+                tunnel.retire()
+
+    # Making a tunnel
+
+    def _make_one(self) -> None:
+        if self.making or not self.waiting:
+            return
+        self.making = True
+        source = self.waiting[0][0]
+        source.stock.take(partial(self._dial, source))
+
+    def _dial(self, source: Source, sock: socket.socket | None) -> None:
+        if sock is None:
+            self._failed("no socket inside the pod: the agent does not answer")
+            return
+        handshake = Handshake(self.loop, sock, source.credentials.client, self, self._peer_ok)
+        handshake.connect(self.key.address)
+
+    def _peer_ok(self, peer: str) -> str:
+        if peer in self.key.expected:
+            return ""
+        return f"identity {peer} is not the expected {' or '.join(sorted(self.key.expected))}"
+
+    def handshake_done(self, handshake: Handshake, sock: ssl.SSLSocket, peer: str) -> None:
+        self.making = False
+        tunnel = Tunnel(self.loop, self.buffers, sock, Role.CLIENT, peer=peer, owner=self)
+        self.tunnels.append(tunnel)
+        self._serve(tunnel)
+        if self.retired:
+            self.tunnels.clear()
+            tunnel.retire()
+
+    def handshake_failed(self, handshake: Handshake, reason: str) -> None:
+        self._failed(reason)
+
+    def _failed(self, reason: str) -> None:
+        self.making = False
+        self._fail_waiting(reason)
+
+    def _fail_waiting(self, reason: str) -> None:
+        waiting, self.waiting = self.waiting, deque()
+        for _, taker in waiting:
+            taker(None, reason)
+
+    def _serve(self, tunnel: Tunnel) -> None:
+        while self.waiting and _has_room(tunnel):
+            _, taker = self.waiting.popleft()
+            taker(tunnel, "")
+        self._make_one()
+
+    # What tunnels tell
+
+    def on_request(self, tunnel: Tunnel, request: RequestReceived) -> None:
+        """A server does not open streams: the codec refuses them before we hear of it."""
+
+    def on_capacity(self, tunnel: Tunnel) -> None:
+        if self.waiting:
+            self._serve(tunnel)
+
+    def on_closed(self, tunnel: Tunnel, reason: str) -> None:
+        if tunnel in self.tunnels:
+            self.tunnels.remove(tunnel)
+        self._make_one()
+
+
+def _has_room(tunnel: Tunnel) -> bool:
+    return tunnel.can_open and len(tunnel.streams) < POOL_STREAMS

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker tells of its connections: the live ones, the sums, one log line at each end.
+
+May import `ztunnel.mesh.model`, structlog and the standard library.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from enum import StrEnum
+
+import msgspec
+import structlog
+
+from ztunnel.mesh.model import SocketAddress, Workload
+
+access_log = structlog.get_logger("access")
+
+
+class Direction(StrEnum):
+    OUTBOUND = "outbound"
+    INBOUND = "inbound"
+
+
+class Party(msgspec.Struct, frozen=True):
+    """One end of a connection as far as we know it."""
+
+    address: str
+    workload: str = ""
+    namespace: str = ""
+    identity: str = ""
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """A connection while it lives. `sent` counts bytes from the client to the server."""
+
+    id: int
+    direction: Direction
+    source: Party
+    destination: Party
+    started: float  # Unix seconds
+    hbone_addr: str = ""
+    service: str = ""
+    sent: int = 0
+    received: int = 0
+
+
+class Stats(msgspec.Struct):
+    """Sums since the worker started."""
+
+    opened: int = 0
+    closed: int = 0
+    failed: int = 0
+    refused: int = 0
+    sent: int = 0
+    received: int = 0
+    handshakes_failed: int = 0
+    accepts_paused: int = 0
+
+
+def party(address: SocketAddress, workload: Workload | None, identity: str = "") -> Party:
+    """A party from what the mesh says of it; `identity` only when it was proven."""
+    if workload is None:
+        return Party(str(address), identity=identity)
+    return Party(str(address), workload.name, workload.namespace, identity)
+
+
+class Report:
+    """All live connections of one worker."""
+
+    def __init__(self) -> None:
+        self.stats = Stats()
+        self._live: dict[int, Record] = {}
+        self._ids = itertools.count(1)
+
+    def begin(
+        self,
+        direction: Direction,
+        source: Party,
+        destination: Party,
+        *,
+        hbone_addr: str = "",
+        service: str = "",
+    ) -> Record:
+        """A connection was let in."""
+        record = Record(
+            id=next(self._ids),
+            direction=direction,
+            source=source,
+            destination=destination,
+            started=time.time(),
+            hbone_addr=hbone_addr,
+            service=service,
+        )
+        self._live[record.id] = record
+        self.stats.opened += 1
+        return record
+
+    def end(self, record: Record, error: str = "") -> None:
+        """The connection is over; `error` is empty when both sides ended in order."""
+        if self._live.pop(record.id, None) is None:
+            return
+        stats = self.stats
+        stats.closed += 1
+        stats.failed += bool(error)
+        stats.sent += record.sent
+        stats.received += record.received
+        access_log.info("connection", **_access_fields(record, error))
+
+    def refused(self, direction: Direction, source: str, destination: str, reason: str) -> None:
+        """A connection was turned away before it became one."""
+        self.stats.refused += 1
+        access_log.warning(
+            "refused", direction=direction.value, src=source, dst=destination, error=reason
+        )
+
+    def accept_paused(self) -> None:
+        """Descriptors or memory ran out for a moment."""
+        self.stats.accepts_paused += 1
+
+    def handshake_failed(
+        self, direction: Direction, source: str, destination: str, why: str
+    ) -> None:
+        """Quiet, because anybody who reaches the port can cause it."""
+        self.stats.handshakes_failed += 1
+        access_log.debug(
+            "handshake failed", direction=direction.value, src=source, dst=destination, error=why
+        )
+
+    def live(self) -> list[Record]:
+        """The connections there are now."""
+        return list(self._live.values())
+
+
+def _access_fields(record: Record, error: str) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "direction": record.direction.value,
+        **_party_fields("src", record.source),
+        **_party_fields("dst", record.destination),
+        "dst.hbone_addr": record.hbone_addr,
+        "dst.service": record.service,
+        "bytes_sent": record.sent,
+        "bytes_recv": record.received,
+        "duration": f"{(time.time() - record.started) * 1000:.0f}ms",
+        "error": error,
+    }
+    return {key: value for key, value in fields.items() if value != ""}
+
+
+def _party_fields(prefix: str, one: Party) -> dict[str, str]:
+    return {
+        f"{prefix}.addr": one.address,
+        f"{prefix}.workload": one.workload,
+        f"{prefix}.namespace": one.namespace,
+        f"{prefix}.identity": one.identity,
+    }

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker: applies what the agent says, serves the pods' listeners, drains when told to stop.
+
+    SERVING --SIGTERM--> DRAINING --no connection left, or the deadline--> ended
+                                  --second signal--> ended
+
+May import everything of `ztunnel.proxy` but the command line.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from ztunnel import __version__
+from ztunnel.link.messages import (
+    Answer,
+    Certificate,
+    Hello,
+    ListenerKind,
+    MeshDelta,
+    NeedSockets,
+    PodAdded,
+    PodReady,
+    PodRemoved,
+    Query,
+    Sockets,
+    ToWorker,
+)
+from ztunnel.mesh.state import MeshState
+from ztunnel.proxy import tls
+from ztunnel.proxy.context import Context
+from ztunnel.proxy.inbound import HboneServer
+from ztunnel.proxy.listener import Listener
+from ztunnel.proxy.loop import READ
+from ztunnel.proxy.outbound import OutboundServer
+from ztunnel.proxy.plain import PlainServer
+from ztunnel.proxy.pods import Pod, family_of, take_sockets
+from ztunnel.proxy.pool import Key
+from ztunnel.proxy.session import Message, Session
+from ztunnel.proxy.sockets import adopt
+from ztunnel.proxy.views import view
+
+DRAIN_DEADLINE = 5.0  # seconds; istio ztunnel's default
+DRAIN_CHECK = 0.05
+SOCKET_NAME = "agent.sock"
+FDS_PER_HELLO = 240  # SCM_MAX_FD is 253; more pods go into further Hellos
+
+log = structlog.get_logger()
+
+
+class Worker:
+    """One process' whole data plane."""
+
+    def __init__(self, context: Context, run_dir: Path, index: int = 0) -> None:
+        self.context = context
+        self.pods: dict[str, Pod] = {}
+        self.session = Session(context.loop, str(run_dir / SOCKET_NAME), self._greet, self.receive)
+        self._index = index
+        self._incoming: MeshState | None = None  # a snapshot that is not complete yet
+        self._ready: set[str] = set()  # pods we announced in this session
+        self._draining = False
+
+    def run(self) -> int:
+        """Serve until drained; the process' exit status."""
+        self._watch_signals()
+        self.session.dial()
+        gc.collect()
+        gc.freeze()  # what lives now lives for ever: the collector need not look at it again
+        log.info("proxy started", worker=self._index, pid=os.getpid())
+        self.context.loop.run()
+        log.info("proxy ended", worker=self._index)
+        return 0
+
+    # Messages of the agent
+
+    def receive(self, message: ToWorker, fds: list[int]) -> None:
+        """Act on one message; takes the descriptors it uses out of `fds`, closes the rest."""
+        match message:
+            case MeshDelta():
+                self._mesh_changed(message)
+            case Certificate():
+                self._certificate(message)
+            case PodAdded():
+                self._pod_added(message, fds)
+            case PodRemoved():
+                self._pod_removed(message)
+            case Sockets():
+                take_sockets(self.pods.get(message.pod_uid), message.family, fds)
+            case Query():
+                body = view(message.what, self.context.report, self.context.pool)
+                self.session.send(Answer(message.id, msgspec.Raw(body)))
+        while fds:
+            os.close(fds.pop())
+
+    def _mesh_changed(self, delta: MeshDelta) -> None:
+        if delta.reset:
+            self._incoming = MeshState()
+        target = self._incoming if self._incoming is not None else self.context.mesh
+        if target is None:
+            log.warning("mesh delta without snapshot", revision=delta.revision)
+            return
+        target.apply(delta)
+        if delta.complete and self._incoming is not None:
+            self.context.mesh, self._incoming = self._incoming, None
+            log.info("mesh synced", revision=delta.revision)
+        if target is self.context.mesh:
+            self.context.pool.retire(self._is_stale, "workload changed", fail_waiting=True)
+
+    def _is_stale(self, key: Key) -> bool:
+        """Whether the tunnel's destination is not any more the workload it was made for."""
+        mesh = self.context.mesh
+        workload = mesh.workload_at(key.address.ip) if mesh is not None else None
+        return workload is None or (workload.uid, workload.pod_uid) != (
+            key.workload,
+            key.workload_pod,
+        )
+
+    def _certificate(self, message: Certificate) -> None:
+        try:
+            self.context.credentials[message.identity] = tls.credentials(message)
+        except (ssl.SSLError, ValueError) as error:
+            log.error("certificate unusable", identity=message.identity, error=str(error))
+            return
+        log.info("certificate", identity=message.identity, not_after=message.not_after)
+        self.context.pool.retire(
+            lambda key: key.source == message.identity, "certificate renewed", fail_waiting=False
+        )
+        for pod in self.pods.values():
+            self._announce(pod)
+
+    def _pod_added(self, added: PodAdded, fds: list[int]) -> None:
+        pod = self.pods.get(added.pod_uid)
+        if pod is None:
+            pod = Pod(self.context.loop, added, self._asker(added.pod_uid))
+            self.pods[added.pod_uid] = pod
+            log.info("pod added", pod=added.workload, identity=added.identity)
+        else:
+            pod.update(added)
+        for kind in added.listeners:
+            self._listen(pod, kind, fds.pop(0))
+        for family in {family_of(address) for address in pod.addresses}:
+            pod.stock[family].restock()
+        self._announce(pod)
+
+    def _pod_removed(self, removed: PodRemoved) -> None:
+        pod = self.pods.pop(removed.pod_uid, None)
+        self._ready.discard(removed.pod_uid)
+        if pod is None:
+            return
+        log.info("pod removed", pod=pod.workload, gone=removed.gone)
+        self.context.pool.retire(
+            lambda key: key.pod_uid == pod.uid, "pod removed", fail_waiting=True
+        )
+        pod.close("pod removed", abort=removed.gone)
+
+    # Words to the agent
+
+    def _greet(self) -> list[Message]:
+        """Hello with the listeners we hold; several when they exceed one message's room."""
+        self._ready.clear()
+        greetings: list[Message] = []
+        pods: list[Pod] = []
+        for pod in [*self.pods.values(), None]:
+            count = sum(len(one.listeners) for one in pods)
+            full = pod is not None and count + len(pod.listeners) > FDS_PER_HELLO
+            if pod is None or full:
+                greetings.append(self._hello(pods))
+                pods = []
+            if pod is not None:
+                pod.forget_orders()
+                pods.append(pod)
+        return greetings
+
+    def _hello(self, pods: list[Pod]) -> Message:
+        held = [pod.held() for pod in pods]
+        hello = Hello(
+            version=__version__,
+            pid=os.getpid(),
+            worker=self._index,
+            pods=tuple(pod for pod, _ in held),
+        )
+        return hello, [fd for _, fds in held for fd in fds]
+
+    def _announce(self, pod: Pod) -> None:
+        """Say once a session that the pod is served: it has listeners and its certificate."""
+        if pod.uid in self._ready or not pod.listeners:
+            return
+        if pod.identity in self.context.credentials:
+            self._ready.add(pod.uid)
+            self.session.send(PodReady(pod.uid))
+
+    def _asker(self, pod_uid: str) -> Callable[[int, int], None]:
+        def ask(family: int, count: int) -> None:
+            self.session.send(NeedSockets(pod_uid, family, count))
+
+        return ask
+
+    # Listeners
+
+    def _listen(self, pod: Pod, kind: ListenerKind, fd: int) -> None:
+        family = 6 if kind.value.endswith("6") else 4
+        server: OutboundServer | PlainServer | HboneServer
+        if kind in (ListenerKind.OUTBOUND4, ListenerKind.OUTBOUND6):
+            server = OutboundServer(self.context, pod)
+        elif kind in (ListenerKind.INBOUND4, ListenerKind.INBOUND6):
+            server = PlainServer(self.context, pod)
+        else:
+            server = HboneServer(self.context, pod)
+        sock = adopt(fd, family)
+        listener = Listener(
+            self.context.loop,
+            sock,
+            server.accepted,
+            self.context.report.accept_paused,
+            resets=not isinstance(server, HboneServer),
+        )
+        pod.listen(kind, listener)
+
+    # The end
+
+    def _watch_signals(self) -> None:
+        """Signals arrive as bytes on a socket: the loop wakes and nothing is interrupted."""
+        self._signals, write = socket.socketpair()
+        self._signals_written = write
+        for end in (self._signals, write):
+            end.setblocking(False)
+        signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        self.context.loop.register(self._signals.fileno(), READ, self)
+
+    def on_ready(self, mask: int) -> None:
+        """A signal came."""
+        self._signals.recv(64)
+        if self._draining:
+            self.context.loop.stop()
+        else:
+            self.drain()
+
+    def on_failure(self, error: Exception) -> None:
+        self.context.loop.stop()
+
+    def drain(self, deadline: float = DRAIN_DEADLINE) -> None:
+        """Take nothing new, let live connections end, reset the rest at the deadline."""
+        self._draining = True
+        log.info("draining", connections=len(self.context.report.live()), deadline=deadline)
+        self.session.stop()  # the agent lets go of its copies: new connections are refused
+        self.context.pool.retire(lambda _: True, "draining", fail_waiting=False)
+        for pod in self.pods.values():
+            pod.close("draining", abort=False)
+        self._end_by = self.context.loop.now + deadline
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        loop = self.context.loop
+        if self.context.report.live() and loop.now < self._end_by:
+            loop.call_later(DRAIN_CHECK, self._check_drained)
+            return
+        for pod in self.pods.values():
+            pod.close("drain deadline", abort=True)
+        loop.defer(loop.stop)
