@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Properties: chunking never matters, nothing a peer sends raises, plain HPACK agrees with hpack."""
+"""Chunking never matters, nothing a peer sends raises, plain HPACK agrees with hpack."""
 
 from __future__ import annotations
 
