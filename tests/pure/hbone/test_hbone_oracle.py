@@ -7,6 +7,7 @@ end everything in flight is delivered and must agree: payloads, ends, resets and
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import h2.config
@@ -14,6 +15,7 @@ import h2.connection
 import h2.events
 import h2.exceptions
 import h2.settings
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -241,16 +243,11 @@ class Exchange:
         return stream_id not in side.reset and stream_id not in side.ended
 
 
+WHAT = (*["send"] * 6, *["deliver"] * 4, *["give back"] * 3, *["open", "answer"] * 2)
+WHAT += ("end", "abort", "ping")
+SIZES = (1, 3, 100, 5_000, 16_384, 40_000, 70_000)
 ACTIONS = st.lists(
-    st.tuples(
-        st.sampled_from(
-            ["open", "answer", "send", "send", "send", "deliver", "deliver", "give back"]
-            + ["end", "abort", "ping"]
-        ),
-        st.integers(0, 19),
-        st.booleans(),
-        st.sampled_from([1, 3, 100, 5_000, 16_384, 40_000, 70_000]),
-    ),
+    st.tuples(st.sampled_from(WHAT), st.integers(0, 19), st.booleans(), st.sampled_from(SIZES)),
     max_size=80,
 )
 CUTS = st.lists(st.integers(1, 20_000), max_size=4)
@@ -310,6 +307,22 @@ def test_an_h2_client_and_our_server_agree(
     actions: list[tuple[str, int, bool, int]], cuts: list[int]
 ) -> None:
     check(run(Role.SERVER, actions, cuts))
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("seed", range(20))
+def test_long_interleavings_agree(role: Role, seed: int) -> None:
+    """Hypothesis prefers short ones."""
+    dice = random.Random(seed)
+    actions = [
+        (dice.choice(WHAT), dice.randrange(20), dice.random() < 0.5, dice.choice(SIZES))
+        for _ in range(1000)
+    ]
+    exchange = run(role, actions, [dice.randrange(1, 20_000) for _ in range(3)])
+    check(exchange)
+    assert len(exchange.streams) == 20
+    assert exchange.ours.reset
+    assert sum(map(len, exchange.ours.got.values())) > 65_535
 
 
 def test_bulk_flows_both_ways_through_small_windows() -> None:
