@@ -61,7 +61,9 @@ def traces() -> dict[str, object]:
     processes = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if own in (entry / "cmdline").read_bytes() or NAME in (entry / "cgroup").read_text():
+            ended = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            named = own in (entry / "cmdline").read_bytes()
+            if not ended and (named or NAME in (entry / "cgroup").read_text()):
                 processes.append(entry.name)
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return {
@@ -298,8 +300,8 @@ def test_command_line_brings_up_runs_and_takes_down(tmp_path: Path) -> None:
         status = json.loads(ztctl("status", "--name", name, "-o", "json").stdout)
         assert [node["name"] for node in status["nodes"]] == ["node1"]
         assert all(pod["ready"] for pod in status["pods"])
-        run = ztctl("exec", "--name", name, "client", "--", "sh", "-c", "echo $0; exit 3", "-n")
-        assert (run.returncode, run.stdout) == (3, "-n\n")
+        run = ztctl("exec", "--name", name, "client", "--", "sh", "-c", "echo $0; exit 3", "-l")
+        assert (run.returncode, run.stdout) == (3, "-l\n")
         assert "10.96.0.10" in ztctl("exec", "--name", name, "--node", "node1", "ip", "a").stdout
     finally:
         down = ztctl("down", "--name", name)

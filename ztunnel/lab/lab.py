@@ -190,7 +190,7 @@ class Lab:
             for other in gone:
                 self.store.remove(other)
                 self.progress(f"{other} deleted")
-            return self._reconcile(time.monotonic() + READY_TIMEOUT)
+            return self._reconcile(time.monotonic() + READY_TIMEOUT, only_new=True)
 
     def label(
         self,
@@ -413,8 +413,11 @@ class Lab:
     def _has_namespace(objects: Mapping[Key, Object], name: str) -> bool:
         return name in plan.SYSTEM_NAMESPACES or Key("Namespace", "", name) in objects
 
-    def _reconcile(self, deadline: float | None) -> list[str]:
-        """Make the kernel agree with the objects; wait for readiness unless `deadline` is None."""
+    def _reconcile(self, deadline: float | None, *, only_new: bool = False) -> list[str]:
+        """Make the kernel agree with the objects; wait for readiness unless `deadline` is None.
+
+        `only_new`: wait for pods made now, and look at the others once.
+        """
         self._put_all(plan.system_objects(self.store.load(), self.nodes))
         self._put_all(services.plan_services(self.store.load()))
         objects = self.store.load()
@@ -427,7 +430,10 @@ class Lab:
         table = images.extensions(objects)
         runnable = [pod for pod in planned.pods if plan.pod_ips(pod)]
         running = [self._kubelet.run(pod, table) for pod in runnable]
-        left = self._kubelet.wait_ready(running, deadline or 0, self.progress)
+        old = [pod for pod in running if only_new and key_of(pod) in objects]
+        new = [pod for pod in running if pod not in old]
+        self._kubelet.wait_ready(old, 0, self.progress)
+        left = self._kubelet.wait_ready(new, deadline or 0, self.progress)
         self._publish()
         unready = [self._kubelet.explain(pod) for pod in left] if deadline else []
         return planned.problems + unready

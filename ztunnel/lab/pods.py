@@ -70,11 +70,14 @@ class Kubelet:
     def wait_ready(
         self, pods: Sequence[Object], deadline: float, progress: Callable[[str], None]
     ) -> list[Object]:
-        """Watch the pods until all are ready or the deadline passes; those that are not."""
+        """Watch the pods until all are ready or the deadline passes; those that are not.
+
+        Pods whose program is unknown are not waited for: only another manifest helps them.
+        """
         left = list(pods)
         while left:
             left = [pod for pod in left if not self._observe(pod, progress)]
-            if not left or time.monotonic() > deadline:
+            if all(map(_waiting, left)) or time.monotonic() > deadline:
                 break
             time.sleep(_POLL)
         return left
