@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cut mesh state into messages that fit a packet of the link. Pure; imports mesh and msgspec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+import structlog
+
+from ztunnel.link.messages import MeshDelta
+from ztunnel.mesh.model import Service, Workload
+
+CHUNK = 240 * 1024  # bytes of items in one message: with its frame it stays below 256 KiB
+
+log = structlog.get_logger()
+_encoder = msgspec.msgpack.Encoder()
+
+
+def snapshot(
+    revision: int, workloads: Iterable[Workload], services: Iterable[Service]
+) -> Iterator[MeshDelta]:
+    """All of the state: the first message has `reset`, the last one `complete`."""
+    parts = list(_parts([*workloads, *services])) or [[]]
+    for index, part in enumerate(parts):
+        yield MeshDelta(
+            revision=revision,
+            workloads=_workloads(part),
+            services=_services(part),
+            reset=index == 0,
+            complete=index == len(parts) - 1,
+        )
+
+
+def change(delta: MeshDelta) -> Iterator[MeshDelta]:
+    """A change of the state, in as many messages as it takes; removals come first."""
+    if delta.removed_workloads or delta.removed_services:
+        yield from _removals(delta)
+    for part in _parts([*delta.workloads, *delta.services]):
+        yield MeshDelta(
+            revision=delta.revision, workloads=_workloads(part), services=_services(part)
+        )
+
+
+def _removals(delta: MeshDelta) -> Iterator[MeshDelta]:
+    per_message = CHUNK // 600  # a name has at most 253 characters, a namespace 63
+    for names, field in (
+        (delta.removed_workloads, "removed_workloads"),
+        (delta.removed_services, "removed_services"),
+    ):
+        for at in range(0, len(names), per_message):
+            removed = {field: names[at : at + per_message]}
+            yield MeshDelta(revision=delta.revision, **removed)  # type: ignore[arg-type]
+
+
+def _parts(items: list[Workload | Service]) -> Iterator[list[Workload | Service]]:
+    part: list[Workload | Service] = []
+    size = 0
+    for item in items:
+        fitting, length = _fitted(item)
+        if part and size + length > CHUNK:
+            yield part
+            part, size = [], 0
+        part.append(fitting)
+        size += length
+    if part:
+        yield part
+
+
+def _fitted(item: Workload | Service) -> tuple[Workload | Service, int]:
+    """The item and its size. A service of thousands of endpoints is served by those that fit."""
+    length = len(_encoder.encode(item))
+    while length > CHUNK and isinstance(item, Service) and item.endpoints:
+        kept = len(item.endpoints) * CHUNK // length
+        log.warning("service cut", service=item.key, endpoints=len(item.endpoints), kept=kept)
+        ordered = sorted(item.endpoints, key=lambda endpoint: not endpoint.ready)
+        item = msgspec.structs.replace(item, endpoints=tuple(ordered[:kept]))
+        length = len(_encoder.encode(item))
+    return item, length
+
+
+def _workloads(part: list[Workload | Service]) -> tuple[Workload, ...]:
+    return tuple(item for item in part if isinstance(item, Workload))
+
+
+def _services(part: list[Workload | Service]) -> tuple[Service, ...]:
+    return tuple(item for item in part if isinstance(item, Service))

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find a pod's network namespace by its cgroup: pod uid → cgroup → process → namespace.
+
+Works with every runtime, as the kubelet names the pod's cgroup, not the runtime:
+
+    cgroupfs driver   .../kubepods/burstable/pod<uid>/<container>/cgroup.procs
+    systemd driver    .../kubepods-burstable-pod<uid, - as _>.slice/<container>.scope/cgroup.procs
+
+The oldest process of a pod is its sandbox's (`pause`): only its namespace is the pod's for sure,
+a later one may have moved. May import the standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+# Static pods have a uid of 32 hexadecimal digits, all others the usual form with dashes.
+_UID = r"[0-9a-f](?:[0-9a-f]|{dash}){{30,34}}[0-9a-f]"
+_NAMES = (
+    re.compile(rf"pod({_UID.format(dash='-')})"),
+    re.compile(rf"(?:.+-)?kubepods(?:-[a-z]+)?-pod({_UID.format(dash='_')})\.slice"),
+)
+
+
+class HostNamespaceError(Exception):
+    """The pod runs in the node's own network namespace: capturing it would capture the node."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A pod's namespace. The caller owns `fd`."""
+
+    fd: int
+    pid: int
+
+    @property
+    def inode(self) -> tuple[int, int]:
+        """What tells two namespaces apart while one of them is held open."""
+        return _inode(self.fd)
+
+    def close(self) -> None:
+        """Let go of the namespace."""
+        os.close(self.fd)
+
+
+def pod_uid_of(cgroup_name: str) -> str | None:
+    """The pod uid in the name of a cgroup directory, None when it is no pod's."""
+    for pattern in _NAMES:
+        found = pattern.fullmatch(cgroup_name)
+        if found:
+            return found[1].replace("_", "-")
+    return None
+
+
+class Discovery:
+    """Looks below one cgroup (the node's, or the cgroup v2 root)."""
+
+    def __init__(self, cgroup: Path, proc: Path = Path("/proc")) -> None:
+        self._cgroup = cgroup
+        self._proc = proc
+        self._known: dict[str, Path] = {}
+
+    def refresh(self, wanted: Iterable[str]) -> None:
+        """Walk the tree once if one of the `wanted` pod uids has no known cgroup."""
+        missing = [uid for uid in wanted if not self._is_known(uid)]
+        if missing:
+            self._known = _walk(self._cgroup)
+
+    def open(self, pod_uid: str) -> Found | None:
+        """The namespace of a pod; None while none of its processes runs.
+
+        Raises HostNamespaceError.
+        """
+        directory = self._known.get(pod_uid)
+        if directory is None:
+            return None
+        for pid in self._oldest_first(directory):
+            found = self._opened(directory, pid)
+            if found is not None:
+                return found
+        return None
+
+    def _is_known(self, pod_uid: str) -> bool:
+        directory = self._known.get(pod_uid)
+        return directory is not None and directory.is_dir()
+
+    def _oldest_first(self, directory: Path) -> list[int]:
+        born = {pid: self._start_time(pid) for pid in _pids(directory)}
+        return sorted((pid for pid in born if born[pid]), key=lambda pid: (born[pid], pid))
+
+    def _opened(self, directory: Path, pid: int) -> Found | None:
+        """Open, then look again: the process may have ended and its pid gone to another."""
+        before = self._start_time(pid)
+        try:
+            fd = os.open(self._proc / str(pid) / "ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        found = Found(fd, pid)
+        if not before or self._start_time(pid) != before or pid not in _pids(directory):
+            found.close()
+            return None
+        if self._is_host(found):
+            found.close()
+            raise HostNamespaceError(
+                f"process {pid} of the pod is in the node's own network namespace"
+            )
+        return found
+
+    def _is_host(self, found: Found) -> bool:
+        return any(
+            _inode(self._proc / process / "ns/net") == found.inode for process in ("1", "self")
+        )
+
+    def _start_time(self, pid: int) -> int:
+        """In clock ticks since boot, field 22 of proc_pid_stat(5); 0 when it has ended."""
+        try:
+            text = (self._proc / str(pid) / "stat").read_text(errors="replace")
+        except OSError:
+            return 0
+        return int(text.rpartition(")")[2].split()[19])
+
+
+def _walk(top: Path) -> dict[str, Path]:
+    """The cgroup of every pod below `top`."""
+    found: dict[str, Path] = {}
+    waiting = [top]
+    while waiting:
+        directory = waiting.pop()
+        for child in _directories(directory):
+            uid = pod_uid_of(child.name)
+            if uid is None:
+                waiting.append(child)
+            else:
+                found[uid] = child
+    return found
+
+
+def _directories(directory: Path) -> list[Path]:
+    try:
+        with os.scandir(directory) as entries:
+            return [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:  # it vanished
+        return []
+
+
+def _pids(directory: Path) -> set[int]:
+    """All processes in a cgroup and below it."""
+    found: set[int] = set()
+    waiting = [directory]
+    while waiting:
+        one = waiting.pop()
+        waiting += _directories(one)
+        try:
+            found.update(int(word) for word in (one / "cgroup.procs").read_text().split())
+        except OSError:  # it vanished, or is a threaded cgroup
+            continue
+    found.discard(0)  # a process of another pid namespace
+    return found
+
+
+def _inode(path: Path | int) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
