@@ -23,7 +23,7 @@ made later, and nothing may come between a frame header and its payload.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 
 from ztunnel.hbone import frames, settings
@@ -474,19 +474,11 @@ class Connection:
     # All else
 
     def _on_frame(self, frame: Frame, events: list[Event]) -> None:
-        kind = frame.kind
-        if kind == FrameType.WINDOW_UPDATE:
-            self._on_window_update(frame, events)
-        elif kind == FrameType.RST_STREAM:
-            self._on_reset(frame, events)
-        elif kind == FrameType.PING:
-            self._on_ping(frame, events)
-        elif kind == FrameType.SETTINGS:
-            self._on_settings(frame, events)
-        elif kind == FrameType.GOAWAY:
-            self._on_goaway(frame, events)
-        else:  # PRIORITY and unknown frames: ignored, RFC 9113 5.3.2 and 5.5
+        handler = _HANDLERS.get(frame.kind)
+        if handler is None:  # PRIORITY and unknown frames: ignored, RFC 9113 5.3.2 and 5.5
             self._spend_chatter()
+        else:
+            handler(self, frame, events)
 
     def _on_window_update(self, frame: Frame, events: list[Event]) -> None:
         increment = int.from_bytes(frame.payload, "big") & settings.LARGEST_WINDOW
@@ -556,3 +548,12 @@ class Connection:
         for stream_id in [stream_id for stream_id in self._live if stream_id > last]:
             self._streams.forgive(stream_id)
             events.append(StreamReset(stream_id, ErrorCode.REFUSED_STREAM))
+
+
+_HANDLERS: dict[int, Callable[[Connection, Frame, list[Event]], None]] = {
+    FrameType.WINDOW_UPDATE: Connection._on_window_update,
+    FrameType.RST_STREAM: Connection._on_reset,
+    FrameType.PING: Connection._on_ping,
+    FrameType.SETTINGS: Connection._on_settings,
+    FrameType.GOAWAY: Connection._on_goaway,
+}

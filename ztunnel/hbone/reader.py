@@ -16,7 +16,6 @@ here; both are bounded by the limit on header blocks, not by the frame size we a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import Enum, auto
 
 import msgspec
 
@@ -57,16 +56,13 @@ class Frame(msgspec.Struct, gc=False):
     payload: bytes
 
 
-class _Phase(Enum):
-    PREFACE = auto()
-    HEAD = auto()
-    PAD = auto()
-    DATA = auto()
-    KEEP = auto()
-    SKIP = auto()
+# Plain ints under module names: looking up a member of an Enum costs as much as the rest of a step.
+_PREFACE, _HEAD, _PAD, _DATA, _KEEP, _SKIP = range(6)
+_FRAME_HEADER = settings.FRAME_HEADER
+_TYPE_DATA, _TYPE_HEADERS = int(FrameType.DATA), int(FrameType.HEADERS)
+_TYPE_CONTINUATION = int(FrameType.CONTINUATION)
 
-
-_ON_STREAM = frozenset(
+_ON_STREAM: frozenset[int] = frozenset(
     (
         FrameType.HEADERS,
         FrameType.PRIORITY,
@@ -75,13 +71,14 @@ _ON_STREAM = frozenset(
         FrameType.CONTINUATION,
     )
 )
-_ON_CONNECTION = frozenset((FrameType.SETTINGS, FrameType.PING, FrameType.GOAWAY))
-_EXACT_LENGTH = {
+_ON_CONNECTION: frozenset[int] = frozenset((FrameType.SETTINGS, FrameType.PING, FrameType.GOAWAY))
+_EXACT_LENGTH: dict[int, int] = {
     FrameType.PRIORITY: 5,
     FrameType.RST_STREAM: 4,
     FrameType.PING: 8,
     FrameType.WINDOW_UPDATE: 4,
 }
+_PADDED_OR_PRIORITY = frames.PADDED | frames.PRIORITY
 _GOAWAY_FIXED = 8  # the rest is debug data, which we do not keep
 
 
@@ -110,7 +107,7 @@ class FrameReader:
     def __init__(self, *, max_frame: int, max_block: int, expect_preface: bool) -> None:
         self._max_frame = max_frame
         self._max_block = max_block
-        self._phase = _Phase.PREFACE if expect_preface else _Phase.HEAD
+        self._phase = _PREFACE if expect_preface else _HEAD
         self._started = False  # the first frame, SETTINGS, has come
         self._held = bytearray()  # the part of a preface, frame header or KEEP payload so far
         self._kind = self._flags = self._stream_id = 0  # of the frame being read
@@ -127,20 +124,24 @@ class FrameReader:
         pos, end = 0, len(data)
         while pos < end:
             phase = self._phase
-            if phase is _Phase.DATA:
+            if phase == _DATA:
                 stop = min(end, pos + self._left)
                 yield self._data(data[pos:stop])
                 pos = stop
                 continue
             unit: DataPiece | HeaderBlock | Frame | None = None
-            if phase is _Phase.HEAD:
-                pos, unit = self._head(data, pos)
-            elif phase is _Phase.KEEP:
+            if phase == _HEAD:
+                if self._held or end - pos < _FRAME_HEADER:
+                    pos, unit = self._split_head(data, pos)
+                else:
+                    unit = self._begin(HEAD.unpack_from(data, pos))
+                    pos += _FRAME_HEADER
+            elif phase == _KEEP:
                 pos, unit = self._keep(data, pos)
-            elif phase is _Phase.PAD:
+            elif phase == _PAD:
                 unit = self._pad_length(data[pos])
                 pos += 1
-            elif phase is _Phase.SKIP:
+            elif phase == _SKIP:
                 pos = self._drop(data, pos)
             else:
                 pos = self._preface(data, pos)
@@ -154,24 +155,27 @@ class FrameReader:
         self._held += data[pos:stop]
         return stop
 
-    def _head(
+    def _split_head(
         self, data: memoryview, pos: int
     ) -> tuple[int, DataPiece | HeaderBlock | Frame | None]:
-        if not self._held and len(data) - pos >= settings.FRAME_HEADER:
-            return pos + settings.FRAME_HEADER, self._begin(HEAD.unpack_from(data, pos))
-        pos = self._hold(data, pos, settings.FRAME_HEADER)
-        if len(self._held) < settings.FRAME_HEADER:
+        """A frame header that does not come in one piece."""
+        pos = self._hold(data, pos, _FRAME_HEADER)
+        if len(self._held) < _FRAME_HEADER:
             return pos, None
         head = HEAD.unpack(self._held)
         self._held.clear()
         return pos, self._begin(head)
 
     def _keep(self, data: memoryview, pos: int) -> tuple[int, HeaderBlock | Frame | None]:
-        pos = self._hold(data, pos, self._left)
-        if len(self._held) < self._left:
-            return pos, None
-        payload = bytes(self._held)
-        self._held.clear()
+        if not self._held and len(data) - pos >= self._left:
+            payload = bytes(data[pos : pos + self._left])
+            pos += self._left
+        else:
+            pos = self._hold(data, pos, self._left)
+            if len(self._held) < self._left:
+                return pos, None
+            payload = bytes(self._held)
+            self._held.clear()
         self._leave()
         return pos, self._whole(payload)
 
@@ -187,7 +191,7 @@ class FrameReader:
             raise PeerError(ErrorCode.PROTOCOL_ERROR, "not HTTP/2: the preface is wrong")
         if len(self._held) == self._left:
             self._held.clear()
-            self._phase = _Phase.HEAD
+            self._phase = _HEAD
         return stop
 
     def _begin(self, head: tuple[int, ...]) -> DataPiece | Frame | HeaderBlock | None:
@@ -199,20 +203,18 @@ class FrameReader:
             raise PeerError(ErrorCode.FRAME_SIZE_ERROR, f"frame of {length} octets")
         if not self._started:
             self._expect_settings(kind, flags)
-        if self._block_stream and (kind, stream_id) != (
-            FrameType.CONTINUATION,
-            self._block_stream,
-        ):
+        expected = self._block_stream
+        if expected and (kind, stream_id) != (_TYPE_CONTINUATION, expected):
             raise PeerError(ErrorCode.PROTOCOL_ERROR, "a header block is broken off")
         self._kind, self._flags, self._stream_id = kind, flags, stream_id
-        if kind == FrameType.DATA:
+        if kind == _TYPE_DATA:
             return self._begin_data(length)
         self._left = _kept_length(kind, flags, stream_id, length)
         self._skip = length - self._left
-        if kind in (FrameType.HEADERS, FrameType.CONTINUATION):
+        if kind in (_TYPE_HEADERS, _TYPE_CONTINUATION):
             self._check_block(length)
         if self._left:
-            self._phase = _Phase.KEEP
+            self._phase = _KEEP
             return None
         self._leave()
         return self._whole(b"")
@@ -225,10 +227,10 @@ class FrameReader:
         if self._flags & frames.PADDED:
             if not length:
                 raise PeerError(ErrorCode.FRAME_SIZE_ERROR, "padded DATA without a pad length")
-            self._phase = _Phase.PAD
+            self._phase = _PAD
             return None
         if length:
-            self._phase = _Phase.DATA
+            self._phase = _DATA
             return None
         return self._data(_NOTHING)
 
@@ -238,7 +240,7 @@ class FrameReader:
         self._skip = padding
         self._padding = padding + 1
         self._left = self._charge - self._padding
-        self._phase = _Phase.DATA
+        self._phase = _DATA
         return None if self._left else self._data(_NOTHING)
 
     def _data(self, payload: memoryview) -> DataPiece:
@@ -251,14 +253,15 @@ class FrameReader:
         return piece
 
     def _leave(self) -> None:
-        self._phase = _Phase.SKIP if self._skip else _Phase.HEAD
+        self._phase = _SKIP if self._skip else _HEAD
 
     def _whole(self, payload: bytes) -> HeaderBlock | Frame | None:
         """A frame with all we keep of its payload; None while a header block is unfinished."""
-        if self._kind == FrameType.HEADERS:
+        if self._kind == _TYPE_HEADERS:
             self._block_end_stream = bool(self._flags & frames.END_STREAM)
-            payload = _strip_headers(self._flags, payload)
-        elif self._kind != FrameType.CONTINUATION:
+            if self._flags & _PADDED_OR_PRIORITY:
+                payload = _strip_headers(self._flags, payload)
+        elif self._kind != _TYPE_CONTINUATION:
             return Frame(self._kind, self._flags, self._stream_id, payload)
         self._block += payload
         if not self._flags & frames.END_HEADERS:
@@ -277,7 +280,7 @@ class FrameReader:
         self._started = True
 
     def _check_block(self, length: int) -> None:
-        if self._kind == FrameType.CONTINUATION:
+        if self._kind == _TYPE_CONTINUATION:
             if not self._block_stream:
                 raise PeerError(ErrorCode.PROTOCOL_ERROR, "CONTINUATION of no header block")
             self._block_parts += 1
@@ -292,29 +295,42 @@ _NOTHING = memoryview(b"")
 
 def _kept_length(kind: int, flags: int, stream_id: int, length: int) -> int:
     """How much of the payload is worth keeping, after the rules for its type (RFC 9113 6)."""
+    if kind > _TYPE_CONTINUATION:
+        return 0
     if kind in _ON_STREAM and not stream_id:
         raise PeerError(ErrorCode.PROTOCOL_ERROR, f"{FrameType(kind).name} on stream 0")
     if kind in _ON_CONNECTION and stream_id:
         raise PeerError(ErrorCode.PROTOCOL_ERROR, f"{FrameType(kind).name} on a stream")
-    if kind == FrameType.PUSH_PROMISE:
-        raise PeerError(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE though push is off")
-    exact = _EXACT_LENGTH.get(kind)  # type: ignore[call-overload]
-    if exact is not None and length != exact:
+    if kind in _EXACT_LENGTH and length != _EXACT_LENGTH[kind]:
         raise PeerError(ErrorCode.FRAME_SIZE_ERROR, f"{FrameType(kind).name} of {length} octets")
-    if kind == FrameType.SETTINGS:
-        _check_settings_length(flags, length)
-    if kind == FrameType.GOAWAY:
-        if length < _GOAWAY_FIXED:
-            raise PeerError(ErrorCode.FRAME_SIZE_ERROR, f"GOAWAY of {length} octets")
-        return _GOAWAY_FIXED
-    return length if kind <= FrameType.CONTINUATION else 0
+    if kind in _CHECKS:
+        return _CHECKS[kind](flags, length)
+    return length
 
 
-def _check_settings_length(flags: int, length: int) -> None:
+def _refuse_push(_flags: int, _length: int) -> int:
+    raise PeerError(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE though push is off")
+
+
+def _goaway_length(_flags: int, length: int) -> int:
+    if length < _GOAWAY_FIXED:
+        raise PeerError(ErrorCode.FRAME_SIZE_ERROR, f"GOAWAY of {length} octets")
+    return _GOAWAY_FIXED
+
+
+def _settings_length(flags: int, length: int) -> int:
     if length % 6 or (flags & frames.ACK and length):
         raise PeerError(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS of {length} octets")
     if length > 6 * settings.MAX_SETTINGS_PER_FRAME:
         raise PeerError(ErrorCode.ENHANCE_YOUR_CALM, f"{length // 6} settings in one frame")
+    return length
+
+
+_CHECKS = {
+    int(FrameType.PUSH_PROMISE): _refuse_push,
+    int(FrameType.GOAWAY): _goaway_length,
+    int(FrameType.SETTINGS): _settings_length,
+}
 
 
 def _strip_headers(flags: int, payload: bytes) -> bytes:
