@@ -42,9 +42,8 @@ class Listener:
         self._paused = paused
         self._resume_timer: Timer | None = None
         self._closed = False
-        no_delay(sock)  # accepted sockets inherit both
-        if resets:
-            reset_on_close(sock)
+        self._resets = resets
+        no_delay(sock)  # accepted sockets inherit it
         self._watch()
 
     def close(self) -> None:
@@ -68,6 +67,8 @@ class Listener:
                 self._trouble(error)
                 return
             sock.setblocking(False)
+            if self._resets:
+                reset_on_close(sock)  # not inherited by those that came before us
             self._hand_over(sock)
 
     def on_failure(self, error: Exception) -> None:

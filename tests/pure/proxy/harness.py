@@ -96,7 +96,7 @@ class FakeAgent:
 
     def stop(self) -> None:
         """As if killed: the socket and the session are gone."""
-        for sock in (self._listener, self._channel and self._channel.sock):
+        for sock in (self._listener, self._channel.sock if self._channel else None):
             if sock is not None:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
@@ -195,7 +195,8 @@ class Node:
     def close(self) -> None:
         self.agent.stop()
         self._waker.send(b"x")
-        self._thread.join(DEADLINE)
+        if self._thread.ident is not None:
+            self._thread.join(DEADLINE)
         assert not self._thread.is_alive()
         for pod in self.worker.pods.values():
             pod.close("test over", abort=True)
