@@ -45,7 +45,15 @@ from ztunnel.lab.addresses import MAX_NODES, node_addresses
 from ztunnel.lab.components import Component
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import STATE_ROOT, LabNames
-from ztunnel.lab.objects import Key, Object, ObjectStore, key_of, of_kind, read_manifests
+from ztunnel.lab.objects import (
+    Key,
+    Object,
+    ObjectStore,
+    key_of,
+    of_kind,
+    read_manifests,
+    write_atomically,
+)
 from ztunnel.lab.pods import Kubelet
 
 READY_TIMEOUT = 90.0  # seconds for everything to be ready; the loader's compile is in it
@@ -516,7 +524,7 @@ class Lab:
             "agent_options": list(self.agent_options),
             "manifests_applied": self._manifests_applied,
         }
-        self.names.settings.write_text(json.dumps(settings, indent=2) + "\n")
+        write_atomically(self.names.settings, json.dumps(settings, indent=2) + "\n")
 
     def _check_node_count(self, asked: int | None, have: int | None) -> None:
         if asked is not None and not 1 <= asked <= MAX_NODES:

@@ -15,6 +15,7 @@ from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import BPFFS, CGROUP_PREFIX, NETNS_ROOT
 
 _MARK = "ztunnel-lab"
+_PRELOADED = {"maps.debug", "progs.debug"}  # the kernel puts them into every new bpffs
 
 
 def ensure(*, bpffs: bool) -> None:
@@ -54,8 +55,8 @@ def _mounted(point: Path) -> str | None:
     return found
 
 
-def _entries(point: Path) -> list[str]:
+def _entries(point: Path) -> set[str]:
     try:
-        return os.listdir(point)
+        return set(os.listdir(point)) - _PRELOADED
     except FileNotFoundError:
-        return []
+        return set()

@@ -100,6 +100,13 @@ def _files(source: Path) -> list[Path]:
     return files
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file in one step: readers and crashes meet the old text or the new, no mixture."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.rename(path)
+
+
 class ObjectStore:
     """The directory itself. One writer at a time (the lab's lock); readers need no lock."""
 
@@ -123,9 +130,7 @@ class ObjectStore:
                 return False
         except FileNotFoundError:
             self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text)
-        temporary.rename(path)
+        write_atomically(path, text)
         return True
 
     def remove(self, key: Key) -> bool:

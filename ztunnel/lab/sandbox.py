@@ -23,7 +23,7 @@ from ztunnel.lab import addresses, cgroups, netns, network, process
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.images import hostname
 from ztunnel.lab.names import LabNames
-from ztunnel.lab.objects import Object
+from ztunnel.lab.objects import Object, write_atomically
 from ztunnel.lab.plan import NodePlan, host_network, pod_ips
 
 PAUSE = "pause"
@@ -96,7 +96,7 @@ def create(names: LabNames, node: NodePlan, pod: Object) -> Sandbox:
     sandbox = describe(names, pod)
     directory = names.pod_dir(sandbox.uid)
     (directory / "etc").mkdir(parents=True, exist_ok=True)
-    (directory / "sandbox.json").write_text(json.dumps(asdict(sandbox)))
+    write_atomically(directory / "sandbox.json", json.dumps(asdict(sandbox)))
     for name, text in _etc_files(pod):
         (directory / "etc" / name).write_text(text)
     if not sandbox.host_network:
