@@ -22,9 +22,6 @@ from ztunnel.lab import addresses, cgroups, netns, process
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import LabNames
 
-MESH_COMPONENTS = ("agent", "proxy")
-COMPONENTS = (*MESH_COMPONENTS, "dns")
-
 _STOP_GRACE = 10.0  # seconds: what the proxy may take to drain
 _POLL = 0.05
 
@@ -77,12 +74,14 @@ class Component:
             time.sleep(_POLL)
 
     def is_ready(self) -> bool:
-        """Whether it serves. Agent and proxy are ready together: the agent answers for both."""
+        """Whether it serves. The agent answers for the proxy, as only it knows; dead it can't."""
         if not process.running(self.cgroup):
             return False
-        if self.kind in MESH_COMPONENTS:
-            return admin_get(self.names, self.node, "/healthz/ready")[0] == 200
-        return _accepts(self.names.node_netns(self.node), addresses.DNS_ADDRESSES[-1], 53)
+        if self.kind == "dns":
+            return _accepts(self.names.node_netns(self.node), addresses.DNS_ADDRESSES[-1], 53)
+        if self.kind == "proxy" and not process.running(self.cgroup.with_name("agent")):
+            return True
+        return admin_get(self.names, self.node, "/healthz/ready")[0] == 200
 
     def _argv(self) -> list[str]:
         common = ["--node", self.node, "--run-dir", str(self.names.run_dir(self.node))]
