@@ -388,7 +388,7 @@ class Connection:
         if stream is None:
             if self._absent(piece.stream_id) is Absent.CLOSED:
                 raise PeerError(ErrorCode.STREAM_CLOSED, f"DATA on closed stream {piece.stream_id}")
-            if not len(piece.payload):
+            if not len(piece.payload) and not piece.last:
                 self._spend_chatter()
             return
         if not stream.remote_open:
@@ -487,8 +487,7 @@ class Connection:
         if stream_id:
             stream = self._live.get(stream_id)
             if stream is None:
-                self._absent(stream_id)
-                self._spend_chatter()
+                self._absent(stream_id)  # crossed with the stream's end: normal, costs nothing
                 return
             window = stream.send_window
         try:
@@ -505,8 +504,7 @@ class Connection:
     def _on_reset(self, frame: Frame, events: list[Event]) -> None:
         stream = self._live.get(frame.stream_id)
         if stream is None:
-            self._absent(frame.stream_id)
-            self._spend_chatter()
+            self._absent(frame.stream_id)  # crossed with the stream's end
             return
         if self._is_server and not stream.answered:
             self._spend_reset()

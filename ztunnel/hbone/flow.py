@@ -49,9 +49,9 @@ class ReceiveWindow:
 
     def give_back(self, n: int) -> int:
         """`n` octets were used; returns the increment to announce now, mostly 0."""
+        if self._credit + n + self.available > self._limit:
+            raise MisuseError(f"{n} octets given back: more than were received")
         self._credit += n
-        if self._credit + self.available > self._limit:
-            raise MisuseError("more octets were given back than received")
         if self._credit < self._threshold:
             return 0
         increment, self._credit = self._credit, 0

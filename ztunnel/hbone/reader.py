@@ -249,7 +249,7 @@ class FrameReader:
         piece = DataPiece(self._stream_id, payload, self._charge, self._padding, last)
         self._charge = self._padding = 0
         if not self._left:
-            self._leave()
+            self._phase = _SKIP if self._skip else _HEAD
         return piece
 
     def _leave(self) -> None:

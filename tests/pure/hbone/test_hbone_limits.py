@@ -69,6 +69,22 @@ def test_answered_streams_may_be_reset_without_end() -> None:
     assert server.open_streams == 0
 
 
+def test_ends_that_cross_on_a_busy_tunnel_are_no_flood() -> None:
+    server = greeted(Role.SERVER)
+    for stream_id in range(1, 20_001, 2):
+        server.receive(memoryview(request(stream_id)), 0.0)
+        server.respond(stream_id, 200)
+        server.reset(stream_id)
+        late = (
+            frames.window_update(stream_id, 1000)
+            + data(stream_id, b"late")
+            + data(stream_id, b"", frames.END_STREAM)
+            + frames.rst_stream(stream_id, ErrorCode.CANCEL)
+        )
+        assert server.receive(memoryview(late), 0.0) == []
+        server.take_output()
+
+
 def test_honest_pings_over_days_are_answered() -> None:
     server = greeted(Role.SERVER)
     for beat in range(20_000):
@@ -123,7 +139,9 @@ def test_credit_comes_back_in_large_updates() -> None:
 
 
 def test_padding_is_given_back_by_the_codec_itself() -> None:
-    client = client_with_stream(200)
+    client = greeted(Role.CLIENT, stream_window=65_535, connection_window=65_535)
+    client.request(CONNECT)
+    client.receive(memoryview(response(1, 200)), 0.0)
     frame = data(1, b"\xff" + b"p" + bytes(255), PADDED)
     for _ in range(100_000):
         (event,) = client.receive(memoryview(frame), 0.0)
@@ -146,6 +164,7 @@ def test_giving_back_more_than_came_is_a_bug_of_the_caller() -> None:
     client.receive(memoryview(data(1, b"abc")), 0.0)
     with pytest.raises(MisuseError):
         client.consumed(1, 4)
+    client.consumed(1, 3)
 
 
 def test_sending_stops_at_the_window_and_opens_again() -> None:
@@ -222,6 +241,25 @@ def test_client_keeps_to_the_peers_stream_limit() -> None:
     client.receive(memoryview(response(1, 503, end=True)), 0.0)
     client.end_stream(1)
     assert client.can_open_stream
+
+
+def test_without_a_limit_by_the_peer_only_the_first_hundred_are_careful() -> None:
+    client = Connection(Role.CLIENT)
+    while client.can_open_stream:
+        client.request(CONNECT)
+    assert client.open_streams == settings.ASSUMED_PEER_STREAMS
+    client.receive(memoryview(frames.settings_frame([])), 0.0)
+    assert client.can_open_stream
+
+
+def test_id_of_a_refused_stream_is_used_up() -> None:
+    server = greeted(Role.SERVER, max_streams=1)
+    server.receive(memoryview(request(1) + request(5)), 0.0)
+    assert resets_sent(server) == [5]
+    server.reset(1)
+    (failure,) = server.receive(memoryview(request(3)), 0.0)
+    assert isinstance(failure, ConnectionFailed)
+    assert failure.code == ErrorCode.STREAM_CLOSED
 
 
 def test_ping_comes_back() -> None:

@@ -341,3 +341,12 @@ def test_bulk_flows_both_ways_through_small_windows() -> None:
         check(exchange)
         assert len(exchange.ours.sent[stream_id]) > 10 * 65_535
         assert len(exchange.theirs.sent[stream_id]) > 10 * 65_535
+
+
+def test_peer_that_keeps_no_header_table_can_decode_us() -> None:
+    exchange = Exchange(Role.CLIENT, [])
+    exchange.theirs.h2.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: 0})
+    exchange.settle()
+    exchange.act("open", 0, True, 0)
+    exchange.settle()
+    assert exchange.theirs.requests == {1}
