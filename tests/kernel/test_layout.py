@@ -8,7 +8,8 @@ import json
 import subprocess
 from pathlib import Path
 
-from ztunnel.datapath import layout, loader, ports, sockopt
+from ztunnel.datapath import layout, loader, sockopt
+from ztunnel.mesh import ports
 
 STUBS = """
 #include <stddef.h>

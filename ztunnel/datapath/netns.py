@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from pyroute2 import netns as pyroute2_netns
 
 from ztunnel.datapath.maps import Maps
-from ztunnel.datapath.ports import HBONE, INBOUND, OUTBOUND
 from ztunnel.link.messages import ListenerKind
+from ztunnel.mesh.ports import HBONE, INBOUND, OUTBOUND
 
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 BACKLOG = 4096  # capped by net.core.somaxconn

@@ -61,9 +61,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def identity(self) -> str:
         """The SPIFFE id this workload proves, `spiffe://<td>/ns/<ns>/sa/<sa>`."""
-        return (
-            f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
-        )
+        return f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
 
 
 class ServicePort(msgspec.Struct, frozen=True):

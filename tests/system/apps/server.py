@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server with one behaviour a port, on both families; what the tests' clients talk to.
+
+7000 echo | 7001 whom accept() and getpeername() reported | 7002 digest of all until FIN
+7003 sends as many bytes as the first line says, then FIN | 7004 resets after the first byte
+7005 reads nothing, ever | 7006 sends FIN at once and then the digest's length of what it reads
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+
+BLOCK = bytes(range(256)) * 256
+Handler = Callable[[socket.socket, tuple[str, int]], Awaitable[None]]
+
+
+def loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
+
+
+async def echo(sock: socket.socket, _: tuple[str, int]) -> None:
+    while data := await loop().sock_recv(sock, 65536):
+        await loop().sock_sendall(sock, data)
+
+
+async def whoami(sock: socket.socket, peer: tuple[str, int]) -> None:
+    said = {
+        "accept": list(peer[:2]),
+        "getpeername": list(sock.getpeername()[:2]),
+        "getsockname": list(sock.getsockname()[:2]),
+    }
+    await loop().sock_sendall(sock, json.dumps(said).encode())
+
+
+async def digest(sock: socket.socket, _: tuple[str, int]) -> None:
+    total, size = hashlib.sha256(), 0
+    while data := await loop().sock_recv(sock, 1 << 18):
+        total.update(data)
+        size += len(data)
+    await loop().sock_sendall(sock, f"{size} {total.hexdigest()}\n".encode())
+
+
+async def source(sock: socket.socket, _: tuple[str, int]) -> None:
+    line = b""
+    while not line.endswith(b"\n"):
+        line += await loop().sock_recv(sock, 64)
+    left = int(line)
+    while left:
+        block = BLOCK[: min(left, len(BLOCK))]
+        await loop().sock_sendall(sock, block)
+        left -= len(block)
+
+
+async def reset(sock: socket.socket, _: tuple[str, int]) -> None:
+    await loop().sock_recv(sock, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+async def stall(sock: socket.socket, _: tuple[str, int]) -> None:
+    await asyncio.sleep(3600)
+
+
+async def fin_first(sock: socket.socket, _: tuple[str, int]) -> None:
+    sock.shutdown(socket.SHUT_WR)
+    size = 0
+    while data := await loop().sock_recv(sock, 65536):
+        size += len(data)
+    print(f"fin-first {size}", flush=True)
+
+
+async def serve(port: int, handler: Handler) -> None:
+    listener = socket.create_server(
+        ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
+    )
+    listener.setblocking(False)
+    running: set[asyncio.Task[None]] = set()
+    while True:
+        sock, peer = await loop().sock_accept(listener)
+        task = asyncio.create_task(handled(handler, sock, peer))
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+
+async def handled(handler: Handler, sock: socket.socket, peer: tuple[str, int]) -> None:
+    with sock:
+        try:
+            await handler(sock, peer)
+        except OSError as error:
+            print(f"{handler.__name__} {error}", flush=True)
+
+
+async def main() -> None:
+    handlers: dict[int, Handler] = {
+        7000: echo,
+        7001: whoami,
+        7002: digest,
+        7003: source,
+        7004: reset,
+        7005: stall,
+        7006: fin_first,
+    }
+    await asyncio.gather(*(serve(port, handler) for port, handler in handlers.items()))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lab for the system tests, and short ways to use it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ztunnel.lab import Lab
+
+APPS = Path(__file__).with_name("apps")
+T = TypeVar("T")
+
+
+def until(probe: Callable[[], T], what: str, seconds: float = 10.0) -> T:
+    """Poll until `probe` returns something true; fails naming `what`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = probe()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"timed out: {what}"
+        time.sleep(0.02)
+
+
+def python_pod(
+    name: str,
+    node: str,
+    *,
+    namespace: str = "default",
+    script: str = "",
+    account: str = "default",
+    labels: dict[str, str] | None = None,
+    annotations: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """A pod that runs one of `apps/`, or sleeps."""
+    command = [sys.executable, str(APPS / script)] if script else ["sleep", "infinity"]
+    ports = [{"containerPort": 7000}] if script else []
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": {"app": name, **(labels or {})},
+            "annotations": annotations or {},
+        },
+        "spec": {
+            "nodeSelector": {"kubernetes.io/hostname": node},
+            "serviceAccountName": account,
+            "containers": [{"name": "app", "image": "python", "command": command, "ports": ports}],
+        },
+    }
+
+
+def named(kind: str, name: str, namespace: str = "", **labels: str) -> dict[str, Any]:
+    """A Namespace or ServiceAccount."""
+    metadata: dict[str, Any] = {"name": name, "labels": labels}
+    if namespace:
+        metadata["namespace"] = namespace
+    return {"apiVersion": "v1", "kind": kind, "metadata": metadata}
+
+
+def addresses(lab: Lab, pod: str, namespace: str = "default") -> dict[int, str]:
+    """A pod's address by family, 4 and 6."""
+    found = lab.pod(pod, namespace)["status"]["podIPs"]
+    return {6 if ":" in each["ip"] else 4: each["ip"] for each in found}
+
+
+def client(
+    lab: Lab,
+    pod: str,
+    *argv: str | int,
+    namespace: str = "default",
+    timeout: float = 60,
+) -> dict[str, Any]:
+    """Run apps/client.py in a pod; what it said."""
+    words = [str(word) for word in argv]
+    done = lab.exec(
+        pod, sys.executable, str(APPS / "client.py"), *words, namespace=namespace, timeout=timeout
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+def proxy_log(lab: Lab, node: str) -> str:
+    """All that a node's proxy wrote."""
+    return lab.log_paths(node, "proxy", "default")[0].read_text(encoding="utf-8")

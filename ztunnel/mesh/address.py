@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IP addresses and `host:port` texts in one canonical form. May import `mesh.model`."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+
+from ztunnel.mesh.model import SocketAddress
+
+_MAX_TEXT = 64  # "[" + 45 characters of the longest IPv6 text + "]:65535", rounded up
+_AUTHORITY = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<v4>[0-9.]+)):(?P<port>[1-9][0-9]{0,4})")
+
+
+class AddressError(ValueError):
+    """A text that is no IP address, or no `ip:port`."""
+
+
+def canonical(text: str) -> str:
+    """The one text of an address: IPv6 compressed and lower case, v4-mapped as IPv4.
+
+    Raises AddressError; scope ids are refused, for they mean nothing on another host.
+    """
+    try:
+        if ":" not in text:
+            return str(IPv4Address(text))
+        if "%" in text:
+            raise AddressError(f"{text!r}: an address with a scope id")
+        address = IPv6Address(text)
+    except AddressValueError as error:
+        raise AddressError(f"{text!r} is no IP address") from error
+    return str(address.ipv4_mapped or address)
+
+
+def family(ip: str) -> int:
+    """4 or 6, of a canonical text."""
+    return 6 if ":" in ip else 4
+
+
+def parse_authority(text: str) -> SocketAddress:
+    """Strictly `a.b.c.d:port` or `[ipv6]:port` (RFC 9113 section 8.5 for CONNECT).
+
+    Names, user info, paths, empty or zero ports and leading zeros raise AddressError.
+    """
+    match = _AUTHORITY.fullmatch(text) if len(text) <= _MAX_TEXT else None
+    if match is None or int(match["port"]) > 65535:
+        raise AddressError(f"{text[:_MAX_TEXT]!r} is no ip:port")
+    return SocketAddress(canonical(match["v6"] or match["v4"]), int(match["port"]))

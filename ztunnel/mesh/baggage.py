@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `baggage` header: what a proxy tells its peer about the workload it speaks for.
+
+Comma-joined `key=value` with OpenTelemetry's resource keys, as istio/ztunnel sends them. It is
+hearsay for telemetry; nothing is decided by it. May import `mesh.model`.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote, unquote
+
+from ztunnel.mesh.model import Workload
+
+MAX_BAGGAGE = 8192  # bytes, W3C Baggage section 3.3
+MAX_MEMBERS = 64  # W3C allows 180; we know nine keys
+_KINDS = ("deployment", "cronjob", "job", "pod")
+_SAFE = "!#$&'()*+-./:<>?@[]^_`{|}~"  # baggage-octet without our separators
+
+
+class BaggageError(ValueError):
+    """A header beyond the limits or not of the form."""
+
+
+def baggage(workload: Workload) -> str:
+    """The header's value for a workload; ASCII."""
+    labels = workload.labels
+    kind = workload.owner_kind if workload.owner_kind in _KINDS else "pod"
+    name = workload.owner_name or workload.name
+    members = {
+        "k8s.cluster.name": workload.cluster,
+        "k8s.namespace.name": workload.namespace,
+        f"k8s.{kind}.name": name,
+        "service.name": labels.get("service.istio.io/canonical-name")
+        or labels.get("app.kubernetes.io/name")
+        or labels.get("app")
+        or name,
+        "service.version": labels.get("service.istio.io/canonical-revision")
+        or labels.get("app.kubernetes.io/version")
+        or labels.get("version")
+        or "latest",
+        "cloud.region": labels.get("topology.kubernetes.io/region", ""),
+        "cloud.availability_zone": labels.get("topology.kubernetes.io/zone", ""),
+    }
+    return ",".join(f"{key}={quote(value, safe=_SAFE)}" for key, value in members.items() if value)
+
+
+def parse_baggage(value: bytes) -> dict[str, str]:
+    """Read a header's value; of a key that comes twice the last counts. Raises BaggageError."""
+    if len(value) > MAX_BAGGAGE:
+        raise BaggageError(f"{len(value)} bytes; limit {MAX_BAGGAGE}")
+    try:
+        members = [part.strip() for part in value.decode("ascii").split(",") if part.strip()]
+    except UnicodeDecodeError as error:
+        raise BaggageError("not ASCII") from error
+    if len(members) > MAX_MEMBERS:
+        raise BaggageError(f"{len(members)} members; limit {MAX_MEMBERS}")
+    found = {}
+    for member in members:
+        key, separator, rest = member.partition("=")
+        if not separator or not key.strip():
+            raise BaggageError(f"{member[:64]!r} is no key=value")
+        found[key.strip()] = unquote(rest.partition(";")[0].strip())
+    return found

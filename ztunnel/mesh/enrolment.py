@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pods are of the mesh: Istio's labels, a pure decision. Imports the standard library.
+
+Sources: `istio.io/dataplane-mode` (istio.io, "Add workloads to an ambient mesh") and
+cni/pkg/util/podutil.go for the exceptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+MODE_LABEL = "istio.io/dataplane-mode"
+AMBIENT = "ambient"
+OPT_OUT = "none"
+SIDECAR_ANNOTATION = "sidecar.istio.io/status"
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """The pod's connections are captured."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotEnrolled:
+    """Nobody asked for it, or it is not running."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """It was asked for, but can't be; `mend` says what to do."""
+
+    reason: str
+    mend: str
+
+
+Decision = Enrolled | NotEnrolled | Refused
+
+
+def decide(
+    namespace_labels: Mapping[str, str],
+    pod_labels: Mapping[str, str],
+    annotations: Mapping[str, str],
+    *,
+    host_network: bool,
+    phase: str,
+    addresses: Sequence[str],
+) -> Decision:
+    """Whether a pod is captured. A pod's own label wins over its namespace's."""
+    mode = pod_labels.get(MODE_LABEL, namespace_labels.get(MODE_LABEL, ""))
+    if mode != AMBIENT:
+        return NotEnrolled(f"{MODE_LABEL}={mode}" if mode else f"no {MODE_LABEL} label")
+    if host_network:
+        return Refused(
+            "the pod uses the host's network", "capturing it would capture the node: drop the label"
+        )
+    if SIDECAR_ANNOTATION in annotations:
+        return Refused("the pod has a sidecar", "remove the sidecar, or the ambient label")
+    if phase != "Running":
+        return NotEnrolled(f"the pod is {phase or 'not yet running'}")
+    if not addresses:
+        return NotEnrolled("the pod has no address yet")
+    return Enrolled()

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where an app's connection goes: a pure decision on the mesh state.
+
+    virtual address ─▶ one ready endpoint of that family ─┐
+    workload's address ───────────────────────────────────┼▶ HBONE, or as it is
+    any other address ────────────────────────────────────┘
+    one of our own ports, no endpoint, no such port ─▶ refused
+
+May import `mesh`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from ztunnel.mesh.address import family
+from ztunnel.mesh.model import Endpoint, Service, SocketAddress, TunnelProtocol, Workload
+from ztunnel.mesh.ports import HBONE, OURS
+from ztunnel.mesh.state import MeshState
+
+
+@dataclass(frozen=True, slots=True)
+class Hbone:
+    """Through a tunnel: CONNECT `authority` over mTLS to `tunnel`, which must prove one of
+    `identities`."""
+
+    authority: SocketAddress
+    tunnel: SocketAddress
+    identities: tuple[str, ...]
+    workload: Workload
+    service: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Passthrough:
+    """As it is, to `address`: the destination is not of the mesh."""
+
+    address: SocketAddress
+    workload: Workload | None = None
+    service: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Not at all, and why."""
+
+    reason: str
+
+
+Route = Hbone | Passthrough | Refuse
+
+
+def route(state: MeshState, source: Workload, destination: SocketAddress, chance: float) -> Route:
+    """Decide for a connection of `source` to what its app dialled (canonical address).
+
+    `chance` is a random number of [0, 1): it picks the endpoint.
+    """
+    if destination.port in OURS:
+        return Refuse(f"port {destination.port} is the mesh's own")
+    service = state.service_at(destination.ip)
+    if service is not None:
+        return _to_service(state, service, destination, chance)
+    return _to_address(state, destination, "")
+
+
+def _to_service(
+    state: MeshState, service: Service, destination: SocketAddress, chance: float
+) -> Route:
+    names = [port.name for port in service.ports if port.port == destination.port]
+    if not names:
+        return Refuse(f"service {service.key} has no port {destination.port}")
+    wanted = family(destination.ip)
+    ready = [
+        endpoint
+        for endpoint in service.endpoints
+        if endpoint.ready and family(endpoint.address) == wanted and names[0] in endpoint.ports
+    ]
+    if not ready:
+        return Refuse(f"service {service.key} has no ready endpoint for port {destination.port}")
+    chosen = _choose(ready, [_capacity(state, endpoint) for endpoint in ready], chance)
+    target = SocketAddress(chosen.address, chosen.ports[names[0]])
+    if target.port in OURS:
+        return Refuse(f"service {service.key} leads to the mesh's own port {target.port}")
+    return _to_address(state, target, service.hostname or service.key)
+
+
+def _to_address(state: MeshState, target: SocketAddress, service: str) -> Route:
+    workload = state.workload_at(target.ip)
+    if workload is None or workload.protocol is not TunnelProtocol.HBONE:
+        return Passthrough(target, workload, service)
+    tunnel = SocketAddress(target.ip, HBONE)
+    return Hbone(target, tunnel, (workload.identity,), workload, service)
+
+
+def _capacity(state: MeshState, endpoint: Endpoint) -> int:
+    workload = state.workload(endpoint.workload)
+    return workload.capacity if workload is not None else 1
+
+
+def _choose(ready: Sequence[Endpoint], weights: Sequence[int], chance: float) -> Endpoint:
+    sums = list(accumulate(weights))
+    point = chance * sums[-1]
+    return next(one for one, until in zip(ready, sums, strict=True) if point < until)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that a node knows of the mesh, indexed for decisions. May import `mesh.model`.
+
+A delta costs what it changes. When a pod's address moved to another pod, the news of the old
+pod's removal may come after: an index entry is only dropped by the workload that holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from ztunnel.mesh.model import Service, Workload
+
+
+class Delta(Protocol):
+    """What changed: whole new values, and the names of what is gone."""
+
+    @property
+    def workloads(self) -> Sequence[Workload]: ...
+    @property
+    def services(self) -> Sequence[Service]: ...
+    @property
+    def removed_workloads(self) -> Sequence[str]: ...
+    @property
+    def removed_services(self) -> Sequence[str]: ...
+
+
+class MeshState:
+    """Workloads by uid and address; services by key, virtual address and hostname."""
+
+    def __init__(self) -> None:
+        self._workloads: dict[str, Workload] = {}
+        self._workload_at: dict[str, Workload] = {}
+        self._services: dict[str, Service] = {}
+        self._service_at: dict[str, Service] = {}
+        self._service_named: dict[str, Service] = {}
+
+    def apply(self, delta: Delta) -> None:
+        """Take in a delta: removals first, so that what is named in both is there after."""
+        for uid in delta.removed_workloads:
+            self._drop_workload(uid)
+        for key in delta.removed_services:
+            self._drop_service(key)
+        for workload in delta.workloads:
+            self._put_workload(workload)
+        for service in delta.services:
+            self._put_service(service)
+
+    def workload(self, uid: str) -> Workload | None:
+        """A workload by its mesh-wide uid."""
+        return self._workloads.get(uid)
+
+    def workload_at(self, ip: str) -> Workload | None:
+        """The workload that has an address (canonical text) now. Host-network pods have none of
+        their own, so they are never found by the node's address."""
+        return self._workload_at.get(ip)
+
+    def service(self, key: str) -> Service | None:
+        """A service by `namespace/name`."""
+        return self._services.get(key)
+
+    def service_at(self, ip: str) -> Service | None:
+        """The service behind a virtual address (canonical text)."""
+        return self._service_at.get(ip)
+
+    def service_named(self, hostname: str) -> Service | None:
+        """The service with a full DNS name, lower case, no final dot."""
+        return self._service_named.get(hostname)
+
+    def workloads(self) -> Iterator[Workload]:
+        """All workloads, in no order."""
+        return iter(self._workloads.values())
+
+    def services(self) -> Iterator[Service]:
+        """All services, in no order."""
+        return iter(self._services.values())
+
+    def _put_workload(self, workload: Workload) -> None:
+        self._drop_workload(workload.uid)
+        self._workloads[workload.uid] = workload
+        if not workload.host_network:
+            for ip in workload.addresses:
+                self._workload_at[ip] = workload
+
+    def _drop_workload(self, uid: str) -> None:
+        old = self._workloads.pop(uid, None)
+        for ip in old.addresses if old else ():
+            if self._workload_at.get(ip) is old:
+                del self._workload_at[ip]
+
+    def _put_service(self, service: Service) -> None:
+        self._drop_service(service.key)
+        self._services[service.key] = service
+        for ip in service.vips:
+            self._service_at[ip] = service
+        if service.hostname:
+            self._service_named[service.hostname] = service
+
+    def _drop_service(self, key: str) -> None:
+        old = self._services.pop(key, None)
+        if old is None:
+            return
+        for ip in old.vips:
+            if self._service_at.get(ip) is old:
+                del self._service_at[ip]
+        if self._service_named.get(old.hostname) is old:
+            del self._service_named[old.hostname]
