@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cut mesh state into messages that fit a packet of the link. Pure; imports mesh and msgspec."""
+"""Cut mesh state into messages that fit a packet of the link.
+
+May import `ztunnel.link.messages`, mesh, msgspec, structlog.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 
 Pure: bytes and a time in, a certificate or a refusal out. Nothing of the request but its key
 reaches the certificate. Who may ask for which identity is the caller's question, answered before.
-May import `ztunnel.identity.ca` and cryptography.
+May import `ztunnel.identity.ca`, `ztunnel.mesh` and cryptography.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ztunnel.identity.ca import BACKDATE, Authority, key_usage
+from ztunnel.mesh.spiffe import SpiffeError, parse
 
 DEFAULT_TTL = timedelta(hours=24)  # Istio's SECRET_TTL
 MAX_CSR = 16 * 1024  # bytes; a P-256 request with one name has under 600
@@ -164,6 +165,10 @@ def _check_names(csr: x509.CertificateSigningRequest, identity: str) -> None:
     names = list(extension.value)
     if len(names) != 1 or not isinstance(names[0], x509.UniformResourceIdentifier):
         raise Refused(Reason.NAMES, f"one URI name is allowed, found {len(names)} names")
+    try:
+        parse(identity)
+    except SpiffeError as error:
+        raise Refused(Reason.IDENTITY, str(error)) from error
     if names[0].value != identity:
         raise Refused(Reason.IDENTITY, f"asked for {names[0].value!r}, authorised {identity!r}")
 

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's admin API: JSON over HTTP on `<run-dir>/admin.sock`, for ztctl and for people.
+
+    GET /healthz/ready    200 {"ready": true} or 503 {"ready": false, "waiting_for": [text, ...]}
+    GET /v1/status        one object: see `Views.status`
+    GET /v1/workloads     {"workloads": [mesh.model.Workload and its "identity", ...]}
+    GET /v1/services      {"services": [mesh.model.Service and its "key", ...]}
+    GET /v1/pods          {"pods": [...], "refused": [{"pod", "reason"}, ...]}
+    GET /v1/certificates  {"certificates": [identity.store.Status, ...]}
+    GET /v1/connections   {"connections": [proxy.report.Record and "worker", ...],
+                           "unanswered": [worker pid, ...]}
+    GET /v1/tunnels       {"tunnels": [...], "unanswered": [...]}
+    GET /config_dump      all of the above but connections, in one object
+
+    curl --unix-socket /run/ztunnel/admin.sock http://agent/v1/status
+
+Only root may connect. Private keys are in none of it. May import aiohttp, msgspec.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import web
+
+Json = dict[str, Any]
+
+
+class Views(Protocol):
+    """Where the answers come from: JSON-able data (msgspec structs and dataclasses included)."""
+
+    def waiting_for(self) -> list[str]:
+        """What readiness waits for; empty when ready."""
+        ...
+
+    def status(self) -> Json: ...
+    def workloads(self) -> Json: ...
+    def services(self) -> Json: ...
+    def pods(self) -> Json: ...
+    def certificates(self) -> Json: ...
+    async def ask_workers(self, what: str) -> Json: ...
+
+
+class Admin:
+    """The HTTP server."""
+
+    def __init__(self, path: Path, views: Views) -> None:
+        self._path = path
+        self._views = views
+        self._runner = web.AppRunner(self._application(), access_log=None)
+
+    async def start(self) -> None:
+        """Listen. Raises OSError."""
+        self._path.unlink(missing_ok=True)
+        await self._runner.setup()
+        before = os.umask(0o177)  # 0600 from the first moment
+        try:
+            await web.UnixSite(self._runner, str(self._path)).start()
+        finally:
+            os.umask(before)
+
+    async def close(self) -> None:
+        """Stop listening."""
+        await self._runner.cleanup()
+        self._path.unlink(missing_ok=True)
+
+    def _application(self) -> web.Application:
+        views = self._views
+        application = web.Application()
+        for path, view in (
+            ("/v1/status", views.status),
+            ("/v1/workloads", views.workloads),
+            ("/v1/services", views.services),
+            ("/v1/pods", views.pods),
+            ("/v1/certificates", views.certificates),
+            ("/config_dump", self._dump),
+        ):
+            application.router.add_get(path, _handler(view))
+        for what in ("connections", "tunnels"):
+            application.router.add_get(f"/v1/{what}", self._worker_handler(what))
+        application.router.add_get("/healthz/ready", self._ready)
+        return application
+
+    def _worker_handler(self, what: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def handle(_: web.Request) -> web.Response:
+            return _answer(await self._views.ask_workers(what))
+
+        return handle
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        waiting_for = self._views.waiting_for()
+        if waiting_for:
+            return _answer({"ready": False, "waiting_for": waiting_for}, status=503)
+        return _answer({"ready": True})
+
+    def _dump(self) -> Json:
+        views = self._views
+        return {
+            "status": views.status(),
+            **views.pods(),
+            **views.certificates(),
+            **views.workloads(),
+            **views.services(),
+        }
+
+
+def _handler(view: Callable[[], Json]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handle(_: web.Request) -> web.Response:
+        return _answer(view())
+
+    return handle
+
+
+def _answer(data: Json, status: int = 200) -> web.Response:
+    body = msgspec.json.encode(data)
+    return web.Response(body=body, status=status, content_type="application/json")

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent needs of the kernel, as an interface, and its implementation on our BPF programs.
+
+The interface exists so that the reconciler is tested without root. May import
+`ztunnel.datapath`, `ztunnel.link.messages`, mesh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from ztunnel.datapath import links, netns
+from ztunnel.datapath.maps import Maps, PodEntry
+from ztunnel.link.messages import ListenerKind
+from ztunnel.mesh.ports import HBONE, INBOUND, OUTBOUND
+
+_PORTS = {"outbound": OUTBOUND, "inbound": INBOUND, "hbone": HBONE}
+
+
+class DataPath(Protocol):
+    """Namespaces, sockets in them, and the maps that make the kernel redirect to those."""
+
+    def cookie(self, netns_fd: int) -> int:
+        """What the kernel calls a namespace; never used twice until reboot."""
+        ...
+
+    def listeners(self, netns_fd: int, *, ipv6: bool) -> dict[ListenerKind, socket.socket]:
+        """New listeners in a pod, all or none. Raises OSError."""
+        ...
+
+    def is_listener(self, sock: socket.socket, kind: ListenerKind, cookie: int) -> bool:
+        """Whether a socket that a worker shows is what it says, in the namespace it says."""
+        ...
+
+    def sockets(self, netns_fd: int, family: int, count: int) -> list[socket.socket]:
+        """Unconnected sockets in a pod, tagged as the proxy's. Raises OSError."""
+        ...
+
+    def enrolled(self) -> dict[int, tuple[str, ...]]:
+        """Addresses by namespace cookie of the pods that the kernel captures now."""
+        ...
+
+    def attached(self) -> set[int]:
+        """Cookies of the namespaces whose inbound connections are stolen now."""
+        ...
+
+    def enrol(self, netns_fd: int, cookie: int, addresses: tuple[str, ...]) -> None:
+        """Capture new connections from and to a pod. Idempotent. Raises OSError."""
+        ...
+
+    def unenrol(self, cookie: int) -> None:
+        """Leave a pod alone from now on. Idempotent."""
+        ...
+
+    def set_listener(self, address: str, sock: socket.socket) -> None:
+        """Give inbound connections of a pod's address to `sock` while it is open."""
+        ...
+
+    def remove_listener(self, address: str) -> None:
+        """Undo `set_listener`."""
+        ...
+
+    def set_node_addresses(self, addresses: Iterable[str]) -> None:
+        """Whose connections reach the app directly: the kubelet's probes."""
+        ...
+
+    def stats(self) -> dict[str, int]:
+        """Counters for people."""
+        ...
+
+
+class LoadFailedError(Exception):
+    """The loader process could not bring up the data path; the text is what it said."""
+
+
+async def load(cgroup: Path, pin_dir: Path) -> str:
+    """Run the loader in a process of its own; what it says it did (see `datapath.loader`)."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ztunnel.main", "loader"),
+        *("--cgroup", str(cgroup), "--pin-dir", str(pin_dir)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+    if process.returncode:
+        said = errors.decode(errors="replace").strip() or f"exit status {process.returncode}"
+        raise LoadFailedError(said)
+    return output.decode().strip()
+
+
+class KernelDataPath:
+    """The real one, on what the loader pinned."""
+
+    def __init__(self, pin_dir: Path) -> None:
+        self._pin_dir = pin_dir
+        self._maps = Maps(pin_dir)
+
+    def cookie(self, netns_fd: int) -> int:
+        return netns.cookie(netns_fd)
+
+    def listeners(self, netns_fd: int, *, ipv6: bool) -> dict[ListenerKind, socket.socket]:
+        return netns.listeners(netns_fd, ipv6=ipv6)
+
+    def is_listener(self, sock: socket.socket, kind: ListenerKind, cookie: int) -> bool:
+        try:
+            raw = sock.getsockopt(socket.SOL_SOCKET, netns.SO_NETNS_COOKIE, 8)
+            listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            bound = sock.getsockname()
+        except OSError:
+            return False
+        port = _PORTS[kind.value[:-1]]
+        family = socket.AF_INET6 if kind.value.endswith("6") else socket.AF_INET
+        there = int.from_bytes(raw, sys.byteorder) == cookie
+        return bool(there and listens and sock.family == family and bound[1] == port)
+
+    def sockets(self, netns_fd: int, family: int, count: int) -> list[socket.socket]:
+        return netns.tcp_sockets(netns_fd, family, count, self._maps)
+
+    def enrolled(self) -> dict[int, tuple[str, ...]]:
+        return {entry.netns_cookie: entry.addresses for entry in self._maps.pods()}
+
+    def attached(self) -> set[int]:
+        return set(links.sk_lookup_cookies(self._pin_dir))
+
+    def enrol(self, netns_fd: int, cookie: int, addresses: tuple[str, ...]) -> None:
+        self._maps.enrol(PodEntry(cookie, addresses))
+        links.attach_sk_lookup(self._pin_dir, netns_fd, cookie)
+
+    def unenrol(self, cookie: int) -> None:
+        self._maps.unenrol(cookie)
+        links.detach_sk_lookup(self._pin_dir, cookie)
+
+    def set_listener(self, address: str, sock: socket.socket) -> None:
+        self._maps.set_listener(address, sock)
+
+    def remove_listener(self, address: str) -> None:
+        self._maps.remove_listener(address)
+
+    def set_node_addresses(self, addresses: Iterable[str]) -> None:
+        self._maps.set_node_addresses(addresses)
+
+    def stats(self) -> dict[str, int]:
+        return {**self._maps.stats(), "flows": self._maps.flow_count()}
+
+    def close(self) -> None:
+        """Close the descriptors; the pins stay."""
+        self._maps.close()
