@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def cgroup2_root(root: Path = ROOT) -> Path:
             f"the cgroup v2 mount {candidates[0].point} shows only {candidates[0].root}; "
             "mount the host's cgroup root into this container"
         )
-    if in_nested_cgroup_namespace(root):
+    if in_nested_cgroup_namespace(root) or _is_a_part(whole[0].point, root):
         raise PreflightError(
             "this process is in a cgroup namespace of its own, where even the whole mount is a "
             "part; run the agent in the host's cgroup namespace (hostPID and cgroupns=host)"
@@ -96,10 +97,15 @@ def cgroup2_root(root: Path = ROOT) -> Path:
 
 
 def in_nested_cgroup_namespace(root: Path = ROOT) -> bool:
-    """Whether our own cgroup path leaves the visible root (`/../..`) or init's differs from it."""
+    """Whether some process is seen outside the visible root: its path then begins with `/..`."""
     own = _cgroup2_path(root / "proc/self/cgroup")
     init = _cgroup2_path(root / "proc/1/cgroup")
     return "/.." in own or "/.." in init
+
+
+def _is_a_part(point: Path, root: Path) -> bool:
+    """Every cgroup but the real root has this file, whatever a namespace calls it."""
+    return (root / point.relative_to("/") / "cgroup.events").exists()
 
 
 def _cgroup2_path(path: Path) -> str:
@@ -158,12 +164,19 @@ def _completed(build: Path, source: Path) -> Headers | None:
     if not (build / "include/generated/autoconf.h").is_file():
         return None
     build = build.resolve()
-    flavourless = build.with_name(build.name.rpartition("-")[0])
-    common = build.with_name(flavourless.name + "-common")
-    for rest in (build, source, common, flavourless):
+    for rest in (build, source, *_common_trees(build)):
         if (rest / "include/uapi/linux/bpf.h").is_file():
             return Headers(build, rest.resolve())
     return None
+
+
+def _common_trees(build: Path) -> Iterator[Path]:
+    """Debian's `…-6.1.0-9-cloud-amd64` goes with `…-6.1.0-9-common`; Ubuntu's has no suffix."""
+    stem, _, flavour = build.name.rpartition("-")
+    while stem and not flavour.isdigit():
+        yield build.with_name(f"{stem}-common")
+        yield build.with_name(stem)
+        stem, _, flavour = stem.rpartition("-")
 
 
 def btf(root: Path = ROOT) -> bool:
