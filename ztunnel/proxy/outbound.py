@@ -17,6 +17,7 @@ import socket
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header
 from ztunnel.mesh.baggage import baggage
+from ztunnel.mesh.forwarded import format_forwarded
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.route import Hbone, Passthrough, Refuse, route
 from ztunnel.proxy.context import Context
@@ -121,13 +122,12 @@ class Outbound:
         context.pool.acquire(key, lent, self._tunnel_ready)
 
     def _request(self, source: Workload, decision: Hbone) -> list[Header]:
-        host = f";host={decision.service}" if decision.service else ""
         trace, span = random.getrandbits(128), random.getrandbits(64)
         return [
             (b":method", b"CONNECT"),
             (b":authority", str(decision.authority).encode()),
             (b"baggage", baggage(source).encode()),
-            (b"forwarded", f'for="{self._client}"{host}'.encode()),
+            (b"forwarded", format_forwarded(self._client, decision.service).encode()),
             (b"traceparent", f"00-{trace:032x}-{span:016x}-00".encode()),
         ]
 

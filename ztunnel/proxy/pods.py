@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ztunnel.link.messages import HeldPod, ListenerKind, PodAdded
+from ztunnel.mesh.address import family as family_of
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.listener import Listener
 from ztunnel.proxy.loop import Loop
@@ -92,11 +93,6 @@ class Pod:
                 connection.abort(reason)
             else:
                 connection.retire()
-
-
-def family_of(ip: str) -> int:
-    """4 or 6."""
-    return 6 if ":" in ip else 4
 
 
 def take_sockets(pod: Pod | None, family: int, fds: list[int]) -> None:

@@ -2,21 +2,21 @@
 """Mutual TLS 1.3 between workloads: contexts from certificates, and who the peer is.
 
 Contexts stay on file-descriptor sockets (`ssl.SSLSocket`), so that OpenSSL can hand the record
-layer to the kernel where it has TLS. May import `ztunnel.link.messages` and the standard library.
+layer to the kernel where it has TLS. May import `ztunnel.mesh.spiffe` and
+`ztunnel.link.messages`.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import ssl
 from dataclasses import dataclass
 
 from ztunnel.link.messages import Certificate
+from ztunnel.mesh import spiffe
 
 ALPN = "h2"
 CIPHERS = frozenset({"TLS_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256"})  # istio ztunnel: tls
-_SPIFFE = re.compile(r"spiffe://([a-z0-9._-]{1,255})/ns/([^/\s]{1,253})/sa/([^/\s]{1,253})")
 
 
 class RefusedPeerError(Exception):
@@ -57,8 +57,10 @@ def check_peer(sock: ssl.SSLSocket) -> str:
 
 def trust_domain(identity: str) -> str:
     """The trust domain of a SPIFFE id, empty when it is not one."""
-    match = _SPIFFE.fullmatch(identity)
-    return match[1] if match else ""
+    try:
+        return spiffe.parse(identity).trust_domain
+    except spiffe.SpiffeError:
+        return ""
 
 
 def _spiffe_id(sock: ssl.SSLSocket) -> str:
@@ -66,7 +68,7 @@ def _spiffe_id(sock: ssl.SSLSocket) -> str:
     names = (sock.getpeercert() or {}).get("subjectAltName", ())
     for entry in names:
         kind, value = entry[0], entry[1]
-        if kind == "URI" and isinstance(value, str) and _SPIFFE.fullmatch(value):
+        if kind == "URI" and isinstance(value, str) and trust_domain(value):
             return value
     raise RefusedPeerError("certificate has no SPIFFE id")
 

@@ -35,6 +35,7 @@ from ztunnel.link.messages import (
     Sockets,
     ToWorker,
 )
+from ztunnel.mesh.address import family as family_of
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy import tls
 from ztunnel.proxy.context import Context
@@ -43,7 +44,7 @@ from ztunnel.proxy.listener import Listener
 from ztunnel.proxy.loop import READ
 from ztunnel.proxy.outbound import OutboundServer
 from ztunnel.proxy.plain import PlainServer
-from ztunnel.proxy.pods import Pod, family_of, take_sockets
+from ztunnel.proxy.pods import Pod, take_sockets
 from ztunnel.proxy.pool import Key
 from ztunnel.proxy.session import Message, Session
 from ztunnel.proxy.sockets import adopt

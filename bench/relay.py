@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""client → proxy → HBONE → proxy → server on loopback, beside plain TCP in the same run.
+
+    python bench/relay.py [--rounds 5] [--profile DIR]
+
+No root, no BPF: what the relay itself costs. Prints medians and ratios to plain TCP. With
+--profile both workers run under cProfile and leave `a.prof` and `b.prof` there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import os
+import resource
+import signal
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.pure.proxy.certs import Authority
+from tests.pure.proxy.harness import Node, fresh_ip, wait_for, workload
+from ztunnel.mesh.model import SocketAddress
+from ztunnel.telemetry.logs import configure_logs
+
+BLOCK = 256 * 1024
+BULK = 1 << 30  # bytes of one bulk round
+TRIPS = 4000
+CONNECTIONS = 1500
+SINK, ECHO = b"S", b"E"
+
+Dial = Callable[[], socket.socket]
+
+
+def serve(listener: socket.socket) -> None:
+    """One connection after the other: the first byte says what to do."""
+    buffer = memoryview(bytearray(BLOCK))
+    while True:
+        sock, _ = listener.accept()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        mode = sock.recv(1)
+        if mode == SINK:
+            while sock.recv_into(buffer):
+                pass
+            sock.sendall(b".")
+        while mode == ECHO and (count := sock.recv_into(buffer)):
+            sock.sendall(buffer[:count])
+        sock.close()
+
+
+def bulk(dial: Dial) -> float:
+    """Gbit/s of one stream, until the server says it has all."""
+    block = memoryview(os.urandom(BLOCK))
+    sock = dial()
+    sock.sendall(SINK)
+    started = time.perf_counter()
+    for _ in range(BULK // BLOCK):
+        sock.sendall(block)
+    sock.shutdown(socket.SHUT_WR)
+    assert sock.recv(1) == b"."
+    took = time.perf_counter() - started
+    sock.close()
+    return BULK * 8 / took / 1e9
+
+
+def trip(dial: Dial) -> float:
+    """Median µs of a 64-byte round trip."""
+    sock = dial()
+    sock.sendall(ECHO)
+    times = []
+    for _ in range(TRIPS):
+        started = time.perf_counter()
+        sock.sendall(b"x" * 64)
+        assert len(sock.recv(64)) == 64
+        times.append(time.perf_counter() - started)
+    sock.close()
+    return statistics.median(times) * 1e6
+
+
+def connections(dial: Dial) -> float:
+    """New connections a second, one at a time, each with one round trip."""
+    started = time.perf_counter()
+    for _ in range(CONNECTIONS):
+        sock = dial()
+        sock.sendall(ECHO + b"x" * 64)
+        got = 0
+        while got < 64:
+            got += len(sock.recv(64))
+        sock.close()
+    return CONNECTIONS / (time.perf_counter() - started)
+
+
+class Setup:
+    """Two workers in processes of their own, their agents here."""
+
+    def __init__(self, profile: Path | None) -> None:
+        mesh = [workload("a", fresh_ip()), workload("b", fresh_ip())]
+        self.nodes = [Node("a", mesh), Node("b", mesh)]
+        self.listener = socket.create_server((mesh[1].addresses[0], 0), backlog=512)
+        self.target = SocketAddress(*self.listener.getsockname())
+        authority = Authority()
+        self.pids = [self._fork(lambda: serve(self.listener))]
+        for node in self.nodes:
+            node.target = self.target
+            node.certificate = authority.issue(node.me.identity)
+            self.pids.append(self._fork(partial(self._work, node, profile)))
+        for node in self.nodes:
+            node.agent.start()
+        for node in self.nodes:
+            wait_for(partial(_is_ready, node), "workers")
+
+    @property
+    def workers(self) -> list[int]:
+        return self.pids[1:]
+
+    def stop(self) -> None:
+        for pid in self.pids:
+            os.kill(pid, signal.SIGTERM)
+            os.waitpid(pid, 0)
+        for node in self.nodes:
+            node.agent.stop()
+            node.directory.cleanup()
+
+    def meshed(self) -> socket.socket:
+        sock = self.nodes[0].dial()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def plain(self) -> socket.socket:
+        sock = socket.create_connection((self.target.ip, self.target.port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def _fork(self, run: Callable[[], object]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            run()
+            os._exit(0)
+        return pid
+
+    def _work(self, node: Node, profile: Path | None) -> None:
+        node.context.set_client_address = lambda sock, client: None
+        if profile is None:
+            node.worker.run()
+            return
+        profiler = cProfile.Profile()
+        profiler.runcall(node.worker.run)
+        profiler.dump_stats(profile / f"{node.name}.prof")
+
+
+def _is_ready(node: Node) -> bool:
+    return node.me.pod_uid in node.agent.ready
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--profile", type=Path)
+    parser.add_argument("--only", choices=["bulk", "trip", "connections"])
+    options = parser.parse_args()
+    with open(os.devnull, "w", encoding="utf-8") as sys.stderr:  # written, and its cost counted
+        configure_logs("json")
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    works = [
+        ("bulk, 1 stream", "Gbit/s", bulk),
+        ("round trip 64 B p50", "µs", trip),
+        ("new connections", "1/s", connections),
+    ]
+    setup = Setup(options.profile)
+    try:
+        for name, unit, measure in works:
+            if options.only in (None, measure.__name__):
+                report(name, unit, *rounds(setup, measure, options.rounds))
+        for pid in setup.workers:
+            status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+            rss = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+            print("worker memory", rss.split(":")[1].strip())
+    finally:
+        setup.stop()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"CPU of server and workers: {used.ru_utime:.1f} s user, {used.ru_stime:.1f} s system")
+
+
+def rounds(
+    setup: Setup, measure: Callable[[Dial], float], count: int
+) -> tuple[list[float], list[float]]:
+    """Peers interleaved, so that a noisy neighbour hits both."""
+    ours, plain = [], []
+    for _ in range(count):
+        plain.append(measure(setup.plain))
+        ours.append(measure(setup.meshed))
+    return ours, plain
+
+
+def report(name: str, unit: str, ours: list[float], plain: list[float]) -> None:
+    mine, theirs = statistics.median(ours), statistics.median(plain)
+    print(
+        f"{name:22} mesh {mine:9.1f} ({min(ours):.1f}-{max(ours):.1f}) {unit:7}"
+        f" plain {theirs:9.1f} {unit:7} ratio {mine / theirs:.3f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
