@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 
@@ -22,6 +23,10 @@ def enrolled(lab: Lab, node: str) -> set[str]:
         return {ip for pod in maps.pods() for ip in pod.addresses}
     finally:
         maps.close()
+
+
+def _is_enrolled(lab: Lab, ip: str, wanted: bool) -> bool:
+    return (ip in enrolled(lab, "node1")) is wanted
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -54,7 +59,7 @@ def test_label_takes_effect_within_a_second_without_a_restart(lab: Lab) -> None:
         started = time.monotonic()
         lab.label("pod", "client", {MODE: value}, namespace="plain")
         changed = time.monotonic()
-        until(lambda w=wanted: (mine in enrolled(lab, "node1")) is w, "the change", 5)
+        until(functools.partial(_is_enrolled, lab, mine, wanted), "the change", 5)
         assert time.monotonic() - changed < 1.0, f"{value}: label call {changed - started:.2f} s"
         target = addresses(lab, "server")[4]
         said = client(lab, "client", "echo", target, 7000, "x", namespace="plain")

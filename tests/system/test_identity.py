@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -61,7 +62,7 @@ def dial(
     context.set_alpn_protocols(["h2"])
     if files is not None:
         context.load_cert_chain(*files)
-    return context.wrap_socket(raw(lab, target, port))
+    return context.wrap_socket(raw(lab, target))
 
 
 def raw(lab: Lab, target: str, port: int = 15008) -> socket.socket:
@@ -109,7 +110,7 @@ class Peer:
                 if getattr(event, "stream_id", None) != stream:
                     continue
                 if isinstance(event, h2.events.ResponseReceived):
-                    return stream, dict(event.headers or [])
+                    return stream, {str(k): str(v) for k, v in event.headers or []}
                 if isinstance(event, h2.events.StreamReset):
                     return stream, {}
 
@@ -198,13 +199,12 @@ def _other_pod(lab: Lab) -> Iterator[None]:
 
 def _refused(lab: Lab, files: tuple[Path, Path] | None) -> None:
     """TLS 1.3: the client may finish first, so the refusal comes with the first read."""
-    with (
-        pytest.raises((ssl.SSLError, ConnectionError)),
-        dial(lab, addresses(lab, "server")[4], files) as sock,
-    ):
-        sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-        assert sock.recv(1) == b"", "the server spoke to an unproven peer"
-        raise ConnectionResetError("closed")
+    said = b""
+    with contextlib.suppress(ssl.SSLError, ConnectionError):
+        with dial(lab, addresses(lab, "server")[4], files) as sock:
+            sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            said = sock.recv(1)
+    assert said == b"", "the server spoke to an unproven peer"
 
 
 def test_no_certificate_is_refused(lab: Lab) -> None:
@@ -244,10 +244,8 @@ def test_junk_before_tls_does_no_harm(lab: Lab) -> None:
 def test_oversize_headers_end_the_connection_not_the_proxy(lab: Lab, peer: Peer) -> None:
     target = addresses(lab, "server")[4]
     peer.h2.local_settings.max_header_list_size = 1 << 20
-    try:
+    with contextlib.suppress(h2.exceptions.ProtocolError, ConnectionError, ssl.SSLError):
         peer.connect(f"{target}:7000", *((f"x-{n}", "y" * 8000) for n in range(20)))
-    except (h2.exceptions.ProtocolError, ConnectionError, ssl.SSLError):
-        pass
     assert client(lab, "client", "echo", target, 7000, "alive") == {"said": "alive"}
 
 
