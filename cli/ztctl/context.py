@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options every command knows, before or after its name: `-o`, `--lab`, `--node`, paths.
+
+    @click.command()
+    @target_options
+    @output_option
+    @click.pass_obj
+    def status(context: Context) -> None: ...
+
+May import click and this package's `installation`, `output`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from ztctl import output
+from ztctl.installation import Installation, Selection
+from ztctl.output import Column, Format, Row
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass
+class Context:
+    """What the options of this call say."""
+
+    form: Format = Format.TABLE
+    selection: Selection = field(default_factory=Selection)
+
+    def installations(self) -> list[Installation]:
+        """The nodes to look at, at least one. Raises CommandError."""
+        return self.selection.find()
+
+    def print_rows(self, found: Sequence[Row], columns: Sequence[Column]) -> None:
+        """Print rows as `-o` says."""
+        click.echo(output.rows(found, columns, self.form))
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Keep what was given; an option after the command overrides one before it."""
+    context = ctx.ensure_object(Context)
+    if value is None or _comes_second(ctx, param, context):
+        return
+    if param.name == "form":
+        context.form = Format(value)
+    else:
+        context.selection = replace(context.selection, **{str(param.name): value})
+
+
+def _comes_second(ctx: click.Context, param: click.Parameter, context: Context) -> bool:
+    """The environment counts only where no option was given."""
+    given = getattr(context.selection, str(param.name), None) is not None
+    return given and ctx.get_parameter_source(str(param.name)) is ParameterSource.ENVIRONMENT
+
+
+def output_option(command: Command) -> Command:
+    """`-o table|json|yaml`."""
+    return click.option(
+        "-o",
+        "--output",
+        "form",
+        type=click.Choice([form.value for form in Format]),
+        expose_value=False,
+        callback=_remember,
+        help="How to print.  [default: table]",
+    )(command)
+
+
+def target_options(command: Command) -> Command:
+    """Which node or nodes: `--lab`, `--node`, `--run-dir`, `--pin-dir`."""
+    options = (
+        ("--lab", str, "A lab on this machine.", "ZTCTL_LAB"),
+        ("--node", str, "One node of it. Default: all.", None),
+        ("--run-dir", click.Path(path_type=Path), "The agent's run directory.", None),
+        ("--pin-dir", click.Path(path_type=Path), "Where the maps are pinned.", None),
+    )
+    for name, kind, text, variable in reversed(options):
+        command = click.option(
+            name,
+            type=kind,
+            envvar=variable,
+            expose_value=False,
+            callback=_remember,
+            help=text,
+        )(command)
+    return command
