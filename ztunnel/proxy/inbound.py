@@ -15,7 +15,6 @@ import ssl
 from ztunnel.hbone.connection import Role
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header, RequestReceived
-from ztunnel.mesh.baggage import baggage
 from ztunnel.mesh.inbound import Accept, Reject, check_connect
 from ztunnel.proxy import tls
 from ztunnel.proxy.context import Context
@@ -178,7 +177,7 @@ class InboundStream:
         assert self._record is not None
         mesh = self._context.mesh
         workload = mesh.workload(self._pod.workload) if mesh is not None else None
-        headers = [(b"baggage", baggage(workload).encode())] if workload is not None else []
+        headers = [(b"baggage", self._pod.baggage(workload))] if workload is not None else []
         self._tunnel.respond(self.stream_id, 200, headers)
         self._relay = StreamRelay(
             self._context.loop,

@@ -16,7 +16,6 @@ import socket
 
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header
-from ztunnel.mesh.baggage import baggage
 from ztunnel.mesh.forwarded import format_forwarded
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.route import Hbone, Passthrough, Refuse, route
@@ -126,7 +125,7 @@ class Outbound:
         return [
             (b":method", b"CONNECT"),
             (b":authority", str(decision.authority).encode()),
-            (b"baggage", baggage(source).encode()),
+            (b"baggage", self._pod.baggage(source)),
             (b"forwarded", format_forwarded(self._client, decision.service).encode()),
             (b"traceparent", f"00-{trace:032x}-{span:016x}-00".encode()),
         ]

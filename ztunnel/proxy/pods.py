@@ -12,7 +12,8 @@ from typing import Protocol
 
 from ztunnel.link.messages import HeldPod, ListenerKind, PodAdded
 from ztunnel.mesh.address import family as family_of
-from ztunnel.mesh.model import SocketAddress
+from ztunnel.mesh.baggage import baggage
+from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.proxy.listener import Listener
 from ztunnel.proxy.loop import Loop
 from ztunnel.proxy.sockets import adopt
@@ -42,7 +43,15 @@ class Pod:
         self.listeners: dict[ListenerKind, Listener] = {}
         self.stock = {family: Stock(loop, _asker(ask, family)) for family in (4, 6)}
         self.live: set[Abortable] = set()
-        self._loop = loop
+        self._described: Workload | None = None
+        self._baggage = b""
+
+    def baggage(self, workload: Workload) -> bytes:
+        """The header's value for this pod; made anew only when the mesh says something new."""
+        if workload is not self._described:
+            self._described = workload
+            self._baggage = baggage(workload).encode("ascii")
+        return self._baggage
 
     def address(self, family: int) -> str:
         """The pod's own IP of that family (4 or 6), empty when it has none."""

@@ -60,6 +60,7 @@ class Pool:
         self._loop = loop
         self._buffers = buffers
         self._groups: dict[Key, _Group] = {}
+        self.open: set[Tunnel] = set()  # also retired ones, until they are closed
         loop.call_later(SWEEP, self._sweep)
 
     def acquire(self, key: Key, source: Source, taker: Taker) -> None:
@@ -69,7 +70,7 @@ class Pool:
         """
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = _Group(self._loop, self._buffers, key)
+            group = self._groups[key] = _Group(self._loop, self._buffers, key, self.open)
         group.acquire(source, taker)
 
     def retire(self, stale: Callable[[Key], bool], reason: str, *, fail_waiting: bool) -> None:
@@ -96,6 +97,7 @@ class _Group:
     loop: Loop
     buffers: BufferPool
     key: Key
+    open: set[Tunnel]
     tunnels: list[Tunnel] = field(default_factory=list)
     waiting: deque[tuple[Source, Taker]] = field(default_factory=deque)
     making: bool = False
@@ -151,6 +153,7 @@ class _Group:
     def handshake_done(self, handshake: Handshake, sock: ssl.SSLSocket, peer: str) -> None:
         self.making = False
         tunnel = Tunnel(self.loop, self.buffers, sock, Role.CLIENT, peer=peer, owner=self)
+        self.open.add(tunnel)
         self.tunnels.append(tunnel)
         self._serve(tunnel)
         if self.retired:
@@ -185,6 +188,7 @@ class _Group:
             self._serve(tunnel)
 
     def on_closed(self, tunnel: Tunnel, reason: str) -> None:
+        self.open.discard(tunnel)
         if tunnel in self.tunnels:
             self.tunnels.remove(tunnel)
         self._make_one()

@@ -159,6 +159,8 @@ class StreamRelay:
             self._shut_app()
 
     def on_reset(self, reason: str) -> None:
+        if self._tunnel_ended and self._app_closed:
+            return  # all was said both ways before: what waits for the app is still its due
         self._fail(reason, None)
 
     def on_failure(self, error: Exception) -> None:

@@ -154,6 +154,7 @@ class Session:
     def _retry(self, reason: str) -> None:
         if self._stopped:
             return
-        log.warning("agent away", reason=reason, retry_in=round(self._delay, 2))
+        if self._delay == FIRST_DELAY:  # once an absence
+            log.warning("agent away", reason=reason, mend="start `ztunnel agent` on this node")
         self._loop.call_later(self._delay, self.dial)
         self._delay = min(self._delay * 2, LONGEST_DELAY)

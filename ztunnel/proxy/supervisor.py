@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import structlog
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESTART_DELAY = 0.5  # seconds: a worker that dies at once must not eat the node
 
 log = structlog.get_logger()
@@ -30,7 +31,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Until a signal and the end of all workers; the worst of their exit statuses."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, self._stop)
         for index in range(self._count):
             self._start(index)
@@ -40,11 +41,16 @@ class Supervisor:
         return worst
 
     def _start(self, index: int) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until each side has its own handler
         pid = os.fork()
         if pid == 0:
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             os._exit(self._guarded(index))
         self._children[pid] = index
-        if self._stopping:  # the signal came while we forked
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        if self._stopping:  # the signal came before there was this child
             os.kill(pid, signal.SIGTERM)
 
     def _guarded(self, index: int) -> int:
@@ -59,7 +65,7 @@ class Supervisor:
         index = self._children.pop(pid, None)
         code = os.waitstatus_to_exitcode(status)
         if index is None or self._stopping:
-            return abs(code)
+            return 0 if code == -signal.SIGTERM else abs(code)  # it may not have begun yet
         log.error("worker ended", worker=index, status=code)
         time.sleep(RESTART_DELAY)
         self._start(index)

@@ -5,7 +5,8 @@ Outgoing bytes are gathered in one buffer per tunnel and handed to TLS at the en
 that many small streams share one record. TLS can't take a part of a write: while one is pending
 its buffer stays as it is, nobody reads for this tunnel, and streams wait in a queue for their turn.
 
-    OPEN → (retire: no new streams; closes with the last one) → CLOSED
+    OPEN → (retire: no new streams) → last stream over: FIN sent, peer's awaited → CLOSED
+         → (lost, or closed: streams are reset)                                  → CLOSED
 
 May import `ztunnel.hbone` and the proxy's `loop`, `buffers`.
 """
@@ -13,6 +14,7 @@ May import `ztunnel.hbone` and the proxy's `loop`, `buffers`.
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -42,6 +44,7 @@ from ztunnel.proxy.loop import READ, WRITE, Loop
 TLS_RECORD = 16 * 1024  # RFC 8446 5.1: most plaintext of a record
 SMALLEST_READ = 16 * 1024  # rather flush first than read less than this for lack of room
 MAX_CONTROL = 64 * 1024  # bytes of unsent control frames at which we stop listening to the peer
+LINGER = 2.0  # seconds a retired tunnel waits for the peer's end
 IDLE_WITHOUT_PROGRESS = PING_INTERVAL + PING_TIMEOUT  # for a server connection without a stream
 
 log = structlog.get_logger()
@@ -109,6 +112,7 @@ class Tunnel:
         self._backlog = b""  # control frames that `_out` had no room for
         self._blocked = False
         self._flush_due = False
+        self._lingers = False  # our FIN is sent, the peer's is awaited
         self._mask = READ
         self._turns: deque[TunnelStream] = deque()  # waiting for the blocked write
         self._waiting: set[TunnelStream] = set()  # the same ones
@@ -220,7 +224,7 @@ class Tunnel:
     def flush(self) -> None:
         """Give TLS what is gathered. Afterwards the buffer is free, or the tunnel blocked."""
         self._flush_due = False
-        if self.closed:
+        if self.closed or self._lingers:
             return
         try:
             self._write_out()
@@ -252,7 +256,7 @@ class Tunnel:
             return
         self.closed = True
         self._keepalive.cancel()
-        if not self._blocked:
+        if not (self._blocked or self._lingers):
             self._say_goodbye()
         self._loop.close(self._sock)
         self._give_buffer()
@@ -263,6 +267,9 @@ class Tunnel:
 
     def on_ready(self, mask: int) -> None:
         if self.closed:
+            return
+        if self._lingers:
+            self._throw_away()
             return
         if self._blocked:
             self.flush()
@@ -427,6 +434,8 @@ class Tunnel:
             if stream in self._waiting:
                 self._waiting.discard(stream)
                 self._tell(stream, stream.pump)
+        if self.retired and not self.streams:
+            self._loop.defer(self._close_retired)
 
     def _await_turn(self, stream: TunnelStream) -> None:
         if stream not in self._waiting:
@@ -478,9 +487,38 @@ class Tunnel:
         )
 
     def _close_retired(self) -> None:
-        if not self.streams:
-            self.flush()
-            self.close("retired")
+        """End what is retired and idle, so that the peer still gets every byte.
+
+        To close with unread octets in the socket would be a reset that overtakes the last of
+        ours: so send FIN, and throw away what comes until the peer's FIN.
+        """
+        if self.streams or self.closed or self._lingers:
+            return
+        self.flush()
+        if self._blocked or self.closed:
+            return  # `_unblock` comes back here
+        self._lingers = True
+        self._keepalive.cancel()
+        self._keepalive = self._loop.call_later(LINGER, self._lingered)
+        self._say_goodbye()
+        try:
+            self._sock.shutdown(socket.SHUT_WR)  # from here on Python reads the bare socket
+        except OSError:
+            self._lingered()
+
+    def _throw_away(self) -> None:
+        """Read what a peer still says after our end."""
+        try:
+            while self._sock.recv_into(self._buffers.scratch.view):
+                pass
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._lingered()
+
+    def _lingered(self) -> None:
+        self.close("retired")
 
     def _say_goodbye(self) -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -68,6 +68,7 @@ class Worker:
         self._index = index
         self._incoming: MeshState | None = None  # a snapshot that is not complete yet
         self._ready: set[str] = set()  # pods we announced in this session
+        self._leaving: list[Pod] = []  # removed, but with live connections
         self._draining = False
 
     def run(self) -> int:
@@ -162,6 +163,7 @@ class Worker:
             lambda key: key.pod_uid == pod.uid, "pod removed", fail_waiting=True
         )
         pod.close("pod removed", abort=removed.gone)
+        self._leaving = [one for one in [*self._leaving, pod] if one.live]
 
     # Words to the agent
 
@@ -263,9 +265,10 @@ class Worker:
 
     def _check_drained(self) -> None:
         loop = self.context.loop
-        if self.context.report.live() and loop.now < self._end_by:
+        pods = [*self.pods.values(), *self._leaving]
+        if (self.context.pool.open or any(pod.live for pod in pods)) and loop.now < self._end_by:
             loop.call_later(DRAIN_CHECK, self._check_drained)
             return
-        for pod in self.pods.values():
+        for pod in pods:
             pod.close("drain deadline", abort=True)
         loop.defer(loop.stop)

@@ -55,7 +55,7 @@ def wait_for(condition: Callable[[], object], what: str = "condition") -> None:
     end = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < end, f"timed out waiting for {what}"
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 def workload(name: str, ip: str, *, hbone: bool = True, pod_uid: str = "") -> Workload:

@@ -16,7 +16,7 @@ from tests.pure.proxy.conftest import Pair
 from tests.pure.proxy.h2client import Http2Client, tls_context
 from tests.pure.proxy.harness import DEADLINE, wait_for
 from ztunnel.link.messages import Certificate
-from ztunnel.proxy import handshake
+from ztunnel.proxy import handshake, tunnel
 
 
 def client(pair: Pair, certificate: Certificate | None = None, alpn: str = "h2") -> Http2Client:
@@ -244,3 +244,33 @@ def test_slow_drip_of_one_frame_does_not_hold_the_loop(pair: Pair) -> None:
             started = time.monotonic()
             still_serves(pair)
             assert time.monotonic() - started < DEADLINE / 2
+
+
+def test_slow_drip_is_closed_at_last(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnel, "PING_INTERVAL", 0.1)
+    context = tls_context(pair.authority.issue(pair.a.me.identity), pair.authority.root_pem, "h2")
+    with (
+        socket.create_connection((pair.b.ip, 15008), DEADLINE) as raw,
+        context.wrap_socket(raw) as sock,
+    ):
+        drip = iter(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r" + bytes(1000))
+        wait_for(lambda: is_closed_while_sending(sock, next(drip)), "the proxy to hang up")
+    still_serves(pair)
+
+
+def is_closed_while_sending(sock: ssl.SSLSocket, byte: int) -> bool:
+    try:
+        sock.sendall(bytes([byte]))
+    except (ConnectionError, ssl.SSLError):
+        return True
+    return False
+
+
+def test_peer_that_answers_no_ping_is_closed(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnel, "PING_INTERVAL", 0.05)
+    monkeypatch.setattr(tunnel, "PING_TIMEOUT", 0.1)
+    with client(pair) as peer:
+        assert peer.status(peer.connect(str(pair.app.address))) == 200
+        server = pair.app.accept()
+        with pytest.raises(ConnectionResetError):
+            server.recv(1)  # the client reads no more, so it answers no PING

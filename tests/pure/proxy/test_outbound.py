@@ -201,3 +201,21 @@ def test_queries_tell_of_live_connections(pair: Pair) -> None:
     (tunnel,) = msgspec.msgpack.decode(pair.a.query("tunnels"))
     assert (tunnel["peer"], tunnel["streams"]) == (pair.b.me.identity, 1)
     assert msgspec.msgpack.decode(pair.a.query("stats"))["opened"] == 1
+
+
+def test_last_bytes_of_a_retired_tunnel_all_arrive(pair: Pair) -> None:
+    client = pair.a.dial()
+    server = pair.app.accept()
+    pair.a.agent.send(pair.authority.issue(pair.a.me.identity))
+    wait_for(lambda: not pair.a.context.pool.tunnels(), "retirement")
+    client.shutdown(socket.SHUT_WR)
+    assert server.recv(1) == b""
+    total = 3 << 20  # less than the window: the server ends long before the client reads
+    server.sendall(bytes(total))
+    server.close()
+    wait_for(lambda: not pair.b.context.report.live(), "the server's end")
+    got = 0
+    while data := client.recv(1 << 16):
+        got += len(data)
+    assert got == total
+    wait_for(lambda: not pair.a.context.pool.open, "the retired tunnel to close")
