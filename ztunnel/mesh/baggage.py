@@ -59,5 +59,8 @@ def parse_baggage(value: bytes) -> dict[str, str]:
         key, separator, rest = member.partition("=")
         if not separator or not key.strip():
             raise BaggageError(f"{member[:64]!r} is no key=value")
-        found[key.strip()] = unquote(rest.partition(";")[0].strip())
+        said = unquote(rest.partition(";")[0].strip())
+        if not said.isprintable():
+            raise BaggageError(f"{key.strip()[:64]!r} has a control character")
+        found[key.strip()] = said
     return found

@@ -68,9 +68,13 @@ def route(state: MeshState, source: Workload, destination: SocketAddress, chance
 def _to_service(
     state: MeshState, service: Service, destination: SocketAddress, chance: float
 ) -> Route:
-    names = [port.name for port in service.ports if port.port == destination.port]
+    names = [
+        port.name
+        for port in service.ports
+        if (port.port, port.protocol) == (destination.port, "TCP")
+    ]
     if not names:
-        return Refuse(f"service {service.key} has no port {destination.port}")
+        return Refuse(f"service {service.key} has no TCP port {destination.port}")
     wanted = family(destination.ip)
     ready = [
         endpoint
@@ -96,7 +100,7 @@ def _to_address(state: MeshState, target: SocketAddress, service: str) -> Route:
 
 def _capacity(state: MeshState, endpoint: Endpoint) -> int:
     workload = state.workload(endpoint.workload)
-    return workload.capacity if workload is not None else 1
+    return max(1, workload.capacity) if workload is not None else 1
 
 
 def _choose(ready: Sequence[Endpoint], weights: Sequence[int], chance: float) -> Endpoint:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that a node knows of the mesh, indexed for decisions. May import `mesh.model`.
 
-A delta costs what it changes. When a pod's address moved to another pod, the news of the old
-pod's removal may come after: an index entry is only dropped by the workload that holds it.
+A delta costs what it changes. An address that moved to another pod may be claimed by both for a
+while, as the old one's removal can come late, or even an update of it. Then a workload of the mesh
+wins, and of several the one that claimed last: a wrong guess is refused by the identity check,
+and never sent in plaintext.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from ztunnel.mesh.model import Service, Workload
+from ztunnel.mesh.model import Service, TunnelProtocol, Workload
+
+HBONE = TunnelProtocol.HBONE
 
 
 class Delta(Protocol):
@@ -32,6 +36,7 @@ class MeshState:
     def __init__(self) -> None:
         self._workloads: dict[str, Workload] = {}
         self._workload_at: dict[str, Workload] = {}
+        self._contested: dict[str, dict[str, Workload]] = {}  # addresses claimed more than once
         self._services: dict[str, Service] = {}
         self._service_at: dict[str, Service] = {}
         self._service_named: dict[str, Service] = {}
@@ -77,17 +82,37 @@ class MeshState:
         return iter(self._services.values())
 
     def _put_workload(self, workload: Workload) -> None:
-        self._drop_workload(workload.uid)
+        old = self._workloads.get(workload.uid)
         self._workloads[workload.uid] = workload
-        if not workload.host_network:
-            for ip in workload.addresses:
-                self._workload_at[ip] = workload
+        kept = () if workload.host_network else workload.addresses
+        for ip in _claimed(old):
+            if ip not in kept:
+                self._unclaim(ip, workload.uid)
+        for ip in kept:
+            self._claim(ip, workload)
 
     def _drop_workload(self, uid: str) -> None:
-        old = self._workloads.pop(uid, None)
-        for ip in old.addresses if old else ():
-            if self._workload_at.get(ip) is old:
-                del self._workload_at[ip]
+        for ip in _claimed(self._workloads.pop(uid, None)):
+            self._unclaim(ip, uid)
+
+    def _claim(self, ip: str, workload: Workload) -> None:
+        holder = self._workload_at.get(ip)
+        if holder is None or (holder.uid == workload.uid and ip not in self._contested):
+            self._workload_at[ip] = workload
+            return
+        claims = self._contested.setdefault(ip, {holder.uid: holder})
+        claims[workload.uid] = workload  # an update keeps its place in the order
+        self._workload_at[ip] = _winner(claims)
+
+    def _unclaim(self, ip: str, uid: str) -> None:
+        claims = self._contested.get(ip)
+        if claims is None:
+            self._workload_at.pop(ip, None)
+            return
+        claims.pop(uid, None)
+        self._workload_at[ip] = _winner(claims)
+        if len(claims) == 1:
+            del self._contested[ip]
 
     def _put_service(self, service: Service) -> None:
         self._drop_service(service.key)
@@ -106,3 +131,13 @@ class MeshState:
                 del self._service_at[ip]
         if self._service_named.get(old.hostname) is old:
             del self._service_named[old.hostname]
+
+
+def _claimed(workload: Workload | None) -> tuple[str, ...]:
+    return () if workload is None or workload.host_network else workload.addresses
+
+
+def _winner(claims: dict[str, Workload]) -> Workload:
+    """Of the claims, first to last: the last of the mesh, else the last."""
+    latest = list(claims.values())
+    return next((one for one in reversed(latest) if one.protocol is HBONE), latest[-1])
