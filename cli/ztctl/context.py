@@ -21,6 +21,7 @@ import click
 from click.core import ParameterSource
 
 from ztctl import output
+from ztctl.errors import NothingThereError
 from ztctl.installation import Installation, Selection
 from ztctl.output import Column, Format, Row
 
@@ -37,6 +38,13 @@ class Context:
     def installations(self) -> list[Installation]:
         """The nodes to look at, at least one. Raises CommandError."""
         return self.selection.find()
+
+    def installations_or_none(self) -> list[Installation]:
+        """The same, but none is fine: for what is safe to repeat."""
+        try:
+            return self.selection.find()
+        except NothingThereError:
+            return []
 
     def print_rows(self, found: Sequence[Row], columns: Sequence[Column]) -> None:
         """Print rows as `-o` says."""

@@ -34,6 +34,7 @@ class Command(IntEnum):
     OBJ_GET = 7
     LINK_CREATE = 28
     LINK_UPDATE = 29
+    LINK_DETACH = 34
 
 
 class AttachType(IntEnum):
@@ -100,6 +101,11 @@ def link_create(program: int, target: int, attach: AttachType) -> int:
 def link_update(link: int, program: int) -> None:
     """Put another program under a link, atomically. ENOLINK when its target is gone."""
     _bpf(Command.LINK_UPDATE, struct.pack("=IIII", link, program, 0, 0))
+
+
+def link_detach(link: int) -> None:
+    """End a link's effect at once, whoever else holds it open. No error when it has ended."""
+    _bpf(Command.LINK_DETACH, struct.pack("=I", link))
 
 
 class RawMap:

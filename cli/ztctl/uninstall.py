@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ztctl uninstall`: removes what an installation left: links, programs, maps, run directory.
+
+May import click, `ztunnel.datapath` and this package.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from ztctl.context import Context, output_option, target_options
+from ztctl.errors import CommandError
+from ztctl.installation import Installation
+from ztctl.output import Column, Format
+from ztunnel.datapath import preflight, syscall
+
+COLUMNS = (Column("NODE", "node"), Column("REMOVED", "removed"), Column("PATH", "path"))
+SOCKETS = ("admin.sock", "agent.sock")
+_PINNED = ("links", "progs", "maps")  # links first: they are what acts
+_FIRST = "zt_connect"  # no redirect must outlive the programs that explain it
+_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+
+
+@click.command()
+@target_options
+@output_option
+@click.pass_obj
+def uninstall(context: Context) -> None:
+    """Remove all that an installation left in the kernel, and its run directory.
+
+    New connections are left alone from then on. The agent must be stopped first, as it would go
+    on with what is gone. Safe to repeat. A lab is better removed by: ztctl lab down.
+
+    \b
+    Examples:
+      ztctl uninstall
+      ztctl uninstall --pin-dir /sys/fs/bpf/ztunnel --run-dir /run/ztunnel
+    """
+    installations = context.installations_or_none()
+    for each in installations:
+        _require_stopped(each)
+    rows = [
+        {"node": each.node, "removed": kind, "path": str(path)}
+        for each in installations
+        for kind, path in remove(each)
+    ]
+    if context.form is Format.TABLE and not rows:
+        click.echo("nothing to remove")
+    else:
+        context.print_rows(rows, COLUMNS)
+
+
+def remove(installation: Installation) -> Iterator[tuple[str, Path]]:
+    """Remove everything of one node; yields what and where, one by one."""
+    yield from _remove_pins(installation.pin_dir)
+    yield from _remove_run_dir(installation.run_dir)
+
+
+def _require_stopped(installation: Installation) -> None:
+    for name in SOCKETS:
+        pid = _listener(installation.run_dir / name)
+        if pid is not None:
+            stop = f"ztctl lab down --name {installation.lab}" if installation.lab else "stop it"
+            raise CommandError(
+                f"process {pid}, the agent of {installation.node}, still listens at "
+                f"{installation.run_dir / name}; {stop}, then uninstall"
+            )
+
+
+def _listener(path: Path) -> int | None:
+    """The pid of whoever listens at a unix socket."""
+    with socket.socket(socket.AF_UNIX, _kind_of(path)) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return None
+        raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(raw)[0])
+
+
+def _kind_of(path: Path) -> socket.SocketKind:
+    return socket.SOCK_SEQPACKET if path.name == "agent.sock" else socket.SOCK_STREAM
+
+
+def _remove_pins(pin_dir: Path) -> Iterator[tuple[str, Path]]:
+    if not pin_dir.exists():
+        return
+    if not preflight.bpffs(pin_dir).mounted or pin_dir == preflight.bpffs(pin_dir).point:
+        raise CommandError(
+            f"looked at {pin_dir}: it is not a directory inside a bpffs; name another --pin-dir"
+        )
+    for part in _PINNED:
+        directory = pin_dir / part
+        for pin in sorted(directory.glob("*"), key=lambda pin: not pin.name.startswith(_FIRST)):
+            if part == "links":
+                _detach(pin)
+            pin.unlink(missing_ok=True)
+            yield part.removesuffix("s"), pin
+        if directory.exists():
+            directory.rmdir()
+    pin_dir.rmdir()
+    yield "directory", pin_dir
+
+
+def _detach(pin: Path) -> None:
+    """At once, even if somebody holds the link open; a pin's end alone would wait for them."""
+    link = syscall.get(pin)
+    try:
+        syscall.link_detach(link)
+    finally:
+        os.close(link)
+
+
+def _remove_run_dir(run_dir: Path) -> Iterator[tuple[str, Path]]:
+    """Only what is known to be ours: somebody may have named a directory with other things."""
+    if not run_dir.is_dir():
+        return
+    for pattern in ("*.sock", "*.log"):
+        for path in sorted(run_dir.glob(pattern)):
+            path.unlink(missing_ok=True)
+            yield "file", path
+    with suppress(OSError):  # something else is in it
+        run_dir.rmdir()
+        yield "directory", run_dir
