@@ -15,13 +15,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
 
 from ztunnel.agent.datapath import DataPath
-from ztunnel.agent.discovery import Discovery, Found, HostNamespaceError
+from ztunnel.agent.discovery import Found, HostNamespaceError
 from ztunnel.agent.pod import Pod, PodState, close_shown
 from ztunnel.agent.workers import Session
 from ztunnel.link.messages import (
@@ -46,10 +46,17 @@ class Hub(Protocol):
     def sessions(self) -> list[Session]: ...
 
 
+class Finder(Protocol):
+    """Where pods' namespaces come from; `discovery.Discovery` is one."""
+
+    def refresh(self, wanted: Iterable[str]) -> None: ...
+    def open(self, pod_uid: str) -> Found | None: ...
+
+
 class Enroller:
     """All local pods. Use from the event loop only."""
 
-    def __init__(self, datapath: DataPath, discovery: Discovery, hub: Callable[[], Hub]) -> None:
+    def __init__(self, datapath: DataPath, discovery: Finder, hub: Callable[[], Hub]) -> None:
         self._datapath = datapath
         self._discovery = discovery
         self._hub = hub

@@ -286,6 +286,7 @@ class Workers:
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener.close()
+            self._listener = None
             self._path.unlink(missing_ok=True)
         for session in list(self._sessions):
             session.close("agent ends")

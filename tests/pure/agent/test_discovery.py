@@ -66,14 +66,11 @@ class Host:
         directory = self.proc / str(pid)
         (directory / "ns").mkdir(parents=True, exist_ok=True)
         namespace = self.proc.parent / f"netns-{netns}"
-        namespace.touch()
+        namespace.write_text("")
         (directory / "ns/net").unlink(missing_ok=True)
         os.link(namespace, directory / "ns/net")
         fields = " ".join(["S", *["0"] * 18, str(start), "0"])
         (directory / "stat").write_text(f"{pid} (a b) c) {fields}")
-
-    def ends(self, pid: int) -> None:
-        shutil.rmtree(self.proc / str(pid))
 
     def container(self, path: str, *pids: int) -> Path:
         directory = self.cgroup / path
@@ -161,7 +158,6 @@ def test_reused_pid_is_noticed(host: Host, monkeypatch: pytest.MonkeyPatch) -> N
     real_open = os.open
 
     def open_late(path: os.PathLike[str] | str, flags: int) -> int:
-        host.ends(42)
         host.process(42, "stranger", start=100)
         (directory / "cgroup.procs").write_text("")
         return real_open(path, flags)
