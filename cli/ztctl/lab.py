@@ -1,37 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ztctl lab`: the embedded lab from a shell. A thin skin over `ztunnel.lab.Lab`.
 
-May import `ztunnel.lab`, click, PyYAML. `lab` is the command group.
+May import `ztunnel.lab`, click, `context`, `errors`, `output`. `lab` is the command group.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import yaml
 
+from ztctl import output
+from ztctl.context import Context, output_option
+from ztctl.errors import FAILED, CommandError
+from ztctl.output import Column, Format
 from ztunnel.lab import Lab, LabError
 from ztunnel.lab.objects import key_of, read_manifests
 
 COMPONENT = click.Choice(["agent", "proxy", "dns"])
+NODES = (Column("NODE", "name"), Column("ADDRESSES", "addresses"), Column("NETNS", "netns"))
+PODS = (
+    Column("NAMESPACE", "namespace"),
+    Column("POD", "name"),
+    Column("NODE", "node"),
+    Column("READY", "ready"),
+    Column("STATUS", "status"),
+    Column("MODE", "dataplaneMode"),
+    Column("ADDRESSES", "addresses"),
+)
+SERVICES = (
+    Column("NAMESPACE", "namespace"),
+    Column("SERVICE", "name"),
+    Column("CLUSTER-IPS", "clusterIPs"),
+    Column("PORTS", "ports"),
+    Column("ENDPOINTS", "endpoints"),
+)
+DEFAULT_NAME = "lab"
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _chosen_name(ctx: click.Context, _: click.Parameter, value: str | None) -> str:
+    """`lab up --name x` and `ztctl --lab x lab up` mean the same."""
+    return value or ctx.ensure_object(Context).selection.lab or DEFAULT_NAME
 
 
 def _name_option(command: Command) -> Command:
     return click.option(
         "--name",
-        default="lab",
         envvar="ZTCTL_LAB",
-        show_default=True,
         show_envvar=True,
-        help="Which lab.",
+        callback=_chosen_name,
+        help=f"Which lab.  [default: {DEFAULT_NAME}]",
     )(command)
 
 
@@ -55,11 +80,11 @@ def _files_option(*, required: bool) -> Callable[[Command], Command]:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """A LabError is for people: its message, no traceback, exit code 1."""
+    """A LabError is for people: its message, no traceback."""
     try:
         yield
     except LabError as error:
-        raise click.ClickException(str(error)) from error
+        raise CommandError(str(error)) from error
 
 
 def _progress(line: str) -> None:
@@ -71,7 +96,7 @@ def _report(problems: Sequence[str]) -> None:
     for problem in problems:
         click.echo(f"problem: {problem}", err=True)
     if problems:
-        sys.exit(1)
+        sys.exit(FAILED)
 
 
 @click.group()
@@ -142,20 +167,14 @@ def down(name: str) -> None:
 
 @lab.command()
 @_name_option
-@click.option(
-    "-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table",
-    show_default=True, help="How to print.",
-)  # fmt: skip
-def status(name: str, output: str) -> None:
+@output_option
+@click.pass_context
+def status(ctx: click.Context, name: str) -> None:
     """Show nodes, pods and services."""
     with _plain_errors():
         found = Lab(name).status()
-    if output == "json":
-        click.echo(json.dumps(found, indent=2))
-    elif output == "yaml":
-        click.echo(yaml.safe_dump(found, sort_keys=False), nl=False)
-    else:
-        click.echo("\n\n".join(_tables(found)))
+    form = ctx.ensure_object(Context).form
+    click.echo("\n\n".join(_tables(found)) if form is Format.TABLE else output.data(found, form))
 
 
 @lab.command(
@@ -349,63 +368,22 @@ def _label_change(word: str) -> tuple[str, str | None]:
 
 
 def _name_hint(name: str) -> str:
-    return "" if name == "lab" else f" --name {name}"
+    return "" if name == DEFAULT_NAME else f" --name {name}"
 
 
 def _tables(found: dict[str, Any]) -> Iterator[str]:
     kinds = list(found["nodes"][0]["components"])
-    yield _table(
-        ("NODE", "IPV4", "IPV6", *(kind.upper() for kind in kinds), "NETNS"),
-        (
-            (
-                node["name"],
-                *node["addresses"],
-                *(_health(node["components"][kind]) for kind in kinds),
-                node["netns"],
-            )
-            for node in found["nodes"]
-        ),
-    )
-    yield _table(
-        ("NAMESPACE", "POD", "NODE", "READY", "STATUS", "MODE", "IPV4", "IPV6"),
-        (
-            (
-                pod["namespace"],
-                pod["name"],
-                pod["node"] or "-",
-                "yes" if pod["ready"] else "no",
-                pod["status"],
-                pod["dataplaneMode"] or "-",
-                *(pod["addresses"] or ("-", "-")),
-            )
-            for pod in found["pods"]
-        ),
-    )
-    yield _table(
-        ("NAMESPACE", "SERVICE", "CLUSTER-IPS", "PORTS", "ENDPOINTS"),
-        (
-            (
-                service["namespace"],
-                service["name"],
-                ",".join(service["clusterIPs"]) or "None",
-                ",".join(service["ports"]) or "-",
-                ",".join(service["endpoints"]) or "-",
-            )
-            for service in found["services"]
-        ),
-    )
+    columns = (*NODES, *(Column(kind.upper(), f"health.{kind}") for kind in kinds))
+    nodes = [{**node, "health": _health(node["components"])} for node in found["nodes"]]
+    yield output.table(columns, nodes)
+    yield output.table(PODS, found["pods"])
+    yield output.table(SERVICES, found["services"])
 
 
-def _health(component: dict[str, Any]) -> str:
-    if component["pid"] is None:
-        return "dead"
-    return f"ready({component['pid']})" if component["ready"] else f"unready({component['pid']})"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [list(header), *map(list, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+def _health(components: dict[str, Any]) -> dict[str, str]:
+    """What a table tells of each component: dead, or its pid and whether it serves."""
+    said = {}
+    for kind, component in components.items():
+        word = "ready" if component["ready"] else "unready"
+        said[kind] = f"{word}({component['pid']})" if component["pid"] else "dead"
+    return said

@@ -30,6 +30,7 @@ from ztunnel.lab import (
     cleanup,
     components,
     containers,
+    enrolment,
     images,
     kubeproxy,
     mounts,
@@ -110,7 +111,7 @@ class Lab:
         self.agent_options = tuple(agent_options)
         self._manifests_applied: bool = saved.get("manifests_applied", False)
         self.store = ObjectStore(self.names.objects)
-        self._kubelet = Kubelet(self.names, self.nodes, self.store)
+        self._kubelet = Kubelet(self.names, self.nodes, self.store, self._await_capture)
 
     # -- life ------------------------------------------------------------------------------
 
@@ -445,6 +446,14 @@ class Lab:
         self._publish()
         unready = [self._kubelet.explain(pod) for pod in left] if deadline else []
         return planned.problems + unready
+
+    def _await_capture(self, pod: Object) -> None:
+        """Hold a new pod's programs back until the mesh has it, if it is the mesh's."""
+        if self.mesh and enrolment.is_due(pod, self.store.load()):
+            captured = enrolment.wait_captured(self.names, pod)
+            if not captured:
+                node = pod["spec"]["nodeName"]
+                self.progress(f"{node}: {key_of(pod)} starts although no agent has captured it")
 
     def _remove_leftovers(self, objects: Mapping[Key, Object], planned: plan.PodPlan) -> None:
         """Forget pods that their Deployment no longer wants."""

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ztunnel.lab import addresses, containers, sandbox
+from ztunnel.lab import addresses, containers, enrolment, sandbox
 from ztunnel.lab.components import Component
 from ztunnel.lab.kubeproxy import frontends
 from ztunnel.lab.names import LabNames
-from ztunnel.lab.objects import Key, Object, Objects, of_kind
+from ztunnel.lab.objects import Object, Objects, of_kind
 from ztunnel.lab.plan import NodePlan, is_ready, pod_ips
-
-_AMBIENT_LABEL = "istio.io/dataplane-mode"
 
 
 def describe(
@@ -59,7 +57,7 @@ def _pod(names: LabNames, pod: Object, objects: Objects) -> dict[str, Any]:
         "addresses": pod_ips(pod),
         "ready": False,
         "status": pod.get("status", {}).get("phase", "Pending"),
-        "dataplaneMode": _mode(pod, objects),
+        "dataplaneMode": enrolment.mode(pod, objects),
     }
     if node and metadata.get("uid"):
         box = sandbox.describe(names, pod)
@@ -84,13 +82,6 @@ def _phase(pod: Object, *, alive: bool, running: bool) -> str:
     if not alive:
         return "SandboxGone"
     return "Running" if running else "ContainerEnded"
-
-
-def _mode(pod: Object, objects: Objects) -> str:
-    """The enrolment label that counts: the pod's own, else its namespace's."""
-    space = objects.get(Key("Namespace", "", pod["metadata"]["namespace"]), {})
-    inherited = space.get("metadata", {}).get("labels", {}).get(_AMBIENT_LABEL, "")
-    return str(pod["metadata"].get("labels", {}).get(_AMBIENT_LABEL, inherited))
 
 
 def _services(objects: Objects) -> Iterator[dict[str, Any]]:

@@ -22,10 +22,18 @@ _POLL = 0.05  # seconds
 class Kubelet:
     """Runs pods on the nodes of one lab. Stateless: it asks the kernel what is there."""
 
-    def __init__(self, names: LabNames, nodes: Sequence[NodePlan], store: ObjectStore) -> None:
+    def __init__(
+        self,
+        names: LabNames,
+        nodes: Sequence[NodePlan],
+        store: ObjectStore,
+        before_start: Callable[[Object], None],
+    ) -> None:
+        """`before_start` is called once per new pod: it has its network, and no program yet."""
         self._names = names
         self._nodes = {node.name: node for node in nodes}
         self._store = store
+        self._before_start = before_start
 
     def broken(self, objects: Objects) -> set[str]:
         """The uids of bound pods whose sandbox is gone."""
@@ -57,6 +65,7 @@ class Kubelet:
         if pod["status"]["phase"] != "Running":
             pod["status"]["phase"] = "Running"
             self._report(pod, box, waiting={})
+            self._before_start(pod)
         waiting = {}
         for container in pod["spec"]["containers"]:
             if not containers.is_running(self._names, box, container["name"]):
