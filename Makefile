@@ -1,27 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-# `make demo` and `make test` set up what they need by themselves and may be run again and again.
+# The doors to this project. As root on Debian 12; every target is safe to repeat.
 
 .PHONY: help setup demo test lint bench clean
+.DEFAULT_GOAL := help
 
-help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help:
+	@echo 'make demo    install what is missing, bring the lab up, show the main job, take it down'
+	@echo 'make test    install what is missing, run the whole suite'
+	@echo 'make setup   install what is missing: packages by apt, the rest into .venv'
+	@echo 'make lint    style, types, layer contract'
+	@echo 'make bench   run the measurements of bench/'
+	@echo 'make clean   remove the venv and caches; packages stay'
 
-setup: ## install what is missing (Debian packages, .venv)
+setup:
 	@scripts/setup
 
-demo: setup ## bring the two-node lab up, run the main job, show it, take it down
+demo: setup
 	@scripts/demo
 
-test: setup ## lint and pass the whole suite
+test: setup
 	@scripts/test
 
-lint: setup ## only the static checks
+lint: setup
 	@scripts/lint
 
-bench: setup ## cost of the HBONE codec beside the h2 library
-	@.venv/bin/python bench/hbone_codec.py
+bench: setup
+	@for each in bench/*.py; do echo "bench: $$each"; .venv/bin/python "$$each" || exit 1; done
 
-clean: ## remove the virtual environment and caches (and a lab that is still up)
-	@[ ! -x .venv/bin/ztctl ] || .venv/bin/ztctl lab down
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+clean:
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
