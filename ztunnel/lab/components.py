@@ -69,7 +69,7 @@ class Component:
                 return
             alive = process.running(self.cgroup)
             if not alive or time.monotonic() > deadline:
-                found = "not ready in time" if alive else "ended"
+                found = f"not ready in time{self._waiting_for()}" if alive else "ended"
                 raise LabError(f"{self.node}: {self.kind} {found}; {process.tail(self.log)}")
             time.sleep(_POLL)
 
@@ -82,6 +82,14 @@ class Component:
         if self.kind == "proxy" and not process.running(self.cgroup.with_name("agent")):
             return True
         return admin_get(self.names, self.node, "/healthz/ready")[0] == 200
+
+    def _waiting_for(self) -> str:
+        """What the agent says it waits for, as a clause of a message."""
+        if self.kind == "dns":
+            return ""
+        _, answer = admin_get(self.names, self.node, "/healthz/ready")
+        reasons = (answer or {}).get("waiting_for") or ["its admin socket to answer"]
+        return f", waiting for {', '.join(reasons)}"
 
     def _argv(self) -> list[str]:
         common = ["--node", self.node, "--run-dir", str(self.names.run_dir(self.node))]

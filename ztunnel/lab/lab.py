@@ -142,6 +142,7 @@ class Lab:
             mounts.ensure(bpffs=self.mesh)
             self._wire()
             self._put_all(plan.system_objects(self.store.load(), self.nodes))
+            self._drop_broken()
             self._start_components(deadline)
             self._admit(objects)
             self._manifests_applied = True
@@ -429,9 +430,9 @@ class Lab:
         """
         self._put_all(plan.system_objects(self.store.load(), self.nodes))
         self._put_all(services.plan_services(self.store.load()))
+        self._drop_broken()
         objects = self.store.load()
-        broken = self._kubelet.broken(objects)
-        planned = plan.plan_pods(objects, self.nodes, broken=broken, uid=_uid, now=_now())
+        planned = plan.plan_pods(objects, self.nodes, uid=_uid, now=_now())
         self._remove_leftovers(objects, planned)
         self._put_all(planned.pods)
         self._publish()
@@ -454,6 +455,14 @@ class Lab:
             if not captured:
                 node = pod["spec"]["nodeName"]
                 self.progress(f"{node}: {key_of(pod)} starts although no agent has captured it")
+
+    def _drop_broken(self) -> None:
+        """Forget that a pod ran whose sandbox is gone; the next plan makes it anew.
+
+        Told before agents are waited for: they are not ready while a pod can't be found.
+        """
+        for pod in self._kubelet.broken(self.store.load()):
+            self.store.put(plan.unbound(pod))
 
     def _remove_leftovers(self, objects: Mapping[Key, Object], planned: plan.PodPlan) -> None:
         """Forget pods that their Deployment no longer wants."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,7 +108,7 @@ def admit(new: Object, old: Object | None, uid: Callable[[], str], now: str) -> 
     if old is None:
         metadata.setdefault("uid", uid())
         metadata.setdefault("creationTimestamp", now)
-        return _unbound(stored) if new["kind"] == "Pod" else stored
+        return unbound(stored) if new["kind"] == "Pod" else stored
     for field_name in ("labels", "annotations"):
         joined = {**old["metadata"].get(field_name, {}), **metadata.get(field_name, {})}
         if joined:
@@ -127,7 +127,7 @@ def admit(new: Object, old: Object | None, uid: Callable[[], str], now: str) -> 
 def _admit_pod(stored: Object, old: Object) -> Object:
     was = old["metadata"].get("annotations", {}).get(APPLIED_ANNOTATION)
     if was != stored["metadata"]["annotations"][APPLIED_ANNOTATION]:
-        return _unbound(stored)
+        return unbound(stored)
     kept = copy.deepcopy(old)
     for field_name in ("labels", "annotations"):
         if field_name in stored["metadata"]:
@@ -135,11 +135,11 @@ def _admit_pod(stored: Object, old: Object) -> Object:
     return kept
 
 
-def _unbound(pod: Object) -> Object:
-    """A pod nobody scheduled yet: no uid, no status."""
-    pod["metadata"].pop("uid", None)
-    pod.pop("status", None)
-    return pod
+def unbound(pod: Object) -> Object:
+    """The pod as nobody scheduled it yet: no uid, no status, so that a plan makes it anew."""
+    metadata = {name: value for name, value in pod["metadata"].items() if name != "uid"}
+    rest = {name: value for name, value in pod.items() if name != "status"}
+    return {**rest, "metadata": metadata}
 
 
 def _keep_addresses(new: dict[str, Any], old: dict[str, Any]) -> None:
@@ -154,29 +154,27 @@ def plan_pods(
     objects: Objects,
     nodes: Sequence[NodePlan],
     *,
-    broken: Collection[str] = (),
     uid: Callable[[], str],
     now: str,
 ) -> PodPlan:
     """Every pod that should exist, bound to a node and addressed.
 
-    Pods already bound stay as they are, unless their uid is in `broken` (their sandbox is gone):
-    those are made anew. Order: pods that name their node first, so that the rest spread around
-    them.
+    Pods already bound stay as they are. Order: pods that name their node first, so that the rest
+    spread around them.
     """
     plan = PodPlan()
-    unbound = []
+    waiting = []
     for wanted in _wanted_pods(objects):
         stored = objects.get(key_of(wanted))
-        if stored and _is_bound(stored) and stored["metadata"]["uid"] not in broken:
+        if stored and _is_bound(stored):
             plan.pods.append(stored)
         elif problem := _inadmissible(wanted, objects):
             plan.problems.append(problem)
         else:
-            unbound.append(copy.deepcopy(wanted))
+            waiting.append(copy.deepcopy(wanted))
             plan.problems += _not_played(wanted)
     labels = {node.name: _node_labels(objects, node) for node in nodes}
-    for pod in sorted(unbound, key=lambda pod: not _names_node(pod)):
+    for pod in sorted(waiting, key=lambda pod: not _names_node(pod)):
         pod["metadata"]["uid"] = uid()
         pod["metadata"]["creationTimestamp"] = now
         if problem := _bind(pod, plan.pods, nodes, labels, now):

@@ -35,15 +35,14 @@ class Kubelet:
         self._store = store
         self._before_start = before_start
 
-    def broken(self, objects: Objects) -> set[str]:
-        """The uids of bound pods whose sandbox is gone."""
-        return {
-            pod["metadata"]["uid"]
+    def broken(self, objects: Objects) -> list[Object]:
+        """The pods that ran and whose sandbox is gone."""
+        return [
+            pod
             for pod in of_kind(objects, "Pod")
-            if pod["spec"].get("nodeName")
-            and pod["metadata"].get("uid")
+            if pod.get("status", {}).get("phase") == "Running"
             and not sandbox.is_alive(self._names, sandbox.describe(self._names, pod))
-        }
+        ]
 
     def collect(self, wanted: Iterable[Object]) -> None:
         """End every sandbox that belongs to none of the wanted pods."""

@@ -14,6 +14,7 @@ from ztunnel.lab.objects import Key, Object, key_of
 
 NOW = "2026-01-01T00:00:00Z"
 NODES = plan.make_nodes(2)
+UIDS = itertools.count(1)
 
 
 def store(*objects: Object) -> dict[Key, Object]:
@@ -46,14 +47,8 @@ def deployment(name: str, replicas: int, image: str = "nginx") -> Object:
     }
 
 
-def make(objects: dict[Key, Object], broken: tuple[str, ...] = ()) -> plan.PodPlan:
-    uids = itertools.count(1)
-    used = {obj["metadata"].get("uid") for obj in objects.values()}
-
-    def uid() -> str:
-        return next(text for n in uids if (text := f"u{n}") not in used)
-
-    return plan.plan_pods(objects, NODES, broken=broken, uid=uid, now=NOW)
+def make(objects: dict[Key, Object]) -> plan.PodPlan:
+    return plan.plan_pods(objects, NODES, uid=lambda: f"u{next(UIDS)}", now=NOW)
 
 
 def after(objects: dict[Key, Object], planned: plan.PodPlan) -> dict[Key, Object]:
@@ -109,7 +104,8 @@ def test_a_pod_whose_sandbox_is_gone_is_made_anew_with_another_uid() -> None:
     objects = store(pod("client"))
     first = make(objects)
     uid = first.pods[0]["metadata"]["uid"]
-    second = make(after(objects, first), broken=(uid,))
+    gone = plan.unbound(first.pods[0])
+    second = make(after(objects, first) | {key_of(gone): gone})
     assert second.pods[0]["metadata"]["uid"] != uid
 
 
