@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ztunnel agent`: the privileged process of a node, from the command line.
+
+May import click, telemetry and `ztunnel.agent`; the agent's parts only once it is run.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import click
+import structlog
+
+from ztunnel.agent.options import Options
+from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
+from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
+
+_DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_MAX_NAME = 253  # characters, RFC 1123
+
+
+def _dns_name(_: click.Context, option: click.Parameter, value: str) -> str:
+    if len(value) > _MAX_NAME or not _DNS_NAME.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is no DNS name in lower case")
+    return value
+
+
+def _cgroup2(_: click.Context, option: click.Parameter, value: Path | None) -> Path:
+    if value is None:
+        from ztunnel.datapath.preflight import (  # noqa: PLC0415  only when it is needed
+            PreflightError,
+            cgroup2_root,
+        )
+
+        try:
+            return cgroup2_root()
+        except PreflightError as error:
+            raise click.BadParameter(str(error)) from error
+    if not (value / "cgroup.procs").is_file():
+        raise click.BadParameter(f"{value} is no cgroup v2 directory; `ztctl check` tells the root")
+    return value
+
+
+@click.command("agent")
+@click.option("--node", required=True, callback=_dns_name, help="This node's name in the objects.")
+@click.option(
+    "--manifests",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Directory of Kubernetes objects to watch.",
+)
+@click.option(
+    "--ca-dir",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="CA in the form of Istio's cacerts; made there when there is none.",
+)
+@click.option(
+    "--cgroup",
+    type=click.Path(path_type=Path, file_okay=False),
+    callback=_cgroup2,
+    help="Where to attach, above all pods.  [default: the cgroup v2 root]",
+)
+@click.option(
+    "--pin-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/sys/fs/bpf/ztunnel"),
+    show_default=True,
+    help="Where programs, maps and links are pinned.",
+)
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/run/ztunnel"),
+    show_default=True,
+    help="Where the agent's sockets are.",
+)
+@click.option(
+    "--trust-domain",
+    default=DEFAULT_TRUST_DOMAIN,
+    show_default=True,
+    callback=_dns_name,
+    help="Of the SPIFFE ids.",
+)
+@click.option(
+    "--cert-ttl",
+    type=click.IntRange(2, 10 * 365 * 86400),
+    default=86400,
+    show_default=True,
+    help="Seconds a workload certificate is valid; it is renewed at half of that.",
+)
+@click.option(
+    "--proxy-uid",
+    type=click.IntRange(min=1),
+    default=1337,
+    show_default=True,
+    help="The user the proxy runs as.",
+)
+@click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
+def command(
+    *,
+    node: str,
+    manifests: Path,
+    ca_dir: Path,
+    cgroup: Path,
+    pin_dir: Path,
+    run_dir: Path,
+    trust_domain: str,
+    cert_ttl: int,
+    proxy_uid: int,
+    log_format: str,
+) -> None:
+    """Capture this node's enrolled pods and serve the proxy. Needs root.
+
+    SIGTERM ends the agent and nothing else: traffic goes on with what the kernel and the proxy
+    hold, and the next agent takes over. `ztctl uninstall` removes the data path.
+    """
+    configure_logs(log_format)
+    structlog.contextvars.bind_contextvars(node=node)
+    options = Options(
+        node=node,
+        manifests=manifests,
+        cgroup=cgroup,
+        pin_dir=pin_dir,
+        run_dir=run_dir,
+        ca_dir=ca_dir,
+        trust_domain=trust_domain,
+        certificate_ttl=timedelta(seconds=cert_ttl),
+        proxy_uid=proxy_uid,
+    )
+    from ztunnel.agent.run import StartError, main  # noqa: PLC0415  --help needs none of it
+
+    try:
+        main(options)
+    except StartError as error:
+        raise click.ClickException(str(error)) from error

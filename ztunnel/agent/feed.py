@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the mirror of the cluster to those who live by it: workers, the reconciler, certificates.
+
+    source --> Mirror --changed()--> MeshDelta to every worker
+                                 \\-> this node's enrolled pods to the reconciler
+                                  \\-> their identities to the certificate store
+
+Also the workers' `Events`: a worker that joins gets the same as a stream from the beginning.
+May import the agent's own modules, kube, identity, link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from ztunnel.agent import chunks
+from ztunnel.agent.enrol import Enroller
+from ztunnel.agent.workers import Session, Workers
+from ztunnel.identity.store import KeyPair, Store
+from ztunnel.kube.mirror import Mirror
+from ztunnel.link.messages import Certificate, Hello, MeshDelta, NeedSockets
+from ztunnel.mesh.model import TunnelProtocol, Workload
+
+log = structlog.get_logger()
+
+
+class Feed:
+    """One per agent; called from the event loop only."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        mirror: Mirror,
+        enroller: Enroller,
+        workers: Callable[[], Workers],
+        store: Callable[[], Store],
+    ) -> None:
+        self.revision = 0
+        self._node = node
+        self._mirror = mirror
+        self._enroller = enroller
+        self._workers = workers
+        self._store = store
+        self._local: tuple[dict[str, Workload], set[str]] | None = None
+
+    def changed(self) -> None:
+        """The mirror took in news."""
+        change = self._mirror.drain()
+        if change:
+            self.revision += 1
+            delta = MeshDelta(
+                revision=self.revision,
+                workloads=change.workloads,
+                services=change.services,
+                removed_workloads=change.removed_workloads,
+                removed_services=change.removed_services,
+            )
+            for part in chunks.change(delta):
+                self._workers().broadcast(part)
+        self._take_local()
+
+    def certified(self, pair: KeyPair) -> None:
+        """A certificate is new: every worker gets it."""
+        self._workers().broadcast(_certificate(pair))
+
+    # Events of workers
+
+    def adopt(self, session: Session, hello: Hello, fds: list[int]) -> None:
+        self._enroller.adopt(session, hello, fds)
+
+    def joined(self, session: Session) -> None:
+        """Snapshot, certificates, pods: in this order a worker can serve each pod at once."""
+        now = self._mirror.snapshot()
+        for part in chunks.snapshot(self.revision, now.workloads, now.services):
+            packet = session.encode(part)
+            session.allow(len(packet))
+            session.send_packet(packet)
+        for pair in self._store().current():
+            session.send(_certificate(pair))
+        self._enroller.joined(session)
+
+    def pod_ready(self, session: Session, pod_uid: str) -> None:
+        self._enroller.pod_ready(session, pod_uid)
+
+    def need_sockets(self, session: Session, need: NeedSockets) -> None:
+        self._enroller.need_sockets(session, need)
+
+    def left(self, session: Session) -> None:
+        self._enroller.left(session)
+
+    def _take_local(self) -> None:
+        """This node's pods, if anything about them is new."""
+        pods = self._mirror.pods_on(self._node)
+        enrolled = {
+            pod.pod_uid: pod
+            for pod in pods
+            if pod.protocol is TunnelProtocol.HBONE and not pod.host_network
+        }
+        local = enrolled, {pod.pod_uid for pod in pods}
+        if local == self._local:
+            return
+        self._local = local
+        store, wanted = self._store(), {pod.identity for pod in enrolled.values()}
+        for identity in wanted:
+            store.ensure(identity)
+        self._enroller.want(*local)
+        for identity in store.identities() - wanted:
+            store.forget(identity)
+
+
+def _certificate(pair: KeyPair) -> Certificate:
+    return Certificate(
+        identity=pair.identity,
+        chain_pem=pair.chain_pem,
+        key_pem=pair.key_pem,
+        roots_pem=pair.roots_pem,
+        not_after=pair.not_after,
+    )

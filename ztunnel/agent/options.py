@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent is told when it starts. May import mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
+
+
+@dataclass(frozen=True)
+class Options:
+    """`cgroup` is where the hooks are attached and below which the pods of the node live."""
+
+    node: str
+    manifests: Path
+    cgroup: Path
+    pin_dir: Path
+    run_dir: Path
+    ca_dir: Path
+    trust_domain: str = DEFAULT_TRUST_DOMAIN
+    certificate_ttl: timedelta = timedelta(hours=24)
+    proxy_uid: int = 1337
+
+    @property
+    def agent_socket(self) -> Path:
+        """Where workers dial."""
+        return self.run_dir / "agent.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where ztctl asks."""
+        return self.run_dir / "admin.sock"

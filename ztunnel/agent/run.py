@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the agent's parts together and runs them until a signal.
+
+    claim the run directory -> load or adopt the data path -> CA -> watch the manifests
+        -> first complete view: capture pods -> let workers dial -> until SIGTERM or SIGINT
+
+Stopping closes sockets and descriptors only: pins, and so the pods' traffic, stay.
+May import everything of the agent and below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from ztunnel.agent import datapath, node
+from ztunnel.agent.admin import Admin, Json
+from ztunnel.agent.datapath import KernelDataPath
+from ztunnel.agent.discovery import Discovery
+from ztunnel.agent.enrol import Enroller
+from ztunnel.agent.feed import Feed
+from ztunnel.agent.options import Options
+from ztunnel.agent.views import AgentViews
+from ztunnel.agent.workers import Workers
+from ztunnel.identity import ca
+from ztunnel.identity.signer import DiskSigner
+from ztunnel.identity.store import Store
+from ztunnel.kube.directory import DirectorySource
+from ztunnel.kube.mirror import Mirror
+from ztunnel.mesh.model import DEFAULT_CLUSTER
+
+FIRST_RETRY = 0.05  # seconds until a pod that could not be captured is tried again
+RECHECK = 2.0  # seconds between looks at what nothing tells us of
+
+log = structlog.get_logger()
+
+
+class StartError(Exception):
+    """The agent can't start; the text says what to do."""
+
+
+def main(options: Options) -> None:
+    """Run until a signal. Raises StartError."""
+    if os.geteuid() != 0:
+        raise StartError("the agent enters pods' namespaces and loads BPF; run it as root")
+    try:
+        node.allow_many_descriptors()
+        lock = node.claim(options.run_dir)
+        try:
+            asyncio.run(_until_signal(options))
+        finally:
+            os.close(lock)
+    except (
+        node.AlreadyRunningError,
+        datapath.LoadFailedError,
+        ca.CaError,
+        OSError,
+    ) as error:
+        raise StartError(str(error)) from error
+
+
+async def _until_signal(options: Options) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loaded = await datapath.load(options.cgroup, options.pin_dir)
+    log.info("data path", pin_dir=str(options.pin_dir), result=loaded)
+    agent = Agent(options, KernelDataPath(options.pin_dir), loaded)
+    try:
+        await agent.run(stop)
+    finally:
+        await agent.close()
+        log.info("agent ended", note="data path and traffic stay")
+
+
+class Agent:
+    """All parts of a running agent."""
+
+    def __init__(self, options: Options, kernel: KernelDataPath, loaded: str) -> None:
+        self._options = options
+        self._kernel = kernel
+        self._loaded = loaded
+        authority = ca.load_or_create(options.ca_dir, options.trust_domain)
+        self._mirror = Mirror(options.trust_domain, DEFAULT_CLUSTER)
+        self._enroller = Enroller(kernel, Discovery(options.cgroup), lambda: self._workers)
+        self._feed = Feed(
+            node=options.node,
+            mirror=self._mirror,
+            enroller=self._enroller,
+            workers=lambda: self._workers,
+            store=lambda: self._store,
+        )
+        self._store = Store(
+            DiskSigner(authority, ttl=options.certificate_ttl), self._feed.certified
+        )
+        self._workers = Workers(options.agent_socket, options.proxy_uid, self._feed)
+        self._source = DirectorySource(options.manifests, self._mirror, self._changed)
+        self._nudge = asyncio.Event()
+        views = AgentViews(
+            options=options,
+            mirror=self._mirror,
+            enroller=self._enroller,
+            workers=self._workers,
+            store=self._store,
+            source=self._source_view,
+            data_path=self._data_path_view,
+        )
+        self._admin = Admin(options.admin_socket, views)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, or a part fails for good."""
+        await self._admin.start()
+        parts = [
+            asyncio.create_task(part, name=name)
+            for name, part in (
+                ("stop", _waited(stop)),
+                ("source", self._source.run()),
+                ("pods", self._keep_pods()),
+                ("node addresses", self._keep_node_addresses()),
+                ("workers", self._serve_workers()),
+            )
+        ]
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()  # raises what it failed with
+        finally:
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Let go of everything but the pins."""
+        await self._admin.close()
+        self._workers.close()
+        await self._store.close()
+        self._enroller.close()
+        self._kernel.close()
+
+    def _changed(self) -> None:
+        self._feed.changed()
+        self._nudge.set()
+
+    async def _serve_workers(self) -> None:
+        """Only once we know which pods there are: a worker must not drop one for our ignorance."""
+        await self._source.synced.wait()
+        self._workers.start()
+        log.info("agent serves", socket=str(self._options.agent_socket))
+        await asyncio.Event().wait()
+
+    async def _keep_pods(self) -> None:
+        """Try again what did not work, soon at first; look at all pods now and then."""
+        await self._source.synced.wait()
+        delay = FIRST_RETRY
+        while True:
+            self._nudge.clear()
+            if self._enroller.is_settled:
+                delay = RECHECK
+            try:
+                async with asyncio.timeout(delay):
+                    await self._nudge.wait()
+                delay = FIRST_RETRY
+            except TimeoutError:
+                delay = min(delay * 2, RECHECK)
+            _attempt(self._enroller.recheck if delay == RECHECK else self._enroller.advance)
+
+    async def _keep_node_addresses(self) -> None:
+        known: set[str] = set()
+        while True:
+            try:
+                own = await node.addresses()
+                now = {*own, *self._mirror.node_addresses(self._options.node)}
+                if now != known:
+                    self._kernel.set_node_addresses(now)
+                    known = now
+            except OSError as error:
+                log.warning("node addresses unknown", error=str(error))
+            await asyncio.sleep(RECHECK)
+
+    def _source_view(self) -> Json:
+        return {
+            "kind": "directory",
+            "path": str(self._options.manifests),
+            "synced": self._source.synced.is_set(),
+            "present": _is_directory(self._options.manifests),
+            "revision": self._feed.revision,
+            "errors": {**self._source.errors(), **self._mirror.errors()},
+        }
+
+    def _data_path_view(self) -> Json:
+        return {
+            "cgroup": str(self._options.cgroup),
+            "pin_dir": str(self._options.pin_dir),
+            "loaded": self._loaded,
+            "stats": self._kernel.stats(),
+        }
+
+
+async def _waited(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+def _attempt(step: Callable[[], None]) -> None:
+    """What fails is tried again at the next turn; the agent goes on."""
+    try:
+        step()
+    except OSError as error:
+        log.error("pods not kept in step", error=str(error))
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
