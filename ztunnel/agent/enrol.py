@@ -292,7 +292,7 @@ class Enroller:
         """Leave the pod alone: the kernel first, so that nothing is sent where nobody listens."""
         self._pods.pop(pod.uid, None)
         if pod.cookie:
-            self._datapath.unenrol(pod.cookie)
+            self._drop(pod.cookie)
             for address in pod.addresses:
                 self._remove_listener(address)
             log.info("pod released", pod=pod.workload.uid, cookie=pod.cookie, gone=gone)
@@ -304,6 +304,18 @@ class Enroller:
         session.ready.discard(pod_uid)
         session.held = {(uid, kind) for uid, kind in session.held if uid != pod_uid}
         session.send(PodRemoved(pod_uid, gone=gone))
+
+    def _drop(self, cookie: int) -> None:
+        """Take a namespace out of the kernel's maps; tried again at the next sweep if it fails."""
+        self._unswept.add(cookie)
+        try:
+            self._datapath.unenrol(cookie)
+        except OSError as error:
+            log.error("entry not removed", cookie=cookie, error=str(error))
+            return
+        log.info("entry removed", cookie=cookie)
+        self._unswept.discard(cookie)
+        self._inherited.pop(cookie, None)
 
     def _remove_listener(self, address: str) -> None:
         """Unless another pod has that address by now."""
@@ -333,10 +345,7 @@ class Enroller:
         for cookie in sorted(self._unswept):
             if claimed.intersection(self._inherited.get(cookie, ())):
                 continue  # perhaps the pod that we have not found yet
-            log.info("stale entry removed", cookie=cookie)
-            self._datapath.unenrol(cookie)
-            self._inherited.pop(cookie, None)
-            self._unswept.discard(cookie)
+            self._drop(cookie)
 
 
 def _facts(workload: Workload) -> tuple[object, ...]:

@@ -136,6 +136,8 @@ class FakeDataPath:
         self.links.add(cookie)
 
     def unenrol(self, cookie: int) -> None:
+        if self.broken:
+            raise OSError(errno.EIO, "Input/output error")
         self.journal.append(("unenrol", cookie))
         self.pods.pop(cookie, None)
         self.links.discard(cookie)

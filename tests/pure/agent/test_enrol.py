@@ -330,6 +330,25 @@ def test_kernel_failure_of_one_pod_is_tried_again(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_entry_that_can_not_be_removed_is_tried_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with node(tmp_path) as n:
+            worker = await n.worker()
+            pod, other = workload(), workload("other")
+            cookie = n.namespaces.start(pod.pod_uid, "a")
+            n.want(pod)
+            await n.captured(pod)
+            n.kernel.broken = True
+            n.want(other)
+            assert not n.enroller.is_settled
+            n.kernel.broken = False
+            n.enroller.advance()
+            assert cookie not in n.kernel.pods
+            worker.close()
+
+    asyncio.run(scenario())
+
+
 def test_last_worker_takes_the_listeners_with_it_but_not_the_redirect(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with node(tmp_path) as n:
