@@ -111,9 +111,13 @@ class Discovery:
         return found
 
     def _is_host(self, found: Found) -> bool:
-        return any(
-            _inode(self._proc / process / "ns/net") == found.inode for process in ("1", "self")
-        )
+        return any(self._inode_of(process) == found.inode for process in ("1", "self"))
+
+    def _inode_of(self, process: str) -> tuple[int, int] | None:
+        try:
+            return _inode(self._proc / process / "ns/net")
+        except PermissionError:  # pid 1 is another's, as in a container
+            return None
 
     def _start_time(self, pid: int) -> int:
         """In clock ticks since boot, field 22 of proc_pid_stat(5); 0 when it has ended."""

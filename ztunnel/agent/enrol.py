@@ -331,8 +331,10 @@ class Enroller:
         try:
             step(pod, *args)
         except OSError as error:
-            pod.capture_problem = f"kernel: {error}"
-            log.warning("pod not captured", pod=pod.workload.uid, problem=pod.capture_problem)
+            problem = f"kernel: {error}"
+            if pod.capture_problem != problem:
+                log.warning("pod not captured", pod=pod.workload.uid, problem=problem)
+            pod.capture_problem = problem
 
     def _sweep(self) -> None:
         """Remove what an earlier agent left for namespaces that are nobody's now."""
