@@ -123,7 +123,7 @@ def _remove_run_dir(run_dir: Path) -> Iterator[tuple[str, Path]]:
     """Only what is known to be ours: somebody may have named a directory with other things."""
     if not run_dir.is_dir():
         return
-    for pattern in ("*.sock", "*.log"):
+    for pattern in ("*.sock", "*.lock", "*.log"):
         for path in sorted(run_dir.glob(pattern)):
             path.unlink(missing_ok=True)
             yield "file", path

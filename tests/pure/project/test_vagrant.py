@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Vagrantfile is one that Debian's vagrant takes, and runs what the README says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+VAGRANT = ROOT / "vagrant"
+
+
+@pytest.mark.skipif(shutil.which("vagrant") is None, reason="vagrant is not installed")
+def test_vagrant_takes_the_file_and_writes_nothing_beside_it(tmp_path: Path) -> None:
+    before = set(VAGRANT.rglob("*"))
+    done = subprocess.run(
+        ["vagrant", "validate"],
+        cwd=VAGRANT,
+        env={
+            **os.environ,
+            "VAGRANT_HOME": str(tmp_path / "home"),
+            "VAGRANT_DOTFILE_PATH": str(tmp_path / "dot"),
+            "VAGRANT_CHECKPOINT_DISABLE": "1",
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(VAGRANT.rglob("*")) == before
+
+
+def test_the_machine_runs_the_readmes_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    vagrantfile = (VAGRANT / "Vagrantfile").read_text(encoding="utf-8")
+    commands = re.findall(r"#\{CHECKOUT\} && (make \w+)", vagrantfile)
+    assert commands == ["make demo", "make test"]
+    assert re.findall(r"^(make \w+)", readme, re.MULTILINE)[:2] == commands
