@@ -12,14 +12,14 @@ import time
 from ztunnel.lab import process
 from ztunnel.lab.components import admin_get
 from ztunnel.lab.names import LabNames
-from ztunnel.lab.objects import Key, Object, Objects
+from ztunnel.lab.objects import Key, Object, Objects, key_of
 from ztunnel.lab.plan import host_network
 
 MODE_LABEL = "istio.io/dataplane-mode"
 AMBIENT = "ambient"
 
 _SIDECAR_ANNOTATION = "sidecar.istio.io/status"
-_PATIENCE = 5.0  # seconds; the agent captures within one even if no proxy is there
+PATIENCE = 5.0  # seconds; the agent captures within one even if no proxy is there
 _POLL = 0.02
 
 
@@ -36,16 +36,17 @@ def is_due(pod: Object, objects: Objects) -> bool:
     return mode(pod, objects) == AMBIENT and not sidecar and not host_network(pod)
 
 
-def wait_captured(names: LabNames, pod: Object) -> bool:
-    """Return when the node's agent has captured the pod; False when it is dead or too slow."""
+def wait_captured(names: LabNames, pod: Object, patience: float = PATIENCE) -> str:
+    """Return when the node's agent has captured the pod: empty, or why it has not."""
     node, uid = pod["spec"]["nodeName"], pod["metadata"]["uid"]
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + patience
     while process.running(names.node_cgroup(node) / "agent"):
         _, answer = admin_get(names, node, "/v1/pods")
-        states = {entry["pod_uid"]: entry["state"] for entry in (answer or {}).get("pods", ())}
-        if states.get(uid) == "captured":
-            return True
+        known = {entry["pod_uid"]: entry for entry in (answer or {}).get("pods", ())}
+        found = known.get(uid, {"state": "", "problem": "the agent does not know it"})
+        if found["state"] == "captured":
+            return ""
         if time.monotonic() > deadline:
-            break
+            return f"{key_of(pod)}: not captured by {node}'s agent: {found['problem']}"
         time.sleep(_POLL)
-    return False
+    return f"{key_of(pod)}: not captured, as {node} has no agent; mend: ztctl lab up"

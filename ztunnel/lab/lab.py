@@ -446,15 +446,21 @@ class Lab:
         left = self._kubelet.wait_ready(new, deadline or 0, self.progress)
         self._publish()
         unready = [self._kubelet.explain(pod) for pod in left] if deadline else []
-        return planned.problems + unready
+        return [*planned.problems, *unready, *self._uncaptured(running)]
 
     def _await_capture(self, pod: Object) -> None:
         """Hold a new pod's programs back until the mesh has it, if it is the mesh's."""
         if self.mesh and enrolment.is_due(pod, self.store.load()):
-            captured = enrolment.wait_captured(self.names, pod)
-            if not captured:
-                node = pod["spec"]["nodeName"]
-                self.progress(f"{node}: {key_of(pod)} starts although no agent has captured it")
+            enrolment.wait_captured(self.names, pod)
+
+    def _uncaptured(self, pods: Sequence[Object]) -> Iterator[str]:
+        """What keeps the mesh from pods that are its own, pod by pod."""
+        objects = self.store.load()
+        for pod in pods:
+            if self.mesh and enrolment.is_due(pod, objects):
+                problem = enrolment.wait_captured(self.names, pod, patience=0)
+                if problem:
+                    yield problem
 
     def _drop_broken(self) -> None:
         """Forget that a pod ran whose sandbox is gone; the next plan makes it anew.
