@@ -9,7 +9,9 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from ztunnel.mesh.model import SocketAddress
 
 _MAX_TEXT = 64  # "[" + 45 characters of the longest IPv6 text + "]:65535", rounded up
-_AUTHORITY = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<v4>[0-9.]+)):(?P<port>[1-9][0-9]{0,4})")
+_AUTHORITY = re.compile(
+    r"(?:\[(?P<v6>[0-9A-Fa-f]*:[0-9A-Fa-f:.]*)\]|(?P<v4>[0-9.]+)):(?P<port>[1-9][0-9]{0,4})"
+)
 
 
 class AddressError(ValueError):

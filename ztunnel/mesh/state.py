@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that a node knows of the mesh, indexed for decisions. May import `mesh.model`.
+"""All that a node knows of the mesh, indexed for decisions. May import `mesh`.
 
-A delta costs what it changes. An address that moved to another pod may be claimed by both for a
-while, as the old one's removal can come late, or even an update of it. Then a workload of the mesh
-wins, and of several the one that claimed last: a wrong guess is refused by the identity check,
-and never sent in plaintext.
+A delta costs what it changes. An address that two workloads claim (see `mesh.claims`) goes to one
+of the mesh: a wrong guess is refused by the identity check, and never sent in plaintext.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Protocol
 
+from ztunnel.mesh.claims import Claims
 from ztunnel.mesh.model import Service, TunnelProtocol, Workload
-
-HBONE = TunnelProtocol.HBONE
 
 
 class Delta(Protocol):
@@ -35,10 +33,9 @@ class MeshState:
 
     def __init__(self) -> None:
         self._workloads: dict[str, Workload] = {}
-        self._workload_at: dict[str, Workload] = {}
-        self._contested: dict[str, dict[str, Workload]] = {}  # addresses claimed more than once
+        self._workload_at = Claims[Workload](attrgetter("uid"), _in_mesh)
         self._services: dict[str, Service] = {}
-        self._service_at: dict[str, Service] = {}
+        self._service_at = Claims[Service](attrgetter("key"), lambda _: True)
         self._service_named: dict[str, Service] = {}
 
     def apply(self, delta: Delta) -> None:
@@ -59,7 +56,7 @@ class MeshState:
     def workload_at(self, ip: str) -> Workload | None:
         """The workload that has an address (canonical text) now. Host-network pods have none of
         their own, so they are never found by the node's address."""
-        return self._workload_at.get(ip)
+        return self._workload_at.holder(ip)
 
     def service(self, key: str) -> Service | None:
         """A service by `namespace/name`."""
@@ -67,7 +64,7 @@ class MeshState:
 
     def service_at(self, ip: str) -> Service | None:
         """The service behind a virtual address (canonical text)."""
-        return self._service_at.get(ip)
+        return self._service_at.holder(ip)
 
     def service_named(self, hostname: str) -> Service | None:
         """The service with a full DNS name, lower case, no final dot."""
@@ -84,60 +81,44 @@ class MeshState:
     def _put_workload(self, workload: Workload) -> None:
         old = self._workloads.get(workload.uid)
         self._workloads[workload.uid] = workload
-        kept = () if workload.host_network else workload.addresses
+        kept = _claimed(workload)
         for ip in _claimed(old):
             if ip not in kept:
-                self._unclaim(ip, workload.uid)
+                self._workload_at.give_up(ip, workload.uid)
         for ip in kept:
-            self._claim(ip, workload)
+            self._workload_at.claim(ip, workload)
 
     def _drop_workload(self, uid: str) -> None:
         for ip in _claimed(self._workloads.pop(uid, None)):
-            self._unclaim(ip, uid)
-
-    def _claim(self, ip: str, workload: Workload) -> None:
-        holder = self._workload_at.get(ip)
-        if holder is None or (holder.uid == workload.uid and ip not in self._contested):
-            self._workload_at[ip] = workload
-            return
-        claims = self._contested.setdefault(ip, {holder.uid: holder})
-        claims[workload.uid] = workload  # an update keeps its place in the order
-        self._workload_at[ip] = _winner(claims)
-
-    def _unclaim(self, ip: str, uid: str) -> None:
-        claims = self._contested.get(ip)
-        if claims is None:
-            self._workload_at.pop(ip, None)
-            return
-        claims.pop(uid, None)
-        self._workload_at[ip] = _winner(claims)
-        if len(claims) == 1:
-            del self._contested[ip]
+            self._workload_at.give_up(ip, uid)
 
     def _put_service(self, service: Service) -> None:
-        self._drop_service(service.key)
+        old = self._services.get(service.key)
         self._services[service.key] = service
+        if old is not None:
+            self._forget_names(old, service)
         for ip in service.vips:
-            self._service_at[ip] = service
+            self._service_at.claim(ip, service)
         if service.hostname:
             self._service_named[service.hostname] = service
 
     def _drop_service(self, key: str) -> None:
         old = self._services.pop(key, None)
-        if old is None:
-            return
+        if old is not None:
+            self._forget_names(old, None)
+
+    def _forget_names(self, old: Service, new: Service | None) -> None:
+        """What a service is no longer found by."""
         for ip in old.vips:
-            if self._service_at.get(ip) is old:
-                del self._service_at[ip]
+            if new is None or ip not in new.vips:
+                self._service_at.give_up(ip, old.key)
         if self._service_named.get(old.hostname) is old:
             del self._service_named[old.hostname]
 
 
+def _in_mesh(workload: Workload) -> bool:
+    return workload.protocol is TunnelProtocol.HBONE
+
+
 def _claimed(workload: Workload | None) -> tuple[str, ...]:
     return () if workload is None or workload.host_network else workload.addresses
-
-
-def _winner(claims: dict[str, Workload]) -> Workload:
-    """Of the claims, first to last: the last of the mesh, else the last."""
-    latest = list(claims.values())
-    return next((one for one in reversed(latest) if one.protocol is HBONE), latest[-1])
