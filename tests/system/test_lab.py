@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bare lab (no agent, no proxy): its network, its kubelet, its traces."""
+"""The lab itself: its network, its kubelet, its traces; mostly without agents and proxies."""
 
 from __future__ import annotations
 
@@ -274,6 +274,27 @@ def test_down_works_after_kills_and_without_the_state_directory() -> None:
         Lab(lab.names.name).down()
         assert stray.wait(5) == -signal.SIGKILL
         assert traces() == before
+
+
+def test_down_of_a_crashed_mesh_leaves_no_pin_and_up_mends_one() -> None:
+    before = traces()
+    lab = Lab(f"{NAME}f")
+    try:
+        assert lab.up() == []
+        pid = lab.status()["pods"][0]["pausePid"]
+        lab.kill("node1", "agent")
+        lab.kill("node2", "proxy")
+        os.kill(pid, signal.SIGKILL)
+        assert lab.up() == []
+        assert whoami(lab, "client", "my-app")["pod"].startswith("my-app-")
+        for node in ("node1", "node2"):
+            for kind in ("agent", "proxy"):
+                lab.kill(node, kind)
+        shutil.rmtree(lab.names.state)
+        assert traces() != before
+    finally:
+        Lab(lab.names.name).down()
+    assert traces() == before
 
 
 def test_up_of_a_broken_manifest_creates_nothing(tmp_path: Path) -> None:
