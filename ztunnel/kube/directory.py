@@ -17,12 +17,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
-from watchfiles import WatchfilesRustInternalError, awatch
+from watchfiles import awatch
+from watchfiles.main import FileChange
 
 from ztunnel.kube.documents import SUFFIXES, DocumentError, read_objects
 from ztunnel.kube.fields import Object, ObjectKey
@@ -35,7 +36,12 @@ STEP = 20  # ms without a further change that end a burst
 RESCAN = 1000  # ms between scans that nothing hinted at
 
 Signature = tuple[int, int, int, int]  # inode, size, and both times in ns
+UNREAD: Signature = (0, 0, 0, 0)  # no file's: tried again at every scan
 Content = dict[ObjectKey, Object]
+
+
+class WatchError(Exception):
+    """inotify can't be had."""
 
 
 @dataclass
@@ -66,18 +72,18 @@ class DirectorySource:
 
     async def run(self) -> None:
         """Follow the directory until cancelled."""
+        reported = ""
         while True:
             await self._appear()
             try:
                 await self._follow()
-            except (OSError, WatchfilesRustInternalError) as error:
-                log.warning(
-                    "directory not watched",
-                    path=str(self._path),
-                    error=str(error),
-                    mend=f"scanned every {RESCAN} ms; raise fs.inotify.max_user_instances?",
-                )
-                await self._scan(set())
+            except WatchError as error:
+                if str(error) != reported:
+                    reported = str(error)
+                    mend = f"scanned every {RESCAN} ms; is fs.inotify.max_user_instances too low?"
+                    log.warning(
+                        "directory not watched", path=str(self._path), error=reported, mend=mend
+                    )
                 await asyncio.sleep(RESCAN / 1000)
 
     def errors(self) -> dict[str, str]:
@@ -108,14 +114,14 @@ class DirectorySource:
             recursive=False,
             stop_event=stop,
         )
-        hint = asyncio.ensure_future(anext(changes))
+        hint = asyncio.ensure_future(_changed_names(changes))
         try:
             await asyncio.sleep(0)  # lets the watch begin, so that the first scan misses nothing
             await self._scan(set())
             while self._inode() == inode:
-                changed = await asyncio.shield(hint)
-                hint = asyncio.ensure_future(anext(changes))
-                await self._scan({os.path.basename(path) for _, path in changed})
+                names = await asyncio.shield(hint)
+                hint = asyncio.ensure_future(_changed_names(changes))
+                await self._scan(names)
         finally:
             stop.set()
             await asyncio.gather(hint, return_exceptions=True)
@@ -195,6 +201,13 @@ class DirectorySource:
             return None
 
 
+async def _changed_names(changes: AsyncGenerator[set[FileChange], None]) -> set[str]:
+    try:
+        return {os.path.basename(path) for _, path in await anext(changes)}
+    except (OSError, RuntimeError) as error:  # RuntimeError: watchfiles' own, of no public name
+        raise WatchError(str(error)) from error
+
+
 def scan_directory(path: Path, known: Mapping[str, Signature]) -> Scan:
     """List a directory's manifests and read those whose signature is not the known one.
 
@@ -204,28 +217,24 @@ def scan_directory(path: Path, known: Mapping[str, Signature]) -> Scan:
     with os.scandir(path) as entries:
         names = sorted(entry.name for entry in entries if _is_manifest(entry.name))
     for name in names:
-        try:
-            _look_at(path / name, known.get(name), scan)
-        except FileNotFoundError:
-            continue  # removed since it was listed
+        _look_at(path / name, known.get(name), scan)
     return scan
 
 
 def _look_at(path: Path, known: Signature | None, scan: Scan) -> None:
-    stat = path.stat()
-    signature = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    scan.signatures[path.name] = signature
-    if signature == known:
-        return
     try:
-        scan.loaded[path.name] = read_objects(path)
+        stat = path.stat()
+        signature = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if signature != known:
+            scan.loaded[path.name] = read_objects(path)
     except FileNotFoundError:
-        del scan.signatures[path.name]
-    except OSError as error:
-        scan.failed[path.name] = str(error)
-        scan.signatures[path.name] = (0, 0, 0, 0)  # matches nothing: tried again at every scan
+        return  # removed since it was listed
     except DocumentError as error:
         scan.failed[path.name] = str(error)
+    except OSError as error:
+        scan.failed[path.name] = str(error)
+        signature = UNREAD
+    scan.signatures[path.name] = signature
 
 
 def _is_manifest(name: str) -> bool:

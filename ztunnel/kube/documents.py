@@ -47,7 +47,10 @@ def _unpacked(document: Any) -> Iterator[Object]:
     if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
         raise DocumentError(f"found {str(document)!r:.60}, want an object with a kind")
     if document["kind"] == "List":
-        for item in document.get("items") or ():
+        items = document.get("items") or []
+        if not isinstance(items, list):
+            raise DocumentError(f"items is {items!r:.60}, want a list")
+        for item in items:
             yield from _unpacked(item)
     elif is_read(document):
         yield document
