@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mesh state of any size fits the link's packets and arrives whole."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.pure.agent.doubles import workload
+from ztunnel.agent import chunks
+from ztunnel.link.messages import MeshDelta
+from ztunnel.mesh.model import Endpoint, Service
+from ztunnel.mesh.state import MeshState
+
+PACKET = 256 * 1024  # bytes
+
+
+def _service(number: int, endpoints: int) -> Service:
+    made = tuple(
+        Endpoint(address=f"10.{at >> 16}.{at >> 8 & 255}.{at & 255}", ports={"http": 8080})
+        for at in range(endpoints)
+    )
+    return Service(namespace="shop", name=f"s{number}", endpoints=made)
+
+
+def _size(delta: MeshDelta) -> int:
+    return len(msgspec.msgpack.encode(delta))
+
+
+def test_empty_mesh_is_one_message_that_opens_and_closes() -> None:
+    assert list(chunks.snapshot(7, (), ())) == [MeshDelta(revision=7, reset=True, complete=True)]
+
+
+@given(st.lists(st.integers(0, 2000), max_size=12), st.integers(0, 1500))
+def test_snapshot_arrives_whole_in_packets_that_fit(sizes: list[int], count: int) -> None:
+    services = [_service(number, size) for number, size in enumerate(sizes)]
+    workloads = [workload(f"w{number}") for number in range(count)]
+    parts = list(chunks.snapshot(1, workloads, services))
+    assert [part.reset for part in parts] == [True] + [False] * (len(parts) - 1)
+    assert [part.complete for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert max(map(_size, parts)) <= PACKET
+    state = MeshState()
+    for part in parts:
+        state.apply(part)
+    assert {one.uid for one in state.workloads()} == {one.uid for one in workloads}
+    assert {one.key: one for one in state.services()} == {one.key: one for one in services}
+
+
+def test_change_is_split_too_and_removes_before_it_adds() -> None:
+    delta = MeshDelta(
+        revision=3,
+        workloads=tuple(workload(f"w{number}") for number in range(3000)),
+        removed_workloads=tuple(f"gone-{number}" * 20 for number in range(2000)),
+        removed_services=("shop/old",),
+    )
+    parts = list(chunks.change(delta))
+    assert max(map(_size, parts)) <= PACKET
+    assert not any(part.reset or part.complete for part in parts)
+    assert sum(len(part.workloads) for part in parts) == 3000
+    assert sum(len(part.removed_workloads) for part in parts) == 2000
+    kinds = [bool(part.workloads) for part in parts]
+    assert kinds == sorted(kinds)
+
+
+def test_giant_service_keeps_its_ready_endpoints_first() -> None:
+    ready = Endpoint(address="192.0.2.1", ports={"http": 80})
+    tired = tuple(
+        Endpoint(address=f"fd00::{at:x}", ports={"http": 80}, ready=False) for at in range(20_000)
+    )
+    giant = Service(namespace="shop", name="giant", endpoints=(*tired, ready))
+    (part,) = chunks.snapshot(1, (), [giant])
+    assert _size(part) <= PACKET
+    assert part.services[0].endpoints[0] == ready
