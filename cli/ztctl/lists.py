@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ztctl workload|service|pod|connection|certificate list` and `status`: what the agent answers.
 
-May import click and this package.
+May import click, the ports and this package.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ztctl.context import Context, output_option, target_options
 from ztctl.errors import CommandError, NothingThereError
 from ztctl.installation import Installation
 from ztctl.output import Column, Format, Row
+from ztunnel.datapath.ports import HBONE
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,13 @@ def _remaining(certificate: Row) -> str:
 
 def _age(connection: Row) -> str:
     return output.duration(time.time() - float(connection.get("started") or time.time()))
+
+
+def _target(connection: Row) -> Any:
+    """The app's address: of the two that a tunnelled connection has, the one not at 15008."""
+    dialled = output.lookup(connection, "destination.address")
+    through = connection.get("hbone_addr")
+    return through if through and str(dialled).endswith(f":{HBONE}") else dialled
 
 
 WORKLOADS = Listing(
@@ -109,8 +117,9 @@ CONNECTIONS = Listing(
         Column("NODE", "on"),
         Column("DIRECTION", "direction"),
         Column("SOURCE", "source.address"),
-        Column("DESTINATION", "destination.address"),
-        Column("VIA", "hbone_addr"),
+        Column("DESTINATION", "target"),
+        Column("SERVICE", "service"),
+        Column("PROTOCOL", "protocol"),
         Column("PEER", "peer"),
         Column("SENT", "sent"),
         Column("RECEIVED", "received"),
@@ -119,6 +128,8 @@ CONNECTIONS = Listing(
     per_node=True,
     computed={
         "age": _age,
+        "target": _target,
+        "protocol": lambda row: "HBONE" if row.get("hbone_addr") else "TCP",
         "peer": lambda row: output.lookup(
             row,
             "source.identity" if row.get("direction") == "inbound" else "destination.identity",

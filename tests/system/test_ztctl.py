@@ -58,7 +58,7 @@ def test_a_live_connection_is_shown_from_both_sides(lab: Lab) -> None:
         both = {
             (row["on"], row["direction"])
             for row in rows(lab, "connection", "list")
-            if row["destination"]["address"] == f"{target}:7000"
+            if f"{target}:7000" in (row["destination"]["address"], row["hbone_addr"])
         }
         assert both == {("node1", "outbound"), ("node2", "inbound")}
         done = ztctl(lab, "--node", "node1", "redirect", "show", "default/client", "-o", "json")

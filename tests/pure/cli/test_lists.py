@@ -34,8 +34,8 @@ CONNECTION = {
     "id": 1,
     "direction": "outbound",
     "source": {"address": "10.244.1.2:40000", "identity": "spiffe://x/ns/a/sa/b"},
-    "destination": {"address": "10.244.2.2:80", "identity": "spiffe://x/ns/c/sa/d"},
-    "hbone_addr": "10.244.2.2:15008",
+    "destination": {"address": "10.244.2.2:15008", "identity": "spiffe://x/ns/c/sa/d"},
+    "hbone_addr": "10.244.2.2:80",
     "sent": 10,
     "received": 0,
     "started": 0.0,
@@ -77,7 +77,7 @@ def test_a_connections_peer_is_the_other_end(ztctl: Ztctl, agent: Agent) -> None
     agent.answers["/v1/connections"] = {"connections": [CONNECTION, inbound], "unanswered": []}
     where = ("--run-dir", str(agent.run_dir), "--node", "n1")
     outbound, other = ztctl(*where, "connection", "list").output.splitlines()[1:]
-    assert outbound.split()[:2] == ["n1", "outbound"]
+    assert outbound.split()[:4] == ["n1", "outbound", "10.244.1.2:40000", "10.244.2.2:80"]
     assert "spiffe://x/ns/c/sa/d" in outbound
     assert "spiffe://x/ns/a/sa/b" in other
     assert other.endswith(("2m5s", "2m6s"))
