@@ -90,7 +90,7 @@ async def load(cgroup: Path, pin_dir: Path) -> str:
     output, errors = await process.communicate()
     if process.returncode:
         said = errors.decode(errors="replace").strip() or f"exit status {process.returncode}"
-        raise LoadFailedError(said)
+        raise LoadFailedError(said.removeprefix("Error: "))
     return output.decode().strip()
 
 

@@ -82,11 +82,11 @@ class Enroller:
             if pod.uid not in enrolled:
                 self._release(pod, gone=pod.uid not in present)
         for uid, workload in enrolled.items():
-            pod_or_none = self._pods.get(uid)
-            if pod_or_none is None:
+            known = self._pods.get(uid)
+            if known is None:
                 self._pods[uid] = Pod(workload)
-            elif pod_or_none.workload != workload:
-                self._guarded(self._changed, pod_or_none, workload)
+            elif known.workload != workload:
+                self._guarded(self._changed, known, workload)
         self.recheck()
 
     def recheck(self) -> None:
@@ -165,11 +165,9 @@ class Enroller:
     # One pod
 
     def _advance(self, pod: Pod) -> None:
-        if pod.netns is None:
+        is_news = pod.netns is None
+        if is_news:
             self._start(pod)
-            is_news = pod.netns is not None
-        else:
-            is_news = False
         if pod.netns is None:
             return
         sessions = self._hub().sessions
@@ -186,8 +184,12 @@ class Enroller:
         found = self._find(pod)
         if found is None:
             return
+        try:
+            pod.cookie = self._datapath.cookie(found.fd)
+        except OSError:
+            found.close()
+            raise
         pod.netns = found
-        pod.cookie = self._datapath.cookie(found.fd)
         pod.state, pod.capture_problem = PodState.STARTING, "waiting for a worker"
         self._unswept.discard(pod.cookie)
         if self._inherited.pop(pod.cookie, None) == pod.addresses:
@@ -222,10 +224,14 @@ class Enroller:
         if not pod.cookie:
             return
         for kind, sock in pod.shown.pop(pod.cookie, {}).items():
-            if kind not in pod.listeners and self._datapath.is_listener(sock, kind, pod.cookie):
+            is_good = self._datapath.is_listener(sock, kind, pod.cookie)
+            if is_good and kind not in pod.listeners:
                 pod.listeners[kind] = sock
-            else:
-                sock.close()
+                continue
+            sock.close()
+            if not is_good:
+                for holder in holders:
+                    holder.held.discard((pod.uid, kind))
         if pod.shown:  # of a namespace that the pod had before
             close_shown(pod.shown)
             for holder in holders:

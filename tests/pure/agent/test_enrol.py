@@ -514,6 +514,25 @@ def test_listeners_of_the_pods_former_namespace_are_dropped(tmp_path: Path) -> N
     asyncio.run(scenario())
 
 
+def test_what_is_no_listener_of_the_pod_is_replaced_by_one(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with node(tmp_path) as n:
+            pod = workload()
+            cookie = n.namespaces.start(pod.pod_uid, "a")
+            n.want(pod)
+            worker = FakeWorker(n.path)
+            fakes = [socket.socket(socket.AF_UNIX) for _ in ListenerKind]
+            held = HeldPod(pod.pod_uid, cookie, tuple(ListenerKind))
+            worker.greet((worker.hello(held), [sock.fileno() for sock in fakes]))
+            await n.captured(pod)
+            assert set(worker.listeners[pod.pod_uid]) == set(ListenerKind)
+            for sock in fakes:
+                sock.close()
+            worker.close()
+
+    asyncio.run(scenario())
+
+
 def test_worker_is_told_of_pods_that_went_while_the_agent_was_away(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with node(tmp_path) as n:
