@@ -18,7 +18,7 @@ from ztctl.context import Context, output_option, target_options
 from ztctl.errors import CommandError, NothingThereError
 from ztctl.installation import Installation
 from ztctl.output import Column, Format, Row
-from ztunnel.datapath.ports import HBONE
+from ztunnel.mesh.ports import HBONE
 
 
 @dataclass(frozen=True)
@@ -167,11 +167,29 @@ def collect(installations: Sequence[Installation], listing: Listing) -> tuple[li
         except CommandError as error:
             problems.append(f"{each.node}: {error.message}")
             continue
-        for row in answer[listing.key]:
+        problems += [f"{each.node}: proxy worker {pid} gave no answer" for pid in _silent(answer)]
+        for row in [*answer[listing.key], *_refused(answer)]:
             told = {"on": each.node, **row} if listing.per_node else row
             if listing.per_node or told not in found:
                 found.append(told)
     return found, problems
+
+
+def _silent(answer: Row) -> Sequence[int]:
+    """The pids of workers that did not answer the agent."""
+    return answer.get("unanswered") or []
+
+
+def _refused(answer: Row) -> list[Row]:
+    """Pods that are labelled for the mesh but can't be captured, as rows like the others."""
+    return [
+        {
+            "workload": each["pod"].rpartition("Pod/")[2],
+            "state": "refused",
+            "problem": each["reason"],
+        }
+        for each in answer.get("refused") or []
+    ]
 
 
 def _for_people(listing: Listing, found: Sequence[Row]) -> list[Row]:

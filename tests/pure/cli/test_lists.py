@@ -131,3 +131,26 @@ def test_every_noun_lists(ztctl: Ztctl, agent: Agent, noun: str) -> None:
     done = ztctl("--run-dir", str(agent.run_dir), noun, "list")
     assert done.exit_code == 0, done.output
     assert done.output.count("\n") == 1
+
+
+def test_refused_pods_are_listed_with_the_reason(ztctl: Ztctl, agent: Agent) -> None:
+    agent.answers["/v1/pods"] = {
+        "pods": [{"workload": "default/client", "state": "captured", "problem": ""}],
+        "refused": [{"pod": "Kubernetes//Pod/kube-system/cni", "reason": "host network"}],
+    }
+    done = ztctl("--run-dir", str(agent.run_dir), "pod", "list", "-o", "json")
+    rows = [(row["workload"], row["state"], row["problem"]) for row in json.loads(done.output)]
+    assert rows == [
+        ("default/client", "captured", ""),
+        ("kube-system/cni", "refused", "host network"),
+    ]
+
+
+def test_a_silent_worker_is_reported_beside_what_the_others_said(
+    ztctl: Ztctl, agent: Agent
+) -> None:
+    agent.answers["/v1/connections"] = {"connections": [CONNECTION], "unanswered": [77]}
+    done = ztctl("--run-dir", str(agent.run_dir), "connection", "list")
+    assert done.exit_code == 3
+    assert "10.244.2.2:80" in done.output
+    assert "worker 77 gave no answer" in done.output
