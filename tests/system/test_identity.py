@@ -200,10 +200,10 @@ def _other_pod(lab: Lab) -> Iterator[None]:
 def _refused(lab: Lab, files: tuple[Path, Path] | None) -> None:
     """TLS 1.3: the client may finish first, so the refusal comes with the first read."""
     said = b""
-    with contextlib.suppress(ssl.SSLError, ConnectionError):
-        with dial(lab, addresses(lab, "server")[4], files) as sock:
-            sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-            said = sock.recv(1)
+    target = addresses(lab, "server")[4]
+    with contextlib.suppress(ssl.SSLError, ConnectionError), dial(lab, target, files) as sock:
+        sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        said = sock.recv(1)
     assert said == b"", "the server spoke to an unproven peer"
 
 

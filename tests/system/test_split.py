@@ -132,8 +132,8 @@ def test_with_agent_and_proxy_dead_connections_are_still_refused(lab: Lab) -> No
         assert addresses(lab, "client")[4] in {ip for pod in maps.pods() for ip in pod.addresses}
         maps.close()
     finally:
+        lab.start("node1", "proxy")  # the agent is only ready when a worker serves its pods
         lab.start("node1", "agent")
-        lab.start("node1", "proxy")
     until(
         lambda: client(lab, "client", "poke", target, 7000) == {"end": "data"},
         "the node to serve again",

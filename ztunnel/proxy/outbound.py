@@ -25,7 +25,7 @@ from ztunnel.proxy.loop import HANGUP, Timer
 from ztunnel.proxy.pods import Pod
 from ztunnel.proxy.pool import Key, Source
 from ztunnel.proxy.relay import WATCH, PlainRelay, StreamRelay
-from ztunnel.proxy.report import Direction, Record, party
+from ztunnel.proxy.report import Direction, Record, party, proven
 from ztunnel.proxy.sockets import end_on_close
 from ztunnel.proxy.tunnel import Tunnel
 
@@ -137,6 +137,8 @@ class Outbound:
             self._fail(reason)
             return
         self._tunnel = tunnel
+        assert self._record is not None
+        self._record.destination = proven(self._record.destination, tunnel.peer)
         self.stream_id = tunnel.open(self._headers, self)
         self._timer = self._context.loop.call_later(RESPONSE_TIMEOUT, self._no_response)
 

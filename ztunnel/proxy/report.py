@@ -66,6 +66,11 @@ def party(address: SocketAddress, workload: Workload | None, identity: str = "")
     return Party(str(address), workload.name, workload.namespace, identity)
 
 
+def proven(one: Party, identity: str) -> Party:
+    """The same party, now that it has proven who it is."""
+    return msgspec.structs.replace(one, identity=identity)
+
+
 class Report:
     """All live connections of one worker."""
 
