@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from ztunnel.mesh.model import SocketAddress
@@ -18,6 +19,7 @@ class AddressError(ValueError):
     """A text that is no IP address, or no `ip:port`."""
 
 
+@lru_cache(maxsize=4096)  # parsing IPv6 takes as long as all the rest of a decision
 def canonical(text: str) -> str:
     """The one text of an address: IPv6 compressed and lower case, v4-mapped as IPv4.
 

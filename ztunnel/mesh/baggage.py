@@ -57,10 +57,10 @@ def parse_baggage(value: bytes) -> dict[str, str]:
     found = {}
     for member in members:
         key, separator, rest = member.partition("=")
-        if not separator or not key.strip():
+        key, said = key.strip(), unquote(rest.partition(";")[0].strip())
+        if not separator or not key:
             raise BaggageError(f"{member[:64]!r} is no key=value")
-        said = unquote(rest.partition(";")[0].strip())
-        if not said.isprintable():
-            raise BaggageError(f"{key.strip()[:64]!r} has a control character")
-        found[key.strip()] = said
+        if not (key.isprintable() and said.isprintable()):
+            raise BaggageError(f"{key[:64]!r} has a control character")
+        found[key] = said
     return found

@@ -48,9 +48,13 @@ def decide(
     phase: str,
     addresses: Sequence[str],
 ) -> Decision:
-    """Whether a pod is captured. A pod's own label wins over its namespace's."""
-    mode = pod_labels.get(MODE_LABEL, namespace_labels.get(MODE_LABEL, ""))
-    if mode != AMBIENT:
+    """Whether a pod is captured: it or its namespace asks for it, and it does not opt out.
+
+    Any other value on a pod of an enrolled namespace changes nothing: a typing error is no exit.
+    """
+    own, inherited = pod_labels.get(MODE_LABEL, ""), namespace_labels.get(MODE_LABEL, "")
+    if own == OPT_OUT or AMBIENT not in (own, inherited):
+        mode = own or inherited
         return NotEnrolled(f"{MODE_LABEL}={mode}" if mode else f"no {MODE_LABEL} label")
     if host_network:
         return Refused(

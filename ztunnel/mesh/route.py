@@ -11,12 +11,10 @@ May import `mesh`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 from ztunnel.mesh.address import family
-from ztunnel.mesh.model import Endpoint, Service, SocketAddress, TunnelProtocol, Workload
+from ztunnel.mesh.model import Service, SocketAddress, TunnelProtocol, Workload
 from ztunnel.mesh.ports import HBONE, OURS
 from ztunnel.mesh.state import MeshState
 
@@ -68,23 +66,12 @@ def route(state: MeshState, source: Workload, destination: SocketAddress, chance
 def _to_service(
     state: MeshState, service: Service, destination: SocketAddress, chance: float
 ) -> Route:
-    names = [
-        port.name
-        for port in service.ports
-        if (port.port, port.protocol) == (destination.port, "TCP")
-    ]
-    if not names:
+    backends = state.backends(service, destination.port, family(destination.ip))
+    if backends is None:
         return Refuse(f"service {service.key} has no TCP port {destination.port}")
-    wanted = family(destination.ip)
-    ready = [
-        endpoint
-        for endpoint in service.endpoints
-        if endpoint.ready and family(endpoint.address) == wanted and names[0] in endpoint.ports
-    ]
-    if not ready:
+    if not backends.targets:
         return Refuse(f"service {service.key} has no ready endpoint for port {destination.port}")
-    chosen = _choose(ready, [_capacity(state, endpoint) for endpoint in ready], chance)
-    target = SocketAddress(chosen.address, chosen.ports[names[0]])
+    target = backends.choose(chance)
     if target.port in OURS:
         return Refuse(f"service {service.key} leads to the mesh's own port {target.port}")
     return _to_address(state, target, service.hostname or service.key)
@@ -96,14 +83,3 @@ def _to_address(state: MeshState, target: SocketAddress, service: str) -> Route:
         return Passthrough(target, workload, service)
     tunnel = SocketAddress(target.ip, HBONE)
     return Hbone(target, tunnel, (workload.identity,), workload, service)
-
-
-def _capacity(state: MeshState, endpoint: Endpoint) -> int:
-    workload = state.workload(endpoint.workload)
-    return max(1, workload.capacity) if workload is not None else 1
-
-
-def _choose(ready: Sequence[Endpoint], weights: Sequence[int], chance: float) -> Endpoint:
-    sums = list(accumulate(weights))
-    point = chance * sums[-1]
-    return next(one for one, until in zip(ready, sums, strict=True) if point < until)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Protocol
 
+from ztunnel.mesh.backends import Backends, backends
 from ztunnel.mesh.claims import Claims
 from ztunnel.mesh.model import Service, TunnelProtocol, Workload
 
@@ -37,9 +38,11 @@ class MeshState:
         self._services: dict[str, Service] = {}
         self._service_at = Claims[Service](attrgetter("key"), lambda _: True)
         self._service_named: dict[str, Service] = {}
+        self._backends: dict[tuple[str, int, int], Backends] = {}  # computed since the last delta
 
     def apply(self, delta: Delta) -> None:
         """Take in a delta: removals first, so that what is named in both is there after."""
+        self._backends.clear()
         for uid in delta.removed_workloads:
             self._drop_workload(uid)
         for key in delta.removed_services:
@@ -70,6 +73,19 @@ class MeshState:
         """The service with a full DNS name, lower case, no final dot."""
         return self._service_named.get(hostname)
 
+    def backends(self, service: Service, port: int, family: int) -> Backends | None:
+        """The ready backends of a service's TCP port for a family; None if it has no such port."""
+        key = (service.key, port, family)
+        found = self._backends.get(key)
+        if found is None:
+            name = next(
+                (p.name for p in service.ports if (p.port, p.protocol) == (port, "TCP")), None
+            )
+            if name is None:
+                return None
+            found = self._backends[key] = backends(service, name, family, self._capacity)
+        return found
+
     def workloads(self) -> Iterator[Workload]:
         """All workloads, in no order."""
         return iter(self._workloads.values())
@@ -77,6 +93,10 @@ class MeshState:
     def services(self) -> Iterator[Service]:
         """All services, in no order."""
         return iter(self._services.values())
+
+    def _capacity(self, uid: str) -> int:
+        workload = self._workloads.get(uid)
+        return 1 if workload is None else workload.capacity
 
     def _put_workload(self, workload: Workload) -> None:
         old = self._workloads.get(workload.uid)
