@@ -57,7 +57,6 @@ def test_probe_tells_when_the_connect_hook_does_not_fire(
     outside = fresh_pocket.cgroup_root / f"zt-outside-{os.getpid()}"
     outside.mkdir()
     try:
-        monkeypatch.setattr(probe, "PIN_DIR", fresh_pocket.pin_dir)
         (outside / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
         monkeypatch.setattr(probe, "TIMEOUT", 0.5)
         for listener in fresh_pocket.listeners.values():
