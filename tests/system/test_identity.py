@@ -90,7 +90,9 @@ class Peer:
 
     def events(self) -> list[h2.events.Event]:
         data = self.sock.recv(65536)
-        found: list[h2.events.Event] = self.h2.receive_data(data) if data else []
+        if not data:
+            raise ConnectionResetError("the server closed the connection")
+        found: list[h2.events.Event] = self.h2.receive_data(data)
         self.flush()
         return found
 

@@ -20,7 +20,7 @@ from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.workers import Session, Workers
 from ztunnel.identity.store import KeyPair, Store
 from ztunnel.kube.mirror import Mirror
-from ztunnel.link.messages import Certificate, Hello, MeshDelta, NeedSockets
+from ztunnel.link.messages import Certificate, CertificateRemoved, Hello, MeshDelta, NeedSockets
 from ztunnel.mesh.model import TunnelProtocol, Workload
 
 log = structlog.get_logger()
@@ -109,6 +109,7 @@ class Feed:
         self._enroller.want(*local)
         for identity in store.identities() - wanted:
             store.forget(identity)
+            self._workers().broadcast(CertificateRemoved(identity))
 
 
 def _certificate(pair: KeyPair) -> Certificate:

@@ -14,26 +14,37 @@ from ztunnel.lab.components import admin_get
 from ztunnel.lab.names import LabNames
 from ztunnel.lab.objects import Key, Object, Objects, key_of
 from ztunnel.lab.plan import host_network
+from ztunnel.mesh.enrolment import MODE_LABEL, Enrolled, decide
 
-MODE_LABEL = "istio.io/dataplane-mode"
-AMBIENT = "ambient"
-
-_SIDECAR_ANNOTATION = "sidecar.istio.io/status"
 PATIENCE = 5.0  # seconds; the agent captures within one even if no proxy is there
 _POLL = 0.02
 
 
 def mode(pod: Object, objects: Objects) -> str:
     """The enrolment label that counts: the pod's own, else its namespace's."""
-    space = objects.get(Key("Namespace", "", pod["metadata"]["namespace"]), {})
-    inherited = space.get("metadata", {}).get("labels", {}).get(MODE_LABEL, "")
-    return str(pod["metadata"].get("labels", {}).get(MODE_LABEL, inherited))
+    inherited = _labels(objects.get(_namespace(pod), {})).get(MODE_LABEL, "")
+    return str(_labels(pod).get(MODE_LABEL, inherited))
 
 
 def is_due(pod: Object, objects: Objects) -> bool:
-    """Whether the mesh is to capture the pod."""
-    sidecar = _SIDECAR_ANNOTATION in (pod["metadata"].get("annotations") or {})
-    return mode(pod, objects) == AMBIENT and not sidecar and not host_network(pod)
+    """Whether the mesh is to capture the pod, once it runs and has addresses."""
+    decision = decide(
+        _labels(objects.get(_namespace(pod), {})),
+        _labels(pod),
+        pod["metadata"].get("annotations") or {},
+        host_network=host_network(pod),
+        phase="Running",
+        addresses=("to come",),
+    )
+    return isinstance(decision, Enrolled)
+
+
+def _namespace(pod: Object) -> Key:
+    return Key("Namespace", "", pod["metadata"]["namespace"])
+
+
+def _labels(obj: Object) -> dict[str, str]:
+    return obj.get("metadata", {}).get("labels") or {}
 
 
 def wait_captured(names: LabNames, pod: Object, patience: float = PATIENCE) -> str:

@@ -69,7 +69,7 @@ class NeedSockets(msgspec.Struct, frozen=True, tag=True):
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):
-    """The reply to `Query(id)`: JSON-able data."""
+    """The reply to `Query(id)`: any data, as MessagePack."""
 
     id: int
     body: msgspec.Raw
@@ -102,6 +102,12 @@ class Certificate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"Certificate(identity={self.identity!r}, key_pem=<hidden>)"
+
+
+class CertificateRemoved(msgspec.Struct, frozen=True, tag=True):
+    """No pod of this node has the identity any more: forget its key."""
+
+    identity: str
 
 
 class PodAdded(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -140,4 +146,4 @@ class Query(msgspec.Struct, frozen=True, tag=True):
 
 
 ToAgent = Hello | PodReady | NeedSockets | Answer
-ToWorker = MeshDelta | Certificate | PodAdded | PodRemoved | Sockets | Query
+ToWorker = MeshDelta | Certificate | CertificateRemoved | PodAdded | PodRemoved | Sockets | Query

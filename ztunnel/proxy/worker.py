@@ -24,6 +24,7 @@ from ztunnel import __version__
 from ztunnel.link.messages import (
     Answer,
     Certificate,
+    CertificateRemoved,
     Hello,
     ListenerKind,
     MeshDelta,
@@ -91,6 +92,8 @@ class Worker:
                 self._mesh_changed(message)
             case Certificate():
                 self._certificate(message)
+            case CertificateRemoved():
+                self.context.credentials.pop(message.identity, None)
             case PodAdded():
                 self._pod_added(message, fds)
             case PodRemoved():

@@ -11,7 +11,7 @@ import pytest
 from tests.pure.proxy.certs import Authority
 from tests.pure.proxy.conftest import Pair
 from tests.pure.proxy.harness import wait_for
-from ztunnel.link.messages import MeshDelta
+from ztunnel.link.messages import CertificateRemoved, MeshDelta
 
 
 def ping(pair: Pair) -> None:
@@ -111,6 +111,16 @@ def test_renewed_certificate_retires_tunnels_but_not_connections(pair: Pair) -> 
     client.close()
     server.close()
     wait_for(lambda: old.closed, "old tunnel to close with its last stream")
+
+
+def test_removed_certificate_is_forgotten_and_nothing_goes_out(pair: Pair) -> None:
+    identity = pair.a.me.identity
+    pair.a.agent.send(CertificateRemoved(identity))
+    wait_for(lambda: identity not in pair.a.context.credentials, "the key to be forgotten")
+    dial_is_reset(pair)
+    pair.a.agent.send(pair.authority.issue(identity))
+    wait_for(lambda: identity in pair.a.context.credentials, "a new certificate")
+    ping(pair)
 
 
 def test_successor_at_the_same_address_never_gets_the_old_tunnel(pair: Pair) -> None:
