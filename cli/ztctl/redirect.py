@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -221,15 +221,24 @@ def watch(context: Context, interval: float, seconds: float | None) -> None:
       ztctl redirect watch --for 10 -o json
     """
     stop_at = None if seconds is None else time.monotonic() + seconds
-    before: dict[str, Snapshot] = {}
+    with suppress(KeyboardInterrupt):  # the usual way to end it
+        for events in _followed(context, interval, stop_at):
+            for event in events:
+                click.echo(_line(context.form, event))
+
+
+def _followed(
+    context: Context, interval: float, stop_at: float | None
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """The changes since the reading before, for each node in turn."""
+    before: dict[Installation, Snapshot] = {}
     while True:
         for each in context.installations():
             with opened(each) as maps:
                 shot = snapshot(each, maps)
-            previous = before.get(str(each.pin_dir))
-            if previous is not None:
-                _print_changes(context.form, changes(previous, shot, PodNames(each)))
-            before[str(each.pin_dir)] = shot
+            if each in before:
+                yield changes(before[each], shot, PodNames(each))
+            before[each] = shot
         if stop_at is not None and time.monotonic() >= stop_at:
             return
         time.sleep(interval)
@@ -282,11 +291,6 @@ def _event(shot: Snapshot, event: str, pod: str, detail: str) -> dict[str, Any]:
         "pod": pod,
         "detail": detail,
     }
-
-
-def _print_changes(form: Format, events: Iterator[dict[str, Any]]) -> None:
-    for event in events:
-        click.echo(_line(form, event))
 
 
 def _line(form: Format, event: dict[str, Any]) -> str:

@@ -94,19 +94,22 @@ def test_redirect_works_while_agent_and_proxy_are_down(lab: Lab) -> None:
 
 
 def test_watch_reports_connections_as_they_come(lab: Lab) -> None:
+    """There is traffic until the watch has seen some, however long it takes to start."""
     argv = [str(ZTCTL), "--lab", lab.names.name, "--node", "node1", "redirect", "watch"]
-    argv += ["--interval", "0.02", "--for", "30", "-o", "json"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as watching:
-        assert watching.stdout is not None
+    argv += ["--interval", "0.02", "--for", "50", "-o", "json"]
+    script, target = Path(__file__).with_name("apps") / "client.py", addresses(lab, "server")[4]
+    with (
+        subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as watching,
+        lab.popen("client", sys.executable, str(script), "repeat", target, "7000", "60") as calls,
+    ):
         try:
-            script = Path(__file__).with_name("apps") / "client.py"
-            target = addresses(lab, "server")[4]
-            calls = lab.popen("client", sys.executable, str(script), "repeat", target, "7000", "2")
+            assert watching.stdout is not None
             event = json.loads(watching.stdout.readline())
-            assert event["event"] in ("opened", "counted", "closed")
-            calls.communicate(timeout=30)
         finally:
+            calls.kill()
             watching.terminate()
+    assert event["event"] in ("opened", "counted", "closed")
+    assert (event["node"], event["pod"]) == ("node1", "default/client")
 
 
 def test_uninstall_refuses_a_node_whose_agent_runs(lab: Lab) -> None:
