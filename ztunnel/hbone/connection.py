@@ -42,7 +42,7 @@ from ztunnel.hbone.events import (
     StreamReset,
     WindowOpened,
 )
-from ztunnel.hbone.flow import ReceiveWindow, SendWindow
+from ztunnel.hbone.flow import Held, ReceiveWindow, SendWindow
 from ztunnel.hbone.frames import ACK, HEAD, FrameType, Setting
 from ztunnel.hbone.headers import (
     NO_DYNAMIC_TABLE,
@@ -104,6 +104,7 @@ class Connection:
         self._live = self._streams.live
         self._send_window = SendWindow(settings.DEFAULT_WINDOW)
         self._receive_window = ReceiveWindow(connection_window)
+        self._held = Held(settings.HELD_LIMIT)
         self._peer = PeerSettings(is_server=not self._is_server)
         self._peer_settled = False  # its first SETTINGS came
         self._chatter = Budget(settings.CHATTER_BURST, settings.CHATTER_PER_SECOND)
@@ -284,6 +285,23 @@ class Connection:
         if self._failed:
             return
         self._credit_connection(n)
+        self._credit_stream(stream_id, n)
+
+    def hold(self, n: int) -> None:
+        """Say that `n` received octets wait for a slow reader: other streams need not wait too.
+
+        `consumed_held` is owed for them instead of `consumed`.
+        """
+        if not self._failed:
+            self._credit_connection(self._held.add(n))
+
+    def consumed_held(self, stream_id: int, n: int) -> None:
+        """`consumed`, for octets of which `hold` was told."""
+        if not self._failed:
+            self._credit_connection(self._held.remove(n))
+            self._credit_stream(stream_id, n)
+
+    def _credit_stream(self, stream_id: int, n: int) -> None:
         stream = self._live.get(stream_id)
         if stream is not None and stream.remote_open:
             increment = stream.receive_window.give_back(n)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow control windows (RFC 9113 5.2 and 6.9): one class for each direction.
+"""Flow control windows (RFC 9113 5.2 and 6.9): one class for each direction, and what is held.
 
-May import `hbone.errors` and `hbone.settings`. Both serve a stream as well as the connection.
+May import `hbone.errors` and `hbone.settings`. Windows serve a stream as well as the connection.
 """
 
 from __future__ import annotations
@@ -57,3 +57,31 @@ class ReceiveWindow:
         increment, self._credit = self._credit, 0
         self.available += increment
         return increment
+
+
+class Held:
+    """Octets of all streams that wait for slow readers.
+
+    The connection's window is given back for them at once, so that a stalled stream does not
+    stop its neighbours; but not beyond `limit`, so that memory stays bounded by it and the window.
+    """
+
+    __slots__ = ("_limit", "_total")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._total = 0
+
+    def add(self, n: int) -> int:
+        """`n` octets wait; returns for how many the connection gets credit now."""
+        return n - self._change(n)
+
+    def remove(self, n: int) -> int:
+        """`n` octets left; returns for how many the connection gets the credit it still lacks."""
+        return -self._change(-n)
+
+    def _change(self, n: int) -> int:
+        """By how much the octets beyond the limit grow."""
+        before = self._total
+        self._total = before + n
+        return max(self._total - self._limit, 0) - max(before - self._limit, 0)

@@ -26,6 +26,7 @@ LARGEST_STREAM_ID = 2_147_483_647  # RFC 9113 5.1.1
 HEADER_TABLE_SIZE = 4096  # RFC 9113 6.5.2: the default, which we keep for our decoder
 
 ASSUMED_PEER_STREAMS = 100  # until its SETTINGS come; RFC 9113 6.5.2 wants no limit below this
+HELD_LIMIT = 32 * 1024 * 1024  # octets for slow readers: 8 whole stream windows stop nobody else
 CREDIT_FRACTION = 4  # give window back once a quarter of it is consumed: few, large updates
 FRAME_HEADER = 9  # octets, RFC 9113 4.1
 

@@ -4,7 +4,7 @@
 No object per chunk, no queue without a bound: towards the tunnel a payload is read straight into
 the tunnel's buffer, and only when its window and TLS have room; towards the application it is
 written at once, and what the socket does not take waits here, bounded by the stream's window
-because credit is given back only for bytes that left.
+because the stream gets credit only for bytes that left. The tunnel gets it before (`hold`).
 
 FIN ↔ END_STREAM each way on its own; a reset on either side becomes a reset on the other.
 May import the proxy's `loop`, `tunnel`, `buffers`, `sockets`, `report`.
@@ -13,7 +13,6 @@ May import the proxy's `loop`, `tunnel`, `buffers`, `sockets`, `report`.
 from __future__ import annotations
 
 import socket
-from collections import deque
 from collections.abc import Callable
 
 from ztunnel.hbone.errors import ErrorCode
@@ -58,7 +57,7 @@ class StreamRelay:
         self._sock = sock
         self._record = record
         self._ended = ended
-        self._pending: deque[memoryview] = deque()  # for the application
+        self._pending = bytearray()  # for the application
         self._app_ending = False  # FIN or error is in the socket behind what is unread
         self._app_closed = False  # FIN read
         self._app_shut = False  # FIN sent
@@ -137,7 +136,7 @@ class StreamRelay:
         size = len(payload)
         self._record.received += size
         if self._pending:
-            self._pending.append(memoryview(bytes(payload)))
+            self._keep(payload)
             return
         try:
             count = self._sock.send(payload)
@@ -150,8 +149,12 @@ class StreamRelay:
         if count:
             self._tunnel.consumed(self.stream_id, count)
         if count < size:
-            self._pending.append(memoryview(bytes(payload[count:])))
+            self._keep(payload[count:])
             self._watch_write()
+
+    def _keep(self, payload: memoryview) -> None:
+        self._pending += payload
+        self._tunnel.hold(len(payload))
 
     def on_end(self) -> None:
         self._tunnel_ended = True
@@ -167,23 +170,16 @@ class StreamRelay:
         self._fail(f"internal error: {error}", ErrorCode.INTERNAL_ERROR)
 
     def _flush_pending(self) -> None:
-        pending, gone = self._pending, 0
+        pending = self._pending
         try:
-            while pending:
-                count = self._sock.send(pending[0])
-                gone += count
-                if count < len(pending[0]):
-                    pending[0] = pending[0][count:]
-                    break
-                pending.popleft()
+            count = self._sock.send(pending)
         except BlockingIOError:
-            pass
+            return
         except OSError as error:
-            self._tunnel.consumed(self.stream_id, gone)
             self._fail(f"application: {error.strerror}", ErrorCode.CONNECT_ERROR)
             return
-        if gone:
-            self._tunnel.consumed(self.stream_id, gone)
+        del pending[:count]  # moves no byte: a bytearray remembers where it starts
+        self._tunnel.consumed_held(self.stream_id, count)
         if self._tunnel_ended and not pending:
             self._shut_app()
 
@@ -221,11 +217,11 @@ class StreamRelay:
         if self._over:
             return
         self._over = True
-        waiting = sum(map(len, self._pending))
+        waiting = len(self._pending)
         self._pending.clear()
         if not self._tunnel.closed:
             if waiting:
-                self._tunnel.consumed(self.stream_id, waiting)
+                self._tunnel.consumed_held(self.stream_id, waiting)
             if code is not None:
                 self._tunnel.reset(self.stream_id, code)
         self._loop.close(self._sock)  # a reset, see `sockets.reset_on_close`

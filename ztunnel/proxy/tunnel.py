@@ -58,7 +58,7 @@ class TunnelStream(Protocol):
     def on_response(self, status: int, headers: tuple[Header, ...]) -> None: ...
 
     def on_data(self, payload: memoryview) -> None:
-        """Take the payload now; owe `Tunnel.consumed` for all of it."""
+        """Take the payload now; owe `Tunnel.consumed`, or `hold` and later `consumed_held`."""
 
     def on_end(self) -> None: ...
 
@@ -167,6 +167,18 @@ class Tunnel:
     def consumed(self, stream_id: int, count: int) -> None:
         """These payload bytes have left our hands: the peer may send as many again."""
         self.connection.consumed(stream_id, count)
+        if self.connection.has_output:
+            self.wake()
+
+    def hold(self, count: int) -> None:
+        """These payload bytes wait for a slow application; other streams go on."""
+        self.connection.hold(count)
+        if self.connection.has_output:
+            self.wake()
+
+    def consumed_held(self, stream_id: int, count: int) -> None:
+        """These held bytes have left our hands."""
+        self.connection.consumed_held(stream_id, count)
         if self.connection.has_output:
             self.wake()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+import select
 import socket
 import struct
 import threading
@@ -15,6 +16,9 @@ import pytest
 
 from tests.pure.proxy.conftest import Pair
 from tests.pure.proxy.harness import DEADLINE, wait_for
+from ztunnel.hbone.settings import CONNECTION_WINDOW, HELD_LIMIT
+from ztunnel.proxy.inbound import HboneConnection
+from ztunnel.proxy.relay import StreamRelay
 
 MIB = 1 << 20
 RST = struct.pack("ii", 1, 0)
@@ -169,6 +173,79 @@ def test_a_stalled_stream_does_not_hold_up_another_on_its_tunnel(pair: Pair) -> 
     client.sendall(b"small")
     assert server.recv(100) == b"small"
     assert len(pair.a.context.pool.tunnels()) == 1
+
+
+def stall(client: socket.socket) -> None:
+    """Send until nothing moves any more."""
+    client.settimeout(0.5)
+    with contextlib.suppress(TimeoutError):
+        for _ in range(100):
+            client.send(bytes(MIB))
+
+
+def test_six_stalled_streams_do_not_hold_up_a_seventh_on_their_tunnel(pair: Pair) -> None:
+    streams = [connect(pair) for _ in range(6)]  # 24 MiB of windows; the tunnel's is 16
+    for client, _unread in streams:
+        stall(client)
+    client, server = connect(pair)
+    client.sendall(b"small")
+    assert server.recv(100) == b"small"
+    assert len(pair.a.context.pool.tunnels()) == 1
+
+
+def held(pair: Pair) -> int:
+    """Bytes that b's process holds for applications that do not read."""
+    (tunnels,) = [
+        [live._tunnel for live in pod.live if isinstance(live, HboneConnection)]
+        for pod in pair.b.worker.pods.values()
+    ]
+    streams = [stream for tunnel in tunnels if tunnel for stream in tunnel.streams.values()]
+    return sum(len(stream._pending) for stream in streams if isinstance(stream, StreamRelay))
+
+
+def test_200_stalled_streams_take_bounded_memory_and_lose_nothing(pair: Pair) -> None:
+    streams = [connect(pair) for _ in range(200)]
+    sent = send_until_stuck([client for client, _ in streams])
+    tunnels = len(pair.a.context.pool.tunnels())
+    assert sum(sent) > tunnels * (HELD_LIMIT + CONNECTION_WINDOW)
+    assert held(pair) <= tunnels * (HELD_LIMIT + CONNECTION_WINDOW)
+    for client, _ in streams:
+        client.close()
+    assert read_all([server for _, server in streams]) == sent
+
+
+def read_all(servers: list[socket.socket]) -> list[int]:
+    """How much came for each until its end."""
+    got = {server.fileno(): 0 for server in servers}
+    by_fd = {server.fileno(): server for server in servers}
+    poll = select.poll()
+    for server in servers:
+        poll.register(server, select.POLLIN)
+    while by_fd:
+        ready = poll.poll(DEADLINE * 1000)
+        assert ready, "nothing came"
+        for fd, _ in ready:
+            count = len(by_fd[fd].recv(MIB))
+            got[fd] += count
+            if not count:
+                poll.unregister(by_fd.pop(fd))
+    return list(got.values())
+
+
+def send_until_stuck(clients: list[socket.socket]) -> list[int]:
+    """How much each sent before none of them could send more."""
+    sent = {client.fileno(): 0 for client in clients}
+    by_fd = {client.fileno(): client for client in clients}
+    poll = select.poll()
+    for client in clients:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        client.setblocking(False)
+        poll.register(client, select.POLLOUT)
+    while ready := poll.poll(500):
+        for fd, _ in ready:
+            with contextlib.suppress(BlockingIOError):
+                sent[fd] += by_fd[fd].send(bytes(64 * 1024))
+    return list(sent.values())
 
 
 def test_plaintext_destination_is_reached_in_the_clear(pair: Pair) -> None:
