@@ -225,10 +225,13 @@ class Connection:
         When 0, wait for `WindowOpened` of the stream or of 0.
         """
         stream = self._live.get(stream_id)
-        if stream is None or not stream.local_open or (self._is_server and not stream.answered):
+        return 0 if stream is None else self._room(stream)
+
+    def _room(self, stream: Stream) -> int:
+        if not stream.local_open or (self._is_server and not stream.answered):
             return 0
         room = min(stream.send_window.available, self._send_window.available, self._peer.max_frame)
-        return max(room, 0)
+        return room if room > 0 else 0
 
     def data_frame_header(self, stream_id: int, length: int, *, end_stream: bool = False) -> bytes:
         """The 9 octets for a DATA frame of `length` ≤ `sendable`; takes it from the windows."""
@@ -246,9 +249,11 @@ class Connection:
         end_stream: bool = False,
     ) -> None:
         """`data_frame_header`, written to `buffer[offset:offset + 9]`."""
-        if length > self.sendable(stream_id) or (length <= 0 and not end_stream):
+        stream = self._live.get(stream_id)
+        if stream is None or not stream.local_open or (self._is_server and not stream.answered):
+            raise MisuseError(f"stream {stream_id} is not answered, ended or gone")
+        if length > self._room(stream) or (length <= 0 and not end_stream):
             raise MisuseError(f"DATA of {length} octets on stream {stream_id}: not sendable")
-        stream = self._sending(stream_id)
         HEAD.pack_into(buffer, offset, length >> 8, length & 0xFF, 0, end_stream, stream_id)
         stream.send_window.available -= length
         self._send_window.available -= length
@@ -260,12 +265,6 @@ class Connection:
         stream = self._live.get(stream_id)
         if stream is not None and stream.local_open:
             self._out += self.data_frame_header(stream_id, 0, end_stream=True)
-
-    def _sending(self, stream_id: int) -> Stream:
-        stream = self._live.get(stream_id)
-        if stream is None or not stream.local_open or (self._is_server and not stream.answered):
-            raise MisuseError(f"stream {stream_id} is not answered, ended or gone")
-        return stream
 
     def reset(self, stream_id: int, code: ErrorCode = ErrorCode.CANCEL) -> None:
         """End the stream at once, both ways. Nothing if it is gone. No event follows."""
@@ -284,8 +283,14 @@ class Connection:
         """
         if self._failed:
             return
-        self._credit_connection(n)
-        self._credit_stream(stream_id, n)
+        increment = self._receive_window.give_back(n)  # in line: once for each piece of payload
+        if increment:
+            self._out += frames.window_update(0, increment)
+        stream = self._live.get(stream_id)
+        if stream is not None and stream.remote_open:
+            increment = stream.receive_window.give_back(n)
+            if increment:
+                self._out += frames.window_update(stream_id, increment)
 
     def hold(self, n: int) -> None:
         """Say that `n` received octets wait for a slow reader: other streams need not wait too.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all connections of one worker share, handed to them instead of being global.
 
-May import `ztunnel.mesh`, `ztunnel.datapath.sockopt` and the proxy's parts below connections.
+May import `ztunnel.mesh`, `ztunnel.datapath.sockopt`, `ztunnel.telemetry` and the proxy's parts
+below connections.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ztunnel.proxy.loop import Loop
 from ztunnel.proxy.pool import Pool
 from ztunnel.proxy.report import Report
 from ztunnel.proxy.tls import Credentials
+from ztunnel.telemetry.access import AccessLog, configured_renderer
 
 
 @dataclass(slots=True, eq=False)
@@ -39,4 +41,5 @@ class Context:
 def new_context() -> Context:
     """A fresh one with its own loop."""
     loop, buffers = Loop(), BufferPool()
-    return Context(loop=loop, buffers=buffers, pool=Pool(loop, buffers), report=Report())
+    report = Report(AccessLog(loop.at_end_of_turn, configured_renderer()))
+    return Context(loop=loop, buffers=buffers, pool=Pool(loop, buffers), report=report)

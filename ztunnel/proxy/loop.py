@@ -135,7 +135,7 @@ class Loop:
     def turn(self, timeout: float | None = None) -> None:
         """One turn; waits at most `timeout` seconds, or until the next timer."""
         events = self._epoll.poll(self._wait(timeout), MAX_EVENTS)
-        self.now = time.monotonic()
+        self.now = now = time.monotonic()
         handlers = self._handlers
         for fd, mask in events:
             handler = handlers.get(fd)
@@ -147,9 +147,11 @@ class Loop:
                 _fail(handler, error)
         if self._deferred:
             self._run_deferred()
-        self._run_timers()
-        while self._flushes:
-            _call(self._flushes.popleft())
+        if self._timers and self._timers[0].when <= now:
+            self._run_timers()
+        flushes = self._flushes
+        while flushes:
+            _call(flushes.popleft())
         if self._closing:
             self._close_all()
 

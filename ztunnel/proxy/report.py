@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a worker tells of its connections: the live ones, the sums, one log line at each end.
 
-May import `ztunnel.mesh.model`, structlog and the standard library.
+May import `ztunnel.mesh.model`, `ztunnel.telemetry`, msgspec, structlog and the standard library.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import msgspec
 import structlog
 
 from ztunnel.mesh.model import SocketAddress, Workload
+from ztunnel.telemetry.access import AccessLog
 
-access_log = structlog.get_logger("access")
+log = structlog.get_logger()
 
 
 class Direction(StrEnum):
@@ -74,8 +75,9 @@ def proven(one: Party, identity: str) -> Party:
 class Report:
     """All live connections of one worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, access: AccessLog) -> None:
         self.stats = Stats()
+        self._access = access
         self._live: dict[int, Record] = {}
         self._ids = itertools.count(1)
 
@@ -111,13 +113,15 @@ class Report:
         stats.failed += bool(error)
         stats.sent += record.sent
         stats.received += record.received
-        access_log.info("connection", **_access_fields(record, error))
+        self._access.write("info", "connection", _access_fields(record, error))
 
     def refused(self, direction: Direction, source: str, destination: str, reason: str) -> None:
         """A connection was turned away before it became one."""
         self.stats.refused += 1
-        access_log.warning(
-            "refused", direction=direction.value, src=source, dst=destination, error=reason
+        self._access.write(
+            "warning",
+            "refused",
+            {"direction": direction.value, "src": source, "dst": destination, "error": reason},
         )
 
     def accept_paused(self) -> None:
@@ -129,7 +133,7 @@ class Report:
     ) -> None:
         """Quiet, because anybody who reaches the port can cause it."""
         self.stats.handshakes_failed += 1
-        access_log.debug(
+        log.debug(
             "handshake failed", direction=direction.value, src=source, dst=destination, error=why
         )
 
@@ -139,24 +143,21 @@ class Report:
 
 
 def _access_fields(record: Record, error: str) -> dict[str, object]:
-    fields: dict[str, object] = {
+    source, destination = record.source, record.destination
+    return {
         "direction": record.direction.value,
-        **_party_fields("src", record.source),
-        **_party_fields("dst", record.destination),
+        "src.addr": source.address,
+        "src.workload": source.workload,
+        "src.namespace": source.namespace,
+        "src.identity": source.identity,
+        "dst.addr": destination.address,
+        "dst.workload": destination.workload,
+        "dst.namespace": destination.namespace,
+        "dst.identity": destination.identity,
         "dst.hbone_addr": record.hbone_addr,
         "dst.service": record.service,
         "bytes_sent": record.sent,
         "bytes_recv": record.received,
         "duration": f"{(time.time() - record.started) * 1000:.0f}ms",
         "error": error,
-    }
-    return {key: value for key, value in fields.items() if value != ""}
-
-
-def _party_fields(prefix: str, one: Party) -> dict[str, str]:
-    return {
-        f"{prefix}.addr": one.address,
-        f"{prefix}.workload": one.workload,
-        f"{prefix}.namespace": one.namespace,
-        f"{prefix}.identity": one.identity,
     }

@@ -105,6 +105,7 @@ class Tunnel:
         self._loop = loop
         self._buffers = buffers
         self._sock = sock
+        self._read_tls: Callable[[int, memoryview], int] = sock.read  # type: ignore[assignment]
         self._owner = owner
         self._out: Buffer | None = None
         self._filled = 0  # bytes of `_out` to send
@@ -303,7 +304,7 @@ class Tunnel:
         filled, end = 0, ""
         while filled <= BUFFER_SIZE - TLS_RECORD:
             try:
-                count = self._sock.recv_into(view[filled:], TLS_RECORD)
+                count = self._read_tls(TLS_RECORD, view[filled:])
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLWantWriteError:
@@ -330,7 +331,7 @@ class Tunnel:
         if events:
             self._progress = self._loop.now
         for event in events:
-            if isinstance(event, DataReceived):
+            if type(event) is DataReceived:
                 stream = streams.get(event.stream_id)
                 if stream is None:
                     self.connection.consumed(event.stream_id, len(event.payload))

@@ -53,6 +53,7 @@ from ztunnel.proxy.views import view
 
 DRAIN_DEADLINE = 5.0  # seconds; istio ztunnel's default
 DRAIN_CHECK = 0.05
+GARBAGE = 50_000  # new objects after which the collector looks for cycles
 SOCKET_NAME = "agent.sock"
 FDS_PER_HELLO = 240  # SCM_MAX_FD is 253; more pods go into further Hellos
 
@@ -78,6 +79,7 @@ class Worker:
         self.session.dial()
         gc.collect()
         gc.freeze()  # what lives now lives for ever: the collector need not look at it again
+        gc.set_threshold(GARBAGE)  # ended connections leave no cycles: little to collect
         log.info("proxy started", worker=self._index, pid=os.getpid())
         self.context.loop.run()
         log.info("proxy ended", worker=self._index)

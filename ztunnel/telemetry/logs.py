@@ -41,6 +41,11 @@ def configure_logs(log_format: str, level: int = logging.INFO) -> None:
     )
 
 
+def current_format() -> str:
+    """The form that was configured: one of LOG_FORMATS."""
+    return "json" if _render_json in structlog.get_config()["processors"] else "console"
+
+
 def _render_json(logger: WrappedLogger, method: str, event: EventDict) -> bytes:
-    """msgspec is several times faster than json, and the access log is a hot path."""
+    """msgspec is several times faster than json."""
     return _encode(event)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Access lines: one for each connection, so made without structlog's chain of processors.
+
+They have the form `configure_logs` chose and read like all other lines, never coloured. What a
+peer or an app wrote cannot forge a line: JSON escapes it, and for people every text that is not
+plain is quoted with its control characters escaped. May import structlog, msgspec and
+`telemetry.logs`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+import structlog
+
+from ztunnel.telemetry.logs import current_format
+
+Level = Literal["info", "warning"]
+Fields = dict[str, object]
+Renderer = Callable[[Level, str, Fields], bytes]
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+_SPECIAL = frozenset(" =\"'\\")  # in a value these ask for quotes; isprintable() finds the rest
+
+
+class AccessLog:
+    """Gathers the lines of one turn and writes them in one system call."""
+
+    def __init__(
+        self, at_end_of_turn: Callable[[Callable[[], None]], None], render: Renderer
+    ) -> None:
+        self._at_end_of_turn = at_end_of_turn
+        self._render = render
+        self._lines: list[bytes] = []
+
+    def write(self, level: Level, event: str, fields: Fields) -> None:
+        """Add a line; empty fields are left out."""
+        if not self._lines:
+            self._at_end_of_turn(self.flush)
+        bound = structlog.contextvars.get_contextvars()
+        said = {key: value for key, value in fields.items() if value != ""}
+        self._lines.append(self._render(level, event, {**bound, **said}))
+
+    def flush(self) -> None:
+        """Write what is gathered."""
+        lines, self._lines = self._lines, []
+        stream = sys.stderr.buffer
+        stream.write(b"".join(lines))
+        stream.flush()
+
+
+def configured_renderer() -> Renderer:
+    """The one of the form that `configure_logs` chose."""
+    return render_json if current_format() == "json" else render_console
+
+
+def render_json(level: Level, event: str, fields: Fields) -> bytes:
+    """One JSON object and a line feed."""
+    return _encode({**fields, "event": event, "level": level, "timestamp": _now()}) + b"\n"
+
+
+def render_console(level: Level, event: str, fields: Fields) -> bytes:
+    """`time [level] event key=value ...`, keys in order."""
+    pairs = " ".join(f"{key}={_plain(value)}" for key, value in sorted(fields.items()))
+    return f"{_now()} [{level:9}] {event:30} {pairs}\n".encode()
+
+
+def _plain(value: object) -> str:
+    text = value if isinstance(value, str) else str(value)
+    return text if text.isprintable() and _SPECIAL.isdisjoint(text) else ascii(text)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
