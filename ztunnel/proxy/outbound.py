@@ -21,7 +21,7 @@ from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.route import Hbone, Passthrough, Refuse, route
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.dial import Dial
-from ztunnel.proxy.loop import HANGUP, Timer
+from ztunnel.proxy.loop import EDGE, HANGUP, READ, Timer
 from ztunnel.proxy.pods import Pod
 from ztunnel.proxy.pool import Key, Source
 from ztunnel.proxy.relay import WATCH, PlainRelay, StreamRelay
@@ -60,13 +60,12 @@ class Outbound:
         self._relay: StreamRelay | PlainRelay | None = None
         self._timer: Timer | None = None
         self._headers: list[Header] = []
-        self._seen = 0  # events before the relay
         self._over = False
 
     def start(self) -> None:
         """Find out where it wants to go, decide, and set out."""
         context, sock = self._context, self._sock
-        context.loop.register(sock.fileno(), WATCH, self)
+        context.loop.register(sock.fileno(), EDGE, self)  # its bytes need not wake us yet
         self._pod.live.add(self)
         family = 4 if sock.family == socket.AF_INET else 6
         try:
@@ -160,7 +159,8 @@ class Outbound:
             record=self._record,
             ended=self._ended,
         )
-        self._relay.begin(self._seen)
+        self._context.loop.modify(self._sock.fileno(), WATCH)
+        self._relay.begin(READ)  # most clients have spoken by now
 
     def on_data(self, payload: memoryview) -> None:
         """Data before a response: the codec lets none through; credit is owed all the same."""
@@ -205,13 +205,13 @@ class Outbound:
             record=self._record,
             ended=self._ended,
         )
-        self._relay.begin(self._seen)
+        self._context.loop.modify(self._sock.fileno(), WATCH)
+        self._relay.begin(READ)
 
     # Ends
 
     def on_ready(self, mask: int) -> None:
         """Before the relay: only whether the app gave up. Its bytes and FIN can wait."""
-        self._seen |= mask
         if mask & HANGUP:
             self._fail("the app gave up")
 

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
+
 from ztunnel.hbone.connection import Role
 from ztunnel.hbone.events import RequestReceived
 from ztunnel.hbone.settings import POOL_STREAMS
@@ -33,8 +35,7 @@ SWEEP = 15.0  # seconds between looks for idle tunnels
 Taker = Callable[[Tunnel | None, str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(msgspec.Struct, frozen=True):
     """All that two connections must have in common to share a tunnel."""
 
     pod_uid: str  # the source pod: its namespace, hence its source address

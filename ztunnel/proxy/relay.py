@@ -69,7 +69,7 @@ class StreamRelay:
     def begin(self, seen: int = 0) -> None:
         """Take over the socket and the stream; the end may come before this returns.
 
-        `seen`: events of the socket that were reported already, and will not be again.
+        `seen`: events of the socket to act on at once; they may not be reported again.
         """
         self._loop.rebind(self._sock.fileno(), self)
         self._tunnel.attach(self.stream_id, self)
@@ -281,7 +281,7 @@ class PlainRelay:
     def begin(self, seen: int = 0) -> None:
         """Take over both sockets; the end may come before this returns.
 
-        `seen`: events of the near socket that were reported already, and will not be again.
+        `seen`: events of the near socket to act on at once; they may not be reported again.
         """
         for end in (self._near, self._far):
             self._loop.rebind(end.sock.fileno(), end)
