@@ -297,6 +297,18 @@ def test_more_than_100_at_once_open_a_second_tunnel(pair: Pair) -> None:
     assert len(pair.a.context.pool.tunnels()) == 2
 
 
+def test_1000_connections_stay_open_and_all_answer(pair: Pair) -> None:
+    streams = [connect(pair) for _ in range(1000)]
+    for _ in range(2):
+        for client, server in streams:
+            client.sendall(b"ping")
+            assert server.recv(4) == b"ping"
+            server.sendall(b"pong")
+            assert client.recv(4) == b"pong"
+    assert pair.a.context.report.stats.failed == pair.b.context.report.stats.failed == 0
+    assert len(pair.a.context.report.live()) == 1000
+
+
 def test_sockets_are_recycled_while_the_agent_is_away(pair: Pair) -> None:
     for node in (pair.a, pair.b):
         node.agent.stop()

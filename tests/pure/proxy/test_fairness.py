@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small request beside a bulk stream on one tunnel: bounded in turns and bytes, not in time."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from ztunnel.hbone.connection import Connection, Role
+from ztunnel.hbone.events import DataReceived, RequestReceived
+from ztunnel.mesh.model import SocketAddress
+from ztunnel.proxy.buffers import BUFFER_SIZE, BufferPool
+from ztunnel.proxy.loop import READ, Loop
+from ztunnel.proxy.relay import WATCH, StreamRelay
+from ztunnel.proxy.report import Direction, Record, party
+from ztunnel.proxy.tunnel import Tunnel
+
+CONNECT = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80")]
+
+
+@dataclass
+class Wire:
+    """Stands for the TLS socket: takes every write, or none while it is `stuck`."""
+
+    sock: socket.socket
+    written: list[bytes] = field(default_factory=list)
+    stuck: bool = False
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def read(self, size: int, buffer: memoryview) -> int:
+        raise ssl.SSLWantReadError
+
+    def write(self, payload: memoryview) -> int:
+        if self.stuck:
+            raise ssl.SSLWantWriteError
+        self.written.append(bytes(payload))
+        return len(payload)
+
+
+class Owner:
+    def on_request(self, tunnel: Tunnel, request: RequestReceived) -> None: ...
+    def on_capacity(self, tunnel: Tunnel) -> None: ...
+    def on_closed(self, tunnel: Tunnel, reason: str) -> None: ...
+
+
+class Side:
+    """One tunnel over a Wire, with apps, and a codec in the place of the peer."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        mine, self.other = socket.socketpair()
+        self.wire = Wire(mine)
+        self.socks = [mine, self.other]
+        self.loop.register(mine.fileno(), READ, Owner())  # type: ignore[arg-type]
+        self.tunnel = Tunnel(
+            self.loop,
+            BufferPool(),
+            self.wire,  # type: ignore[arg-type]
+            Role.CLIENT,
+            peer="spiffe://td/ns/n/sa/s",
+            owner=Owner(),
+        )
+        self.peer = Connection(Role.SERVER)
+        self.sync()
+
+    def sync(self) -> list[DataReceived]:
+        """Let the peer have all that was written, and us its answers."""
+        self.loop.turn(0)
+        octets, self.wire.written = b"".join(self.wire.written), []
+        events = self.peer.receive(memoryview(octets), 0.0)
+        self.tunnel._dispatch(
+            self.tunnel.connection.receive(memoryview(self.peer.take_output()), 0)
+        )
+        return [event for event in events if isinstance(event, DataReceived)]
+
+    def app(self) -> tuple[socket.socket, int]:
+        """An app with a stream of its own."""
+        ours, theirs = socket.socketpair()
+        self.socks += [ours, theirs]
+        for sock in (ours, theirs):
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * BUFFER_SIZE)
+        nowhere = party(SocketAddress("127.0.0.1", 1), None)
+        record = Record(
+            id=1, direction=Direction.OUTBOUND, source=nowhere, destination=nowhere, started=0.0
+        )
+        relay = StreamRelay(
+            self.loop, self.tunnel, 0, ours, record=record, ended=lambda sock, error: None
+        )
+        relay.stream_id = self.tunnel.open(CONNECT, relay)
+        self.sync()
+        self.peer.respond(relay.stream_id, 200)
+        self.loop.register(ours.fileno(), WATCH, relay)
+        relay.begin()
+        self.sync()
+        return theirs, relay.stream_id
+
+
+@pytest.fixture
+def side() -> Iterator[Side]:
+    one = Side()
+    yield one
+    for sock in one.socks:
+        sock.close()
+
+
+def feed(bulk: socket.socket) -> None:
+    """Keep the bulk app's socket full."""
+    try:
+        while True:
+            bulk.send(bytes(64 * 1024))
+    except BlockingIOError:
+        return
+
+
+def test_a_small_request_leaves_in_its_own_turn_behind_one_buffer_at_most(side: Side) -> None:
+    (bulk, bulk_id), (small, small_id) = side.app(), side.app()
+    for _ in range(20):
+        feed(bulk)
+        small.send(b"request")
+        arrived = side.sync()
+        ids = [data.stream_id for data in arrived]
+        assert small_id in ids
+        before = arrived[: ids.index(small_id)]
+        assert sum(len(data.payload) for data in before) <= 2 * BUFFER_SIZE
+        for data in arrived:
+            side.peer.consumed(data.stream_id, len(data.payload))
+    assert bulk_id in ids
+
+
+def test_after_a_blocked_write_a_small_request_leaves_at_once(side: Side) -> None:
+    (bulk, _), (small, small_id) = side.app(), side.app()
+    side.wire.stuck = True
+    for _ in range(5):
+        feed(bulk)
+        side.loop.turn(0)
+    small.send(b"request")
+    side.loop.turn(0)
+    side.wire.stuck = False
+    arrived = side.sync()
+    assert small_id in [data.stream_id for data in arrived]
