@@ -52,6 +52,7 @@ class Verdicts:
             path = pin_dir / "maps" / name
             return RawMap.open(path, key_size, ctypes.sizeof(value), read_only=read_only)
 
+        self._purged = -1  # the generation in which we last did
         self._lease = opened("zt_generation", len(_ZERO), layout.Lease)
         self._verdicts = opened("zt_verdicts", ctypes.sizeof(layout.VerdictKey), layout.Verdict)
         self._direct = opened("zt_direct", ctypes.sizeof(layout.DirectKey), layout.Direct)
@@ -97,6 +98,9 @@ class Verdicts:
     def purge(self) -> None:
         """Remove what earlier generations left: memory only, it is void already."""
         generation = self.generation
+        if generation == self._purged:
+            return
+        self._purged = generation
         for key, value in self._verdicts.items():
             if layout.Verdict.from_buffer_copy(value).generation != generation:
                 self._verdicts.delete(key)
