@@ -130,7 +130,7 @@ def test_change_here_voids_verdicts_before_workers_hear_of_it(tmp_path: Path) ->
                 a.kernel.given.append(Verdict(1, SocketAddress("10.244.1.3", 80), 2))
                 before = a.feed.revision
                 heard.clear()
-                a.say(pod("db", 3, **change))  # type: ignore[arg-type]
+                a.say(pod("db", 3, **change))
                 assert heard[0] == before
                 assert a.kernel.given == []
             a.kernel.given.append(Verdict(1, SocketAddress("10.244.1.3", 80), 2))
