@@ -8,7 +8,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from ztunnel.datapath import layout, loader, sockopt
+from ztunnel.datapath import events, layout, loader, sockopt
 from ztunnel.mesh import ports
 
 STUBS = """
@@ -35,7 +35,7 @@ def _c_program() -> str:
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
     for constant in ("ZT_SOCKOPT_LEVEL", "ZT_SOCKOPT_CLIENT", "ZT_STAT_MAX"):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
-    for constant in ("ZT_ROLE_DIRECT", "ZT_DIRECT_ACCEPTED", "ZT_END_FOREIGN"):
+    for constant in ("ZT_ROLE_DIRECT", "ZT_DIRECT_ACCEPTED", "ZT_END_FOREIGN", "ZT_EVENT_BYTES"):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
     body = "\n".join(lines)
     return f'{STUBS}\nint main(void) {{ printf("{{"); {body} printf("\\"end\\": 0}}"); }}\n'
@@ -51,6 +51,8 @@ def test_mirrors_have_the_compilers_sizes_and_offsets(tmp_path: Path) -> None:
     for name, mirror in layout.STRUCTS.items():
         offsets = [getattr(mirror, field[0]).offset for field in mirror._fields_]
         assert said[name] == [ctypes.sizeof(mirror), *offsets], name
+    assert said["zt_event"][0] == events._EVENT.size
+    assert said["ZT_EVENT_BYTES"] == events.RING_BYTES
     assert said["ZT_ABI"] == layout.ABI
     assert said["ZT_STAT_MAX"] == len(layout.Stat)
     assert said["ZT_ROLE_DIRECT"] == layout.Role.DIRECT

@@ -35,7 +35,7 @@ RENEWAL = 1.0  # seconds between renewals
 READ_EVERY = 0.2  # seconds between looks at the kernel's events
 MOST_EVENTS = 8192  # taken at one look
 MOST_LINES = 100  # of the log at one look; what exceeds them is summed up by pair
-REMEMBERED = 512  # pods that are gone but whose last connections may still be told of
+REMEMBERED = 512  # pods, gone ones too: their last connections may still be told of
 
 log = structlog.get_logger()
 access_log = structlog.get_logger("access")
@@ -95,11 +95,14 @@ class SameNodeTraffic:
         self._datapath = datapath
         self._mode = mode
         self._pods = pods
+        self._distrusted: dict[tuple[int, int], None] = {}  # pairs of cookies, oldest first
         self._known: dict[int, Workload] = {}  # by namespace cookie, the gone included
 
     def allowed(self, news: Allowed, revision: int) -> None:
         """A worker let a pod in at another one."""
         verdict = believe(news, self._pods(), revision, self._mode)
+        if isinstance(verdict, Verdict) and _pair(verdict) in self._distrusted:
+            verdict = "the last connection by verdict was answered by somebody else"
         if isinstance(verdict, str):
             self.sums.allowed_disbelieved += 1
             log.debug("no verdict", source=news.source_ip, reason=verdict)
@@ -162,13 +165,22 @@ class SameNodeTraffic:
 
     def _count(self, event: Ended) -> None:
         if event.ending is Ending.FOREIGN:
-            self._destroy(event)
+            self._distrust(event)
             return
         self.sums.closed += 1
         self.sums.failed += event.ending is not Ending.ORDERLY
         self.sums.sent += event.sent
         self.sums.received += event.received
         self.sums.retransmits += event.retransmits
+
+    def _distrust(self, event: Ended) -> None:
+        """Not the pod of the verdict answered, or one behind address translation: the two go
+        through the proxy from now on, as long as they live in these namespaces."""
+        self._datapath.revoke_verdicts()
+        self._distrusted[_pair(event)] = None
+        while len(self._distrusted) > REMEMBERED:
+            del self._distrusted[next(iter(self._distrusted))]
+        self._destroy(event)
 
     def _destroy(self, connection: DirectEntry | Ended) -> None:
         pod = next((pod for pod in self._pods() if pod.cookie == connection.netns_cookie), None)
@@ -232,6 +244,10 @@ class SameNodeTraffic:
             line["bytes_recv"] = sum(event.received for event in events)
             line["retransmits"] = sum(event.retransmits for event in events)
             access_log.info("connections", **line)
+
+
+def _pair(one: Verdict | Ended) -> tuple[int, int]:
+    return one.netns_cookie, one.destination_cookie
 
 
 def _fields(prefix: str, party: dict[str, str]) -> dict[str, str]:

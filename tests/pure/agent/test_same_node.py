@@ -334,3 +334,19 @@ def test_capture_destroys_what_the_pod_had_open_before(tmp_path: Path) -> None:
     assert kernel.destroyed[1:] == [_ended(ending=Ending.FOREIGN)]
     assert traffic.sums.closed == 0
     a.close()
+
+
+def test_pair_whose_connection_somebody_else_answered_is_not_believed_again() -> None:
+    kernel = FakeDataPath()
+    pods = [A, B]
+    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: pods)
+    traffic.allowed(NEWS, REVISION)
+    assert kernel.given
+    kernel.events = [_ended(ending=Ending.FOREIGN)]
+    traffic.read()
+    assert kernel.given == []
+    traffic.allowed(NEWS, REVISION)
+    assert kernel.given == []
+    pods[1] = captured("b", "10.244.1.3", 20)  # the pod in a new namespace
+    traffic.allowed(NEWS, REVISION)
+    assert kernel.given
