@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * cgroup/connect4, connect6: an app's connect() in an enrolled pod goes to the proxy's listener
- * inside that pod. The pod is known by the netns cookie of the socket, not of the process: a
+ * inside that pod, or is left alone when a verdict says that the proxy has authorised it. The pod is known by the netns cookie of the socket, not of the process: a
  * socket can't leave its netns, a process can.
  */
 #include "zt_lib.h"
 
-enum zt_capture { ZT_PASS, ZT_REFUSE, ZT_REDIRECT };
+enum zt_capture { ZT_PASS, ZT_REFUSE, ZT_REDIRECT, ZT_DIRECT };
 
 static __always_inline enum zt_capture zt_judge(struct bpf_sock_addr *ctx, struct zt_sock *dialled,
 						struct zt_sock *known, struct zt_pod_stats *stats)
@@ -51,7 +51,9 @@ static __always_inline enum zt_capture zt_capture(struct bpf_sock_addr *ctx,
 	known = zt_socks.sk_storage_get(ctx->sk, 0, 0);
 	verdict = zt_judge(ctx, dialled, known, stats);
 	if (verdict == ZT_REDIRECT) {
-		dialled->role = ZT_ROLE_REDIRECTED;
+		if (zt_authorised(netns, dialled->ip, dialled->port))
+			verdict = ZT_DIRECT;
+		dialled->role = verdict == ZT_DIRECT ? ZT_ROLE_DIRECT : ZT_ROLE_REDIRECTED;
 		known = zt_socks.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (known)
 			*known = *dialled;
@@ -60,6 +62,8 @@ static __always_inline enum zt_capture zt_capture(struct bpf_sock_addr *ctx,
 	}
 	if (stats && verdict == ZT_REDIRECT)
 		__sync_fetch_and_add(&stats->redirected, 1);
+	if (stats && verdict == ZT_DIRECT)
+		__sync_fetch_and_add(&stats->direct, 1);
 	if (stats && verdict == ZT_REFUSE)
 		__sync_fetch_and_add(&stats->refused, 1);
 	return verdict;

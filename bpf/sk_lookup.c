@@ -2,7 +2,8 @@
 /*
  * sk_lookup, linked to each enrolled pod's netns: a connection that comes in from outside goes to
  * the proxy's inbound listener; the accepted socket keeps the pod's address and port. When the
- * listener is gone the connection is refused: no proxy, no way in.
+ * listener is gone the connection is refused: no proxy, no way in. What is let through is a
+ * connection by verdict: its source socket was seen to connect, and it is let through only once.
  */
 #include "zt_lib.h"
 
@@ -22,6 +23,28 @@ static __always_inline int zt_same(const struct zt_addr *a, const struct zt_addr
 {
 	return zt_word(a->ip, 0) == zt_word(b->ip, 0) && zt_word(a->ip, 1) == zt_word(b->ip, 1) &&
 	       zt_word(a->ip, 2) == zt_word(b->ip, 2) && zt_word(a->ip, 3) == zt_word(b->ip, 3);
+}
+
+/* Whether the very connection was authorised; notes what becomes of it. */
+static __always_inline int zt_passes(struct bpf_sk_lookup *ctx, const struct zt_addr *local,
+				     const struct zt_addr *remote)
+{
+	struct zt_direct_key key = {};
+	struct zt_direct *direct;
+
+	__builtin_memcpy(key.src, remote->ip, 16);
+	__builtin_memcpy(key.dst, local->ip, 16);
+	key.sport = ctx->remote_port;
+	key.dport = bpf_htons((__u16)ctx->local_port);
+	direct = zt_direct.lookup(&key);
+	if (!direct || direct->state == ZT_DIRECT_ACCEPTED)
+		return 0;
+	if (!direct->generation || direct->generation != zt_generation_now()) {
+		direct->state = ZT_DIRECT_STOLEN;
+		return 0;
+	}
+	direct->state = ZT_DIRECT_PASSED;
+	return 1;
 }
 
 int zt_sk_lookup(struct bpf_sk_lookup *ctx)
@@ -44,6 +67,11 @@ int zt_sk_lookup(struct bpf_sk_lookup *ctx)
 	if (!listener) {
 		zt_count(ZT_STAT_NO_LISTENER);
 		return SK_DROP;
+	}
+	if (zt_passes(ctx, &local, &remote)) {
+		bpf_sk_release(listener);
+		zt_count(ZT_STAT_DIRECT);
+		return SK_PASS;
 	}
 	failed = bpf_sk_assign((void *)ctx, listener, 0);
 	bpf_sk_release(listener);

@@ -7,6 +7,12 @@
  *
  * The entry is written when the SYN leaves and deleted when the connecting socket closes, by its
  * owner only. The accepted socket has its own copy, so a port used again finds nothing old.
+ *
+ * A connection by verdict (DIRECT) has its entry in zt_direct under its exact four-tuple:
+ *
+ *   SYN leaves ─▶ SENT ─ destination's sk_lookup ─▶ PASSED ─ accepted ─▶ ACCEPTED ─▶ closed: event
+ *                   │                            └▶ STOLEN: the proxy's from here on
+ *                   └─ established all the same: who answered is not the enrolled pod: cut off
  */
 #include "zt_lib.h"
 
@@ -56,12 +62,71 @@ static __always_inline int zt_has_news(struct zt_sock *known)
 	return known->role == ZT_ROLE_REDIRECTED || (known->role == ZT_ROLE_OWN && known->port);
 }
 
+static __always_inline void zt_direct_out(struct bpf_sock_ops *ops, struct zt_direct_key *key)
+{
+	zt_local_ip(ops, key->src);
+	zt_remote_ip(ops, key->dst);
+	key->sport = bpf_htons((__u16)ops->local_port);
+	key->dport = bpf_htons((__u16)bpf_ntohl(ops->remote_port));
+}
+
+static __always_inline void zt_direct_in(struct bpf_sock_ops *ops, struct zt_direct_key *key)
+{
+	zt_remote_ip(ops, key->src);
+	zt_local_ip(ops, key->dst);
+	key->sport = bpf_htons((__u16)bpf_ntohl(ops->remote_port));
+	key->dport = bpf_htons((__u16)ops->local_port);
+}
+
+static __always_inline void zt_watch_states(struct bpf_sock_ops *ops)
+{
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+/* Whether a pod speaks from an address of its own: another's must not be vouched for. */
+static __always_inline int zt_is_pods_own(__u64 netns, const __u8 ip[16])
+{
+	struct zt_pod *pod = zt_pods.lookup(&netns);
+
+	if (!pod)
+		return 0;
+	if (zt_is_mapped(ip))
+		return pod->ip4 && zt_word(ip, 3) == pod->ip4;
+	return zt_word(ip, 0) == zt_word(pod->ip6, 0) && zt_word(ip, 1) == zt_word(pod->ip6, 1) &&
+	       zt_word(ip, 2) == zt_word(pod->ip6, 2) && zt_word(ip, 3) == zt_word(pod->ip6, 3);
+}
+
+/* The verdict is asked again, for what really leaves; without it the entry lets nothing through. */
+static __always_inline void zt_on_direct_connect(struct bpf_sock_ops *ops)
+{
+	struct zt_direct_key key = {};
+	struct zt_direct direct = {};
+	struct zt_verdict *verdict;
+
+	zt_direct_out(ops, &key);
+	direct.netns = bpf_get_netns_cookie(ops);
+	direct.owner = zt_socket_cookie(ops);
+	direct.born_ns = bpf_ktime_get_ns();
+	verdict = zt_authorised(direct.netns, key.dst, key.dport);
+	if (verdict && zt_is_pods_own(direct.netns, key.src)) {
+		direct.generation = verdict->generation;
+		direct.dst_netns = verdict->dst_netns;
+	}
+	if (zt_direct.update(&key, &direct))
+		zt_count(ZT_STAT_FLOW_FULL);
+	zt_watch_states(ops);
+}
+
 static __always_inline void zt_on_connect(struct bpf_sock_ops *ops)
 {
 	struct zt_flow_key key = {};
 	struct zt_flow flow = {};
 	struct zt_sock *known = zt_known(ops);
 
+	if (known && known->role == ZT_ROLE_DIRECT) {
+		zt_on_direct_connect(ops);
+		return;
+	}
 	if (!known || !zt_has_news(known))
 		return;
 	zt_key_out(ops, &key);
@@ -71,8 +136,69 @@ static __always_inline void zt_on_connect(struct bpf_sock_ops *ops)
 	if (zt_flows.update(&key, &flow))
 		zt_count(ZT_STAT_FLOW_FULL);
 	else
-		bpf_sock_ops_cb_flags_set(ops,
-					  ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+		zt_watch_states(ops);
+}
+
+static __always_inline void zt_tell(struct zt_event *event)
+{
+	if (zt_events.ringbuf_output(event, sizeof(*event), ZT_RB_NO_WAKEUP))
+		zt_count(ZT_STAT_EVENT_LOST);
+}
+
+static __always_inline void zt_describe(struct zt_event *event, const struct zt_direct_key *key,
+					const struct zt_direct *direct)
+{
+	event->key = *key;
+	event->owner = direct->owner;
+	event->netns = direct->netns;
+	event->dst_netns = direct->dst_netns;
+	event->duration_ns = bpf_ktime_get_ns() - direct->born_ns;
+}
+
+/* The SYN was answered. Not by the pod of the verdict, if its sk_lookup did not see it: then that
+ * pod's address is somebody else's now. The socket is bound to loopback, where nothing gets out;
+ * the agent destroys it. */
+static __always_inline void zt_on_connected(struct bpf_sock_ops *ops)
+{
+	struct zt_direct_key key = {};
+	struct zt_event event = {};
+	struct zt_direct *direct;
+	struct zt_sock *known;
+	char loopback[] = "lo";
+
+	if (!(ops->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG))
+		return;
+	known = zt_known(ops);
+	if (!known || known->role != ZT_ROLE_DIRECT)
+		return;
+	zt_direct_out(ops, &key);
+	direct = zt_direct.lookup(&key);
+	if (direct && direct->owner == zt_socket_cookie(ops) && direct->state != ZT_DIRECT_SENT)
+		return;
+	bpf_setsockopt(ops, ZT_SOL_SOCKET, ZT_SO_BINDTODEVICE, loopback, sizeof(loopback));
+	zt_count(ZT_STAT_FOREIGN);
+	if (!direct)
+		return;
+	zt_describe(&event, &key, direct);
+	event.ending = ZT_END_FOREIGN;
+	zt_tell(&event);
+}
+
+/* The destination pod has it: from now on the entry lets nothing through. */
+static __always_inline void zt_on_direct_accept(struct bpf_sock_ops *ops)
+{
+	struct zt_direct_key key = {};
+	struct zt_direct *direct;
+	__u64 netns = bpf_get_netns_cookie(ops);
+
+	if (!zt_pods.lookup(&netns))
+		return;
+	zt_direct_in(ops, &key);
+	direct = zt_direct.lookup(&key);
+	if (!direct || direct->dst_netns != netns || direct->state != ZT_DIRECT_PASSED)
+		return;
+	direct->state = ZT_DIRECT_ACCEPTED;
+	zt_watch_states(ops);
 }
 
 static __always_inline void zt_on_accept(struct bpf_sock_ops *ops)
@@ -87,6 +213,8 @@ static __always_inline void zt_on_accept(struct bpf_sock_ops *ops)
 	if (!flow) {
 		if (key.dport == bpf_htons(ZT_PORT_OUTBOUND))
 			zt_count(ZT_STAT_NO_NOTE);
+		else
+			zt_on_direct_accept(ops);
 		return;
 	}
 	sk = ops->sk;
@@ -99,11 +227,83 @@ static __always_inline void zt_on_accept(struct bpf_sock_ops *ops)
 	mine->role = flow->note.role == ZT_ROLE_REDIRECTED ? ZT_ROLE_ACCEPTED : ZT_ROLE_SERVED;
 }
 
-static __always_inline void zt_on_close(struct bpf_sock_ops *ops)
+/* Payload from the kernel's counts, in which SYN and FIN are a byte each. */
+static __always_inline void zt_count_bytes(struct bpf_sock_ops *ops, int from,
+					   const struct zt_direct *direct, struct zt_event *event)
+{
+	int fin_sent = from == BPF_TCP_FIN_WAIT1 || from == BPF_TCP_FIN_WAIT2 ||
+		       from == BPF_TCP_LAST_ACK || from == BPF_TCP_CLOSING;
+	int fin_received = from == BPF_TCP_CLOSE_WAIT || from == BPF_TCP_LAST_ACK ||
+			   from == BPF_TCP_CLOSING ||
+			   (from == BPF_TCP_FIN_WAIT2 && direct->server_fin);
+
+	event->sent = ops->bytes_acked;
+	if (event->sent)
+		event->sent -= 1;
+	if (event->sent && fin_sent && ops->snd_una == ops->snd_nxt)
+		event->sent -= 1;
+	event->received = ops->bytes_received;
+	if (event->received && fin_received)
+		event->received -= 1;
+}
+
+static __always_inline void zt_on_direct_close(struct bpf_sock_ops *ops)
+{
+	struct zt_direct_key key = {};
+	struct zt_event event = {};
+	struct zt_direct *direct;
+	int from = ops->args[0];
+
+	zt_direct_out(ops, &key);
+	direct = zt_direct.lookup(&key);
+	if (!direct || direct->owner != zt_socket_cookie(ops))
+		return;
+	if (direct->state != ZT_DIRECT_STOLEN && direct->generation) {
+		zt_describe(&event, &key, direct);
+		zt_count_bytes(ops, from, direct, &event);
+		event.srtt_us = ops->srtt_us >> 3;
+		event.retransmits = ops->total_retrans;
+		if (from == BPF_TCP_SYN_SENT)
+			event.ending = ZT_END_REFUSED;
+		else if (from == BPF_TCP_ESTABLISHED || from == BPF_TCP_FIN_WAIT1 ||
+			 from == BPF_TCP_CLOSE_WAIT)
+			event.ending = ZT_END_RESET;
+		zt_tell(&event);
+	}
+	zt_direct.delete(&key);
+}
+
+/* The accepting side sends its FIN: the source can't tell one that came from one that did not. */
+static __always_inline void zt_on_server_fin(struct bpf_sock_ops *ops)
+{
+	struct zt_direct_key key = {};
+	struct zt_direct *direct;
+
+	zt_direct_in(ops, &key);
+	direct = zt_direct.lookup(&key);
+	if (direct)
+		direct->server_fin = 1;
+}
+
+static __always_inline void zt_on_state(struct bpf_sock_ops *ops)
 {
 	struct zt_flow_key key = {};
 	struct zt_flow *flow;
+	struct zt_sock *known;
+	int to = ops->args[1];
 
+	if (to != BPF_TCP_CLOSE && to != BPF_TCP_FIN_WAIT1 && to != BPF_TCP_LAST_ACK)
+		return;
+	known = zt_known(ops);
+	if (to != BPF_TCP_CLOSE) {
+		if (!known)
+			zt_on_server_fin(ops);
+		return;
+	}
+	if (known && known->role == ZT_ROLE_DIRECT) {
+		zt_on_direct_close(ops);
+		return;
+	}
 	zt_key_out(ops, &key);
 	flow = zt_flows.lookup(&key);
 	if (flow && flow->owner == zt_socket_cookie(ops))
@@ -114,9 +314,11 @@ int zt_sockops(struct bpf_sock_ops *ops)
 {
 	if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
 		zt_on_connect(ops);
+	else if (ops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
+		zt_on_connected(ops);
 	else if (ops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
 		zt_on_accept(ops);
-	else if (ops->op == BPF_SOCK_OPS_STATE_CB && ops->args[1] == BPF_TCP_CLOSE)
-		zt_on_close(ops);
+	else if (ops->op == BPF_SOCK_OPS_STATE_CB)
+		zt_on_state(ops);
 	return 1;
 }

@@ -13,6 +13,9 @@
 #define ZT_IPPROTO_TCP 6
 #define ZT_IPPROTO_MPTCP 262
 #define ZT_ECONNREFUSED 111
+#define ZT_SOL_SOCKET 1
+#define ZT_SO_BINDTODEVICE 25
+#define ZT_RB_NO_WAKEUP 1 /* the agent reads by the clock: no wake-up on the app's account */
 #define ZT_LOOPBACK_IFINDEX 1 /* lo is always the first interface of a netns */
 
 /* BCC declares the result u32, which truncates cookies. */
@@ -68,6 +71,38 @@ static __always_inline int zt_is_our_port(__be16 port)
 {
 	return port == bpf_htons(ZT_PORT_OUTBOUND) || port == bpf_htons(ZT_PORT_INBOUND) ||
 	       port == bpf_htons(ZT_PORT_HBONE);
+}
+
+static __always_inline __u64 zt_generation_now(void)
+{
+	__u32 zero = 0;
+	struct zt_lease *lease = zt_generation.lookup(&zero);
+
+	return lease ? lease->generation : 0;
+}
+
+/* The verdict on a pod's connection to a destination, if it holds now: of this generation, with a
+ * living agent, both pods enrolled. */
+static __always_inline struct zt_verdict *zt_authorised(__u64 netns, const __u8 ip[16], __be16 port)
+{
+	struct zt_verdict_key key = {};
+	struct zt_verdict *verdict;
+	struct zt_lease *lease;
+	__u32 zero = 0;
+	__u64 there;
+
+	key.netns = netns;
+	__builtin_memcpy(key.ip, ip, 16);
+	key.port = port;
+	verdict = zt_verdicts.lookup(&key);
+	if (!verdict)
+		return 0;
+	lease = zt_generation.lookup(&zero);
+	if (!lease || !lease->generation || verdict->generation != lease->generation ||
+	    bpf_ktime_get_ns() >= lease->until_ns)
+		return 0;
+	there = verdict->dst_netns;
+	return zt_pods.lookup(&there) ? verdict : 0;
 }
 
 static __always_inline void zt_count(__u32 stat)

@@ -10,7 +10,7 @@
 #ifndef ZT_MAPS_H
 #define ZT_MAPS_H
 
-#define ZT_ABI 1 /* raise when a struct or a map below changes shape */
+#define ZT_ABI 2 /* raise when a struct or a map below changes shape */
 
 #define ZT_PORT_OUTBOUND 15001
 #define ZT_PORT_INBOUND 15006
@@ -18,6 +18,9 @@
 
 #define ZT_MAX_PODS 1024        /* Kubernetes' own limit is 110 pods a node by default */
 #define ZT_MAX_FLOWS 262144     /* live redirected connections of one node */
+#define ZT_MAX_VERDICTS 65536   /* authorised pairs; one that is pushed out takes the slow path */
+#define ZT_MAX_DIRECT 262144    /* live same-node connections without the proxy */
+#define ZT_EVENT_BYTES 2097152  /* 15,000 ended connections until the agent reads; power of two */
 #define ZT_MAX_NODE_ADDRS 1024
 #define ZT_MAX_LISTENERS (2 * ZT_MAX_PODS)
 
@@ -31,6 +34,7 @@ enum zt_role {
 	ZT_ROLE_REDIRECTED = 2, /* the app's; the address is the one it dialled */
 	ZT_ROLE_ACCEPTED = 3,   /* the proxy's end of a REDIRECTED one; same address */
 	ZT_ROLE_SERVED = 4,     /* the app's end of an OWN one; the address is the true client */
+	ZT_ROLE_DIRECT = 5,     /* the app's, left alone by verdict; the address is the one it dialled */
 };
 
 struct zt_sock {
@@ -52,6 +56,78 @@ struct zt_meta {
 	__u32 abi;
 	__u32 pad;
 	__u8 fingerprint[32]; /* SHA-256 of the sources and of what they were compiled for */
+};
+
+/*
+ * What makes verdicts valid: they carry the generation they were given in, and the agent must have
+ * renewed its lease. Generation 0 is nobody's.
+ */
+struct zt_lease {
+	__u64 generation;
+	__u64 until_ns; /* CLOCK_MONOTONIC */
+};
+
+/* A destination in a pod of this node that a pod of this node may connect to. */
+struct zt_verdict_key {
+	__u64 netns; /* cookie of the source pod */
+	__u8 ip[16];
+	__be16 port;
+	__u8 pad[6];
+};
+
+struct zt_verdict {
+	__u64 generation;
+	__u64 dst_netns; /* cookie of the destination pod */
+};
+
+/* How far a connection by verdict has got. */
+enum zt_direct_state {
+	ZT_DIRECT_SENT = 0,    /* its SYN left; the destination has not seen it */
+	ZT_DIRECT_PASSED = 1,  /* the destination pod's sk_lookup let it through */
+	ZT_DIRECT_STOLEN = 2,  /* ... gave it to the proxy, as the verdict was no longer valid */
+	ZT_DIRECT_ACCEPTED = 3,/* both ends are established: nobody may use the entry again */
+};
+
+/* A live connection by verdict, as its source sees it. */
+struct zt_direct_key {
+	__u8 src[16];
+	__u8 dst[16];
+	__be16 sport;
+	__be16 dport;
+	__u32 pad;
+};
+
+struct zt_direct {
+	__u64 generation; /* of its verdict; 0 when there was none any more */
+	__u64 owner;      /* cookie of the connecting socket: only it may delete the entry */
+	__u64 netns;
+	__u64 dst_netns;
+	__u64 born_ns;    /* CLOCK_MONOTONIC */
+	__u8 state;       /* enum zt_direct_state */
+	__u8 server_fin;  /* the accepting side has said that it will send no more */
+	__u8 pad[6];
+};
+
+enum zt_ending {
+	ZT_END_ORDERLY = 0,
+	ZT_END_RESET = 1,   /* by either side */
+	ZT_END_REFUSED = 2, /* never established */
+	ZT_END_FOREIGN = 3, /* answered by who is not the pod of the verdict: cut off, still open */
+};
+
+/* What the agent is told of a connection by verdict. Bytes are payload. */
+struct zt_event {
+	struct zt_direct_key key;
+	__u64 owner;
+	__u64 netns;
+	__u64 dst_netns;
+	__u64 duration_ns;
+	__u64 sent;
+	__u64 received;
+	__u32 srtt_us;
+	__u32 retransmits;
+	__u8 ending; /* enum zt_ending */
+	__u8 pad[7];
 };
 
 /* A connection between an app and the proxy inside one pod, from the connecting side. */
@@ -78,6 +154,7 @@ struct zt_pod_stats {
 	__u64 own;     /* connects of the proxy's sockets */
 	__u64 refused; /* connects to our ports, or of a kind we can't carry */
 	__u64 local;   /* connects to the pod's own loopback, left alone */
+	__u64 direct;  /* connects to authorised pods of this node, left alone */
 };
 
 enum zt_stat {
@@ -86,6 +163,9 @@ enum zt_stat {
 	ZT_STAT_NODE,          /* connections from the node's own addresses, left alone */
 	ZT_STAT_FLOW_FULL,     /* zt_flows had no room: the proxy refuses that connection */
 	ZT_STAT_NO_NOTE,       /* a connection to the proxy without an original destination */
+	ZT_STAT_DIRECT,        /* inbound connections let through by verdict */
+	ZT_STAT_FOREIGN,       /* connections by verdict that somebody else answered: cut off */
+	ZT_STAT_EVENT_LOST,    /* ends of connections that the agent was too slow to read */
 	ZT_STAT_MAX,
 };
 
@@ -96,13 +176,29 @@ enum zt_stat {
 #define ZT_MAP(kind, key, value, name, size, flags) \
 	BPF_TABLE_PINNED(kind, key, value, name, size, ZT_PIN "/maps/" #name, flags)
 
+/* As BCC's BPF_RINGBUF_OUTPUT, which can't be pinned. */
+#define ZT_RING(name, bytes)                                                       \
+	struct name##_table_t {                                                    \
+		int key;                                                           \
+		__u32 leaf;                                                        \
+		int (*ringbuf_output)(void *, __u64, __u64);                       \
+		__u32 max_entries;                                                 \
+	};                                                                         \
+	__attribute__((section("maps/ringbuf:" ZT_PIN "/maps/" #name)))            \
+	struct name##_table_t name = { .max_entries = (bytes) }
+
 ZT_MAP("sk_storage", int, struct zt_sock, zt_socks, 0, BPF_F_NO_PREALLOC);
 ZT_MAP("hash", __u64, struct zt_pod, zt_pods, ZT_MAX_PODS, 0);
 ZT_MAP("hash", __u64, struct zt_pod_stats, zt_pod_stats, ZT_MAX_PODS, 0);
 ZT_MAP("hash", struct zt_flow_key, struct zt_flow, zt_flows, ZT_MAX_FLOWS, BPF_F_NO_PREALLOC);
 ZT_MAP("hash", struct zt_addr, __u8, zt_node_addrs, ZT_MAX_NODE_ADDRS, 0);
 ZT_MAP("sockhash", struct zt_addr, __u64, zt_listeners, ZT_MAX_LISTENERS, 0);
+ZT_MAP("lru_hash", struct zt_verdict_key, struct zt_verdict, zt_verdicts, ZT_MAX_VERDICTS, 0);
+ZT_MAP("hash", struct zt_direct_key, struct zt_direct, zt_direct, ZT_MAX_DIRECT,
+       BPF_F_NO_PREALLOC);
+ZT_MAP("array", __u32, struct zt_lease, zt_generation, 1, 0);
 ZT_MAP("percpu_array", __u32, __u64, zt_stats, ZT_STAT_MAX, 0);
 ZT_MAP("array", __u32, struct zt_meta, zt_meta, 1, 0);
+ZT_RING(zt_events, ZT_EVENT_BYTES);
 
 #endif

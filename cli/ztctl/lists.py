@@ -66,6 +66,12 @@ def _target(connection: Row) -> Any:
     return through if through and str(dialled).endswith(f":{HBONE}") else dialled
 
 
+def _protocol(connection: Row) -> str:
+    if connection.get("same_node"):
+        return "DIRECT"
+    return "HBONE" if connection.get("hbone_addr") else "TCP"
+
+
 WORKLOADS = Listing(
     "workload",
     "/v1/workloads",
@@ -112,7 +118,7 @@ PODS = Listing(
 CONNECTIONS = Listing(
     "connection",
     "/v1/connections",
-    "Connections that the proxy carries now.",
+    "Connections that the proxy carries now, and those between pods of a node without it.",
     (
         Column("NODE", "on"),
         Column("DIRECTION", "direction"),
@@ -129,7 +135,7 @@ CONNECTIONS = Listing(
     computed={
         "age": _age,
         "target": _target,
-        "protocol": lambda row: "HBONE" if row.get("hbone_addr") else "TCP",
+        "protocol": _protocol,
         "peer": lambda row: output.lookup(
             row,
             "source.identity" if row.get("direction") == "inbound" else "destination.identity",

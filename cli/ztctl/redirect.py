@@ -35,6 +35,7 @@ POD_COLUMNS = (
     Column("REFUSED", "refused"),
     Column("LOCAL", "local"),
     Column("PROXY", "own"),
+    Column("DIRECT", "direct"),
     Column("OPEN", "open"),
 )
 FLOW_COLUMNS = (
@@ -133,6 +134,7 @@ def redirect() -> None:
     refused     connections to our own ports, or of a kind that can't be carried
     local       connections inside the pod, left alone
     proxy       connections the proxy made inside the pod
+    direct      connections to authorised pods of the node, without the proxy
     open        connections between app and proxy now
     """
 

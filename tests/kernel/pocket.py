@@ -118,10 +118,19 @@ class Pocket:
         self.maps.enrol(PodEntry(self.cookie, (POD4, POD6)))
         links.attach_sk_lookup(self.pin_dir, self.pod, self.cookie)
 
+    def enrol_peer(self) -> None:
+        """Make the neighbour a second pod of the node."""
+        self.peer_listeners = netns.listeners(self.peer)
+        self._cleanup.callback(close_all, self.peer_listeners)
+        self.peer_cookie = netns.cookie(self.peer)
+        self.maps.set_listener(PEER4, self.peer_listeners[ListenerKind.INBOUND4])
+        self.maps.set_listener(PEER6, self.peer_listeners[ListenerKind.INBOUND6])
+        self.maps.enrol(PodEntry(self.peer_cookie, (PEER4, PEER6)))
+        links.attach_sk_lookup(self.pin_dir, self.peer, self.peer_cookie)
+
     def close_listeners(self) -> None:
         """As when the proxy dies."""
-        for sock in self.listeners.values():
-            sock.close()
+        close_all(self.listeners)
 
     def app_socket(
         self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, proto: int = 0
@@ -139,9 +148,11 @@ class Pocket:
         made.settimeout(5)
         return made
 
-    def server(self, family: int, address: tuple[str, int]) -> socket.socket:
-        """An app's listener in the pod; a v6 one on `::` takes both families."""
-        with netns.entered(self.pod):
+    def server(
+        self, family: int, address: tuple[str, int], *, in_peer: bool = False
+    ) -> socket.socket:
+        """An app's listener in the pod (or its neighbour); a v6 one on `::` takes both families."""
+        with netns.entered(self.peer if in_peer else self.pod):
             made = socket.create_server(
                 address, family=family, dualstack_ipv6=address[0] == "::", backlog=128
             )
@@ -161,6 +172,12 @@ class Pocket:
         made = netns.tcp_sockets(self.pod, family, 1, self.maps)[0]
         made.settimeout(5)
         return made
+
+
+def close_all(listeners: dict[ListenerKind, socket.socket]) -> None:
+    """Close a pod's listeners."""
+    for sock in listeners.values():
+        sock.close()
 
 
 def _rmdir_when_empty(cgroup: Path) -> None:

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.pocket import PEER4, POD4, POD6, Pocket
-from tests.pure.agent.doubles import FakeWorker, until, workload
+from tests.pure.agent.doubles import EventEnroller, FakeWorker, until, workload
 from ztunnel.agent import node
 from ztunnel.agent.datapath import KernelDataPath
 from ztunnel.agent.discovery import Found
-from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.workers import Workers
 from ztunnel.datapath import netns
 from ztunnel.link.messages import HeldPod, ListenerKind, NeedSockets, PodAdded, PodRemoved
@@ -45,7 +44,7 @@ class RealAgent:
     def __init__(self, pocket: Pocket, path: Path) -> None:
         self.kernel = KernelDataPath(pocket.pin_dir)
         self.path = path
-        self.enroller = Enroller(self.kernel, OnePod(pocket), lambda: self.workers)
+        self.enroller = EventEnroller(self.kernel, OnePod(pocket), lambda: self.workers)
         self.workers = Workers(path, 0, self.enroller)
 
     def want(self, *pods: Workload) -> None:

@@ -8,7 +8,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from ztunnel.datapath import layout, loader, sockopt
+from ztunnel.datapath import events, layout, loader, sockopt
 from ztunnel.mesh import ports
 
 STUBS = """
@@ -33,7 +33,9 @@ def _c_program() -> str:
         lines.append('printf("],");')
     for constant in ("ZT_ABI", "ZT_PORT_OUTBOUND", "ZT_PORT_INBOUND", "ZT_PORT_HBONE"):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
-    for constant in ("ZT_SOCKOPT_LEVEL", "ZT_SOCKOPT_CLIENT", "ZT_STAT_MAX", "ZT_ROLE_SERVED"):
+    for constant in ("ZT_SOCKOPT_LEVEL", "ZT_SOCKOPT_CLIENT", "ZT_STAT_MAX"):
+        lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
+    for constant in ("ZT_ROLE_DIRECT", "ZT_DIRECT_ACCEPTED", "ZT_END_FOREIGN", "ZT_EVENT_BYTES"):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
     body = "\n".join(lines)
     return f'{STUBS}\nint main(void) {{ printf("{{"); {body} printf("\\"end\\": 0}}"); }}\n'
@@ -49,9 +51,13 @@ def test_mirrors_have_the_compilers_sizes_and_offsets(tmp_path: Path) -> None:
     for name, mirror in layout.STRUCTS.items():
         offsets = [getattr(mirror, field[0]).offset for field in mirror._fields_]
         assert said[name] == [ctypes.sizeof(mirror), *offsets], name
+    assert said["zt_event"][0] == events._EVENT.size
+    assert said["ZT_EVENT_BYTES"] == events.RING_BYTES
     assert said["ZT_ABI"] == layout.ABI
     assert said["ZT_STAT_MAX"] == len(layout.Stat)
-    assert said["ZT_ROLE_SERVED"] == layout.Role.SERVED
+    assert said["ZT_ROLE_DIRECT"] == layout.Role.DIRECT
+    assert said["ZT_DIRECT_ACCEPTED"] == layout.DirectState.ACCEPTED
+    assert said["ZT_END_FOREIGN"] == layout.Ending.FOREIGN
     assert [said["ZT_PORT_OUTBOUND"], said["ZT_PORT_INBOUND"], said["ZT_PORT_HBONE"]] == [
         ports.OUTBOUND,
         ports.INBOUND,

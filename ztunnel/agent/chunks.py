@@ -36,7 +36,17 @@ def snapshot(
 
 
 def change(delta: MeshDelta) -> Iterator[MeshDelta]:
-    """A change of the state, in as many messages as it takes; removals come first."""
+    """A change of the state, in as many messages as it takes; removals come first.
+
+    All but the last say that more follow.
+    """
+    parts = list(_changes(delta))
+    for part in parts[:-1]:
+        yield msgspec.structs.replace(part, more=True)
+    yield from parts[-1:]
+
+
+def _changes(delta: MeshDelta) -> Iterator[MeshDelta]:
     if delta.removed_workloads or delta.removed_services:
         yield from _removals(delta)
     for part in _parts([*delta.workloads, *delta.services]):

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import structlog
 
-from ztunnel.agent.options import Options
+from ztunnel.agent.options import Options, SameNode
 from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 
@@ -98,6 +98,14 @@ def _cgroup2(_: click.Context, option: click.Parameter, value: Path | None) -> P
     show_default=True,
     help="The user the proxy runs as.",
 )
+@click.option(
+    "--same-node",
+    type=click.Choice([mode.value for mode in SameNode]),
+    default=SameNode.DIRECT.value,
+    show_default=True,
+    help="Connections between pods of this node: authorised once and then without the proxy, "
+    "or always by mTLS through it.",
+)
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
 def command(
     *,
@@ -110,6 +118,7 @@ def command(
     trust_domain: str,
     cert_ttl: int,
     proxy_uid: int,
+    same_node: str,
     log_format: str,
 ) -> None:
     """Capture this node's enrolled pods and serve the proxy. Needs root.
@@ -129,6 +138,7 @@ def command(
         trust_domain=trust_domain,
         certificate_ttl=timedelta(seconds=cert_ttl),
         proxy_uid=proxy_uid,
+        same_node=SameNode(same_node),
     )
     from ztunnel.agent.run import StartError, main  # noqa: PLC0415  --help needs none of it
 

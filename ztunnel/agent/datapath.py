@@ -14,8 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from ztunnel.datapath import links, netns
+from ztunnel.datapath import links, netns, sockdestroy
+from ztunnel.datapath.events import Ended, Events
 from ztunnel.datapath.maps import Maps, PodEntry
+from ztunnel.datapath.verdicts import DirectEntry, Verdict
 from ztunnel.link.messages import ListenerKind
 from ztunnel.mesh.ports import HBONE, INBOUND, OUTBOUND
 
@@ -73,6 +75,42 @@ class DataPath(Protocol):
         """Counters for people."""
         ...
 
+    # Connections between pods of this node without the proxy
+
+    def revoke_verdicts(self) -> None:
+        """Every verdict given so far is void for new connections. So is each by enrol, unenrol."""
+        ...
+
+    def renew_verdicts(self, seconds: float) -> None:
+        """Verdicts hold for so long from now, if not renewed again."""
+        ...
+
+    def give_verdict(self, verdict: Verdict) -> None:
+        """New connections of a pod to a destination go without the proxy. Raises OSError."""
+        ...
+
+    def purge_verdicts(self) -> None:
+        """Free the memory of void ones."""
+        ...
+
+    def verdicts(self) -> list[Verdict]:
+        """Those that hold."""
+        ...
+
+    def direct(self) -> list[DirectEntry]:
+        """The connections by verdict that live now."""
+        ...
+
+    def ended(self, most: int) -> list[Ended]:
+        """What the kernel tells of connections by verdict, each once."""
+        ...
+
+    def destroy(
+        self, netns_fd: int, connection: DirectEntry | Ended, *, is_cut_off: bool = False
+    ) -> bool:
+        """End a connection by verdict; False when it is over already. Raises OSError."""
+        ...
+
 
 class LoadFailedError(Exception):
     """The loader process could not bring up the data path; the text is what it said."""
@@ -100,6 +138,8 @@ class KernelDataPath:
     def __init__(self, pin_dir: Path) -> None:
         self._pin_dir = pin_dir
         self._maps = Maps(pin_dir)
+        self._events = Events(pin_dir)
+        self._maps.verdicts.revoke()  # what an earlier agent believed is not ours to vouch for
 
     def cookie(self, netns_fd: int) -> int:
         return netns.cookie(netns_fd)
@@ -148,6 +188,39 @@ class KernelDataPath:
     def stats(self) -> dict[str, int]:
         return {**self._maps.stats(), "flows": self._maps.flow_count()}
 
+    def revoke_verdicts(self) -> None:
+        self._maps.verdicts.revoke()
+
+    def renew_verdicts(self, seconds: float) -> None:
+        self._maps.verdicts.renew(seconds)
+
+    def give_verdict(self, verdict: Verdict) -> None:
+        self._maps.verdicts.allow(verdict)
+
+    def purge_verdicts(self) -> None:
+        self._maps.verdicts.purge()
+
+    def verdicts(self) -> list[Verdict]:
+        return self._maps.verdicts.valid()
+
+    def direct(self) -> list[DirectEntry]:
+        return list(self._maps.verdicts.direct())
+
+    def ended(self, most: int) -> list[Ended]:
+        return self._events.drain(most)
+
+    def destroy(
+        self, netns_fd: int, connection: DirectEntry | Ended, *, is_cut_off: bool = False
+    ) -> bool:
+        return sockdestroy.destroy(
+            netns_fd,
+            connection.source,
+            connection.destination,
+            connection.owner,
+            interface=sockdestroy.LOOPBACK if is_cut_off else 0,
+        )
+
     def close(self) -> None:
         """Close the descriptors; the pins stay."""
+        self._events.close()
         self._maps.close()

@@ -56,10 +56,18 @@ class Finder(Protocol):
 class Enroller:
     """All local pods. Use from the event loop only."""
 
-    def __init__(self, datapath: DataPath, discovery: Finder, hub: Callable[[], Hub]) -> None:
+    def __init__(
+        self,
+        datapath: DataPath,
+        discovery: Finder,
+        hub: Callable[[], Hub],
+        captured: Callable[[Pod], None] = lambda _: None,
+    ) -> None:
+        """`captured` is told of each pod whose new connections the kernel takes from now on."""
         self._datapath = datapath
         self._discovery = discovery
         self._hub = hub
+        self._captured = captured
         self._pods: dict[str, Pod] = {}
         self._present: set[str] = set()
         self._inherited = datapath.enrolled()
@@ -277,10 +285,13 @@ class Enroller:
         if pod.timer is not None:
             pod.timer.cancel()
             pod.timer = None
+        is_new = pod.state is PodState.STARTING
         pod.state, pod.capture_problem = PodState.CAPTURED, "not in the kernel yet"
         self._steer(pod)
         self._datapath.enrol(pod.netns.fd, pod.cookie, pod.addresses)
         pod.capture_problem = ""
+        if is_new:
+            self._captured(pod)
         log.info("pod captured", pod=pod.workload.uid, cookie=pod.cookie)
 
     def _changed(self, pod: Pod, workload: Workload) -> None:

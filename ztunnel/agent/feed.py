@@ -17,10 +17,18 @@ import structlog
 
 from ztunnel.agent import chunks
 from ztunnel.agent.enrol import Enroller
+from ztunnel.agent.same_node import SameNodeTraffic
 from ztunnel.agent.workers import Session, Workers
 from ztunnel.identity.store import KeyPair, Store
-from ztunnel.kube.mirror import Mirror
-from ztunnel.link.messages import Certificate, CertificateRemoved, Hello, MeshDelta, NeedSockets
+from ztunnel.kube.mirror import Change, Mirror
+from ztunnel.link.messages import (
+    Allowed,
+    Certificate,
+    CertificateRemoved,
+    Hello,
+    MeshDelta,
+    NeedSockets,
+)
 from ztunnel.mesh.model import TunnelProtocol, Workload
 
 log = structlog.get_logger()
@@ -35,6 +43,7 @@ class Feed:
         node: str,
         mirror: Mirror,
         enroller: Enroller,
+        same_node: SameNodeTraffic,
         workers: Callable[[], Workers],
         store: Callable[[], Store],
     ) -> None:
@@ -42,14 +51,18 @@ class Feed:
         self._node = node
         self._mirror = mirror
         self._enroller = enroller
+        self._same_node = same_node
         self._workers = workers
         self._store = store
+        self._local_uids: set[str] = set()
         self._local: tuple[dict[str, Workload], set[str]] | None = None
 
     def changed(self) -> None:
         """The mirror took in news."""
         change = self._mirror.drain()
         if change:
+            if self._is_local(change):
+                self._same_node.revoke()
             self.revision += 1
             delta = MeshDelta(
                 revision=self.revision,
@@ -88,8 +101,23 @@ class Feed:
     def need_sockets(self, session: Session, need: NeedSockets) -> None:
         self._enroller.need_sockets(session, need)
 
+    def allowed(self, session: Session, news: Allowed) -> None:
+        if news.pod_uid in session.ready:
+            self._same_node.allowed(news, self.revision)
+
     def left(self, session: Session) -> None:
+        """With the last worker go the verdicts too: without a proxy nothing new is let in."""
+        if not self._workers().sessions:
+            self._same_node.revoke()
         self._enroller.left(session)
+
+    def _is_local(self, change: Change) -> bool:
+        """Whether a pod of this node is other than it was, or comes or goes."""
+        before = self._local_uids
+        self._local_uids = {pod.uid for pod in self._mirror.pods_on(self._node)}
+        changed = {workload.uid for workload in change.workloads}
+        changed.update(change.removed_workloads)
+        return not changed.isdisjoint(before | self._local_uids)
 
     def _take_local(self) -> None:
         """This node's pods, if anything about them is new."""

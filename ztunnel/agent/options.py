@@ -5,9 +5,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 
 from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
+
+
+class SameNode(StrEnum):
+    """How pods of this node speak to each other once the proxy has let one in at the other."""
+
+    DIRECT = "direct"  # without the proxy, while nothing changes
+    ENCRYPT = "encrypt"  # always through it, by mTLS
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,7 @@ class Options:
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     certificate_ttl: timedelta = timedelta(hours=24)
     proxy_uid: int = 1337
+    same_node: SameNode = SameNode.DIRECT
 
     @property
     def agent_socket(self) -> Path:

@@ -25,6 +25,7 @@ from ztunnel.agent.discovery import Discovery
 from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.feed import Feed
 from ztunnel.agent.options import Options
+from ztunnel.agent.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
 from ztunnel.identity import ca
@@ -88,11 +89,18 @@ class Agent:
         self._loaded = loaded
         authority = ca.load_or_create(options.ca_dir, options.trust_domain)
         self._mirror = Mirror(options.trust_domain, DEFAULT_CLUSTER)
-        self._enroller = Enroller(kernel, Discovery(options.cgroup), lambda: self._workers)
+        self._same_node = SameNodeTraffic(kernel, options.same_node, lambda: self._enroller.pods)
+        self._enroller = Enroller(
+            kernel,
+            Discovery(options.cgroup),
+            lambda: self._workers,
+            self._same_node.captured,
+        )
         self._feed = Feed(
             node=options.node,
             mirror=self._mirror,
             enroller=self._enroller,
+            same_node=self._same_node,
             workers=lambda: self._workers,
             store=lambda: self._store,
         )
@@ -107,6 +115,7 @@ class Agent:
             mirror=self._mirror,
             enroller=self._enroller,
             workers=self._workers,
+            same_node=self._same_node,
             store=self._store,
             source=self._source_view,
             data_path=self._data_path_view,
@@ -124,6 +133,8 @@ class Agent:
                 ("pods", self._keep_pods()),
                 ("node addresses", self._keep_node_addresses()),
                 ("workers", self._serve_workers()),
+                ("verdicts", _every(RENEWAL, self._same_node.renew)),
+                ("events", _every(READ_EVERY, self._same_node.read)),
             )
         ]
         try:
@@ -202,6 +213,12 @@ class Agent:
         }
 
 
+async def _every(seconds: float, step: Callable[[], None]) -> None:
+    while True:
+        _attempt(step)
+        await asyncio.sleep(seconds)
+
+
 async def _waited(event: asyncio.Event) -> None:
     await event.wait()
 
@@ -211,7 +228,7 @@ def _attempt(step: Callable[[], None]) -> None:
     try:
         step()
     except OSError as error:
-        log.error("pods not kept in step", error=str(error))
+        log.error("step failed, tried again", step=step.__name__, error=str(error))
 
 
 def _is_directory(path: Path) -> bool:

@@ -16,6 +16,7 @@ from ztunnel.agent.admin import Json
 from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.options import Options
 from ztunnel.agent.pod import Pod, PodState
+from ztunnel.agent.same_node import SameNodeTraffic
 from ztunnel.agent.workers import Workers
 from ztunnel.identity.store import Store
 from ztunnel.kube.mirror import Mirror
@@ -33,6 +34,7 @@ class AgentViews:
         mirror: Mirror,
         enroller: Enroller,
         workers: Workers,
+        same_node: SameNodeTraffic,
         store: Store,
         source: Callable[[], Json],
         data_path: Callable[[], Json],
@@ -41,6 +43,7 @@ class AgentViews:
         self._mirror = mirror
         self._enroller = enroller
         self._workers = workers
+        self._same_node = same_node
         self._store = store
         self._source = source
         self._data_path = data_path
@@ -84,6 +87,7 @@ class AgentViews:
                 "waiting": sum(bool(pod["problem"]) for pod in pods),
                 "refused": len(self._refused()),
             },
+            "same_node": self._same_node.status(),
             "data_path": self._data_path(),
         }
 
@@ -103,12 +107,14 @@ class AgentViews:
         return {"certificates": self._store.statuses()}
 
     async def ask_workers(self, what: str) -> Json:
-        """The rows of all workers, and the pids of those that did not answer."""
+        """The rows of all workers, and the pids of those that did not answer.
+
+        Connections that go without a worker are among them.
+        """
         answers = await self._workers.ask(what, ASK_TIMEOUT)
+        rows = [{**row, "worker": answer.worker} for answer in answers for row in answer.body or []]
         return {
-            what: [
-                {**row, "worker": answer.worker} for answer in answers for row in answer.body or []
-            ],
+            what: rows + (self._same_node.live() if what == "connections" else []),
             "unanswered": [answer.pid for answer in answers if answer.body is None],
         }
 

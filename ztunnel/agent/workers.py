@@ -30,7 +30,15 @@ import msgspec
 import structlog
 
 from ztunnel.link.channel import Channel, LinkError
-from ztunnel.link.messages import Answer, Hello, NeedSockets, PodReady, Query, ToAgent
+from ztunnel.link.messages import (
+    Allowed,
+    Answer,
+    Hello,
+    NeedSockets,
+    PodReady,
+    Query,
+    ToAgent,
+)
 
 QUEUE_LIMIT = 16 << 20  # bytes that may wait for a slow worker, beyond its first snapshot
 FD_LIMIT = 4096  # descriptors that may wait for it
@@ -54,6 +62,9 @@ class Events(Protocol):
 
     def need_sockets(self, session: Session, need: NeedSockets) -> None:
         """Its stock runs low."""
+
+    def allowed(self, session: Session, news: Allowed) -> None:
+        """It let a pod of this node in at another one."""
 
     def left(self, session: Session) -> None:
         """The session is over and no longer among the hub's."""
@@ -240,6 +251,8 @@ class Session:
                 self._events.pod_ready(self, message.pod_uid)
             case NeedSockets():
                 self._events.need_sockets(self, message)
+            case Allowed():
+                self._events.allowed(self, message)
             case Answer():
                 answer = self._questions.get(message.id)
                 if answer is not None and not answer.done():

@@ -13,7 +13,7 @@ from ipaddress import IPv6Address, ip_address
 
 from ztunnel.mesh.model import SocketAddress
 
-ABI = 1  # ZT_ABI
+ABI = 2  # ZT_ABI
 
 
 class Role(IntEnum):
@@ -24,6 +24,25 @@ class Role(IntEnum):
     REDIRECTED = 2
     ACCEPTED = 3
     SERVED = 4
+    DIRECT = 5
+
+
+class DirectState(IntEnum):
+    """enum zt_direct_state: how far a connection by verdict has got."""
+
+    SENT = 0
+    PASSED = 1
+    STOLEN = 2
+    ACCEPTED = 3
+
+
+class Ending(IntEnum):
+    """enum zt_ending: how a connection by verdict ended."""
+
+    ORDERLY = 0
+    RESET = 1
+    REFUSED = 2
+    FOREIGN = 3
 
 
 class Stat(IntEnum):
@@ -34,6 +53,9 @@ class Stat(IntEnum):
     NODE = 2
     FLOW_FULL = 3
     NO_NOTE = 4
+    DIRECT = 5
+    FOREIGN = 6
+    EVENT_LOST = 7
 
 
 class Sock(ctypes.Structure):
@@ -83,6 +105,75 @@ class PodStats(ctypes.Structure):
         ("own", ctypes.c_uint64),
         ("refused", ctypes.c_uint64),
         ("local", ctypes.c_uint64),
+        ("direct", ctypes.c_uint64),
+    )
+
+
+class Lease(ctypes.Structure):
+    """struct zt_lease"""
+
+    _fields_ = (("generation", ctypes.c_uint64), ("until_ns", ctypes.c_uint64))
+
+
+class VerdictKey(ctypes.Structure):
+    """struct zt_verdict_key"""
+
+    _fields_ = (
+        ("netns", ctypes.c_uint64),
+        ("ip", ctypes.c_ubyte * 16),
+        ("port", ctypes.c_ubyte * 2),
+        ("pad", ctypes.c_ubyte * 6),
+    )
+
+
+class Verdict(ctypes.Structure):
+    """struct zt_verdict"""
+
+    _fields_ = (("generation", ctypes.c_uint64), ("dst_netns", ctypes.c_uint64))
+
+
+class DirectKey(ctypes.Structure):
+    """struct zt_direct_key"""
+
+    _fields_ = (
+        ("src", ctypes.c_ubyte * 16),
+        ("dst", ctypes.c_ubyte * 16),
+        ("sport", ctypes.c_ubyte * 2),
+        ("dport", ctypes.c_ubyte * 2),
+        ("pad", ctypes.c_uint32),
+    )
+
+
+class Direct(ctypes.Structure):
+    """struct zt_direct"""
+
+    _fields_ = (
+        ("generation", ctypes.c_uint64),
+        ("owner", ctypes.c_uint64),
+        ("netns", ctypes.c_uint64),
+        ("dst_netns", ctypes.c_uint64),
+        ("born_ns", ctypes.c_uint64),
+        ("state", ctypes.c_uint8),
+        ("server_fin", ctypes.c_uint8),
+        ("pad", ctypes.c_ubyte * 6),
+    )
+
+
+class Event(ctypes.Structure):
+    """struct zt_event"""
+
+    _fields_ = (
+        ("key", DirectKey),
+        ("owner", ctypes.c_uint64),
+        ("netns", ctypes.c_uint64),
+        ("dst_netns", ctypes.c_uint64),
+        ("duration_ns", ctypes.c_uint64),
+        ("sent", ctypes.c_uint64),
+        ("received", ctypes.c_uint64),
+        ("srtt_us", ctypes.c_uint32),
+        ("retransmits", ctypes.c_uint32),
+        ("ending", ctypes.c_uint8),
+        ("pad", ctypes.c_ubyte * 7),
     )
 
 
@@ -102,6 +193,12 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "zt_flow_key": FlowKey,
     "zt_flow": Flow,
     "zt_pod_stats": PodStats,
+    "zt_lease": Lease,
+    "zt_verdict_key": VerdictKey,
+    "zt_verdict": Verdict,
+    "zt_direct_key": DirectKey,
+    "zt_direct": Direct,
+    "zt_event": Event,
     "zt_meta": Meta,
 }
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from ztunnel.datapath import layout
 from ztunnel.datapath.layout import Role, Stat
 from ztunnel.datapath.syscall import RawMap, possible_cpus
+from ztunnel.datapath.verdicts import Verdicts
 from ztunnel.mesh.model import SocketAddress
 
 _INT = 4
@@ -57,6 +58,7 @@ class PodCounters:
     own: int
     refused: int
     local: int
+    direct: int = 0
 
 
 class Maps:
@@ -77,13 +79,14 @@ class Maps:
         self._flows = opened("zt_flows", ctypes.sizeof(layout.FlowKey), ctypes.sizeof(layout.Flow))
         self._node_addrs = opened("zt_node_addrs", _ADDRESS, 1)
         self._stats = opened("zt_stats", _INT, 8 * self._cpus)
+        self.verdicts = Verdicts(pin_dir, read_only=read_only)
         self._read_only = read_only
         if not read_only:
             self._sockets = opened("zt_socks", _INT, ctypes.sizeof(layout.Sock))
             self._listeners = opened("zt_listeners", _ADDRESS, 8)
 
     def enrol(self, entry: PodEntry) -> None:
-        """From now on new connections of this netns go to the proxy."""
+        """From now on new connections of this netns go to the proxy. No verdict survives it."""
         value = layout.Pod()
         for ip in entry.addresses:
             raw = ip_address(ip).packed
@@ -94,10 +97,15 @@ class Maps:
         key = entry.netns_cookie.to_bytes(_COOKIE, sys.byteorder)
         if self._pod_stats.lookup(key) is None:
             self._pod_stats.update(key, bytes(layout.PodStats()))
+        self.verdicts.revoke()
         self._pods.update(key, bytes(value))
 
     def unenrol(self, netns_cookie: int) -> bool:
-        """New connections of this netns are left alone; False when it was not enrolled."""
+        """New connections of this netns are left alone; False when it was not enrolled.
+
+        No verdict survives it.
+        """
+        self.verdicts.revoke()
         key = netns_cookie.to_bytes(_COOKIE, sys.byteorder)
         was = self._pods.delete(key)
         self._pod_stats.delete(key)
@@ -167,6 +175,7 @@ class Maps:
         """Close every descriptor; the pins keep the maps."""
         for name in ("_pods", "_pod_stats", "_flows", "_node_addrs", "_stats"):
             getattr(self, name).close()
+        self.verdicts.close()
         if not self._read_only:
             self._sockets.close()
             self._listeners.close()
@@ -181,7 +190,7 @@ def _pod_entry(key: bytes, value: bytes) -> PodEntry:
 
 def _counters(value: bytes) -> PodCounters:
     raw = layout.PodStats.from_buffer_copy(value)
-    return PodCounters(raw.redirected, raw.own, raw.refused, raw.local)
+    return PodCounters(raw.redirected, raw.own, raw.refused, raw.local, raw.direct)
 
 
 def _flow_entry(key: bytes, value: bytes) -> FlowEntry:

@@ -11,7 +11,7 @@ by SCM_RIGHTS. The agent listens, workers dial. May import `mesh` and msgspec.
       |<------------------------------------------|
       |   Certificate, PodAdded (+ fds), Sockets (+ fds)
       |<------------------------------------------|
-      | PodReady, NeedSockets, Answer             |
+      | PodReady, NeedSockets, Allowed, Answer    |
       |------------------------------------------>|
 
 A lost agent changes nothing for the worker: it keeps what it has and dials again.
@@ -23,7 +23,7 @@ from enum import StrEnum
 
 import msgspec
 
-from ztunnel.mesh.model import Service, Workload
+from ztunnel.mesh.model import Service, SocketAddress, Workload
 
 
 class ListenerKind(StrEnum):
@@ -68,6 +68,19 @@ class NeedSockets(msgspec.Struct, frozen=True, tag=True):
     count: int
 
 
+class Allowed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """A pod of this node was let in at another one: by what it proved, and by this revision.
+
+    The agent may let the kernel connect the two without the proxy from now on.
+    """
+
+    source_ip: str
+    source_identity: str
+    pod_uid: str  # the destination pod's
+    destination: SocketAddress
+    revision: int
+
+
 class Answer(msgspec.Struct, frozen=True, tag=True):
     """The reply to `Query(id)`: any data, as MessagePack."""
 
@@ -89,6 +102,7 @@ class MeshDelta(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     removed_services: tuple[str, ...] = ()  # Service.key
     reset: bool = False
     complete: bool = False
+    more: bool = False  # further parts of this revision follow
 
 
 class Certificate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -145,5 +159,5 @@ class Query(msgspec.Struct, frozen=True, tag=True):
     what: str
 
 
-ToAgent = Hello | PodReady | NeedSockets | Answer
+ToAgent = Hello | PodReady | NeedSockets | Allowed | Answer
 ToWorker = MeshDelta | Certificate | CertificateRemoved | PodAdded | PodRemoved | Sockets | Query

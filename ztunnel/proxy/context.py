@@ -20,6 +20,7 @@ from ztunnel.proxy.loop import Loop
 from ztunnel.proxy.pool import Pool
 from ztunnel.proxy.report import Report
 from ztunnel.proxy.tls import Credentials
+from ztunnel.proxy.told import Told
 from ztunnel.telemetry.access import AccessLog, configured_renderer
 
 
@@ -31,6 +32,7 @@ class Context:
     buffers: BufferPool
     pool: Pool
     report: Report
+    told: Told | None = None  # who tells the agent whom we let in; None when nobody listens
     mesh: MeshState | None = None
     credentials: dict[str, Credentials] = field(default_factory=dict)  # by identity
     choose: Callable[[], float] = random.random  # in [0, 1), which endpoint of a service

@@ -125,6 +125,7 @@ class InboundStream:
         self._tunnel = tunnel
         self._request = request
         self._record: Record | None = None
+        self._accepted: Accept | None = None
         self._dial: Dial | None = None
         self._relay: StreamRelay | None = None
         self._early: list[bytes] = []  # data before our answer; the stream's window bounds it
@@ -153,6 +154,7 @@ class InboundStream:
 
     def _begin(self, accepted: Accept) -> None:
         context = self._context
+        self._accepted = accepted
         self._record = context.report.begin(
             Direction.INBOUND,
             party(accepted.client, accepted.source, self._tunnel.peer),
@@ -179,6 +181,8 @@ class InboundStream:
         workload = mesh.workload(self._pod.workload) if mesh is not None else None
         headers = [(b"baggage", self._pod.baggage(workload))] if workload is not None else []
         self._tunnel.respond(self.stream_id, 200, headers)
+        if self._context.told is not None and self._accepted is not None:
+            self._context.told.let_in(self._accepted, self._pod.uid)
         self._relay = StreamRelay(
             self._context.loop,
             self._tunnel,

@@ -49,6 +49,7 @@ from ztunnel.proxy.pods import Pod, take_sockets
 from ztunnel.proxy.pool import Key
 from ztunnel.proxy.session import Message, Session
 from ztunnel.proxy.sockets import adopt
+from ztunnel.proxy.told import Told
 from ztunnel.proxy.views import view
 
 DRAIN_DEADLINE = 5.0  # seconds; istio ztunnel's default
@@ -67,6 +68,8 @@ class Worker:
         self.context = context
         self.pods: dict[str, Pod] = {}
         self.session = Session(context.loop, str(run_dir / SOCKET_NAME), self._greet, self.receive)
+        self._told = Told(self.session.send, lambda: context.loop.now)
+        context.told = self._told
         self._index = index
         self._incoming: MeshState | None = None  # a snapshot that is not complete yet
         self._ready: set[str] = set()  # pods we announced in this session
@@ -115,11 +118,13 @@ class Worker:
         if target is None:
             log.warning("mesh delta without snapshot", revision=delta.revision)
             return
+        self._told.revision = 0
         target.apply(delta)
         if delta.complete and self._incoming is not None:
             self.context.mesh, self._incoming = self._incoming, None
             log.info("mesh synced", revision=delta.revision)
         if target is self.context.mesh:
+            self._told.revision = 0 if delta.more else delta.revision
             self.context.pool.retire(self._is_stale, "workload changed", fail_waiting=True)
 
     def _is_stale(self, key: Key) -> bool:
@@ -175,6 +180,7 @@ class Worker:
     def _greet(self) -> list[Message]:
         """Hello with the listeners we hold; several when they exceed one message's room."""
         self._ready.clear()
+        self._told.revision = 0  # what we know is another agent's
         greetings: list[Message] = []
         pods: list[Pod] = []
         for pod in [*self.pods.values(), None]:

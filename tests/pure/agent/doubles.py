@@ -14,8 +14,13 @@ from pathlib import Path
 import msgspec
 
 from ztunnel.agent.discovery import Found, HostNamespaceError
+from ztunnel.agent.enrol import Enroller
+from ztunnel.agent.workers import Session
+from ztunnel.datapath.events import Ended
+from ztunnel.datapath.verdicts import DirectEntry, Verdict
 from ztunnel.link.channel import Channel
 from ztunnel.link.messages import (
+    Allowed,
     Hello,
     ListenerKind,
     PodAdded,
@@ -101,6 +106,14 @@ class FakeDataPath:
         self.journal: list[tuple[object, ...]] = []
         self.port_taken: set[int] = set()
         self.broken = False
+        self.given: list[Verdict] = []
+        self.void: list[Verdict] = []
+        self.events: list[Ended] = []
+        self.connections: list[DirectEntry] = []
+        self.destroyed: list[DirectEntry | Ended] = []
+        self.on_revoke: Callable[[], None] = lambda: None
+        self.revocations = 0
+        self.lease = 0.0
         self.made = 0
 
     def cookie(self, netns_fd: int) -> int:
@@ -131,6 +144,7 @@ class FakeDataPath:
         if self.broken:
             raise OSError(errno.ENOSPC, "No space left on device")
         assert self.cookie(netns_fd) == cookie
+        self.revoke_verdicts()
         self.journal.append(("enrol", cookie, addresses))
         self.pods[cookie] = addresses
         self.links.add(cookie)
@@ -138,6 +152,7 @@ class FakeDataPath:
     def unenrol(self, cookie: int) -> None:
         if self.broken:
             raise OSError(errno.EIO, "Input/output error")
+        self.revoke_verdicts()
         self.journal.append(("unenrol", cookie))
         self.pods.pop(cookie, None)
         self.links.discard(cookie)
@@ -153,6 +168,44 @@ class FakeDataPath:
 
     def stats(self) -> dict[str, int]:
         return {}
+
+    def revoke_verdicts(self) -> None:
+        self.on_revoke()
+        self.revocations += 1
+        self.void += self.given
+        self.given.clear()
+
+    def renew_verdicts(self, seconds: float) -> None:
+        self.lease = seconds
+
+    def give_verdict(self, verdict: Verdict) -> None:
+        self.given.append(verdict)
+
+    def purge_verdicts(self) -> None:
+        self.void.clear()
+
+    def verdicts(self) -> list[Verdict]:
+        return list(self.given)
+
+    def direct(self) -> list[DirectEntry]:
+        return list(self.connections)
+
+    def ended(self, most: int) -> list[Ended]:
+        taken, self.events = self.events[:most], self.events[most:]
+        return taken
+
+    def destroy(
+        self, netns_fd: int, connection: DirectEntry | Ended, *, is_cut_off: bool = False
+    ) -> bool:
+        self.destroyed.append(connection)
+        return True
+
+
+class EventEnroller(Enroller):
+    """A reconciler that hears workers itself, without a feed between."""
+
+    def allowed(self, session: Session, news: Allowed) -> None:
+        raise AssertionError(f"nobody asked for {news}")
 
 
 def _listener() -> socket.socket:

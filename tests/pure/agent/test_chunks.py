@@ -57,6 +57,7 @@ def test_change_is_split_too_and_removes_before_it_adds() -> None:
     parts = list(chunks.change(delta))
     assert max(map(_size, parts)) <= PACKET
     assert not any(part.reset or part.complete for part in parts)
+    assert [part.more for part in parts] == [True] * (len(parts) - 1) + [False]
     assert sum(len(part.workloads) for part in parts) == 3000
     assert sum(len(part.removed_workloads) for part in parts) == 2000
     kinds = [bool(part.workloads) for part in parts]

@@ -12,9 +12,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.pure.agent.doubles import FakeDataPath, FakeWorker, Namespaces, until, workload
+from tests.pure.agent.doubles import (
+    EventEnroller,
+    FakeDataPath,
+    FakeWorker,
+    Namespaces,
+    until,
+    workload,
+)
 from ztunnel.agent import enrol
-from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.pod import PodState
 from ztunnel.agent.workers import Workers
 from ztunnel.link.messages import (
@@ -35,7 +41,7 @@ class Node:
         self.kernel = kernel
         self.namespaces = Namespaces(tmp_path)
         self.path = tmp_path / "agent.sock"
-        self.enroller = Enroller(kernel, self.namespaces, lambda: self.workers)
+        self.enroller = EventEnroller(kernel, self.namespaces, lambda: self.workers)
         self.workers = Workers(self.path, 0, self.enroller)
         self.workers.start()
 

@@ -20,7 +20,8 @@ from ztunnel.agent import views as views_module
 from ztunnel.agent.admin import Admin
 from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.feed import Feed
-from ztunnel.agent.options import Options
+from ztunnel.agent.options import Options, SameNode
+from ztunnel.agent.same_node import SameNodeTraffic
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
 from ztunnel.identity import ca
@@ -75,11 +76,15 @@ class Agent:
     def __init__(self, directory: Path) -> None:
         self.kernel, self.namespaces = FakeDataPath(), Namespaces(directory)
         self.mirror = Mirror("cluster.local", "Kubernetes")
-        self.enroller = Enroller(self.kernel, self.namespaces, lambda: self.workers)
+        self.same_node = SameNodeTraffic(self.kernel, SameNode.DIRECT, lambda: self.enroller.pods)
+        self.enroller = Enroller(
+            self.kernel, self.namespaces, lambda: self.workers, self.same_node.captured
+        )
         self.feed = Feed(
             node="n1",
             mirror=self.mirror,
             enroller=self.enroller,
+            same_node=self.same_node,
             workers=lambda: self.workers,
             store=lambda: self.store,
         )
@@ -101,6 +106,7 @@ class Agent:
             mirror=self.mirror,
             enroller=self.enroller,
             workers=self.workers,
+            same_node=self.same_node,
             store=self.store,
             source=lambda: self.source,
             data_path=self.kernel.stats,

@@ -18,6 +18,7 @@ from tests.pure.agent.doubles import FakeWorker, until
 from ztunnel.agent import workers as workers_module
 from ztunnel.agent.workers import Session, Workers
 from ztunnel.link.messages import (
+    Allowed,
     Answer,
     HeldPod,
     Hello,
@@ -46,6 +47,9 @@ class Recorder:
 
     def need_sockets(self, session: Session, need: NeedSockets) -> None:
         self.events.append(("need", need.count))
+
+    def allowed(self, session: Session, news: Allowed) -> None:
+        self.events.append(("allowed", news.pod_uid))
 
     def left(self, session: Session) -> None:
         self.events.append(("left", session.worker))

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ztunnel.link.channel import Channel
 from ztunnel.link.messages import (
+    Allowed,
     Answer,
     Certificate,
     Hello,
@@ -79,6 +80,7 @@ class FakeAgent:
         self.hellos: list[Hello] = []
         self.ready: list[str] = []
         self.answers: dict[int, Answer] = {}
+        self.allowed: list[Allowed] = []
         self.on_hello: Callable[[Hello], None] = lambda hello: None
         self.sockets_given = 0
         self._addresses: dict[str, str] = {}
@@ -144,6 +146,8 @@ class FakeAgent:
                 self.ready.append(pod_uid)
             case NeedSockets(pod_uid, family, count):
                 self._give_sockets(pod_uid, family, count)
+            case Allowed():
+                self.allowed.append(message)
             case Answer():
                 self.answers[message.id] = message
 

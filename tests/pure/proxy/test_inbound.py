@@ -274,3 +274,26 @@ def test_peer_that_answers_no_ping_is_closed(pair: Pair, monkeypatch: pytest.Mon
         server = pair.app.accept()
         with pytest.raises(ConnectionResetError):
             server.recv(1)  # the client reads no more, so it answers no PING
+
+
+def test_agent_is_told_once_of_whom_we_let_in(pair: Pair) -> None:
+    with client(pair) as peer:
+        for _ in range(3):
+            assert peer.status(peer.connect(str(pair.app.address))) == 200
+            pair.app.accept().close()
+    wait_for(lambda: pair.b.agent.allowed, "word of it")
+    told = pair.b.agent.allowed[0]
+    assert (told.source_ip, told.source_identity) == (pair.a.ip, pair.a.me.identity)
+    assert (told.pod_uid, told.destination) == (pair.b.me.pod_uid, pair.app.address)
+    assert told.revision == 1
+    assert len(pair.b.agent.allowed) == 1
+
+
+def test_agent_is_not_told_of_who_proved_to_be_another(pair: Pair) -> None:
+    """The address is a's, the certificate b's own: let in, but not as the pod at that address."""
+    with client(pair, pair.authority.issue(pair.b.me.identity)) as peer:
+        assert peer.status(peer.connect(str(pair.app.address))) == 200
+        pair.app.accept().close()
+    still_serves(pair)
+    wait_for(lambda: pair.b.agent.allowed, "word of the good one")
+    assert {told.source_identity for told in pair.b.agent.allowed} == {pair.a.me.identity}
