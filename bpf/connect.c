@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * cgroup/connect4, connect6: an app's connect() in an enrolled pod goes to the proxy's listener
- * inside that pod, or is left alone when a verdict says that the proxy has authorised it. The pod is known by the netns cookie of the socket, not of the process: a
- * socket can't leave its netns, a process can.
+ * inside that pod, or is left alone when a verdict says that the proxy has authorised it. The pod
+ * is known by the netns cookie of the socket, not of the process: a socket can't leave its netns,
+ * a process can.
  */
 #include "zt_lib.h"
 
