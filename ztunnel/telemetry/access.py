@@ -35,15 +35,16 @@ class AccessLog:
     ) -> None:
         self._at_end_of_turn = at_end_of_turn
         self._render = render
+        self._bound = structlog.contextvars.get_contextvars()  # of the process: bound before
         self._lines: list[bytes] = []
 
     def write(self, level: Level, event: str, fields: Fields) -> None:
         """Add a line; empty fields are left out."""
         if not self._lines:
             self._at_end_of_turn(self.flush)
-        bound = structlog.contextvars.get_contextvars()
         said = {key: value for key, value in fields.items() if value != ""}
-        self._lines.append(self._render(level, event, {**bound, **said}))
+        said.update(self._bound)
+        self._lines.append(self._render(level, event, said))
 
     def flush(self) -> None:
         """Write what is gathered."""
