@@ -172,12 +172,11 @@ def test_wrong_alpn_is_refused(pair: Pair, alpn: str) -> None:
     "junk", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff" + b"\0" * 99, b"\xff"]
 )
 def test_junk_before_tls_is_closed_quietly(pair: Pair, junk: bytes) -> None:
-    with socket.create_connection((pair.b.ip, 15008), DEADLINE) as raw:
-        with reset_at_any_step():
-            raw.sendall(junk)
-            raw.shutdown(socket.SHUT_WR)
-            while raw.recv(4096):
-                pass
+    with socket.create_connection((pair.b.ip, 15008), DEADLINE) as raw, reset_at_any_step():
+        raw.sendall(junk)
+        raw.shutdown(socket.SHUT_WR)
+        while raw.recv(4096):
+            pass
     still_serves(pair)
 
 
