@@ -106,8 +106,9 @@ def _cgroup() -> Iterator[Path]:
     """A cgroup for the probe; also removes those that a killed check left."""
     root = preflight.cgroup2_root()
     for stale in root.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # another check is running in it
-            stale.rmdir()
+        if not Path("/proc", stale.name.removeprefix(PREFIX)).exists():  # else another check's
+            with suppress(OSError):
+                stale.rmdir()
     made = root / f"{PREFIX}{os.getpid()}"
     made.mkdir()
     try:

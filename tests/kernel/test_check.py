@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,19 @@ def test_a_check_that_was_killed_is_tidied_by_the_next(pocket: Pocket) -> None:
     finally:
         if stale.exists():
             stale.rmdir()
+
+
+def test_two_checks_at_once_do_not_disturb_each_other(pocket: Pocket) -> None:
+    argv = [sys.executable, "-c", "from ztctl.main import cli; cli()", "check"]
+    before = _traces()
+    both = [
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    for one in both:
+        said, _ = one.communicate(timeout=60)
+        assert one.returncode == 0, said
+    assert _traces() == before
 
 
 def test_probe_tells_when_the_connect_hook_does_not_fire(
