@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The targets, and whether a run met them. Pure. May import `ledger` and `works`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from bench import works
+from bench.ledger import OURS, Ledger, Work
+from bench.works import CROSS, ENVOY, HAPROXY, NO_MESH, NODE, SAME
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target beside what was measured. `met` is None when nothing could be measured."""
+
+    id: str
+    target: str
+    measured: float | None
+    met: bool | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The target as bench/results.json has it."""
+        return {
+            "id": self.id,
+            "target": self.target,
+            "measured": self.measured,
+            "met": self.met,
+        }
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on something that a ledger tells."""
+
+    id: str
+    bound: float
+    at_least: bool
+    what: str
+    measure: Callable[[Ledger], float | None]
+
+    def judge(self, ledger: Ledger) -> Verdict:
+        """Whether the run in `ledger` met it."""
+        sign = "≥" if self.at_least else "≤"
+        measured = self.measure(ledger)
+        met = None
+        if measured is not None:
+            met = measured >= self.bound if self.at_least else measured <= self.bound
+        return Verdict(self.id, f"{sign} {self.bound:g} {self.what}", measured, met)
+
+
+def _beside(work: Work, path: str, *peers: str) -> Callable[[Ledger], float | None]:
+    """Our ratio to the best of the peers that took part: the least where more is better."""
+
+    def measure(ledger: Ledger) -> float | None:
+        ratios = [ledger.ratio(work, path, peer) for peer in peers]
+        return min((ratio for ratio in ratios if ratio is not None), default=None)
+
+    return measure
+
+
+def _absolute(work: Work, path: str) -> Callable[[Ledger], float | None]:
+    return lambda ledger: ledger.median(work, path, OURS)
+
+
+_BETTER = "x the better of HAProxy and Envoy"
+
+TARGETS = (
+    *(
+        Target(
+            f"cross-node bulk, {count} stream{'s' * (count > 1)}",
+            1.2,
+            True,
+            _BETTER,
+            _beside(works.BULK[count], CROSS, HAPROXY, ENVOY),
+        )
+        for count in (1, 8)
+    ),
+    *(
+        Target(
+            f"cross-node round trip 1 KiB, {share}",
+            1.0,
+            False,
+            "x Envoy",
+            _beside(works.TRIP[1024, share], CROSS, ENVOY),
+        )
+        for share in ("p50", "p99")
+    ),
+    *(
+        Target(
+            f"cross-node {works.CONNECT[count].name}",
+            1.2,
+            True,
+            "x Envoy",
+            _beside(works.CONNECT[count], CROSS, ENVOY),
+        )
+        for count in works.PARALLEL
+    ),
+    Target("CPU per GB", 0.8, False, "x Envoy", _beside(works.BULK_CPU[1], CROSS, ENVOY)),
+    Target(
+        "same-node round trip 1 KiB, p50, by verdict",
+        1.05,
+        False,
+        "x no mesh",
+        _beside(works.TRIP[1024, "p50"], SAME, NO_MESH),
+    ),
+    Target("same-node bulk", 0.95, True, "x no mesh", _beside(works.BULK[1], SAME, NO_MESH)),
+    Target(
+        "same-node new connections",
+        0.9,
+        True,
+        "x no mesh",
+        _beside(works.CONNECT[1], SAME, NO_MESH),
+    ),
+    Target(
+        "not enrolled: connect() and close()",
+        1.02,
+        False,
+        "x without our programs",
+        _beside(works.UNENROLLED, NODE, works.DETACHED),
+    ),
+    Target("proxy memory, idle", 60, False, "MB a worker", _absolute(works.IDLE_MEMORY, CROSS)),
+    Target(
+        "proxy memory per idle tunnelled connection",
+        10,
+        False,
+        "KiB",
+        _absolute(works.CONNECTION_MEMORY, CROSS),
+    ),
+    Target("agent memory", 80, False, "MB", _absolute(works.AGENT_MEMORY, NODE)),
+)
+
+
+def judge(ledger: Ledger, targets: Iterable[Target] = TARGETS) -> list[Verdict]:
+    """All targets beside what the run measured."""
+    return [target.judge(ledger) for target in targets]
+
+
+def document(ledger: Ledger, verdicts: Iterable[Verdict]) -> dict[str, Any]:
+    """What bench/results.json holds."""
+    return {
+        "rows": [row.as_json() for row in ledger.rows()],
+        "targets": [verdict.as_json() for verdict in verdicts],
+    }
