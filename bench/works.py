@@ -32,7 +32,7 @@ def _at_a_time(count: int) -> str:
 
 
 BULK = {count: Work(f"bulk, {_streams(count)}", "Gbit/s") for count in STREAMS}
-BULK_CPU = {count: Work(f"proxies' CPU per GB, {_streams(count)}", "s") for count in STREAMS}
+BULK_CPU = {count: Work(f"CPU per GB, {_streams(count)}", "s") for count in STREAMS}
 TRIP = {
     (size, share): Work(f"round trip {name}, {share}", "us")
     for size, name in SIZES.items()
@@ -44,10 +44,9 @@ BESIDE = {
 CONNECT = {count: Work(f"new connections, {_at_a_time(count)}", "1/s") for count in PARALLEL}
 CONNECT_P99 = {count: Work(f"new connection p99, {_at_a_time(count)}", "us") for count in PARALLEL}
 CONNECT_CPU = {
-    count: Work(f"proxies' CPU per 1,000 connections, {_at_a_time(count)}", "s")
-    for count in PARALLEL
+    count: Work(f"CPU per 1,000 connections, {_at_a_time(count)}", "s") for count in PARALLEL
 }
-LOAD_CPU = Work("client's own CPU, bulk, 1 stream", "share of a core")
+LOAD_CPU = Work("the load client's own CPU, bulk, 1 stream", "cores")
 IDLE_MEMORY = Work("proxy memory, idle, a worker", "MB")
 CONNECTION_MEMORY = Work("proxy memory per idle connection", "KiB")
 AGENT_MEMORY = Work("agent memory", "MB")

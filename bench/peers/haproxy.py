@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HAProxy in TCP mode: each connection in a mutual TLS connection of its own.
+
+What is set, and why, is in the configuration below. May import `peer`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+
+from bench.peers.peer import Pair, Route
+from bench.works import HAPROXY
+
+# One thread, as we have one worker. 64 KiB buffers: with the default of 16 KiB bulk is slower, and
+# with 256 KiB no faster. Client and server resume sessions (HAProxy's default), ciphers are ours.
+_COMMON = """\
+global
+    nbthread 1
+    maxconn 40000
+    tune.bufsize 65536
+    tune.ssl.cachesize 100000
+    ssl-default-bind-options ssl-min-ver TLSv1.3
+    ssl-default-bind-ciphersuites TLS_AES_256_GCM_SHA384
+    ssl-default-server-options ssl-min-ver TLSv1.3
+    ssl-default-server-ciphersuites TLS_AES_256_GCM_SHA384
+defaults
+    mode tcp
+    maxconn 40000
+    timeout connect 10s
+    timeout client 1h
+    timeout server 1h
+"""
+
+_OUTBOUND = """\
+listen outbound
+    bind {listen[0]}:{listen[1]} backlog 4096
+    server other {tunnel[0]}:{tunnel[1]} ssl crt {bundle} ca-file {roots} verify required
+"""
+
+_INBOUND = """\
+listen inbound
+    bind {tunnel[0]}:{tunnel[1]} backlog 4096 ssl crt {bundle} ca-file {roots} verify required
+    server app {forward[0]}:{forward[1]}
+"""
+
+
+class Haproxy(Pair):
+    """Debian's HAProxy."""
+
+    name = HAPROXY
+
+    def absent(self) -> str | None:
+        return (
+            None if shutil.which("haproxy") else "haproxy not found; mend: apt-get install haproxy"
+        )
+
+    def command(self, route: Route, role: str) -> tuple[Sequence[str], Mapping[str, str]]:
+        text = _COMMON + {"outbound": _OUTBOUND, "inbound": _INBOUND}[role].format(
+            listen=route.listen,
+            tunnel=route.tunnel,
+            forward=route.forward,
+            bundle=route.certificates.bundle,
+            roots=route.certificates.roots,
+        )
+        path = route.directory / f"{role}.cfg"
+        path.write_text(text)
+        return ["haproxy", "-db", "-q", "-f", str(path)], {}

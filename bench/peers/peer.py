@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a peer is: a pair of proxies, one in the client's pod and one in the server's.
+
+    client ──▶ route.listen │ first proxy │──mTLS──▶ route.tunnel │ second proxy │──▶ route.forward
+    └─────── client's netns ─────────────┘          └────────── server's netns ───────────────┘
+
+So the bytes take the very way that ours take: loopback in both pods, encrypted in between. To plug
+in another pair, subclass `Pair` and add it to `bench.peers.registry`; or, without a line of
+Python, let ZTUNNEL_BIN name a program (see `bench.peers.external`).
+May import `ztunnel.lab.netns` and the standard library.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ztunnel.lab import netns
+
+_START_SECONDS = 15.0
+_STOP_SECONDS = 5.0
+_POLL = 0.05
+
+Address = tuple[str, int]
+
+
+class PeerError(Exception):
+    """A peer could not be started; the text has the end of its log."""
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """PEM files that both ends use: what to trust, a certificate, its key, and these two in one."""
+
+    roots: Path
+    certificate: Path
+    key: Path
+    bundle: Path
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a pair stands. `directory` is the pair's own, for its configuration and logs."""
+
+    client_netns: str
+    server_netns: str
+    listen: Address
+    tunnel: Address
+    forward: Address
+    certificates: Certificates
+    directory: Path
+
+
+class Peer(ABC):
+    """A contender of one path, from `start` to `stop`."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def absent(self) -> str | None:
+        """Why it can't take part and how to mend that; None when it can."""
+
+    @abstractmethod
+    def start(self, route: Route) -> None:
+        """Serve the route; returns when it does. Raises PeerError, with nothing left running."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End what `start` started; safe to repeat."""
+
+    @property
+    @abstractmethod
+    def address(self) -> Address:
+        """What a client dials in its own pod."""
+
+    @property
+    @abstractmethod
+    def processes(self) -> tuple[int, int]:
+        """The client's side's process and the server's side's."""
+
+
+class Pair(Peer):
+    """Two processes, ended by their pids."""
+
+    def __init__(self) -> None:
+        self._route: Route | None = None
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    @abstractmethod
+    def command(self, route: Route, role: str) -> tuple[Sequence[str], Mapping[str, str]]:
+        """The command line and more environment of `outbound` or `inbound`.
+
+        Writes whatever files they need to `route.directory`.
+        """
+
+    def start(self, route: Route) -> None:
+        route.directory.mkdir(parents=True, exist_ok=True)
+        self._route = route
+        places = (
+            ("inbound", route.server_netns, route.tunnel),
+            ("outbound", route.client_netns, route.listen),
+        )
+        try:
+            for role, space, address in places:
+                self._launch(route, role, space)
+                self._await(route, role, space, address)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        for process in self._running:
+            process.send_signal(signal.SIGTERM)
+        for process in self._running:
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._running.clear()
+
+    @property
+    def address(self) -> Address:
+        assert self._route is not None, "not started"
+        return self._route.listen
+
+    @property
+    def processes(self) -> tuple[int, int]:
+        inbound, outbound = self._running
+        return outbound.pid, inbound.pid
+
+    def _launch(self, route: Route, role: str, space: str) -> None:
+        argv, more = self.command(route, role)
+        with (route.directory / f"{role}.log").open("wb") as log:
+            self._running.append(
+                subprocess.Popen(
+                    [*netns.enter_argv(space), *argv],
+                    env={**os.environ, **more},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+
+    def _await(self, route: Route, role: str, space: str, address: Address) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not _accepts(space, address):
+            ended = self._running[-1].poll() is not None
+            if ended or time.monotonic() > deadline:
+                log = (route.directory / f"{role}.log").read_text(errors="replace")
+                found = "ended" if ended else f"does not listen on {address}"
+                raise PeerError(f"{self.name} {role} {found}; its log ends: {log[-600:].strip()}")
+            time.sleep(_POLL)
+
+
+def _accepts(space: str, address: Address) -> bool:
+    with netns.inside(space):
+        try:
+            socket.create_connection(address, timeout=1).close()
+        except OSError:
+            return False
+    return True
