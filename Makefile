@@ -18,13 +18,16 @@ setup:
 demo: setup
 	@scripts/demo
 
-test: setup
+test:
+	@scripts/setup test
 	@scripts/test
 
-lint: setup
+lint:
+	@scripts/setup test
 	@scripts/lint
 
-bench: setup
+bench:
+	@scripts/setup test
 	@for each in bench/*.py; do echo "bench: $$each"; .venv/bin/python "$$each" || exit 1; done
 
 clean:
