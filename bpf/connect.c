@@ -5,7 +5,7 @@
  * is known by the netns cookie of the socket, not of the process: a socket can't leave its netns,
  * a process can.
  */
-#include "zt_lib.h"
+#include "zt_udp.h"
 
 enum zt_capture { ZT_PASS, ZT_REFUSE, ZT_REDIRECT, ZT_DIRECT };
 
@@ -70,17 +70,13 @@ static __always_inline enum zt_capture zt_capture(struct bpf_sock_addr *ctx,
 	return verdict;
 }
 
-static __always_inline int zt_refuse(void)
-{
-	bpf_set_retval(-ZT_ECONNREFUSED);
-	return ZT_DENY;
-}
-
 int zt_connect4(struct bpf_sock_addr *ctx)
 {
 	struct zt_sock dialled = {};
 	enum zt_capture verdict;
 
+	if (ctx->type == ZT_SOCK_DGRAM)
+		return zt_udp_connect4(ctx);
 	zt_map4(dialled.ip, ctx->user_ip4);
 	dialled.port = (__be16)ctx->user_port;
 	verdict = zt_capture(ctx, &dialled);
@@ -98,6 +94,8 @@ int zt_connect6(struct bpf_sock_addr *ctx)
 	struct zt_sock dialled = {};
 	enum zt_capture verdict;
 
+	if (ctx->type == ZT_SOCK_DGRAM)
+		return zt_udp_connect6(ctx);
 	zt_copy6(dialled.ip, ctx->user_ip6);
 	dialled.port = (__be16)ctx->user_port;
 	verdict = zt_capture(ctx, &dialled);

@@ -7,10 +7,12 @@
 
 #define ZT_ALLOW 1
 #define ZT_DENY 0
+#define ZT_SOCK_DGRAM 2
 #define ZT_SOCK_STREAM 1     /* enum sock_type; linux/net.h is not UAPI */
 #define ZT_AF_INET 2
 #define ZT_AF_INET6 10
 #define ZT_IPPROTO_TCP 6
+#define ZT_IPPROTO_UDP 17
 #define ZT_IPPROTO_MPTCP 262
 #define ZT_ECONNREFUSED 111
 #define ZT_SOL_SOCKET 1
@@ -103,6 +105,12 @@ static __always_inline struct zt_verdict *zt_authorised(__u64 netns, const __u8 
 		return 0;
 	there = verdict->dst_netns;
 	return zt_pods.lookup(&there) ? verdict : 0;
+}
+
+static __always_inline int zt_refuse(void)
+{
+	bpf_set_retval(-ZT_ECONNREFUSED);
+	return ZT_DENY;
 }
 
 static __always_inline void zt_count(__u32 stat)
