@@ -240,7 +240,7 @@ def test_answers_go_to_the_worker_that_brought_the_question(
         for number, worker in enumerate(workers * 2):
             client = SocketAddress(AWAY, 5000)
             worker.send(b"question", sockopt.udp_token(worker.sock, client), app)
-            data, source = server.recvfrom(100)
+            _, source = server.recvfrom(100)
             server.sendto(b"answer %d" % number, source)
             assert worker.destined() == (b"answer %d" % number, client)
         maps.set_ports(pocket.cookie, [proxy.port])  # the last worker's socket is gone
