@@ -53,10 +53,13 @@ class Proxy:
 @pytest.fixture
 def maps(pocket: Pocket) -> Iterator[UdpMaps]:
     made = UdpMaps(pocket.pin_dir)
-    made.set_destinations([AWAY, AWAY2])
+    for address in (AWAY, AWAY2):
+        made.add_destination(address)
+    assert made.destinations() == {AWAY, AWAY2}
     yield made
     made.remove(pocket.cookie)
-    made.set_destinations([])
+    for address in made.destinations():
+        made.remove_destination(address)
     made.close()
 
 
@@ -209,7 +212,7 @@ def test_other_destinations_are_left_alone(pocket: Pocket, proxy: Proxy) -> None
 
 
 def test_an_unenrolled_pod_is_left_alone(pocket: Pocket, proxy: Proxy, maps: UdpMaps) -> None:
-    maps.set_destinations([POD4])
+    maps.add_destination(POD4)
     with _app(pocket) as server, netns.entered(pocket.peer):
         server.bind((POD4, 0))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:

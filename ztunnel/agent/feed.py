@@ -18,6 +18,7 @@ import structlog
 from ztunnel.agent import chunks
 from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.same_node import SameNodeTraffic
+from ztunnel.agent.udp import Udp
 from ztunnel.agent.workers import Session, Workers
 from ztunnel.identity.store import KeyPair, Store
 from ztunnel.kube.mirror import Change, Mirror
@@ -28,6 +29,8 @@ from ztunnel.link.messages import (
     Hello,
     MeshDelta,
     NeedSockets,
+    NeedUdp,
+    NoUdp,
 )
 from ztunnel.mesh.model import TunnelProtocol, Workload
 
@@ -44,6 +47,7 @@ class Feed:
         mirror: Mirror,
         enroller: Enroller,
         same_node: SameNodeTraffic,
+        udp: Udp,
         workers: Callable[[], Workers],
         store: Callable[[], Store],
     ) -> None:
@@ -52,6 +56,7 @@ class Feed:
         self._mirror = mirror
         self._enroller = enroller
         self._same_node = same_node
+        self._udp = udp
         self._workers = workers
         self._store = store
         self._local_uids: set[str] = set()
@@ -63,6 +68,7 @@ class Feed:
         if change:
             if self._is_local(change):
                 self._same_node.revoke()
+            self._udp.changed(change.workloads, change.removed_workloads)
             self.revision += 1
             delta = MeshDelta(
                 revision=self.revision,
@@ -101,6 +107,12 @@ class Feed:
     def need_sockets(self, session: Session, need: NeedSockets) -> None:
         self._enroller.need_sockets(session, need)
 
+    def need_udp(self, session: Session, need: NeedUdp) -> None:
+        self._udp.need(session, need)
+
+    def no_udp(self, session: Session, news: NoUdp) -> None:
+        self._udp.silent(news.workload)
+
     def allowed(self, session: Session, news: Allowed) -> None:
         if news.pod_uid in session.ready:
             self._same_node.allowed(news, self.revision)
@@ -109,6 +121,7 @@ class Feed:
         """With the last worker go the verdicts too: without a proxy nothing new is let in."""
         if not self._workers().sessions:
             self._same_node.revoke()
+        self._udp.left(session)
         self._enroller.left(session)
 
     def _is_local(self, change: Change) -> bool:

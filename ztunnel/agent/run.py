@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.feed import Feed
 from ztunnel.agent.options import Options
 from ztunnel.agent.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
+from ztunnel.agent.udp import Udp
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
 from ztunnel.identity import ca
@@ -96,11 +98,19 @@ class Agent:
             lambda: self._workers,
             self._same_node.captured,
         )
+        self._udp = Udp(
+            kernel.udp,
+            options.node,
+            lambda: self._enroller.pods,
+            lambda: self._workers.sessions,
+            time.monotonic,
+        )
         self._feed = Feed(
             node=options.node,
             mirror=self._mirror,
             enroller=self._enroller,
             same_node=self._same_node,
+            udp=self._udp,
             workers=lambda: self._workers,
             store=lambda: self._store,
         )
@@ -134,6 +144,7 @@ class Agent:
                 ("node addresses", self._keep_node_addresses()),
                 ("workers", self._serve_workers()),
                 ("verdicts", _every(RENEWAL, self._same_node.renew)),
+                ("UDP", _every(RECHECK, self._udp.sweep)),
                 ("events", _every(READ_EVERY, self._same_node.read)),
             )
         ]
@@ -210,6 +221,7 @@ class Agent:
             "pin_dir": str(self._options.pin_dir),
             "loaded": self._loaded,
             "stats": self._kernel.stats(),
+            "udp": self._udp.view(),
         }
 
 

@@ -10,7 +10,7 @@ import ctypes
 import socket
 import struct
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,17 +59,16 @@ class UdpMaps:
         self._pods = opened("zt_udp_pods", _COOKIE, ctypes.sizeof(layout.UdpPod))
         self._stats = opened("zt_udp_stats", _COOKIE, ctypes.sizeof(layout.UdpStats))
 
-    def set_destinations(self, addresses: Iterable[str]) -> None:
-        """Carry UDP to these addresses and to no others. OSError (E2BIG) when they are too many."""
-        wanted = {layout.packed(ip) for ip in addresses}
-        known = set(self._destinations.keys())
-        for key in known - wanted:
-            self._destinations.delete(key)
-        for key in wanted - known:
-            self._destinations.update(key, b"\1")
+    def add_destination(self, address: str) -> None:
+        """Carry UDP to this address. OSError (E2BIG) when there are too many."""
+        self._destinations.update(layout.packed(address), b"\1")
+
+    def remove_destination(self, address: str) -> None:
+        """UDP to it passes as it is; sockets that are connected stay with the proxy."""
+        self._destinations.delete(layout.packed(address))
 
     def destinations(self) -> set[str]:
-        """What `set_destinations` set."""
+        """Where carried UDP goes."""
         return {layout.unpacked(key) for key in set(self._destinations.keys())}
 
     def set_ports(self, netns_cookie: int, ports: Sequence[int]) -> None:
@@ -92,6 +91,10 @@ class UdpMaps:
         packed = bytes(value.ports)
         return [int.from_bytes(packed[2 * n : 2 * n + 2], "big") for n in range(value.workers)]
 
+    def pods(self) -> set[int]:
+        """The netns cookies that `set_ports` was called for."""
+        return {int.from_bytes(key, sys.byteorder) for key in self._pods.keys()}  # noqa: SIM118
+
     def remove(self, netns_cookie: int) -> None:
         """Forget a pod."""
         key = netns_cookie.to_bytes(_COOKIE, sys.byteorder)
@@ -110,6 +113,18 @@ class UdpMaps:
         """Close every descriptor; the pins keep the maps."""
         for table in (self._destinations, self._pods, self._stats):
             table.close()
+
+
+class UdpPath(UdpMaps):
+    """What the agent needs: the maps, and sockets in pods."""
+
+    def __init__(self, pin_dir: Path, maps: Maps) -> None:
+        super().__init__(pin_dir)
+        self._maps = maps
+
+    def socket(self, netns_fd: int) -> socket.socket:
+        """See `udp_socket`."""
+        return udp_socket(netns_fd, self._maps)
 
 
 def udp_socket(netns_fd: int, maps: Maps) -> socket.socket:

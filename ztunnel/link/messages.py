@@ -68,6 +68,19 @@ class NeedSockets(msgspec.Struct, frozen=True, tag=True):
     count: int
 
 
+class NeedUdp(msgspec.Struct, frozen=True, tag=True):
+    """The worker would carry the pod's UDP. `port` is that of the socket it has; 0 asks for one."""
+
+    pod_uid: str
+    port: int = 0
+
+
+class NoUdp(msgspec.Struct, frozen=True, tag=True):
+    """The proxy of this workload (its uid) does not take connect-udp: UDP to it passes as it is."""
+
+    workload: str
+
+
 class Allowed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """A pod of this node was let in at another one: by what it proved, and by this revision.
 
@@ -152,6 +165,12 @@ class Sockets(msgspec.Struct, frozen=True, tag=True):
     family: int  # 4 or 6
 
 
+class UdpSocket(msgspec.Struct, frozen=True, tag=True):
+    """A bound UDP socket in the pod, tagged as ours, for this worker alone. Carries its fd."""
+
+    pod_uid: str
+
+
 class Query(msgspec.Struct, frozen=True, tag=True):
     """Ask the worker for its view: `what` is "connections", "tunnels" or "stats"."""
 
@@ -159,5 +178,14 @@ class Query(msgspec.Struct, frozen=True, tag=True):
     what: str
 
 
-ToAgent = Hello | PodReady | NeedSockets | Allowed | Answer
-ToWorker = MeshDelta | Certificate | CertificateRemoved | PodAdded | PodRemoved | Sockets | Query
+ToAgent = Hello | PodReady | NeedSockets | NeedUdp | NoUdp | Allowed | Answer
+ToWorker = (
+    MeshDelta
+    | Certificate
+    | CertificateRemoved
+    | PodAdded
+    | PodRemoved
+    | Sockets
+    | UdpSocket
+    | Query
+)

@@ -37,6 +37,8 @@ class Context:
     credentials: dict[str, Credentials] = field(default_factory=dict)  # by identity
     choose: Callable[[], float] = random.random  # in [0, 1), which endpoint of a service
     original_destination: Callable[[socket.socket], SocketAddress] = sockopt.original_destination
+    udp_token: Callable[[socket.socket, SocketAddress], str] = sockopt.udp_token
+    udp_remote: Callable[[socket.socket, str], SocketAddress] = sockopt.udp_remote
     set_client_address: Callable[[socket.socket, SocketAddress], None] = sockopt.set_client_address
 
 

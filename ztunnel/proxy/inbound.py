@@ -25,6 +25,7 @@ from ztunnel.proxy.relay import StreamRelay
 from ztunnel.proxy.report import Direction, Record, party
 from ztunnel.proxy.sockets import local_address, peer_address, reset_on_close
 from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.proxy.udp_flow import CAPSULES, UdpFlow
 
 MAX_HANDSHAKES = 256  # unfinished ones of a pod; the oldest gives way to a newcomer
 
@@ -127,7 +128,7 @@ class InboundStream:
         self._record: Record | None = None
         self._accepted: Accept | None = None
         self._dial: Dial | None = None
-        self._relay: StreamRelay | None = None
+        self._relay: StreamRelay | UdpFlow | None = None
         self._early: list[bytes] = []  # data before our answer; the stream's window bounds it
         self._early_end = False
         self._over = False
@@ -162,6 +163,9 @@ class InboundStream:
             hbone_addr=str(self._connection.local_address),
             service=accepted.service,
         )
+        if accepted.udp:
+            self._serve_udp(accepted, self._record)
+            return
         self._dial = Dial(
             context.loop,
             self._pod.stock_for(accepted.destination),
@@ -170,6 +174,26 @@ class InboundStream:
             lambda sock: context.set_client_address(sock, accepted.client),
         )
         self._dial.start()
+
+    def _serve_udp(self, accepted: Accept, record: Record) -> None:
+        """Datagrams need no dialling: the flow takes the stream over."""
+        udp = self._pod.udp
+        if udp is None:
+            self._refuse(503, "no UDP for this pod yet")
+            return
+        try:
+            flow = udp.serve(self._tunnel, self.stream_id, accepted, record, self._udp_ended)
+        except OSError as error:
+            self._refuse(503, f"no token for {accepted.client}: {error.strerror or error}")
+            return
+        if flow is None:
+            self._refuse(503, "no room for a further flow")
+            return
+        self._relay = flow
+        self._tunnel.respond(self.stream_id, 200, [CAPSULES])
+
+    def _udp_ended(self, error: str) -> None:
+        self._ended(None, error)
 
     def _dialled(self, sock: socket.socket | None, reason: str) -> None:
         self._dial = None
@@ -183,7 +207,7 @@ class InboundStream:
         self._tunnel.respond(self.stream_id, 200, headers)
         if self._context.told is not None and self._accepted is not None:
             self._context.told.let_in(self._accepted, self._pod.uid)
-        self._relay = StreamRelay(
+        self._relay = relay = StreamRelay(
             self._context.loop,
             self._tunnel,
             self.stream_id,
@@ -191,8 +215,8 @@ class InboundStream:
             record=self._record,
             ended=self._ended,
         )
-        self._relay.begin()
-        self._replay(self._relay)
+        relay.begin()
+        self._replay(relay)
 
     def _replay(self, relay: StreamRelay) -> None:
         """Give the relay what came before our answer."""

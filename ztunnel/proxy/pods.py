@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a worker holds for one local pod: listeners, sockets in stock, live connections.
 
-May import `ztunnel.link.messages` and the proxy's `listener`, `stock`.
+May import `ztunnel.link.messages` and the proxy's `listener`, `stock`, `udp_flow`.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from typing import Protocol
 
 from ztunnel.link.messages import HeldPod, ListenerKind, PodAdded
 from ztunnel.mesh.address import family as family_of
 from ztunnel.mesh.baggage import baggage
+from ztunnel.mesh.inbound import Accept
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.proxy.listener import Listener
 from ztunnel.proxy.loop import Loop
+from ztunnel.proxy.report import Record
 from ztunnel.proxy.sockets import adopt
 from ztunnel.proxy.stock import Stock
+from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.proxy.udp_flow import UdpFlow
 
 
 class Abortable(Protocol):
@@ -28,6 +33,22 @@ class Abortable(Protocol):
 
     def retire(self) -> None:
         """Take nothing new, and end when idle."""
+
+
+class Udp(Abortable, Protocol):
+    """Carries the pod's UDP: `ztunnel.proxy.udp.PodUdp`."""
+
+    @property
+    def sock(self) -> socket.socket: ...
+
+    def serve(
+        self,
+        tunnel: Tunnel,
+        stream_id: int,
+        accepted: Accept,
+        record: Record,
+        ended: Callable[[str], None],
+    ) -> UdpFlow | None: ...
 
 
 class Pod:
@@ -43,6 +64,7 @@ class Pod:
         self.listeners: dict[ListenerKind, Listener] = {}
         self.stock = {family: Stock(loop, _asker(ask, family)) for family in (4, 6)}
         self.live: set[Abortable] = set()
+        self.udp: Udp | None = None  # once the agent has given us the socket
         self._described: Workload | None = None
         self._baggage = b""
 

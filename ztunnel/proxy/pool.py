@@ -64,15 +64,16 @@ class Pool:
         self.open: set[Tunnel] = set()  # also retired ones, until they are closed
         loop.call_later(SWEEP, self._sweep)
 
-    def acquire(self, key: Key, source: Source, taker: Taker) -> None:
+    def acquire(self, key: Key, source: Source, taker: Taker, *, settled: bool = False) -> None:
         """Call `taker` with a tunnel that has room for one stream, or with None and the reason.
 
-        The taker opens its stream before it returns.
+        The taker opens its stream before it returns. `settled`: it wants to know what the peer
+        can do, so the tunnel's peer must have sent its SETTINGS.
         """
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = _Group(self._loop, self._buffers, key, self.open)
-        group.acquire(source, taker)
+        group.acquire(_Wanted(source, taker, settled))
 
     def retire(self, stale: Callable[[Key], bool], reason: str, *, fail_waiting: bool) -> None:
         """Let no new stream join the tunnels whose key is `stale`; open streams go on."""
@@ -92,6 +93,18 @@ class Pool:
 
 
 @dataclass(slots=True, eq=False)
+class _Wanted:
+    """Who waits for a tunnel."""
+
+    source: Source
+    taker: Taker
+    settled: bool
+
+    def fits(self, tunnel: Tunnel) -> bool:
+        return _has_room(tunnel) and (not self.settled or tunnel.connection.peer_settled)
+
+
+@dataclass(slots=True, eq=False)
 class _Group:
     """The tunnels of one key. Owner of its tunnels and of the handshake that makes the next."""
 
@@ -100,7 +113,7 @@ class _Group:
     key: Key
     open: set[Tunnel]
     tunnels: list[Tunnel] = field(default_factory=list)
-    waiting: deque[tuple[Source, Taker]] = field(default_factory=deque)
+    waiting: deque[_Wanted] = field(default_factory=deque)
     making: bool = False
     retired: bool = False
 
@@ -108,12 +121,12 @@ class _Group:
     def is_empty(self) -> bool:
         return not (self.tunnels or self.waiting or self.making)
 
-    def acquire(self, source: Source, taker: Taker) -> None:
+    def acquire(self, wanted: _Wanted) -> None:
         for tunnel in self.tunnels:
-            if _has_room(tunnel):
-                taker(tunnel, "")
+            if wanted.fits(tunnel):
+                wanted.taker(tunnel, "")
                 return
-        self.waiting.append((source, taker))
+        self.waiting.append(wanted)
         self._make_one()
 
     def retire(self, reason: str, *, fail_waiting: bool) -> None:
@@ -133,10 +146,10 @@ class _Group:
     # Making a tunnel
 
     def _make_one(self) -> None:
-        if self.making or not self.waiting:
+        if self.making or not self.waiting or any(map(_is_fresh, self.tunnels)):
             return
         self.making = True
-        source = self.waiting[0][0]
+        source = self.waiting[0].source
         source.stock.take(partial(self._dial, source))
 
     def _dial(self, source: Source, sock: socket.socket | None) -> None:
@@ -170,13 +183,16 @@ class _Group:
 
     def _fail_waiting(self, reason: str) -> None:
         waiting, self.waiting = self.waiting, deque()
-        for _, taker in waiting:
-            taker(None, reason)
+        for wanted in waiting:
+            wanted.taker(None, reason)
 
     def _serve(self, tunnel: Tunnel) -> None:
-        while self.waiting and _has_room(tunnel):
-            _, taker = self.waiting.popleft()
-            taker(tunnel, "")
+        for _ in range(len(self.waiting)):
+            wanted = self.waiting.popleft()
+            if wanted.fits(tunnel):
+                wanted.taker(tunnel, "")
+            else:
+                self.waiting.append(wanted)
         self._make_one()
 
     # What tunnels tell
@@ -193,6 +209,11 @@ class _Group:
         if tunnel in self.tunnels:
             self.tunnels.remove(tunnel)
         self._make_one()
+
+
+def _is_fresh(tunnel: Tunnel) -> bool:
+    """Whether those who wait may still get on it: its peer has not said what it can do."""
+    return _has_room(tunnel) and not tunnel.connection.peer_settled
 
 
 def _has_room(tunnel: Tunnel) -> bool:

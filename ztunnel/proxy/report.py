@@ -45,6 +45,8 @@ class Record(msgspec.Struct, kw_only=True):
     service: str = ""
     sent: int = 0
     received: int = 0
+    protocol: str = "tcp"
+    dropped: int = 0  # datagrams
 
 
 class Stats(msgspec.Struct):
@@ -58,6 +60,8 @@ class Stats(msgspec.Struct):
     received: int = 0
     handshakes_failed: int = 0
     accepts_paused: int = 0
+    udp_refused: int = 0  # flows for which a pod had no room
+    udp_dropped: int = 0  # datagrams
 
 
 def party(address: SocketAddress, workload: Workload | None, identity: str = "") -> Party:
@@ -144,7 +148,7 @@ class Report:
 
 def _access_fields(record: Record, error: str) -> dict[str, object]:
     source, destination = record.source, record.destination
-    return {
+    fields: dict[str, object] = {
         "direction": record.direction.value,
         "src.addr": source.address,
         "src.workload": source.workload,
@@ -161,3 +165,6 @@ def _access_fields(record: Record, error: str) -> dict[str, object]:
         "duration": f"{(time.time() - record.started) * 1000:.0f}ms",
         "error": error,
     }
+    if record.protocol == "udp":
+        fields |= {"protocol": "udp", "dropped": record.dropped}
+    return fields

@@ -29,14 +29,18 @@ from ztunnel.link.messages import (
     ListenerKind,
     MeshDelta,
     NeedSockets,
+    NeedUdp,
+    NoUdp,
     PodAdded,
     PodReady,
     PodRemoved,
     Query,
     Sockets,
     ToWorker,
+    UdpSocket,
 )
 from ztunnel.mesh.address import family as family_of
+from ztunnel.mesh.model import Workload
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy import tls
 from ztunnel.proxy.context import Context
@@ -50,6 +54,7 @@ from ztunnel.proxy.pool import Key
 from ztunnel.proxy.session import Message, Session
 from ztunnel.proxy.sockets import adopt
 from ztunnel.proxy.told import Told
+from ztunnel.proxy.udp import PodUdp
 from ztunnel.proxy.views import view
 
 DRAIN_DEADLINE = 5.0  # seconds; istio ztunnel's default
@@ -105,6 +110,8 @@ class Worker:
                 self._pod_removed(message)
             case Sockets():
                 take_sockets(self.pods.get(message.pod_uid), message.family, fds)
+            case UdpSocket():
+                self._udp_socket(message, fds)
             case Query():
                 body = view(message.what, self.context.report, self.context.pool)
                 self.session.send(Answer(message.id, msgspec.Raw(body)))
@@ -161,7 +168,23 @@ class Worker:
             self._listen(pod, kind, fds.pop(0))
         for family in {family_of(address) for address in pod.addresses}:
             pod.stock[family].restock()
+        if pod.address(4):
+            port = pod.udp.sock.getsockname()[1] if pod.udp is not None else 0
+            self.session.send(NeedUdp(pod.uid, port))
         self._announce(pod)
+
+    def _udp_socket(self, message: UdpSocket, fds: list[int]) -> None:
+        pod = self.pods.get(message.pod_uid)
+        if pod is None or not fds:
+            return
+        if pod.udp is not None:
+            pod.udp.retire()
+        sock = socket.socket(fileno=fds.pop())
+        sock.setblocking(False)
+        pod.udp = PodUdp(self.context, pod, sock, silent=self._no_udp)
+
+    def _no_udp(self, workload: Workload) -> None:
+        self.session.send(NoUdp(workload.uid))
 
     def _pod_removed(self, removed: PodRemoved) -> None:
         pod = self.pods.pop(removed.pod_uid, None)
