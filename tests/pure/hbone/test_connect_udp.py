@@ -28,8 +28,8 @@ def _payloads(reader: CapsuleReader, octets: bytes) -> list[bytes]:
 
 def test_our_client_speaks_to_h2() -> None:
     server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
-    server.local_settings[h2.settings.SettingCodes.ENABLE_CONNECT_PROTOCOL] = 1
     server.initiate_connection()
+    server.update_settings({h2.settings.SettingCodes.ENABLE_CONNECT_PROTOCOL: 1})
     client = Connection(Role.CLIENT)
     assert not client.peer_settled
     client.receive(memoryview(server.data_to_send()), 0.0)

@@ -22,13 +22,15 @@ from ztunnel.proxy.udp import PodUdp
 @pytest.fixture
 def ready(pair: Pair) -> Pair:
     for node in (pair.a, pair.b):
-        wait_for(lambda node=node: udp(node) is not None, "UDP socket")
+        pod = node.worker.pods[node.me.pod_uid]
+        wait_for(lambda pod=pod: pod.udp, "UDP socket")  # type: ignore[misc]
     return pair
 
 
 def udp(node: Node) -> PodUdp:
     found = node.worker.pods[node.me.pod_uid].udp
-    return found  # type: ignore[return-value]
+    assert isinstance(found, PodUdp)
+    return found
 
 
 @contextmanager
@@ -197,10 +199,11 @@ def test_flows_move_when_their_tunnel_is_retired(ready: Pair) -> None:
 
 def test_lost_tunnel_is_made_anew_by_either_side(ready: Pair) -> None:
     a, b = ready.a, ready.b
-    with app(a) as (client, here), app(b) as (server, there):
+    with app(a) as (client, _), app(b) as (server, there):
         client.sendto(b"one", a.udp_to(there))
         _, source = server.recvfrom(100)
-        a.in_loop(lambda: [one.close("cut") for one in list(a.context.pool.open)])
+        tunnel = next(iter(a.context.pool.open))
+        a.in_loop(lambda: tunnel.close("cut"))
         wait_for(lambda: not len(udp(b).flows), "the far end to notice")
         server.sendto(b"late answer", (source[0], b.agent.udp_ports[-1]))
         data, source = client.recvfrom(100)
@@ -235,7 +238,7 @@ def test_stalled_peer_costs_datagrams_and_no_memory(ready: Pair) -> None:
     a, b = ready.a, ready.b
     with app(a) as (client, _), app(b) as (server, there):
         client.sendto(b"open", a.udp_to(there))
-        _, source = server.recvfrom(100)
+        assert server.recv(100) == b"open"
         tunnel = next(iter(a.context.pool.open))
         tunnel._blocked = True
         before = a.context.report.stats.udp_dropped
