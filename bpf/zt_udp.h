@@ -1,8 +1,17 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * UDP to enrolled pods of other nodes goes to a socket of the proxy inside the pod. The app's
- * socket is sent to 127.64.0.0 + token, where the token stands for the address it meant: so each
- * datagram carries its true destination, and an answer from there its true source.
+ * UDP to enrolled pods of other nodes goes to a socket of the proxy inside the pod. A token stands
+ * for the address that the app meant; each datagram carries it, both ways:
+ *
+ *   IPv4  app ─▶ 127.64.0.0 + token, the proxy's port              ─▶ proxy
+ *         app ◀─ from there                                        ◀─ proxy
+ *   IPv6  app ─▶ [::1], the proxy's port, from fd5a:7464::token    ─▶ proxy
+ *         app ◀─ from fd5a:7464::token, the proxy's port           ◀─ proxy
+ *
+ * IPv6 has one loopback address, but a source may be any. A connected IPv6 socket has a true
+ * source, as it wants to be answered; what it dialled is looked up when the proxy reads from it,
+ * and shown to the proxy as fd5a:7464::1:0:token (the socket is at [::1]) or ::2:0:token (at the
+ * pod's address).
  */
 #ifndef ZT_UDP_H
 #define ZT_UDP_H
@@ -12,6 +21,10 @@
 #define ZT_TOKEN_NET 0x7f400000 /* 127.64.0.0/10, host order; loopback that nobody uses */
 #define ZT_TOKEN_MASK 0x003fffff
 #define ZT_TOKEN_ATTEMPTS 4
+
+#define ZT_TOKEN_NET6 0xfd5a7464 /* the first 32 bits, host order; a unique local prefix */
+#define ZT_TOKEN_FROM_LOOPBACK 1 /* the second 64 bits' first word */
+#define ZT_TOKEN_FROM_POD 2
 
 enum zt_udp_way { ZT_UDP_PASS, ZT_UDP_REFUSE, ZT_UDP_CARRY };
 
@@ -23,6 +36,12 @@ static __always_inline __be32 zt_token_ip4(__u32 token)
 static __always_inline int zt_is_token_ip4(__be32 ip4)
 {
 	return (bpf_ntohl(ip4) & ~ZT_TOKEN_MASK) == ZT_TOKEN_NET;
+}
+
+static __always_inline int zt_is_token_ip6(const __u8 ip[16])
+{
+	return zt_word(ip, 0) == bpf_htonl(ZT_TOKEN_NET6) && !zt_word(ip, 1) &&
+	       zt_is_token_ip4(zt_word(ip, 3));
 }
 
 static __always_inline int zt_same_remote(const struct zt_udp_remote *a,
@@ -187,7 +206,6 @@ static __always_inline int zt_udp_connect4(struct bpf_sock_addr *ctx)
 	return ZT_ALLOW;
 }
 
-/* Only v4-mapped destinations: addresses of IPv6 are not carried (decision 0007). */
 static __always_inline int zt_udp_connect6(struct bpf_sock_addr *ctx)
 {
 	struct zt_udp_remote remote = {};
@@ -199,7 +217,14 @@ static __always_inline int zt_udp_connect6(struct bpf_sock_addr *ctx)
 	if (way == ZT_UDP_REFUSE)
 		return zt_refuse();
 	if (way == ZT_UDP_CARRY) {
-		ctx->user_ip6[3] = zt_token_ip4(peer.token);
+		if (zt_is_mapped(remote.ip)) {
+			ctx->user_ip6[3] = zt_token_ip4(peer.token);
+		} else {
+			ctx->user_ip6[0] = 0;
+			ctx->user_ip6[1] = 0;
+			ctx->user_ip6[2] = 0;
+			ctx->user_ip6[3] = bpf_htonl(1);
+		}
 		ctx->user_port = peer.via;
 	}
 	return ZT_ALLOW;

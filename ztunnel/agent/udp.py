@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which UDP the kernel hands to the workers: the sockets that take it, the destinations it goes to.
 
-Each worker has one UDP socket in each pod that has an IPv4 address. Carried are datagrams to the
-mesh's pods on other nodes, except where a worker found a proxy that does not take connect-udp: to
-the pods of that node UDP passes as it is, until we ask again. May import the agent's `pod`,
+Each worker has a UDP socket of each family in each pod, both on one port. Carried are datagrams to
+the mesh's pods on other nodes, except where a worker found a proxy that does not take connect-udp:
+to the pods of that node UDP passes as it is, until we ask again. May import the agent's `pod`,
 `workers`, datapath, link, mesh, structlog.
 """
 
@@ -15,9 +15,9 @@ from typing import Protocol
 
 import structlog
 
-from ztunnel.agent.pod import Pod, family_of
+from ztunnel.agent.pod import Pod
 from ztunnel.agent.workers import Session
-from ztunnel.link.messages import NeedUdp, UdpSocket
+from ztunnel.link.messages import NeedUdp, UdpSockets
 from ztunnel.mesh.model import TunnelProtocol, Workload
 
 ASK_AGAIN = 600.0  # seconds until a node whose proxy did not take connect-udp is tried again
@@ -29,8 +29,8 @@ log = structlog.get_logger()
 class UdpPath(Protocol):
     """What is needed of the kernel; `datapath.udp.UdpPath` is the real one."""
 
-    def socket(self, netns_fd: int) -> socket.socket:
-        """A bound UDP socket in a pod, tagged as the proxy's. Raises OSError."""
+    def sockets(self, netns_fd: int, *, ipv6: bool) -> list[socket.socket]:
+        """UDP sockets in a pod on one port, IPv4 first, tagged as the proxy's. Raises OSError."""
         ...
 
     def ports(self, netns_cookie: int) -> list[int]: ...
@@ -122,7 +122,6 @@ class Udp:
             for workload in self._remote.values()
             if workload.node not in self._silent
             for address in workload.addresses
-            if family_of(address) == 4
         }
         for address in self._carried - wanted:
             self._path.remove_destination(address)
@@ -143,13 +142,14 @@ class Udp:
         if need.port and need.port in self._path.ports(pod.cookie):
             session.udp[pod.cookie] = need.port
             return
-        made = self._path.socket(pod.netns.fd)
+        made = self._path.sockets(pod.netns.fd, ipv6=any(":" in ip for ip in pod.addresses))
         try:
-            session.udp[pod.cookie] = made.getsockname()[1]
+            session.udp[pod.cookie] = made[0].getsockname()[1]
             self._write(pod.cookie, [*self._sessions(), session])
-            session.send(UdpSocket(pod.uid), [made.fileno()])
+            session.send(UdpSockets(pod.uid), [sock.fileno() for sock in made])
         finally:
-            made.close()
+            for sock in made:
+                sock.close()
 
     def left(self, session: Session) -> None:
         """A worker is gone, and with it its sockets."""

@@ -54,6 +54,7 @@ CGROUP_HOOKS = (
     Hook("zt_connect4", ProgramType.CGROUP_SOCK_ADDR, AttachType.CONNECT4),
     Hook("zt_connect6", ProgramType.CGROUP_SOCK_ADDR, AttachType.CONNECT6),
     Hook("zt_sendmsg4", ProgramType.CGROUP_SOCK_ADDR, AttachType.UDP4_SENDMSG),
+    Hook("zt_sendmsg6", ProgramType.CGROUP_SOCK_ADDR, AttachType.UDP6_SENDMSG),
 )
 SK_LOOKUP = Hook(links.SK_LOOKUP_PROGRAM, ProgramType.SK_LOOKUP, AttachType.SK_LOOKUP)
 

@@ -44,6 +44,7 @@ class AttachType(IntEnum):
     CONNECT4 = 10
     CONNECT6 = 11
     UDP4_SENDMSG = 14
+    UDP6_SENDMSG = 15
     UDP4_RECVMSG = 19
     UDP6_RECVMSG = 20
     GETSOCKOPT = 21

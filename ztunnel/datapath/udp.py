@@ -7,6 +7,7 @@ May import the datapath's own modules.
 from __future__ import annotations
 
 import ctypes
+import errno
 import socket
 import struct
 import sys
@@ -21,12 +22,14 @@ from ztunnel.datapath.syscall import RawMap
 MAX_WORKERS = layout.UDP_PORTS
 RECEIVE_BUFFER = 4 * 1024 * 1024  # bytes of one pod's datagrams that wait for a worker
 
+PORT_ATTEMPTS = 8  # IPv4's free port may be taken in IPv6
 _COOKIE = 8
 _ADDRESS = 16
-IP_PKTINFO = 8  # linux/in.h; Python has no names for these four
+IP_PKTINFO = 8  # linux/in.h; Python has no names for these
 _SO_LOCK_FILTER = 44  # asm-generic/socket.h
 _SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
+_IPV6_FREEBIND = 78  # linux/in6.h; needs no capability
 _INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter
 _NET_OFF = 0xFFF00000  # SKF_NET_OFF: loads are relative to the IP header
 # Let in only what is addressed to a token, which no other host can: 127.64.0.0/10.
@@ -122,24 +125,55 @@ class UdpPath(UdpMaps):
         super().__init__(pin_dir)
         self._maps = maps
 
-    def socket(self, netns_fd: int) -> socket.socket:
-        """See `udp_socket`."""
-        return udp_socket(netns_fd, self._maps)
+    def sockets(self, netns_fd: int, *, ipv6: bool) -> list[socket.socket]:
+        """See `udp_sockets`."""
+        return udp_sockets(netns_fd, self._maps, ipv6=ipv6)
 
 
-def udp_socket(netns_fd: int, maps: Maps) -> socket.socket:
-    """A worker's UDP socket in a pod: on a port of the kernel's choice, tagged as the proxy's.
+def udp_sockets(netns_fd: int, maps: Maps, *, ipv6: bool) -> list[socket.socket]:
+    """A worker's UDP sockets in a pod, IPv4 first: on one port of the kernel's choice, tagged.
 
-    It takes only what is addressed to a token, and says which by IP_PKTINFO. Raises OSError.
+    The IPv4 one takes only what is addressed to a token, and says which by IP_PKTINFO; the IPv6
+    one is on loopback, may send from any address, and sees tokens as sources. Raises OSError.
     """
+    for attempt in range(PORT_ATTEMPTS):
+        made = [_socket4(netns_fd)]
+        try:
+            if ipv6:
+                made.append(_socket6(netns_fd, made[0].getsockname()[1]))
+            for sock in made:
+                sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+                maps.tag_own(sock)
+        except OSError as error:
+            for sock in made:
+                sock.close()
+            if error.errno != errno.EADDRINUSE or attempt == PORT_ATTEMPTS - 1:
+                raise
+            continue
+        break
+    return made
+
+
+def _socket4(netns_fd: int) -> socket.socket:
     with netns.entered(netns_fd):
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         _attach(sock, _TOKENS_ONLY)
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
-        maps.tag_own(sock)
         sock.bind(("0.0.0.0", 0))  # the pod's netns only, and only tokens pass the filter
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _socket6(netns_fd: int, port: int) -> socket.socket:
+    with netns.entered(netns_fd):
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+        sock.bind(("::1", port))
     except OSError:
         sock.close()
         raise

@@ -165,8 +165,8 @@ class Sockets(msgspec.Struct, frozen=True, tag=True):
     family: int  # 4 or 6
 
 
-class UdpSocket(msgspec.Struct, frozen=True, tag=True):
-    """A bound UDP socket in the pod, tagged as ours, for this worker alone. Carries its fd."""
+class UdpSockets(msgspec.Struct, frozen=True, tag=True):
+    """Bound UDP sockets in the pod, tagged as ours, for this worker alone: IPv4, perhaps IPv6."""
 
     pod_uid: str
 
@@ -186,6 +186,6 @@ ToWorker = (
     | PodAdded
     | PodRemoved
     | Sockets
-    | UdpSocket
+    | UdpSockets
     | Query
 )

@@ -7,7 +7,6 @@ May import `ztunnel.link.messages` and the proxy's `listener`, `stock`, `udp_flo
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from typing import Protocol
 
@@ -39,7 +38,7 @@ class Udp(Abortable, Protocol):
     """Carries the pod's UDP: `ztunnel.proxy.udp.PodUdp`."""
 
     @property
-    def sock(self) -> socket.socket: ...
+    def port(self) -> int: ...
 
     def serve(
         self,

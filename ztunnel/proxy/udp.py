@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The UDP of a pod, as far as one worker carries it: one socket inside the pod, many flows.
+"""The UDP of a pod, as far as one worker carries it: a socket a family in the pod, many flows.
 
-To an app each remote address is a loopback address of its own, the token (bpf/zt_udp.h): what the
-app sends to a remote comes to our socket with the token as destination, and what we send it from
-the token it reads as from the remote.
+To the sockets in the pod a token stands for each remote address (bpf/zt_udp.h): what an app sends
+to a remote comes to us with its token, and what we send from the token the app reads as from the
+remote.
 
     app ── datagram ──▶ token? port? ─ known ──▶ flow ──▶ stream
                                      └ new ────▶ remote? ─▶ decided ─▶ tunnel asked for ─▶ CONNECT
@@ -14,15 +14,15 @@ May import the proxy's parts below connections.
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
-import struct
 from collections.abc import Callable
 
 import structlog
 
-from ztunnel.datapath.udp import IP_PKTINFO
 from ztunnel.hbone.events import Header
+from ztunnel.mesh.address import family as family_of
 from ztunnel.mesh.forwarded import format_forwarded
 from ztunnel.mesh.inbound import Accept
 from ztunnel.mesh.masque import PROTOCOL, format_target
@@ -36,30 +36,30 @@ from ztunnel.proxy.pool import Key, Source
 from ztunnel.proxy.report import Direction, Record, party, proven
 from ztunnel.proxy.tunnel import Tunnel
 from ztunnel.proxy.udp_flow import CAPSULES, Pair, UdpFlow
+from ztunnel.proxy.udp_way import CONTROL_SPACE, Address, Way, Way4, Way6
 
 SWEEP = 1.0  # seconds between looks for idle flows
 PATIENCE = 1.0  # seconds in which datagrams to whom we just failed to reach are dropped
 DATAGRAMS = 128  # read in one turn, so that others keep their share
 MOST_REFUSED = 4096  # pairs remembered for PATIENCE
-_PKTINFO = struct.Struct("=i4s4s")  # struct in_pktinfo
-_CONTROL = socket.CMSG_SPACE(_PKTINFO.size)
 
 log = structlog.get_logger()
 
 
 class PodUdp:
-    """One pod's UDP in this worker; the socket is the agent's work (`datapath.udp.udp_socket`)."""
+    """One pod's UDP in this worker; the sockets are the agent's (`datapath.udp.udp_sockets`)."""
 
     def __init__(
         self,
         context: Context,
         pod: Pod,
-        sock: socket.socket,
+        socks: list[socket.socket],
         *,
         silent: Callable[[Workload], None] = lambda _: None,
     ) -> None:
         """`silent` is told of workloads whose proxy does not take connect-udp."""
-        self.sock = sock
+        self.port: int = socks[0].getsockname()[1]
+        self.ways = {way.family: way for way in _ways(pod, socks)}
         self.flows: Flows[UdpFlow] = Flows()
         self._context = context
         self._pod = pod
@@ -67,67 +67,68 @@ class PodUdp:
         self._pairs: dict[Pair, UdpFlow] = {}  # by which flow the app's datagrams go
         self._refused: dict[Pair, float] = {}  # until when
         self._timer: Timer = context.loop.call_later(SWEEP, self._sweep)
-        context.loop.register(sock.fileno(), READ, self)
+        for way in self.ways.values():
+            context.loop.register(way.sock.fileno(), READ, _Reader(self, way))
         pod.live.add(self)
 
     # From the app
 
-    def on_ready(self, mask: int) -> None:
+    def read(self, way: Way) -> None:
+        """Take what apps have sent, up to one turn's share."""
         view = self._context.buffers.scratch.view
-        receive = self.sock.recvmsg_into
+        receive = way.sock.recvmsg_into
         for _ in range(DATAGRAMS):
             try:
-                size, control, _, app = receive([view], _CONTROL)
+                size, control, _, source = receive([view], CONTROL_SPACE)
             except BlockingIOError:
                 return
             except OSError as error:  # an ICMP error that belongs to nobody's flow
                 log.debug("UDP receive failed", error=str(error))
                 return
-            if control:
-                self._from_app(view[:size], control[0][2][8:12], app)
+            read = way.read(control, source)
+            if read is not None:
+                self._from_app(way, view[:size], *read)
 
-    def on_failure(self, error: Exception) -> None:
-        """Keep the socket: one bad datagram must not end a pod's UDP."""
-
-    def _from_app(self, payload: memoryview, token: bytes, app: tuple[str, int]) -> None:
-        pair = (app[1], token)
+    def _from_app(
+        self, way: Way, payload: memoryview, token: bytes, app: Address, connected: bool
+    ) -> None:
+        pair = (way.family, app[1], token)
         flow = self._pairs.get(pair)
         if flow is not None and flow.is_stale:
             flow.end("")
             flow = None
         if flow is None:
-            flow = self._begin(pair, app)
+            flow = self._begin(way, pair)
             if flow is None:
                 self._context.report.stats.udp_dropped += 1
                 return
-        flow.app = app
+        if flow.app != app or flow.connected is not connected:
+            flow.see(app, connected=connected)
         flow.send(payload)
         if flow.inbound:
             self.flows.answered(flow, self._context.loop.now)
         else:
             self.flows.used(flow, self._context.loop.now)
 
-    def _begin(self, pair: Pair, app: tuple[str, int]) -> UdpFlow | None:
+    def _begin(self, way: Way, pair: Pair) -> UdpFlow | None:
         """A flow for the app's first datagram to a remote, unless there may be none."""
         if pair in self._refused:
             return None
         if not self._make_room():
             self._context.report.stats.udp_refused += 1
             return None
-        client = SocketAddress(self._pod.address(4), pair[0])
+        client = SocketAddress(way.pod_ip, pair[1])
         target = "unknown"
         try:
-            remote = self._context.udp_remote(self.sock, socket.inet_ntoa(pair[1]))
+            remote = self._context.udp_remote(way.sock, socket.inet_ntoa(pair[2]))
             target = str(remote)
-            return self._ask(pair, app, client, remote)
+            return self._ask(way, pair, client, remote)
         except (_RefusedError, OSError) as error:
             self._refuse(pair)
             self._context.report.refused(Direction.OUTBOUND, str(client), target, str(error))
             return None
 
-    def _ask(
-        self, pair: Pair, app: tuple[str, int], client: SocketAddress, remote: SocketAddress
-    ) -> UdpFlow:
+    def _ask(self, way: Way, pair: Pair, client: SocketAddress, remote: SocketAddress) -> UdpFlow:
         """Decide, and ask the pool for a tunnel. Raises _RefusedError."""
         context = self._context
         mesh = context.mesh
@@ -146,7 +147,7 @@ class PodUdp:
             hbone_addr=str(decision.tunnel),
         )
         record.protocol = "udp"
-        flow = UdpFlow(self, pair, app, record)
+        flow = UdpFlow(self, way, pair, record)
         self._keep(flow)
         key = Key(
             pod_uid=self._pod.uid,
@@ -215,15 +216,17 @@ class PodUdp:
         if not self._make_room():
             self._context.report.stats.udp_refused += 1
             return None
-        token = socket.inet_aton(self._context.udp_token(self.sock, accepted.client))
+        way = self.ways.get(family_of(accepted.destination.ip))
+        if way is None or family_of(accepted.client.ip) != way.family:
+            raise OSError(errno.EAFNOSUPPORT, "the client's address is of another family")
+        token = socket.inet_aton(self._context.udp_token(way.sock, accepted.client))
         record.protocol = "udp"
-        pair = (accepted.destination.port, token)
-        app = (accepted.destination.ip, accepted.destination.port)
-        flow = UdpFlow(self, pair, app, record)
+        pair = (way.family, accepted.destination.port, token)
+        flow = UdpFlow(self, way, pair, record)
         flow.ended = ended
         former = self._pairs.get(pair)
         if former is not None and former.inbound:
-            flow.app = former.app
+            flow.see(former.app, connected=former.connected)
             former.end("")  # the client has moved to another tunnel
         flow.serve(tunnel, stream_id)
         self._keep(flow)
@@ -232,9 +235,8 @@ class PodUdp:
     # What flows tell
 
     def deliver(self, flow: UdpFlow, payload: memoryview) -> None:
-        control = [(socket.IPPROTO_IP, IP_PKTINFO, flow.info)]
         try:
-            self.sock.sendmsg([payload], control, 0, flow.app)
+            flow.way.sock.sendmsg([payload], flow.control, 0, flow.app)
         except OSError:  # the app's buffer is full, or nobody is there
             self.dropped(flow)
         now = self._context.loop.now
@@ -275,10 +277,10 @@ class PodUdp:
     def _close(self) -> None:
         self._timer.cancel()
         self._pod.live.discard(self)
-        self._context.loop.close(self.sock)
+        for way in self.ways.values():
+            self._context.loop.close(way.sock)
 
     def _keep(self, flow: UdpFlow) -> None:
-        flow.info = _PKTINFO.pack(0, flow.pair[1], bytes(4))
         self.flows.add(flow, self._context.loop.now)
         self._pairs.setdefault(flow.pair, flow)
 
@@ -301,6 +303,27 @@ class PodUdp:
             flow.end("")
         if self._refused:
             self._refused = {pair: end for pair, end in self._refused.items() if end > now}
+
+
+class _Reader:
+    """What the loop wakes for one of the sockets."""
+
+    def __init__(self, udp: PodUdp, way: Way) -> None:
+        self._udp = udp
+        self._way = way
+
+    def on_ready(self, mask: int) -> None:
+        self._udp.read(self._way)
+
+    def on_failure(self, error: Exception) -> None:
+        """Keep the socket: one bad datagram must not end a pod's UDP."""
+
+
+def _ways(pod: Pod, socks: list[socket.socket]) -> list[Way]:
+    return [
+        Way6(sock, pod.address(6)) if sock.family == socket.AF_INET6 else Way4(sock, pod.address(4))
+        for sock in socks
+    ]
 
 
 class _RefusedError(Exception):

@@ -5,7 +5,8 @@
     inbound:                            OPEN (200 sent)                            → over
 
 Nothing waits for long: what the tunnel does not take now is dropped and counted, as any router
-would. Only a datagram that was begun is finished. May import the proxy's `tunnel`, `report`.
+would. Only a datagram that was begun is finished. May import the proxy's `tunnel`, `report`,
+`udp_way`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header
 from ztunnel.proxy.report import Record
 from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.proxy.udp_way import Address, Way
 
 EARLY = 16  # datagrams that wait for the tunnel to be made
 CAPSULES = (b"capsule-protocol", b"?1")  # RFC 9297 3.4
 
-Pair = tuple[int, bytes]  # the app's port, and the token (packed IPv4) that stands for the remote
+Pair = tuple[int, int, bytes]  # IP family, the app's port, the token of the remote (4 bytes)
 
 
 class Pod(Protocol):
@@ -41,13 +43,13 @@ class Pod(Protocol):
 class UdpFlow:
     """A flow with its stream. `app` is where the app's socket was last seen: it may be loopback."""
 
-    def __init__(self, pod: Pod, pair: Pair, app: tuple[str, int], record: Record) -> None:
+    def __init__(self, pod: Pod, way: Way, pair: Pair, record: Record) -> None:
         self.stream_id = 0
         self.pair = pair
-        self.app = app
+        self.way = way
         self.record = record
         self.inbound = False
-        self.info = b""  # what the pod sends datagrams to the app with
+        self.see((way.pod_ip, pair[1]), connected=False)
         self.dropped = 0
         self.ended: Callable[[str], None] | None = None  # told at the end, instead of the report
         self._pod = pod
@@ -65,6 +67,12 @@ class UdpFlow:
     @property
     def is_over(self) -> bool:
         return self._over
+
+    def see(self, app: Address, *, connected: bool) -> None:
+        """Where the app's socket is now, and whether it is connected (see `Way6`)."""
+        self.app = app
+        self.connected = connected
+        self.control = self.way.control(self.pair[2], connected=connected)
 
     # The stream
 

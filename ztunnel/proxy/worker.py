@@ -37,7 +37,7 @@ from ztunnel.link.messages import (
     Query,
     Sockets,
     ToWorker,
-    UdpSocket,
+    UdpSockets,
 )
 from ztunnel.mesh.address import family as family_of
 from ztunnel.mesh.model import Workload
@@ -110,8 +110,8 @@ class Worker:
                 self._pod_removed(message)
             case Sockets():
                 take_sockets(self.pods.get(message.pod_uid), message.family, fds)
-            case UdpSocket():
-                self._udp_socket(message, fds)
+            case UdpSockets():
+                self._udp_sockets(message, fds)
             case Query():
                 body = view(message.what, self.context.report, self.context.pool)
                 self.session.send(Answer(message.id, msgspec.Raw(body)))
@@ -168,20 +168,19 @@ class Worker:
             self._listen(pod, kind, fds.pop(0))
         for family in {family_of(address) for address in pod.addresses}:
             pod.stock[family].restock()
-        if pod.address(4):
-            port = pod.udp.sock.getsockname()[1] if pod.udp is not None else 0
-            self.session.send(NeedUdp(pod.uid, port))
+        self.session.send(NeedUdp(pod.uid, pod.udp.port if pod.udp is not None else 0))
         self._announce(pod)
 
-    def _udp_socket(self, message: UdpSocket, fds: list[int]) -> None:
+    def _udp_sockets(self, message: UdpSockets, fds: list[int]) -> None:
         pod = self.pods.get(message.pod_uid)
         if pod is None or not fds:
             return
         if pod.udp is not None:
             pod.udp.retire()
-        sock = socket.socket(fileno=fds.pop())
-        sock.setblocking(False)
-        pod.udp = PodUdp(self.context, pod, sock, silent=self._no_udp)
+        socks = [socket.socket(fileno=fds.pop(0)) for _ in fds[:2]]
+        for sock in socks:
+            sock.setblocking(False)
+        pod.udp = PodUdp(self.context, pod, socks, silent=self._no_udp)
 
     def _no_udp(self, workload: Workload) -> None:
         self.session.send(NoUdp(workload.uid))

@@ -223,10 +223,10 @@ class FakeUdpPath:
         self.carried: set[str] = set()
         self.given: dict[int, list[int]] = {}
 
-    def socket(self, netns_fd: int) -> socket.socket:
+    def sockets(self, netns_fd: int, *, ipv6: bool) -> list[socket.socket]:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.bind(("127.0.0.1", 0))
-        return sock
+        return [sock]
 
     def ports(self, netns_cookie: int) -> list[int]:
         return self.given.get(netns_cookie, [])

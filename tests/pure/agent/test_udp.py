@@ -13,7 +13,7 @@ from tests.pure.agent.doubles import FakeUdpPath, workload
 from ztunnel.agent.pod import Pod
 from ztunnel.agent.udp import ASK_AGAIN, REJOIN, Udp
 from ztunnel.agent.workers import Session
-from ztunnel.link.messages import NeedUdp, UdpSocket
+from ztunnel.link.messages import NeedUdp, UdpSockets
 from ztunnel.mesh.model import TunnelProtocol, Workload
 
 COOKIE = 77
@@ -28,7 +28,7 @@ class FakeSession:
     udp: dict[int, int] = field(default_factory=dict)
     given: list[str] = field(default_factory=list)
 
-    def send(self, message: UdpSocket, fds: list[int]) -> None:
+    def send(self, message: UdpSockets, fds: list[int]) -> None:
         assert len(fds) == 1
         self.given.append(message.pod_uid)
 
@@ -39,7 +39,9 @@ class Agent:
         self.now = 0.0
         self.sessions: list[FakeSession] = []
         netns = SimpleNamespace(fd=-1)
-        self.pod = cast("Pod", SimpleNamespace(uid="web-uid", cookie=COOKIE, netns=netns))
+        self.pod = cast(
+            "Pod", SimpleNamespace(uid="web-uid", cookie=COOKIE, netns=netns, addresses=())
+        )
         self.udp = self.start()
 
     def start(self) -> Udp:
@@ -74,7 +76,7 @@ def test_carried_is_the_mesh_on_other_nodes() -> None:
         ],
         [],
     )
-    assert agent.path.carried == {"10.2.0.1"}
+    assert agent.path.carried == {"10.2.0.1", "fd00::1"}
 
 
 def test_destinations_follow_the_mesh() -> None:

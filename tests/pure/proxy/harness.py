@@ -36,7 +36,7 @@ from ztunnel.link.messages import (
     Query,
     Sockets,
     ToAgent,
-    UdpSocket,
+    UdpSockets,
 )
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
 from ztunnel.proxy.context import Context, new_context
@@ -173,7 +173,7 @@ class FakeAgent:
             sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
             sock.bind(("0.0.0.0", 0))
             self.udp_ports.append(sock.getsockname()[1])
-            self.send(UdpSocket(pod_uid), [sock.fileno()])
+            self.send(UdpSockets(pod_uid), [sock.fileno()])
 
     def _pod_socket(self, pod_uid: str) -> socket.socket:
         sock = socket.socket()
