@@ -9,7 +9,7 @@ help:
 	@echo 'make test    install what is missing, run the whole suite'
 	@echo 'make setup   install what is missing: packages by apt, the rest into .venv'
 	@echo 'make lint    style, types, layer contract'
-	@echo 'make bench   install the peers, measure us beside them; BENCH=quick takes two minutes'
+	@echo 'make bench   install peers, measure us beside them; BENCH=quick takes two minutes'
 	@echo 'make clean   remove the venv and caches; packages stay'
 
 setup:
@@ -18,10 +18,12 @@ setup:
 demo: setup
 	@scripts/demo
 
-test: setup
+test:
+	@scripts/setup test
 	@scripts/test
 
-lint: setup
+lint:
+	@scripts/setup test
 	@scripts/lint
 
 bench:
