@@ -83,8 +83,8 @@ class Peer(ABC):
 
     @property
     @abstractmethod
-    def processes(self) -> tuple[int, int]:
-        """The client's side's process and the server's side's."""
+    def processes(self) -> tuple[int, ...]:
+        """The proxies' process ids, the client's side's first."""
 
 
 class Pair(Peer):
@@ -133,7 +133,7 @@ class Pair(Peer):
         return self._route.listen
 
     @property
-    def processes(self) -> tuple[int, int]:
+    def processes(self) -> tuple[int, ...]:
         inbound, outbound = self._running
         return outbound.pid, inbound.pid
 
