@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One identity for both ends of every peer, as our CA makes them: P-256, ECDSA.
+"""One identity for both ends of a peer, signed by a CA as ours are.
 
 May import `ztunnel.identity`, `peers.peer`, cryptography.
 """
@@ -20,11 +20,11 @@ _IDENTITY = "spiffe://cluster.local/ns/bench/sa/peer"
 _LIFETIME = timedelta(days=1)
 
 
-def make(directory: Path) -> Certificates:
+def make(directory: Path, curve: type[ec.EllipticCurve]) -> Certificates:
     """Write CA, certificate and key to `directory`, readable by its owner only."""
     directory.mkdir(mode=0o700, parents=True)
     authority = ca.load_or_create(directory / "ca", "cluster.local")
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = ec.generate_private_key(curve())
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()

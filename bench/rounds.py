@@ -119,9 +119,12 @@ class Rounds:
 
 
 def hold(stage: Stage, contender: Contender, count: int, ledger: Ledger, note: Note) -> None:
-    """Memory with `count` connections open, and of each beyond the first tenth."""
+    """Memory with `count` connections open; of each between the first tenth and the half.
+
+    A peer that can't have `count` is measured at the half all the same.
+    """
     add = partial(_add, ledger, contender)
-    few = count // 10
+    few, half = count // 10, count // 2
     note(f"{contender.path}, {count:,} connections held by {contender.name}")
     if contender.proxies:
         add(works.IDLE_MEMORY, max(_resident(contender)) / 1e6)
@@ -129,6 +132,10 @@ def hold(stage: Stage, contender: Contender, count: int, ledger: Ledger, note: N
         with Holder(stage.load, contender.place, contender.address) as holder:
             holder.open(few)
             before = _resident(contender)
+            holder.open(half)
+            grown = [new - old for old, new in zip(before, _resident(contender), strict=True)]
+            if contender.proxies:
+                add(works.CONNECTION_MEMORY, max(grown) / (half - few) / 1024)
             report = holder.open(count)
             holder.check()
             after = _resident(contender)
@@ -137,9 +144,7 @@ def hold(stage: Stage, contender: Contender, count: int, ledger: Ledger, note: N
         return
     add(works.open_rate(count), report["count"] / report["seconds"])
     if contender.proxies:
-        grown = max(new - old for old, new in zip(before, after, strict=True))
         add(works.open_memory(count), max(after) / 1e6)
-        add(works.CONNECTION_MEMORY, grown / (count - few) / 1024)
 
 
 def unenrolled(stage: Stage, ledger: Ledger, count: int, seconds: float) -> None:

@@ -106,7 +106,7 @@ class Stage:
             running = subprocess.Popen([*argv, *self.load.argv("server", PORT)])
             stack.callback(_end, running)
 
-    def add_peers(self, stack: ExitStack, made: Certificates, note: Note) -> None:
+    def add_peers(self, stack: ExitStack, note: Note) -> None:
         """Those peers that can take part; the others are `absent`."""
         for number, kind in enumerate(PEERS):
             if not self.wants(kind.name):
@@ -114,6 +114,7 @@ class Stage:
             if why := kind().absent():
                 self.absent[kind.name] = why
                 continue
+            made = certificates.make(self._directory / f"{kind.name}-certificates", kind.curve)
             for path in _SERVERS:
                 peer = kind()
                 try:
@@ -186,7 +187,7 @@ def open_stage(names: frozenset[str], note: Note) -> Iterator[Stage]:
         stage.serve_plain(stack)
         note("peers")
         stage.add_ours()
-        stage.add_peers(stack, certificates.make(directory / "certificates"), note)
+        stage.add_peers(stack, note)
         yield stage
 
 
