@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts the agent's parts together and runs them until a signal.
 
-    claim the run directory -> load or adopt the data path -> CA -> watch the manifests
+    claim the run directory -> load or adopt the data path -> CA -> watch the API or manifests
         -> first complete view: capture pods -> let workers dial -> until SIGTERM or SIGINT
 
 Stopping closes sockets and descriptors only: pins, and so the pods' traffic, stay.
@@ -14,7 +14,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import structlog
 
@@ -26,12 +25,13 @@ from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.feed import Feed
 from ztunnel.agent.options import Options
 from ztunnel.agent.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
+from ztunnel.agent.source import source_of
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
 from ztunnel.identity import ca
 from ztunnel.identity.signer import DiskSigner
 from ztunnel.identity.store import Store
-from ztunnel.kube.directory import DirectorySource
+from ztunnel.kube.access import AccessError
 from ztunnel.kube.mirror import Mirror
 from ztunnel.mesh.model import DEFAULT_CLUSTER
 
@@ -60,6 +60,7 @@ def main(options: Options) -> None:
         node.AlreadyRunningError,
         datapath.LoadFailedError,
         ca.CaError,
+        AccessError,
         OSError,
     ) as error:
         raise StartError(str(error)) from error
@@ -108,7 +109,7 @@ class Agent:
             DiskSigner(authority, ttl=options.certificate_ttl), self._feed.certified
         )
         self._workers = Workers(options.agent_socket, options.proxy_uid, self._feed)
-        self._source = DirectorySource(options.manifests, self._mirror, self._changed)
+        self._source = source_of(options, self._mirror, self._changed)
         self._nudge = asyncio.Event()
         views = AgentViews(
             options=options,
@@ -196,10 +197,8 @@ class Agent:
 
     def _source_view(self) -> Json:
         return {
-            "kind": "directory",
-            "path": str(self._options.manifests),
+            **self._source.view(),
             "synced": self._source.synced.is_set(),
-            "present": _is_directory(self._options.manifests),
             "revision": self._feed.revision,
             "errors": {**self._source.errors(), **self._mirror.errors()},
         }
@@ -229,10 +228,3 @@ def _attempt(step: Callable[[], None]) -> None:
         step()
     except OSError as error:
         log.error("step failed, tried again", step=step.__name__, error=str(error))
-
-
-def _is_directory(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
