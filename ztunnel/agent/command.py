@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ztunnel agent`: the privileged process of a node, from the command line.
 
-May import click, telemetry, `kube.access` and `ztunnel.agent`; the agent's parts only once it is run.
+May import click, telemetry, `kube.access`, `ztunnel.agent`; the agent's parts only once it runs.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from contextlib import closing
 
 import structlog
 
@@ -25,6 +26,7 @@ from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.feed import Feed
 from ztunnel.agent.options import Options
 from ztunnel.agent.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
+from ztunnel.agent.signs import Signs
 from ztunnel.agent.source import source_of
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
@@ -32,6 +34,7 @@ from ztunnel.identity import ca
 from ztunnel.identity.signer import DiskSigner
 from ztunnel.identity.store import Store
 from ztunnel.kube.access import AccessError
+from ztunnel.kube.marks import Marker
 from ztunnel.kube.mirror import Mirror
 from ztunnel.mesh.model import DEFAULT_CLUSTER
 
@@ -136,6 +139,7 @@ class Agent:
                 ("workers", self._serve_workers()),
                 ("verdicts", _every(RENEWAL, self._same_node.renew)),
                 ("events", _every(READ_EVERY, self._same_node.read)),
+                ("signs", self._show_signs()),
             )
         ]
         try:
@@ -194,6 +198,15 @@ class Agent:
             except OSError as error:
                 log.warning("node addresses unknown", error=str(error))
             await asyncio.sleep(RECHECK)
+
+    async def _show_signs(self) -> None:
+        """Only an API server has a place for them."""
+        if self._options.access is None:
+            await asyncio.Event().wait()
+            return
+        await self._source.synced.wait()
+        with closing(Marker(self._options.access.client(), self._options.node)) as marker:
+            await Signs(self._options.node, self._mirror, self._enroller, marker).run()
 
     def _source_view(self) -> Json:
         return {
