@@ -61,7 +61,7 @@ class ApiServer:
         self.etcd_url = f"http://127.0.0.1:{self._etcd_port}"
         self.ca_file = self._pki.ca
         self._server_files = self._pki.server("kube-apiserver")
-        self._probe_files = self._pki.client("probe", ["system:masters"])
+        self._admin_files = self._pki.client("root", ["system:masters"])
         self._account_key = self._pki.signing_key("service-accounts")
         self._kubeconfigs: dict[str, Path] = {}
         self._etcd: subprocess.Popen[bytes] | None = None
@@ -206,14 +206,37 @@ class ApiServer:
         )
 
     def apply(self, *objects: dict[str, Any]) -> None:
-        """kubectl apply, server-side; a `status` goes to the status subresource."""
-        text = yaml.safe_dump_all(objects)
+        """kubectl apply, server-side; a `status` is set as a kubelet would, as a whole."""
+        bare = [{k: v for k, v in obj.items() if k != "status"} for obj in objects]
         words = ("--server-side", "--force-conflicts", "--field-manager=test", "-f", "-")
-        self.kubectl("apply", *words, stdin=text)
-        with_status = [obj for obj in objects if "status" in obj]
-        if with_status:
-            text = yaml.safe_dump_all(with_status)
-            self.kubectl("apply", "--subresource=status", *words, stdin=text)
+        self.kubectl("apply", *words, stdin=yaml.safe_dump_all(bare))
+        for obj in objects:
+            if "status" in obj:
+                self.set_status(obj)
+
+    def set_status(self, obj: dict[str, Any]) -> None:
+        """Set the status of a Pod or Node that exists."""
+        metadata = obj["metadata"]
+        place = f"namespaces/{metadata['namespace']}/" if "namespace" in metadata else ""
+        path = f"/api/v1/{place}{obj['kind'].lower()}s/{metadata['name']}/status"
+        self.request("PATCH", path, {"status": obj["status"]})
+
+    def request(self, method: str, path: str, body: Any = None, *, token: str = "") -> Any:
+        """A request as cluster-admin, or by a token: the decoded answer. PATCH is a merge patch.
+
+        Raises urllib.error.HTTPError.
+        """
+        kind = "merge-patch+json" if method == "PATCH" else "json"
+        request = urllib.request.Request(
+            self.url + path,
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": f"application/{kind}"},
+            method=method,
+        )
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
+        context = ssl.create_default_context(cafile=str(self._pki.ca)) if token else self._tls()
+        return json.loads(_fetch(request, context=context))
 
     # -- how ---------------------------------------------------------------------------------
 
@@ -246,9 +269,12 @@ class ApiServer:
             )
 
     def _is_ready(self) -> bytes:
+        return _fetch(f"{self.url}/readyz", context=self._tls())
+
+    def _tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=str(self._pki.ca))
-        context.load_cert_chain(*self._probe_files)
-        return _fetch(f"{self.url}/readyz", context=context)
+        context.load_cert_chain(*self._admin_files)
+        return context
 
     def _until_up(self, process: subprocess.Popen[bytes], name: str, probe: Any) -> None:
         deadline = time.monotonic() + READY_TIMEOUT
@@ -276,13 +302,16 @@ def _end(process: subprocess.Popen[bytes] | None, number: int) -> None:
         process.wait()
 
 
-def _fetch(url: str, body: Any = None, context: ssl.SSLContext | None = None) -> bytes:
-    """GET, or POST of JSON; every failure is an OSError."""
+def _fetch(
+    what: str | urllib.request.Request, body: Any = None, context: ssl.SSLContext | None = None
+) -> bytes:
+    """A request, else GET, or POST of JSON; every failure is an OSError."""
     data = None if body is None else json.dumps(body).encode()
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
     )
-    with opener.open(urllib.request.Request(url, data), timeout=10) as answer:
+    request = urllib.request.Request(what, data) if isinstance(what, str) else what
+    with opener.open(request, timeout=10) as answer:
         found: bytes = answer.read()
         return found
 
