@@ -18,7 +18,7 @@ from typing import Protocol
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ztunnel.identity.ca import BACKDATE, Authority, key_usage
@@ -40,6 +40,7 @@ class Reason(StrEnum):
     IDENTITY = "identity"
     AUTHORITY = "authority"
     CA_EXPIRED = "ca-expired"
+    DENIED = "denied"  # by a signer elsewhere
 
 
 class Refused(Exception):  # noqa: N818  a decision, not a defect
@@ -137,6 +138,15 @@ def _key_and_name(csr_pem: bytes) -> tuple[ec.EllipticCurvePublicKey, str]:
     return key, name
 
 
+def spiffe_names(certificate: x509.Certificate) -> list[str]:
+    """All its names, which are one SPIFFE id in a workload's; none when it has no extension."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return [str(name.value) for name in names.value]
+
+
 def _identity(name: str) -> SpiffeId:
     try:
         return parse(name)
@@ -210,7 +220,7 @@ def _leaf(
     end: datetime,
 ) -> x509.Certificate:
     issuer_key = authority.certificate.public_key()
-    assert isinstance(issuer_key, ec.EllipticCurvePublicKey)  # ca.load checked it
+    assert isinstance(issuer_key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey)  # see ca.assemble
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)])
     builder = (

@@ -7,7 +7,8 @@
 
 The claim comes first, for it tells which pods to look at. Everything that is believed comes from
 the API server: who asks and from which node (both set by it from the token, never by the
-requester), and which pods run there. May import `ztunnel.identity.signer`, `ztunnel.mesh`.
+requester), and which pods run there. May import `ztunnel.identity.signer`,
+`ztunnel.kube.signing`, `ztunnel.mesh`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from datetime import timedelta
 from enum import StrEnum
 
 from ztunnel.identity import signer
+from ztunnel.kube.signing import USAGES
 from ztunnel.mesh.spiffe import SpiffeId
 
-USAGES = ("digital signature", "server auth", "client auth")  # certificates.k8s.io/v1 names
 FINISHED = ("Succeeded", "Failed")  # pod phases in which no container runs any more
 
 
