@@ -39,8 +39,8 @@ class Pace:
 
     @classmethod
     def of(cls, lease: int) -> Pace:
-        """The same proportions for another length, 3 s at least."""
-        return cls(lease, max(2, lease * 2 // 3), max(1, lease * 2 // 15))
+        """The same for another length, 3 s at least. A retry is also how long an end may take."""
+        return cls(lease, max(2, lease * 2 // 3), 2 if lease >= 15 else 1)
 
 
 class Leadership:
