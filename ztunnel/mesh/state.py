@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Protocol
 
+from ztunnel.mesh.authorize import Policies
 from ztunnel.mesh.backends import Backends, backends
 from ztunnel.mesh.claims import Claims
 from ztunnel.mesh.model import Service, TunnelProtocol, Workload
+from ztunnel.mesh.policy import Policy
 
 
 class Delta(Protocol):
@@ -27,12 +29,17 @@ class Delta(Protocol):
     def removed_workloads(self) -> Sequence[str]: ...
     @property
     def removed_services(self) -> Sequence[str]: ...
+    @property
+    def policies(self) -> Sequence[Policy]: ...
+    @property
+    def removed_policies(self) -> Sequence[str]: ...
 
 
 class MeshState:
-    """Workloads by uid and address; services by key, virtual address and hostname."""
+    """Workloads by uid and address; services by key, virtual address and hostname; `policies`."""
 
     def __init__(self) -> None:
+        self.policies = Policies()
         self._workloads: dict[str, Workload] = {}
         self._workload_at = Claims[Workload](attrgetter("uid"), _in_mesh)
         self._services: dict[str, Service] = {}
@@ -51,6 +58,10 @@ class MeshState:
             self._put_workload(workload)
         for service in delta.services:
             self._put_service(service)
+        for name in delta.removed_policies:
+            self.policies.remove(name)
+        for policy in delta.policies:
+            self.policies.put(policy)
 
     def workload(self, uid: str) -> Workload | None:
         """A workload by its mesh-wide uid."""
