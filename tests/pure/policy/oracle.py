@@ -91,10 +91,9 @@ def _value(name: str, value: str, namespace: str, world: Json) -> bool:
     identity = world["identity"]
     if name == "ports":
         return int(value) == world["port"]
-    if name in ("ipBlocks", "remoteIpBlocks"):
-        return ipaddress.ip_address(world["ip"]) in ipaddress.ip_network(value, strict=False)
-    if name == "to":
-        return ipaddress.ip_address(world["to"]) in ipaddress.ip_network(value, strict=False)
+    if name in ("ipBlocks", "remoteIpBlocks", "to"):
+        address = ipaddress.ip_address(world["to" if name == "to" else "ip"])
+        return address in ipaddress.ip_network(value, strict=False)
     if not identity:
         return False
     _, _, _, _, its_namespace, _, account = identity.split("/")
@@ -102,13 +101,17 @@ def _value(name: str, value: str, namespace: str, world: Json) -> bool:
         full = value if "/" in value else f"{namespace}/{value}"
         return full == f"{its_namespace}/{account}"
     text = identity[len("spiffe://") :] if name == "principals" else its_namespace
-    if value == "*":
+    return _text(value, str(text))
+
+
+def _text(pattern: str, text: str) -> bool:
+    if pattern == "*":
         return True
-    if value[-1] == "*":
-        return bool(text.startswith(value[:-1]))
-    if value[0] == "*":
-        return bool(text.endswith(value[1:]))
-    return bool(text == value)
+    if pattern[-1] == "*":
+        return text.startswith(pattern[:-1])
+    if pattern[0] == "*":
+        return text.endswith(pattern[1:])
+    return text == pattern
 
 
 def _mode(objects: list[Json], root: str, namespace: str, labels: Json, port: int) -> str:

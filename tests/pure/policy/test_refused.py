@@ -227,15 +227,17 @@ def test_dates_of_yaml_count_like_texts() -> None:
 
 # Whatever is written: it is read, and what was refused lets nothing in
 
+NAMES = [
+    *("action", "rules", "from", "to", "when", "source", "operation", "principals", "ports"),
+    *("selector", "matchLabels", "key", "values", "targetRefs", "kind", "name", "mtls", "mode"),
+    *("portLevelMtls", "ipBlocks", "x"),
+]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["*", "80"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                "action rules from to when source operation principals ports selector matchLabels key "
-                "values targetRefs kind name mtls mode portLevelMtls ipBlocks x".split()
-            ),
+            st.sampled_from(NAMES),
             inner,
             max_size=4,
         )
