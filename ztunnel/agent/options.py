@@ -8,7 +8,7 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
+from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN
 
 
 class SameNode(StrEnum):
@@ -32,6 +32,7 @@ class Options:
     certificate_ttl: timedelta = timedelta(hours=24)
     proxy_uid: int = 1337
     same_node: SameNode = SameNode.DIRECT
+    root_namespace: str = DEFAULT_ROOT_NAMESPACE  # whose policies are the whole mesh's
 
     @property
     def agent_socket(self) -> Path:

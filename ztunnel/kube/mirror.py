@@ -20,10 +20,8 @@ from ztunnel.kube import translate
 from ztunnel.kube.changes import Tracked
 from ztunnel.kube.fields import Object, ObjectKey, TranslateError, is_read, key_of, make_key
 from ztunnel.kube.policybook import PolicyBook
-from ztunnel.mesh.model import Service, Workload
+from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, Service, Workload
 from ztunnel.mesh.policy import Policy
-
-ROOT_NAMESPACE = "istio-system"  # Istio's default, meshConfig.rootNamespace
 
 log = structlog.get_logger()
 
@@ -59,7 +57,7 @@ class Mirror:
         trust_domain: str,
         cluster: str,
         cluster_domain: str = "cluster.local",
-        root_namespace: str = ROOT_NAMESPACE,
+        root_namespace: str = DEFAULT_ROOT_NAMESPACE,
     ) -> None:
         self._cluster = translate.Cluster(trust_domain, cluster, cluster_domain)
         self._workloads: Tracked[Workload] = Tracked()

@@ -12,9 +12,10 @@ Policies in dry run decide nothing; what they would have changed is told. May im
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Protocol
 
 from ztunnel.mesh.model import Workload
 from ztunnel.mesh.policy import (
@@ -30,6 +31,15 @@ from ztunnel.mesh.rules import Asked, Facts, Hit, RuleIndex
 from ztunnel.mesh.selection import Groups
 
 _REMEMBERED = 4096  # workloads whose mode is worked out
+
+
+class Change(Protocol):
+    """Whole new policies, and the keys of what is gone."""
+
+    @property
+    def policies(self) -> Sequence[Policy]: ...
+    @property
+    def removed_policies(self) -> Sequence[str]: ...
 
 
 class Cause(StrEnum):
@@ -112,6 +122,13 @@ class Policies:
         """A policy by its key."""
         return self._policies.get(key)
 
+    def apply(self, change: Change) -> None:
+        """Take in a change: removals first."""
+        for key in change.removed_policies:
+            self.remove(key)
+        for policy in change.policies:
+            self.put(policy)
+
     def put(self, policy: Policy) -> None:
         """Take in a policy, new or in place of the one of the same key."""
         self.remove(policy.key)
@@ -140,6 +157,16 @@ class Policies:
                 rules.index(policy).discard(policy)
                 if rules.is_empty:
                     self._rules.forget(selection)
+
+    def applying(self, workload: Workload) -> list[Policy]:
+        """Those that select the workload, in dry run too, by key."""
+        found: dict[str, Policy] = {}
+        for rules in self._rules.of(workload):
+            for index in (*rules.enforced.values(), *rules.dry.values()):
+                found.update(index.policies)
+        for group in self._peers.of(workload):
+            found.update(group)
+        return [found[key] for key in sorted(found)]
 
     def modes(self, workload: Workload) -> Modes:
         """Where a workload lets plaintext in."""

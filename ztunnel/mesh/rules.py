@@ -172,24 +172,24 @@ class RuleIndex:
     """The rules of the policies that do the same thing to the same workloads."""
 
     def __init__(self) -> None:
-        self._policies: dict[str, AuthorizationPolicy] = {}
+        self.policies: dict[str, AuthorizationPolicy] = {}  # by key
         self._slots: dict[Slot, dict[Needle, dict[Hit, CompiledRule]]] = {}
         self._always_tried: dict[Hit, CompiledRule] = {}
         self._first_policy = ""
 
     def __len__(self) -> int:
-        return len(self._policies)
+        return len(self.policies)
 
     @property
     def first_policy(self) -> str:
         """The first by name; empty when there is none."""
         if not self._first_policy:
-            self._first_policy = min(self._policies, default="")
+            self._first_policy = min(self.policies, default="")
         return self._first_policy
 
     def add(self, policy: AuthorizationPolicy) -> None:
         """Take in a policy that is not there."""
-        self._policies[policy.key] = policy
+        self.policies[policy.key] = policy
         self._first_policy = ""
         for rule, filing in _filed(policy):
             compiled = CompiledRule(policy.key, rule)
@@ -200,7 +200,7 @@ class RuleIndex:
 
     def discard(self, policy: AuthorizationPolicy) -> None:
         """Take out a policy, the very value that was added."""
-        self._policies.pop(policy.key, None)
+        self.policies.pop(policy.key, None)
         self._first_policy = ""
         for rule, filing in _filed(policy):
             hit = Hit(policy.key, rule.number)
@@ -255,16 +255,17 @@ def _group_filing(group: tuple[Clause, ...]) -> _Filing:
         ]
         if not ways:
             return []
-        found += min(ways, key=_coarseness)
+        best: _Filing = min(ways, key=_coarseness)
+        found += best
     return found
 
 
-def _coarseness(filing: _Filing) -> tuple[int, int, int]:
+def _coarseness(filing: Iterable[tuple[Slot, Needle]]) -> tuple[int, int, int]:
     """How many rules are likely to share its needles: less is better."""
-    worst = max(slot.cut for slot, _ in filing)
-    by_namespace = any(slot.attribute is Attribute.NAMESPACE for slot, _ in filing)
-    shortest = min(slot.length for slot, _ in filing)
-    return worst, by_namespace, -shortest
+    slots = [slot for slot, _ in filing]
+    worst = max(slot.cut for slot in slots)
+    by_namespace = any(slot.attribute is Attribute.NAMESPACE for slot in slots)
+    return worst, by_namespace, -min(slot.length for slot in slots)
 
 
 @lru_cache(maxsize=4096)

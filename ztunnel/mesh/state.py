@@ -11,14 +11,13 @@ from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Protocol
 
-from ztunnel.mesh.authorize import Policies
+from ztunnel.mesh.authorize import Change, Policies
 from ztunnel.mesh.backends import Backends, backends
 from ztunnel.mesh.claims import Claims
 from ztunnel.mesh.model import Service, TunnelProtocol, Workload
-from ztunnel.mesh.policy import Policy
 
 
-class Delta(Protocol):
+class Delta(Change, Protocol):
     """What changed: whole new values, and the names of what is gone."""
 
     @property
@@ -29,10 +28,6 @@ class Delta(Protocol):
     def removed_workloads(self) -> Sequence[str]: ...
     @property
     def removed_services(self) -> Sequence[str]: ...
-    @property
-    def policies(self) -> Sequence[Policy]: ...
-    @property
-    def removed_policies(self) -> Sequence[str]: ...
 
 
 class MeshState:
@@ -58,10 +53,7 @@ class MeshState:
             self._put_workload(workload)
         for service in delta.services:
             self._put_service(service)
-        for name in delta.removed_policies:
-            self.policies.remove(name)
-        for policy in delta.policies:
-            self.policies.put(policy)
+        self.policies.apply(delta)
 
     def workload(self, uid: str) -> Workload | None:
         """A workload by its mesh-wide uid."""

@@ -88,12 +88,12 @@ def _fields(said: Json, namespace: str, world: Json) -> bool:
 
 
 def _value(name: str, value: str, namespace: str, world: Json) -> bool:
-    identity = world["identity"]
+    identity = str(world["identity"])
     if name == "ports":
-        return int(value) == world["port"]
+        return int(value) == int(world["port"])
     if name in ("ipBlocks", "remoteIpBlocks", "to"):
         address = ipaddress.ip_address(world["to" if name == "to" else "ip"])
-        return address in ipaddress.ip_network(value, strict=False)
+        return bool(address in ipaddress.ip_network(value, strict=False))
     if not identity:
         return False
     _, _, _, _, its_namespace, _, account = identity.split("/")

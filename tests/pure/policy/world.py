@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ztunnel.kube.mirror import Mirror
@@ -74,7 +75,7 @@ def peer(
     namespace: str = "shop",
     created: str = "",
     labels: Json | None = None,
-    ports: Json | None = None,
+    ports: Mapping[Any, str] | None = None,
 ) -> Json:
     """A PeerAuthentication."""
     spec: Json = {}
