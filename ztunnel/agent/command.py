@@ -15,7 +15,7 @@ import structlog
 
 from ztunnel.agent.options import Options, SameNode
 from ztunnel.kube.access import Access
-from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
+from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -103,6 +103,13 @@ def _only_one(sources: dict[str, object]) -> None:
     help="Of the SPIFFE ids.",
 )
 @click.option(
+    "--root-namespace",
+    default=DEFAULT_ROOT_NAMESPACE,
+    show_default=True,
+    callback=_dns_name,
+    help="Whose policies are in force in the whole mesh.",
+)
+@click.option(
     "--cert-ttl",
     type=click.IntRange(2, 10 * 365 * 86400),
     default=86400,
@@ -137,6 +144,7 @@ def command(
     pin_dir: Path,
     run_dir: Path,
     trust_domain: str,
+    root_namespace: str,
     cert_ttl: int,
     proxy_uid: int,
     same_node: str,
@@ -162,6 +170,7 @@ def command(
         run_dir=run_dir,
         ca_dir=ca_dir,
         trust_domain=trust_domain,
+        root_namespace=root_namespace,
         certificate_ttl=timedelta(seconds=cert_ttl),
         proxy_uid=proxy_uid,
         same_node=SameNode(same_node),

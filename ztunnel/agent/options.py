@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ztunnel.kube.access import Access
-from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
+from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN
 
 
 class SameNode(StrEnum):
@@ -37,6 +37,7 @@ class Options:
     proxy_uid: int = 1337
     same_node: SameNode = SameNode.DIRECT
     access: Access | None = None
+    root_namespace: str = DEFAULT_ROOT_NAMESPACE  # whose policies are the whole mesh's
 
     @property
     def agent_socket(self) -> Path:
