@@ -30,6 +30,7 @@ COMMANDS = {
     "connection": Entry("ztctl.lists", "connection", "Connections that the proxy carries."),
     "lab": Entry("ztctl.lab", "lab", "A small cluster on this machine, without Kubernetes."),
     "pod": Entry("ztctl.lists", "pod", "Pods of the node and whether they are captured."),
+    "policy": Entry("ztctl.policy", "policy", "Policies, what they decide and why."),
     "redirect": Entry("ztctl.redirect", "redirect", "What the kernel captures, from its maps."),
     "service": Entry("ztctl.lists", "service", "Services as the agent knows them."),
     "status": Entry("ztctl.lists", "status", "How the agent and its proxy are."),

@@ -9,6 +9,9 @@
     GET /v1/certificates  {"certificates": [identity.store.Status, ...]}
     GET /v1/connections   {"connections": [proxy.report.Record and "worker", ...],
                            "unanswered": [worker pid, ...]}
+    GET /v1/policies      {"policies": [agent.whatif rows]}
+    GET /v1/policy        ?name=: the same of these, with the "workloads" they take; or {"error"}
+    GET /v1/policy/test   ?from=&to=: what would become of a connection, see `agent.whatif`
     GET /v1/tunnels       {"tunnels": [...], "unanswered": [...]}
     GET /config_dump      all of the above but connections, in one object
 
@@ -20,7 +23,7 @@ Only root may connect. Private keys are in none of it. May import aiohttp, msgsp
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +45,9 @@ class Views(Protocol):
     def services(self) -> Json: ...
     def pods(self) -> Json: ...
     def certificates(self) -> Json: ...
+    def policies(self) -> Json: ...
+    def policy(self, query: Mapping[str, str]) -> Json: ...
+    def policy_test(self, query: Mapping[str, str]) -> Json: ...
     async def ask_workers(self, what: str) -> Json: ...
 
 
@@ -77,9 +83,12 @@ class Admin:
             ("/v1/services", views.services),
             ("/v1/pods", views.pods),
             ("/v1/certificates", views.certificates),
+            ("/v1/policies", views.policies),
             ("/config_dump", self._dump),
         ):
             application.router.add_get(path, _handler(view))
+        for path, asked in (("/v1/policy", views.policy), ("/v1/policy/test", views.policy_test)):
+            application.router.add_get(path, _query_handler(asked))
         for what in ("connections", "tunnels"):
             application.router.add_get(f"/v1/{what}", self._worker_handler(what))
         application.router.add_get("/healthz/ready", self._ready)
@@ -105,12 +114,22 @@ class Admin:
             **views.certificates(),
             **views.workloads(),
             **views.services(),
+            **views.policies(),
         }
 
 
 def _handler(view: Callable[[], Json]) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(_: web.Request) -> web.Response:
         return _answer(view())
+
+    return handle
+
+
+def _query_handler(
+    view: Callable[[Mapping[str, str]], Json],
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handle(request: web.Request) -> web.Response:
+        return _answer(view(request.query))
 
     return handle
 

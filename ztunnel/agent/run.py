@@ -128,6 +128,7 @@ class Agent:
             workers=self._workers,
             same_node=self._same_node,
             store=self._store,
+            policies=self._policies,
             source=self._source_view,
             data_path=self._data_path_view,
         )
