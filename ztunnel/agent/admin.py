@@ -92,10 +92,7 @@ class Admin:
         return handle
 
     async def _ready(self, _: web.Request) -> web.Response:
-        waiting_for = self._views.waiting_for()
-        if waiting_for:
-            return _answer({"ready": False, "waiting_for": waiting_for}, status=503)
-        return _answer({"ready": True})
+        return ready_answer(self._views.waiting_for())
 
     def _dump(self) -> Json:
         views = self._views
@@ -106,6 +103,13 @@ class Admin:
             **views.workloads(),
             **views.services(),
         }
+
+
+def ready_answer(waiting_for: list[str]) -> web.Response:
+    """200 when there is nothing to wait for, else 503 with what it is."""
+    if waiting_for:
+        return _answer({"ready": False, "waiting_for": waiting_for}, status=503)
+    return _answer({"ready": True})
 
 
 def _handler(view: Callable[[], Json]) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -21,6 +21,7 @@ import msgspec
 import structlog
 
 from ztunnel.agent.datapath import DataPath
+from ztunnel.agent.kernel_counts import KernelCounts
 from ztunnel.agent.options import SameNode
 from ztunnel.agent.pod import Pod, PodState
 from ztunnel.datapath.events import Ended
@@ -90,8 +91,16 @@ def _contradiction(news: Allowed, source: Pod, target: Pod) -> str:
 class SameNodeTraffic:
     """The verdicts of this node and what becomes of connections by them."""
 
-    def __init__(self, datapath: DataPath, mode: SameNode, pods: Callable[[], list[Pod]]) -> None:
+    def __init__(
+        self,
+        datapath: DataPath,
+        mode: SameNode,
+        pods: Callable[[], list[Pod]],
+        counts: KernelCounts | None = None,
+    ) -> None:
+        """`counts` adds up the connections for metrics."""
         self.sums = Sums()
+        self._counts = counts
         self._datapath = datapath
         self._mode = mode
         self._pods = pods
@@ -172,6 +181,9 @@ class SameNodeTraffic:
         self.sums.sent += event.sent
         self.sums.received += event.received
         self.sums.retransmits += event.retransmits
+        if self._counts is not None:
+            known = self._known.get
+            self._counts.add(event, known(event.netns_cookie), known(event.destination_cookie))
 
     def _distrust(self, event: Ended) -> None:
         """Not the pod of the verdict answered, or one behind address translation: the two go

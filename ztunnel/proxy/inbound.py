@@ -25,6 +25,8 @@ from ztunnel.proxy.relay import StreamRelay
 from ztunnel.proxy.report import Direction, Record, party
 from ztunnel.proxy.sockets import local_address, peer_address, reset_on_close
 from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.telemetry.counts import Ends
+from ztunnel.telemetry.flags import told
 
 MAX_HANDSHAKES = 256  # unfinished ones of a pod; the oldest gives way to a newcomer
 
@@ -161,6 +163,7 @@ class InboundStream:
             party(accepted.destination, accepted.workload, self._pod.identity),
             hbone_addr=str(self._connection.local_address),
             service=accepted.service,
+            ends=self._ends(accepted),
         )
         self._dial = Dial(
             context.loop,
@@ -170,6 +173,13 @@ class InboundStream:
             lambda sock: context.set_client_address(sock, accepted.client),
         )
         self._dial.start()
+
+    def _ends(self, accepted: Accept) -> Ends:
+        """Between whom it counts; a service the peer names counts only if the mesh has it."""
+        mesh = self._context.mesh
+        called = mesh.service_called(accepted.service) if mesh and accepted.service else None
+        principals = (self._tunnel.peer, self._pod.identity)
+        return Ends(accepted.source, accepted.workload, called, principals)
 
     def _dialled(self, sock: socket.socket | None, reason: str) -> None:
         self._dial = None
@@ -230,7 +240,7 @@ class InboundStream:
     def _refuse(self, status: int, reason: str) -> None:
         self._let_go()
         self._tunnel.refuse(self.stream_id, status)
-        self._finish(f"{status}: {reason}")
+        self._finish(told(reason, f"{status}: "))
 
     def _let_go(self) -> None:
         if self._dial is not None:

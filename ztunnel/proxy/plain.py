@@ -19,6 +19,7 @@ from ztunnel.proxy.pods import Pod
 from ztunnel.proxy.relay import WATCH, PlainRelay
 from ztunnel.proxy.report import Direction, Record, party
 from ztunnel.proxy.sockets import local_address, peer_address
+from ztunnel.telemetry.counts import Ends
 
 
 class PlainServer:
@@ -74,6 +75,7 @@ class PlainInbound:
             Direction.INBOUND,
             party(accepted.client, accepted.source),
             party(accepted.destination, accepted.workload),
+            ends=Ends(accepted.source, accepted.workload),
         )
         self._dial = Dial(
             context.loop,
@@ -97,6 +99,7 @@ class PlainInbound:
             sock,
             record=self._record,
             ended=self._ended,
+            inbound=True,
         )
         self._relay.begin(self._seen)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker tells of its connections: the live ones, the sums, one log line at each end.
+"""What a worker tells of its connections: the live ones, counters, one log line at each end.
 
-May import `ztunnel.mesh.model`, `ztunnel.telemetry`, msgspec, structlog and the standard library.
+May import `ztunnel.mesh.model`, `ztunnel.link.messages`, `ztunnel.telemetry`, msgspec, structlog.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ from enum import StrEnum
 import msgspec
 import structlog
 
+from ztunnel.link.messages import Count
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.telemetry.access import AccessLog
+from ztunnel.telemetry.counts import NOBODY, Counts, Ends, Series
+from ztunnel.telemetry.flags import flag_of
+from ztunnel.telemetry.labels import Reporter
 
 log = structlog.get_logger()
 
@@ -22,6 +26,12 @@ log = structlog.get_logger()
 class Direction(StrEnum):
     OUTBOUND = "outbound"
     INBOUND = "inbound"
+
+
+_REPORTERS = {
+    Direction.OUTBOUND: Reporter.SOURCE,
+    Direction.INBOUND: Reporter.DESTINATION,
+}
 
 
 class Party(msgspec.Struct, frozen=True):
@@ -34,7 +44,8 @@ class Party(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, kw_only=True):
-    """A connection while it lives. `sent` counts bytes from the client to the server."""
+    """A connection while it lives. `sent` counts bytes that the pod of this node sent, as in
+    Istio's access log: the client's when outbound, the server's when inbound."""
 
     id: int
     direction: Direction
@@ -45,6 +56,18 @@ class Record(msgspec.Struct, kw_only=True):
     service: str = ""
     sent: int = 0
     received: int = 0
+    established: bool = False  # bytes could flow: what ends it now is no failure to connect
+
+
+class _Live:
+    """A live connection with what was counted of it."""
+
+    __slots__ = ("received", "record", "sent", "series")
+
+    def __init__(self, record: Record, series: Series) -> None:
+        self.record = record
+        self.series = series
+        self.sent = self.received = 0
 
 
 class Stats(msgspec.Struct):
@@ -78,7 +101,8 @@ class Report:
     def __init__(self, access: AccessLog) -> None:
         self.stats = Stats()
         self._access = access
-        self._live: dict[int, Record] = {}
+        self._counts = Counts()
+        self._live: dict[int, _Live] = {}
         self._ids = itertools.count(1)
 
     def begin(
@@ -89,8 +113,9 @@ class Report:
         *,
         hbone_addr: str = "",
         service: str = "",
+        ends: Ends = NOBODY,
     ) -> Record:
-        """A connection was let in."""
+        """A connection was let in; `ends` says between whom it counts."""
         record = Record(
             id=next(self._ids),
             direction=direction,
@@ -100,14 +125,20 @@ class Report:
             hbone_addr=hbone_addr,
             service=service,
         )
-        self._live[record.id] = record
+        series = self._counts.series(_REPORTERS[direction], ends)
+        self._counts.opened(series)
+        self._live[record.id] = _Live(record, series)
         self.stats.opened += 1
         return record
 
     def end(self, record: Record, error: str = "") -> None:
         """The connection is over; `error` is empty when both sides ended in order."""
-        if self._live.pop(record.id, None) is None:
+        live = self._live.pop(record.id, None)
+        if live is None:
             return
+        self._count_bytes(live)
+        flag, failed = flag_of(error, established=record.established), not record.established
+        self._counts.closed(live.series, flag, failed=failed)
         stats = self.stats
         stats.closed += 1
         stats.failed += bool(error)
@@ -115,9 +146,18 @@ class Report:
         stats.received += record.received
         self._access.write("info", "connection", _access_fields(record, error))
 
-    def refused(self, direction: Direction, source: str, destination: str, reason: str) -> None:
+    def refused(
+        self,
+        direction: Direction,
+        source: str,
+        destination: str,
+        reason: str,
+        ends: Ends = NOBODY,
+    ) -> None:
         """A connection was turned away before it became one."""
         self.stats.refused += 1
+        series = self._counts.series(_REPORTERS[direction], ends)
+        self._counts.refused(series, flag_of(reason, established=False))
         self._access.write(
             "warning",
             "refused",
@@ -139,7 +179,22 @@ class Report:
 
     def live(self) -> list[Record]:
         """The connections there are now."""
-        return list(self._live.values())
+        return [live.record for live in self._live.values()]
+
+    def take_counts(self) -> list[Count]:
+        """What was not told to the agent yet, bytes of live connections included."""
+        for live in self._live.values():
+            self._count_bytes(live)
+        return self._counts.take()
+
+    def _count_bytes(self, live: _Live) -> None:
+        record = live.record
+        sent, received = record.sent - live.sent, record.received - live.received
+        if sent or received:
+            live.sent, live.received = record.sent, record.received
+            is_ours = record.direction is Direction.OUTBOUND
+            client, server = (sent, received) if is_ours else (received, sent)
+            self._counts.moved(live.series, client, server)
 
 
 def _access_fields(record: Record, error: str) -> dict[str, object]:
