@@ -46,7 +46,9 @@ class Feed:
         same_node: SameNodeTraffic,
         workers: Callable[[], Workers],
         store: Callable[[], Store],
+        greet: Callable[[Session], None] = lambda _: None,
     ) -> None:
+        """`greet` says to a worker that joins what it must know first."""
         self.revision = 0
         self._node = node
         self._mirror = mirror
@@ -54,6 +56,7 @@ class Feed:
         self._same_node = same_node
         self._workers = workers
         self._store = store
+        self._greet = greet
         self._local_uids: set[str] = set()
         self._local: tuple[dict[str, Workload], set[str]] | None = None
 
@@ -86,6 +89,7 @@ class Feed:
 
     def joined(self, session: Session) -> None:
         """Snapshot, certificates, pods: in this order a worker can serve each pod at once."""
+        self._greet(session)
         now = self._mirror.snapshot()
         for part in chunks.snapshot(self.revision, now.workloads, now.services):
             packet = session.encode(part)

@@ -27,6 +27,7 @@ from ztunnel.agent.endpoints import Endpoints, PortTakenError
 from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.feed import Feed
 from ztunnel.agent.kernel_counts import KernelCounts
+from ztunnel.agent.log_control import LogControl
 from ztunnel.agent.metrics import Metrics
 from ztunnel.agent.options import Options
 from ztunnel.agent.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
@@ -38,9 +39,11 @@ from ztunnel.identity.signer import DiskSigner
 from ztunnel.identity.store import Store
 from ztunnel.kube.directory import DirectorySource
 from ztunnel.kube.mirror import Mirror
+from ztunnel.link.messages import Logging
 from ztunnel.mesh.model import DEFAULT_CLUSTER
 from ztunnel.telemetry import labels
 from ztunnel.telemetry.latency import Paths
+from ztunnel.telemetry.logs import set_level
 from ztunnel.telemetry.totals import Ledger, Totals
 
 FIRST_RETRY = 0.05  # seconds until a pod that could not be captured is tried again
@@ -120,6 +123,7 @@ class Agent:
             same_node=self._same_node,
             workers=lambda: self._workers,
             store=lambda: self._store,
+            greet=lambda session: session.send(self._logs.settings),
         )
         self._store = Store(
             DiskSigner(authority, ttl=options.certificate_ttl), self._feed.certified
@@ -137,7 +141,8 @@ class Agent:
             source=self._source_view,
             data_path=self._data_path_view,
         )
-        self._admin = Admin(options.admin_socket, views)
+        self._logs = LogControl(self._log_as)
+        self._admin = Admin(options.admin_socket, views, self._logs)
         self._metrics = Metrics(
             totals=totals,
             paths=paths,
@@ -192,6 +197,11 @@ class Agent:
         self._kernel.close()
         if self._bpf_stats >= 0:
             os.close(self._bpf_stats)
+
+    def _log_as(self, settings: Logging) -> None:
+        set_level(settings.process)
+        self._same_node.logging = settings
+        self._workers.broadcast(settings)
 
     def _retire_series(self) -> None:
         if self._source.synced.is_set():

@@ -27,9 +27,11 @@ from ztunnel.agent.pod import Pod, PodState
 from ztunnel.datapath.events import Ended
 from ztunnel.datapath.layout import DirectState, Ending
 from ztunnel.datapath.verdicts import DirectEntry, Verdict
-from ztunnel.link.messages import Allowed
+from ztunnel.link.messages import Allowed, Logging
 from ztunnel.mesh.model import Workload
 from ztunnel.mesh.ports import OURS
+from ztunnel.telemetry.choice import is_wanted
+from ztunnel.telemetry.logs import access_logger
 
 LEASE = 5.0  # seconds a verdict outlives its agent
 RENEWAL = 1.0  # seconds between renewals
@@ -39,7 +41,7 @@ MOST_LINES = 100  # of the log at one look; what exceeds them is summed up by pa
 REMEMBERED = 512  # pods, gone ones too: their last connections may still be told of
 
 log = structlog.get_logger()
-access_log = structlog.get_logger("access")
+access_log = access_logger()
 
 _ERRORS = {
     Ending.ORDERLY: "",
@@ -100,6 +102,7 @@ class SameNodeTraffic:
     ) -> None:
         """`counts` adds up the connections for metrics."""
         self.sums = Sums()
+        self.logging = Logging()
         self._counts = counts
         self._datapath = datapath
         self._mode = mode
@@ -144,9 +147,10 @@ class SameNodeTraffic:
         self._meet_pods()
         for event in ended:
             self._count(event)
-        for event in ended[:MOST_LINES]:
+        told = [event for event in ended if self._is_wanted(event)]
+        for event in told[:MOST_LINES]:
             access_log.info("connection", **self._line(event))
-        self._summarise(ended[MOST_LINES:])
+        self._summarise(told[MOST_LINES:])
 
     def live(self) -> list[dict[str, Any]]:
         """The connections by verdict, as rows like the workers'."""
@@ -171,6 +175,11 @@ class SameNodeTraffic:
             "verdicts": len(self._datapath.verdicts()),
             **msgspec.to_builtins(self.sums),
         }
+
+    def _is_wanted(self, event: Ended) -> bool:
+        source = self._known.get(event.netns_cookie)
+        failed = event.ending is not Ending.ORDERLY
+        return is_wanted(self.logging, source.namespace if source else "", failed=failed)
 
     def _count(self, event: Ended) -> None:
         if event.ending is Ending.FOREIGN:

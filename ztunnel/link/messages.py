@@ -26,6 +26,7 @@ A lost agent changes nothing for the worker: it keeps what it has and dials agai
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
@@ -194,6 +195,31 @@ class Query(msgspec.Struct, frozen=True, tag=True):
     what: str
 
 
+class LogLevel(StrEnum):
+    """What is logged. For access lines `warning` are those of what failed or was refused."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    OFF = "off"
+
+
+class AccessRule(msgspec.Struct, frozen=True):
+    """Which access lines are written. `sample` is the share of those without an error, 0 to 1."""
+
+    level: LogLevel = LogLevel.INFO
+    sample: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+
+
+class Logging(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """How to log from now on; of access lines by the namespace of this node's pod."""
+
+    process: LogLevel = LogLevel.INFO
+    access: AccessRule = AccessRule()
+    namespaces: dict[str, AccessRule] = {}
+
+
 class CountsTaken(msgspec.Struct, frozen=True, tag=True):
     """The agent has counted `Counted(number)` and all before it."""
 
@@ -210,4 +236,5 @@ ToWorker = (
     | Sockets
     | Query
     | CountsTaken
+    | Logging
 )

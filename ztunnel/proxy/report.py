@@ -100,7 +100,7 @@ class Report:
 
     def __init__(self, access: AccessLog) -> None:
         self.stats = Stats()
-        self._access = access
+        self.access = access
         self._counts = Counts()
         self._live: dict[int, _Live] = {}
         self._ids = itertools.count(1)
@@ -144,7 +144,9 @@ class Report:
         stats.failed += bool(error)
         stats.sent += record.sent
         stats.received += record.received
-        self._access.write("info", "connection", _access_fields(record, error))
+        ours = record.source if record.direction is Direction.OUTBOUND else record.destination
+        if self.access.wants(ours.namespace, failed=bool(error)):
+            self.access.write("info", "connection", _access_fields(record, error))
 
     def refused(
         self,
@@ -158,11 +160,10 @@ class Report:
         self.stats.refused += 1
         series = self._counts.series(_REPORTERS[direction], ends)
         self._counts.refused(series, flag_of(reason, established=False))
-        self._access.write(
-            "warning",
-            "refused",
-            {"direction": direction.value, "src": source, "dst": destination, "error": reason},
-        )
+        ours = ends.source if direction is Direction.OUTBOUND else ends.destination
+        if self.access.wants(ours.namespace if ours is not None else "", failed=True):
+            fields = {"direction": direction.value, "src": source, "dst": destination}
+            self.access.write("warning", "refused", {**fields, "error": reason})
 
     def accept_paused(self) -> None:
         """Descriptors or memory ran out for a moment."""

@@ -29,6 +29,7 @@ from ztunnel.link.messages import (
     Draining,
     Hello,
     ListenerKind,
+    Logging,
     MeshDelta,
     NeedSockets,
     PodAdded,
@@ -54,6 +55,7 @@ from ztunnel.proxy.session import Message, Session
 from ztunnel.proxy.sockets import adopt
 from ztunnel.proxy.told import Told
 from ztunnel.proxy.views import view
+from ztunnel.telemetry.logs import set_level
 
 DRAIN_DEADLINE = 5.0  # seconds; istio ztunnel's default
 DRAIN_CHECK = 0.05
@@ -103,6 +105,9 @@ class Worker:
         match message:
             case CountsTaken():
                 self._teller.taken(message.number)
+            case Logging():
+                set_level(message.process)
+                self.context.report.access.settings = message
             case _ if self._draining:
                 pass  # nothing new is taken, whatever was on its way
             case MeshDelta():
