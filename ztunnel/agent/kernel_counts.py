@@ -29,23 +29,21 @@ class KernelCounts:
         self._paths = paths
         self._known: dict[tuple[int, int], tuple[_Known, tuple[Labels, ...], Pair]] = {}
 
-    def add(self, event: Ended, source: Workload | None, destination: Workload | None) -> None:
-        """A connection by verdict is over."""
+    def add(
+        self,
+        event: Ended,
+        source: Workload | None,
+        destination: Workload | None,
+        *,
+        denied: bool = False,
+    ) -> None:
+        """A connection by verdict is over; `denied` when a change of policy ended it."""
         label_sets, pair = self._labels(source, destination)
-        refused = event.ending is Ending.REFUSED
+        failed = event.ending is Ending.REFUSED
+        flag = Flag.DENY if denied else Flag.CONNECT if failed else Flag.NONE
         for each in label_sets:
-            self._totals.add(
-                Count(
-                    each,
-                    opened=1,
-                    closed=0 if refused else 1,
-                    sent=event.sent,
-                    received=event.received,
-                )
-            )
-            if refused:
-                flagged = labels.with_flag(each, Flag.CONNECT)
-                self._totals.add(Count(flagged, closed=1, failed=1))
+            self._totals.add(Count(each, opened=1, sent=event.sent, received=event.received))
+            self._totals.add(Count(labels.with_flag(each, flag), closed=1, failed=failed))
         self._paths.add(pair, event.srtt_us / 1e6, event.retransmits)
 
     def _labels(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent is told when it starts. May import mesh."""
+"""What the agent is told when it starts. May import mesh and `kube.access`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
+from ztunnel.kube.access import Access
+from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN
 
 
 class SameNode(StrEnum):
@@ -20,10 +21,13 @@ class SameNode(StrEnum):
 
 @dataclass(frozen=True)
 class Options:
-    """`cgroup` is where the hooks are attached and below which the pods of the node live."""
+    """`cgroup` is where the hooks are attached and below which the pods of the node live.
+
+    The cluster is learnt of from the API server that `access` leads to, else from `manifests`.
+    """
 
     node: str
-    manifests: Path
+    manifests: Path | None
     cgroup: Path
     pin_dir: Path
     run_dir: Path
@@ -38,6 +42,8 @@ class Options:
     most_series: int = 5000  # of one metric
     retire_after: float = 300.0  # seconds that series of a workload that is gone stay
     bpf_stats: bool = False
+    access: Access | None = None
+    root_namespace: str = DEFAULT_ROOT_NAMESPACE  # whose policies are the whole mesh's
 
     @property
     def agent_socket(self) -> Path:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts the agent's parts together and runs them until a signal.
 
-    claim the run directory -> load or adopt the data path -> CA -> watch the manifests
+    claim the run directory -> load or adopt the data path -> CA -> watch the API or manifests
         -> first complete view: capture pods -> let workers dial -> until SIGTERM or SIGINT
 
 Stopping closes sockets and descriptors only: pins, and so the pods' traffic, stay.
@@ -14,7 +14,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import closing
 
 import structlog
 
@@ -31,15 +31,19 @@ from ztunnel.agent.log_control import LogControl
 from ztunnel.agent.metrics import Metrics
 from ztunnel.agent.options import Options
 from ztunnel.agent.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
+from ztunnel.agent.signs import Signs
+from ztunnel.agent.source import source_of
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
 from ztunnel.datapath import stats
 from ztunnel.identity import ca
 from ztunnel.identity.signer import DiskSigner
 from ztunnel.identity.store import Store
-from ztunnel.kube.directory import DirectorySource
+from ztunnel.kube.access import AccessError
+from ztunnel.kube.marks import Marker
 from ztunnel.kube.mirror import Mirror
 from ztunnel.link.messages import Logging
+from ztunnel.mesh.authorize import Policies
 from ztunnel.mesh.model import DEFAULT_CLUSTER
 from ztunnel.telemetry import labels
 from ztunnel.telemetry.latency import Paths
@@ -73,6 +77,7 @@ def main(options: Options) -> None:
         datapath.LoadFailedError,
         ca.CaError,
         PortTakenError,
+        AccessError,
         OSError,
     ) as error:
         raise StartError(str(error)) from error
@@ -101,13 +106,17 @@ class Agent:
         self._kernel = kernel
         self._loaded = loaded
         authority = ca.load_or_create(options.ca_dir, options.trust_domain)
-        self._mirror = Mirror(options.trust_domain, DEFAULT_CLUSTER)
+        self._mirror = Mirror(
+            options.trust_domain, DEFAULT_CLUSTER, root_namespace=options.root_namespace
+        )
+        self._policies = Policies()
         totals, paths = Totals(options.most_series), Paths(options.most_series)
         self._account = Account(Ledger(totals))
         self._same_node = SameNodeTraffic(
             kernel,
             options.same_node,
             lambda: self._enroller.pods,
+            self._policies,
             KernelCounts(totals, paths),
         )
         self._enroller = Enroller(
@@ -121,6 +130,7 @@ class Agent:
             mirror=self._mirror,
             enroller=self._enroller,
             same_node=self._same_node,
+            policies=self._policies,
             workers=lambda: self._workers,
             store=lambda: self._store,
             greet=lambda session: session.send(self._logs.settings),
@@ -129,7 +139,7 @@ class Agent:
             DiskSigner(authority, ttl=options.certificate_ttl), self._feed.certified
         )
         self._workers = Workers(options.agent_socket, options.proxy_uid, self._feed, self._account)
-        self._source = DirectorySource(options.manifests, self._mirror, self._changed)
+        self._source = source_of(options, self._mirror, self._changed)
         self._nudge = asyncio.Event()
         views = AgentViews(
             options=options,
@@ -175,6 +185,7 @@ class Agent:
                 ("verdicts", _every(RENEWAL, self._same_node.renew)),
                 ("events", _every(READ_EVERY, self._same_node.read)),
                 ("series", _every(RETIRE, self._retire_series)),
+                ("signs", self._show_signs()),
             )
         ]
         try:
@@ -248,12 +259,19 @@ class Agent:
                 log.warning("node addresses unknown", error=str(error))
             await asyncio.sleep(RECHECK)
 
+    async def _show_signs(self) -> None:
+        """Only an API server has a place for them."""
+        if self._options.access is None:
+            await asyncio.Event().wait()
+            return
+        await self._source.synced.wait()
+        with closing(Marker(self._options.access.client(), self._options.node)) as marker:
+            await Signs(self._options.node, self._mirror, self._enroller, marker).run()
+
     def _source_view(self) -> Json:
         return {
-            "kind": "directory",
-            "path": str(self._options.manifests),
+            **self._source.view(),
             "synced": self._source.synced.is_set(),
-            "present": _is_directory(self._options.manifests),
             "revision": self._feed.revision,
             "errors": {**self._source.errors(), **self._mirror.errors()},
         }
@@ -283,10 +301,3 @@ def _attempt(step: Callable[[], None]) -> None:
         step()
     except OSError as error:
         log.error("step failed, tried again", step=step.__name__, error=str(error))
-
-
-def _is_directory(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False

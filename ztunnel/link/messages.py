@@ -31,6 +31,7 @@ from typing import Annotated
 import msgspec
 
 from ztunnel.mesh.model import Service, SocketAddress, Workload
+from ztunnel.mesh.policy import Policy
 
 
 class ListenerKind(StrEnum):
@@ -136,9 +137,11 @@ class MeshDelta(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     services: tuple[Service, ...] = ()
     removed_workloads: tuple[str, ...] = ()  # Workload.uid
     removed_services: tuple[str, ...] = ()  # Service.key
+    policies: tuple[Policy, ...] = ()
+    removed_policies: tuple[str, ...] = ()  # their keys
     reset: bool = False
     complete: bool = False
-    more: bool = False  # further parts of this revision follow
+    more: bool = False  # further parts of this revision follow; all are in force at once
 
 
 class Certificate(msgspec.Struct, frozen=True, tag=True, kw_only=True):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a worker tells of its connections: the live ones, counters, one log line at each end.
 
-May import `ztunnel.mesh.model`, `ztunnel.link.messages`, `ztunnel.telemetry`, msgspec, structlog.
+May import `ztunnel.mesh`, `ztunnel.link.messages`, `ztunnel.telemetry`, msgspec, structlog.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import msgspec
 import structlog
 
 from ztunnel.link.messages import Count
+from ztunnel.mesh.authorize import Decision, named
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.telemetry.access import AccessLog
 from ztunnel.telemetry.counts import NOBODY, Counts, Ends, Series
-from ztunnel.telemetry.flags import flag_of
+from ztunnel.telemetry.flags import Flag, flag_of
 from ztunnel.telemetry.labels import Reporter
 
 log = structlog.get_logger()
@@ -56,6 +57,10 @@ class Record(msgspec.Struct, kw_only=True):
     service: str = ""
     sent: int = 0
     received: int = 0
+    flags: str = ""  # Istio's response flag, DENY when policy ended it
+    policy: str = ""  # which one
+    rule: str = ""
+    dry_run: str = ""  # what policies in dry run would have done
     established: bool = False  # bytes could flow: what ends it now is no failure to connect
 
 
@@ -77,6 +82,7 @@ class Stats(msgspec.Struct):
     closed: int = 0
     failed: int = 0
     refused: int = 0
+    denied: int = 0  # by policy, new ones and live ones
     sent: int = 0
     received: int = 0
     handshakes_failed: int = 0
@@ -137,15 +143,16 @@ class Report:
         if live is None:
             return
         self._count_bytes(live)
-        flag, failed = flag_of(error, established=record.established), not record.established
-        self._counts.closed(live.series, flag, failed=failed)
+        flag = flag_of(error, established=record.established)
+        if record.flags:
+            flag = Flag(record.flags)
+        self._counts.closed(live.series, flag, failed=not record.established)
         stats = self.stats
         stats.closed += 1
         stats.failed += bool(error)
         stats.sent += record.sent
         stats.received += record.received
-        ours = record.source if record.direction is Direction.OUTBOUND else record.destination
-        if self.access.wants(ours.namespace, failed=bool(error)):
+        if self._is_wanted(record, failed=bool(error)):
             self.access.write("info", "connection", _access_fields(record, error))
 
     def refused(
@@ -164,6 +171,39 @@ class Report:
         if self.access.wants(ours.namespace if ours is not None else "", failed=True):
             fields = {"direction": direction.value, "src": source, "dst": destination}
             self.access.write("warning", "refused", {**fields, "error": reason})
+
+    def denied(
+        self,
+        direction: Direction,
+        source: Party,
+        destination: Party,
+        decision: Decision,
+        *,
+        hbone_addr: str = "",
+        service: str = "",
+        ends: Ends = NOBODY,
+    ) -> None:
+        """Policy did not let a connection in; both parties are as far as they are known."""
+        record = Record(
+            id=0,
+            direction=direction,
+            source=source,
+            destination=destination,
+            started=time.time(),
+            hbone_addr=hbone_addr,
+            service=service,
+        )
+        self.mark_denied(record, decision)
+        self._counts.refused(self._counts.series(_REPORTERS[direction], ends), Flag.DENY)
+        if self._is_wanted(record, failed=True):
+            self.access.write("warning", "denied", _access_fields(record, decision.reason))
+
+    def mark_denied(self, record: Record, decision: Decision) -> None:
+        """Policy is against a connection; its line says which."""
+        self.stats.denied += 1
+        record.flags = Flag.DENY.value
+        record.policy = named(decision.policy)
+        record.rule = f"rules[{decision.rule}]" if decision.rule >= 0 else ""
 
     def accept_paused(self) -> None:
         """Descriptors or memory ran out for a moment."""
@@ -187,6 +227,11 @@ class Report:
         for live in self._live.values():
             self._count_bytes(live)
         return self._counts.take()
+
+    def _is_wanted(self, record: Record, *, failed: bool) -> bool:
+        """By the namespace of this node's pod."""
+        ours = record.source if record.direction is Direction.OUTBOUND else record.destination
+        return self.access.wants(ours.namespace, failed=failed)
 
     def _count_bytes(self, live: _Live) -> None:
         record = live.record
@@ -215,5 +260,9 @@ def _access_fields(record: Record, error: str) -> dict[str, object]:
         "bytes_sent": record.sent,
         "bytes_recv": record.received,
         "duration": f"{(time.time() - record.started) * 1000:.0f}ms",
+        "response_flags": record.flags,
+        "policy": record.policy,
+        "rule": record.rule,
+        "dry_run": record.dry_run,
         "error": error,
     }
