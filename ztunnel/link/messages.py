@@ -13,6 +13,12 @@ by SCM_RIGHTS. The agent listens, workers dial. May import `mesh` and msgspec.
       |<------------------------------------------|
       | PodReady, NeedSockets, Allowed, Answer    |
       |------------------------------------------>|
+      | Counted                                   |
+      |------------------------------------------>|
+      |                               CountsTaken |
+      |<------------------------------------------|
+      | Draining                                  |
+      |------------------------------------------>|
 
 A lost agent changes nothing for the worker: it keeps what it has and dials again.
 """
@@ -20,6 +26,7 @@ A lost agent changes nothing for the worker: it keeps what it has and dials agai
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
@@ -87,6 +94,35 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     body: msgspec.Raw
+
+
+class Count(msgspec.Struct, frozen=True, array_like=True):
+    """What a worker counted for one label set (`ztunnel.telemetry.labels`) since it last told.
+
+    `sent` are bytes from the client to the server, `received` the other way.
+    """
+
+    labels: tuple[str, ...]
+    opened: int = 0
+    closed: int = 0
+    failed: int = 0
+    sent: int = 0
+    received: int = 0
+
+
+class Counted(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Counts of a worker, told until `CountsTaken` answers: by `number` none counts twice.
+
+    `instance` is of the worker's process; numbers grow by one from 1.
+    """
+
+    instance: int
+    number: int
+    rows: tuple[Count, ...]
+
+
+class Draining(msgspec.Struct, frozen=True, tag=True):
+    """The worker takes nothing new from now on; it is still to be heard until it hangs up."""
 
 
 class MeshDelta(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -162,5 +198,46 @@ class Query(msgspec.Struct, frozen=True, tag=True):
     what: str
 
 
-ToAgent = Hello | PodReady | NeedSockets | Allowed | Answer
-ToWorker = MeshDelta | Certificate | CertificateRemoved | PodAdded | PodRemoved | Sockets | Query
+class LogLevel(StrEnum):
+    """What is logged. For access lines `warning` are those of what failed or was refused."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    OFF = "off"
+
+
+class AccessRule(msgspec.Struct, frozen=True):
+    """Which access lines are written. `sample` is the share of those without an error, 0 to 1."""
+
+    level: LogLevel = LogLevel.INFO
+    sample: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+
+
+class Logging(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """How to log from now on; of access lines by the namespace of this node's pod."""
+
+    process: LogLevel = LogLevel.INFO
+    access: AccessRule = AccessRule()
+    namespaces: dict[str, AccessRule] = {}
+
+
+class CountsTaken(msgspec.Struct, frozen=True, tag=True):
+    """The agent has counted `Counted(number)` and all before it."""
+
+    number: int
+
+
+ToAgent = Hello | PodReady | NeedSockets | Allowed | Answer | Counted | Draining
+ToWorker = (
+    MeshDelta
+    | Certificate
+    | CertificateRemoved
+    | PodAdded
+    | PodRemoved
+    | Sockets
+    | Query
+    | CountsTaken
+    | Logging
+)
