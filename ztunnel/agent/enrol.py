@@ -254,7 +254,8 @@ class Enroller:
             pod.listeners = self._datapath.listeners(pod.netns.fd, ipv6=ipv6)
         except OSError as error:
             problem = (
-                "a process in the pod has port 15001, 15006 or 15008; it must give it up"
+                "a process in the pod has port 15001, 15006, 15008 or one of 15053 to 15055; "
+                "it must give it up"
                 if error.errno == errno.EADDRINUSE
                 else f"can't listen in the pod: {error.strerror}"
             )

@@ -221,7 +221,7 @@ class Worker:
     # Listeners
 
     def _listen(self, pod: Pod, kind: ListenerKind, fd: int) -> None:
-        family = 6 if kind.value.endswith("6") else 4
+        family = kind.family
         server: OutboundServer | PlainServer | HboneServer
         if kind in (ListenerKind.OUTBOUND4, ListenerKind.OUTBOUND6):
             server = OutboundServer(self.context, pod)

@@ -123,7 +123,7 @@ class FakeDataPath:
         cookie = self.cookie(netns_fd)
         if cookie in self.port_taken:
             raise OSError(errno.EADDRINUSE, "Address already in use")
-        made = {kind: _listener() for kind in ListenerKind if ipv6 or kind.value.endswith("4")}
+        made = {kind: _listener() for kind in ListenerKind if ipv6 or kind.family == 4}
         self.journal.append(("listen", cookie))
         return made
 
