@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries of an app, by sockets of every shape, reach the resolver; answers come from whom it asked."""
+"""Queries of an app, by any shape of socket, reach the resolver; the answer is of whom it asked."""
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -84,7 +83,7 @@ def test_answer_read_by_recvmsg_comes_from_the_server(pocket: Pocket, way: Way) 
 
 
 def test_connected_socket_sees_the_addresses_it_expects(pocket: Pocket, way: Way) -> None:
-    family, dialled, _, version = way
+    family, dialled, _, _ = way
     mine = {"10.96.0.10": POD4, "::ffff:10.96.0.10": f"::ffff:{POD4}"}.get(dialled, POD6)
     with _app(pocket, family) as app:
         app.connect((dialled, 53))
@@ -251,8 +250,6 @@ def test_without_the_proxy_queries_go_nowhere(fresh_pocket: Pocket) -> None:
     fresh_pocket.close_listeners()
     with _app(fresh_pocket, socket.AF_INET) as app:
         app.connect(("10.98.0.2", 53))
+        app.send(b"query")
         with pytest.raises(ConnectionRefusedError):
-            for _ in range(3):
-                app.send(b"query")
-                app.recv(64)
-        assert app.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in (0, errno.ECONNREFUSED)
+            app.recv(64)

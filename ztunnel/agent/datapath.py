@@ -36,7 +36,9 @@ class DataPath(Protocol):
         """Whether a socket that a worker shows is what it says, in the namespace it says."""
         ...
 
-    def sockets(self, netns_fd: int, family: int, count: int) -> list[socket.socket]:
+    def sockets(
+        self, netns_fd: int, family: int, count: int, *, udp: bool = False
+    ) -> list[socket.socket]:
         """Unconnected sockets in a pod, tagged as the proxy's. Raises OSError."""
         ...
 
@@ -147,8 +149,11 @@ class KernelDataPath:
     def is_listener(self, sock: socket.socket, kind: ListenerKind, cookie: int) -> bool:
         return netns.is_listener(sock, kind, cookie)
 
-    def sockets(self, netns_fd: int, family: int, count: int) -> list[socket.socket]:
-        return netns.tcp_sockets(netns_fd, family, count, self._maps)
+    def sockets(
+        self, netns_fd: int, family: int, count: int, *, udp: bool = False
+    ) -> list[socket.socket]:
+        make = netns.udp_sockets if udp else netns.tcp_sockets
+        return make(netns_fd, family, count, self._maps)
 
     def enrolled(self) -> dict[int, tuple[str, ...]]:
         return {entry.netns_cookie: entry.addresses for entry in self._maps.pods()}

@@ -156,8 +156,8 @@ class Enroller:
             return
         left = min(max(need.count, 0), MOST_SOCKETS)
         while left > 0:
-            made = self._datapath.sockets(pod.netns.fd, need.family, min(left, BATCH))
-            session.send(Sockets(pod.uid, need.family), [sock.fileno() for sock in made])
+            made = self._datapath.sockets(pod.netns.fd, need.family, min(left, BATCH), udp=need.udp)
+            session.send(Sockets(pod.uid, need.family, need.udp), [sock.fileno() for sock in made])
             left -= len(made)
             for sock in made:
                 sock.close()

@@ -84,6 +84,7 @@ class NeedSockets(msgspec.Struct, frozen=True, tag=True):
     pod_uid: str
     family: int
     count: int
+    udp: bool = False
 
 
 class Allowed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -164,10 +165,11 @@ class PodRemoved(msgspec.Struct, frozen=True, tag=True):
 
 
 class Sockets(msgspec.Struct, frozen=True, tag=True):
-    """Fresh unconnected non-blocking TCP sockets in the pod's netns, tagged as ours."""
+    """Fresh unconnected non-blocking TCP or UDP sockets in the pod's netns, tagged as ours."""
 
     pod_uid: str
     family: int  # 4 or 6
+    udp: bool = False
 
 
 class Query(msgspec.Struct, frozen=True, tag=True):

@@ -130,7 +130,9 @@ class FakeDataPath:
     def is_listener(self, sock: socket.socket, kind: ListenerKind, cookie: int) -> bool:
         return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
-    def sockets(self, netns_fd: int, family: int, count: int) -> list[socket.socket]:
+    def sockets(
+        self, netns_fd: int, family: int, count: int, *, udp: bool = False
+    ) -> list[socket.socket]:
         self.made += count
         return [socket.socket() for _ in range(count)]
 
