@@ -221,8 +221,11 @@ class ApiServer:
         path = f"/api/v1/{place}{obj['kind'].lower()}s/{metadata['name']}/status"
         self.request("PATCH", path, {"status": obj["status"]})
 
-    def request(self, method: str, path: str, body: Any = None) -> Any:
-        """A request as cluster-admin: the decoded answer. PATCH is a merge patch."""
+    def request(self, method: str, path: str, body: Any = None, *, token: str = "") -> Any:
+        """A request as cluster-admin, or by a token: the decoded answer. PATCH is a merge patch.
+
+        Raises urllib.error.HTTPError.
+        """
         kind = "merge-patch+json" if method == "PATCH" else "json"
         request = urllib.request.Request(
             self.url + path,
@@ -230,7 +233,10 @@ class ApiServer:
             {"Content-Type": f"application/{kind}"},
             method=method,
         )
-        return json.loads(_fetch(request, context=self._tls()))
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
+        context = ssl.create_default_context(cafile=str(self._pki.ca)) if token else self._tls()
+        return json.loads(_fetch(request, context=context))
 
     # -- how ---------------------------------------------------------------------------------
 

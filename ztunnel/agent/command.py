@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ztunnel agent`: the privileged process of a node, from the command line.
 
-May import click, telemetry and `ztunnel.agent`; the agent's parts only once it is run.
+May import click, telemetry, `kube.access`, `ztunnel.agent`; the agent's parts only once it runs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import click
 import structlog
 
 from ztunnel.agent.options import Options, SameNode
+from ztunnel.kube.access import Access
 from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 
@@ -43,13 +44,30 @@ def _cgroup2(_: click.Context, option: click.Parameter, value: Path | None) -> P
     return value
 
 
+def _only_one(sources: dict[str, object]) -> None:
+    given = [option for option, value in sources.items() if value]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise click.UsageError(f"give one of {', '.join(sources)}: where the cluster is; {found}")
+
+
 @click.command("agent")
 @click.option("--node", required=True, callback=_dns_name, help="This node's name in the objects.")
 @click.option(
+    "--in-cluster",
+    is_flag=True,
+    help="Watch the API server of the cluster that the agent runs in, by its ServiceAccount.",
+)
+@click.option(
+    "--kubeconfig",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Watch the API server that this file leads to.",
+)
+@click.option("--context", help="The kubeconfig's context.  [default: its current one]")
+@click.option(
     "--manifests",
-    required=True,
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Directory of Kubernetes objects to watch.",
+    help="Watch a directory of Kubernetes objects instead of an API server.",
 )
 @click.option(
     "--ca-dir",
@@ -110,7 +128,10 @@ def _cgroup2(_: click.Context, option: click.Parameter, value: Path | None) -> P
 def command(
     *,
     node: str,
-    manifests: Path,
+    in_cluster: bool,
+    kubeconfig: Path | None,
+    context: str | None,
+    manifests: Path | None,
     ca_dir: Path,
     cgroup: Path,
     pin_dir: Path,
@@ -123,9 +144,14 @@ def command(
 ) -> None:
     """Capture this node's enrolled pods and serve the proxy. Needs root.
 
+    What the cluster has comes from one of --in-cluster, --kubeconfig and --manifests.
+
     SIGTERM ends the agent and nothing else: traffic goes on with what the kernel and the proxy
     hold, and the next agent takes over. `ztctl uninstall` removes the data path.
     """
+    _only_one({"--in-cluster": in_cluster, "--kubeconfig": kubeconfig, "--manifests": manifests})
+    if context and not kubeconfig:
+        raise click.UsageError("--context chooses within a --kubeconfig; give that too")
     configure_logs(log_format)
     structlog.contextvars.bind_contextvars(node=node)
     options = Options(
@@ -139,6 +165,7 @@ def command(
         certificate_ttl=timedelta(seconds=cert_ttl),
         proxy_uid=proxy_uid,
         same_node=SameNode(same_node),
+        access=None if manifests else Access(kubeconfig, context),
     )
     from ztunnel.agent.run import StartError, main  # noqa: PLC0415  --help needs none of it
 

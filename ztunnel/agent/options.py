@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent is told when it starts. May import mesh."""
+"""What the agent is told when it starts. May import mesh and `kube.access`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
+from ztunnel.kube.access import Access
 from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
 
 
@@ -20,10 +21,13 @@ class SameNode(StrEnum):
 
 @dataclass(frozen=True)
 class Options:
-    """`cgroup` is where the hooks are attached and below which the pods of the node live."""
+    """`cgroup` is where the hooks are attached and below which the pods of the node live.
+
+    The cluster is learnt of from the API server that `access` leads to, else from `manifests`.
+    """
 
     node: str
-    manifests: Path
+    manifests: Path | None
     cgroup: Path
     pin_dir: Path
     run_dir: Path
@@ -32,6 +36,7 @@ class Options:
     certificate_ttl: timedelta = timedelta(hours=24)
     proxy_uid: int = 1337
     same_node: SameNode = SameNode.DIRECT
+    access: Access | None = None
 
     @property
     def agent_socket(self) -> Path:

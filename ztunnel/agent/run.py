@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts the agent's parts together and runs them until a signal.
 
-    claim the run directory -> load or adopt the data path -> CA -> watch the manifests
+    claim the run directory -> load or adopt the data path -> CA -> watch the API or manifests
         -> first complete view: capture pods -> let workers dial -> until SIGTERM or SIGINT
 
 Stopping closes sockets and descriptors only: pins, and so the pods' traffic, stay.
@@ -14,7 +14,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import closing
 
 import structlog
 
@@ -26,12 +26,15 @@ from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.feed import Feed
 from ztunnel.agent.options import Options
 from ztunnel.agent.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
+from ztunnel.agent.signs import Signs
+from ztunnel.agent.source import source_of
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
 from ztunnel.identity import ca
 from ztunnel.identity.signer import DiskSigner
 from ztunnel.identity.store import Store
-from ztunnel.kube.directory import DirectorySource
+from ztunnel.kube.access import AccessError
+from ztunnel.kube.marks import Marker
 from ztunnel.kube.mirror import Mirror
 from ztunnel.mesh.model import DEFAULT_CLUSTER
 
@@ -60,6 +63,7 @@ def main(options: Options) -> None:
         node.AlreadyRunningError,
         datapath.LoadFailedError,
         ca.CaError,
+        AccessError,
         OSError,
     ) as error:
         raise StartError(str(error)) from error
@@ -108,7 +112,7 @@ class Agent:
             DiskSigner(authority, ttl=options.certificate_ttl), self._feed.certified
         )
         self._workers = Workers(options.agent_socket, options.proxy_uid, self._feed)
-        self._source = DirectorySource(options.manifests, self._mirror, self._changed)
+        self._source = source_of(options, self._mirror, self._changed)
         self._nudge = asyncio.Event()
         views = AgentViews(
             options=options,
@@ -135,6 +139,7 @@ class Agent:
                 ("workers", self._serve_workers()),
                 ("verdicts", _every(RENEWAL, self._same_node.renew)),
                 ("events", _every(READ_EVERY, self._same_node.read)),
+                ("signs", self._show_signs()),
             )
         ]
         try:
@@ -194,12 +199,19 @@ class Agent:
                 log.warning("node addresses unknown", error=str(error))
             await asyncio.sleep(RECHECK)
 
+    async def _show_signs(self) -> None:
+        """Only an API server has a place for them."""
+        if self._options.access is None:
+            await asyncio.Event().wait()
+            return
+        await self._source.synced.wait()
+        with closing(Marker(self._options.access.client(), self._options.node)) as marker:
+            await Signs(self._options.node, self._mirror, self._enroller, marker).run()
+
     def _source_view(self) -> Json:
         return {
-            "kind": "directory",
-            "path": str(self._options.manifests),
+            **self._source.view(),
             "synced": self._source.synced.is_set(),
-            "present": _is_directory(self._options.manifests),
             "revision": self._feed.revision,
             "errors": {**self._source.errors(), **self._mirror.errors()},
         }
@@ -229,10 +241,3 @@ def _attempt(step: Callable[[], None]) -> None:
         step()
     except OSError as error:
         log.error("step failed, tried again", step=step.__name__, error=str(error))
-
-
-def _is_directory(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False

@@ -21,7 +21,7 @@ from typing import Any
 from kubernetes.informer import ADDED, DELETED, MODIFIED, SharedInformer
 
 from ztunnel.kube.access import Access
-from ztunnel.kube.fields import Object
+from ztunnel.kube.fields import KINDS, Object
 from ztunnel.kube.listwatch import SILENCE, ListWatch, Resource
 from ztunnel.kube.mirror import Mirror
 
@@ -30,15 +30,25 @@ TURN = 200  # events fed before the loop serves others
 LOGGERS = ("kubernetes.informer.informer",)  # tracebacks of what `listwatch` says in a line
 
 
-def resources(node: str) -> tuple[Resource, ...]:
-    """What the agent of a node reads: of nodes only its own. `deploy/` grants exactly this."""
+_SECURITY = "/apis/security.istio.io/v1"
+
+
+def granted(node: str) -> tuple[Resource, ...]:
+    """What the agent of a node may read: of nodes only its own. `deploy/` grants exactly this."""
     return (
         Resource("Namespace", "/api/v1/namespaces"),
         Resource("Node", "/api/v1/nodes", only=f"metadata.name={node}"),
         Resource("Pod", "/api/v1/pods"),
         Resource("Service", "/api/v1/services"),
         Resource("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices"),
+        Resource("AuthorizationPolicy", f"{_SECURITY}/authorizationpolicies", optional=True),
+        Resource("PeerAuthentication", f"{_SECURITY}/peerauthentications", optional=True),
     )
+
+
+def resources(node: str) -> tuple[Resource, ...]:
+    """Of that, what the mirror understands."""
+    return tuple(resource for resource in granted(node) if resource.kind in KINDS)
 
 
 class ApiSource:

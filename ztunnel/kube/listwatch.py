@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import structlog
 from kubernetes.client import ApiException
+from kubernetes.client.exceptions import NotFoundException
 
 from ztunnel.kube.fields import Object
 from ztunnel.kube.trim import Trimmer
@@ -30,6 +31,7 @@ SILENCE = 90.0  # seconds without a byte that end a watch: the server sends book
 CONNECT = 5.0  # seconds
 ANSWER = 60.0  # seconds between bytes of a list
 SHORT = 1.0  # a watch that ends sooner counts as failed, whatever it said
+ABSENT = 30.0  # seconds between looks for a kind that is not installed
 FIRST_DELAY, LAST_DELAY = 0.2, 3.0  # seconds before another attempt
 _MEANT_FOR = 320  # characters of an error that people get to see
 
@@ -38,11 +40,15 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Resource:
-    """A kind and where its objects are; `only` is a field selector."""
+    """A kind and where its objects are; `only` is a field selector.
+
+    An `optional` one may be not installed: then there are none, and it is looked for now and then.
+    """
 
     kind: str
     path: str
     only: str = ""
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,18 @@ class ListWatch:
         try:
             return self._watch(resource_version) if watch else self._list()
         except Exception as error:
+            if self.resource.optional and isinstance(error, NotFoundException):
+                return self._absent(error, watch)
             self._lost(error)
             raise
+
+    def _absent(self, error: Exception, watch: bool) -> Listed:
+        """The kind is not installed. A watch from 0 will tell of all there is, once it is."""
+        self._heard()
+        if not watch:
+            return Listed([], _Version("0"))
+        self._stopped.wait(ABSENT * random.uniform(0.5, 1.0))
+        raise error
 
     def _list(self) -> Listed:
         items: list[Object] = []

@@ -114,6 +114,11 @@ class Mirror:
         """The workload of the pod with this metadata.uid."""
         return self._workloads.get(self._uid_of_pod.get(uid, ""))
 
+    def annotation(self, namespace: str, name: str, annotation: str) -> str:
+        """A pod's annotation; empty when it, or the pod, is not there."""
+        pod = self._pods.get(namespace, {}).get(name)
+        return pod.annotations.get(annotation, "") if pod else ""
+
     def node_addresses(self, node: str) -> list[str]:
         """A node's own addresses, canonical; empty when the node is not known."""
         return list(self._node_addresses.get(node, ()))

@@ -49,6 +49,9 @@ BAD = {
     "log format": (["--log-format", "xml"], "xml"),
     "proxy uid": (["--proxy-uid", "0"], "--proxy-uid"),
     "stray argument": (["now"], "now"),
+    "two sources": (["--in-cluster"], "--in-cluster and --manifests"),
+    "context alone": (["--context", "here"], "--kubeconfig"),
+    "no kubeconfig": (["--kubeconfig", "/nonexistent"], "does not exist"),
 }
 
 
