@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ztunnel agent`: the privileged process of a node, from the command line.
 
-May import click, telemetry, `kube.access`, `ztunnel.agent`; the agent's parts only once it runs.
+May import click, telemetry, `kube.access`, `kube.signing`, `ztunnel.agent`; the agent's parts only
+once it runs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import structlog
 
 from ztunnel.agent.options import Options, SameNode
 from ztunnel.kube.access import Access
+from ztunnel.kube.signing import NAMESPACE
 from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 
@@ -71,9 +73,17 @@ def _only_one(sources: dict[str, object]) -> None:
 )
 @click.option(
     "--ca-dir",
-    required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="CA in the form of Istio's cacerts; made there when there is none.",
+    help="CA in the form of Istio's cacerts; made there when there is none.  "
+    "[default: ask the cluster's signer]",
+)
+@click.option(
+    "--namespace",
+    envvar="POD_NAMESPACE",
+    default=NAMESPACE,
+    show_default=True,
+    callback=_dns_name,
+    help="The mesh's own, where the signer publishes the roots.",
 )
 @click.option(
     "--cgroup",
@@ -132,7 +142,8 @@ def command(
     kubeconfig: Path | None,
     context: str | None,
     manifests: Path | None,
-    ca_dir: Path,
+    ca_dir: Path | None,
+    namespace: str,
     cgroup: Path,
     pin_dir: Path,
     run_dir: Path,
@@ -152,6 +163,8 @@ def command(
     _only_one({"--in-cluster": in_cluster, "--kubeconfig": kubeconfig, "--manifests": manifests})
     if context and not kubeconfig:
         raise click.UsageError("--context chooses within a --kubeconfig; give that too")
+    if manifests and not ca_dir:
+        raise click.UsageError("--manifests needs a --ca-dir: a directory has no signer to ask")
     configure_logs(log_format)
     structlog.contextvars.bind_contextvars(node=node)
     options = Options(
@@ -166,6 +179,7 @@ def command(
         proxy_uid=proxy_uid,
         same_node=SameNode(same_node),
         access=None if manifests else Access(kubeconfig, context),
+        namespace=namespace,
     )
     from ztunnel.agent.run import StartError, main  # noqa: PLC0415  --help needs none of it
 

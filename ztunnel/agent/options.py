@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent is told when it starts. May import mesh and `kube.access`."""
+"""What the agent is told when it starts. May import mesh, `kube.access`, `kube.signing`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ztunnel.kube.access import Access
+from ztunnel.kube.signing import NAMESPACE
 from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
 
 
@@ -24,6 +25,8 @@ class Options:
     """`cgroup` is where the hooks are attached and below which the pods of the node live.
 
     The cluster is learnt of from the API server that `access` leads to, else from `manifests`.
+    Certificates come from a CA in `ca_dir`, else from the signer behind `access`, whose roots are
+    in `namespace`.
     """
 
     node: str
@@ -31,12 +34,13 @@ class Options:
     cgroup: Path
     pin_dir: Path
     run_dir: Path
-    ca_dir: Path
+    ca_dir: Path | None
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     certificate_ttl: timedelta = timedelta(hours=24)
     proxy_uid: int = 1337
     same_node: SameNode = SameNode.DIRECT
     access: Access | None = None
+    namespace: str = NAMESPACE
 
     @property
     def agent_socket(self) -> Path:

@@ -20,6 +20,7 @@ import structlog
 
 from ztunnel.agent import datapath, node
 from ztunnel.agent.admin import Admin, Json
+from ztunnel.agent.certifier import certifier_of
 from ztunnel.agent.datapath import KernelDataPath
 from ztunnel.agent.discovery import Discovery
 from ztunnel.agent.enrol import Enroller
@@ -31,7 +32,6 @@ from ztunnel.agent.source import source_of
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
 from ztunnel.identity import ca
-from ztunnel.identity.signer import DiskSigner
 from ztunnel.identity.store import Store
 from ztunnel.kube.access import AccessError
 from ztunnel.kube.marks import Marker
@@ -91,7 +91,7 @@ class Agent:
         self._options = options
         self._kernel = kernel
         self._loaded = loaded
-        authority = ca.load_or_create(options.ca_dir, options.trust_domain)
+        self._certifier = certifier_of(options)
         self._mirror = Mirror(options.trust_domain, DEFAULT_CLUSTER)
         self._same_node = SameNodeTraffic(kernel, options.same_node, lambda: self._enroller.pods)
         self._enroller = Enroller(
@@ -108,9 +108,7 @@ class Agent:
             workers=lambda: self._workers,
             store=lambda: self._store,
         )
-        self._store = Store(
-            DiskSigner(authority, ttl=options.certificate_ttl), self._feed.certified
-        )
+        self._store = Store(self._certifier.signer, self._feed.certified)
         self._workers = Workers(options.agent_socket, options.proxy_uid, self._feed)
         self._source = source_of(options, self._mirror, self._changed)
         self._nudge = asyncio.Event()
@@ -129,6 +127,7 @@ class Agent:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, or a part fails for good."""
         await self._admin.start()
+        self._certifier.start(self._store.trust)
         parts = [
             asyncio.create_task(part, name=name)
             for name, part in (
@@ -156,6 +155,7 @@ class Agent:
         await self._admin.close()
         self._workers.close()
         await self._store.close()
+        await asyncio.to_thread(self._certifier.close)
         self._enroller.close()
         self._kernel.close()
 
