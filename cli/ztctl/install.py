@@ -96,10 +96,8 @@ def _settings(file: Path | None) -> tuple[MeshSettings, list[Note]]:
     if file is None:
         return MeshSettings(), []
     try:
-        text = (
-            click.get_text_stream("stdin").read() if str(file) == "-" else file.read_text("utf-8")
-        )
-        return meshconfig.read(yaml.safe_load(text))
+        with click.open_file(str(file), encoding="utf-8") as text:
+            return meshconfig.read(yaml.safe_load(text))
     except (MeshConfigError, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise CommandError(f"{file}: {error}") from error
 

@@ -17,10 +17,12 @@ import structlog
 from ztunnel.agent.options import Options, SameNode
 from ztunnel.kube.access import Access
 from ztunnel.kube.signing import NAMESPACE
-from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
+from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN
+from ztunnel.mesh.selectors import Selector, SelectorError, parse
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+OUTBOUND = ("ALLOW_ANY", "REGISTRY_ONLY")  # Istio's outboundTrafficPolicy.mode
 _MAX_NAME = 253  # characters, RFC 1123
 
 
@@ -44,6 +46,13 @@ def _cgroup2(_: click.Context, option: click.Parameter, value: Path | None) -> P
     if not (value / "cgroup.procs").is_file():
         raise click.BadParameter(f"{value} is no cgroup v2 directory; `ztctl check` tells the root")
     return value
+
+
+def _selectors(_: click.Context, option: click.Parameter, value: str) -> tuple[Selector, ...]:
+    try:
+        return parse(value)
+    except SelectorError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _only_one(sources: dict[str, object]) -> None:
@@ -113,6 +122,13 @@ def _only_one(sources: dict[str, object]) -> None:
     help="Of the SPIFFE ids.",
 )
 @click.option(
+    "--root-namespace",
+    default=DEFAULT_ROOT_NAMESPACE,
+    show_default=True,
+    callback=_dns_name,
+    help="Whose policies are in force in the whole mesh.",
+)
+@click.option(
     "--cert-ttl",
     type=click.IntRange(2, 10 * 365 * 86400),
     default=86400,
@@ -134,6 +150,22 @@ def _only_one(sources: dict[str, object]) -> None:
     help="Connections between pods of this node: authorised once and then without the proxy, "
     "or always by mTLS through it.",
 )
+@click.option(
+    "--discovery-selectors",
+    "discovery",
+    default="[]",
+    callback=_selectors,
+    help="Istio's discoverySelectors as JSON: of other namespaces the mesh knows nothing.  "
+    "[default: all]",
+)
+@click.option(
+    "--outbound-traffic-policy",
+    "outbound",
+    type=click.Choice(OUTBOUND),
+    default=OUTBOUND[0],
+    show_default=True,
+    help="REGISTRY_ONLY: apps reach services and workloads, and nothing else.",
+)
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
 def command(
     *,
@@ -148,9 +180,12 @@ def command(
     pin_dir: Path,
     run_dir: Path,
     trust_domain: str,
+    root_namespace: str,
     cert_ttl: int,
     proxy_uid: int,
     same_node: str,
+    discovery: tuple[Selector, ...],
+    outbound: str,
     log_format: str,
 ) -> None:
     """Capture this node's enrolled pods and serve the proxy. Needs root.
@@ -175,11 +210,14 @@ def command(
         run_dir=run_dir,
         ca_dir=ca_dir,
         trust_domain=trust_domain,
+        root_namespace=root_namespace,
         certificate_ttl=timedelta(seconds=cert_ttl),
         proxy_uid=proxy_uid,
         same_node=SameNode(same_node),
         access=None if manifests else Access(kubeconfig, context),
         namespace=namespace,
+        discovery=discovery,
+        registry_only=outbound == OUTBOUND[1],
     )
     from ztunnel.agent.run import StartError, main  # noqa: PLC0415  --help needs none of it
 

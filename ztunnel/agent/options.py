@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ztunnel.kube.access import Access
 from ztunnel.kube.signing import NAMESPACE
-from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
+from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN
+from ztunnel.mesh.selectors import Selector
 
 
 class SameNode(StrEnum):
@@ -41,6 +42,9 @@ class Options:
     same_node: SameNode = SameNode.DIRECT
     access: Access | None = None
     namespace: str = NAMESPACE
+    discovery: tuple[Selector, ...] = ()  # empty: all namespaces
+    registry_only: bool = False
+    root_namespace: str = DEFAULT_ROOT_NAMESPACE  # whose policies are the whole mesh's
 
     @property
     def agent_socket(self) -> Path:

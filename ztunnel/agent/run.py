@@ -36,6 +36,7 @@ from ztunnel.identity.store import Store
 from ztunnel.kube.access import AccessError
 from ztunnel.kube.marks import Marker
 from ztunnel.kube.mirror import Mirror
+from ztunnel.mesh.authorize import Policies
 from ztunnel.mesh.model import DEFAULT_CLUSTER
 
 FIRST_RETRY = 0.05  # seconds until a pod that could not be captured is tried again
@@ -92,8 +93,16 @@ class Agent:
         self._kernel = kernel
         self._loaded = loaded
         self._certifier = certifier_of(options)
-        self._mirror = Mirror(options.trust_domain, DEFAULT_CLUSTER)
-        self._same_node = SameNodeTraffic(kernel, options.same_node, lambda: self._enroller.pods)
+        self._mirror = Mirror(
+            options.trust_domain,
+            DEFAULT_CLUSTER,
+            root_namespace=options.root_namespace,
+            discovery=options.discovery,
+        )
+        self._policies = Policies()
+        self._same_node = SameNodeTraffic(
+            kernel, options.same_node, lambda: self._enroller.pods, self._policies
+        )
         self._enroller = Enroller(
             kernel,
             Discovery(options.cgroup),
@@ -105,8 +114,10 @@ class Agent:
             mirror=self._mirror,
             enroller=self._enroller,
             same_node=self._same_node,
+            policies=self._policies,
             workers=lambda: self._workers,
             store=lambda: self._store,
+            registry_only=options.registry_only,
         )
         self._store = Store(self._certifier.signer, self._feed.certified)
         self._workers = Workers(options.agent_socket, options.proxy_uid, self._feed)

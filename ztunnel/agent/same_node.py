@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pods of this node that speak to each other: authorised once by the proxy, then by the kernel.
 
-    worker: Allowed --believed?--> verdict --> new connections go without the proxy
-    anything changes here ---------> every verdict is void, first of all
+    worker: Allowed --believed? permitted?--> verdict --> new connections go without the proxy
+    anything changes here, or a policy -----> every verdict is void, first of all; live
+                                              connections that are denied now are destroyed
     a pod is captured -------------> what it still has open by verdict is destroyed
     kernel: a connection is over --> a line in the access log, sums
 
@@ -27,8 +28,10 @@ from ztunnel.datapath.events import Ended
 from ztunnel.datapath.layout import DirectState, Ending
 from ztunnel.datapath.verdicts import DirectEntry, Verdict
 from ztunnel.link.messages import Allowed
+from ztunnel.mesh.authorize import Decision, Policies, named
 from ztunnel.mesh.model import Workload
 from ztunnel.mesh.ports import OURS
+from ztunnel.mesh.rules import Asked
 
 LEASE = 5.0  # seconds a verdict outlives its agent
 RENEWAL = 1.0  # seconds between renewals
@@ -53,6 +56,7 @@ class Sums(msgspec.Struct):
 
     verdicts_given: int = 0
     allowed_disbelieved: int = 0
+    denied: int = 0  # live ones that a change of policy ended
     closed: int = 0
     failed: int = 0
     sent: int = 0
@@ -90,8 +94,16 @@ def _contradiction(news: Allowed, source: Pod, target: Pod) -> str:
 class SameNodeTraffic:
     """The verdicts of this node and what becomes of connections by them."""
 
-    def __init__(self, datapath: DataPath, mode: SameNode, pods: Callable[[], list[Pod]]) -> None:
+    def __init__(
+        self,
+        datapath: DataPath,
+        mode: SameNode,
+        pods: Callable[[], list[Pod]],
+        policies: Policies,
+    ) -> None:
         self.sums = Sums()
+        self._policies = policies
+        self._unchecked = True  # connections there may be whose pods we did not know when we looked
         self._datapath = datapath
         self._mode = mode
         self._pods = pods
@@ -103,12 +115,54 @@ class SameNodeTraffic:
         verdict = believe(news, self._pods(), revision, self._mode)
         if isinstance(verdict, Verdict) and _pair(verdict) in self._distrusted:
             verdict = "the last connection by verdict was answered by somebody else"
+        if isinstance(verdict, Verdict):
+            verdict = self._permitted(news, verdict)
         if isinstance(verdict, str):
             self.sums.allowed_disbelieved += 1
             log.debug("no verdict", source=news.source_ip, reason=verdict)
             return
         self._datapath.give_verdict(verdict)
         self.sums.verdicts_given += 1
+
+    def _permitted(self, news: Allowed, verdict: Verdict) -> Verdict | str:
+        """The verdict, if policy allows the connection by our own reckoning too."""
+        target = next(pod for pod in self._pods() if pod.cookie == verdict.destination_cookie)
+        asked = Asked(news.source_ip, news.source_identity, news.destination)
+        decision = self._policies.decide(target.workload, asked)
+        return verdict if decision.allowed else decision.reason
+
+    def recheck(self) -> None:
+        """Policies, or what they rest on, have changed: destroy what is denied now. To be called
+        after `revoke`, so that what is not seen here was not let in by an old verdict."""
+        self._unchecked = False
+        if not len(self._policies):
+            return
+        pods = {pod.cookie: pod for pod in self._pods() if pod.cookie}
+        self._meet_pods()
+        for entry in self._datapath.direct():
+            source, target = pods.get(entry.netns_cookie), pods.get(entry.destination_cookie)
+            if source is None or target is None:
+                self._unchecked = True
+                continue
+            asked = Asked(entry.source.ip, source.workload.identity, entry.destination)
+            decision = self._policies.decide(target.workload, asked)
+            if not decision.allowed:
+                self._deny(entry, decision)
+
+    def _deny(self, entry: DirectEntry, decision: Decision) -> None:
+        self.sums.denied += 1
+        access_log.warning(
+            "denied",
+            direction="inbound",
+            **_fields("src", self._party(entry.netns_cookie, str(entry.source))),
+            **_fields("dst", self._party(entry.destination_cookie, str(entry.destination))),
+            same_node=True,
+            response_flags="DENY",
+            policy=named(decision.policy),
+            **({"rule": f"rules[{decision.rule}]"} if decision.rule >= 0 else {}),
+            error=decision.reason,
+        )
+        self._destroy(entry)
 
     def revoke(self) -> None:
         """Something that verdicts rest on is about to change."""
@@ -126,6 +180,8 @@ class SameNodeTraffic:
         """The agent lives: verdicts go on."""
         self._datapath.renew_verdicts(LEASE)
         self._datapath.purge_verdicts()
+        if self._unchecked:
+            self.recheck()
 
     def read(self) -> None:
         """Take what the kernel tells, log it, add it up."""

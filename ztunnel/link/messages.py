@@ -24,6 +24,7 @@ from enum import StrEnum
 import msgspec
 
 from ztunnel.mesh.model import Service, SocketAddress, Workload
+from ztunnel.mesh.policy import Policy
 
 
 class ListenerKind(StrEnum):
@@ -100,9 +101,12 @@ class MeshDelta(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     services: tuple[Service, ...] = ()
     removed_workloads: tuple[str, ...] = ()  # Workload.uid
     removed_services: tuple[str, ...] = ()  # Service.key
+    policies: tuple[Policy, ...] = ()
+    removed_policies: tuple[str, ...] = ()  # their keys
     reset: bool = False
+    registry_only: bool = False  # with `reset`: apps reach services and workloads only
     complete: bool = False
-    more: bool = False  # further parts of this revision follow
+    more: bool = False  # further parts of this revision follow; all are in force at once
 
 
 class Certificate(msgspec.Struct, frozen=True, tag=True, kw_only=True):

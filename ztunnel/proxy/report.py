@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a worker tells of its connections: the live ones, the sums, one log line at each end.
 
-May import `ztunnel.mesh.model`, `ztunnel.telemetry`, msgspec, structlog and the standard library.
+May import `ztunnel.mesh`, `ztunnel.telemetry`, msgspec, structlog and the standard library.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from enum import StrEnum
 import msgspec
 import structlog
 
+from ztunnel.mesh.authorize import Decision, named
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.telemetry.access import AccessLog
 
@@ -45,6 +46,10 @@ class Record(msgspec.Struct, kw_only=True):
     service: str = ""
     sent: int = 0
     received: int = 0
+    flags: str = ""  # Istio's response flag, DENY when policy ended it
+    policy: str = ""  # which one
+    rule: str = ""
+    dry_run: str = ""  # what policies in dry run would have done
 
 
 class Stats(msgspec.Struct):
@@ -54,6 +59,7 @@ class Stats(msgspec.Struct):
     closed: int = 0
     failed: int = 0
     refused: int = 0
+    denied: int = 0  # by policy, new ones and live ones
     sent: int = 0
     received: int = 0
     handshakes_failed: int = 0
@@ -124,6 +130,36 @@ class Report:
             {"direction": direction.value, "src": source, "dst": destination, "error": reason},
         )
 
+    def denied(
+        self,
+        direction: Direction,
+        source: Party,
+        destination: Party,
+        decision: Decision,
+        *,
+        hbone_addr: str = "",
+        service: str = "",
+    ) -> None:
+        """Policy did not let a connection in; both parties are as far as they are known."""
+        record = Record(
+            id=0,
+            direction=direction,
+            source=source,
+            destination=destination,
+            started=time.time(),
+            hbone_addr=hbone_addr,
+            service=service,
+        )
+        self.mark_denied(record, decision)
+        self._access.write("warning", "denied", _access_fields(record, decision.reason))
+
+    def mark_denied(self, record: Record, decision: Decision) -> None:
+        """Policy is against a connection; its line says which."""
+        self.stats.denied += 1
+        record.flags = "DENY"
+        record.policy = named(decision.policy)
+        record.rule = f"rules[{decision.rule}]" if decision.rule >= 0 else ""
+
     def accept_paused(self) -> None:
         """Descriptors or memory ran out for a moment."""
         self.stats.accepts_paused += 1
@@ -159,5 +195,9 @@ def _access_fields(record: Record, error: str) -> dict[str, object]:
         "bytes_sent": record.sent,
         "bytes_recv": record.received,
         "duration": f"{(time.time() - record.started) * 1000:.0f}ms",
+        "response_flags": record.flags,
+        "policy": record.policy,
+        "rule": record.rule,
+        "dry_run": record.dry_run,
         "error": error,
     }

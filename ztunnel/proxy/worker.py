@@ -72,6 +72,7 @@ class Worker:
         context.told = self._told
         self._index = index
         self._incoming: MeshState | None = None  # a snapshot that is not complete yet
+        self._parts: list[MeshDelta] = []  # of a change that is not complete yet
         self._ready: set[str] = set()  # pods we announced in this session
         self._leaving: list[Pod] = []  # removed, but with live connections
         self._draining = False
@@ -112,20 +113,42 @@ class Worker:
             os.close(fds.pop())
 
     def _mesh_changed(self, delta: MeshDelta) -> None:
-        if delta.reset:
-            self._incoming = MeshState()
-        target = self._incoming if self._incoming is not None else self.context.mesh
-        if target is None:
-            log.warning("mesh delta without snapshot", revision=delta.revision)
-            return
         self._told.revision = 0
-        target.apply(delta)
-        if delta.complete and self._incoming is not None:
-            self.context.mesh, self._incoming = self._incoming, None
-            log.info("mesh synced", revision=delta.revision)
-        if target is self.context.mesh:
-            self._told.revision = 0 if delta.more else delta.revision
-            self.context.pool.retire(self._is_stale, "workload changed", fail_waiting=True)
+        if delta.reset:
+            self._incoming = MeshState(delta.registry_only)
+            self._parts.clear()
+        if self._incoming is not None:
+            self._incoming.apply(delta)
+            if delta.complete:
+                self.context.mesh, self._incoming = self._incoming, None
+                log.info("mesh synced", revision=delta.revision)
+                self._mesh_is_new(delta.revision, recheck=True)
+        elif self.context.mesh is None:
+            log.warning("mesh delta without snapshot", revision=delta.revision)
+        else:
+            self._parts.append(delta)
+            if not delta.more:
+                self._take_parts(self.context.mesh)
+
+    def _take_parts(self, mesh: MeshState) -> None:
+        """Apply a whole change in one turn: between its parts a policy could be gone."""
+        parts, self._parts = self._parts, []
+        for part in parts:
+            mesh.apply(part)
+        self._mesh_is_new(parts[-1].revision, recheck=any(map(self._concerns_policy, parts)))
+
+    def _concerns_policy(self, delta: MeshDelta) -> bool:
+        """Whether other connections may be allowed to our pods than before."""
+        changed = {workload.uid for workload in delta.workloads}.union(delta.removed_workloads)
+        ours = {pod.workload for pod in self.pods.values()}
+        return bool(delta.policies or delta.removed_policies or changed & ours)
+
+    def _mesh_is_new(self, revision: int, *, recheck: bool) -> None:
+        mesh = self.context.mesh
+        if recheck and mesh is not None:
+            self.context.guard.recheck(mesh)
+        self._told.revision = revision
+        self.context.pool.retire(self._is_stale, "workload changed", fail_waiting=True)
 
     def _is_stale(self, key: Key) -> bool:
         """Whether the tunnel's destination is not any more the workload it was made for."""
