@@ -159,6 +159,7 @@ class MeshDelta(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     policies: tuple[Policy, ...] = ()
     removed_policies: tuple[str, ...] = ()  # their keys
     reset: bool = False
+    registry_only: bool = False  # with `reset`: apps reach services and workloads only
     complete: bool = False
     more: bool = False  # further parts of this revision follow; all are in force at once
 

@@ -134,7 +134,7 @@ class Worker:
     def _mesh_changed(self, delta: MeshDelta) -> None:
         self._told.revision = 0
         if delta.reset:
-            self._incoming = MeshState()
+            self._incoming = MeshState(delta.registry_only)
             self._parts.clear()
         if self._incoming is not None:
             self._incoming.apply(delta)
