@@ -62,13 +62,15 @@ SK_LOOKUP = Hook(links.SK_LOOKUP_PROGRAM, ProgramType.SK_LOOKUP, AttachType.SK_L
 SOURCES = (
     "zt_maps.h",
     "zt_lib.h",
-    "zt_udp.h",
+    "dns.h",
+    "udp.h",
+    "udp_dgram.h",
     "connect.c",
+    "dgram.c",
     "sk_lookup.c",
     "sockname.c",
     "sockops.c",
     "sockopt.c",
-    "udp.c",
 )
 
 

@@ -69,7 +69,6 @@ class PodUdp:
         self._timer: Timer = context.loop.call_later(SWEEP, self._sweep)
         for way in self.ways.values():
             context.loop.register(way.sock.fileno(), READ, _Reader(self, way))
-        pod.live.add(self)
 
     # From the app
 
@@ -145,8 +144,8 @@ class PodUdp:
             party(client, source, source.identity),
             party(remote, workload),
             hbone_addr=str(decision.tunnel),
+            protocol="udp",
         )
-        record.protocol = "udp"
         flow = UdpFlow(self, way, pair, record)
         self._keep(flow)
         key = Key(
@@ -220,7 +219,6 @@ class PodUdp:
         if way is None or family_of(accepted.client.ip) != way.family:
             raise OSError(errno.EAFNOSUPPORT, "the client's address is of another family")
         token = socket.inet_aton(self._context.udp_token(way.sock, accepted.client))
-        record.protocol = "udp"
         pair = (way.family, accepted.destination.port, token)
         flow = UdpFlow(self, way, pair, record)
         flow.ended = ended
@@ -276,7 +274,6 @@ class PodUdp:
 
     def _close(self) -> None:
         self._timer.cancel()
-        self._pod.live.discard(self)
         for way in self.ways.values():
             self._context.loop.close(way.sock)
 

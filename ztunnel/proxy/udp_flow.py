@@ -138,16 +138,18 @@ class UdpFlow:
         self._pod.dropped(self)
 
     def _count(self, size: int, *, from_app: bool) -> None:
-        if from_app is self.inbound:
-            self.record.received += size
-        else:
+        if from_app:
             self.record.sent += size
+        else:
+            self.record.received += size
 
     # From the tunnel
 
     def on_response(self, status: int, headers: tuple[Header, ...]) -> None:
         if not 200 <= status <= 299:
             self.end(f"the destination's proxy answered {status}")
+        else:
+            self.record.established = True
 
     def on_data(self, payload: memoryview) -> None:
         tunnel = self._tunnel

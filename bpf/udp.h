@@ -176,6 +176,15 @@ static __always_inline enum zt_udp_way zt_udp_dial(struct bpf_sock_addr *ctx,
 	return way;
 }
 
+/* The socket dials what is not carried. */
+static __always_inline void zt_udp_forget(struct bpf_sock_addr *ctx)
+{
+	struct zt_sock *known = ctx->sk ? zt_socks.sk_storage_get(ctx->sk, 0, 0) : 0;
+
+	if (known && known->role == ZT_ROLE_REDIRECTED)
+		known->role = ZT_ROLE_NONE;
+}
+
 /* Where the app wants to send. */
 static __always_inline void zt_remote4(struct bpf_sock_addr *ctx, struct zt_udp_remote *remote)
 {

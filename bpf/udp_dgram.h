@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * cgroup/sendmsg4, sendmsg6, recvmsg4, recvmsg6: datagrams of sockets that are not connected. A
- * v4-mapped destination of an IPv6 socket passes through sendmsg4, its answers through recvmsg6.
+ * Carried UDP, one datagram at a time: where an app sends it, from whom an app reads it. What
+ * goes to a v4-mapped destination of an IPv6 socket is sent as IPv4 and read as IPv6.
  */
-#include "zt_udp.h"
+#ifndef ZT_UDP_DGRAM_H
+#define ZT_UDP_DGRAM_H
 
-int zt_sendmsg4(struct bpf_sock_addr *ctx)
+#include "udp.h"
+
+static __always_inline int zt_udp_sendmsg4(struct bpf_sock_addr *ctx)
 {
 	struct zt_udp_remote remote = {};
 	struct zt_udp_peer peer = {};
@@ -33,7 +36,7 @@ static __always_inline struct zt_udp_remote *zt_true_source(struct bpf_sock_addr
 	return remote && zt_is_mapped(remote->ip) ? remote : 0;
 }
 
-int zt_recvmsg4(struct bpf_sock_addr *ctx)
+static __always_inline int zt_udp_recvmsg4(struct bpf_sock_addr *ctx)
 {
 	struct zt_udp_remote *remote = zt_true_source(ctx, ctx->user_ip4);
 
@@ -44,7 +47,7 @@ int zt_recvmsg4(struct bpf_sock_addr *ctx)
 	return ZT_ALLOW;
 }
 
-int zt_sendmsg6(struct bpf_sock_addr *ctx)
+static __always_inline int zt_udp_sendmsg6(struct bpf_sock_addr *ctx)
 {
 	struct zt_udp_remote remote = {};
 	struct zt_udp_peer peer = {};
@@ -144,7 +147,7 @@ static __always_inline void zt_native6(struct bpf_sock_addr *ctx, const __u8 ip[
 		zt_show6(ctx, known->ip, known->port);
 }
 
-int zt_recvmsg6(struct bpf_sock_addr *ctx)
+static __always_inline int zt_udp_recvmsg6(struct bpf_sock_addr *ctx)
 {
 	struct zt_udp_remote *remote;
 	__u8 ip[16];
@@ -161,3 +164,5 @@ int zt_recvmsg6(struct bpf_sock_addr *ctx)
 	}
 	return ZT_ALLOW;
 }
+
+#endif
