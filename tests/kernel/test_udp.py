@@ -16,7 +16,8 @@ import pytest
 
 from tests.kernel.pocket import PEER4, PEER6, POD4, POD6, Pocket
 from ztunnel.datapath import netns, sockopt
-from ztunnel.datapath.udp import IP_PKTINFO, UdpMaps, udp_sockets
+from ztunnel.datapath.sockopt import IP_PKTINFO
+from ztunnel.datapath.udp import UdpMaps, udp_sockets
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.udp_way import CONTROL_SPACE, Way4, Way6
 
@@ -124,7 +125,7 @@ def test_unconnected_socket_reaches_several_destinations(
 ) -> None:
     one, two = AWAY[family], AWAY2[family]
     with _app(pocket, family) as app:
-        for ip, port in ((one, 53), (two, 53), (one, 99), (one, 53)):
+        for ip, port in ((one, 54), (two, 54), (one, 99), (one, 54)):
             app.sendto(b"to %s" % ip.encode(), (ip, port))
             assert proxy.destined(family) == (b"to %s" % ip.encode(), SocketAddress(ip, port))
 

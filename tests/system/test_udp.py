@@ -16,6 +16,7 @@ from tests.system.harness import APPS, addresses, proxy_log, python_pod, until
 from tests.system.test_wire import _lines, capture
 from ztunnel.lab import Lab
 
+FAMILIES = pytest.mark.parametrize("family", [4, 6])
 ECHO, WHOAMI, WHOAMI_DUAL, CONNECTED, COUNT = 7100, 7101, 7102, 7103, 7104
 
 
@@ -53,9 +54,10 @@ def say(
     return said
 
 
-def test_datagrams_cross_the_wire_in_tls_only(udp: Lab, tmp_path: Path) -> None:
+@FAMILIES
+def test_datagrams_cross_the_wire_in_tls_only(udp: Lab, tmp_path: Path, family: int) -> None:
     token = secrets.token_hex(32)
-    mine, target = addresses(udp, "client")[4], addresses(udp, "udp-far")[4]
+    mine, target = addresses(udp, "client")[family], addresses(udp, "udp-far")[family]
     pcap = tmp_path / "wire.pcap"
     with capture(udp, pcap):
         said = say(udp, "echo", target, ECHO, token)
@@ -83,11 +85,12 @@ def test_the_unenrolled_reach_a_pod_of_the_mesh_as_before(udp: Lab) -> None:
     assert said["server"][0] == mine
 
 
+@FAMILIES
 @pytest.mark.parametrize("port", [WHOAMI, WHOAMI_DUAL])
-def test_both_sides_see_the_true_addresses(udp: Lab, port: int) -> None:
-    mine, target = addresses(udp, "client")[4], addresses(udp, "udp-far")[4]
+def test_both_sides_see_the_true_addresses(udp: Lab, port: int, family: int) -> None:
+    mine, target = addresses(udp, "client")[family], addresses(udp, "udp-far")[family]
     said = say(udp, "names", target, port)
-    shown = mine if port == WHOAMI else f"::ffff:{mine}"
+    shown = f"::ffff:{mine}" if (port, family) == (WHOAMI_DUAL, 4) else mine
     assert said["getpeername"] == said["source"] == [target, port]
     assert said["getsockname"][0] == mine
     assert said["server"] == [shown, said["getsockname"][1]]
@@ -101,23 +104,26 @@ def test_v4_mapped_destinations(udp: Lab) -> None:
     assert said["getpeername"] == [mapped, WHOAMI]
 
 
-def test_one_socket_several_destinations_in_and_out_of_the_mesh(udp: Lab) -> None:
+@FAMILIES
+def test_one_socket_several_destinations_in_and_out_of_the_mesh(udp: Lab, family: int) -> None:
     pods = [("udp-far", "default"), ("udp-far2", "default"), ("udp-near", "default")]
-    targets = [addresses(udp, *pod)[4] for pod in [*pods, ("udp-far", "plain"), pods[0]]]
+    targets = [addresses(udp, *pod)[family] for pod in [*pods, ("udp-far", "plain"), pods[0]]]
     said = say(udp, "several", targets[0], ECHO, ",".join(targets[1:]))
     assert said["answers"] == [[target, target] for target in targets]
 
 
-def test_server_that_answers_by_a_connected_socket(udp: Lab) -> None:
-    said = say(udp, "bounce", addresses(udp, "udp-far")[4], CONNECTED, "hello")
+@FAMILIES
+def test_server_that_answers_by_a_connected_socket(udp: Lab, family: int) -> None:
+    said = say(udp, "bounce", addresses(udp, "udp-far")[family], CONNECTED, "hello")
     assert said["first"]["heard"] == "hello"
-    assert said["first"]["getpeername"][0] == addresses(udp, "client")[4]
+    assert said["first"]["getpeername"][0] == addresses(udp, "client")[family]
     assert said["second"] == "again"
 
 
-def test_every_size_up_to_the_largest(udp: Lab) -> None:
+@FAMILIES
+def test_every_size_up_to_the_largest(udp: Lab, family: int) -> None:
     wanted = [0, 1, 1399, 1472, 1473, 8972, 32_768, 65_507]
-    target = addresses(udp, "udp-far")[4]
+    target = addresses(udp, "udp-far")[family]
     assert say(udp, "sizes", target, ECHO, ",".join(map(str, wanted)))["same"] == wanted
 
 
@@ -165,3 +171,26 @@ def test_udp_goes_on_while_the_agent_restarts(udp: Lab) -> None:
     assert say(udp, "echo", target, ECHO, "without")["said"] == "without"
     udp.start("node1", "agent")
     assert say(udp, "echo", target, ECHO, "after")["said"] == "after"
+
+
+def test_policy_judges_udp_as_it_does_tcp(udp: Lab) -> None:
+    """A denied flow gets nothing, one that was let in before is ended."""
+    target = addresses(udp, "udp-far2")[4]
+    assert say(udp, "refused", target, ECHO)["end"] == "answered"
+    deny = {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": "no-echo", "namespace": "default"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "udp-far2"}},
+            "action": "DENY",
+            "rules": [{"to": [{"operation": {"ports": [str(ECHO)]}}]}],
+        },
+    }
+    assert udp.apply(deny) == []
+    try:
+        until(lambda: say(udp, "refused", target, ECHO)["end"] == "silence", "the denial")
+        assert say(udp, "names", target, WHOAMI)["source"] == [target, WHOAMI]
+    finally:
+        udp.delete("AuthorizationPolicy", "no-echo")
+    until(lambda: say(udp, "refused", target, ECHO)["end"] == "answered", "UDP to be back")

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from ztunnel.mesh.model import SocketAddress
 
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h, and IP6T_SO_ORIGINAL_DST in netfilter_ipv6
+IP_PKTINFO = 8  # linux/in.h; Python has no name for it
 ZT_LEVEL = 0x5A54  # "ZT": a level no protocol uses; bpf/zt_maps.h says the same
 ZT_CLIENT = 1
 ZT_UDP_REMOTE = 2

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ztunnel.datapath import layout, netns
 from ztunnel.datapath.maps import Maps
+from ztunnel.datapath.sockopt import IP_PKTINFO
 from ztunnel.datapath.syscall import RawMap
 
 MAX_WORKERS = layout.UDP_PORTS
@@ -25,8 +26,7 @@ RECEIVE_BUFFER = 4 * 1024 * 1024  # bytes of one pod's datagrams that wait for a
 PORT_ATTEMPTS = 8  # IPv4's free port may be taken in IPv6
 _COOKIE = 8
 _ADDRESS = 16
-IP_PKTINFO = 8  # linux/in.h; Python has no names for these
-_SO_LOCK_FILTER = 44  # asm-generic/socket.h
+_SO_LOCK_FILTER = 44  # asm-generic/socket.h; Python has no names for these
 _SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
 _IPV6_FREEBIND = 78  # linux/in6.h; needs no capability

@@ -5,7 +5,7 @@
     IPv6: the token is the source it came from, with where the app's socket truly is; an answer is
           sent from the token, or from [::1] to a socket that is connected there.
 
-May import the standard library and `ztunnel.datapath.udp`.
+May import the standard library and `ztunnel.datapath.sockopt`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from ztunnel.datapath.udp import IP_PKTINFO
+from ztunnel.datapath.sockopt import IP_PKTINFO
 
 Control = list[tuple[int, int, bytes]]
 Address = tuple[str, int]

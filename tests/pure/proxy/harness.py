@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ztunnel.datapath.udp import IP_PKTINFO
+from ztunnel.datapath.sockopt import IP_PKTINFO
 from ztunnel.link.channel import Channel
 from ztunnel.link.messages import (
     Allowed,
