@@ -17,6 +17,7 @@ import structlog
 
 from ztunnel.agent import chunks
 from ztunnel.agent.enrol import Enroller
+from ztunnel.agent.leaving import Leaving
 from ztunnel.agent.same_node import SameNodeTraffic
 from ztunnel.agent.workers import Session, Workers
 from ztunnel.identity.store import KeyPair, Store
@@ -29,7 +30,7 @@ from ztunnel.link.messages import (
     MeshDelta,
     NeedSockets,
 )
-from ztunnel.mesh.model import TunnelProtocol, Workload
+from ztunnel.mesh.model import Workload
 
 log = structlog.get_logger()
 
@@ -54,6 +55,7 @@ class Feed:
         self._same_node = same_node
         self._workers = workers
         self._store = store
+        self._leaving = Leaving(self._take_local)
         self._local_uids: set[str] = set()
         self._local: tuple[dict[str, Workload], set[str]] | None = None
 
@@ -122,11 +124,7 @@ class Feed:
     def _take_local(self) -> None:
         """This node's pods, if anything about them is new."""
         pods = self._mirror.pods_on(self._node)
-        enrolled = {
-            pod.pod_uid: pod
-            for pod in pods
-            if pod.protocol is TunnelProtocol.HBONE and not pod.host_network
-        }
+        enrolled = self._leaving.kept(pods, set(self._local[0] if self._local else ()))
         local = enrolled, {pod.pod_uid for pod in pods}
         if local == self._local:
             return

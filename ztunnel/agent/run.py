@@ -92,7 +92,9 @@ class Agent:
         self._kernel = kernel
         self._loaded = loaded
         authority = ca.load_or_create(options.ca_dir, options.trust_domain)
-        self._mirror = Mirror(options.trust_domain, DEFAULT_CLUSTER)
+        self._mirror = Mirror(
+            options.trust_domain, DEFAULT_CLUSTER, marks=options.access is not None
+        )
         self._same_node = SameNodeTraffic(kernel, options.same_node, lambda: self._enroller.pods)
         self._enroller = Enroller(
             kernel,

@@ -43,9 +43,15 @@ class Mirror:
     """All workloads and services of one cluster."""
 
     def __init__(
-        self, trust_domain: str, cluster: str, cluster_domain: str = "cluster.local"
+        self,
+        trust_domain: str,
+        cluster: str,
+        cluster_domain: str = "cluster.local",
+        *,
+        marks: bool = False,
     ) -> None:
-        self._cluster = translate.Cluster(trust_domain, cluster, cluster_domain)
+        """`marks`: see `translate.Cluster`."""
+        self._cluster = translate.Cluster(trust_domain, cluster, cluster_domain, marks)
         self._workloads: Tracked[Workload] = Tracked()
         self._services: Tracked[Service] = Tracked()
         self._errors: dict[str, str] = {}
