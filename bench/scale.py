@@ -338,6 +338,7 @@ def change_pods(
 ) -> dict[str, Any]:
     """Label other pods at a rate; when each is seen by the worker."""
     sent: dict[str, float] = {}
+    taken: dict[str, float] = {}
     numbers = itertools.count()
     first, begin = len(worker.seen), time.monotonic()
     deltas = worker.deltas
@@ -353,6 +354,7 @@ def change_pods(
             body = {"metadata": {"labels": {"bench": name}}}
             sent[name] = time.monotonic()
             said = write(connection, "PATCH", pod_path(hash(name) % args.pods), body)
+            taken[name] = time.monotonic()
             if said:
                 raise SystemExit(said)
         connection.close()
@@ -368,13 +370,15 @@ def change_pods(
     while any(name not in worker.seen for name in list(sent)) and time.monotonic() < deadline:
         time.sleep(0.05)
     late = [worker.seen[name] - at for name, at in sent.items() if name in worker.seen]
+    after = [max(worker.seen[name] - at, 0) for name, at in taken.items() if name in worker.seen]
     return {
         "wanted_per_second": rate,
         "written_per_second": round(len(sent) / took, 1),
         "changes": len(sent),
         "unseen": len(sent) - len(late),  # joined with a later one of the same pod
         "messages": worker.deltas - deltas,
-        **quantiles(late),
+        "ms_since_sent": quantiles(late),
+        "ms_since_answered": quantiles(after),  # what the watch, the agent and the worker take
     }
 
 
@@ -408,7 +412,7 @@ def capture(server: ApiServer, agent: AgentProcess, times: int = 30) -> dict[str
         process.kill()
         process.wait()
         connection.close()
-    return {"times": times, **quantiles(samples)}
+    return {"times": times, "ms_since_sent": quantiles(samples)}
 
 
 def mode(value: str) -> dict[str, Any]:
@@ -417,6 +421,7 @@ def mode(value: str) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     results: dict[str, Any] = {"pods": args.pods, "services": args.services, "nodes": args.nodes}
+    results["load_average_before"] = os.getloadavg()[0]
     with ExitStack() as stack:
         (directory / "cluster").mkdir()
         server = stack.enter_context(ApiServer(directory / "cluster"))
@@ -439,6 +444,7 @@ def measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
         results["known"] = {"workloads": known[0], "services": known[1]}
         results["memory_mb_synced"] = agent.memory()
         say(f"scale: synced: {results}")
+        results["load_average_then"] = os.getloadavg()[0]
         results["quiet"] = change_pods(server, worker, args, 10, args.seconds)
         say(f"scale: quiet: {results['quiet']}")
         before = agent.cpu(), time.monotonic()
