@@ -9,7 +9,7 @@ help:
 	@echo 'make test    install what is missing, run the whole suite'
 	@echo 'make setup   install what is missing: packages by apt, the rest into .venv'
 	@echo 'make lint    style, types, layer contract'
-	@echo 'make bench   run the measurements of bench/'
+	@echo 'make bench   install peers, measure us beside them; BENCH=quick takes two minutes'
 	@echo 'make clean   remove the venv and caches; packages stay'
 
 setup:
@@ -18,14 +18,17 @@ setup:
 demo: setup
 	@scripts/demo
 
-test: setup
+test:
+	@scripts/setup test
 	@scripts/test
 
-lint: setup
+lint:
+	@scripts/setup test
 	@scripts/lint
 
-bench: setup
-	@for each in bench/*.py; do echo "bench: $$each"; .venv/bin/python "$$each" || exit 1; done
+bench:
+	@scripts/setup bench
+	@.venv/bin/python -m bench
 
 clean:
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

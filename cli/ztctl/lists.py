@@ -84,6 +84,7 @@ WORKLOADS = Listing(
         Column("ADDRESSES", "addresses"),
         Column("READY", "ready"),
         Column("IDENTITY", "identity"),
+        Column("NOT CAPTURED", "capture_refused"),
     ),
     per_node=False,
 )

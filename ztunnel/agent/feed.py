@@ -49,7 +49,10 @@ class Feed:
         policies: Policies,
         workers: Callable[[], Workers],
         store: Callable[[], Store],
+        greet: Callable[[Session], None] = lambda _: None,
+        registry_only: bool = False,
     ) -> None:
+        """`greet` says to a worker that joins what it must know first."""
         self.revision = 0
         self._node = node
         self._mirror = mirror
@@ -58,6 +61,8 @@ class Feed:
         self._policies = policies
         self._workers = workers
         self._store = store
+        self._greet = greet
+        self._registry_only = registry_only
         self._local_uids: set[str] = set()
         self._local: tuple[dict[str, Workload], set[str]] | None = None
 
@@ -98,8 +103,15 @@ class Feed:
 
     def joined(self, session: Session) -> None:
         """Snapshot, certificates, pods: in this order a worker can serve each pod at once."""
+        self._greet(session)
         now = self._mirror.snapshot()
-        for part in chunks.snapshot(self.revision, now.workloads, now.services, now.policies):
+        for part in chunks.snapshot(
+            self.revision,
+            now.workloads,
+            now.services,
+            now.policies,
+            registry_only=self._registry_only,
+        ):
             packet = session.encode(part)
             session.allow(len(packet))
             session.send_packet(packet)
