@@ -14,7 +14,9 @@ from subprocess import Popen
 import pytest
 
 from tests.system.harness import APPS, addresses, client, named, python_pod, until
+from tests.system.harness import proxy_log
 from tests.system.scrape import Page, readiness, scrape
+from tests.system.test_ztctl import ztctl
 from ztunnel.lab import Lab
 from ztunnel.lab.components import Component, admin_get
 from ztunnel.lab.lab import demo_manifests
@@ -171,6 +173,32 @@ def test_no_key_is_in_the_dump(lab: Lab) -> None:
     assert status == 200
     assert {"status", "workloads", "services", "pods", "certificates"} <= set(dump)
     assert "PRIVATE" not in json.dumps(dump)
+
+
+def test_levels_are_changed_while_the_node_runs(lab: Lab) -> None:
+    target, node = addresses(lab, "server")[4], ("--node", "node1")
+
+    def lines() -> int:
+        return proxy_log(lab, "node1").count(f"dst.hbone_addr={target}:7000")
+
+    def said() -> int:
+        before = lines()
+        client(lab, "client", "echo", target, 7000, "x")
+        opened = scrape(lab, "node1")  # it makes the workers speak: what was is written
+        assert opened.total(OPENED) > 0
+        return lines() - before
+
+    assert said() == 1
+    try:
+        done = ztctl(lab, *node, "log", "level", "access/default=warning", "process=debug")
+        assert done.returncode == 0, done.stderr
+        assert "access/default" in done.stdout
+        assert said() == 0
+        (dump,) = json.loads(ztctl(lab, *node, "config", "dump").stdout).values()
+        assert dump["log"]["namespaces"] == {"default": {"level": "warning", "sample": 1.0}}
+    finally:
+        ztctl(lab, *node, "log", "level", "access/default=default", "process=default")
+    assert said() == 1
 
 
 class held:  # noqa: N801  a context manager

@@ -173,6 +173,8 @@ class InboundStream:
                 ends=ends,
             )
             self._record.dry_run = decision.dry_run
+            if report.tracer is not None:
+                self._record.trace = _traceparent(self._request)
             self._begin(accepted)
             return
         report.denied(
@@ -305,3 +307,8 @@ class InboundStream:
                 self._request.authority.decode("latin-1"),
                 error,
             )
+
+
+def _traceparent(request: RequestReceived) -> str:
+    found = next((value for name, value in request.headers if name == b"traceparent"), b"")
+    return found.decode("latin-1")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Grafana dashboard asks only for metrics and labels that exist, and the docs name all of them."""
+"""The Grafana dashboard asks only for what exists, and the docs name every metric."""
 
 from __future__ import annotations
 

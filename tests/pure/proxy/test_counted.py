@@ -10,7 +10,7 @@ import pytest
 
 from tests.pure.proxy.conftest import Pair
 from tests.pure.proxy.harness import Node, wait_for
-from ztunnel.link.messages import Count
+from ztunnel.link.messages import AccessRule, Count, Logging, LogLevel
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy import counted
 from ztunnel.proxy.counted import Teller
@@ -133,6 +133,28 @@ def test_drain_tells_the_last_of_it_before_the_worker_ends(pair: Pair) -> None:
     rows = pair.a.agent.rows()
     assert sum(row.opened for row in rows) == 1
     assert sum(row.sent for row in rows) == len(b"last words")
+
+
+def test_access_lines_are_what_the_agent_says(
+    pair: Pair, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def lines(settings: Logging) -> int:
+        pair.a.agent.send(settings)
+        wait_for(lambda: pair.a.context.report.access.settings == settings)
+        capfd.readouterr()
+        client, server = pair.a.dial(), pair.app.accept()
+        client.close()
+        server.close()
+        wait_for(lambda: not pair.a.context.report.live())
+        pair.a.query("stats")  # a turn later what it wrote is written
+        return capfd.readouterr().err.count("direction=outbound")
+
+    off = AccessRule(LogLevel.OFF)
+    assert lines(Logging()) == 1
+    assert lines(Logging(access=off)) == 0
+    assert lines(Logging(access=AccessRule(sample=0))) == 0
+    assert lines(Logging(access=off, namespaces={"test": AccessRule()})) == 1
+    assert lines(Logging(namespaces={"test": off})) == 0
 
 
 # The teller, without a worker
