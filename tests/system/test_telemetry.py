@@ -13,8 +13,7 @@ from subprocess import Popen
 
 import pytest
 
-from tests.system.harness import APPS, addresses, client, named, python_pod, until
-from tests.system.harness import proxy_log
+from tests.system.harness import APPS, addresses, client, named, proxy_log, python_pod, until
 from tests.system.scrape import Page, readiness, scrape
 from tests.system.test_ztctl import ztctl
 from ztunnel.lab import Lab

@@ -93,8 +93,13 @@ class HboneConnection:
 
     def handshake_failed(self, handshake: Handshake, reason: str) -> None:
         self._server.handshake_over(handshake)
+        mesh = self.context.mesh
         self.context.report.handshake_failed(
-            Direction.INBOUND, str(self.peer_address), str(self.local_address), reason
+            Direction.INBOUND,
+            str(self.peer_address),
+            str(self.local_address),
+            reason,
+            Ends(None, mesh.workload(self.pod.workload) if mesh is not None else None),
         )
 
     def on_request(self, tunnel: Tunnel, request: RequestReceived) -> None:

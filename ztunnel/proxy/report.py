@@ -230,10 +230,12 @@ class Report:
         self.stats.accepts_paused += 1
 
     def handshake_failed(
-        self, direction: Direction, source: str, destination: str, why: str
+        self, direction: Direction, source: str, destination: str, why: str, ends: Ends
     ) -> None:
         """Quiet, because anybody who reaches the port can cause it."""
         self.stats.handshakes_failed += 1
+        series = self._counts.series(_REPORTERS[direction], ends)
+        self._counts.refused(series, flag_of(why, established=False))
         log.debug(
             "handshake failed", direction=direction.value, src=source, dst=destination, error=why
         )

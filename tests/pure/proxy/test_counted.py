@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 
 import msgspec
 import pytest
 
 from tests.pure.proxy.conftest import Pair
-from tests.pure.proxy.harness import Node, wait_for
+from tests.pure.proxy.harness import DEADLINE, Node, wait_for
 from ztunnel.link.messages import AccessRule, Count, Logging, LogLevel
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.proxy import counted
+from ztunnel.proxy import counted, tls
 from ztunnel.proxy.counted import Teller
 from ztunnel.telemetry.labels import LABELS
 
@@ -100,6 +101,32 @@ def test_another_identity_than_expected_counts_as_identity_error(fresh_pair: Pai
         a.dial().recv(1)
     wait_for(lambda: sums(a)["failed"])
     assert flags(a) == {"IDENTITY_ERROR": 1}
+
+
+def test_a_peer_that_speaks_no_http2_counts_as_that(fresh_pair: Pair) -> None:
+    a, b = fresh_pair.a, fresh_pair.b
+    a.start(fresh_pair.authority.issue(a.me.identity))
+    peer = tls.credentials(fresh_pair.authority.issue(b.me.identity)).server
+    with socket.create_server((b.ip, 15008)) as listener:
+        listener.settimeout(DEADLINE)
+        client = a.dial()
+        sock, _ = listener.accept()
+        sock.settimeout(DEADLINE)
+        with peer.wrap_socket(sock, server_side=True) as session:
+            session.sendall(b"SSH-2.0-not what you think\r\n")
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+    wait_for(lambda: sums(a)["failed"])
+    assert flags(a) == {"H2_HANDSHAKE_FAILURE": 1}
+
+
+def test_what_is_no_tls_counts_at_its_destination(pair: Pair) -> None:
+    with socket.create_connection((pair.b.ip, 15008), DEADLINE) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        wait_for(lambda: sums(pair.b)["failed"])
+    assert flags(pair.b) == {"TLS_FAILURE": 1}
+    (row,) = labels(pair.b)
+    assert (row["source_workload"], row["destination_workload"]) == ("unknown", "b")
 
 
 def test_counts_wait_for_an_agent_and_are_told_once(pair: Pair) -> None:
