@@ -9,17 +9,18 @@ import contextlib
 import signal
 import ssl
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 from cryptography import x509
 
 from tests.cluster.mesh import Mesh, until
 from tests.cluster.server import ApiServer
+from ztunnel.agent.certifier import certifier_of
+from ztunnel.agent.options import Options
 from ztunnel.identity import ca
 from ztunnel.identity.store import KeyPair, Store
-from ztunnel.kube.csr import CsrSigner
-from ztunnel.kube.roots import RootsSource
+from ztunnel.kube.access import Access
 from ztunnel.kube.signing import NAMESPACE, PLUGGED_CA, SELF_MADE_CA
 from ztunnel.link.messages import Certificate
 from ztunnel.proxy import tls
@@ -154,17 +155,27 @@ async def _connect_while_rotating(mesh: Mesh, new: dict[str, bytes], before: byt
 @contextlib.asynccontextmanager
 async def _node(mesh: Mesh, node: str, identity: str) -> AsyncIterator[list[KeyPair]]:
     """An agent's certificates, the newest last."""
-    api = mesh.server.client(mesh.agent(node))
+    nowhere = mesh.server.directory / "unused"
+    certifier = certifier_of(
+        Options(
+            node=node,
+            manifests=None,
+            cgroup=nowhere,
+            pin_dir=nowhere,
+            run_dir=nowhere,
+            ca_dir=None,
+            access=Access(mesh.agent(node)),
+        )
+    )
     pairs: list[KeyPair] = []
-    store = Store(CsrSigner(api, lambda: roots.bundle, timedelta(hours=1)), pairs.append)
-    roots = RootsSource(api, NAMESPACE, store.trust)
-    roots.start()
+    store = Store(certifier.signer, pairs.append)
+    certifier.start(store.trust)
     store.ensure(identity)
     try:
         yield pairs
     finally:
         await store.close()
-        roots.close()
+        await asyncio.to_thread(certifier.close)
 
 
 def handshake(client: KeyPair, server: KeyPair) -> None:

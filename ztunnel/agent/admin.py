@@ -9,6 +9,9 @@
     GET /v1/certificates  {"certificates": [identity.store.Status, ...]}
     GET /v1/connections   {"connections": [proxy.report.Record and "worker", ...],
                            "unanswered": [worker pid, ...]}
+    GET /v1/policies      {"policies": [agent.whatif rows]}
+    GET /v1/policy        ?name=: the same of these, with the "workloads" they take; or {"error"}
+    GET /v1/policy/test   ?from=&to=: what would become of a connection, see `agent.whatif`
     GET /v1/tunnels       {"tunnels": [...], "unanswered": [...]}
     GET /v1/log           {"process": level, "access": {"level", "sample"}, "namespaces": {...}}
     PATCH /v1/log         the same with what is to change, null for back to the default; the result
@@ -23,7 +26,7 @@ May import aiohttp, msgspec.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +48,9 @@ class Views(Protocol):
     def services(self) -> Json: ...
     def pods(self) -> Json: ...
     def certificates(self) -> Json: ...
+    def policies(self) -> Json: ...
+    def policy(self, query: Mapping[str, str]) -> Json: ...
+    def policy_test(self, query: Mapping[str, str]) -> Json: ...
     async def ask_workers(self, what: str) -> Json: ...
 
 
@@ -90,9 +96,12 @@ class Admin:
             ("/v1/services", views.services),
             ("/v1/pods", views.pods),
             ("/v1/certificates", views.certificates),
+            ("/v1/policies", views.policies),
             ("/config_dump", self._dump),
         ):
             application.router.add_get(path, _handler(view))
+        for path, asked in (("/v1/policy", views.policy), ("/v1/policy/test", views.policy_test)):
+            application.router.add_get(path, _query_handler(asked))
         for what in ("connections", "tunnels"):
             application.router.add_get(f"/v1/{what}", self._worker_handler(what))
         application.router.add_get("/healthz/ready", self._ready)
@@ -126,6 +135,7 @@ class Admin:
             **views.certificates(),
             **views.workloads(),
             **views.services(),
+            **views.policies(),
         }
 
 
@@ -139,6 +149,15 @@ def ready_answer(waiting_for: list[str]) -> web.Response:
 def _handler(view: Callable[[], Json]) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(_: web.Request) -> web.Response:
         return _answer(view())
+
+    return handle
+
+
+def _query_handler(
+    view: Callable[[Mapping[str, str]], Json],
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handle(request: web.Request) -> web.Response:
+        return _answer(view(request.query))
 
     return handle
 

@@ -28,6 +28,8 @@ def snapshot(
     workloads: Iterable[Workload],
     services: Iterable[Service],
     policies: Iterable[Policy] = (),
+    *,
+    registry_only: bool = False,
 ) -> Iterator[MeshDelta]:
     """All of the state: the first message has `reset`, the last one `complete`."""
     parts = list(_parts([*workloads, *services, *policies])) or [[]]
@@ -38,6 +40,7 @@ def snapshot(
             services=_services(part),
             policies=_policies(part),
             reset=index == 0,
+            registry_only=registry_only and index == 0,
             complete=index == len(parts) - 1,
         )
 

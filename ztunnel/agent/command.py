@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ztunnel agent`: the privileged process of a node, from the command line.
 
-May import click, telemetry, `kube.access`, `ztunnel.agent`; the agent's parts only once it runs.
+May import click, telemetry, `kube.access`, `kube.signing`, `ztunnel.agent`; the agent's parts only
+once it runs.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import structlog
 
 from ztunnel.agent.options import Options, SameNode
 from ztunnel.kube.access import Access
+from ztunnel.kube.signing import NAMESPACE
 from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN
+from ztunnel.mesh.selectors import Selector, SelectorError, parse
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+OUTBOUND = ("ALLOW_ANY", "REGISTRY_ONLY")  # Istio's outboundTrafficPolicy.mode
 _MAX_NAME = 253  # characters, RFC 1123
 
 
@@ -42,6 +46,13 @@ def _cgroup2(_: click.Context, option: click.Parameter, value: Path | None) -> P
     if not (value / "cgroup.procs").is_file():
         raise click.BadParameter(f"{value} is no cgroup v2 directory; `ztctl check` tells the root")
     return value
+
+
+def _selectors(_: click.Context, option: click.Parameter, value: str) -> tuple[Selector, ...]:
+    try:
+        return parse(value)
+    except SelectorError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _only_one(sources: dict[str, object]) -> None:
@@ -71,9 +82,17 @@ def _only_one(sources: dict[str, object]) -> None:
 )
 @click.option(
     "--ca-dir",
-    required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="CA in the form of Istio's cacerts; made there when there is none.",
+    help="CA in the form of Istio's cacerts; made there when there is none.  "
+    "[default: ask the cluster's signer]",
+)
+@click.option(
+    "--namespace",
+    envvar="POD_NAMESPACE",
+    default=NAMESPACE,
+    show_default=True,
+    callback=_dns_name,
+    help="The mesh's own, where the signer publishes the roots.",
 )
 @click.option(
     "--cgroup",
@@ -170,6 +189,22 @@ def _only_one(sources: dict[str, object]) -> None:
     show_default=True,
     help="Let the kernel time the BPF programs: all of the machine's, and each run costs more.",
 )
+@click.option(
+    "--discovery-selectors",
+    "discovery",
+    default="[]",
+    callback=_selectors,
+    help="Istio's discoverySelectors as JSON: of other namespaces the mesh knows nothing.  "
+    "[default: all]",
+)
+@click.option(
+    "--outbound-traffic-policy",
+    "outbound",
+    type=click.Choice(OUTBOUND),
+    default=OUTBOUND[0],
+    show_default=True,
+    help="REGISTRY_ONLY: apps reach services and workloads, and nothing else.",
+)
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
 def command(
     *,
@@ -178,7 +213,8 @@ def command(
     kubeconfig: Path | None,
     context: str | None,
     manifests: Path | None,
-    ca_dir: Path,
+    ca_dir: Path | None,
+    namespace: str,
     cgroup: Path,
     pin_dir: Path,
     run_dir: Path,
@@ -193,6 +229,8 @@ def command(
     metrics_max_series: int,
     metrics_retire_after: float,
     bpf_stats: bool,
+    discovery: tuple[Selector, ...],
+    outbound: str,
     log_format: str,
 ) -> None:
     """Capture this node's enrolled pods and serve the proxy. Needs root.
@@ -205,6 +243,8 @@ def command(
     _only_one({"--in-cluster": in_cluster, "--kubeconfig": kubeconfig, "--manifests": manifests})
     if context and not kubeconfig:
         raise click.UsageError("--context chooses within a --kubeconfig; give that too")
+    if manifests and not ca_dir:
+        raise click.UsageError("--manifests needs a --ca-dir: a directory has no signer to ask")
     configure_logs(log_format)
     structlog.contextvars.bind_contextvars(node=node)
     options = Options(
@@ -226,6 +266,9 @@ def command(
         retire_after=metrics_retire_after,
         bpf_stats=bpf_stats,
         access=None if manifests else Access(kubeconfig, context),
+        namespace=namespace,
+        discovery=discovery,
+        registry_only=outbound == OUTBOUND[1],
     )
     from ztunnel.agent.run import StartError, main  # noqa: PLC0415  --help needs none of it
 

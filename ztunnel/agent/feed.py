@@ -50,6 +50,7 @@ class Feed:
         workers: Callable[[], Workers],
         store: Callable[[], Store],
         greet: Callable[[Session], None] = lambda _: None,
+        registry_only: bool = False,
     ) -> None:
         """`greet` says to a worker that joins what it must know first."""
         self.revision = 0
@@ -61,6 +62,7 @@ class Feed:
         self._workers = workers
         self._store = store
         self._greet = greet
+        self._registry_only = registry_only
         self._local_uids: set[str] = set()
         self._local: tuple[dict[str, Workload], set[str]] | None = None
 
@@ -103,7 +105,13 @@ class Feed:
         """Snapshot, certificates, pods: in this order a worker can serve each pod at once."""
         self._greet(session)
         now = self._mirror.snapshot()
-        for part in chunks.snapshot(self.revision, now.workloads, now.services, now.policies):
+        for part in chunks.snapshot(
+            self.revision,
+            now.workloads,
+            now.services,
+            now.policies,
+            registry_only=self._registry_only,
+        ):
             packet = session.encode(part)
             session.allow(len(packet))
             session.send_packet(packet)

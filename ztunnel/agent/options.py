@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent is told when it starts. May import mesh and `kube.access`."""
+"""What the agent is told when it starts. May import mesh, `kube.access`, `kube.signing`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from ztunnel.kube.access import Access
+from ztunnel.kube.signing import NAMESPACE
 from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN
+from ztunnel.mesh.selectors import Selector
 
 
 class SameNode(StrEnum):
@@ -24,6 +26,8 @@ class Options:
     """`cgroup` is where the hooks are attached and below which the pods of the node live.
 
     The cluster is learnt of from the API server that `access` leads to, else from `manifests`.
+    Certificates come from a CA in `ca_dir`, else from the signer behind `access`, whose roots are
+    in `namespace`.
     """
 
     node: str
@@ -31,7 +35,7 @@ class Options:
     cgroup: Path
     pin_dir: Path
     run_dir: Path
-    ca_dir: Path
+    ca_dir: Path | None
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     certificate_ttl: timedelta = timedelta(hours=24)
     proxy_uid: int = 1337
@@ -43,6 +47,9 @@ class Options:
     retire_after: float = 300.0  # seconds that series of a workload that is gone stay
     bpf_stats: bool = False
     access: Access | None = None
+    namespace: str = NAMESPACE
+    discovery: tuple[Selector, ...] = ()  # empty: all namespaces
+    registry_only: bool = False
     root_namespace: str = DEFAULT_ROOT_NAMESPACE  # whose policies are the whole mesh's
 
     @property

@@ -21,6 +21,7 @@ import structlog
 from ztunnel.agent import datapath, node
 from ztunnel.agent.account import Account
 from ztunnel.agent.admin import Admin, Json
+from ztunnel.agent.certifier import certifier_of
 from ztunnel.agent.datapath import KernelDataPath
 from ztunnel.agent.discovery import Discovery
 from ztunnel.agent.endpoints import Endpoints, PortTakenError
@@ -37,7 +38,6 @@ from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
 from ztunnel.datapath import stats
 from ztunnel.identity import ca
-from ztunnel.identity.signer import DiskSigner
 from ztunnel.identity.store import Store
 from ztunnel.kube.access import AccessError
 from ztunnel.kube.marks import Marker
@@ -105,9 +105,12 @@ class Agent:
         self._options = options
         self._kernel = kernel
         self._loaded = loaded
-        authority = ca.load_or_create(options.ca_dir, options.trust_domain)
+        self._certifier = certifier_of(options)
         self._mirror = Mirror(
-            options.trust_domain, DEFAULT_CLUSTER, root_namespace=options.root_namespace
+            options.trust_domain,
+            DEFAULT_CLUSTER,
+            root_namespace=options.root_namespace,
+            discovery=options.discovery,
         )
         self._policies = Policies()
         totals, paths = Totals(options.most_series), Paths(options.most_series)
@@ -134,10 +137,9 @@ class Agent:
             workers=lambda: self._workers,
             store=lambda: self._store,
             greet=lambda session: session.send(self._logs.settings),
+            registry_only=options.registry_only,
         )
-        self._store = Store(
-            DiskSigner(authority, ttl=options.certificate_ttl), self._feed.certified
-        )
+        self._store = Store(self._certifier.signer, self._feed.certified)
         self._workers = Workers(options.agent_socket, options.proxy_uid, self._feed, self._account)
         self._source = source_of(options, self._mirror, self._changed)
         self._nudge = asyncio.Event()
@@ -148,6 +150,7 @@ class Agent:
             workers=self._workers,
             same_node=self._same_node,
             store=self._store,
+            policies=self._policies,
             source=self._source_view,
             data_path=self._data_path_view,
         )
@@ -174,6 +177,7 @@ class Agent:
         """Serve until `stop` is set, or a part fails for good."""
         await self._admin.start()
         await self._endpoints.start()
+        self._certifier.start(self._store.trust)
         parts = [
             asyncio.create_task(part, name=name)
             for name, part in (
@@ -204,6 +208,7 @@ class Agent:
         self._workers.close()
         self._account.close()
         await self._store.close()
+        await asyncio.to_thread(self._certifier.close)
         self._enroller.close()
         self._kernel.close()
         if self._bpf_stats >= 0:

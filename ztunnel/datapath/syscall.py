@@ -47,6 +47,10 @@ class AttachType(IntEnum):
     SOCK_OPS = 3
     CONNECT4 = 10
     CONNECT6 = 11
+    UDP4_SENDMSG = 14
+    UDP6_SENDMSG = 15
+    UDP4_RECVMSG = 19
+    UDP6_RECVMSG = 20
     GETSOCKOPT = 21
     SETSOCKOPT = 22
     GETPEERNAME4 = 29

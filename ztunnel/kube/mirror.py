@@ -11,7 +11,7 @@ May import `kube.fields`, `kube.translate`, `kube.policybook`, `kube.changes`, `
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -22,6 +22,7 @@ from ztunnel.kube.fields import Object, ObjectKey, TranslateError, is_read, key_
 from ztunnel.kube.policybook import PolicyBook
 from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, Service, Workload
 from ztunnel.mesh.policy import Policy
+from ztunnel.mesh.selectors import Selector, selects
 
 log = structlog.get_logger()
 
@@ -58,7 +59,10 @@ class Mirror:
         cluster: str,
         cluster_domain: str = "cluster.local",
         root_namespace: str = DEFAULT_ROOT_NAMESPACE,
+        discovery: Sequence[Selector] = (),
     ) -> None:
+        """`discovery`: only namespaces whose labels one of them selects are of the mesh's world."""
+        self._discovery = discovery
         self._cluster = translate.Cluster(trust_domain, cluster, cluster_domain)
         self._workloads: Tracked[Workload] = Tracked()
         self._services: Tracked[Service] = Tracked()
@@ -168,6 +172,10 @@ class Mirror:
         if before != (labels or {}):
             for pod in self._pods.get(name, {}).values():
                 self._derive(pod)
+            if self._discovery:
+                self._stale_services.update(
+                    key for key in self._specs if key.partition("/")[0] == name
+                )
 
     def _put_node(self, key: ObjectKey, obj: Object) -> str:
         self._node_addresses[key.name] = translate.read_node_addresses(obj)
@@ -191,7 +199,11 @@ class Mirror:
     def _derive(self, pod: translate.Pod) -> None:
         labels = self._namespace_labels.get(pod.namespace, {})
         uid = self._cluster.workload_uid(pod.namespace, pod.name)
-        self._set_workload(uid, translate.workload(pod, labels, self._cluster))
+        found = translate.workload(pod, labels, self._cluster)
+        self._set_workload(uid, found if self._is_discovered(pod.namespace) else None)
+
+    def _is_discovered(self, namespace: str) -> bool:
+        return selects(self._discovery, self._namespace_labels.get(namespace, {}))
 
     def _set_workload(self, uid: str, new: Workload | None) -> None:
         old = self._workloads.get(uid)
@@ -244,7 +256,8 @@ class Mirror:
         for name in sorted(self._stale_services):
             spec, pieces = self._specs.get(name), self._slices.get(name, {})
             ordered = (pieces[piece] for piece in sorted(pieces))
-            joined = translate.service(spec, ordered, self._cluster) if spec else None
+            known = spec is not None and self._is_discovered(name.partition("/")[0])
+            joined = translate.service(spec, ordered, self._cluster) if spec and known else None
             self._services.put(name, joined)
             self._policies.service_changed(name)
         self._stale_services.clear()

@@ -20,10 +20,9 @@ from ztunnel.kube.signing import ROOTS_CONFIGMAP, ROOTS_KEY
 class RootsSource:
     """The ConfigMap of one namespace. What was seen last stays when it is deleted."""
 
-    def __init__(self, api: Any, namespace: str, on_change: Callable[[bytes], None]) -> None:
-        """`on_change` is called in the running loop with each new bundle (PEM)."""
+    def __init__(self, api: Any, namespace: str) -> None:
         self.bundle = b""
-        self._on_change = on_change
+        self._on_change: Callable[[bytes], None] = lambda _: None
         self._loop = asyncio.get_running_loop()
         self._stopped = threading.Event()
         self._informer = informer(
@@ -34,8 +33,9 @@ class RootsSource:
             field_selector=f"metadata.name={ROOTS_CONFIGMAP}",
         )
 
-    def start(self) -> None:
-        """Begin to watch."""
+    def start(self, on_change: Callable[[bytes], None]) -> None:
+        """Begin to watch; `on_change` is called in the loop with each new bundle (PEM)."""
+        self._on_change = on_change
         self._informer.start()
 
     def close(self) -> None:

@@ -43,6 +43,24 @@ class ListenerKind(StrEnum):
     INBOUND6 = "inbound6"  # [::1]:15006, reached only through sk_lookup
     HBONE4 = "hbone4"  # 0.0.0.0:15008
     HBONE6 = "hbone6"  # [::]:15008, v6 only
+    DNS4 = "dns4"  # TCP 127.0.0.1:15053
+    DNS6 = "dns6"  # TCP [::1]:15053
+    QUERY4 = "query4"  # UDP 127.0.0.1:15053, as are the following: one a name server
+    QUERY6 = "query6"  # UDP [::1]:15053
+    QUERY4_SECOND = "query4-second"  # UDP 127.0.0.1:15054
+    QUERY6_SECOND = "query6-second"
+    QUERY4_THIRD = "query4-third"  # UDP 127.0.0.1:15055
+    QUERY6_THIRD = "query6-third"
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return 6 if "6" in self.value else 4
+
+    @property
+    def is_query(self) -> bool:
+        """Whether it is a UDP socket that queries arrive on, and no listener for connections."""
+        return self.value.startswith("query")
 
 
 class HeldPod(msgspec.Struct, frozen=True):
@@ -74,6 +92,7 @@ class NeedSockets(msgspec.Struct, frozen=True, tag=True):
     pod_uid: str
     family: int
     count: int
+    udp: bool = False
 
 
 class Allowed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -140,6 +159,7 @@ class MeshDelta(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     policies: tuple[Policy, ...] = ()
     removed_policies: tuple[str, ...] = ()  # their keys
     reset: bool = False
+    registry_only: bool = False  # with `reset`: apps reach services and workloads only
     complete: bool = False
     more: bool = False  # further parts of this revision follow; all are in force at once
 
@@ -185,10 +205,11 @@ class PodRemoved(msgspec.Struct, frozen=True, tag=True):
 
 
 class Sockets(msgspec.Struct, frozen=True, tag=True):
-    """Fresh unconnected non-blocking TCP sockets in the pod's netns, tagged as ours."""
+    """Fresh unconnected non-blocking TCP or UDP sockets in the pod's netns, tagged as ours."""
 
     pod_uid: str
     family: int  # 4 or 6
+    udp: bool = False
 
 
 class Query(msgspec.Struct, frozen=True, tag=True):

@@ -31,9 +31,13 @@ class Delta(Change, Protocol):
 
 
 class MeshState:
-    """Workloads by uid and address; services by key, virtual address and hostname; `policies`."""
+    """Workloads by uid and address; services by key, virtual address and hostname; `policies`.
 
-    def __init__(self) -> None:
+    `registry_only`: apps may reach nothing but those (Istio's outboundTrafficPolicy REGISTRY_ONLY).
+    """
+
+    def __init__(self, registry_only: bool = False) -> None:
+        self.registry_only = registry_only
         self.policies = Policies()
         self._workloads: dict[str, Workload] = {}
         self._workload_at = Claims[Workload](attrgetter("uid"), _in_mesh)

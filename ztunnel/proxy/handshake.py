@@ -43,12 +43,16 @@ class Handshake:
         context: ssl.SSLContext,
         owner: HandshakeOwner,
         peer_ok: Callable[[str], str],
+        *,
+        resume: ssl.SSLSession | None = None,
     ) -> None:
+        """`resume`: a session of `context` to take up (client), if the server still knows it."""
         self._loop = loop
         self._sock = sock
         self._context = context
         self._owner = owner
         self._peer_ok = peer_ok
+        self._resume = resume
         self._session: ssl.SSLSocket | None = None
         self._mask = 0
         self._over = False
@@ -92,7 +96,10 @@ class Handshake:
         fd = self._sock.fileno()
         try:
             self._session = self._context.wrap_socket(
-                self._sock, server_side=server_side, do_handshake_on_connect=False
+                self._sock,
+                server_side=server_side,
+                do_handshake_on_connect=False,
+                session=self._resume,
             )
         except (OSError, ValueError) as error:  # the peer reset it, or sent while we connected
             self._loop.forget(fd)  # Python has closed it

@@ -98,6 +98,9 @@ class Stats(msgspec.Struct):
     received: int = 0
     handshakes_failed: int = 0
     accepts_paused: int = 0
+    queries: int = 0  # DNS, by UDP and TCP
+    queries_answered: int = 0  # from the mesh
+    queries_failed: int = 0  # SERVFAIL, or dropped
 
 
 def party(address: SocketAddress, workload: Workload | None, identity: str = "") -> Party:

@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -39,7 +38,6 @@ from ztunnel.link.messages import (
     Sockets,
     ToWorker,
 )
-from ztunnel.mesh.address import family as family_of
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy import tls
 from ztunnel.proxy.context import Context
@@ -49,8 +47,10 @@ from ztunnel.proxy.listener import Listener
 from ztunnel.proxy.loop import READ
 from ztunnel.proxy.outbound import OutboundServer
 from ztunnel.proxy.plain import PlainServer
-from ztunnel.proxy.pods import Pod, take_sockets
+from ztunnel.proxy.pods import Ask, Pod, take_sockets
 from ztunnel.proxy.pool import Key
+from ztunnel.proxy.queries import QueryServer
+from ztunnel.proxy.query_stream import QueryStreamServer
 from ztunnel.proxy.session import Message, Session
 from ztunnel.proxy.sockets import adopt
 from ztunnel.proxy.told import Told
@@ -122,7 +122,8 @@ class Worker:
             case PodRemoved():
                 self._pod_removed(message)
             case Sockets():
-                take_sockets(self.pods.get(message.pod_uid), message.family, fds)
+                pod = self.pods.get(message.pod_uid)
+                take_sockets(pod, message.family, fds, udp=message.udp)
             case Query():
                 self._tell_counts()
                 body = view(message.what, self.context.report, self.context.pool)
@@ -133,7 +134,7 @@ class Worker:
     def _mesh_changed(self, delta: MeshDelta) -> None:
         self._told.revision = 0
         if delta.reset:
-            self._incoming = MeshState()
+            self._incoming = MeshState(delta.registry_only)
             self._parts.clear()
         if self._incoming is not None:
             self._incoming.apply(delta)
@@ -200,8 +201,7 @@ class Worker:
             pod.update(added)
         for kind in added.listeners:
             self._listen(pod, kind, fds.pop(0))
-        for family in {family_of(address) for address in pod.addresses}:
-            pod.stock[family].restock()
+        pod.restock()
         self._announce(pod)
 
     def _pod_removed(self, removed: PodRemoved) -> None:
@@ -262,21 +262,26 @@ class Worker:
             self._ready.add(pod.uid)
             self.session.send(PodReady(pod.uid))
 
-    def _asker(self, pod_uid: str) -> Callable[[int, int], None]:
-        def ask(family: int, count: int) -> None:
-            self.session.send(NeedSockets(pod_uid, family, count))
+    def _asker(self, pod_uid: str) -> Ask:
+        def ask(family: int, count: int, udp: bool) -> None:
+            self.session.send(NeedSockets(pod_uid, family, count, udp))
 
         return ask
 
     # Listeners
 
     def _listen(self, pod: Pod, kind: ListenerKind, fd: int) -> None:
-        family = 6 if kind.value.endswith("6") else 4
-        server: OutboundServer | PlainServer | HboneServer
+        family = kind.family
+        if kind.is_query:
+            pod.listen(kind, QueryServer(self.context, pod, adopt(fd, family, udp=True)))
+            return
+        server: OutboundServer | PlainServer | HboneServer | QueryStreamServer
         if kind in (ListenerKind.OUTBOUND4, ListenerKind.OUTBOUND6):
             server = OutboundServer(self.context, pod)
         elif kind in (ListenerKind.INBOUND4, ListenerKind.INBOUND6):
             server = PlainServer(self.context, pod)
+        elif kind in (ListenerKind.DNS4, ListenerKind.DNS6):
+            server = QueryStreamServer(self.context, pod)
         else:
             server = HboneServer(self.context, pod)
         sock = adopt(fd, family)
