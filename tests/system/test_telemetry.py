@@ -15,6 +15,7 @@ import pytest
 
 from tests.system.harness import APPS, addresses, client, named, proxy_log, python_pod, until
 from tests.system.scrape import Page, readiness, scrape
+from tests.system.test_policy import Policies, authorization, port
 from tests.system.test_ztctl import ztctl
 from ztunnel.lab import Lab
 from ztunnel.lab.components import Component, admin_get
@@ -104,6 +105,25 @@ def test_a_refused_destination_counts_as_failed(lab: Lab) -> None:
         return grown(now, before, "istio_tcp_connections_failed_total", **flags) == 1
 
     until(failed, "the failure")
+
+
+def test_a_denial_is_flagged_at_both_ends(lab: Lab) -> None:
+    before = {node: scrape(lab, node) for node in ("node1", "node2")}
+    policies, ends = Policies(lab), {"source_workload": "client", "destination_workload": "server"}
+    try:
+        policies.say(authorization("DENY", port(7000)))
+        said = client(lab, "client", "poke", addresses(lab, "server")[4], 7000)
+        assert said["end"] == "ECONNRESET"
+    finally:
+        policies.clear()
+    failed = "istio_tcp_connections_failed_total"
+    for node in ("node1", "node2"):
+
+        def flagged(node: str = node) -> bool:
+            now = scrape(lab, node)
+            return grown(now, before[node], failed, response_flags="DENY", **ends) == 1
+
+        until(flagged, f"the denial at {node}")
 
 
 def test_plaintext_is_told_from_mtls(lab: Lab) -> None:
