@@ -36,6 +36,7 @@ POD_COLUMNS = (
     Column("LOCAL", "local"),
     Column("PROXY", "own"),
     Column("DIRECT", "direct"),
+    Column("DNS", "dns"),
     Column("OPEN", "open"),
 )
 FLOW_COLUMNS = (
@@ -64,6 +65,11 @@ class Snapshot:
 @contextmanager
 def opened(installation: Installation) -> Iterator[Maps]:
     """The maps of a node, without write access. Raises CommandError."""
+    if installation.pod:
+        raise CommandError(
+            "the kernel's maps are read on their node: kubectl -n ztunnel-system exec "
+            f"{installation.pod} -c agent -- ztctl redirect list"
+        )
     tried = f"opened the maps under {installation.pin_dir / 'maps'}"
     try:
         maps = Maps(installation.pin_dir, read_only=True)
@@ -135,6 +141,7 @@ def redirect() -> None:
     local       connections inside the pod, left alone
     proxy       connections the proxy made inside the pod
     direct      connections to authorised pods of the node, without the proxy
+    dns         queries by UDP, and connections to name servers by TCP, that went to the proxy
     open        connections between app and proxy now
     """
 

@@ -166,6 +166,45 @@ def _only_one(sources: dict[str, object]) -> None:
     show_default=True,
     help="REGISTRY_ONLY: apps reach services and workloads, and nothing else.",
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    default=Options.metrics_port,
+    show_default=True,
+    help="TCP port of /metrics; 0 for none.",
+)
+@click.option(
+    "--health-port",
+    type=click.IntRange(0, 65535),
+    default=Options.health_port,
+    show_default=True,
+    help="TCP port of /healthz/ready and /healthz/live; 0 for none.",
+)
+@click.option(
+    "--listen",
+    default=Options.listen,
+    help="Address of these two ports.  [default: all of the node]",
+)
+@click.option(
+    "--metrics-max-series",
+    type=click.IntRange(min=1),
+    default=Options.most_series,
+    show_default=True,
+    help="Series a metric of connections may have; what exceeds them counts as `overflow`.",
+)
+@click.option(
+    "--metrics-retire-after",
+    type=click.FloatRange(min=0),
+    default=Options.retire_after,
+    show_default=True,
+    help="Seconds after which series of a workload that is gone are forgotten.",
+)
+@click.option(
+    "--bpf-stats/--no-bpf-stats",
+    default=Options.bpf_stats,
+    show_default=True,
+    help="Let the kernel time the BPF programs: all of the machine's, and each run costs more.",
+)
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
 def command(
     *,
@@ -186,6 +225,12 @@ def command(
     same_node: str,
     discovery: tuple[Selector, ...],
     outbound: str,
+    metrics_port: int,
+    health_port: int,
+    listen: str,
+    metrics_max_series: int,
+    metrics_retire_after: float,
+    bpf_stats: bool,
     log_format: str,
 ) -> None:
     """Capture this node's enrolled pods and serve the proxy. Needs root.
@@ -214,6 +259,12 @@ def command(
         certificate_ttl=timedelta(seconds=cert_ttl),
         proxy_uid=proxy_uid,
         same_node=SameNode(same_node),
+        metrics_port=metrics_port,
+        health_port=health_port,
+        listen=listen,
+        most_series=metrics_max_series,
+        retire_after=metrics_retire_after,
+        bpf_stats=bpf_stats,
         access=None if manifests else Access(kubeconfig, context),
         namespace=namespace,
         discovery=discovery,

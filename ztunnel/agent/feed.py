@@ -50,7 +50,9 @@ class Feed:
         workers: Callable[[], Workers],
         store: Callable[[], Store],
         registry_only: bool = False,
+        greet: Callable[[Session], None] = lambda _: None,
     ) -> None:
+        """`greet` says to a worker that joins what it must know first."""
         self.revision = 0
         self._node = node
         self._mirror = mirror
@@ -60,6 +62,7 @@ class Feed:
         self._workers = workers
         self._store = store
         self._registry_only = registry_only
+        self._greet = greet
         self._local_uids: set[str] = set()
         self._local: tuple[dict[str, Workload], set[str]] | None = None
 
@@ -100,6 +103,7 @@ class Feed:
 
     def joined(self, session: Session) -> None:
         """Snapshot, certificates, pods: in this order a worker can serve each pod at once."""
+        self._greet(session)
         now = self._mirror.snapshot()
         for part in chunks.snapshot(
             self.revision,

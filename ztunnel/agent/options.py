@@ -40,6 +40,12 @@ class Options:
     certificate_ttl: timedelta = timedelta(hours=24)
     proxy_uid: int = 1337
     same_node: SameNode = SameNode.DIRECT
+    metrics_port: int = 15020  # 0: none
+    health_port: int = 15021  # 0: none
+    listen: str = ""  # address of both; empty: all
+    most_series: int = 5000  # of one metric
+    retire_after: float = 300.0  # seconds that series of a workload that is gone stay
+    bpf_stats: bool = False
     access: Access | None = None
     namespace: str = NAMESPACE
     discovery: tuple[Selector, ...] = ()  # empty: all namespaces

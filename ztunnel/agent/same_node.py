@@ -22,16 +22,19 @@ import msgspec
 import structlog
 
 from ztunnel.agent.datapath import DataPath
+from ztunnel.agent.kernel_counts import KernelCounts
 from ztunnel.agent.options import SameNode
 from ztunnel.agent.pod import Pod, PodState
 from ztunnel.datapath.events import Ended
 from ztunnel.datapath.layout import DirectState, Ending
 from ztunnel.datapath.verdicts import DirectEntry, Verdict
-from ztunnel.link.messages import Allowed
+from ztunnel.link.messages import Allowed, Logging
 from ztunnel.mesh.authorize import Decision, Policies, named
 from ztunnel.mesh.model import Workload
 from ztunnel.mesh.ports import OURS
 from ztunnel.mesh.rules import Asked
+from ztunnel.telemetry.choice import is_wanted
+from ztunnel.telemetry.logs import access_logger
 
 LEASE = 5.0  # seconds a verdict outlives its agent
 RENEWAL = 1.0  # seconds between renewals
@@ -41,7 +44,7 @@ MOST_LINES = 100  # of the log at one look; what exceeds them is summed up by pa
 REMEMBERED = 512  # pods, gone ones too: their last connections may still be told of
 
 log = structlog.get_logger()
-access_log = structlog.get_logger("access")
+access_log = access_logger()
 
 _ERRORS = {
     Ending.ORDERLY: "",
@@ -100,8 +103,13 @@ class SameNodeTraffic:
         mode: SameNode,
         pods: Callable[[], list[Pod]],
         policies: Policies,
+        counts: KernelCounts | None = None,
     ) -> None:
+        """`counts` adds up the connections for metrics."""
         self.sums = Sums()
+        self.logging = Logging()
+        self._counts = counts
+        self._denied: dict[int, None] = {}  # sockets whose connections policy ended, oldest first
         self._policies = policies
         self._unchecked = True  # connections there may be whose pods we did not know when we looked
         self._datapath = datapath
@@ -151,6 +159,9 @@ class SameNodeTraffic:
 
     def _deny(self, entry: DirectEntry, decision: Decision) -> None:
         self.sums.denied += 1
+        self._denied[entry.owner] = None
+        while len(self._denied) > MOST_EVENTS:
+            del self._denied[next(iter(self._denied))]
         access_log.warning(
             "denied",
             direction="inbound",
@@ -191,9 +202,10 @@ class SameNodeTraffic:
         self._meet_pods()
         for event in ended:
             self._count(event)
-        for event in ended[:MOST_LINES]:
+        told = [event for event in ended if self._is_wanted(event)]
+        for event in told[:MOST_LINES]:
             access_log.info("connection", **self._line(event))
-        self._summarise(ended[MOST_LINES:])
+        self._summarise(told[MOST_LINES:])
 
     def live(self) -> list[dict[str, Any]]:
         """The connections by verdict, as rows like the workers'."""
@@ -219,6 +231,11 @@ class SameNodeTraffic:
             **msgspec.to_builtins(self.sums),
         }
 
+    def _is_wanted(self, event: Ended) -> bool:
+        source = self._known.get(event.netns_cookie)
+        failed = event.ending is not Ending.ORDERLY
+        return is_wanted(self.logging, source.namespace if source else "", failed=failed)
+
     def _count(self, event: Ended) -> None:
         if event.ending is Ending.FOREIGN:
             self._distrust(event)
@@ -228,6 +245,11 @@ class SameNodeTraffic:
         self.sums.sent += event.sent
         self.sums.received += event.received
         self.sums.retransmits += event.retransmits
+        if self._counts is not None:
+            known = self._known.get
+            source, destination = known(event.netns_cookie), known(event.destination_cookie)
+            denied = self._denied.pop(event.owner, "") is None
+            self._counts.add(event, source, destination, denied=denied)
 
     def _distrust(self, event: Ended) -> None:
         """Not the pod of the verdict answered, or one behind address translation: the two go

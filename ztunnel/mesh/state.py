@@ -80,6 +80,10 @@ class MeshState:
         """The service with a full DNS name, lower case, no final dot."""
         return self._service_named.get(hostname)
 
+    def service_called(self, name: str) -> Service | None:
+        """The service that a route or a peer names: by full DNS name, or by `namespace/name`."""
+        return self._service_named.get(name) or self._services.get(name)
+
     def backends(self, service: Service, port: int, family: int) -> Backends | None:
         """The ready backends of a service's TCP port for a family; None if it has no such port."""
         key = (service.key, port, family)

@@ -38,6 +38,8 @@ class Context:
     mesh: MeshState | None = None
     credentials: dict[str, Credentials] = field(default_factory=dict)  # by identity
     choose: Callable[[], float] = random.random  # in [0, 1), which endpoint of a service
+    shuffle: random.Random = field(default_factory=random.Random)  # the order of addresses
+    asked_server: Callable[[socket.socket, int], SocketAddress] = sockopt.asked_server
     original_destination: Callable[[socket.socket], SocketAddress] = sockopt.original_destination
     set_client_address: Callable[[socket.socket, SocketAddress], None] = sockopt.set_client_address
 

@@ -27,6 +27,8 @@ from ztunnel.proxy.relay import StreamRelay
 from ztunnel.proxy.report import Direction, Record, party
 from ztunnel.proxy.sockets import local_address, peer_address, reset_on_close
 from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.telemetry.counts import Ends
+from ztunnel.telemetry.flags import told
 
 MAX_HANDSHAKES = 256  # unfinished ones of a pod; the oldest gives way to a newcomer
 
@@ -159,11 +161,16 @@ class InboundStream:
         source = party(accepted.client, accepted.source, self._tunnel.peer)
         destination = party(accepted.destination, accepted.workload, self._pod.identity)
         hbone_addr, service = str(self._connection.local_address), accepted.service
-        report = self._context.report
+        report, ends = self._context.report, self._ends(mesh, accepted)
         decision = self._context.guard.admit(mesh, self, accepted, self._tunnel.peer)
         if decision.allowed:
             self._record = report.begin(
-                Direction.INBOUND, source, destination, hbone_addr=hbone_addr, service=service
+                Direction.INBOUND,
+                source,
+                destination,
+                hbone_addr=hbone_addr,
+                service=service,
+                ends=ends,
             )
             self._record.dry_run = decision.dry_run
             self._begin(accepted)
@@ -175,6 +182,7 @@ class InboundStream:
             decision,
             hbone_addr=hbone_addr,
             service=service,
+            ends=ends,
         )
         self._over = True  # its line is written
         self._let_go()
@@ -191,6 +199,12 @@ class InboundStream:
             lambda sock: context.set_client_address(sock, accepted.client),
         )
         self._dial.start()
+
+    def _ends(self, mesh: MeshState, accepted: Accept) -> Ends:
+        """Between whom it counts; a service the peer names counts only if the mesh has it."""
+        called = mesh.service_called(accepted.service) if accepted.service else None
+        principals = (self._tunnel.peer, self._pod.identity)
+        return Ends(accepted.source, accepted.workload, called, principals)
 
     def _dialled(self, sock: socket.socket | None, reason: str) -> None:
         self._dial = None
@@ -260,7 +274,7 @@ class InboundStream:
     def _refuse(self, status: int, reason: str) -> None:
         self._let_go()
         self._tunnel.refuse(self.stream_id, status)
-        self._finish(f"{status}: {reason}")
+        self._finish(told(reason, f"{status}: "))
 
     def _let_go(self) -> None:
         if self._dial is not None:

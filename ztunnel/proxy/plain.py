@@ -21,6 +21,7 @@ from ztunnel.proxy.pods import Pod
 from ztunnel.proxy.relay import WATCH, PlainRelay
 from ztunnel.proxy.report import Direction, Record, party
 from ztunnel.proxy.sockets import local_address, peer_address
+from ztunnel.telemetry.counts import Ends
 
 
 class PlainServer:
@@ -73,16 +74,16 @@ class PlainInbound:
     def _judge(self, mesh: MeshState, accepted: Accept) -> None:
         """Let in only whom policy allows; nobody has proven anything here."""
         source = party(accepted.client, accepted.source)
-        report = self._context.report
+        report, ends = self._context.report, Ends(accepted.source, accepted.workload)
         decision = self._context.guard.admit(mesh, self, accepted, identity="")
         if decision.allowed:
             destination = party(accepted.destination, accepted.workload)
-            self._record = report.begin(Direction.INBOUND, source, destination)
+            self._record = report.begin(Direction.INBOUND, source, destination, ends=ends)
             self._record.dry_run = decision.dry_run
             self._begin(accepted)
             return
         destination = party(accepted.destination, accepted.workload, self._pod.identity)
-        report.denied(Direction.INBOUND, source, destination, decision)
+        report.denied(Direction.INBOUND, source, destination, decision, ends=ends)
         self._over = True  # its line is written
         self._pod.live.discard(self)
         self._context.loop.close(self._sock)  # a reset, see `sockets.reset_on_close`
@@ -111,6 +112,7 @@ class PlainInbound:
             sock,
             record=self._record,
             ended=self._ended,
+            inbound=True,
         )
         self._relay.begin(self._seen)
 

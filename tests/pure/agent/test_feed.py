@@ -113,6 +113,7 @@ class Agent:
             workers=self.workers,
             same_node=self.same_node,
             store=self.store,
+            policies=self.policies,
             source=lambda: self.source,
             data_path=self.kernel.stats,
         )
