@@ -54,6 +54,7 @@ def uninstall(context: Context, *, keep_nodes: bool, timeout: float) -> None:
 
     From a cluster: what `ztctl install` made. Each node's kernel is cleaned while its proxy still
     carries, so no connection of a pod is refused meanwhile; new connections are plain from then on.
+    Policies and the definitions of their kinds stay.
 
     Safe to repeat.
 

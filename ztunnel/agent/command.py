@@ -151,22 +151,6 @@ def _only_one(sources: dict[str, object]) -> None:
     "or always by mTLS through it.",
 )
 @click.option(
-    "--discovery-selectors",
-    "discovery",
-    default="[]",
-    callback=_selectors,
-    help="Istio's discoverySelectors as JSON: of other namespaces the mesh knows nothing.  "
-    "[default: all]",
-)
-@click.option(
-    "--outbound-traffic-policy",
-    "outbound",
-    type=click.Choice(OUTBOUND),
-    default=OUTBOUND[0],
-    show_default=True,
-    help="REGISTRY_ONLY: apps reach services and workloads, and nothing else.",
-)
-@click.option(
     "--metrics-port",
     type=click.IntRange(0, 65535),
     default=Options.metrics_port,
@@ -205,6 +189,22 @@ def _only_one(sources: dict[str, object]) -> None:
     show_default=True,
     help="Let the kernel time the BPF programs: all of the machine's, and each run costs more.",
 )
+@click.option(
+    "--discovery-selectors",
+    "discovery",
+    default="[]",
+    callback=_selectors,
+    help="Istio's discoverySelectors as JSON: of other namespaces the mesh knows nothing.  "
+    "[default: all]",
+)
+@click.option(
+    "--outbound-traffic-policy",
+    "outbound",
+    type=click.Choice(OUTBOUND),
+    default=OUTBOUND[0],
+    show_default=True,
+    help="REGISTRY_ONLY: apps reach services and workloads, and nothing else.",
+)
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
 def command(
     *,
@@ -223,14 +223,14 @@ def command(
     cert_ttl: int,
     proxy_uid: int,
     same_node: str,
-    discovery: tuple[Selector, ...],
-    outbound: str,
     metrics_port: int,
     health_port: int,
     listen: str,
     metrics_max_series: int,
     metrics_retire_after: float,
     bpf_stats: bool,
+    discovery: tuple[Selector, ...],
+    outbound: str,
     log_format: str,
 ) -> None:
     """Capture this node's enrolled pods and serve the proxy. Needs root.

@@ -49,8 +49,8 @@ class Feed:
         policies: Policies,
         workers: Callable[[], Workers],
         store: Callable[[], Store],
-        registry_only: bool = False,
         greet: Callable[[Session], None] = lambda _: None,
+        registry_only: bool = False,
     ) -> None:
         """`greet` says to a worker that joins what it must know first."""
         self.revision = 0
@@ -61,8 +61,8 @@ class Feed:
         self._policies = policies
         self._workers = workers
         self._store = store
-        self._registry_only = registry_only
         self._greet = greet
+        self._registry_only = registry_only
         self._local_uids: set[str] = set()
         self._local: tuple[dict[str, Workload], set[str]] | None = None
 

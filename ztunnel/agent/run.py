@@ -136,8 +136,8 @@ class Agent:
             policies=self._policies,
             workers=lambda: self._workers,
             store=lambda: self._store,
-            registry_only=options.registry_only,
             greet=lambda session: session.send(self._logs.settings),
+            registry_only=options.registry_only,
         )
         self._store = Store(self._certifier.signer, self._feed.certified)
         self._workers = Workers(options.agent_socket, options.proxy_uid, self._feed, self._account)
@@ -176,8 +176,8 @@ class Agent:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, or a part fails for good."""
         await self._admin.start()
-        self._certifier.start(self._store.trust)
         await self._endpoints.start()
+        self._certifier.start(self._store.trust)
         parts = [
             asyncio.create_task(part, name=name)
             for name, part in (
