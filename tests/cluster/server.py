@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 READY_TIMEOUT = 60.0  # seconds; usually four
 STOP_TIMEOUT = 20.0
 ISSUER = "https://kubernetes.default.svc"
-SERVICE_RANGE = "10.96.0.0/16"
+SERVICE_RANGES = "10.96.0.0/16,fd00:10:96::/112"  # as the lab's, so that its services fit
 
 
 def assets() -> Path:
@@ -119,7 +119,7 @@ class ApiServer:
             f"--service-account-issuer={ISSUER}",
             f"--service-account-key-file={self._account_key}",
             f"--service-account-signing-key-file={self._account_key}",
-            f"--service-cluster-ip-range={SERVICE_RANGE}",
+            f"--service-cluster-ip-range={SERVICE_RANGES}",
             "--authorization-mode=Node,RBAC",
             "--disable-admission-plugins=ServiceAccount",  # nobody makes default accounts
             "--endpoint-reconciler-type=none",  # loopback is no endpoint
