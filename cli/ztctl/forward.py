@@ -26,6 +26,7 @@ from kubernetes.stream import stream
 from kubernetes.stream.ws_client import ERROR_CHANNEL, STDERR_CHANNEL, STDOUT_CHANNEL
 from urllib3.exceptions import HTTPError
 
+from ztctl import admin
 from ztctl.admin import SOCKET
 from ztctl.cluster import Cluster
 from ztctl.errors import CommandError, NothingThereError
@@ -34,6 +35,7 @@ from ztunnel.kube.access import Access
 from ztunnel.kube.signing import NAMESPACE
 
 AGENTS = "app.kubernetes.io/name=ztunnel-agent"
+PATIENCE = 30.0  # seconds: a process is started in the pod for each question
 COMMAND = ["ztctl", "relay"]
 _BUFFER = 1 << 16
 _TURN = 0.5  # seconds until an end that nothing told of is noticed
@@ -65,6 +67,7 @@ def _forwarded(access: Access, root: Path, number: int, node: str, pod: str) -> 
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(run_dir / SOCKET))
     listener.listen(8)
+    admin.far[run_dir] = PATIENCE
     accept = partial(_accept, listener, partial(_dial, access, pod))
     threading.Thread(target=accept, daemon=True).start()
     return Installation(node, run_dir, run_dir / "maps-are-on-the-node", pod=pod)
