@@ -55,6 +55,6 @@ def command(node: str, run_dir: Path, user: int, workers: int, log_format: str) 
         raise click.ClickException(f"cannot give up privileges: {error}") from error
 
     def work(index: int) -> int:
-        return Worker(new_context(), run_dir, index).run()
+        return Worker(new_context(workers), run_dir, index).run()
 
     sys.exit(work(0) if workers == 1 else Supervisor(workers, work).run())

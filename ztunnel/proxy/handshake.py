@@ -42,6 +42,7 @@ class Handshake:
         context: ssl.SSLContext,
         owner: HandshakeOwner,
         peer_ok: Callable[[str], str],
+        *,
         resume: ssl.SSLSession | None = None,
     ) -> None:
         """`resume`: a session of `context` to take up (client), if the server still knows it."""

@@ -163,7 +163,7 @@ class _Group:
         resume = None
         if self.resumable is not None and self.resumable[0] is context:
             resume = self.resumable[1]
-        handshake = Handshake(self.loop, sock, context, self, self._peer_ok, resume)
+        handshake = Handshake(self.loop, sock, context, self, self._peer_ok, resume=resume)
         handshake.connect(self.key.address)
 
     def _peer_ok(self, peer: str) -> str:
