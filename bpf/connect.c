@@ -3,9 +3,9 @@
  * cgroup/connect4, connect6: an app's connect() in an enrolled pod goes to the proxy's listener
  * inside that pod, or is left alone when a verdict says that the proxy has authorised it. The pod
  * is known by the netns cookie of the socket, not of the process: a socket can't leave its netns,
- * a process can.
+ * a process can. What goes to port 53 goes to the proxy's resolver instead, see dns.h.
  */
-#include "zt_lib.h"
+#include "dns.h"
 
 enum zt_capture { ZT_PASS, ZT_REFUSE, ZT_REDIRECT, ZT_DIRECT };
 
@@ -33,18 +33,34 @@ static __always_inline enum zt_capture zt_judge(struct bpf_sock_addr *ctx, struc
 	return ZT_REDIRECT;
 }
 
+static __always_inline enum zt_capture zt_capture_dgram(struct bpf_sock_addr *ctx,
+							const struct zt_sock *dialled, __be16 *to)
+{
+	int server = zt_dns_server(ctx, dialled);
+
+	*to = bpf_htons(ZT_PORT_DNS + server);
+	if (server == ZT_DNS_FAILED)
+		return ZT_REFUSE;
+	return server == ZT_DNS_NOT ? ZT_PASS : ZT_REDIRECT;
+}
+
+/* `to` is the port inside the pod to go to when the verdict is to redirect. */
 static __always_inline enum zt_capture zt_capture(struct bpf_sock_addr *ctx,
-						  struct zt_sock *dialled)
+						  struct zt_sock *dialled, __be16 *to)
 {
 	struct zt_pod_stats *stats;
 	struct zt_sock *known;
 	enum zt_capture verdict;
+	struct zt_pod *pod;
 	__u64 netns;
 
+	if (ctx->type == ZT_SOCK_DGRAM)
+		return zt_capture_dgram(ctx, dialled, to);
 	if (ctx->type != ZT_SOCK_STREAM)
 		return ZT_PASS;
 	netns = bpf_get_netns_cookie(ctx);
-	if (!zt_pods.lookup(&netns))
+	pod = zt_pods.lookup(&netns);
+	if (!pod)
 		return ZT_PASS;
 	if (!ctx->sk)
 		return ZT_REFUSE;
@@ -52,7 +68,9 @@ static __always_inline enum zt_capture zt_capture(struct bpf_sock_addr *ctx,
 	known = zt_socks.sk_storage_get(ctx->sk, 0, 0);
 	verdict = zt_judge(ctx, dialled, known, stats);
 	if (verdict == ZT_REDIRECT) {
-		if (zt_authorised(netns, dialled->ip, dialled->port))
+		if (zt_is_dns(dialled->port) && !zt_is_pods_own(pod, dialled->ip))
+			*to = bpf_htons(ZT_PORT_DNS);
+		else if (zt_authorised(netns, dialled->ip, dialled->port))
 			verdict = ZT_DIRECT;
 		dialled->role = verdict == ZT_DIRECT ? ZT_ROLE_DIRECT : ZT_ROLE_REDIRECTED;
 		known = zt_socks.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
@@ -62,7 +80,7 @@ static __always_inline enum zt_capture zt_capture(struct bpf_sock_addr *ctx,
 			verdict = ZT_REFUSE;
 	}
 	if (stats && verdict == ZT_REDIRECT)
-		__sync_fetch_and_add(&stats->redirected, 1);
+		__sync_fetch_and_add(*to == bpf_htons(ZT_PORT_DNS) ? &stats->dns : &stats->redirected, 1);
 	if (stats && verdict == ZT_DIRECT)
 		__sync_fetch_and_add(&stats->direct, 1);
 	if (stats && verdict == ZT_REFUSE)
@@ -70,25 +88,20 @@ static __always_inline enum zt_capture zt_capture(struct bpf_sock_addr *ctx,
 	return verdict;
 }
 
-static __always_inline int zt_refuse(void)
-{
-	bpf_set_retval(-ZT_ECONNREFUSED);
-	return ZT_DENY;
-}
-
 int zt_connect4(struct bpf_sock_addr *ctx)
 {
 	struct zt_sock dialled = {};
+	__be16 to = bpf_htons(ZT_PORT_OUTBOUND);
 	enum zt_capture verdict;
 
 	zt_map4(dialled.ip, ctx->user_ip4);
 	dialled.port = (__be16)ctx->user_port;
-	verdict = zt_capture(ctx, &dialled);
+	verdict = zt_capture(ctx, &dialled, &to);
 	if (verdict == ZT_REFUSE)
 		return zt_refuse();
 	if (verdict == ZT_REDIRECT) {
 		ctx->user_ip4 = bpf_htonl(0x7f000001);
-		ctx->user_port = bpf_htons(ZT_PORT_OUTBOUND);
+		ctx->user_port = to;
 	}
 	return ZT_ALLOW;
 }
@@ -96,11 +109,12 @@ int zt_connect4(struct bpf_sock_addr *ctx)
 int zt_connect6(struct bpf_sock_addr *ctx)
 {
 	struct zt_sock dialled = {};
+	__be16 to = bpf_htons(ZT_PORT_OUTBOUND);
 	enum zt_capture verdict;
 
 	zt_copy6(dialled.ip, ctx->user_ip6);
 	dialled.port = (__be16)ctx->user_port;
-	verdict = zt_capture(ctx, &dialled);
+	verdict = zt_capture(ctx, &dialled, &to);
 	if (verdict == ZT_REFUSE)
 		return zt_refuse();
 	if (verdict == ZT_REDIRECT) {
@@ -110,7 +124,7 @@ int zt_connect6(struct bpf_sock_addr *ctx)
 		ctx->user_ip6[1] = 0;
 		ctx->user_ip6[2] = mapped ? bpf_htonl(0xffff) : 0;
 		ctx->user_ip6[3] = bpf_htonl(mapped ? 0x7f000001 : 1);
-		ctx->user_port = bpf_htons(ZT_PORT_OUTBOUND);
+		ctx->user_port = to;
 	}
 	return ZT_ALLOW;
 }

@@ -3,7 +3,7 @@
  * cgroup/getpeername, getsockname: the app sees the addresses it would see without us. accept()
  * asks getpeername too, so a server learns its true client.
  */
-#include "zt_lib.h"
+#include "dns.h"
 
 static __always_inline struct zt_sock *zt_app_socket(struct bpf_sock_addr *ctx)
 {
@@ -25,6 +25,8 @@ int zt_getpeername4(struct bpf_sock_addr *ctx)
 	if (known && zt_is_mapped(known->ip)) {
 		ctx->user_ip4 = zt_word(known->ip, 3);
 		ctx->user_port = known->port;
+	} else {
+		zt_dns_show4(ctx);
 	}
 	return ZT_ALLOW;
 }
@@ -39,8 +41,19 @@ int zt_getpeername6(struct bpf_sock_addr *ctx)
 		ctx->user_ip6[2] = zt_word(known->ip, 2);
 		ctx->user_ip6[3] = zt_word(known->ip, 3);
 		ctx->user_port = known->port;
+	} else {
+		zt_dns_show6(ctx);
 	}
 	return ZT_ALLOW;
+}
+
+/* A UDP socket that is connected to the resolver. */
+static __always_inline int zt_is_asking(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	return sk && zt_dns_index(bpf_ntohs((__u16)sk->dst_port)) >= 0 &&
+	       zt_asked.sk_storage_get(sk, 0, 0);
 }
 
 /* A redirected socket has a loopback source; the app expects the pod's address. */
@@ -49,7 +62,7 @@ static __always_inline struct zt_pod *zt_redirected_pod(struct bpf_sock_addr *ct
 	struct zt_sock *known = zt_app_socket(ctx);
 	__u64 netns;
 
-	if (!known || known->role != ZT_ROLE_REDIRECTED)
+	if (!(known && known->role == ZT_ROLE_REDIRECTED) && !zt_is_asking(ctx))
 		return 0;
 	netns = bpf_get_netns_cookie(ctx);
 	return zt_pods.lookup(&netns);

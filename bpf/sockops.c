@@ -84,16 +84,11 @@ static __always_inline void zt_watch_states(struct bpf_sock_ops *ops)
 }
 
 /* Whether a pod speaks from an address of its own: another's must not be vouched for. */
-static __always_inline int zt_is_pods_own(__u64 netns, const __u8 ip[16])
+static __always_inline int zt_is_own_of(__u64 netns, const __u8 ip[16])
 {
 	struct zt_pod *pod = zt_pods.lookup(&netns);
 
-	if (!pod)
-		return 0;
-	if (zt_is_mapped(ip))
-		return pod->ip4 && zt_word(ip, 3) == pod->ip4;
-	return zt_word(ip, 0) == zt_word(pod->ip6, 0) && zt_word(ip, 1) == zt_word(pod->ip6, 1) &&
-	       zt_word(ip, 2) == zt_word(pod->ip6, 2) && zt_word(ip, 3) == zt_word(pod->ip6, 3);
+	return pod && zt_is_pods_own(pod, ip);
 }
 
 /* The verdict is asked again, for what really leaves; without it the entry lets nothing through. */
@@ -108,7 +103,7 @@ static __always_inline void zt_on_direct_connect(struct bpf_sock_ops *ops)
 	direct.owner = zt_socket_cookie(ops);
 	direct.born_ns = bpf_ktime_get_ns();
 	verdict = zt_authorised(direct.netns, key.dst, key.dport);
-	if (verdict && zt_is_pods_own(direct.netns, key.src)) {
+	if (verdict && zt_is_own_of(direct.netns, key.src)) {
 		direct.generation = verdict->generation;
 		direct.dst_netns = verdict->dst_netns;
 	}

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * cgroup/getsockopt answers SO_ORIGINAL_DST; cgroup/setsockopt takes the true client's address
+ * cgroup/getsockopt answers SO_ORIGINAL_DST, and of a query that the resolver has read which name
+ * server was asked (ZT_SOCKOPT_ASKED); cgroup/setsockopt takes the true client's address
  * from the proxy (ZT_SOCKOPT_CLIENT). Every other option goes through untouched.
  */
 #include "zt_lib.h"
@@ -66,11 +67,34 @@ static __always_inline int zt_answer6(struct bpf_sockopt *ctx, struct zt_sock *k
 	return zt_answered(ctx, sizeof(*out));
 }
 
+static __always_inline int zt_answer_asked(struct bpf_sockopt *ctx, struct bpf_sock *sk)
+{
+	struct zt_query_key key = {};
+	struct zt_sock server = {};
+	struct zt_addr *asked;
+	struct zt_sock *known = zt_socks.sk_storage_get(sk, 0, 0);
+
+	if (!known || known->role != ZT_ROLE_RESOLVER)
+		return zt_untouched(ctx);
+	key.netns = bpf_get_netns_cookie(ctx);
+	key.port = bpf_htons((__u16)ctx->optname);
+	key.server = (__u16)sk->src_port - ZT_PORT_DNS;
+	key.family = sk->family == ZT_AF_INET ? 4 : 6;
+	asked = zt_queries.lookup(&key);
+	if (!asked)
+		return zt_untouched(ctx);
+	__builtin_memcpy(server.ip, asked->ip, 16);
+	server.port = bpf_htons(53);
+	return zt_answer6(ctx, &server);
+}
+
 int zt_getsockopt(struct bpf_sockopt *ctx)
 {
 	struct zt_sock *known;
 	struct bpf_sock *sk = ctx->sk;
 
+	if (ctx->level == ZT_SOCKOPT_LEVEL && (ctx->optname & ~0xffff) == ZT_SOCKOPT_ASKED && sk)
+		return zt_answer_asked(ctx, sk);
 	if (ctx->optname != ZT_SO_ORIGINAL_DST || !sk)
 		return zt_untouched(ctx);
 	if (ctx->level != ZT_SOL_IP && ctx->level != ZT_SOL_IPV6)

@@ -8,9 +8,11 @@
 #define ZT_ALLOW 1
 #define ZT_DENY 0
 #define ZT_SOCK_STREAM 1     /* enum sock_type; linux/net.h is not UAPI */
+#define ZT_SOCK_DGRAM 2
 #define ZT_AF_INET 2
 #define ZT_AF_INET6 10
 #define ZT_IPPROTO_TCP 6
+#define ZT_IPPROTO_UDP 17
 #define ZT_IPPROTO_MPTCP 262
 #define ZT_ECONNREFUSED 111
 #define ZT_SOL_SOCKET 1
@@ -70,7 +72,15 @@ static __always_inline int zt_is_link_local(const __u8 ip[16])
 static __always_inline int zt_is_our_port(__be16 port)
 {
 	return port == bpf_htons(ZT_PORT_OUTBOUND) || port == bpf_htons(ZT_PORT_INBOUND) ||
-	       port == bpf_htons(ZT_PORT_HBONE);
+	       port == bpf_htons(ZT_PORT_HBONE) || port == bpf_htons(ZT_PORT_DNS);
+}
+
+static __always_inline int zt_is_pods_own(const struct zt_pod *pod, const __u8 ip[16])
+{
+	if (zt_is_mapped(ip))
+		return pod->ip4 && zt_word(ip, 3) == pod->ip4;
+	return zt_word(ip, 0) == zt_word(pod->ip6, 0) && zt_word(ip, 1) == zt_word(pod->ip6, 1) &&
+	       zt_word(ip, 2) == zt_word(pod->ip6, 2) && zt_word(ip, 3) == zt_word(pod->ip6, 3);
 }
 
 static __always_inline __u64 zt_generation_now(void)
@@ -103,6 +113,12 @@ static __always_inline struct zt_verdict *zt_authorised(__u64 netns, const __u8 
 		return 0;
 	there = verdict->dst_netns;
 	return zt_pods.lookup(&there) ? verdict : 0;
+}
+
+static __always_inline int zt_refuse(void)
+{
+	bpf_set_retval(-ZT_ECONNREFUSED);
+	return ZT_DENY;
 }
 
 static __always_inline void zt_count(__u32 stat)

@@ -10,11 +10,13 @@
 #ifndef ZT_MAPS_H
 #define ZT_MAPS_H
 
-#define ZT_ABI 2 /* raise when a struct or a map below changes shape */
+#define ZT_ABI 3 /* raise when a struct or a map below changes shape */
 
 #define ZT_PORT_OUTBOUND 15001
 #define ZT_PORT_INBOUND 15006
 #define ZT_PORT_HBONE 15008
+#define ZT_PORT_DNS 15053       /* TCP, and UDP with the ports after it: one a name server */
+#define ZT_DNS_SERVERS 3        /* name servers a socket asks at once: resolv.conf's limit */
 
 #define ZT_MAX_PODS 1024        /* Kubernetes' own limit is 110 pods a node by default */
 #define ZT_MAX_FLOWS 262144     /* live redirected connections of one node */
@@ -23,9 +25,11 @@
 #define ZT_EVENT_BYTES 2097152  /* 15,000 ended connections until the agent reads; power of two */
 #define ZT_MAX_NODE_ADDRS 1024
 #define ZT_MAX_LISTENERS (2 * ZT_MAX_PODS)
+#define ZT_MAX_ASKED 16384      /* queries between their arrival and the proxy's question */
 
 #define ZT_SOCKOPT_LEVEL 0x5A54 /* "ZT"; sockopt.py says the same */
 #define ZT_SOCKOPT_CLIENT 1
+#define ZT_SOCKOPT_ASKED 0x10000 /* plus the client's port, host order */
 
 /* What a socket is to us. Kept in sk_storage: it dies with the socket, so it can't go stale. */
 enum zt_role {
@@ -35,6 +39,7 @@ enum zt_role {
 	ZT_ROLE_ACCEPTED = 3,   /* the proxy's end of a REDIRECTED one; same address */
 	ZT_ROLE_SERVED = 4,     /* the app's end of an OWN one; the address is the true client */
 	ZT_ROLE_DIRECT = 5,     /* the app's, left alone by verdict; the address is the one it dialled */
+	ZT_ROLE_RESOLVER = 6,   /* the proxy's UDP socket that queries of the pod are sent to */
 };
 
 struct zt_sock {
@@ -149,12 +154,28 @@ struct zt_addr {
 	__u8 ip[16];
 };
 
+/* The name servers that an app's UDP socket asks; the index is that of the resolver's port. */
+struct zt_asked {
+	struct zt_addr server[4]; /* zero: unused, as the last is: a power of two is bounded by a mask */
+	__u32 next; /* the one to forget when a further server is asked */
+};
+
+/* A query that the proxy reads: whom did it go to? */
+struct zt_query_key {
+	__u64 netns;
+	__be16 port;   /* the client's */
+	__u8 server;   /* index of the resolver's port */
+	__u8 family;   /* 4 or 6, of the resolver's socket */
+	__u32 pad;
+};
+
 struct zt_pod_stats {
 	__u64 redirected;
 	__u64 own;     /* connects of the proxy's sockets */
 	__u64 refused; /* connects to our ports, or of a kind we can't carry */
 	__u64 local;   /* connects to the pod's own loopback, left alone */
 	__u64 direct;  /* connects to authorised pods of this node, left alone */
+	__u64 dns;     /* queries by UDP, connections to name servers by TCP: given to the proxy */
 };
 
 enum zt_stat {
@@ -196,6 +217,8 @@ ZT_MAP("sockhash", struct zt_addr, __u64, zt_listeners, ZT_MAX_LISTENERS, 0);
 ZT_MAP("lru_hash", struct zt_verdict_key, struct zt_verdict, zt_verdicts, ZT_MAX_VERDICTS, 0);
 ZT_MAP("hash", struct zt_direct_key, struct zt_direct, zt_direct, ZT_MAX_DIRECT,
        BPF_F_NO_PREALLOC);
+ZT_MAP("sk_storage", int, struct zt_asked, zt_asked, 0, BPF_F_NO_PREALLOC);
+ZT_MAP("lru_hash", struct zt_query_key, struct zt_addr, zt_queries, ZT_MAX_ASKED, 0);
 ZT_MAP("array", __u32, struct zt_lease, zt_generation, 1, 0);
 ZT_MAP("percpu_array", __u32, __u64, zt_stats, ZT_STAT_MAX, 0);
 ZT_MAP("array", __u32, struct zt_meta, zt_meta, 1, 0);

@@ -63,7 +63,7 @@ def run(cgroup: Path) -> Iterator[Finding]:
         yield _attach_inbound(space)
         maps.enrol(PodEntry(netns.cookie(space), ("192.0.2.2", "2001:db8::2")))
         for family in _families():
-            yield _dial(space, family)
+            yield _dial(space, family, maps)
 
 
 def _load(cgroup: Path) -> Finding:
@@ -85,11 +85,11 @@ def _attach_inbound(space: int) -> Finding:
     return Finding(name, True, "sk_lookup attaches to a network namespace")
 
 
-def _dial(space: int, family: socket.AddressFamily) -> Finding:
+def _dial(space: int, family: socket.AddressFamily, maps: Maps) -> Finding:
     """Dial where no route leads; only a redirect to the listener can make that work."""
     name = "connect hook IPv6" if family is socket.AF_INET6 else "connect hook IPv4"
     wanted = _DIALLED[family]
-    listening = netns.listeners(space, ipv6=family is socket.AF_INET6)
+    listening = netns.listeners(space, maps, ipv6=family is socket.AF_INET6)
     try:
         listener = listening[_LISTENERS[family]]
         listener.settimeout(TIMEOUT)

@@ -36,6 +36,7 @@ POD_COLUMNS = (
     Column("LOCAL", "local"),
     Column("PROXY", "own"),
     Column("DIRECT", "direct"),
+    Column("DNS", "dns"),
     Column("OPEN", "open"),
 )
 FLOW_COLUMNS = (
@@ -135,6 +136,7 @@ def redirect() -> None:
     local       connections inside the pod, left alone
     proxy       connections the proxy made inside the pod
     direct      connections to authorised pods of the node, without the proxy
+    dns         queries by UDP, and connections to name servers by TCP, that went to the proxy
     open        connections between app and proxy now
     """
 

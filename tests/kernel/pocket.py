@@ -111,7 +111,7 @@ class Pocket:
 
     def enrol(self) -> None:
         """Open the listeners, enrol the pod, steal its inbound connections."""
-        self.listeners = netns.listeners(self.pod)
+        self.listeners = netns.listeners(self.pod, self.maps)
         self._cleanup.callback(self.close_listeners)
         self.maps.set_listener(POD4, self.listeners[ListenerKind.INBOUND4])
         self.maps.set_listener(POD6, self.listeners[ListenerKind.INBOUND6])
@@ -120,7 +120,7 @@ class Pocket:
 
     def enrol_peer(self) -> None:
         """Make the neighbour a second pod of the node."""
-        self.peer_listeners = netns.listeners(self.peer)
+        self.peer_listeners = netns.listeners(self.peer, self.maps)
         self._cleanup.callback(close_all, self.peer_listeners)
         self.peer_cookie = netns.cookie(self.peer)
         self.maps.set_listener(PEER4, self.peer_listeners[ListenerKind.INBOUND4])

@@ -76,7 +76,9 @@ def test_probe_tells_when_the_connect_hook_does_not_fire(
         monkeypatch.setattr(probe, "TIMEOUT", 0.5)
         for listener in fresh_pocket.listeners.values():
             listener.close()
-        findings = [probe._dial(fresh_pocket.pod, family) for family in probe._families()]
+        findings = [
+            probe._dial(fresh_pocket.pod, family, fresh_pocket.maps) for family in probe._families()
+        ]
         assert [finding.ok for finding in findings] == [False, False]
         assert all("dialled" in finding.found for finding in findings)
     finally:

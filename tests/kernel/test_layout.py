@@ -31,11 +31,19 @@ def _c_program() -> str:
             f'printf(", %zu", offsetof(struct {name}, {field[0]}));' for field in mirror._fields_
         )
         lines.append('printf("],");')
-    for constant in ("ZT_ABI", "ZT_PORT_OUTBOUND", "ZT_PORT_INBOUND", "ZT_PORT_HBONE"):
+    for constant in (
+        "ZT_ABI",
+        "ZT_PORT_OUTBOUND",
+        "ZT_PORT_INBOUND",
+        "ZT_PORT_HBONE",
+        "ZT_PORT_DNS",
+    ):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
     for constant in ("ZT_SOCKOPT_LEVEL", "ZT_SOCKOPT_CLIENT", "ZT_STAT_MAX"):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
     for constant in ("ZT_ROLE_DIRECT", "ZT_DIRECT_ACCEPTED", "ZT_END_FOREIGN", "ZT_EVENT_BYTES"):
+        lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
+    for constant in ("ZT_DNS_SERVERS", "ZT_SOCKOPT_ASKED", "ZT_ROLE_RESOLVER"):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
     body = "\n".join(lines)
     return f'{STUBS}\nint main(void) {{ printf("{{"); {body} printf("\\"end\\": 0}}"); }}\n'
@@ -63,5 +71,8 @@ def test_mirrors_have_the_compilers_sizes_and_offsets(tmp_path: Path) -> None:
         ports.INBOUND,
         ports.HBONE,
     ]
+    assert (said["ZT_PORT_DNS"], said["ZT_DNS_SERVERS"]) == (ports.DNS, ports.DNS_SERVERS)
+    assert said["ZT_SOCKOPT_ASKED"] == sockopt.ZT_ASKED
+    assert said["ZT_ROLE_RESOLVER"] == layout.Role.RESOLVER
     assert said["ZT_SOCKOPT_LEVEL"] == sockopt.ZT_LEVEL
     assert said["ZT_SOCKOPT_CLIENT"] == sockopt.ZT_CLIENT

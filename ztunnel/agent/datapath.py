@@ -19,9 +19,6 @@ from ztunnel.datapath.events import Ended, Events
 from ztunnel.datapath.maps import Maps, PodEntry
 from ztunnel.datapath.verdicts import DirectEntry, Verdict
 from ztunnel.link.messages import ListenerKind
-from ztunnel.mesh.ports import HBONE, INBOUND, OUTBOUND
-
-_PORTS = {"outbound": OUTBOUND, "inbound": INBOUND, "hbone": HBONE}
 
 
 class DataPath(Protocol):
@@ -39,7 +36,9 @@ class DataPath(Protocol):
         """Whether a socket that a worker shows is what it says, in the namespace it says."""
         ...
 
-    def sockets(self, netns_fd: int, family: int, count: int) -> list[socket.socket]:
+    def sockets(
+        self, netns_fd: int, family: int, count: int, *, udp: bool = False
+    ) -> list[socket.socket]:
         """Unconnected sockets in a pod, tagged as the proxy's. Raises OSError."""
         ...
 
@@ -145,22 +144,16 @@ class KernelDataPath:
         return netns.cookie(netns_fd)
 
     def listeners(self, netns_fd: int, *, ipv6: bool) -> dict[ListenerKind, socket.socket]:
-        return netns.listeners(netns_fd, ipv6=ipv6)
+        return netns.listeners(netns_fd, self._maps, ipv6=ipv6)
 
     def is_listener(self, sock: socket.socket, kind: ListenerKind, cookie: int) -> bool:
-        try:
-            raw = sock.getsockopt(socket.SOL_SOCKET, netns.SO_NETNS_COOKIE, 8)
-            listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            bound = sock.getsockname()
-        except OSError:
-            return False
-        port = _PORTS[kind.value[:-1]]
-        family = socket.AF_INET6 if kind.value.endswith("6") else socket.AF_INET
-        there = int.from_bytes(raw, sys.byteorder) == cookie
-        return bool(there and listens and sock.family == family and bound[1] == port)
+        return netns.is_listener(sock, kind, cookie)
 
-    def sockets(self, netns_fd: int, family: int, count: int) -> list[socket.socket]:
-        return netns.tcp_sockets(netns_fd, family, count, self._maps)
+    def sockets(
+        self, netns_fd: int, family: int, count: int, *, udp: bool = False
+    ) -> list[socket.socket]:
+        make = netns.udp_sockets if udp else netns.tcp_sockets
+        return make(netns_fd, family, count, self._maps)
 
     def enrolled(self) -> dict[int, tuple[str, ...]]:
         return {entry.netns_cookie: entry.addresses for entry in self._maps.pods()}

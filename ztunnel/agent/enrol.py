@@ -156,8 +156,8 @@ class Enroller:
             return
         left = min(max(need.count, 0), MOST_SOCKETS)
         while left > 0:
-            made = self._datapath.sockets(pod.netns.fd, need.family, min(left, BATCH))
-            session.send(Sockets(pod.uid, need.family), [sock.fileno() for sock in made])
+            made = self._datapath.sockets(pod.netns.fd, need.family, min(left, BATCH), udp=need.udp)
+            session.send(Sockets(pod.uid, need.family, need.udp), [sock.fileno() for sock in made])
             left -= len(made)
             for sock in made:
                 sock.close()
@@ -254,7 +254,8 @@ class Enroller:
             pod.listeners = self._datapath.listeners(pod.netns.fd, ipv6=ipv6)
         except OSError as error:
             problem = (
-                "a process in the pod has port 15001, 15006 or 15008; it must give it up"
+                "a process in the pod has port 15001, 15006, 15008 or one of 15053 to 15055; "
+                "it must give it up"
                 if error.errno == errno.EADDRINUSE
                 else f"can't listen in the pod: {error.strerror}"
             )

@@ -13,7 +13,7 @@ from ipaddress import IPv6Address, ip_address
 
 from ztunnel.mesh.model import SocketAddress
 
-ABI = 2  # ZT_ABI
+ABI = 3  # ZT_ABI
 
 
 class Role(IntEnum):
@@ -25,6 +25,7 @@ class Role(IntEnum):
     ACCEPTED = 3
     SERVED = 4
     DIRECT = 5
+    RESOLVER = 6
 
 
 class DirectState(IntEnum):
@@ -106,6 +107,19 @@ class PodStats(ctypes.Structure):
         ("refused", ctypes.c_uint64),
         ("local", ctypes.c_uint64),
         ("direct", ctypes.c_uint64),
+        ("dns", ctypes.c_uint64),
+    )
+
+
+class QueryKey(ctypes.Structure):
+    """struct zt_query_key"""
+
+    _fields_ = (
+        ("netns", ctypes.c_uint64),
+        ("port", ctypes.c_ubyte * 2),
+        ("server", ctypes.c_uint8),
+        ("family", ctypes.c_uint8),
+        ("pad", ctypes.c_uint32),
     )
 
 
@@ -193,6 +207,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "zt_flow_key": FlowKey,
     "zt_flow": Flow,
     "zt_pod_stats": PodStats,
+    "zt_query_key": QueryKey,
     "zt_lease": Lease,
     "zt_verdict_key": VerdictKey,
     "zt_verdict": Verdict,

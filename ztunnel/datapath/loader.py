@@ -48,9 +48,13 @@ CGROUP_HOOKS = (
     Hook("zt_getpeername6", ProgramType.CGROUP_SOCK_ADDR, AttachType.GETPEERNAME6),
     Hook("zt_getsockname4", ProgramType.CGROUP_SOCK_ADDR, AttachType.GETSOCKNAME4),
     Hook("zt_getsockname6", ProgramType.CGROUP_SOCK_ADDR, AttachType.GETSOCKNAME6),
+    Hook("zt_recvmsg4", ProgramType.CGROUP_SOCK_ADDR, AttachType.UDP4_RECVMSG),
+    Hook("zt_recvmsg6", ProgramType.CGROUP_SOCK_ADDR, AttachType.UDP6_RECVMSG),
     # Last: what they redirect needs all of the above in place.
     Hook("zt_connect4", ProgramType.CGROUP_SOCK_ADDR, AttachType.CONNECT4),
     Hook("zt_connect6", ProgramType.CGROUP_SOCK_ADDR, AttachType.CONNECT6),
+    Hook("zt_sendmsg4", ProgramType.CGROUP_SOCK_ADDR, AttachType.UDP4_SENDMSG),
+    Hook("zt_sendmsg6", ProgramType.CGROUP_SOCK_ADDR, AttachType.UDP6_SENDMSG),
 )
 SK_LOOKUP = Hook(links.SK_LOOKUP_PROGRAM, ProgramType.SK_LOOKUP, AttachType.SK_LOOKUP)
 
@@ -58,7 +62,9 @@ SK_LOOKUP = Hook(links.SK_LOOKUP_PROGRAM, ProgramType.SK_LOOKUP, AttachType.SK_L
 SOURCES = (
     "zt_maps.h",
     "zt_lib.h",
+    "dns.h",
     "connect.c",
+    "dgram.c",
     "sk_lookup.c",
     "sockname.c",
     "sockops.c",

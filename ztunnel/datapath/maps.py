@@ -59,6 +59,7 @@ class PodCounters:
     refused: int
     local: int
     direct: int = 0
+    dns: int = 0
 
 
 class Maps:
@@ -130,7 +131,7 @@ class Maps:
 
     def flow_count(self) -> int:
         """How many entries zt_flows holds."""
-        return sum(1 for _ in self._flows.keys())  # noqa: SIM118  RawMap is no dict
+        return self._flows.count()
 
     def stats(self) -> dict[str, int]:
         """Node-wide counters by lower-case name."""
@@ -163,7 +164,14 @@ class Maps:
 
     def tag_own(self, sock: socket.socket) -> None:
         """Mark a socket as the proxy's: the connect hooks let it pass."""
-        value = layout.Sock(role=Role.OWN)
+        self._tag(sock, Role.OWN)
+
+    def tag_resolver(self, sock: socket.socket) -> None:
+        """Mark a UDP socket as one that the pod's queries are sent to."""
+        self._tag(sock, Role.RESOLVER)
+
+    def _tag(self, sock: socket.socket, role: Role) -> None:
+        value = layout.Sock(role=role)
         self._sockets.update(sock.fileno().to_bytes(_INT, sys.byteorder), bytes(value))
 
     def socket_role(self, sock: socket.socket) -> Role:
@@ -190,7 +198,7 @@ def _pod_entry(key: bytes, value: bytes) -> PodEntry:
 
 def _counters(value: bytes) -> PodCounters:
     raw = layout.PodStats.from_buffer_copy(value)
-    return PodCounters(raw.redirected, raw.own, raw.refused, raw.local, raw.direct)
+    return PodCounters(raw.redirected, raw.own, raw.refused, raw.local, raw.direct, raw.dns)
 
 
 def _flow_entry(key: bytes, value: bytes) -> FlowEntry:

@@ -18,18 +18,26 @@ from pyroute2 import netns as pyroute2_netns
 
 from ztunnel.datapath.maps import Maps
 from ztunnel.link.messages import ListenerKind
-from ztunnel.mesh.ports import HBONE, INBOUND, OUTBOUND
+from ztunnel.mesh.ports import DNS, HBONE, INBOUND, OUTBOUND
 
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 BACKLOG = 4096  # capped by net.core.somaxconn
 
-_BOUND: dict[ListenerKind, tuple[socket.AddressFamily, str, int]] = {
+BOUND: dict[ListenerKind, tuple[socket.AddressFamily, str, int]] = {
     ListenerKind.OUTBOUND4: (socket.AF_INET, "127.0.0.1", OUTBOUND),
     ListenerKind.OUTBOUND6: (socket.AF_INET6, "::1", OUTBOUND),
     ListenerKind.INBOUND4: (socket.AF_INET, "127.0.0.1", INBOUND),
     ListenerKind.INBOUND6: (socket.AF_INET6, "::1", INBOUND),
     ListenerKind.HBONE4: (socket.AF_INET, "0.0.0.0", HBONE),  # the pod's netns only
     ListenerKind.HBONE6: (socket.AF_INET6, "::", HBONE),
+    ListenerKind.DNS4: (socket.AF_INET, "127.0.0.1", DNS),
+    ListenerKind.DNS6: (socket.AF_INET6, "::1", DNS),
+    ListenerKind.QUERY4: (socket.AF_INET, "127.0.0.1", DNS),
+    ListenerKind.QUERY6: (socket.AF_INET6, "::1", DNS),
+    ListenerKind.QUERY4_SECOND: (socket.AF_INET, "127.0.0.1", DNS + 1),
+    ListenerKind.QUERY6_SECOND: (socket.AF_INET6, "::1", DNS + 1),
+    ListenerKind.QUERY4_THIRD: (socket.AF_INET, "127.0.0.1", DNS + 2),
+    ListenerKind.QUERY6_THIRD: (socket.AF_INET6, "::1", DNS + 2),
 }
 
 
@@ -59,7 +67,7 @@ def cookie(netns_fd: int) -> int:
     return int.from_bytes(raw, sys.byteorder)
 
 
-def listeners(netns_fd: int, *, ipv6: bool = True) -> dict[ListenerKind, socket.socket]:
+def listeners(netns_fd: int, maps: Maps, *, ipv6: bool = True) -> dict[ListenerKind, socket.socket]:
     """The proxy's listeners in a pod, all or none.
 
     Raises OSError (EADDRINUSE when a process of the pod has one of our ports).
@@ -67,14 +75,33 @@ def listeners(netns_fd: int, *, ipv6: bool = True) -> dict[ListenerKind, socket.
     made: dict[ListenerKind, socket.socket] = {}
     try:
         with entered(netns_fd):
-            for kind, (family, host, port) in _BOUND.items():
+            for kind, (family, host, port) in BOUND.items():
                 if ipv6 or family is socket.AF_INET:
-                    made[kind] = _listener(family, host, port)
+                    make = _query_socket if kind.is_query else _listener
+                    made[kind] = make(family, host, port)
+        for kind, sock in made.items():
+            if kind.is_query:
+                maps.tag_resolver(sock)
     except OSError:
         for sock in made.values():
             sock.close()
         raise
     return made
+
+
+def is_listener(sock: socket.socket, kind: ListenerKind, netns_cookie: int) -> bool:
+    """Whether a socket is what it is said to be, in the namespace it is said to be in."""
+    family, _, port = BOUND[kind]
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        form = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+        bound = sock.getsockname()
+    except OSError:
+        return False
+    is_there = int.from_bytes(raw, sys.byteorder) == netns_cookie
+    is_open = form == socket.SOCK_DGRAM if kind.is_query else bool(listens)
+    return is_there and is_open and sock.family == family and bound[1] == port
 
 
 def tcp_sockets(netns_fd: int, family: int, count: int, maps: Maps) -> list[socket.socket]:
@@ -93,6 +120,33 @@ def tcp_sockets(netns_fd: int, family: int, count: int, maps: Maps) -> list[sock
             sock.close()
         raise
     return made
+
+
+def udp_sockets(netns_fd: int, family: int, count: int, maps: Maps) -> list[socket.socket]:
+    """Unconnected non-blocking UDP sockets in a pod, tagged as the proxy's. `family` 4 or 6."""
+    kind = socket.AF_INET if family == 4 else socket.AF_INET6
+    made: list[socket.socket] = []
+    try:
+        with entered(netns_fd):
+            for _ in range(count):
+                made.append(socket.socket(kind, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
+        for sock in made:
+            maps.tag_own(sock)
+    except OSError:
+        for sock in made:
+            sock.close()
+        raise
+    return made
+
+
+def _query_socket(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _listener(family: socket.AddressFamily, host: str, port: int) -> socket.socket:

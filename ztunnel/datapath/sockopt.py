@@ -17,6 +17,7 @@ from ztunnel.mesh.model import SocketAddress
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h, and IP6T_SO_ORIGINAL_DST in netfilter_ipv6
 ZT_LEVEL = 0x5A54  # "ZT": a level no protocol uses; bpf/zt_maps.h says the same
 ZT_CLIENT = 1
+ZT_ASKED = 0x10000  # plus the client's port
 
 _SOCKADDR_IN = struct.Struct("=H2s4s8x")
 _SOCKADDR_IN6 = struct.Struct("=H2s4x16s4x")
@@ -34,6 +35,17 @@ def original_destination(sock: socket.socket) -> SocketAddress:
     raw = sock.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, _SOCKADDR_IN6.size)
     _, port, ip6 = _SOCKADDR_IN6.unpack(raw)
     return SocketAddress(str(IPv6Address(ip6)), int.from_bytes(port, "big"))
+
+
+def asked_server(sock: socket.socket, client_port: int) -> SocketAddress:
+    """The name server that a query went to, asked right after the query was read from `sock`.
+
+    Raises OSError (ENOPROTOOPT) when the query did not come by our redirect.
+    """
+    raw = sock.getsockopt(ZT_LEVEL, ZT_ASKED + client_port, _SOCKADDR_IN6.size)
+    _, port, ip = _SOCKADDR_IN6.unpack(raw)
+    address = IPv6Address(ip)
+    return SocketAddress(str(address.ipv4_mapped or address), int.from_bytes(port, "big"))
 
 
 def set_client_address(sock: socket.socket, client: SocketAddress) -> None:

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 
 from ztunnel.kube.fields import Fields, Object, key_of
 from ztunnel.mesh.enrolment import Enrolled, Refused, decide
-from ztunnel.mesh.model import Endpoint, Service, ServicePort, TunnelProtocol, Workload
+from ztunnel.mesh.model import (
+    DEFAULT_CLUSTER_DOMAIN,
+    Endpoint,
+    Service,
+    ServicePort,
+    TunnelProtocol,
+    Workload,
+)
 
 CAPACITY_ANNOTATION = "ambient.ztunnel.dev/capacity"
 SERVICE_LABEL = "kubernetes.io/service-name"  # of an EndpointSlice
@@ -30,7 +37,7 @@ class Cluster:
 
     trust_domain: str
     cluster: str
-    cluster_domain: str = "cluster.local"
+    cluster_domain: str = DEFAULT_CLUSTER_DOMAIN
 
     def workload_uid(self, namespace: str, name: str) -> str:
         """Istio's name of a pod across the mesh."""
@@ -71,6 +78,7 @@ class ServiceSpec:
     vips: tuple[str, ...]
     ports: tuple[ServicePort, ...]
     external: bool
+    selector: dict[str, str]  # labels of the pods behind it; empty when others name its endpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,7 @@ class SliceEntry:
     addresses: tuple[str, ...]
     ready: bool
     pod: tuple[str, str] | None
+    hostname: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +173,7 @@ def read_service(obj: Object) -> ServiceSpec:
         vips=tuple(spec.ip(ip, "clusterIPs") for ip in ips if ip not in ("", "None")),
         ports=tuple(_service_port(port) for port in spec.mappings("ports")),
         external=spec.text("type") == "ExternalName",
+        selector=spec.labels("selector"),
     )
 
 
@@ -201,6 +211,7 @@ def service(spec: ServiceSpec, slices: Iterable[Slice], cluster: Cluster) -> Ser
                     ports={**known.ports, **piece.ports} if known else piece.ports,
                     ready=entry.ready or (known is not None and known.ready),
                     workload=uid or (known.workload if known else ""),
+                    hostname=entry.hostname or (known.hostname if known else ""),
                 )
     return Service(
         namespace=spec.namespace,
@@ -280,4 +291,5 @@ def _entry(fields: Fields, namespace: str) -> SliceEntry:
         addresses=tuple(fields.addresses("addresses")),
         ready=fields.mapping("conditions").flag("ready", default=True),  # unset means ready
         pod=(target.text("namespace") or namespace, target.text("name")) if is_pod else None,
+        hostname=fields.text("hostname").lower(),
     )

@@ -12,7 +12,9 @@ from enum import StrEnum
 import msgspec
 
 DEFAULT_TRUST_DOMAIN = "cluster.local"  # Istio's default, meshConfig.trustDomain
+DEFAULT_ROOT_NAMESPACE = "istio-system"  # Istio's default, meshConfig.rootNamespace
 DEFAULT_CLUSTER = "Kubernetes"  # Istio's default cluster id
+DEFAULT_CLUSTER_DOMAIN = "cluster.local"  # Kubernetes' default, kubelet's clusterDomain
 
 
 class TunnelProtocol(StrEnum):
@@ -76,13 +78,15 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """One backend address of a service.
 
     `ports` maps a ServicePort name to the backend's port. `workload` is the Workload.uid
-    behind the address, empty when the address belongs to no pod.
+    behind the address, empty when the address belongs to no pod. `hostname` is the pod's own name
+    below the service's, if it has one (a StatefulSet's do).
     """
 
     address: str
     ports: dict[str, int]
     ready: bool = True
     workload: str = ""
+    hostname: str = ""
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +97,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     vips: tuple[str, ...] = ()  # ClusterIPs, canonical; empty for a headless service
     ports: tuple[ServicePort, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
-    hostname: str = ""  # <name>.<namespace>.svc.<cluster domain>
+    hostname: str = ""  # <name>.<namespace>.svc.<cluster domain>, or a host outside: `*.host` too
 
     @property
     def key(self) -> str:

@@ -16,6 +16,7 @@ from ztunnel.datapath import sockopt
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.buffers import BufferPool
+from ztunnel.proxy.guard import Guard
 from ztunnel.proxy.loop import Loop
 from ztunnel.proxy.pool import Pool
 from ztunnel.proxy.report import Report
@@ -32,11 +33,14 @@ class Context:
     buffers: BufferPool
     pool: Pool
     report: Report
+    guard: Guard = field(default_factory=Guard)
     told: Told | None = None  # who tells the agent whom we let in; None when nobody listens
     mesh: MeshState | None = None
     credentials: dict[str, Credentials] = field(default_factory=dict)  # by identity
     workers: int = 1  # that serve this node
     choose: Callable[[], float] = random.random  # in [0, 1), which endpoint of a service
+    shuffle: random.Random = field(default_factory=random.Random)  # the order of addresses
+    asked_server: Callable[[socket.socket, int], SocketAddress] = sockopt.asked_server
     original_destination: Callable[[socket.socket], SocketAddress] = sockopt.original_destination
     set_client_address: Callable[[socket.socket, SocketAddress], None] = sockopt.set_client_address
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a worker holds for one local pod: listeners, sockets in stock, live connections.
 
-May import `ztunnel.link.messages` and the proxy's `listener`, `stock`.
+May import `ztunnel.link.messages`, mesh and the proxy's `stock`.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from typing import Protocol
 
@@ -14,10 +15,9 @@ from ztunnel.link.messages import HeldPod, ListenerKind, PodAdded
 from ztunnel.mesh.address import family as family_of
 from ztunnel.mesh.baggage import baggage
 from ztunnel.mesh.model import SocketAddress, Workload
-from ztunnel.proxy.listener import Listener
 from ztunnel.proxy.loop import Loop
 from ztunnel.proxy.sockets import adopt
-from ztunnel.proxy.stock import Stock
+from ztunnel.proxy.stock import DatagramStock, Stock
 
 
 class Abortable(Protocol):
@@ -30,19 +30,35 @@ class Abortable(Protocol):
         """Take nothing new, and end when idle."""
 
 
+class Door(Protocol):
+    """What takes connections, or queries, on a socket that the agent made."""
+
+    sock: socket.socket
+
+    def close(self) -> None:
+        """Take no more."""
+
+
+Ask = Callable[[int, int, bool], None]
+
+
 class Pod:
     """A pod of this node."""
 
-    def __init__(self, loop: Loop, added: PodAdded, ask: Callable[[int, int], None]) -> None:
-        """`ask(family, count)` requests sockets of the agent."""
+    def __init__(self, loop: Loop, added: PodAdded, ask: Ask) -> None:
+        """`ask(family, count, udp)` requests sockets of the agent."""
         self.uid = added.pod_uid
         self.workload = added.workload  # Workload.uid
         self.identity = added.identity
         self.netns_cookie = added.netns_cookie
         self.addresses = added.addresses
-        self.listeners: dict[ListenerKind, Listener] = {}
+        self.listeners: dict[ListenerKind, Door] = {}
         self.stock = {family: Stock(loop, _asker(ask, family)) for family in (4, 6)}
+        self.datagrams = {
+            family: DatagramStock(loop, _asker(ask, family, udp=True)) for family in (4, 6)
+        }
         self.live: set[Abortable] = set()
+        self.queries: set[Abortable] = set()  # those of `live` that are DNS: bounded
         self._described: Workload | None = None
         self._baggage = b""
 
@@ -70,7 +86,7 @@ class Pod:
         self.identity = added.identity
         self.addresses = added.addresses
 
-    def listen(self, kind: ListenerKind, listener: Listener) -> None:
+    def listen(self, kind: ListenerKind, listener: Door) -> None:
         """Hold a listener in place of the one of the same kind, if there is one."""
         former = self.listeners.pop(kind, None)
         if former is not None:
@@ -87,15 +103,21 @@ class Pod:
 
     def forget_orders(self) -> None:
         """The agent is another one: sockets asked for before will not come."""
-        for stock in self.stock.values():
+        for stock in (*self.stock.values(), *self.datagrams.values()):
             stock.forget_orders()
+
+    def restock(self) -> None:
+        """Order what is low, for the families that the pod has."""
+        for family in {family_of(address) for address in self.addresses}:
+            self.stock[family].restock()
+            self.datagrams[family].restock()
 
     def close(self, reason: str, *, abort: bool) -> None:
         """Stop serving; live connections are reset if `abort`, else they go on."""
         for listener in self.listeners.values():
             listener.close()
         self.listeners.clear()
-        for stock in self.stock.values():
+        for stock in (*self.stock.values(), *self.datagrams.values()):
             stock.close()
         for connection in list(self.live):
             if abort:
@@ -104,18 +126,19 @@ class Pod:
                 connection.retire()
 
 
-def take_sockets(pod: Pod | None, family: int, fds: list[int]) -> None:
+def take_sockets(pod: Pod | None, family: int, fds: list[int], *, udp: bool) -> None:
     """Put the agent's sockets in the pod's stock; `fds` is emptied."""
     while fds:
         fd = fds.pop()
         if pod is None or family not in pod.stock:
             os.close(fd)
-        else:
-            pod.stock[family].add([adopt(fd, family)])
+            continue
+        stock = pod.datagrams[family] if udp else pod.stock[family]
+        stock.add([adopt(fd, family, udp=udp)])
 
 
-def _asker(ask: Callable[[int, int], None], family: int) -> Callable[[int], None]:
+def _asker(ask: Ask, family: int, *, udp: bool = False) -> Callable[[int], None]:
     def of_family(count: int) -> None:
-        ask(family, count)
+        ask(family, count, udp)
 
     return of_family

@@ -21,13 +21,17 @@ _LINGER_NONE = struct.pack("ii", 1, 0)  # struct linger: close() sends RST
 _LINGER_DEFAULT = struct.pack("ii", 0, 0)  # close() delivers what was written, then FIN
 _AF_UNSPEC_ADDRESS = bytes(16)  # a sockaddr whose family is AF_UNSPEC (0)
 _TCP_CLOSE = 7  # include/net/tcp_states.h
+_MOST_STALE = 64  # datagrams in a queue that are worth reading away
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def adopt(fd: int, family: int) -> socket.socket:
-    """A non-blocking TCP socket object that owns `fd`; `family` is 4 or 6."""
+def adopt(fd: int, family: int, *, udp: bool = False) -> socket.socket:
+    """A non-blocking TCP or UDP socket object that owns `fd`; `family` is 4 or 6."""
     kind = socket.AF_INET if family == 4 else socket.AF_INET6
-    sock = socket.socket(kind, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fd)
+    form, protocol = (
+        (socket.SOCK_DGRAM, socket.IPPROTO_UDP) if udp else (socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    )
+    sock = socket.socket(kind, form, protocol, fileno=fd)
     sock.setblocking(False)
     return sock
 
@@ -98,6 +102,20 @@ def disconnect(sock: socket.socket) -> bool:
         return False
     size = len(_AF_UNSPEC_ADDRESS)
     return bool(_libc.connect(sock.fileno(), _AF_UNSPEC_ADDRESS, size) == 0)
+
+
+def disconnect_datagram(sock: socket.socket) -> bool:
+    """Make a UDP socket as good as new: no peer, no port, nothing left to read. False on error."""
+    if _libc.connect(sock.fileno(), _AF_UNSPEC_ADDRESS, len(_AF_UNSPEC_ADDRESS)) != 0:
+        return False
+    for _ in range(_MOST_STALE):
+        try:
+            sock.recv(1)
+        except BlockingIOError:
+            return True
+        except OSError:  # an ICMP error that came late
+            continue
+    return False
 
 
 def peer_address(sock: socket.socket) -> SocketAddress:

@@ -13,7 +13,13 @@ from collections import deque
 from collections.abc import Callable
 
 from ztunnel.proxy.loop import Loop, Timer
-from ztunnel.proxy.sockets import disconnect, end_on_close, no_delay, reset_on_close
+from ztunnel.proxy.sockets import (
+    disconnect,
+    disconnect_datagram,
+    end_on_close,
+    no_delay,
+    reset_on_close,
+)
 
 BATCH = 16  # sockets asked for at once at least
 LOW = 8  # ask for more below this
@@ -61,8 +67,7 @@ class Stock:
         """Fresh sockets from the agent."""
         self._asked = max(0, self._asked - len(socks))
         for sock in socks:
-            no_delay(sock)
-            reset_on_close(sock)
+            self._fit(sock)
             if self._closed:
                 self._loop.close(sock)
             else:
@@ -72,7 +77,7 @@ class Stock:
     def give_back(self, sock: socket.socket, *, inbound: bool = False) -> None:
         """Recycle a socket after an orderly end, or close it; the loop must not watch it."""
         kept = self._inbound if inbound else self._fresh
-        if self._closed or len(kept) >= KEPT or not disconnect(sock):
+        if self._closed or len(kept) >= KEPT or not self._renew(sock):
             end_on_close(sock)
             self._loop.close(sock)
             return
@@ -109,6 +114,15 @@ class Stock:
         while self._waiting:
             self._waiting.popleft().give(None)
 
+    def _fit(self, sock: socket.socket) -> None:
+        """What a fresh socket needs."""
+        no_delay(sock)
+        reset_on_close(sock)
+
+    def _renew(self, sock: socket.socket) -> bool:
+        """Make it as good as fresh, if that is possible."""
+        return disconnect(sock)
+
     def _pop(self, *, inbound: bool) -> socket.socket | None:
         if inbound and self._inbound:
             return self._inbound.pop()
@@ -124,6 +138,16 @@ class Stock:
                 self._waiting.append(waiter)  # the other kind may still be served
             else:
                 waiter.give(sock)
+
+
+class DatagramStock(Stock):
+    """The same of UDP sockets: each query to a name server has one, so a port of its own."""
+
+    def _fit(self, sock: socket.socket) -> None:
+        """Nothing."""
+
+    def _renew(self, sock: socket.socket) -> bool:
+        return disconnect_datagram(sock)
 
 
 class _Waiter:

@@ -123,14 +123,16 @@ class FakeDataPath:
         cookie = self.cookie(netns_fd)
         if cookie in self.port_taken:
             raise OSError(errno.EADDRINUSE, "Address already in use")
-        made = {kind: _listener() for kind in ListenerKind if ipv6 or kind.value.endswith("4")}
+        made = {kind: _listener() for kind in ListenerKind if ipv6 or kind.family == 4}
         self.journal.append(("listen", cookie))
         return made
 
     def is_listener(self, sock: socket.socket, kind: ListenerKind, cookie: int) -> bool:
         return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
-    def sockets(self, netns_fd: int, family: int, count: int) -> list[socket.socket]:
+    def sockets(
+        self, netns_fd: int, family: int, count: int, *, udp: bool = False
+    ) -> list[socket.socket]:
         self.made += count
         return [socket.socket() for _ in range(count)]
 

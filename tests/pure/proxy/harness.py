@@ -23,6 +23,10 @@ from ztunnel.link.messages import (
     Allowed,
     Answer,
     Certificate,
+    Count,
+    Counted,
+    CountsTaken,
+    Draining,
     Hello,
     ListenerKind,
     MeshDelta,
@@ -34,7 +38,7 @@ from ztunnel.link.messages import (
     Sockets,
     ToAgent,
 )
-from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
+from ztunnel.mesh.model import Service, SocketAddress, TunnelProtocol, Workload
 from ztunnel.proxy.context import Context, new_context
 from ztunnel.proxy.loop import READ
 from ztunnel.proxy.worker import Worker
@@ -81,8 +85,12 @@ class FakeAgent:
         self.ready: list[str] = []
         self.answers: dict[int, Answer] = {}
         self.allowed: list[Allowed] = []
+        self.counted: list[Counted] = []
+        self.takes_counts = True
+        self.draining = False
         self.on_hello: Callable[[Hello], None] = lambda hello: None
         self.sockets_given = 0
+        self.datagram_sockets_given = 0
         self._addresses: dict[str, str] = {}
         self._channel: Channel[ToAgent] | None = None
         self._listener: socket.socket | None = None
@@ -123,6 +131,11 @@ class FakeAgent:
         )
         self.send(message, [sock.fileno() for sock in listeners.values()])
 
+    def rows(self) -> list[Count]:
+        """All that workers counted, each message once."""
+        told = {(each.instance, each.number): each for each in self.counted}
+        return [row for each in told.values() for row in each.rows]
+
     def _serve(self, listener: socket.socket) -> None:
         while True:
             try:
@@ -144,22 +157,32 @@ class FakeAgent:
                 self.on_hello(message)
             case PodReady(pod_uid):
                 self.ready.append(pod_uid)
-            case NeedSockets(pod_uid, family, count):
-                self._give_sockets(pod_uid, family, count)
+            case NeedSockets(pod_uid, family, count, udp):
+                self._give_sockets(pod_uid, family, count, udp=udp)
             case Allowed():
                 self.allowed.append(message)
+            case Counted():
+                self.counted.append(message)
+                if self.takes_counts and self._channel is not None:  # the test may have ended
+                    self.send(CountsTaken(message.number))
+            case Draining():
+                self.draining = True
             case Answer():
                 self.answers[message.id] = message
 
-    def _give_sockets(self, pod_uid: str, family: int, count: int) -> None:
-        socks = [self._pod_socket(pod_uid) for _ in range(count)]
-        self.sockets_given += count
-        self.send(Sockets(pod_uid, family), [sock.fileno() for sock in socks])
+    def _give_sockets(self, pod_uid: str, family: int, count: int, *, udp: bool) -> None:
+        kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
+        socks = [self._pod_socket(pod_uid, kind) for _ in range(count)]
+        if udp:
+            self.datagram_sockets_given += count
+        else:
+            self.sockets_given += count
+        self.send(Sockets(pod_uid, family, udp), [sock.fileno() for sock in socks])
         for sock in socks:
             sock.close()
 
-    def _pod_socket(self, pod_uid: str) -> socket.socket:
-        sock = socket.socket()
+    def _pod_socket(self, pod_uid: str, kind: int) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, kind)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         sock.bind((self._addresses[pod_uid], 0))
@@ -183,7 +206,8 @@ class Node:
         self.agent.on_hello = self._greet
         self.context = self._context()
         self.worker = Worker(self.context, Path(self.directory.name))
-        self.outbound = (self.ip, 0)
+        self.outbound = self.dns = self.dns_streams = (self.ip, 0)
+        self.services: tuple[Service, ...] = ()
         self._answering = answering
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._woken, self._waker = socket.socketpair()
@@ -247,6 +271,7 @@ class Node:
     def _context(self) -> Context:
         context = new_context()
         context.original_destination = lambda sock: self.target
+        context.asked_server = lambda sock, port: self.target
         context.set_client_address = lambda sock, client: self.told.append(client)
         return context
 
@@ -256,7 +281,8 @@ class Node:
         if not self._answering:
             return
         if self.sync:
-            self.agent.send(MeshDelta(revision=1, workloads=tuple(self.mesh), reset=True))
+            mesh, services = tuple(self.mesh), self.services
+            self.agent.send(MeshDelta(revision=1, workloads=mesh, services=services, reset=True))
             self.agent.send(MeshDelta(revision=1, complete=True))
         if self.certificate is not None:
             self.agent.send(self.certificate)
@@ -269,7 +295,15 @@ class Node:
     def _listeners(self) -> dict[ListenerKind, socket.socket]:
         outbound = listen(self.ip, 0)
         self.outbound = outbound.getsockname()
-        return {ListenerKind.OUTBOUND4: outbound, ListenerKind.HBONE4: listen(self.ip, 15008)}
+        streams, queries = listen(self.ip, 0), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        queries.bind((self.ip, 0))
+        self.dns, self.dns_streams = queries.getsockname(), streams.getsockname()
+        return {
+            ListenerKind.OUTBOUND4: outbound,
+            ListenerKind.HBONE4: listen(self.ip, 15008),
+            ListenerKind.DNS4: streams,
+            ListenerKind.QUERY4: queries,
+        }
 
     def remove_pod(self, *, gone: bool) -> None:
         self.agent.send(PodRemoved(self.me.pod_uid, gone=gone))
