@@ -156,7 +156,7 @@ def test_agent_lost_and_back_interrupts_nothing(pair: Pair) -> None:
     pair.a.agent.start()
     wait_for(lambda: pair.a.me.pod_uid in pair.a.agent.ready, "ready again")
     held = pair.a.agent.hellos[-1].pods
-    assert [(pod.pod_uid, len(pod.listeners)) for pod in held] == [(pair.a.me.pod_uid, 2)]
+    assert [(pod.pod_uid, len(pod.listeners)) for pod in held] == [(pair.a.me.pod_uid, 4)]
     client.sendall(b"y")
     assert server.recv(1) == b"y"
     ping(pair)
