@@ -9,7 +9,7 @@ help:
 	@echo 'make test    install what is missing, run the whole suite'
 	@echo 'make setup   install what is missing: packages by apt, the rest into .venv'
 	@echo 'make lint    style, types, layer contract'
-	@echo 'make bench   run the measurements of bench/'
+	@echo 'make bench   install peers, measure us beside them; BENCH=quick takes two minutes'
 	@echo 'make clean   remove the venv and caches; packages stay'
 
 setup:
@@ -27,8 +27,8 @@ lint:
 	@scripts/lint
 
 bench:
-	@scripts/setup test
-	@for each in bench/*.py; do echo "bench: $$each"; .venv/bin/python "$$each" || exit 1; done
+	@scripts/setup bench
+	@.venv/bin/python -m bench
 
 clean:
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -59,5 +59,5 @@ def open_memory(count: int) -> Work:
 
 
 def open_rate(count: int) -> Work:
-    """How fast the last nine tenths of `count` connections were opened to be held."""
+    """How fast the second half of `count` connections were opened to be held."""
     return Work(f"opening {count:,} connections to hold, 64 at a time", "1/s")

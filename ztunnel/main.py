@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `ztunnel` command: the node's processes. Each is imported only when it is run.
+"""The `ztunnel` command: the mesh's processes. Each is imported only when it is run.
 
 The proxy must never load the agent's libraries (nor BCC), and the other way round.
 """
@@ -17,6 +17,7 @@ _COMMANDS = {
     "agent": "ztunnel.agent.command",
     "proxy": "ztunnel.proxy.command",
     "loader": "ztunnel.datapath.command",
+    "signer": "ztunnel.signer.command",
 }
 
 
@@ -35,7 +36,7 @@ class _Lazy(click.Group):
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ztunnel")
 def cli() -> None:
-    """An ambient service mesh for this node: the agent, the proxy, the BPF loader.
+    """An ambient service mesh: a node's agent, proxy and BPF loader, and the cluster's signer.
 
     People mostly use `ztctl`; these are the processes that it talks to.
     """

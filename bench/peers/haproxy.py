@@ -6,6 +6,7 @@ What is set, and why, is in the configuration below. May import `peer`.
 
 from __future__ import annotations
 
+import resource
 import shutil
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +18,7 @@ from bench.works import HAPROXY
 _COMMON = """\
 global
     nbthread 1
-    maxconn 40000
+    maxconn {connections}
     tune.bufsize 65536
     tune.ssl.cachesize 100000
     ssl-default-bind-options ssl-min-ver TLSv1.3
@@ -26,7 +27,7 @@ global
     ssl-default-server-ciphersuites TLS_AES_256_GCM_SHA384
 defaults
     mode tcp
-    maxconn 40000
+    maxconn {connections}
     timeout connect 10s
     timeout client 1h
     timeout server 1h
@@ -56,7 +57,9 @@ class Haproxy(Pair):
         )
 
     def command(self, route: Route, role: str) -> tuple[Sequence[str], Mapping[str, str]]:
-        text = _COMMON + {"outbound": _OUTBOUND, "inbound": _INBOUND}[role].format(
+        own = {"outbound": _OUTBOUND, "inbound": _INBOUND}[role]
+        text = (_COMMON + own).format(
+            connections=_connections(),
             listen=route.listen,
             tunnel=route.tunnel,
             forward=route.forward,
@@ -65,4 +68,10 @@ class Haproxy(Pair):
         )
         path = route.directory / f"{role}.cfg"
         path.write_text(text)
-        return ["haproxy", "-db", "-q", "-f", str(path)], {}
+        return ["haproxy", "-db", "-f", str(path)], {}
+
+
+def _connections() -> int:
+    """As many as its descriptors allow, two for each: it does not start when told of more."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(40_000, (hard - 200) // 2)

@@ -7,7 +7,7 @@
 So the bytes take the very way that ours take: loopback in both pods, encrypted in between. To plug
 in another pair, subclass `Pair` and add it to `bench.peers.registry`; or, without a line of
 Python, let ZTUNNEL_BIN name a program (see `bench.peers.external`).
-May import `ztunnel.lab.netns` and the standard library.
+May import `ztunnel.lab.netns`, cryptography and the standard library.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from ztunnel.lab import netns
 
@@ -63,6 +65,7 @@ class Peer(ABC):
     """A contender of one path, from `start` to `stop`."""
 
     name: ClassVar[str]
+    curve: ClassVar[type[ec.EllipticCurve]] = ec.SECP256R1  # of its certificate's key
 
     @abstractmethod
     def absent(self) -> str | None:
@@ -83,8 +86,8 @@ class Peer(ABC):
 
     @property
     @abstractmethod
-    def processes(self) -> tuple[int, int]:
-        """The client's side's process and the server's side's."""
+    def processes(self) -> tuple[int, ...]:
+        """The proxies' process ids, the client's side's first."""
 
 
 class Pair(Peer):
@@ -133,7 +136,7 @@ class Pair(Peer):
         return self._route.listen
 
     @property
-    def processes(self) -> tuple[int, int]:
+    def processes(self) -> tuple[int, ...]:
         inbound, outbound = self._running
         return outbound.pid, inbound.pid
 

@@ -20,10 +20,19 @@ TIMEOUT = 5.0  # seconds
 
 def get(run_dir: Path, path: str, timeout: float = TIMEOUT) -> Any:
     """The decoded JSON under `path`, as `/v1/status`. Raises CommandError."""
+    return _ask(run_dir, "GET", path, timeout)
+
+
+def patch(run_dir: Path, path: str, change: Any, timeout: float = TIMEOUT) -> Any:
+    """Change what is under `path`; the decoded JSON of the result. Raises CommandError."""
+    return _ask(run_dir, "PATCH", path, timeout, json.dumps(change).encode())
+
+
+def _ask(run_dir: Path, method: str, path: str, timeout: float, sent: bytes | None = None) -> Any:
     connection = _UnixConnection(run_dir / SOCKET, timeout)
     asked = f"asked the agent for {path} at {run_dir / SOCKET}"
     try:
-        connection.request("GET", path)
+        connection.request(method, path, sent)
         response = connection.getresponse()
         status, body = response.status, response.read()
     except (OSError, http.client.HTTPException) as error:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -24,6 +24,9 @@ from ztctl import output
 from ztctl.errors import NothingThereError
 from ztctl.installation import Installation, Selection
 from ztctl.output import Column, Format, Row
+
+if TYPE_CHECKING:
+    from ztctl.cluster import Cluster
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -34,6 +37,19 @@ class Context:
 
     form: Format = Format.TABLE
     selection: Selection = field(default_factory=Selection)
+    kubeconfig: Path | None = None
+    kube_context: str | None = None
+
+    @property
+    def names_cluster(self) -> bool:
+        """Whether a cluster was asked for: an option says so, not what lies about."""
+        return self.kubeconfig is not None or self.kube_context is not None
+
+    def cluster(self) -> Cluster:
+        """The API server meant. The caller closes it. Raises CommandError."""
+        from ztctl.cluster import Cluster  # noqa: PLC0415  a large library
+
+        return Cluster(self.kubeconfig, self.kube_context)
 
     def installations(self) -> list[Installation]:
         """The nodes to look at, at least one. Raises CommandError."""
@@ -58,6 +74,8 @@ def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         return
     if param.name == "form":
         context.form = Format(value)
+    elif param.name in ("kubeconfig", "kube_context"):
+        setattr(context, param.name, value)
     else:
         context.selection = replace(context.selection, **{str(param.name): value})
 
@@ -79,6 +97,19 @@ def output_option(command: Command) -> Command:
         callback=_remember,
         help="How to print.  [default: table]",
     )(command)
+
+
+def cluster_options(command: Command) -> Command:
+    """Which cluster: `--kubeconfig`, `--context`."""
+    file = click.Path(path_type=Path, exists=True, dir_okay=False)
+    for name, destination, kind, text in (
+        ("--context", "kube_context", str, "One of the kubeconfig's.  [default: its current one]"),
+        ("--kubeconfig", "kubeconfig", file, "How to reach the cluster.  [default: as kubectl]"),
+    ):
+        command = click.option(
+            name, destination, type=kind, expose_value=False, callback=_remember, help=text
+        )(command)
+    return command
 
 
 def target_options(command: Command) -> Command:

@@ -84,6 +84,7 @@ WORKLOADS = Listing(
         Column("ADDRESSES", "addresses"),
         Column("READY", "ready"),
         Column("IDENTITY", "identity"),
+        Column("NOT CAPTURED", "capture_refused"),
     ),
     per_node=False,
 )
@@ -204,7 +205,7 @@ def _for_people(listing: Listing, found: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _group(listing: Listing) -> click.Group:
+def group(listing: Listing) -> click.Group:
     @click.command(
         name="list",
         help=f"{listing.summary}\n\n\b\nExamples:\n  ztctl {listing.noun} list\n"
@@ -228,11 +229,11 @@ def _end_with(problems: Sequence[str]) -> None:
         raise NothingThereError("; ".join(problems))
 
 
-workload = _group(WORKLOADS)
-service = _group(SERVICES)
-pod = _group(PODS)
-connection = _group(CONNECTIONS)
-certificate = _group(CERTIFICATES)
+workload = group(WORKLOADS)
+service = group(SERVICES)
+pod = group(PODS)
+connection = group(CONNECTIONS)
+certificate = group(CERTIFICATES)
 
 
 @click.command()

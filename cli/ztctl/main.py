@@ -27,13 +27,19 @@ COMMANDS = {
     "certificate": Entry("ztctl.lists", "certificate", "Workload certificates of the node."),
     "check": Entry("ztctl.check", "check", "Check that this machine can run ztunnel."),
     "completion": Entry("ztctl.completion", "completion", "Print the completion of a shell."),
+    "config": Entry("ztctl.dump", "config", "All that the agent knows, for a bug report."),
     "connection": Entry("ztctl.lists", "connection", "Connections that the proxy carries."),
+    "install": Entry("ztctl.install", "install", "Install the mesh into a cluster."),
     "lab": Entry("ztctl.lab", "lab", "A small cluster on this machine, without Kubernetes."),
+    "log": Entry("ztctl.log", "log", "What agent and proxy log, changed while they run."),
     "pod": Entry("ztctl.lists", "pod", "Pods of the node and whether they are captured."),
+    "policy": Entry("ztctl.policy", "policy", "Policies, what they decide and why."),
     "redirect": Entry("ztctl.redirect", "redirect", "What the kernel captures, from its maps."),
     "service": Entry("ztctl.lists", "service", "Services as the agent knows them."),
     "status": Entry("ztctl.lists", "status", "How the agent and its proxy are."),
-    "uninstall": Entry("ztctl.uninstall", "uninstall", "Remove what ztunnel left in the kernel."),
+    "uninstall": Entry(
+        "ztctl.uninstall", "uninstall", "Remove it from this machine, or a cluster."
+    ),
     "version": Entry("ztctl.version", "version", "Print the version."),
     "workload": Entry("ztctl.lists", "workload", "Workloads of the mesh as the agent knows them."),
 }

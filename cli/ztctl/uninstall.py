@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztctl uninstall`: removes what an installation left: links, programs, maps, run directory.
+"""`ztctl uninstall`: from this machine links, programs, maps, run directory; or from a cluster.
 
 May import click, `ztunnel.datapath` and this package.
 """
@@ -10,15 +10,16 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import click
 
-from ztctl.context import Context, output_option, target_options
+from ztctl.context import Context, cluster_options, output_option, target_options
 from ztctl.errors import CommandError
 from ztctl.installation import Installation
-from ztctl.output import Column, Format
+from ztctl.manifests import Object, title
+from ztctl.output import Column, Format, Row
 from ztunnel.datapath import preflight, syscall
 
 COLUMNS = (Column("NODE", "node"), Column("REMOVED", "removed"), Column("PATH", "path"))
@@ -29,20 +30,70 @@ _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
 @click.command()
+@click.option(
+    "--keep-nodes",
+    is_flag=True,
+    help="From a cluster: leave the nodes' kernels as they are; their captured pods are refused.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    default=300.0,
+    show_default=True,
+    help="From a cluster: seconds for each step on the nodes.",
+)
+@cluster_options
 @target_options
 @output_option
 @click.pass_obj
-def uninstall(context: Context) -> None:
-    """Remove all that an installation left in the kernel, and its run directory.
+def uninstall(context: Context, *, keep_nodes: bool, timeout: float) -> None:
+    """Remove ztunnel from this machine, or with --kubeconfig or --context from a cluster.
 
-    New connections are left alone from then on. The agent must be stopped first, as it would go
-    on with what is gone. Safe to repeat. A lab is better removed by: ztctl lab down.
+    From a machine: all that an installation left in the kernel, and its run directory. The agent
+    must be stopped first, as it would go on with what is gone. A lab is better removed by: ztctl
+    lab down.
+
+    From a cluster: what `ztctl install` made. Each node's kernel is cleaned while its proxy still
+    carries, so no connection of a pod is refused meanwhile; new connections are plain from then on.
+
+    Safe to repeat.
 
     \b
     Examples:
       ztctl uninstall
+      ztctl uninstall --context my-cluster
       ztctl uninstall --pin-dir /sys/fs/bpf/ztunnel --run-dir /run/ztunnel
     """
+    if context.names_cluster:
+        _from_cluster(context, timeout, nodes=not keep_nodes)
+    else:
+        _from_machine(context)
+
+
+def _from_cluster(context: Context, timeout: float, *, nodes: bool) -> None:
+    from ztctl import removal  # noqa: PLC0415  a large library behind it
+
+    rows = []
+    table = context.form is Format.TABLE
+    with closing(context.cluster()) as cluster:
+        for obj in removal.uninstall(
+            cluster, timeout, lambda text: click.echo(text, err=not table), nodes=nodes
+        ):
+            if table:
+                click.echo(f"removed {title(obj)}")
+            rows.append({"removed": obj["kind"], **_name(obj)})
+    if not table:
+        context.print_rows(rows, ())
+    elif not rows:
+        click.echo("nothing to remove")
+
+
+def _name(obj: Object) -> Row:
+    metadata = obj["metadata"]
+    return {"namespace": metadata.get("namespace", ""), "name": metadata["name"]}
+
+
+def _from_machine(context: Context) -> None:
     installations = context.installations_or_none()
     for each in installations:
         _require_stopped(each)
@@ -52,7 +103,7 @@ def uninstall(context: Context) -> None:
         for kind, path in remove(each)
     ]
     if context.form is Format.TABLE and not rows:
-        click.echo("nothing to remove")
+        click.echo("nothing to remove on this machine; a cluster is meant with --context NAME")
     else:
         context.print_rows(rows, COLUMNS)
 

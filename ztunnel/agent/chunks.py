@@ -13,24 +13,34 @@ import structlog
 
 from ztunnel.link.messages import MeshDelta
 from ztunnel.mesh.model import Service, Workload
+from ztunnel.mesh.policy import AuthorizationPolicy, PeerAuthentication, Policy
 
 CHUNK = 240 * 1024  # bytes of items in one message: with its frame it stays below 256 KiB
+
+Item = Workload | Service | Policy
 
 log = structlog.get_logger()
 _encoder = msgspec.msgpack.Encoder()
 
 
 def snapshot(
-    revision: int, workloads: Iterable[Workload], services: Iterable[Service]
+    revision: int,
+    workloads: Iterable[Workload],
+    services: Iterable[Service],
+    policies: Iterable[Policy] = (),
+    *,
+    registry_only: bool = False,
 ) -> Iterator[MeshDelta]:
     """All of the state: the first message has `reset`, the last one `complete`."""
-    parts = list(_parts([*workloads, *services])) or [[]]
+    parts = list(_parts([*workloads, *services, *policies])) or [[]]
     for index, part in enumerate(parts):
         yield MeshDelta(
             revision=revision,
             workloads=_workloads(part),
             services=_services(part),
+            policies=_policies(part),
             reset=index == 0,
+            registry_only=registry_only and index == 0,
             complete=index == len(parts) - 1,
         )
 
@@ -47,11 +57,13 @@ def change(delta: MeshDelta) -> Iterator[MeshDelta]:
 
 
 def _changes(delta: MeshDelta) -> Iterator[MeshDelta]:
-    if delta.removed_workloads or delta.removed_services:
-        yield from _removals(delta)
-    for part in _parts([*delta.workloads, *delta.services]):
+    yield from _removals(delta)
+    for part in _parts([*delta.workloads, *delta.services, *delta.policies]):
         yield MeshDelta(
-            revision=delta.revision, workloads=_workloads(part), services=_services(part)
+            revision=delta.revision,
+            workloads=_workloads(part),
+            services=_services(part),
+            policies=_policies(part),
         )
 
 
@@ -60,14 +72,15 @@ def _removals(delta: MeshDelta) -> Iterator[MeshDelta]:
     for names, field in (
         (delta.removed_workloads, "removed_workloads"),
         (delta.removed_services, "removed_services"),
+        (delta.removed_policies, "removed_policies"),
     ):
         for at in range(0, len(names), per_message):
             removed = {field: names[at : at + per_message]}
             yield MeshDelta(revision=delta.revision, **removed)  # type: ignore[arg-type]
 
 
-def _parts(items: list[Workload | Service]) -> Iterator[list[Workload | Service]]:
-    part: list[Workload | Service] = []
+def _parts(items: list[Item]) -> Iterator[list[Item]]:
+    part: list[Item] = []
     size = 0
     for item in items:
         fitting, length = _fitted(item)
@@ -80,7 +93,7 @@ def _parts(items: list[Workload | Service]) -> Iterator[list[Workload | Service]
         yield part
 
 
-def _fitted(item: Workload | Service) -> tuple[Workload | Service, int]:
+def _fitted(item: Item) -> tuple[Item, int]:
     """The item and its size. A service of thousands of endpoints is served by those that fit."""
     length = len(_encoder.encode(item))
     while length > CHUNK and isinstance(item, Service) and item.endpoints:
@@ -92,9 +105,15 @@ def _fitted(item: Workload | Service) -> tuple[Workload | Service, int]:
     return item, length
 
 
-def _workloads(part: list[Workload | Service]) -> tuple[Workload, ...]:
+def _workloads(part: list[Item]) -> tuple[Workload, ...]:
     return tuple(item for item in part if isinstance(item, Workload))
 
 
-def _services(part: list[Workload | Service]) -> tuple[Service, ...]:
+def _services(part: list[Item]) -> tuple[Service, ...]:
     return tuple(item for item in part if isinstance(item, Service))
+
+
+def _policies(part: list[Item]) -> tuple[Policy, ...]:
+    return tuple(
+        item for item in part if isinstance(item, AuthorizationPolicy | PeerAuthentication)
+    )

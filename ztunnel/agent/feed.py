@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the mirror of the cluster to those who live by it: workers, the reconciler, certificates.
 
-    source --> Mirror --changed()--> MeshDelta to every worker
+    source --> Mirror --changed()--> same-node traffic: verdicts void, policies taken in
+                                 \\-> MeshDelta to every worker
                                  \\-> this node's enrolled pods to the reconciler
-                                  \\-> their identities to the certificate store
+                                 \\-> their identities to the certificate store
 
 Also the workers' `Events`: a worker that joins gets the same as a stream from the beginning.
 May import the agent's own modules, kube, identity, link.
@@ -29,6 +30,7 @@ from ztunnel.link.messages import (
     MeshDelta,
     NeedSockets,
 )
+from ztunnel.mesh.authorize import Policies
 from ztunnel.mesh.model import TunnelProtocol, Workload
 
 log = structlog.get_logger()
@@ -44,25 +46,36 @@ class Feed:
         mirror: Mirror,
         enroller: Enroller,
         same_node: SameNodeTraffic,
+        policies: Policies,
         workers: Callable[[], Workers],
         store: Callable[[], Store],
+        greet: Callable[[Session], None] = lambda _: None,
+        registry_only: bool = False,
     ) -> None:
+        """`greet` says to a worker that joins what it must know first."""
         self.revision = 0
         self._node = node
         self._mirror = mirror
         self._enroller = enroller
         self._same_node = same_node
+        self._policies = policies
         self._workers = workers
         self._store = store
+        self._greet = greet
+        self._registry_only = registry_only
         self._local_uids: set[str] = set()
         self._local: tuple[dict[str, Workload], set[str]] | None = None
 
     def changed(self) -> None:
         """The mirror took in news."""
         change = self._mirror.drain()
+        concerns_verdicts = False
         if change:
-            if self._is_local(change):
+            is_local = self._is_local(change)
+            concerns_verdicts = is_local or bool(change.policies or change.removed_policies)
+            if concerns_verdicts:
                 self._same_node.revoke()
+            self._policies.apply(change)
             self.revision += 1
             delta = MeshDelta(
                 revision=self.revision,
@@ -70,10 +83,14 @@ class Feed:
                 services=change.services,
                 removed_workloads=change.removed_workloads,
                 removed_services=change.removed_services,
+                policies=change.policies,
+                removed_policies=change.removed_policies,
             )
             for part in chunks.change(delta):
                 self._workers().broadcast(part)
         self._take_local()
+        if concerns_verdicts:
+            self._same_node.recheck()
 
     def certified(self, pair: KeyPair) -> None:
         """A certificate is new: every worker gets it."""
@@ -86,8 +103,15 @@ class Feed:
 
     def joined(self, session: Session) -> None:
         """Snapshot, certificates, pods: in this order a worker can serve each pod at once."""
+        self._greet(session)
         now = self._mirror.snapshot()
-        for part in chunks.snapshot(self.revision, now.workloads, now.services):
+        for part in chunks.snapshot(
+            self.revision,
+            now.workloads,
+            now.services,
+            now.policies,
+            registry_only=self._registry_only,
+        ):
             packet = session.encode(part)
             session.allow(len(packet))
             session.send_packet(packet)

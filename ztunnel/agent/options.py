@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent is told when it starts. May import mesh."""
+"""What the agent is told when it starts. May import mesh, `kube.access`, `kube.signing`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
+from ztunnel.kube.access import Access
+from ztunnel.kube.signing import NAMESPACE
+from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN
+from ztunnel.mesh.selectors import Selector
 
 
 class SameNode(StrEnum):
@@ -20,18 +23,34 @@ class SameNode(StrEnum):
 
 @dataclass(frozen=True)
 class Options:
-    """`cgroup` is where the hooks are attached and below which the pods of the node live."""
+    """`cgroup` is where the hooks are attached and below which the pods of the node live.
+
+    The cluster is learnt of from the API server that `access` leads to, else from `manifests`.
+    Certificates come from a CA in `ca_dir`, else from the signer behind `access`, whose roots are
+    in `namespace`.
+    """
 
     node: str
-    manifests: Path
+    manifests: Path | None
     cgroup: Path
     pin_dir: Path
     run_dir: Path
-    ca_dir: Path
+    ca_dir: Path | None
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     certificate_ttl: timedelta = timedelta(hours=24)
     proxy_uid: int = 1337
     same_node: SameNode = SameNode.DIRECT
+    metrics_port: int = 15020  # 0: none
+    health_port: int = 15021  # 0: none
+    listen: str = ""  # address of both; empty: all
+    most_series: int = 5000  # of one metric
+    retire_after: float = 300.0  # seconds that series of a workload that is gone stay
+    bpf_stats: bool = False
+    access: Access | None = None
+    namespace: str = NAMESPACE
+    discovery: tuple[Selector, ...] = ()  # empty: all namespaces
+    registry_only: bool = False
+    root_namespace: str = DEFAULT_ROOT_NAMESPACE  # whose policies are the whole mesh's
 
     @property
     def agent_socket(self) -> Path:

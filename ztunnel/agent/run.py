@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts the agent's parts together and runs them until a signal.
 
-    claim the run directory -> load or adopt the data path -> CA -> watch the manifests
+    claim the run directory -> load or adopt the data path -> CA -> watch the API or manifests
         -> first complete view: capture pods -> let workers dial -> until SIGTERM or SIGINT
 
 Stopping closes sockets and descriptors only: pins, and so the pods' traffic, stay.
@@ -14,28 +14,44 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import closing
 
 import structlog
 
 from ztunnel.agent import datapath, node
+from ztunnel.agent.account import Account
 from ztunnel.agent.admin import Admin, Json
+from ztunnel.agent.certifier import certifier_of
 from ztunnel.agent.datapath import KernelDataPath
 from ztunnel.agent.discovery import Discovery
+from ztunnel.agent.endpoints import Endpoints, PortTakenError
 from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.feed import Feed
+from ztunnel.agent.kernel_counts import KernelCounts
+from ztunnel.agent.log_control import LogControl
+from ztunnel.agent.metrics import Metrics
 from ztunnel.agent.options import Options
 from ztunnel.agent.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
+from ztunnel.agent.signs import Signs
+from ztunnel.agent.source import source_of
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
+from ztunnel.datapath import stats
 from ztunnel.identity import ca
-from ztunnel.identity.signer import DiskSigner
 from ztunnel.identity.store import Store
-from ztunnel.kube.directory import DirectorySource
+from ztunnel.kube.access import AccessError
+from ztunnel.kube.marks import Marker
 from ztunnel.kube.mirror import Mirror
+from ztunnel.link.messages import Logging
+from ztunnel.mesh.authorize import Policies
 from ztunnel.mesh.model import DEFAULT_CLUSTER
+from ztunnel.telemetry import labels
+from ztunnel.telemetry.latency import Paths
+from ztunnel.telemetry.logs import set_level
+from ztunnel.telemetry.totals import Ledger, Totals
 
 FIRST_RETRY = 0.05  # seconds until a pod that could not be captured is tried again
+RETIRE = 10.0  # seconds between looks for series of workloads that are gone
 RECHECK = 2.0  # seconds between looks at what nothing tells us of
 
 log = structlog.get_logger()
@@ -60,6 +76,8 @@ def main(options: Options) -> None:
         node.AlreadyRunningError,
         datapath.LoadFailedError,
         ca.CaError,
+        PortTakenError,
+        AccessError,
         OSError,
     ) as error:
         raise StartError(str(error)) from error
@@ -87,9 +105,23 @@ class Agent:
         self._options = options
         self._kernel = kernel
         self._loaded = loaded
-        authority = ca.load_or_create(options.ca_dir, options.trust_domain)
-        self._mirror = Mirror(options.trust_domain, DEFAULT_CLUSTER)
-        self._same_node = SameNodeTraffic(kernel, options.same_node, lambda: self._enroller.pods)
+        self._certifier = certifier_of(options)
+        self._mirror = Mirror(
+            options.trust_domain,
+            DEFAULT_CLUSTER,
+            root_namespace=options.root_namespace,
+            discovery=options.discovery,
+        )
+        self._policies = Policies()
+        totals, paths = Totals(options.most_series), Paths(options.most_series)
+        self._account = Account(Ledger(totals))
+        self._same_node = SameNodeTraffic(
+            kernel,
+            options.same_node,
+            lambda: self._enroller.pods,
+            self._policies,
+            KernelCounts(totals, paths),
+        )
         self._enroller = Enroller(
             kernel,
             Discovery(options.cgroup),
@@ -101,14 +133,15 @@ class Agent:
             mirror=self._mirror,
             enroller=self._enroller,
             same_node=self._same_node,
+            policies=self._policies,
             workers=lambda: self._workers,
             store=lambda: self._store,
+            greet=lambda session: session.send(self._logs.settings),
+            registry_only=options.registry_only,
         )
-        self._store = Store(
-            DiskSigner(authority, ttl=options.certificate_ttl), self._feed.certified
-        )
-        self._workers = Workers(options.agent_socket, options.proxy_uid, self._feed)
-        self._source = DirectorySource(options.manifests, self._mirror, self._changed)
+        self._store = Store(self._certifier.signer, self._feed.certified)
+        self._workers = Workers(options.agent_socket, options.proxy_uid, self._feed, self._account)
+        self._source = source_of(options, self._mirror, self._changed)
         self._nudge = asyncio.Event()
         views = AgentViews(
             options=options,
@@ -117,14 +150,34 @@ class Agent:
             workers=self._workers,
             same_node=self._same_node,
             store=self._store,
+            policies=self._policies,
             source=self._source_view,
             data_path=self._data_path_view,
         )
-        self._admin = Admin(options.admin_socket, views)
+        self._logs = LogControl(self._log_as)
+        self._admin = Admin(options.admin_socket, views, self._logs)
+        self._metrics = Metrics(
+            totals=totals,
+            paths=paths,
+            status=views,
+            workers=self._workers,
+            read_events=self._same_node.read,
+            pin_dir=options.pin_dir,
+        )
+        self._endpoints = Endpoints(
+            page=self._metrics.page,
+            waiting_for=views.waiting_for,
+            listen=options.listen,
+            metrics_port=options.metrics_port,
+            health_port=options.health_port,
+        )
+        self._bpf_stats = stats.enable_run_stats() if options.bpf_stats else -1
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, or a part fails for good."""
         await self._admin.start()
+        await self._endpoints.start()
+        self._certifier.start(self._store.trust)
         parts = [
             asyncio.create_task(part, name=name)
             for name, part in (
@@ -135,6 +188,8 @@ class Agent:
                 ("workers", self._serve_workers()),
                 ("verdicts", _every(RENEWAL, self._same_node.renew)),
                 ("events", _every(READ_EVERY, self._same_node.read)),
+                ("series", _every(RETIRE, self._retire_series)),
+                ("signs", self._show_signs()),
             )
         ]
         try:
@@ -148,11 +203,26 @@ class Agent:
 
     async def close(self) -> None:
         """Let go of everything but the pins."""
+        await self._endpoints.close()
         await self._admin.close()
         self._workers.close()
+        self._account.close()
         await self._store.close()
+        await asyncio.to_thread(self._certifier.close)
         self._enroller.close()
         self._kernel.close()
+        if self._bpf_stats >= 0:
+            os.close(self._bpf_stats)
+
+    def _log_as(self, settings: Logging) -> None:
+        set_level(settings.process)
+        self._same_node.logging = settings
+        self._workers.broadcast(settings)
+
+    def _retire_series(self) -> None:
+        if self._source.synced.is_set():
+            living = {labels.end(workload) for workload in self._mirror.snapshot().workloads}
+            self._metrics.retire(living, self._options.retire_after)
 
     def _changed(self) -> None:
         self._feed.changed()
@@ -194,12 +264,19 @@ class Agent:
                 log.warning("node addresses unknown", error=str(error))
             await asyncio.sleep(RECHECK)
 
+    async def _show_signs(self) -> None:
+        """Only an API server has a place for them."""
+        if self._options.access is None:
+            await asyncio.Event().wait()
+            return
+        await self._source.synced.wait()
+        with closing(Marker(self._options.access.client(), self._options.node)) as marker:
+            await Signs(self._options.node, self._mirror, self._enroller, marker).run()
+
     def _source_view(self) -> Json:
         return {
-            "kind": "directory",
-            "path": str(self._options.manifests),
+            **self._source.view(),
             "synced": self._source.synced.is_set(),
-            "present": _is_directory(self._options.manifests),
             "revision": self._feed.revision,
             "errors": {**self._source.errors(), **self._mirror.errors()},
         }
@@ -229,10 +306,3 @@ def _attempt(step: Callable[[], None]) -> None:
         step()
     except OSError as error:
         log.error("step failed, tried again", step=step.__name__, error=str(error))
-
-
-def _is_directory(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pods of this node that speak to each other: authorised once by the proxy, then by the kernel.
 
-    worker: Allowed --believed?--> verdict --> new connections go without the proxy
-    anything changes here ---------> every verdict is void, first of all
+    worker: Allowed --believed? permitted?--> verdict --> new connections go without the proxy
+    anything changes here, or a policy -----> every verdict is void, first of all; live
+                                              connections that are denied now are destroyed
     a pod is captured -------------> what it still has open by verdict is destroyed
     kernel: a connection is over --> a line in the access log, sums
 
@@ -21,14 +22,19 @@ import msgspec
 import structlog
 
 from ztunnel.agent.datapath import DataPath
+from ztunnel.agent.kernel_counts import KernelCounts
 from ztunnel.agent.options import SameNode
 from ztunnel.agent.pod import Pod, PodState
 from ztunnel.datapath.events import Ended
 from ztunnel.datapath.layout import DirectState, Ending
 from ztunnel.datapath.verdicts import DirectEntry, Verdict
-from ztunnel.link.messages import Allowed
+from ztunnel.link.messages import Allowed, Logging
+from ztunnel.mesh.authorize import Decision, Policies, named
 from ztunnel.mesh.model import Workload
 from ztunnel.mesh.ports import OURS
+from ztunnel.mesh.rules import Asked
+from ztunnel.telemetry.choice import is_wanted
+from ztunnel.telemetry.logs import access_logger
 
 LEASE = 5.0  # seconds a verdict outlives its agent
 RENEWAL = 1.0  # seconds between renewals
@@ -38,7 +44,7 @@ MOST_LINES = 100  # of the log at one look; what exceeds them is summed up by pa
 REMEMBERED = 512  # pods, gone ones too: their last connections may still be told of
 
 log = structlog.get_logger()
-access_log = structlog.get_logger("access")
+access_log = access_logger()
 
 _ERRORS = {
     Ending.ORDERLY: "",
@@ -53,6 +59,7 @@ class Sums(msgspec.Struct):
 
     verdicts_given: int = 0
     allowed_disbelieved: int = 0
+    denied: int = 0  # live ones that a change of policy ended
     closed: int = 0
     failed: int = 0
     sent: int = 0
@@ -90,8 +97,21 @@ def _contradiction(news: Allowed, source: Pod, target: Pod) -> str:
 class SameNodeTraffic:
     """The verdicts of this node and what becomes of connections by them."""
 
-    def __init__(self, datapath: DataPath, mode: SameNode, pods: Callable[[], list[Pod]]) -> None:
+    def __init__(
+        self,
+        datapath: DataPath,
+        mode: SameNode,
+        pods: Callable[[], list[Pod]],
+        policies: Policies,
+        counts: KernelCounts | None = None,
+    ) -> None:
+        """`counts` adds up the connections for metrics."""
         self.sums = Sums()
+        self.logging = Logging()
+        self._counts = counts
+        self._denied: dict[int, None] = {}  # sockets whose connections policy ended, oldest first
+        self._policies = policies
+        self._unchecked = True  # connections there may be whose pods we did not know when we looked
         self._datapath = datapath
         self._mode = mode
         self._pods = pods
@@ -103,12 +123,57 @@ class SameNodeTraffic:
         verdict = believe(news, self._pods(), revision, self._mode)
         if isinstance(verdict, Verdict) and _pair(verdict) in self._distrusted:
             verdict = "the last connection by verdict was answered by somebody else"
+        if isinstance(verdict, Verdict):
+            verdict = self._permitted(news, verdict)
         if isinstance(verdict, str):
             self.sums.allowed_disbelieved += 1
             log.debug("no verdict", source=news.source_ip, reason=verdict)
             return
         self._datapath.give_verdict(verdict)
         self.sums.verdicts_given += 1
+
+    def _permitted(self, news: Allowed, verdict: Verdict) -> Verdict | str:
+        """The verdict, if policy allows the connection by our own reckoning too."""
+        target = next(pod for pod in self._pods() if pod.cookie == verdict.destination_cookie)
+        asked = Asked(news.source_ip, news.source_identity, news.destination)
+        decision = self._policies.decide(target.workload, asked)
+        return verdict if decision.allowed else decision.reason
+
+    def recheck(self) -> None:
+        """Policies, or what they rest on, have changed: destroy what is denied now. To be called
+        after `revoke`, so that what is not seen here was not let in by an old verdict."""
+        self._unchecked = False
+        if not len(self._policies):
+            return
+        pods = {pod.cookie: pod for pod in self._pods() if pod.cookie}
+        self._meet_pods()
+        for entry in self._datapath.direct():
+            source, target = pods.get(entry.netns_cookie), pods.get(entry.destination_cookie)
+            if source is None or target is None:
+                self._unchecked = True
+                continue
+            asked = Asked(entry.source.ip, source.workload.identity, entry.destination)
+            decision = self._policies.decide(target.workload, asked)
+            if not decision.allowed:
+                self._deny(entry, decision)
+
+    def _deny(self, entry: DirectEntry, decision: Decision) -> None:
+        self.sums.denied += 1
+        self._denied[entry.owner] = None
+        while len(self._denied) > MOST_EVENTS:
+            del self._denied[next(iter(self._denied))]
+        access_log.warning(
+            "denied",
+            direction="inbound",
+            **_fields("src", self._party(entry.netns_cookie, str(entry.source))),
+            **_fields("dst", self._party(entry.destination_cookie, str(entry.destination))),
+            same_node=True,
+            response_flags="DENY",
+            policy=named(decision.policy),
+            **({"rule": f"rules[{decision.rule}]"} if decision.rule >= 0 else {}),
+            error=decision.reason,
+        )
+        self._destroy(entry)
 
     def revoke(self) -> None:
         """Something that verdicts rest on is about to change."""
@@ -126,6 +191,8 @@ class SameNodeTraffic:
         """The agent lives: verdicts go on."""
         self._datapath.renew_verdicts(LEASE)
         self._datapath.purge_verdicts()
+        if self._unchecked:
+            self.recheck()
 
     def read(self) -> None:
         """Take what the kernel tells, log it, add it up."""
@@ -135,9 +202,10 @@ class SameNodeTraffic:
         self._meet_pods()
         for event in ended:
             self._count(event)
-        for event in ended[:MOST_LINES]:
+        told = [event for event in ended if self._is_wanted(event)]
+        for event in told[:MOST_LINES]:
             access_log.info("connection", **self._line(event))
-        self._summarise(ended[MOST_LINES:])
+        self._summarise(told[MOST_LINES:])
 
     def live(self) -> list[dict[str, Any]]:
         """The connections by verdict, as rows like the workers'."""
@@ -163,6 +231,11 @@ class SameNodeTraffic:
             **msgspec.to_builtins(self.sums),
         }
 
+    def _is_wanted(self, event: Ended) -> bool:
+        source = self._known.get(event.netns_cookie)
+        failed = event.ending is not Ending.ORDERLY
+        return is_wanted(self.logging, source.namespace if source else "", failed=failed)
+
     def _count(self, event: Ended) -> None:
         if event.ending is Ending.FOREIGN:
             self._distrust(event)
@@ -172,6 +245,11 @@ class SameNodeTraffic:
         self.sums.sent += event.sent
         self.sums.received += event.received
         self.sums.retransmits += event.retransmits
+        if self._counts is not None:
+            known = self._known.get
+            source, destination = known(event.netns_cookie), known(event.destination_cookie)
+            denied = self._denied.pop(event.owner, "") is None
+            self._counts.add(event, source, destination, denied=denied)
 
     def _distrust(self, event: Ended) -> None:
         """Not the pod of the verdict answered, or one behind address translation: the two go

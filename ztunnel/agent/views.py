@@ -6,7 +6,7 @@ May import the agent's own modules, identity, kube, mesh.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -17,9 +17,11 @@ from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.options import Options
 from ztunnel.agent.pod import Pod, PodState
 from ztunnel.agent.same_node import SameNodeTraffic
+from ztunnel.agent.whatif import WhatIf
 from ztunnel.agent.workers import Workers
 from ztunnel.identity.store import Store
 from ztunnel.kube.mirror import Mirror
+from ztunnel.mesh.authorize import Policies
 
 ASK_TIMEOUT = 2.0  # seconds a worker may take for its view
 
@@ -36,6 +38,7 @@ class AgentViews:
         workers: Workers,
         same_node: SameNodeTraffic,
         store: Store,
+        policies: Policies,
         source: Callable[[], Json],
         data_path: Callable[[], Json],
     ) -> None:
@@ -45,6 +48,7 @@ class AgentViews:
         self._workers = workers
         self._same_node = same_node
         self._store = store
+        self._what_if = WhatIf(mirror, policies)
         self._source = source
         self._data_path = data_path
 
@@ -105,6 +109,15 @@ class AgentViews:
 
     def certificates(self) -> Json:
         return {"certificates": self._store.statuses()}
+
+    def policies(self) -> Json:
+        return self._what_if.policies()
+
+    def policy(self, query: Mapping[str, str]) -> Json:
+        return self._what_if.policy(query)
+
+    def policy_test(self, query: Mapping[str, str]) -> Json:
+        return self._what_if.test(query)
 
     async def ask_workers(self, what: str) -> Json:
         """The rows of all workers, and the pids of those that did not answer.

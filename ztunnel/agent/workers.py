@@ -5,6 +5,7 @@
         | Hello (+ listeners it holds)
         v
     joined --> snapshot, certificates, pods, then changes as they come
+        | Draining: from now on it is none of the workers, but its counts are heard
         | EOF, protocol error, or it reads too slowly
         v
     closed
@@ -33,6 +34,9 @@ from ztunnel.link.channel import Channel, LinkError
 from ztunnel.link.messages import (
     Allowed,
     Answer,
+    Counted,
+    CountsTaken,
+    Draining,
     Hello,
     NeedSockets,
     PodReady,
@@ -67,7 +71,17 @@ class Events(Protocol):
         """It let a pod of this node in at another one."""
 
     def left(self, session: Session) -> None:
-        """The session is over and no longer among the hub's."""
+        """The session takes nothing new any more and is no longer among the hub's."""
+
+
+class Book(Protocol):
+    """Who keeps what workers counted."""
+
+    def counted(self, session: Session, told: Counted) -> None:
+        """Count it, unless it was already."""
+
+    def hung_up(self, session: Session) -> None:
+        """No more will come over this session."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,9 @@ class WorkerAnswer:
 class Session:
     """One worker. `ready` holds the uids of the pods it serves."""
 
-    def __init__(self, sock: socket.socket, peer: Peer, events: Events) -> None:
+    def __init__(
+        self, sock: socket.socket, peer: Peer, events: Events, book: Book | None = None
+    ) -> None:
         self.peer = peer
         self.worker = -1
         self.version = ""
@@ -98,6 +114,7 @@ class Session:
         self.held: set[tuple[str, str]] = set()  # (pod uid, ListenerKind) it has a descriptor of
         self._channel: Channel[ToAgent] = Channel(sock, ToAgent)  # type: ignore[arg-type]  # a union
         self._events = events
+        self._book = book
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self._queued_bytes = 0
@@ -106,6 +123,7 @@ class Session:
         self._questions: dict[int, asyncio.Future[Any]] = {}
         self._next_question = 0
         self._joined = False
+        self._draining = False
         self._closed = False
         self.on_closed: Callable[[Session], None] = lambda _: None
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -113,7 +131,7 @@ class Session:
     @property
     def is_joined(self) -> bool:
         """Whether it is told of changes."""
-        return self._joined and not self._closed
+        return self._joined and not self._closed and not self._draining
 
     @property
     def is_synced(self) -> bool:
@@ -179,7 +197,10 @@ class Session:
                 answer.set_exception(ConnectionError(reason))
         log.info("worker left", worker=self.worker, pid=self.peer.pid, reason=reason)
         self.on_closed(self)
-        self._events.left(self)
+        if not self._draining:
+            self._events.left(self)
+        if self._book is not None:
+            self._book.hung_up(self)
 
     def _sent(self, packet: bytes, fds: Sequence[int]) -> bool:
         try:
@@ -219,7 +240,9 @@ class Session:
             self._handle(*received)
             if self._closed:
                 return
-        if self.version and not self._joined:  # only now: greetings may be several
+        if (
+            self.version and not self._joined and not self._draining
+        ):  # only now: greetings may be several
             self._join()
 
     def _join(self) -> None:
@@ -253,19 +276,34 @@ class Session:
                 self._events.need_sockets(self, message)
             case Allowed():
                 self._events.allowed(self, message)
+            case Counted():
+                if self._book is not None:
+                    self._book.counted(self, message)
+                self.send(CountsTaken(message.number))
+            case Draining():
+                self._drain()
             case Answer():
                 answer = self._questions.get(message.id)
                 if answer is not None and not answer.done():
                     answer.set_result(msgspec.msgpack.decode(message.body))
 
+    def _drain(self) -> None:
+        if not self._draining:
+            self._draining = True
+            log.info("worker drains", worker=self.worker, pid=self.peer.pid)
+            self._events.left(self)
+
 
 class Workers:
     """The listening socket and all sessions."""
 
-    def __init__(self, path: Path, proxy_uid: int, events: Events) -> None:
+    def __init__(
+        self, path: Path, proxy_uid: int, events: Events, book: Book | None = None
+    ) -> None:
         self._path = path
         self._proxy_uid = proxy_uid
         self._events = events
+        self._book = book
         self._listener: socket.socket | None = None
         self._sessions: list[Session] = []
 
@@ -342,7 +380,7 @@ class Workers:
             log.warning("worker refused", pid=peer.pid, uid=peer.uid, expected=self._proxy_uid)
             sock.close()
             return
-        session = Session(sock, peer, self._events)
+        session = Session(sock, peer, self._events, self._book)
         session.on_closed = self._sessions.remove
         self._sessions.append(session)
 

@@ -21,6 +21,7 @@ _ATTR_SIZE = 128
 BPF_F_RDONLY = 1 << 3
 BPF_ANY = 0
 BPF_NOEXIST = 1
+BATCH = 4096  # entries of a map taken at a time
 
 
 class Command(IntEnum):
@@ -32,8 +33,11 @@ class Command(IntEnum):
     MAP_NEXT_KEY = 4
     OBJ_PIN = 6
     OBJ_GET = 7
+    OBJ_GET_INFO = 15
+    MAP_LOOKUP_BATCH = 24
     LINK_CREATE = 28
     LINK_UPDATE = 29
+    ENABLE_STATS = 32
     LINK_DETACH = 34
 
 
@@ -71,10 +75,14 @@ _libc.syscall.restype = ctypes.c_long
 
 def _bpf(command: Command, attr: bytes) -> int:
     """Call bpf(2); returns its result or raises OSError naming the command."""
+    return _bpf_at(command, ctypes.create_string_buffer(attr, _ATTR_SIZE))
+
+
+def _bpf_at(command: Command, buffer: ctypes.Array[ctypes.c_char]) -> int:
+    """The same on an attr in place, where some commands leave answers; _ATTR_SIZE bytes."""
     number = _SYS_BPF.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, f"bpf(2) number unknown on {platform.machine()}")
-    buffer = ctypes.create_string_buffer(attr.ljust(_ATTR_SIZE, b"\0"), _ATTR_SIZE)
     result: int = _libc.syscall(
         ctypes.c_long(number), ctypes.c_int(command), buffer, ctypes.c_uint(_ATTR_SIZE)
     )
@@ -110,6 +118,18 @@ def link_update(link: int, program: int) -> None:
 def link_detach(link: int) -> None:
     """End a link's effect at once, whoever else holds it open. No error when it has ended."""
     _bpf(Command.LINK_DETACH, struct.pack("=I", link))
+
+
+def enable_stats() -> int:
+    """Have programs timed and counted while the descriptor is open (BPF_STATS_RUN_TIME)."""
+    return _bpf(Command.ENABLE_STATS, struct.pack("=I", 0))
+
+
+def info(fd: int, size: int) -> bytes:
+    """The kernel's description of a program or map, `size` bytes of it, zeroes where it ends."""
+    buffer = ctypes.create_string_buffer(size)
+    _bpf(Command.OBJ_GET_INFO, struct.pack("=IIQ", fd, size, ctypes.addressof(buffer)))
+    return buffer.raw
 
 
 class RawMap:
@@ -173,6 +193,17 @@ class RawMap:
             if value is not None:
                 yield key, value
 
+    def count(self) -> int:
+        """How many entries a hash map has; those that come and go meanwhile may be missed."""
+        keys = ctypes.create_string_buffer(BATCH * self.key_size)
+        values = ctypes.create_string_buffer(BATCH * self.value_size)
+        total, cursor = 0, None
+        while True:
+            found, cursor = _lookup_batch(self.fd, cursor, keys, values)
+            total += found
+            if cursor is None:
+                return total
+
     def close(self) -> None:
         """Close the descriptor; the pin keeps the map."""
         os.close(self.fd)
@@ -182,3 +213,28 @@ def possible_cpus() -> int:
     """Length of a per-CPU value: the kernel's possible CPUs, not only the online ones."""
     text = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii").strip()
     return int(text.replace(",", "-").split("-")[-1]) + 1
+
+
+def _lookup_batch(
+    fd: int,
+    cursor: bytes | None,
+    keys: ctypes.Array[ctypes.c_char],
+    values: ctypes.Array[ctypes.c_char],
+) -> tuple[int, bytes | None]:
+    """The next entries of a hash map, BATCH at most: how many, and where to go on; None: the end.
+
+    `cursor` is None to begin with.
+    """
+    start = ctypes.create_string_buffer(cursor or b"", 4)
+    after = ctypes.create_string_buffer(4)
+    at = [ctypes.addressof(each) for each in (start, after, keys, values)]
+    if cursor is None:
+        at[0] = 0
+    attr = ctypes.create_string_buffer(struct.pack("=QQQQIIQQ", *at, BATCH, fd, 0, 0), _ATTR_SIZE)
+    is_end = False
+    try:
+        _bpf_at(Command.MAP_LOOKUP_BATCH, attr)
+    except FileNotFoundError:
+        is_end = True
+    count = struct.unpack_from("=I", attr.raw, 32)[0]
+    return count, None if is_end else after.raw

@@ -159,6 +159,11 @@ class Connection:
         return self._failed
 
     @property
+    def is_greeted(self) -> bool:
+        """The peer's first SETTINGS came: it does speak HTTP/2."""
+        return self._peer_settled
+
+    @property
     def peer_extended_connect(self) -> bool:
         """Client: the peer takes extended CONNECT (RFC 8441)."""
         return self._peer.extended_connect

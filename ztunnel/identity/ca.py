@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A certificate authority in a directory of Istio's `cacerts` form: create it or load it.
+"""A certificate authority in Istio's `cacerts` form, a directory or a Secret: create or load it.
 
     ca-cert.pem     the certificate that signs
     ca-key.pem      its private key, mode 0600
     cert-chain.pem  from the signing certificate up to the root
     root-cert.pem   what everybody trusts
 
-A self-signed CA has the same certificate in all three. May import cryptography.
+A self-signed CA has the same certificate in all three. Keys are P-256 when made here; Istio's own
+tools make RSA ones, and those serve as well. May import cryptography.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 CA_CERT = "ca-cert.pem"
@@ -30,11 +33,15 @@ ROOT_CERT = "root-cert.pem"
 FILES = (CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT)
 
 LIFETIME = timedelta(days=3650)  # istiod's self-signed root lasts as long
+MIN_RSA = 2048  # bits
 BACKDATE = timedelta(minutes=1)  # tolerates nodes whose clocks are behind
 
 
+SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+
 class CaError(Exception):
-    """The CA's directory can't be used; the text says what to do."""
+    """The CA can't be used; the text says what to do."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Authority:
     """
 
     certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey = field(repr=False)
+    key: SigningKey = field(repr=False)
     intermediates_pem: bytes
     roots_pem: bytes
 
@@ -61,7 +68,7 @@ def create(directory: Path, trust_domain: str, *, now: datetime | None = None) -
     parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=parent))  # mode 0700
     try:
-        _write(draft, *_self_signed(trust_domain, now or datetime.now(UTC)))
+        _write(draft, self_signed(trust_domain, now or datetime.now(UTC)))
         os.rename(draft, directory)  # takes the place of nothing or of an empty directory only
     except OSError as error:
         if (directory / CA_CERT).exists():
@@ -76,29 +83,84 @@ def create(directory: Path, trust_domain: str, *, now: datetime | None = None) -
 
 
 def load(directory: Path) -> Authority:
-    """Read the CA of a directory and check that its parts belong together. Raises CaError."""
-    missing = [name for name in FILES if not (directory / name).is_file()]
+    """The CA of a directory. Raises CaError."""
+    try:
+        parts = {
+            name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()
+        }
+    except OSError as error:
+        raise CaError(f"{directory} can't be read: {error.strerror}") from error
+    return assemble(parts, str(directory))
+
+
+def assemble(parts: Mapping[str, bytes], where: str) -> Authority:
+    """A CA from its files' contents, checked to belong together. Raises CaError naming `where`."""
+    missing = [name for name in FILES if name not in parts]
     if missing:
         raise CaError(
-            f"{directory} lacks {', '.join(missing)}; give a directory in the form of Istio's "
-            "cacerts secret, or one that does not exist to have a CA made"
+            f"{where} lacks {', '.join(missing)}; give one in the form of Istio's "
+            "cacerts secret, or none at all to have a CA made"
         )
     try:
-        certificate = x509.load_pem_x509_certificate((directory / CA_CERT).read_bytes())
-        key = serialization.load_pem_private_key((directory / CA_KEY).read_bytes(), None)
-        chain = x509.load_pem_x509_certificates((directory / CERT_CHAIN).read_bytes())
-        roots = x509.load_pem_x509_certificates((directory / ROOT_CERT).read_bytes())
-    except (OSError, ValueError, TypeError) as error:
-        raise CaError(f"{directory} holds no usable CA: {error}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CaError(f"{directory / CA_KEY} is no elliptic curve key; P-256 is what peers expect")
-    _check(directory, certificate, key)
+        certificate = x509.load_pem_x509_certificate(parts[CA_CERT])
+        key = serialization.load_pem_private_key(parts[CA_KEY], None)
+        chain = x509.load_pem_x509_certificates(parts[CERT_CHAIN])
+        roots = x509.load_pem_x509_certificates(parts[ROOT_CERT])
+    except (ValueError, TypeError) as error:
+        raise CaError(f"{where} holds no usable CA: {error}") from error
+    if not _is_usable(key):
+        raise CaError(
+            f"{where}: {CA_KEY} is neither an elliptic curve key nor RSA of {MIN_RSA} bits or more"
+        )
+    assert isinstance(key, SigningKey)
+    _check(where, certificate, key)
+    if not leads_to(certificate, chain, roots):
+        raise CaError(f"{where}: no root of {ROOT_CERT} vouches for {CA_CERT}")
     return Authority(
         certificate=certificate,
         key=key,
         intermediates_pem=_pem([*_intermediates(certificate, chain)]),
         roots_pem=_pem(roots),
     )
+
+
+def vouches(roots_pem: bytes, chain_pem: bytes) -> bool:
+    """Whether one of the roots stands behind a leaf with its intermediates. Broken PEM: no."""
+    try:
+        leaf, *above = x509.load_pem_x509_certificates(chain_pem)
+        roots = x509.load_pem_x509_certificates(roots_pem)
+    except ValueError:
+        return False
+    return leads_to(leaf, above, roots)
+
+
+def leads_to(
+    certificate: x509.Certificate, chain: list[x509.Certificate], roots: list[x509.Certificate]
+) -> bool:
+    """Whether `chain`, in any order, leads from a certificate to a root: each step signed."""
+    current = certificate
+    for _ in range(len(chain) + 1):
+        if current in roots or any(_issued(current, root) for root in roots):
+            return True
+        above = [one for one in chain if one != current and _issued(current, one)]
+        if not above:
+            return False
+        current = above[0]
+    return False
+
+
+def _issued(lower: x509.Certificate, upper: x509.Certificate) -> bool:
+    try:
+        lower.verify_directly_issued_by(upper)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _is_usable(key: object) -> bool:
+    if isinstance(key, rsa.RSAPrivateKey):
+        return key.key_size >= MIN_RSA
+    return isinstance(key, ec.EllipticCurvePrivateKey)
 
 
 def load_or_create(directory: Path, trust_domain: str) -> Authority:
@@ -108,9 +170,8 @@ def load_or_create(directory: Path, trust_domain: str) -> Authority:
     return load(directory)
 
 
-def _self_signed(
-    trust_domain: str, now: datetime
-) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def self_signed(trust_domain: str, now: datetime) -> dict[str, bytes]:
+    """A new CA as the contents of FILES."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, trust_domain)])
     builder = (
@@ -125,7 +186,13 @@ def _self_signed(
         .add_extension(key_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
-    return builder.sign(key, hashes.SHA256()), key
+    public = _pem([builder.sign(key, hashes.SHA256())])
+    secret = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return {CA_CERT: public, CA_KEY: secret, CERT_CHAIN: public, ROOT_CERT: public}
 
 
 def key_usage(
@@ -145,19 +212,9 @@ def key_usage(
     )
 
 
-def _write(directory: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-    secret = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    public = _pem([certificate])
-    for name, data, mode in (
-        (CA_KEY, secret, 0o600),
-        (CA_CERT, public, 0o644),
-        (CERT_CHAIN, public, 0o644),
-        (ROOT_CERT, public, 0o644),
-    ):
+def _write(directory: Path, parts: Mapping[str, bytes]) -> None:
+    for name, data in parts.items():
+        mode = 0o600 if name == CA_KEY else 0o644
         fd = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(fd, "wb") as file:
             file.write(data)
@@ -165,9 +222,9 @@ def _write(directory: Path, certificate: x509.Certificate, key: ec.EllipticCurve
             os.fsync(fd)
 
 
-def _check(directory: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+def _check(where: str, certificate: x509.Certificate, key: SigningKey) -> None:
     if certificate.public_key() != key.public_key():
-        raise CaError(f"{directory}: {CA_KEY} is not the key of {CA_CERT}")
+        raise CaError(f"{where}: {CA_KEY} is not the key of {CA_CERT}")
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
     except x509.ExtensionNotFound:
@@ -175,7 +232,7 @@ def _check(directory: Path, certificate: x509.Certificate, key: ec.EllipticCurve
     else:
         is_ca = constraints.value.ca
     if not is_ca:
-        raise CaError(f"{directory / CA_CERT} is no CA certificate (basicConstraints CA:TRUE)")
+        raise CaError(f"{where}: {CA_CERT} is no CA certificate (basicConstraints CA:TRUE)")
 
 
 def _intermediates(

@@ -18,13 +18,14 @@ from typing import Protocol
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ztunnel.identity.ca import BACKDATE, Authority, key_usage
-from ztunnel.mesh.spiffe import SpiffeError, parse
+from ztunnel.mesh.spiffe import SpiffeError, SpiffeId, parse
 
 DEFAULT_TTL = timedelta(hours=24)  # Istio's SECRET_TTL
+_EXTENSION_REQUEST = x509.ObjectIdentifier("1.2.840.113549.1.9.14")  # RFC 2985, 5.4.2
 MAX_CSR = 16 * 1024  # bytes; a P-256 request with one name has under 600
 
 
@@ -35,9 +36,11 @@ class Reason(StrEnum):
     SIGNATURE = "signature"
     KEY = "key"
     NAMES = "names"
+    EXTRAS = "extras"
     IDENTITY = "identity"
     AUTHORITY = "authority"
     CA_EXPIRED = "ca-expired"
+    DENIED = "denied"  # by a signer elsewhere
 
 
 class Refused(Exception):  # noqa: N818  a decision, not a defect
@@ -114,11 +117,41 @@ def sign(
 
 def verify(csr_pem: bytes, identity: str) -> ec.EllipticCurvePublicKey:
     """The request's key, if it asks for exactly `identity` and nothing more. Raises Refused."""
+    key, name = _key_and_name(csr_pem)
+    _identity(identity)
+    if name != identity:
+        raise Refused(Reason.IDENTITY, f"asked for {name!r}, authorised {identity!r}")
+    return key
+
+
+def requested(csr_pem: bytes) -> SpiffeId:
+    """What a request asks for, if that is one identity and nothing more. Raises Refused."""
+    return _identity(_key_and_name(csr_pem)[1])
+
+
+def _key_and_name(csr_pem: bytes) -> tuple[ec.EllipticCurvePublicKey, str]:
     csr = _parsed(csr_pem)
     key = _proven_key(csr)
     _check_authority(csr)
-    _check_names(csr, identity)
-    return key
+    name = _only_name(csr)
+    _check_extras(csr)
+    return key, name
+
+
+def spiffe_names(certificate: x509.Certificate) -> list[str]:
+    """All its names, which are one SPIFFE id in a workload's; none when it has no extension."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return [str(name.value) for name in names.value]
+
+
+def _identity(name: str) -> SpiffeId:
+    try:
+        return parse(name)
+    except SpiffeError as error:
+        raise Refused(Reason.IDENTITY, str(error)) from error
 
 
 def _parsed(csr_pem: bytes) -> x509.CertificateSigningRequest:
@@ -157,7 +190,7 @@ def _check_authority(csr: x509.CertificateSigningRequest) -> None:
             raise Refused(Reason.AUTHORITY, "the request asks for a key that signs certificates")
 
 
-def _check_names(csr: x509.CertificateSigningRequest, identity: str) -> None:
+def _only_name(csr: x509.CertificateSigningRequest) -> str:
     try:
         extension = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
@@ -165,12 +198,18 @@ def _check_names(csr: x509.CertificateSigningRequest, identity: str) -> None:
     names = list(extension.value)
     if len(names) != 1 or not isinstance(names[0], x509.UniformResourceIdentifier):
         raise Refused(Reason.NAMES, f"one URI name is allowed, found {len(names)} names")
-    try:
-        parse(identity)
-    except SpiffeError as error:
-        raise Refused(Reason.IDENTITY, str(error)) from error
-    if names[0].value != identity:
-        raise Refused(Reason.IDENTITY, f"asked for {names[0].value!r}, authorised {identity!r}")
+    return names[0].value
+
+
+def _check_extras(csr: x509.CertificateSigningRequest) -> None:
+    """None of it would be signed; who asks for it expects something that we do not give."""
+    if len(csr.subject.rdns):
+        raise Refused(Reason.EXTRAS, "the request has a subject besides its SPIFFE id")
+    known = x509.SubjectAlternativeName.oid
+    extra = [each.oid.dotted_string for each in csr.extensions if each.oid != known]
+    extra += [each.oid.dotted_string for each in csr.attributes if each.oid != _EXTENSION_REQUEST]
+    if extra:
+        raise Refused(Reason.EXTRAS, f"the request asks for more than a name: {', '.join(extra)}")
 
 
 def _leaf(
@@ -181,7 +220,7 @@ def _leaf(
     end: datetime,
 ) -> x509.Certificate:
     issuer_key = authority.certificate.public_key()
-    assert isinstance(issuer_key, ec.EllipticCurvePublicKey)  # ca.load checked it
+    assert isinstance(issuer_key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey)  # see ca.assemble
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)])
     builder = (

@@ -12,10 +12,11 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
+from ztunnel.identity.ca import vouches
 from ztunnel.identity.request import new_request
 from ztunnel.identity.rotation import Rotation
 from ztunnel.identity.signer import Signer
@@ -94,6 +95,20 @@ class Store:
         pairs = [entry.pair for _, entry in sorted(self._entries.items())]
         return [pair for pair in pairs if pair is not None and now < pair.not_after]
 
+    def trust(self, roots_pem: bytes) -> None:
+        """The roots are others: each certificate is told anew with them.
+
+        One that none of them vouches for is renewed at once, as peers will not take it.
+        """
+        for _, entry in sorted(self._entries.items()):
+            if entry.pair is None or entry.pair.roots_pem == roots_pem:
+                continue
+            entry.pair = replace(entry.pair, roots_pem=roots_pem)
+            self._on_certificate(entry.pair)
+            if not vouches(roots_pem, entry.pair.chain_pem):
+                entry.rotation = replace(entry.rotation, attempt_at=self._clock())
+                entry.awake.set()
+
     def statuses(self) -> list[Status]:
         """One line per identity, for the admin API."""
         now = self._clock()
@@ -113,7 +128,9 @@ class Store:
         while True:
             wait = entry.rotation.due_in(self._clock())
             if wait > 0:
-                await asyncio.sleep(min(wait, LONGEST_SLEEP))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(entry.awake.wait(), min(wait, LONGEST_SLEEP))
+                entry.awake.clear()
                 continue
             try:
                 await self._renew(entry)
@@ -160,6 +177,7 @@ class _Entry:
     rotation: Rotation
     pair: KeyPair | None = None
     error: str = ""
+    awake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
     def status(self, now: float) -> Status:

@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 from watchfiles import awatch
@@ -94,6 +95,11 @@ class DirectorySource:
             for name in holders - {max(holders)}
         }
         return doubles | self._errors
+
+    def view(self) -> dict[str, Any]:
+        """For status: where it is, and whether it is there."""
+        present = self._inode() is not None
+        return {"kind": "directory", "path": str(self._path), "present": present}
 
     async def _appear(self) -> None:
         if self._inode() is None:

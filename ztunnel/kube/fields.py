@@ -21,7 +21,10 @@ KINDS = {
     "Pod": "v1",
     "Service": "v1",
     "EndpointSlice": "discovery.k8s.io/v1",
+    "AuthorizationPolicy": "security.istio.io/v1",
+    "PeerAuthentication": "security.istio.io/v1",
 }
+_SAME_AS = {"security.istio.io/v1beta1": "security.istio.io/v1"}  # another name of one schema
 _CLUSTER_SCOPED = frozenset({"Namespace", "Node"})
 
 
@@ -50,7 +53,9 @@ def is_read(obj: Object) -> bool:
     """Whether the mesh reads objects of this kind. Items of a list may lack an apiVersion."""
     kind = obj.get("kind")
     version = KINDS.get(kind) if isinstance(kind, str) else None
-    return version is not None and obj.get("apiVersion") in (None, version)
+    written = obj.get("apiVersion")
+    same = _SAME_AS.get(written, written) if isinstance(written, str) else written
+    return version is not None and same in (None, version)
 
 
 def key_of(obj: Object) -> ObjectKey:
@@ -76,6 +81,25 @@ class Fields:
         """A TranslateError about one field."""
         return TranslateError(f"{self._where}{name} is {self._value.get(name)!r:.80}, want {want}")
 
+    def path(self, name: str) -> str:
+        """Where a field is, as people write it."""
+        return f"{self._where}{name}"
+
+    def complaint(self, text: str) -> TranslateError:
+        """A TranslateError about the mapping itself."""
+        return TranslateError(f"{self._where.rstrip('.: ')} {text}")
+
+    def has(self, name: str) -> bool:
+        """Whether a field is there and not null."""
+        return self._value.get(name) is not None
+
+    def only(self, *names: str) -> None:
+        """Refuse fields that nobody knows."""
+        for name in self._value:
+            if name not in names:
+                known = ", ".join(names)
+                raise TranslateError(f"{self._where}{name}: no such field; known: {known}")
+
     def mapping(self, name: str) -> Fields:
         """A mapping; empty when absent."""
         value = self._value.get(name)
@@ -89,6 +113,20 @@ class Fields:
             if not isinstance(value, dict):
                 raise self.error(name, "a list of mappings")
             yield Fields(value, f"{self._where}{name}[{number}].")
+
+    def numbered(self, name: str) -> dict[int, Fields]:
+        """Mappings by port number; none when absent."""
+        value = self._value.get(name)
+        if not isinstance(value, dict | None):
+            raise self.error(name, "mappings by port number")
+        found = {}
+        for key, inner in _items(value):
+            text = str(key)
+            is_port = text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536
+            if not is_port or not isinstance(inner, dict):
+                raise self.error(name, "mappings by port number")
+            found[int(text)] = Fields(inner, f"{self._where}{name}.{text}.")
+        return found
 
     def text(self, name: str) -> str:
         """A text; empty when absent."""

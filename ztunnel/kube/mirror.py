@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cluster's objects as workloads and services, kept in step one change at a time.
+"""The cluster's objects as workloads, services and policies, kept in step one change at a time.
 
 Any source may feed it, a directory or informers: `upsert` with an object, `delete` with a name,
 in any order. A change costs what depends on it: a pod itself, a namespace its pods, a slice its
 service. An object that can't be understood leaves what was known of it before in force, because
 a pod that fell out of the mesh would be spoken to in plaintext. Not thread-safe: one loop's.
-May import `kube.fields`, `kube.translate`, `kube.changes`, `mesh` and structlog.
+May import `kube.fields`, `kube.translate`, `kube.policybook`, `kube.changes`, `mesh`, structlog.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -19,32 +19,50 @@ import structlog
 from ztunnel.kube import translate
 from ztunnel.kube.changes import Tracked
 from ztunnel.kube.fields import Object, ObjectKey, TranslateError, is_read, key_of, make_key
-from ztunnel.mesh.model import Service, Workload
+from ztunnel.kube.policybook import PolicyBook
+from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, Service, Workload
+from ztunnel.mesh.policy import Policy
+from ztunnel.mesh.selectors import Selector, selects
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Whole new values, and the names of what is gone: `Workload.uid`, `Service.key`."""
+    """Whole new values, and the names of what is gone: `Workload.uid`, `Service.key`, the keys of
+    policies."""
 
     workloads: tuple[Workload, ...] = ()
     services: tuple[Service, ...] = ()
     removed_workloads: tuple[str, ...] = ()
     removed_services: tuple[str, ...] = ()
+    policies: tuple[Policy, ...] = ()
+    removed_policies: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(
-            self.workloads or self.services or self.removed_workloads or self.removed_services
+            self.workloads
+            or self.services
+            or self.removed_workloads
+            or self.removed_services
+            or self.policies
+            or self.removed_policies
         )
 
 
 class Mirror:
-    """All workloads and services of one cluster."""
+    """All workloads, services and policies of one cluster."""
 
     def __init__(
-        self, trust_domain: str, cluster: str, cluster_domain: str = "cluster.local"
+        self,
+        trust_domain: str,
+        cluster: str,
+        cluster_domain: str = "cluster.local",
+        root_namespace: str = DEFAULT_ROOT_NAMESPACE,
+        discovery: Sequence[Selector] = (),
     ) -> None:
+        """`discovery`: only namespaces whose labels one of them selects are of the mesh's world."""
+        self._discovery = discovery
         self._cluster = translate.Cluster(trust_domain, cluster, cluster_domain)
         self._workloads: Tracked[Workload] = Tracked()
         self._services: Tracked[Service] = Tracked()
@@ -58,12 +76,15 @@ class Mirror:
         self._stale_services: set[str] = set()  # joined with their slices when next asked for
         self._uids_on: dict[str, dict[str, None]] = defaultdict(dict)  # node → Workload.uid
         self._uid_of_pod: dict[str, str] = {}  # metadata.uid → Workload.uid
+        self._policies = PolicyBook(root_namespace, self._specs.get, self._services.get)
         self._puts: dict[str, Callable[[ObjectKey, Object], str]] = {
             "Namespace": self._put_namespace,
             "Node": self._put_node,
             "Pod": self._put_pod,
             "Service": self._put_service,
             "EndpointSlice": self._put_slice,
+            "AuthorizationPolicy": self._policies.put_authorization,
+            "PeerAuthentication": self._policies.put_peer,
         }
         self._drops: dict[str, Callable[[ObjectKey], None]] = {
             "Namespace": lambda key: self._label_namespace(key.name, None),
@@ -71,6 +92,8 @@ class Mirror:
             "Pod": self._drop_pod,
             "Service": self._drop_service,
             "EndpointSlice": self._drop_slice,
+            "AuthorizationPolicy": self._policies.drop,
+            "PeerAuthentication": self._policies.drop,
         }
 
     def upsert(self, obj: Object) -> None:
@@ -98,12 +121,16 @@ class Mirror:
         self._join_services()
         workloads, removed_workloads = self._workloads.drain()
         services, removed_services = self._services.drain()
-        return Change(workloads, services, removed_workloads, removed_services)
+        return Change(
+            workloads, services, removed_workloads, removed_services, *self._policies.drain()
+        )
 
     def snapshot(self) -> Change:
         """Everything, as now; the next `drain` is not affected."""
         self._join_services()
-        return Change(tuple(self._workloads), tuple(self._services))
+        return Change(
+            tuple(self._workloads), tuple(self._services), policies=tuple(self._policies.all())
+        )
 
     def pods_on(self, node: str) -> list[Workload]:
         """The workloads on a node, enrolled or not."""
@@ -113,6 +140,11 @@ class Mirror:
     def workload_by_pod_uid(self, uid: str) -> Workload | None:
         """The workload of the pod with this metadata.uid."""
         return self._workloads.get(self._uid_of_pod.get(uid, ""))
+
+    def annotation(self, namespace: str, name: str, annotation: str) -> str:
+        """A pod's annotation; empty when it, or the pod, is not there."""
+        pod = self._pods.get(namespace, {}).get(name)
+        return pod.annotations.get(annotation, "") if pod else ""
 
     def node_addresses(self, node: str) -> list[str]:
         """A node's own addresses, canonical; empty when the node is not known."""
@@ -140,6 +172,10 @@ class Mirror:
         if before != (labels or {}):
             for pod in self._pods.get(name, {}).values():
                 self._derive(pod)
+            if self._discovery:
+                self._stale_services.update(
+                    key for key in self._specs if key.partition("/")[0] == name
+                )
 
     def _put_node(self, key: ObjectKey, obj: Object) -> str:
         self._node_addresses[key.name] = translate.read_node_addresses(obj)
@@ -163,7 +199,11 @@ class Mirror:
     def _derive(self, pod: translate.Pod) -> None:
         labels = self._namespace_labels.get(pod.namespace, {})
         uid = self._cluster.workload_uid(pod.namespace, pod.name)
-        self._set_workload(uid, translate.workload(pod, labels, self._cluster))
+        found = translate.workload(pod, labels, self._cluster)
+        self._set_workload(uid, found if self._is_discovered(pod.namespace) else None)
+
+    def _is_discovered(self, namespace: str) -> bool:
+        return selects(self._discovery, self._namespace_labels.get(namespace, {}))
 
     def _set_workload(self, uid: str, new: Workload | None) -> None:
         old = self._workloads.get(uid)
@@ -216,8 +256,10 @@ class Mirror:
         for name in sorted(self._stale_services):
             spec, pieces = self._specs.get(name), self._slices.get(name, {})
             ordered = (pieces[piece] for piece in sorted(pieces))
-            joined = translate.service(spec, ordered, self._cluster) if spec else None
+            known = spec is not None and self._is_discovered(name.partition("/")[0])
+            joined = translate.service(spec, ordered, self._cluster) if spec and known else None
             self._services.put(name, joined)
+            self._policies.service_changed(name)
         self._stale_services.clear()
 
 

@@ -78,6 +78,7 @@ class ServiceSpec:
     vips: tuple[str, ...]
     ports: tuple[ServicePort, ...]
     external: bool
+    selector: dict[str, str]  # labels of the pods behind it; empty when others name its endpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +173,7 @@ def read_service(obj: Object) -> ServiceSpec:
         vips=tuple(spec.ip(ip, "clusterIPs") for ip in ips if ip not in ("", "None")),
         ports=tuple(_service_port(port) for port in spec.mappings("ports")),
         external=spec.text("type") == "ExternalName",
+        selector=spec.labels("selector"),
     )
 
 

@@ -159,11 +159,16 @@ def _ztunnel() -> str:
 
 
 def of_node(
-    names: LabNames, node: str, *, mesh: bool, agent_options: Sequence[str] = ()
+    names: LabNames,
+    node: str,
+    *,
+    mesh: bool,
+    agent_options: Sequence[str] = (),
+    proxy_options: Sequence[str] = (),
 ) -> list[Component]:
     """The components a node should run, in the order of their start."""
     dns = Component(names, node, "dns")
     if not mesh:
         return [dns]
     agent = Component(names, node, "agent", tuple(agent_options))
-    return [dns, agent, Component(names, node, "proxy")]
+    return [dns, agent, Component(names, node, "proxy", tuple(proxy_options))]

@@ -86,8 +86,9 @@ def demo_manifests() -> Path:
 class Lab:
     """One lab. Unset arguments are those the lab was brought up with, else the defaults.
 
-    `nodes`: how many (2). `mesh`: start agents and proxies (True). `agent_options`: more words
-    for the agents' command line. `progress`: called with a line for each step.
+    `nodes`: how many (2). `mesh`: start agents and proxies (True). `agent_options`,
+    `proxy_options`: more words for the agents' and proxies' command lines. `progress`: called with
+    a line for each step.
     All methods raise LabError.
     """
 
@@ -98,6 +99,7 @@ class Lab:
         nodes: int | None = None,
         mesh: bool | None = None,
         agent_options: Sequence[str] | None = None,
+        proxy_options: Sequence[str] | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         self.names = LabNames(name, cgroups.cgroup2_root())
@@ -109,6 +111,9 @@ class Lab:
         if agent_options is None:
             agent_options = saved.get("agent_options", ())
         self.agent_options = tuple(agent_options)
+        if proxy_options is None:
+            proxy_options = saved.get("proxy_options", ())
+        self.proxy_options = tuple(proxy_options)
         self._manifests_applied: bool = saved.get("manifests_applied", False)
         self.store = ObjectStore(self.names.objects)
         self._kubelet = Kubelet(self.names, self.nodes, self.store, self._await_capture)
@@ -383,8 +388,13 @@ class Lab:
     # -- how ---------------------------------------------------------------------------------
 
     def _components(self, node: str) -> list[Component]:
-        options = self.agent_options
-        return components.of_node(self.names, node, mesh=self.mesh, agent_options=options)
+        return components.of_node(
+            self.names,
+            node,
+            mesh=self.mesh,
+            agent_options=self.agent_options,
+            proxy_options=self.proxy_options,
+        )
 
     def _wire(self) -> None:
         network.ensure_underlay(self.names)
@@ -546,6 +556,7 @@ class Lab:
             "nodes": len(self.nodes),
             "mesh": self.mesh,
             "agent_options": list(self.agent_options),
+            "proxy_options": list(self.proxy_options),
             "manifests_applied": self._manifests_applied,
         }
         write_atomically(self.names.settings, json.dumps(settings, indent=2) + "\n")

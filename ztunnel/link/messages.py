@@ -13,6 +13,12 @@ by SCM_RIGHTS. The agent listens, workers dial. May import `mesh` and msgspec.
       |<------------------------------------------|
       | PodReady, NeedSockets, Allowed, Answer    |
       |------------------------------------------>|
+      | Counted                                   |
+      |------------------------------------------>|
+      |                               CountsTaken |
+      |<------------------------------------------|
+      | Draining                                  |
+      |------------------------------------------>|
 
 A lost agent changes nothing for the worker: it keeps what it has and dials again.
 """
@@ -20,10 +26,12 @@ A lost agent changes nothing for the worker: it keeps what it has and dials agai
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
 from ztunnel.mesh.model import Service, SocketAddress, Workload
+from ztunnel.mesh.policy import Policy
 
 
 class ListenerKind(StrEnum):
@@ -107,6 +115,35 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     body: msgspec.Raw
 
 
+class Count(msgspec.Struct, frozen=True, array_like=True):
+    """What a worker counted for one label set (`ztunnel.telemetry.labels`) since it last told.
+
+    `sent` are bytes from the client to the server, `received` the other way.
+    """
+
+    labels: tuple[str, ...]
+    opened: int = 0
+    closed: int = 0
+    failed: int = 0
+    sent: int = 0
+    received: int = 0
+
+
+class Counted(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Counts of a worker, told until `CountsTaken` answers: by `number` none counts twice.
+
+    `instance` is of the worker's process; numbers grow by one from 1.
+    """
+
+    instance: int
+    number: int
+    rows: tuple[Count, ...]
+
+
+class Draining(msgspec.Struct, frozen=True, tag=True):
+    """The worker takes nothing new from now on; it is still to be heard until it hangs up."""
+
+
 class MeshDelta(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """A change of mesh state. `reset` opens a fresh snapshot, `complete` closes it.
 
@@ -119,9 +156,12 @@ class MeshDelta(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     services: tuple[Service, ...] = ()
     removed_workloads: tuple[str, ...] = ()  # Workload.uid
     removed_services: tuple[str, ...] = ()  # Service.key
+    policies: tuple[Policy, ...] = ()
+    removed_policies: tuple[str, ...] = ()  # their keys
     reset: bool = False
+    registry_only: bool = False  # with `reset`: apps reach services and workloads only
     complete: bool = False
-    more: bool = False  # further parts of this revision follow
+    more: bool = False  # further parts of this revision follow; all are in force at once
 
 
 class Certificate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -179,5 +219,46 @@ class Query(msgspec.Struct, frozen=True, tag=True):
     what: str
 
 
-ToAgent = Hello | PodReady | NeedSockets | Allowed | Answer
-ToWorker = MeshDelta | Certificate | CertificateRemoved | PodAdded | PodRemoved | Sockets | Query
+class LogLevel(StrEnum):
+    """What is logged. For access lines `warning` are those of what failed or was refused."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    OFF = "off"
+
+
+class AccessRule(msgspec.Struct, frozen=True):
+    """Which access lines are written. `sample` is the share of those without an error, 0 to 1."""
+
+    level: LogLevel = LogLevel.INFO
+    sample: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+
+
+class Logging(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """How to log from now on; of access lines by the namespace of this node's pod."""
+
+    process: LogLevel = LogLevel.INFO
+    access: AccessRule = AccessRule()
+    namespaces: dict[str, AccessRule] = {}
+
+
+class CountsTaken(msgspec.Struct, frozen=True, tag=True):
+    """The agent has counted `Counted(number)` and all before it."""
+
+    number: int
+
+
+ToAgent = Hello | PodReady | NeedSockets | Allowed | Answer | Counted | Draining
+ToWorker = (
+    MeshDelta
+    | Certificate
+    | CertificateRemoved
+    | PodAdded
+    | PodRemoved
+    | Sockets
+    | Query
+    | CountsTaken
+    | Logging
+)

@@ -2,18 +2,18 @@
 """The `baggage` header: what a proxy tells its peer about the workload it speaks for.
 
 Comma-joined `key=value` with OpenTelemetry's resource keys, as istio/ztunnel sends them. It is
-hearsay for telemetry; nothing is decided by it. May import `mesh.model`.
+hearsay for telemetry; nothing is decided by it. May import `mesh`.
 """
 
 from __future__ import annotations
 
 from urllib.parse import quote, unquote
 
+from ztunnel.mesh import canonical
 from ztunnel.mesh.model import Workload
 
 MAX_BAGGAGE = 8192  # bytes, W3C Baggage section 3.3
 MAX_MEMBERS = 64  # W3C allows 180; we know nine keys
-_KINDS = ("deployment", "cronjob", "job", "pod")
 _SAFE = "!#$&'()*+-./:<>?@[]^_`{|}~"  # baggage-octet without our separators
 
 
@@ -24,20 +24,13 @@ class BaggageError(ValueError):
 def baggage(workload: Workload) -> str:
     """The header's value for a workload; ASCII."""
     labels = workload.labels
-    kind = workload.owner_kind if workload.owner_kind in _KINDS else "pod"
-    name = workload.owner_name or workload.name
+    kind, name = canonical.owner(workload)
     members = {
         "k8s.cluster.name": workload.cluster,
         "k8s.namespace.name": workload.namespace,
         f"k8s.{kind}.name": name,
-        "service.name": labels.get("service.istio.io/canonical-name")
-        or labels.get("app.kubernetes.io/name")
-        or labels.get("app")
-        or name,
-        "service.version": labels.get("service.istio.io/canonical-revision")
-        or labels.get("app.kubernetes.io/version")
-        or labels.get("version")
-        or "latest",
+        "service.name": canonical.service(workload),
+        "service.version": canonical.revision(workload),
         "cloud.region": labels.get("topology.kubernetes.io/region", ""),
         "cloud.availability_zone": labels.get("topology.kubernetes.io/zone", ""),
     }

@@ -17,6 +17,7 @@ from ztunnel.mesh.ports import OURS
 from ztunnel.mesh.state import MeshState
 
 BAD_REQUEST = 400
+DENIED = 401
 UNAVAILABLE = 503
 
 

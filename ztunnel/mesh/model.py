@@ -12,6 +12,7 @@ from enum import StrEnum
 import msgspec
 
 DEFAULT_TRUST_DOMAIN = "cluster.local"  # Istio's default, meshConfig.trustDomain
+DEFAULT_ROOT_NAMESPACE = "istio-system"  # Istio's default, meshConfig.rootNamespace
 DEFAULT_CLUSTER = "Kubernetes"  # Istio's default cluster id
 DEFAULT_CLUSTER_DOMAIN = "cluster.local"  # Kubernetes' default, kubelet's clusterDomain
 

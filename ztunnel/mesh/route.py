@@ -5,6 +5,7 @@
     workload's address ───────────────────────────────────┼▶ HBONE, or as it is
     any other address ────────────────────────────────────┘
     one of our own ports, no endpoint, no such port ─▶ refused
+    any other address, and the mesh is REGISTRY_ONLY ─▶ refused
 
 May import `mesh`.
 """
@@ -60,6 +61,11 @@ def route(state: MeshState, source: Workload, destination: SocketAddress, chance
     service = state.service_at(destination.ip)
     if service is not None:
         return _to_service(state, service, destination, chance)
+    if state.registry_only and state.workload_at(destination.ip) is None:
+        return Refuse(
+            f"{destination.ip} is neither a service nor a workload (outbound traffic policy is "
+            "REGISTRY_ONLY)"
+        )
     return _to_address(state, destination, "")
 
 

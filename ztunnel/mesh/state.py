@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Protocol
 
+from ztunnel.mesh.authorize import Change, Policies
 from ztunnel.mesh.backends import Backends, backends
 from ztunnel.mesh.claims import Claims
 from ztunnel.mesh.model import Service, TunnelProtocol, Workload
 
 
-class Delta(Protocol):
+class Delta(Change, Protocol):
     """What changed: whole new values, and the names of what is gone."""
 
     @property
@@ -30,9 +31,14 @@ class Delta(Protocol):
 
 
 class MeshState:
-    """Workloads by uid and address; services by key, virtual address and hostname."""
+    """Workloads by uid and address; services by key, virtual address and hostname; `policies`.
 
-    def __init__(self) -> None:
+    `registry_only`: apps may reach nothing but those (Istio's outboundTrafficPolicy REGISTRY_ONLY).
+    """
+
+    def __init__(self, registry_only: bool = False) -> None:
+        self.registry_only = registry_only
+        self.policies = Policies()
         self._workloads: dict[str, Workload] = {}
         self._workload_at = Claims[Workload](attrgetter("uid"), _in_mesh)
         self._services: dict[str, Service] = {}
@@ -51,6 +57,7 @@ class MeshState:
             self._put_workload(workload)
         for service in delta.services:
             self._put_service(service)
+        self.policies.apply(delta)
 
     def workload(self, uid: str) -> Workload | None:
         """A workload by its mesh-wide uid."""
@@ -72,6 +79,10 @@ class MeshState:
     def service_named(self, hostname: str) -> Service | None:
         """The service with a full DNS name, lower case, no final dot."""
         return self._service_named.get(hostname)
+
+    def service_called(self, name: str) -> Service | None:
+        """The service that a route or a peer names: by full DNS name, or by `namespace/name`."""
+        return self._service_named.get(name) or self._services.get(name)
 
     def backends(self, service: Service, port: int, family: int) -> Backends | None:
         """The ready backends of a service's TCP port for a family; None if it has no such port."""

@@ -15,7 +15,7 @@ import structlog
 from ztunnel.proxy import privileges
 from ztunnel.proxy.context import new_context
 from ztunnel.proxy.supervisor import Supervisor
-from ztunnel.proxy.worker import Worker
+from ztunnel.proxy.worker import DRAIN_DEADLINE, Worker
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 
 DEFAULT_UID = 1337  # Istio's proxy user
@@ -44,8 +44,17 @@ DEFAULT_UID = 1337  # Istio's proxy user
     show_default=True,
     help="Worker processes that share the pods' listeners.",
 )
+@click.option(
+    "--drain-seconds",
+    type=click.FloatRange(0, 3600),
+    default=DRAIN_DEADLINE,
+    show_default=True,
+    help="How long live connections may go on after SIGTERM; then they are reset.",
+)
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
-def command(node: str, run_dir: Path, user: int, workers: int, log_format: str) -> None:
+def command(
+    *, node: str, run_dir: Path, user: int, workers: int, drain_seconds: float, log_format: str
+) -> None:
     """Carry the traffic of this node's enrolled pods. Needs no privilege; drops what it has."""
     configure_logs(log_format)
     structlog.contextvars.bind_contextvars(node=node)
@@ -55,6 +64,6 @@ def command(node: str, run_dir: Path, user: int, workers: int, log_format: str) 
         raise click.ClickException(f"cannot give up privileges: {error}") from error
 
     def work(index: int) -> int:
-        return Worker(new_context(), run_dir, index).run()
+        return Worker(new_context(), run_dir, index, drain_seconds).run()
 
     sys.exit(work(0) if workers == 1 else Supervisor(workers, work).run())

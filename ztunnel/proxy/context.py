@@ -16,6 +16,7 @@ from ztunnel.datapath import sockopt
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.buffers import BufferPool
+from ztunnel.proxy.guard import Guard
 from ztunnel.proxy.loop import Loop
 from ztunnel.proxy.pool import Pool
 from ztunnel.proxy.report import Report
@@ -32,6 +33,7 @@ class Context:
     buffers: BufferPool
     pool: Pool
     report: Report
+    guard: Guard = field(default_factory=Guard)
     told: Told | None = None  # who tells the agent whom we let in; None when nobody listens
     mesh: MeshState | None = None
     credentials: dict[str, Credentials] = field(default_factory=dict)  # by identity

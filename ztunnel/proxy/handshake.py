@@ -20,6 +20,7 @@ from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy import tls
 from ztunnel.proxy.loop import READ, WRITE, Loop
 from ztunnel.proxy.sockets import end_on_close, start_connect
+from ztunnel.telemetry.flags import Flag, Reason
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds for TCP connect and TLS together; istio ztunnel's
 
@@ -42,12 +43,16 @@ class Handshake:
         context: ssl.SSLContext,
         owner: HandshakeOwner,
         peer_ok: Callable[[str], str],
+        *,
+        resume: ssl.SSLSession | None = None,
     ) -> None:
+        """`resume`: a session of `context` to take up (client), if the server still knows it."""
         self._loop = loop
         self._sock = sock
         self._context = context
         self._owner = owner
         self._peer_ok = peer_ok
+        self._resume = resume
         self._session: ssl.SSLSocket | None = None
         self._mask = 0
         self._over = False
@@ -91,11 +96,14 @@ class Handshake:
         fd = self._sock.fileno()
         try:
             self._session = self._context.wrap_socket(
-                self._sock, server_side=server_side, do_handshake_on_connect=False
+                self._sock,
+                server_side=server_side,
+                do_handshake_on_connect=False,
+                session=self._resume,
             )
         except (OSError, ValueError) as error:  # the peer reset it, or sent while we connected
             self._loop.forget(fd)  # Python has closed it
-            self._fail(f"TLS setup: {error}")
+            self._fail(Reason(f"TLS setup: {error}", Flag.TLS_FAILURE))
             return
         self._sock = self._session
         self._step(self._session)
@@ -109,20 +117,20 @@ class Handshake:
         except ssl.SSLWantWriteError:
             self._watch(WRITE)
         except tls.RefusedPeerError as refusal:
-            self._fail(str(refusal))
+            self._fail(Reason(str(refusal), Flag.IDENTITY_ERROR))
         except ssl.SSLCertVerificationError as error:
-            self._fail(f"certificate: {error.verify_message}")
+            self._fail(Reason(f"certificate: {error.verify_message}", Flag.TLS_FAILURE))
         except ssl.SSLError as error:
-            self._fail(f"TLS: {error.reason or error}")
+            self._fail(Reason(f"TLS: {error.reason or error}", Flag.TLS_FAILURE))
         except OSError as error:
-            self._fail(f"TLS: {error.strerror or error}")
+            self._fail(Reason(f"TLS: {error.strerror or error}", Flag.TLS_FAILURE))
         else:
             self._finish(session, peer)
 
     def _finish(self, session: ssl.SSLSocket, peer: str) -> None:
         refusal = self._peer_ok(peer)
         if refusal:
-            self._fail(refusal)
+            self._fail(Reason(refusal, Flag.IDENTITY_ERROR))
             return
         self._watch(READ)
         self._over = True
@@ -137,7 +145,8 @@ class Handshake:
         self._mask = mask
 
     def _expired(self) -> None:
-        self._fail(f"no handshake within {HANDSHAKE_TIMEOUT:.0f} s")
+        flag = Flag.CONNECT if self._session is None else Flag.TLS_FAILURE
+        self._fail(Reason(f"no handshake within {HANDSHAKE_TIMEOUT:.0f} s", flag))
 
     def _fail(self, reason: str) -> None:
         if self._over:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections to apps of a pod that come by HBONE, on 15008.
 
-    accepted → TLS → tunnel → CONNECT → checked → dialled → 200 → relay → ended
-                                      → 400 | 401 | 503
+    accepted → TLS → tunnel → CONNECT → checked → let in → dialled → 200 → relay → ended
+                                      → 400, 503 → 401             → 503
 
 The app is told the true client's address before it accepts. May import the proxy's parts below.
 """
@@ -15,7 +15,9 @@ import ssl
 from ztunnel.hbone.connection import Role
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header, RequestReceived
-from ztunnel.mesh.inbound import Accept, Reject, check_connect
+from ztunnel.mesh.authorize import Decision
+from ztunnel.mesh.inbound import DENIED, Accept, Reject, check_connect
+from ztunnel.mesh.state import MeshState
 from ztunnel.proxy import tls
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.dial import Dial
@@ -25,6 +27,8 @@ from ztunnel.proxy.relay import StreamRelay
 from ztunnel.proxy.report import Direction, Record, party
 from ztunnel.proxy.sockets import local_address, peer_address, reset_on_close
 from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.telemetry.counts import Ends
+from ztunnel.telemetry.flags import told
 
 MAX_HANDSHAKES = 256  # unfinished ones of a pod; the oldest gives way to a newcomer
 
@@ -150,18 +154,43 @@ class InboundStream:
             case Reject(status, reason):
                 self._refuse(status, reason)
             case Accept() as accepted:
-                self._begin(accepted)
+                self._judge(mesh, accepted)
+
+    def _judge(self, mesh: MeshState, accepted: Accept) -> None:
+        """Let in only whom policy allows."""
+        source = party(accepted.client, accepted.source, self._tunnel.peer)
+        destination = party(accepted.destination, accepted.workload, self._pod.identity)
+        hbone_addr, service = str(self._connection.local_address), accepted.service
+        report, ends = self._context.report, self._ends(mesh, accepted)
+        decision = self._context.guard.admit(mesh, self, accepted, self._tunnel.peer)
+        if decision.allowed:
+            self._record = report.begin(
+                Direction.INBOUND,
+                source,
+                destination,
+                hbone_addr=hbone_addr,
+                service=service,
+                ends=ends,
+            )
+            self._record.dry_run = decision.dry_run
+            self._begin(accepted)
+            return
+        report.denied(
+            Direction.INBOUND,
+            source,
+            destination,
+            decision,
+            hbone_addr=hbone_addr,
+            service=service,
+            ends=ends,
+        )
+        self._over = True  # its line is written
+        self._let_go()
+        self._tunnel.refuse(self.stream_id, DENIED)
 
     def _begin(self, accepted: Accept) -> None:
         context = self._context
         self._accepted = accepted
-        self._record = context.report.begin(
-            Direction.INBOUND,
-            party(accepted.client, accepted.source, self._tunnel.peer),
-            party(accepted.destination, accepted.workload, self._pod.identity),
-            hbone_addr=str(self._connection.local_address),
-            service=accepted.service,
-        )
         self._dial = Dial(
             context.loop,
             self._pod.stock_for(accepted.destination),
@@ -170,6 +199,12 @@ class InboundStream:
             lambda sock: context.set_client_address(sock, accepted.client),
         )
         self._dial.start()
+
+    def _ends(self, mesh: MeshState, accepted: Accept) -> Ends:
+        """Between whom it counts; a service the peer names counts only if the mesh has it."""
+        called = mesh.service_called(accepted.service) if accepted.service else None
+        principals = (self._tunnel.peer, self._pod.identity)
+        return Ends(accepted.source, accepted.workload, called, principals)
 
     def _dialled(self, sock: socket.socket | None, reason: str) -> None:
         self._dial = None
@@ -227,10 +262,19 @@ class InboundStream:
 
     # Ends
 
+    def deny(self, decision: Decision) -> None:
+        """Policy has changed against it."""
+        if self._record is not None:
+            self._context.report.mark_denied(self._record, decision)
+        if self._relay is not None:
+            self._relay.abort(decision.reason)
+        else:
+            self._refuse(DENIED, decision.reason)
+
     def _refuse(self, status: int, reason: str) -> None:
         self._let_go()
         self._tunnel.refuse(self.stream_id, status)
-        self._finish(f"{status}: {reason}")
+        self._finish(told(reason, f"{status}: "))
 
     def _let_go(self) -> None:
         if self._dial is not None:
@@ -251,6 +295,7 @@ class InboundStream:
         if self._over:
             return
         self._over = True
+        self._context.guard.leave(self)
         if self._record is not None:
             self._context.report.end(self._record, error)
         else:

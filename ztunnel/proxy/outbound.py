@@ -28,7 +28,10 @@ from ztunnel.proxy.relay import WATCH, PlainRelay, StreamRelay
 from ztunnel.proxy.report import Direction, Record, party, proven
 from ztunnel.proxy.sockets import end_on_close
 from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.telemetry.counts import NOBODY, Ends
+from ztunnel.telemetry.flags import Flag, Reason
 
+DENIED = 401  # istio/ztunnel, proxy/inbound.rs: by policy
 RESPONSE_TIMEOUT = 20.0  # seconds for the far proxy's answer: its own connect may take 10
 
 
@@ -60,6 +63,7 @@ class Outbound:
         self._relay: StreamRelay | PlainRelay | None = None
         self._timer: Timer | None = None
         self._headers: list[Header] = []
+        self._ends = NOBODY
         self._over = False
 
     def start(self) -> None:
@@ -83,6 +87,7 @@ class Outbound:
         if source is None:
             self._fail(f"workload {self._pod.workload} is not in the mesh state")
             return
+        self._ends = Ends(source)
         match route(mesh, source, destination, context.choose()):
             case Refuse(reason):
                 self._fail(reason)
@@ -96,16 +101,19 @@ class Outbound:
     def _tunnel_to(self, source: Workload, decision: Hbone) -> None:
         context = self._context
         credentials = context.credentials.get(self._pod.identity)
-        if credentials is None:
-            self._fail(f"no certificate for {self._pod.identity} yet")
-            return
         workload = decision.workload
+        self._ends = self._between(source, workload, decision.service, workload.identity)
+        if credentials is None:
+            reason = f"no certificate for {self._pod.identity} yet"
+            self._fail(Reason(reason, Flag.IDENTITY_ERROR))
+            return
         self._record = context.report.begin(
             Direction.OUTBOUND,
             party(self._client, source, source.identity),
             party(decision.tunnel, workload),
             hbone_addr=str(decision.authority),
             service=decision.service,
+            ends=self._ends,
         )
         key = Key(
             pod_uid=self._pod.uid,
@@ -118,6 +126,14 @@ class Outbound:
         self._headers = self._request(source, decision)
         lent = Source(self._pod.stock_for(decision.tunnel), credentials)
         context.pool.acquire(key, lent, self._tunnel_ready)
+
+    def _between(
+        self, source: Workload, to: Workload | None, service: str, expected: str = ""
+    ) -> Ends:
+        """Between whom it counts. The peer either proves to be `expected` or gets nothing."""
+        mesh = self._context.mesh
+        called = mesh.service_called(service) if service and mesh is not None else None
+        return Ends(source, to, called, (source.identity, expected) if expected else ("", ""))
 
     def _request(self, source: Workload, decision: Hbone) -> list[Header]:
         trace, span = random.getrandbits(128), random.getrandbits(64)
@@ -146,7 +162,8 @@ class Outbound:
 
     def on_response(self, status: int, headers: tuple[Header, ...]) -> None:
         if status != 200:
-            self._fail(f"the destination's proxy answered {status}")
+            flag = Flag.DENY if status == DENIED else Flag.CONNECT
+            self._fail(Reason(f"the destination's proxy answered {status}", flag))
             return
         assert self._tunnel is not None
         assert self._record is not None
@@ -171,7 +188,9 @@ class Outbound:
         self._fail("the destination's proxy ended the stream without an answer")
 
     def on_reset(self, reason: str) -> None:
-        self._tunnel = None  # the stream is gone already
+        tunnel, self._tunnel = self._tunnel, None  # the stream is gone already
+        if tunnel is not None and not tunnel.connection.is_greeted:
+            reason = Reason(reason, Flag.H2_HANDSHAKE_FAILURE)
         self._fail(reason)
 
     def pump(self) -> None:
@@ -186,6 +205,7 @@ class Outbound:
             party(self._client, source),
             party(decision.address, decision.workload),
             service=decision.service,
+            ends=self._between(source, decision.workload, decision.service),
         )
         stock = self._pod.stock_for(decision.address)
         self._dial = Dial(context.loop, stock, decision.address, self._dialled)
@@ -266,4 +286,6 @@ class Outbound:
         if self._record is not None:
             self._context.report.end(self._record, error)
         else:
-            self._context.report.refused(Direction.OUTBOUND, str(self._client), self._target, error)
+            self._context.report.refused(
+                Direction.OUTBOUND, str(self._client), self._target, error, self._ends
+            )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections to apps of a pod that come in the clear, stolen for 15006 by sk_lookup.
 
-    accepted → checked → dialled → relay → ended
+    accepted → checked → let in → dialled → relay → ended
 
 The app is told the true client's address before it accepts. May import the proxy's parts below.
 """
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import socket
 
+from ztunnel.mesh.authorize import Decision
 from ztunnel.mesh.inbound import Accept, Reject, check_plain
 from ztunnel.mesh.model import SocketAddress
+from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.dial import Dial
 from ztunnel.proxy.loop import HANGUP
@@ -19,6 +21,7 @@ from ztunnel.proxy.pods import Pod
 from ztunnel.proxy.relay import WATCH, PlainRelay
 from ztunnel.proxy.report import Direction, Record, party
 from ztunnel.proxy.sockets import local_address, peer_address
+from ztunnel.telemetry.counts import Ends
 
 
 class PlainServer:
@@ -66,15 +69,27 @@ class PlainInbound:
             case Reject(_, reason):
                 self._fail(reason)
             case Accept() as accepted:
-                self._begin(accepted)
+                self._judge(context.mesh, accepted)
+
+    def _judge(self, mesh: MeshState, accepted: Accept) -> None:
+        """Let in only whom policy allows; nobody has proven anything here."""
+        source = party(accepted.client, accepted.source)
+        report, ends = self._context.report, Ends(accepted.source, accepted.workload)
+        decision = self._context.guard.admit(mesh, self, accepted, identity="")
+        if decision.allowed:
+            destination = party(accepted.destination, accepted.workload)
+            self._record = report.begin(Direction.INBOUND, source, destination, ends=ends)
+            self._record.dry_run = decision.dry_run
+            self._begin(accepted)
+            return
+        destination = party(accepted.destination, accepted.workload, self._pod.identity)
+        report.denied(Direction.INBOUND, source, destination, decision, ends=ends)
+        self._over = True  # its line is written
+        self._pod.live.discard(self)
+        self._context.loop.close(self._sock)  # a reset, see `sockets.reset_on_close`
 
     def _begin(self, accepted: Accept) -> None:
         context = self._context
-        self._record = context.report.begin(
-            Direction.INBOUND,
-            party(accepted.client, accepted.source),
-            party(accepted.destination, accepted.workload),
-        )
         self._dial = Dial(
             context.loop,
             self._pod.stock_for(accepted.destination),
@@ -97,6 +112,7 @@ class PlainInbound:
             sock,
             record=self._record,
             ended=self._ended,
+            inbound=True,
         )
         self._relay.begin(self._seen)
 
@@ -107,6 +123,12 @@ class PlainInbound:
 
     def on_failure(self, error: Exception) -> None:
         self._fail(f"internal error: {error}")
+
+    def deny(self, decision: Decision) -> None:
+        """Policy has changed against it."""
+        if self._record is not None:
+            self._context.report.mark_denied(self._record, decision)
+        self.abort(decision.reason)
 
     def abort(self, reason: str) -> None:
         if self._relay is not None:
@@ -133,6 +155,7 @@ class PlainInbound:
 
     def _finish(self, error: str) -> None:
         self._over = True
+        self._context.guard.leave(self)
         self._pod.live.discard(self)
         self._relay = self._dial = None
         if self._record is not None:

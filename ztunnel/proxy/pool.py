@@ -4,7 +4,8 @@
 A key names both ends completely: who we are, from which pod, whom we expect, at which address,
 and which incarnation of that workload. So a reused pod IP, a renewed pod or another expected
 identity is another key and can never join a tunnel made before. One tunnel at a time is made per
-key; who comes meanwhile waits. May import the proxy's `tunnel`, `handshake`, `stock`, `tls`.
+key; who comes meanwhile waits. The next one is made before the last is full, and resumes the TLS
+session of an earlier one of its key. May import the proxy's `tunnel`, `handshake`, `stock`, `tls`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from ztunnel.proxy.tunnel import Tunnel
 
 IDLE_RELEASE = 300.0  # seconds; istio ztunnel: pool_unused_release_timeout
 SWEEP = 15.0  # seconds between looks for idle tunnels
+PREWARM_AT = POOL_STREAMS // 10  # so little room left makes the next tunnel ahead of need
+SESSION_KEPT = 900.0  # seconds after the last tunnel that its TLS session is kept
 
 Taker = Callable[[Tunnel | None, str], None]
 
@@ -103,18 +106,24 @@ class _Group:
     waiting: deque[tuple[Source, Taker]] = field(default_factory=deque)
     making: bool = False
     retired: bool = False
+    resumable: tuple[ssl.SSLContext, ssl.SSLSession] | None = None
+    fresh: Tunnel | None = None  # the newest, until its session can be resumed
+    used: float = 0.0  # when there last was a tunnel
 
     @property
     def is_empty(self) -> bool:
-        return not (self.tunnels or self.waiting or self.making)
+        if self.tunnels or self.waiting or self.making:
+            return False
+        return self.resumable is None or self.loop.now - self.used > SESSION_KEPT
 
     def acquire(self, source: Source, taker: Taker) -> None:
         for tunnel in self.tunnels:
             if _has_room(tunnel):
                 taker(tunnel, "")
+                self._prewarm(source)
                 return
         self.waiting.append((source, taker))
-        self._make_one()
+        self._make_for_waiting()
 
     def retire(self, reason: str, *, fail_waiting: bool) -> None:
         self.retired = True
@@ -132,18 +141,29 @@ class _Group:
 
     # Making a tunnel
 
-    def _make_one(self) -> None:
-        if self.making or not self.waiting:
-            return
-        self.making = True
-        source = self.waiting[0][0]
-        source.stock.take(partial(self._dial, source))
+    def _prewarm(self, source: Source) -> None:
+        room = sum(POOL_STREAMS - len(one.streams) for one in self.tunnels if one.can_open)
+        if room < PREWARM_AT:
+            self._make(source)
+
+    def _make_for_waiting(self) -> None:
+        if self.waiting:
+            self._make(self.waiting[0][0])
+
+    def _make(self, source: Source) -> None:
+        if not self.making:
+            self.making = True
+            source.stock.take(partial(self._dial, source))
 
     def _dial(self, source: Source, sock: socket.socket | None) -> None:
         if sock is None:
             self._failed("no socket inside the pod: the agent does not answer")
             return
-        handshake = Handshake(self.loop, sock, source.credentials.client, self, self._peer_ok)
+        context = source.credentials.client
+        resume = None
+        if self.resumable is not None and self.resumable[0] is context:
+            resume = self.resumable[1]
+        handshake = Handshake(self.loop, sock, context, self, self._peer_ok, resume=resume)
         handshake.connect(self.key.address)
 
     def _peer_ok(self, peer: str) -> str:
@@ -156,6 +176,7 @@ class _Group:
         tunnel = Tunnel(self.loop, self.buffers, sock, Role.CLIENT, peer=peer, owner=self)
         self.open.add(tunnel)
         self.tunnels.append(tunnel)
+        self.fresh = tunnel
         self._serve(tunnel)
         if self.retired:
             self.tunnels.clear()
@@ -166,6 +187,7 @@ class _Group:
 
     def _failed(self, reason: str) -> None:
         self.making = False
+        self.resumable = None  # it may be what failed
         self._fail_waiting(reason)
 
     def _fail_waiting(self, reason: str) -> None:
@@ -177,7 +199,7 @@ class _Group:
         while self.waiting and _has_room(tunnel):
             _, taker = self.waiting.popleft()
             taker(tunnel, "")
-        self._make_one()
+        self._make_for_waiting()
 
     # What tunnels tell
 
@@ -187,12 +209,17 @@ class _Group:
     def on_capacity(self, tunnel: Tunnel) -> None:
         if self.waiting:
             self._serve(tunnel)
+        if tunnel is self.fresh and (resumable := tunnel.resumable):
+            self.resumable, self.fresh = resumable, None
 
     def on_closed(self, tunnel: Tunnel, reason: str) -> None:
         self.open.discard(tunnel)
         if tunnel in self.tunnels:
             self.tunnels.remove(tunnel)
-        self._make_one()
+        if tunnel is self.fresh:
+            self.fresh = None
+        self.used = self.loop.now
+        self._make_for_waiting()
 
 
 def _has_room(tunnel: Tunnel) -> bool:

@@ -56,6 +56,7 @@ class StreamRelay:
         self._tunnel = tunnel
         self._sock = sock
         self._record = record
+        record.established = True
         self._ended = ended
         self._pending = bytearray()  # for the application
         self._app_ending = False  # FIN or error is in the socket behind what is unread
@@ -268,15 +269,18 @@ class PlainRelay:
         *,
         record: Record,
         ended: Ended,
+        inbound: bool = False,
     ) -> None:
-        """`near` is the side whose bytes count as sent; `far` is given to `ended`."""
+        """`far` is given to `ended`. The pod is the near side, or the far one when `inbound`."""
         self._loop = loop
         self._buffers = buffers
         self._record = record
+        record.established = True
         self._ended = ended
         self._over = False
         self._near = _End(self, near)
         self._far = _End(self, far)
+        self._pod = self._far if inbound else self._near
 
     def begin(self, seen: int = 0) -> None:
         """Take over both sockets; the end may come before this returns.
@@ -390,7 +394,7 @@ class PlainRelay:
         return "client" if end is self._near else "server"
 
     def _count(self, source: _End, count: int) -> None:
-        if source is self._near:
+        if source is self._pod:
             self._record.sent += count
         else:
             self._record.received += count

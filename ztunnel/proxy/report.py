@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker tells of its connections: the live ones, the sums, one log line at each end.
+"""What a worker tells of its connections: the live ones, counters, one log line at each end.
 
-May import `ztunnel.mesh.model`, `ztunnel.telemetry`, msgspec, structlog and the standard library.
+May import `ztunnel.mesh`, `ztunnel.link.messages`, `ztunnel.telemetry`, msgspec, structlog.
 """
 
 from __future__ import annotations
@@ -13,8 +13,13 @@ from enum import StrEnum
 import msgspec
 import structlog
 
+from ztunnel.link.messages import Count
+from ztunnel.mesh.authorize import Decision, named
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.telemetry.access import AccessLog
+from ztunnel.telemetry.counts import NOBODY, Counts, Ends, Series
+from ztunnel.telemetry.flags import Flag, flag_of
+from ztunnel.telemetry.labels import Reporter
 
 log = structlog.get_logger()
 
@@ -22,6 +27,12 @@ log = structlog.get_logger()
 class Direction(StrEnum):
     OUTBOUND = "outbound"
     INBOUND = "inbound"
+
+
+_REPORTERS = {
+    Direction.OUTBOUND: Reporter.SOURCE,
+    Direction.INBOUND: Reporter.DESTINATION,
+}
 
 
 class Party(msgspec.Struct, frozen=True):
@@ -34,7 +45,8 @@ class Party(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, kw_only=True):
-    """A connection while it lives. `sent` counts bytes from the client to the server."""
+    """A connection while it lives. `sent` counts bytes that the pod of this node sent, as in
+    Istio's access log: the client's when outbound, the server's when inbound."""
 
     id: int
     direction: Direction
@@ -45,6 +57,22 @@ class Record(msgspec.Struct, kw_only=True):
     service: str = ""
     sent: int = 0
     received: int = 0
+    flags: str = ""  # Istio's response flag, DENY when policy ended it
+    policy: str = ""  # which one
+    rule: str = ""
+    dry_run: str = ""  # what policies in dry run would have done
+    established: bool = False  # bytes could flow: what ends it now is no failure to connect
+
+
+class _Live:
+    """A live connection with what was counted of it."""
+
+    __slots__ = ("received", "record", "sent", "series")
+
+    def __init__(self, record: Record, series: Series) -> None:
+        self.record = record
+        self.series = series
+        self.sent = self.received = 0
 
 
 class Stats(msgspec.Struct):
@@ -54,6 +82,7 @@ class Stats(msgspec.Struct):
     closed: int = 0
     failed: int = 0
     refused: int = 0
+    denied: int = 0  # by policy, new ones and live ones
     sent: int = 0
     received: int = 0
     handshakes_failed: int = 0
@@ -80,8 +109,9 @@ class Report:
 
     def __init__(self, access: AccessLog) -> None:
         self.stats = Stats()
-        self._access = access
-        self._live: dict[int, Record] = {}
+        self.access = access
+        self._counts = Counts()
+        self._live: dict[int, _Live] = {}
         self._ids = itertools.count(1)
 
     def begin(
@@ -92,8 +122,9 @@ class Report:
         *,
         hbone_addr: str = "",
         service: str = "",
+        ends: Ends = NOBODY,
     ) -> Record:
-        """A connection was let in."""
+        """A connection was let in; `ends` says between whom it counts."""
         record = Record(
             id=next(self._ids),
             direction=direction,
@@ -103,29 +134,79 @@ class Report:
             hbone_addr=hbone_addr,
             service=service,
         )
-        self._live[record.id] = record
+        series = self._counts.series(_REPORTERS[direction], ends)
+        self._counts.opened(series)
+        self._live[record.id] = _Live(record, series)
         self.stats.opened += 1
         return record
 
     def end(self, record: Record, error: str = "") -> None:
         """The connection is over; `error` is empty when both sides ended in order."""
-        if self._live.pop(record.id, None) is None:
+        live = self._live.pop(record.id, None)
+        if live is None:
             return
+        self._count_bytes(live)
+        flag = flag_of(error, established=record.established)
+        if record.flags:
+            flag = Flag(record.flags)
+        self._counts.closed(live.series, flag, failed=not record.established)
         stats = self.stats
         stats.closed += 1
         stats.failed += bool(error)
         stats.sent += record.sent
         stats.received += record.received
-        self._access.write("info", "connection", _access_fields(record, error))
+        if self._is_wanted(record, failed=bool(error)):
+            self.access.write("info", "connection", _access_fields(record, error))
 
-    def refused(self, direction: Direction, source: str, destination: str, reason: str) -> None:
+    def refused(
+        self,
+        direction: Direction,
+        source: str,
+        destination: str,
+        reason: str,
+        ends: Ends = NOBODY,
+    ) -> None:
         """A connection was turned away before it became one."""
         self.stats.refused += 1
-        self._access.write(
-            "warning",
-            "refused",
-            {"direction": direction.value, "src": source, "dst": destination, "error": reason},
+        series = self._counts.series(_REPORTERS[direction], ends)
+        self._counts.refused(series, flag_of(reason, established=False))
+        ours = ends.source if direction is Direction.OUTBOUND else ends.destination
+        if self.access.wants(ours.namespace if ours is not None else "", failed=True):
+            fields = {"direction": direction.value, "src": source, "dst": destination}
+            self.access.write("warning", "refused", {**fields, "error": reason})
+
+    def denied(
+        self,
+        direction: Direction,
+        source: Party,
+        destination: Party,
+        decision: Decision,
+        *,
+        hbone_addr: str = "",
+        service: str = "",
+        ends: Ends = NOBODY,
+    ) -> None:
+        """Policy did not let a connection in; both parties are as far as they are known."""
+        record = Record(
+            id=0,
+            direction=direction,
+            source=source,
+            destination=destination,
+            started=time.time(),
+            hbone_addr=hbone_addr,
+            service=service,
         )
+        self.mark_denied(record, decision)
+        self._counts.refused(self._counts.series(_REPORTERS[direction], ends), Flag.DENY)
+        if self._is_wanted(record, failed=True):
+            self.access.write("warning", "denied", _access_fields(record, decision.reason))
+
+    def mark_denied(self, record: Record, decision: Decision) -> None:
+        """Policy is against a connection; its line says which."""
+        self.stats.denied += 1
+        record.flags = Flag.DENY.value
+        record.policy = named(decision.policy)
+        record.rule = f"rules[{decision.rule}]" if decision.rule >= 0 else ""
 
     def accept_paused(self) -> None:
         """Descriptors or memory ran out for a moment."""
@@ -142,7 +223,27 @@ class Report:
 
     def live(self) -> list[Record]:
         """The connections there are now."""
-        return list(self._live.values())
+        return [live.record for live in self._live.values()]
+
+    def take_counts(self) -> list[Count]:
+        """What was not told to the agent yet, bytes of live connections included."""
+        for live in self._live.values():
+            self._count_bytes(live)
+        return self._counts.take()
+
+    def _is_wanted(self, record: Record, *, failed: bool) -> bool:
+        """By the namespace of this node's pod."""
+        ours = record.source if record.direction is Direction.OUTBOUND else record.destination
+        return self.access.wants(ours.namespace, failed=failed)
+
+    def _count_bytes(self, live: _Live) -> None:
+        record = live.record
+        sent, received = record.sent - live.sent, record.received - live.received
+        if sent or received:
+            live.sent, live.received = record.sent, record.received
+            is_ours = record.direction is Direction.OUTBOUND
+            client, server = (sent, received) if is_ours else (received, sent)
+            self._counts.moved(live.series, client, server)
 
 
 def _access_fields(record: Record, error: str) -> dict[str, object]:
@@ -162,5 +263,9 @@ def _access_fields(record: Record, error: str) -> dict[str, object]:
         "bytes_sent": record.sent,
         "bytes_recv": record.received,
         "duration": f"{(time.time() - record.started) * 1000:.0f}ms",
+        "response_flags": record.flags,
+        "policy": record.policy,
+        "rule": record.rule,
+        "dry_run": record.dry_run,
         "error": error,
     }

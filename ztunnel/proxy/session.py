@@ -87,6 +87,11 @@ class Session:
         elif len(self._queue) > MAX_QUEUE:
             self._lost("agent does not read")
 
+    def leave(self, word: msgspec.Struct) -> None:
+        """Say a last word and dial no more; what is still to be said can be, until `stop`."""
+        self._stopped = True
+        self.send(word)
+
     def stop(self) -> None:
         """End the session for good."""
         self._stopped = True

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ztunnel.link.messages import Certificate
 from ztunnel.mesh import spiffe
 
 ALPN = "h2"
+OP_ENABLE_KTLS = 1 << 3  # OpenSSL 3's SSL_OP_ENABLE_KTLS, which Python names from 3.12 on
 CIPHERS = frozenset({"TLS_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256"})  # istio ztunnel: tls
 
 
@@ -44,7 +48,11 @@ def credentials(certificate: Certificate) -> Credentials:
 
 
 def check_peer(sock: ssl.SSLSocket) -> str:
-    """The peer's SPIFFE id after the handshake; RefusedPeerError if this is not HBONE's TLS."""
+    """The peer's SPIFFE id after the handshake; RefusedPeerError if this is not HBONE's TLS.
+
+    A resumed session proves who the peer was when it was made: that ends with its certificate.
+    New roots or a new certificate of ours are a new context, which resumes nothing old.
+    """
     cipher = sock.cipher()
     if cipher is None or cipher[0] not in CIPHERS:
         raise RefusedPeerError(
@@ -52,7 +60,10 @@ def check_peer(sock: ssl.SSLSocket) -> str:
         )
     if sock.selected_alpn_protocol() != ALPN:
         raise RefusedPeerError(f"ALPN is {sock.selected_alpn_protocol()}, not {ALPN}")
-    return _spiffe_id(sock)
+    certificate = sock.getpeercert() or {}
+    if sock.session_reused and _has_expired(certificate):
+        raise RefusedPeerError("the certificate of the resumed session has expired")
+    return _spiffe_id(certificate)
 
 
 def trust_domain(identity: str) -> str:
@@ -63,10 +74,13 @@ def trust_domain(identity: str) -> str:
         return ""
 
 
-def _spiffe_id(sock: ssl.SSLSocket) -> str:
+def _has_expired(certificate: Mapping[str, Any]) -> bool:
+    return ssl.cert_time_to_seconds(certificate["notAfter"]) < time.time()
+
+
+def _spiffe_id(certificate: Mapping[str, Any]) -> str:
     """The first URI SAN that is a workload's SPIFFE id."""
-    names = (sock.getpeercert() or {}).get("subjectAltName", ())
-    for entry in names:
+    for entry in certificate.get("subjectAltName", ()):
         kind, value = entry[0], entry[1]
         if kind == "URI" and isinstance(value, str) and trust_domain(value):
             return value
@@ -78,11 +92,11 @@ def _context(protocol: ssl._SSLMethod, certificate: Certificate) -> ssl.SSLConte
     context.check_hostname = False  # peers are known by SPIFFE id, see `check_peer`
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
-    context.options |= getattr(ssl, "OP_ENABLE_KTLS", 0)  # Python ≥ 3.12 names it
+    context.options |= OP_ENABLE_KTLS
     context.set_alpn_protocols([ALPN])
     context.load_verify_locations(cadata=certificate.roots_pem.decode("ascii"))
     if protocol == ssl.PROTOCOL_TLS_SERVER:
-        context.num_tickets = 0  # no resumption yet, so no bytes for it
+        context.num_tickets = 1  # a client makes one tunnel at a time
     _load_chain(context, certificate)
     return context
 

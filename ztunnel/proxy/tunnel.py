@@ -253,6 +253,12 @@ class Tunnel:
 
     # Ends
 
+    @property
+    def resumable(self) -> tuple[ssl.SSLContext, ssl.SSLSession] | None:
+        """Client: what a later tunnel may resume; None before the peer's ticket has come."""
+        session = self._sock.session
+        return (self._sock.context, session) if session and session.has_ticket else None
+
     def retire(self) -> None:
         """No new streams; those that are open go on."""
         if self.retired or self.closed:

@@ -24,8 +24,11 @@ from ztunnel.link.messages import (
     Answer,
     Certificate,
     CertificateRemoved,
+    CountsTaken,
+    Draining,
     Hello,
     ListenerKind,
+    Logging,
     MeshDelta,
     NeedSockets,
     PodAdded,
@@ -38,6 +41,7 @@ from ztunnel.link.messages import (
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy import tls
 from ztunnel.proxy.context import Context
+from ztunnel.proxy.counted import EVERY, Teller
 from ztunnel.proxy.inbound import HboneServer
 from ztunnel.proxy.listener import Listener
 from ztunnel.proxy.loop import READ
@@ -51,6 +55,7 @@ from ztunnel.proxy.session import Message, Session
 from ztunnel.proxy.sockets import adopt
 from ztunnel.proxy.told import Told
 from ztunnel.proxy.views import view
+from ztunnel.telemetry.logs import set_level
 
 DRAIN_DEADLINE = 5.0  # seconds; istio ztunnel's default
 DRAIN_CHECK = 0.05
@@ -64,17 +69,23 @@ log = structlog.get_logger()
 class Worker:
     """One process' whole data plane."""
 
-    def __init__(self, context: Context, run_dir: Path, index: int = 0) -> None:
+    def __init__(
+        self, context: Context, run_dir: Path, index: int = 0, drain: float = DRAIN_DEADLINE
+    ) -> None:
         self.context = context
         self.pods: dict[str, Pod] = {}
         self.session = Session(context.loop, str(run_dir / SOCKET_NAME), self._greet, self.receive)
         self._told = Told(self.session.send, lambda: context.loop.now)
         context.told = self._told
+        self._teller = Teller(self.session.send, context.report.take_counts)
+        context.loop.call_later(EVERY, self._keep_telling)
         self._index = index
         self._incoming: MeshState | None = None  # a snapshot that is not complete yet
+        self._parts: list[MeshDelta] = []  # of a change that is not complete yet
         self._ready: set[str] = set()  # pods we announced in this session
         self._leaving: list[Pod] = []  # removed, but with live connections
         self._draining = False
+        self._drain_deadline = drain  # seconds
 
     def run(self) -> int:
         """Serve until drained; the process' exit status."""
@@ -93,6 +104,13 @@ class Worker:
     def receive(self, message: ToWorker, fds: list[int]) -> None:
         """Act on one message; takes the descriptors it uses out of `fds`, closes the rest."""
         match message:
+            case CountsTaken():
+                self._teller.taken(message.number)
+            case Logging():
+                set_level(message.process)
+                self.context.report.access.settings = message
+            case _ if self._draining:
+                pass  # nothing new is taken, whatever was on its way
             case MeshDelta():
                 self._mesh_changed(message)
             case Certificate():
@@ -107,26 +125,49 @@ class Worker:
                 pod = self.pods.get(message.pod_uid)
                 take_sockets(pod, message.family, fds, udp=message.udp)
             case Query():
+                self._tell_counts()
                 body = view(message.what, self.context.report, self.context.pool)
                 self.session.send(Answer(message.id, msgspec.Raw(body)))
         while fds:
             os.close(fds.pop())
 
     def _mesh_changed(self, delta: MeshDelta) -> None:
-        if delta.reset:
-            self._incoming = MeshState()
-        target = self._incoming if self._incoming is not None else self.context.mesh
-        if target is None:
-            log.warning("mesh delta without snapshot", revision=delta.revision)
-            return
         self._told.revision = 0
-        target.apply(delta)
-        if delta.complete and self._incoming is not None:
-            self.context.mesh, self._incoming = self._incoming, None
-            log.info("mesh synced", revision=delta.revision)
-        if target is self.context.mesh:
-            self._told.revision = 0 if delta.more else delta.revision
-            self.context.pool.retire(self._is_stale, "workload changed", fail_waiting=True)
+        if delta.reset:
+            self._incoming = MeshState(delta.registry_only)
+            self._parts.clear()
+        if self._incoming is not None:
+            self._incoming.apply(delta)
+            if delta.complete:
+                self.context.mesh, self._incoming = self._incoming, None
+                log.info("mesh synced", revision=delta.revision)
+                self._mesh_is_new(delta.revision, recheck=True)
+        elif self.context.mesh is None:
+            log.warning("mesh delta without snapshot", revision=delta.revision)
+        else:
+            self._parts.append(delta)
+            if not delta.more:
+                self._take_parts(self.context.mesh)
+
+    def _take_parts(self, mesh: MeshState) -> None:
+        """Apply a whole change in one turn: between its parts a policy could be gone."""
+        parts, self._parts = self._parts, []
+        for part in parts:
+            mesh.apply(part)
+        self._mesh_is_new(parts[-1].revision, recheck=any(map(self._concerns_policy, parts)))
+
+    def _concerns_policy(self, delta: MeshDelta) -> bool:
+        """Whether other connections may be allowed to our pods than before."""
+        changed = {workload.uid for workload in delta.workloads}.union(delta.removed_workloads)
+        ours = {pod.workload for pod in self.pods.values()}
+        return bool(delta.policies or delta.removed_policies or changed & ours)
+
+    def _mesh_is_new(self, revision: int, *, recheck: bool) -> None:
+        mesh = self.context.mesh
+        if recheck and mesh is not None:
+            self.context.guard.recheck(mesh)
+        self._told.revision = revision
+        self.context.pool.retire(self._is_stale, "workload changed", fail_waiting=True)
 
     def _is_stale(self, key: Key) -> bool:
         """Whether the tunnel's destination is not any more the workload it was made for."""
@@ -177,6 +218,14 @@ class Worker:
 
     # Words to the agent
 
+    def _tell_counts(self) -> None:
+        if self.session.is_up:
+            self._teller.tell()
+
+    def _keep_telling(self) -> None:
+        self._tell_counts()
+        self.context.loop.call_later(EVERY, self._keep_telling)
+
     def _greet(self) -> list[Message]:
         """Hello with the listeners we hold; several when they exceed one message's room."""
         self._ready.clear()
@@ -192,6 +241,7 @@ class Worker:
             if pod is not None:
                 pod.forget_orders()
                 pods.append(pod)
+        greetings += ((counted, ()) for counted in self._teller.pending)
         return greetings
 
     def _hello(self, pods: list[Pod]) -> Message:
@@ -263,16 +313,16 @@ class Worker:
         if self._draining:
             self.context.loop.stop()
         else:
-            self.drain()
+            self.drain(self._drain_deadline)
 
     def on_failure(self, error: Exception) -> None:
         self.context.loop.stop()
 
-    def drain(self, deadline: float = DRAIN_DEADLINE) -> None:
+    def drain(self, deadline: float) -> None:
         """Take nothing new, let live connections end, reset the rest at the deadline."""
         self._draining = True
         log.info("draining", connections=len(self.context.report.live()), deadline=deadline)
-        self.session.stop()  # the agent lets go of its copies: new connections are refused
+        self.session.leave(Draining())  # the agent lets go of its copies: new ones are refused
         self.context.pool.retire(lambda _: True, "draining", fail_waiting=False)
         for pod in self.pods.values():
             pod.close("draining", abort=False)
@@ -287,4 +337,10 @@ class Worker:
             return
         for pod in pods:
             pod.close("drain deadline", abort=True)
-        loop.defer(loop.stop)
+        loop.defer(self._ended)
+
+    def _ended(self) -> None:
+        """All is counted: say the last of it."""
+        self._tell_counts()
+        self.session.stop()
+        self.context.loop.stop()

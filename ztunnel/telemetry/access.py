@@ -3,8 +3,8 @@
 
 They have the form `configure_logs` chose and read like all other lines, never coloured. What a
 peer or an app wrote cannot forge a line: JSON escapes it, and for people every text that is not
-plain is quoted with its control characters escaped. May import structlog, msgspec and
-`telemetry.logs`.
+plain is quoted with its control characters escaped. May import structlog, msgspec,
+`ztunnel.link.messages`, `telemetry.logs`, `telemetry.choice`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Literal
 import msgspec
 import structlog
 
+from ztunnel.link.messages import Logging
+from ztunnel.telemetry.choice import is_wanted
 from ztunnel.telemetry.logs import current_format
 
 Level = Literal["info", "warning"]
@@ -37,6 +39,11 @@ class AccessLog:
         self._render = render
         self._bound = structlog.contextvars.get_contextvars()  # of the process: bound before
         self._lines: list[bytes] = []
+        self.settings = Logging()
+
+    def wants(self, namespace: str, *, failed: bool) -> bool:
+        """Whether to write a line of a connection of a pod of this namespace; ask once for each."""
+        return is_wanted(self.settings, namespace, failed=failed)
 
     def write(self, level: Level, event: str, fields: Fields) -> None:
         """Add a line; empty fields are left out."""

@@ -8,19 +8,40 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 LOG_FORMATS = ("console", "json")
+_NUMBERS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+    "off": logging.CRITICAL + 1,
+}
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
-def configure_logs(log_format: str, level: int = logging.INFO) -> None:
+class _Level:
+    """The process' level; what loggers remember of it is only this object."""
+
+    number = logging.INFO
+
+
+def set_level(name: str) -> None:
+    """Log what is at least `debug`, `info`, `warning` or `error`; or `off`."""
+    _Level.number = _NUMBERS[name]
+
+
+def configure_logs(log_format: str) -> None:
     """Call once, before the first line is logged. `log_format` is one of LOG_FORMATS."""
     shared: list[Processor] = [
+        _drop_lower,
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -28,14 +49,14 @@ def configure_logs(log_format: str, level: int = logging.INFO) -> None:
     if log_format == "json":
         structlog.configure(
             processors=[*shared, structlog.processors.format_exc_info, _render_json],
-            wrapper_class=structlog.make_filtering_bound_logger(level),
+            wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
             logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
             cache_logger_on_first_use=True,
         )
         return
     structlog.configure(
         processors=[*shared, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
@@ -44,6 +65,19 @@ def configure_logs(log_format: str, level: int = logging.INFO) -> None:
 def current_format() -> str:
     """The form that was configured: one of LOG_FORMATS."""
     return "json" if _render_json in structlog.get_config()["processors"] else "console"
+
+
+def access_logger() -> Any:
+    """For access lines, which have rules of their own (`telemetry.choice`) instead of a level."""
+    return structlog.get_logger("access", is_access=True)
+
+
+def _drop_lower(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    if event.pop("is_access", False):
+        return event
+    if _NUMBERS.get(method, logging.ERROR) < _Level.number:  # others are kinds of error
+        raise structlog.DropEvent
+    return event
 
 
 def _render_json(logger: WrappedLogger, method: str, event: EventDict) -> bytes:

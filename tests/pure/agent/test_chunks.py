@@ -32,6 +32,13 @@ def test_empty_mesh_is_one_message_that_opens_and_closes() -> None:
     assert list(chunks.snapshot(7, (), ())) == [MeshDelta(revision=7, reset=True, complete=True)]
 
 
+def test_what_the_mesh_allows_outside_opens_the_snapshot() -> None:
+    workloads = [workload(f"w{number}") for number in range(3000)]
+    parts = list(chunks.snapshot(7, workloads, (), registry_only=True))
+    assert [part.registry_only for part in parts] == [True] + [False] * (len(parts) - 1)
+    assert len(parts) > 1
+
+
 @given(st.lists(st.integers(0, 2000), max_size=12), st.integers(0, 1500))
 def test_snapshot_arrives_whole_in_packets_that_fit(sizes: list[int], count: int) -> None:
     services = [_service(number, size) for number, size in enumerate(sizes)]

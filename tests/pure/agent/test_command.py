@@ -49,6 +49,9 @@ BAD = {
     "log format": (["--log-format", "xml"], "xml"),
     "proxy uid": (["--proxy-uid", "0"], "--proxy-uid"),
     "stray argument": (["now"], "now"),
+    "two sources": (["--in-cluster"], "--in-cluster and --manifests"),
+    "context alone": (["--context", "here"], "--kubeconfig"),
+    "no kubeconfig": (["--kubeconfig", "/nonexistent"], "does not exist"),
 }
 
 
@@ -85,3 +88,10 @@ def test_second_agent_on_a_node_is_refused_and_a_dead_one_is_not_in_the_way(
         node.claim(tmp_path / "run")
     os.close(lock)
     os.close(node.claim(tmp_path / "run"))
+
+
+def test_directory_of_objects_without_a_ca_is_refused_with_the_reason(good: list[str]) -> None:
+    where = good.index("--ca-dir")
+    done = _run(*good[:where], *good[where + 2 :])
+    assert done.returncode == 2
+    assert "--manifests needs a --ca-dir" in done.stderr

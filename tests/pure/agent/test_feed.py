@@ -35,6 +35,7 @@ from ztunnel.link.messages import (
     PodAdded,
     PodRemoved,
 )
+from ztunnel.mesh.authorize import Policies
 
 Json = dict[str, Any]
 PATHS = (
@@ -76,7 +77,10 @@ class Agent:
     def __init__(self, directory: Path) -> None:
         self.kernel, self.namespaces = FakeDataPath(), Namespaces(directory)
         self.mirror = Mirror("cluster.local", "Kubernetes")
-        self.same_node = SameNodeTraffic(self.kernel, SameNode.DIRECT, lambda: self.enroller.pods)
+        self.policies = Policies()
+        self.same_node = SameNodeTraffic(
+            self.kernel, SameNode.DIRECT, lambda: self.enroller.pods, self.policies
+        )
         self.enroller = Enroller(
             self.kernel, self.namespaces, lambda: self.workers, self.same_node.captured
         )
@@ -85,6 +89,7 @@ class Agent:
             mirror=self.mirror,
             enroller=self.enroller,
             same_node=self.same_node,
+            policies=self.policies,
             workers=lambda: self.workers,
             store=lambda: self.store,
         )
@@ -108,6 +113,7 @@ class Agent:
             workers=self.workers,
             same_node=self.same_node,
             store=self.store,
+            policies=self.policies,
             source=lambda: self.source,
             data_path=self.kernel.stats,
         )

@@ -23,6 +23,7 @@ from ztunnel.datapath.events import Ended
 from ztunnel.datapath.layout import DirectState, Ending
 from ztunnel.datapath.verdicts import DirectEntry, Verdict
 from ztunnel.link.messages import Allowed
+from ztunnel.mesh.authorize import Policies
 from ztunnel.mesh.model import SocketAddress
 
 REVISION = 7
@@ -264,7 +265,7 @@ def _ended(port: int = 40000, ending: Ending = Ending.ORDERLY) -> Ended:
 
 
 def _traffic(kernel: FakeDataPath) -> SameNodeTraffic:
-    return SameNodeTraffic(kernel, SameNode.DIRECT, lambda: [A, B])
+    return SameNodeTraffic(kernel, SameNode.DIRECT, lambda: [A, B], Policies())
 
 
 def test_end_is_a_line_like_the_proxys() -> None:
@@ -303,7 +304,7 @@ def test_many_ends_are_summed_up_and_none_is_lost() -> None:
 def test_ends_are_named_after_the_pod_is_gone() -> None:
     kernel = FakeDataPath()
     pods = [A, B]
-    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: pods)
+    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: pods, Policies())
     assert traffic.live() == []
     kernel.events = [_ended()]
     pods.clear()
@@ -325,7 +326,7 @@ def test_capture_destroys_what_the_pod_had_open_before(tmp_path: Path) -> None:
     kernel = FakeDataPath()
     a = captured("a", "10.244.1.2", 11)
     a.netns = Found(os.open(tmp_path, os.O_RDONLY), 1)
-    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: [a, B])
+    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: [a, B], Policies())
     kernel.connections = [_entry(), _entry(13, 14)]
     traffic.captured(B)
     assert kernel.destroyed == [_entry()]
@@ -339,7 +340,7 @@ def test_capture_destroys_what_the_pod_had_open_before(tmp_path: Path) -> None:
 def test_pair_whose_connection_somebody_else_answered_is_not_believed_again() -> None:
     kernel = FakeDataPath()
     pods = [A, B]
-    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: pods)
+    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: pods, Policies())
     traffic.allowed(NEWS, REVISION)
     assert kernel.given
     kernel.events = [_ended(ending=Ending.FOREIGN)]

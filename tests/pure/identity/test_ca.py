@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from ztunnel.identity import ca
+from ztunnel.identity.request import new_request
+from ztunnel.identity.signer import sign
 
 TRUST_DOMAIN = "cluster.local"
 
@@ -159,3 +161,59 @@ def test_intermediate_is_sent_with_the_leaf_but_the_root_is_not(tmp_path: Path) 
     loaded = ca.load(directory)
     assert loaded.intermediates_pem == _pem(intermediate)
     assert loaded.roots_pem == root.roots_pem
+
+
+@pytest.mark.parametrize(("bits", "usable"), [(2048, True), (1024, False)])
+def test_rsa_key_of_istios_tools_serves_if_it_is_long_enough(bits: int, usable: bool) -> None:
+    parts = _with_key(rsa.generate_private_key(65537, bits))
+    if not usable:
+        with pytest.raises(ca.CaError, match="2048 bits"):
+            ca.assemble(parts, "secret ztunnel-system/cacerts")
+        return
+    authority = ca.assemble(parts, "secret ztunnel-system/cacerts")
+    identity = "spiffe://cluster.local/ns/shop/sa/web"
+    issued = sign(authority, new_request(identity).csr_pem, identity, now=datetime.now(UTC))
+    x509.load_pem_x509_certificate(issued.chain_pem).verify_directly_issued_by(
+        authority.certificate
+    )
+
+
+def test_missing_part_is_named_with_its_place() -> None:
+    with pytest.raises(ca.CaError, match=r"secret a/b lacks ca-key\.pem"):
+        ca.assemble({name: b"" for name in ca.FILES if name != ca.CA_KEY}, "secret a/b")
+
+
+def test_root_of_another_ca_is_noticed() -> None:
+    now = datetime.now(UTC)
+    one, two = (ca.self_signed(TRUST_DOMAIN, now) for _ in range(2))
+    with pytest.raises(ca.CaError, match=r"no root of root-cert\.pem vouches"):
+        ca.assemble({**one, ca.ROOT_CERT: two[ca.ROOT_CERT]}, "secret a/b")
+    both = one[ca.ROOT_CERT] + two[ca.ROOT_CERT]
+    assert ca.assemble({**one, ca.ROOT_CERT: both}, "secret a/b").roots_pem == both
+
+
+def _with_key(key: rsa.RSAPrivateKey) -> dict[str, bytes]:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Istio")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(9)
+        .not_valid_before(datetime.now(UTC) - timedelta(hours=1))
+        .not_valid_after(datetime.now(UTC) + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    public = _pem(certificate)
+    return {
+        ca.CA_CERT: public,
+        ca.CA_KEY: secret,
+        ca.CERT_CHAIN: public,
+        ca.ROOT_CERT: public,
+    }

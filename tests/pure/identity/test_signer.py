@@ -18,7 +18,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 
 from ztunnel.identity import ca
 from ztunnel.identity.request import new_request
-from ztunnel.identity.signer import MAX_CSR, Issued, Reason, Refused, sign
+from ztunnel.identity.signer import MAX_CSR, Issued, Reason, Refused, requested, sign
 
 IDENTITY = "spiffe://cluster.local/ns/shop/sa/web"
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -37,8 +37,10 @@ def _csr(
     *names: x509.GeneralName,
     key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
     more: Callable[[Builder], Builder] = lambda builder: builder,
+    subject: str = "",
 ) -> bytes:
-    builder = Builder().subject_name(x509.Name([]))
+    parts = [x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)] if subject else []
+    builder = Builder().subject_name(x509.Name(parts))
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
     signed = more(builder).sign(key or ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
@@ -131,6 +133,17 @@ def _cert_sign_request(builder: Builder) -> Builder:
 
 
 OTHER = "spiffe://cluster.local/ns/shop/sa/admin"
+
+
+def _attributed(builder: Builder) -> Builder:
+    return builder.add_attribute(x509.oid.AttributeOID.CHALLENGE_PASSWORD, b"hello")
+
+
+def _client_only(builder: Builder) -> Builder:
+    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
+    return builder.add_extension(usage, critical=False)
+
+
 REFUSALS: dict[str, tuple[Reason, Callable[[], bytes]]] = {
     "not pem": (Reason.MALFORMED, lambda: b"hello"),
     "empty": (Reason.MALFORMED, lambda: b""),
@@ -157,6 +170,9 @@ REFUSALS: dict[str, tuple[Reason, Callable[[], bytes]]] = {
     "identity as a prefix": (Reason.IDENTITY, lambda: _csr(URI(IDENTITY + "/x"))),
     "wants to be a ca": (Reason.AUTHORITY, lambda: _csr(URI(IDENTITY), more=_ca_request)),
     "wants to sign": (Reason.AUTHORITY, lambda: _csr(URI(IDENTITY), more=_cert_sign_request)),
+    "another extension": (Reason.EXTRAS, lambda: _csr(URI(IDENTITY), more=_client_only)),
+    "an attribute": (Reason.EXTRAS, lambda: _csr(URI(IDENTITY), more=_attributed)),
+    "a subject": (Reason.EXTRAS, lambda: _csr(URI(IDENTITY), subject="system:masters")),
 }
 
 
@@ -197,3 +213,14 @@ def test_expired_ca_signs_nothing(authority: ca.Authority) -> None:
 
 def test_request_hides_its_key() -> None:
     assert "PRIVATE" not in repr(new_request(IDENTITY))
+
+
+def test_what_a_request_asks_for_is_read_from_it() -> None:
+    assert str(requested(new_request(IDENTITY).csr_pem)) == IDENTITY
+
+
+@pytest.mark.parametrize("name", ["spiffe://cluster.local/ns/shop", "https://a.b/ns/x/sa/y"])
+def test_what_is_no_identity_is_not_asked_for(name: str) -> None:
+    with pytest.raises(Refused) as caught:
+        requested(_csr(URI(name)))
+    assert caught.value.reason is Reason.IDENTITY

@@ -140,3 +140,38 @@ def test_key_is_in_no_repr_listing_or_log(tmp_path: Path) -> None:
         secret = asyncio.run(scenario())
     assert lines
     assert secret not in repr(lines)
+
+
+def test_new_roots_are_told_with_the_certificates_that_are_held(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        got: list[KeyPair] = []
+        store = Store(_flaky(tmp_path, 3600), got.append)
+        store.ensure(WEB)
+        await _until(lambda: bool(got))
+        both = got[0].roots_pem + _other_root(tmp_path)
+        store.trust(both)
+        store.trust(both)
+        assert [pair.roots_pem for pair in got] == [got[0].roots_pem, both]
+        assert got[1].serial == got[0].serial
+        assert store.current() == got[1:]
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_certificate_that_no_root_vouches_for_any_more_is_renewed_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        got: list[KeyPair] = []
+        store = Store(_flaky(tmp_path, 3600), got.append)
+        store.ensure(WEB)
+        await _until(lambda: bool(got))
+        await asyncio.sleep(0)  # its task sleeps until half life
+        store.trust(_other_root(tmp_path))
+        await _until(lambda: got[-1].serial != got[0].serial)
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def _other_root(tmp_path: Path) -> bytes:
+    return ca.load_or_create(tmp_path / "other", "cluster.local").roots_pem

@@ -16,6 +16,7 @@ from ztunnel.kube import translate
 from ztunnel.kube.fields import Object, ObjectKey, key_of
 from ztunnel.kube.mirror import Change, Mirror
 from ztunnel.mesh.model import TunnelProtocol, Workload
+from ztunnel.mesh.selectors import parse
 from ztunnel.mesh.state import MeshState
 
 
@@ -303,3 +304,35 @@ def test_any_history_comes_to_the_same_as_starting_from_its_end(
         assert mirror.node_addresses(name) == scratch.node_addresses(name)
     for workload in workloads.values():
         assert mirror.workload_by_pod_uid(workload.pod_uid) == workload
+
+
+def _only_mesh_yes() -> Mirror:
+    return Mirror("td", "c", discovery=parse('[{"matchLabels": {"mesh": "yes"}}]'))
+
+
+def test_undiscovered_namespace_is_not_of_the_meshs_world() -> None:
+    mirror = _only_mesh_yes()
+    for name, label in (("in", "yes"), ("out", "no")):
+        mirror.upsert(objects.namespace(name, {"mesh": label, **AMBIENT}))
+        mirror.upsert(objects.pod(f"pod-{name}", "10.0.0.1", namespace=name))
+        mirror.upsert(objects.service(f"service-{name}", "10.96.0.1", namespace=name))
+    assert names(mirror.drain()) == ["pod-in", "service-in"]
+
+
+def test_namespace_that_is_discovered_later_brings_all_that_is_in_it() -> None:
+    mirror = _only_mesh_yes()
+    mirror.upsert(objects.pod("a", "10.0.0.1"))
+    mirror.upsert(objects.service("s", "10.96.0.1"))
+    mirror.upsert(objects.namespace("default"))
+    assert not mirror.drain()
+    mirror.upsert(objects.namespace("default", {"mesh": "yes"}))
+    assert names(mirror.drain()) == ["a", "s"]
+    mirror.upsert(objects.namespace("default", {"mesh": "no"}))
+    change = mirror.drain()
+    assert len(change.removed_workloads) == len(change.removed_services) == 1
+
+
+def test_namespace_that_was_not_seen_is_not_discovered() -> None:
+    mirror = _only_mesh_yes()
+    mirror.upsert(objects.pod("a", "10.0.0.1"))
+    assert not mirror.snapshot()

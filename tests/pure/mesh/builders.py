@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 from hypothesis import strategies as st
 
 from ztunnel.mesh.model import Endpoint, Service, ServicePort, TunnelProtocol, Workload
+from ztunnel.mesh.policy import Policy
 from ztunnel.mesh.state import MeshState
 
 HBONE = TunnelProtocol.HBONE
@@ -39,6 +40,8 @@ class Delta:
     services: tuple[Service, ...] = ()
     removed_workloads: tuple[str, ...] = ()
     removed_services: tuple[str, ...] = ()
+    policies: tuple[Policy, ...] = ()
+    removed_policies: tuple[str, ...] = ()
 
 
 @dataclass

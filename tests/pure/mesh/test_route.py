@@ -24,6 +24,7 @@ from tests.pure.mesh.builders import (
 from ztunnel.mesh.model import Endpoint, Service, ServicePort, SocketAddress
 from ztunnel.mesh.ports import OURS
 from ztunnel.mesh.route import Hbone, Passthrough, Refuse, Route, route
+from ztunnel.mesh.state import MeshState
 
 ALMOST_ONE = math.nextafter(1.0, 0.0)
 
@@ -130,6 +131,28 @@ def test_service_that_leads_nowhere_is_refused(ip: str, port: int, reason: str) 
 @pytest.mark.parametrize("ip", ["10.244.2.2", "10.244.2.4", "10.96.0.1", "192.0.2.1", "::1"])
 def test_our_own_ports_are_no_destination(ip: str, port: int) -> None:
     assert decide(ip, port) == Refuse(f"port {port} is the mesh's own")
+
+
+@pytest.mark.parametrize(
+    ("ip", "port", "reached"),
+    [
+        ("10.244.2.2", 5000, True),
+        ("10.244.2.4", 5000, True),  # a workload, though not of the mesh
+        ("10.96.0.1", 80, True),
+        ("10.96.0.1", 84, True),  # the service's own endpoint is outside
+        ("192.0.2.7", 443, False),  # the same, dialled directly
+        ("192.0.2.1", 443, False),
+        ("2001:db8::1", 443, False),
+        ("172.30.0.2", 9100, False),  # a node is no workload
+    ],
+)
+def test_registry_only_mesh_reaches_services_and_workloads_and_nothing_else(
+    ip: str, port: int, reached: bool
+) -> None:
+    state = Mesh(MeshState(True)).put(CLIENT, MESHED, OTHER, PLAIN_POD, NODE_POD, WEB).state
+    decided = route(state, CLIENT, SocketAddress(ip, port), 0.0)
+    assert isinstance(decided, Refuse) is not reached
+    assert reached or "REGISTRY_ONLY" in decided.reason  # type: ignore[union-attr]
 
 
 @given(addresses, ports, st.floats(0, 1, exclude_max=True))

@@ -23,6 +23,10 @@ from ztunnel.link.messages import (
     Allowed,
     Answer,
     Certificate,
+    Count,
+    Counted,
+    CountsTaken,
+    Draining,
     Hello,
     ListenerKind,
     MeshDelta,
@@ -81,6 +85,9 @@ class FakeAgent:
         self.ready: list[str] = []
         self.answers: dict[int, Answer] = {}
         self.allowed: list[Allowed] = []
+        self.counted: list[Counted] = []
+        self.takes_counts = True
+        self.draining = False
         self.on_hello: Callable[[Hello], None] = lambda hello: None
         self.sockets_given = 0
         self.datagram_sockets_given = 0
@@ -124,6 +131,11 @@ class FakeAgent:
         )
         self.send(message, [sock.fileno() for sock in listeners.values()])
 
+    def rows(self) -> list[Count]:
+        """All that workers counted, each message once."""
+        told = {(each.instance, each.number): each for each in self.counted}
+        return [row for each in told.values() for row in each.rows]
+
     def _serve(self, listener: socket.socket) -> None:
         while True:
             try:
@@ -149,6 +161,12 @@ class FakeAgent:
                 self._give_sockets(pod_uid, family, count, udp=udp)
             case Allowed():
                 self.allowed.append(message)
+            case Counted():
+                self.counted.append(message)
+                if self.takes_counts and self._channel is not None:  # the test may have ended
+                    self.send(CountsTaken(message.number))
+            case Draining():
+                self.draining = True
             case Answer():
                 self.answers[message.id] = message
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import select
 import socket
 import struct
 import sys
@@ -90,6 +91,16 @@ def poke(host: str, port: int, _: str) -> dict[str, Any]:
         return {"end": errno.errorcode.get(error.errno or 0, str(error))}
 
 
+def pound(host: str, port: int, _: str) -> dict[str, Any]:
+    """Poke without a pause until stdin closes; how often it ended in which way."""
+    ends: dict[str, int] = {}
+    print("started", flush=True)
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        end = poke(host, port, "")["end"]
+        ends[end] = ends.get(end, 0) + 1
+    return ends
+
+
 def abort(host: str, port: int, _: str) -> dict[str, Any]:
     """Connect, have a byte echoed, and reset."""
     with connected(host, port) as sock:
@@ -133,7 +144,7 @@ def main() -> None:
     what, host, port, *rest = sys.argv[1:]
     action = {
         each.__name__.replace("_", "-"): each
-        for each in (names, echo, upload, download, fin_first, poke, abort, repeat, hold)
+        for each in (names, echo, upload, download, fin_first, poke, pound, abort, repeat, hold)
     }[what]
     print(json.dumps(action(host, int(port), rest[0] if rest else "")))
 

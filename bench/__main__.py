@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m bench`: us beside the peers on a lab's two nodes. Needs root.
+
+Prints a table of ratios and, last, the targets; writes bench/results.json. BENCH=quick takes two
+minutes instead of ten, with fewer and shorter rounds. May import every part of the bench.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import rounds, table, targets
+from bench.ledger import Ledger
+from bench.stage import Stage, open_stage
+from bench.works import CROSS, SAME
+
+RESULTS = Path(__file__).with_name("results.json")
+KINDS = ("bulk", "trip", "connect", "beside", "hold", "unenrolled")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much of everything."""
+
+    rounds: int
+    seconds: float  # of one job
+    held: int  # connections
+    bare_rounds: int  # of the process that is not enrolled: a small difference wants many
+
+
+EFFORTS = {"full": Effort(5, 0.5, 10_000, 20), "quick": Effort(2, 0.2, 1000, 6)}
+
+
+def main() -> int:
+    options = _options()
+    effort = EFFORTS["quick" if os.environ.get("BENCH") == "quick" else "full"]
+    effort = Effort(
+        options.rounds or effort.rounds,
+        options.seconds or effort.seconds,
+        effort.held,
+        effort.bare_rounds,
+    )
+    if os.geteuid() != 0:
+        print("bench: must be root to make a lab; mend: sudo make bench", file=sys.stderr)
+        return 1
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    began = time.monotonic()
+
+    def note(text: str) -> None:
+        print(f"bench: {time.monotonic() - began:5.0f} s  {text}", file=sys.stderr, flush=True)
+
+    ledger = Ledger()
+    with open_stage(frozenset(options.contenders), note) as stage:
+        _measure(stage, ledger, effort, options, note)
+    _report(ledger)
+    note("done")
+    return 0
+
+
+def _measure(
+    stage: Stage, ledger: Ledger, effort: Effort, options: argparse.Namespace, note: rounds.Note
+) -> None:
+    only = frozenset(options.only)
+    play = rounds.Rounds(ledger, stage.load, note, effort.rounds, effort.seconds)
+    paths = [path for path in (CROSS, SAME) if path in (options.path or (CROSS, SAME))]
+    for path in paths:
+        play.run(path, stage.contenders[path], only)
+    if not only or "unenrolled" in only:
+        note("a process that is not enrolled")
+        rounds.unenrolled(stage, ledger, effort.bare_rounds, effort.seconds)
+    if not only or "hold" in only:
+        for path in paths:
+            for contender in stage.contenders[path]:
+                rounds.hold(stage, contender, effort.held, ledger, note)
+    rounds.agents(stage, ledger)
+    for peer, why in stage.absent.items():
+        ledger.note_absent(peer, why)
+
+
+def _report(ledger: Ledger) -> None:
+    verdicts = targets.judge(ledger)
+    RESULTS.write_text(json.dumps(targets.document(ledger, verdicts), indent=1) + "\n")
+    print(table.ratios(ledger.rows()))
+    print()
+    print(table.verdicts(verdicts))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--only", action="append", default=[], choices=KINDS, help="some works")
+    parser.add_argument("--path", action="append", choices=(CROSS, SAME), help="one path")
+    parser.add_argument(
+        "--contenders", action="append", default=[], help="some of ours, Envoy, HAProxy, 'no mesh'"
+    )
+    parser.add_argument("--rounds", type=int, help="instead of the usual number")
+    parser.add_argument("--seconds", type=float, help="of one job, instead of the usual time")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

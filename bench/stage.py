@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the bench plays: a lab of two nodes, on each path our pods and the same pods without us.
+
+                    client's node    server's node
+    cross-node      node1            node2
+    same-node       node1            node1
+
+Our pods are enrolled. The others have the same network but are outside of the cgroups that our
+programs are attached to, and the peers' proxies run in their namespaces. `open` makes it all,
+`close` leaves nothing. May import `ztunnel.lab`, `ztunnel.datapath.maps` and the bench's parts.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import certificates
+from bench.ledger import OURS
+from bench.load import Load, Place, build
+from bench.peers.peer import Certificates, Peer, PeerError, Route
+from bench.peers.registry import PEERS
+from bench.works import CROSS, SAME
+from ztunnel.datapath.maps import Maps
+from ztunnel.lab import Lab, netns, process
+
+PORT = 7000
+_MESHED, _PLAIN = "meshed", "plain"
+_CLIENT, _SERVERS = "client", {CROSS: "far", SAME: "near"}
+_NODES = {"client": "node1", "near": "node1", "far": "node2"}
+_FIRST_PEER_PORT = 20000
+_DIRECT_SECONDS = 10.0
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One that carries a path: where its client runs, what that dials, and what it costs."""
+
+    name: str
+    path: str
+    place: Place
+    address: tuple[str, int]
+    processes: tuple[int, ...]  # all that work for it
+    proxies: tuple[int, ...]  # those of them that carry bytes
+
+
+class Stage:
+    """The lab with everything that is measured in it."""
+
+    def __init__(self, lab: Lab, load: Load, directory: Path, names: frozenset[str]) -> None:
+        """`names`: the contenders wanted; empty means all."""
+        self.lab = lab
+        self.load = load
+        self.contenders: dict[str, list[Contender]] = {CROSS: [], SAME: []}
+        self.absent: dict[str, str] = {}
+        self._directory = directory
+        self._names = names
+
+    def wants(self, name: str) -> bool:
+        """Whether a contender is asked for."""
+        return not self._names or name in self._names
+
+    def attached(self, argv: list[str]) -> list[str]:
+        """A process of node1 that is not enrolled, where our programs are attached."""
+        return self.lab.node_argv("node1", argv)
+
+    def detached(self, argv: list[str]) -> list[str]:
+        """The same, in a cgroup as deep that they are not attached to."""
+        cgroup = self.lab.names.cgroup / "bare" / "system"
+        cgroup.mkdir(parents=True, exist_ok=True)
+        space = self.lab.names.node_netns("node1")
+        return process.joined(cgroup, [*netns.enter_argv(space), *argv])
+
+    def pids(self, kind: str) -> tuple[int, ...]:
+        """Our agents or proxies, node1's first."""
+        found = [self.lab.component(node, kind).pid for node in ("node1", "node2")]
+        return tuple(pid for pid in found if pid is not None)
+
+    # -- how -----------------------------------------------------------------------------
+
+    def add_ours(self) -> None:
+        """Ourselves, on both paths."""
+        if not self.wants(OURS):
+            return
+        proxies, agents = self.pids("proxy"), self.pids("agent")
+        for path, server in _SERVERS.items():
+            address = (_ip(self.lab, server, _MESHED), PORT)
+            ours = Contender(OURS, path, self._in_our_pod, address, (*proxies, *agents), proxies)
+            self.contenders[path].append(ours)
+            if path == SAME:
+                self._await_verdict(ours)
+
+    def serve_plain(self, stack: ExitStack) -> None:
+        """The servers of the pods without us."""
+        for server in _SERVERS.values():
+            argv = netns.enter_argv(self.lab.names.pod_netns(_PLAIN, server))
+            running = subprocess.Popen([*argv, *self.load.argv("server", PORT)])
+            stack.callback(_end, running)
+
+    def add_peers(self, stack: ExitStack, note: Note) -> None:
+        """Those peers that can take part; the others are `absent`."""
+        for number, kind in enumerate(PEERS):
+            if not self.wants(kind.name):
+                continue
+            if why := kind().absent():
+                self.absent[kind.name] = why
+                continue
+            made = certificates.make(self._directory / f"{kind.name}-certificates", kind.curve)
+            for path in _SERVERS:
+                peer = kind()
+                try:
+                    peer.start(self._route(number, peer, path, made))
+                except PeerError as error:
+                    self.absent[peer.name] = str(error)
+                    note(str(error))
+                    break
+                stack.callback(peer.stop)
+                self.contenders[path].append(self._contender(peer, path))
+
+    def _contender(self, peer: Peer, path: str) -> Contender:
+        space = self.lab.names.pod_netns(_PLAIN, _CLIENT)
+        return Contender(
+            peer.name,
+            path,
+            lambda argv: [*netns.enter_argv(space), *argv],
+            peer.address,
+            peer.processes,
+            peer.processes,
+        )
+
+    def _route(self, number: int, peer: Peer, path: str, made: Certificates) -> Route:
+        server = _SERVERS[path]
+        port = _FIRST_PEER_PORT + 10 * number + list(_SERVERS).index(path)
+        ip = _ip(self.lab, server, _PLAIN)
+        return Route(
+            client_netns=self.lab.names.pod_netns(_PLAIN, _CLIENT),
+            server_netns=self.lab.names.pod_netns(_PLAIN, server),
+            listen=("127.0.0.1", port),
+            tunnel=(ip, port),
+            forward=(ip, PORT),
+            certificates=made,
+            directory=self._directory / f"{peer.name}-{path}",
+        )
+
+    def _in_our_pod(self, argv: list[str]) -> list[str]:
+        return self.lab.exec_argv(_CLIENT, argv, namespace=_MESHED)[0]
+
+    def _await_verdict(self, ours: Contender) -> None:
+        """Connect until the kernel lets connections through by verdict."""
+        deadline = time.monotonic() + _DIRECT_SECONDS
+        while not self._direct():
+            if time.monotonic() > deadline:
+                raise RuntimeError("connections of one node do not go by verdict")
+            self.load.run(ours.place, "connect", *ours.address, 1, 0.05, seconds=1)
+
+    def _direct(self) -> int:
+        maps = Maps(self.lab.names.pin_dir("node1"), read_only=True)
+        try:
+            return sum(counters.direct for counters in maps.pod_stats().values())
+        finally:
+            maps.close()
+
+
+@contextmanager
+def open_stage(names: frozenset[str], note: Note) -> Iterator[Stage]:
+    """Everything up and warm; all of it gone afterwards."""
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ztunnel-bench-")))
+        directory.chmod(0o755)  # pods' programs run with fewer privileges
+        load = Load(build(directory))
+        lab = Lab(f"bench{os.getpid()}")
+        stack.callback(lab.down)
+        note("a lab of two nodes")
+        problems = lab.up([]) + lab.apply(*_objects(load))
+        if problems:
+            raise RuntimeError("; ".join(problems))
+        stage = Stage(lab, load, directory, names)
+        stage.serve_plain(stack)
+        note("peers")
+        stage.add_ours()
+        stage.add_peers(stack, note)
+        yield stage
+
+
+def _objects(load: Load) -> list[dict[str, Any]]:
+    serve = load.argv("server", PORT)
+    made: list[dict[str, Any]] = [
+        _namespace(_MESHED, {"istio.io/dataplane-mode": "ambient"}),
+        _namespace(_PLAIN, {}),
+    ]
+    for name in _NODES:
+        sleep = ["sleep", "infinity"]
+        made.append(_pod(_MESHED, name, sleep if name == _CLIENT else serve))
+        made.append(_pod(_PLAIN, name, sleep))
+    return made
+
+
+def _namespace(name: str, labels: dict[str, str]) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": name, "labels": labels},
+    }
+
+
+def _pod(namespace: str, name: str, command: list[str]) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace, "labels": {"app": name}},
+        "spec": {
+            "nodeSelector": {"kubernetes.io/hostname": _NODES[name]},
+            "containers": [{"name": "app", "image": "debian", "command": command}],
+        },
+    }
+
+
+def _ip(lab: Lab, pod: str, namespace: str) -> str:
+    found = lab.pod(pod, namespace)["status"]["podIPs"]
+    return next(str(each["ip"]) for each in found if ":" not in each["ip"])
+
+
+def _end(running: subprocess.Popen[bytes]) -> None:
+    running.terminate()
+    running.wait()

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep what people see of the capture in `kubectl` true: a mark on each captured pod, and Events.
+
+    every TURN: marks that are not as they should be ──▶ patch ──▶ the watch shows it ──▶ true
+                refusals, and problems that last     ──▶ one Event each
+
+It compares what is with what should be, so nothing is lost by a failure or a restart; a server
+that is away is asked again later. May import the agent's own modules, kube, mesh, structlog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import structlog
+
+from ztunnel.agent.pod import Pod, PodState
+from ztunnel.kube.marks import ENABLED, REDIRECTION, WriteError
+from ztunnel.kube.mirror import Mirror
+from ztunnel.mesh.model import Workload
+
+TURN = 0.5  # seconds between looks
+AGAIN = 5.0  # seconds until a write is tried again that the watch does not show
+PATIENCE = 15.0  # seconds a pod's problem must last to be told: most are gone in one
+MOST = 50  # writes a turn
+REFUSED, FAILED = "MeshCaptureRefused", "MeshCaptureFailed"
+
+Write = tuple[Callable[..., object], Workload, *tuple[object, ...]]  # a call, and its words
+
+log = structlog.get_logger()
+
+
+class Writer(Protocol):
+    """Blocking; `kube.marks.Marker` is one."""
+
+    def mark(self, pod: Workload, captured: bool) -> bool: ...
+    def event(self, pod: Workload, reason: str, message: str) -> None: ...
+
+
+class Enrolled(Protocol):
+    """`enrol.Enroller` is one."""
+
+    @property
+    def pods(self) -> list[Pod]: ...
+
+
+class Signs:
+    """For the pods of one node."""
+
+    def __init__(self, node: str, mirror: Mirror, enroller: Enrolled, writer: Writer) -> None:
+        self._node = node
+        self._mirror = mirror
+        self._enroller = enroller
+        self._writer = writer
+        self._tried: dict[str, float] = {}  # pod uid → when its mark was last written
+        self._since: dict[tuple[str, str], float] = {}  # pod uid, problem → first seen
+        self._told: dict[str, set[str]] = {}  # pod uid → what was said of it
+        self._complaint = ""
+
+    async def run(self) -> None:
+        """Keep at it until cancelled."""
+        while True:
+            await self.turn(time.monotonic())
+            await asyncio.sleep(TURN)
+
+    async def turn(self, now: float) -> None:
+        """One look, and what follows from it."""
+        local = self._mirror.pods_on(self._node)
+        self._forget({pod.pod_uid for pod in local})
+        due = [*self._unmarked(local, now), *self._untold(local, now)]
+        try:
+            for write, *words in due[:MOST]:
+                await asyncio.to_thread(write, *words)
+            self._complaint = ""
+        except WriteError as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                log.warning("not written to the API", error=self._complaint, note="tried again")
+
+    def _unmarked(self, local: list[Workload], now: float) -> Iterator[Write]:
+        captured = {
+            pod.uid
+            for pod in self._enroller.pods
+            if pod.state is PodState.CAPTURED and not pod.capture_problem
+        }
+        for pod in local:
+            should = pod.pod_uid in captured
+            has = self._mirror.annotation(pod.namespace, pod.name, REDIRECTION)
+            if should == (has == ENABLED) or not (should or has):
+                self._tried.pop(pod.pod_uid, None)
+            elif now - self._tried.get(pod.pod_uid, -AGAIN) >= AGAIN:
+                self._tried[pod.pod_uid] = now
+                yield self._writer.mark, pod, should
+
+    def _untold(self, local: list[Workload], now: float) -> Iterator[Write]:
+        problems = {pod.uid: pod.problem for pod in self._enroller.pods if pod.problem}
+        self._since = {key: self._since.get(key, now) for key in problems.items()}
+        for pod in local:
+            problem = problems.get(pod.pod_uid, "")
+            if pod.capture_refused:
+                yield from self._say(pod, REFUSED, pod.capture_refused)
+            elif problem and now - self._since[pod.pod_uid, problem] >= PATIENCE:
+                mend = f"see `ztctl pod list` on node {self._node}, or restart the pod"
+                yield from self._say(pod, FAILED, f"not captured yet: {problem} — {mend}")
+
+    def _say(self, pod: Workload, reason: str, message: str) -> Iterator[Write]:
+        told = self._told.setdefault(pod.pod_uid, set())
+        if message not in told:
+            yield self._tell, pod, reason, message
+
+    def _tell(self, pod: Workload, reason: str, message: str) -> None:
+        self._writer.event(pod, reason, message)
+        self._told.setdefault(pod.pod_uid, set()).add(message)
+
+    def _forget(self, present: set[str]) -> None:
+        for kept in (self._tried, self._told):
+            for uid in kept.keys() - present:
+                del kept[uid]

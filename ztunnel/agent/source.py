@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the agent learns of the cluster: an API server, or a directory of manifests.
+
+May import `ztunnel.agent.options`, kube.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ztunnel.agent.options import Options
+from ztunnel.kube.directory import DirectorySource
+from ztunnel.kube.mirror import Mirror
+
+
+class Source(Protocol):
+    """Feeds a mirror until cancelled; `synced` is set once the first complete view is in it."""
+
+    synced: asyncio.Event
+
+    async def run(self) -> None: ...
+    def errors(self) -> dict[str, str]: ...
+    def view(self) -> dict[str, Any]: ...
+
+
+def source_of(options: Options, mirror: Mirror, on_change: Callable[[], None]) -> Source:
+    """The source that the options name. Raises `kube.access.AccessError`."""
+    if options.access is not None:
+        from ztunnel.kube.api import ApiSource, resources  # noqa: PLC0415  the client is 40 MB
+
+        return ApiSource(options.access, resources(options.node), mirror, on_change)
+    if options.manifests is None:
+        raise ValueError("options name neither a directory nor an API server")
+    return DirectorySource(options.manifests, mirror, on_change)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent writes into the API: the mark of a captured pod, and Events about refused ones.
+
+Blocking calls, for a thread. May import `kube.listwatch`'s error texts and the `kubernetes` client.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Any
+
+from ztunnel.mesh.model import Workload
+
+REDIRECTION = "ambient.istio.io/redirection"  # istio.io, "Verify mutual TLS is enabled"
+ENABLED = "enabled"
+COMPONENT = "ztunnel-agent"
+TIMEOUT = (5.0, 10.0)  # seconds to connect, and for the answer
+_MESSAGE = 1024  # characters, the API server's limit for an Event
+_GONE = frozenset({404, 409})  # the pod is no more, or another one has its name
+
+
+class WriteError(Exception):
+    """The API server did not take it; the text says why."""
+
+
+class Marker:
+    """Writes by one client, which the caller closes."""
+
+    def __init__(self, client: Any, node: str) -> None:
+        self._client = client
+        self._node = node
+
+    def mark(self, pod: Workload, captured: bool) -> bool:
+        """Set or remove a pod's mark; False when that pod is gone. Raises WriteError.
+
+        By `pods/status`, which lets annotations through: the right to patch `pods` would be the
+        right to change what they run. The uid makes it fail for a later pod of the same name.
+        """
+        value = ENABLED if captured else None
+        body = {"metadata": {"uid": pod.pod_uid, "annotations": {REDIRECTION: value}}}
+        path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/status"
+        return self._send("PATCH", path, body, "application/merge-patch+json") not in _GONE
+
+    def event(self, pod: Workload, reason: str, message: str) -> None:
+        """Tell people about a pod, once: the same words again are the same Event."""
+        path = f"/api/v1/namespaces/{pod.namespace}/events"
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._send("POST", path, event(pod, reason, message, self._node, now), "application/json")
+
+    def close(self) -> None:
+        """Close the client."""
+        self._client.close()
+
+    def _send(self, method: str, path: str, body: Any, kind: str) -> int:
+        from urllib3.exceptions import HTTPError  # noqa: PLC0415  comes with the client
+
+        headers = {"Accept": "application/json", "Content-Type": kind}
+        request = self._client.param_serialize(
+            method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
+        try:
+            answer = self._client.call_api(*request, _request_timeout=TIMEOUT)
+            text = answer.read()
+        except (HTTPError, OSError) as error:
+            raise WriteError(" ".join(str(error).split())) from error
+        if answer.status not in _GONE and not 200 <= answer.status < 300:
+            raise WriteError(f"{answer.status}: {text.decode(errors='replace')[:300]}")
+        return int(answer.status)
+
+
+def event(pod: Workload, reason: str, message: str, node: str, now: str) -> dict[str, Any]:
+    """A Warning about a pod. Its name is made of what it says, so that it is there once only."""
+    said = "\0".join((pod.pod_uid, reason, message))
+    digest = hashlib.sha256(said.encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{pod.name}.{digest}", "namespace": pod.namespace},
+        "involvedObject": {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "name": pod.name,
+            "namespace": pod.namespace,
+            "uid": pod.pod_uid,
+        },
+        "type": "Warning",
+        "reason": reason,
+        "message": message[:_MESSAGE],
+        "source": {"component": COMPONENT, "host": node},
+        "reportingComponent": COMPONENT,
+        "reportingInstance": node,
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }

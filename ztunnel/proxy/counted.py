@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells the agent what the worker counted: every second, when asked, and at the end.
+
+What was told stays here until the agent has taken it, and is told again to the next agent. While
+nobody listens the counts just grow. May import `ztunnel.link.messages`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Callable
+
+from ztunnel.link.messages import Count, Counted
+
+EVERY = 1.0  # seconds: what a killed worker takes with it
+ROWS = 500  # of one message: a link packet holds 1 MiB, a row some hundred bytes
+MOST_PENDING = 64  # messages an agent may leave unanswered
+
+
+class Teller:
+    """One per worker process."""
+
+    def __init__(self, send: Callable[[Counted], None], take: Callable[[], list[Count]]) -> None:
+        self._send = send
+        self._take = take
+        self._instance = secrets.randbits(63)  # workers are forked: they share other generators
+        self._number = 0
+        self._pending: deque[Counted] = deque()
+
+    @property
+    def pending(self) -> list[Counted]:
+        """What no agent has taken yet, oldest first: the first that a new agent hears."""
+        return list(self._pending)
+
+    def tell(self) -> None:
+        """Tell what is new."""
+        if len(self._pending) >= MOST_PENDING:
+            return
+        rows = self._take()
+        for start in range(0, len(rows), ROWS):
+            self._number += 1
+            told = Counted(
+                instance=self._instance,
+                number=self._number,
+                rows=tuple(rows[start : start + ROWS]),
+            )
+            self._pending.append(told)
+            self._send(told)
+
+    def taken(self, number: int) -> None:
+        """The agent has counted all up to this."""
+        while self._pending and self._pending[0].number <= number:
+            self._pending.popleft()
