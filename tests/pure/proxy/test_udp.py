@@ -12,6 +12,7 @@ import pytest
 
 from tests.pure.proxy.conftest import Pair
 from tests.pure.proxy.harness import Node, wait_for
+from tests.pure.proxy.test_policy import Rules, deny
 from ztunnel.hbone.settings import POOL_STREAMS
 from ztunnel.link.messages import MeshDelta, PodRemoved
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol
@@ -250,3 +251,18 @@ def test_stalled_peer_costs_datagrams_and_no_memory(
         monkeypatch.undo()
         client.sendto(b"after", a.udp_to(there))
         assert server.recv(2000) == b"after"
+
+
+def test_policy_judges_flows_and_ends_those_it_denies_later(ready: Pair) -> None:
+    a, b = ready.a, ready.b
+    rules = Rules(b)
+    with app(a) as (client, _), app(a) as (other, _), app(b) as (server, there):
+        client.sendto(b"before", a.udp_to(there))
+        assert server.recv(100) == b"before"
+        rules.say(deny(principals=[a.me.identity.removeprefix("spiffe://")]))
+        wait_for(lambda: not len(udp(b).flows), "the flow's end")
+        other.sendto(b"denied", a.udp_to(there))
+        wait_for(lambda: b.context.report.stats.denied == 2, "the denial")
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.recv(100)
