@@ -152,14 +152,17 @@ def _compile(pin_dir: Path) -> dict[str, int]:
     with _headers():
         try:
             module = BPF(text=_translation_unit(sources), cflags=flags)
-            return {
-                hook.program: os.dup(
-                    module.load_func(
-                        hook.program.encode(), int(hook.kind), None, int(hook.attach)
-                    ).fd
-                )
-                for hook in (*CGROUP_HOOKS, SK_LOOKUP)
-            }
+            try:
+                return {
+                    hook.program: os.dup(
+                        module.load_func(
+                            hook.program.encode(), int(hook.kind), None, int(hook.attach)
+                        ).fd
+                    )
+                    for hook in (*CGROUP_HOOKS, SK_LOOKUP)
+                }
+            finally:
+                module.cleanup()
         except Exception as error:  # BCC raises bare Exception
             raise LoadError(f"BCC could not load {sources}: {error}") from error
 
@@ -203,6 +206,7 @@ def _link_entries(tree: Path, into: Path) -> None:
 
 
 def _attach_all(programs: dict[str, int], cgroup: Path, pin_dir: Path) -> bool:
+    """Pin and attach; whether links were there. Closes the descriptors: pins keep all alive."""
     target = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for name, program in programs.items():
@@ -219,7 +223,8 @@ def _attach_all(programs: dict[str, int], cgroup: Path, pin_dir: Path) -> bool:
             _update_or_drop(pin, programs[SK_LOOKUP.program])
         return any(updated)
     finally:
-        os.close(target)
+        for descriptor in (target, *programs.values()):
+            os.close(descriptor)
 
 
 def _update_or_drop(pin: Path, program: int) -> None:
