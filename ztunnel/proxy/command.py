@@ -82,7 +82,7 @@ def command(
         _require_tracing()
 
     def work(index: int) -> int:
-        context = new_context()
+        context = new_context(workers)
         if not otlp:
             return Worker(context, run_dir, index, drain_seconds).run()
         from ztunnel.telemetry.tracing import SpanMaker  # noqa: PLC0415  heavy, and an extra
