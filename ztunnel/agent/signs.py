@@ -92,7 +92,7 @@ class Signs:
         for pod in local:
             should = pod.enrolled and pod.pod_uid in captured
             has = self._mirror.annotation(pod.namespace, pod.name, REDIRECTION)
-            if should == (has == ENABLED) or not (should or has):
+            if has == (ENABLED if should else ""):
                 self._tried.pop(pod.pod_uid, None)
             elif now - self._tried.get(pod.pod_uid, -AGAIN) >= AGAIN:
                 self._tried[pod.pod_uid] = now
