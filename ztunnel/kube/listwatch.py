@@ -74,7 +74,7 @@ class Listed:
 
 
 class ListWatch:
-    """Give it to a SharedInformer as `list_func`.
+    """Give its `request` to a SharedInformer as `list_func`.
 
     `listed` is called, in the informer's thread, once it has told of a whole list.
     """
@@ -95,6 +95,7 @@ class ListWatch:
         self._stopped = threading.Event()
         self._health = Health(False, 0.0, "not asked yet")
         self._began = 0.0
+        self.version = ""  # where the last watch began
         self.lists = 0  # whole lists read: one, and one more for each 410 Gone
         self._short = 0  # attempts in a row that ended soon
 
@@ -107,7 +108,7 @@ class ListWatch:
         """Wait for nothing any more."""
         self._stopped.set()
 
-    def __call__(
+    def request(
         self,
         *,
         watch: bool = False,
@@ -115,6 +116,9 @@ class ListWatch:
         **_: Any,
     ) -> Any:
         """A `Listed`, or the response of a watch. Raises what the client raises.
+
+        The last line here is read by `kubernetes.watch.Watch`: without it no event's version is
+        remembered, and a watch that goes on would tell the past again.
 
         :rtype: object
         """
@@ -161,6 +165,7 @@ class ListWatch:
     def _watch(self, resource_version: str) -> Stream:
         self._listed()  # the informer watches only once it has told of all that was listed
         self._pace()
+        self.version = resource_version
         seconds = random.uniform(*WATCH_FOR)
         query = [
             ("watch", "true"),
