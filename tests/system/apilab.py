@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -38,12 +39,13 @@ _AT_ONCE = "?gracePeriodSeconds=0"
 class ApiLab:
     """Brings lab and relays up, and everything down."""
 
-    def __init__(self, name: str, server: ApiServer, nodes: int = 2) -> None:
+    def __init__(
+        self, name: str, server: ApiServer, nodes: int = 2, *, agent_options: Sequence[str] = ()
+    ) -> None:
         self.server = server
         kubeconfigs = server.directory / "{node}.kubeconfig"
-        self.lab = Lab(
-            name, nodes=nodes, mesh=False, agent_options=("--kubeconfig", str(kubeconfigs))
-        )
+        options = ("--kubeconfig", str(kubeconfigs), *agent_options)
+        self.lab = Lab(name, nodes=nodes, mesh=False, agent_options=options)
         self.lab.pod_uid = self._create_pod
         self.relays: dict[str, Relay] = {}
         self._posted: dict[Key, Object] = {}

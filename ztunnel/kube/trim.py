@@ -51,8 +51,12 @@ class _Metadata(_Kept):
             self.annotations = _own(self.annotations) or None
 
 
+class _Dated(_Metadata):
+    creation_timestamp: str = ""  # of PeerAuthentications the oldest counts
+
+
 class _Any(_Kept):
-    metadata: _Metadata
+    metadata: _Dated
     spec: Any = None
     status: Any = None
 

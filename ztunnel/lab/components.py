@@ -108,10 +108,11 @@ class Component:
         paths = {
             "--cgroup": self.names.node_cgroup(self.node),
             "--pin-dir": self.names.pin_dir(self.node),
-            "--ca-dir": self.names.ca,
         }
         if "--kubeconfig" not in self.options:
             paths["--manifests"] = self.names.objects
+        if "--namespace" not in self.options:  # where a cluster's signer publishes its roots
+            paths["--ca-dir"] = self.names.ca
         return [word for option, path in paths.items() for word in (option, str(path))]
 
 
