@@ -11,9 +11,11 @@ May import `kube.trim`, the `kubernetes` client and structlog.
 from __future__ import annotations
 
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +97,7 @@ class ListWatch:
         self._stopped = threading.Event()
         self._health = Health(False, 0.0, "not asked yet")
         self._began = 0.0
+        self._stream: Stream | None = None
         self.version = ""  # where the last watch began
         self.lists = 0  # whole lists read: one, and one more for each 410 Gone
         self._short = 0  # attempts in a row that ended soon
@@ -105,8 +108,13 @@ class ListWatch:
         return self._health
 
     def stop(self) -> None:
-        """Wait for nothing any more."""
+        """Wait for nothing any more: neither for a turn, nor for what a watch might still say.
+
+        The informer's own `stop` misses a watch that is just being opened.
+        """
         self._stopped.set()
+        if self._stream is not None:
+            self._stream.shutdown()
 
     def request(
         self,
@@ -173,7 +181,11 @@ class ListWatch:
             ("resourceVersion", resource_version),
             ("timeoutSeconds", f"{seconds:.0f}"),
         ]
-        return Stream(self._get(query, self._silence), self._trimmer.event, self._heard, self._lost)
+        response = self._get(query, self._silence)
+        self._stream = Stream(response, self._trimmer.event, self._heard, self._lost)
+        if self._stopped.is_set():
+            self._stream.shutdown()
+        return self._stream
 
     def _get(self, query: list[tuple[str, str]], patience: float) -> Any:
         """An answer of status 200, unread."""
@@ -252,6 +264,13 @@ class Stream:
         except Exception as error:
             self._lost(error)
             raise
+
+    def shutdown(self) -> None:
+        """End it, whoever is reading; the reader closes it."""
+        sock = getattr(self._response.connection, "sock", None)
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection."""
