@@ -174,7 +174,7 @@ class ApiLab:
 
 
 def _is_whole(obj: Object) -> bool:
-    """A service's address is given by the lab, and can't be changed in the API afterwards."""
+    """A service is posted with the addresses that the lab gives it, which are for good."""
     return obj["kind"] != "Service" or bool(obj["spec"].get("clusterIP"))
 
 
