@@ -60,8 +60,8 @@ def main() -> int:
     ledger = Ledger()
     with open_stage(frozenset(options.contenders), note) as stage:
         _measure(stage, ledger, effort, options, note)
-    _report(ledger)
     note("done")
+    _report(ledger)
     return 0
 
 

@@ -29,29 +29,24 @@ _NODAD = 0x02  # IFA_F_NODAD
 _GATEWAY_MAC = "ee:ee:ee:ee:ee:ee"  # every pod's gateway, as Calico does
 _PREFIX_LENGTH = {False: 32, True: 128}
 
-_NO_DAD = {"ipv6/conf/all/accept_dad": "0", "ipv6/conf/default/accept_dad": "0"}
-# Not what the host was tuned to: with BBR, timers that pace would be most of what a bench measures.
-# Every kernel has reno and lets every namespace take it; without loss it is as good as cubic.
-_CONGESTION = {"ipv4/tcp_congestion_control": "reno"}
-_NODE_SYSCTLS = (
-    _NO_DAD
-    | _CONGESTION
-    | {
-        "ipv4/ip_forward": "1",
-        "ipv6/conf/all/forwarding": "1",
-        "ipv4/conf/all/rp_filter": "1",
-        "ipv4/conf/default/rp_filter": "1",
-    }
-)
-_POD_SYSCTLS = (
-    _NO_DAD
-    | _CONGESTION
-    | {
-        "ipv6/conf/default/accept_ra": "0",
-        "ipv4/ip_unprivileged_port_start": "0",  # as container runtimes do
-        "ipv4/ping_group_range": "0 2147483647",
-    }
-)
+_SYSCTLS = {
+    "ipv6/conf/all/accept_dad": "0",
+    "ipv6/conf/default/accept_dad": "0",
+    # Not what the host was tuned to: BBR's timers would be most of what a bench measures. Every
+    # kernel has reno, every namespace may take it, and without loss it is as good as cubic.
+    "ipv4/tcp_congestion_control": "reno",
+}
+_NODE_SYSCTLS = _SYSCTLS | {
+    "ipv4/ip_forward": "1",
+    "ipv6/conf/all/forwarding": "1",
+    "ipv4/conf/all/rp_filter": "1",
+    "ipv4/conf/default/rp_filter": "1",
+}
+_POD_SYSCTLS = _SYSCTLS | {
+    "ipv6/conf/default/accept_ra": "0",
+    "ipv4/ip_unprivileged_port_start": "0",  # as container runtimes do
+    "ipv4/ping_group_range": "0 2147483647",
+}
 
 
 def pod_interface(uid: str) -> str:
@@ -61,7 +56,7 @@ def pod_interface(uid: str) -> str:
 
 def ensure_underlay(names: LabNames) -> None:
     """The bridge in a namespace of its own."""
-    netns.create(names.underlay_netns, _NO_DAD)
+    netns.create(names.underlay_netns, _SYSCTLS)
     with NetNS(names.underlay_netns, flags=0) as underlay:
         _up(underlay, "lo")
         if not _index(underlay, BRIDGE):

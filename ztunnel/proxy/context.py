@@ -37,6 +37,7 @@ class Context:
     told: Told | None = None  # who tells the agent whom we let in; None when nobody listens
     mesh: MeshState | None = None
     credentials: dict[str, Credentials] = field(default_factory=dict)  # by identity
+    workers: int = 1  # that serve this node
     choose: Callable[[], float] = random.random  # in [0, 1), which endpoint of a service
     shuffle: random.Random = field(default_factory=random.Random)  # the order of addresses
     asked_server: Callable[[socket.socket, int], SocketAddress] = sockopt.asked_server
@@ -44,8 +45,9 @@ class Context:
     set_client_address: Callable[[socket.socket, SocketAddress], None] = sockopt.set_client_address
 
 
-def new_context() -> Context:
-    """A fresh one with its own loop."""
+def new_context(workers: int = 1) -> Context:
+    """A fresh one with its own loop, for one of so many workers."""
     loop, buffers = Loop(), BufferPool()
     report = Report(AccessLog(loop.at_end_of_turn, configured_renderer()))
-    return Context(loop=loop, buffers=buffers, pool=Pool(loop, buffers), report=report)
+    pool = Pool(loop, buffers)
+    return Context(loop=loop, buffers=buffers, pool=pool, report=report, workers=workers)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accepting connections on an in-pod listener that the agent made.
 
-Several workers share a listener: the kernel wakes one of them. When descriptors run out,
-accepting pauses briefly instead of spinning. May import the proxy's `loop`, `sockets`.
+Several workers share a listener: the kernel wakes one of them, always the one that has watched it
+longest. So who has accepted one goes to the end of that queue: they take turns. When descriptors
+run out, accepting pauses briefly instead of spinning. May import the proxy's `loop`, `sockets`.
 """
 
 from __future__ import annotations
@@ -34,8 +35,12 @@ class Listener:
         paused: Callable[[], None],
         *,
         resets: bool,
+        shared: bool = False,
     ) -> None:
-        """`resets`: accepted sockets end in RST unless ended in order (`end_on_close`)."""
+        """`resets`: accepted sockets end in RST unless ended in order (`end_on_close`).
+
+        `shared`: other workers listen too.
+        """
         self.sock = sock
         self._loop = loop
         self._accepted = accepted
@@ -43,6 +48,8 @@ class Listener:
         self._resume_timer: Timer | None = None
         self._closed = False
         self._resets = resets
+        self._shared = shared
+        self._accepts = 1 if shared else ACCEPTS
         no_delay(sock)  # accepted sockets inherit it
         self._watch()
 
@@ -54,7 +61,7 @@ class Listener:
         self._loop.close(self.sock)
 
     def on_ready(self, mask: int) -> None:
-        for _ in range(ACCEPTS):
+        for _ in range(self._accepts):
             if self._closed:
                 return
             try:
@@ -70,6 +77,8 @@ class Listener:
             if self._resets:
                 reset_on_close(sock)  # not inherited by those that came before us
             self._hand_over(sock)
+        if self._shared and not self._closed:
+            self._go_behind()
 
     def on_failure(self, error: Exception) -> None:
         """Keep listening: one bad turn must not close the pod's door."""
@@ -80,6 +89,10 @@ class Listener:
         except Exception as error:
             log.error("accept failed", exc_info=error)
             self._loop.close(sock)
+
+    def _go_behind(self) -> None:
+        self._loop.unregister(self.sock.fileno())
+        self._watch()
 
     def _watch(self) -> None:
         self._loop.register(self.sock.fileno(), ACCEPT, self)

@@ -8,7 +8,7 @@ its buffer stays as it is, nobody reads for this tunnel, and streams wait in a q
     OPEN → (retire: no new streams) → last stream over: FIN sent, peer's awaited → CLOSED
          → (lost, or closed: streams are reset)                                  → CLOSED
 
-May import `ztunnel.hbone` and the proxy's `loop`, `buffers`.
+May import `ztunnel.hbone` and the proxy's `loop`, `buffers`, `sockets`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from ztunnel.hbone.events import (
 from ztunnel.hbone.settings import FRAME_HEADER, PING_INTERVAL, PING_TIMEOUT
 from ztunnel.proxy.buffers import BUFFER_SIZE, Buffer, BufferPool
 from ztunnel.proxy.loop import READ, WRITE, Loop
+from ztunnel.proxy.sockets import cork, gains_by_cork
 
 TLS_RECORD = 16 * 1024  # RFC 8446 5.1: most plaintext of a record
 SMALLEST_READ = 16 * 1024  # rather flush first than read less than this for lack of room
@@ -106,6 +107,7 @@ class Tunnel:
         self._buffers = buffers
         self._sock = sock
         self._read_tls: Callable[[int, memoryview], int] = sock.read  # type: ignore[assignment]
+        self._corks = gains_by_cork(sock)
         self._owner = owner
         self._out: Buffer | None = None
         self._filled = 0  # bytes of `_out` to send
@@ -431,12 +433,23 @@ class Tunnel:
                 self._gather_control()
             if self._out is None:
                 return
-            while self._sent < self._filled:
-                self._sent += self._sock.write(self._out.view[self._sent : self._filled])
+            self._write_records(self._out)
             self._give_buffer()
             retried = False
             if not self._has_control():
                 return
+
+    def _write_records(self, out: Buffer) -> None:
+        """OpenSSL makes a system call for each record: corked, TCP joins them to large segments."""
+        corked = self._corks and self._filled - self._sent > TLS_RECORD
+        if corked:
+            cork(self._sock, True)
+        try:
+            while self._sent < self._filled:
+                self._sent += self._sock.write(out.view[self._sent : self._filled])
+        finally:
+            if corked:
+                cork(self._sock, False)
 
     def _block(self, wait_for: int) -> None:
         self._blocked = True

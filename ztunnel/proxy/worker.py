@@ -291,6 +291,7 @@ class Worker:
             server.accepted,
             self.context.report.accept_paused,
             resets=not isinstance(server, HboneServer),
+            shared=self.context.workers > 1,
         )
         pod.listen(kind, listener)
 

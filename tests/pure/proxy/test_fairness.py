@@ -33,6 +33,9 @@ class Wire:
     def fileno(self) -> int:
         return self.sock.fileno()
 
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        return self.sock.getsockopt(level, option, size)
+
     def read(self, size: int, buffer: memoryview) -> int:
         raise ssl.SSLWantReadError
 

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What peers are told, and how one of somebody else is plugged in."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from bench import certificates
+from bench.peers import envoy
+from bench.peers.envoy import Envoy
+from bench.peers.external import VARIABLE, External
+from bench.peers.haproxy import Haproxy
+from bench.peers.peer import Certificates, Route
+from bench.peers.registry import PEERS
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Certificates:
+    return certificates.make(tmp_path / "certificates", ec.SECP384R1)
+
+
+@pytest.fixture
+def route(made: Certificates, tmp_path: Path) -> Route:
+    return Route(
+        client_netns="here",
+        server_netns="there",
+        listen=("127.0.0.1", 20000),
+        tunnel=("10.1.2.3", 20001),
+        forward=("10.1.2.3", 7000),
+        certificates=made,
+        directory=tmp_path,
+    )
+
+
+def test_keys_are_for_their_owner_only(made: Certificates) -> None:
+    for secret in (made.key, made.bundle):
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+
+def test_certificate_is_of_the_curve_asked_for_and_signed_by_the_roots(made: Certificates) -> None:
+    leaf = x509.load_pem_x509_certificate(made.certificate.read_bytes())
+    (root,) = x509.load_pem_x509_certificates(made.roots.read_bytes())
+    leaf.verify_directly_issued_by(root)
+    key = leaf.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    assert key.curve.name == "secp384r1"
+
+
+def test_haproxy_has_one_thread_and_our_cipher_on_both_ends(route: Route) -> None:
+    for role, address in (("outbound", "127.0.0.1:20000"), ("inbound", "10.1.2.3:20001")):
+        argv, _ = Haproxy().command(route, role)
+        told = Path(argv[-1]).read_text()
+        assert "nbthread 1\n" in told
+        assert told.count("TLS_AES_256_GCM_SHA384") == 2
+        assert f"bind {address} " in told
+        assert "verify required" in told
+
+
+def test_envoy_tunnels_by_connect_and_asks_for_certificates(route: Route) -> None:
+    (out,) = envoy.outbound(route)["static_resources"]["listeners"]
+    assert _address(out) == ("127.0.0.1", 20000)
+    proxy = out["filter_chains"][0]["filters"][0]["typed_config"]
+    assert proxy["tunneling_config"] == {"hostname": "10.1.2.3:7000"}
+    (come,) = envoy.inbound(route)["static_resources"]["listeners"]
+    assert _address(come) == ("10.1.2.3", 20001)
+    tls = come["filter_chains"][0]["transport_socket"]["typed_config"]
+    assert tls["require_client_certificate"] is True
+    assert Envoy.curve is ec.SECP384R1  # the policy that fixes the cipher wants it
+
+
+def _address(listener: dict[str, Any]) -> tuple[str, int]:
+    found = listener["address"]["socket_address"]
+    return found["address"], found["port_value"]
+
+
+def test_program_of_somebody_else_gets_the_route_in_its_environment(
+    route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "/bin/true")
+    peer = External()
+    assert peer.absent() is None
+    argv, told = peer.command(replace(route, directory=Path("/d")), "inbound")
+    assert argv == ["/bin/true", "inbound"]
+    assert told["BENCH_TUNNEL"] == "10.1.2.3:20001"
+    assert told["BENCH_FORWARD"] == "10.1.2.3:7000"
+    assert told["BENCH_DIRECTORY"] == "/d"
+
+
+@pytest.mark.parametrize("program", ["", "/no/such/program"])
+def test_without_that_program_it_takes_no_part_and_says_why(
+    program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, program)
+    assert VARIABLE in (External().absent() or "")
+
+
+def test_every_peer_has_a_name_of_its_own() -> None:
+    assert len({peer.name for peer in PEERS}) == len(PEERS)
