@@ -91,8 +91,11 @@ def answer(wire: bytes, look_up: Lookup, *, limit: int, shuffle: random.Random) 
         reply.set_rcode(dns.rcode.BADVERS)
         return reply.to_wire()
     reply.flags |= dns.flags.AA
-    _fill(reply, query.question[0].name, query.question[0].rdtype, entry, shuffle)
-    return encoded(reply, limit)
+    try:
+        _fill(reply, query.question[0].name, query.question[0].rdtype, entry, shuffle)
+        return encoded(reply, limit)
+    except dns.exception.DNSException:  # the mesh holds a name that can be none in DNS
+        return failure(wire, dns.rcode.SERVFAIL)
 
 
 def encoded(reply: dns.message.Message, limit: int) -> bytes:

@@ -102,6 +102,14 @@ def test_a_port_leads_to_host_and_its_addresses() -> None:
     assert {rrset.rdtype for rrset in reply.additional} == {dns.rdatatype.A, dns.rdatatype.AAAA}
 
 
+def test_a_host_that_is_no_name_is_a_failure_of_ours() -> None:
+    entry = Entry("cluster.local", targets=(Target(80, f"{'x' * 70}.{WEB}", ("10.96.0.7",)),))
+    wire = dns.message.make_query(WEB, "SRV").to_wire()
+    raw = message.answer(wire, lambda _: entry, limit=512, shuffle=random.Random())
+    assert raw is not None
+    assert dns.message.from_wire(raw).rcode() == dns.rcode.SERVFAIL
+
+
 def test_what_does_not_fit_is_cut_and_says_so() -> None:
     wire = dns.message.make_query("big.example", "A").to_wire()
     assert message.udp_limit(wire) == 512
