@@ -133,6 +133,15 @@ def test_addresses_come_in_any_order() -> None:
     assert len(firsts) > 1
 
 
+def test_by_default_a_reply_is_what_the_client_takes_in_a_datagram() -> None:
+    for query, limit in (({}, 512), ({"use_edns": 0, "payload": 1232}, 1232)):
+        wire = dns.message.make_query("big.example", "A", **query).to_wire()  # type: ignore[arg-type]
+        raw = message.answer(wire, ENTRIES.get, shuffle=random.Random(1))
+        assert raw is not None
+        assert len(raw) <= limit
+        assert dns.message.from_wire(raw).flags & dns.flags.TC
+
+
 @pytest.mark.parametrize(("payload", "limit"), [(400, 512), (800, 800), (4096, 4096)])
 def test_edns_says_how_much_a_client_takes(payload: int, limit: int) -> None:
     wire = dns.message.make_query(WEB, "A", use_edns=0, payload=payload).to_wire()
