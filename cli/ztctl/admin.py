@@ -16,6 +16,7 @@ from ztctl.errors import CommandError, NothingThereError
 
 SOCKET = "admin.sock"
 TIMEOUT = 5.0  # seconds
+far: dict[Path, float] = {}  # run directories whose agent is elsewhere, and their least timeout
 
 
 def get(run_dir: Path, path: str, timeout: float = TIMEOUT) -> Any:
@@ -29,7 +30,7 @@ def patch(run_dir: Path, path: str, change: Any, timeout: float = TIMEOUT) -> An
 
 
 def _ask(run_dir: Path, method: str, path: str, timeout: float, sent: bytes | None = None) -> Any:
-    connection = _UnixConnection(run_dir / SOCKET, timeout)
+    connection = _UnixConnection(run_dir / SOCKET, max(timeout, far.get(run_dir, 0.0)))
     asked = f"asked the agent for {path} at {run_dir / SOCKET}"
     try:
         connection.request(method, path, sent)

@@ -29,6 +29,7 @@ _PLURALS = {  # kind → its plural, whether it is in a namespace
     "ClusterRole": ("clusterroles", False),
     "ClusterRoleBinding": ("clusterrolebindings", False),
     "ConfigMap": ("configmaps", True),
+    "CustomResourceDefinition": ("customresourcedefinitions", False),
     "DaemonSet": ("daemonsets", True),
     "Deployment": ("deployments", True),
     "Namespace": ("namespaces", False),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options every command knows, before or after its name: `-o`, `--lab`, `--node`, paths.
+"""The options every command knows, before or after its name: how to print, and where to look.
 
     @click.command()
     @target_options
@@ -37,19 +37,12 @@ class Context:
 
     form: Format = Format.TABLE
     selection: Selection = field(default_factory=Selection)
-    kubeconfig: Path | None = None
-    kube_context: str | None = None
-
-    @property
-    def names_cluster(self) -> bool:
-        """Whether a cluster was asked for: an option says so, not what lies about."""
-        return self.kubeconfig is not None or self.kube_context is not None
 
     def cluster(self) -> Cluster:
         """The API server meant. The caller closes it. Raises CommandError."""
         from ztctl.cluster import Cluster  # noqa: PLC0415  a large library
 
-        return Cluster(self.kubeconfig, self.kube_context)
+        return Cluster(self.selection.kubeconfig, self.selection.kube_context)
 
     def installations(self) -> list[Installation]:
         """The nodes to look at, at least one. Raises CommandError."""
@@ -74,8 +67,6 @@ def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         return
     if param.name == "form":
         context.form = Format(value)
-    elif param.name in ("kubeconfig", "kube_context"):
-        setattr(context, param.name, value)
     else:
         context.selection = replace(context.selection, **{str(param.name): value})
 
@@ -113,10 +104,10 @@ def cluster_options(command: Command) -> Command:
 
 
 def target_options(command: Command) -> Command:
-    """Which node or nodes: `--lab`, `--node`, `--run-dir`, `--pin-dir`."""
+    """Which node or nodes: `--lab` or a cluster, `--node`, `--run-dir`, `--pin-dir`."""
     options = (
         ("--lab", str, "A lab on this machine.", "ZTCTL_LAB"),
-        ("--node", str, "One node of it. Default: all.", None),
+        ("--node", str, "One node of lab or cluster.  [default: all]", None),
         ("--run-dir", click.Path(path_type=Path), "The agent's run directory.", None),
         ("--pin-dir", click.Path(path_type=Path), "Where the maps are pinned.", None),
     )
@@ -129,4 +120,4 @@ def target_options(command: Command) -> Command:
             callback=_remember,
             help=text,
         )(command)
-    return command
+    return cluster_options(command)

@@ -17,7 +17,7 @@ import yaml
 from ztctl import manifests, meshconfig, output
 from ztctl.context import Context, cluster_options, output_option
 from ztctl.errors import CommandError
-from ztctl.manifests import WORKLOADS, Object, title
+from ztctl.manifests import CRD, WORKLOADS, Object, is_ours, title
 from ztctl.meshconfig import MeshConfigError, MeshSettings, Note
 from ztctl.output import Column, Format
 from ztunnel.kube.signing import NAMESPACE
@@ -102,9 +102,16 @@ def _settings(file: Path | None) -> tuple[MeshSettings, list[Note]]:
         raise CommandError(f"{file}: {error}") from error
 
 
+class _Plain(yaml.SafeDumper):
+    """Writes what occurs twice twice: an alias saves a line and costs the reader a search."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
 def _printed(objects: list[Object], form: Format) -> str:
     if form is Format.YAML:
-        return yaml.safe_dump_all(objects, sort_keys=False).rstrip("\n")
+        return yaml.dump_all(objects, Dumper=_Plain, sort_keys=False).rstrip("\n")
     return output.data({"apiVersion": "v1", "kind": "List", "items": objects}, form)
 
 
@@ -116,10 +123,20 @@ def _apply(
     for obj in objects:
         if obj["metadata"].get("namespace") in new:
             result = "would be created, unchecked: so would its namespace"
+        elif _is_anothers(cluster, obj):
+            result = "kept: it is there already, not ours"
         else:
             result = cluster.apply(obj, dry_run=dry_run, force=force)
             result += " (dry run)" if dry_run else ""
         _say(context, f"{title(obj):<{width}}  {result}")
+
+
+def _is_anothers(cluster: Cluster, obj: Object) -> bool:
+    """Istio's own definitions of its kinds serve as well, and are not replaced."""
+    if obj["kind"] != CRD:
+        return False
+    there = cluster.get(obj)
+    return there is not None and not is_ours(there)
 
 
 def _missing_namespaces(cluster: Cluster, objects: list[Object]) -> set[str]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which nodes a command looks at: this machine's own, a lab's, or given directories.
+"""Which nodes a command looks at: this machine's own, a lab's, a cluster's, given directories.
 
-May import `errors`, the datapath's default paths, and a lab's names only when a lab is meant.
+May import `errors`, and a lab's names or a cluster's agents only when those are meant.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ LAB_STATE = Path("/run/ztunnel-lab")
 
 @dataclass(frozen=True)
 class Installation:
-    """One node's directories. `lab` is empty outside of labs."""
+    """One node's directories. `lab` is empty outside of labs, `pod` outside of clusters."""
 
     node: str
     run_dir: Path
     pin_dir: Path
     lab: str = ""
+    pod: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,18 @@ class Selection:
     node: str | None = None
     run_dir: Path | None = None
     pin_dir: Path | None = None
+    kubeconfig: Path | None = None
+    kube_context: str | None = None
+
+    @property
+    def names_cluster(self) -> bool:
+        """Whether a cluster was asked for: an option says so, not what lies about."""
+        return self.kubeconfig is not None or self.kube_context is not None
 
     def find(self) -> list[Installation]:
         """The nodes meant, at least one. Raises CommandError."""
+        if self.names_cluster:
+            return self._of_cluster()
         if self.run_dir or self.pin_dir:
             return [self._given()]
         if self.lab is not None:
@@ -53,6 +63,13 @@ class Selection:
         return replace(
             base, run_dir=self.run_dir or base.run_dir, pin_dir=self.pin_dir or base.pin_dir
         )
+
+    def _of_cluster(self) -> list[Installation]:
+        from ztctl import cluster, forward  # noqa: PLC0415  only when a cluster is meant
+        from ztunnel.kube.access import Access  # noqa: PLC0415
+
+        kubeconfig = self.kubeconfig or cluster.default_kubeconfig()
+        return forward.installations(Access(kubeconfig, self.kube_context), self.node)
 
     def _of_lab(self, lab: str) -> list[Installation]:
         nodes = lab_nodes(lab)

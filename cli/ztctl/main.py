@@ -35,6 +35,7 @@ COMMANDS = {
     "pod": Entry("ztctl.lists", "pod", "Pods of the node and whether they are captured."),
     "policy": Entry("ztctl.policy", "policy", "Policies, what they decide and why."),
     "redirect": Entry("ztctl.redirect", "redirect", "What the kernel captures, from its maps."),
+    "relay": Entry("ztctl.relay", "relay", "Carry the admin API; run in agents' pods."),
     "service": Entry("ztctl.lists", "service", "Services as the agent knows them."),
     "status": Entry("ztctl.lists", "status", "How the agent and its proxy are."),
     "uninstall": Entry(
@@ -67,7 +68,8 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
-Without --lab or directories: this machine's own ztunnel, else the one lab that runs.
+--context or --kubeconfig: a cluster's nodes, --lab: a lab's. Without them and without
+directories: this machine's own ztunnel, else the one lab that runs.
 \b
 Exit codes:
   0  done
@@ -87,6 +89,7 @@ def cli() -> None:
       ztctl lab up
       ztctl redirect list
       ztctl --lab lab --node node1 connection list -o json
+      ztctl --context my-cluster --node worker-3 pod list
     """
 
 

@@ -21,6 +21,7 @@ Object = dict[str, Any]
 
 KUSTOMIZATION = "kustomization.yaml"
 IMAGE = "ztunnel:latest"  # as deploy/ names it
+CRD = "CustomResourceDefinition"
 WORKLOADS = ("DaemonSet", "Deployment")
 
 
@@ -80,3 +81,9 @@ def title(obj: Object) -> str:
     metadata = obj["metadata"]
     where = f"{metadata['namespace']}/" if metadata.get("namespace") else ""
     return f"{obj['kind']} {where}{metadata['name']}"
+
+
+def is_ours(obj: Object) -> bool:
+    """Whether an object on a server carries our label."""
+    labels = obj["metadata"].get("labels") or {}
+    return bool(labels.get("app.kubernetes.io/part-of") == "ztunnel")

@@ -65,6 +65,11 @@ class Snapshot:
 @contextmanager
 def opened(installation: Installation) -> Iterator[Maps]:
     """The maps of a node, without write access. Raises CommandError."""
+    if installation.pod:
+        raise CommandError(
+            "the kernel's maps are read on their node: kubectl -n ztunnel-system exec "
+            f"{installation.pod} -c agent -- ztctl redirect list"
+        )
     tried = f"opened the maps under {installation.pin_dir / 'maps'}"
     try:
         maps = Maps(installation.pin_dir, read_only=True)

@@ -3,7 +3,7 @@
 
     agents away --> a DaemonSet cleans each node's kernel, the proxies still carry --> the rest
 
-What an operator made stays: labels of namespaces, a Secret `cacerts` goes with its namespace.
+What people wrote stays: labels of namespaces, and policies with the definitions of their kinds.
 May import this package.
 """
 
@@ -47,6 +47,8 @@ def uninstall(
         )
         yield from _remove(cluster, cleaner)
     for obj in reversed(objects):
+        if obj["kind"] == manifests.CRD:
+            continue  # with it would go all that people wrote of its kind
         yield from _remove(cluster, obj)
     for roots in published_roots(cluster):
         yield from _remove(cluster, roots)

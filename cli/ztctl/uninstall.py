@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from ztctl.context import Context, cluster_options, output_option, target_options
+from ztctl.context import Context, output_option, target_options
 from ztctl.errors import CommandError
 from ztctl.installation import Installation
 from ztctl.manifests import Object, title
@@ -42,7 +42,6 @@ _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
     show_default=True,
     help="From a cluster: seconds for each step on the nodes.",
 )
-@cluster_options
 @target_options
 @output_option
 @click.pass_obj
@@ -55,6 +54,7 @@ def uninstall(context: Context, *, keep_nodes: bool, timeout: float) -> None:
 
     From a cluster: what `ztctl install` made. Each node's kernel is cleaned while its proxy still
     carries, so no connection of a pod is refused meanwhile; new connections are plain from then on.
+    Policies and the definitions of their kinds stay.
 
     Safe to repeat.
 
@@ -64,7 +64,7 @@ def uninstall(context: Context, *, keep_nodes: bool, timeout: float) -> None:
       ztctl uninstall --context my-cluster
       ztctl uninstall --pin-dir /sys/fs/bpf/ztunnel --run-dir /run/ztunnel
     """
-    if context.names_cluster:
+    if context.selection.names_cluster:
         _from_cluster(context, timeout, nodes=not keep_nodes)
     else:
         _from_machine(context)

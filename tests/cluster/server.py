@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 READY_TIMEOUT = 60.0  # seconds; usually four
 STOP_TIMEOUT = 20.0
 ISSUER = "https://kubernetes.default.svc"
-SERVICE_RANGE = "10.96.0.0/16"
+SERVICE_RANGES = "10.96.0.0/16,fd00:10:96::/112"  # as the lab's, so that its services fit
 
 
 def assets() -> Path:
@@ -56,7 +56,7 @@ class ApiServer:
         self.directory = directory
         self._binaries = binaries or assets()
         self._pki = Pki(directory)
-        self.port, self._etcd_port, self._peer_port = _free_ports(3)
+        self.port, self._etcd_port, self._peer_port = free_ports(3)
         self.url = f"https://127.0.0.1:{self.port}"
         self.etcd_url = f"http://127.0.0.1:{self._etcd_port}"
         self.ca_file = self._pki.ca
@@ -119,7 +119,7 @@ class ApiServer:
             f"--service-account-issuer={ISSUER}",
             f"--service-account-key-file={self._account_key}",
             f"--service-account-signing-key-file={self._account_key}",
-            f"--service-cluster-ip-range={SERVICE_RANGE}",
+            f"--service-cluster-ip-range={SERVICE_RANGES}",
             "--authorization-mode=Node,RBAC",
             "--disable-admission-plugins=ServiceAccount",  # nobody makes default accounts
             "--endpoint-reconciler-type=none",  # loopback is no endpoint
@@ -235,7 +235,7 @@ class ApiServer:
         )
         if token:
             request.add_header("Authorization", f"Bearer {token}")
-        context = ssl.create_default_context(cafile=str(self._pki.ca)) if token else self._tls()
+        context = ssl.create_default_context(cafile=str(self._pki.ca)) if token else self.tls()
         return json.loads(_fetch(request, context=context))
 
     # -- how ---------------------------------------------------------------------------------
@@ -269,9 +269,10 @@ class ApiServer:
             )
 
     def _is_ready(self) -> bytes:
-        return _fetch(f"{self.url}/readyz", context=self._tls())
+        return _fetch(f"{self.url}/readyz", context=self.tls())
 
-    def _tls(self) -> ssl.SSLContext:
+    def tls(self) -> ssl.SSLContext:
+        """For HTTPS as cluster-admin."""
         context = ssl.create_default_context(cafile=str(self._pki.ca))
         context.load_cert_chain(*self._admin_files)
         return context
@@ -320,7 +321,7 @@ def _b64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago, all different."""
     sockets = [socket.socket() for _ in range(count)]
     try:

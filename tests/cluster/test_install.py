@@ -99,6 +99,17 @@ def test_everything_is_accepted_and_a_second_time_changes_nothing(
     assert {line.split()[-1] for line in again.output.splitlines()} == {"unchanged"}
 
 
+def test_istios_own_definitions_are_kept(ztctl: Ztctl, fresh_server: ApiServer) -> None:
+    theirs = next(obj for obj in manifests.load() if obj["kind"] == manifests.CRD)
+    theirs["metadata"]["labels"] = {"app": "istio"}
+    fresh_server.apply(theirs)
+    done = ztctl("install", "--no-wait")
+    assert done.exit_code == 0, done.output
+    assert "kept: it is there already" in done.output
+    there = objects(fresh_server)[manifests.title(theirs)]
+    assert there["metadata"]["labels"] == {"app": "istio"}
+
+
 def test_kustomize_gives_the_same_objects(ztctl: Ztctl, fresh_server: ApiServer) -> None:
     kustomized = [*yaml.safe_load_all(fresh_server.kubectl("kustomize", str(ROOT / "deploy")))]
     printed = [*yaml.safe_load_all(ztctl("install", "--dry-run", "-o", "yaml").stdout)]
@@ -222,8 +233,10 @@ def test_uninstall_cleans_the_nodes_before_it_takes_the_proxies(
     removing.join(70)
     assert results[0].exit_code == 0, results[0].output
     left = objects(fresh_server)
-    assert set(left) <= {f"Namespace {NAMESPACE}"}  # its end is a controller's work
-    assert all("deletionTimestamp" in obj["metadata"] for obj in left.values())
+    kept = {title for title in left if title.startswith("CustomResourceDefinition ")}
+    assert len(kept) == 2  # and people's policies with them
+    assert set(left) - kept <= {f"Namespace {NAMESPACE}"}  # its end is a controller's work
+    assert all("deletionTimestamp" in left[title]["metadata"] for title in left.keys() - kept)
     assert _is_there(fresh_server, "configmap", "istio-ca-root-cert", "default")
 
 

@@ -16,7 +16,8 @@ from tests.cluster.server import ApiServer
 from tests.system.harness import until
 from ztunnel.kube.access import Access
 from ztunnel.kube.api import granted
-from ztunnel.kube.marks import REDIRECTION, Marker, WriteError
+from ztunnel.kube.marks import Marker, WriteError
+from ztunnel.mesh.enrolment import REDIRECTION
 from ztunnel.mesh.model import TunnelProtocol
 
 FOREIGN = {

@@ -95,8 +95,8 @@ def test_signer_goes_on_when_the_api_server_comes_back(mesh: Mesh) -> None:
 
 
 def test_broken_plugged_in_ca_signs_nothing_and_is_told(mesh: Mesh) -> None:
-    parts = _new_ca()
-    plug(mesh, {**parts, ca.CA_KEY: _new_ca()[ca.CA_KEY]})
+    parts = new_ca()
+    plug(mesh, {**parts, ca.CA_KEY: new_ca()[ca.CA_KEY]})
     with mesh.signer("one"):
         until(lambda: "ca-key.pem is not the key of ca-cert.pem" in mesh.log("one"))
         assert not mesh.roots()
@@ -108,7 +108,7 @@ def test_broken_plugged_in_ca_signs_nothing_and_is_told(mesh: Mesh) -> None:
 @pytest.mark.parametrize("first", ["plugged in", "made by the signer"])
 def test_ca_is_replaced_without_one_failed_connection(mesh: Mesh, first: str) -> None:
     """Two nodes connect all the time while the Secret is replaced, until the old root is gone."""
-    old, new = _new_ca(), _new_ca()
+    old, new = new_ca(), new_ca()
     plug(mesh, old) if first == "plugged in" else None
     with mesh.signer("one", "--cert-ttl=12"):
         until(mesh.roots)
@@ -206,7 +206,7 @@ def _credentials(pair: KeyPair) -> tls.Credentials:
     )
 
 
-def _new_ca() -> dict[str, bytes]:
+def new_ca() -> dict[str, bytes]:
     return ca.self_signed("cluster.local", datetime.now(UTC))
 
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster.following import Following
-from tests.cluster.objects import ambient, endpoints, namespace, node, pod, service
-from tests.cluster.server import ApiServer
+from tests.cluster.objects import Object, ambient, endpoints, namespace, node, pod, service
+from tests.cluster.server import ROOT, ApiServer
 from tests.cluster.wire import Relay
 from tests.system.harness import until
+from ztunnel.kube import listwatch
 from ztunnel.mesh.model import TunnelProtocol
 
 SHORT = 2.0  # seconds of silence that these tests take for a dead connection
@@ -99,7 +100,7 @@ def test_a_cut_stream_goes_on_where_it_was(
     until(lambda: following.workload("b5", "mesh"), "the last pod")
     told = [w.name for change in following.changes[before:] for w in change.workloads]
     assert sorted(told) == ["b2", "b3", "b4", "b5"]  # each once, and nothing again
-    assert set(following.view()["lists"].values()) == {1}
+    assert following.view()["lists"]["Pod"] == 1  # it went on, and did not begin anew
 
 
 def test_a_connection_that_only_falls_silent_is_given_up(
@@ -177,3 +178,38 @@ def test_a_server_that_is_away_at_first_is_waited_for(fresh_server: ApiServer) -
     until(lambda: following.is_synced, "the first view", 30)
     assert following.workload("a", "mesh").protocol is TunnelProtocol.HBONE
     following.__exit__(None, None, None)
+
+
+def test_policies_are_followed_once_their_kinds_are_installed(
+    fresh_server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listwatch, "ABSENT", 0.5)
+    with Following(fresh_server.admin_kubeconfig) as following:
+        assert following.mirror.snapshot().policies == ()
+        assert following.errors() == {}  # not installed is no error
+        fresh_server.kubectl("apply", "--server-side", "-f", str(ROOT / "deploy/crds"))
+        fresh_server.kubectl("wait", "--for=condition=Established", "crd", "--all")
+        fresh_server.apply(namespace("guarded"), denial("guarded"))
+        until(lambda: following.mirror.snapshot().policies, "the policy", 30)
+        told = [policy for change in following.changes for policy in change.policies]
+        assert [policy.key for policy in told] == ["AuthorizationPolicy/guarded/none"]
+        fresh_server.kubectl("-n", "guarded", "delete", "authorizationpolicy", "none")
+        until(lambda: not following.mirror.snapshot().policies, "its removal")
+
+
+def test_policies_are_in_the_first_view(fresh_server: ApiServer) -> None:
+    fresh_server.kubectl("apply", "--server-side", "-f", str(ROOT / "deploy/crds"))
+    fresh_server.kubectl("wait", "--for=condition=Established", "crd", "--all")
+    fresh_server.apply(namespace("guarded"), denial("guarded"))
+    with Following(fresh_server.admin_kubeconfig) as following:
+        assert len(following.changes[0].policies) == 1  # never a view without it
+
+
+def denial(space: str) -> Object:
+    """An AuthorizationPolicy that lets nothing in."""
+    return {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": "none", "namespace": space},
+        "spec": {},
+    }

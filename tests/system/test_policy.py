@@ -16,6 +16,7 @@ import yaml
 
 from tests.system.harness import APPS, addresses, client, proxy_log, until
 from tests.system.test_same_node import _until_direct
+from tests.system.test_ztctl import ZTCTL, rows, ztctl
 from ztunnel.lab import Lab
 from ztunnel.lab.components import admin_get
 from ztunnel.lab.objects import write_atomically
@@ -25,11 +26,12 @@ CLOSED = ("ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "EPIPE")
 ECHO = 7000
 FLIPS = 200
 
-# from, its namespace, to: each of another kind
+# from, its namespace, to
 HBONE = ("client", "default", "server")
 PLAINTEXT = ("client", "plain", "server")
 SAME_NODE = ("client", "default", "near")
 PATHS = [HBONE, PLAINTEXT, SAME_NODE]
+ALLOWED = ("server", "default", "near")  # of another account than `client`
 Path = tuple[str, str, str]
 
 
@@ -117,6 +119,7 @@ def ip(lab: Lab, path: Path, family: int = 4) -> str:
 
 
 ID = "cluster.local/ns/default/sa/default"
+OTHER = "cluster.local/ns/default/sa/server"
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -219,6 +222,38 @@ def test_denial_is_logged_with_identities_and_policy(lab: Lab, policies: Policie
     )
 
 
+def test_people_are_told_what_decides(lab: Lab, policies: Policies) -> None:
+    """`ztctl policy` on the real thing: what is foretold happens, and is explained from the log."""
+    policies.say(
+        authorization("ALLOW", source(principals=[OTHER]), name="only-other"),
+        authorization("DENY", {"from": []}, name="broken", selector={"matchLabels": {"app": "x"}}),
+    )
+    listed = {row["name"]: row for row in rows(lab, "policy", "list")}
+    assert listed["only-other"]["state"] == "in force"
+    assert listed["broken"]["state"] == "refused"
+    assert "rules[0].from" in listed["broken"]["message"]
+    question = ("policy", "test", "--from", "client", "--to", f"server:{ECHO}")
+    foretold = ztctl(lab, *question)
+    assert foretold.returncode == 1, foretold.stderr
+    assert "DENIED" in foretold.stdout
+    assert "only-other" in foretold.stdout
+    assert end(lab, HBONE) in CLOSED
+    until(lambda: "only-other" in proxy_log(lab, "node2"), "the denial's line")
+    told = subprocess.run(
+        [str(ZTCTL), "--lab", lab.names.name, "policy", "explain"],
+        input=proxy_log(lab, "node2"),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    ).stdout
+    for part in ("only-other", f"spiffe://{ID}", f"principals: [{ID}]"):
+        assert part in told
+    assert ztctl(lab, "policy", "test", "--from", "server", "--to", f"near:{ECHO}").returncode == 0
+    assert end(lab, ALLOWED) == "data"
+    assert "default/server" in ztctl(lab, "policy", "show", "only-other").stdout
+
+
 @contextmanager
 def held(lab: Lab, path: Path, what: str = "hold") -> Iterator[subprocess.Popen[bytes]]:
     """A client that keeps one connection, or pounds with new ones, until its stdin is closed."""
@@ -263,9 +298,8 @@ def test_live_connection_is_closed_when_it_is_denied(
         process.wait(10)
 
 
-# No moment lets a denied one through. `client` is denied by each of these in another way; `other`,
-# of another account on the same node, is allowed by each.
-OTHER = "cluster.local/ns/default/sa/server"
+# No moment lets a denied one through: `client` is denied by each of these in another way, and
+# OTHER is allowed by each.
 TURNS: list[tuple[Json, ...]] = [
     (authorization("ALLOW", source(principals=[OTHER]), name="only-other"),),
     (
@@ -297,12 +331,26 @@ def test_no_denied_connection_gets_through_while_policies_flip(
     policies.say(*TURNS[0])
     with ExitStack() as stack:
         hammers = [stack.enter_context(held(lab, path, "pound")) for path in PATHS]
+        allowed = stack.enter_context(held(lab, ALLOWED, "pound"))
         for flip in range(FLIPS):
             policies.say(*TURNS[(flip + 1) % len(TURNS)])
+        assert set(pounded(allowed)) == {"data"}
         for path, hammer in zip(PATHS, hammers, strict=True):
             ends = pounded(hammer)
             assert set(ends) <= set(CLOSED), (path, ends)
             assert sum(ends.values()) > FLIPS, (path, ends)
+
+
+def test_pair_that_goes_direct_is_not_disturbed_by_policies_that_allow_it(
+    lab: Lab, policies: Policies
+) -> None:
+    """Every change voids its verdict: whatever is under way then ends well all the same."""
+    _until_direct(lab)
+    with held(lab, SAME_NODE, "pound") as hammer:
+        for number in range(40):
+            policies.say(authorization("DENY", source(namespaces=[f"n{number}"])))
+        assert set(pounded(hammer)) == {"data"}
+    _until_direct(lab)
 
 
 @pytest.mark.slow

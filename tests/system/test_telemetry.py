@@ -13,8 +13,10 @@ from subprocess import Popen
 
 import pytest
 
-from tests.system.harness import APPS, addresses, client, named, python_pod, until
+from tests.system.harness import APPS, addresses, client, named, proxy_log, python_pod, until
 from tests.system.scrape import Page, readiness, scrape
+from tests.system.test_policy import Policies, authorization, port
+from tests.system.test_ztctl import ztctl
 from ztunnel.lab import Lab
 from ztunnel.lab.components import Component, admin_get
 from ztunnel.lab.lab import demo_manifests
@@ -105,6 +107,25 @@ def test_a_refused_destination_counts_as_failed(lab: Lab) -> None:
     until(failed, "the failure")
 
 
+def test_a_denial_is_flagged_at_both_ends(lab: Lab) -> None:
+    before = {node: scrape(lab, node) for node in ("node1", "node2")}
+    policies, ends = Policies(lab), {"source_workload": "client", "destination_workload": "server"}
+    try:
+        policies.say(authorization("DENY", port(7000)))
+        said = client(lab, "client", "poke", addresses(lab, "server")[4], 7000)
+        assert said["end"] == "ECONNRESET"
+    finally:
+        policies.clear()
+    failed = "istio_tcp_connections_failed_total"
+    for node in ("node1", "node2"):
+
+        def flagged(node: str = node) -> bool:
+            now = scrape(lab, node)
+            return grown(now, before[node], failed, response_flags="DENY", **ends) == 1
+
+        until(flagged, f"the denial at {node}")
+
+
 def test_plaintext_is_told_from_mtls(lab: Lab) -> None:
     before = scrape(lab, "node2")
     target = addresses(lab, "server")[4]
@@ -171,6 +192,32 @@ def test_no_key_is_in_the_dump(lab: Lab) -> None:
     assert status == 200
     assert {"status", "workloads", "services", "pods", "certificates"} <= set(dump)
     assert "PRIVATE" not in json.dumps(dump)
+
+
+def test_levels_are_changed_while_the_node_runs(lab: Lab) -> None:
+    target, node = addresses(lab, "server")[4], ("--node", "node1")
+
+    def lines() -> int:
+        return proxy_log(lab, "node1").count(f"dst.hbone_addr={target}:7000")
+
+    def said() -> int:
+        before = lines()
+        client(lab, "client", "echo", target, 7000, "x")
+        opened = scrape(lab, "node1")  # it makes the workers speak: what was is written
+        assert opened.total(OPENED) > 0
+        return lines() - before
+
+    assert said() == 1
+    try:
+        done = ztctl(lab, *node, "log", "level", "access/default=warning", "process=debug")
+        assert done.returncode == 0, done.stderr
+        assert "access/default" in done.stdout
+        assert said() == 0
+        (dump,) = json.loads(ztctl(lab, *node, "config", "dump").stdout).values()
+        assert dump["log"]["namespaces"] == {"default": {"level": "warning", "sample": 1.0}}
+    finally:
+        ztctl(lab, *node, "log", "level", "access/default=default", "process=default")
+    assert said() == 1
 
 
 class held:  # noqa: N801  a context manager

@@ -7,7 +7,8 @@ Works with every runtime, as the kubelet names the pod's cgroup, not the runtime
     systemd driver    .../kubepods-burstable-pod<uid, - as _>.slice/<container>.scope/cgroup.procs
 
 The oldest process of a pod is its sandbox's (`pause`): only its namespace is the pod's for sure,
-a later one may have moved. May import the standard library only.
+a later one may have moved. CRI-O puts its monitors beside the containers, older than these and in
+the node's namespace: they are no processes of the pod. May import the standard library only.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _NAMES = (
     re.compile(rf"pod({_UID.format(dash='-')})"),
     re.compile(rf"(?:.+-)?kubepods(?:-[a-z]+)?-pod({_UID.format(dash='_')})\.slice"),
 )
+_MONITOR = "crio-conmon-"
 
 
 class HostNamespaceError(Exception):
@@ -157,7 +159,7 @@ def _pids(directory: Path) -> set[int]:
     waiting = [directory]
     while waiting:
         one = waiting.pop()
-        waiting += _directories(one)
+        waiting += [child for child in _directories(one) if not child.name.startswith(_MONITOR)]
         try:
             found.update(int(word) for word in (one / "cgroup.procs").read_text().split())
         except OSError:  # it vanished, or is a threaded cgroup

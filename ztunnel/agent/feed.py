@@ -18,6 +18,7 @@ import structlog
 
 from ztunnel.agent import chunks
 from ztunnel.agent.enrol import Enroller
+from ztunnel.agent.leaving import Leaving
 from ztunnel.agent.same_node import SameNodeTraffic
 from ztunnel.agent.workers import Session, Workers
 from ztunnel.identity.store import KeyPair, Store
@@ -31,7 +32,7 @@ from ztunnel.link.messages import (
     NeedSockets,
 )
 from ztunnel.mesh.authorize import Policies
-from ztunnel.mesh.model import TunnelProtocol, Workload
+from ztunnel.mesh.model import Workload
 
 log = structlog.get_logger()
 
@@ -61,6 +62,7 @@ class Feed:
         self._policies = policies
         self._workers = workers
         self._store = store
+        self._leaving = Leaving(self._take_local)
         self._greet = greet
         self._registry_only = registry_only
         self._local_uids: set[str] = set()
@@ -146,11 +148,7 @@ class Feed:
     def _take_local(self) -> None:
         """This node's pods, if anything about them is new."""
         pods = self._mirror.pods_on(self._node)
-        enrolled = {
-            pod.pod_uid: pod
-            for pod in pods
-            if pod.protocol is TunnelProtocol.HBONE and not pod.host_network
-        }
+        enrolled = self._leaving.kept(pods, set(self._local[0] if self._local else ()))
         local = enrolled, {pod.pod_uid for pod in pods}
         if local == self._local:
             return

@@ -123,6 +123,9 @@ class Metrics:
         snapshot.set("ztunnel_build_info", 1, status["version"])
         snapshot.set("ztunnel_ready", status["ready"])
         snapshot.set("ztunnel_source_synced", source["synced"])
+        snapshot.set("ztunnel_source_connected", source.get("present", False))
+        if source.get("age_seconds") is not None:
+            snapshot.set("ztunnel_source_age_seconds", source["age_seconds"])
         snapshot.set("ztunnel_source_revision", source.get("revision", 0))
         snapshot.set("ztunnel_source_errors", len(source.get("errors", ())))
         snapshot.set("ztunnel_workers", len(workers))

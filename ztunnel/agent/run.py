@@ -111,6 +111,7 @@ class Agent:
             DEFAULT_CLUSTER,
             root_namespace=options.root_namespace,
             discovery=options.discovery,
+            marks=options.access is not None,
         )
         self._policies = Policies()
         totals, paths = Totals(options.most_series), Paths(options.most_series)

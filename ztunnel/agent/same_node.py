@@ -162,6 +162,10 @@ class SameNodeTraffic:
         self._denied[entry.owner] = None
         while len(self._denied) > MOST_EVENTS:
             del self._denied[next(iter(self._denied))]
+        target = self._known.get(entry.destination_cookie)
+        self._destroy(entry)
+        if not is_wanted(self.logging, target.namespace if target else "", failed=True):
+            return
         access_log.warning(
             "denied",
             direction="inbound",
@@ -173,7 +177,6 @@ class SameNodeTraffic:
             **({"rule": f"rules[{decision.rule}]"} if decision.rule >= 0 else {}),
             error=decision.reason,
         )
-        self._destroy(entry)
 
     def revoke(self) -> None:
         """Something that verdicts rest on is about to change."""

@@ -4,8 +4,10 @@
     every TURN: marks that are not as they should be ──▶ patch ──▶ the watch shows it ──▶ true
                 refusals, and problems that last     ──▶ one Event each
 
-It compares what is with what should be, so nothing is lost by a failure or a restart; a server
-that is away is asked again later. May import the agent's own modules, kube, mesh, structlog.
+The mark tells other nodes to speak HBONE to the pod: it comes once the pod is captured, and goes
+before it is let go (`agent.leaving`). This compares what is with what should be, so nothing is
+lost by a failure or a restart; a server that is away is asked again later. May import the agent's
+own modules, kube, mesh, structlog.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ from typing import Protocol
 import structlog
 
 from ztunnel.agent.pod import Pod, PodState
-from ztunnel.kube.marks import ENABLED, REDIRECTION, WriteError
+from ztunnel.kube.marks import WriteError
 from ztunnel.kube.mirror import Mirror
+from ztunnel.mesh.enrolment import ENABLED, REDIRECTION
 from ztunnel.mesh.model import Workload
 
-TURN = 0.5  # seconds between looks
+TURN = 0.1  # seconds between looks
 AGAIN = 5.0  # seconds until a write is tried again that the watch does not show
 PATIENCE = 15.0  # seconds a pod's problem must last to be told: most are gone in one
 MOST = 50  # writes a turn
@@ -87,9 +90,9 @@ class Signs:
             if pod.state is PodState.CAPTURED and not pod.capture_problem
         }
         for pod in local:
-            should = pod.pod_uid in captured
+            should = pod.enrolled and pod.pod_uid in captured
             has = self._mirror.annotation(pod.namespace, pod.name, REDIRECTION)
-            if should == (has == ENABLED) or not (should or has):
+            if has == (ENABLED if should else ""):
                 self._tried.pop(pod.pod_uid, None)
             elif now - self._tried.get(pod.pod_uid, -AGAIN) >= AGAIN:
                 self._tried[pod.pod_uid] = now

@@ -55,8 +55,10 @@ class AgentViews:
     def waiting_for(self) -> list[str]:
         """What readiness waits for; empty when ready."""
         missing = []
-        if not self._source()["synced"]:
-            missing.append("first complete view of the mesh")
+        source = self._source()
+        if not source["synced"]:
+            wrong = "; ".join(f"{name}: {text}" for name, text in source["errors"].items())
+            missing.append("first complete view of the mesh" + (f" ({wrong})" if wrong else ""))
         if not any(session.is_synced for session in self._workers.sessions):
             missing.append("a proxy worker")
         for pod in self._enroller.pods:

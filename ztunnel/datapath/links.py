@@ -52,11 +52,21 @@ def attach_sk_lookup(pin_dir: Path, netns_fd: int, cookie: int) -> None:
 
 
 def detach_sk_lookup(pin_dir: Path, cookie: int) -> bool:
-    """Undo `attach_sk_lookup`; False when there was no link."""
+    """Undo `attach_sk_lookup`; False when there was no link.
+
+    Detached first: the kernel frees an unlinked pin's link some time later, and until then it
+    would refuse connections whose listener is gone from the map.
+    """
+    path = _pod_pin(pin_dir, cookie)
     try:
-        _pod_pin(pin_dir, cookie).unlink()
+        link = syscall.get(path)
     except FileNotFoundError:
         return False
+    try:
+        syscall.link_detach(link)
+    finally:
+        os.close(link)
+    path.unlink(missing_ok=True)
     return True
 
 

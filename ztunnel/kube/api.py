@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kubernetes.informer import ADDED, DELETED, MODIFIED, SharedInformer
+from kubernetes.informer import ADDED, DELETED, ERROR, MODIFIED, SharedInformer
 
 from ztunnel.kube.access import Access
 from ztunnel.kube.fields import KINDS, Object
@@ -141,6 +141,7 @@ class ApiSource:
         informer = SharedInformer(watch)
         for event, is_there in ((ADDED, True), (MODIFIED, True), (DELETED, False)):
             informer.add_event_handler(event, self._handler(kind, is_there))
+        informer.add_event_handler(ERROR, watch.failed)
         return informer
 
     def _handler(self, kind: str, is_there: bool) -> Callable[[Object], None]:

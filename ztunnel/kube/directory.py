@@ -8,7 +8,8 @@
 inotify only hints: what counts is a scan, which compares every file's signature and reads those
 that differ. So a lost event costs a second, not a wrong state. Files should appear by atomic
 rename. What can't be read leaves what the file said before in force, and so does a directory that
-vanishes as a whole: a pod that fell out of the mesh would be spoken to in plaintext.
+vanishes as a whole: a pod that fell out of the mesh would be spoken to in plaintext. At the start
+there is no before: a file that can't be read holds `synced` back, for it may hold a policy.
 May import `kube`, watchfiles and structlog.
 """
 
@@ -143,8 +144,12 @@ class DirectorySource:
         self._signatures = scan.signatures
         self._report(scan)
         changed = self._apply(scan)
-        if changed or not self.synced.is_set():
+        if not self.synced.is_set():
+            if self._errors:
+                return
             self.synced.set()
+            changed = True
+        if changed:
             self._on_change()
 
     def _report(self, scan: Scan) -> None:

@@ -24,7 +24,7 @@ KINDS = {
     "AuthorizationPolicy": "security.istio.io/v1",
     "PeerAuthentication": "security.istio.io/v1",
 }
-_SAME_AS = {"security.istio.io/v1beta1": "security.istio.io/v1"}  # another name of one schema
+_POLICY = "security.istio.io/"  # all its versions have one schema; none may be passed over
 _CLUSTER_SCOPED = frozenset({"Namespace", "Node"})
 
 
@@ -54,8 +54,9 @@ def is_read(obj: Object) -> bool:
     kind = obj.get("kind")
     version = KINDS.get(kind) if isinstance(kind, str) else None
     written = obj.get("apiVersion")
-    same = _SAME_AS.get(written, written) if isinstance(written, str) else written
-    return version is not None and same in (None, version)
+    if version is None or written in (None, version):
+        return version is not None
+    return isinstance(written, str) and version.startswith(_POLICY) and written.startswith(_POLICY)
 
 
 def key_of(obj: Object) -> ObjectKey:

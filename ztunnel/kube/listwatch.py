@@ -126,6 +126,12 @@ class ListWatch:
             self._lost(error)
             raise
 
+    def failed(self, error: object) -> None:
+        """What ended a watch in the informer's own hands, 410 Gone among it."""
+        is_absence = self.resource.optional and isinstance(error, NotFoundException)
+        if isinstance(error, Exception) and not is_absence:
+            self._lost(error)
+
     def _absent(self, error: Exception, watch: bool) -> Listed:
         """The kind is not installed. A watch from 0 will tell of all there is, once it is."""
         self._heard()

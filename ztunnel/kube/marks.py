@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent writes into the API: the mark of a captured pod, and Events about refused ones.
 
-Blocking calls, for a thread. May import `kube.listwatch`'s error texts and the `kubernetes` client.
+Blocking calls, for a thread. May import mesh and the `kubernetes` client.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
+from ztunnel.mesh.enrolment import ENABLED, REDIRECTION
 from ztunnel.mesh.model import Workload
 
-REDIRECTION = "ambient.istio.io/redirection"  # istio.io, "Verify mutual TLS is enabled"
-ENABLED = "enabled"
 COMPONENT = "ztunnel-agent"
 TIMEOUT = (5.0, 10.0)  # seconds to connect, and for the answer
 _MESSAGE = 1024  # characters, the API server's limit for an Event

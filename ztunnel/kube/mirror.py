@@ -60,10 +60,15 @@ class Mirror:
         cluster_domain: str = "cluster.local",
         root_namespace: str = DEFAULT_ROOT_NAMESPACE,
         discovery: Sequence[Selector] = (),
+        *,
+        marks: bool = False,
     ) -> None:
-        """`discovery`: only namespaces whose labels one of them selects are of the mesh's world."""
+        """`discovery`: only namespaces whose labels one of them selects are of the mesh's world.
+
+        `marks`: see `translate.Cluster`.
+        """
         self._discovery = discovery
-        self._cluster = translate.Cluster(trust_domain, cluster, cluster_domain)
+        self._cluster = translate.Cluster(trust_domain, cluster, cluster_domain, marks)
         self._workloads: Tracked[Workload] = Tracked()
         self._services: Tracked[Service] = Tracked()
         self._errors: dict[str, str] = {}

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ztunnel.kube.fields import Fields, Object, key_of
-from ztunnel.mesh.enrolment import Enrolled, Refused, decide
+from ztunnel.mesh.enrolment import ENABLED, REDIRECTION, Enrolled, Refused, decide
 from ztunnel.mesh.model import (
     DEFAULT_CLUSTER_DOMAIN,
     Endpoint,
@@ -33,11 +33,16 @@ _CRON_JOB = re.compile(r"(.+)-[0-9]{8,10}")  # a CronJob's Job: the minute it wa
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What every workload and service of a cluster has in common."""
+    """What every workload and service of a cluster has in common.
+
+    `marks`: agents mark the pods they captured, and only those are spoken HBONE to. Without
+    (a directory of manifests) an enrolled pod counts as captured.
+    """
 
     trust_domain: str
     cluster: str
     cluster_domain: str = DEFAULT_CLUSTER_DOMAIN
+    marks: bool = False
 
     def workload_uid(self, namespace: str, name: str) -> str:
         """Istio's name of a pod across the mesh."""
@@ -142,6 +147,7 @@ def workload(pod: Pod, namespace_labels: Mapping[str, str], cluster: Cluster) ->
     )
     refused = f"{decision.reason} — {decision.mend}" if isinstance(decision, Refused) else ""
     enrolled = isinstance(decision, Enrolled)
+    captured = _is_marked(pod) if cluster.marks else enrolled
     return Workload(
         uid=cluster.workload_uid(pod.namespace, pod.name),
         pod_uid=pod.uid,
@@ -150,7 +156,8 @@ def workload(pod: Pod, namespace_labels: Mapping[str, str], cluster: Cluster) ->
         service_account=pod.service_account,
         node=pod.node,
         addresses=pod.addresses,
-        protocol=TunnelProtocol.HBONE if enrolled else TunnelProtocol.NONE,
+        protocol=TunnelProtocol.HBONE if captured else TunnelProtocol.NONE,
+        enrolled=enrolled,
         trust_domain=cluster.trust_domain,
         cluster=cluster.cluster,
         host_network=pod.host_network,
@@ -161,6 +168,11 @@ def workload(pod: Pod, namespace_labels: Mapping[str, str], cluster: Cluster) ->
         owner_name=pod.owner[1],
         capture_refused=refused,
     )
+
+
+def _is_marked(pod: Pod) -> bool:
+    """A mark on a pod of the host's network is nobody's: no agent makes one."""
+    return pod.annotations.get(REDIRECTION) == ENABLED and not pod.host_network
 
 
 def read_service(obj: Object) -> ServiceSpec:

@@ -2,14 +2,16 @@
 """What of the API's JSON the mesh reads, cut out while it is decoded. Pure; may import msgspec.
 
 A pod of a real cluster has kilobytes of containers, volumes and `managedFields`. They are skipped
-by the decoder and never become Python objects: that is what lets an agent hold 20,000 pods. Of
-kinds there are few of, all but the bookkeeping stays.
+by the decoder and never become Python objects: that is what lets an agent hold 20,000 pods. Texts
+that many have (labels, namespaces, nodes) are kept once. Of kinds there are few of, all but the
+bookkeeping stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from sys import intern
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -42,12 +44,19 @@ class _Metadata(_Kept):
     owner_references: list[_Owner] | None = None
 
     def __post_init__(self) -> None:
+        self.namespace = intern(self.namespace)
+        if self.labels is not None:
+            self.labels = {intern(name): intern(value) for name, value in self.labels.items()}
         if self.annotations is not None:
             self.annotations = _own(self.annotations) or None
 
 
+class _Dated(_Metadata):
+    creation_timestamp: str = ""  # of PeerAuthentications the oldest counts
+
+
 class _Any(_Kept):
-    metadata: _Metadata
+    metadata: _Dated
     spec: Any = None
     status: Any = None
 
@@ -56,6 +65,10 @@ class _PodSpec(_Kept):
     node_name: str = ""
     service_account_name: str = ""
     host_network: bool = False
+
+    def __post_init__(self) -> None:
+        self.node_name = intern(self.node_name)
+        self.service_account_name = intern(self.service_account_name)
 
 
 class _Condition(_Kept):
@@ -74,6 +87,7 @@ class _PodStatus(_Kept):
     conditions: list[_Condition] | None = None
 
     def __post_init__(self) -> None:
+        self.phase = intern(self.phase)
         if self.conditions is not None:
             self.conditions = [each for each in self.conditions if each.type == "Ready"] or None
 

@@ -94,20 +94,25 @@ class Component:
     def _argv(self) -> list[str]:
         common = ["--node", self.node, "--run-dir", str(self.names.run_dir(self.node))]
         if self.kind == "agent":
-            return [_ztunnel(), "agent", *common, *self._agent_options(), *self.options]
+            return [_ztunnel(), "agent", *common, *self._agent_options(), *self._own_options()]
         if self.kind == "proxy":
             return [_ztunnel(), "proxy", *common, *self.options]
         served = [word for ip in addresses.DNS_ADDRESSES for word in ("--address", ip)]
         module = [sys.executable, "-m", "ztunnel.lab.dns"]
         return [*module, "--objects", str(self.names.objects), *served]
 
+    def _own_options(self) -> list[str]:
+        return [word.replace("{node}", self.node) for word in self.options]
+
     def _agent_options(self) -> list[str]:
         paths = {
-            "--manifests": self.names.objects,
             "--cgroup": self.names.node_cgroup(self.node),
             "--pin-dir": self.names.pin_dir(self.node),
-            "--ca-dir": self.names.ca,
         }
+        if "--kubeconfig" not in self.options:
+            paths["--manifests"] = self.names.objects
+        if "--namespace" not in self.options:  # where a cluster's signer publishes its roots
+            paths["--ca-dir"] = self.names.ca
         return [word for option, path in paths.items() for word in (option, str(path))]
 
 

@@ -3,7 +3,7 @@
 
 `answer` is pure; `main` serves it over UDP and TCP on the given addresses and reads the object
 directory anew when it changed. There is no upstream: names outside the cluster are refused.
-May import `objects`, `services`, dnspython.
+May import `objects`, `services`, `ztunnel.resolver`, dnspython.
 
     python -m ztunnel.lab.dns --objects DIR --address 10.96.0.10 --address fd00:10:96::a
 """
@@ -34,6 +34,7 @@ import dns.rrset
 
 from ztunnel.lab.objects import Key, Object, Objects, key_of, of_kind, parse
 from ztunnel.lab.services import SERVICE_LABEL
+from ztunnel.resolver.message import UDP_MAX, UDP_PLAIN, encoded
 
 ZONE = dns.name.from_text("cluster.local.")
 SERVICES = dns.name.from_text("svc.cluster.local.")
@@ -42,7 +43,6 @@ TTL = 5  # seconds, as CoreDNS' kubernetes plugin
 _SOA = f"ns.dns.{ZONE} hostmaster.{ZONE} 1 7200 1800 86400 {TTL}"
 _TCP_IDLE = 10  # seconds
 _TICK = 50_000_000  # nanoseconds
-_UDP_MAX = 1232  # bytes: what passes any path unfragmented (DNS flag day 2020)
 
 
 @dataclass
@@ -104,8 +104,11 @@ def answer(query: dns.message.Message, zone: Zone) -> dns.message.Message:
     reply.flags |= dns.flags.AA
     name = dns.name.Name([label.lower() for label in question.name.labels])
     if name in zone.aliases:
-        alias = zone.aliases[name].to_text()
+        target = zone.aliases[name]
+        alias = target.to_text()
         reply.answer.append(dns.rrset.from_text(question.name, TTL, "IN", "CNAME", alias))
+        if texts := _texts(zone.addresses.get(target, []), question.rdtype):
+            reply.answer.append(dns.rrset.from_text_list(target, TTL, "IN", question.rdtype, texts))
         return reply
     if name not in zone.addresses:
         reply.set_rcode(dns.rcode.NXDOMAIN)
@@ -171,20 +174,13 @@ def respond(wire: bytes, directory: Directory, limit: int | None) -> bytes | Non
     if query.flags & dns.flags.QR:
         return None  # a response: answering it could loop
     reply = answer(query, directory.zone())
-    if limit is None:
-        return reply.to_wire()
-    try:
-        return reply.to_wire(max_size=min(max(query.payload, 512), limit))
-    except dns.exception.TooBig:
-        short = dns.message.make_response(query)
-        short.flags |= dns.flags.TC | dns.flags.AA
-        return short.to_wire()
+    return encoded(reply, 65535 if limit is None else min(max(query.payload, UDP_PLAIN), limit))
 
 
 class _UdpHandler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         wire, sock = self.request
-        if reply := respond(wire, _directory(self.server), _UDP_MAX):
+        if reply := respond(wire, _directory(self.server), UDP_MAX):
             sock.sendto(reply, self.client_address)
 
 

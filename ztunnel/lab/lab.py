@@ -87,8 +87,10 @@ class Lab:
     """One lab. Unset arguments are those the lab was brought up with, else the defaults.
 
     `nodes`: how many (2). `mesh`: start agents and proxies (True). `agent_options`,
-    `proxy_options`: more words for the agents' and proxies' command lines. `progress`: called with
-    a line for each step.
+    `proxy_options`: more words for the agents' and proxies' command lines; in an agent's `{node}`
+    is the node's name, and a --kubeconfig takes the place of the lab's objects. `progress`: called
+    with a line for each step. `pod_uid` gives a new pod its uid: an attribute, for those who put
+    an API server in front of the lab.
     All methods raise LabError.
     """
 
@@ -116,6 +118,7 @@ class Lab:
         self.proxy_options = tuple(proxy_options)
         self._manifests_applied: bool = saved.get("manifests_applied", False)
         self.store = ObjectStore(self.names.objects)
+        self.pod_uid: Callable[[Object], str] = lambda _: _uid()
         self._kubelet = Kubelet(self.names, self.nodes, self.store, self._await_capture)
 
     # -- life ------------------------------------------------------------------------------
@@ -442,7 +445,7 @@ class Lab:
         self._put_all(services.plan_services(self.store.load()))
         self._drop_broken()
         objects = self.store.load()
-        planned = plan.plan_pods(objects, self.nodes, uid=_uid, now=_now())
+        planned = plan.plan_pods(objects, self.nodes, uid=self.pod_uid, now=_now())
         self._remove_leftovers(objects, planned)
         self._put_all(planned.pods)
         self._publish()

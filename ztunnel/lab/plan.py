@@ -154,7 +154,7 @@ def plan_pods(
     objects: Objects,
     nodes: Sequence[NodePlan],
     *,
-    uid: Callable[[], str],
+    uid: Callable[[Object], str],
     now: str,
 ) -> PodPlan:
     """Every pod that should exist, bound to a node and addressed.
@@ -175,7 +175,7 @@ def plan_pods(
             plan.problems += _not_played(wanted)
     labels = {node.name: _node_labels(objects, node) for node in nodes}
     for pod in sorted(waiting, key=lambda pod: not _names_node(pod)):
-        pod["metadata"]["uid"] = uid()
+        pod["metadata"]["uid"] = uid(pod)
         pod["metadata"]["creationTimestamp"] = now
         if problem := _bind(pod, plan.pods, nodes, labels, now):
             plan.problems.append(problem)

@@ -14,6 +14,8 @@ MODE_LABEL = "istio.io/dataplane-mode"
 AMBIENT = "ambient"
 OPT_OUT = "none"
 SIDECAR_ANNOTATION = "sidecar.istio.io/status"
+REDIRECTION = "ambient.istio.io/redirection"  # the mark that an agent puts on a captured pod
+ENABLED = "enabled"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
     `uid` is Istio's form `<cluster>//Pod/<namespace>/<name>`; it names the pod across the mesh.
     `pod_uid` is Kubernetes' metadata.uid: it changes when a pod of the same name is re-created.
-    `addresses` are canonical IP texts, primary first.
+    `addresses` are canonical IP texts, primary first. `enrolled`: its node is to capture it;
+    `protocol`: how others reach it now, which follows once it is captured.
     """
 
     uid: str
@@ -50,6 +51,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     addresses: tuple[str, ...]
     protocol: TunnelProtocol = TunnelProtocol.NONE
+    enrolled: bool = False
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     cluster: str = DEFAULT_CLUSTER
     host_network: bool = False

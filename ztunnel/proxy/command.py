@@ -6,6 +6,7 @@ May import the rest of `ztunnel.proxy` and click.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -51,9 +52,23 @@ DEFAULT_UID = 1337  # Istio's proxy user
     show_default=True,
     help="How long live connections may go on after SIGTERM; then they are reset.",
 )
+@click.option(
+    "--otlp",
+    metavar="URL",
+    default="",
+    help="Send a span for each tunnelled connection to this OTLP/HTTP collector, as "
+    "http://collector:4318/v1/traces. Needs the extra `tracing`.",
+)
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
 def command(
-    *, node: str, run_dir: Path, user: int, workers: int, drain_seconds: float, log_format: str
+    *,
+    node: str,
+    run_dir: Path,
+    user: int,
+    workers: int,
+    drain_seconds: float,
+    otlp: str,
+    log_format: str,
 ) -> None:
     """Carry the traffic of this node's enrolled pods. Needs no privilege; drops what it has."""
     configure_logs(log_format)
@@ -63,7 +78,24 @@ def command(
     except (privileges.PrivilegeError, OSError) as error:
         raise click.ClickException(f"cannot give up privileges: {error}") from error
 
+    if otlp:
+        _require_tracing()
+
     def work(index: int) -> int:
-        return Worker(new_context(workers), run_dir, index, drain_seconds).run()
+        context = new_context(workers)
+        if not otlp:
+            return Worker(context, run_dir, index, drain_seconds).run()
+        from ztunnel.telemetry.tracing import SpanMaker  # noqa: PLC0415  heavy, and an extra
+
+        tracer = context.report.tracer = SpanMaker.to(otlp, node)  # its thread is the worker's own
+        try:
+            return Worker(context, run_dir, index, drain_seconds).run()
+        finally:
+            tracer.close()
 
     sys.exit(work(0) if workers == 1 else Supervisor(workers, work).run())
+
+
+def _require_tracing() -> None:
+    if importlib.util.find_spec("opentelemetry") is None:
+        raise click.UsageError("--otlp needs OpenTelemetry; mend: pip install 'ztunnel[tracing]'")

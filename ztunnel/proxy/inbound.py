@@ -93,8 +93,13 @@ class HboneConnection:
 
     def handshake_failed(self, handshake: Handshake, reason: str) -> None:
         self._server.handshake_over(handshake)
+        mesh = self.context.mesh
         self.context.report.handshake_failed(
-            Direction.INBOUND, str(self.peer_address), str(self.local_address), reason
+            Direction.INBOUND,
+            str(self.peer_address),
+            str(self.local_address),
+            reason,
+            Ends(None, mesh.workload(self.pod.workload) if mesh is not None else None),
         )
 
     def on_request(self, tunnel: Tunnel, request: RequestReceived) -> None:
@@ -173,6 +178,8 @@ class InboundStream:
                 ends=ends,
             )
             self._record.dry_run = decision.dry_run
+            if report.tracer is not None:
+                self._record.trace = _traceparent(self._request)
             self._begin(accepted)
             return
         report.denied(
@@ -305,3 +312,8 @@ class InboundStream:
                 self._request.authority.decode("latin-1"),
                 error,
             )
+
+
+def _traceparent(request: RequestReceived) -> str:
+    found = next((value for name, value in request.headers if name == b"traceparent"), b"")
+    return found.decode("latin-1")

@@ -136,13 +136,16 @@ class Outbound:
         return Ends(source, to, called, (source.identity, expected) if expected else ("", ""))
 
     def _request(self, source: Workload, decision: Hbone) -> list[Header]:
-        trace, span = random.getrandbits(128), random.getrandbits(64)
+        assert self._record is not None
+        trace, span = random.getrandbits(128) or 1, random.getrandbits(64) or 1  # 0 is invalid
+        is_traced = self._context.report.tracer is not None
+        self._record.trace = f"00-{trace:032x}-{span:016x}-{is_traced:02x}"
         return [
             (b":method", b"CONNECT"),
             (b":authority", str(decision.authority).encode()),
             (b"baggage", self._pod.baggage(source)),
             (b"forwarded", format_forwarded(self._client, decision.service).encode()),
-            (b"traceparent", f"00-{trace:032x}-{span:016x}-00".encode()),
+            (b"traceparent", self._record.trace.encode()),
         ]
 
     def _tunnel_ready(self, tunnel: Tunnel | None, reason: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -16,7 +17,7 @@ import structlog
 from ztunnel.link.messages import Count
 from ztunnel.mesh.authorize import Decision, named
 from ztunnel.mesh.model import SocketAddress, Workload
-from ztunnel.telemetry.access import AccessLog
+from ztunnel.telemetry.access import AccessLog, Fields
 from ztunnel.telemetry.counts import NOBODY, Counts, Ends, Series
 from ztunnel.telemetry.flags import Flag, flag_of
 from ztunnel.telemetry.labels import Reporter
@@ -27,6 +28,15 @@ log = structlog.get_logger()
 class Direction(StrEnum):
     OUTBOUND = "outbound"
     INBOUND = "inbound"
+
+
+class Tracer(Protocol):
+    """Makes spans, see `ztunnel.telemetry.tracing`."""
+
+    def ended(
+        self, trace: str, *, outbound: bool, started: float, fields: Fields, error: str
+    ) -> None:
+        """A connection is over."""
 
 
 _REPORTERS = {
@@ -61,6 +71,7 @@ class Record(msgspec.Struct, kw_only=True):
     policy: str = ""  # which one
     rule: str = ""
     dry_run: str = ""  # what policies in dry run would have done
+    trace: str = ""  # W3C traceparent: ours when outbound, the peer's when inbound
     established: bool = False  # bytes could flow: what ends it now is no failure to connect
 
 
@@ -110,6 +121,7 @@ class Report:
     def __init__(self, access: AccessLog) -> None:
         self.stats = Stats()
         self.access = access
+        self.tracer: Tracer | None = None
         self._counts = Counts()
         self._live: dict[int, _Live] = {}
         self._ids = itertools.count(1)
@@ -155,6 +167,14 @@ class Report:
         stats.failed += bool(error)
         stats.sent += record.sent
         stats.received += record.received
+        if self.tracer is not None and record.trace:
+            self.tracer.ended(
+                record.trace,
+                outbound=record.direction is Direction.OUTBOUND,
+                started=record.started,
+                fields=_access_fields(record, error),
+                error=error,
+            )
         if self._is_wanted(record, failed=bool(error)):
             self.access.write("info", "connection", _access_fields(record, error))
 
@@ -213,10 +233,12 @@ class Report:
         self.stats.accepts_paused += 1
 
     def handshake_failed(
-        self, direction: Direction, source: str, destination: str, why: str
+        self, direction: Direction, source: str, destination: str, why: str, ends: Ends
     ) -> None:
         """Quiet, because anybody who reaches the port can cause it."""
         self.stats.handshakes_failed += 1
+        series = self._counts.series(_REPORTERS[direction], ends)
+        self._counts.refused(series, flag_of(why, established=False))
         log.debug(
             "handshake failed", direction=direction.value, src=source, dst=destination, error=why
         )

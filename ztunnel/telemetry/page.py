@@ -30,6 +30,8 @@ OWN: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "ztunnel_build_info": ("gauge", "1, with the version.", ("version",)),
     "ztunnel_ready": ("gauge", "1 when the node is ready: agent, proxy and all pods.", ()),
     "ztunnel_source_synced": ("gauge", "1 when a first complete view of the mesh is there.", ()),
+    "ztunnel_source_connected": ("gauge", "1 while the API server, or directory, is there.", ()),
+    "ztunnel_source_age_seconds": ("gauge", "Since the API server was last heard of.", ()),
     "ztunnel_source_revision": ("gauge", "Revision of the mesh that workers are told.", ()),
     "ztunnel_source_errors": ("gauge", "Objects that can't be read or understood.", ()),
     "ztunnel_workers": ("gauge", "Proxy workers that are connected to the agent.", ()),

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.pure.agent.doubles import workload
 from ztunnel.agent import chunks
+from ztunnel.kube.policies import LARGEST
 from ztunnel.link.messages import MeshDelta
 from ztunnel.mesh.model import Endpoint, Service
+from ztunnel.mesh.policy import Attribute, AuthorizationPolicy, Rule, Terms
 from ztunnel.mesh.state import MeshState
 
 PACKET = 256 * 1024  # bytes
@@ -39,6 +41,7 @@ def test_what_the_mesh_allows_outside_opens_the_snapshot() -> None:
     assert len(parts) > 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2000), max_size=12), st.integers(0, 1500))
 def test_snapshot_arrives_whole_in_packets_that_fit(sizes: list[int], count: int) -> None:
     services = [_service(number, size) for number, size in enumerate(sizes)]
@@ -69,6 +72,25 @@ def test_change_is_split_too_and_removes_before_it_adds() -> None:
     assert sum(len(part.removed_workloads) for part in parts) == 2000
     kinds = [bool(part.workloads) for part in parts]
     assert kinds == sorted(kinds)
+
+
+def test_policies_travel_whole_and_never_cut() -> None:
+    values = tuple(f"cluster.local/ns/n{number}/sa/account" for number in range(4000))
+    rule = Rule(0, (((Terms(Attribute.PRINCIPAL, values),),),))
+    large = [
+        AuthorizationPolicy(namespace="shop", name=f"p{number}", rules=(rule,))
+        for number in range(5)
+    ]
+    assert LARGEST > len(msgspec.msgpack.encode(large[0])) > LARGEST // 2
+    gone = tuple(f"AuthorizationPolicy/shop/gone-{number}" for number in range(3000))
+    delta = MeshDelta(revision=3, policies=tuple(large), removed_policies=gone)
+    for parts in (list(chunks.change(delta)), list(chunks.snapshot(3, (), (), large))):
+        assert max(map(_size, parts)) <= PACKET
+        assert [each for part in parts for each in part.policies] == large
+        again = [msgspec.msgpack.decode(msgspec.msgpack.encode(p), type=MeshDelta) for p in parts]
+        assert again == parts
+    removed = [key for part in chunks.change(delta) for key in part.removed_policies]
+    assert removed == list(gone)
 
 
 def test_giant_service_keeps_its_ready_endpoints_first() -> None:

@@ -43,6 +43,13 @@ LAYOUTS = {
         "kubepods.slice/kubepods-burstable.slice/"
         "kubepods-burstable-pod{under}.slice/cri-containerd-0123abc.scope"
     ),
+    "cgroupfs crio": "kubepods/besteffort/pod{uid}/crio-0123abc",
+    "kind, cgroupfs": "kubelet/kubepods/burstable/pod{uid}/0123abc",
+    "kind in a hybrid host": (
+        "system.slice/docker-4567def.scope/kubelet.slice/kubelet-kubepods.slice/"
+        "kubelet-kubepods-pod{under}.slice/cri-containerd-0123abc.scope"
+    ),
+    "k3s": "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{under}.slice/0123abc",
     "systemd crio": ("kubepods.slice/kubepods-pod{under}.slice/crio-0123abc.scope/container"),
     "kind": (
         "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/"
@@ -116,6 +123,23 @@ def test_other_pods_and_daemons_are_not_mistaken_for_it(host: Host) -> None:
     host.container(f"kubepods/pod{OTHER}/c", 42)
     host.container("system.slice/sshd.service", 42)
     assert _inode(host) is None
+
+
+@pytest.mark.parametrize(
+    "monitor",
+    [
+        f"kubepods.slice/kubepods-pod{UNDERSCORED}.slice/crio-conmon-0123abc.scope",
+        f"kubepods/pod{UID}/crio-conmon-0123abc",
+    ],
+)
+def test_crio_monitor_in_the_nodes_namespace_is_no_process_of_the_pod(
+    host: Host, monitor: str
+) -> None:
+    host.process(41, "host", start=90)
+    host.process(42, "pod", start=100)
+    host.container(monitor, 41)
+    host.container(monitor.replace("conmon-", ""), 42)
+    assert _inode(host) == host.inode("pod")
 
 
 def test_pod_without_processes_is_not_found_yet_and_is_later(host: Host) -> None:

@@ -40,6 +40,7 @@ class Agent:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.answers: dict[str, Any] = {}
+        self.patched: list[Any] = []
         run_dir.mkdir(parents=True, exist_ok=True)
         agent = self
 
@@ -52,6 +53,11 @@ class Agent:
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            def do_PATCH(self) -> None:
+                size = int(self.headers["Content-Length"])
+                agent.patched.append(json.loads(self.rfile.read(size)))
+                self.do_GET()
 
             def address_string(self) -> str:
                 return "unix"

@@ -16,6 +16,7 @@ from ztctl.cluster import path_of, progress
 from ztctl.meshconfig import MeshSettings, Outbound
 
 Object = dict[str, Any]
+CRD = "CustomResourceDefinition"
 
 
 def _containers(objects: list[Object]) -> dict[str, Object]:
@@ -29,7 +30,8 @@ def _containers(objects: list[Object]) -> dict[str, Object]:
 
 def test_every_file_of_deploy_is_installed() -> None:
     directory = manifests.source_dir()
-    files = {path.name for path in directory.glob("*.yaml")} - {manifests.KUSTOMIZATION}
+    files = {str(path.relative_to(directory)) for path in directory.rglob("*.yaml")}
+    files -= {manifests.KUSTOMIZATION}
     named = yaml.safe_load((directory / manifests.KUSTOMIZATION).read_text("utf-8"))["resources"]
     assert set(named) == files
     assert len(named) == len(files)
@@ -37,7 +39,7 @@ def test_every_file_of_deploy_is_installed() -> None:
 
 def test_namespace_comes_before_what_is_in_it_and_workloads_come_last() -> None:
     kinds = [obj["kind"] for obj in manifests.load()]
-    assert kinds[0] == "Namespace"
+    assert next(kind for kind in kinds if kind != CRD) == "Namespace"
     first = min(kinds.index(kind) for kind in manifests.WORKLOADS)
     assert not {"ServiceAccount", "ClusterRole", "RoleBinding"} & set(kinds[first:])
 

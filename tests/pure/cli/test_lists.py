@@ -56,6 +56,7 @@ def test_workloads_are_a_table_for_people(ztctl: Ztctl, agent: Agent) -> None:
         "10.244.1.2,fd00:10:244:1::2",
         "yes",
         "spiffe://cluster.local/ns/default/sa/default",
+        "-",
     ]
 
 

@@ -198,15 +198,37 @@ def test_file_that_is_no_manifest_keeps_its_last_good_content(tmp_path: Path, te
 
 def test_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
     async def body() -> None:
-        (tmp_path / "bad.json").write_bytes(b'{"kind": "\xff"}')
-        (tmp_path / "dir.yaml").mkdir()
-        write(tmp_path / "good.yaml", objects.pod("a", "10.0.0.1"))
         async with following(tmp_path) as follower:
-            assert follower.names() == ["a"]
-            assert sorted(follower.source.errors()) == ["bad.json", "dir.yaml"]
+            (tmp_path / "bad.json").write_bytes(b'{"kind": "\xff"}')
+            (tmp_path / "dir.yaml").mkdir()
+            write(tmp_path / "good.yaml", objects.pod("a", "10.0.0.1"))
+            await follower.until_names("a")
+            await follower.until(
+                lambda: sorted(follower.source.errors()) == ["bad.json", "dir.yaml"]
+            )
             (tmp_path / "dir.yaml").rmdir()
             write(tmp_path / "dir.yaml", objects.pod("b", "10.0.0.2"))
             await follower.until_names("a", "b")
+
+    asyncio.run(body())
+
+
+def test_unreadable_file_at_the_start_holds_the_first_view_back(tmp_path: Path) -> None:
+    """It may hold a policy: a view without it could let in what it denies."""
+
+    async def body() -> None:
+        write_text(tmp_path / "policy.yaml", "kind: [")
+        write(tmp_path / "good.yaml", objects.pod("a", "10.0.0.1"))
+        async with following(tmp_path, synced=False) as follower:
+            await follower.until(lambda: "policy.yaml" in follower.source.errors())
+            write(tmp_path / "more.yaml", objects.pod("b", "10.0.0.2"))
+            await follower.until_names("a", "b")
+            assert not follower.source.synced.is_set()
+            assert follower.calls == 0
+            write(tmp_path / "policy.yaml", objects.pod("c", "10.0.0.3"))
+            await asyncio.wait_for(follower.source.synced.wait(), DEADLINE)
+            assert follower.names() == ["a", "b", "c"]
+            assert follower.calls == 1
 
     asyncio.run(body())
 

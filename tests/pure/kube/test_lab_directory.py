@@ -46,7 +46,7 @@ def planned() -> dict[Key, Object]:
     found = {key_of(obj): obj for obj in MANIFESTS}
     found |= {key_of(obj): obj for obj in plan.system_objects(found, NODES)}
     uids = (f"uid{number}" for number in itertools.count())
-    pods = plan.plan_pods(found, NODES, uid=lambda: next(uids), now="now").pods
+    pods = plan.plan_pods(found, NODES, uid=lambda _: next(uids), now="now").pods
     for pod in pods:
         pod["status"]["phase"] = "Running"
         pod["status"]["conditions"].append({"type": "Ready", "status": "True"})

@@ -48,7 +48,7 @@ def deployment(name: str, replicas: int, image: str = "nginx") -> Object:
 
 
 def make(objects: dict[Key, Object]) -> plan.PodPlan:
-    return plan.plan_pods(objects, NODES, uid=lambda: f"u{next(UIDS)}", now=NOW)
+    return plan.plan_pods(objects, NODES, uid=lambda _: f"u{next(UIDS)}", now=NOW)
 
 
 def after(objects: dict[Key, Object], planned: plan.PodPlan) -> dict[Key, Object]:

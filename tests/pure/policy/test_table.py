@@ -280,6 +280,7 @@ TOGETHER: list[tuple[str, list[Json], bool, str]] = [
         False,
         "p/-1",
     ),
+    ("so is any version", [{**policy(), "apiVersion": "security.istio.io/v9"}], False, "p/-1"),
     ("another group is another thing", [{**policy(), "apiVersion": "example.org/v1"}], True, ""),
     # L7
     ("allow by method matches nothing", [policy([operation(methods=["GET"])])], False, "p/-1"),

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 
 import msgspec
 import pytest
 
 from tests.pure.proxy.conftest import Pair
-from tests.pure.proxy.harness import Node, wait_for
-from ztunnel.link.messages import Count
+from tests.pure.proxy.harness import DEADLINE, Node, wait_for
+from ztunnel.link.messages import AccessRule, Count, Logging, LogLevel
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.proxy import counted
+from ztunnel.proxy import counted, tls
 from ztunnel.proxy.counted import Teller
 from ztunnel.telemetry.labels import LABELS
 
@@ -102,6 +103,32 @@ def test_another_identity_than_expected_counts_as_identity_error(fresh_pair: Pai
     assert flags(a) == {"IDENTITY_ERROR": 1}
 
 
+def test_a_peer_that_speaks_no_http2_counts_as_that(fresh_pair: Pair) -> None:
+    a, b = fresh_pair.a, fresh_pair.b
+    a.start(fresh_pair.authority.issue(a.me.identity))
+    peer = tls.credentials(fresh_pair.authority.issue(b.me.identity)).server
+    with socket.create_server((b.ip, 15008)) as listener:
+        listener.settimeout(DEADLINE)
+        client = a.dial()
+        sock, _ = listener.accept()
+        sock.settimeout(DEADLINE)
+        with peer.wrap_socket(sock, server_side=True) as session:
+            session.sendall(b"SSH-2.0-not what you think\r\n")
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+    wait_for(lambda: sums(a)["failed"])
+    assert flags(a) == {"H2_HANDSHAKE_FAILURE": 1}
+
+
+def test_what_is_no_tls_counts_at_its_destination(pair: Pair) -> None:
+    with socket.create_connection((pair.b.ip, 15008), DEADLINE) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        wait_for(lambda: sums(pair.b)["failed"])
+    assert flags(pair.b) == {"TLS_FAILURE": 1}
+    (row,) = labels(pair.b)
+    assert (row["source_workload"], row["destination_workload"]) == ("unknown", "b")
+
+
 def test_counts_wait_for_an_agent_and_are_told_once(pair: Pair) -> None:
     pair.a.agent.takes_counts = False
     client, server = pair.a.dial(), pair.app.accept()
@@ -133,6 +160,28 @@ def test_drain_tells_the_last_of_it_before_the_worker_ends(pair: Pair) -> None:
     rows = pair.a.agent.rows()
     assert sum(row.opened for row in rows) == 1
     assert sum(row.sent for row in rows) == len(b"last words")
+
+
+def test_access_lines_are_what_the_agent_says(
+    pair: Pair, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def lines(settings: Logging) -> int:
+        pair.a.agent.send(settings)
+        wait_for(lambda: pair.a.context.report.access.settings == settings)
+        capfd.readouterr()
+        client, server = pair.a.dial(), pair.app.accept()
+        client.close()
+        server.close()
+        wait_for(lambda: not pair.a.context.report.live())
+        pair.a.query("stats")  # a turn later what it wrote is written
+        return capfd.readouterr().err.count("direction=outbound")
+
+    off = AccessRule(LogLevel.OFF)
+    assert lines(Logging()) == 1
+    assert lines(Logging(access=off)) == 0
+    assert lines(Logging(access=AccessRule(sample=0))) == 0
+    assert lines(Logging(access=off, namespaces={"test": AccessRule()})) == 1
+    assert lines(Logging(namespaces={"test": off})) == 0
 
 
 # The teller, without a worker

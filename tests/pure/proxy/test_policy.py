@@ -90,6 +90,7 @@ def test_denied_by_principal_is_401_and_logged(
     rules.settle()
     assert status(pair) == 401
     wait_for(lambda: stats(pair.b).denied == 1, "the denial")
+    pair.b.query("stats")  # a turn later its line is written
     line = next(line for line in capfd.readouterr().err.splitlines() if "denied " in line)
     for part in (
         "src.identity=spiffe://cluster.local/ns/test/sa/a",

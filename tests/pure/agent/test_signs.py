@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Marks and Events follow the capture, and a failing API server costs nothing but time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.pure.kube.objects import namespace
+from ztunnel.agent.pod import Pod, PodState
+from ztunnel.agent.signs import AGAIN, PATIENCE, Signs
+from ztunnel.kube.marks import WriteError, event
+from ztunnel.kube.mirror import Mirror
+from ztunnel.mesh.enrolment import REDIRECTION
+from ztunnel.mesh.model import Workload
+
+
+class World:
+    """A mirror with one pod of node n1 in an ambient namespace, and a writer that notes."""
+
+    def __init__(self) -> None:
+        self.mirror = Mirror("td", "c", marks=True)
+        self.mirror.upsert(namespace("shop", {"istio.io/dataplane-mode": "ambient"}))
+        self.pods: list[Pod] = []
+        self.marks: list[tuple[str, bool]] = []
+        self.events: list[tuple[str, str]] = []
+        self.fails = False
+        self.signs = Signs("n1", self.mirror, self, self)
+        self.now = 1000.0
+
+    def pod(self, annotations: dict[str, str] | None = None, **spec: Any) -> Workload:
+        self.mirror.upsert(
+            {
+                "kind": "Pod",
+                "metadata": {
+                    "name": "a",
+                    "namespace": "shop",
+                    "uid": "u1",
+                    "annotations": annotations or {},
+                },
+                "spec": {"nodeName": "n1", **spec},
+                "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]},
+            }
+        )
+        (found,) = self.mirror.pods_on("n1")
+        return found
+
+    def turn(self, later: float = 0.0) -> None:
+        self.now += later
+        asyncio.run(self.signs.turn(self.now))
+
+    def mark(self, pod: Workload, captured: bool) -> bool:
+        self._may_fail()
+        self.marks.append((pod.name, captured))
+        return True
+
+    def event(self, pod: Workload, reason: str, message: str) -> None:
+        self._may_fail()
+        self.events.append((reason, message))
+
+    def _may_fail(self) -> None:
+        if self.fails:
+            raise WriteError("503: away")
+
+
+def captured(pod: Workload) -> Pod:
+    return Pod(pod, state=PodState.CAPTURED, capture_problem="")
+
+
+def test_a_captured_pod_is_marked_once() -> None:
+    world = World()
+    workload = world.pod()
+    world.turn()
+    assert world.marks == []
+    world.pods = [captured(workload)]
+    world.turn()
+    world.turn()
+    assert world.marks == [("a", True)]
+    world.pod({REDIRECTION: "enabled"})
+    world.turn(AGAIN)
+    assert world.marks == [("a", True)]
+
+
+def test_a_mark_that_does_not_appear_is_written_again() -> None:
+    world = World()
+    world.pods = [captured(world.pod())]
+    world.turn()
+    world.turn(AGAIN)
+    assert world.marks == [("a", True), ("a", True)]
+
+
+def test_a_pod_that_is_to_leave_is_unmarked_while_it_is_still_captured() -> None:
+    world = World()
+    world.pods = [captured(world.pod({REDIRECTION: "enabled"}))]
+    world.mirror.upsert(namespace("shop", {}))
+    world.turn()
+    assert world.marks == [("a", False)]
+
+
+@pytest.mark.parametrize("value", ["enabled", "pending", "x"])
+def test_a_mark_that_is_not_true_is_removed(value: str) -> None:
+    world = World()
+    world.pod({REDIRECTION: value})
+    world.turn()
+    assert world.marks == [("a", False)]
+
+
+def test_a_refusal_is_told_once_with_its_mend() -> None:
+    world = World()
+    world.pod(hostNetwork=True)
+    world.turn()
+    world.turn(100)
+    ((reason, message),) = world.events
+    assert reason == "MeshCaptureRefused"
+    assert "drop the label" in message
+
+
+def test_a_problem_is_told_only_when_it_lasts() -> None:
+    world = World()
+    world.pods = [Pod(world.pod())]
+    world.turn()
+    world.turn(PATIENCE / 2)
+    assert world.events == []
+    world.turn(PATIENCE / 2)
+    world.turn(PATIENCE)
+    ((reason, message),) = world.events
+    assert reason == "MeshCaptureFailed"
+    assert "no process of the pod" in message
+
+
+def test_a_server_that_is_away_is_asked_again() -> None:
+    world = World()
+    world.pods, world.fails = [captured(world.pod(hostNetwork=False))], True
+    world.turn()
+    world.fails = False
+    world.turn(AGAIN)
+    assert world.marks == [("a", True)]
+
+
+def test_the_same_words_make_the_same_event() -> None:
+    pod = World().pod()
+    one, same, other = (event(pod, "R", text, "n1", "now") for text in ("x", "x", "y"))
+    assert one["metadata"]["name"] == same["metadata"]["name"] != other["metadata"]["name"]
+    assert one["involvedObject"]["uid"] == "u1"
+    assert len(event(pod, "R", "m" * 5000, "n1", "now")["message"]) == 1024

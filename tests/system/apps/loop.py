@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks again and again, each time by a new connection, until its standard input ends.
+
+usage: loop.py HOST PORT
+
+A line `COUNT` after every tenth request, so that others can wait for some; at the end one of JSON:
+how many requests there were, and what each failed one failed with.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+
+PATIENCE = 10  # seconds
+EVERY = 10
+
+
+def ask(host: str, port: int, text: str) -> str:
+    """Empty when the echo is right, else what is wrong."""
+    try:
+        with socket.create_connection((host, port), timeout=PATIENCE) as sock:
+            sock.sendall(text.encode())
+            sock.shutdown(socket.SHUT_WR)
+            said = b""
+            while data := sock.recv(4096):
+                said += data
+    except OSError as error:
+        return f"{text}: {type(error).__name__}: {error}"
+    return "" if said.decode() == text else f"{text}: said {said!r}"
+
+
+def main(host: str, port: int) -> None:
+    stop, failures, count = threading.Event(), [], 0
+
+    def wait_for_end() -> None:
+        sys.stdin.read()
+        stop.set()
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+    while not stop.wait(0.01):
+        count += 1
+        failed = ask(host, port, f"request {count}")
+        if failed:
+            failures.append(failed)
+        if count % EVERY == 0:
+            print(count, flush=True)
+    print(json.dumps({"requests": count, "failures": failures}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names in the lab, by real clients: glibc, musl, dig, a stub resolver in the pod."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.harness import APPS, addresses, proxy_log, until
+from ztunnel.datapath.maps import Maps
+from ztunnel.lab import Lab
+
+SERVER4, SERVER6 = "10.96.0.10", "fd00:10:96::a"
+HEADLESS = "twins.default.svc.cluster.local"
+
+
+def _service(name: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": spec,
+    }
+
+
+@pytest.fixture(scope="module")
+def names(lab: Lab) -> Iterator[Lab]:
+    """A headless service of two pods, one that is only another name, one of IPv4 alone."""
+    port = {"name": "who", "port": 7001}
+    made = [
+        _service("twins", clusterIP="None", selector={"twin": "yes"}, ports=[port]),
+        _service("elsewhere", type="ExternalName", externalName="my-app.default.svc.cluster.local"),
+    ]
+    for pod in ("near", "server"):
+        lab.label("pod", pod, {"twin": "yes"})
+    lab.apply(*made)
+    until(lambda: len(_dig(lab, HEADLESS)) == 2, "the headless service to be known")
+    try:
+        yield lab
+    finally:
+        for service in made:
+            lab.delete("service", service["metadata"]["name"])
+        for pod in ("near", "server"):
+            lab.label("pod", pod, {"twin": None})
+
+
+@pytest.fixture(scope="module")
+def resolve(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """`apps/resolve.c` with each C library, by its name."""
+    directory, made = tmp_path_factory.mktemp("resolve"), {}
+    for library, compiler in (("glibc", "cc"), ("musl", "musl-gcc")):
+        made[library] = directory / library
+        argv = [compiler, "-O1", "-Wall", "-Werror", "-o", str(made[library])]
+        subprocess.run([*argv, str(APPS / "resolve.c")], check=True, timeout=60)
+    return made
+
+
+def _dig(lab: Lab, *words: str, pod: str = "client", namespace: str = "default") -> list[str]:
+    done = lab.exec(
+        pod, "dig", "+short", "+tries=1", "+time=5", f"@{SERVER4}", *words, namespace=namespace
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.split("\n")[:-1]
+
+
+def _dig_header(lab: Lab, *words: str) -> str:
+    done = lab.exec("client", "dig", "+tries=1", "+time=5", f"@{SERVER4}", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return " ".join(done.stdout.split())
+
+
+def _vips(lab: Lab, service: str) -> list[str]:
+    return list(lab.get("service", service)["spec"]["clusterIPs"])
+
+
+def _asked(lab: Lab, pod: str = "client") -> int:
+    """How many queries of a pod the kernel has given to the proxy."""
+    maps = Maps(lab.names.pin_dir("node1"), read_only=True)
+    try:
+        mine = addresses(lab, pod)[4]
+        cookie = next(each.netns_cookie for each in maps.pods() if mine in each.addresses)
+        return maps.pod_stats()[cookie].dns
+    finally:
+        maps.close()
+
+
+@pytest.mark.parametrize("library", ["glibc", "musl"])
+def test_a_c_librarys_clients_find_services(
+    names: Lab, resolve: dict[str, Path], library: str
+) -> None:
+    before = _asked(names)
+    done = names.exec(
+        "client",
+        str(resolve[library]),
+        *("my-app", "my-app.default", "my-app.default.svc.cluster.local.", "twins"),
+        *("elsewhere", "nobody", "nobody.example.org"),
+    )
+    assert done.returncode == 0, done.stderr
+    found = {words[0]: set(words[1:]) for words in map(str.split, done.stdout.splitlines())}
+    app = set(_vips(names, "my-app"))
+    assert len(app) == 2
+    assert found["my-app"] == found["my-app.default"] == app
+    assert found["my-app.default.svc.cluster.local."] == app
+    pods = addresses(names, "near"), addresses(names, "server")
+    assert found["twins"] == {ip for pod in pods for ip in pod.values()}
+    assert found["elsewhere"] == app  # the cluster's own DNS knew
+    assert found["nobody"] <= {"NONAME", "AGAIN"}  # the lab's DNS refuses what is not the cluster's
+    assert _asked(names) > before
+
+
+def test_a_service_lives_thirty_seconds_in_caches(names: Lab) -> None:
+    said = _dig_header(names, "my-app.default.svc.cluster.local")
+    assert "status: NOERROR" in said
+    assert " 30 IN A " in said
+
+
+def test_the_mesh_answers_and_the_cluster_dns_only_what_is_not_of_the_mesh(names: Lab) -> None:
+    ours = _dig_header(names, "my-app.default.svc.cluster.local")
+    other = _dig_header(names, "elsewhere.default.svc.cluster.local")
+    assert " 30 IN A " in ours
+    assert " 5 IN CNAME " in other  # the lab's own time to live
+
+
+@pytest.mark.parametrize(
+    "way", [(), ("+tcp",), ("+noedns",), ("+bufsize=4096",), ("+tcp", "+noedns")]
+)
+@pytest.mark.parametrize(
+    "name", ["my-app.default.svc.cluster.local", "elsewhere.default.svc.cluster.local"]
+)
+def test_dig_by_udp_tcp_with_and_without_edns(names: Lab, way: tuple[str, ...], name: str) -> None:
+    said = _dig(names, *way, name)
+    expected = [_vips(names, "my-app")[0]]
+    if name.startswith("elsewhere"):
+        expected.insert(0, "my-app.default.svc.cluster.local.")
+    assert said == expected
+
+
+def test_answers_come_from_the_server_that_was_asked_over_both_families(names: Lab) -> None:
+    for server in (SERVER4, SERVER6):
+        done = names.exec(
+            "client", "dig", "+tries=1", "+time=5", f"@{server}", "my-app.default.svc.cluster.local"
+        )
+        assert f"SERVER: {server}#53" in done.stdout
+
+
+def test_no_data_and_no_name_are_told_apart(names: Lab) -> None:
+    no_data = _dig_header(names, "my-app.default.svc.cluster.local", "MX")
+    assert "status: NOERROR" in no_data
+    assert "ANSWER: 0" in no_data
+    no_name = _dig_header(names, "nobody.my-app.default.svc.cluster.local")
+    assert "status: NXDOMAIN" in no_name
+    unknown = _dig_header(names, "nobody.default.svc.cluster.local")
+    assert "status: NXDOMAIN" in unknown  # as the cluster's DNS says
+
+
+def test_headless_service_by_srv_and_by_endpoint(names: Lab) -> None:
+    said = _dig(names, f"_who._tcp.{HEADLESS}", "SRV")
+    hosts = sorted({line.split()[3].removesuffix(".") for line in said if " 7001 " in line})
+    dashed = addresses(names, "near")[4].replace(".", "-")
+    assert f"{dashed}.{HEADLESS}" in hosts
+    assert _dig(names, f"{dashed}.{HEADLESS}") == [addresses(names, "near")[4]]
+
+
+def test_pods_that_are_not_ready_are_left_out(names: Lab) -> None:
+    gone = addresses(names, "near")[4]
+    names.label("pod", "near", {"twin": None})
+    try:
+        until(lambda: gone not in _dig(names, HEADLESS), "the endpoint to be left out")
+        assert len(_dig(names, HEADLESS)) == 1
+    finally:
+        names.label("pod", "near", {"twin": "yes"})
+        until(lambda: gone in _dig(names, HEADLESS), "the endpoint to be back")
+
+
+def test_a_stub_resolver_in_the_pod_is_captured_on_its_way_out(names: Lab) -> None:
+    for name, data in (
+        ("my-app.default.svc.cluster.local", [_vips(names, "my-app")[0]]),
+        (
+            "elsewhere.default.svc.cluster.local",
+            ["my-app.default.svc.cluster.local.", _vips(names, "my-app")[0]],
+        ),
+    ):
+        before = _asked(names)
+        done = names.exec("client", sys.executable, str(APPS / "stub.py"), SERVER4, name, "A")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == {"rcode": "NOERROR", "data": data}
+        assert _asked(names) == before + 1
+
+
+def test_pods_outside_the_mesh_ask_for_themselves(names: Lab) -> None:
+    said = names.exec(
+        "client", "dig", f"@{SERVER4}", "my-app.default.svc.cluster.local", namespace="plain"
+    )
+    assert " 5 IN A " in " ".join(said.stdout.split())
+
+
+def test_names_are_found_while_the_agent_restarts(names: Lab, tmp_path: Path) -> None:
+    stop = tmp_path / "stop"
+    asker = [sys.executable, str(APPS / "asker.py"), SERVER4, str(stop)]
+    hosts = [f"{name}.default.svc.cluster.local" for name in ("my-app", "elsewhere", "twins")]
+    with names.popen("client", *asker, *hosts) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"asking\n"
+        for _ in range(2):
+            names.restart("node1", "agent", kill=True)
+        stop.touch()
+        said = json.loads(process.stdout.readline())
+    assert said["failed"] == []
+    assert said["asked"] > 10
+
+
+def test_the_proxy_says_nothing_is_wrong(names: Lab) -> None:
+    log = proxy_log(names, "node1")
+    assert "handler failed" not in log
+    assert "accept failed" not in log
