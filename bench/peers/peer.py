@@ -91,7 +91,11 @@ class Peer(ABC):
 
 
 class Pair(Peer):
-    """Two processes, ended by their pids."""
+    """Two processes, ended by their pids.
+
+    Each in a session of its own, as ours are: the kernel shares the CPU out among sessions, and on a
+    busy machine those in one session would fare much better.
+    """
 
     def __init__(self) -> None:
         self._route: Route | None = None
@@ -150,6 +154,7 @@ class Pair(Peer):
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
+                    start_new_session=True,
                 )
             )
 
