@@ -93,8 +93,8 @@ class Peer(ABC):
 class Pair(Peer):
     """Two processes, ended by their pids.
 
-    Each in a session of its own, as ours are: the kernel shares the CPU out among sessions, and on
-    a busy machine those in one session would fare much better.
+    Each in a session of its own, as ours are: the kernel may share the CPU out among sessions
+    (autogroup), and then one session for all is not the same as one for each.
     """
 
     def __init__(self) -> None:
