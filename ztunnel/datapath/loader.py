@@ -63,6 +63,8 @@ SOURCES = (
     "zt_maps.h",
     "zt_lib.h",
     "dns.h",
+    "udp.h",
+    "udp_dgram.h",
     "connect.c",
     "dgram.c",
     "sk_lookup.c",
@@ -124,12 +126,7 @@ def load(cgroup: Path, pin_dir: Path) -> str:
         return "adopted"
     for name in ("maps", "progs", "links"):
         (pin_dir / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-    programs = _compile(pin_dir)
-    try:
-        updated = _attach_all(programs, cgroup, pin_dir)
-    finally:
-        for program in programs.values():
-            os.close(program)
+    updated = _attach_all(_compile(pin_dir), cgroup, pin_dir)
     _write_meta(pin_dir, wanted)
     return "updated" if updated else "loaded"
 
@@ -211,7 +208,7 @@ def _link_entries(tree: Path, into: Path) -> None:
 
 
 def _attach_all(programs: dict[str, int], cgroup: Path, pin_dir: Path) -> bool:
-    """Pin and attach; whether links were there."""
+    """Pin and attach; whether links were there. Closes the programs: the pins keep them."""
     target = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for name, program in programs.items():
@@ -228,7 +225,8 @@ def _attach_all(programs: dict[str, int], cgroup: Path, pin_dir: Path) -> bool:
             _update_or_drop(pin, programs[SK_LOOKUP.program])
         return any(updated)
     finally:
-        os.close(target)
+        for descriptor in (target, *programs.values()):
+            os.close(descriptor)
 
 
 def _update_or_drop(pin: Path, program: int) -> None:

@@ -112,6 +112,7 @@ class _Endpoint(_Kept):
     addresses: list[str] | None = None
     conditions: _EndpointConditions | None = None
     target_ref: _Target | None = None
+    hostname: str | None = None
 
 
 class _Port(_Kept):

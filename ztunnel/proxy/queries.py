@@ -108,8 +108,7 @@ class QueryServer:
         if look is None:
             self.fail(wire, source)
             return
-        limit = message.udp_limit(wire)
-        answer = message.answer(wire, look, limit=limit, shuffle=context.shuffle)
+        answer = message.answer(wire, look, shuffle=context.shuffle)
         if answer is not None:
             context.report.stats.queries_answered += 1
             self.reply(answer, source)

@@ -72,10 +72,12 @@ def read_question(wire: bytes) -> Question | None:
     return Question(number, raw, name, rdtype)
 
 
-def answer(wire: bytes, look_up: Lookup, *, limit: int, shuffle: random.Random) -> bytes | None:
+def answer(
+    wire: bytes, look_up: Lookup, *, shuffle: random.Random, limit: int | None = None
+) -> bytes | None:
     """The reply from the mesh; None when the name is not of the mesh.
 
-    `limit` is the largest reply in bytes; with UDP it is never beyond what the client takes.
+    `limit` is the largest reply in bytes, by default what the client takes in a datagram.
     """
     question = read_question(wire)
     entry = look_up(question.name) if question is not None and question.name else None
@@ -91,8 +93,11 @@ def answer(wire: bytes, look_up: Lookup, *, limit: int, shuffle: random.Random) 
         reply.set_rcode(dns.rcode.BADVERS)
         return reply.to_wire()
     reply.flags |= dns.flags.AA
-    _fill(reply, query.question[0].name, query.question[0].rdtype, entry, shuffle)
-    return encoded(reply, limit)
+    try:
+        _fill(reply, query.question[0].name, query.question[0].rdtype, entry, shuffle)
+        return encoded(reply, max(query.payload, UDP_PLAIN) if limit is None else limit)
+    except dns.exception.DNSException:  # the mesh holds a name that can be none in DNS
+        return failure(wire, dns.rcode.SERVFAIL)
 
 
 def encoded(reply: dns.message.Message, limit: int) -> bytes:

@@ -59,6 +59,7 @@ SLICE: dict[str, Any] = {
             "addresses": ["10.0.0.1"],
             "conditions": {"ready": True, "serving": True},
             "targetRef": {"kind": "Pod", "name": "a", "namespace": "shop", "uid": "u1"},
+            "hostname": "a-0",
             "zone": "z",
         }
     ],
@@ -88,6 +89,8 @@ def test_mirror_understands_the_trimmed_as_the_whole() -> None:
     assert short.errors() == whole.errors() == {}
     (workload,) = short.snapshot().workloads
     assert (workload.capacity, workload.owner_name, workload.ready) == (3, "j", True)
+    (service,) = short.snapshot().services
+    assert [endpoint.hostname for endpoint in service.endpoints] == ["a-0"]
 
 
 def test_what_is_not_read_is_gone() -> None:

@@ -102,6 +102,14 @@ def test_a_port_leads_to_host_and_its_addresses() -> None:
     assert {rrset.rdtype for rrset in reply.additional} == {dns.rdatatype.A, dns.rdatatype.AAAA}
 
 
+def test_a_host_that_is_no_name_is_a_failure_of_ours() -> None:
+    entry = Entry("cluster.local", targets=(Target(80, f"{'x' * 70}.{WEB}", ("10.96.0.7",)),))
+    wire = dns.message.make_query(WEB, "SRV").to_wire()
+    raw = message.answer(wire, lambda _: entry, limit=512, shuffle=random.Random())
+    assert raw is not None
+    assert dns.message.from_wire(raw).rcode() == dns.rcode.SERVFAIL
+
+
 def test_what_does_not_fit_is_cut_and_says_so() -> None:
     wire = dns.message.make_query("big.example", "A").to_wire()
     assert message.udp_limit(wire) == 512
@@ -123,6 +131,15 @@ def test_addresses_come_in_any_order() -> None:
         assert raw is not None
         firsts.add(dns.message.from_wire(raw).answer[0][0].to_text())
     assert len(firsts) > 1
+
+
+def test_by_default_a_reply_is_what_the_client_takes_in_a_datagram() -> None:
+    for query, limit in (({}, 512), ({"use_edns": 0, "payload": 1232}, 1232)):
+        wire = dns.message.make_query("big.example", "A", **query).to_wire()  # type: ignore[arg-type]
+        raw = message.answer(wire, ENTRIES.get, shuffle=random.Random(1))
+        assert raw is not None
+        assert len(raw) <= limit
+        assert dns.message.from_wire(raw).flags & dns.flags.TC
 
 
 @pytest.mark.parametrize(("payload", "limit"), [(400, 512), (800, 800), (4096, 4096)])
