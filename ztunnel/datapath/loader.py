@@ -63,6 +63,8 @@ SOURCES = (
     "zt_maps.h",
     "zt_lib.h",
     "dns.h",
+    "udp.h",
+    "udp_dgram.h",
     "connect.c",
     "dgram.c",
     "sk_lookup.c",
