@@ -124,7 +124,12 @@ def load(cgroup: Path, pin_dir: Path) -> str:
         return "adopted"
     for name in ("maps", "progs", "links"):
         (pin_dir / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-    updated = _attach_all(_compile(pin_dir), cgroup, pin_dir)
+    programs = _compile(pin_dir)
+    try:
+        updated = _attach_all(programs, cgroup, pin_dir)
+    finally:
+        for program in programs.values():
+            os.close(program)
     _write_meta(pin_dir, wanted)
     return "updated" if updated else "loaded"
 
@@ -162,7 +167,7 @@ def _compile(pin_dir: Path) -> dict[str, int]:
                     for hook in (*CGROUP_HOOKS, SK_LOOKUP)
                 }
             finally:
-                module.cleanup()
+                module.cleanup()  # else its descriptors stay as long as this process
         except Exception as error:  # BCC raises bare Exception
             raise LoadError(f"BCC could not load {sources}: {error}") from error
 
@@ -206,7 +211,7 @@ def _link_entries(tree: Path, into: Path) -> None:
 
 
 def _attach_all(programs: dict[str, int], cgroup: Path, pin_dir: Path) -> bool:
-    """Pin and attach; whether links were there. Closes the descriptors: pins keep all alive."""
+    """Pin and attach; whether links were there."""
     target = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for name, program in programs.items():
@@ -223,8 +228,7 @@ def _attach_all(programs: dict[str, int], cgroup: Path, pin_dir: Path) -> bool:
             _update_or_drop(pin, programs[SK_LOOKUP.program])
         return any(updated)
     finally:
-        for descriptor in (target, *programs.values()):
-            os.close(descriptor)
+        os.close(target)
 
 
 def _update_or_drop(pin: Path, program: int) -> None:
