@@ -3,9 +3,11 @@
  * cgroup/connect4, connect6: an app's connect() in an enrolled pod goes to the proxy's listener
  * inside that pod, or is left alone when a verdict says that the proxy has authorised it. The pod
  * is known by the netns cookie of the socket, not of the process: a socket can't leave its netns,
- * a process can. What goes to port 53 goes to the proxy's resolver instead, see dns.h.
+ * a process can. What goes to port 53 goes to the proxy's resolver instead, see dns.h; datagrams
+ * that the mesh carries, see udp.h.
  */
 #include "dns.h"
+#include "udp.h"
 
 enum zt_capture { ZT_PASS, ZT_REFUSE, ZT_REDIRECT, ZT_DIRECT };
 
@@ -39,6 +41,8 @@ static __always_inline enum zt_capture zt_capture_dgram(struct bpf_sock_addr *ct
 	int server = zt_dns_server(ctx, dialled);
 
 	*to = bpf_htons(ZT_PORT_DNS + server);
+	if (server >= 0)
+		zt_udp_forget(ctx);
 	if (server == ZT_DNS_FAILED)
 		return ZT_REFUSE;
 	return server == ZT_DNS_NOT ? ZT_PASS : ZT_REDIRECT;
@@ -97,6 +101,8 @@ int zt_connect4(struct bpf_sock_addr *ctx)
 	zt_map4(dialled.ip, ctx->user_ip4);
 	dialled.port = (__be16)ctx->user_port;
 	verdict = zt_capture(ctx, &dialled, &to);
+	if (verdict == ZT_PASS && ctx->type == ZT_SOCK_DGRAM)
+		return zt_udp_connect4(ctx);
 	if (verdict == ZT_REFUSE)
 		return zt_refuse();
 	if (verdict == ZT_REDIRECT) {
@@ -115,6 +121,8 @@ int zt_connect6(struct bpf_sock_addr *ctx)
 	zt_copy6(dialled.ip, ctx->user_ip6);
 	dialled.port = (__be16)ctx->user_port;
 	verdict = zt_capture(ctx, &dialled, &to);
+	if (verdict == ZT_PASS && ctx->type == ZT_SOCK_DGRAM)
+		return zt_udp_connect6(ctx);
 	if (verdict == ZT_REFUSE)
 		return zt_refuse();
 	if (verdict == ZT_REDIRECT) {

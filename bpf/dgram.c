@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * cgroup/sendmsg, recvmsg: datagrams with an address of their own. Those of connected sockets pass
- * connect() instead. So far only queries to name servers are taken, see dns.h.
+ * connect() instead. Queries to name servers come first, see dns.h; then what the mesh carries,
+ * see udp.h.
  */
 #include "dns.h"
+#include "udp_dgram.h"
 
 int zt_sendmsg4(struct bpf_sock_addr *ctx)
 {
@@ -18,8 +20,9 @@ int zt_sendmsg4(struct bpf_sock_addr *ctx)
 	if (server >= 0) {
 		ctx->user_ip4 = bpf_htonl(0x7f000001);
 		ctx->user_port = bpf_htons(ZT_PORT_DNS + server);
+		return ZT_ALLOW;
 	}
-	return ZT_ALLOW;
+	return zt_udp_sendmsg4(ctx);
 }
 
 /* IPv4 destinations of an IPv6 socket pass zt_sendmsg4. */
@@ -39,8 +42,9 @@ int zt_sendmsg6(struct bpf_sock_addr *ctx)
 		ctx->user_ip6[2] = 0;
 		ctx->user_ip6[3] = bpf_htonl(1);
 		ctx->user_port = bpf_htons(ZT_PORT_DNS + server);
+		return ZT_ALLOW;
 	}
-	return ZT_ALLOW;
+	return zt_udp_sendmsg6(ctx);
 }
 
 int zt_recvmsg4(struct bpf_sock_addr *ctx)
@@ -49,8 +53,8 @@ int zt_recvmsg4(struct bpf_sock_addr *ctx)
 
 	if (resolver >= 0)
 		zt_dns_read4(ctx, resolver);
-	else
-		zt_dns_show4(ctx);
+	else if (!zt_dns_show4(ctx))
+		zt_udp_recvmsg4(ctx);
 	return ZT_ALLOW;
 }
 
@@ -60,7 +64,7 @@ int zt_recvmsg6(struct bpf_sock_addr *ctx)
 
 	if (resolver >= 0)
 		zt_dns_read6(ctx, resolver);
-	else
-		zt_dns_show6(ctx);
+	else if (!zt_dns_show6(ctx))
+		zt_udp_recvmsg6(ctx);
 	return ZT_ALLOW;
 }

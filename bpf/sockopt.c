@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * cgroup/getsockopt answers SO_ORIGINAL_DST, and of a query that the resolver has read which name
- * server was asked (ZT_SOCKOPT_ASKED); cgroup/setsockopt takes the true client's address
- * from the proxy (ZT_SOCKOPT_CLIENT). Every other option goes through untouched.
+ * server was asked (ZT_SOCKOPT_ASKED); cgroup/setsockopt takes the true client's address from the
+ * proxy (ZT_SOCKOPT_CLIENT), and the proxy asks here what a UDP token stands for. Every other
+ * option goes through untouched.
  */
-#include "zt_lib.h"
+#include "udp.h"
 
 #define ZT_SOL_IP 0
 #define ZT_SOL_IPV6 41
@@ -88,18 +89,8 @@ static __always_inline int zt_answer_asked(struct bpf_sockopt *ctx, struct bpf_s
 	return zt_answer6(ctx, &server);
 }
 
-int zt_getsockopt(struct bpf_sockopt *ctx)
+static __always_inline int zt_original_dst(struct bpf_sockopt *ctx, struct zt_sock *known)
 {
-	struct zt_sock *known;
-	struct bpf_sock *sk = ctx->sk;
-
-	if (ctx->level == ZT_SOCKOPT_LEVEL && (ctx->optname & ~0xffff) == ZT_SOCKOPT_ASKED && sk)
-		return zt_answer_asked(ctx, sk);
-	if (ctx->optname != ZT_SO_ORIGINAL_DST || !sk)
-		return zt_untouched(ctx);
-	if (ctx->level != ZT_SOL_IP && ctx->level != ZT_SOL_IPV6)
-		return zt_untouched(ctx);
-	known = zt_socks.sk_storage_get(sk, 0, 0);
 	if (!known || known->role != ZT_ROLE_ACCEPTED)
 		return zt_untouched(ctx);
 	if (ctx->level == ZT_SOL_IPV6)
@@ -107,21 +98,82 @@ int zt_getsockopt(struct bpf_sockopt *ctx)
 	return zt_is_mapped(known->ip) ? zt_answer4(ctx, known) : zt_untouched(ctx);
 }
 
+int zt_getsockopt(struct bpf_sockopt *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct zt_sock *known;
+
+	if (!sk)
+		return zt_untouched(ctx);
+	if (ctx->level == ZT_SOCKOPT_LEVEL && (ctx->optname & ~0xffff) == ZT_SOCKOPT_ASKED)
+		return zt_answer_asked(ctx, sk);
+	if (ctx->optname == ZT_SO_ORIGINAL_DST &&
+	    (ctx->level == ZT_SOL_IP || ctx->level == ZT_SOL_IPV6))
+		return zt_original_dst(ctx, zt_socks.sk_storage_get(sk, 0, 0));
+	if (ctx->level != ZT_SOCKOPT_LEVEL || ctx->optname != ZT_SOCKOPT_UDP_ANSWER)
+		return zt_untouched(ctx);
+	known = zt_socks.sk_storage_get(sk, 0, 0);
+	return known && known->role == ZT_ROLE_OWN ? zt_answer6(ctx, known) : zt_untouched(ctx);
+}
+
+/* A token for `in`, carried from now on by the worker that asks; the answer is kept with its socket. */
+static __always_inline int zt_ask_token(struct bpf_sockopt *ctx, struct zt_sockaddr_in6 *in,
+					struct zt_sock *known)
+{
+	__u64 netns = bpf_get_netns_cookie(ctx);
+	struct zt_udp_remote remote = {};
+	struct zt_udp_peer peer = {};
+	struct zt_udp_pod *pod = zt_udp_pods.lookup(&netns);
+
+	__builtin_memcpy(remote.ip, in->ip, 16);
+	remote.port = in->port;
+	if (!pod || !zt_peer_of(netns, pod, &remote, bpf_htons((__u16)ctx->sk->src_port), &peer))
+		return 0;
+	zt_map4(known->ip, zt_token_ip4(peer.token));
+	known->port = peer.via;
+	return 1;
+}
+
+static __always_inline int zt_ask_remote(struct bpf_sockopt *ctx, struct zt_sockaddr_in6 *in,
+					 struct zt_sock *known)
+{
+	struct zt_udp_remote *remote;
+	__be32 token;
+
+	__builtin_memcpy(&token, in->ip + 12, 4);
+	remote = zt_remote_of(bpf_get_netns_cookie(ctx), bpf_ntohl(token) & ZT_TOKEN_MASK);
+	if (!remote)
+		return 0;
+	__builtin_memcpy(known->ip, remote->ip, 16);
+	known->port = remote->port;
+	return 1;
+}
+
 int zt_setsockopt(struct bpf_sockopt *ctx)
 {
 	struct zt_sockaddr_in6 *in = ctx->optval;
-	struct zt_sock *known;
 	struct bpf_sock *sk = ctx->sk;
+	__s32 asked = ctx->optname;
+	struct zt_sock *known;
 
-	if (ctx->level != ZT_SOCKOPT_LEVEL || ctx->optname != ZT_SOCKOPT_CLIENT || !sk)
+	if (ctx->level != ZT_SOCKOPT_LEVEL || !sk || asked < ZT_SOCKOPT_CLIENT ||
+	    asked > ZT_SOCKOPT_UDP_TOKEN)
 		return zt_untouched(ctx);
 	if ((void *)(in + 1) > ctx->optval_end || in->family != ZT_AF_INET6)
 		return ZT_DENY;
 	known = zt_socks.sk_storage_get(sk, 0, 0);
 	if (!known || known->role != ZT_ROLE_OWN)
-		return ZT_DENY; /* only the proxy's sockets may speak for a client */
-	__builtin_memcpy(known->ip, in->ip, 16);
-	known->port = in->port;
+		return ZT_DENY; /* only the proxy's sockets may speak for a client, or ask */
+	if (asked == ZT_SOCKOPT_UDP_REMOTE) {
+		if (!zt_ask_token(ctx, in, known))
+			return ZT_DENY;
+	} else if (asked == ZT_SOCKOPT_UDP_TOKEN) {
+		if (!zt_ask_remote(ctx, in, known))
+			return ZT_DENY;
+	} else {
+		__builtin_memcpy(known->ip, in->ip, 16);
+		known->port = in->port;
+	}
 	ctx->optlen = -1; /* done: the kernel's own handler must not see it */
 	return ZT_ALLOW;
 }

@@ -7,6 +7,7 @@
 
 #define ZT_ALLOW 1
 #define ZT_DENY 0
+#define ZT_SOCK_DGRAM 2
 #define ZT_SOCK_STREAM 1     /* enum sock_type; linux/net.h is not UAPI */
 #define ZT_SOCK_DGRAM 2
 #define ZT_AF_INET 2

@@ -26,9 +26,15 @@
 #define ZT_MAX_NODE_ADDRS 1024
 #define ZT_MAX_LISTENERS (2 * ZT_MAX_PODS)
 #define ZT_MAX_ASKED 16384      /* queries between their arrival and the proxy's question */
+#define ZT_MAX_UDP_DSTS 65536  /* addresses whose UDP is carried; beyond, it passes as it is */
+#define ZT_MAX_UDP_PEERS 65536 /* remote ends of one node's flows; one pushed out is made anew */
+#define ZT_MAX_UDP_PORTS 32    /* workers of the node that carry UDP */
 
 #define ZT_SOCKOPT_LEVEL 0x5A54 /* "ZT"; sockopt.py says the same */
 #define ZT_SOCKOPT_CLIENT 1
+#define ZT_SOCKOPT_UDP_REMOTE 2 /* set: which token stands for this remote address? */
+#define ZT_SOCKOPT_UDP_TOKEN 3  /* set: which remote address does this token stand for? */
+#define ZT_SOCKOPT_UDP_ANSWER 4 /* get: the answer to the last of these two */
 #define ZT_SOCKOPT_ASKED 0x10000 /* plus the client's port, host order */
 
 /* What a socket is to us. Kept in sk_storage: it dies with the socket, so it can't go stale. */
@@ -178,6 +184,45 @@ struct zt_pod_stats {
 	__u64 dns;     /* queries by UDP, connections to name servers by TCP: given to the proxy */
 };
 
+/*
+ * UDP. A token stands for a remote address (ip, port) inside one pod: to the app's socket the
+ * remote is 127.64.0.0 + token, so one socket of the proxy can be every remote there is.
+ */
+struct zt_udp_remote {
+	__u8 ip[16];
+	__be16 port;
+	__u8 pad[6];
+};
+
+struct zt_udp_remote_key {
+	__u64 netns;
+	struct zt_udp_remote remote;
+};
+
+struct zt_udp_peer {
+	__u32 token;
+	__be16 via; /* the port of the worker that carries it */
+	__u16 pad;
+};
+
+struct zt_udp_token_key {
+	__u64 netns;
+	__u32 token;
+	__u32 pad;
+};
+
+/* A pod whose UDP is carried; the key is its netns cookie. */
+struct zt_udp_pod {
+	__u32 workers; /* how many of `ports` there are */
+	__be16 ports[ZT_MAX_UDP_PORTS];
+};
+
+/* Datagrams and connects; only those to a carried destination count. */
+struct zt_udp_stats {
+	__u64 redirected;
+	__u64 refused; /* no worker carries UDP for the pod now */
+};
+
 enum zt_stat {
 	ZT_STAT_STOLEN = 0,    /* inbound connections given to the proxy */
 	ZT_STAT_NO_LISTENER,   /* inbound connections refused: no proxy listens */
@@ -222,6 +267,12 @@ ZT_MAP("lru_hash", struct zt_query_key, struct zt_addr, zt_queries, ZT_MAX_ASKED
 ZT_MAP("array", __u32, struct zt_lease, zt_generation, 1, 0);
 ZT_MAP("percpu_array", __u32, __u64, zt_stats, ZT_STAT_MAX, 0);
 ZT_MAP("array", __u32, struct zt_meta, zt_meta, 1, 0);
+ZT_MAP("hash", struct zt_addr, __u8, zt_udp_dsts, ZT_MAX_UDP_DSTS, BPF_F_NO_PREALLOC);
+ZT_MAP("hash", __u64, struct zt_udp_pod, zt_udp_pods, ZT_MAX_PODS, 0);
+ZT_MAP("hash", __u64, struct zt_udp_stats, zt_udp_stats, ZT_MAX_PODS, 0);
+ZT_MAP("lru_hash", struct zt_udp_remote_key, struct zt_udp_peer, zt_udp_peers, ZT_MAX_UDP_PEERS, 0);
+ZT_MAP("lru_hash", struct zt_udp_token_key, struct zt_udp_remote, zt_udp_remotes,
+       ZT_MAX_UDP_PEERS, 0);
 ZT_RING(zt_events, ZT_EVENT_BYTES);
 
 #endif

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -93,13 +94,19 @@ def test_what_nobody_reads_is_no_delta(server: ApiServer) -> None:
 def test_a_cut_stream_goes_on_where_it_was(
     fresh_server: ApiServer, relay: Relay, following: Following
 ) -> None:
+    fresh_server.apply(pod("past", "mesh", "10.1.0.9"))
+    fresh_server.kubectl("-n", "mesh", "delete", "pod", "past", "--grace-period=0", "--force")
+    fresh_server.apply(pod("now", "mesh", "10.1.0.8"))
+    until(lambda: following.workload("now", "mesh"), "what is past by then")
     before = len(following.changes)
+    last = following.view()["versions"]["Pod"]
     for n in range(2, 6):
         relay.cut()
         fresh_server.apply(pod(f"b{n}", "mesh", f"10.1.0.{n}"))
     until(lambda: following.workload("b5", "mesh"), "the last pod")
     told = [w.name for change in following.changes[before:] for w in change.workloads]
     assert sorted(told) == ["b2", "b3", "b4", "b5"]  # each once, and nothing again
+    assert int(following.view()["versions"]["Pod"]) > int(last)
     assert following.view()["lists"]["Pod"] == 1  # it went on, and did not begin anew
 
 
@@ -213,3 +220,12 @@ def denial(space: str) -> Object:
         "metadata": {"name": "none", "namespace": space},
         "spec": {},
     }
+
+
+def test_it_stops_at_once_even_while_watches_are_being_opened(server: ApiServer) -> None:
+    for _ in range(5):
+        following = Following(server.admin_kubeconfig)
+        following.__enter__()
+        began = time.monotonic()
+        following.__exit__(None, None, None)
+        assert time.monotonic() - began < 15  # not a bookmark's minute

@@ -39,7 +39,7 @@ def _c_program() -> str:
         "ZT_PORT_DNS",
     ):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
-    for constant in ("ZT_SOCKOPT_LEVEL", "ZT_SOCKOPT_CLIENT", "ZT_STAT_MAX"):
+    for constant in ("ZT_SOCKOPT_LEVEL", "ZT_SOCKOPT_CLIENT", "ZT_STAT_MAX", "ZT_MAX_UDP_PORTS"):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
     for constant in ("ZT_ROLE_DIRECT", "ZT_DIRECT_ACCEPTED", "ZT_END_FOREIGN", "ZT_EVENT_BYTES"):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
@@ -76,3 +76,4 @@ def test_mirrors_have_the_compilers_sizes_and_offsets(tmp_path: Path) -> None:
     assert said["ZT_ROLE_RESOLVER"] == layout.Role.RESOLVER
     assert said["ZT_SOCKOPT_LEVEL"] == sockopt.ZT_LEVEL
     assert said["ZT_SOCKOPT_CLIENT"] == sockopt.ZT_CLIENT
+    assert said["ZT_MAX_UDP_PORTS"] == layout.UDP_PORTS

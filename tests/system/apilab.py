@@ -126,7 +126,7 @@ class ApiLab:
             self._delete(key)
             del self._posted[key]
         for key, obj in sorted(now.items()):
-            if key.kind in _PATHS and self._posted.get(key) != obj:
+            if key.kind in _PATHS and self._posted.get(key) != obj and _is_whole(obj):
                 try:
                     self._put(key, obj)
                 except HTTPError as error:
@@ -171,6 +171,11 @@ class ApiLab:
     def _delete(self, key: Key) -> None:
         with suppress(HTTPError):
             self.server.request("DELETE", _path(key) + _AT_ONCE)
+
+
+def _is_whole(obj: Object) -> bool:
+    """A service is posted with the addresses that the lab gives it, which are for good."""
+    return obj["kind"] != "Service" or bool(obj["spec"].get("clusterIP"))
 
 
 def _bare(obj: Object) -> Object:

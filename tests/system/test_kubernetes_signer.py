@@ -44,6 +44,8 @@ def cluster(_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
             problems = made.lab.apply(
                 ambient("mesh"),
                 named("Namespace", "shop"),
+                named("ServiceAccount", "caller", "mesh"),
+                named("ServiceAccount", "shop", "shop"),
                 _with_account(python_pod("caller", "node1", namespace="mesh"), "caller"),
                 _with_account(shop_pod("shop-1"), "shop"),
                 shop_service(),

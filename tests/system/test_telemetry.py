@@ -220,23 +220,18 @@ def test_levels_are_changed_while_the_node_runs(lab: Lab) -> None:
     assert said() == 1
 
 
-class held:  # noqa: N801  a context manager
+@contextlib.contextmanager
+def held(lab: Lab, pod: str, target: str) -> Iterator[Popen[bytes]]:
     """A connection of a pod that lives while the block does; lines are echoed."""
-
-    def __init__(self, lab: Lab, pod: str, target: str, port: int = 7000) -> None:
-        argv = (sys.executable, str(APPS / "client.py"), "hold", target, str(port))
-        self._process = lab.popen(pod, *argv)
-
-    def __enter__(self) -> Popen[bytes]:
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"connected\n"
-        return self._process
-
-    def __exit__(self, *_: object) -> None:
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
+    argv = (sys.executable, str(APPS / "client.py"), "hold", target, "7000")
+    process = lab.popen(pod, *argv)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        assert process.stdout.readline() == b"connected\n"
+        yield process
+    finally:
         with contextlib.suppress(BrokenPipeError):  # it ended by itself
             process.stdin.close()
         process.wait(10)

@@ -17,6 +17,7 @@ from typing import Protocol
 from ztunnel.datapath import links, netns, sockdestroy
 from ztunnel.datapath.events import Ended, Events
 from ztunnel.datapath.maps import Maps, PodEntry
+from ztunnel.datapath.udp import UdpPath
 from ztunnel.datapath.verdicts import DirectEntry, Verdict
 from ztunnel.link.messages import ListenerKind
 
@@ -138,6 +139,7 @@ class KernelDataPath:
         self._pin_dir = pin_dir
         self._maps = Maps(pin_dir)
         self._events = Events(pin_dir)
+        self.udp = UdpPath(pin_dir, self._maps)
         self._maps.verdicts.revoke()  # what an earlier agent believed is not ours to vouch for
 
     def cookie(self, netns_fd: int) -> int:
@@ -167,6 +169,7 @@ class KernelDataPath:
 
     def unenrol(self, cookie: int) -> None:
         self._maps.unenrol(cookie)
+        self.udp.remove(cookie)
         links.detach_sk_lookup(self._pin_dir, cookie)
 
     def set_listener(self, address: str, sock: socket.socket) -> None:
@@ -179,7 +182,14 @@ class KernelDataPath:
         self._maps.set_node_addresses(addresses)
 
     def stats(self) -> dict[str, int]:
-        return {**self._maps.stats(), "flows": self._maps.flow_count()}
+        return {**self._maps.stats(), "flows": self._maps.flow_count(), **self._udp_stats()}
+
+    def _udp_stats(self) -> dict[str, int]:
+        counters = self.udp.counters().values()
+        return {
+            "udp_redirected": sum(one.redirected for one in counters),
+            "udp_no_worker": sum(one.refused for one in counters),
+        }
 
     def revoke_verdicts(self) -> None:
         self._maps.verdicts.revoke()
@@ -216,4 +226,5 @@ class KernelDataPath:
     def close(self) -> None:
         """Close the descriptors; the pins stay."""
         self._events.close()
+        self.udp.close()
         self._maps.close()

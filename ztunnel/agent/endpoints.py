@@ -5,16 +5,22 @@
     :15021  GET /healthz/ready                200 or 503, as on the admin socket
             GET /healthz/live                 200 while the agent's loop turns
 
-Nothing here changes anything, and no key or configuration is in it. May import aiohttp, `admin`.
+Nothing here changes anything, and no key or configuration is in it. Whoever holds connections open
+takes no descriptors from the agent and no probe from the kubelet: each port has room for some, and
+the oldest gives way. May import aiohttp, `admin`.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from ztunnel.agent.admin import ready_answer
+
+MOST_CONNECTIONS = 64  # of each port
 
 Page = Callable[[str], Awaitable[tuple[bytes, str]]]
 
@@ -43,6 +49,7 @@ class Endpoints:
             ("--health-port", health_port, self._health_application()),
         )
         self._runners: list[web.AppRunner] = []
+        self._servers: list[asyncio.Server] = []
 
     async def start(self) -> None:
         """Listen. Raises PortTakenError."""
@@ -52,8 +59,11 @@ class Endpoints:
             runner = web.AppRunner(application, access_log=None)
             self._runners.append(runner)
             await runner.setup()
+            assert runner.server is not None  # since it was set up
+            loop = asyncio.get_running_loop()
             try:
-                await web.TCPSite(runner, self._listen, port).start()
+                made = await loop.create_server(_bounded(runner.server), self._listen, port)
+                self._servers.append(made)
             except OSError as error:
                 await self.close()
                 raise PortTakenError(
@@ -63,6 +73,8 @@ class Endpoints:
 
     async def close(self) -> None:
         """Stop listening."""
+        while self._servers:
+            self._servers.pop().close()
         while self._runners:
             await self._runners.pop().cleanup()
 
@@ -87,3 +99,13 @@ class Endpoints:
 
     async def _live(self, _: web.Request) -> web.Response:
         return web.Response(text="live\n")
+
+
+def _bounded(server: web.Server) -> Callable[[], RequestHandler]:
+    def connection() -> RequestHandler:
+        held = server.connections
+        for oldest in held[: len(held) - MOST_CONNECTIONS + 1]:
+            oldest.force_close()
+        return server()
+
+    return connection

@@ -20,6 +20,7 @@ from ztunnel.agent import chunks
 from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.leaving import Leaving
 from ztunnel.agent.same_node import SameNodeTraffic
+from ztunnel.agent.udp import Udp
 from ztunnel.agent.workers import Session, Workers
 from ztunnel.identity.store import KeyPair, Store
 from ztunnel.kube.mirror import Change, Mirror
@@ -30,6 +31,8 @@ from ztunnel.link.messages import (
     Hello,
     MeshDelta,
     NeedSockets,
+    NeedUdp,
+    NoUdp,
 )
 from ztunnel.mesh.authorize import Policies
 from ztunnel.mesh.model import Workload
@@ -47,6 +50,7 @@ class Feed:
         mirror: Mirror,
         enroller: Enroller,
         same_node: SameNodeTraffic,
+        udp: Udp,
         policies: Policies,
         workers: Callable[[], Workers],
         store: Callable[[], Store],
@@ -59,6 +63,7 @@ class Feed:
         self._mirror = mirror
         self._enroller = enroller
         self._same_node = same_node
+        self._udp = udp
         self._policies = policies
         self._workers = workers
         self._store = store
@@ -77,6 +82,7 @@ class Feed:
             concerns_verdicts = is_local or bool(change.policies or change.removed_policies)
             if concerns_verdicts:
                 self._same_node.revoke()
+            self._udp.changed(change.workloads, change.removed_workloads)
             self._policies.apply(change)
             self.revision += 1
             delta = MeshDelta(
@@ -127,6 +133,12 @@ class Feed:
     def need_sockets(self, session: Session, need: NeedSockets) -> None:
         self._enroller.need_sockets(session, need)
 
+    def need_udp(self, session: Session, need: NeedUdp) -> None:
+        self._udp.need(session, need)
+
+    def no_udp(self, session: Session, news: NoUdp) -> None:
+        self._udp.silent(news.workload)
+
     def allowed(self, session: Session, news: Allowed) -> None:
         if news.pod_uid in session.ready:
             self._same_node.allowed(news, self.revision)
@@ -135,6 +147,7 @@ class Feed:
         """With the last worker go the verdicts too: without a proxy nothing new is let in."""
         if not self._workers().sessions:
             self._same_node.revoke()
+        self._udp.left(session)
         self._enroller.left(session)
 
     def _is_local(self, change: Change) -> bool:

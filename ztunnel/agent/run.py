@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import closing
 
@@ -34,6 +35,7 @@ from ztunnel.agent.options import Options
 from ztunnel.agent.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
 from ztunnel.agent.signs import Signs
 from ztunnel.agent.source import source_of
+from ztunnel.agent.udp import Udp
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
 from ztunnel.datapath import stats
@@ -129,11 +131,19 @@ class Agent:
             lambda: self._workers,
             self._same_node.captured,
         )
+        self._udp = Udp(
+            kernel.udp,
+            options.node,
+            lambda: self._enroller.pods,
+            lambda: self._workers.sessions,
+            time.monotonic,
+        )
         self._feed = Feed(
             node=options.node,
             mirror=self._mirror,
             enroller=self._enroller,
             same_node=self._same_node,
+            udp=self._udp,
             policies=self._policies,
             workers=lambda: self._workers,
             store=lambda: self._store,
@@ -188,6 +198,7 @@ class Agent:
                 ("node addresses", self._keep_node_addresses()),
                 ("workers", self._serve_workers()),
                 ("verdicts", _every(RENEWAL, self._same_node.renew)),
+                ("UDP", _every(RECHECK, self._udp.sweep)),
                 ("events", _every(READ_EVERY, self._same_node.read)),
                 ("series", _every(RETIRE, self._retire_series)),
                 ("signs", self._show_signs()),
@@ -288,6 +299,7 @@ class Agent:
             "pin_dir": str(self._options.pin_dir),
             "loaded": self._loaded,
             "stats": self._kernel.stats(),
+            "udp": self._udp.view(),
         }
 
 

@@ -39,6 +39,8 @@ from ztunnel.link.messages import (
     Draining,
     Hello,
     NeedSockets,
+    NeedUdp,
+    NoUdp,
     PodReady,
     Query,
     ToAgent,
@@ -66,6 +68,12 @@ class Events(Protocol):
 
     def need_sockets(self, session: Session, need: NeedSockets) -> None:
         """Its stock runs low."""
+
+    def need_udp(self, session: Session, need: NeedUdp) -> None:
+        """It would carry a pod's UDP."""
+
+    def no_udp(self, session: Session, news: NoUdp) -> None:
+        """It met a proxy that takes no connect-udp."""
 
     def allowed(self, session: Session, news: Allowed) -> None:
         """It let a pod of this node in at another one."""
@@ -111,6 +119,7 @@ class Session:
         self.worker = -1
         self.version = ""
         self.ready: set[str] = set()
+        self.udp: dict[int, int] = {}  # port of its UDP socket by netns cookie
         self.held: set[tuple[str, str]] = set()  # (pod uid, ListenerKind) it has a descriptor of
         self._channel: Channel[ToAgent] = Channel(sock, ToAgent)  # type: ignore[arg-type]  # a union
         self._events = events
@@ -274,6 +283,10 @@ class Session:
                 self._events.pod_ready(self, message.pod_uid)
             case NeedSockets():
                 self._events.need_sockets(self, message)
+            case NeedUdp():
+                self._events.need_udp(self, message)
+            case NoUdp():
+                self._events.no_udp(self, message)
             case Allowed():
                 self._events.allowed(self, message)
             case Counted():

@@ -191,6 +191,60 @@ class Event(ctypes.Structure):
     )
 
 
+UDP_PORTS = 32  # ZT_MAX_UDP_PORTS
+
+
+class UdpRemote(ctypes.Structure):
+    """struct zt_udp_remote"""
+
+    _fields_ = (
+        ("ip", ctypes.c_ubyte * 16),
+        ("port", ctypes.c_ubyte * 2),
+        ("pad", ctypes.c_ubyte * 6),
+    )
+
+
+class UdpRemoteKey(ctypes.Structure):
+    """struct zt_udp_remote_key"""
+
+    _fields_ = (("netns", ctypes.c_uint64), ("remote", UdpRemote))
+
+
+class UdpPeer(ctypes.Structure):
+    """struct zt_udp_peer"""
+
+    _fields_ = (
+        ("token", ctypes.c_uint32),
+        ("via", ctypes.c_ubyte * 2),
+        ("pad", ctypes.c_uint16),
+    )
+
+
+class UdpTokenKey(ctypes.Structure):
+    """struct zt_udp_token_key"""
+
+    _fields_ = (
+        ("netns", ctypes.c_uint64),
+        ("token", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
+class UdpPod(ctypes.Structure):
+    """struct zt_udp_pod"""
+
+    _fields_ = (
+        ("workers", ctypes.c_uint32),
+        ("ports", ctypes.c_ubyte * (2 * UDP_PORTS)),
+    )
+
+
+class UdpStats(ctypes.Structure):
+    """struct zt_udp_stats"""
+
+    _fields_ = (("redirected", ctypes.c_uint64), ("refused", ctypes.c_uint64))
+
+
 class Meta(ctypes.Structure):
     """struct zt_meta"""
 
@@ -214,6 +268,12 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "zt_direct_key": DirectKey,
     "zt_direct": Direct,
     "zt_event": Event,
+    "zt_udp_remote": UdpRemote,
+    "zt_udp_remote_key": UdpRemoteKey,
+    "zt_udp_peer": UdpPeer,
+    "zt_udp_token_key": UdpTokenKey,
+    "zt_udp_pod": UdpPod,
+    "zt_udp_stats": UdpStats,
     "zt_meta": Meta,
 }
 

@@ -63,6 +63,8 @@ SOURCES = (
     "zt_maps.h",
     "zt_lib.h",
     "dns.h",
+    "udp.h",
+    "udp_dgram.h",
     "connect.c",
     "dgram.c",
     "sk_lookup.c",
@@ -211,7 +213,7 @@ def _link_entries(tree: Path, into: Path) -> None:
 
 
 def _attach_all(programs: dict[str, int], cgroup: Path, pin_dir: Path) -> bool:
-    """Pin and attach; whether links were there."""
+    """Pin and attach; whether links were there. Closes the programs: the pins keep them."""
     target = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for name, program in programs.items():
@@ -228,7 +230,8 @@ def _attach_all(programs: dict[str, int], cgroup: Path, pin_dir: Path) -> bool:
             _update_or_drop(pin, programs[SK_LOOKUP.program])
         return any(updated)
     finally:
-        os.close(target)
+        for descriptor in (target, *programs.values()):
+            os.close(descriptor)
 
 
 def _update_or_drop(pin: Path, program: int) -> None:

@@ -15,8 +15,12 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from ztunnel.mesh.model import SocketAddress
 
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h, and IP6T_SO_ORIGINAL_DST in netfilter_ipv6
+IP_PKTINFO = 8  # linux/in.h; Python has no name for it
 ZT_LEVEL = 0x5A54  # "ZT": a level no protocol uses; bpf/zt_maps.h says the same
 ZT_CLIENT = 1
+ZT_UDP_REMOTE = 2
+ZT_UDP_TOKEN = 3
+ZT_UDP_ANSWER = 4
 ZT_ASKED = 0x10000  # plus the client's port
 
 _SOCKADDR_IN = struct.Struct("=H2s4s8x")
@@ -55,6 +59,29 @@ def set_client_address(sock: socket.socket, client: SocketAddress) -> None:
     (ENOPROTOOPT when our programs are not attached, EPERM when the socket is not ours).
     """
     sock.setsockopt(ZT_LEVEL, ZT_CLIENT, _mapped(client))
+
+
+def udp_token(sock: socket.socket, remote: SocketAddress) -> str:
+    """The loopback address that stands for `remote` to the apps of a pod (bpf/zt_udp.h).
+
+    `sock` is a UDP socket in the pod, tagged as ours: it carries what apps send to `remote` from
+    now on. Raises OSError (EPERM) when the pod is not captured, or the socket is not ours.
+    """
+    sock.setsockopt(ZT_LEVEL, ZT_UDP_REMOTE, _mapped(remote))
+    return _udp_answer(sock).ip
+
+
+def udp_remote(sock: socket.socket, token: str) -> SocketAddress:
+    """Which remote address a token stands for. Raises OSError (EPERM) when it stands for none."""
+    sock.setsockopt(ZT_LEVEL, ZT_UDP_TOKEN, _mapped(SocketAddress(token, 0)))
+    return _udp_answer(sock)
+
+
+def _udp_answer(sock: socket.socket) -> SocketAddress:
+    raw = sock.getsockopt(ZT_LEVEL, ZT_UDP_ANSWER, _SOCKADDR_IN6.size)
+    _, port, ip6 = _SOCKADDR_IN6.unpack(raw)
+    ip = IPv6Address(ip6)
+    return SocketAddress(str(ip.ipv4_mapped or ip), int.from_bytes(port, "big"))
 
 
 def _mapped(address: SocketAddress) -> bytes:

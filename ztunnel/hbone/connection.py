@@ -168,6 +168,11 @@ class Connection:
         """Client: the peer takes extended CONNECT (RFC 8441)."""
         return self._peer.extended_connect
 
+    @property
+    def peer_settled(self) -> bool:
+        """Whether the peer's SETTINGS came: before, `peer_extended_connect` says nothing."""
+        return self._peer_settled
+
     # What to send
 
     @property
@@ -231,6 +236,13 @@ class Connection:
         """
         stream = self._live.get(stream_id)
         return 0 if stream is None else self._room(stream)
+
+    def window(self, stream_id: int) -> int:
+        """Octets that several DATA frames may carry now: `sendable` without its frame limit."""
+        stream = self._live.get(stream_id)
+        if stream is None or not self._room(stream):
+            return 0
+        return min(stream.send_window.available, self._send_window.available)
 
     def _room(self, stream: Stream) -> int:
         if not stream.local_open or (self._is_server and not stream.answered):
@@ -468,7 +480,12 @@ class Connection:
         stream.tunnel = request.method == b"CONNECT"
         events.append(
             RequestReceived(
-                unit.stream_id, request.method, request.authority, request.fields, request.protocol
+                unit.stream_id,
+                request.method,
+                request.authority,
+                request.fields,
+                request.protocol,
+                request.path,
             )
         )
         if unit.end_stream:

@@ -20,7 +20,7 @@ class RequestReceived(msgspec.Struct, frozen=True, gc=False):
     """Server: a well-formed request. A method other than CONNECT is for the caller to refuse.
 
     `headers` are the regular fields only; `protocol` is empty unless extended CONNECT
-    (RFC 8441) is enabled and used.
+    (RFC 8441) is enabled and used. `path` is empty for a bare CONNECT.
     """
 
     stream_id: int
@@ -28,6 +28,7 @@ class RequestReceived(msgspec.Struct, frozen=True, gc=False):
     authority: bytes
     headers: tuple[Header, ...]
     protocol: bytes = b""
+    path: bytes = b""
 
 
 class ResponseReceived(msgspec.Struct, frozen=True, gc=False):

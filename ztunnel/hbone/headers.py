@@ -52,6 +52,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     authority: bytes
     protocol: bytes
     fields: tuple[Header, ...]
+    path: bytes = b""
 
 
 def _is_bad(value: bytes) -> bool:
@@ -177,7 +178,7 @@ def parse_request(headers: list[Header], *, extended_connect: bool) -> Request:
         raise MalformedError("the pseudo-header fields do not make a request")
     if authority and any(name == b"host" and value != authority for name, value in fields):
         raise MalformedError("host contradicts :authority")  # RFC 9113 8.3.1
-    return Request(method, authority, protocol, fields)
+    return Request(method, authority, protocol, fields, pseudo.get(b":path", b""))
 
 
 def parse_response(headers: list[Header]) -> tuple[int, tuple[Header, ...]]:

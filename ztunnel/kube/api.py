@@ -111,6 +111,7 @@ class ApiSource:
             "path": self._client.configuration.host,
             "present": all(health.connected for health in healths),
             "age_seconds": round(time.monotonic() - oldest, 1) if oldest else None,
+            "versions": {watch.resource.kind: watch.version for watch in self._watches},
             "lists": {watch.resource.kind: watch.lists for watch in self._watches},
         }
 
@@ -138,7 +139,7 @@ class ApiSource:
 
     def _informer(self, watch: ListWatch) -> SharedInformer:
         kind = watch.resource.kind
-        informer = SharedInformer(watch)
+        informer = SharedInformer(watch.request)
         for event, is_there in ((ADDED, True), (MODIFIED, True), (DELETED, False)):
             informer.add_event_handler(event, self._handler(kind, is_there))
         informer.add_event_handler(ERROR, watch.failed)

@@ -11,9 +11,11 @@ May import `kube.trim`, the `kubernetes` client and structlog.
 from __future__ import annotations
 
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +76,7 @@ class Listed:
 
 
 class ListWatch:
-    """Give it to a SharedInformer as `list_func`.
+    """Give its `request` to a SharedInformer as `list_func`.
 
     `listed` is called, in the informer's thread, once it has told of a whole list.
     """
@@ -95,6 +97,8 @@ class ListWatch:
         self._stopped = threading.Event()
         self._health = Health(False, 0.0, "not asked yet")
         self._began = 0.0
+        self._stream: Stream | None = None
+        self.version = ""  # where the last watch began
         self.lists = 0  # whole lists read: one, and one more for each 410 Gone
         self._short = 0  # attempts in a row that ended soon
 
@@ -104,10 +108,15 @@ class ListWatch:
         return self._health
 
     def stop(self) -> None:
-        """Wait for nothing any more."""
-        self._stopped.set()
+        """Wait for nothing any more: neither for a turn, nor for what a watch might still say.
 
-    def __call__(
+        The informer's own `stop` misses a watch that is just being opened.
+        """
+        self._stopped.set()
+        if self._stream is not None:
+            self._stream.shutdown()
+
+    def request(
         self,
         *,
         watch: bool = False,
@@ -115,6 +124,9 @@ class ListWatch:
         **_: Any,
     ) -> Any:
         """A `Listed`, or the response of a watch. Raises what the client raises.
+
+        The last line here is read by `kubernetes.watch.Watch`: without it no event's version is
+        remembered, and a watch that goes on would tell the past again.
 
         :rtype: object
         """
@@ -161,6 +173,7 @@ class ListWatch:
     def _watch(self, resource_version: str) -> Stream:
         self._listed()  # the informer watches only once it has told of all that was listed
         self._pace()
+        self.version = resource_version
         seconds = random.uniform(*WATCH_FOR)
         query = [
             ("watch", "true"),
@@ -168,7 +181,11 @@ class ListWatch:
             ("resourceVersion", resource_version),
             ("timeoutSeconds", f"{seconds:.0f}"),
         ]
-        return Stream(self._get(query, self._silence), self._trimmer.event, self._heard, self._lost)
+        response = self._get(query, self._silence)
+        self._stream = Stream(response, self._trimmer.event, self._heard, self._lost)
+        if self._stopped.is_set():
+            self._stream.shutdown()
+        return self._stream
 
     def _get(self, query: list[tuple[str, str]], patience: float) -> Any:
         """An answer of status 200, unread."""
@@ -247,6 +264,13 @@ class Stream:
         except Exception as error:
             self._lost(error)
             raise
+
+    def shutdown(self) -> None:
+        """End it, whoever is reading; the reader closes it."""
+        sock = getattr(self._response.connection, "sock", None)
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection."""

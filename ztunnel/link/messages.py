@@ -95,6 +95,19 @@ class NeedSockets(msgspec.Struct, frozen=True, tag=True):
     udp: bool = False
 
 
+class NeedUdp(msgspec.Struct, frozen=True, tag=True):
+    """The worker would carry the pod's UDP. `port` is that of the socket it has; 0 asks for one."""
+
+    pod_uid: str
+    port: int = 0
+
+
+class NoUdp(msgspec.Struct, frozen=True, tag=True):
+    """The proxy of this workload (its uid) does not take connect-udp: UDP to it passes as it is."""
+
+    workload: str
+
+
 class Allowed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """A pod of this node was let in at another one: by what it proved, and by this revision.
 
@@ -212,6 +225,12 @@ class Sockets(msgspec.Struct, frozen=True, tag=True):
     udp: bool = False
 
 
+class UdpSockets(msgspec.Struct, frozen=True, tag=True):
+    """Bound UDP sockets in the pod, tagged as ours, for this worker alone: IPv4, perhaps IPv6."""
+
+    pod_uid: str
+
+
 class Query(msgspec.Struct, frozen=True, tag=True):
     """Ask the worker for its view: `what` is "connections", "tunnels" or "stats"."""
 
@@ -250,7 +269,7 @@ class CountsTaken(msgspec.Struct, frozen=True, tag=True):
     number: int
 
 
-ToAgent = Hello | PodReady | NeedSockets | Allowed | Answer | Counted | Draining
+ToAgent = Hello | PodReady | NeedSockets | NeedUdp | NoUdp | Allowed | Answer | Counted | Draining
 ToWorker = (
     MeshDelta
     | Certificate
@@ -258,6 +277,7 @@ ToWorker = (
     | PodAdded
     | PodRemoved
     | Sockets
+    | UdpSockets
     | Query
     | CountsTaken
     | Logging

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from ztunnel.mesh.address import AddressError, parse_authority
 from ztunnel.mesh.forwarded import ForwardedError, parse_forwarded
+from ztunnel.mesh.masque import PROTOCOL, parse_target
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.ports import OURS
 from ztunnel.mesh.state import MeshState
@@ -29,6 +30,10 @@ class Request(Protocol):
     @property
     def authority(self) -> bytes: ...
     @property
+    def protocol(self) -> bytes: ...
+    @property
+    def path(self) -> bytes: ...
+    @property
     def headers(self) -> tuple[tuple[bytes, bytes], ...]: ...
 
 
@@ -42,6 +47,7 @@ class Accept:
     source: Workload | None
     workload: Workload
     service: str = ""
+    udp: bool = False  # datagrams, not a connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +67,13 @@ def check_connect(
     identity: str,
 ) -> Accept | Reject:
     """Decide on a CONNECT that came over a connection `peer` → `local`, proven by `identity`."""
-    if request.method != b"CONNECT":
-        return Reject(BAD_REQUEST, f"method {request.method[:16]!r} is not CONNECT")
-    try:
-        destination = parse_authority(request.authority.decode("ascii"))
-    except (AddressError, UnicodeDecodeError):
-        return Reject(BAD_REQUEST, f"authority {request.authority[:64]!r} is no ip:port")
+    destination = _destination(request)
+    if isinstance(destination, Reject):
+        return destination
+    udp = request.protocol == PROTOCOL
     if destination.ip != local.ip:
         return Reject(BAD_REQUEST, f"authority {destination} is not this pod, {local.ip}")
-    if destination.port in OURS:
+    if destination.port in OURS and not udp:
         return Reject(BAD_REQUEST, f"port {destination.port} is the mesh's own")
     workload = state.workload_at(local.ip)
     if workload is None:
@@ -78,7 +82,22 @@ def check_connect(
     source = state.workload_at(client.ip)
     if source is not None and source.identity != identity:
         source = None
-    return Accept(client, destination, source, workload, service)
+    return Accept(client, destination, source, workload, service, udp)
+
+
+def _destination(request: Request) -> SocketAddress | Reject:
+    """What the request asks for: a connection by its authority, datagrams by its path."""
+    if request.method != b"CONNECT":
+        return Reject(BAD_REQUEST, f"method {request.method[:16]!r} is not CONNECT")
+    if request.protocol not in (b"", PROTOCOL):
+        return Reject(BAD_REQUEST, f"protocol {request.protocol[:16]!r} is not connect-udp")
+    try:
+        if request.protocol:
+            return parse_target(request.path)
+        return parse_authority(request.authority.decode("ascii"))
+    except (AddressError, UnicodeDecodeError):
+        asked = request.path if request.protocol else request.authority
+        return Reject(BAD_REQUEST, f"authority {asked[:64]!r} is no ip:port")
 
 
 def check_plain(

@@ -69,6 +69,14 @@ def route(state: MeshState, source: Workload, destination: SocketAddress, chance
     return _to_address(state, destination, "")
 
 
+def route_udp(state: MeshState, destination: SocketAddress) -> Hbone | Refuse:
+    """Decide for datagrams that the kernel captured: only a workload of the mesh may get them."""
+    target = _to_address(state, destination, "")
+    if isinstance(target, Passthrough):
+        return Refuse(f"no workload of the mesh has the address {destination.ip}")
+    return target
+
+
 def _to_service(
     state: MeshState, service: Service, destination: SocketAddress, chance: float
 ) -> Route:
@@ -83,7 +91,7 @@ def _to_service(
     return _to_address(state, target, service.hostname or service.key)
 
 
-def _to_address(state: MeshState, target: SocketAddress, service: str) -> Route:
+def _to_address(state: MeshState, target: SocketAddress, service: str) -> Hbone | Passthrough:
     workload = state.workload_at(target.ip)
     if workload is None or workload.protocol is not TunnelProtocol.HBONE:
         return Passthrough(target, workload, service)

@@ -42,6 +42,8 @@ class Context:
     shuffle: random.Random = field(default_factory=random.Random)  # the order of addresses
     asked_server: Callable[[socket.socket, int], SocketAddress] = sockopt.asked_server
     original_destination: Callable[[socket.socket], SocketAddress] = sockopt.original_destination
+    udp_token: Callable[[socket.socket, SocketAddress], str] = sockopt.udp_token
+    udp_remote: Callable[[socket.socket, str], SocketAddress] = sockopt.udp_remote
     set_client_address: Callable[[socket.socket, SocketAddress], None] = sockopt.set_client_address
 
 

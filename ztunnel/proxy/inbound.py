@@ -27,6 +27,7 @@ from ztunnel.proxy.relay import StreamRelay
 from ztunnel.proxy.report import Direction, Record, party
 from ztunnel.proxy.sockets import local_address, peer_address, reset_on_close
 from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.proxy.udp_flow import CAPSULES, UdpFlow
 from ztunnel.telemetry.counts import Ends
 from ztunnel.telemetry.flags import told
 
@@ -136,7 +137,7 @@ class InboundStream:
         self._record: Record | None = None
         self._accepted: Accept | None = None
         self._dial: Dial | None = None
-        self._relay: StreamRelay | None = None
+        self._relay: StreamRelay | UdpFlow | None = None
         self._early: list[bytes] = []  # data before our answer; the stream's window bounds it
         self._early_end = False
         self._over = False
@@ -176,6 +177,7 @@ class InboundStream:
                 hbone_addr=hbone_addr,
                 service=service,
                 ends=ends,
+                protocol="udp" if accepted.udp else "tcp",
             )
             self._record.dry_run = decision.dry_run
             if report.tracer is not None:
@@ -198,6 +200,9 @@ class InboundStream:
     def _begin(self, accepted: Accept) -> None:
         context = self._context
         self._accepted = accepted
+        if accepted.udp:
+            self._serve_udp(accepted)
+            return
         self._dial = Dial(
             context.loop,
             self._pod.stock_for(accepted.destination),
@@ -206,6 +211,27 @@ class InboundStream:
             lambda sock: context.set_client_address(sock, accepted.client),
         )
         self._dial.start()
+
+    def _serve_udp(self, accepted: Accept) -> None:
+        """Datagrams need no dialling: the flow takes the stream over."""
+        udp, record = self._pod.udp, self._record
+        assert record is not None
+        if udp is None:
+            self._refuse(503, "no UDP for this pod yet")
+            return
+        try:
+            flow = udp.serve(self._tunnel, self.stream_id, accepted, record, self._udp_ended)
+        except OSError as error:
+            self._refuse(503, f"no token for {accepted.client}: {error.strerror or error}")
+            return
+        if flow is None:
+            self._refuse(503, "no room for a further flow")
+            return
+        self._relay, record.established = flow, True
+        self._tunnel.respond(self.stream_id, 200, [CAPSULES])
+
+    def _udp_ended(self, error: str) -> None:
+        self._ended(None, error)
 
     def _ends(self, mesh: MeshState, accepted: Accept) -> Ends:
         """Between whom it counts; a service the peer names counts only if the mesh has it."""
@@ -225,7 +251,7 @@ class InboundStream:
         self._tunnel.respond(self.stream_id, 200, headers)
         if self._context.told is not None and self._accepted is not None:
             self._context.told.let_in(self._accepted, self._pod.uid)
-        self._relay = StreamRelay(
+        self._relay = relay = StreamRelay(
             self._context.loop,
             self._tunnel,
             self.stream_id,
@@ -233,8 +259,8 @@ class InboundStream:
             record=self._record,
             ended=self._ended,
         )
-        self._relay.begin()
-        self._replay(self._relay)
+        relay.begin()
+        self._replay(relay)
 
     def _replay(self, relay: StreamRelay) -> None:
         """Give the relay what came before our answer."""

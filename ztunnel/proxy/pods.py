@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a worker holds for one local pod: listeners, sockets in stock, live connections.
 
-May import `ztunnel.link.messages`, mesh and the proxy's `stock`.
+May import `ztunnel.link.messages`, mesh and the proxy's `stock`, `udp_flow`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from typing import Protocol
 from ztunnel.link.messages import HeldPod, ListenerKind, PodAdded
 from ztunnel.mesh.address import family as family_of
 from ztunnel.mesh.baggage import baggage
+from ztunnel.mesh.inbound import Accept
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.proxy.loop import Loop
+from ztunnel.proxy.report import Record
 from ztunnel.proxy.sockets import adopt
 from ztunnel.proxy.stock import DatagramStock, Stock
+from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.proxy.udp_flow import UdpFlow
 
 
 class Abortable(Protocol):
@@ -28,6 +32,22 @@ class Abortable(Protocol):
 
     def retire(self) -> None:
         """Take nothing new, and end when idle."""
+
+
+class Udp(Abortable, Protocol):
+    """Carries the pod's UDP: `ztunnel.proxy.udp.PodUdp`."""
+
+    @property
+    def port(self) -> int: ...
+
+    def serve(
+        self,
+        tunnel: Tunnel,
+        stream_id: int,
+        accepted: Accept,
+        record: Record,
+        ended: Callable[[str], None],
+    ) -> UdpFlow | None: ...
 
 
 class Door(Protocol):
@@ -58,6 +78,7 @@ class Pod:
             family: DatagramStock(loop, _asker(ask, family, udp=True)) for family in (4, 6)
         }
         self.live: set[Abortable] = set()
+        self.udp: Udp | None = None  # once the agent has given us the socket
         self.queries: set[Abortable] = set()  # those of `live` that are DNS: bounded
         self._described: Workload | None = None
         self._baggage = b""
@@ -119,6 +140,9 @@ class Pod:
         self.listeners.clear()
         for stock in (*self.stock.values(), *self.datagrams.values()):
             stock.close()
+        if self.udp is not None:
+            self.udp.retire()
+            self.udp = None
         for connection in list(self.live):
             if abort:
                 connection.abort(reason)

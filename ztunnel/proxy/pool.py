@@ -67,15 +67,16 @@ class Pool:
         self.open: set[Tunnel] = set()  # also retired ones, until they are closed
         loop.call_later(SWEEP, self._sweep)
 
-    def acquire(self, key: Key, source: Source, taker: Taker) -> None:
+    def acquire(self, key: Key, source: Source, taker: Taker, *, settled: bool = False) -> None:
         """Call `taker` with a tunnel that has room for one stream, or with None and the reason.
 
-        The taker opens its stream before it returns.
+        The taker opens its stream before it returns. `settled`: it wants to know what the peer
+        can do, so the tunnel's peer must have sent its SETTINGS.
         """
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = _Group(self._loop, self._buffers, key, self.open)
-        group.acquire(source, taker)
+        group.acquire(_Wanted(source, taker, settled))
 
     def retire(self, stale: Callable[[Key], bool], reason: str, *, fail_waiting: bool) -> None:
         """Let no new stream join the tunnels whose key is `stale`; open streams go on."""
@@ -95,6 +96,18 @@ class Pool:
 
 
 @dataclass(slots=True, eq=False)
+class _Wanted:
+    """Who waits for a tunnel."""
+
+    source: Source
+    taker: Taker
+    settled: bool
+
+    def fits(self, tunnel: Tunnel) -> bool:
+        return _has_room(tunnel) and (not self.settled or tunnel.connection.peer_settled)
+
+
+@dataclass(slots=True, eq=False)
 class _Group:
     """The tunnels of one key. Owner of its tunnels and of the handshake that makes the next."""
 
@@ -103,7 +116,7 @@ class _Group:
     key: Key
     open: set[Tunnel]
     tunnels: list[Tunnel] = field(default_factory=list)
-    waiting: deque[tuple[Source, Taker]] = field(default_factory=deque)
+    waiting: deque[_Wanted] = field(default_factory=deque)
     making: bool = False
     retired: bool = False
     resumable: tuple[ssl.SSLContext, ssl.SSLSession] | None = None
@@ -116,13 +129,13 @@ class _Group:
             return False
         return self.resumable is None or self.loop.now - self.used > SESSION_KEPT
 
-    def acquire(self, source: Source, taker: Taker) -> None:
+    def acquire(self, wanted: _Wanted) -> None:
         for tunnel in self.tunnels:
-            if _has_room(tunnel):
-                taker(tunnel, "")
-                self._prewarm(source)
+            if wanted.fits(tunnel):
+                wanted.taker(tunnel, "")
+                self._prewarm(wanted.source)
                 return
-        self.waiting.append((source, taker))
+        self.waiting.append(wanted)
         self._make_for_waiting()
 
     def retire(self, reason: str, *, fail_waiting: bool) -> None:
@@ -147,8 +160,8 @@ class _Group:
             self._make(source)
 
     def _make_for_waiting(self) -> None:
-        if self.waiting:
-            self._make(self.waiting[0][0])
+        if self.waiting and not any(map(_is_fresh, self.tunnels)):
+            self._make(self.waiting[0].source)
 
     def _make(self, source: Source) -> None:
         if not self.making:
@@ -192,13 +205,16 @@ class _Group:
 
     def _fail_waiting(self, reason: str) -> None:
         waiting, self.waiting = self.waiting, deque()
-        for _, taker in waiting:
-            taker(None, reason)
+        for wanted in waiting:
+            wanted.taker(None, reason)
 
     def _serve(self, tunnel: Tunnel) -> None:
-        while self.waiting and _has_room(tunnel):
-            _, taker = self.waiting.popleft()
-            taker(tunnel, "")
+        for _ in range(len(self.waiting)):
+            wanted = self.waiting.popleft()
+            if wanted.fits(tunnel):
+                wanted.taker(tunnel, "")
+            else:
+                self.waiting.append(wanted)
         self._make_for_waiting()
 
     # What tunnels tell
@@ -220,6 +236,11 @@ class _Group:
             self.fresh = None
         self.used = self.loop.now
         self._make_for_waiting()
+
+
+def _is_fresh(tunnel: Tunnel) -> bool:
+    """Whether those who wait may still get on it: its peer has not said what it can do."""
+    return _has_room(tunnel) and not tunnel.connection.peer_settled
 
 
 def _has_room(tunnel: Tunnel) -> bool:

@@ -67,6 +67,8 @@ class Record(msgspec.Struct, kw_only=True):
     service: str = ""
     sent: int = 0
     received: int = 0
+    protocol: str = "tcp"
+    dropped: int = 0  # datagrams
     flags: str = ""  # Istio's response flag, DENY when policy ended it
     policy: str = ""  # which one
     rule: str = ""
@@ -80,7 +82,7 @@ class _Live:
 
     __slots__ = ("received", "record", "sent", "series")
 
-    def __init__(self, record: Record, series: Series) -> None:
+    def __init__(self, record: Record, series: Series | None) -> None:
         self.record = record
         self.series = series
         self.sent = self.received = 0
@@ -98,6 +100,8 @@ class Stats(msgspec.Struct):
     received: int = 0
     handshakes_failed: int = 0
     accepts_paused: int = 0
+    udp_refused: int = 0  # flows for which a pod had no room
+    udp_dropped: int = 0  # datagrams
     queries: int = 0  # DNS, by UDP and TCP
     queries_answered: int = 0  # from the mesh
     queries_failed: int = 0  # SERVFAIL, or dropped
@@ -135,8 +139,10 @@ class Report:
         hbone_addr: str = "",
         service: str = "",
         ends: Ends = NOBODY,
+        protocol: str = "tcp",
     ) -> Record:
-        """A connection was let in; `ends` says between whom it counts."""
+        """A connection was let in; `ends` says between whom it counts. Istio's metrics are of TCP:
+        a flow of UDP has a log line and our own sums, and no series."""
         record = Record(
             id=next(self._ids),
             direction=direction,
@@ -145,9 +151,12 @@ class Report:
             started=time.time(),
             hbone_addr=hbone_addr,
             service=service,
+            protocol=protocol,
         )
-        series = self._counts.series(_REPORTERS[direction], ends)
-        self._counts.opened(series)
+        series = None
+        if protocol == "tcp":
+            series = self._counts.series(_REPORTERS[direction], ends)
+            self._counts.opened(series)
         self._live[record.id] = _Live(record, series)
         self.stats.opened += 1
         return record
@@ -161,7 +170,8 @@ class Report:
         flag = flag_of(error, established=record.established)
         if record.flags:
             flag = Flag(record.flags)
-        self._counts.closed(live.series, flag, failed=not record.established)
+        if live.series is not None:
+            self._counts.closed(live.series, flag, failed=not record.established)
         stats = self.stats
         stats.closed += 1
         stats.failed += bool(error)
@@ -261,7 +271,7 @@ class Report:
     def _count_bytes(self, live: _Live) -> None:
         record = live.record
         sent, received = record.sent - live.sent, record.received - live.received
-        if sent or received:
+        if live.series is not None and (sent or received):
             live.sent, live.received = record.sent, record.received
             is_ours = record.direction is Direction.OUTBOUND
             client, server = (sent, received) if is_ours else (received, sent)
@@ -270,7 +280,7 @@ class Report:
 
 def _access_fields(record: Record, error: str) -> dict[str, object]:
     source, destination = record.source, record.destination
-    return {
+    fields: dict[str, object] = {
         "direction": record.direction.value,
         "src.addr": source.address,
         "src.workload": source.workload,
@@ -291,3 +301,6 @@ def _access_fields(record: Record, error: str) -> dict[str, object]:
         "dry_run": record.dry_run,
         "error": error,
     }
+    if record.protocol == "udp":
+        fields |= {"protocol": "udp", "dropped": record.dropped}
+    return fields

@@ -96,7 +96,7 @@ class Tunnel:
         owner: TunnelOwner,
     ) -> None:
         self.peer = peer  # SPIFFE id, proven
-        self.connection = Connection(role)
+        self.connection = Connection(role, extended_connect=role is Role.SERVER)
         self.streams: dict[int, TunnelStream] = {}
         self.closed = False
         self.retired = False

@@ -31,13 +31,17 @@ from ztunnel.link.messages import (
     Logging,
     MeshDelta,
     NeedSockets,
+    NeedUdp,
+    NoUdp,
     PodAdded,
     PodReady,
     PodRemoved,
     Query,
     Sockets,
     ToWorker,
+    UdpSockets,
 )
+from ztunnel.mesh.model import Workload
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy import tls
 from ztunnel.proxy.context import Context
@@ -54,6 +58,7 @@ from ztunnel.proxy.query_stream import QueryStreamServer
 from ztunnel.proxy.session import Message, Session
 from ztunnel.proxy.sockets import adopt
 from ztunnel.proxy.told import Told
+from ztunnel.proxy.udp import PodUdp
 from ztunnel.proxy.views import view
 from ztunnel.telemetry.logs import set_level
 
@@ -124,6 +129,8 @@ class Worker:
             case Sockets():
                 pod = self.pods.get(message.pod_uid)
                 take_sockets(pod, message.family, fds, udp=message.udp)
+            case UdpSockets():
+                self._udp_sockets(message, fds)
             case Query():
                 self._tell_counts()
                 body = view(message.what, self.context.report, self.context.pool)
@@ -202,7 +209,22 @@ class Worker:
         for kind in added.listeners:
             self._listen(pod, kind, fds.pop(0))
         pod.restock()
+        self.session.send(NeedUdp(pod.uid, pod.udp.port if pod.udp is not None else 0))
         self._announce(pod)
+
+    def _udp_sockets(self, message: UdpSockets, fds: list[int]) -> None:
+        pod = self.pods.get(message.pod_uid)
+        if pod is None or not fds:
+            return
+        if pod.udp is not None:
+            pod.udp.retire()
+        socks = [socket.socket(fileno=fds.pop(0)) for _ in fds[:2]]
+        for sock in socks:
+            sock.setblocking(False)
+        pod.udp = PodUdp(self.context, pod, socks, silent=self._no_udp)
+
+    def _no_udp(self, workload: Workload) -> None:
+        self.session.send(NoUdp(workload.uid))
 
     def _pod_removed(self, removed: PodRemoved) -> None:
         pod = self.pods.pop(removed.pod_uid, None)

@@ -116,5 +116,5 @@ def command(
     process = SignerProcess(api, options)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.stop())
-    with Health(health_port, process.is_healthy):
+    with Health(health_port or None, process.is_healthy):
         process.run()

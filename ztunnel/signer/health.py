@@ -13,19 +13,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Health:
-    """An HTTP server while it is entered. `port` 0 is none."""
+    """An HTTP server while it is entered. `port` 0 is any that is free, None is no server."""
 
-    def __init__(self, port: int, is_ready: Callable[[], bool]) -> None:
+    def __init__(self, port: int | None, is_ready: Callable[[], bool]) -> None:
         self._port = port
         self._is_ready = is_ready
         self._server: ThreadingHTTPServer | None = None
 
     def __enter__(self) -> Health:
         """Listen. Raises OSError."""
-        if self._port:
+        if self._port is not None:
             self._server = ThreadingHTTPServer(("", self._port), _handler(self._is_ready))
             threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        assert self._server is not None
+        return self._server.server_port
 
     def __exit__(self, *_: object) -> None:
         if self._server is not None:

@@ -44,7 +44,7 @@ class Requests:
     def handle(self, name: str) -> None:
         """Bring a request to its end. Any exception means: try again."""
         csr = self._cluster.csr(name)
-        if csr is None or csr.spec.signer_name != SIGNER_NAME or _is_over(csr):
+        if csr is None or csr.spec.signer_name != SIGNER_NAME or is_over(csr):
             return
         decided = self._decide(csr)
         if isinstance(decided, Denied):
@@ -90,7 +90,8 @@ class Requests:
         )
 
 
-def _is_over(csr: Csr) -> bool:
+def is_over(csr: Csr) -> bool:
+    """Whether it is answered for good."""
     if csr.status and csr.status.certificate:
         return True
     return bool(conditions(csr) & {"Denied", "Failed"})

@@ -20,6 +20,8 @@ import structlog
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
+from ztunnel.identity.ca import CaError
+from ztunnel.identity.signer import Refused
 from ztunnel.kube.informers import informer, stop_all
 from ztunnel.kube.signing import (
     AGENT_ACCOUNT,
@@ -27,6 +29,7 @@ from ztunnel.kube.signing import (
     NAMESPACE,
     PLUGGED_CA,
     ROOTS_CONFIGMAP,
+    ROOTS_KEY,
     SELF_MADE_CA,
     SIGNER_NAME,
     user_of,
@@ -36,9 +39,10 @@ from ztunnel.signer.authorities import Authorities, NoAuthorityError, Policy
 from ztunnel.signer.cluster import Cluster
 from ztunnel.signer.decision import Terms
 from ztunnel.signer.leader import Leadership, Pace
-from ztunnel.signer.requests import Requests
+from ztunnel.signer.requests import Requests, is_over
 from ztunnel.signer.work import Work
 
+KNOWN = (ApiException, HTTPError, NoAuthorityError, CaError, Refused)  # tell all in their text
 THREADS = 4  # a request waits for the API server four times; so others need not
 
 log = structlog.get_logger()
@@ -116,22 +120,23 @@ class _Term:
         self._handlers: dict[str, Callable[[str], None]] = {
             "ca": self._look_at_ca,
             "request": self._requests.handle,
-            "roots": self._authorities.publish,
+            "roots": self._look_at_namespace,
         }
         core, home = cluster.core, options.namespace
         self._namespaces = self._informer(core.list_namespace, self._namespace_came)
+        self._published = self._informer(
+            core.list_config_map_for_all_namespaces,
+            self._roots_changed,
+            field_selector=f"metadata.name={ROOTS_CONFIGMAP}",
+        )
         self._informers = [
             self._informer(
                 cluster.certificates.list_certificate_signing_request,
-                lambda csr: self._work.add(Item("request", csr.metadata.name)),
+                self._request_came,
                 field_selector=f"spec.signerName={SIGNER_NAME}",
             ),
             self._namespaces,
-            self._informer(
-                core.list_config_map_for_all_namespaces,
-                self._roots_changed,
-                field_selector=f"metadata.name={ROOTS_CONFIGMAP}",
-            ),
+            self._published,
             *(
                 self._informer(
                     core.list_namespaced_secret,
@@ -164,12 +169,23 @@ class _Term:
     ) -> Any:
         return informer(list_func, on_event, self._lost, **selectors)
 
+    def _request_came(self, csr: Any) -> None:
+        if not is_over(csr):
+            self._work.add(Item("request", csr.metadata.name))
+
     def _namespace_came(self, namespace: Any) -> None:
         self._work.add(Item("roots", namespace.metadata.name))
 
     def _roots_changed(self, config_map: Any) -> None:
         where = config_map.metadata.namespace
         self._work.add(Item("ca") if where == self._home else Item("roots", where))
+
+    def _look_at_namespace(self, name: str) -> None:
+        """Cheap when all is well, for every namespace is looked at again and again."""
+        there = self._published.cache.get_by_key(f"{name}/{ROOTS_CONFIGMAP}")
+        bundle = (there.data or {}).get(ROOTS_KEY, "") if there is not None else ""
+        if bundle.encode() != self._authorities.bundle:
+            self._authorities.publish(name)
 
     def _look_at_ca(self, _: str) -> None:
         before = self._authorities.bundle
@@ -192,7 +208,7 @@ class _Term:
         delay = self._work.retry(item)
         if isinstance(error, ApiException) and error.status == 409:
             return  # somebody was quicker: looked at anew
-        known = isinstance(error, ApiException | HTTPError | NoAuthorityError)
+        known = isinstance(error, KNOWN)
         log.warning(
             "not done, tried again",
             kind=item.kind,

@@ -23,6 +23,8 @@ from ztunnel.link.messages import (
     Allowed,
     Hello,
     ListenerKind,
+    NeedUdp,
+    NoUdp,
     PodAdded,
     PodReady,
     PodRemoved,
@@ -206,8 +208,45 @@ class FakeDataPath:
 class EventEnroller(Enroller):
     """A reconciler that hears workers itself, without a feed between."""
 
+    def need_udp(self, session: Session, need: NeedUdp) -> None:
+        """Nothing is carried here."""
+
+    def no_udp(self, session: Session, news: NoUdp) -> None:
+        raise AssertionError(f"nobody asked for {news}")
+
     def allowed(self, session: Session, news: Allowed) -> None:
         raise AssertionError(f"nobody asked for {news}")
+
+
+class FakeUdpPath:
+    """The kernel's maps of carried UDP as plain values; sockets are real ones on loopback."""
+
+    def __init__(self) -> None:
+        self.carried: set[str] = set()
+        self.given: dict[int, list[int]] = {}
+
+    def sockets(self, netns_fd: int, *, ipv6: bool) -> list[socket.socket]:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        return [sock]
+
+    def ports(self, netns_cookie: int) -> list[int]:
+        return self.given.get(netns_cookie, [])
+
+    def set_ports(self, netns_cookie: int, ports: list[int]) -> None:
+        self.given[netns_cookie] = ports
+
+    def pods(self) -> set[int]:
+        return set(self.given)
+
+    def destinations(self) -> set[str]:
+        return set(self.carried)
+
+    def add_destination(self, address: str) -> None:
+        self.carried.add(address)
+
+    def remove_destination(self, address: str) -> None:
+        self.carried.remove(address)
 
 
 def _listener() -> socket.socket:

@@ -18,7 +18,7 @@ from tests.pure.agent.doubles import FakeWorker, until
 from tests.pure.agent.test_feed import Agent, agent, namespace, pod
 from tests.pure.telemetry.builders import between
 from ztunnel.agent import metrics as metrics_module
-from ztunnel.agent.endpoints import Endpoints, PortTakenError
+from ztunnel.agent.endpoints import MOST_CONNECTIONS, Endpoints, PortTakenError
 from ztunnel.agent.metrics import Metrics
 from ztunnel.link.messages import Count
 from ztunnel.telemetry.latency import Paths
@@ -122,6 +122,22 @@ def test_port_zero_is_none() -> None:
             assert (await get(made.health_port, "/healthz/live"))[0] == 200
             with pytest.raises(aiohttp.ClientConnectorError):
                 await get(made.metrics_port, "/metrics")
+
+    asyncio.run(scenario())
+
+
+def test_who_holds_connections_open_keeps_no_probe_out() -> None:
+    async def scenario() -> None:
+        async with served() as made:
+            idle = [
+                await asyncio.open_connection(LOOPBACK, made.health_port)
+                for _ in range(2 * MOST_CONNECTIONS)
+            ]
+            assert (await get(made.health_port, "/healthz/ready"))[0] == 200
+            async with asyncio.timeout(10):
+                assert await idle[0][0].read() == b""  # the oldest gave way
+            for _, writer in idle:
+                writer.close()
 
     asyncio.run(scenario())
 

@@ -15,13 +15,14 @@ import aiohttp
 import msgspec
 import structlog
 
-from tests.pure.agent.doubles import FakeDataPath, FakeWorker, Namespaces, until
+from tests.pure.agent.doubles import FakeDataPath, FakeUdpPath, FakeWorker, Namespaces, until
 from ztunnel.agent import views as views_module
 from ztunnel.agent.admin import Admin
 from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.feed import Feed
 from ztunnel.agent.options import Options, SameNode
 from ztunnel.agent.same_node import SameNodeTraffic
+from ztunnel.agent.udp import Udp
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
 from ztunnel.identity import ca
@@ -84,11 +85,20 @@ class Agent:
         self.enroller = Enroller(
             self.kernel, self.namespaces, lambda: self.workers, self.same_node.captured
         )
+        self.udp_path, self.now = FakeUdpPath(), 0.0
+        self.udp = Udp(
+            self.udp_path,
+            "n1",
+            lambda: self.enroller.pods,
+            lambda: self.workers.sessions,
+            lambda: self.now,
+        )
         self.feed = Feed(
             node="n1",
             mirror=self.mirror,
             enroller=self.enroller,
             same_node=self.same_node,
+            udp=self.udp,
             policies=self.policies,
             workers=lambda: self.workers,
             store=lambda: self.store,

@@ -25,6 +25,8 @@ from ztunnel.link.messages import (
     ListenerKind,
     MeshDelta,
     NeedSockets,
+    NeedUdp,
+    NoUdp,
     PodReady,
     PodRemoved,
 )
@@ -47,6 +49,12 @@ class Recorder:
 
     def need_sockets(self, session: Session, need: NeedSockets) -> None:
         self.events.append(("need", need.count))
+
+    def need_udp(self, session: Session, need: NeedUdp) -> None:
+        self.events.append(("udp", need.port))
+
+    def no_udp(self, session: Session, news: NoUdp) -> None:
+        self.events.append(("no udp", news.workload))
 
     def allowed(self, session: Session, news: Allowed) -> None:
         self.events.append(("allowed", news.pod_uid))

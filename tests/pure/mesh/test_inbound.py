@@ -35,6 +35,8 @@ class Connect:
     authority: bytes = b"10.244.2.2:80"
     headers: tuple[tuple[bytes, bytes], ...] = ()
     method: bytes = b"CONNECT"
+    protocol: bytes = b""
+    path: bytes = b""
 
 
 def forwarded(ip: str, port: int, host: str = "") -> tuple[bytes, bytes]:
@@ -269,3 +271,30 @@ def test_plaintext_to_a_loop_port_is_rejected(port: int) -> None:
 def test_plaintext_to_an_unknown_workload_is_unavailable() -> None:
     decision = check_plain(mesh(CLIENT), SERVER.addresses, PEER, DESTINATION)
     assert decision == Reject(503, "no workload has the address 10.244.2.2")
+
+
+def udp(path: bytes, protocol: bytes = b"connect-udp") -> Connect:
+    return Connect(authority=b"10.244.2.2:15008", protocol=protocol, path=path)
+
+
+def test_connect_udp_goes_by_its_path() -> None:
+    decision = accepted(udp(b"/.well-known/masque/udp/10.244.2.2/53/"))
+    assert decision.udp
+    assert decision.destination == SocketAddress("10.244.2.2", 53)
+    assert not accepted(Connect()).udp
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        udp(b"/.well-known/masque/udp/10.244.2.3/53/"),
+        udp(b"/.well-known/masque/udp/127.0.0.1/53/"),
+        udp(b"/"),
+        udp(b""),
+        udp(b"/.well-known/masque/udp/10.244.2.2/53/", b"websocket"),
+    ],
+)
+def test_connect_udp_to_elsewhere_is_refused(request_: Connect) -> None:
+    decision = check(request_)
+    assert isinstance(decision, Reject)
+    assert decision.status == 400

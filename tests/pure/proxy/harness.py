@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ztunnel.datapath.sockopt import IP_PKTINFO
 from ztunnel.link.channel import Channel
 from ztunnel.link.messages import (
     Allowed,
@@ -31,12 +32,15 @@ from ztunnel.link.messages import (
     ListenerKind,
     MeshDelta,
     NeedSockets,
+    NeedUdp,
+    NoUdp,
     PodAdded,
     PodReady,
     PodRemoved,
     Query,
     Sockets,
     ToAgent,
+    UdpSockets,
 )
 from ztunnel.mesh.model import Service, SocketAddress, TunnelProtocol, Workload
 from ztunnel.proxy.context import Context, new_context
@@ -90,6 +94,8 @@ class FakeAgent:
         self.draining = False
         self.on_hello: Callable[[Hello], None] = lambda hello: None
         self.sockets_given = 0
+        self.udp_ports: list[int] = []  # of the sockets given
+        self.silent: list[str] = []
         self.datagram_sockets_given = 0
         self._addresses: dict[str, str] = {}
         self._channel: Channel[ToAgent] | None = None
@@ -159,6 +165,10 @@ class FakeAgent:
                 self.ready.append(pod_uid)
             case NeedSockets(pod_uid, family, count, udp):
                 self._give_sockets(pod_uid, family, count, udp=udp)
+            case NeedUdp(pod_uid, 0):
+                self._give_udp(pod_uid)
+            case NoUdp(uid):
+                self.silent.append(uid)
             case Allowed():
                 self.allowed.append(message)
             case Counted():
@@ -181,6 +191,13 @@ class FakeAgent:
         for sock in socks:
             sock.close()
 
+    def _give_udp(self, pod_uid: str) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+            sock.bind(("0.0.0.0", 0))
+            self.udp_ports.append(sock.getsockname()[1])
+            self.send(UdpSockets(pod_uid), [sock.fileno()])
+
     def _pod_socket(self, pod_uid: str, kind: int) -> socket.socket:
         sock = socket.socket(socket.AF_INET, kind)
         sock.setblocking(False)
@@ -199,6 +216,7 @@ class Node:
         self.ip = self.me.addresses[0]
         self.mesh = mesh
         self.target = SocketAddress("127.0.0.1", 9)  # what BPF would say the app dialled
+        self.tokens: dict[str, SocketAddress] = {}  # what the kernel's tokens stand for
         self.told: list[SocketAddress] = []  # client addresses told to apps
         self.certificate: Certificate | None = None
         self.sync = True
@@ -246,6 +264,26 @@ class Node:
         self._waker.send(b" ")
         assert done.wait(DEADLINE)
 
+    def token(self, remote: SocketAddress) -> str:
+        """What stands for a remote address to the pod's apps."""
+        for token, known in self.tokens.items():
+            if known == remote:
+                return token
+        token = f"127.64.{len(self.tokens) // 250}.{len(self.tokens) % 250 + 1}"
+        self.tokens[token] = remote
+        return token
+
+    def udp_app(self) -> socket.socket:
+        """A UDP socket of an app in the pod."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.settimeout(DEADLINE)
+        sock.bind((self.ip, 0))
+        return sock
+
+    def udp_to(self, remote: SocketAddress) -> tuple[str, int]:
+        """Where the kernel sends a datagram that an app sends to `remote`."""
+        return self.token(remote), self.agent.udp_ports[-1]
+
     def dial(self) -> socket.socket:
         """An app of the pod connects to `target`: what it gets is a socket to 15001."""
         sock = socket.socket()
@@ -271,6 +309,8 @@ class Node:
     def _context(self) -> Context:
         context = new_context()
         context.original_destination = lambda sock: self.target
+        context.udp_token = lambda sock, remote: self.token(remote)
+        context.udp_remote = lambda sock, token: self.tokens[token]
         context.asked_server = lambda sock, port: self.target
         context.set_client_address = lambda sock, client: self.told.append(client)
         return context

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which destinations the agent has carried, and which sockets take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import cast
+
+import msgspec
+
+from tests.pure.agent.doubles import FakeUdpPath, workload
+from ztunnel.agent.pod import Pod
+from ztunnel.agent.udp import ASK_AGAIN, REJOIN, Udp
+from ztunnel.agent.workers import Session
+from ztunnel.link.messages import NeedUdp, UdpSockets
+from ztunnel.mesh.model import TunnelProtocol, Workload
+
+COOKIE = 77
+
+
+def far(name: str, *addresses: str, node: str = "n2") -> Workload:
+    return msgspec.structs.replace(workload(name, addresses=addresses), node=node)
+
+
+@dataclass
+class FakeSession:
+    udp: dict[int, int] = field(default_factory=dict)
+    given: list[str] = field(default_factory=list)
+
+    def send(self, message: UdpSockets, fds: list[int]) -> None:
+        assert len(fds) == 1
+        self.given.append(message.pod_uid)
+
+
+class Agent:
+    def __init__(self) -> None:
+        self.path = FakeUdpPath()
+        self.now = 0.0
+        self.sessions: list[FakeSession] = []
+        netns = SimpleNamespace(fd=-1)
+        self.pod = cast(
+            "Pod", SimpleNamespace(uid="web-uid", cookie=COOKIE, netns=netns, addresses=())
+        )
+        self.udp = self.start()
+
+    def start(self) -> Udp:
+        return Udp(
+            self.path,
+            "n1",
+            lambda: [self.pod],
+            lambda: cast("list[Session]", self.sessions),
+            lambda: self.now,
+        )
+
+    def joins(self, port: int = 0, uid: str = "web-uid") -> FakeSession:
+        session = FakeSession()
+        self.udp.need(cast("Session", session), NeedUdp(uid, port))
+        self.sessions.append(session)
+        return session
+
+    def leaves(self, session: FakeSession) -> None:
+        self.sessions.remove(session)
+        self.udp.left(cast("Session", session))
+
+
+def test_carried_is_the_mesh_on_other_nodes() -> None:
+    agent = Agent()
+    plain = msgspec.structs.replace(far("plain", "10.2.0.9"), protocol=TunnelProtocol.NONE)
+    agent.udp.changed(
+        [
+            far("far", "10.2.0.1", "fd00::1"),
+            far("near", "10.1.0.1", node="n1"),
+            plain,
+            msgspec.structs.replace(far("host", "10.2.0.8"), host_network=True),
+        ],
+        [],
+    )
+    assert agent.path.carried == {"10.2.0.1", "fd00::1"}
+
+
+def test_destinations_follow_the_mesh() -> None:
+    agent = Agent()
+    one, two = far("one", "10.2.0.1"), far("two", "10.2.0.2")
+    agent.udp.changed([one, two], [])
+    agent.udp.changed([msgspec.structs.replace(one, addresses=("10.2.0.3",))], [two.uid])
+    assert agent.path.carried == {"10.2.0.3"}
+    agent.udp.changed([msgspec.structs.replace(one, protocol=TunnelProtocol.NONE)], [])
+    assert agent.path.carried == set()
+
+
+def test_a_new_agent_takes_back_what_is_no_longer_true() -> None:
+    agent = Agent()
+    agent.path.carried = {"10.2.0.1", "10.9.9.9"}
+    agent.udp = agent.start()
+    assert agent.path.carried == {"10.2.0.1", "10.9.9.9"}  # until it knows better
+    agent.udp.changed([far("one", "10.2.0.1")], [])
+    assert agent.path.carried == {"10.2.0.1"}
+
+
+def test_udp_to_a_node_without_connect_udp_passes_for_a_while() -> None:
+    agent = Agent()
+    pods = [far("a", "10.2.0.1"), far("b", "10.2.0.2"), far("c", "10.3.0.1", node="n3")]
+    agent.udp.changed(pods, [])
+    agent.udp.silent(pods[0].uid)
+    agent.udp.silent("unknown")
+    assert agent.path.carried == {"10.3.0.1"}
+    agent.udp.changed([far("d", "10.2.0.4")], [])
+    assert agent.path.carried == {"10.3.0.1"}
+    agent.now = ASK_AGAIN
+    agent.udp.sweep()
+    assert agent.path.carried == {"10.2.0.1", "10.2.0.2", "10.2.0.4", "10.3.0.1"}
+
+
+def test_each_worker_has_a_socket_of_its_own() -> None:
+    agent = Agent()
+    first, second = agent.joins(), agent.joins()
+    assert first.given == second.given == ["web-uid"]
+    assert agent.path.given[COOKIE] == [first.udp[COOKIE], second.udp[COOKIE]]
+    agent.leaves(first)
+    assert agent.path.given[COOKIE] == [second.udp[COOKIE]]
+    agent.leaves(second)
+    assert agent.path.given[COOKIE] == []
+
+
+def test_an_unknown_pod_gets_no_socket() -> None:
+    agent = Agent()
+    assert agent.joins(uid="other").given == []
+    assert agent.path.given == {}
+
+
+def test_workers_keep_their_sockets_when_the_agent_is_another() -> None:
+    agent = Agent()
+    agent.path.given[COOKIE] = [4000, 4001, 4002]
+    one, liar = agent.joins(port=4001), agent.joins(port=5353)
+    assert one.given == []
+    assert one.udp == {COOKIE: 4001}
+    assert liar.given == ["web-uid"]  # what no agent gave is not believed
+    assert agent.path.given[COOKIE] == [4001, liar.udp[COOKIE]]
+    agent.now = REJOIN
+    agent.path.given[COOKIE].append(4002)
+    agent.udp.sweep()
+    assert agent.path.given[COOKIE] == [4001, liar.udp[COOKIE]]
+
+
+def test_a_pod_that_is_gone_is_not_written_again() -> None:
+    agent = Agent()
+    worker = agent.joins()
+    del agent.path.given[COOKIE]  # as unenrol does
+    agent.leaves(worker)
+    assert agent.path.given == {}

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which UDP the kernel hands to the workers: the sockets that take it, the destinations it goes to.
+
+Each worker has a UDP socket of each family in each pod, both on one port. Carried are datagrams to
+the mesh's pods on other nodes, except where a worker found a proxy that does not take connect-udp:
+to the pods of that node UDP passes as it is, until we ask again. May import the agent's `pod`,
+`workers`, datapath, link, mesh, structlog.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import structlog
+
+from ztunnel.agent.pod import Pod
+from ztunnel.agent.workers import Session
+from ztunnel.link.messages import NeedUdp, UdpSockets
+from ztunnel.mesh.model import TunnelProtocol, Workload
+
+ASK_AGAIN = 600.0  # seconds until a node whose proxy did not take connect-udp is tried again
+REJOIN = 10.0  # seconds in which workers that outlived the last agent are back
+
+log = structlog.get_logger()
+
+
+class UdpPath(Protocol):
+    """What is needed of the kernel; `datapath.udp.UdpPath` is the real one."""
+
+    def sockets(self, netns_fd: int, *, ipv6: bool) -> list[socket.socket]:
+        """UDP sockets in a pod on one port, IPv4 first, tagged as the proxy's. Raises OSError."""
+        ...
+
+    def ports(self, netns_cookie: int) -> list[int]: ...
+    def set_ports(self, netns_cookie: int, ports: list[int]) -> None: ...
+    def pods(self) -> set[int]: ...
+    def destinations(self) -> set[str]: ...
+    def add_destination(self, address: str) -> None: ...
+    def remove_destination(self, address: str) -> None: ...
+
+
+class Udp:
+    """One per agent; used from the event loop only."""
+
+    def __init__(
+        self,
+        path: UdpPath,
+        node: str,
+        pods: Callable[[], list[Pod]],
+        sessions: Callable[[], list[Session]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._path = path
+        self._node = node
+        self._pods = pods
+        self._sessions = sessions
+        self._clock = clock
+        self._remote: dict[str, Workload] = {}  # the mesh's pods on other nodes, by uid
+        self._silent: dict[
+            str, float
+        ] = {}  # nodes whose proxy takes no connect-udp, and until when
+        self._began = clock()
+        self._settled = False
+        self._carried = path.destinations()  # perhaps an earlier agent's
+
+    # Destinations
+
+    def changed(self, workloads: Iterable[Workload], removed: Iterable[str]) -> None:
+        """What is new of the mesh's workloads."""
+        for uid in removed:
+            self._remote.pop(uid, None)
+        for workload in workloads:
+            if self._is_candidate(workload):
+                self._remote[workload.uid] = workload
+            else:
+                self._remote.pop(workload.uid, None)
+        self._apply()
+
+    def silent(self, workload_uid: str) -> None:
+        """A worker found that the proxy of a workload's node does not take connect-udp."""
+        workload = self._remote.get(workload_uid)
+        if workload is None or workload.node in self._silent:
+            return
+        log.warning(
+            "UDP passes as it is",
+            node=workload.node,
+            reason="its proxy does not take connect-udp",
+            seconds=ASK_AGAIN,
+        )
+        self._silent[workload.node] = self._clock() + ASK_AGAIN
+        self._apply()
+
+    def sweep(self) -> None:
+        """Ask again where it is time to, and forget the sockets of workers that never came back."""
+        now = self._clock()
+        over = [node for node, until in self._silent.items() if until <= now]
+        for node in over:
+            del self._silent[node]
+        if over:
+            self._apply()
+        if not self._settled and now - self._began >= REJOIN:
+            self._settled = True
+            for cookie in self._path.pods():
+                self._write(cookie, self._sessions())
+
+    def view(self) -> dict[str, object]:
+        """For people."""
+        return {"destinations": len(self._carried), "silent_nodes": sorted(self._silent)}
+
+    def _is_candidate(self, workload: Workload) -> bool:
+        return (
+            workload.protocol is TunnelProtocol.HBONE
+            and workload.node != self._node
+            and not workload.host_network
+        )
+
+    def _apply(self) -> None:
+        wanted = {
+            address
+            for workload in self._remote.values()
+            if workload.node not in self._silent
+            for address in workload.addresses
+        }
+        for address in self._carried - wanted:
+            self._path.remove_destination(address)
+        try:
+            for address in wanted - self._carried:
+                self._path.add_destination(address)
+        except OSError as error:
+            log.error("UDP to some pods is not carried", error=str(error), pods=len(wanted))
+        self._carried = wanted
+
+    # Sockets
+
+    def need(self, session: Session, need: NeedUdp) -> None:
+        """A worker would carry a pod's UDP: it gets a socket, or has one of an earlier agent."""
+        pod = next((one for one in self._pods() if one.uid == need.pod_uid), None)
+        if pod is None or pod.netns is None:
+            return
+        if need.port and need.port in self._path.ports(pod.cookie):
+            session.udp[pod.cookie] = need.port
+            return
+        made = self._path.sockets(pod.netns.fd, ipv6=any(":" in ip for ip in pod.addresses))
+        try:
+            session.udp[pod.cookie] = made[0].getsockname()[1]
+            self._write(pod.cookie, [*self._sessions(), session])
+            session.send(UdpSockets(pod.uid), [sock.fileno() for sock in made])
+        finally:
+            for sock in made:
+                sock.close()
+
+    def left(self, session: Session) -> None:
+        """A worker is gone, and with it its sockets."""
+        for cookie in self._path.pods().intersection(session.udp):
+            self._write(cookie, self._sessions())
+
+    def _write(self, cookie: int, sessions: list[Session]) -> None:
+        ports = dict.fromkeys(one.udp[cookie] for one in sessions if cookie in one.udp)
+        self._path.set_ports(cookie, list(ports))

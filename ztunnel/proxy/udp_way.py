@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a datagram says which remote it is for, by family: what bpf/zt_udp.h does, seen from here.
+
+    IPv4: the token is the destination it came to; an answer is sent from there.
+    IPv6: the token is the source it came from, with where the app's socket truly is; an answer is
+          sent from the token, or from [::1] to a socket that is connected there.
+
+May import the standard library and `ztunnel.datapath.sockopt`.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from ztunnel.datapath.sockopt import IP_PKTINFO
+
+Control = list[tuple[int, int, bytes]]
+Address = tuple[str, int]
+
+_PKTINFO4 = struct.Struct("=i4s4s")  # struct in_pktinfo
+_PKTINFO6 = struct.Struct("=16si")  # struct in6_pktinfo
+_NET6 = bytes.fromhex("fd5a7464 00000000")  # ZT_TOKEN_NET6
+_UNCONNECTED, _FROM_LOOPBACK, _FROM_POD = 0, 1, 2  # the word after it
+CONTROL_SPACE = socket.CMSG_SPACE(_PKTINFO4.size)
+
+
+class Way4:
+    """The pod's IPv4 socket."""
+
+    family = 4
+
+    def __init__(self, sock: socket.socket, pod_ip: str) -> None:
+        self.sock = sock
+        self.pod_ip = pod_ip
+
+    def read(self, control: Control, source: Address) -> tuple[bytes, Address, bool] | None:
+        """The token, where the app is, and whether it is connected and must be answered as such."""
+        return (control[0][2][8:12], source, False) if control else None
+
+    def control(self, token: bytes, *, connected: bool) -> Control:
+        """What makes a datagram come from the token."""
+        return [(socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, token, bytes(4)))]
+
+
+class Way6:
+    """The pod's IPv6 socket."""
+
+    family = 6
+
+    def __init__(self, sock: socket.socket, pod_ip: str) -> None:
+        self.sock = sock
+        self.pod_ip = pod_ip
+
+    def read(self, control: Control, source: Address) -> tuple[bytes, Address, bool] | None:
+        """As `Way4.read`; None for what comes from no token: an app that found our port."""
+        packed = socket.inet_pton(socket.AF_INET6, source[0])
+        if packed[:8] != _NET6:
+            return None
+        where = int.from_bytes(packed[8:12], "big")
+        app = "::1" if where == _FROM_LOOPBACK else self.pod_ip
+        return packed[12:], (app, source[1]), where != _UNCONNECTED
+
+    def control(self, token: bytes, *, connected: bool) -> Control:
+        """As `Way4.control`; a connected socket hears only [::1], where our socket is anyway."""
+        if connected:
+            return []
+        info = _PKTINFO6.pack(_NET6 + bytes(4) + token, 0)
+        return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info)]
+
+
+Way = Way4 | Way6
