@@ -61,6 +61,7 @@ class Udp:
         self._silent: dict[
             str, float
         ] = {}  # nodes whose proxy takes no connect-udp, and until when
+        self._owed: list[tuple[Session, NeedUdp]] = []  # what failed, to be tried again
         self._began = clock()
         self._settled = False
         self._carried = path.destinations()  # perhaps an earlier agent's
@@ -100,6 +101,10 @@ class Udp:
             del self._silent[node]
         if over:
             self._apply()
+        owed, self._owed = self._owed, []
+        for session, need in owed:
+            if session in self._sessions():
+                self.need(session, need)
         if not self._settled and now - self._began >= REJOIN:
             self._settled = True
             for cookie in self._path.pods():
@@ -142,7 +147,12 @@ class Udp:
         if need.port and need.port in self._path.ports(pod.cookie):
             session.udp[pod.cookie] = need.port
             return
-        made = self._path.sockets(pod.netns.fd, ipv6=any(":" in ip for ip in pod.addresses))
+        try:
+            made = self._path.sockets(pod.netns.fd, ipv6=any(":" in ip for ip in pod.addresses))
+        except OSError as error:
+            log.error("no UDP sockets, tried again", pod=pod.workload.uid, error=str(error))
+            self._owed.append((session, need))
+            return
         try:
             session.udp[pod.cookie] = made[0].getsockname()[1]
             self._write(pod.cookie, [*self._sessions(), session])

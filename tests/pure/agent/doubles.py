@@ -224,8 +224,11 @@ class FakeUdpPath:
     def __init__(self) -> None:
         self.carried: set[str] = set()
         self.given: dict[int, list[int]] = {}
+        self.broken = False
 
     def sockets(self, netns_fd: int, *, ipv6: bool) -> list[socket.socket]:
+        if self.broken:
+            raise OSError(errno.EMFILE, "no descriptors")
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.bind(("127.0.0.1", 0))
         return [sock]

@@ -39,9 +39,8 @@ class Agent:
         self.now = 0.0
         self.sessions: list[FakeSession] = []
         netns = SimpleNamespace(fd=-1)
-        self.pod = cast(
-            "Pod", SimpleNamespace(uid="web-uid", cookie=COOKIE, netns=netns, addresses=())
-        )
+        facts = {"uid": "web-uid", "cookie": COOKIE, "netns": netns, "addresses": ()}
+        self.pod = cast("Pod", SimpleNamespace(**facts, workload=workload("web")))
         self.udp = self.start()
 
     def start(self) -> Udp:
@@ -141,6 +140,19 @@ def test_workers_keep_their_sockets_when_the_agent_is_another() -> None:
     agent.path.given[COOKIE].append(4002)
     agent.udp.sweep()
     assert agent.path.given[COOKIE] == [4001, liar.udp[COOKIE]]
+
+
+def test_what_the_kernel_refused_is_tried_again() -> None:
+    agent = Agent()
+    agent.path.broken = True
+    worker = agent.joins()
+    agent.udp.sweep()
+    assert worker.given == []
+    agent.path.broken = False
+    agent.udp.sweep()
+    assert worker.given == ["web-uid"]
+    agent.udp.sweep()
+    assert worker.given == ["web-uid"]
 
 
 def test_a_pod_that_is_gone_is_not_written_again() -> None:
