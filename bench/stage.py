@@ -103,7 +103,9 @@ class Stage:
         """The servers of the pods without us."""
         for server in _SERVERS.values():
             argv = netns.enter_argv(self.lab.names.pod_netns(_PLAIN, server))
-            running = subprocess.Popen([*argv, *self.load.argv("server", PORT)])
+            running = subprocess.Popen(
+                [*argv, *self.load.argv("server", PORT)], start_new_session=True
+            )
             stack.callback(_end, running)
 
     def add_peers(self, stack: ExitStack, note: Note) -> None:

@@ -91,7 +91,11 @@ class Peer(ABC):
 
 
 class Pair(Peer):
-    """Two processes, ended by their pids."""
+    """Two processes, ended by their pids.
+
+    Each in a session of its own, as ours are: the kernel may share the CPU out among sessions
+    (autogroup), and then one session for all is not the same as one for each.
+    """
 
     def __init__(self) -> None:
         self._route: Route | None = None
@@ -150,6 +154,7 @@ class Pair(Peer):
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
+                    start_new_session=True,
                 )
             )
 

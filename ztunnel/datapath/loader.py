@@ -126,7 +126,12 @@ def load(cgroup: Path, pin_dir: Path) -> str:
         return "adopted"
     for name in ("maps", "progs", "links"):
         (pin_dir / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-    updated = _attach_all(_compile(pin_dir), cgroup, pin_dir)
+    programs = _compile(pin_dir)
+    try:
+        updated = _attach_all(programs, cgroup, pin_dir)
+    finally:
+        for program in programs.values():
+            os.close(program)
     _write_meta(pin_dir, wanted)
     return "updated" if updated else "loaded"
 

@@ -129,7 +129,8 @@ class Store:
             wait = entry.rotation.due_in(self._clock())
             if wait > 0:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(entry.awake.wait(), min(wait, LONGEST_SLEEP))
+                    async with asyncio.timeout(min(wait, LONGEST_SLEEP)):
+                        await entry.awake.wait()
                 entry.awake.clear()
                 continue
             try:
@@ -139,9 +140,8 @@ class Store:
 
     async def _renew(self, entry: _Entry) -> None:
         request = new_request(entry.identity)
-        issued = await asyncio.wait_for(
-            self._signer.sign(entry.identity, request.csr_pem), SIGN_TIMEOUT
-        )
+        async with asyncio.timeout(SIGN_TIMEOUT):  # wait_for may swallow that we are cancelled
+            issued = await self._signer.sign(entry.identity, request.csr_pem)
         if issued.not_after <= self._clock():
             raise ValueError("the signer's certificate has expired already; compare the clocks")
         entry.rotation = entry.rotation.issued(self._clock(), issued.not_after, self._jitter())

@@ -32,8 +32,8 @@ _PREFIX_LENGTH = {False: 32, True: 128}
 _SYSCTLS = {
     "ipv6/conf/all/accept_dad": "0",
     "ipv6/conf/default/accept_dad": "0",
-    # Not what the host was tuned to: BBR's timers would be most of what a bench measures. Every
-    # kernel has reno, every namespace may take it, and without loss it is as good as cubic.
+    # Not what the host was tuned to, so that labs are alike: BBR paces by timers. Every kernel has
+    # reno, every namespace may take it, and the lab loses no segments.
     "ipv4/tcp_congestion_control": "reno",
 }
 _NODE_SYSCTLS = _SYSCTLS | {

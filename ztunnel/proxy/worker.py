@@ -114,10 +114,10 @@ class Worker:
             case Logging():
                 set_level(message.process)
                 self.context.report.access.settings = message
+            case MeshDelta():
+                self._mesh_changed(message)  # also in a drain: what is denied now ends now
             case _ if self._draining:
                 pass  # nothing new is taken, whatever was on its way
-            case MeshDelta():
-                self._mesh_changed(message)
             case Certificate():
                 self._certificate(message)
             case CertificateRemoved():

@@ -175,3 +175,37 @@ def test_certificate_that_no_root_vouches_for_any_more_is_renewed_at_once(tmp_pa
 
 def _other_root(tmp_path: Path) -> bytes:
     return ca.load_or_create(tmp_path / "other", "cluster.local").roots_pem
+
+
+class _Late(_Flaky):
+    """Answers when the test says so, perhaps in the moment nobody wants it any more."""
+
+    def __init__(self, signer: DiskSigner) -> None:
+        super().__init__(signer)
+        self.answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waits = False
+
+    async def sign(self, identity: str, csr_pem: bytes) -> Issued:
+        issued = await super().sign(identity, csr_pem)
+        self.waits = True
+        await self.answer
+        return issued
+
+
+def test_an_answer_in_the_moment_of_forgetting_is_forgotten_too(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        got: list[KeyPair] = []
+        signer = _Late(_flaky(tmp_path, 3600).signer)
+        store = Store(signer, got.append)
+        store.ensure(WEB)
+        task = store._entries[WEB].task
+        assert task is not None
+        await _until(lambda: signer.waits)
+        signer.answer.set_result(None)
+        store.forget(WEB)
+        done, _ = await asyncio.wait([task], timeout=5)
+        assert done == {task}
+        assert got == []
+        await store.close()
+
+    asyncio.run(scenario())
