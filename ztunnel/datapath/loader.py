@@ -213,7 +213,7 @@ def _link_entries(tree: Path, into: Path) -> None:
 
 
 def _attach_all(programs: dict[str, int], cgroup: Path, pin_dir: Path) -> bool:
-    """Pin and attach; whether links were there. Closes the programs: the pins keep them."""
+    """Pin and attach; whether links were there."""
     target = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for name, program in programs.items():
@@ -230,8 +230,7 @@ def _attach_all(programs: dict[str, int], cgroup: Path, pin_dir: Path) -> bool:
             _update_or_drop(pin, programs[SK_LOOKUP.program])
         return any(updated)
     finally:
-        for descriptor in (target, *programs.values()):
-            os.close(descriptor)
+        os.close(target)
 
 
 def _update_or_drop(pin: Path, program: int) -> None:
