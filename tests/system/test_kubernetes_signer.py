@@ -39,7 +39,7 @@ def cluster(_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
         options = ("--namespace", NAMESPACE)
         with (
             mesh.signer("one", f"--cert-ttl={TTL}"),
-            ApiLab(f"s{os.getpid() % 100000}", server, agent_options=options) as made,
+            ApiLab(f"c{os.getpid() % 100000}", server, agent_options=options) as made,
         ):
             problems = made.lab.apply(
                 ambient("mesh"),
