@@ -185,12 +185,23 @@ def open_stage(names: frozenset[str], note: Note) -> Iterator[Stage]:
         problems = lab.up([]) + lab.apply(*_objects(load))
         if problems:
             raise RuntimeError("; ".join(problems))
+        _spare_ports(lab)
         stage = Stage(lab, load, directory, names)
         stage.serve_plain(stack)
         note("peers")
         stage.add_ours()
         stage.add_peers(stack, note)
         yield stage
+
+
+def _spare_ports(lab: Lab) -> None:
+    """Clients that close first leave their ports in TIME_WAIT for a minute. Without more of them,
+    and leave to use them again, the kernel's search for a free one is what gets measured."""
+    for namespace in (_MESHED, _PLAIN):
+        for pod in _NODES:
+            with netns.inside(lab.names.pod_netns(namespace, pod)):
+                Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("10000 65535")
+                Path("/proc/sys/net/ipv4/tcp_tw_reuse").write_text("1")
 
 
 def _objects(load: Load) -> list[dict[str, Any]]:

@@ -21,7 +21,8 @@ from typing import Protocol
 
 import structlog
 
-READ = select.EPOLLIN | select.EPOLLRDHUP
+INPUT = select.EPOLLIN
+READ = INPUT | select.EPOLLRDHUP
 WRITE = select.EPOLLOUT
 EDGE = select.EPOLLET
 ACCEPT = select.EPOLLIN | select.EPOLLEXCLUSIVE  # one of the workers that share it wakes

@@ -21,7 +21,7 @@ from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.route import Hbone, Passthrough, Refuse, route
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.dial import Dial
-from ztunnel.proxy.loop import EDGE, HANGUP, READ, Timer
+from ztunnel.proxy.loop import EDGE, HANGUP, INPUT, Timer
 from ztunnel.proxy.pods import Pod
 from ztunnel.proxy.pool import Key, Source
 from ztunnel.proxy.relay import WATCH, PlainRelay, StreamRelay
@@ -180,7 +180,7 @@ class Outbound:
             ended=self._ended,
         )
         self._context.loop.modify(self._sock.fileno(), WATCH)
-        self._relay.begin(READ)  # most clients have spoken by now
+        self._relay.begin(INPUT)  # most clients have spoken by now
 
     def on_data(self, payload: memoryview) -> None:
         """Data before a response: the codec lets none through; credit is owed all the same."""
@@ -229,7 +229,7 @@ class Outbound:
             ended=self._ended,
         )
         self._context.loop.modify(self._sock.fileno(), WATCH)
-        self._relay.begin(READ)
+        self._relay.begin(INPUT)
 
     # Ends
 

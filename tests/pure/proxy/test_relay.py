@@ -103,6 +103,18 @@ def test_request_and_fin_sent_before_the_tunnel_exists_arrive(pair: Pair) -> Non
     assert server.recv(100) == b""
 
 
+def test_a_small_message_is_read_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    again: list[StreamRelay] = []
+    monkeypatch.setattr(StreamRelay, "_again", again.append)  # what reads a socket once more
+    client, server = connect(pair)
+    for _ in range(10):
+        client.sendall(b"question")
+        assert server.recv(8) == b"question"
+        server.sendall(b"answer")
+        assert client.recv(6) == b"answer"
+    assert again == []
+
+
 @pytest.mark.parametrize("resetting", ["client", "server"])
 def test_reset_is_passed_on_as_reset(pair: Pair, resetting: str) -> None:
     client, server = connect(pair)
