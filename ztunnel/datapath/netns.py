@@ -106,30 +106,26 @@ def is_listener(sock: socket.socket, kind: ListenerKind, netns_cookie: int) -> b
 
 def tcp_sockets(netns_fd: int, family: int, count: int, maps: Maps) -> list[socket.socket]:
     """Unconnected non-blocking TCP sockets in a pod, tagged as the proxy's. `family` 4 or 6."""
-    kind = socket.AF_INET if family == 4 else socket.AF_INET6
-    made: list[socket.socket] = []
-    try:
-        with entered(netns_fd):
-            for _ in range(count):
-                made.append(socket.socket(kind, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
-        for sock in made:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            maps.tag_own(sock)
-    except OSError:
-        for sock in made:
-            sock.close()
-        raise
+    made = _own_sockets(netns_fd, family, socket.SOCK_STREAM, count, maps)
+    for sock in made:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return made
 
 
 def udp_sockets(netns_fd: int, family: int, count: int, maps: Maps) -> list[socket.socket]:
     """Unconnected non-blocking UDP sockets in a pod, tagged as the proxy's. `family` 4 or 6."""
-    kind = socket.AF_INET if family == 4 else socket.AF_INET6
+    return _own_sockets(netns_fd, family, socket.SOCK_DGRAM, count, maps)
+
+
+def _own_sockets(
+    netns_fd: int, family: int, kind: int, count: int, maps: Maps
+) -> list[socket.socket]:
+    domain = socket.AF_INET if family == 4 else socket.AF_INET6
     made: list[socket.socket] = []
     try:
         with entered(netns_fd):
             for _ in range(count):
-                made.append(socket.socket(kind, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
+                made.append(socket.socket(domain, kind | socket.SOCK_NONBLOCK))
         for sock in made:
             maps.tag_own(sock)
     except OSError:
