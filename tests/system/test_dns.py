@@ -204,7 +204,8 @@ def _as_root(lab: Lab, pod: str, *argv: str) -> list[str]:
     """In the pod's network and files, with the rights that a daemon's start needs."""
     found = lab.pod(pod)
     inside = lab.names.pod_cgroup(found["spec"]["nodeName"], found["metadata"]["uid"])
-    return ["nsenter", f"--target={cgroups.pids(inside)[0]}", "--net", "--mount", *argv]
+    pids = (pid for each in inside.rglob("cgroup.procs") for pid in cgroups.pids(each.parent))
+    return ["nsenter", f"--target={next(pids)}", "--net", "--mount", *argv]
 
 
 def _run(*argv: str) -> subprocess.CompletedProcess[str]:

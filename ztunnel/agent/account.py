@@ -43,7 +43,7 @@ class Account:
                 session.close("too many workers")
                 return
             self._process[told.instance] = _pidfd(session.peer.pid)
-        self._ledger.take(told.instance, told.number, told.rows)
+        self._ledger.take(told.instance, told.number, told.rows, told.dns)
 
     def hung_up(self, session: Session) -> None:
         """The last of it is read: if its process is dead, so are its connections."""

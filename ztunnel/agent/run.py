@@ -118,7 +118,8 @@ class Agent:
         )
         self._policies = Policies()
         totals, paths = Totals(options.most_series), Paths(options.most_series)
-        self._account = Account(Ledger(totals))
+        ledger = Ledger(totals)
+        self._account = Account(ledger)
         self._same_node = SameNodeTraffic(
             kernel,
             options.same_node,
@@ -171,6 +172,7 @@ class Agent:
         self._metrics = Metrics(
             totals=totals,
             paths=paths,
+            queries=ledger.queries,
             status=views,
             workers=self._workers,
             read_events=self._same_node.read,

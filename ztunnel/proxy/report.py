@@ -21,6 +21,7 @@ from ztunnel.telemetry.access import AccessLog, Fields
 from ztunnel.telemetry.counts import NOBODY, Counts, Ends, Series
 from ztunnel.telemetry.flags import Flag, flag_of
 from ztunnel.telemetry.labels import Reporter
+from ztunnel.telemetry.queries import Outcome, Queries
 
 log = structlog.get_logger()
 
@@ -124,6 +125,7 @@ class Report:
 
     def __init__(self, access: AccessLog) -> None:
         self.stats = Stats()
+        self.queries = Queries()
         self.access = access
         self.tracer: Tracer | None = None
         self._counts = Counts()
@@ -237,6 +239,12 @@ class Report:
         record.flags = Flag.DENY.value
         record.policy = named(decision.policy)
         record.rule = f"rules[{decision.rule}]" if decision.rule >= 0 else ""
+
+    def query_ended(self, outcome: Outcome) -> None:
+        """A DNS query got an answer, or none."""
+        self.stats.queries_answered += outcome is Outcome.MESH
+        self.stats.queries_failed += outcome is Outcome.FAILED
+        self.queries.count(outcome)
 
     def accept_paused(self) -> None:
         """Descriptors or memory ran out for a moment."""

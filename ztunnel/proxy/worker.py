@@ -91,7 +91,9 @@ class Worker:
         self.session = Session(context.loop, str(run_dir / SOCKET_NAME), self._greet, self.receive)
         self._told = Told(self.session.send, lambda: context.loop.now)
         context.told = self._told
-        self._teller = Teller(self.session.send, context.report.take_counts)
+        self._teller = Teller(
+            self.session.send, context.report.take_counts, context.report.queries.take
+        )
         context.loop.call_later(EVERY, self._keep_telling)
         self._index = index
         self._beat = beat
