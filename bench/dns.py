@@ -4,9 +4,9 @@
     python bench/dns.py [--seconds 3]
 
 As root. Brings a lab up with a client of the mesh and one outside it on one node, which ask the
-lab's cluster DNS, one query at a time and 32 at a time, for a name that the mesh answers and for one that
-only the cluster's DNS knows. They take turns, and the median of three is printed. All share the
-machine's processors, and the lab's DNS is a Python program: ratios count, not numbers.
+lab's cluster DNS, one query at a time and 32 at a time, for a name that the mesh answers and for
+one that only the cluster's DNS knows. They take turns, and the median of three is printed. All
+share the machine's processors, and the lab's DNS is a Python program: ratios count, not numbers.
 """
 
 from __future__ import annotations

@@ -312,6 +312,29 @@ def test_workers_add_up_and_a_killed_one_leaves_no_connection_open(two: Lab) -> 
     until(lambda: grown(scrape(two, "node1"), before, OPENED, **ends) == 9, "no more and no less")
 
 
+def test_a_killed_worker_takes_no_count_with_it(two: Lab) -> None:
+    """Killed right after its connections; it tells by itself but once a second."""
+    target = addresses(two, "server")[4]
+    until(lambda: len(_workers(two, "node1")) == 2, "two workers")
+    ends = {"reporter": "source", "destination_workload": "server"}
+    workers, before = _workers(two, "node1"), scrape(two, "node1")
+
+    def lines() -> int:
+        return proxy_log(two, "node1").count(f"dst.hbone_addr={target}:7000")
+
+    written = lines()
+    for _ in range(5):
+        client(two, "client", "echo", target, 7000, "hello")
+    until(lambda: lines() == written + 5, "the workers to know of their ends")
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: grown(scrape(two, "node1"), before, CLOSED, **ends) == 5, "all five")
+    after = scrape(two, "node1")
+    assert grown(after, before, OPENED, **ends) == 5
+    assert grown(after, before, RECEIVED, **ends) == grown(after, before, SENT, **ends) == 25
+    until(lambda: readiness(two, "node1")[0] == 200, "readiness")
+
+
 def test_drain_is_seen_at_once_and_lets_a_transfer_finish(two: Lab) -> None:
     target = addresses(two, "server")[4]
     proxy = Component(two.names, "node1", "proxy", two.proxy_options)

@@ -163,6 +163,12 @@ class Counted(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     dns: DnsCounted | None = None
 
 
+class Remains(msgspec.Struct, frozen=True, tag=True):
+    """Carries the memory where a worker keeps what it has not told (`telemetry.remains`)."""
+
+    instance: int
+
+
 class Draining(msgspec.Struct, frozen=True, tag=True):
     """The worker takes nothing new from now on; it is still to be heard until it hangs up."""
 
@@ -279,7 +285,18 @@ class CountsTaken(msgspec.Struct, frozen=True, tag=True):
     number: int
 
 
-ToAgent = Hello | PodReady | NeedSockets | NeedUdp | NoUdp | Allowed | Answer | Counted | Draining
+ToAgent = (
+    Hello
+    | PodReady
+    | NeedSockets
+    | NeedUdp
+    | NoUdp
+    | Allowed
+    | Answer
+    | Counted
+    | Remains
+    | Draining
+)
 ToWorker = (
     MeshDelta
     | Certificate

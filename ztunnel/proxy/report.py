@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol
 
@@ -265,11 +266,28 @@ class Report:
         """The connections there are now."""
         return [live.record for live in self._live.values()]
 
+    @property
+    def live_count(self) -> int:
+        """How many connections there are now."""
+        return len(self._live)
+
     def take_counts(self) -> list[Count]:
         """What was not told to the agent yet, bytes of live connections included."""
+        self.count_bytes()
+        return self._counts.take()
+
+    def on_count(self, counted: Callable[[], None]) -> None:
+        """Call this when something was counted, so that `changed_counts` has news."""
+        self._counts.on_change = counted
+
+    def changed_counts(self) -> list[Count]:
+        """Of what was not told, the rows that changed since this was last asked."""
+        return self._counts.changed()
+
+    def count_bytes(self) -> None:
+        """Count what live connections have carried up to now."""
         for live in self._live.values():
             self._count_bytes(live)
-        return self._counts.take()
 
     def _is_wanted(self, record: Record, *, failed: bool) -> bool:
         """By the namespace of this node's pod."""

@@ -38,6 +38,7 @@ from ztunnel.link.messages import (
     PodReady,
     PodRemoved,
     Query,
+    Remains,
     Sockets,
     ToWorker,
     UdpSockets,
@@ -49,6 +50,7 @@ from ztunnel.proxy.beats import State
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.counted import EVERY, Teller
 from ztunnel.proxy.inbound import HboneServer
+from ztunnel.proxy.keeping import Keeping
 from ztunnel.proxy.listener import Listener
 from ztunnel.proxy.loop import READ
 from ztunnel.proxy.outbound import OutboundServer
@@ -63,6 +65,7 @@ from ztunnel.proxy.told import Told
 from ztunnel.proxy.udp import PodUdp
 from ztunnel.proxy.views import view
 from ztunnel.telemetry.logs import set_level
+from ztunnel.telemetry.remains import Writer
 
 DRAIN_DEADLINE = 5.0  # seconds; istio ztunnel's default
 DRAIN_CHECK = 0.05
@@ -91,8 +94,13 @@ class Worker:
         self.session = Session(context.loop, str(run_dir / SOCKET_NAME), self._greet, self.receive)
         self._told = Told(self.session.send, lambda: context.loop.now)
         context.told = self._told
+        self._remains = Writer()
+        self._keeping = Keeping(context.loop, context.report, self._remains)
         self._teller = Teller(
-            self.session.send, context.report.take_counts, context.report.queries.take
+            self.session.send,
+            context.report.take_counts,
+            context.report.queries.take,
+            self._remains.begin,
         )
         context.loop.call_later(EVERY, self._keep_telling)
         self._index = index
@@ -281,6 +289,7 @@ class Worker:
             if pod is not None:
                 pod.forget_orders()
                 pods.append(pod)
+        greetings.append((Remains(self._teller.instance), (self._remains.fd,)))
         greetings += ((counted, ()) for counted in self._teller.pending)
         return greetings
 

@@ -105,6 +105,10 @@ class Ledger:
         """Workers that are not gone."""
         return set(self._number)
 
+    def told(self, instance: int) -> int:
+        """The number of what a worker told last; 0 before the first time."""
+        return self._number.get(instance, 0)
+
     def take(
         self, instance: int, number: int, rows: Iterable[Count], dns: DnsCounted | None = None
     ) -> None:
