@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from subprocess import Popen
+from subprocess import PIPE, Popen
 
 import pytest
 
@@ -26,6 +26,7 @@ from ztunnel.telemetry.totals import METRICS
 SERVER = "spiffe://cluster.local/ns/default/sa/server"
 DEFAULT = "spiffe://cluster.local/ns/default/sa/default"
 OPENED, CLOSED = "istio_tcp_connections_opened_total", "istio_tcp_connections_closed_total"
+COLLECTOR = "http://127.0.0.1:4318/v1/traces"
 RECEIVED, SENT = "istio_tcp_received_bytes_total", "istio_tcp_sent_bytes_total"
 
 
@@ -221,6 +222,10 @@ def test_levels_are_changed_while_the_node_runs(lab: Lab) -> None:
         assert done.returncode == 0, done.stderr
         assert "access/default" in done.stdout
         assert said() == 0
+        done = ztctl(lab, *node, "log", "level", "access/default=info", "--sample", "0")
+        assert done.returncode == 0, done.stderr
+        assert said() == 0
+        ztctl(lab, *node, "log", "level", "access/default=warning", "--sample", "1")
         (dump,) = json.loads(ztctl(lab, *node, "config", "dump").stdout).values()
         assert dump["log"]["namespaces"] == {"default": {"level": "warning", "sample": 1.0}}
     finally:
@@ -264,7 +269,7 @@ def two(_root: None) -> Iterator[Lab]:
     made = Lab(
         f"t{os.getpid() % 100000}",
         agent_options=("--bpf-stats", "--metrics-retire-after", "1"),
-        proxy_options=("--workers", "2", "--drain-seconds", "4"),
+        proxy_options=("--workers", "2", "--drain-seconds", "4", "--otlp", COLLECTOR),
     )
     objects = [
         named("ServiceAccount", "server", "default"),
@@ -333,6 +338,26 @@ def test_a_killed_worker_takes_no_count_with_it(two: Lab) -> None:
     assert grown(after, before, OPENED, **ends) == 5
     assert grown(after, before, RECEIVED, **ends) == grown(after, before, SENT, **ends) == 25
     until(lambda: readiness(two, "node1")[0] == 200, "readiness")
+
+
+def test_spans_of_both_ends_reach_a_collector(two: Lab) -> None:
+    """Spans are sent in batches, some seconds after they end."""
+    found: dict[str, dict[str, str]] = {}
+    with contextlib.ExitStack() as stack:
+        for node in ("node1", "node2"):
+            argv = [sys.executable, str(APPS / "collector.py"), "4318"]
+            process = stack.enter_context(
+                Popen(two.node_argv(node, argv), stdout=PIPE)  # in the node's network
+            )
+            stack.callback(process.terminate)
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"collecting\n"
+            client(two, "client", "echo", addresses(two, "server")[4], 7000, "traced")
+            spans = json.loads(process.stdout.readline())
+            found[node] = next(each for each in spans if each.get("dst.workload") == "server")
+    assert found["node1"]["direction"] == "outbound"
+    assert found["node2"]["direction"] == "inbound"
+    assert found["node1"]["src.identity"] == found["node2"]["src.identity"] == DEFAULT
 
 
 def test_drain_is_seen_at_once_and_lets_a_transfer_finish(two: Lab) -> None:

@@ -18,8 +18,8 @@ mount --bind /run/resolv.conf /etc/resolv.conf
 # Not as root: then it looks for a user of its own.
 LD_LIBRARY_PATH=$(dirname "$(find "$folder" -name 'libsystemd-shared-*.so')") SYSTEMD_LOG_TARGET=console \
   setpriv --reuid 65534 --regid 65534 --clear-groups \
-  --inh-caps +net_bind_service,+net_raw --ambient-caps +net_bind_service,+net_raw \
-  "$(find "$folder" -name systemd-resolved -type f)" >&2 &
+  --inh-caps +net_bind_service,+net_raw,+setpcap --ambient-caps +net_bind_service,+net_raw,+setpcap \
+  "$(find "$folder" -path '*/lib/systemd/systemd-resolved')" >&2 &
 stub=$!
 trap 'kill $stub; wait $stub || true' EXIT
 until ss -lnu | grep -q '127\.0\.0\.53'; do kill -0 $stub; sleep 0.05; done
