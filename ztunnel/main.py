@@ -21,6 +21,11 @@ _COMMANDS = {
 }
 
 
+# structlog loads rich, 3 MB, wherever something brought it (as import-linter does): for tracebacks
+# in colour with the variables of every frame, which no log of ours may have (`telemetry.logs`).
+sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+
+
 class _Lazy(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_COMMANDS)
