@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from ztunnel import __version__
+from ztunnel import __version__, compiled
 
 _COMMANDS = {
     "agent": "ztunnel.agent.command",
@@ -34,6 +34,11 @@ class _Lazy(click.Group):
         module = _COMMANDS.get(cmd_name)
         if module is None:
             return None
+        if cmd_name == "proxy":
+            try:
+                compiled.use()
+            except compiled.CompiledError as error:
+                raise click.ClickException(f"{compiled.VARIABLE}: {error}") from None
         found: click.Command = importlib.import_module(module).command
         return found
 
