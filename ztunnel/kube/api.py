@@ -31,6 +31,7 @@ LOGGERS = ("kubernetes.informer.informer",)  # tracebacks of what `listwatch` sa
 
 
 _SECURITY = "/apis/security.istio.io/v1"
+_NETWORKING = "/apis/networking.istio.io/v1"
 
 
 def granted(node: str) -> tuple[Resource, ...]:
@@ -43,6 +44,7 @@ def granted(node: str) -> tuple[Resource, ...]:
         Resource("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices"),
         Resource("AuthorizationPolicy", f"{_SECURITY}/authorizationpolicies", optional=True),
         Resource("PeerAuthentication", f"{_SECURITY}/peerauthentications", optional=True),
+        Resource("ServiceEntry", f"{_NETWORKING}/serviceentries", optional=True),
     )
 
 
