@@ -37,9 +37,10 @@ from bench.rig import HERE, NODE, AgentProcess, Here, Worker
 from tests.cluster.deployed import agent_kubeconfig, grant
 from tests.cluster.objects import pod
 from tests.cluster.server import ApiServer
+from ztunnel.mesh.enrolment import REDIRECTION
 
 TOGGLES = 30  # how often the agent's own pod is labelled, and so captured and released
-APART = 0.3  # seconds between labels of that pod in the replay; it lingers longer
+APART = 0.3  # seconds between labels of that pod in the replay: the agent marks it meanwhile
 PODS = "pods.watch"
 OWN = "/api/v1/namespaces/space-0/pods/here"
 
@@ -186,15 +187,19 @@ def percent(agent: AgentProcess, before: tuple[float, float]) -> float:
 def replayed(args: argparse.Namespace, directory: Path, recording: Path) -> dict[str, Any]:
     """On a server that says what the real one said."""
     others: deque[bytes] = deque()
-    own: deque[bytes] = deque()
+    own: dict[tuple[bool, bool], bytes] = {}  # labelled, marked → what the server says then
     uid = ""
     for line in (recording / PODS).read_bytes().splitlines(keepends=True):
         event = json.loads(line)
         if event["type"] != "MODIFIED":
             continue
-        is_own = event["object"]["metadata"]["name"] == "here"
-        (own if is_own else others).append(line)
-        uid = event["object"]["metadata"]["uid"] if is_own else uid
+        metadata = event["object"]["metadata"]
+        if metadata["name"] != "here":
+            others.append(line)
+            continue
+        uid = metadata["uid"]
+        is_labelled = metadata["labels"]["istio.io/dataplane-mode"] == "ambient"
+        own[is_labelled, REDIRECTION in metadata.get("annotations", {})] = line
     with ExitStack() as stack:
         replay = stack.enter_context(Replay(recording, directory / "replay", NODE))
         agent, worker, results = synced(stack, replay.kubeconfig, directory / "replayed", args)
@@ -237,29 +242,33 @@ def say_at(rate: float, replay: Replay, worker: Worker, lines: deque[bytes]) -> 
 
 
 class Toggling(threading.Thread):
-    """Labels the agent's own pod beside the churn: `label`, the agent's mark, `label`, its end."""
+    """Labels the agent's own pod beside the churn, and answers the agent's marks as a server."""
 
-    def __init__(self, replay: Replay, here: Here, lines: deque[bytes]) -> None:
+    def __init__(self, replay: Replay, here: Here, lines: dict[tuple[bool, bool], bytes]) -> None:
         super().__init__(daemon=True)
         self._replay, self._here, self._lines = replay, here, lines
         self._ended = threading.Event()
         self._samples: list[float] = []
-        replay.marked = self._next  # the answer to the agent's write
+        self._labelled = self._marked = False
+        replay.marked = self._mark
 
-    def _next(self) -> None:
-        if self._lines:
-            self._replay.say(self._lines.popleft())
+    def _mark(self) -> None:
+        self._marked = not self._marked
+        self._replay.say(self._lines[self._labelled, self._marked])
+
+    def _label(self, labelled: bool) -> float:
+        """How long it took to the kernel's map."""
+        self._labelled = labelled
+        begin = time.monotonic()
+        self._replay.say(self._lines[labelled, self._marked])
+        self._here.until(labelled)
+        return time.monotonic() - begin
 
     def run(self) -> None:
-        while self._lines and not self._ended.wait(APART):
-            begin = time.monotonic()
-            self._next()
-            self._here.until(True)
-            self._samples.append(time.monotonic() - begin)
-            if self._ended.wait(APART):
-                return
-            self._next()
-            self._here.until(False)
+        while not self._ended.wait(APART):
+            self._samples.append(self._label(True))
+            self._ended.wait(APART)
+            self._label(False)
 
     def end(self) -> dict[str, Any]:
         self._ended.set()
