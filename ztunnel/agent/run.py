@@ -20,7 +20,7 @@ from contextlib import closing
 
 import structlog
 
-from ztunnel.agent import datapath, node
+from ztunnel.agent import datapath, inability, node
 from ztunnel.agent.account import Account
 from ztunnel.agent.admin import Admin, Json
 from ztunnel.agent.certifier import certifier_of
@@ -92,7 +92,11 @@ async def _until_signal(options: Options) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loaded = await datapath.load(options.cgroup, options.pin_dir)
+    try:
+        loaded = await datapath.load(options.cgroup, options.pin_dir)
+    except datapath.LoadFailedError as error:
+        await asyncio.to_thread(inability.tell, options, str(error))
+        raise
     log.info("data path", pin_dir=str(options.pin_dir), result=loaded)
     agent = Agent(options, KernelDataPath(options.pin_dir), loaded)
     try:
