@@ -87,7 +87,7 @@ def test_an_invalid_policy_says_why_and_is_mended(mesh: Mesh) -> None:
         (
             "AuthorizationPolicy",
             {"rules": [{"to": [{"operation": {"paths": ["/x"]}}]}]},
-            "PartlySupported",
+            "UnsupportedValue",
             "paths",
         ),
         ("PeerAuthentication", {"mtls": {"mood": "STRICT"}}, "Invalid", "STRICT is in force"),

@@ -18,6 +18,7 @@ import structlog
 from ztunnel.agent.pod import Pod
 from ztunnel.agent.workers import Session
 from ztunnel.link.messages import NeedUdp, UdpSockets
+from ztunnel.mesh.enrolment import has_own_tunnel
 from ztunnel.mesh.model import TunnelProtocol, Workload
 
 ASK_AGAIN = 600.0  # seconds until a node whose proxy did not take connect-udp is tried again
@@ -120,6 +121,7 @@ class Udp:
     def _is_candidate(self, workload: Workload) -> bool:
         return (
             workload.protocol is TunnelProtocol.HBONE
+            and not has_own_tunnel(workload.labels)  # a sidecar takes TCP only
             and workload.node != self._node
             and not workload.host_network
         )

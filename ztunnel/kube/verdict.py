@@ -3,7 +3,7 @@
 
     status.conditions[type=ZtunnelAccepted]
       True   Accepted              in force as written
-      True   PartlySupported       in force, but something of it is not as written
+      True   UnsupportedValue      in force, but not all of it as written; the reason Istio gives
       True   NoEffect              it is about what nodes do not do
       False  Invalid               refused as a whole; the message tells what is done instead
 
@@ -63,7 +63,7 @@ def judge(obj: Object) -> Verdict:
     if ignored:
         return Verdict(True, "NoEffect", ignored[:_LONGEST])
     if policy.warnings:
-        return Verdict(True, "PartlySupported", "; ".join(policy.warnings)[:_LONGEST])
+        return Verdict(True, "UnsupportedValue", "; ".join(policy.warnings)[:_LONGEST])
     return Verdict(True, "Accepted", "in force on every node")
 
 

@@ -14,6 +14,7 @@ from ztunnel.agent.pod import Pod
 from ztunnel.agent.udp import ASK_AGAIN, REJOIN, Udp
 from ztunnel.agent.workers import Session
 from ztunnel.link.messages import NeedUdp, UdpSockets
+from ztunnel.mesh.enrolment import TUNNEL, TUNNEL_LABEL
 from ztunnel.mesh.model import TunnelProtocol, Workload
 
 COOKIE = 77
@@ -195,3 +196,11 @@ def test_a_pod_that_is_gone_is_not_written_again() -> None:
     del agent.path.given[COOKIE]  # as unenrol does
     agent.leaves(worker)
     assert agent.path.given == {}
+
+
+def test_a_sidecar_that_takes_hbone_itself_is_not_sent_datagrams() -> None:
+    """It would refuse connect-udp, and its whole node be taken for one that does."""
+    agent = Agent()
+    sidecar = msgspec.structs.replace(far("side", "10.2.0.1"), labels={TUNNEL_LABEL: TUNNEL})
+    agent.udp.changed([sidecar, far("other", "10.2.0.2")], [])
+    assert agent.path.carried == {"10.2.0.2"}
