@@ -2,7 +2,8 @@
 """The nouns of the mesh: workloads, services and their endpoints.
 
 Plain frozen values: no I/O, no clock, no Kubernetes client. May import msgspec only.
-They travel unchanged between the agent and the proxy (`ztunnel.link`).
+They travel unchanged between the agent and the proxy (`ztunnel.link`). `gc=False`: they hold texts
+and each other, so no cycle can begin here, and the collector need not walk thousands of them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class TunnelProtocol(StrEnum):
     HBONE = "HBONE"
 
 
-class SocketAddress(msgspec.Struct, frozen=True, order=True):
+class SocketAddress(msgspec.Struct, frozen=True, order=True, gc=False):
     """An IP address in canonical text (never v4-mapped) and a port."""
 
     ip: str
@@ -34,7 +35,7 @@ class SocketAddress(msgspec.Struct, frozen=True, order=True):
         return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
 
-class Workload(msgspec.Struct, frozen=True, kw_only=True):
+class Workload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One pod as every node knows it.
 
     `uid` is Istio's form `<cluster>//Pod/<namespace>/<name>`; it names the pod across the mesh.
@@ -68,7 +69,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         return f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
 
 
-class ServicePort(msgspec.Struct, frozen=True):
+class ServicePort(msgspec.Struct, frozen=True, gc=False):
     """A service's port; endpoints resolve its `name` to their own target port."""
 
     port: int
@@ -76,7 +77,7 @@ class ServicePort(msgspec.Struct, frozen=True):
     protocol: str = "TCP"
 
 
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One backend address of a service.
 
     `ports` maps a ServicePort name to the backend's port. `workload` is the Workload.uid
@@ -91,7 +92,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str = ""
 
 
-class Service(msgspec.Struct, frozen=True, kw_only=True):
+class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A Service with its endpoints, or one host of a ServiceEntry (`entry`), whose name is the
     host; one value so that an update is one message.
 

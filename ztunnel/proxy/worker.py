@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from ztunnel import __version__
+from ztunnel import __version__, compiled
 from ztunnel.link.messages import (
     Answer,
     Certificate,
@@ -120,7 +120,7 @@ class Worker:
         gc.collect()
         gc.freeze()  # what lives now lives for ever: the collector need not look at it again
         gc.set_threshold(GARBAGE)  # ended connections leave no cycles: little to collect
-        log.info("proxy started", worker=self._index, pid=os.getpid())
+        log.info("proxy started", worker=self._index, pid=os.getpid(), compiled=compiled.in_use())
         self.context.loop.run()
         log.info("proxy ended", worker=self._index)
         return 0

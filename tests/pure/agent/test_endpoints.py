@@ -168,7 +168,7 @@ def test_page_tells_of_the_agent_and_asks_workers_first(
             a.enroller.advance()
             await until(lambda: len(a.store.current()) == 1)
             worker = FakeWorker(a.options.agent_socket).greet()
-            await until(lambda: not a.admin._views.waiting_for(), "readiness")
+            await until(a.is_serving, "readiness")
             totals = Totals(10)
             worker.answers = lambda number, what: totals.add(Count(between("a", "b"), opened=1))
             monkeypatch.setattr(metrics_module, "ASK_TIMEOUT", 0.2)
