@@ -33,6 +33,7 @@ from ztunnel.agent.kernel_counts import KernelCounts
 from ztunnel.agent.log_control import LogControl
 from ztunnel.agent.metrics import Metrics
 from ztunnel.agent.options import Options
+from ztunnel.agent.outside import Outside
 from ztunnel.agent.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
 from ztunnel.agent.signs import Signs
 from ztunnel.agent.source import source_of
@@ -123,7 +124,8 @@ class Agent:
         )
         self._policies = Policies()
         totals, paths = Totals(options.most_series), Paths(options.most_series)
-        self._account = Account(Ledger(totals))
+        ledger = Ledger(totals)
+        self._account = Account(ledger)
         self._same_node = SameNodeTraffic(
             kernel,
             options.same_node,
@@ -176,6 +178,7 @@ class Agent:
         self._metrics = Metrics(
             totals=totals,
             paths=paths,
+            queries=ledger.queries,
             status=views,
             workers=self._workers,
             read_events=self._same_node.read,
@@ -200,6 +203,7 @@ class Agent:
             for name, part in (
                 ("stop", _waited(stop)),
                 ("source", self._source.run()),
+                ("names outside", Outside(self._mirror.entries, self._changed_outside).run()),
                 ("pods", self._keep_pods()),
                 ("node addresses", self._keep_node_addresses()),
                 ("workers", self._serve_workers()),
@@ -252,6 +256,10 @@ class Agent:
     def _changed(self) -> None:
         self._feed.changed()
         self._nudge.set()
+
+    def _changed_outside(self) -> None:
+        if self._source.synced.is_set():  # before, the first view will have it
+            self._changed()
 
     async def _serve_workers(self) -> None:
         """Only once we know which pods there are: a worker must not drop one for our ignorance."""

@@ -30,6 +30,7 @@ TURN = 200  # events fed before the loop serves others
 LOGGERS = ("kubernetes.informer.informer",)  # tracebacks of what `listwatch` says in a line
 _NAME = ""  # where the informer's copy of an object has its name, and nothing else
 _SECURITY = "/apis/security.istio.io/v1"
+_NETWORKING = "/apis/networking.istio.io/v1"
 
 
 def granted(node: str) -> tuple[Resource, ...]:
@@ -42,6 +43,7 @@ def granted(node: str) -> tuple[Resource, ...]:
         Resource("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices"),
         Resource("AuthorizationPolicy", f"{_SECURITY}/authorizationpolicies", optional=True),
         Resource("PeerAuthentication", f"{_SECURITY}/peerauthentications", optional=True),
+        Resource("ServiceEntry", f"{_NETWORKING}/serviceentries", optional=True),
     )
 
 

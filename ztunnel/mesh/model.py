@@ -93,7 +93,13 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A Kubernetes Service with its endpoints, one value so that an update is one message."""
+    """A Service with its endpoints, or one host of a ServiceEntry (`entry`), whose name is the
+    host; one value so that an update is one message.
+
+    `export_to`: namespaces whose pods know of it, empty for all. `networks`: what an entry without
+    places of its own stands for. `own_dns`: without virtual addresses its name is for the pod's own
+    resolver to answer.
+    """
 
     namespace: str
     name: str
@@ -101,8 +107,16 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ports: tuple[ServicePort, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
     hostname: str = ""  # <name>.<namespace>.svc.<cluster domain>, or a host outside: `*.host` too
+    entry: bool = False
+    export_to: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    own_dns: bool = False
 
     @property
     def key(self) -> str:
         """`namespace/name`: how updates and removals name a service."""
         return f"{self.namespace}/{self.name}"
+
+    def is_seen_by(self, namespace: str) -> bool:
+        """Whether pods of a namespace know of it; the empty one stands for all."""
+        return not self.export_to or not namespace or namespace in self.export_to

@@ -22,6 +22,7 @@ from ztunnel.agent.endpoints import MOST_CONNECTIONS, Endpoints, PortTakenError
 from ztunnel.agent.metrics import Metrics
 from ztunnel.link.messages import Count
 from ztunnel.telemetry.latency import Paths
+from ztunnel.telemetry.queries import Queries
 from ztunnel.telemetry.totals import Totals
 
 LOOPBACK = "127.0.0.1"
@@ -149,6 +150,7 @@ def metrics_of(a: Agent, totals: Totals, directory: Path) -> Metrics:
     return Metrics(
         totals=totals,
         paths=Paths(10),
+        queries=Queries(),
         status=a.admin._views,
         workers=a.workers,
         read_events=a.same_node.read,
