@@ -59,6 +59,14 @@ class Node:
     async def captured(self, pod: Workload) -> None:
         await until(lambda: self.state(pod) is PodState.CAPTURED, "captured")
 
+    async def capture(self) -> tuple[Workload, int]:
+        """A pod of this node that is captured, and its namespace's cookie."""
+        pod = workload()
+        cookie = self.namespaces.start(pod.pod_uid, "a")
+        self.want(pod)
+        await self.captured(pod)
+        return pod, cookie
+
     async def worker(self, *, ready: bool = True, number: int = 0) -> FakeWorker:
         before = len(self.workers.sessions)
         made = FakeWorker(self.path, ready=ready, worker=number).greet()
@@ -97,10 +105,7 @@ def test_worker_gets_all_listeners_and_who_the_pod_is(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with node(tmp_path) as n:
             worker = await n.worker()
-            pod = workload()
-            cookie = n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            await n.captured(pod)
+            pod, cookie = await n.capture()
             added = worker.of(PodAdded)[0]
             assert isinstance(added, PodAdded)
             assert (added.identity, added.netns_cookie) == (pod.identity, cookie)
@@ -117,10 +122,7 @@ def test_without_a_worker_the_pod_is_captured_all_the_same(
 
     async def scenario() -> None:
         async with node(tmp_path) as n:
-            pod = workload()
-            cookie = n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            await n.captured(pod)
+            pod, cookie = await n.capture()
             assert cookie in n.kernel.pods
             assert n.kernel.steered == {}  # nobody listens: refused, not plaintext
             worker = await n.worker()
@@ -135,10 +137,7 @@ def test_opting_out_tells_the_kernel_before_the_workers(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with node(tmp_path) as n:
             worker = await n.worker()
-            pod = workload()
-            cookie = n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            await n.captured(pod)
+            pod, cookie = await n.capture()
             n.want(present=(pod,))
             assert n.kernel.journal[-1] == ("unenrol", cookie)
             assert n.kernel.steered == {}
@@ -153,10 +152,7 @@ def test_pod_that_is_gone_leaves_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with node(tmp_path) as n:
             worker = await n.worker()
-            pod = workload()
-            n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            await n.captured(pod)
+            pod, _ = await n.capture()
             held = n.enroller.pods[0]
             n.want()
             assert held.netns is None
@@ -197,10 +193,7 @@ def test_sandbox_that_was_restarted_is_captured_anew(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with node(tmp_path) as n:
             worker = await n.worker()
-            pod = workload()
-            n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            await n.captured(pod)
+            pod, _ = await n.capture()
             new = n.namespaces.start(pod.pod_uid, "b")
             n.enroller.recheck()
             await n.captured(pod)
@@ -215,10 +208,7 @@ def test_pod_whose_processes_ended_is_released_until_they_are_back(tmp_path: Pat
     async def scenario() -> None:
         async with node(tmp_path) as n:
             worker = await n.worker()
-            pod = workload()
-            n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            await n.captured(pod)
+            pod, _ = await n.capture()
             n.namespaces.stop(pod.pod_uid)
             n.enroller.recheck()
             assert n.kernel.pods == {}
@@ -261,10 +251,7 @@ def test_changed_address_reaches_kernel_and_workers(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with node(tmp_path) as n:
             worker = await n.worker()
-            pod = workload()
-            cookie = n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            await n.captured(pod)
+            pod, cookie = await n.capture()
             moved = workload(pod.name, pod_uid=pod.pod_uid)
             n.want(moved)
             assert n.kernel.pods == {cookie: moved.addresses}
@@ -282,10 +269,7 @@ def test_changed_labels_disturb_nobody(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with node(tmp_path) as n:
             worker = await n.worker()
-            pod = workload()
-            n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            await n.captured(pod)
+            pod, _ = await n.capture()
             before = list(n.kernel.journal)
             n.want(msgspec.structs.replace(pod, labels={"version": "2"}))
             assert n.kernel.journal == before
@@ -359,10 +343,7 @@ def test_last_worker_takes_the_listeners_with_it_but_not_the_redirect(tmp_path: 
     async def scenario() -> None:
         async with node(tmp_path) as n:
             first, second = await n.worker(number=1), await n.worker(number=2)
-            pod = workload()
-            cookie = n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            await n.captured(pod)
+            pod, cookie = await n.capture()
             first.close()
             await until(lambda: len(n.workers.sessions) == 1)
             held = n.enroller.pods[0]
@@ -383,10 +364,7 @@ def test_sockets_come_in_batches_and_none_stays_with_the_agent(tmp_path: Path) -
     async def scenario() -> None:
         async with node(tmp_path) as n:
             worker = await n.worker()
-            pod = workload()
-            n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            await n.captured(pod)
+            pod, _ = await n.capture()
             worker.channel.send(NeedSockets(pod.pod_uid, 6, 100))
             worker.channel.send(NeedSockets("stranger", 4, 16))
             worker.channel.send(NeedSockets(pod.pod_uid, 4, -5))
@@ -402,10 +380,7 @@ def test_greedy_worker_gets_a_bounded_number(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with node(tmp_path) as n:
             worker = await n.worker()
-            pod = workload()
-            n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            await n.captured(pod)
+            pod, _ = await n.capture()
             worker.channel.send(NeedSockets(pod.pod_uid, 4, 1_000_000))
             await until(lambda: len(worker.stock) == enrol.MOST_SOCKETS)
             worker.close()
@@ -607,10 +582,7 @@ def test_ending_agent_leaves_the_kernel_as_it_is(tmp_path: Path) -> None:
         kernel = FakeDataPath()
         async with node(tmp_path, kernel) as n:
             worker = await n.worker()
-            pod = workload()
-            cookie = n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            await n.captured(pod)
+            pod, cookie = await n.capture()
             worker.close()
         assert set(kernel.pods) == {cookie}
         assert kernel.links == {cookie}
