@@ -103,7 +103,10 @@ def _tls(directory: Path, name: str, ca_dir: Path) -> Config:
         path.write_bytes(text)
     at = {part: {"filename": str(directory / f"{name}-{part}.pem")} for part in files}
     return {
-        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+        "tls_params": {
+            "tls_minimum_protocol_version": "TLSv1_3",
+            "tls_maximum_protocol_version": "TLSv1_3",  # as a client Envoy stops at 1.2 else
+        },
         "tls_certificates": [{"certificate_chain": at["chain"], "private_key": at["key"]}],
         "validation_context": {
             "trusted_ca": at["roots"],
