@@ -31,11 +31,14 @@ from ztunnel.agent.feed import Feed
 from ztunnel.agent.kernel_counts import KernelCounts
 from ztunnel.agent.log_control import LogControl
 from ztunnel.agent.metrics import Metrics
-from ztunnel.agent.options import Options
+from ztunnel.agent.options import Options, SameNode
+from ztunnel.agent.pod import Pod
 from ztunnel.agent.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
 from ztunnel.agent.signs import Signs
 from ztunnel.agent.source import source_of
 from ztunnel.agent.udp import Udp
+from ztunnel.agent.udp_judge import UdpJudge
+from ztunnel.agent.udp_ways import UdpWays
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
 from ztunnel.datapath import stats
@@ -129,11 +132,23 @@ class Agent:
             kernel,
             Discovery(options.cgroup),
             lambda: self._workers,
-            self._same_node.captured,
+            self._captured,
         )
+        ways = UdpWays(
+            options.node, self._policies, encrypted=options.same_node is SameNode.ENCRYPT
+        )
+        self._judge = UdpJudge(
+            kernel.udp_entry,
+            self._policies,
+            lambda: self._enroller.pods,
+            ways.workload_at,
+            mode=options.same_node,
+            count=totals.add,
+        )
+        self._same_node.strict = self._judge.refused
         self._udp = Udp(
             kernel.udp,
-            options.node,
+            ways,
             lambda: self._enroller.pods,
             lambda: self._workers.sessions,
             time.monotonic,
@@ -144,6 +159,7 @@ class Agent:
             enroller=self._enroller,
             same_node=self._same_node,
             udp=self._udp,
+            judge=self._judge,
             policies=self._policies,
             workers=lambda: self._workers,
             store=lambda: self._store,
@@ -199,6 +215,7 @@ class Agent:
                 ("workers", self._serve_workers()),
                 ("verdicts", _every(RENEWAL, self._same_node.renew)),
                 ("UDP", _every(RECHECK, self._udp.sweep)),
+                ("UDP judge", _every(RECHECK, self._judge.keep)),
                 ("events", _every(READ_EVERY, self._same_node.read)),
                 ("series", _every(RETIRE, self._retire_series)),
                 ("signs", self._show_signs()),
@@ -219,6 +236,7 @@ class Agent:
         await self._admin.close()
         self._workers.close()
         self._account.close()
+        self._judge.close()
         await self._store.close()
         await asyncio.to_thread(self._certifier.close)
         self._enroller.close()
@@ -228,8 +246,12 @@ class Agent:
 
     def _log_as(self, settings: Logging) -> None:
         set_level(settings.process)
-        self._same_node.logging = settings
+        self._same_node.logging = self._judge.logging = settings
         self._workers.broadcast(settings)
+
+    def _captured(self, pod: Pod) -> None:
+        self._same_node.captured(pod)
+        self._judge.captured(pod)
 
     def _retire_series(self) -> None:
         if self._source.synced.is_set():
@@ -299,7 +321,7 @@ class Agent:
             "pin_dir": str(self._options.pin_dir),
             "loaded": self._loaded,
             "stats": self._kernel.stats(),
-            "udp": self._udp.view(),
+            "udp": {**self._udp.view(), "judged": self._judge.view()},
         }
 
 

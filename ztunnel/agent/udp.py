@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which UDP the kernel hands to the workers: the sockets that take it, the destinations it goes to.
 
-Each worker has a UDP socket of each family in each pod, both on one port. Carried are datagrams to
-the mesh's pods on other nodes, except where a worker found a proxy that does not take connect-udp:
-to the pods of that node UDP passes as it is, until we ask again. May import the agent's `pod`,
-`workers`, datapath, link, mesh, structlog.
+Each worker has a UDP socket of each family in each pod, both on one port. What goes where is
+decided by `udp_ways`; where a worker found a proxy that does not take connect-udp, UDP to the pods
+of that node passes as it is, or is refused, until we ask again. What waited in the worker for that
+answer is sent on. May import the agent's `pod`, `udp_ways`, `workers`, datapath, link, mesh,
+structlog.
 """
 
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import structlog
 
 from ztunnel.agent.pod import Pod
+from ztunnel.agent.udp_ways import Change, UdpWays
 from ztunnel.agent.workers import Session
-from ztunnel.link.messages import NeedUdp, UdpSockets
-from ztunnel.mesh.model import TunnelProtocol, Workload
+from ztunnel.datapath.layout import UdpDst
+from ztunnel.link.messages import NeedUdp, NoUdp, UdpSockets
+from ztunnel.mesh.model import SocketAddress, Workload
 
 ASK_AGAIN = 600.0  # seconds until a node whose proxy did not take connect-udp is tried again
 REJOIN = 10.0  # seconds in which workers that outlived the last agent are back
@@ -33,12 +37,22 @@ class UdpPath(Protocol):
         """UDP sockets in a pod on one port, IPv4 first, tagged as the proxy's. Raises OSError."""
         ...
 
+    def send(
+        self,
+        netns_fd: int,
+        source: SocketAddress,
+        destination: SocketAddress,
+        payloads: Iterable[bytes],
+    ) -> None:
+        """Send datagrams as the app of a pod would have. Raises OSError."""
+        ...
+
     def ports(self, netns_cookie: int) -> list[int]: ...
     def set_ports(self, netns_cookie: int, ports: list[int]) -> None: ...
     def pods(self) -> set[int]: ...
-    def destinations(self) -> set[str]: ...
-    def add_destination(self, address: str) -> None: ...
-    def remove_destination(self, address: str) -> None: ...
+    def destinations(self) -> dict[SocketAddress, UdpDst]: ...
+    def set_destination(self, to: SocketAddress, what: UdpDst) -> None: ...
+    def remove_destination(self, to: SocketAddress) -> None: ...
 
 
 class Udp:
@@ -47,51 +61,70 @@ class Udp:
     def __init__(
         self,
         path: UdpPath,
-        node: str,
+        ways: UdpWays,
         pods: Callable[[], list[Pod]],
         sessions: Callable[[], list[Session]],
         clock: Callable[[], float],
     ) -> None:
         self._path = path
-        self._node = node
+        self._ways = ways
         self._pods = pods
         self._sessions = sessions
         self._clock = clock
-        self._remote: dict[str, Workload] = {}  # the mesh's pods on other nodes, by uid
-        self._silent: dict[
-            str, float
-        ] = {}  # nodes whose proxy takes no connect-udp, and until when
+        self._silent: dict[str, float] = {}  # nodes, and until when they are
         self._owed: list[tuple[Session, NeedUdp]] = []  # what failed, to be tried again
         self._began = clock()
         self._settled = False
-        self._carried = path.destinations()  # perhaps an earlier agent's
+        self._known = path.destinations()  # perhaps an earlier agent's
+        self.released = 0  # datagrams sent on to who does not take connect-udp
 
     # Destinations
 
-    def changed(self, workloads: Iterable[Workload], removed: Iterable[str]) -> None:
-        """What is new of the mesh's workloads."""
-        for uid in removed:
-            self._remote.pop(uid, None)
-        for workload in workloads:
-            if self._is_candidate(workload):
-                self._remote[workload.uid] = workload
-            else:
-                self._remote.pop(workload.uid, None)
+    def changed(self, change: Change, *, policies: bool = True) -> None:
+        """What is new of the mesh; `policies`: who may get plaintext has changed too."""
+        self._ways.changed(change)
+        if policies:
+            self._ways.reckon()
         self._apply()
 
-    def silent(self, workload_uid: str) -> None:
+    def silent(self, news: NoUdp) -> None:
         """A worker found that the proxy of a workload's node does not take connect-udp."""
-        workload = self._remote.get(workload_uid)
-        if workload is None or workload.node in self._silent:
+        workload = self._ways.workload(news.workload)
+        if workload is None:
             return
-        log.warning(
-            "UDP passes as it is",
-            node=workload.node,
-            reason="its proxy does not take connect-udp",
-            seconds=ASK_AGAIN,
-        )
-        self._silent[workload.node] = self._clock() + ASK_AGAIN
-        self._apply()
+        if workload.node not in self._silent:
+            log.warning(
+                "UDP passes as it is, unless policy is STRICT",
+                node=workload.node,
+                reason="its proxy does not take connect-udp",
+                seconds=ASK_AGAIN,
+            )
+            self._silent[workload.node] = self._clock() + ASK_AGAIN
+            self._apply_silence()
+        if news.datagrams:
+            self._release(news, workload)
+
+    def _release(self, news: NoUdp, workload: Workload) -> None:
+        """Send on what waited. The worker says from whom and to whom: it is believed only what it
+        could have had from that pod."""
+        source, to = news.source, news.destination
+        pod = next((one for one in self._pods() if one.uid == news.pod_uid), None)
+        if pod is None or pod.netns is None or source is None or to is None:
+            return
+        if source.ip not in pod.addresses or to.ip not in workload.addresses:
+            return
+        if self._ways.at(to) is not UdpDst.PLAIN:
+            log.warning(
+                "UDP refused: plaintext, where mTLS is required",
+                datagrams=len(news.datagrams),
+                **{"src.workload": pod.workload.uid, "dst.workload": workload.uid},
+            )
+            return
+        try:
+            self._path.send(pod.netns.fd, source, to, news.datagrams)
+            self.released += len(news.datagrams)
+        except OSError as error:
+            log.warning("datagrams lost", pod=pod.workload.uid, error=str(error))
 
     def sweep(self) -> None:
         """Ask again where it is time to, and forget the sockets of workers that never came back."""
@@ -100,7 +133,7 @@ class Udp:
         for node in over:
             del self._silent[node]
         if over:
-            self._apply()
+            self._apply_silence()
         owed, self._owed = self._owed, []
         for session, need in owed:
             if session in self._sessions():
@@ -112,30 +145,31 @@ class Udp:
 
     def view(self) -> dict[str, object]:
         """For people."""
-        return {"destinations": len(self._carried), "silent_nodes": sorted(self._silent)}
+        count = Counter(self._known.values())
+        return {
+            "destinations": count[UdpDst.CARRY],
+            "strict_destinations": count[UdpDst.STRICT],
+            "silent_nodes": sorted(self._silent),
+            "released": self.released,
+        }
 
-    def _is_candidate(self, workload: Workload) -> bool:
-        return (
-            workload.protocol is TunnelProtocol.HBONE
-            and workload.node != self._node
-            and not workload.host_network
-        )
+    def _apply_silence(self) -> None:
+        self._ways.silent = set(self._silent)
+        self._ways.reckon()
+        self._apply()
 
     def _apply(self) -> None:
-        wanted = {
-            address
-            for workload in self._remote.values()
-            if workload.node not in self._silent
-            for address in workload.addresses
-        }
-        for address in self._carried - wanted:
-            self._path.remove_destination(address)
+        wanted = self._ways.wanted
         try:
-            for address in wanted - self._carried:
-                self._path.add_destination(address)
+            for at, what in wanted.items():
+                if self._known.get(at) is not what:
+                    self._path.set_destination(at, what)
+                    self._known[at] = what
         except OSError as error:
             log.error("UDP to some pods is not carried", error=str(error), pods=len(wanted))
-        self._carried = wanted
+        for at in self._known.keys() - wanted.keys():
+            self._path.remove_destination(at)
+            del self._known[at]
 
     # Sockets
 
