@@ -71,8 +71,8 @@ static __always_inline int zt_new_token(__u64 netns, const struct zt_udp_remote 
 
 /*
  * The token for a remote address, made when there is none, and who carries it. `via`: the worker
- * that carries it from now on; 0 leaves it with the present one. Both maps may lose entries at
- * any time, so one is believed only when the other agrees.
+ * that carries it from now on, as the remote spoke first; 0 leaves it with the present one. Both
+ * maps may lose entries at any time, so one is believed only when the other agrees.
  */
 static __always_inline int zt_peer_of(__u64 netns, const struct zt_udp_pod *pod,
 				      const struct zt_udp_remote *remote, __be16 via,
@@ -99,7 +99,36 @@ static __always_inline int zt_peer_of(__u64 netns, const struct zt_udp_pod *pod,
 	peer->via = zt_udp_worker(pod, via ? via : peer->via, peer->token);
 	if (!peer->via)
 		return 0;
+	if (via == peer->via) {
+		peer->carried_ns = bpf_ktime_get_ns();
+		before = 0;
+	}
 	return before == peer->via || !zt_udp_peers.update(&key, peer);
+}
+
+/* Whether a remote has spoken to the pod by the proxy, so that it is to be answered that way: a
+ * service's client on this node, to whom UDP is native else. */
+static __always_inline struct zt_udp_peer *zt_carried_peer(__u64 netns,
+							   const struct zt_udp_remote *remote)
+{
+	struct zt_udp_remote_key key = {};
+	struct zt_udp_peer *peer;
+
+	key.netns = netns;
+	key.remote = *remote;
+	peer = zt_udp_peers.lookup(&key);
+	if (!peer || !peer->carried_ns || bpf_ktime_get_ns() - peer->carried_ns > ZT_UDP_IDLE_NS)
+		return 0;
+	return peer;
+}
+
+/* An app reads what came from a remote by the proxy. */
+static __always_inline void zt_is_heard(__u64 netns, const struct zt_udp_remote *remote)
+{
+	struct zt_udp_peer *peer = zt_carried_peer(netns, remote);
+
+	if (peer)
+		peer->carried_ns = bpf_ktime_get_ns();
 }
 
 /* What policy and the peers make of UDP to an address: enum zt_udp_dst. */
@@ -161,7 +190,7 @@ static __always_inline enum zt_udp_way zt_udp_judge(struct bpf_sock_addr *ctx,
 		return ZT_UDP_PASS;
 	port = bpf_htons((__u16)ctx->sk->src_port);
 	dst = zt_udp_dst_of(remote);
-	if (dst == ZT_UDP_DST_PLAIN) {
+	if (dst == ZT_UDP_DST_PLAIN && !zt_carried_peer(netns, remote)) {
 		zt_note_sent(netns, pod, port, remote);
 		return ZT_UDP_PASS;
 	}

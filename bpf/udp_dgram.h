@@ -35,6 +35,7 @@ static __always_inline int zt_udp_recvmsg4(struct bpf_sock_addr *ctx)
 	struct zt_udp_remote *remote = zt_true_source(ctx, ctx->user_ip4);
 
 	if (remote) {
+		zt_is_heard(bpf_get_netns_cookie(ctx), remote);
 		ctx->user_ip4 = zt_word(remote->ip, 3);
 		ctx->user_port = remote->port;
 	}
@@ -125,8 +126,10 @@ static __always_inline void zt_native6(struct bpf_sock_addr *ctx, const __u8 ip[
 			return;
 		remote = zt_remote_of(bpf_get_netns_cookie(ctx),
 				      bpf_ntohl(zt_word(ip, 3)) & ZT_TOKEN_MASK);
-		if (remote && !zt_is_mapped(remote->ip))
+		if (remote && !zt_is_mapped(remote->ip)) {
+			zt_is_heard(bpf_get_netns_cookie(ctx), remote);
 			zt_show6(ctx, remote->ip, remote->port);
+		}
 		return;
 	}
 	if (!known)
@@ -150,6 +153,7 @@ static __always_inline int zt_udp_recvmsg6(struct bpf_sock_addr *ctx)
 	}
 	remote = zt_true_source(ctx, zt_word(ip, 3));
 	if (remote) {
+		zt_is_heard(bpf_get_netns_cookie(ctx), remote);
 		ctx->user_ip6[3] = zt_word(remote->ip, 3);
 		ctx->user_port = remote->port;
 	}

@@ -217,6 +217,7 @@ struct zt_udp_peer {
 	__u32 token;
 	__be16 via; /* the port of the worker that carries it */
 	__u16 pad;
+	__u64 carried_ns; /* CLOCK_MONOTONIC: when it last spoke by the proxy; 0: never first */
 };
 
 struct zt_udp_token_key {

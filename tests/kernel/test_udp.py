@@ -281,6 +281,30 @@ def test_server_sees_the_true_client_and_its_answer_finds_back(
         assert (data, source[:2]) == (b"more", (mapped + AWAY[family], 4444))
 
 
+@FAMILIES
+def test_who_spoke_by_the_proxy_is_answered_by_it(
+    pocket: Pocket, proxy: Proxy, family: int
+) -> None:
+    """Also where datagrams to it are not carried: the client of a service, on this node."""
+    peer = {4: PEER4, 6: PEER6}[family]
+    with _app(pocket, family) as server:
+        server.bind((ANY[family], 0))
+        app = (POD[family], server.getsockname()[1])
+        token = proxy.token(family, SocketAddress(peer, 4444))
+        proxy.send(family, b"question", token, app)
+        _, source = server.recvfrom(100)
+        assert source[:2] == (peer, 4444)
+        server.sendto(b"answer", source)
+        assert proxy.destined(family) == (b"answer", SocketAddress(peer, 4444))
+    with netns.entered(pocket.peer):
+        other = socket.socket(AF[family], socket.SOCK_DGRAM)
+    with other, _app(pocket, family) as app_socket:
+        other.settimeout(5)
+        other.bind((ANY[family], 0))
+        app_socket.sendto(b"native", (peer, other.getsockname()[1]))
+        assert other.recv(100) == b"native"
+
+
 def test_server_that_chooses_its_source_by_pktinfo(pocket: Pocket, proxy: Proxy) -> None:
     with _app(pocket) as server:
         server.bind(("0.0.0.0", 0))

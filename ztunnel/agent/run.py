@@ -37,6 +37,7 @@ from ztunnel.agent.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
 from ztunnel.agent.signs import Signs
 from ztunnel.agent.source import source_of
 from ztunnel.agent.udp import Udp
+from ztunnel.agent.udp_drops import UdpDrops
 from ztunnel.agent.udp_judge import UdpJudge
 from ztunnel.agent.udp_ways import UdpWays
 from ztunnel.agent.views import AgentViews
@@ -145,6 +146,7 @@ class Agent:
             mode=options.same_node,
             count=totals.add,
         )
+        self._drops = UdpDrops()
         self._same_node.strict = self._judge.refused
         self._udp = Udp(
             kernel.udp,
@@ -216,6 +218,7 @@ class Agent:
                 ("verdicts", _every(RENEWAL, self._same_node.renew)),
                 ("UDP", _every(RECHECK, self._udp.sweep)),
                 ("UDP judge", _every(RECHECK, self._judge.keep)),
+                ("UDP drops", self._keep_drops()),
                 ("events", _every(READ_EVERY, self._same_node.read)),
                 ("series", _every(RETIRE, self._retire_series)),
                 ("signs", self._show_signs()),
@@ -307,6 +310,11 @@ class Agent:
         with closing(Marker(self._options.access.client(), self._options.node)) as marker:
             await Signs(self._options.node, self._mirror, self._enroller, marker).run()
 
+    async def _keep_drops(self) -> None:
+        while True:
+            self._drops.take(await self._workers.ask("stats", RECHECK))
+            await asyncio.sleep(RECHECK)
+
     def _source_view(self) -> Json:
         return {
             **self._source.view(),
@@ -321,7 +329,11 @@ class Agent:
             "pin_dir": str(self._options.pin_dir),
             "loaded": self._loaded,
             "stats": self._kernel.stats(),
-            "udp": {**self._udp.view(), "judged": self._judge.view()},
+            "udp": {
+                **self._udp.view(),
+                "judged": self._judge.view(),
+                "dropped": dict(self._drops.sums),
+            },
         }
 
 

@@ -228,6 +228,7 @@ class UdpPeer(ctypes.Structure):
         ("token", ctypes.c_uint32),
         ("via", ctypes.c_ubyte * 2),
         ("pad", ctypes.c_uint16),
+        ("carried_ns", ctypes.c_uint64),
     )
 
 

@@ -45,6 +45,11 @@ OWN: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "ztunnel_certificate_renewals": ("counter", "Certificates renewed.", ("identity",)),
     "ztunnel_certificates_failing": ("gauge", "Identities whose last renewal failed.", ()),
     "ztunnel_kernel_events": ("counter", "What the BPF programs count.", ("event",)),
+    "ztunnel_udp_drops": (
+        "counter",
+        "Datagrams of carried UDP that found no room; flows beyond a pod's limit.",
+        ("of",),
+    ),
     "ztunnel_same_node_verdicts": ("gauge", "Pairs that go without the proxy.", ()),
     "ztunnel_same_node_destroyed": ("counter", "Connections by verdict destroyed.", ()),
     "ztunnel_same_node_retransmits": (
