@@ -13,7 +13,7 @@ import pytest
 
 from tests.kernel.pocket import PEER4, PEER6, POD4, POD6, Pocket
 from ztunnel.datapath import netns
-from ztunnel.datapath.udp import UdpMaps, udp_sockets
+from ztunnel.datapath.udp import UdpMaps, UdpPath, udp_sockets
 from ztunnel.datapath.udp_entry import UdpEntry, Verdict, deliver, receive
 from ztunnel.mesh.model import SocketAddress
 
@@ -147,6 +147,23 @@ def test_answers_come_in_without_a_verdict(
             stranger.sendto(b"stranger", source)
             if not connected:
                 assert gate.judged(family)[0] == b"stranger"
+
+
+@FAMILIES
+@pytest.mark.parametrize("size", [0, 1, 1473, 9000])
+def test_what_waited_is_sent_from_the_apps_own_port_and_answered(
+    pocket: Pocket, gate: Gate, family: int, size: int
+) -> None:
+    path = UdpPath(pocket.pin_dir, pocket.maps, gate.entry)
+    with _sock(pocket, family) as app, _sock(pocket, family, in_peer=True) as peer:
+        source = SocketAddress(POD[family], _port(app))
+        path.send(pocket.pod, source, SocketAddress(PEER[family], _port(peer)), [bytes(size), b"2"])
+        data, shown = peer.recvfrom(65536)
+        assert (data, shown[:2]) == (bytes(size), (source.ip, source.port))
+        assert peer.recv(100) == b"2"
+        peer.sendto(b"answer", shown)
+        assert app.recvfrom(100)[0] == b"answer"
+    path.close()
 
 
 def test_without_an_agent_what_is_not_decided_stays_out(pocket: Pocket, gate: Gate) -> None:

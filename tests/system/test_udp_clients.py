@@ -14,9 +14,11 @@ import pytest
 from tests.system.harness import APPS, addresses, proxy_log, python_pod, until
 from tests.system.scrape import scrape
 from tests.system.test_udp_policy import udp_counts
+from tests.system.test_ztctl import ztctl
 from tests.system.udp_lab import ECHO, WHOAMI, say, serving, udp_servers
 from ztunnel.lab import Lab
 from ztunnel.lab.components import admin_get
+from ztunnel.proxy.flows import LIMIT
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
 NODES = pytest.mark.parametrize("node", ["node1", "node2"])
@@ -180,6 +182,38 @@ def test_flows_have_istios_series(servers: Lab) -> None:
         return [now - then for now, then in zip(counted(), before, strict=True)]
 
     until(lambda: grown() == [1, 1000, 1, 1000], "both nodes to count the flow")
+
+
+def test_a_pods_flows_are_bounded(servers: Lab) -> None:
+    """More than there is room for: what is in use stays, the rest is dropped and counted, or takes
+    the place of what has been idle for some seconds by then."""
+
+    def drops() -> int:
+        _, status = admin_get(servers.names, "node1", "/v1/status")
+        return int((status or {})["data_path"]["udp"]["dropped"]["flow"])
+
+    before = drops()
+    say(servers, "sweep", addresses(servers, "udp-far2")[4], 20_000, LIMIT + 500)
+    until(
+        lambda: drops() > before or "gave way" in proxy_log(servers, "node1"),
+        "the limit to be reached",
+        seconds=60,
+    )
+    _, rows = _connections(servers)
+    assert sum(row.get("protocol") == "udp" for row in rows) <= LIMIT
+    assert "dropped" in ztctl(servers, "--node", "node1", "status").stdout
+    until(
+        lambda: scrape(servers, "node1").total("ztunnel_udp_drops_total", of="flow") == drops(),
+        "Prometheus to say the same",
+    )
+    assert list(scrape(servers, "node1").matching("ztunnel_udp_drops_total", of="datagram"))
+    servers.restart("node1", "proxy")  # let go of them all
+    until(
+        lambda: (
+            say(servers, "refused", addresses(servers, "udp-far2")[4], ECHO)["end"] == "answered"
+        ),
+        "UDP to be back",
+    )
 
 
 def test_an_idle_flow_ends_and_says_what_it_carried(servers: Lab) -> None:

@@ -87,8 +87,6 @@ class Feed:
             if concerns_verdicts:
                 self._same_node.revoke()
             self._policies.apply(change)
-            concerns_policy = bool(change.policies or change.removed_policies)
-            self._udp.changed(change, policies=concerns_policy)
             self.revision += 1
             delta = MeshDelta(
                 revision=self.revision,
@@ -101,6 +99,7 @@ class Feed:
             )
             for part in chunks.change(delta):
                 self._workers().broadcast(part)
+            self._udp.changed(change)
         self._take_local()
         if concerns_verdicts:
             self._judge.changed()

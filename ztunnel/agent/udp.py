@@ -80,11 +80,9 @@ class Udp:
 
     # Destinations
 
-    def changed(self, change: Change, *, policies: bool = True) -> None:
-        """What is new of the mesh; `policies`: who may get plaintext has changed too."""
+    def changed(self, change: Change) -> None:
+        """What is new of the mesh; its policies are in force already."""
         self._ways.changed(change)
-        if policies:
-            self._ways.reckon()
         self._apply()
 
     def silent(self, news: NoUdp) -> None:

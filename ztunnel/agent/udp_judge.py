@@ -7,7 +7,7 @@ lets it in by verdict, and gives what has none to a socket of ours:
 
     no policy could keep anybody out ─▶ the pod is open: no questions
     first datagram of a pair ─▶ judged ─▶ verdict, for this generation
-                                  ├▶ allowed: brought to the app
+                                  ├▶ allowed: a line in the log; brought to the app
                                   └▶ denied: a line in the log; dropped, as all that follow
     policies or pods change ─▶ every verdict void
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -193,6 +193,7 @@ class UdpJudge:
             self._deny(pod, near, source, destination, decision)
             return
         self.allowed += 1
+        self._let_in(pod, near, source, destination)
         try:
             udp_entry.deliver(sock, payload, source, destination)
         except OSError as error:  # no worker has made the pod's tokens yet, or nobody is there
@@ -202,6 +203,29 @@ class UdpJudge:
         """Whether a pod of this node has its identity by its namespace alone."""
         is_own = sender is not None and source.ip in sender.addresses
         return is_own and self._mode is SameNode.DIRECT
+
+    def _let_in(
+        self, pod: Pod, near: Pod | None, source: SocketAddress, destination: SocketAddress
+    ) -> None:
+        """A line, once for each verdict."""
+        wanted = is_wanted(self.logging, pod.workload.namespace, failed=False)
+        if wanted and self._lines.take():
+            access_log.info(
+                "let in", **self._line(pod, near, source, destination), note="native datagrams"
+            )
+
+    def _line(
+        self, pod: Pod, near: Pod | None, source: SocketAddress, destination: SocketAddress
+    ) -> dict[str, Any]:
+        sender = near.workload if near else self._workload_at(source.ip)
+        identity = near.workload.identity if near else ""
+        return {
+            "direction": "inbound",
+            "protocol": "udp",
+            **_party("src", source, sender, identity),
+            **_party("dst", destination, pod.workload, pod.workload.identity),
+            **({"same_node": True} if near else {}),
+        }
 
     def _deny(
         self,
@@ -226,11 +250,7 @@ class UdpJudge:
             return
         access_log.warning(
             "denied",
-            direction="inbound",
-            protocol="udp",
-            **_party("src", source, sender, identity),
-            **_party("dst", destination, pod.workload, pod.workload.identity),
-            **({"same_node": True} if near else {}),
+            **self._line(pod, near, source, destination),
             response_flags="DENY",
             policy=named(decision.policy),
             **({"rule": f"rules[{decision.rule}]"} if decision.rule >= 0 else {}),

@@ -23,7 +23,7 @@ from ztunnel.mesh.address import family
 from ztunnel.mesh.authorize import Policies
 from ztunnel.mesh.claims import Claims
 from ztunnel.mesh.model import Service, SocketAddress, TunnelProtocol, Workload
-from ztunnel.mesh.policy import MtlsMode
+from ztunnel.mesh.policy import MtlsMode, PeerAuthentication, Policy
 
 Wanted = dict[SocketAddress, UdpDst]
 
@@ -39,6 +39,10 @@ class Change(Protocol):
     def removed_workloads(self) -> Iterable[str]: ...
     @property
     def removed_services(self) -> Iterable[str]: ...
+    @property
+    def policies(self) -> Iterable[Policy]: ...
+    @property
+    def removed_policies(self) -> Iterable[str]: ...
 
 
 class UdpWays:
@@ -79,6 +83,9 @@ class UdpWays:
         for service in change.services:
             self._put_service(service.key, service)
             touched.discard(service.key)
+        if _concerns_modes(change):
+            self.reckon()
+            return
         for key in touched & self._services.keys():
             self._say(key, self._of_service(self._services[key]))
 
@@ -200,3 +207,10 @@ class UdpWays:
         else:
             del self._claims[at]
             self.wanted.pop(at, None)
+
+
+def _concerns_modes(change: Change) -> bool:
+    """Whether others may be STRICT than before. Authorization is the destination's matter."""
+    return any(isinstance(one, PeerAuthentication) for one in change.policies) or any(
+        key.startswith("PeerAuthentication/") for key in change.removed_policies
+    )

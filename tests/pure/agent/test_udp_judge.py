@@ -126,8 +126,13 @@ def test_pods_of_this_node_are_known_by_their_namespace(
         agent.judge.captured(agent.pods[0])
         with client() as sock:
             agent.entry.speakers[SocketAddress(*sock.getsockname())] = 8
-            await agent.hears(sock, b"hello")
+            with structlog.testing.capture_logs() as lines:
+                await agent.hears(sock, b"hello")
         allowed = mode is SameNode.DIRECT
+        assert [line["event"] for line in lines] == ["let in" if allowed else "denied"]
+        assert lines[0].get("src.identity") == (
+            agent.pods[1].workload.identity if allowed else None
+        )
         assert agent.entry.verdicts == [Verdict(8, HOST, agent.at, allowed)]
         assert agent.brought == ([b"hello"] if allowed else [])
         agent.judge.close()

@@ -74,7 +74,7 @@ def test_strict_refuses_only_where_nobody_takes_connect_udp() -> None:
     made.reckon()
     assert made.wanted == {at("10.2.0.1"): STRICT, at("10.2.0.2"): STRICT}
     policies.remove(strict().key)
-    made.reckon()
+    made.changed(Change(removed_policies=(strict().key,)))
     assert made.wanted == {}
 
 

@@ -113,6 +113,14 @@ def refused(host: str, port: int, _: str) -> dict[str, Any]:
     return {"end": "answered"}
 
 
+def sweep(host: str, port: int, count: str) -> dict[str, Any]:
+    """A datagram to each of so many ports, by one socket."""
+    with opened(host) as sock:
+        for number in range(int(count)):
+            sock.sendto(b"x", (host, port + number))
+    return {"sent": int(count)}
+
+
 def talk(host: str, port: int, _: str) -> dict[str, Any]:
     """A line comes in, a datagram goes out: whether it was answered, for as long as lines come."""
     with opened(host) as sock:
