@@ -76,6 +76,8 @@ class Udp:
         self._began = clock()
         self._settled = False
         self._known = path.destinations()  # perhaps an earlier agent's
+        self._unplaced: set[SocketAddress] = set(self._known)  # to be looked at next time
+        self._is_full = False
         self.released = 0  # datagrams sent on to who does not take connect-udp
 
     # Destinations
@@ -132,6 +134,8 @@ class Udp:
             del self._silent[node]
         if over:
             self._apply_silence()
+        elif self._unplaced:
+            self._apply()
         owed, self._owed = self._owed, []
         for session, need in owed:
             if session in self._sessions():
@@ -157,17 +161,24 @@ class Udp:
         self._apply()
 
     def _apply(self) -> None:
+        """Make the kernel's map right where it may not be; what finds no room is tried again."""
+        due, self._unplaced = self._ways.touched | self._unplaced, set()
+        self._ways.touched.clear()
         wanted = self._ways.wanted
-        try:
-            for at, what in wanted.items():
-                if self._known.get(at) is not what:
-                    self._path.set_destination(at, what)
-                    self._known[at] = what
-        except OSError as error:
-            log.error("UDP to some pods is not carried", error=str(error), pods=len(wanted))
-        for at in self._known.keys() - wanted.keys():
+        for at in due & self._known.keys() - wanted.keys():
             self._path.remove_destination(at)
             del self._known[at]
+        try:
+            for at in due & wanted.keys():
+                if self._known.get(at) is not wanted[at]:
+                    self._path.set_destination(at, wanted[at])
+                    self._known[at] = wanted[at]
+            self._is_full = False
+        except OSError as error:
+            self._unplaced = {at for at in due if self._known.get(at) is not wanted.get(at)}
+            if not self._is_full:
+                log.error("UDP not carried", error=str(error), destinations=len(self._unplaced))
+            self._is_full = True
 
     # Sockets
 

@@ -4,7 +4,7 @@
     pod of the mesh, its proxy takes connect-udp ─▶ carried; one of this node: only if encrypted
     pod of the mesh on this node                 ─▶ as it is: judged where it comes in
     any other pod, and it is STRICT              ─▶ refused
-    service, all its endpoints of the mesh       ─▶ carried: the proxy chooses one
+    service, all its endpoints of the mesh       ─▶ carried: the proxy chooses one; no ServiceEntry
     service, one of its endpoints refused        ─▶ refused
     all else                                     ─▶ as it is
 
@@ -22,6 +22,7 @@ from ztunnel.datapath.layout import UdpDst
 from ztunnel.mesh.address import family
 from ztunnel.mesh.authorize import Policies
 from ztunnel.mesh.claims import Claims
+from ztunnel.mesh.enrolment import has_own_tunnel
 from ztunnel.mesh.model import Service, SocketAddress, TunnelProtocol, Workload
 from ztunnel.mesh.policy import MtlsMode, PeerAuthentication, Policy
 
@@ -51,6 +52,7 @@ class UdpWays:
     def __init__(self, node: str, policies: Policies, *, encrypted: bool) -> None:
         self.silent: set[str] = set()
         self.wanted: Wanted = {}
+        self.touched: set[SocketAddress] = set()  # of `wanted`, since who reads it emptied this
         self._node = node
         self._policies = policies
         self._encrypted = encrypted
@@ -156,7 +158,7 @@ class UdpWays:
 
     def _of_service(self, service: Service) -> Wanted:
         wanted: Wanted = {}
-        for port in service.ports:
+        for port in () if service.entry else service.ports:
             if port.protocol != "UDP":
                 continue
             for vip in service.vips:
@@ -178,12 +180,11 @@ class UdpWays:
 
     def _is_near(self, workload: Workload) -> bool:
         """Whether it is captured on this node, and reached without the proxy."""
-        is_here = workload.node == self._node and not self._encrypted
-        return is_here and workload.protocol is TunnelProtocol.HBONE
+        return workload.node == self._node and not self._encrypted and _is_tunnelled(workload)
 
     def _is_carried(self, workload: Workload) -> bool:
         return (
-            workload.protocol is TunnelProtocol.HBONE
+            _is_tunnelled(workload)
             and not self._is_near(workload)
             and workload.node not in self.silent
         )
@@ -201,12 +202,18 @@ class UdpWays:
             self._settle(at)
 
     def _settle(self, at: SocketAddress) -> None:
+        self.touched.add(at)
         claims = self._claims[at]
         if claims:
             self.wanted[at] = max(claims.values())
         else:
             del self._claims[at]
             self.wanted.pop(at, None)
+
+
+def _is_tunnelled(workload: Workload) -> bool:
+    """Whether a node's proxy speaks for it; a sidecar takes TCP only."""
+    return workload.protocol is TunnelProtocol.HBONE and not has_own_tunnel(workload.labels)
 
 
 def _concerns_modes(change: Change) -> bool:

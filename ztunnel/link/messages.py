@@ -149,6 +149,15 @@ class Count(msgspec.Struct, frozen=True, array_like=True):
     received: int = 0
 
 
+class DnsCounted(msgspec.Struct, frozen=True, array_like=True):
+    """DNS queries since the worker last told, in the orders of `ztunnel.telemetry.queries`."""
+
+    outcomes: tuple[int, ...]
+    forward_failures: int
+    buckets: tuple[int, ...]
+    seconds: float
+
+
 class Counted(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Counts of a worker, told until `CountsTaken` answers: by `number` none counts twice.
 
@@ -158,6 +167,13 @@ class Counted(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     instance: int
     number: int
     rows: tuple[Count, ...]
+    dns: DnsCounted | None = None
+
+
+class Remains(msgspec.Struct, frozen=True, tag=True):
+    """Carries the memory where a worker keeps what it has not told (`telemetry.remains`)."""
+
+    instance: int
 
 
 class Draining(msgspec.Struct, frozen=True, tag=True):
@@ -276,7 +292,18 @@ class CountsTaken(msgspec.Struct, frozen=True, tag=True):
     number: int
 
 
-ToAgent = Hello | PodReady | NeedSockets | NeedUdp | NoUdp | Allowed | Answer | Counted | Draining
+ToAgent = (
+    Hello
+    | PodReady
+    | NeedSockets
+    | NeedUdp
+    | NoUdp
+    | Allowed
+    | Answer
+    | Counted
+    | Remains
+    | Draining
+)
 ToWorker = (
     MeshDelta
     | Certificate

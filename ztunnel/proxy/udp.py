@@ -139,7 +139,7 @@ class PodUdp:
         credentials = context.credentials.get(self._pod.identity)
         if mesh is None or source is None or credentials is None:
             raise _RefusedError("no mesh state or no certificate from the agent yet")
-        decision = route_udp(mesh, remote, random.random())
+        decision = route_udp(mesh, source, remote, random.random())
         if isinstance(decision, Refuse):
             raise _RefusedError(decision.reason)
         workload = decision.workload

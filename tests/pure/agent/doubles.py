@@ -225,6 +225,8 @@ class FakeUdpPath:
 
     def __init__(self) -> None:
         self.ways: dict[SocketAddress, UdpDst] = {}
+        self.writes = 0
+        self.room = 1 << 30
         self.sent: list[tuple[SocketAddress, SocketAddress, tuple[bytes, ...]]] = []
         self.given: dict[int, list[int]] = {}
         self.broken = False
@@ -258,9 +260,13 @@ class FakeUdpPath:
         return dict(self.ways)
 
     def set_destination(self, to: SocketAddress, what: UdpDst) -> None:
+        if len(self.ways) >= self.room:
+            raise OSError(errno.E2BIG, "no room")
+        self.writes += 1
         self.ways[to] = what
 
     def remove_destination(self, to: SocketAddress) -> None:
+        self.writes += 1
         del self.ways[to]
 
     @property

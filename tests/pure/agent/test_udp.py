@@ -18,6 +18,7 @@ from ztunnel.datapath.layout import UdpDst
 from ztunnel.kube.mirror import Change
 from ztunnel.link.messages import NeedUdp, NoUdp, UdpSockets
 from ztunnel.mesh.authorize import Policies
+from ztunnel.mesh.enrolment import TUNNEL, TUNNEL_LABEL
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
 
 COOKIE = 77
@@ -101,6 +102,39 @@ def test_destinations_follow_the_mesh() -> None:
         )
     )
     assert agent.path.carried == set()
+
+
+def test_an_address_stays_while_one_of_its_pods_is_there() -> None:
+    """A pod's address may be another's before the API tells that the first is gone."""
+    agent = Agent()
+    old, new = far("old", "10.2.0.1"), far("new", "10.2.0.1", node="n3")
+    agent.udp.changed(Change((old,)))
+    agent.udp.changed(Change((new,)))
+    agent.udp.changed(Change(removed_workloads=(old.uid,)))
+    assert agent.path.carried == {"10.2.0.1"}
+    agent.udp.changed(Change(removed_workloads=(new.uid,)))
+    assert agent.path.carried == set()
+
+
+def test_a_change_writes_only_what_it_is_about() -> None:
+    agent = Agent()
+    pods = tuple(far(f"p{number}", f"10.2.0.{number}") for number in range(1, 50))
+    agent.udp.changed(Change(pods))
+    written = agent.path.writes
+    agent.udp.changed(Change((msgspec.structs.replace(pods[0], labels={"a": "b"}),)))
+    assert agent.path.writes == written
+    agent.udp.changed(Change(removed_workloads=(pods[0].uid,)))
+    assert agent.path.writes == written + 1
+
+
+def test_a_destination_the_kernel_had_no_room_for_is_tried_again() -> None:
+    agent = Agent()
+    agent.path.room = 1
+    agent.udp.changed(Change((far("one", "10.2.0.1"), far("two", "10.2.0.2"))))
+    assert len(agent.path.carried) == 1
+    agent.path.room = 2
+    agent.udp.sweep()
+    assert agent.path.carried == {"10.2.0.1", "10.2.0.2"}
 
 
 def test_a_new_agent_takes_back_what_is_no_longer_true() -> None:
@@ -191,3 +225,11 @@ def test_what_waited_is_sent_on_to_who_does_not_take_it() -> None:
     agent.udp.silent(NoUdp(there.uid, "web-uid", source, forged[1], (b"x",)))
     agent.udp.silent(NoUdp(there.uid, "other", source, to, (b"x",)))
     assert len(agent.path.sent) == 1
+
+
+def test_a_sidecar_that_takes_hbone_itself_is_not_sent_datagrams() -> None:
+    """It would refuse connect-udp, and its whole node be taken for one that does."""
+    agent = Agent()
+    sidecar = msgspec.structs.replace(far("side", "10.2.0.1"), labels={TUNNEL_LABEL: TUNNEL})
+    agent.udp.changed(Change((sidecar, far("other", "10.2.0.2"))))
+    assert agent.path.carried == {"10.2.0.2"}

@@ -298,7 +298,7 @@ def test_removed_service_is_no_destination_of_its_own_any_more() -> None:
 )
 def test_datagrams_go_to_the_mesh_only(destination: str, wanted: str) -> None:
     ip, _, port = destination.rpartition(":")
-    decision = route_udp(STATE, SocketAddress(ip, int(port)), 0.0)
+    decision = route_udp(STATE, CLIENT, SocketAddress(ip, int(port)), 0.0)
     if isinstance(decision, Refuse):
         assert wanted in decision.reason
     else:
