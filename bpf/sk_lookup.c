@@ -4,8 +4,10 @@
  * the proxy's inbound listener; the accepted socket keeps the pod's address and port. When the
  * listener is gone the connection is refused: no proxy, no way in. What is let through is a
  * connection by verdict: its source socket was seen to connect, and it is let through only once.
+ * Datagrams come in by verdict too, see udp_talk.h. Those to a socket that is connected to their
+ * sender never get here.
  */
-#include "zt_lib.h"
+#include "udp_talk.h"
 
 static __always_inline void zt_lookup_ips(struct bpf_sk_lookup *ctx, struct zt_addr *local,
 					  struct zt_addr *remote)
@@ -17,12 +19,6 @@ static __always_inline void zt_lookup_ips(struct bpf_sk_lookup *ctx, struct zt_a
 	}
 	zt_copy6(local->ip, ctx->local_ip6);
 	zt_copy6(remote->ip, ctx->remote_ip6);
-}
-
-static __always_inline int zt_same(const struct zt_addr *a, const struct zt_addr *b)
-{
-	return zt_word(a->ip, 0) == zt_word(b->ip, 0) && zt_word(a->ip, 1) == zt_word(b->ip, 1) &&
-	       zt_word(a->ip, 2) == zt_word(b->ip, 2) && zt_word(a->ip, 3) == zt_word(b->ip, 3);
 }
 
 /* Whether the very connection was authorised; notes what becomes of it. */
@@ -47,22 +43,58 @@ static __always_inline int zt_passes(struct bpf_sk_lookup *ctx, const struct zt_
 	return 1;
 }
 
+/* A datagram that would come in. The agent's socket is gone with the agent. */
+static __always_inline int zt_lookup_udp(struct bpf_sk_lookup *ctx, struct zt_addr *local,
+					 const struct zt_addr *remote)
+{
+	struct zt_direct_key key = {};
+	enum zt_udp_entry entry;
+	struct bpf_sock *judge;
+	long failed;
+
+	if (zt_is_token_ip6(remote->ip) &&
+	    zt_is_brought(remote->ip, local->ip, ctx->remote_port))
+		return SK_PASS;
+	__builtin_memcpy(key.src, remote->ip, 16);
+	__builtin_memcpy(key.dst, local->ip, 16);
+	key.sport = ctx->remote_port;
+	key.dport = bpf_htons((__u16)ctx->local_port);
+	entry = zt_udp_enters(&key);
+	if (entry == ZT_UDP_IN)
+		return SK_PASS;
+	if (entry == ZT_UDP_DENIED) {
+		zt_count(ZT_STAT_UDP_DENIED);
+		return SK_DROP;
+	}
+	judge = (void *)zt_udp_judges.lookup(local);
+	if (!judge) {
+		zt_count(ZT_STAT_UDP_UNJUDGED);
+		return SK_DROP;
+	}
+	failed = bpf_sk_assign((void *)ctx, judge, 0);
+	bpf_sk_release(judge);
+	return failed ? SK_DROP : SK_PASS;
+}
+
 int zt_sk_lookup(struct bpf_sk_lookup *ctx)
 {
 	struct zt_addr local = {}, remote = {};
 	struct bpf_sock *listener;
 	long failed;
 
-	if (ctx->protocol != ZT_IPPROTO_TCP || ctx->ingress_ifindex == ZT_LOOPBACK_IFINDEX ||
-	    ctx->local_port == ZT_PORT_HBONE)
+	if (ctx->ingress_ifindex == ZT_LOOPBACK_IFINDEX ||
+	    (ctx->protocol == ZT_IPPROTO_TCP && ctx->local_port == ZT_PORT_HBONE))
 		return SK_PASS;
 	zt_lookup_ips(ctx, &local, &remote);
-	if (zt_same(&local, &remote))
+	if (zt_same_ip(local.ip, remote.ip) || zt_is_local(remote.ip))
 		return SK_PASS; /* inside the pod: for IPv4 the kernel reports the address' device */
 	if (zt_node_addrs.lookup(&remote)) {
-		zt_count(ZT_STAT_NODE);
+		if (ctx->protocol == ZT_IPPROTO_TCP)
+			zt_count(ZT_STAT_NODE);
 		return SK_PASS;
 	}
+	if (ctx->protocol != ZT_IPPROTO_TCP)
+		return zt_lookup_udp(ctx, &local, &remote);
 	listener = (void *)zt_listeners.lookup(&local);
 	if (!listener) {
 		zt_count(ZT_STAT_NO_LISTENER);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * UDP to enrolled pods of other nodes goes to a socket of the proxy inside the pod. A token stands
- * for the address that the app meant; each datagram carries it, both ways:
+ * UDP to enrolled pods of other nodes, and to services whose endpoints are enrolled, goes to a
+ * socket of the proxy inside the pod. A token stands for the address that the app meant; each
+ * datagram carries it, both ways:
  *
  *   IPv4  app ─▶ 127.64.0.0 + token, the proxy's port              ─▶ proxy
  *         app ◀─ from there                                        ◀─ proxy
@@ -16,40 +17,16 @@
 #ifndef ZT_UDP_H
 #define ZT_UDP_H
 
-#include "zt_lib.h"
+#include "udp_talk.h"
 
-#define ZT_TOKEN_NET 0x7f400000 /* 127.64.0.0/10, host order; loopback that nobody uses */
-#define ZT_TOKEN_MASK 0x003fffff
 #define ZT_TOKEN_ATTEMPTS 4
 
-#define ZT_TOKEN_NET6 0xfd5a7464 /* the first 32 bits, host order; a unique local prefix */
-#define ZT_TOKEN_FROM_LOOPBACK 1 /* the second 64 bits' first word */
-#define ZT_TOKEN_FROM_POD 2
-
 enum zt_udp_way { ZT_UDP_PASS, ZT_UDP_REFUSE, ZT_UDP_CARRY };
-
-static __always_inline __be32 zt_token_ip4(__u32 token)
-{
-	return bpf_htonl(ZT_TOKEN_NET | (token & ZT_TOKEN_MASK));
-}
-
-static __always_inline int zt_is_token_ip4(__be32 ip4)
-{
-	return (bpf_ntohl(ip4) & ~ZT_TOKEN_MASK) == ZT_TOKEN_NET;
-}
-
-static __always_inline int zt_is_token_ip6(const __u8 ip[16])
-{
-	return zt_word(ip, 0) == bpf_htonl(ZT_TOKEN_NET6) && !zt_word(ip, 1) &&
-	       zt_is_token_ip4(zt_word(ip, 3));
-}
 
 static __always_inline int zt_same_remote(const struct zt_udp_remote *a,
 					  const struct zt_udp_remote *b)
 {
-	return zt_word(a->ip, 0) == zt_word(b->ip, 0) && zt_word(a->ip, 1) == zt_word(b->ip, 1) &&
-	       zt_word(a->ip, 2) == zt_word(b->ip, 2) && zt_word(a->ip, 3) == zt_word(b->ip, 3) &&
-	       a->port == b->port;
+	return zt_same_ip(a->ip, b->ip) && a->port == b->port;
 }
 
 /* What a token stands for in a pod. */
@@ -94,8 +71,8 @@ static __always_inline int zt_new_token(__u64 netns, const struct zt_udp_remote 
 
 /*
  * The token for a remote address, made when there is none, and who carries it. `via`: the worker
- * that carries it from now on; 0 leaves it with the present one. Both maps may lose entries at
- * any time, so one is believed only when the other agrees.
+ * that carries it from now on, as the remote spoke first; 0 leaves it with the present one. Both
+ * maps may lose entries at any time, so one is believed only when the other agrees.
  */
 static __always_inline int zt_peer_of(__u64 netns, const struct zt_udp_pod *pod,
 				      const struct zt_udp_remote *remote, __be16 via,
@@ -122,7 +99,74 @@ static __always_inline int zt_peer_of(__u64 netns, const struct zt_udp_pod *pod,
 	peer->via = zt_udp_worker(pod, via ? via : peer->via, peer->token);
 	if (!peer->via)
 		return 0;
+	if (via == peer->via) {
+		peer->carried_ns = bpf_ktime_get_ns();
+		before = 0;
+	}
 	return before == peer->via || !zt_udp_peers.update(&key, peer);
+}
+
+/* Whether a remote has spoken to the pod by the proxy, so that it is to be answered that way: a
+ * service's client on this node, to whom UDP is native else. */
+static __always_inline struct zt_udp_peer *zt_carried_peer(__u64 netns,
+							   const struct zt_udp_remote *remote)
+{
+	struct zt_udp_remote_key key = {};
+	struct zt_udp_peer *peer;
+
+	key.netns = netns;
+	key.remote = *remote;
+	peer = zt_udp_peers.lookup(&key);
+	if (!peer || !peer->carried_ns || bpf_ktime_get_ns() - peer->carried_ns > ZT_UDP_IDLE_NS)
+		return 0;
+	return peer;
+}
+
+/* An app reads what came from a remote by the proxy. */
+static __always_inline void zt_is_heard(__u64 netns, const struct zt_udp_remote *remote)
+{
+	struct zt_udp_peer *peer = zt_carried_peer(netns, remote);
+
+	if (peer)
+		peer->carried_ns = bpf_ktime_get_ns();
+}
+
+/* What policy and the peers make of UDP to an address: enum zt_udp_dst. */
+static __always_inline __u8 zt_udp_dst_of(const struct zt_udp_remote *remote)
+{
+	struct zt_udp_remote any = *remote;
+	__u8 *found = zt_udp_dsts.lookup(&any);
+
+	if (!found) {
+		any.port = 0;
+		found = zt_udp_dsts.lookup(&any);
+	}
+	return found ? *found : ZT_UDP_DST_PLAIN;
+}
+
+/* The agent logs it; a pod that floods is told of now and then. */
+static __always_inline void zt_tell_strict(__u64 netns, const struct zt_pod *pod, __be16 port,
+					   const struct zt_udp_remote *to,
+					   struct zt_udp_stats *stats)
+{
+	__u64 now = bpf_ktime_get_ns();
+	struct zt_event event = {};
+
+	__sync_fetch_and_add(&stats->strict, 1);
+	if (now - stats->told_ns < ZT_UDP_TELL_NS)
+		return;
+	stats->told_ns = now;
+	if (zt_is_mapped(to->ip))
+		zt_map4(event.key.src, pod->ip4);
+	else
+		__builtin_memcpy(event.key.src, pod->ip6, 16);
+	__builtin_memcpy(event.key.dst, to->ip, 16);
+	event.key.sport = port;
+	event.key.dport = to->port;
+	event.netns = netns;
+	event.ending = ZT_END_STRICT;
+	if (zt_events.ringbuf_output(&event, sizeof(event), ZT_RB_NO_WAKEUP))
+		zt_count(ZT_STAT_EVENT_LOST);
 }
 
 /* What becomes of a datagram or a connect() to `remote`. */
@@ -131,21 +175,33 @@ static __always_inline enum zt_udp_way zt_udp_judge(struct bpf_sock_addr *ctx,
 						    struct zt_udp_peer *peer)
 {
 	__u64 netns = bpf_get_netns_cookie(ctx);
+	struct zt_pod *pod = zt_pods.lookup(&netns);
 	struct zt_udp_stats *stats;
-	struct zt_udp_pod *pod;
+	struct zt_udp_pod *ours;
 	struct zt_sock *known;
+	__be16 port;
 	int carried;
+	__u8 dst;
 
-	if (ctx->protocol != ZT_IPPROTO_UDP || !remote->port || !zt_pods.lookup(&netns))
-		return ZT_UDP_PASS;
-	if (!zt_udp_dsts.lookup((struct zt_addr *)remote->ip) || !ctx->sk)
+	if (ctx->protocol != ZT_IPPROTO_UDP || !remote->port || !pod || !ctx->sk)
 		return ZT_UDP_PASS;
 	known = zt_socks.sk_storage_get(ctx->sk, 0, 0);
 	if (known && known->role == ZT_ROLE_OWN)
 		return ZT_UDP_PASS;
-	pod = zt_udp_pods.lookup(&netns);
-	carried = pod && zt_peer_of(netns, pod, remote, 0, peer);
+	port = bpf_htons((__u16)ctx->sk->src_port);
+	dst = zt_udp_dst_of(remote);
+	if (dst == ZT_UDP_DST_PLAIN && !zt_carried_peer(netns, remote)) {
+		zt_note_sent(netns, pod, port, remote);
+		return ZT_UDP_PASS;
+	}
 	stats = zt_udp_stats.lookup(&netns);
+	if (dst == ZT_UDP_DST_STRICT) {
+		if (stats)
+			zt_tell_strict(netns, pod, port, remote, stats);
+		return ZT_UDP_REFUSE;
+	}
+	ours = zt_udp_pods.lookup(&netns);
+	carried = ours && zt_peer_of(netns, ours, remote, 0, peer);
 	if (stats)
 		__sync_fetch_and_add(carried ? &stats->redirected : &stats->refused, 1);
 	return carried ? ZT_UDP_CARRY : ZT_UDP_REFUSE;
@@ -198,6 +254,29 @@ static __always_inline void zt_remote6(struct bpf_sock_addr *ctx, struct zt_udp_
 	remote->port = (__be16)ctx->user_port;
 }
 
+/* To the proxy, by the token as the destination. */
+static __always_inline int zt_to_token4(struct bpf_sock_addr *ctx, enum zt_udp_way way,
+					const struct zt_udp_peer *peer)
+{
+	if (way == ZT_UDP_REFUSE)
+		return zt_refuse();
+	if (way == ZT_UDP_CARRY) {
+		ctx->user_ip4 = zt_token_ip4(peer->token);
+		ctx->user_port = peer->via;
+	}
+	return ZT_ALLOW;
+}
+
+/* To the proxy, which is at [::1]; the caller sees to the token. */
+static __always_inline void zt_to_proxy6(struct bpf_sock_addr *ctx, const struct zt_udp_peer *peer)
+{
+	ctx->user_ip6[0] = 0;
+	ctx->user_ip6[1] = 0;
+	ctx->user_ip6[2] = 0;
+	ctx->user_ip6[3] = bpf_htonl(1);
+	ctx->user_port = peer->via;
+}
+
 static __always_inline int zt_udp_connect4(struct bpf_sock_addr *ctx)
 {
 	struct zt_udp_remote remote = {};
@@ -206,13 +285,7 @@ static __always_inline int zt_udp_connect4(struct bpf_sock_addr *ctx)
 
 	zt_remote4(ctx, &remote);
 	way = zt_udp_dial(ctx, &remote, &peer);
-	if (way == ZT_UDP_REFUSE)
-		return zt_refuse();
-	if (way == ZT_UDP_CARRY) {
-		ctx->user_ip4 = zt_token_ip4(peer.token);
-		ctx->user_port = peer.via;
-	}
-	return ZT_ALLOW;
+	return zt_to_token4(ctx, way, &peer);
 }
 
 static __always_inline int zt_udp_connect6(struct bpf_sock_addr *ctx)
@@ -225,17 +298,14 @@ static __always_inline int zt_udp_connect6(struct bpf_sock_addr *ctx)
 	way = zt_udp_dial(ctx, &remote, &peer);
 	if (way == ZT_UDP_REFUSE)
 		return zt_refuse();
-	if (way == ZT_UDP_CARRY) {
-		if (zt_is_mapped(remote.ip)) {
-			ctx->user_ip6[3] = zt_token_ip4(peer.token);
-		} else {
-			ctx->user_ip6[0] = 0;
-			ctx->user_ip6[1] = 0;
-			ctx->user_ip6[2] = 0;
-			ctx->user_ip6[3] = bpf_htonl(1);
-		}
-		ctx->user_port = peer.via;
+	if (way != ZT_UDP_CARRY)
+		return ZT_ALLOW;
+	if (!zt_is_mapped(remote.ip)) {
+		zt_to_proxy6(ctx, &peer);
+		return ZT_ALLOW;
 	}
+	ctx->user_ip6[3] = zt_token_ip4(peer.token);
+	ctx->user_port = peer.via;
 	return ZT_ALLOW;
 }
 

@@ -16,13 +16,7 @@ static __always_inline int zt_udp_sendmsg4(struct bpf_sock_addr *ctx)
 
 	zt_remote4(ctx, &remote);
 	way = zt_udp_judge(ctx, &remote, &peer);
-	if (way == ZT_UDP_REFUSE)
-		return zt_refuse();
-	if (way == ZT_UDP_CARRY) {
-		ctx->user_ip4 = zt_token_ip4(peer.token);
-		ctx->user_port = peer.via;
-	}
-	return ZT_ALLOW;
+	return zt_to_token4(ctx, way, &peer);
 }
 
 /* The true source of what came from a token. */
@@ -41,6 +35,7 @@ static __always_inline int zt_udp_recvmsg4(struct bpf_sock_addr *ctx)
 	struct zt_udp_remote *remote = zt_true_source(ctx, ctx->user_ip4);
 
 	if (remote) {
+		zt_is_heard(bpf_get_netns_cookie(ctx), remote);
 		ctx->user_ip4 = zt_word(remote->ip, 3);
 		ctx->user_port = remote->port;
 	}
@@ -53,6 +48,7 @@ static __always_inline int zt_udp_sendmsg6(struct bpf_sock_addr *ctx)
 	struct zt_udp_peer peer = {};
 	enum zt_udp_way way;
 
+	zt_note_brought(ctx);
 	zt_remote6(ctx, &remote);
 	way = zt_udp_judge(ctx, &remote, &peer);
 	if (way == ZT_UDP_REFUSE)
@@ -62,11 +58,7 @@ static __always_inline int zt_udp_sendmsg6(struct bpf_sock_addr *ctx)
 		ctx->msg_src_ip6[1] = 0;
 		ctx->msg_src_ip6[2] = 0;
 		ctx->msg_src_ip6[3] = zt_token_ip4(peer.token);
-		ctx->user_ip6[0] = 0;
-		ctx->user_ip6[1] = 0;
-		ctx->user_ip6[2] = 0;
-		ctx->user_ip6[3] = bpf_htonl(1);
-		ctx->user_port = peer.via;
+		zt_to_proxy6(ctx, &peer);
 	}
 	return ZT_ALLOW;
 }
@@ -134,8 +126,10 @@ static __always_inline void zt_native6(struct bpf_sock_addr *ctx, const __u8 ip[
 			return;
 		remote = zt_remote_of(bpf_get_netns_cookie(ctx),
 				      bpf_ntohl(zt_word(ip, 3)) & ZT_TOKEN_MASK);
-		if (remote && !zt_is_mapped(remote->ip))
+		if (remote && !zt_is_mapped(remote->ip)) {
+			zt_is_heard(bpf_get_netns_cookie(ctx), remote);
 			zt_show6(ctx, remote->ip, remote->port);
+		}
 		return;
 	}
 	if (!known)
@@ -159,6 +153,7 @@ static __always_inline int zt_udp_recvmsg6(struct bpf_sock_addr *ctx)
 	}
 	remote = zt_true_source(ctx, zt_word(ip, 3));
 	if (remote) {
+		zt_is_heard(bpf_get_netns_cookie(ctx), remote);
 		ctx->user_ip6[3] = zt_word(remote->ip, 3);
 		ctx->user_port = remote->port;
 	}

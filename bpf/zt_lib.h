@@ -7,7 +7,6 @@
 
 #define ZT_ALLOW 1
 #define ZT_DENY 0
-#define ZT_SOCK_DGRAM 2
 #define ZT_SOCK_STREAM 1     /* enum sock_type; linux/net.h is not UAPI */
 #define ZT_SOCK_DGRAM 2
 #define ZT_AF_INET 2
@@ -65,6 +64,12 @@ static __always_inline int zt_is_local(const __u8 ip[16])
 	       (!last || last == bpf_htonl(1));
 }
 
+static __always_inline int zt_same_ip(const __u8 a[16], const __u8 b[16])
+{
+	return zt_word(a, 0) == zt_word(b, 0) && zt_word(a, 1) == zt_word(b, 1) &&
+	       zt_word(a, 2) == zt_word(b, 2) && zt_word(a, 3) == zt_word(b, 3);
+}
+
 static __always_inline int zt_is_link_local(const __u8 ip[16])
 {
 	return ip[0] == 0xfe && (ip[1] & 0xc0) == 0x80;
@@ -80,8 +85,7 @@ static __always_inline int zt_is_pods_own(const struct zt_pod *pod, const __u8 i
 {
 	if (zt_is_mapped(ip))
 		return pod->ip4 && zt_word(ip, 3) == pod->ip4;
-	return zt_word(ip, 0) == zt_word(pod->ip6, 0) && zt_word(ip, 1) == zt_word(pod->ip6, 1) &&
-	       zt_word(ip, 2) == zt_word(pod->ip6, 2) && zt_word(ip, 3) == zt_word(pod->ip6, 3);
+	return zt_same_ip(ip, pod->ip6);
 }
 
 static __always_inline __u64 zt_generation_now(void)

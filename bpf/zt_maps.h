@@ -10,7 +10,7 @@
 #ifndef ZT_MAPS_H
 #define ZT_MAPS_H
 
-#define ZT_ABI 3 /* raise when a struct or a map below changes shape */
+#define ZT_ABI 4 /* raise when a struct or a map below changes shape */
 
 #define ZT_PORT_OUTBOUND 15001
 #define ZT_PORT_INBOUND 15006
@@ -29,6 +29,10 @@
 #define ZT_MAX_UDP_DSTS 65536  /* addresses whose UDP is carried; beyond, it passes as it is */
 #define ZT_MAX_UDP_PEERS 65536 /* remote ends of one node's flows; one pushed out is made anew */
 #define ZT_MAX_UDP_PORTS 32    /* workers of the node that carry UDP */
+#define ZT_MAX_UDP_TALKS 131072 /* who spoke first, of native UDP; one pushed out is asked anew */
+#define ZT_UDP_IDLE_NS 120000000000ULL /* RFC 4787 4.3: as long as what came back counts as an answer */
+#define ZT_UDP_BROUGHT_NS 1000000000ULL /* from a worker to an app inside the pod: more than enough */
+#define ZT_UDP_TELL_NS 50000000 /* between two events of one pod's refused datagrams */
 
 #define ZT_SOCKOPT_LEVEL 0x5A54 /* "ZT"; sockopt.py says the same */
 #define ZT_SOCKOPT_CLIENT 1
@@ -78,6 +82,8 @@ struct zt_lease {
 	__u64 until_ns; /* CLOCK_MONOTONIC */
 };
 
+#define ZT_UDP_GENERATION 1 /* index of that of UDP's verdicts; they have no lease */
+
 /* A destination in a pod of this node that a pod of this node may connect to. */
 struct zt_verdict_key {
 	__u64 netns; /* cookie of the source pod */
@@ -124,6 +130,7 @@ enum zt_ending {
 	ZT_END_RESET = 1,   /* by either side */
 	ZT_END_REFUSED = 2, /* never established */
 	ZT_END_FOREIGN = 3, /* answered by who is not the pod of the verdict: cut off, still open */
+	ZT_END_STRICT = 4,  /* no connection: UDP that a pod may not send in the clear */
 };
 
 /* What the agent is told of a connection by verdict. Bytes are payload. */
@@ -199,10 +206,18 @@ struct zt_udp_remote_key {
 	struct zt_udp_remote remote;
 };
 
+/* What becomes of UDP to an address; by port, else by port 0. */
+enum zt_udp_dst {
+	ZT_UDP_DST_PLAIN = 0,  /* passes as it is, as what is not in the map */
+	ZT_UDP_DST_CARRY = 1,  /* goes to the proxy */
+	ZT_UDP_DST_STRICT = 2, /* would go in the clear, and policy forbids: refused */
+};
+
 struct zt_udp_peer {
 	__u32 token;
 	__be16 via; /* the port of the worker that carries it */
 	__u16 pad;
+	__u64 carried_ns; /* CLOCK_MONOTONIC: when it last spoke by the proxy; 0: never first */
 };
 
 struct zt_udp_token_key {
@@ -221,6 +236,33 @@ struct zt_udp_pod {
 struct zt_udp_stats {
 	__u64 redirected;
 	__u64 refused; /* no worker carries UDP for the pod now */
+	__u64 strict;  /* in the clear, where policy forbids it */
+	__u64 told_ns; /* CLOCK_MONOTONIC: when the agent was last told of these */
+};
+
+/*
+ * Native UDP of captured pods, from whom spoke first: zt_direct_key, sport 0 for a socket that was
+ * connected before it had a port. What goes the other way is an answer.
+ */
+struct zt_udp_talk {
+	__u64 netns;   /* cookie of the pod of this node that spoke first; 0: somebody from elsewhere */
+	__u64 seen_ns; /* CLOCK_MONOTONIC */
+};
+
+/* Who asks to be let in; all zero but `dst`: everybody. */
+struct zt_udp_verdict_key {
+	__u64 netns; /* cookie of the source pod; 0: from elsewhere */
+	__u8 src[16];
+	__u8 dst[16];
+	__be16 port;
+	__u8 pad[6];
+};
+
+struct zt_udp_verdict {
+	__u64 generation; /* it holds while this is ZT_UDP_GENERATION's */
+	__u64 datagrams;
+	__u8 allowed;
+	__u8 pad[7];
 };
 
 enum zt_stat {
@@ -232,6 +274,8 @@ enum zt_stat {
 	ZT_STAT_DIRECT,        /* inbound connections let through by verdict */
 	ZT_STAT_FOREIGN,       /* connections by verdict that somebody else answered: cut off */
 	ZT_STAT_EVENT_LOST,    /* ends of connections that the agent was too slow to read */
+	ZT_STAT_UDP_DENIED,    /* datagrams that policy did not let in */
+	ZT_STAT_UDP_UNJUDGED,  /* datagrams dropped, as no agent was there to judge them */
 	ZT_STAT_MAX,
 };
 
@@ -264,10 +308,14 @@ ZT_MAP("hash", struct zt_direct_key, struct zt_direct, zt_direct, ZT_MAX_DIRECT,
        BPF_F_NO_PREALLOC);
 ZT_MAP("sk_storage", int, struct zt_asked, zt_asked, 0, BPF_F_NO_PREALLOC);
 ZT_MAP("lru_hash", struct zt_query_key, struct zt_addr, zt_queries, ZT_MAX_ASKED, 0);
-ZT_MAP("array", __u32, struct zt_lease, zt_generation, 1, 0);
+ZT_MAP("array", __u32, struct zt_lease, zt_generation, 2, 0); /* [1]: of UDP, without a lease */
 ZT_MAP("percpu_array", __u32, __u64, zt_stats, ZT_STAT_MAX, 0);
 ZT_MAP("array", __u32, struct zt_meta, zt_meta, 1, 0);
-ZT_MAP("hash", struct zt_addr, __u8, zt_udp_dsts, ZT_MAX_UDP_DSTS, BPF_F_NO_PREALLOC);
+ZT_MAP("hash", struct zt_udp_remote, __u8, zt_udp_dsts, ZT_MAX_UDP_DSTS, BPF_F_NO_PREALLOC);
+ZT_MAP("sockhash", struct zt_addr, __u64, zt_udp_judges, ZT_MAX_LISTENERS, 0);
+ZT_MAP("lru_hash", struct zt_direct_key, struct zt_udp_talk, zt_udp_talks, ZT_MAX_UDP_TALKS, 0);
+ZT_MAP("lru_hash", struct zt_udp_verdict_key, struct zt_udp_verdict, zt_udp_verdicts,
+       ZT_MAX_VERDICTS, 0);
 ZT_MAP("hash", __u64, struct zt_udp_pod, zt_udp_pods, ZT_MAX_PODS, 0);
 ZT_MAP("hash", __u64, struct zt_udp_stats, zt_udp_stats, ZT_MAX_PODS, 0);
 ZT_MAP("lru_hash", struct zt_udp_remote_key, struct zt_udp_peer, zt_udp_peers, ZT_MAX_UDP_PEERS, 0);

@@ -12,6 +12,7 @@ import pytest
 from tests.kernel.pocket import POD4, POD6, Pocket
 from ztunnel.datapath import netns, sockopt
 from ztunnel.datapath.layout import Role
+from ztunnel.datapath.udp_entry import UdpEntry
 from ztunnel.link.messages import ListenerKind
 from ztunnel.mesh.model import SocketAddress
 
@@ -235,6 +236,9 @@ def test_only_the_resolver_may_ask_who_was_asked(pocket: Pocket) -> None:
 
 
 def test_a_pod_that_is_not_enrolled_asks_its_server(pocket: Pocket) -> None:
+    entry = UdpEntry(pocket.pin_dir, pocket.maps)
+    entry.publish([POD4])
+    entry.close()
     with netns.entered(pocket.pod):
         server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         server.bind((POD4, 53))

@@ -16,8 +16,11 @@ import pytest
 
 from tests.kernel.pocket import PEER4, PEER6, POD4, POD6, Pocket
 from ztunnel.datapath import netns, sockopt
+from ztunnel.datapath.events import Events
+from ztunnel.datapath.layout import Ending, UdpDst
 from ztunnel.datapath.sockopt import IP_PKTINFO
 from ztunnel.datapath.udp import UdpMaps, udp_sockets
+from ztunnel.datapath.udp_entry import UdpEntry
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.udp_way import CONTROL_SPACE, Way4, Way6
 
@@ -98,13 +101,48 @@ def maps(pocket: Pocket) -> Iterator[UdpMaps]:
     made = UdpMaps(pocket.pin_dir)
     away = {*AWAY.values(), *AWAY2.values()}
     for address in away:
-        made.add_destination(address)
-    assert made.destinations() == away
+        made.set_destination(SocketAddress(address, 0), UdpDst.CARRY)
+    assert made.destinations() == {SocketAddress(ip, 0): UdpDst.CARRY for ip in away}
     yield made
     made.remove(pocket.cookie)
-    for address in made.destinations():
-        made.remove_destination(address)
+    for to in made.destinations():
+        made.remove_destination(to)
     made.close()
+
+
+@pytest.fixture
+def entry(pocket: Pocket) -> Iterator[UdpEntry]:
+    made = UdpEntry(pocket.pin_dir, pocket.maps)
+    yield made
+    made.publish([])
+    made.close()
+
+
+@FAMILIES
+def test_where_policy_is_strict_nothing_goes_in_the_clear(
+    pocket: Pocket, maps: UdpMaps, family: int
+) -> None:
+    """By port: another port of the same address may be exempt."""
+    peer = {4: PEER4, 6: PEER6}[family]
+    maps.set_ports(pocket.cookie, [])
+    maps.set_destination(SocketAddress(peer, 0), UdpDst.STRICT)
+    maps.set_destination(SocketAddress(peer, 53), UdpDst.PLAIN)
+    before = maps.counters()[pocket.cookie].strict
+    events = Events(pocket.pin_dir)
+    try:
+        with _app(pocket, family) as app:
+            with pytest.raises(ConnectionRefusedError):
+                app.sendto(b"x", (peer, 7))
+            with pytest.raises(ConnectionRefusedError):
+                app.connect((peer, 7))
+            app.sendto(b"x", (peer, 53))
+        told = [one for one in events.drain(100) if one.ending is Ending.STRICT]
+    finally:
+        events.close()
+    assert maps.counters()[pocket.cookie].strict == before + 2
+    assert told[0].source.ip == POD[family]
+    assert told[0].destination == SocketAddress(peer, 7)
+    assert told[0].netns_cookie == pocket.cookie
 
 
 @pytest.fixture
@@ -243,6 +281,30 @@ def test_server_sees_the_true_client_and_its_answer_finds_back(
         assert (data, source[:2]) == (b"more", (mapped + AWAY[family], 4444))
 
 
+@FAMILIES
+def test_who_spoke_by_the_proxy_is_answered_by_it(
+    pocket: Pocket, proxy: Proxy, family: int
+) -> None:
+    """Also where datagrams to it are not carried: the client of a service, on this node."""
+    peer = {4: PEER4, 6: PEER6}[family]
+    with _app(pocket, family) as server:
+        server.bind((ANY[family], 0))
+        app = (POD[family], server.getsockname()[1])
+        token = proxy.token(family, SocketAddress(peer, 4444))
+        proxy.send(family, b"question", token, app)
+        _, source = server.recvfrom(100)
+        assert source[:2] == (peer, 4444)
+        server.sendto(b"answer", source)
+        assert proxy.destined(family) == (b"answer", SocketAddress(peer, 4444))
+    with netns.entered(pocket.peer):
+        other = socket.socket(AF[family], socket.SOCK_DGRAM)
+    with other, _app(pocket, family) as app_socket:
+        other.settimeout(5)
+        other.bind((ANY[family], 0))
+        app_socket.sendto(b"native", (peer, other.getsockname()[1]))
+        assert other.recv(100) == b"native"
+
+
 def test_server_that_chooses_its_source_by_pktinfo(pocket: Pocket, proxy: Proxy) -> None:
     with _app(pocket) as server:
         server.bind(("0.0.0.0", 0))
@@ -308,8 +370,11 @@ def test_other_destinations_are_left_alone(pocket: Pocket, proxy: Proxy) -> None
         assert app6.getpeername()[:2] == (PEER6, port)
 
 
-def test_an_unenrolled_pod_is_left_alone(pocket: Pocket, proxy: Proxy, maps: UdpMaps) -> None:
-    maps.add_destination(POD4)
+def test_an_unenrolled_pod_is_left_alone(
+    pocket: Pocket, proxy: Proxy, maps: UdpMaps, entry: UdpEntry
+) -> None:
+    entry.publish([POD4])
+    maps.set_destination(SocketAddress(POD4, 0), UdpDst.CARRY)
     with _app(pocket) as server, netns.entered(pocket.peer):
         server.bind((POD4, 0))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:

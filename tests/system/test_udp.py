@@ -3,55 +3,24 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.system.harness import APPS, addresses, proxy_log, python_pod, until
+from tests.system.harness import addresses, proxy_log, until
 from tests.system.test_wire import _lines, capture
+from tests.system.udp_lab import CONNECTED, COUNT, ECHO, WHOAMI, WHOAMI_DUAL, say, udp_servers
 from ztunnel.lab import Lab
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
-ECHO, WHOAMI, WHOAMI_DUAL, CONNECTED, COUNT = 7100, 7101, 7102, 7103, 7104
 
 
 @pytest.fixture(scope="module")
 def udp(lab: Lab) -> Iterator[Lab]:
-    """The lab with UDP servers on both nodes, in the mesh and outside it."""
-    objects = [
-        python_pod("udp-far", "node2", script="udp_server.py", account="server"),
-        python_pod("udp-far2", "node2", script="udp_server.py", account="server"),
-        python_pod("udp-near", "node1", script="udp_server.py"),
-        python_pod("udp-far", "node2", namespace="plain", script="udp_server.py"),
-    ]
-    for each in objects:
-        each["spec"]["containers"][0]["ports"] = []  # none of TCP
-    assert lab.apply(*objects) == []
-    names = [(each["metadata"]["name"], each["metadata"]["namespace"]) for each in objects]
-    for name, namespace in names:
-        log = lab.log_paths(name, "app", namespace)[0]
-        until(lambda at=log: "serving" in at.read_text(encoding="utf-8"), f"{name} to serve")  # type: ignore[misc]
-    yield lab
-    for name, namespace in names:
-        lab.delete("Pod", name, namespace)
-
-
-def say(
-    lab: Lab, what: str, *argv: str | int, pod: str = "client", namespace: str = "default"
-) -> dict[str, Any]:
-    """Run apps/udp_client.py in a pod; what it said."""
-    words = [str(word) for word in (what, *argv)]
-    done = lab.exec(
-        pod, sys.executable, str(APPS / "udp_client.py"), *words, namespace=namespace, timeout=60
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return said
+    with udp_servers(lab) as made:
+        yield made
 
 
 @FAMILIES
@@ -122,7 +91,7 @@ def test_server_that_answers_by_a_connected_socket(udp: Lab, family: int) -> Non
 
 @FAMILIES
 def test_every_size_up_to_the_largest(udp: Lab, family: int) -> None:
-    wanted = [0, 1, 1399, 1472, 1473, 8972, 32_768, 65_507]
+    wanted = [0, 1, 1200, 1399, 1400, 1472, 1473, 8192, 8972, 32_768, 61_440, 65_507]
     target = addresses(udp, "udp-far")[family]
     assert say(udp, "sizes", target, ECHO, ",".join(map(str, wanted)))["same"] == wanted
 

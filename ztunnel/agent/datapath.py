@@ -18,6 +18,7 @@ from ztunnel.datapath import links, netns, sockdestroy
 from ztunnel.datapath.events import Ended, Events
 from ztunnel.datapath.maps import Maps, PodEntry
 from ztunnel.datapath.udp import UdpPath
+from ztunnel.datapath.udp_entry import UdpEntry
 from ztunnel.datapath.verdicts import DirectEntry, Verdict
 from ztunnel.link.messages import ListenerKind
 
@@ -139,7 +140,8 @@ class KernelDataPath:
         self._pin_dir = pin_dir
         self._maps = Maps(pin_dir)
         self._events = Events(pin_dir)
-        self.udp = UdpPath(pin_dir, self._maps)
+        self.udp_entry = UdpEntry(pin_dir, self._maps)
+        self.udp = UdpPath(pin_dir, self._maps, self.udp_entry)
         self._maps.verdicts.revoke()  # what an earlier agent believed is not ours to vouch for
 
     def cookie(self, netns_fd: int) -> int:
@@ -189,6 +191,7 @@ class KernelDataPath:
         return {
             "udp_redirected": sum(one.redirected for one in counters),
             "udp_no_worker": sum(one.refused for one in counters),
+            "udp_strict": sum(one.strict for one in counters),
         }
 
     def revoke_verdicts(self) -> None:
@@ -227,4 +230,5 @@ class KernelDataPath:
         """Close the descriptors; the pins stay."""
         self._events.close()
         self.udp.close()
+        self.udp_entry.close()
         self._maps.close()

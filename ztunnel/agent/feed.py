@@ -2,6 +2,7 @@
 """From the mirror of the cluster to those who live by it: workers, the reconciler, certificates.
 
     source --> Mirror --changed()--> same-node traffic: verdicts void, policies taken in
+                                 |-> UDP: where it goes, who is let in
                                  \\-> MeshDelta to every worker
                                  \\-> this node's enrolled pods to the reconciler
                                  \\-> their identities to the certificate store
@@ -21,6 +22,7 @@ from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.leaving import Leaving
 from ztunnel.agent.same_node import SameNodeTraffic
 from ztunnel.agent.udp import Udp
+from ztunnel.agent.udp_judge import UdpJudge
 from ztunnel.agent.workers import Session, Workers
 from ztunnel.identity.store import KeyPair, Store
 from ztunnel.kube.mirror import Change, Mirror
@@ -51,6 +53,7 @@ class Feed:
         enroller: Enroller,
         same_node: SameNodeTraffic,
         udp: Udp,
+        judge: UdpJudge,
         policies: Policies,
         workers: Callable[[], Workers],
         store: Callable[[], Store],
@@ -64,6 +67,7 @@ class Feed:
         self._enroller = enroller
         self._same_node = same_node
         self._udp = udp
+        self._judge = judge
         self._policies = policies
         self._workers = workers
         self._store = store
@@ -82,7 +86,6 @@ class Feed:
             concerns_verdicts = is_local or bool(change.policies or change.removed_policies)
             if concerns_verdicts:
                 self._same_node.revoke()
-            self._udp.changed(change.workloads, change.removed_workloads)
             self._policies.apply(change)
             self.revision += 1
             delta = MeshDelta(
@@ -96,8 +99,10 @@ class Feed:
             )
             for part in chunks.change(delta):
                 self._workers().broadcast(part)
+            self._udp.changed(change)
         self._take_local()
         if concerns_verdicts:
+            self._judge.changed()
             self._same_node.recheck()
 
     def certified(self, pair: KeyPair) -> None:
@@ -137,7 +142,7 @@ class Feed:
         self._udp.need(session, need)
 
     def no_udp(self, session: Session, news: NoUdp) -> None:
-        self._udp.silent(news.workload)
+        self._udp.silent(news)
 
     def allowed(self, session: Session, news: Allowed) -> None:
         if news.pod_uid in session.ready:

@@ -148,6 +148,8 @@ class Metrics:
     def _kernel(self, snapshot: Snapshot, status: dict[str, Any]) -> None:
         snapshot.set("ztunnel_same_node_verdicts", status["same_node"]["verdicts"])
         snapshot.set("ztunnel_same_node_destroyed", status["same_node"]["destroyed"])
+        for what, count in status["data_path"].get("udp", {}).get("dropped", {}).items():
+            snapshot.set("ztunnel_udp_drops", count, what)
         counters = status["data_path"].get("stats", {})
         for event, count in counters.items():
             if event != "flows":  # no counter: the occupancy of zt_flows tells it

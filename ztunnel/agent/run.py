@@ -32,13 +32,17 @@ from ztunnel.agent.feed import Feed
 from ztunnel.agent.kernel_counts import KernelCounts
 from ztunnel.agent.log_control import LogControl
 from ztunnel.agent.metrics import Metrics
-from ztunnel.agent.options import Options
+from ztunnel.agent.options import Options, SameNode
 from ztunnel.agent.outside import Outside
+from ztunnel.agent.pod import Pod
 from ztunnel.agent.runtime import RuntimeDiscovery, dialler
 from ztunnel.agent.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
 from ztunnel.agent.signs import Signs
 from ztunnel.agent.source import source_of
 from ztunnel.agent.udp import Udp
+from ztunnel.agent.udp_drops import UdpDrops
+from ztunnel.agent.udp_judge import UdpJudge
+from ztunnel.agent.udp_ways import UdpWays
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
 from ztunnel.datapath import stats
@@ -141,11 +145,24 @@ class Agent:
             kernel,
             self._discovery,
             lambda: self._workers,
-            self._same_node.captured,
+            self._captured,
         )
+        ways = UdpWays(
+            options.node, self._policies, encrypted=options.same_node is SameNode.ENCRYPT
+        )
+        self._judge = UdpJudge(
+            kernel.udp_entry,
+            self._policies,
+            lambda: self._enroller.pods,
+            ways.workload_at,
+            mode=options.same_node,
+            count=totals.add,
+        )
+        self._drops = UdpDrops()
+        self._same_node.strict = self._judge.refused
         self._udp = Udp(
             kernel.udp,
-            options.node,
+            ways,
             lambda: self._enroller.pods,
             lambda: self._workers.sessions,
             time.monotonic,
@@ -156,6 +173,7 @@ class Agent:
             enroller=self._enroller,
             same_node=self._same_node,
             udp=self._udp,
+            judge=self._judge,
             policies=self._policies,
             workers=lambda: self._workers,
             store=lambda: self._store,
@@ -214,6 +232,8 @@ class Agent:
                 ("workers", self._serve_workers()),
                 ("verdicts", _every(RENEWAL, self._same_node.renew)),
                 ("UDP", _every(RECHECK, self._udp.sweep)),
+                ("UDP judge", _every(RECHECK, self._judge.keep)),
+                ("UDP drops", self._keep_drops()),
                 ("events", _every(READ_EVERY, self._same_node.read)),
                 ("series", self._retire_series()),
                 ("signs", self._show_signs()),
@@ -234,6 +254,7 @@ class Agent:
         await self._admin.close()
         self._workers.close()
         self._account.close()
+        self._judge.close()
         await self._store.close()
         await asyncio.to_thread(self._certifier.close)
         self._enroller.close()
@@ -244,8 +265,12 @@ class Agent:
 
     def _log_as(self, settings: Logging) -> None:
         set_level(settings.process)
-        self._same_node.logging = settings
+        self._same_node.logging = self._judge.logging = settings
         self._workers.broadcast(settings)
+
+    def _captured(self, pod: Pod) -> None:
+        self._same_node.captured(pod)
+        self._judge.captured(pod)
 
     async def _retire_series(self) -> None:
         """In steps: to name 20,000 workloads takes as long as others may wait for their turn."""
@@ -319,6 +344,11 @@ class Agent:
         with closing(Marker(self._options.access.client(), self._options.node)) as marker:
             await Signs(self._options.node, self._mirror, self._enroller, marker).run()
 
+    async def _keep_drops(self) -> None:
+        while True:
+            self._drops.take(await self._workers.ask("stats", RECHECK))
+            await asyncio.sleep(RECHECK)
+
     def _source_view(self) -> Json:
         return {
             **self._source.view(),
@@ -333,6 +363,11 @@ class Agent:
             "pin_dir": str(self._options.pin_dir),
             "loaded": self._loaded,
             "stats": self._kernel.stats(),
+            "udp": {
+                **self._udp.view(),
+                "judged": self._judge.view(),
+                "dropped": dict(self._drops.sums),
+            },
             "udp": self._udp.view(),
             "container_runtime": self._discovery.view(),
         }

@@ -30,7 +30,7 @@ from ztunnel.datapath.layout import DirectState, Ending
 from ztunnel.datapath.verdicts import DirectEntry, Verdict
 from ztunnel.link.messages import Allowed, Logging
 from ztunnel.mesh.authorize import Decision, Policies, named
-from ztunnel.mesh.model import Workload
+from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.ports import OURS
 from ztunnel.mesh.rules import Asked
 from ztunnel.telemetry.choice import is_wanted
@@ -51,6 +51,7 @@ _ERRORS = {
     Ending.RESET: "connection reset",
     Ending.REFUSED: "connection refused",
     Ending.FOREIGN: "answered by who is not the destination pod: cut off",
+    Ending.STRICT: "plaintext, where mTLS is required",
 }
 
 
@@ -108,6 +109,7 @@ class SameNodeTraffic:
         """`counts` adds up the connections for metrics."""
         self.sums = Sums()
         self.logging = Logging()
+        self.strict: Callable[[SocketAddress, SocketAddress], None] = lambda *_: None  # UDP's
         self._counts = counts
         self._denied: dict[int, None] = {}  # sockets whose connections policy ended, oldest first
         self._policies = policies
@@ -202,6 +204,10 @@ class SameNodeTraffic:
         ended = self._datapath.ended(MOST_EVENTS)
         if not ended:
             return
+        for event in ended:
+            if event.ending is Ending.STRICT:
+                self.strict(event.source, event.destination)
+        ended = [event for event in ended if event.ending is not Ending.STRICT]
         self._meet_pods()
         for event in ended:
             self._count(event)

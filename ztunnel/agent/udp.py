@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which UDP the kernel hands to the workers: the sockets that take it, the destinations it goes to.
 
-Each worker has a UDP socket of each family in each pod, both on one port. Carried are datagrams to
-the mesh's pods on other nodes, except where a worker found a proxy that does not take connect-udp:
-to the pods of that node UDP passes as it is, until we ask again. May import the agent's `pod`,
-`workers`, datapath, link, mesh, structlog.
+Each worker has a UDP socket of each family in each pod, both on one port. What goes where is
+decided by `udp_ways`; where a worker found a proxy that does not take connect-udp, UDP to the pods
+of that node passes as it is, or is refused, until we ask again. What waited in the worker for that
+answer is sent on. May import the agent's `pod`, `udp_ways`, `workers`, datapath, link, mesh,
+structlog.
 """
 
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import structlog
 
 from ztunnel.agent.pod import Pod
+from ztunnel.agent.udp_ways import Change, UdpWays
 from ztunnel.agent.workers import Session
-from ztunnel.link.messages import NeedUdp, UdpSockets
-from ztunnel.mesh.enrolment import has_own_tunnel
-from ztunnel.mesh.model import TunnelProtocol, Workload
+from ztunnel.datapath.layout import UdpDst
+from ztunnel.link.messages import NeedUdp, NoUdp, UdpSockets
+from ztunnel.mesh.model import SocketAddress, Workload
 
 ASK_AGAIN = 600.0  # seconds until a node whose proxy did not take connect-udp is tried again
 REJOIN = 10.0  # seconds in which workers that outlived the last agent are back
@@ -34,12 +37,22 @@ class UdpPath(Protocol):
         """UDP sockets in a pod on one port, IPv4 first, tagged as the proxy's. Raises OSError."""
         ...
 
+    def send(
+        self,
+        netns_fd: int,
+        source: SocketAddress,
+        destination: SocketAddress,
+        payloads: Iterable[bytes],
+    ) -> None:
+        """Send datagrams as the app of a pod would have. Raises OSError."""
+        ...
+
     def ports(self, netns_cookie: int) -> list[int]: ...
     def set_ports(self, netns_cookie: int, ports: list[int]) -> None: ...
     def pods(self) -> set[int]: ...
-    def destinations(self) -> set[str]: ...
-    def add_destination(self, address: str) -> None: ...
-    def remove_destination(self, address: str) -> None: ...
+    def destinations(self) -> dict[SocketAddress, UdpDst]: ...
+    def set_destination(self, to: SocketAddress, what: UdpDst) -> None: ...
+    def remove_destination(self, to: SocketAddress) -> None: ...
 
 
 class Udp:
@@ -48,63 +61,81 @@ class Udp:
     def __init__(
         self,
         path: UdpPath,
-        node: str,
+        ways: UdpWays,
         pods: Callable[[], list[Pod]],
         sessions: Callable[[], list[Session]],
         clock: Callable[[], float],
     ) -> None:
         self._path = path
-        self._node = node
+        self._ways = ways
         self._pods = pods
         self._sessions = sessions
         self._clock = clock
-        self._remote: dict[str, Workload] = {}  # the mesh's pods on other nodes, by uid
-        self._silent: dict[
-            str, float
-        ] = {}  # nodes whose proxy takes no connect-udp, and until when
+        self._silent: dict[str, float] = {}  # nodes, and until when they are
         self._owed: list[tuple[Session, NeedUdp]] = []  # what failed, to be tried again
         self._began = clock()
         self._settled = False
-        self._claims: dict[str, tuple[str, ...]] = {}  # address → uids in `_remote`
-        self._carried = set(path.destinations())
-        self._inherited = set(self._carried)  # an earlier agent's, not looked at yet
-        self._unplaced: set[str] = set()  # the kernel had no room for these: tried again
+        self._known = path.destinations()  # perhaps an earlier agent's
+        self._unplaced: set[SocketAddress] = set(self._known)  # to be looked at next time
+        self._is_full = False
+        self.released = 0  # datagrams sent on to who does not take connect-udp
 
     # Destinations
 
-    def changed(self, workloads: Iterable[Workload], removed: Iterable[str]) -> None:
-        """What is new of the mesh's workloads. Costs what changed, not what there is."""
-        touched, self._inherited = self._inherited, set()
-        for uid in removed:
-            touched |= self._unclaim(uid)
-        for workload in workloads:
-            touched |= self._unclaim(workload.uid)
-            if self._is_candidate(workload):
-                touched |= self._claim(workload)
-        self._apply(touched)
+    def changed(self, change: Change) -> None:
+        """What is new of the mesh; its policies are in force already."""
+        self._ways.changed(change)
+        self._apply()
 
-    def silent(self, workload_uid: str) -> None:
+    def silent(self, news: NoUdp) -> None:
         """A worker found that the proxy of a workload's node does not take connect-udp."""
-        workload = self._remote.get(workload_uid)
-        if workload is None or workload.node in self._silent:
+        workload = self._ways.workload(news.workload)
+        if workload is None:
             return
-        log.warning(
-            "UDP passes as it is",
-            node=workload.node,
-            reason="its proxy does not take connect-udp",
-            seconds=ASK_AGAIN,
-        )
-        self._silent[workload.node] = self._clock() + ASK_AGAIN
-        self._apply(self._addresses_on({workload.node}))
+        if workload.node not in self._silent:
+            log.warning(
+                "UDP passes as it is, unless policy is STRICT",
+                node=workload.node,
+                reason="its proxy does not take connect-udp",
+                seconds=ASK_AGAIN,
+            )
+            self._silent[workload.node] = self._clock() + ASK_AGAIN
+            self._apply_silence()
+        if news.datagrams:
+            self._release(news, workload)
+
+    def _release(self, news: NoUdp, workload: Workload) -> None:
+        """Send on what waited. The worker says from whom and to whom: it is believed only what it
+        could have had from that pod."""
+        source, to = news.source, news.destination
+        pod = next((one for one in self._pods() if one.uid == news.pod_uid), None)
+        if pod is None or pod.netns is None or source is None or to is None:
+            return
+        if source.ip not in pod.addresses or to.ip not in workload.addresses:
+            return
+        if self._ways.at(to) is not UdpDst.PLAIN:
+            log.warning(
+                "UDP refused: plaintext, where mTLS is required",
+                datagrams=len(news.datagrams),
+                **{"src.workload": pod.workload.uid, "dst.workload": workload.uid},
+            )
+            return
+        try:
+            self._path.send(pod.netns.fd, source, to, news.datagrams)
+            self.released += len(news.datagrams)
+        except OSError as error:
+            log.warning("datagrams lost", pod=pod.workload.uid, error=str(error))
 
     def sweep(self) -> None:
         """Ask again where it is time to, and forget the sockets of workers that never came back."""
         now = self._clock()
-        over = {node for node, until in self._silent.items() if until <= now}
+        over = [node for node, until in self._silent.items() if until <= now]
         for node in over:
             del self._silent[node]
-        if over or self._unplaced:
-            self._apply(self._addresses_on(over) | self._unplaced)
+        if over:
+            self._apply_silence()
+        elif self._unplaced:
+            self._apply()
         owed, self._owed = self._owed, []
         for session, need in owed:
             if session in self._sessions():
@@ -116,56 +147,38 @@ class Udp:
 
     def view(self) -> dict[str, object]:
         """For people."""
-        return {"destinations": len(self._carried), "silent_nodes": sorted(self._silent)}
+        count = Counter(self._known.values())
+        return {
+            "destinations": count[UdpDst.CARRY],
+            "strict_destinations": count[UdpDst.STRICT],
+            "silent_nodes": sorted(self._silent),
+            "released": self.released,
+        }
 
-    def _is_candidate(self, workload: Workload) -> bool:
-        return (
-            workload.protocol is TunnelProtocol.HBONE
-            and not has_own_tunnel(workload.labels)  # a sidecar takes TCP only
-            and workload.node != self._node
-            and not workload.host_network
-        )
+    def _apply_silence(self) -> None:
+        self._ways.silent = set(self._silent)
+        self._ways.reckon()
+        self._apply()
 
-    def _claim(self, workload: Workload) -> set[str]:
-        self._remote[workload.uid] = workload
-        for address in workload.addresses:
-            self._claims[address] = (*self._claims.get(address, ()), workload.uid)
-        return set(workload.addresses)
-
-    def _unclaim(self, uid: str) -> set[str]:
-        workload = self._remote.pop(uid, None)
-        if workload is None:
-            return set()
-        for address in workload.addresses:
-            left = tuple(other for other in self._claims.pop(address) if other != uid)
-            if left:
-                self._claims[address] = left
-        return set(workload.addresses)
-
-    def _addresses_on(self, nodes: set[str]) -> set[str]:
-        found = (workload for workload in self._remote.values() if workload.node in nodes)
-        return {address for workload in found for address in workload.addresses}
-
-    def _is_wanted(self, address: str) -> bool:
-        claims = self._claims.get(address, ())
-        return any(self._remote[uid].node not in self._silent for uid in claims)
-
-    def _apply(self, addresses: set[str]) -> None:
-        """Make the kernel's map right for these addresses."""
-        wanted = {address for address in addresses if self._is_wanted(address)}
-        for address in (addresses - wanted) & self._carried:
-            self._path.remove_destination(address)
-            self._carried.discard(address)
-        had, self._unplaced = self._unplaced, self._unplaced - addresses
+    def _apply(self) -> None:
+        """Make the kernel's map right where it may not be; what finds no room is tried again."""
+        due, self._unplaced = self._ways.touched | self._unplaced, set()
+        self._ways.touched.clear()
+        wanted = self._ways.wanted
+        for at in due & self._known.keys() - wanted.keys():
+            self._path.remove_destination(at)
+            del self._known[at]
         try:
-            for address in wanted - self._carried:
-                self._path.add_destination(address)
-                self._carried.add(address)
+            for at in due & wanted.keys():
+                if self._known.get(at) is not wanted[at]:
+                    self._path.set_destination(at, wanted[at])
+                    self._known[at] = wanted[at]
+            self._is_full = False
         except OSError as error:
-            self._unplaced |= wanted - self._carried
-            if not had:
-                pods = len(self._unplaced)
-                log.error("UDP to some pods is not carried", error=str(error), pods=pods)
+            self._unplaced = {at for at in due if self._known.get(at) is not wanted.get(at)}
+            if not self._is_full:
+                log.error("UDP not carried", error=str(error), destinations=len(self._unplaced))
+            self._is_full = True
 
     # Sockets
 

@@ -13,7 +13,7 @@ from ipaddress import IPv6Address, ip_address
 
 from ztunnel.mesh.model import SocketAddress
 
-ABI = 3  # ZT_ABI
+ABI = 4  # ZT_ABI
 
 
 class Role(IntEnum):
@@ -44,6 +44,7 @@ class Ending(IntEnum):
     RESET = 1
     REFUSED = 2
     FOREIGN = 3
+    STRICT = 4
 
 
 class Stat(IntEnum):
@@ -57,6 +58,16 @@ class Stat(IntEnum):
     DIRECT = 5
     FOREIGN = 6
     EVENT_LOST = 7
+    UDP_DENIED = 8
+    UDP_UNJUDGED = 9
+
+
+class UdpDst(IntEnum):
+    """enum zt_udp_dst: what becomes of UDP to an address."""
+
+    PLAIN = 0
+    CARRY = 1
+    STRICT = 2
 
 
 class Sock(ctypes.Structure):
@@ -217,6 +228,7 @@ class UdpPeer(ctypes.Structure):
         ("token", ctypes.c_uint32),
         ("via", ctypes.c_ubyte * 2),
         ("pad", ctypes.c_uint16),
+        ("carried_ns", ctypes.c_uint64),
     )
 
 
@@ -242,7 +254,41 @@ class UdpPod(ctypes.Structure):
 class UdpStats(ctypes.Structure):
     """struct zt_udp_stats"""
 
-    _fields_ = (("redirected", ctypes.c_uint64), ("refused", ctypes.c_uint64))
+    _fields_ = (
+        ("redirected", ctypes.c_uint64),
+        ("refused", ctypes.c_uint64),
+        ("strict", ctypes.c_uint64),
+        ("told_ns", ctypes.c_uint64),
+    )
+
+
+class UdpTalk(ctypes.Structure):
+    """struct zt_udp_talk"""
+
+    _fields_ = (("netns", ctypes.c_uint64), ("seen_ns", ctypes.c_uint64))
+
+
+class UdpVerdictKey(ctypes.Structure):
+    """struct zt_udp_verdict_key"""
+
+    _fields_ = (
+        ("netns", ctypes.c_uint64),
+        ("src", ctypes.c_ubyte * 16),
+        ("dst", ctypes.c_ubyte * 16),
+        ("port", ctypes.c_ubyte * 2),
+        ("pad", ctypes.c_ubyte * 6),
+    )
+
+
+class UdpVerdict(ctypes.Structure):
+    """struct zt_udp_verdict"""
+
+    _fields_ = (
+        ("generation", ctypes.c_uint64),
+        ("datagrams", ctypes.c_uint64),
+        ("allowed", ctypes.c_uint8),
+        ("pad", ctypes.c_ubyte * 7),
+    )
 
 
 class Meta(ctypes.Structure):
@@ -274,6 +320,9 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "zt_udp_token_key": UdpTokenKey,
     "zt_udp_pod": UdpPod,
     "zt_udp_stats": UdpStats,
+    "zt_udp_talk": UdpTalk,
+    "zt_udp_verdict_key": UdpVerdictKey,
+    "zt_udp_verdict": UdpVerdict,
     "zt_meta": Meta,
 }
 

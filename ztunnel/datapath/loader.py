@@ -63,6 +63,8 @@ SOURCES = (
     "zt_maps.h",
     "zt_lib.h",
     "dns.h",
+    "udp_token.h",
+    "udp_talk.h",
     "udp.h",
     "udp_dgram.h",
     "connect.c",

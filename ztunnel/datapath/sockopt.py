@@ -16,6 +16,7 @@ from ztunnel.mesh.model import SocketAddress
 
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h, and IP6T_SO_ORIGINAL_DST in netfilter_ipv6
 IP_PKTINFO = 8  # linux/in.h; Python has no name for it
+IPV6_FREEBIND = 78  # linux/in6.h; needs no capability
 ZT_LEVEL = 0x5A54  # "ZT": a level no protocol uses; bpf/zt_maps.h says the same
 ZT_CLIENT = 1
 ZT_UDP_REMOTE = 2
@@ -23,6 +24,11 @@ ZT_UDP_TOKEN = 3
 ZT_UDP_ANSWER = 4
 ZT_ASKED = 0x10000  # plus the client's port
 
+Control = list[tuple[int, int, bytes]]
+
+_PKTINFO4 = struct.Struct("=i4s4s")  # struct in_pktinfo
+_PKTINFO6 = struct.Struct("=16si")  # struct in6_pktinfo
+TOKEN_NET6 = bytes.fromhex("fd5a7464 00000000")  # ZT_TOKEN_NET6
 _SOCKADDR_IN = struct.Struct("=H2s4s8x")
 _SOCKADDR_IN6 = struct.Struct("=H2s4x16s4x")
 
@@ -75,6 +81,14 @@ def udp_remote(sock: socket.socket, token: str) -> SocketAddress:
     """Which remote address a token stands for. Raises OSError (EPERM) when it stands for none."""
     sock.setsockopt(ZT_LEVEL, ZT_UDP_TOKEN, _mapped(SocketAddress(token, 0)))
     return _udp_answer(sock)
+
+
+def from_token(family: int, token: bytes) -> Control:
+    """What makes a datagram of our socket (`family` 4 or 6) come from a token (4 bytes)."""
+    if family == 4:
+        return [(socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, token, bytes(4)))]
+    info = _PKTINFO6.pack(TOKEN_NET6 + bytes(4) + token, 0)
+    return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info)]
 
 
 def _udp_answer(sock: socket.socket) -> SocketAddress:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the kernel knows of carried UDP: which destinations, and which of our sockets take it.
 
-May import the datapath's own modules.
+May import the datapath's own modules and `ztunnel.mesh`.
 """
 
 from __future__ import annotations
@@ -11,25 +11,26 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ztunnel.datapath import layout, netns
+from ztunnel.datapath.layout import UdpDst
 from ztunnel.datapath.maps import Maps
-from ztunnel.datapath.sockopt import IP_PKTINFO
+from ztunnel.datapath.sockopt import IP_PKTINFO, IPV6_FREEBIND
 from ztunnel.datapath.syscall import RawMap
+from ztunnel.datapath.udp_entry import UdpEntry
+from ztunnel.mesh.model import SocketAddress
 
 MAX_WORKERS = layout.UDP_PORTS
 RECEIVE_BUFFER = 4 * 1024 * 1024  # bytes of one pod's datagrams that wait for a worker
 
 PORT_ATTEMPTS = 8  # IPv4's free port may be taken in IPv6
 _COOKIE = 8
-_ADDRESS = 16
 _SO_LOCK_FILTER = 44  # asm-generic/socket.h; Python has no names for these
 _SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
-_IPV6_FREEBIND = 78  # linux/in6.h; needs no capability
 _INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter
 _NET_OFF = 0xFFF00000  # SKF_NET_OFF: loads are relative to the IP header
 # Let in only what is addressed to a token, which no other host can: 127.64.0.0/10.
@@ -40,6 +41,8 @@ _TOKENS_ONLY = (
     (0x06, 0, 0, 0xFFFFFFFF),  # then all of it
     (0x06, 0, 0, 0),  # else nothing
 )
+_NOTHING = ((0x06, 0, 0, 0),)
+_UDP_HEADER = struct.Struct("!HHHH")  # ports, length, checksum: none is legal in IPv4 (RFC 768)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class UdpCounters:
 
     redirected: int
     refused: int
+    strict: int = 0
 
 
 class UdpMaps:
@@ -58,21 +62,26 @@ class UdpMaps:
             path = pin_dir / "maps" / name
             return RawMap.open(path, key_size, value_size, read_only=read_only)
 
-        self._destinations = opened("zt_udp_dsts", _ADDRESS, 1)
+        self._destinations = opened("zt_udp_dsts", ctypes.sizeof(layout.UdpRemote), 1)
         self._pods = opened("zt_udp_pods", _COOKIE, ctypes.sizeof(layout.UdpPod))
         self._stats = opened("zt_udp_stats", _COOKIE, ctypes.sizeof(layout.UdpStats))
 
-    def add_destination(self, address: str) -> None:
-        """Carry UDP to this address. OSError (E2BIG) when there are too many."""
-        self._destinations.update(layout.packed(address), b"\1")
+    def set_destination(self, to: SocketAddress, what: UdpDst) -> None:
+        """What becomes of UDP to an address; port 0: of all ports that have no entry of their own.
+        OSError (E2BIG) when there are too many. Sockets that are connected stay where they are."""
+        self._destinations.update(_destination(to), bytes([what]))
 
-    def remove_destination(self, address: str) -> None:
-        """UDP to it passes as it is; sockets that are connected stay with the proxy."""
-        self._destinations.delete(layout.packed(address))
+    def remove_destination(self, to: SocketAddress) -> None:
+        """Undo `set_destination`."""
+        self._destinations.delete(_destination(to))
 
-    def destinations(self) -> set[str]:
-        """Where carried UDP goes."""
-        return {layout.unpacked(key) for key in set(self._destinations.keys())}
+    def destinations(self) -> dict[SocketAddress, UdpDst]:
+        """What `set_destination` set."""
+        found = {}
+        for key, value in self._destinations.items():
+            at = layout.UdpRemote.from_buffer_copy(key)
+            found[layout.socket_address(bytes(at.ip), bytes(at.port))] = UdpDst(value[0])
+        return found
 
     def set_ports(self, netns_cookie: int, ports: Sequence[int]) -> None:
         """The ports of the workers' sockets in a pod; with none, carried UDP is refused there."""
@@ -109,7 +118,9 @@ class UdpMaps:
         found = {}
         for key, value in self._stats.items():
             raw = layout.UdpStats.from_buffer_copy(value)
-            found[int.from_bytes(key, sys.byteorder)] = UdpCounters(raw.redirected, raw.refused)
+            found[int.from_bytes(key, sys.byteorder)] = UdpCounters(
+                raw.redirected, raw.refused, raw.strict
+            )
         return found
 
     def close(self) -> None:
@@ -121,13 +132,44 @@ class UdpMaps:
 class UdpPath(UdpMaps):
     """What the agent needs: the maps, and sockets in pods."""
 
-    def __init__(self, pin_dir: Path, maps: Maps) -> None:
+    def __init__(self, pin_dir: Path, maps: Maps, entry: UdpEntry) -> None:
         super().__init__(pin_dir)
         self._maps = maps
+        self._entry = entry
 
     def sockets(self, netns_fd: int, *, ipv6: bool) -> list[socket.socket]:
         """See `udp_sockets`."""
         return udp_sockets(netns_fd, self._maps, ipv6=ipv6)
+
+    def send(
+        self,
+        netns_fd: int,
+        source: SocketAddress,
+        destination: SocketAddress,
+        payloads: Iterable[bytes],
+    ) -> None:
+        """Send datagrams as the app at `source` would have, by a raw socket in the pod: its own
+        port is taken. What comes back is an answer. Raises OSError."""
+        self._entry.note_sent(netns.cookie(netns_fd), source, destination)
+        send_raw(netns_fd, source, destination, payloads)
+
+
+def send_raw(
+    netns_fd: int, source: SocketAddress, destination: SocketAddress, payloads: Iterable[bytes]
+) -> None:
+    """The kernel makes the IP header, and fragments. Raises OSError."""
+    is_v6 = ":" in source.ip
+    with netns.entered(netns_fd):
+        family = socket.AF_INET6 if is_v6 else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_UDP)
+    with sock:
+        _attach(sock, _NOTHING)
+        if is_v6:  # RFC 3542 3.1: where the kernel is to put the checksum, which IPv6 wants
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_CHECKSUM, 6)
+        sock.bind((source.ip, 0))
+        for payload in payloads:
+            header = _UDP_HEADER.pack(source.port, destination.port, 8 + len(payload), 0)
+            sock.sendto(header + payload, (destination.ip, 0))
 
 
 def udp_sockets(netns_fd: int, maps: Maps, *, ipv6: bool) -> list[socket.socket]:
@@ -154,6 +196,13 @@ def udp_sockets(netns_fd: int, maps: Maps, *, ipv6: bool) -> list[socket.socket]
     return made
 
 
+def _destination(to: SocketAddress) -> bytes:
+    key = layout.UdpRemote()
+    key.ip[:] = layout.packed(to.ip)
+    key.port[:] = to.port.to_bytes(2, "big")
+    return bytes(key)
+
+
 def _socket4(netns_fd: int) -> socket.socket:
     with netns.entered(netns_fd):
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -172,7 +221,7 @@ def _socket6(netns_fd: int, port: int) -> socket.socket:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
         sock.bind(("::1", port))
     except OSError:
         sock.close()

@@ -103,9 +103,16 @@ class NeedUdp(msgspec.Struct, frozen=True, tag=True):
 
 
 class NoUdp(msgspec.Struct, frozen=True, tag=True):
-    """The proxy of this workload (its uid) does not take connect-udp: UDP to it passes as it is."""
+    """The proxy of this workload (its uid) does not take connect-udp: UDP to it passes as it is.
+
+    `datagrams` waited for the answer: a pod's, from its app at `source` to `destination`.
+    """
 
     workload: str
+    pod_uid: str = ""
+    source: SocketAddress | None = None
+    destination: SocketAddress | None = None
+    datagrams: tuple[bytes, ...] = ()
 
 
 class Allowed(msgspec.Struct, frozen=True, tag=True, kw_only=True):

@@ -179,6 +179,14 @@ class Policies:
         self._modes[workload.uid] = workload, modes
         return modes
 
+    def admits_all(self, workload: Workload) -> bool:
+        """Whether no policy could keep anybody out, whoever asks for whatever port."""
+        modes = self.modes(workload)
+        known = (modes.general, *modes.ports.values())
+        return not self._rules.of(workload) and all(
+            one.mode is not MtlsMode.STRICT for one in known
+        )
+
     def decide(self, workload: Workload, asked: Asked) -> Decision:
         """Whether the connection may come in to the workload."""
         if not self._policies:

@@ -72,24 +72,35 @@ def route(state: MeshState, source: Workload, destination: SocketAddress, chance
     return _to_address(state, destination, entry.hostname if entry is not None else "")
 
 
-def route_udp(state: MeshState, destination: SocketAddress) -> Hbone | Refuse:
-    """Decide for datagrams that the kernel captured: only a workload of the mesh may get them."""
-    target = _to_address(state, destination, "")
+def route_udp(
+    state: MeshState, source: Workload, destination: SocketAddress, chance: float
+) -> Hbone | Refuse:
+    """Decide for datagrams that the kernel captured: only a workload of the mesh may get them.
+    `chance` as in `route`; a flow keeps the endpoint that was chosen as it began."""
+    service = state.service_at(destination.ip, source.namespace)
+    if service is None or service.entry:
+        target: Route = _to_address(state, destination, "")
+    else:
+        target = _to_service(state, service, destination, chance, "UDP")
     if isinstance(target, Passthrough):
-        return Refuse(f"no workload of the mesh has the address {destination.ip}")
+        return Refuse(f"no workload of the mesh has the address {target.address.ip}")
     return target
 
 
 def _to_service(
-    state: MeshState, service: Service, destination: SocketAddress, chance: float
+    state: MeshState,
+    service: Service,
+    destination: SocketAddress,
+    chance: float,
+    protocol: str = "TCP",
 ) -> Route:
-    backends = state.backends(service, destination.port, family(destination.ip))
+    backends = state.backends(service, destination.port, family(destination.ip), protocol)
     if backends is None:
-        return Refuse(f"service {service.key} has no TCP port {destination.port}")
+        return Refuse(f"service {service.key} has no {protocol} port {destination.port}")
     if not backends.targets:
         return Refuse(f"service {service.key} has no ready endpoint for port {destination.port}")
     target = backends.choose(chance)
-    if target.port in OURS:
+    if target.port in OURS and protocol == "TCP":
         return Refuse(f"service {service.key} leads to the mesh's own port {target.port}")
     return _to_address(state, target, service.hostname or service.key)
 

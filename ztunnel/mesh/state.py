@@ -47,7 +47,8 @@ class MeshState:
         self._service_named = Claims[Service](attrgetter("key"), _of_cluster)
         self._entry_at = Claims[Service](attrgetter("key"), lambda _: True)  # by endpoint
         self._networks: dict[str, Service] = {}  # entries that stand for networks, by key
-        self._backends: dict[tuple[str, int, int], Backends] = {}  # computed since the last delta
+        # computed since the last delta
+        self._backends: dict[tuple[str, int, int, str], Backends] = {}
 
     def apply(self, delta: Delta) -> None:
         """Take in a delta: removals first, so that what is named in both is there after."""
@@ -100,13 +101,15 @@ class MeshState:
         """The service that a route or a peer names: by full DNS name, or by `namespace/name`."""
         return self._service_named.holder(name) or self._services.get(name)
 
-    def backends(self, service: Service, port: int, family: int) -> Backends | None:
-        """The ready backends of a service's TCP port for a family; None if it has no such port."""
-        key = (service.key, port, family)
+    def backends(
+        self, service: Service, port: int, family: int, protocol: str = "TCP"
+    ) -> Backends | None:
+        """The ready backends of a service's port for a family; None if it has no such port."""
+        key = (service.key, port, family, protocol)
         found = self._backends.get(key)
         if found is None:
             name = next(
-                (p.name for p in service.ports if (p.port, p.protocol) == (port, "TCP")), None
+                (p.name for p in service.ports if (p.port, p.protocol) == (port, protocol)), None
             )
             if name is None:
                 return None

@@ -192,6 +192,7 @@ class InboundStream:
             hbone_addr=hbone_addr,
             service=service,
             ends=ends,
+            protocol="udp" if accepted.udp else "tcp",
         )
         self._over = True  # its line is written
         self._let_go()

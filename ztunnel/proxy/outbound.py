@@ -290,5 +290,5 @@ class Outbound:
             self._context.report.end(self._record, error)
         else:
             self._context.report.refused(
-                Direction.OUTBOUND, str(self._client), self._target, error, self._ends
+                Direction.OUTBOUND, str(self._client), self._target, error, ends=self._ends
             )

@@ -84,7 +84,7 @@ class _Live:
 
     __slots__ = ("received", "record", "sent", "series")
 
-    def __init__(self, record: Record, series: Series | None) -> None:
+    def __init__(self, record: Record, series: Series) -> None:
         self.record = record
         self.series = series
         self.sent = self.received = 0
@@ -144,8 +144,7 @@ class Report:
         ends: Ends = NOBODY,
         protocol: str = "tcp",
     ) -> Record:
-        """A connection was let in; `ends` says between whom it counts. Istio's metrics are of TCP:
-        a flow of UDP has a log line and our own sums, and no series."""
+        """A connection was let in, or a flow of UDP; `ends` says between whom it counts."""
         record = Record(
             id=next(self._ids),
             direction=direction,
@@ -156,10 +155,8 @@ class Report:
             service=service,
             protocol=protocol,
         )
-        series = None
-        if protocol == "tcp":
-            series = self._counts.series(_REPORTERS[direction], ends)
-            self._counts.opened(series)
+        series = self._counts.series(_REPORTERS[direction], ends, protocol)
+        self._counts.opened(series)
         self._live[record.id] = _Live(record, series)
         self.stats.opened += 1
         return record
@@ -173,8 +170,7 @@ class Report:
         flag = flag_of(error, established=record.established)
         if record.flags:
             flag = Flag(record.flags)
-        if live.series is not None:
-            self._counts.closed(live.series, flag, failed=not record.established)
+        self._counts.closed(live.series, flag, failed=not record.established)
         stats = self.stats
         stats.closed += 1
         stats.failed += bool(error)
@@ -197,15 +193,19 @@ class Report:
         source: str,
         destination: str,
         reason: str,
+        *,
         ends: Ends = NOBODY,
+        protocol: str = "tcp",
     ) -> None:
         """A connection was turned away before it became one."""
         self.stats.refused += 1
-        series = self._counts.series(_REPORTERS[direction], ends)
+        series = self._counts.series(_REPORTERS[direction], ends, protocol)
         self._counts.refused(series, flag_of(reason, established=False))
         ours = ends.source if direction is Direction.OUTBOUND else ends.destination
         if self.access.wants(ours.namespace if ours is not None else "", failed=True):
             fields = {"direction": direction.value, "src": source, "dst": destination}
+            if protocol != "tcp":
+                fields["protocol"] = protocol
             self.access.write("warning", "refused", {**fields, "error": reason})
 
     def denied(
@@ -218,6 +218,7 @@ class Report:
         hbone_addr: str = "",
         service: str = "",
         ends: Ends = NOBODY,
+        protocol: str = "tcp",
     ) -> None:
         """Policy did not let a connection in; both parties are as far as they are known."""
         record = Record(
@@ -228,9 +229,11 @@ class Report:
             started=time.time(),
             hbone_addr=hbone_addr,
             service=service,
+            protocol=protocol,
         )
         self.mark_denied(record, decision)
-        self._counts.refused(self._counts.series(_REPORTERS[direction], ends), Flag.DENY)
+        series = self._counts.series(_REPORTERS[direction], ends, protocol)
+        self._counts.refused(series, Flag.DENY)
         if self._is_wanted(record, failed=True):
             self.access.write("warning", "denied", _access_fields(record, decision.reason))
 
@@ -297,7 +300,7 @@ class Report:
     def _count_bytes(self, live: _Live) -> None:
         record = live.record
         sent, received = record.sent - live.sent, record.received - live.received
-        if live.series is not None and (sent or received):
+        if sent or received:
             live.sent, live.received = record.sent, record.received
             is_ours = record.direction is Direction.OUTBOUND
             client, server = (sent, received) if is_ours else (received, sent)

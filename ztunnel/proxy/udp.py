@@ -22,6 +22,7 @@ from collections.abc import Callable
 import structlog
 
 from ztunnel.hbone.events import Header
+from ztunnel.link.messages import NoUdp
 from ztunnel.mesh.address import family as family_of
 from ztunnel.mesh.forwarded import format_forwarded
 from ztunnel.mesh.inbound import Accept
@@ -37,6 +38,7 @@ from ztunnel.proxy.report import Direction, Record, party, proven
 from ztunnel.proxy.tunnel import Tunnel
 from ztunnel.proxy.udp_flow import CAPSULES, Pair, UdpFlow
 from ztunnel.proxy.udp_way import CONTROL_SPACE, Address, Way, Way4, Way6
+from ztunnel.telemetry.counts import Ends
 
 SWEEP = 1.0  # seconds between looks for idle flows
 PATIENCE = 1.0  # seconds in which datagrams to whom we just failed to reach are dropped
@@ -55,9 +57,9 @@ class PodUdp:
         pod: Pod,
         socks: list[socket.socket],
         *,
-        silent: Callable[[Workload], None] = lambda _: None,
+        silent: Callable[[NoUdp], None] = lambda _: None,
     ) -> None:
-        """`silent` is told of workloads whose proxy does not take connect-udp."""
+        """`silent` is told of workloads whose proxy does not take connect-udp, with what waited."""
         self.port: int = socks[0].getsockname()[1]
         self.ways = {way.family: way for way in _ways(pod, socks)}
         self.flows: Flows[UdpFlow] = Flows()
@@ -124,7 +126,9 @@ class PodUdp:
             return self._ask(way, pair, client, remote)
         except (_RefusedError, OSError) as error:
             self._refuse(pair)
-            self._context.report.refused(Direction.OUTBOUND, str(client), target, str(error))
+            self._context.report.refused(
+                Direction.OUTBOUND, str(client), target, str(error), protocol="udp"
+            )
             return None
 
     def _ask(self, way: Way, pair: Pair, client: SocketAddress, remote: SocketAddress) -> UdpFlow:
@@ -135,18 +139,26 @@ class PodUdp:
         credentials = context.credentials.get(self._pod.identity)
         if mesh is None or source is None or credentials is None:
             raise _RefusedError("no mesh state or no certificate from the agent yet")
-        decision = route_udp(mesh, remote)
+        decision = route_udp(mesh, source, remote, random.random())
         if isinstance(decision, Refuse):
             raise _RefusedError(decision.reason)
         workload = decision.workload
         record = context.report.begin(
             Direction.OUTBOUND,
             party(client, source, source.identity),
-            party(remote, workload),
+            party(decision.authority, workload),
             hbone_addr=str(decision.tunnel),
+            service=decision.service,
+            ends=Ends(
+                source,
+                workload,
+                mesh.service_called(decision.service) if decision.service else None,
+                (source.identity, workload.identity),
+            ),
             protocol="udp",
         )
         flow = UdpFlow(self, way, pair, record)
+        flow.remote = remote
         self._keep(flow)
         key = Key(
             pod_uid=self._pod.uid,
@@ -175,7 +187,7 @@ class PodUdp:
             (b":path", format_target(decision.authority).encode()),
             CAPSULES,
             (b"baggage", self._pod.baggage(source)),
-            (b"forwarded", format_forwarded(client).encode()),
+            (b"forwarded", format_forwarded(client, decision.service).encode()),
             (b"traceparent", f"00-{trace:032x}-{span:016x}-00".encode()),
         ]
 
@@ -192,11 +204,22 @@ class PodUdp:
         if tunnel is None:
             flow.end(reason)
         elif not tunnel.connection.peer_extended_connect:
-            self._silent(workload)
+            self._silent(self._unsent(flow, workload))
             flow.end("the destination's proxy does not take connect-udp")
         else:
             flow.record.destination = proven(flow.record.destination, tunnel.peer)
             flow.open(tunnel, headers)
+
+    def _unsent(self, flow: UdpFlow, workload: Workload) -> NoUdp:
+        """What waited is to be sent as it is, but not to a service's endpoint: the answer would
+        come from whom the app does not know."""
+        waited = flow.take_early()
+        if flow.record.service:
+            for _ in waited:
+                self.dropped(flow)
+            return NoUdp(workload.uid)
+        source = SocketAddress(flow.way.pod_ip, flow.pair[1])
+        return NoUdp(workload.uid, self._pod.uid, source, flow.remote, waited)
 
     # From a peer
 

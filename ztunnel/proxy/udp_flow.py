@@ -17,11 +17,13 @@ from typing import Protocol
 from ztunnel.hbone.capsule import CapsuleReader, datagram_header
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header
+from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.report import Record
 from ztunnel.proxy.tunnel import Tunnel
 from ztunnel.proxy.udp_way import Address, Way
 
 EARLY = 16  # datagrams that wait for the tunnel to be made
+EARLY_BYTES = 256 * 1024  # of all of them: a link message holds 1 MiB
 CAPSULES = (b"capsule-protocol", b"?1")  # RFC 9297 3.4
 
 Pair = tuple[int, int, bytes]  # IP family, the app's port, the token of the remote (4 bytes)
@@ -51,11 +53,13 @@ class UdpFlow:
         self.inbound = False
         self.see((way.pod_ip, pair[1]), connected=False)
         self.dropped = 0
+        self.remote: SocketAddress | None = None  # what the app sends to, when it began the flow
         self.ended: Callable[[str], None] | None = None  # told at the end, instead of the report
         self._pod = pod
         self._tunnel: Tunnel | None = None
         self._reader = CapsuleReader()
         self._early: list[bytes] = []
+        self._early_bytes = 0
         self._rest = b""  # of a datagram that was begun
         self._over = False
 
@@ -80,9 +84,13 @@ class UdpFlow:
         """Ask for the flow, and send what waits at once (RFC 9298 3.5 lets us)."""
         self._tunnel = tunnel
         self.stream_id = tunnel.open(headers, self)
-        early, self._early = self._early, []
-        for payload in early:
+        for payload in self.take_early():
             self._write(memoryview(payload))
+
+    def take_early(self) -> tuple[bytes, ...]:
+        """The datagrams that wait for the tunnel: they are the caller's now."""
+        early, self._early = tuple(self._early), []
+        return early
 
     def serve(self, tunnel: Tunnel, stream_id: int) -> None:
         """Grant the flow that a peer asked for."""
@@ -96,7 +104,8 @@ class UdpFlow:
         """Send a datagram of the app, or drop it."""
         if self._tunnel is not None:
             self._write(payload)
-        elif len(self._early) < EARLY:
+        elif len(self._early) < EARLY and self._early_bytes + len(payload) <= EARLY_BYTES:
+            self._early_bytes += len(payload)
             self._early.append(bytes(payload))
         else:
             self._drop()

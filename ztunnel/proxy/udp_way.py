@@ -13,16 +13,12 @@ from __future__ import annotations
 import socket
 import struct
 
-from ztunnel.datapath.sockopt import IP_PKTINFO
+from ztunnel.datapath.sockopt import TOKEN_NET6, Control, from_token
 
-Control = list[tuple[int, int, bytes]]
 Address = tuple[str, int]
 
-_PKTINFO4 = struct.Struct("=i4s4s")  # struct in_pktinfo
-_PKTINFO6 = struct.Struct("=16si")  # struct in6_pktinfo
-_NET6 = bytes.fromhex("fd5a7464 00000000")  # ZT_TOKEN_NET6
 _UNCONNECTED, _FROM_LOOPBACK, _FROM_POD = 0, 1, 2  # the word after it
-CONTROL_SPACE = socket.CMSG_SPACE(_PKTINFO4.size)
+CONTROL_SPACE = socket.CMSG_SPACE(struct.calcsize("=i4s4s"))  # struct in_pktinfo
 
 
 class Way4:
@@ -40,7 +36,7 @@ class Way4:
 
     def control(self, token: bytes, *, connected: bool) -> Control:
         """What makes a datagram come from the token."""
-        return [(socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, token, bytes(4)))]
+        return from_token(4, token)
 
 
 class Way6:
@@ -55,7 +51,7 @@ class Way6:
     def read(self, control: Control, source: Address) -> tuple[bytes, Address, bool] | None:
         """As `Way4.read`; None for what comes from no token: an app that found our port."""
         packed = socket.inet_pton(socket.AF_INET6, source[0])
-        if packed[:8] != _NET6:
+        if packed[:8] != TOKEN_NET6:
             return None
         where = int.from_bytes(packed[8:12], "big")
         app = "::1" if where == _FROM_LOOPBACK else self.pod_ip
@@ -63,10 +59,7 @@ class Way6:
 
     def control(self, token: bytes, *, connected: bool) -> Control:
         """As `Way4.control`; a connected socket hears only [::1], where our socket is anyway."""
-        if connected:
-            return []
-        info = _PKTINFO6.pack(_NET6 + bytes(4) + token, 0)
-        return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info)]
+        return [] if connected else from_token(6, token)
 
 
 Way = Way4 | Way6

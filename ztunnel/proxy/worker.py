@@ -33,7 +33,6 @@ from ztunnel.link.messages import (
     MeshDelta,
     NeedSockets,
     NeedUdp,
-    NoUdp,
     PodAdded,
     PodReady,
     PodRemoved,
@@ -43,7 +42,6 @@ from ztunnel.link.messages import (
     ToWorker,
     UdpSockets,
 )
-from ztunnel.mesh.model import Workload
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy import tls
 from ztunnel.proxy.beats import State
@@ -242,10 +240,7 @@ class Worker:
         socks = [socket.socket(fileno=fds.pop(0)) for _ in fds[:2]]
         for sock in socks:
             sock.setblocking(False)
-        pod.udp = PodUdp(self.context, pod, socks, silent=self._no_udp)
-
-    def _no_udp(self, workload: Workload) -> None:
-        self.session.send(NoUdp(workload.uid))
+        pod.udp = PodUdp(self.context, pod, socks, silent=self.session.send)
 
     def _pod_removed(self, removed: PodRemoved) -> None:
         pod = self.pods.pop(removed.pod_uid, None)

@@ -75,14 +75,14 @@ class Counts:
         self._changed: list[Series] = []
         self.on_change: Callable[[], None] = lambda: None
 
-    def series(self, reporter: Reporter, ends: Ends) -> Series:
-        """Where a connection counts.
+    def series(self, reporter: Reporter, ends: Ends, protocol: str = "tcp") -> Series:
+        """Where a connection counts, or a flow of UDP.
 
         Remembered by the very objects: a workload that changed is another object, and those that
         are remembered stay alive, so that no other gets their place in memory.
         """
         source, destination, service, principals = ends
-        key = (reporter, id(source), id(destination), id(service), principals)
+        key = (reporter, id(source), id(destination), id(service), principals, protocol)
         known = self._known.get(key)
         if known is not None:
             return known[1]
@@ -96,6 +96,7 @@ class Counts:
                 service=service,
                 principals=principals,
                 security=Security.MUTUAL_TLS if all(principals) else Security.UNKNOWN,
+                protocol=protocol,
             )
         )
         self._known[key] = ends, made

@@ -88,6 +88,7 @@ def traffic(
     service: Service | None = None,
     principals: tuple[str, str] = ("", ""),
     security: Security = Security.UNKNOWN,
+    protocol: str = "tcp",
 ) -> Labels:
     """The label set of a connection without a failure; `principals` are proven identities."""
     said = _NO_SERVICE
@@ -100,7 +101,7 @@ def traffic(
         *end(destination),
         principals[1] or UNKNOWN,
         *said,
-        "tcp",
+        protocol,
         security.value,
         Flag.NONE.value,
     )

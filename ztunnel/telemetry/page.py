@@ -48,6 +48,11 @@ OWN: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "ztunnel_certificate_renewals": ("counter", "Certificates renewed.", ("identity",)),
     "ztunnel_certificates_failing": ("gauge", "Identities whose last renewal failed.", ()),
     "ztunnel_kernel_events": ("counter", "What the BPF programs count.", ("event",)),
+    "ztunnel_udp_drops": (
+        "counter",
+        "Datagrams of carried UDP that found no room; flows beyond a pod's limit.",
+        ("of",),
+    ),
     "ztunnel_dns_queries": ("counter", "DNS queries of pods by what they got.", ("outcome",)),
     "ztunnel_dns_forward_failures": ("counter", "Queries that no name server answered.", ()),
     "ztunnel_dns_forward_seconds": ("histogram", "What name servers took, by UDP.", ()),

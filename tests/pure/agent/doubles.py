@@ -17,6 +17,8 @@ from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.processes import Found, HostNamespaceError
 from ztunnel.agent.workers import Session
 from ztunnel.datapath.events import Ended
+from ztunnel.datapath.layout import UdpDst
+from ztunnel.datapath.udp_entry import Verdict as UdpVerdict
 from ztunnel.datapath.verdicts import DirectEntry, Verdict
 from ztunnel.link.channel import Channel
 from ztunnel.link.messages import (
@@ -32,7 +34,7 @@ from ztunnel.link.messages import (
     Sockets,
     ToWorker,
 )
-from ztunnel.mesh.model import TunnelProtocol, Workload
+from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
 
 _ips = itertools.count(2)
 
@@ -222,9 +224,10 @@ class FakeUdpPath:
     """The kernel's maps of carried UDP as plain values; sockets are real ones on loopback."""
 
     def __init__(self) -> None:
-        self.carried: set[str] = set()
+        self.ways: dict[SocketAddress, UdpDst] = {}
         self.writes = 0
         self.room = 1 << 30
+        self.sent: list[tuple[SocketAddress, SocketAddress, tuple[bytes, ...]]] = []
         self.given: dict[int, list[int]] = {}
         self.broken = False
 
@@ -244,18 +247,66 @@ class FakeUdpPath:
     def pods(self) -> set[int]:
         return set(self.given)
 
-    def destinations(self) -> set[str]:
-        return set(self.carried)
+    def send(
+        self,
+        netns_fd: int,
+        source: SocketAddress,
+        destination: SocketAddress,
+        payloads: Iterable[bytes],
+    ) -> None:
+        self.sent.append((source, destination, tuple(payloads)))
 
-    def add_destination(self, address: str) -> None:
-        if len(self.carried) >= self.room:
+    def destinations(self) -> dict[SocketAddress, UdpDst]:
+        return dict(self.ways)
+
+    def set_destination(self, to: SocketAddress, what: UdpDst) -> None:
+        if len(self.ways) >= self.room:
             raise OSError(errno.E2BIG, "no room")
         self.writes += 1
-        self.carried.add(address)
+        self.ways[to] = what
 
-    def remove_destination(self, address: str) -> None:
+    def remove_destination(self, to: SocketAddress) -> None:
         self.writes += 1
-        self.carried.remove(address)
+        del self.ways[to]
+
+    @property
+    def carried(self) -> set[str]:
+        return {at.ip for at, what in self.ways.items() if what is UdpDst.CARRY}
+
+
+class FakeUdpEntry:
+    """The kernel's side of native UDP as plain values; judges are real sockets on loopback."""
+
+    def __init__(self) -> None:
+        self.opened: set[str] = set()
+        self.published = 0
+        self.verdicts: list[UdpVerdict] = []
+        self.speakers: dict[SocketAddress, int] = {}
+        self.judges: dict[str, socket.socket] = {}
+
+    def publish(self, open_addresses: Iterable[str]) -> None:
+        self.opened = set(open_addresses)
+        self.published += 1
+        self.verdicts.clear()
+
+    def open(self, address: str) -> None:
+        self.opened.add(address)
+
+    def give(self, verdict: UdpVerdict) -> None:
+        self.verdicts.append(verdict)
+
+    def speaker(self, source: SocketAddress, destination: SocketAddress) -> int:
+        return self.speakers.get(source, 0)
+
+    def sockets(self, netns_fd: int, *, ipv6: bool) -> dict[int, socket.socket]:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_IP, 20, 1)  # IP_ORIGDSTADDR
+        sock.bind(("127.0.0.1", 0))
+        return {4: sock}
+
+    def set_judge(self, address: str, sock: socket.socket) -> None:
+        self.judges[address] = sock
 
 
 def _listener() -> socket.socket:

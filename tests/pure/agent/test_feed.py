@@ -15,7 +15,14 @@ import aiohttp
 import msgspec
 import structlog
 
-from tests.pure.agent.doubles import FakeDataPath, FakeUdpPath, FakeWorker, Namespaces, until
+from tests.pure.agent.doubles import (
+    FakeDataPath,
+    FakeUdpEntry,
+    FakeUdpPath,
+    FakeWorker,
+    Namespaces,
+    until,
+)
 from ztunnel.agent import views as views_module
 from ztunnel.agent.admin import Admin
 from ztunnel.agent.enrol import Enroller
@@ -23,6 +30,8 @@ from ztunnel.agent.feed import Feed
 from ztunnel.agent.options import Options, SameNode
 from ztunnel.agent.same_node import SameNodeTraffic
 from ztunnel.agent.udp import Udp
+from ztunnel.agent.udp_judge import UdpJudge
+from ztunnel.agent.udp_ways import UdpWays
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
 from ztunnel.identity import ca
@@ -86,9 +95,17 @@ class Agent:
             self.kernel, self.namespaces, lambda: self.workers, self.same_node.captured
         )
         self.udp_path, self.now = FakeUdpPath(), 0.0
+        ways = UdpWays("n1", self.policies, encrypted=False)
+        self.judge = UdpJudge(
+            FakeUdpEntry(),
+            self.policies,
+            lambda: self.enroller.pods,
+            ways.workload_at,
+            mode=SameNode.DIRECT,
+        )
         self.udp = Udp(
             self.udp_path,
-            "n1",
+            ways,
             lambda: self.enroller.pods,
             lambda: self.workers.sessions,
             lambda: self.now,
@@ -99,6 +116,7 @@ class Agent:
             enroller=self.enroller,
             same_node=self.same_node,
             udp=self.udp,
+            judge=self.judge,
             policies=self.policies,
             workers=lambda: self.workers,
             store=lambda: self.store,

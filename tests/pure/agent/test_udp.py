@@ -12,10 +12,14 @@ import msgspec
 from tests.pure.agent.doubles import FakeUdpPath, workload
 from ztunnel.agent.pod import Pod
 from ztunnel.agent.udp import ASK_AGAIN, REJOIN, Udp
+from ztunnel.agent.udp_ways import UdpWays
 from ztunnel.agent.workers import Session
-from ztunnel.link.messages import NeedUdp, UdpSockets
+from ztunnel.datapath.layout import UdpDst
+from ztunnel.kube.mirror import Change
+from ztunnel.link.messages import NeedUdp, NoUdp, UdpSockets
+from ztunnel.mesh.authorize import Policies
 from ztunnel.mesh.enrolment import TUNNEL, TUNNEL_LABEL
-from ztunnel.mesh.model import TunnelProtocol, Workload
+from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
 
 COOKIE = 77
 
@@ -45,9 +49,10 @@ class Agent:
         self.udp = self.start()
 
     def start(self) -> Udp:
+        ways = UdpWays("n1", Policies(), encrypted=False)
         return Udp(
             self.path,
-            "n1",
+            ways,
             lambda: [self.pod],
             lambda: cast("list[Session]", self.sessions),
             lambda: self.now,
@@ -68,13 +73,14 @@ def test_carried_is_the_mesh_on_other_nodes() -> None:
     agent = Agent()
     plain = msgspec.structs.replace(far("plain", "10.2.0.9"), protocol=TunnelProtocol.NONE)
     agent.udp.changed(
-        [
-            far("far", "10.2.0.1", "fd00::1"),
-            far("near", "10.1.0.1", node="n1"),
-            plain,
-            msgspec.structs.replace(far("host", "10.2.0.8"), host_network=True),
-        ],
-        [],
+        Change(
+            (
+                far("far", "10.2.0.1", "fd00::1"),
+                far("near", "10.1.0.1", node="n1"),
+                plain,
+                msgspec.structs.replace(far("host", "10.2.0.8"), host_network=True),
+            )
+        )
     )
     assert agent.path.carried == {"10.2.0.1", "fd00::1"}
 
@@ -82,10 +88,19 @@ def test_carried_is_the_mesh_on_other_nodes() -> None:
 def test_destinations_follow_the_mesh() -> None:
     agent = Agent()
     one, two = far("one", "10.2.0.1"), far("two", "10.2.0.2")
-    agent.udp.changed([one, two], [])
-    agent.udp.changed([msgspec.structs.replace(one, addresses=("10.2.0.3",))], [two.uid])
+    agent.udp.changed(Change((one, two)))
+    agent.udp.changed(
+        Change(
+            (msgspec.structs.replace(one, addresses=("10.2.0.3",)),),
+            removed_workloads=(two.uid,),
+        )
+    )
     assert agent.path.carried == {"10.2.0.3"}
-    agent.udp.changed([msgspec.structs.replace(one, protocol=TunnelProtocol.NONE)], [])
+    agent.udp.changed(
+        Change(
+            (msgspec.structs.replace(one, protocol=TunnelProtocol.NONE),),
+        )
+    )
     assert agent.path.carried == set()
 
 
@@ -93,30 +108,29 @@ def test_an_address_stays_while_one_of_its_pods_is_there() -> None:
     """A pod's address may be another's before the API tells that the first is gone."""
     agent = Agent()
     old, new = far("old", "10.2.0.1"), far("new", "10.2.0.1", node="n3")
-    agent.udp.changed([old], [])
-    agent.udp.changed([new], [])
-    agent.udp.changed([], [old.uid])
+    agent.udp.changed(Change((old,)))
+    agent.udp.changed(Change((new,)))
+    agent.udp.changed(Change(removed_workloads=(old.uid,)))
     assert agent.path.carried == {"10.2.0.1"}
-    agent.udp.changed([], [new.uid])
+    agent.udp.changed(Change(removed_workloads=(new.uid,)))
     assert agent.path.carried == set()
 
 
 def test_a_change_writes_only_what_it_is_about() -> None:
     agent = Agent()
-    pods = [far(f"p{number}", f"10.2.0.{number}") for number in range(1, 50)]
-    agent.udp.changed(pods, [])
+    pods = tuple(far(f"p{number}", f"10.2.0.{number}") for number in range(1, 50))
+    agent.udp.changed(Change(pods))
     written = agent.path.writes
-    agent.udp.changed([msgspec.structs.replace(pods[0], labels={"a": "b"})], [])
+    agent.udp.changed(Change((msgspec.structs.replace(pods[0], labels={"a": "b"}),)))
     assert agent.path.writes == written
-    agent.udp.changed([], [pods[0].uid])
+    agent.udp.changed(Change(removed_workloads=(pods[0].uid,)))
     assert agent.path.writes == written + 1
 
 
 def test_a_destination_the_kernel_had_no_room_for_is_tried_again() -> None:
     agent = Agent()
     agent.path.room = 1
-    one, two = far("one", "10.2.0.1"), far("two", "10.2.0.2")
-    agent.udp.changed([one, two], [])
+    agent.udp.changed(Change((far("one", "10.2.0.1"), far("two", "10.2.0.2"))))
     assert len(agent.path.carried) == 1
     agent.path.room = 2
     agent.udp.sweep()
@@ -125,21 +139,21 @@ def test_a_destination_the_kernel_had_no_room_for_is_tried_again() -> None:
 
 def test_a_new_agent_takes_back_what_is_no_longer_true() -> None:
     agent = Agent()
-    agent.path.carried = {"10.2.0.1", "10.9.9.9"}
+    agent.path.ways = {SocketAddress(ip, 0): UdpDst.CARRY for ip in ("10.2.0.1", "10.9.9.9")}
     agent.udp = agent.start()
     assert agent.path.carried == {"10.2.0.1", "10.9.9.9"}  # until it knows better
-    agent.udp.changed([far("one", "10.2.0.1")], [])
+    agent.udp.changed(Change((far("one", "10.2.0.1"),)))
     assert agent.path.carried == {"10.2.0.1"}
 
 
 def test_udp_to_a_node_without_connect_udp_passes_for_a_while() -> None:
     agent = Agent()
     pods = [far("a", "10.2.0.1"), far("b", "10.2.0.2"), far("c", "10.3.0.1", node="n3")]
-    agent.udp.changed(pods, [])
-    agent.udp.silent(pods[0].uid)
-    agent.udp.silent("unknown")
+    agent.udp.changed(Change(tuple(pods)))
+    agent.udp.silent(NoUdp(pods[0].uid))
+    agent.udp.silent(NoUdp("unknown"))
     assert agent.path.carried == {"10.3.0.1"}
-    agent.udp.changed([far("d", "10.2.0.4")], [])
+    agent.udp.changed(Change((far("d", "10.2.0.4"),)))
     assert agent.path.carried == {"10.3.0.1"}
     agent.now = ASK_AGAIN
     agent.udp.sweep()
@@ -198,9 +212,24 @@ def test_a_pod_that_is_gone_is_not_written_again() -> None:
     assert agent.path.given == {}
 
 
+def test_what_waited_is_sent_on_to_who_does_not_take_it() -> None:
+    agent = Agent()
+    agent.pod.addresses = ("10.1.0.1",)  # type: ignore[misc]
+    there = far("old", "10.2.0.1")
+    agent.udp.changed(Change((there,)))
+    source, to = SocketAddress("10.1.0.1", 4000), SocketAddress("10.2.0.1", 53)
+    agent.udp.silent(NoUdp(there.uid, "web-uid", source, to, (b"one", b"two")))
+    assert agent.path.sent == [(source, to, (b"one", b"two"))]
+    forged = SocketAddress("10.1.0.9", 4000), SocketAddress("10.9.9.9", 53)
+    agent.udp.silent(NoUdp(there.uid, "web-uid", forged[0], to, (b"x",)))
+    agent.udp.silent(NoUdp(there.uid, "web-uid", source, forged[1], (b"x",)))
+    agent.udp.silent(NoUdp(there.uid, "other", source, to, (b"x",)))
+    assert len(agent.path.sent) == 1
+
+
 def test_a_sidecar_that_takes_hbone_itself_is_not_sent_datagrams() -> None:
     """It would refuse connect-udp, and its whole node be taken for one that does."""
     agent = Agent()
     sidecar = msgspec.structs.replace(far("side", "10.2.0.1"), labels={TUNNEL_LABEL: TUNNEL})
-    agent.udp.changed([sidecar, far("other", "10.2.0.2")], [])
+    agent.udp.changed(Change((sidecar, far("other", "10.2.0.2"))))
     assert agent.path.carried == {"10.2.0.2"}

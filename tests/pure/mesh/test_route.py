@@ -23,7 +23,7 @@ from tests.pure.mesh.builders import (
 )
 from ztunnel.mesh.model import Endpoint, Service, ServicePort, SocketAddress
 from ztunnel.mesh.ports import OURS
-from ztunnel.mesh.route import Hbone, Passthrough, Refuse, Route, route
+from ztunnel.mesh.route import Hbone, Passthrough, Refuse, Route, route, route_udp
 from ztunnel.mesh.state import MeshState
 
 ALMOST_ONE = math.nextafter(1.0, 0.0)
@@ -283,3 +283,24 @@ def test_removed_service_is_no_destination_of_its_own_any_more() -> None:
     destination = SocketAddress("10.96.0.1", 80)
     assert isinstance(route(change.state, CLIENT, destination, 0.0), Hbone)
     assert route(change.drop(WEB).state, CLIENT, destination, 0.0) == Passthrough(destination)
+
+
+@pytest.mark.parametrize(
+    ("destination", "wanted"),
+    [
+        ("10.96.0.1:53", "10.244.2.2:53"),  # the service's endpoint
+        ("10.244.2.2:53", "10.244.2.2:53"),
+        ("10.244.2.2:15008", "10.244.2.2:15008"),  # of UDP no port is ours
+        ("10.96.0.1:80", "has no UDP port 80"),
+        ("10.244.2.4:53", "no workload of the mesh has the address 10.244.2.4"),
+        ("192.0.2.1:53", "no workload of the mesh has the address 192.0.2.1"),
+    ],
+)
+def test_datagrams_go_to_the_mesh_only(destination: str, wanted: str) -> None:
+    ip, _, port = destination.rpartition(":")
+    decision = route_udp(STATE, CLIENT, SocketAddress(ip, int(port)), 0.0)
+    if isinstance(decision, Refuse):
+        assert wanted in decision.reason
+    else:
+        assert str(decision.authority) == wanted
+        assert decision.service == ("" if ip != "10.96.0.1" else WEB.hostname or WEB.key)

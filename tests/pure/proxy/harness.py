@@ -95,7 +95,7 @@ class FakeAgent:
         self.on_hello: Callable[[Hello], None] = lambda hello: None
         self.sockets_given = 0
         self.udp_ports: list[int] = []  # of the sockets given
-        self.silent: list[str] = []
+        self.silent: list[NoUdp] = []
         self.datagram_sockets_given = 0
         self._addresses: dict[str, str] = {}
         self._channel: Channel[ToAgent] | None = None
@@ -167,8 +167,8 @@ class FakeAgent:
                 self._give_sockets(pod_uid, family, count, udp=udp)
             case NeedUdp(pod_uid, 0):
                 self._give_udp(pod_uid)
-            case NoUdp(uid):
-                self.silent.append(uid)
+            case NoUdp():
+                self.silent.append(message)
             case Allowed():
                 self.allowed.append(message)
             case Counted():

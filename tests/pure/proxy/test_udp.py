@@ -14,7 +14,7 @@ from tests.pure.proxy.conftest import Pair
 from tests.pure.proxy.harness import Node, wait_for
 from tests.pure.proxy.test_policy import Rules, deny
 from ztunnel.hbone.settings import POOL_STREAMS
-from ztunnel.link.messages import MeshDelta, PodRemoved
+from ztunnel.link.messages import MeshDelta, NoUdp, PodRemoved
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol
 from ztunnel.proxy import flows as flows_module
 from ztunnel.proxy.tunnel import Tunnel
@@ -178,9 +178,10 @@ def test_a_proxy_without_connect_udp_is_told_of(
         made(key, source, took, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(a.context.pool, "acquire", silent)
-    with app(a) as (client, _), app(b) as (_, there):
+    with app(a) as (client, here), app(b) as (_, there):
         client.sendto(b"x", a.udp_to(there))
-        wait_for(lambda: a.agent.silent == [b.me.uid], "news for the agent")
+        wait_for(lambda: a.agent.silent, "news for the agent")
+        assert a.agent.silent == [NoUdp(b.me.uid, a.me.pod_uid, here, there, (b"x",))]
     wait_for(lambda: not len(udp(a).flows), "the flow to end")
 
 

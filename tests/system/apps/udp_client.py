@@ -113,6 +113,29 @@ def refused(host: str, port: int, _: str) -> dict[str, Any]:
     return {"end": "answered"}
 
 
+def sweep(host: str, port: int, count: str) -> dict[str, Any]:
+    """A datagram to each of so many ports, by one socket."""
+    with opened(host) as sock:
+        for number in range(int(count)):
+            sock.sendto(b"x", (host, port + number))
+    return {"sent": int(count)}
+
+
+def talk(host: str, port: int, _: str) -> dict[str, Any]:
+    """A line comes in, a datagram goes out: whether it was answered, for as long as lines come."""
+    with opened(host) as sock:
+        sock.settimeout(1.0)
+        sock.connect((host, port))
+        for line in sys.stdin:
+            try:
+                sock.send(line.encode())
+                sock.recv(100)
+                print("answered", flush=True)
+            except OSError:
+                print("silence", flush=True)
+    return {}
+
+
 if __name__ == "__main__":
     what, where, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
     argument = sys.argv[4] if len(sys.argv) > 4 else ""
