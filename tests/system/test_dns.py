@@ -14,7 +14,7 @@ import pytest
 
 from tests.system.harness import APPS, addresses, client, proxy_log, until
 from ztunnel.datapath.maps import Maps
-from ztunnel.lab import Lab, cgroups
+from ztunnel.lab import Lab, cgroups, process
 
 RESOLVED = Path(sys.prefix) / "systemd-resolved"  # by scripts/setup
 SERVER4, SERVER6 = "10.96.0.10", "fd00:10:96::a"
@@ -194,9 +194,9 @@ def test_systemd_resolved_in_the_pod_is_captured_on_its_way_out(
         assert found[hosts[0]] == found[hosts[1]] == app
         pods = addresses(names, "near"), addresses(names, "server")
         assert found[hosts[2]] == {ip for pod in pods for ip in pod.values()}
-    done = _run(*stub, "dig", "+tries=1", "+tcp", "my-app.default.svc.cluster.local", "A")
+    done = _run(*stub, "dig", "+tries=1", "+tcp", f"_who._tcp.{HEADLESS}", "SRV")
     assert "SERVER: 127.0.0.53#53" in done.stdout, done.stderr[-3000:]
-    assert _vips(names, "my-app")[0] in done.stdout
+    assert " 7001 " in done.stdout
     assert _asked(names) > before
 
 
@@ -204,8 +204,9 @@ def _as_root(lab: Lab, pod: str, *argv: str) -> list[str]:
     """In the pod's network and files, with the rights that a daemon's start needs."""
     found = lab.pod(pod)
     inside = lab.names.pod_cgroup(found["spec"]["nodeName"], found["metadata"]["uid"])
-    pids = (pid for each in inside.rglob("cgroup.procs") for pid in cgroups.pids(each.parent))
-    return ["nsenter", f"--target={next(pids)}", "--net", "--mount", *argv]
+    container = next(each.parent for each in inside.rglob("cgroup.procs") if each.read_text())
+    enter = ["nsenter", f"--target={cgroups.pids(container)[0]}", "--net", "--mount"]
+    return process.joined(container, [*enter, *argv])
 
 
 def _run(*argv: str) -> subprocess.CompletedProcess[str]:
