@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from ztunnel import __version__
+from ztunnel import __version__, compiled
 
 _COMMANDS = {
     "agent": "ztunnel.agent.command",
@@ -19,6 +19,11 @@ _COMMANDS = {
     "loader": "ztunnel.datapath.command",
     "signer": "ztunnel.signer.command",
 }
+
+
+# structlog loads rich, 3 MB, wherever something brought it (as import-linter does): for tracebacks
+# in colour with the variables of every frame, which no log of ours may have (`telemetry.logs`).
+sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
 
 
 class _Lazy(click.Group):
@@ -29,6 +34,11 @@ class _Lazy(click.Group):
         module = _COMMANDS.get(cmd_name)
         if module is None:
             return None
+        if cmd_name == "proxy":
+            try:
+                compiled.use()
+            except compiled.CompiledError as error:
+                raise click.ClickException(f"{compiled.VARIABLE}: {error}") from None
         found: click.Command = importlib.import_module(module).command
         return found
 

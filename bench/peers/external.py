@@ -10,9 +10,26 @@ inbound` in the server's, with the route in its environment:
     BENCH_CERTIFICATE, BENCH_KEY, BENCH_ROOTS   PEM files, one identity for both ends
     BENCH_DIRECTORY    a directory of its own
 
-It stays in the foreground, listens within 15 seconds and ends at SIGTERM. Istio's ztunnel takes
-its configuration in other words, so the program is a wrapper that says them and executes it.
-May import `peer`.
+It stays in the foreground, listens within 15 seconds and ends at SIGTERM.
+
+Istio's ztunnel needs a wrapper. What follows is from its documentation and source and was never run
+here. It takes no certificate files and no address to listen on, but:
+
+    PROXY_MODE=dedicated INPOD_ENABLED=false    one pod, sockets of its own namespace
+    PROXY_WORKLOAD_INFO=namespace/name/service-account   who that pod is
+    XDS_ADDRESS="" LOCAL_XDS_PATH=FILE          no control plane: workloads from a YAML list with
+                                                name, namespace, serviceAccount, workloadIp, node,
+                                                protocol: HBONE (its examples/localhost.yaml); both
+                                                pods, with nodes of their own names
+    NODE_NAME=NAME                              the pod's; on one node it would not tunnel
+    FAKE_CA=true                                certificates of its own test CA
+    ZTUNNEL_WORKER_THREADS=1                    as all have here
+
+It listens on 15001, asks SO_ORIGINAL_DST where a connection was to go, and dials port 15008 there.
+So `outbound` is that and a relay from BENCH_LISTEN to BENCH_FORWARD whose connections nftables
+redirects to 15001, and the relay's own CPU is to be taken off; `inbound` is that and a redirect of
+BENCH_TUNNEL, which the bench waits for, to 15008. Both paths stand at once: the second `outbound`
+of a client's namespace has to share the first one's ztunnel. May import `peer`.
 """
 
 from __future__ import annotations

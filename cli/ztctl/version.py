@@ -10,7 +10,7 @@ import click
 from ztctl import output
 from ztctl.context import Context, output_option
 from ztctl.output import Format
-from ztunnel import __version__
+from ztunnel import __version__, compiled
 
 
 @click.command()
@@ -25,5 +25,6 @@ def version(context: Context) -> None:
         "version": __version__,
         "python": platform.python_version(),
         "kernel": platform.release(),
+        "compiled": compiled.current() is not None,
     }
     click.echo(output.data(found, context.form))

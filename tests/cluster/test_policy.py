@@ -144,3 +144,25 @@ def test_server_refuses_what_the_schema_can_tell(cluster: ApiServer, kind: str, 
     done = cluster.try_kubectl("apply", "-f", "-", stdin=json.dumps(obj(kind, spec)))
     assert done.returncode != 0
     assert "spec" in done.stderr
+
+
+def test_service_entries_come_and_go(cluster: ApiServer, following: Following) -> None:
+    spec = {
+        "hosts": ["api.example.com"],
+        "ports": [{"number": 443, "name": "tls", "protocol": "TLS"}],
+        "resolution": "STATIC",
+        "endpoints": [{"address": "192.0.2.7"}],
+    }
+    entry = {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "ServiceEntry",
+        "metadata": {"name": "out", "namespace": "policy"},
+        "spec": spec,
+    }
+    put(cluster, entry)
+    until(lambda: following.state.service_named("api.example.com") is not None, "the entry")
+    put(cluster, {**entry, "spec": {**spec, "endpoint": []}}, strict=False)
+    until(lambda: "ServiceEntry policy/out" in following.mirror.errors(), "the refusal")
+    assert "no such field" in following.mirror.errors()["ServiceEntry policy/out"]
+    cluster.kubectl("delete", "serviceentry", "out", "-n", "policy")
+    until(lambda: following.state.service_named("api.example.com") is None, "it to go")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.kernel.leftovers import tidy
 from tests.kernel.pocket import Pocket
 
 
@@ -15,6 +16,7 @@ from tests.kernel.pocket import Pocket
 def _root() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
+    tidy()
 
 
 @pytest.fixture(scope="module")

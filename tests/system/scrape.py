@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -47,10 +48,13 @@ class Page:
 
 
 def scrape(lab: Lab, node: str) -> Page:
-    """The node's metrics now."""
-    done = lab.node_exec(node, "curl", "-sf", "--max-time", "10", METRICS)
-    assert done.returncode == 0, done.stderr
-    return Page(done.stdout)
+    """The node's metrics: a page that was begun after this call."""
+    now, page = time.time(), None
+    while page is None or page.total("ztunnel_page_timestamp_seconds") < now:
+        done = lab.node_exec(node, "curl", "-sf", "--max-time", "10", METRICS)
+        assert done.returncode == 0, done.stderr
+        page = Page(done.stdout)
+    return page
 
 
 def readiness(lab: Lab, node: str) -> tuple[int, Any]:

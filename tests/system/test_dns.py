@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names in the lab, by real clients: glibc, musl, dig, a stub resolver in the pod."""
+"""Names in the lab, by real clients: glibc, musl, dig, systemd-resolved in the pod."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.system.harness import APPS, addresses, proxy_log, until
+from tests.system.harness import APPS, addresses, client, proxy_log, until
 from ztunnel.datapath.maps import Maps
-from ztunnel.lab import Lab
+from ztunnel.lab import Lab, cgroups
 
+RESOLVED = Path(sys.prefix) / "systemd-resolved"  # by scripts/setup
 SERVER4, SERVER6 = "10.96.0.10", "fd00:10:96::a"
 HEADLESS = "twins.default.svc.cluster.local"
 
@@ -178,19 +179,92 @@ def test_pods_that_are_not_ready_are_left_out(names: Lab) -> None:
         until(lambda: gone in _dig(names, HEADLESS), "the endpoint to be back")
 
 
-def test_a_stub_resolver_in_the_pod_is_captured_on_its_way_out(names: Lab) -> None:
-    for name, data in (
-        ("my-app.default.svc.cluster.local", [_vips(names, "my-app")[0]]),
-        (
-            "elsewhere.default.svc.cluster.local",
-            ["my-app.default.svc.cluster.local.", _vips(names, "my-app")[0]],
+def test_systemd_resolved_in_the_pod_is_captured_on_its_way_out(
+    names: Lab, resolve: dict[str, Path]
+) -> None:
+    assert RESOLVED.exists(), "run scripts/setup test"
+    before = _asked(names)
+    stub = _as_root(names, "client", str(APPS / "resolved.sh"), str(RESOLVED), SERVER4)
+    for library in ("glibc", "musl"):
+        hosts = [f"{name}.default.svc.cluster.local" for name in ("my-app", "elsewhere", "twins")]
+        done = _run(*stub, str(resolve[library]), *hosts)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found = {words[0]: set(words[1:]) for words in map(str.split, done.stdout.splitlines())}
+        app = set(_vips(names, "my-app"))
+        assert found[hosts[0]] == found[hosts[1]] == app
+        pods = addresses(names, "near"), addresses(names, "server")
+        assert found[hosts[2]] == {ip for pod in pods for ip in pod.values()}
+    done = _run(*stub, "dig", "+tries=1", "+tcp", "my-app.default.svc.cluster.local", "A")
+    assert "SERVER: 127.0.0.53#53" in done.stdout, done.stderr[-3000:]
+    assert _vips(names, "my-app")[0] in done.stdout
+    assert _asked(names) > before
+
+
+def _as_root(lab: Lab, pod: str, *argv: str) -> list[str]:
+    """In the pod's network and files, with the rights that a daemon's start needs."""
+    found = lab.pod(pod)
+    inside = lab.names.pod_cgroup(found["spec"]["nodeName"], found["metadata"]["uid"])
+    pids = (pid for each in inside.rglob("cgroup.procs") for pid in cgroups.pids(each.parent))
+    return ["nsenter", f"--target={next(pids)}", "--net", "--mount", *argv]
+
+
+def _run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+
+def _entry(name: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "ServiceEntry",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"ports": [{"number": 17001, "name": "who", "targetPort": 7001}], **spec},
+    }
+
+
+def test_hosts_of_service_entries_are_resolved_and_reached(
+    names: Lab, resolve: dict[str, Path]
+) -> None:
+    """One for pods of the mesh on the other node, one for a place outside it, by wildcard."""
+    outside = addresses(names, "server", "plain")[4]
+    made = [
+        _entry(
+            "inside",
+            hosts=["db.example.com"],
+            addresses=["240.240.0.9"],
+            resolution="STATIC",
+            location="MESH_INTERNAL",
+            workloadSelector={"labels": {"app": "server"}},
         ),
-    ):
-        before = _asked(names)
-        done = names.exec("client", sys.executable, str(APPS / "stub.py"), SERVER4, name, "A")
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) == {"rcode": "NOERROR", "data": data}
-        assert _asked(names) == before + 1
+        _entry(
+            "outside",
+            hosts=["*.example.org"],
+            addresses=["240.240.0.10"],
+            resolution="STATIC",
+            location="MESH_EXTERNAL",
+            endpoints=[{"address": outside}],
+            exportTo=["."],
+        ),
+    ]
+    names.apply(*made)
+    try:
+        until(lambda: _dig(names, "db.example.com") == ["240.240.0.9"], "the entry to be known")
+        until(lambda: _dig(names, "a.b.example.org") == ["240.240.0.10"], "the wildcard")
+        for library in ("glibc", "musl"):
+            done = names.exec("client", str(resolve[library]), "db.example.com", "x.example.org")
+            assert done.stdout.split() == [
+                *("db.example.com", "240.240.0.9"),
+                *("x.example.org", "240.240.0.10"),
+            ]
+        server = addresses(names, "server")[4]
+        said = client(names, "client", "names", "240.240.0.9", 17001)
+        assert said["client"]["getpeername"] == ["240.240.0.9", 17001]
+        assert said["server"]["getsockname"][0].endswith(server)
+        said = client(names, "client", "names", "240.240.0.10", 17001)
+        assert said["server"]["getsockname"][0].endswith(outside)
+    finally:
+        for entry in made:
+            names.delete("serviceentry", entry["metadata"]["name"])
+    until(lambda: _dig(names, "db.example.com") != ["240.240.0.9"], "the entry to be forgotten")
 
 
 def test_pods_outside_the_mesh_ask_for_themselves(names: Lab) -> None:

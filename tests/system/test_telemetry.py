@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from subprocess import Popen
+from subprocess import PIPE, Popen
 
 import pytest
 
@@ -26,6 +26,7 @@ from ztunnel.telemetry.totals import METRICS
 SERVER = "spiffe://cluster.local/ns/default/sa/server"
 DEFAULT = "spiffe://cluster.local/ns/default/sa/default"
 OPENED, CLOSED = "istio_tcp_connections_opened_total", "istio_tcp_connections_closed_total"
+COLLECTOR = "http://127.0.0.1:4318/v1/traces"
 RECEIVED, SENT = "istio_tcp_received_bytes_total", "istio_tcp_sent_bytes_total"
 
 
@@ -152,8 +153,14 @@ def test_connections_without_the_proxy_count_as_both_ends_would(lab: Lab, family
         client(lab, "client", "upload", target, 7002, 50_000)
         return scrape(lab, "node1").total(rtt, **pair) > before
 
+    def settled() -> Page | None:
+        """Once the connections that went through the proxy are over for the proxy, too."""
+        page = scrape(lab, "node1")
+        return page if page.total(OPENED, **pair) == page.total(CLOSED, **pair) else None
+
     until(direct, "the pair to go direct")
-    before = scrape(lab, "node1")
+    before = until(settled, "the ends of earlier connections")
+    assert before is not None
     client(lab, "client", "upload", target, 7002, 70_000)
     until(lambda: grown(scrape(lab, "node1"), before, rtt, **pair) == 1, "the kernel's word")
     after = scrape(lab, "node1")
@@ -200,11 +207,13 @@ def test_levels_are_changed_while_the_node_runs(lab: Lab) -> None:
     def lines() -> int:
         return proxy_log(lab, "node1").count(f"dst.hbone_addr={target}:7000")
 
+    ends = {"source_workload": "client", "destination_workload": "server"}
+
     def said() -> int:
-        before = lines()
+        before, closed = lines(), scrape(lab, "node1").total(CLOSED, **ends)
         client(lab, "client", "echo", target, 7000, "x")
-        opened = scrape(lab, "node1")  # it makes the workers speak: what was is written
-        assert opened.total(OPENED) > 0
+        until(lambda: scrape(lab, "node1").total(CLOSED, **ends) > closed, "its end")
+        scrape(lab, "node1")  # the worker speaks a turn later: what it wrote is written
         return lines() - before
 
     assert said() == 1
@@ -213,6 +222,10 @@ def test_levels_are_changed_while_the_node_runs(lab: Lab) -> None:
         assert done.returncode == 0, done.stderr
         assert "access/default" in done.stdout
         assert said() == 0
+        done = ztctl(lab, *node, "log", "level", "access/default=info", "--sample", "0")
+        assert done.returncode == 0, done.stderr
+        assert said() == 0
+        ztctl(lab, *node, "log", "level", "access/default=warning", "--sample", "1")
         (dump,) = json.loads(ztctl(lab, *node, "config", "dump").stdout).values()
         assert dump["log"]["namespaces"] == {"default": {"level": "warning", "sample": 1.0}}
     finally:
@@ -256,7 +269,7 @@ def two(_root: None) -> Iterator[Lab]:
     made = Lab(
         f"t{os.getpid() % 100000}",
         agent_options=("--bpf-stats", "--metrics-retire-after", "1"),
-        proxy_options=("--workers", "2", "--drain-seconds", "4"),
+        proxy_options=("--workers", "2", "--drain-seconds", "4", "--otlp", COLLECTOR),
     )
     objects = [
         named("ServiceAccount", "server", "default"),
@@ -304,6 +317,49 @@ def test_workers_add_up_and_a_killed_one_leaves_no_connection_open(two: Lab) -> 
     until(lambda: grown(scrape(two, "node1"), before, OPENED, **ends) == 9, "no more and no less")
 
 
+def test_a_killed_worker_takes_no_count_with_it(two: Lab) -> None:
+    """Killed right after its connections; it tells by itself but once a second."""
+    target = addresses(two, "server")[4]
+    until(lambda: len(_workers(two, "node1")) == 2, "two workers")
+    ends = {"reporter": "source", "destination_workload": "server"}
+    workers, before = _workers(two, "node1"), scrape(two, "node1")
+
+    def lines() -> int:
+        return proxy_log(two, "node1").count(f"dst.hbone_addr={target}:7000")
+
+    written = lines()
+    for _ in range(5):
+        client(two, "client", "echo", target, 7000, "hello")
+    until(lambda: lines() == written + 5, "the workers to know of their ends")
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: grown(scrape(two, "node1"), before, CLOSED, **ends) == 5, "all five")
+    after = scrape(two, "node1")
+    assert grown(after, before, OPENED, **ends) == 5
+    assert grown(after, before, RECEIVED, **ends) == grown(after, before, SENT, **ends) == 25
+    until(lambda: readiness(two, "node1")[0] == 200, "readiness")
+
+
+def test_spans_of_both_ends_reach_a_collector(two: Lab) -> None:
+    """Spans are sent in batches, some seconds after they end."""
+    found: dict[str, dict[str, str]] = {}
+    with contextlib.ExitStack() as stack:
+        for node in ("node1", "node2"):
+            argv = [sys.executable, str(APPS / "collector.py"), "4318"]
+            process = stack.enter_context(
+                Popen(two.node_argv(node, argv), stdout=PIPE)  # in the node's network
+            )
+            stack.callback(process.terminate)
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"collecting\n"
+            client(two, "client", "echo", addresses(two, "server")[4], 7000, "traced")
+            spans = json.loads(process.stdout.readline())
+            found[node] = next(each for each in spans if each.get("dst.workload") == "server")
+    assert found["node1"]["direction"] == "outbound"
+    assert found["node2"]["direction"] == "inbound"
+    assert found["node1"]["src.identity"] == found["node2"]["src.identity"] == DEFAULT
+
+
 def test_drain_is_seen_at_once_and_lets_a_transfer_finish(two: Lab) -> None:
     target = addresses(two, "server")[4]
     proxy = Component(two.names, "node1", "proxy", two.proxy_options)
@@ -322,7 +378,7 @@ def test_drain_is_seen_at_once_and_lets_a_transfer_finish(two: Lab) -> None:
     until(lambda: proxy.pid is None, "the proxy to end")
     assert two.up() == []
 
-    def counted() -> bool:  # a page may be a quarter of a second old
+    def counted() -> bool:
         after = scrape(two, "node1")
         return grown(after, before, CLOSED, **ends) == grown(after, before, OPENED, **ends) == 1
 

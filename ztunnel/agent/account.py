@@ -2,6 +2,7 @@
 """Keeps what workers count, for as long as they live: implements `workers.Book`.
 
     Counted --> ledger --> totals
+    process dead --> what it had counted and not told is taken from its remains
     session over, process dead --> what it had open is closed: the kernel has reset it
     session over, process lives --> it dials again, and goes on counting
 
@@ -18,6 +19,7 @@ import structlog
 
 from ztunnel.agent.workers import Session
 from ztunnel.link.messages import Counted
+from ztunnel.telemetry.remains import Reader, RemainsError
 from ztunnel.telemetry.totals import Ledger
 
 MOST_INSTANCES = 1024  # worker processes of a node that may be known at a time
@@ -32,18 +34,33 @@ class Account:
         self._ledger = ledger
         self._of: dict[Session, int] = {}  # live sessions → instance
         self._process: dict[int, int] = {}  # instance → pidfd
+        self._remains: dict[int, Reader] = {}  # by instance
 
     def counted(self, session: Session, told: Counted) -> None:
         """Count what a worker tells; a session speaks for one instance only."""
-        if self._of.setdefault(session, told.instance) != told.instance:
-            session.close("speaks for two workers")
+        if self._is_known(session, told.instance):
+            self._ledger.take(told.instance, told.number, told.rows, told.dns)
+
+    def remains(self, session: Session, instance: int, fd: int) -> None:
+        """Keep hold of what a worker leaves behind when it is killed."""
+        if not self._is_known(session, instance) or instance in self._remains:
             return
-        if told.instance not in self._process:
+        try:
+            self._remains[instance] = Reader(fd)
+        except RemainsError as error:
+            session.close(f"its remains can't be read: {error}")
+
+    def _is_known(self, session: Session, instance: int) -> bool:
+        """Whether the session may speak for this worker, which is known from now on."""
+        if self._of.setdefault(session, instance) != instance:
+            session.close("speaks for two workers")
+            return False
+        if instance not in self._process:
             if len(self._process) >= MOST_INSTANCES:
                 session.close("too many workers")
-                return
-            self._process[told.instance] = _pidfd(session.peer.pid)
-        self._ledger.take(told.instance, told.number, told.rows)
+                return False
+            self._process[instance] = _pidfd(session.peer.pid)
+        return True
 
     def hung_up(self, session: Session) -> None:
         """The last of it is read: if its process is dead, so are its connections."""
@@ -68,11 +85,17 @@ class Account:
             self._forget(instance)
 
     def _forget(self, instance: int) -> None:
+        if instance in self._remains:
+            told = self._ledger.told(instance)
+            self._ledger.take(instance, told + 1, self._remains[instance].rows(told))
         self._release(instance)
         self._ledger.gone(instance)
         log.info("worker's counts closed", instance=instance)
 
     def _release(self, instance: int) -> None:
+        remains = self._remains.pop(instance, None)
+        if remains is not None:
+            remains.close()
         process = self._process.pop(instance)
         if process >= 0:
             asyncio.get_running_loop().remove_reader(process)

@@ -2,11 +2,15 @@
 """Connections that went without the proxy, in the same metrics as those that did not.
 
 Both ends are this node's, so each counts as both proxies would have counted it. The kernel tells
-of a connection when it is over, so it is opened and closed at once. May import
-`ztunnel.datapath.events`, `ztunnel.telemetry`, mesh.
+of a connection when it is over, so it is opened and closed at once. Thousands a second must not
+take the CPU that they would use themselves: they are summed by pair, and the totals, whose keys are
+twenty labels, see one row of each pair and look. May import `ztunnel.datapath.events`,
+`ztunnel.telemetry`, mesh.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from ztunnel.datapath.events import Ended
 from ztunnel.datapath.layout import Ending
@@ -14,11 +18,42 @@ from ztunnel.link.messages import Count
 from ztunnel.mesh.model import Workload
 from ztunnel.telemetry import labels
 from ztunnel.telemetry.flags import Flag
-from ztunnel.telemetry.labels import Labels, Reporter
+from ztunnel.telemetry.labels import Reporter
 from ztunnel.telemetry.latency import Pair, Paths
 from ztunnel.telemetry.totals import Totals
 
 MOST_KNOWN = 4096  # pairs whose labels are remembered
+
+
+class _Pair:
+    """Two workloads, and their connections that the totals have not seen."""
+
+    __slots__ = ("ends", "flagged", "label_sets", "path", "received", "sent")
+
+    def __init__(self, source: Workload | None, destination: Workload | None) -> None:
+        self.ends = source, destination  # kept alive: nobody else gets their place in memory
+        principals = (
+            source.identity if source else "",
+            destination.identity if destination else "",
+        )
+        self.label_sets = tuple(
+            labels.traffic(reporter, source, destination, principals=principals)
+            for reporter in Reporter
+        )
+        self.path: Pair = (labels.end(source), labels.end(destination))
+        self.sent = self.received = 0
+        self.flagged: dict[Flag, int] = {}  # how many ended so
+
+    def rows(self) -> Iterator[Count]:
+        """What there is to tell; begins anew."""
+        opened = sum(self.flagged.values())
+        for each in self.label_sets:
+            yield Count(each, opened=opened, sent=self.sent, received=self.received)
+            for flag, count in self.flagged.items():
+                failed = count if flag is Flag.CONNECT else 0
+                yield Count(labels.with_flag(each, flag), closed=count, failed=failed)
+        self.sent = self.received = 0
+        self.flagged.clear()
 
 
 class KernelCounts:
@@ -27,7 +62,7 @@ class KernelCounts:
     def __init__(self, totals: Totals, paths: Paths) -> None:
         self._totals = totals
         self._paths = paths
-        self._known: dict[tuple[int, int], tuple[_Known, tuple[Labels, ...], Pair]] = {}
+        self._known: dict[tuple[int, int], _Pair] = {}
 
     def add(
         self,
@@ -37,39 +72,31 @@ class KernelCounts:
         *,
         denied: bool = False,
     ) -> None:
-        """A connection by verdict is over; `denied` when a change of policy ended it."""
-        label_sets, pair = self._labels(source, destination)
-        failed = event.ending is Ending.REFUSED
-        flag = Flag.DENY if denied else Flag.CONNECT if failed else Flag.NONE
-        for each in label_sets:
-            self._totals.add(Count(each, opened=1, sent=event.sent, received=event.received))
-            self._totals.add(Count(labels.with_flag(each, flag), closed=1, failed=failed))
-        self._paths.add(pair, event.srtt_us / 1e6, event.retransmits)
+        """A connection by verdict is over; `denied` when a change of policy ended it. `tell` must
+        follow."""
+        pair = self._known.get((id(source), id(destination)))
+        if pair is None:
+            pair = self._meet(source, destination)
+        pair.sent += event.sent
+        pair.received += event.received
+        flag = Flag.NONE
+        if denied:
+            flag = Flag.DENY
+        elif event.ending is Ending.REFUSED:
+            flag = Flag.CONNECT
+        pair.flagged[flag] = pair.flagged.get(flag, 0) + 1
+        self._paths.add(pair.path, event.srtt_us / 1e6, event.retransmits)
 
-    def _labels(
-        self, source: Workload | None, destination: Workload | None
-    ) -> tuple[tuple[Labels, ...], Pair]:
-        key = id(source), id(destination)
-        known = self._known.get(key)
-        if known is None:
-            if len(self._known) >= MOST_KNOWN:
-                self._known.clear()
-            principals = tuple(one.identity if one else "" for one in (source, destination))
-            known = (
-                (source, destination),  # kept alive: nobody else gets their place in memory
-                tuple(
-                    labels.traffic(
-                        reporter,
-                        source,
-                        destination,
-                        principals=(principals[0], principals[1]),
-                    )
-                    for reporter in Reporter
-                ),
-                (labels.end(source), labels.end(destination)),
-            )
-            self._known[key] = known
-        return known[1:]
+    def tell(self) -> None:
+        """Give the totals what was added."""
+        for pair in self._known.values():
+            if pair.flagged:
+                for row in pair.rows():
+                    self._totals.add(row)
 
-
-_Known = tuple[Workload | None, Workload | None]
+    def _meet(self, source: Workload | None, destination: Workload | None) -> _Pair:
+        if len(self._known) >= MOST_KNOWN:
+            self.tell()
+            self._known.clear()
+        pair = self._known[id(source), id(destination)] = _Pair(source, destination)
+        return pair

@@ -10,6 +10,7 @@ make the agent work. May import the agent's own modules, `ztunnel.datapath.stats
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -22,6 +23,7 @@ from ztunnel.datapath import stats
 from ztunnel.telemetry.labels import End
 from ztunnel.telemetry.latency import Paths
 from ztunnel.telemetry.page import Snapshot, render
+from ztunnel.telemetry.queries import Queries
 from ztunnel.telemetry.totals import Totals
 
 FRESH = 0.25  # seconds a page may be old
@@ -52,6 +54,7 @@ class Metrics:
         *,
         totals: Totals,
         paths: Paths,
+        queries: Queries,
         status: Status,
         workers: Workers,
         read_events: Callable[[], None],
@@ -60,6 +63,7 @@ class Metrics:
     ) -> None:
         self._totals = totals
         self._paths = paths
+        self._queries = queries
         self._status = status
         self._workers = workers
         self._read_events = read_events
@@ -75,9 +79,11 @@ class Metrics:
             known = self._pages.get(kind)
             if known is not None and self._clock() - known[0] < FRESH:
                 return known[1]
+            began = time.time()
             await self._workers.ask("stats", ASK_TIMEOUT)  # they tell their counts before
             self._read_events()
             snapshot = self._snapshot()
+            snapshot.set("ztunnel_page_timestamp_seconds", began)
             page = await asyncio.to_thread(self._rendered, snapshot, accept)
             self._pages[kind] = self._clock(), page
             return page
@@ -105,7 +111,12 @@ class Metrics:
             snapshot.set("ztunnel_bpf_map_max_entries", each.room, each.name)
 
     def _snapshot(self) -> Snapshot:
-        snapshot = Snapshot(self._totals.snapshot(), self._paths.snapshot())
+        snapshot = Snapshot(
+            self._totals.snapshot(), self._paths.snapshot(), queries=copy.deepcopy(self._queries)
+        )
+        for outcome, count in self._queries.outcomes.items():
+            snapshot.set("ztunnel_dns_queries", count, outcome.value)
+        snapshot.set("ztunnel_dns_forward_failures", self._queries.forward_failures)
         status = self._status.status()
         self._own(snapshot, status)
         self._kernel(snapshot, status)

@@ -11,6 +11,7 @@ May import everything of the agent and below.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -19,7 +20,7 @@ from contextlib import closing, suppress
 
 import structlog
 
-from ztunnel.agent import datapath, node
+from ztunnel.agent import datapath, inability, node
 from ztunnel.agent.account import Account
 from ztunnel.agent.admin import Admin, Json
 from ztunnel.agent.certifier import certifier_of
@@ -32,6 +33,7 @@ from ztunnel.agent.kernel_counts import KernelCounts
 from ztunnel.agent.log_control import LogControl
 from ztunnel.agent.metrics import Metrics
 from ztunnel.agent.options import Options
+from ztunnel.agent.outside import Outside
 from ztunnel.agent.runtime import RuntimeDiscovery, dialler
 from ztunnel.agent.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
 from ztunnel.agent.signs import Signs
@@ -55,6 +57,7 @@ from ztunnel.telemetry.totals import Ledger, Totals
 
 FIRST_RETRY = 0.05  # seconds until a pod that could not be captured is tried again
 RETIRE = 10.0  # seconds between looks for series of workloads that are gone
+STEP = 250  # workloads looked at before others have their turn
 RECHECK = 2.0  # seconds between looks at what nothing tells us of
 
 log = structlog.get_logger()
@@ -91,7 +94,11 @@ async def _until_signal(options: Options) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loaded = await datapath.load(options.cgroup, options.pin_dir)
+    try:
+        loaded = await datapath.load(options.cgroup, options.pin_dir)
+    except datapath.LoadFailedError as error:
+        await asyncio.to_thread(inability.tell, options, str(error))
+        raise
     log.info("data path", pin_dir=str(options.pin_dir), result=loaded)
     agent = Agent(options, KernelDataPath(options.pin_dir), loaded)
     try:
@@ -118,7 +125,8 @@ class Agent:
         )
         self._policies = Policies()
         totals, paths = Totals(options.most_series), Paths(options.most_series)
-        self._account = Account(Ledger(totals))
+        ledger = Ledger(totals)
+        self._account = Account(ledger)
         self._same_node = SameNodeTraffic(
             kernel,
             options.same_node,
@@ -175,6 +183,7 @@ class Agent:
         self._metrics = Metrics(
             totals=totals,
             paths=paths,
+            queries=ledger.queries,
             status=views,
             workers=self._workers,
             read_events=self._same_node.read,
@@ -199,13 +208,14 @@ class Agent:
             for name, part in (
                 ("stop", _waited(stop)),
                 ("source", self._source.run()),
+                ("names outside", Outside(self._mirror.entries, self._changed_outside).run()),
                 ("pods", self._keep_pods()),
                 ("node addresses", self._keep_node_addresses()),
                 ("workers", self._serve_workers()),
                 ("verdicts", _every(RENEWAL, self._same_node.renew)),
                 ("UDP", _every(RECHECK, self._udp.sweep)),
                 ("events", _every(READ_EVERY, self._same_node.read)),
-                ("series", _every(RETIRE, self._retire_series)),
+                ("series", self._retire_series()),
                 ("signs", self._show_signs()),
             )
         ]
@@ -237,14 +247,25 @@ class Agent:
         self._same_node.logging = settings
         self._workers.broadcast(settings)
 
-    def _retire_series(self) -> None:
-        if self._source.synced.is_set():
-            living = {labels.end(workload) for workload in self._mirror.snapshot().workloads}
+    async def _retire_series(self) -> None:
+        """In steps: to name 20,000 workloads takes as long as others may wait for their turn."""
+        await self._source.synced.wait()
+        while True:
+            living: set[labels.End] = set()
+            for number, workload in enumerate(self._mirror.snapshot().workloads, 1):
+                living.add(labels.end(workload))
+                if number % STEP == 0:
+                    await asyncio.sleep(0)
             self._metrics.retire(living, self._options.retire_after)
+            await asyncio.sleep(RETIRE)
 
     def _changed(self) -> None:
         self._feed.changed()
         self._nudge.set()
+
+    def _changed_outside(self) -> None:
+        if self._source.synced.is_set():  # before, the first view will have it
+            self._changed()
 
     def _runtime_answered(self) -> None:
         """From the thread that asks."""
@@ -254,6 +275,8 @@ class Agent:
     async def _serve_workers(self) -> None:
         """Only once we know which pods there are: a worker must not drop one for our ignorance."""
         await self._source.synced.wait()
+        gc.collect()
+        gc.freeze()  # the first view is most of the heap: the collector need not walk it again
         self._workers.start()
         log.info("agent serves", socket=str(self._options.agent_socket))
         await asyncio.Event().wait()

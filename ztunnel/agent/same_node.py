@@ -205,6 +205,8 @@ class SameNodeTraffic:
         self._meet_pods()
         for event in ended:
             self._count(event)
+        if self._counts is not None:
+            self._counts.tell()
         told = [event for event in ended if self._is_wanted(event)]
         for event in told[:MOST_LINES]:
             access_log.info("connection", **self._line(event))

@@ -18,6 +18,7 @@ import structlog
 from ztunnel.agent.pod import Pod
 from ztunnel.agent.workers import Session
 from ztunnel.link.messages import NeedUdp, UdpSockets
+from ztunnel.mesh.enrolment import has_own_tunnel
 from ztunnel.mesh.model import TunnelProtocol, Workload
 
 ASK_AGAIN = 600.0  # seconds until a node whose proxy did not take connect-udp is tried again
@@ -64,20 +65,23 @@ class Udp:
         self._owed: list[tuple[Session, NeedUdp]] = []  # what failed, to be tried again
         self._began = clock()
         self._settled = False
-        self._carried = path.destinations()  # perhaps an earlier agent's
+        self._claims: dict[str, tuple[str, ...]] = {}  # address → uids in `_remote`
+        self._carried = set(path.destinations())
+        self._inherited = set(self._carried)  # an earlier agent's, not looked at yet
+        self._unplaced: set[str] = set()  # the kernel had no room for these: tried again
 
     # Destinations
 
     def changed(self, workloads: Iterable[Workload], removed: Iterable[str]) -> None:
-        """What is new of the mesh's workloads."""
+        """What is new of the mesh's workloads. Costs what changed, not what there is."""
+        touched, self._inherited = self._inherited, set()
         for uid in removed:
-            self._remote.pop(uid, None)
+            touched |= self._unclaim(uid)
         for workload in workloads:
+            touched |= self._unclaim(workload.uid)
             if self._is_candidate(workload):
-                self._remote[workload.uid] = workload
-            else:
-                self._remote.pop(workload.uid, None)
-        self._apply()
+                touched |= self._claim(workload)
+        self._apply(touched)
 
     def silent(self, workload_uid: str) -> None:
         """A worker found that the proxy of a workload's node does not take connect-udp."""
@@ -91,16 +95,16 @@ class Udp:
             seconds=ASK_AGAIN,
         )
         self._silent[workload.node] = self._clock() + ASK_AGAIN
-        self._apply()
+        self._apply(self._addresses_on({workload.node}))
 
     def sweep(self) -> None:
         """Ask again where it is time to, and forget the sockets of workers that never came back."""
         now = self._clock()
-        over = [node for node, until in self._silent.items() if until <= now]
+        over = {node for node, until in self._silent.items() if until <= now}
         for node in over:
             del self._silent[node]
-        if over:
-            self._apply()
+        if over or self._unplaced:
+            self._apply(self._addresses_on(over) | self._unplaced)
         owed, self._owed = self._owed, []
         for session, need in owed:
             if session in self._sessions():
@@ -117,25 +121,51 @@ class Udp:
     def _is_candidate(self, workload: Workload) -> bool:
         return (
             workload.protocol is TunnelProtocol.HBONE
+            and not has_own_tunnel(workload.labels)  # a sidecar takes TCP only
             and workload.node != self._node
             and not workload.host_network
         )
 
-    def _apply(self) -> None:
-        wanted = {
-            address
-            for workload in self._remote.values()
-            if workload.node not in self._silent
-            for address in workload.addresses
-        }
-        for address in self._carried - wanted:
+    def _claim(self, workload: Workload) -> set[str]:
+        self._remote[workload.uid] = workload
+        for address in workload.addresses:
+            self._claims[address] = (*self._claims.get(address, ()), workload.uid)
+        return set(workload.addresses)
+
+    def _unclaim(self, uid: str) -> set[str]:
+        workload = self._remote.pop(uid, None)
+        if workload is None:
+            return set()
+        for address in workload.addresses:
+            left = tuple(other for other in self._claims.pop(address) if other != uid)
+            if left:
+                self._claims[address] = left
+        return set(workload.addresses)
+
+    def _addresses_on(self, nodes: set[str]) -> set[str]:
+        found = (workload for workload in self._remote.values() if workload.node in nodes)
+        return {address for workload in found for address in workload.addresses}
+
+    def _is_wanted(self, address: str) -> bool:
+        claims = self._claims.get(address, ())
+        return any(self._remote[uid].node not in self._silent for uid in claims)
+
+    def _apply(self, addresses: set[str]) -> None:
+        """Make the kernel's map right for these addresses."""
+        wanted = {address for address in addresses if self._is_wanted(address)}
+        for address in (addresses - wanted) & self._carried:
             self._path.remove_destination(address)
+            self._carried.discard(address)
+        had, self._unplaced = self._unplaced, self._unplaced - addresses
         try:
             for address in wanted - self._carried:
                 self._path.add_destination(address)
+                self._carried.add(address)
         except OSError as error:
-            log.error("UDP to some pods is not carried", error=str(error), pods=len(wanted))
-        self._carried = wanted
+            self._unplaced |= wanted - self._carried
+            if not had:
+                pods = len(self._unplaced)
+                log.error("UDP to some pods is not carried", error=str(error), pods=pods)
 
     # Sockets
 

@@ -53,7 +53,8 @@ class AgentViews:
         self._data_path = data_path
 
     def waiting_for(self) -> list[str]:
-        """What readiness waits for; empty when ready."""
+        """What readiness waits for; empty when ready. What is wrong with single pods is told by
+        `pods`, metrics and Events: one sick app must not take its node out of service."""
         missing = []
         source = self._source()
         if not source["synced"]:
@@ -61,9 +62,6 @@ class AgentViews:
             missing.append("first complete view of the mesh" + (f" ({wrong})" if wrong else ""))
         if not any(session.is_synced for session in self._workers.sessions):
             missing.append("a proxy worker")
-        for pod in self._enroller.pods:
-            if self._problem(pod):
-                missing.append(f"{_name(pod)}: {self._problem(pod)}")
         return missing
 
     def status(self) -> Json:

@@ -43,6 +43,7 @@ from ztunnel.link.messages import (
     NoUdp,
     PodReady,
     Query,
+    Remains,
     ToAgent,
 )
 
@@ -87,6 +88,9 @@ class Book(Protocol):
 
     def counted(self, session: Session, told: Counted) -> None:
         """Count it, unless it was already."""
+
+    def remains(self, session: Session, instance: int, fd: int) -> None:
+        """Where the worker keeps what it has not told; the descriptor stays the caller's."""
 
     def hung_up(self, session: Session) -> None:
         """No more will come over this session."""
@@ -289,16 +293,22 @@ class Session:
                 self._events.no_udp(self, message)
             case Allowed():
                 self._events.allowed(self, message)
-            case Counted():
-                if self._book is not None:
-                    self._book.counted(self, message)
-                self.send(CountsTaken(message.number))
+            case Counted() | Remains():
+                self._count(message, fds)
             case Draining():
                 self._drain()
             case Answer():
                 answer = self._questions.get(message.id)
                 if answer is not None and not answer.done():
                     answer.set_result(msgspec.msgpack.decode(message.body))
+
+    def _count(self, message: Counted | Remains, fds: list[int]) -> None:
+        if isinstance(message, Counted):
+            if self._book is not None:
+                self._book.counted(self, message)
+            self.send(CountsTaken(message.number))
+        elif self._book is not None and fds:
+            self._book.remains(self, message.instance, fds[0])
 
     def _drain(self) -> None:
         if not self._draining:

@@ -28,6 +28,7 @@ _POSITION = struct.Struct("=Q")
 _LENGTH = struct.Struct("=I")
 _EVENT = struct.Struct("=16s16s2s2s4xQQQQQQIIB7x")  # layout.Event, which tests compare with C's
 _text = lru_cache(maxsize=4096)(layout.unpacked)
+_ENDINGS = tuple(Ending)  # by number: faster than to call the class
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -102,5 +103,5 @@ def _ended(record: bytes) -> Ended:
         received=received,
         srtt_us=srtt,
         retransmits=retransmits,
-        ending=Ending(ending),
+        ending=_ENDINGS[ending],
     )

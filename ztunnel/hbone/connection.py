@@ -55,8 +55,9 @@ from ztunnel.hbone.headers import (
 )
 from ztunnel.hbone.limits import Budget
 from ztunnel.hbone.peer import PeerSettings
-from ztunnel.hbone.reader import DataPiece, Frame, FrameReader, HeaderBlock
+from ztunnel.hbone.reader import FrameReader
 from ztunnel.hbone.streams import Absent, Stream, StreamTable
+from ztunnel.hbone.units import DataPiece, Frame, HeaderBlock
 
 
 class Role(Enum):
@@ -368,11 +369,11 @@ class Connection:
                         self._on_headers(unit, events)
                     elif type(unit) is Frame:
                         self._on_frame(unit, events)
-                except StreamError as error:
-                    self._on_stream_error(error, events)
+                except StreamError as one:
+                    self._on_stream_error(one, events)
             if len(self._out) > settings.MAX_QUEUED_OUTPUT:
                 raise PeerError(ErrorCode.ENHANCE_YOUR_CALM, "the peer does not read our answers")
-        except PeerError as error:
+        except PeerError as error:  # a name of its own: mypyc keeps one type for each name
             self._fail(error, events)
         return events
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Header lists: their octets (HPACK, RFC 7541) and their rules (RFC 9113 8).
 
-May import `hbone.errors`, `hbone.events` and the hpack library.
+May import `hbone.errors`, `hbone.events`, `hbone.units` and the hpack library.
 
 Writing: every field is a literal without indexing and without Huffman, so a block's octets depend
 on nothing but its fields. No encoder state can go out of step, and what repeats is cached
@@ -20,10 +20,10 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 import hpack
-import msgspec
 
 from ztunnel.hbone.errors import ErrorCode, MisuseError, PeerError
 from ztunnel.hbone.events import Header
+from ztunnel.hbone.units import Request
 
 NO_DYNAMIC_TABLE = b"\x20"  # RFC 7541 6.3: dynamic table size update to 0
 FIELD_OVERHEAD = 32  # RFC 9113 6.5.2: each field counts its octets and 32
@@ -43,16 +43,6 @@ _ORDINARY = {b":method", b":scheme", b":path"}
 
 class MalformedError(Exception):
     """The list breaks a rule of RFC 9113 8: an error of its stream."""
-
-
-class Request(msgspec.Struct, frozen=True, gc=False):
-    """A well-formed request's pseudo-header fields, and the regular ones."""
-
-    method: bytes
-    authority: bytes
-    protocol: bytes
-    fields: tuple[Header, ...]
-    path: bytes = b""
 
 
 def _is_bad(value: bytes) -> bool:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cuts a stream of octets into frames, and refuses what is malformed whatever the streams' state.
 
-May import `hbone.frames`, `hbone.errors`, `hbone.settings` and msgspec.
+May import `hbone.frames`, `hbone.units`, `hbone.errors` and `hbone.settings`.
 
     PREFACE -> HEAD -> DATA            payload, passed on as it comes
                  |  \\-> PAD -> DATA    one octet first: how much padding follows
@@ -17,44 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import msgspec
-
 from ztunnel.hbone import frames, settings
 from ztunnel.hbone.errors import ErrorCode, PeerError
 from ztunnel.hbone.frames import HEAD, FrameType
-
-
-class DataPiece(msgspec.Struct, gc=False):
-    """Part of a DATA frame.
-
-    `charge` is what it takes from the flow control windows (the whole frame's length on its
-    first piece, 0 on later ones), `padding` how much of that is not payload. `last` is set
-    when END_STREAM is and all payload is here.
-    """
-
-    stream_id: int
-    payload: memoryview
-    charge: int
-    padding: int
-    last: bool
-
-
-class HeaderBlock(msgspec.Struct, gc=False):
-    """HEADERS with all its CONTINUATION; padding and priority removed."""
-
-    stream_id: int
-    block: bytes
-    end_stream: bool
-
-
-class Frame(msgspec.Struct, gc=False):
-    """Any other frame, of a length its type allows. Unknown types come with no payload."""
-
-    kind: int
-    flags: int
-    stream_id: int
-    payload: bytes
-
+from ztunnel.hbone.units import DataPiece, Frame, HeaderBlock
 
 # Plain ints under module names: looking up a member of an Enum costs as much as the rest of a step.
 _PREFACE, _HEAD, _PAD, _DATA, _KEEP, _SKIP = range(6)

@@ -28,9 +28,9 @@ from ztunnel.kube.mirror import Mirror
 GATHER = 0.02  # seconds: what a burst of events is gathered for, before the workers are told
 TURN = 200  # events fed before the loop serves others
 LOGGERS = ("kubernetes.informer.informer",)  # tracebacks of what `listwatch` says in a line
-
-
+_NAME = ""  # where the informer's copy of an object has its name, and nothing else
 _SECURITY = "/apis/security.istio.io/v1"
+_NETWORKING = "/apis/networking.istio.io/v1"
 
 
 def granted(node: str) -> tuple[Resource, ...]:
@@ -43,6 +43,7 @@ def granted(node: str) -> tuple[Resource, ...]:
         Resource("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices"),
         Resource("AuthorizationPolicy", f"{_SECURITY}/authorizationpolicies", optional=True),
         Resource("PeerAuthentication", f"{_SECURITY}/peerauthentications", optional=True),
+        Resource("ServiceEntry", f"{_NETWORKING}/serviceentries", optional=True),
     )
 
 
@@ -126,9 +127,7 @@ class ApiSource:
                     self._mirror.upsert(obj)
                 else:
                     metadata = obj["metadata"]
-                    self._mirror.delete(
-                        obj["kind"], metadata.get("namespace", ""), metadata["name"]
-                    )
+                    self._mirror.delete(obj["kind"], metadata["namespace"], metadata["name"])
                 fed = True
             await asyncio.sleep(0)
         if all_listed and (fed or not self.synced.is_set()):
@@ -139,7 +138,7 @@ class ApiSource:
 
     def _informer(self, watch: ListWatch) -> SharedInformer:
         kind = watch.resource.kind
-        informer = SharedInformer(watch.request)
+        informer = SharedInformer(watch.request, key_func=_name)
         for event, is_there in ((ADDED, True), (MODIFIED, True), (DELETED, False)):
             informer.add_event_handler(event, self._handler(kind, is_there))
         informer.add_event_handler(ERROR, watch.failed)
@@ -147,12 +146,14 @@ class ApiSource:
 
     def _handler(self, kind: str, is_there: bool) -> Callable[[Object], None]:
         def handle(obj: Object) -> None:
-            taken = {"kind": kind, **obj}
-            metadata = obj["metadata"]
+            name = _name(obj)
+            if is_there:
+                taken = {"kind": kind, **obj}
+            else:
+                namespace, _, own = name.rpartition("/")
+                taken = {"kind": kind, "metadata": {"namespace": namespace, "name": own}}
             obj.clear()  # in the informer's cache: it compares names only
-            obj["metadata"] = {
-                key: metadata[key] for key in ("namespace", "name") if key in metadata
-            }
+            obj[_NAME] = name
             self._inbox.append((is_there, taken))
             self._wake()
 
@@ -176,3 +177,13 @@ class ApiSource:
         for informer in self._informers:
             informer.stop()
         self._client.close()
+
+
+def _name(obj: Object) -> str:
+    """`namespace/name`, or `name`: of an object, or of what is kept of one."""
+    kept = obj.get(_NAME)
+    if kept is not None:
+        return str(kept)
+    metadata = obj["metadata"]
+    namespace = metadata.get("namespace")
+    return f"{namespace}/{metadata['name']}" if namespace else str(metadata["name"])

@@ -31,13 +31,25 @@ def read_objects(path: Path) -> dict[ObjectKey, Object]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        documents = _json(text) if path.suffix == ".json" else yaml.load_all(text, Loader=_LOADER)
+    except ValueError as error:
+        raise _unreadable(path.name, error) from error
+    return parse_objects(text, path.name)
+
+
+def parse_objects(text: str, name: str) -> dict[ObjectKey, Object]:
+    """The same of a text; `name` is its file's. Raises DocumentError."""
+    try:
+        is_json = name.endswith(".json")
+        documents = _json(text) if is_json else yaml.load_all(text, Loader=_LOADER)
         return {key_of(obj): obj for document in documents for obj in _unpacked(document)}
     except (TranslateError, DocumentError) as error:
-        raise DocumentError(f"{path.name}: {error}") from error
+        raise DocumentError(f"{name}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise DocumentError(f"{path.name} is no YAML or JSON: {reason}") from error
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> DocumentError:
+    return DocumentError(f"{name} is no YAML or JSON: {' '.join(str(error).split())}")
 
 
 def _unpacked(document: Any) -> Iterator[Object]:

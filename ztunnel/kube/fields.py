@@ -23,8 +23,10 @@ KINDS = {
     "EndpointSlice": "discovery.k8s.io/v1",
     "AuthorizationPolicy": "security.istio.io/v1",
     "PeerAuthentication": "security.istio.io/v1",
+    "ServiceEntry": "networking.istio.io/v1",
 }
-_POLICY = "security.istio.io/"  # all its versions have one schema; none may be passed over
+# Groups all of whose versions have one schema: none may be passed over.
+_ANY_VERSION = ("security.istio.io", "networking.istio.io")
 _CLUSTER_SCOPED = frozenset({"Namespace", "Node"})
 
 
@@ -56,7 +58,8 @@ def is_read(obj: Object) -> bool:
     written = obj.get("apiVersion")
     if version is None or written in (None, version):
         return version is not None
-    return isinstance(written, str) and version.startswith(_POLICY) and written.startswith(_POLICY)
+    group = version.partition("/")[0]
+    return isinstance(written, str) and group in _ANY_VERSION and written.startswith(f"{group}/")
 
 
 def key_of(obj: Object) -> ObjectKey:
@@ -158,6 +161,19 @@ class Fields:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 65536:
             raise self.error(name, "a port number")
         return value
+
+    def port_numbers(self, name: str) -> dict[str, int]:
+        """Port numbers by name; none when absent."""
+        value = self._value.get(name)
+        if not isinstance(value, dict | None):
+            raise self.error(name, "port numbers by name")
+        inner, found = Fields(value or {}, f"{self._where}{name}."), {}
+        for key in value or {}:
+            number = inner.port(key) if isinstance(key, str) else None
+            if number is None:
+                raise self.error(name, "port numbers by name")
+            found[key] = number
+        return found
 
     def address(self, name: str) -> str:
         """An IP address in canonical text; empty when absent."""

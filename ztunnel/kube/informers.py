@@ -38,7 +38,7 @@ def informer(
     return made
 
 
-def stop_all(informers: Iterable[SharedInformer]) -> None:
+def stop_all(informers: Iterable[Any]) -> None:
     """Stop them; one that is just connecting ends by itself, later."""
     stops = [threading.Thread(target=each.stop, daemon=True) for each in informers]
     for stop in stops:

@@ -24,10 +24,10 @@ class WriteError(Exception):
 
 
 class Marker:
-    """Writes by one client, which the caller closes."""
+    """Writes by one client, which `close` closes."""
 
     def __init__(self, client: Any, node: str) -> None:
-        self._client = client
+        self.client = client
         self._node = node
 
     def mark(self, pod: Workload, captured: bool) -> bool:
@@ -49,17 +49,17 @@ class Marker:
 
     def close(self) -> None:
         """Close the client."""
-        self._client.close()
+        self.client.close()
 
     def _send(self, method: str, path: str, body: Any, kind: str) -> int:
         from urllib3.exceptions import HTTPError  # noqa: PLC0415  comes with the client
 
         headers = {"Accept": "application/json", "Content-Type": kind}
-        request = self._client.param_serialize(
+        request = self.client.param_serialize(
             method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
         try:
-            answer = self._client.call_api(*request, _request_timeout=TIMEOUT)
+            answer = self.client.call_api(*request, _request_timeout=TIMEOUT)
             text = answer.read()
         except (HTTPError, OSError) as error:
             raise WriteError(" ".join(str(error).split())) from error

@@ -5,19 +5,21 @@ Any source may feed it, a directory or informers: `upsert` with an object, `dele
 in any order. A change costs what depends on it: a pod itself, a namespace its pods, a slice its
 service. An object that can't be understood leaves what was known of it before in force, because
 a pod that fell out of the mesh would be spoken to in plaintext. Not thread-safe: one loop's.
-May import `kube.fields`, `kube.translate`, `kube.policybook`, `kube.changes`, `mesh`, structlog.
+May import `kube.fields`, `kube.translate`, `kube.policybook`, `kube.entrybook`, `kube.changes`,
+`mesh`, structlog.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from ztunnel.kube import translate
 from ztunnel.kube.changes import Tracked
+from ztunnel.kube.entrybook import EntryBook
 from ztunnel.kube.fields import Object, ObjectKey, TranslateError, is_read, key_of, make_key
 from ztunnel.kube.policybook import PolicyBook
 from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, Service, Workload
@@ -82,6 +84,7 @@ class Mirror:
         self._uids_on: dict[str, dict[str, None]] = defaultdict(dict)  # node → Workload.uid
         self._uid_of_pod: dict[str, str] = {}  # metadata.uid → Workload.uid
         self._policies = PolicyBook(root_namespace, self._specs.get, self._services.get)
+        self.entries = EntryBook(cluster_domain, self._services, self._pods_in)
         self._puts: dict[str, Callable[[ObjectKey, Object], str]] = {
             "Namespace": self._put_namespace,
             "Node": self._put_node,
@@ -90,6 +93,7 @@ class Mirror:
             "EndpointSlice": self._put_slice,
             "AuthorizationPolicy": self._policies.put_authorization,
             "PeerAuthentication": self._policies.put_peer,
+            "ServiceEntry": self.entries.put,
         }
         self._drops: dict[str, Callable[[ObjectKey], None]] = {
             "Namespace": lambda key: self._label_namespace(key.name, None),
@@ -99,6 +103,7 @@ class Mirror:
             "EndpointSlice": self._drop_slice,
             "AuthorizationPolicy": self._policies.drop,
             "PeerAuthentication": self._policies.drop,
+            "ServiceEntry": self.entries.drop,
         }
 
     def upsert(self, obj: Object) -> None:
@@ -200,15 +205,22 @@ class Mirror:
         if pods.pop(key.name, None) is not None and not pods:
             del self._pods[key.namespace]
         self._set_workload(self._cluster.workload_uid(key.namespace, key.name), None)
+        self.entries.pods_changed(key.namespace)
 
     def _derive(self, pod: translate.Pod) -> None:
         labels = self._namespace_labels.get(pod.namespace, {})
         uid = self._cluster.workload_uid(pod.namespace, pod.name)
         found = translate.workload(pod, labels, self._cluster)
         self._set_workload(uid, found if self._is_discovered(pod.namespace) else None)
+        self.entries.pods_changed(pod.namespace)
 
     def _is_discovered(self, namespace: str) -> bool:
         return selects(self._discovery, self._namespace_labels.get(namespace, {}))
+
+    def _pods_in(self, namespace: str) -> Iterator[tuple[str, translate.Pod]]:
+        if self._is_discovered(namespace):
+            for pod in self._pods.get(namespace, {}).values():
+                yield self._cluster.workload_uid(namespace, pod.name), pod
 
     def _set_workload(self, uid: str, new: Workload | None) -> None:
         old = self._workloads.get(uid)
@@ -266,6 +278,7 @@ class Mirror:
             self._services.put(name, joined)
             self._policies.service_changed(name)
         self._stale_services.clear()
+        self.entries.join()
 
 
 def _service_key(namespace: str, name: str) -> str:

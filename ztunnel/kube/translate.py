@@ -13,7 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ztunnel.kube.fields import Fields, Object, key_of
-from ztunnel.mesh.enrolment import ENABLED, REDIRECTION, Enrolled, Refused, decide
+from ztunnel.mesh.enrolment import (
+    ENABLED,
+    REDIRECTION,
+    Enrolled,
+    Refused,
+    decide,
+    has_own_tunnel,
+)
 from ztunnel.mesh.model import (
     DEFAULT_CLUSTER_DOMAIN,
     Endpoint,
@@ -148,6 +155,7 @@ def workload(pod: Pod, namespace_labels: Mapping[str, str], cluster: Cluster) ->
     refused = f"{decision.reason} — {decision.mend}" if isinstance(decision, Refused) else ""
     enrolled = isinstance(decision, Enrolled)
     captured = _is_marked(pod) if cluster.marks else enrolled
+    speaks_hbone = captured or (has_own_tunnel(pod.labels) and not pod.host_network)
     return Workload(
         uid=cluster.workload_uid(pod.namespace, pod.name),
         pod_uid=pod.uid,
@@ -156,7 +164,7 @@ def workload(pod: Pod, namespace_labels: Mapping[str, str], cluster: Cluster) ->
         service_account=pod.service_account,
         node=pod.node,
         addresses=pod.addresses,
-        protocol=TunnelProtocol.HBONE if captured else TunnelProtocol.NONE,
+        protocol=TunnelProtocol.HBONE if speaks_hbone else TunnelProtocol.NONE,
         enrolled=enrolled,
         trust_domain=cluster.trust_domain,
         cluster=cluster.cluster,

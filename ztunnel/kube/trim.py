@@ -53,6 +53,7 @@ class _Metadata(_Kept):
 
 class _Dated(_Metadata):
     creation_timestamp: str = ""  # of PeerAuthentications the oldest counts
+    generation: int = 0  # what a policy's status refers to
 
 
 class _Any(_Kept):

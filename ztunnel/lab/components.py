@@ -81,15 +81,22 @@ class Component:
             return _accepts(self.names.node_netns(self.node), addresses.DNS_ADDRESSES[-1], 53)
         if self.kind == "proxy" and not process.running(self.cgroup.with_name("agent")):
             return True
-        return admin_get(self.names, self.node, "/healthz/ready")[0] == 200
+        return not self._reasons()
 
     def _waiting_for(self) -> str:
-        """What the agent says it waits for, as a clause of a message."""
-        if self.kind == "dns":
-            return ""
-        _, answer = admin_get(self.names, self.node, "/healthz/ready")
-        reasons = (answer or {}).get("waiting_for") or ["its admin socket to answer"]
-        return f", waiting for {', '.join(reasons)}"
+        """What it waits for, as a clause of a message."""
+        return "" if self.kind == "dns" else f", waiting for {', '.join(self._reasons())}"
+
+    def _reasons(self) -> list[str]:
+        """What the agent waits for, and what is wrong with pods: in a lab all are to serve."""
+        status, answer = admin_get(self.names, self.node, "/healthz/ready")
+        if status != 200:
+            return list((answer or {}).get("waiting_for") or ["its admin socket to answer"])
+        _, answer = admin_get(self.names, self.node, "/v1/pods")
+        pods = (answer or {}).get("pods")
+        if pods is None:
+            return ["its admin socket to answer"]
+        return [f"{pod['workload']}: {pod['problem']}" for pod in pods if pod["problem"]]
 
     def _argv(self) -> list[str]:
         common = ["--node", self.node, "--run-dir", str(self.names.run_dir(self.node))]

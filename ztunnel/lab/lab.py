@@ -70,6 +70,8 @@ KINDS = {
     "deploy": "Deployment",
     "service": "Service",
     "svc": "Service",
+    "serviceentry": "ServiceEntry",
+    "se": "ServiceEntry",
     "serviceaccount": "ServiceAccount",
     "sa": "ServiceAccount",
     "configmap": "ConfigMap",

@@ -142,6 +142,15 @@ class Count(msgspec.Struct, frozen=True, array_like=True):
     received: int = 0
 
 
+class DnsCounted(msgspec.Struct, frozen=True, array_like=True):
+    """DNS queries since the worker last told, in the orders of `ztunnel.telemetry.queries`."""
+
+    outcomes: tuple[int, ...]
+    forward_failures: int
+    buckets: tuple[int, ...]
+    seconds: float
+
+
 class Counted(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Counts of a worker, told until `CountsTaken` answers: by `number` none counts twice.
 
@@ -151,6 +160,13 @@ class Counted(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     instance: int
     number: int
     rows: tuple[Count, ...]
+    dns: DnsCounted | None = None
+
+
+class Remains(msgspec.Struct, frozen=True, tag=True):
+    """Carries the memory where a worker keeps what it has not told (`telemetry.remains`)."""
+
+    instance: int
 
 
 class Draining(msgspec.Struct, frozen=True, tag=True):
@@ -269,7 +285,18 @@ class CountsTaken(msgspec.Struct, frozen=True, tag=True):
     number: int
 
 
-ToAgent = Hello | PodReady | NeedSockets | NeedUdp | NoUdp | Allowed | Answer | Counted | Draining
+ToAgent = (
+    Hello
+    | PodReady
+    | NeedSockets
+    | NeedUdp
+    | NoUdp
+    | Allowed
+    | Answer
+    | Counted
+    | Remains
+    | Draining
+)
 ToWorker = (
     MeshDelta
     | Certificate

@@ -27,6 +27,14 @@ class Claims(Generic[T]):
         """Who has the address now."""
         return self._holder.get(ip)
 
+    def claimants(self, ip: str) -> list[T]:
+        """All who claim the address, who has it first."""
+        holder = self._holder.get(ip)
+        if holder is None:
+            return []
+        others = [each for each in self._contested.get(ip, {}).values() if each is not holder]
+        return [holder, *others[::-1]]
+
     def claim(self, ip: str, claimant: T) -> None:
         """Claim an address; a repeated claim keeps its place and brings the new value."""
         holder = self._holder.get(ip)

@@ -16,6 +16,13 @@ OPT_OUT = "none"
 SIDECAR_ANNOTATION = "sidecar.istio.io/status"
 REDIRECTION = "ambient.istio.io/redirection"  # the mark that an agent puts on a captured pod
 ENABLED = "enabled"
+TUNNEL_LABEL = "networking.istio.io/tunnel"  # Istio's injection puts it on pods with a sidecar
+TUNNEL = "http"  # the sidecar itself listens for HBONE
+
+
+def has_own_tunnel(labels: Mapping[str, str]) -> bool:
+    """Whether the pod takes HBONE by itself, without a node's proxy: then it says so by a label."""
+    return labels.get(TUNNEL_LABEL) == TUNNEL
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 """The nouns of the mesh: workloads, services and their endpoints.
 
 Plain frozen values: no I/O, no clock, no Kubernetes client. May import msgspec only.
-They travel unchanged between the agent and the proxy (`ztunnel.link`).
+They travel unchanged between the agent and the proxy (`ztunnel.link`). `gc=False`: they hold texts
+and each other, so no cycle can begin here, and the collector need not walk thousands of them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class TunnelProtocol(StrEnum):
     HBONE = "HBONE"
 
 
-class SocketAddress(msgspec.Struct, frozen=True, order=True):
+class SocketAddress(msgspec.Struct, frozen=True, order=True, gc=False):
     """An IP address in canonical text (never v4-mapped) and a port."""
 
     ip: str
@@ -34,7 +35,7 @@ class SocketAddress(msgspec.Struct, frozen=True, order=True):
         return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
 
-class Workload(msgspec.Struct, frozen=True, kw_only=True):
+class Workload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One pod as every node knows it.
 
     `uid` is Istio's form `<cluster>//Pod/<namespace>/<name>`; it names the pod across the mesh.
@@ -68,7 +69,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         return f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
 
 
-class ServicePort(msgspec.Struct, frozen=True):
+class ServicePort(msgspec.Struct, frozen=True, gc=False):
     """A service's port; endpoints resolve its `name` to their own target port."""
 
     port: int
@@ -76,7 +77,7 @@ class ServicePort(msgspec.Struct, frozen=True):
     protocol: str = "TCP"
 
 
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One backend address of a service.
 
     `ports` maps a ServicePort name to the backend's port. `workload` is the Workload.uid
@@ -91,8 +92,14 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str = ""
 
 
-class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """A Kubernetes Service with its endpoints, one value so that an update is one message."""
+class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A Service with its endpoints, or one host of a ServiceEntry (`entry`), whose name is the
+    host; one value so that an update is one message.
+
+    `export_to`: namespaces whose pods know of it, empty for all. `networks`: what an entry without
+    places of its own stands for. `own_dns`: without virtual addresses its name is for the pod's own
+    resolver to answer.
+    """
 
     namespace: str
     name: str
@@ -100,8 +107,16 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[ServicePort, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
     hostname: str = ""  # <name>.<namespace>.svc.<cluster domain>, or a host outside: `*.host` too
+    entry: bool = False
+    export_to: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    own_dns: bool = False
 
     @property
     def key(self) -> str:
         """`namespace/name`: how updates and removals name a service."""
         return f"{self.namespace}/{self.name}"
+
+    def is_seen_by(self, namespace: str) -> bool:
+        """Whether pods of a namespace know of it; the empty one stands for all."""
+        return not self.export_to or not namespace or namespace in self.export_to

@@ -56,15 +56,14 @@ def look_up(
     candidates = list(dict.fromkeys(_candidates(name, namespace, domain)))
     denied: Entry | None = None
     for candidate, alias in candidates:
-        found = _exact(state, candidate, alias, domain)
+        found = _exact(state, namespace, candidate, alias, domain)
         if found is not None and found.exists:
             return found
         denied = denied or found
     for candidate, alias in candidates:
-        for wildcard in _wildcards(candidate):
-            service = state.service_named(wildcard)
-            if service is not None and _is_answerable(service, domain):
-                return _of_service(service, candidate if alias else "", domain)
+        service = _wildcard(state, namespace, candidate)
+        if service is not None and _is_answerable(service, domain):
+            return _of_service(service, candidate if alias else "", domain)
     return denied
 
 
@@ -89,15 +88,21 @@ def _expansions(name: str, namespace: str, domain: str) -> Iterator[str]:
         yield f"{name}.{domain}"
 
 
-def _wildcards(name: str) -> Iterator[str]:
+def _wildcard(state: MeshState, namespace: str, name: str) -> Service | None:
+    """The longest wildcard that takes a name that no service has for itself."""
+    if state.service_named(name, namespace) is not None:
+        return None
     while "." in name:
         name = name.partition(".")[2]
-        yield f"*.{name}"
+        service = state.service_named(f"*.{name}", namespace)
+        if service is not None:
+            return service
+    return None
 
 
-def _exact(state: MeshState, name: str, alias: bool, domain: str) -> Entry | None:
+def _exact(state: MeshState, namespace: str, name: str, alias: bool, domain: str) -> Entry | None:
     """A service, or something below one; an Entry that does not exist when only that is sure."""
-    service = state.service_named(name)
+    service = state.service_named(name, namespace)
     if service is not None:
         return _of_service(service, name if alias else "", domain)
     below, _, rest = name.partition(".")
@@ -182,7 +187,9 @@ def _addresses(service: Service) -> tuple[str, ...]:
 
 def _is_answerable(service: Service, domain: str) -> bool:
     """A host outside the cluster that has no address in the mesh is its own resolver's to know."""
-    return _is_of_cluster(service, domain) or bool(_addresses(service))
+    if _is_of_cluster(service, domain) or service.vips:
+        return True
+    return not service.own_dns and bool(_addresses(service))
 
 
 def _is_of_cluster(service: Service, domain: str) -> bool:

@@ -4,6 +4,7 @@
     virtual address ─▶ one ready endpoint of that family ─┐
     workload's address ───────────────────────────────────┼▶ HBONE, or as it is
     any other address ────────────────────────────────────┘
+    a ServiceEntry's address that is a workload's ─▶ the workload: no entry takes a pod's traffic
     one of our own ports, no endpoint, no such port ─▶ refused
     any other address, and the mesh is REGISTRY_ONLY ─▶ refused
 
@@ -58,15 +59,17 @@ def route(state: MeshState, source: Workload, destination: SocketAddress, chance
     """
     if destination.port in OURS:
         return Refuse(f"port {destination.port} is the mesh's own")
-    service = state.service_at(destination.ip)
-    if service is not None:
+    service = state.service_at(destination.ip, source.namespace)
+    pod = state.workload_at(destination.ip)
+    if service is not None and not (service.entry and pod is not None):
         return _to_service(state, service, destination, chance)
-    if state.registry_only and state.workload_at(destination.ip) is None:
+    entry = state.entry_at(destination, source.namespace)
+    if state.registry_only and pod is None and entry is None:
         return Refuse(
             f"{destination.ip} is neither a service nor a workload (outbound traffic policy is "
             "REGISTRY_ONLY)"
         )
-    return _to_address(state, destination, "")
+    return _to_address(state, destination, entry.hostname if entry is not None else "")
 
 
 def route_udp(state: MeshState, destination: SocketAddress) -> Hbone | Refuse:

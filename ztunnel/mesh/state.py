@@ -8,13 +8,14 @@ of the mesh: a wrong guess is refused by the identity check, and never sent in p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_address, ip_network
 from operator import attrgetter
 from typing import Protocol
 
 from ztunnel.mesh.authorize import Change, Policies
 from ztunnel.mesh.backends import Backends, backends
 from ztunnel.mesh.claims import Claims
-from ztunnel.mesh.model import Service, TunnelProtocol, Workload
+from ztunnel.mesh.model import Service, SocketAddress, TunnelProtocol, Workload
 
 
 class Delta(Change, Protocol):
@@ -42,8 +43,10 @@ class MeshState:
         self._workloads: dict[str, Workload] = {}
         self._workload_at = Claims[Workload](attrgetter("uid"), _in_mesh)
         self._services: dict[str, Service] = {}
-        self._service_at = Claims[Service](attrgetter("key"), lambda _: True)
-        self._service_named: dict[str, Service] = {}
+        self._service_at = Claims[Service](attrgetter("key"), _of_cluster)
+        self._service_named = Claims[Service](attrgetter("key"), _of_cluster)
+        self._entry_at = Claims[Service](attrgetter("key"), lambda _: True)  # by endpoint
+        self._networks: dict[str, Service] = {}  # entries that stand for networks, by key
         self._backends: dict[tuple[str, int, int], Backends] = {}  # computed since the last delta
 
     def apply(self, delta: Delta) -> None:
@@ -72,17 +75,30 @@ class MeshState:
         """A service by `namespace/name`."""
         return self._services.get(key)
 
-    def service_at(self, ip: str) -> Service | None:
-        """The service behind a virtual address (canonical text)."""
-        return self._service_at.holder(ip)
+    def service_at(self, ip: str, namespace: str = "") -> Service | None:
+        """The service behind a virtual address (canonical text), as pods of a namespace see it."""
+        return _seen(self._service_at.claimants(ip), namespace)
 
-    def service_named(self, hostname: str) -> Service | None:
-        """The service with a full DNS name, lower case, no final dot."""
-        return self._service_named.get(hostname)
+    def service_named(self, hostname: str, namespace: str = "") -> Service | None:
+        """The service with a full DNS name, lower case, no final dot, as a namespace sees it."""
+        return _seen(self._service_named.claimants(hostname), namespace)
+
+    def entry_at(self, address: SocketAddress, namespace: str) -> Service | None:
+        """The ServiceEntry's host that has a place at this address, or stands for its network."""
+        for service in self._entry_at.claimants(address.ip):
+            places = (each for each in service.endpoints if each.address == address.ip)
+            if service.is_seen_by(namespace) and any(
+                address.port in each.ports.values() for each in places
+            ):
+                return service
+        return next(
+            (each for each in self._networks.values() if _stands_for(each, address, namespace)),
+            None,
+        )
 
     def service_called(self, name: str) -> Service | None:
         """The service that a route or a peer names: by full DNS name, or by `namespace/name`."""
-        return self._service_named.get(name) or self._services.get(name)
+        return self._service_named.holder(name) or self._services.get(name)
 
     def backends(self, service: Service, port: int, family: int) -> Backends | None:
         """The ready backends of a service's TCP port for a family; None if it has no such port."""
@@ -131,7 +147,11 @@ class MeshState:
         for ip in service.vips:
             self._service_at.claim(ip, service)
         if service.hostname:
-            self._service_named[service.hostname] = service
+            self._service_named.claim(service.hostname, service)
+        for ip in _places(service):
+            self._entry_at.claim(ip, service)
+        if service.networks:
+            self._networks[service.key] = service
 
     def _drop_service(self, key: str) -> None:
         old = self._services.pop(key, None)
@@ -143,12 +163,44 @@ class MeshState:
         for ip in old.vips:
             if new is None or ip not in new.vips:
                 self._service_at.give_up(ip, old.key)
-        if self._service_named.get(old.hostname) is old:
-            del self._service_named[old.hostname]
+        if new is None or new.hostname != old.hostname:
+            self._service_named.give_up(old.hostname, old.key)
+        for ip in _places(old) - _places(new):
+            self._entry_at.give_up(ip, old.key)
+        if new is None or not new.networks:
+            self._networks.pop(old.key, None)
 
 
 def _in_mesh(workload: Workload) -> bool:
     return workload.protocol is TunnelProtocol.HBONE
+
+
+def _of_cluster(service: Service) -> bool:
+    """A Service of the cluster goes before what a ServiceEntry says."""
+    return not service.entry
+
+
+def _seen(services: list[Service], namespace: str) -> Service | None:
+    """The first that a namespace sees; of entries its own goes before others."""
+    seen = [each for each in services if each.is_seen_by(namespace)]
+    own = (each for each in seen if each.namespace == namespace)
+    first = next(iter(seen), None)
+    return first if first is None or not first.entry else next(own, first)
+
+
+def _places(service: Service | None) -> set[str]:
+    """Where the endpoints of a ServiceEntry's host are."""
+    if service is None or not service.entry:
+        return set()
+    return {each.address for each in service.endpoints}
+
+
+def _stands_for(service: Service, address: SocketAddress, namespace: str) -> bool:
+    return (
+        service.is_seen_by(namespace)
+        and any(port.port == address.port for port in service.ports)
+        and any(ip_address(address.ip) in ip_network(each) for each in service.networks)
+    )
 
 
 def _claimed(workload: Workload | None) -> tuple[str, ...]:

@@ -7,15 +7,18 @@ May import the rest of `ztunnel.proxy` and click.
 from __future__ import annotations
 
 import importlib.util
+import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
 import structlog
 
 from ztunnel.proxy import privileges
+from ztunnel.proxy.beats import Beats
 from ztunnel.proxy.context import new_context
-from ztunnel.proxy.supervisor import Supervisor
+from ztunnel.proxy.supervisor import HANG, Supervisor
 from ztunnel.proxy.worker import DRAIN_DEADLINE, Worker
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 
@@ -59,6 +62,20 @@ DEFAULT_UID = 1337  # Istio's proxy user
     help="Send a span for each tunnelled connection to this OTLP/HTTP collector, as "
     "http://collector:4318/v1/traces. Needs the extra `tracing`.",
 )
+@click.option(
+    "--health-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=True,
+    help="Answer a kubelet's probes here, /healthz/live and /healthz/ready; 0: not at all.",
+)
+@click.option(
+    "--hang-seconds",
+    type=click.FloatRange(1, 3600),
+    default=HANG,
+    show_default=True,
+    help="A worker whose loop does not turn for so long is killed and replaced.",
+)
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
 def command(
     *,
@@ -68,6 +85,8 @@ def command(
     workers: int,
     drain_seconds: float,
     otlp: str,
+    health_port: int,
+    hang_seconds: float,
     log_format: str,
 ) -> None:
     """Carry the traffic of this node's enrolled pods. Needs no privilege; drops what it has."""
@@ -81,19 +100,30 @@ def command(
     if otlp:
         _require_tracing()
 
-    def work(index: int) -> int:
+    def work(index: int, beats: Beats) -> int:
         context = new_context(workers)
+        worker = Worker(context, run_dir, index, drain_seconds, partial(beats.beat, index))
         if not otlp:
-            return Worker(context, run_dir, index, drain_seconds).run()
+            return worker.run()
         from ztunnel.telemetry.tracing import SpanMaker  # noqa: PLC0415  heavy, and an extra
 
         tracer = context.report.tracer = SpanMaker.to(otlp, node)  # its thread is the worker's own
         try:
-            return Worker(context, run_dir, index, drain_seconds).run()
+            return worker.run()
         finally:
             tracer.close()
 
-    sys.exit(work(0) if workers == 1 else Supervisor(workers, work).run())
+    supervisor = Supervisor(workers, work, hang=hang_seconds)
+    if health_port:
+        supervisor.answer_probes(_listen(health_port))
+    sys.exit(supervisor.run())
+
+
+def _listen(port: int) -> socket.socket:
+    try:
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    except OSError as error:
+        raise click.ClickException(f"cannot listen on port {port} for probes: {error}") from error
 
 
 def _require_tracing() -> None:

@@ -11,9 +11,9 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 
-from ztunnel.link.messages import Count, Counted
+from ztunnel.link.messages import Count, Counted, DnsCounted
 
-EVERY = 1.0  # seconds: what a killed worker takes with it
+EVERY = 1.0  # seconds
 ROWS = 500  # of one message: a link packet holds 1 MiB, a row some hundred bytes
 MOST_PENDING = 64  # messages an agent may leave unanswered
 
@@ -21,10 +21,19 @@ MOST_PENDING = 64  # messages an agent may leave unanswered
 class Teller:
     """One per worker process."""
 
-    def __init__(self, send: Callable[[Counted], None], take: Callable[[], list[Count]]) -> None:
+    def __init__(
+        self,
+        send: Callable[[Counted], None],
+        take: Callable[[], list[Count]],
+        take_dns: Callable[[], DnsCounted | None] = lambda: None,
+        told: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """`told` is called with the number of the last message, each time that all is told."""
         self._send = send
         self._take = take
-        self._instance = secrets.randbits(63)  # workers are forked: they share other generators
+        self._take_dns = take_dns
+        self._told = told
+        self.instance = secrets.randbits(63)  # workers are forked: they share other generators
         self._number = 0
         self._pending: deque[Counted] = deque()
 
@@ -37,16 +46,18 @@ class Teller:
         """Tell what is new."""
         if len(self._pending) >= MOST_PENDING:
             return
-        rows = self._take()
-        for start in range(0, len(rows), ROWS):
+        rows, dns = self._take(), self._take_dns()
+        for start in range(0, max(len(rows), dns is not None), ROWS):
             self._number += 1
             told = Counted(
-                instance=self._instance,
+                instance=self.instance,
                 number=self._number,
                 rows=tuple(rows[start : start + ROWS]),
+                dns=None if start else dns,
             )
             self._pending.append(told)
             self._send(told)
+        self._told(self._number)
 
     def taken(self, number: int) -> None:
         """The agent has counted all up to this."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import dns.rcode
+import structlog
 
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.names import Entry, look_up
@@ -27,10 +28,12 @@ from ztunnel.proxy.loop import ACCEPT
 from ztunnel.proxy.pods import Pod
 from ztunnel.resolver import message
 from ztunnel.resolver.message import Question
+from ztunnel.telemetry.queries import Outcome
 
 QUERIES = 32  # read in one turn, so that connections keep their share
 MOST = 256  # of one pod under way at a time, TCP connections of clients included
 
+log = structlog.get_logger()
 Source = tuple[str, int] | tuple[str, int, int, int]
 
 
@@ -87,12 +90,12 @@ class QueryServer:
         try:
             if wire is not None:
                 self.sock.sendto(wire, source)
-        except OSError:
-            self._context.report.stats.queries_failed += 1
+        except OSError as error:
+            log.debug("DNS answer lost", pod=self._pod.workload, error=str(error))
 
     def fail(self, wire: bytes, source: Source) -> None:
         """SERVFAIL: the client may ask another server."""
-        self._context.report.stats.queries_failed += 1
+        self._context.report.query_ended(Outcome.FAILED)
         self.reply(message.failure(wire, dns.rcode.SERVFAIL), source)
 
     def forget(self, key: tuple[object, ...]) -> None:
@@ -110,7 +113,7 @@ class QueryServer:
             return
         answer = message.answer(wire, look, shuffle=context.shuffle)
         if answer is not None:
-            context.report.stats.queries_answered += 1
+            context.report.query_ended(Outcome.MESH)
             self.reply(answer, source)
             return
         self._forward(wire, source, question)
@@ -119,7 +122,7 @@ class QueryServer:
         try:
             server = self._context.asked_server(self.sock, source[1])
         except OSError:  # nobody was asked: it came to our port directly, or its sender has gone
-            self._context.report.stats.queries_failed += 1
+            self._context.report.query_ended(Outcome.FAILED)
             return
         forwarded = Forwarded(self._context, self._pod, self, Asked(server, wire, question), source)
         if forwarded.key in self._pending:
@@ -143,6 +146,7 @@ class Forwarded:
         self._home = home
         self._asked = asked
         self._source = source
+        self._asked_at = context.loop.now
         self._cut = b""  # what came by UDP, truncated
         self._exchange: DatagramExchange | StreamExchange | None = None
 
@@ -188,7 +192,11 @@ class Forwarded:
         self._home.forget(self.key)
         if exchange is not None:
             exchange.cancel()
+        report = self._context.report
         if wire is None:
+            report.queries.unanswered()
             self._home.fail(self._asked.wire, self._source)
-        else:
-            self._home.reply(wire, self._source)
+            return
+        report.queries.answered(self._context.loop.now - self._asked_at)
+        report.query_ended(Outcome.FORWARDED)
+        self._home.reply(wire, self._source)

@@ -25,6 +25,7 @@ from ztunnel.proxy.pods import Pod
 from ztunnel.proxy.queries import MOST, looker, plain_way
 from ztunnel.proxy.sockets import end_on_close
 from ztunnel.resolver import message
+from ztunnel.telemetry.queries import Outcome
 
 IDLE = 30.0  # seconds without a byte from either side
 PIECE = 16 * 1024  # bytes of one read
@@ -175,10 +176,10 @@ class QueryStream:
             return
         answer = message.answer(wire, look, limit=65535, shuffle=context.shuffle)
         if answer is not None:
-            context.report.stats.queries_answered += 1
+            context.report.query_ended(Outcome.MESH)
             self._client.put(answer)
         elif self._server is not None:
-            self._server.put(wire)
+            self._pass_on(self._server, wire)
         else:
             self._waiting.append(wire)
             self._reach()
@@ -195,21 +196,26 @@ class QueryStream:
         waiting, self._waiting = self._waiting, []
         if sock is None:
             for wire in waiting:
+                self._context.report.queries.unanswered()
                 self._fail(wire)
         else:
             self._server = _End(self, sock)
             self._context.loop.rebind(sock.fileno(), self._server)
             self._context.loop.modify(sock.fileno(), READ)
             for wire in waiting:
-                self._server.put(wire)
+                self._pass_on(self._server, wire)
         self._context.loop.defer(self._settle)
 
     def _settle(self) -> None:
         if not self._over:
             self.ready(self._client, 0)
 
+    def _pass_on(self, server: _End, wire: bytes) -> None:
+        self._context.report.query_ended(Outcome.FORWARDED)
+        server.put(wire)
+
     def _fail(self, wire: bytes) -> None:
-        self._context.report.stats.queries_failed += 1
+        self._context.report.query_ended(Outcome.FAILED)
         failed = message.failure(wire, dns.rcode.SERVFAIL)
         if failed is not None:
             self._client.put(failed)

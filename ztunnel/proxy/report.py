@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from ztunnel.telemetry.access import AccessLog, Fields
 from ztunnel.telemetry.counts import NOBODY, Counts, Ends, Series
 from ztunnel.telemetry.flags import Flag, flag_of
 from ztunnel.telemetry.labels import Reporter
+from ztunnel.telemetry.queries import Outcome, Queries
 
 log = structlog.get_logger()
 
@@ -124,6 +126,7 @@ class Report:
 
     def __init__(self, access: AccessLog) -> None:
         self.stats = Stats()
+        self.queries = Queries()
         self.access = access
         self.tracer: Tracer | None = None
         self._counts = Counts()
@@ -238,6 +241,12 @@ class Report:
         record.policy = named(decision.policy)
         record.rule = f"rules[{decision.rule}]" if decision.rule >= 0 else ""
 
+    def query_ended(self, outcome: Outcome) -> None:
+        """A DNS query got an answer, or none."""
+        self.stats.queries_answered += outcome is Outcome.MESH
+        self.stats.queries_failed += outcome is Outcome.FAILED
+        self.queries.count(outcome)
+
     def accept_paused(self) -> None:
         """Descriptors or memory ran out for a moment."""
         self.stats.accepts_paused += 1
@@ -257,11 +266,28 @@ class Report:
         """The connections there are now."""
         return [live.record for live in self._live.values()]
 
+    @property
+    def live_count(self) -> int:
+        """How many connections there are now."""
+        return len(self._live)
+
     def take_counts(self) -> list[Count]:
         """What was not told to the agent yet, bytes of live connections included."""
+        self.count_bytes()
+        return self._counts.take()
+
+    def on_count(self, counted: Callable[[], None]) -> None:
+        """Call this when something was counted, so that `changed_counts` has news."""
+        self._counts.on_change = counted
+
+    def changed_counts(self) -> list[Count]:
+        """Of what was not told, the rows that changed since this was last asked."""
+        return self._counts.changed()
+
+    def count_bytes(self) -> None:
+        """Count what live connections have carried up to now."""
         for live in self._live.values():
             self._count_bytes(live)
-        return self._counts.take()
 
     def _is_wanted(self, record: Record, *, failed: bool) -> bool:
         """By the namespace of this node's pod."""

@@ -14,12 +14,13 @@ import os
 import signal
 import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from ztunnel import __version__
+from ztunnel import __version__, compiled
 from ztunnel.link.messages import (
     Answer,
     Certificate,
@@ -37,6 +38,7 @@ from ztunnel.link.messages import (
     PodReady,
     PodRemoved,
     Query,
+    Remains,
     Sockets,
     ToWorker,
     UdpSockets,
@@ -44,9 +46,11 @@ from ztunnel.link.messages import (
 from ztunnel.mesh.model import Workload
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy import tls
+from ztunnel.proxy.beats import State
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.counted import EVERY, Teller
 from ztunnel.proxy.inbound import HboneServer
+from ztunnel.proxy.keeping import Keeping
 from ztunnel.proxy.listener import Listener
 from ztunnel.proxy.loop import READ
 from ztunnel.proxy.outbound import OutboundServer
@@ -61,9 +65,11 @@ from ztunnel.proxy.told import Told
 from ztunnel.proxy.udp import PodUdp
 from ztunnel.proxy.views import view
 from ztunnel.telemetry.logs import set_level
+from ztunnel.telemetry.remains import Writer
 
 DRAIN_DEADLINE = 5.0  # seconds; istio ztunnel's default
 DRAIN_CHECK = 0.05
+BEAT = 0.5  # seconds between signs of life
 GARBAGE = 50_000  # new objects after which the collector looks for cycles
 SOCKET_NAME = "agent.sock"
 FDS_PER_HELLO = 240  # SCM_MAX_FD is 253; more pods go into further Hellos
@@ -75,16 +81,30 @@ class Worker:
     """One process' whole data plane."""
 
     def __init__(
-        self, context: Context, run_dir: Path, index: int = 0, drain: float = DRAIN_DEADLINE
+        self,
+        context: Context,
+        run_dir: Path,
+        index: int = 0,
+        drain: float = DRAIN_DEADLINE,
+        beat: Callable[[State], None] = lambda _: None,
     ) -> None:
+        """`beat` is called while the loop turns, with how far the worker is."""
         self.context = context
         self.pods: dict[str, Pod] = {}
         self.session = Session(context.loop, str(run_dir / SOCKET_NAME), self._greet, self.receive)
         self._told = Told(self.session.send, lambda: context.loop.now)
         context.told = self._told
-        self._teller = Teller(self.session.send, context.report.take_counts)
+        self._remains = Writer()
+        self._keeping = Keeping(context.loop, context.report, self._remains)
+        self._teller = Teller(
+            self.session.send,
+            context.report.take_counts,
+            context.report.queries.take,
+            self._remains.begin,
+        )
         context.loop.call_later(EVERY, self._keep_telling)
         self._index = index
+        self._beat = beat
         self._incoming: MeshState | None = None  # a snapshot that is not complete yet
         self._parts: list[MeshDelta] = []  # of a change that is not complete yet
         self._ready: set[str] = set()  # pods we announced in this session
@@ -95,11 +115,12 @@ class Worker:
     def run(self) -> int:
         """Serve until drained; the process' exit status."""
         self._watch_signals()
+        self._keep_beating()
         self.session.dial()
         gc.collect()
         gc.freeze()  # what lives now lives for ever: the collector need not look at it again
         gc.set_threshold(GARBAGE)  # ended connections leave no cycles: little to collect
-        log.info("proxy started", worker=self._index, pid=os.getpid())
+        log.info("proxy started", worker=self._index, pid=os.getpid(), compiled=compiled.in_use())
         self.context.loop.run()
         log.info("proxy ended", worker=self._index)
         return 0
@@ -248,6 +269,11 @@ class Worker:
         self._tell_counts()
         self.context.loop.call_later(EVERY, self._keep_telling)
 
+    def _keep_beating(self) -> None:
+        state = State.SERVING if self.context.mesh is not None else State.STARTING
+        self._beat(State.DRAINING if self._draining else state)
+        self.context.loop.call_later(BEAT, self._keep_beating)
+
     def _greet(self) -> list[Message]:
         """Hello with the listeners we hold; several when they exceed one message's room."""
         self._ready.clear()
@@ -263,6 +289,7 @@ class Worker:
             if pod is not None:
                 pod.forget_orders()
                 pods.append(pod)
+        greetings.append((Remains(self._teller.instance), (self._remains.fd,)))
         greetings += ((counted, ()) for counted in self._teller.pending)
         return greetings
 

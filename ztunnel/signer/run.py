@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts the signer's parts together: whoever leads watches and works, the others wait.
 
-    wait for the lease --> watch Secrets, requests, namespaces, ConfigMaps --> work through them
-             ^                                                                      |
-             +----------------------------- lease lost -----------------------------+
+    wait for the lease --> watch Secrets, requests, namespaces, ConfigMaps, policies --> work
+             ^                                                                            |
+             +-------------------------------- lease lost --------------------------------+
 
 May import everything of this package.
 """
@@ -40,6 +40,7 @@ from ztunnel.signer.cluster import Cluster
 from ztunnel.signer.decision import Terms
 from ztunnel.signer.leader import Leadership, Pace
 from ztunnel.signer.requests import Requests, is_over
+from ztunnel.signer.verdicts import PolicyWatch, Verdicts
 from ztunnel.signer.work import Work
 
 KNOWN = (ApiException, HTTPError, NoAuthorityError, CaError, Refused)  # tell all in their text
@@ -72,7 +73,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Item:
-    """Something to look at: the CA, a request, a namespace's roots."""
+    """Something to look at: the CA, a request, a namespace's roots, a policy."""
 
     kind: str
     name: str = ""
@@ -117,10 +118,15 @@ class _Term:
         self._work: Work[Item] = Work()
         self._authorities = Authorities(cluster, options.policy)
         self._requests = Requests(cluster, options.terms, self._authorities.current)
+        self._policies = PolicyWatch(
+            cluster.core.api_client, lambda name: self._work.add(Item("policy", name))
+        )
+        verdicts = Verdicts(cluster.core.api_client, self._policies.get)
         self._handlers: dict[str, Callable[[str], None]] = {
             "ca": self._look_at_ca,
             "request": self._requests.handle,
             "roots": self._look_at_namespace,
+            "policy": verdicts.handle,
         }
         core, home = cluster.core, options.namespace
         self._namespaces = self._informer(core.list_namespace, self._namespace_came)
@@ -130,6 +136,7 @@ class _Term:
             field_selector=f"metadata.name={ROOTS_CONFIGMAP}",
         )
         self._informers = [
+            self._policies,
             self._informer(
                 cluster.certificates.list_certificate_signing_request,
                 self._request_came,

@@ -8,6 +8,7 @@ May import `ztunnel.link.messages`, `labels`, `flags`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ztunnel.link.messages import Count
@@ -35,12 +36,15 @@ NOBODY = Ends()
 class Series:
     """The counters of one label set since they were last told."""
 
-    __slots__ = ("closed", "failed", "flagged", "is_due", "labels", "opened", "received", "sent")
+    __slots__ = (
+        *("closed", "failed", "flagged", "is_changed", "is_due", "labels"),
+        *("opened", "received", "sent"),
+    )
 
     def __init__(self, label_set: Labels) -> None:
         self.labels = label_set
         self.flagged: dict[Flag, list[int]] = {}  # closed and failed, of those with a flag
-        self.is_due = False
+        self.is_due = self.is_changed = False
         self.clear()
 
     def clear(self) -> None:
@@ -68,6 +72,8 @@ class Counts:
         self._known: dict[tuple[object, ...], tuple[Ends, Series]] = {}
         self._series: dict[Labels, Series] = {}
         self._due: list[Series] = []
+        self._changed: list[Series] = []
+        self.on_change: Callable[[], None] = lambda: None
 
     def series(self, reporter: Reporter, ends: Ends) -> Series:
         """Where a connection counts.
@@ -134,6 +140,15 @@ class Counts:
             self._known.clear()
         return rows
 
+    def changed(self) -> list[Count]:
+        """The rows of what changed since this was last asked, as `take` would give them."""
+        changed, self._changed = self._changed, []
+        rows = []
+        for series in changed:
+            series.is_changed = False
+            rows += series.rows()
+        return rows
+
     def _of(self, label_set: Labels) -> Series:
         if label_set not in self._series and len(self._series) >= MOST_SERIES:
             label_set = labels.overflow(label_set)
@@ -143,3 +158,7 @@ class Counts:
         if not series.is_due:
             series.is_due = True
             self._due.append(series)
+        if not series.is_changed:
+            series.is_changed = True
+            self._changed.append(series)
+            self.on_change()

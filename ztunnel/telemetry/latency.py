@@ -48,9 +48,10 @@ class Paths:
 
     def add(self, pair: Pair, rtt: float, retransmits: int) -> None:
         """A connection is over: its smoothed round-trip time in seconds, 0 when never measured."""
-        if pair not in self._paths and len(self._paths) >= self._most:
-            pair = _OVERFLOW
-        path = self._paths.setdefault(pair, Path())
+        path = self._paths.get(pair)
+        if path is None:
+            pair = pair if len(self._paths) < self._most else _OVERFLOW
+            path = self._paths.setdefault(pair, Path())
         path.retransmits += retransmits
         if rtt > 0:
             path.counts[bisect_left(BUCKETS, rtt)] += 1

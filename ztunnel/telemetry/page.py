@@ -21,13 +21,16 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import CollectorRegistry
 
+from ztunnel.telemetry import queries as queries_module
 from ztunnel.telemetry.labels import LABELS, Labels
 from ztunnel.telemetry.latency import BUCKETS, PAIR_LABELS, Path
+from ztunnel.telemetry.queries import Queries
 from ztunnel.telemetry.totals import METRICS
 
 # Name → (counter or gauge, help, labels). Counters get `_total` in what Prometheus reads.
 OWN: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "ztunnel_build_info": ("gauge", "1, with the version.", ("version",)),
+    "ztunnel_page_timestamp_seconds": ("gauge", "When this page was made, Unix time.", ()),
     "ztunnel_ready": ("gauge", "1 when the node is ready: agent, proxy and all pods.", ()),
     "ztunnel_source_synced": ("gauge", "1 when a first complete view of the mesh is there.", ()),
     "ztunnel_source_connected": ("gauge", "1 while the API server, or directory, is there.", ()),
@@ -45,6 +48,9 @@ OWN: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "ztunnel_certificate_renewals": ("counter", "Certificates renewed.", ("identity",)),
     "ztunnel_certificates_failing": ("gauge", "Identities whose last renewal failed.", ()),
     "ztunnel_kernel_events": ("counter", "What the BPF programs count.", ("event",)),
+    "ztunnel_dns_queries": ("counter", "DNS queries of pods by what they got.", ("outcome",)),
+    "ztunnel_dns_forward_failures": ("counter", "Queries that no name server answered.", ()),
+    "ztunnel_dns_forward_seconds": ("histogram", "What name servers took, by UDP.", ()),
     "ztunnel_same_node_verdicts": ("gauge", "Pairs that go without the proxy.", ()),
     "ztunnel_same_node_destroyed": ("counter", "Connections by verdict destroyed.", ()),
     "ztunnel_same_node_retransmits": (
@@ -80,6 +86,7 @@ class Snapshot:
     traffic: Mapping[str, list[tuple[Labels, int]]] = field(default_factory=dict)
     paths: list[tuple[tuple[str, ...], Path]] = field(default_factory=list)
     own: dict[str, list[Sample]] = field(default_factory=dict)
+    queries: Queries = field(default_factory=Queries)
 
     def set(self, name: str, value: float, *labels: str) -> None:
         """Add a sample of one of OWN's metrics."""
@@ -107,6 +114,7 @@ class _Collector:
             if kind != "histogram":
                 yield _family(kind, name, text, names, self._snapshot.own.get(name, []))
         yield from self._paths()
+        yield self._forwards()
 
     def _traffic(self) -> Iterator[Metric]:
         for name, (text, _) in METRICS.items():
@@ -115,11 +123,19 @@ class _Collector:
     def _paths(self) -> Iterator[Metric]:
         name = "ztunnel_same_node_rtt_seconds"
         family = HistogramMetricFamily(name, OWN[name][1], labels=PAIR_LABELS)
-        bounds = [*map(str, BUCKETS), "+Inf"]
         for labels, path in self._snapshot.paths:
-            buckets = list(zip(bounds, map(float, accumulate(path.counts)), strict=True))
-            family.add_metric(labels, buckets, path.total)
+            family.add_metric(labels, _buckets(BUCKETS, path.counts), path.total)
         yield family
+
+    def _forwards(self) -> Metric:
+        name, queries = "ztunnel_dns_forward_seconds", self._snapshot.queries
+        family = HistogramMetricFamily(name, OWN[name][1])
+        family.add_metric((), _buckets(queries_module.BUCKETS, queries.buckets), queries.seconds)
+        return family
+
+
+def _buckets(bounds: tuple[float, ...], counts: list[int]) -> list[tuple[str, float]]:
+    return list(zip([*map(str, bounds), "+Inf"], map(float, accumulate(counts)), strict=True))
 
 
 def _family(

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 
-from ztunnel.link.messages import Count
+from ztunnel.link.messages import Count, DnsCounted
 from ztunnel.telemetry import labels
 from ztunnel.telemetry.flags import Flag
 from ztunnel.telemetry.labels import LABELS, End, Labels
+from ztunnel.telemetry.queries import Queries
 
 # Metric without `_total` → its help and the field of Count. Istio counts as received what the
 # client asks with, and as sent what the server answers, whoever reports.
@@ -95,6 +96,7 @@ class Ledger:
 
     def __init__(self, totals: Totals) -> None:
         self._totals = totals
+        self.queries = Queries()
         self._number: dict[int, int] = {}  # instance → what it told last
         self._open: defaultdict[int, Counter[Labels]] = defaultdict(Counter)
 
@@ -103,10 +105,18 @@ class Ledger:
         """Workers that are not gone."""
         return set(self._number)
 
-    def take(self, instance: int, number: int, rows: Iterable[Count]) -> None:
+    def told(self, instance: int) -> int:
+        """The number of what a worker told last; 0 before the first time."""
+        return self._number.get(instance, 0)
+
+    def take(
+        self, instance: int, number: int, rows: Iterable[Count], dns: DnsCounted | None = None
+    ) -> None:
         """Count what a worker tells, unless it did before."""
         if number <= self._number.get(instance, 0):
             return
+        if dns is not None:
+            self.queries.add(dns)
         self._number[instance] = number
         still_open = self._open[instance]
         for row in rows:

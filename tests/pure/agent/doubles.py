@@ -223,6 +223,8 @@ class FakeUdpPath:
 
     def __init__(self) -> None:
         self.carried: set[str] = set()
+        self.writes = 0
+        self.room = 1 << 30
         self.given: dict[int, list[int]] = {}
         self.broken = False
 
@@ -246,9 +248,13 @@ class FakeUdpPath:
         return set(self.carried)
 
     def add_destination(self, address: str) -> None:
+        if len(self.carried) >= self.room:
+            raise OSError(errno.E2BIG, "no room")
+        self.writes += 1
         self.carried.add(address)
 
     def remove_destination(self, address: str) -> None:
+        self.writes += 1
         self.carried.remove(address)
 
 

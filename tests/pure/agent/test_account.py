@@ -11,12 +11,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.pure.agent.doubles import FakeWorker, until
 from tests.pure.agent.test_workers import Recorder
 from tests.pure.telemetry.builders import between
 from ztunnel.agent.account import Account
 from ztunnel.agent.workers import Workers
-from ztunnel.link.messages import Count, Counted, CountsTaken, Draining
+from ztunnel.link.messages import Count, Counted, CountsTaken, Draining, Remains
 from ztunnel.telemetry.totals import Ledger, Totals
 
 PAIR = between("a", "db")
@@ -77,6 +79,58 @@ def test_what_is_told_is_taken_and_answered(tmp_path: Path) -> None:
             await until(lambda: len(worker.of(CountsTaken)) == 3)
             assert book.value(OPENED) == 3
             worker.close()
+
+    asyncio.run(scenario())
+
+
+# Counts, writes down what it has not told, and dies by force.
+KILLED = """
+import os, signal, socket, sys
+from ztunnel.link.channel import Channel
+from ztunnel.link.messages import Count, Counted, Hello, Remains, ToWorker
+from ztunnel.telemetry.remains import Writer
+labels = tuple(sys.argv[2].split("|"))
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+sock.connect(sys.argv[1])
+channel = Channel(sock, ToWorker)
+channel.send(Hello(version="1", pid=1, worker=0))
+remains = Writer()
+channel.send(Remains(5), [remains.fd])
+remains.put(Count(labels, opened=3))
+channel.send(Counted(instance=5, number=1, rows=(Count(labels, opened=3),)))
+if sys.argv[3] == "later":
+    remains.begin(1)
+    remains.put(Count(labels, opened=1))
+    remains.put(Count(labels, opened=2, closed=1, sent=700))
+channel.receive()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("when", "opened", "sent"), [("at once", 3, 0), ("later", 5, 700)])
+def test_a_killed_worker_leaves_what_it_had_not_told(
+    tmp_path: Path, when: str, opened: int, sent: int
+) -> None:
+    async def scenario() -> None:
+        async with hub(tmp_path) as (_, _, book, path):
+            argv = [sys.executable, "-c", KILLED, str(path), "|".join(PAIR), when]
+            process = await asyncio.to_thread(subprocess.run, argv, timeout=30, check=False)
+            assert process.returncode == -9
+            await until(lambda: not book.ledger.instances)
+            assert book.value(OPENED) == book.value(CLOSED) == opened
+            assert book.value("istio_tcp_received_bytes") == sent
+
+    asyncio.run(scenario())
+
+
+def test_remains_that_are_none_end_the_session(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with hub(tmp_path) as (_, _, book, path):
+            worker = FakeWorker(path).greet()
+            with (tmp_path / "file").open("wb") as file:
+                worker.channel.send(Remains(5), [file.fileno()])
+            await until(lambda: worker.ended)
+            assert not book.totals.snapshot()[OPENED]
 
     asyncio.run(scenario())
 

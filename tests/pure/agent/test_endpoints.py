@@ -22,6 +22,7 @@ from ztunnel.agent.endpoints import MOST_CONNECTIONS, Endpoints, PortTakenError
 from ztunnel.agent.metrics import Metrics
 from ztunnel.link.messages import Count
 from ztunnel.telemetry.latency import Paths
+from ztunnel.telemetry.queries import Queries
 from ztunnel.telemetry.totals import Totals
 
 LOOPBACK = "127.0.0.1"
@@ -149,6 +150,7 @@ def metrics_of(a: Agent, totals: Totals, directory: Path) -> Metrics:
     return Metrics(
         totals=totals,
         paths=Paths(10),
+        queries=Queries(),
         status=a.admin._views,
         workers=a.workers,
         read_events=a.same_node.read,
@@ -166,7 +168,7 @@ def test_page_tells_of_the_agent_and_asks_workers_first(
             a.enroller.advance()
             await until(lambda: len(a.store.current()) == 1)
             worker = FakeWorker(a.options.agent_socket).greet()
-            await until(lambda: not a.admin._views.waiting_for(), "readiness")
+            await until(a.is_serving, "readiness")
             totals = Totals(10)
             worker.answers = lambda number, what: totals.add(Count(between("a", "b"), opened=1))
             monkeypatch.setattr(metrics_module, "ASK_TIMEOUT", 0.2)

@@ -134,6 +134,11 @@ class Agent:
             self.mirror.upsert(each)
         self.feed.changed()
 
+    def is_serving(self) -> bool:
+        """Ready, and so is every pod."""
+        views = self.admin._views
+        return not views.waiting_for() and not any(pod["problem"] for pod in views.pods()["pods"])
+
     async def get(self, path: str) -> tuple[int, Any]:
         connector = aiohttp.UnixConnector(str(self.options.admin_socket))
         async with (
@@ -164,7 +169,7 @@ async def _served(a: Agent, name: str, number: int) -> FakeWorker:
     a.enroller.advance()
     await until(lambda: bool(a.store.current()))
     worker = FakeWorker(a.options.agent_socket).greet()
-    await until(lambda: not a.admin._views.waiting_for(), "readiness")
+    await until(a.is_serving, "readiness")
     return worker
 
 
@@ -271,17 +276,30 @@ def test_readiness_says_what_it_waits_for(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with agent(tmp_path) as a:
             a.source = {"synced": False, "errors": {}}
-            a.say(namespace(), pod("web", 2))
             code, body = await a.get("/healthz/ready")
             assert code == 503
-            assert len(body["waiting_for"]) == 3
-            assert "shop/web: no process of the pod found yet" in body["waiting_for"]
+            assert body["waiting_for"] == ["first complete view of the mesh", "a proxy worker"]
             a.source = {"synced": True, "errors": {}}
             worker = await _served(a, "web", 2)
             assert (await a.get("/healthz/ready")) == (200, {"ready": True})
             worker.close()
             await until(lambda: not a.workers.sessions)
             assert (await a.get("/healthz/ready"))[0] == 503
+
+    asyncio.run(scenario())
+
+
+def test_a_sick_pod_does_not_take_the_node_out_of_service(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with agent(tmp_path) as a:
+            worker = await _served(a, "web", 2)
+            a.say(pod("sick", 3))
+            assert (await a.get("/healthz/ready")) == (200, {"ready": True})
+            _, body = await a.get("/v1/pods")
+            problems = {row["workload"]: row["problem"] for row in body["pods"]}
+            assert problems == {"shop/web": "", "shop/sick": "no process of the pod found yet"}
+            assert (await a.get("/v1/status"))[1]["pods"]["waiting"] == 1
+            worker.close()
 
     asyncio.run(scenario())
 

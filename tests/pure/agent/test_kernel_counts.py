@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from tests.pure.telemetry.builders import pod
+from ztunnel.agent import kernel_counts
 from ztunnel.agent.kernel_counts import KernelCounts
 from ztunnel.datapath.events import Ended
 from ztunnel.datapath.layout import Ending
@@ -36,6 +37,7 @@ def counted(ending: Ending, *, denied: bool = False) -> dict[tuple[str, str, str
     totals = Totals(10)
     counts = KernelCounts(totals, Paths(10))
     counts.add(msgspec.structs.replace(EVENT, ending=ending), WEB, DB, denied=denied)
+    counts.tell()
     found = {}
     for name, series in totals.snapshot().items():
         for label_set, value in series:
@@ -82,6 +84,26 @@ def test_round_trip_and_retransmits_are_the_pairs() -> None:
 
 def test_pods_that_nobody_remembers_are_unknown() -> None:
     totals = Totals(10)
-    KernelCounts(totals, Paths(10)).add(EVENT, None, None)
+    counts = KernelCounts(totals, Paths(10))
+    counts.add(EVENT, None, None)
+    counts.tell()
     (label_set, value), _ = totals.snapshot()["istio_tcp_connections_opened"]
     assert (label_set[1], label_set[9], value) == ("unknown", "unknown", 1)
+
+
+def test_each_is_told_once_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when there are more pairs than are remembered."""
+    monkeypatch.setattr(kernel_counts, "MOST_KNOWN", 2)
+    totals = Totals(20)
+    counts = KernelCounts(totals, Paths(10))
+    pods = [pod(f"pod{number}") for number in range(3)]
+    for _ in range(2):
+        for one in pods:
+            for ending in (Ending.ORDERLY, Ending.REFUSED):
+                counts.add(msgspec.structs.replace(EVENT, ending=ending), one, DB)
+        counts.tell()
+    for name, value in (("opened", 4), ("closed", 2)):
+        series = totals.snapshot()[f"istio_tcp_connections_{name}"]
+        assert {found for _, found in series} == {value}
+    failed = totals.snapshot()["istio_tcp_connections_failed"]
+    assert sum(found for _, found in failed) == 12

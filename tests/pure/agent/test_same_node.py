@@ -95,7 +95,7 @@ async def _pair(a: Agent) -> FakeWorker:
     a.enroller.advance()
     await until(lambda: len(a.store.current()) == 2)
     worker = FakeWorker(a.options.agent_socket).greet()
-    await until(lambda: not a.admin._views.waiting_for(), "readiness")
+    await until(a.is_serving, "readiness")
     await _give(a, worker)
     return worker
 

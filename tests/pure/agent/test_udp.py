@@ -14,6 +14,7 @@ from ztunnel.agent.pod import Pod
 from ztunnel.agent.udp import ASK_AGAIN, REJOIN, Udp
 from ztunnel.agent.workers import Session
 from ztunnel.link.messages import NeedUdp, UdpSockets
+from ztunnel.mesh.enrolment import TUNNEL, TUNNEL_LABEL
 from ztunnel.mesh.model import TunnelProtocol, Workload
 
 COOKIE = 77
@@ -86,6 +87,40 @@ def test_destinations_follow_the_mesh() -> None:
     assert agent.path.carried == {"10.2.0.3"}
     agent.udp.changed([msgspec.structs.replace(one, protocol=TunnelProtocol.NONE)], [])
     assert agent.path.carried == set()
+
+
+def test_an_address_stays_while_one_of_its_pods_is_there() -> None:
+    """A pod's address may be another's before the API tells that the first is gone."""
+    agent = Agent()
+    old, new = far("old", "10.2.0.1"), far("new", "10.2.0.1", node="n3")
+    agent.udp.changed([old], [])
+    agent.udp.changed([new], [])
+    agent.udp.changed([], [old.uid])
+    assert agent.path.carried == {"10.2.0.1"}
+    agent.udp.changed([], [new.uid])
+    assert agent.path.carried == set()
+
+
+def test_a_change_writes_only_what_it_is_about() -> None:
+    agent = Agent()
+    pods = [far(f"p{number}", f"10.2.0.{number}") for number in range(1, 50)]
+    agent.udp.changed(pods, [])
+    written = agent.path.writes
+    agent.udp.changed([msgspec.structs.replace(pods[0], labels={"a": "b"})], [])
+    assert agent.path.writes == written
+    agent.udp.changed([], [pods[0].uid])
+    assert agent.path.writes == written + 1
+
+
+def test_a_destination_the_kernel_had_no_room_for_is_tried_again() -> None:
+    agent = Agent()
+    agent.path.room = 1
+    one, two = far("one", "10.2.0.1"), far("two", "10.2.0.2")
+    agent.udp.changed([one, two], [])
+    assert len(agent.path.carried) == 1
+    agent.path.room = 2
+    agent.udp.sweep()
+    assert agent.path.carried == {"10.2.0.1", "10.2.0.2"}
 
 
 def test_a_new_agent_takes_back_what_is_no_longer_true() -> None:
@@ -161,3 +196,11 @@ def test_a_pod_that_is_gone_is_not_written_again() -> None:
     del agent.path.given[COOKIE]  # as unenrol does
     agent.leaves(worker)
     assert agent.path.given == {}
+
+
+def test_a_sidecar_that_takes_hbone_itself_is_not_sent_datagrams() -> None:
+    """It would refuse connect-udp, and its whole node be taken for one that does."""
+    agent = Agent()
+    sidecar = msgspec.structs.replace(far("side", "10.2.0.1"), labels={TUNNEL_LABEL: TUNNEL})
+    agent.udp.changed([sidecar, far("other", "10.2.0.2")], [])
+    assert agent.path.carried == {"10.2.0.2"}

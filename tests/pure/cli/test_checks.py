@@ -30,6 +30,18 @@ def test_kernel_version_only_warns(release: str, status: Status) -> None:
     assert bool(result.mend) == (status is Status.WARN)
 
 
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [((3, 0, 19), Status.INFO), ((3, 1, 0), Status.OK), ((4, 0, 1), Status.OK)],
+)
+def test_older_openssl_is_said_to_be_slower_and_no_failure(
+    version: tuple[int, ...], status: Status
+) -> None:
+    result = checks.openssl(version)
+    assert result.status is status
+    assert result.found.startswith(".".join(map(str, version)))
+
+
 def test_another_project_called_bcc_is_recognised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

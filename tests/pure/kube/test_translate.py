@@ -255,3 +255,25 @@ def test_any_field_may_be_anything_and_only_translate_error_comes(data: st.DataO
     obj = {key: value if key == "kind" else mangle(value) for key, value in template.items()}
     with contextlib.suppress(TranslateError):
         read(obj)
+
+
+@pytest.mark.parametrize(
+    ("label", "host_network", "protocol"),
+    [
+        ("http", False, TunnelProtocol.HBONE),
+        ("http", True, TunnelProtocol.NONE),
+        ("https", False, TunnelProtocol.NONE),
+    ],
+)
+def test_a_sidecar_that_says_so_is_spoken_hbone_to(
+    label: str, host_network: bool, protocol: TunnelProtocol
+) -> None:
+    obj = objects.pod(
+        "side",
+        "10.0.0.1",
+        labels={"networking.istio.io/tunnel": label},
+        annotations={"sidecar.istio.io/status": "{}"},
+        hostNetwork=host_network,
+    )
+    found = workload(obj, AMBIENT)
+    assert (found.protocol, found.enrolled) == (protocol, False)

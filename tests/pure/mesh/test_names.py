@@ -24,7 +24,7 @@ def _hosted(address: str, hostname: str = "", *, ready: bool = True) -> Endpoint
 
 def _outside(host: str, *vips: str) -> Service:
     """As a ServiceEntry makes it."""
-    return Service(namespace="shop", name=host, vips=vips, ports=(HTTP,), hostname=host)
+    return Service(namespace="shop", name=host, vips=vips, ports=(HTTP,), hostname=host, entry=True)
 
 
 @pytest.fixture(scope="module")

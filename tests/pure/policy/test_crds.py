@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from tests.pure.policy.world import ROOT, peer, policy
-from ztunnel.kube.fields import KINDS
+from ztunnel.kube.entries import read_entry
+from ztunnel.kube.fields import KINDS, TranslateError
 from ztunnel.kube.policies import read_authorization_policy, read_peer_authentication
 
 CRDS = Path(__file__).parents[3] / "deploy" / "crds"
@@ -38,7 +39,7 @@ def nodes(node: Json) -> Iterator[Json]:
             yield from nodes(node[name])
 
 
-@pytest.mark.parametrize("kind", ["AuthorizationPolicy", "PeerAuthentication"])
+@pytest.mark.parametrize("kind", ["AuthorizationPolicy", "PeerAuthentication", "ServiceEntry"])
 def test_versions_and_structure(kind: str) -> None:
     made = crd(kind)
     group = made["spec"]["group"]
@@ -48,12 +49,24 @@ def test_versions_and_structure(kind: str) -> None:
     assert all("type" in node for node in nodes(schema(kind)))
 
 
-@pytest.mark.parametrize("kind", ["AuthorizationPolicy", "PeerAuthentication"])
+@pytest.mark.parametrize("kind", ["AuthorizationPolicy", "PeerAuthentication", "ServiceEntry"])
 def test_misspelt_fields_reach_the_agent(kind: str) -> None:
     """An API server drops unknown fields unless told not to: the agent could not refuse them."""
     for node in nodes(schema(kind)):
         known = set(node.get("properties", {}))
-        if known & {"rules", "mode", "mtls", "from", "source", "principals", "operation", "ports"}:
+        if known & {
+            "hosts",
+            "address",
+            "number",
+            "rules",
+            "mode",
+            "mtls",
+            "from",
+            "source",
+            "principals",
+            "operation",
+            "ports",
+        }:
             assert node.get("x-kubernetes-preserve-unknown-fields"), known
 
 
@@ -98,6 +111,11 @@ def test_no_other_field_is_read() -> None:
         assert sorted(known) == sorted(at("AuthorizationPolicy", *path)), kind
     refused = read_authorization_policy(policy(x=1), ROOT).policy.refused
     assert sorted(refused.partition("known: ")[2].split(", ")) == sorted(at("AuthorizationPolicy"))
+    entry = {"kind": "ServiceEntry", "metadata": {"name": "e"}, "spec": {"x": 1}}
+    with pytest.raises(TranslateError) as complaint:
+        read_entry(entry, "cluster.local")
+    known = str(complaint.value).partition("known: ")[2].split(", ")
+    assert sorted(known) == sorted(at("ServiceEntry"))
     broken = peer()
     broken["spec"]["x"] = 1
     refused = read_peer_authentication(broken, ROOT).refused

@@ -17,6 +17,7 @@ from tests.pure.proxy.conftest import Pair
 from tests.pure.proxy.harness import DEADLINE, Node, fresh_ip, wait_for
 from ztunnel.mesh.model import Service, ServicePort, SocketAddress
 from ztunnel.proxy import exchange, queries
+from ztunnel.telemetry.queries import Outcome, Queries
 
 WEB = Service(
     namespace="test",
@@ -325,6 +326,35 @@ def test_a_query_that_nobody_redirected_is_dropped(node: Node, app: socket.socke
     app.setblocking(False)
     with pytest.raises(BlockingIOError):
         app.recv(512)
+
+
+def test_how_queries_ended_is_told_with_what_servers_took(
+    node: Node, app: socket.socket, server: NameServer
+) -> None:
+    app.send(dns.message.make_query("web.test.svc.cluster.local", "A").to_wire())
+    _replied(app)
+    app.send(dns.message.make_query("example.org", "A").to_wire())
+    seen, source = server.query()
+    server.udp.sendto(_answer(seen, "192.0.2.1").to_wire(), source)
+    _replied(app)
+    server.udp.close()
+    app.send(dns.message.make_query("nobody.example.org", "A").to_wire())
+    assert _replied(app).rcode() == dns.rcode.SERVFAIL
+
+    def told() -> Queries:
+        node.query("stats")  # it tells what is new before it answers
+        total = Queries()
+        by_number = {each.number: each.dns for each in node.agent.counted}
+        for each in filter(None, by_number.values()):
+            total.add(each)
+        return total
+
+    wait_for(lambda: sum(told().outcomes.values()) == 3, "the counts")
+    total = told()
+    assert total.outcomes == {Outcome.MESH: 1, Outcome.FORWARDED: 1, Outcome.FAILED: 1}
+    assert total.forward_failures == 1
+    assert sum(total.buckets) == 1
+    assert total.seconds > 0
 
 
 def test_without_the_mesh_known_nothing_is_answered(pair_unsynced: Node) -> None:

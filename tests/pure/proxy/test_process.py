@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -81,6 +85,72 @@ def test_a_worker_that_dies_is_replaced_and_all_end_together(run_dir: Path) -> N
     finally:
         supervisor.kill()
         supervisor.wait()
+
+
+@pytest.fixture
+def port() -> int:
+    """A free one that the kernel gives to nobody by itself."""
+    for number in range(20_000 + os.getpid() % 10_000, 32_000):
+        with contextlib.suppress(OSError), socket.create_server(("", number)):
+            return number
+    raise AssertionError("no free port")
+
+
+def probe(port: int, path: str) -> tuple[int, str]:
+    """Status and body; 0 while nobody answers."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    except OSError:
+        return 0, ""
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_hangs_is_not_live_and_is_replaced(
+    run_dir: Path, port: int, workers: int
+) -> None:
+    supervisor = start(run_dir, f"--workers={workers}", f"--health-port={port}", "--hang-seconds=4")
+    try:
+        wait_for(lambda: len(children(supervisor.pid)) == workers, "workers")
+        wait_for(lambda: all(map(catches_sigterm, children(supervisor.pid))), "start")
+        wait_for(lambda: probe(port, "/healthz/live") == (200, "ok\n"), "liveness")
+        hung = children(supervisor.pid)[-1]
+        os.kill(hung, signal.SIGSTOP)
+        wait_for(lambda: probe(port, "/healthz/live")[0] == 503, "the hang to be noticed")
+        wait_for(lambda: hung not in children(supervisor.pid), "its end")
+        wait_for(lambda: len(children(supervisor.pid)) == workers, "its successor")
+        wait_for(lambda: probe(port, "/healthz/live")[0] == 200, "liveness again")
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+
+
+def test_not_ready_before_the_mesh_is_known(run_dir: Path, port: int) -> None:
+    proxy = start(run_dir, f"--health-port={port}")
+    try:
+        wait_for(lambda: probe(port, "/healthz/live")[0] == 200, "liveness")
+        assert probe(port, "/healthz/ready") == (503, "worker 0 is starting\n")
+        assert probe(port, "/other")[0] == 404
+    finally:
+        proxy.kill()
+        proxy.wait()
+
+
+def test_workers_die_with_their_supervisor(run_dir: Path) -> None:
+    supervisor = start(run_dir)
+    wait_for(lambda: len(children(supervisor.pid)) == 1, "a worker")
+    (worker,) = children(supervisor.pid)
+    wait_for(lambda: catches_sigterm(worker), "start")
+    watched = os.pidfd_open(worker)
+    supervisor.kill()
+    supervisor.wait()
+    ready, _, _ = select.select([watched], [], [], DEADLINE)
+    os.close(watched)
+    assert ready
 
 
 def test_it_does_not_load_the_agents_libraries() -> None:

@@ -48,6 +48,17 @@ def echo(host: str, port: int, text: str) -> dict[str, Any]:
         return {"said": everything(sock).decode()}
 
 
+def talk(host: str, port: int, text: str) -> dict[str, Any]:
+    """As `echo`, with FIN only after the answer."""
+    with connected(host, port) as sock:
+        sock.sendall(text.encode())
+        said = b""
+        while len(said) < len(text) and (data := sock.recv(CHUNK)):
+            said += data
+        sock.shutdown(socket.SHUT_WR)
+        return {"said": (said + everything(sock)).decode()}
+
+
 def upload(host: str, port: int, size: str) -> dict[str, Any]:
     """Send `size` bytes, FIN, and read the server's digest after it (half-close)."""
     total, left, block = hashlib.sha256(), int(size), bytes(range(256)) * 1024
@@ -144,7 +155,19 @@ def main() -> None:
     what, host, port, *rest = sys.argv[1:]
     action = {
         each.__name__.replace("_", "-"): each
-        for each in (names, echo, upload, download, fin_first, poke, pound, abort, repeat, hold)
+        for each in (
+            names,
+            echo,
+            talk,
+            upload,
+            download,
+            fin_first,
+            poke,
+            pound,
+            abort,
+            repeat,
+            hold,
+        )
     }[what]
     print(json.dumps(action(host, int(port), rest[0] if rest else "")))
 

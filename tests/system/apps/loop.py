@@ -23,10 +23,12 @@ def ask(host: str, port: int, text: str) -> str:
     try:
         with socket.create_connection((host, port), timeout=PATIENCE) as sock:
             sock.sendall(text.encode())
-            sock.shutdown(socket.SHUT_WR)
             said = b""
             while data := sock.recv(4096):
                 said += data
+                if len(said) >= len(text):
+                    sock.shutdown(socket.SHUT_WR)  # and then its end: a sidecar may take a FIN
+                    # that comes with the first bytes for one who is gone
     except OSError as error:
         return f"{text}: {type(error).__name__}: {error}"
     return "" if said.decode() == text else f"{text}: said {said!r}"

@@ -4,6 +4,8 @@
 7000 echo | 7001 whom accept() and getpeername() reported | 7002 digest of all until FIN
 7003 sends as many bytes as the first line says, then FIN | 7004 resets after the first byte
 7005 reads nothing, ever | 7006 sends FIN at once and then the digest's length of what it reads
+
+With `behind` it only echoes, on 127.0.0.1:8000: an app behind a sidecar.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import hashlib
 import json
 import socket
 import struct
+import sys
 from collections.abc import Awaitable, Callable
 
 BLOCK = bytes(range(256)) * 256
@@ -73,10 +76,13 @@ async def fin_first(sock: socket.socket, _: tuple[str, int]) -> None:
     print(f"fin-first {size}", flush=True)
 
 
-async def serve(port: int, handler: Handler) -> None:
-    listener = socket.create_server(
+def everywhere(port: int) -> socket.socket:
+    return socket.create_server(
         ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
     )
+
+
+async def serve(listener: socket.socket, handler: Handler) -> None:
     listener.setblocking(False)
     running: set[asyncio.Task[None]] = set()
     while True:
@@ -104,8 +110,12 @@ async def main() -> None:
         7005: stall,
         7006: fin_first,
     }
-    await asyncio.gather(*(serve(port, handler) for port, handler in handlers.items()))
+    served = (serve(everywhere(port), handler) for port, handler in handlers.items())
+    await asyncio.gather(*served)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    if sys.argv[1:] == ["behind"]:
+        asyncio.run(serve(socket.create_server(("127.0.0.1", 8000), backlog=1024), echo))
+    else:
+        asyncio.run(main())

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What our BPF programs cost a connection: `python -m bench.programs`. Needs root.
+
+The kernel counts their runs and time while connections are made one at a time: by a process that is
+not enrolled, and between pods of a node by verdict. Prints nanoseconds a run, and runs and
+nanoseconds a connection; two looks at the clock are in it, some 50 ns a run. May import the
+bench's `stage`, `ztunnel.datapath.stats`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.ledger import OURS
+from bench.load import Report
+from bench.stage import Stage, open_stage
+from bench.works import SAME
+from ztunnel.datapath import stats
+
+SECONDS = 2.0
+
+
+def main() -> int:
+    if os.geteuid() != 0:
+        print("bench: must be root to make a lab", file=sys.stderr)
+        return 1
+    with open_stage(frozenset({OURS}), lambda _: None) as stage:
+        pins = stage.lab.names.pin_dir("node1")
+        for name, work in (("not enrolled", _unenrolled), ("same-node, by verdict", _by_verdict)):
+            _measure(name, pins, lambda work=work: work(stage))
+    return 0
+
+
+def _unenrolled(stage: Stage) -> Report:
+    return stage.load.run(stage.attached, "self", SECONDS, seconds=SECONDS)
+
+
+def _by_verdict(stage: Stage) -> Report:
+    ours = stage.contenders[SAME][0]
+    return stage.load.run(ours.place, "connect", *ours.address, 1, SECONDS, seconds=SECONDS)
+
+
+def _measure(name: str, pins: Path, work: Callable[[], Report]) -> None:
+    print(f"{name}: p50 {work()['p50']:.1f} µs without counting")
+    with _counting():
+        before = {one.program: one for one in stats.runs(pins)}
+        report = work()
+        after = stats.runs(pins)
+    made = report["count"]
+    total = 0.0
+    for one in after:
+        count = one.count - before[one.program].count
+        nanoseconds = (one.seconds - before[one.program].seconds) * 1e9
+        if count < made / 100:
+            continue
+        total += nanoseconds / made
+        print(
+            f"  {one.program:16} {nanoseconds / count:6.0f} ns a run"
+            f" {count / made:6.2f} runs {nanoseconds / made:7.0f} ns a connection"
+        )
+    print(f"  {'all':16} {'':15} {'':11} {total:7.0f} ns a connection, of {report['p50']:.1f} µs")
+
+
+@contextmanager
+def _counting() -> Iterator[None]:
+    fd = stats.enable_run_stats()
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a real API server answered to lists and watches, kept, and told again by a small server.
+
+    record_lists, Watching ──▶ DIRECTORY ──▶ Replay ──▶ the agent under measurement
+
+For what the real one is too slow for beside its own etcd on the machine. A list is a file
+`KIND.list`, an answer a line; a watch is `NAME.watch`, an event a line; all byte for byte as they
+came. May import tests.cluster, ztunnel.kube.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import queue
+import ssl
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import yaml
+
+from tests.cluster.pki import Pki
+from ztunnel.kube.api import granted
+from ztunnel.kube.listwatch import PAGE, Resource
+
+BOOKMARKS = 30.0  # seconds of silence before the replay says that it is there
+_END = b""
+
+
+def record_lists(connection: http.client.HTTPSConnection, node: str, directory: Path) -> str:
+    """Every list that the agent of a node asks for; the version that the pods' list has."""
+    version = ""
+    for resource in granted(node):
+        lines, rest = [], ""
+        while True:
+            text = _get(connection, _list_path(resource, rest))
+            if text is None:
+                break  # not installed
+            lines.append(text.strip() + b"\n")
+            metadata = json.loads(text)["metadata"]
+            rest = metadata.get("continue", "")
+            if not rest:
+                version = metadata["resourceVersion"] if resource.kind == "Pod" else version
+                break
+        if lines:
+            (directory / f"{resource.kind}.list").write_bytes(b"".join(lines))
+    return version
+
+
+def _list_path(resource: Resource, rest: str) -> str:
+    only = f"&fieldSelector={quote(resource.only)}" if resource.only else ""
+    return f"{resource.path}?limit={PAGE}{only}" + (f"&continue={quote(rest)}" if rest else "")
+
+
+def _get(connection: http.client.HTTPSConnection, path: str) -> bytes | None:
+    connection.request("GET", path, headers={"Accept": "application/json"})
+    answer = connection.getresponse()
+    text = answer.read()
+    if answer.status == 404:
+        return None
+    assert answer.status == 200, f"{path}: {answer.status} {text[:300]!r}"
+    return text
+
+
+class Watching:
+    """Writes down what a watch of all pods says, from a version on."""
+
+    def __init__(self, connection: http.client.HTTPSConnection, version: str, file: Path) -> None:
+        path = f"/api/v1/pods?watch=true&timeoutSeconds=3000&resourceVersion={version}"
+        connection.request("GET", path, headers={"Accept": "application/json"})
+        self._connection = connection
+        self._answer = connection.getresponse()
+        assert self._answer.status == 200, self._answer.read()[:300]
+        self._file = file
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.lines = 0
+        self._thread.start()
+
+    def _run(self) -> None:
+        with self._file.open("wb") as out:
+            while line := self._answer.readline():
+                out.write(line)
+                self.lines += 1
+
+    def close(self) -> None:
+        """End the watch; the file is complete then."""
+        sock = self._connection.sock
+        if sock is not None:
+            sock.shutdown(2)
+        self._thread.join(10)
+
+
+class Replay:
+    """An HTTPS server on loopback that answers an agent from a recording.
+
+    Pods' events come when `say` is called; other watches stay silent but for bookmarks. A write
+    to a pod, which is the agent's mark, calls `marked`.
+    """
+
+    def __init__(self, recording: Path, directory: Path, node: str) -> None:
+        directory.mkdir()
+        pki = Pki(directory)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*pki.server("replay"))
+        self._answers = dict(_answers(recording, node))
+        self._watch_lock = threading.Lock()
+        self._watch: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.marked = lambda: None
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self._server.socket = context.wrap_socket(
+            self._server.socket, server_side=True, do_handshake_on_connect=False
+        )
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self.kubeconfig = directory / "kubeconfig"
+        self.kubeconfig.write_text(_kubeconfig(self._server.server_port, pki.ca))
+
+    def __enter__(self) -> Replay:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.put(_END)
+        self._server.shutdown()
+        self._server.server_close()
+
+    def say(self, line: bytes) -> None:
+        """An event to the agent's watch of pods."""
+        self._watch.put(line)
+
+    def answer(self, path: str, query: dict[str, list[str]]) -> bytes | None:
+        """A page of a list; None when it was not recorded."""
+        return self._answers.get((path, query.get("continue", [""])[0]))
+
+    def events(self, path: str) -> Iterator[bytes]:
+        """Lines of a watch."""
+        source = self._watch if path == "/api/v1/pods" else queue.SimpleQueue[bytes]()
+        while True:
+            try:
+                line = source.get(timeout=BOOKMARKS)
+            except queue.Empty:
+                line = b'{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"1"}}}\n'
+            if line == _END:
+                return
+            yield line
+
+
+def _answers(recording: Path, node: str) -> Iterator[tuple[tuple[str, str], bytes]]:
+    for resource in granted(node):
+        file, rest = recording / f"{resource.kind}.list", ""
+        for line in file.read_bytes().splitlines() if file.exists() else ():
+            yield (resource.path, rest), line
+            rest = json.loads(line)["metadata"].get("continue", "")
+
+
+def _kubeconfig(port: int, ca: Path) -> str:
+    cluster = {"server": f"https://127.0.0.1:{port}", "certificate-authority": str(ca)}
+    config: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "replay", "cluster": cluster}],
+        "users": [{"name": "replay", "user": {"token": "replay"}}],
+        "contexts": [{"name": "replay", "context": {"cluster": "replay", "user": "replay"}}],
+        "current-context": "replay",
+    }
+    return yaml.safe_dump(config)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+
+def _handler(replay: Replay) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            query = parse_qs(parts.query)
+            body = replay.answer(parts.path, query)
+            if body is None:
+                self._send(404, b'{"kind":"Status","message":"not recorded"}')
+            elif "watch" in query:
+                self._stream(replay.events(parts.path))
+            else:
+                self._send(200, body)
+
+        def do_PATCH(self) -> None:
+            self.do_POST()
+            replay.marked()
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            self._send(200, b"{}")
+
+        def _send(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def _stream(self, lines: Iterator[bytes]) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for line in lines:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+            self.wfile.write(b"0\r\n\r\n")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Handler

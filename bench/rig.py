@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node's agent is measured with: its process, a worker at its link, a pod that truly runs.
+
+Real: `ztunnel agent`, its kernel maps, its link. Simulated: the worker, which is in this process;
+it decodes and applies what the agent sends as a proxy does. May import tests.cluster, ztunnel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.server import free_ports
+from ztunnel.datapath import preflight
+from ztunnel.datapath.maps import Maps
+from ztunnel.link import messages
+from ztunnel.link.channel import Channel
+from ztunnel.mesh.state import MeshState
+
+NODE = "bench"  # the agent's; it has one pod, which is captured
+HERE = "10.200.0.1"  # that pod's address
+MODULE = ("-m", "ztunnel.main")
+# the same agent with a kernel of plain dicts, for who has no root
+PRETENDING = """
+import sys
+from tests.pure.agent.doubles import FakeDataPath
+from ztunnel.agent import datapath, run
+async def loaded(*_): return "pretended"
+datapath.load = loaded
+run.KernelDataPath = lambda _: FakeDataPath()
+run.os.geteuid = lambda: 0
+run.node.allow_many_descriptors = lambda: None
+from ztunnel.main import cli
+cli()
+"""
+
+
+class Worker:
+    """The other end of the agent's link: applies what comes, and notes when."""
+
+    def __init__(self, path: Path) -> None:
+        self.state = MeshState()
+        self.complete = threading.Event()
+        self.bytes = self.deltas = self.resets = 0
+        self.seen: dict[str, float] = {}  # value of the label `bench` → when
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.connect(str(path))
+        self._channel: Channel[Any] = Channel(sock, messages.ToWorker)  # type: ignore[arg-type]  # a union is no type
+        self._channel.send(messages.Hello(version="bench", pid=os.getpid(), worker=0))
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while (received := self._channel.receive()) is not None:
+            message, fds = received
+            for fd in fds:
+                os.close(fd)
+            if isinstance(message, messages.MeshDelta):
+                self._take(message)
+            elif isinstance(message, messages.PodAdded):
+                self._channel.send(messages.PodReady(message.pod_uid))
+
+    def _take(self, delta: messages.MeshDelta) -> None:
+        self.deltas += 1
+        self.resets += delta.reset
+        self.state.apply(delta)
+        now = time.monotonic()
+        for workload in delta.workloads:
+            label = workload.labels.get("bench")
+            if label is not None:
+                self.seen.setdefault(label, now)
+        if delta.complete:
+            self.complete.set()
+
+
+class AgentProcess:
+    """`ztunnel agent` with a cgroup, pins and a run directory of its own."""
+
+    def __init__(
+        self, stack: ExitStack, kubeconfig: Path, directory: Path, *, pretend: bool
+    ) -> None:
+        """`directory` is made, and the agent's own."""
+        directory.mkdir()
+        tag = f"zt-bench-{os.getpid()}-{directory.name}"
+        self.cgroup = preflight.cgroup2_root() / tag
+        self.pin_dir = preflight.BPFFS / tag
+        self.run_dir = directory / "run"
+        self.log = directory / "agent.log"
+        if pretend:
+            self.cgroup = directory / "cgroup"
+            self.cgroup.mkdir()
+            (self.cgroup / "cgroup.procs").touch()
+        else:
+            self._real_kernel(stack)
+        metrics, health = free_ports(2)
+        options = {
+            "--node": NODE,
+            "--kubeconfig": kubeconfig,
+            "--ca-dir": directory / "ca",
+            "--cgroup": self.cgroup,
+            "--pin-dir": self.pin_dir,
+            "--run-dir": self.run_dir,
+            "--listen": "127.0.0.1",
+            "--metrics-port": metrics,
+            "--health-port": health,
+        }
+        module = ("-c", PRETENDING) if pretend else MODULE
+        words = [str(word) for pair in options.items() for word in pair]
+        with self.log.open("wb") as log:
+            self.began = time.monotonic()
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", sys.executable, *module, "agent", *words],
+                stdout=log,
+                stderr=log,
+            )
+        stack.callback(self.end)
+
+    def _real_kernel(self, stack: ExitStack) -> None:
+        if not preflight.bpffs().mounted:
+            subprocess.run(["mount", "-t", "bpf", "bpf", str(preflight.BPFFS)], check=True)
+            stack.callback(subprocess.run, ["umount", str(preflight.BPFFS)], check=False)
+        self.cgroup.mkdir()
+        stack.callback(remove_cgroup, self.cgroup)
+        stack.callback(shutil.rmtree, self.pin_dir, ignore_errors=True)
+
+    def end(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{what}: not in time\n{self.log.read_text()[-3000:]}")
+            time.sleep(0.002)
+
+    def memory(self) -> dict[str, int]:
+        """MB: resident now, and at most so far."""
+        lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+        found = dict(line.split(":", 1) for line in lines if line.startswith(("VmRSS", "VmHWM")))
+        return {name: int(value.split()[0]) * 1024 // 1_000_000 for name, value in found.items()}
+
+    def cpu(self) -> float:
+        """Seconds so far."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def remove_cgroup(path: Path) -> None:
+    for directory, _, _ in os.walk(path, topdown=False):
+        deadline = time.monotonic() + 5
+        while Path(directory).exists():
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+                break
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+
+
+class Here:
+    """The pod of the agent's node: a process in a namespace of its own, in the pod's cgroup."""
+
+    def __init__(self, agent: AgentProcess, uid: str) -> None:
+        self._agent = agent
+        self._place = agent.cgroup / "kubepods" / f"pod{uid}" / "app"
+
+    def __enter__(self) -> Here:
+        self._place.mkdir(parents=True)
+        self._process = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        (self._place / "cgroup.procs").write_text(str(self._process.pid))
+        self._maps = Maps(self._agent.pin_dir, read_only=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._maps.close()
+        self._process.kill()
+        self._process.wait()
+
+    def until(self, captured: bool) -> None:
+        """Until the kernel's map has the pod, or has it no more."""
+
+        def is_so() -> bool:
+            return captured == any(HERE in entry.addresses for entry in self._maps.pods())
+
+        self._agent.until(is_so, "the kernel's map", 20)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m ztunnel.compiling`: the hot modules as machine code, for this environment.
+
+Needs the extra `compiled`, gcc and Python's headers. Does nothing when what is there is current;
+else replaces it. `ztunnel.compiled` tells where it goes and how it is found; it is all of this
+package that may be imported here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from mypyc.build import mypycify
+from setuptools import Distribution
+
+from ztunnel import compiled
+
+OPTIONS = [
+    "--config-file=",
+    "--strict",
+    "--explicit-package-bases",
+    "--namespace-packages",
+    "--hide-error-context",
+]
+
+
+def main() -> None:
+    """Compile a copy of the package and put the result in its place."""
+    if compiled.current() is not None:
+        return
+    compiled.ROOT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="building-", dir=compiled.ROOT) as work:
+        os.chdir(work)  # the sources may change meanwhile: what counts is this copy of them
+        ignored = shutil.ignore_patterns("__pycache__", "lab", "agent", "kube", "signer", "bpf")
+        shutil.copytree(compiled.PACKAGE, "ztunnel", ignore=ignored)
+        done = build(Path(work) / "done")
+        for old in compiled.ROOT.iterdir():
+            if old != Path(work):
+                shutil.rmtree(old)
+        done.rename(compiled.ROOT / compiled.digest(Path("ztunnel")))
+
+
+def build(into: Path) -> Path:
+    """Compile `ztunnel` of the working directory."""
+    sources = [f"{name.replace('.', '/')}.py" for name in compiled.HOT]
+    modules = mypycify([*OPTIONS, *sources], opt_level="2", group_name=compiled.GROUP)
+    command = Distribution({"name": "ztunnel-compiled", "ext_modules": modules}).get_command_obj(
+        "build_ext"
+    )
+    command.build_lib, command.build_temp = str(into), "objects"
+    command.ensure_finalized()
+    command.run()
+    return into
+
+
+if __name__ == "__main__":
+    main()
