@@ -37,14 +37,14 @@ GRANTS = ("namespace.yaml", "agent-rbac.yaml", "signer-rbac.yaml")
 WAIT = 30.0  # seconds
 
 
-def until(condition: Callable[[], Any], what: str = "") -> Any:
-    """What `condition` returns once that is true."""
-    deadline = time.monotonic() + WAIT
+def until(condition: Callable[[], Any], what: str = "", *, within: float = WAIT) -> Any:
+    """What `condition` returns once that is true, `within` seconds."""
+    deadline = time.monotonic() + within
     while True:
         found = condition()
         if found:
             return found
-        assert time.monotonic() < deadline, f"not in {WAIT:.0f} s: {what or condition}"
+        assert time.monotonic() < deadline, f"not in {within:.0f} s: {what or condition}"
         time.sleep(0.05)
 
 

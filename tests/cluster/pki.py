@@ -34,10 +34,11 @@ class Pki:
         self.ca = directory / "ca.crt"
         self.ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def server(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key of a server on loopback."""
+    def server(self, name: str, addresses: Sequence[str] = ()) -> tuple[Path, Path]:
+        """Certificate and key of a server on loopback, and at other addresses if told."""
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names = x509.SubjectAlternativeName(_SERVER_NAMES)
+        others = [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
+        names = x509.SubjectAlternativeName([*_SERVER_NAMES, *others])
         return self._issue(name, subject, ExtendedKeyUsageOID.SERVER_AUTH, names)
 
     def client(self, name: str, groups: Sequence[str] = ()) -> tuple[Path, Path]:

@@ -52,17 +52,30 @@ def assets() -> Path:
 class ApiServer:
     """One etcd and one kube-apiserver; `directory` takes their files and must be empty."""
 
-    def __init__(self, directory: Path, binaries: Path | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        binaries: Path | None = None,
+        *,
+        addresses: Sequence[str] = (),
+        port: int = 0,
+        options: Sequence[str] = ("--disable-admission-plugins=ServiceAccount",),
+    ) -> None:
+        """`addresses`: to be reached at besides loopback. `options`: of the API server, the usual
+        ones for want of somebody who makes default accounts."""
         self.directory = directory
-        self._binaries = binaries or assets()
-        self._pki = Pki(directory)
-        self.port, self._etcd_port, self._peer_port = free_ports(3)
+        self.binaries = binaries or assets()
+        self.pki = Pki(directory)
+        free, self._etcd_port, self._peer_port = free_ports(3)
+        self.port = port or free
+        self._bind = "0.0.0.0" if addresses else "127.0.0.1"
+        self._options = options
         self.url = f"https://127.0.0.1:{self.port}"
         self.etcd_url = f"http://127.0.0.1:{self._etcd_port}"
-        self.ca_file = self._pki.ca
-        self._server_files = self._pki.server("kube-apiserver")
-        self._admin_files = self._pki.client("root", ["system:masters"])
-        self._account_key = self._pki.signing_key("service-accounts")
+        self.ca_file = self.pki.ca
+        self._server_files = self.pki.server("kube-apiserver", addresses)
+        self._admin_files = self.pki.client("root", ["system:masters"])
+        self.account_key = self.pki.signing_key("service-accounts")
         self._kubeconfigs: dict[str, Path] = {}
         self._etcd: subprocess.Popen[bytes] | None = None
         self._api: subprocess.Popen[bytes] | None = None
@@ -90,7 +103,7 @@ class ApiServer:
     def start_etcd(self) -> None:
         """Start etcd with what it had."""
         peer = f"http://127.0.0.1:{self._peer_port}"
-        self._etcd = self._spawn(
+        self._etcd = self.spawn(
             "etcd",
             f"--data-dir={self.directory / 'etcd'}",
             f"--listen-client-urls={self.etcd_url}",
@@ -107,24 +120,24 @@ class ApiServer:
     def start_api(self) -> None:
         """Start the API server and wait until it is ready."""
         certificate, key = self._server_files
-        self._api = self._spawn(
+        self._api = self.spawn(
             "kube-apiserver",
             f"--etcd-servers={self.etcd_url}",
-            "--bind-address=127.0.0.1",
+            f"--bind-address={self._bind}",
             "--advertise-address=127.0.0.1",
             f"--secure-port={self.port}",
             f"--tls-cert-file={certificate}",
             f"--tls-private-key-file={key}",
-            f"--client-ca-file={self._pki.ca}",
+            f"--client-ca-file={self.pki.ca}",
             f"--service-account-issuer={ISSUER}",
-            f"--service-account-key-file={self._account_key}",
-            f"--service-account-signing-key-file={self._account_key}",
+            f"--service-account-key-file={self.account_key}",
+            f"--service-account-signing-key-file={self.account_key}",
             f"--service-cluster-ip-range={SERVICE_RANGES}",
             "--authorization-mode=Node,RBAC",
-            "--disable-admission-plugins=ServiceAccount",  # nobody makes default accounts
             "--endpoint-reconciler-type=none",  # loopback is no endpoint
             "--allow-privileged=true",
             "--profiling=false",
+            *self._options,
         )
         self._until_up(self._api, "kube-apiserver", self._is_ready)
 
@@ -152,7 +165,7 @@ class ApiServer:
         """The kubeconfig of a user, by certificate. `url`: another way, say through a proxy."""
         name = f"{user}{url.rpartition(':')[2] if url else ''}"
         if name not in self._kubeconfigs:
-            certificate, key = self._pki.client(user, groups)
+            certificate, key = self.pki.client(user, groups)
             login = {"client-certificate": str(certificate), "client-key": str(key)}
             self._kubeconfigs[name] = self._write_kubeconfig(name, login, url or self.url)
         return self._kubeconfigs[name]
@@ -191,7 +204,7 @@ class ApiServer:
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl and let the caller judge."""
         return subprocess.run(
-            [self._binaries / "kubectl", *words],
+            [self.binaries / "kubectl", *words],
             env={
                 "KUBECONFIG": str(kubeconfig or self.admin_kubeconfig),
                 "HOME": str(self.directory),
@@ -235,13 +248,13 @@ class ApiServer:
         )
         if token:
             request.add_header("Authorization", f"Bearer {token}")
-        context = ssl.create_default_context(cafile=str(self._pki.ca)) if token else self.tls()
+        context = ssl.create_default_context(cafile=str(self.pki.ca)) if token else self.tls()
         return json.loads(_fetch(request, context=context))
 
     # -- how ---------------------------------------------------------------------------------
 
     def _write_kubeconfig(self, name: str, login: dict[str, str], url: str) -> Path:
-        cluster = {"server": url, "certificate-authority": str(self._pki.ca)}
+        cluster = {"server": url, "certificate-authority": str(self.pki.ca)}
         config = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -256,12 +269,13 @@ class ApiServer:
         self._kubeconfigs[name] = path
         return path
 
-    def _spawn(self, binary: str, *options: str) -> subprocess.Popen[bytes]:
+    def spawn(self, binary: str, *options: str) -> subprocess.Popen[bytes]:
+        """Start one of the binaries; what it says goes into `<binary>.log`."""
         log: IO[bytes]
         with (self.directory / f"{binary}.log").open("ab") as log:
             return subprocess.Popen(
                 # even if the test run is killed, nothing stays behind
-                ["setpriv", "--pdeathsig", "KILL", self._binaries / binary, *options],
+                ["setpriv", "--pdeathsig", "KILL", self.binaries / binary, *options],
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -273,7 +287,7 @@ class ApiServer:
 
     def tls(self) -> ssl.SSLContext:
         """For HTTPS as cluster-admin."""
-        context = ssl.create_default_context(cafile=str(self._pki.ca))
+        context = ssl.create_default_context(cafile=str(self.pki.ca))
         context.load_cert_chain(*self._admin_files)
         return context
 

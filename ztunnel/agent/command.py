@@ -102,6 +102,7 @@ def _only_one(sources: dict[str, object]) -> None:
 )
 @click.option(
     "--cgroup",
+    envvar="ZTUNNEL_CGROUP",  # of a node that shares its kernel with others, as kind's do
     type=click.Path(path_type=Path, file_okay=False),
     callback=_cgroup2,
     help="Where to attach, above all pods.  [default: the cgroup v2 root]",

@@ -36,6 +36,7 @@ NAMES = [
     ("system.slice", None),
 ]
 
+CAPTURED = Path(__file__).parent / "layouts"  # README.md says where from
 LAYOUTS = {
     "lab": "kubepods/pod{uid}/pause",
     "cgroupfs burstable": "kubepods/burstable/pod{uid}/0123abc",
@@ -117,6 +118,19 @@ def test_namespace_is_found_in_every_layout(host: Host, layout: str) -> None:
     host.process(42, "pod")
     host.container(LAYOUTS[layout].format(uid=UID, under=UNDERSCORED), 42)
     assert _inode(host) == host.inode("pod")
+
+
+@pytest.mark.parametrize("layout", ["containerd-cgroupfs-hybrid"])
+def test_namespace_is_found_as_a_real_node_has_it(host: Host, layout: str) -> None:
+    uids = set()
+    for number, process in enumerate(("pause", "app"), start=42):
+        host.process(number, "pod", start=number)
+        groups = (CAPTURED / f"{layout}.{process}").read_text("utf-8").splitlines()
+        path = next(line[4:] for line in groups if line.startswith("0::/"))
+        uids.add(pod_uid_of(host.container(path, number).parent.name))
+    (uid,) = uids
+    assert uid is not None
+    assert _inode(host, uid) == host.inode("pod")
 
 
 def test_other_pods_and_daemons_are_not_mistaken_for_it(host: Host) -> None:

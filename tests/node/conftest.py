@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One cluster with two real nodes for all tests here, and the mesh on it as `ztctl` installs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.mesh import until
+from tests.cluster.server import ROOT, assets
+from tests.node import images
+from tests.node.machine import PAUSE
+from tests.node.nodes import Nodes
+from ztunnel.datapath.preflight import cgroup2_root
+from ztunnel.kube.signing import NAMESPACE
+
+IMAGE, NEXT = "localhost/ztunnel:test", "localhost/ztunnel:next"
+PATIENCE = 100.0  # seconds for what kubelets do
+Ztctl = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="package")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """Two nodes that are Ready and have all images. The thread is in the control plane's netns."""
+    binaries = assets()
+    if not (binaries / "kubelet").exists():
+        pytest.skip(f"{binaries} has no kubelet; unset KUBEBUILDER_ASSETS to build one")
+    directory = tmp_path_factory.mktemp("nodes")
+    archives = directory / "images"
+    archives.mkdir()
+    images.archive(archives / "pause.tar", PAUSE, ["sleep", "2147483647"])
+    built = subprocess.run(
+        [ROOT / "scripts/node-image"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    (archives / "ztunnel.tar").symlink_to(built.stdout.splitlines()[-1])
+    with Nodes(directory, binaries) as nodes:
+        nodes.wait_ready(PATIENCE)
+        for machine in nodes.machines:
+            machine.run("ctr", "-n", "k8s.io", "images", "tag", IMAGE, NEXT)
+        until(lambda: nodes.server.try_kubectl("get", "sa", "default").returncode == 0)
+        yield nodes
+
+
+@pytest.fixture(scope="package")
+def ztctl(cluster: Nodes) -> Ztctl:
+    """`ztctl ARGUMENTS...` against the cluster, as a person runs it; it must end with 0."""
+
+    def run(*arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+        words = [str(Path(sys.executable).with_name("ztctl")), *arguments]
+        done = subprocess.run(
+            [*words, "--kubeconfig", str(cluster.server.admin_kubeconfig)],
+            env={"PATH": os.environ["PATH"], "HOME": str(cluster.directory)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}\n{cluster.told()}"
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="package")
+def mesh(cluster: Nodes, ztctl: Ztctl) -> Nodes:
+    """The cluster with the mesh on it.
+
+    Both nodes have one kernel, where each mesh must keep to its own node's pods; so the agents are
+    told their node's cgroup before there are any.
+    """
+    own = cgroup2_root() / f"{cluster.prefix}-$(NODE_NAME)"
+    with cluster.no_controllers():
+        ztctl("install", "--image", IMAGE, "--no-wait")
+        words = ("set", "env", "-n", NAMESPACE, "daemonset/ztunnel-agent", f"ZTUNNEL_CGROUP={own}")
+        cluster.server.kubectl(*words)
+    done = ztctl("install", "--image", IMAGE)
+    assert "the mesh is ready" in done.stdout + done.stderr, done
+    return cluster

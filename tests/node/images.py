@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image without a registry: an OCI archive of one static busybox, for pods' sandboxes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import platform
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+BUSYBOX = Path("/bin/busybox")  # Debian's busybox-static
+APPLETS = ("sh", "sleep")
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+_TYPE = "application/vnd.oci.image"
+
+
+def archive(target: Path, name: str, entrypoint: Sequence[str]) -> None:
+    """Write an image of busybox. Format: the OCI image layout specification, as a tar file."""
+    blobs: dict[str, bytes] = {}
+
+    def blob(kind: str, data: bytes) -> dict[str, object]:
+        digest = hashlib.sha256(data).hexdigest()
+        blobs[f"blobs/sha256/{digest}"] = data
+        return {"mediaType": f"{_TYPE}.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
+
+    layer = blob("layer.v1.tar", _root())
+    config = {
+        "architecture": _MACHINES[platform.machine()],
+        "os": "linux",
+        "config": {"Entrypoint": list(entrypoint), "Env": ["PATH=/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "config": blob("config.v1+json", json.dumps(config).encode()),
+        "layers": [layer],
+    }
+    described = blob("manifest.v1+json", json.dumps(manifest).encode())
+    described["annotations"] = {"io.containerd.image.name": name}
+    index = {"schemaVersion": 2, "manifests": [described]}
+    blobs["index.json"] = json.dumps(index).encode()
+    blobs["oci-layout"] = json.dumps({"imageLayoutVersion": "1.0.0"}).encode()
+    with tarfile.open(target, "w") as tar:
+        for path, data in blobs.items():
+            _add(tar, path, data)
+
+
+def _root() -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        _add(tar, "bin/busybox", BUSYBOX.read_bytes(), mode=0o755)
+        for applet in APPLETS:
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+    return made.getvalue()
+
+
+def _add(tar: tarfile.TarFile, path: str, data: bytes, *, mode: int = 0o644) -> None:
+    entry = tarfile.TarInfo(path)
+    entry.size, entry.mode = len(data), mode
+    tar.addfile(entry, io.BytesIO(data))
