@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -58,4 +57,4 @@ def build(into: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
