@@ -114,7 +114,9 @@ def use() -> bool:
             raise CompiledError(f"nothing in {ROOT} is of these sources; mend: scripts/setup")
         return False
     if early := sorted(name for name in HOT if name in sys.modules):
-        raise CompiledError(f"imported as source before: {', '.join(early)}")
+        if wish == "yes":
+            raise CompiledError(f"imported as source before: {', '.join(early)}")
+        return False
     sys.meta_path.insert(0, _Finder(directory))
     return True
 

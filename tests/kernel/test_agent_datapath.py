@@ -16,7 +16,7 @@ from tests.kernel.pocket import PEER4, POD4, POD6, Pocket
 from tests.pure.agent.doubles import EventEnroller, FakeWorker, until, workload
 from ztunnel.agent import node
 from ztunnel.agent.datapath import KernelDataPath
-from ztunnel.agent.discovery import Found
+from ztunnel.agent.processes import Found
 from ztunnel.agent.workers import Workers
 from ztunnel.datapath import netns
 from ztunnel.link.messages import HeldPod, ListenerKind, NeedSockets, PodAdded, PodRemoved

@@ -48,6 +48,12 @@ def _cgroup2(_: click.Context, option: click.Parameter, value: Path | None) -> P
     return value
 
 
+def _cri_socket(_: click.Context, option: click.Parameter, value: str) -> str:
+    if value not in ("auto", "none") and not Path(value).is_absolute():
+        raise click.BadParameter(f"{value!r} is neither auto, none, nor an absolute path")
+    return value
+
+
 def _selectors(_: click.Context, option: click.Parameter, value: str) -> tuple[Selector, ...]:
     try:
         return parse(value)
@@ -99,6 +105,15 @@ def _only_one(sources: dict[str, object]) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     callback=_cgroup2,
     help="Where to attach, above all pods.  [default: the cgroup v2 root]",
+)
+@click.option(
+    "--cri-socket",
+    default=Options.cri_socket,
+    show_default=True,
+    callback=_cri_socket,
+    metavar="auto|none|PATH",
+    help="The container runtime's, which tells where pods are; without it they are looked for by "
+    "cgroup.",
 )
 @click.option(
     "--pin-dir",
@@ -216,6 +231,7 @@ def command(
     ca_dir: Path | None,
     namespace: str,
     cgroup: Path,
+    cri_socket: str,
     pin_dir: Path,
     run_dir: Path,
     trust_domain: str,
@@ -251,6 +267,7 @@ def command(
         node=node,
         manifests=manifests,
         cgroup=cgroup,
+        cri_socket=cri_socket,
         pin_dir=pin_dir,
         run_dir=run_dir,
         ca_dir=ca_dir,

@@ -8,7 +8,7 @@ Works with every runtime, as the kubelet names the pod's cgroup, not the runtime
 
 The oldest process of a pod is its sandbox's (`pause`): only its namespace is the pod's for sure,
 a later one may have moved. CRI-O puts its monitors beside the containers, older than these and in
-the node's namespace: they are no processes of the pod. May import the standard library only.
+the node's namespace: they are no processes of the pod. May import `ztunnel.agent.processes`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from ztunnel.agent.processes import PROC, Found, Processes
 
 # Static pods have a uid of 32 hexadecimal digits, all others the usual form with dashes.
 _UID = r"[0-9a-f](?:[0-9a-f]|{dash}){{30,34}}[0-9a-f]"
@@ -26,27 +27,6 @@ _NAMES = (
     re.compile(rf"(?:.+-)?kubepods(?:-[a-z]+)?-pod({_UID.format(dash='_')})\.slice"),
 )
 _MONITOR = "crio-conmon-"
-
-
-class HostNamespaceError(Exception):
-    """The pod runs in the node's own network namespace: capturing it would capture the node."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """A pod's namespace. The caller owns `fd`."""
-
-    fd: int
-    pid: int
-
-    @property
-    def inode(self) -> tuple[int, int]:
-        """What tells two namespaces apart while one of them is held open."""
-        return _inode(self.fd)
-
-    def close(self) -> None:
-        """Let go of the namespace."""
-        os.close(self.fd)
 
 
 def pod_uid_of(cgroup_name: str) -> str | None:
@@ -61,9 +41,9 @@ def pod_uid_of(cgroup_name: str) -> str | None:
 class Discovery:
     """Looks below one cgroup (the node's, or the cgroup v2 root)."""
 
-    def __init__(self, cgroup: Path, proc: Path = Path("/proc")) -> None:
+    def __init__(self, cgroup: Path, proc: Path = PROC) -> None:
         self._cgroup = cgroup
-        self._proc = proc
+        self._processes = Processes(proc)
         self._known: dict[str, Path] = {}
 
     def refresh(self, wanted: Iterable[str]) -> None:
@@ -81,7 +61,7 @@ class Discovery:
         if directory is None:
             return None
         for pid in self._oldest_first(directory):
-            found = self._opened(directory, pid)
+            found = self._processes.open(pid, lambda one: one in _pids(directory))
             if found is not None:
                 return found
         return None
@@ -91,43 +71,8 @@ class Discovery:
         return directory is not None and directory.is_dir()
 
     def _oldest_first(self, directory: Path) -> list[int]:
-        born = {pid: self._start_time(pid) for pid in _pids(directory)}
+        born = {pid: self._processes.start_time(pid) for pid in _pids(directory)}
         return sorted((pid for pid in born if born[pid]), key=lambda pid: (born[pid], pid))
-
-    def _opened(self, directory: Path, pid: int) -> Found | None:
-        """Open, then look again: the process may have ended and its pid gone to another."""
-        before = self._start_time(pid)
-        try:
-            fd = os.open(self._proc / str(pid) / "ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        found = Found(fd, pid)
-        if not before or self._start_time(pid) != before or pid not in _pids(directory):
-            found.close()
-            return None
-        if self._is_host(found):
-            found.close()
-            raise HostNamespaceError(
-                f"process {pid} of the pod is in the node's own network namespace"
-            )
-        return found
-
-    def _is_host(self, found: Found) -> bool:
-        return any(self._inode_of(process) == found.inode for process in ("1", "self"))
-
-    def _inode_of(self, process: str) -> tuple[int, int] | None:
-        try:
-            return _inode(self._proc / process / "ns/net")
-        except PermissionError:  # pid 1 is another's, as in a container
-            return None
-
-    def _start_time(self, pid: int) -> int:
-        """In clock ticks since boot, field 22 of proc_pid_stat(5); 0 when it has ended."""
-        try:
-            text = (self._proc / str(pid) / "stat").read_text(errors="replace")
-        except OSError:
-            return 0
-        return int(text.rpartition(")")[2].split()[19])
 
 
 def _walk(top: Path) -> dict[str, Path]:
@@ -166,8 +111,3 @@ def _pids(directory: Path) -> set[int]:
             continue
     found.discard(0)  # a process of another pid namespace
     return found
-
-
-def _inode(path: Path | int) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino

@@ -21,8 +21,8 @@ from typing import Protocol
 import structlog
 
 from ztunnel.agent.datapath import DataPath
-from ztunnel.agent.discovery import Found, HostNamespaceError
 from ztunnel.agent.pod import Pod, PodState, close_shown
+from ztunnel.agent.processes import Found, HostNamespaceError
 from ztunnel.agent.workers import Session
 from ztunnel.link.messages import (
     Hello,

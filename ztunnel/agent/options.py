@@ -50,6 +50,7 @@ class Options:
     namespace: str = NAMESPACE
     discovery: tuple[Selector, ...] = ()  # empty: all namespaces
     registry_only: bool = False
+    cri_socket: str = "auto"  # of the container runtime; a path on the host, or none
     root_namespace: str = DEFAULT_ROOT_NAMESPACE  # whose policies are the whole mesh's
 
     @property

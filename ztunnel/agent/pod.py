@@ -5,7 +5,7 @@
        ^                                                                    |
        +-------------------- its namespace is another one ------------------+
 
-May import `ztunnel.agent.discovery`, `ztunnel.link.messages`, mesh.
+May import `ztunnel.agent.processes`, `ztunnel.link.messages`, mesh.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import socket
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ztunnel.agent.discovery import Found
+from ztunnel.agent.processes import Found
 from ztunnel.link.messages import ListenerKind, PodAdded
 from ztunnel.mesh.model import Workload
 

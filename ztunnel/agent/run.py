@@ -16,7 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 
 import structlog
 
@@ -34,6 +34,7 @@ from ztunnel.agent.log_control import LogControl
 from ztunnel.agent.metrics import Metrics
 from ztunnel.agent.options import Options
 from ztunnel.agent.outside import Outside
+from ztunnel.agent.runtime import RuntimeDiscovery, dialler
 from ztunnel.agent.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
 from ztunnel.agent.signs import Signs
 from ztunnel.agent.source import source_of
@@ -133,9 +134,12 @@ class Agent:
             self._policies,
             KernelCounts(totals, paths),
         )
+        self._discovery = RuntimeDiscovery(
+            dialler(options.cri_socket), Discovery(options.cgroup), self._runtime_answered
+        )
         self._enroller = Enroller(
             kernel,
-            Discovery(options.cgroup),
+            self._discovery,
             lambda: self._workers,
             self._same_node.captured,
         )
@@ -162,6 +166,7 @@ class Agent:
         self._workers = Workers(options.agent_socket, options.proxy_uid, self._feed, self._account)
         self._source = source_of(options, self._mirror, self._changed)
         self._nudge = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         views = AgentViews(
             options=options,
             mirror=self._mirror,
@@ -232,6 +237,7 @@ class Agent:
         await self._store.close()
         await asyncio.to_thread(self._certifier.close)
         self._enroller.close()
+        await asyncio.to_thread(self._discovery.close)
         self._kernel.close()
         if self._bpf_stats >= 0:
             os.close(self._bpf_stats)
@@ -260,6 +266,11 @@ class Agent:
     def _changed_outside(self) -> None:
         if self._source.synced.is_set():  # before, the first view will have it
             self._changed()
+
+    def _runtime_answered(self) -> None:
+        """From the thread that asks."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._nudge.set)
 
     async def _serve_workers(self) -> None:
         """Only once we know which pods there are: a worker must not drop one for our ignorance."""
@@ -323,6 +334,7 @@ class Agent:
             "loaded": self._loaded,
             "stats": self._kernel.stats(),
             "udp": self._udp.view(),
+            "container_runtime": self._discovery.view(),
         }
 
 

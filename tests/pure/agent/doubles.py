@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from ztunnel.agent.discovery import Found, HostNamespaceError
 from ztunnel.agent.enrol import Enroller
+from ztunnel.agent.processes import Found, HostNamespaceError
 from ztunnel.agent.workers import Session
 from ztunnel.datapath.events import Ended
 from ztunnel.datapath.verdicts import DirectEntry, Verdict

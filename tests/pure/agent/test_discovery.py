@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ztunnel.agent.discovery import Discovery, HostNamespaceError, pod_uid_of
+from ztunnel.agent.discovery import Discovery, pod_uid_of
+from ztunnel.agent.processes import HostNamespaceError
 
 UID = "0f3f6d9e-7c53-4f4e-9d1e-3a0c1f0e2b4d"
 UNDERSCORED = UID.replace("-", "_")

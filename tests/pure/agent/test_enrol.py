@@ -582,7 +582,7 @@ def test_ending_agent_leaves_the_kernel_as_it_is(tmp_path: Path) -> None:
         kernel = FakeDataPath()
         async with node(tmp_path, kernel) as n:
             worker = await n.worker()
-            pod, cookie = await n.capture()
+            _, cookie = await n.capture()
             worker.close()
         assert set(kernel.pods) == {cookie}
         assert kernel.links == {cookie}

@@ -14,9 +14,9 @@ from tests.pure.agent.doubles import FakeDataPath, FakeWorker, until
 from tests.pure.agent.test_feed import agent
 from tests.pure.agent.test_same_node import NEWS, REVISION, _entry, _give, _news, _pair, captured
 from tests.pure.policy.world import Json, policies, policy
-from ztunnel.agent.discovery import Found
 from ztunnel.agent.options import SameNode
 from ztunnel.agent.pod import Pod
+from ztunnel.agent.processes import Found
 from ztunnel.agent.same_node import SameNodeTraffic
 from ztunnel.datapath.verdicts import Verdict
 from ztunnel.link.messages import MeshDelta

@@ -15,9 +15,9 @@ import structlog
 from tests.pure.agent.doubles import FakeDataPath, FakeWorker, until, workload
 from tests.pure.agent.test_feed import Agent, agent, namespace, pod
 from ztunnel.agent import same_node
-from ztunnel.agent.discovery import Found
 from ztunnel.agent.options import SameNode
 from ztunnel.agent.pod import Pod, PodState
+from ztunnel.agent.processes import Found
 from ztunnel.agent.same_node import SameNodeTraffic, believe
 from ztunnel.datapath.events import Ended
 from ztunnel.datapath.layout import DirectState, Ending

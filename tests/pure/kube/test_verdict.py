@@ -46,7 +46,8 @@ def test_the_same_again_is_not_written() -> None:
 def test_time_is_of_the_last_change_of_mind() -> None:
     accepted = due(policy({}), "then")
     assert accepted is not None
-    old = {"status": {"conditions": [{"type": "Other"}, {**accepted, "observedGeneration": 2}]}}
+    conditions = [{"type": "Other"}, {**accepted, "observedGeneration": 2}]
+    old: Json = {"status": {"conditions": conditions}}
     still = due(policy({}, **old), "now")
     assert still is not None
     assert (still["lastTransitionTime"], still["observedGeneration"]) == ("then", 3)

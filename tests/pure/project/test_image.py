@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image definition against the tree: there is no container runtime here to build it with."""
+"""The image definition against the tree; `scripts/image` builds it, tests/node runs it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ mount -t tmpfs tmpfs /etc/systemd
 mkdir -p /run/systemd/resolve
 chown -R 65534:65534 /run/systemd
 chmod 755 /run /etc/systemd
-printf '[Resolve]\nDNS=%s\nLLMNR=no\nMulticastDNS=no\nDNSSEC=no\nCache=no\n' "$server" >/etc/systemd/resolved.conf
+printf '[Resolve]\nDNS=%s\nDomains=~cluster.local\nLLMNR=no\nMulticastDNS=no\nDNSSEC=no\nCache=no\n' "$server" >/etc/systemd/resolved.conf
 printf 'nameserver 127.0.0.53\noptions edns0\n' >/run/resolv.conf
 mount --bind /run/resolv.conf /etc/resolv.conf
 # Not as root: then it looks for a user of its own.

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One parser a module, each with a `TARGET`."""
+
+from __future__ import annotations
+
+NAMES = ("connect", "capsule", "baggage", "forwarded", "dns", "policy")

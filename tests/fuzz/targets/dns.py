@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`resolver.message` with the names of a small mesh: what pods ask, and what servers answer.
+
+Nothing raises; a reply can be read, is within the client's limit, carries id and question of the
+query, and is no answer to another one.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import dns.message
+import dns.name
+import dns.opcode
+import dns.rcode
+import dns.rdatatype
+
+from tests.fuzz.target import Target
+from ztunnel.mesh.model import Endpoint, Service, ServicePort
+from ztunnel.mesh.names import Entry, look_up
+from ztunnel.mesh.state import MeshState
+from ztunnel.resolver import message
+
+WEB, DB = "web.shop.svc.cluster.local", "db.shop.svc.cluster.local"
+
+
+class _Change:
+    services = (
+        Service(
+            namespace="shop",
+            name="web",
+            hostname=WEB,
+            vips=("10.96.0.7", "fd00:96::7"),
+            ports=(ServicePort(80, "http"),),
+        ),
+        Service(
+            namespace="shop",
+            name="db",
+            hostname=DB,
+            ports=(ServicePort(5432, "sql"),),
+            endpoints=(
+                Endpoint(address="10.244.1.8", ports={"sql": 5432}, hostname="db-0"),
+                Endpoint(address="fd00::8", ports={"sql": 5432}),
+            ),
+        ),
+        Service(namespace="shop", name="out", hostname="*.example.com", vips=("240.240.0.1",)),
+    )
+    workloads = removed_workloads = removed_services = policies = removed_policies = ()
+
+
+MESH = MeshState()
+MESH.apply(_Change())
+
+
+def _look_up(name: str) -> Entry | None:
+    return look_up(MESH, "shop", name)
+
+
+def check(octets: bytes) -> None:
+    question = message.read_question(octets)
+    limit = message.udp_limit(octets)
+    assert 512 <= limit <= 65535
+    for rcode in (dns.rcode.SERVFAIL, dns.rcode.FORMERR):
+        refusal = message.failure(octets, rcode)
+        if refusal is not None:
+            _check_reply(octets, refusal, limit)
+    if question is None:
+        assert message.answer(octets, _look_up, shuffle=random.Random(1)) is None
+        return
+    if question.name:
+        named = dns.name.from_text(question.name).to_wire()
+        assert named is not None
+        assert question.raw[:-4].lower() == named
+    reply = message.answer(octets, _look_up, shuffle=random.Random(1))
+    if reply is not None:
+        assert question.name
+        _check_reply(octets, reply, limit)
+        assert message.is_answer_to(question, question.id, reply)
+        assert not message.is_answer_to(question, question.id ^ 1, reply)
+    assert message.with_id(octets, question.id) == octets
+    if message.is_answer_to(question, question.id, octets):
+        raise AssertionError("a query is an answer to itself")
+
+
+def _check_reply(octets: bytes, reply: bytes, limit: int) -> None:
+    assert len(reply) <= limit
+    assert reply[:2] == octets[:2]
+    assert reply[2] & 0x80, "no response"
+    if reply[2] & 0x78 == dns.opcode.QUERY:  # other opcodes have rules that a refusal need not keep
+        assert len(dns.message.from_wire(reply).question) <= 1
+
+
+_HEADER = struct.Struct("!HHHHHH")
+_LABELS = ("web", "shop", "svc", "cluster", "local", "db", "db-0", "_sql", "_tcp", "example", "com")
+_TYPES = (1, 28, 33, 5, 6, 255, 16, 65, 252, 0, 41)
+
+
+def _mutate(octets: bytes, chance: random.Random) -> bytes:
+    """Another question under the same header, with the rest of the message, or another EDNS."""
+    head = bytearray(octets[:12].ljust(12, b"\0"))
+    if chance.random() < 0.3:
+        head[chance.randrange(2, 12)] = chance.getrandbits(8) & chance.getrandbits(8)
+    if chance.random() < 0.5:
+        name = chance.choice((WEB, DB, f"_sql._tcp.{DB}", "a.example.com", "web", "web.shop"))
+        labels = name.split(".")
+    else:
+        labels = chance.choices(_LABELS, k=chance.randint(0, 8))
+    if chance.random() < 0.3:
+        labels.insert(chance.randrange(len(labels) + 1), chance.choice(_LABELS))
+    question = b"".join(bytes((len(each),)) + each.encode() for each in labels) + b"\0"
+    if chance.random() < 0.2:
+        question = question.swapcase()
+    question += struct.pack("!HH", chance.choice(_TYPES), chance.choice((1, 1, 1, 1, 3, 255)))
+    rest = octets[12 + len(question) :]
+    if chance.random() < 0.5:
+        rest = b"\0" + struct.pack(
+            "!HHIH", 41, chance.getrandbits(16), chance.choice((0, 1 << 15, 1 << 16)), 0
+        )
+        head[10:12] = b"\0\1"
+    return bytes(head) + question + rest
+
+
+def _query(name: str, rdtype: str, **options: object) -> bytes:
+    query = dns.message.make_query(name, rdtype, id=7, **options)  # type: ignore[arg-type]
+    return query.to_wire()
+
+
+def _response() -> bytes:
+    return dns.message.make_response(dns.message.make_query(WEB, "A", id=7)).to_wire()
+
+
+TARGET = Target(
+    check,
+    seeds=(
+        _query(WEB, "A"),
+        _query(WEB, "AAAA", use_edns=0, payload=4096),
+        _query(f"_sql._tcp.{DB}", "SRV", use_edns=0, want_dnssec=True),
+        _query("a.example.com.shop.svc.cluster.local", "A"),
+        _query("10-244-1-8.db.shop", "ANY", use_edns=1),
+        _query("nothing.web.shop.svc.cluster.local", "MX"),
+        _response(),
+        _HEADER.pack(1, 0x0100, 2, 0, 0, 0) + b"\0\0\1\0\1" * 2,
+    ),
+    mutate=_mutate,
+    words=(b"\xc0\x0c", b"\0\0\x29", b"\x03web\x04shop\x03svc", b"\0\1\0\1", b"\x3f", b"\x40"),
+    max_len=600,
+)
