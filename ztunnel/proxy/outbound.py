@@ -2,7 +2,7 @@
 """Connections that apps of a pod open: accepted on 15001, decided, carried.
 
     accepted → decided → refused (RST)
-                       → tunnel asked for → CONNECT sent → 200 → relay → ended
+                       → tunnel asked for → CONNECT and first words sent → 200 → relay → ended
                        → dialled in the clear → relay → ended
 
 Whatever fails before the relay is a reset, never a clean end that looks like success.
@@ -32,6 +32,7 @@ from ztunnel.telemetry.counts import NOBODY, Ends
 from ztunnel.telemetry.flags import Flag, Reason
 
 DENIED = 401  # istio/ztunnel, proxy/inbound.rs: by policy
+FIRST_WORDS = 16 * 1024  # bytes of the app that go with the request: a TLS record
 RESPONSE_TIMEOUT = 20.0  # seconds for the far proxy's answer: its own connect may take 10
 
 
@@ -63,6 +64,7 @@ class Outbound:
         self._relay: StreamRelay | PlainRelay | None = None
         self._timer: Timer | None = None
         self._headers: list[Header] = []
+        self._has_spoken = False  # the app's first words went with the request
         self._ends = NOBODY
         self._over = False
 
@@ -159,6 +161,31 @@ class Outbound:
         self._record.destination = proven(self._record.destination, tunnel.peer)
         self.stream_id = tunnel.open(self._headers, self)
         self._timer = self._context.loop.call_later(RESPONSE_TIMEOUT, self._no_response)
+        self._send_first_words(tunnel, self._record)
+
+    def _send_first_words(self, tunnel: Tunnel, record: Record) -> None:
+        """What the app has said goes with the request: it need not wait for the answer's trip.
+
+        The peer has proven to be the destination, and gives it to nobody unless it lets us in.
+        An end is left for the relay, which meets it again.
+        """
+        room = tunnel.claim(self)
+        if room is None:
+            return
+        try:
+            count = self._sock.recv_into(room[:FIRST_WORDS])
+        except BlockingIOError:
+            count = 0
+        except OSError as error:
+            tunnel.abandon()
+            self._fail(f"application: {error.strerror}")
+            return
+        if not count:
+            tunnel.abandon()
+            return
+        self._has_spoken = True
+        record.sent += count
+        tunnel.commit(self.stream_id, count)
 
     def _no_response(self) -> None:
         self._fail(f"no answer to CONNECT within {RESPONSE_TIMEOUT:.0f} s")
@@ -179,8 +206,8 @@ class Outbound:
             record=self._record,
             ended=self._ended,
         )
-        self._context.loop.modify(self._sock.fileno(), WATCH)
-        self._relay.begin(INPUT)  # most clients have spoken by now
+        self._context.loop.modify(self._sock.fileno(), WATCH)  # reports what there is already
+        self._relay.begin(0 if self._has_spoken else INPUT)  # most clients have spoken by now
 
     def on_data(self, payload: memoryview) -> None:
         """Data before a response: the codec lets none through; credit is owed all the same."""

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import socket
+import threading
 
 import msgspec
 import pytest
 
 from tests.pure.proxy.certs import Authority
 from tests.pure.proxy.conftest import Pair
-from tests.pure.proxy.harness import wait_for
+from tests.pure.proxy.harness import DEADLINE, wait_for
 from ztunnel.link.messages import CertificateRemoved, ListenerKind, MeshDelta
+from ztunnel.mesh.model import SocketAddress
 
 
 def ping(pair: Pair) -> None:
@@ -231,3 +233,46 @@ def test_last_bytes_of_a_retired_tunnel_all_arrive(pair: Pair) -> None:
         got += len(data)
     assert got == total
     wait_for(lambda: not pair.a.context.pool.open, "the retired tunnel to close")
+
+
+class Held:
+    """The pair's connections, held where they are accepted and where they reach the app."""
+
+    def __init__(self, pair: Pair) -> None:
+        ping(pair)
+        self.live = pair.a.context.report.live
+        wait_for(lambda: not self.live(), "the tunnel to be idle")
+        self.accepted, self.arrived = threading.Event(), threading.Event()
+        self._where = pair.a.context.original_destination
+        pair.a.context.original_destination = self._accept
+        pair.b.context.set_client_address = self._arrive
+
+    def _accept(self, sock: socket.socket) -> SocketAddress:
+        assert self.accepted.wait(DEADLINE)
+        return self._where(sock)
+
+    def _arrive(self, sock: socket.socket, client: SocketAddress) -> None:
+        assert self.arrived.wait(DEADLINE)
+
+
+@pytest.mark.parametrize("rest", [b"", b" and the rest"])
+def test_first_words_go_with_the_request(pair: Pair, rest: bytes) -> None:
+    held = Held(pair)
+    client = pair.a.dial()
+    client.sendall(b"first words")
+    if not rest:
+        client.shutdown(socket.SHUT_WR)
+    held.accepted.set()
+    wait_for(lambda: [one.sent for one in held.live()] == [11], "words before an answer")
+    assert not held.live()[0].established
+    held.arrived.set()
+    server = pair.app.accept()
+    if rest:
+        client.sendall(rest)
+        client.shutdown(socket.SHUT_WR)
+    got = b"".join(iter(lambda: server.recv(100), b""))
+    assert got == b"first words" + rest
+    server.sendall(b"answer")
+    server.close()
+    assert client.recv(6) == b"answer"
+    client.close()
