@@ -368,7 +368,6 @@ class Agent:
                 "judged": self._judge.view(),
                 "dropped": dict(self._drops.sums),
             },
-            "udp": self._udp.view(),
             "container_runtime": self._discovery.view(),
         }
 
