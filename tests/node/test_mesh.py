@@ -173,7 +173,6 @@ def _nodes(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     return found if isinstance(found, list) else [found]
 
 
-@pytest.mark.xfail(strict=True, reason="connections are reset for some seconds: docs/install.md")
 def test_upgrade_refuses_no_connection(shop: Nodes, ztctl: Ztctl) -> None:
     with _requests(shop, _address(shop, "server")) as answers:
         until(lambda: len(answers) > 20)
