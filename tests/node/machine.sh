@@ -6,7 +6,9 @@ set -eu
 dir=$1 kubelet=$2
 
 mount --make-rshared / # pods mount with propagation; nothing comes back to the machine
-mount -t tmpfs -o mode=755 tmpfs /run
+for directory in /run /var/lib /var/log; do # kubelet, CNI: sockets, leases, logs of pods
+  mount -t tmpfs -o mode=755 tmpfs "$directory"
+done
 mkdir -p /run/netns
 mount -t bpf bpf /sys/fs/bpf
 mount --make-shared /sys/fs/bpf

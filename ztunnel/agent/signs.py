@@ -5,9 +5,11 @@
                 refusals, and problems that last     ──▶ one Event each
 
 The mark tells other nodes to speak HBONE to the pod: it comes once the pod is captured, and goes
-before it is let go (`agent.leaving`). This compares what is with what should be, so nothing is
-lost by a failure or a restart; a server that is away is asked again later. May import the agent's
-own modules, kube, mesh, structlog.
+before it is let go (`agent.leaving`). An agent that has just started does not know yet which pods
+the kernel captures for it: a mark it finds stands until that has been so for PATIENCE, or clients
+would be told to speak in the clear to pods that are captured all the while. This compares what is
+with what should be, so nothing is lost by a failure or a restart; a server that is away is asked
+again later. May import the agent's own modules, kube, mesh, structlog.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from ztunnel.mesh.model import Workload
 
 TURN = 0.1  # seconds between looks
 AGAIN = 5.0  # seconds until a write is tried again that the watch does not show
-PATIENCE = 15.0  # seconds a pod's problem must last to be told: most are gone in one
+PATIENCE = 15.0  # seconds a problem must last to be told, or to cost a mark: most are gone in one
 MOST = 50  # writes a turn
 REFUSED, FAILED = "MeshCaptureRefused", "MeshCaptureFailed"
 
@@ -58,7 +60,8 @@ class Signs:
         self._mirror = mirror
         self._enroller = enroller
         self._writer = writer
-        self._tried: dict[str, float] = {}  # pod uid → when its mark was last written
+        self._tried: dict[str, tuple[str, float]] = {}  # pod uid → mark last written, and when
+        self._uncaptured: dict[str, float] = {}  # pod uid → since when it is, though enrolled
         self._since: dict[tuple[str, str], float] = {}  # pod uid, problem → first seen
         self._told: dict[str, set[str]] = {}  # pod uid → what was said of it
         self._complaint = ""
@@ -90,13 +93,22 @@ class Signs:
             if pod.state is PodState.CAPTURED and not pod.capture_problem
         }
         for pod in local:
-            should = pod.enrolled and pod.pod_uid in captured
-            has = self._mirror.annotation(pod.namespace, pod.name, REDIRECTION)
-            if has == (ENABLED if should else ""):
-                self._tried.pop(pod.pod_uid, None)
-            elif now - self._tried.get(pod.pod_uid, -AGAIN) >= AGAIN:
-                self._tried[pod.pod_uid] = now
+            uid, has = pod.pod_uid, self._mirror.annotation(pod.namespace, pod.name, REDIRECTION)
+            should = pod.enrolled and uid in captured
+            wanted = ENABLED if should or (has == ENABLED and self._may_be(pod, now)) else ""
+            if should or not pod.enrolled:
+                self._uncaptured.pop(uid, None)
+            if has == wanted:
+                self._tried.pop(uid, None)
+                continue
+            tried, at = self._tried.get(uid, ("", -AGAIN))
+            if tried != wanted or now - at >= AGAIN:
+                self._tried[uid] = wanted, now
                 yield self._writer.mark, pod, should
+
+    def _may_be(self, pod: Workload, now: float) -> bool:
+        """Whether an enrolled pod may turn out to be captured soon."""
+        return pod.enrolled and now - self._uncaptured.setdefault(pod.pod_uid, now) < PATIENCE
 
     def _untold(self, local: list[Workload], now: float) -> Iterator[Write]:
         problems = {pod.uid: pod.problem for pod in self._enroller.pods if pod.problem}
@@ -119,6 +131,6 @@ class Signs:
         self._told.setdefault(pod.pod_uid, set()).add(message)
 
     def _forget(self, present: set[str]) -> None:
-        for kept in (self._tried, self._told):
+        for kept in (self._tried, self._told, self._uncaptured):
             for uid in kept.keys() - present:
                 del kept[uid]

@@ -22,6 +22,7 @@ from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE
 from ztunnel.mesh.policy import Action, AuthorizationPolicy, Policy
 
 CONDITION = "ZtunnelAccepted"
+JUDGED = ("AuthorizationPolicy", "PeerAuthentication")
 _LONGEST = 1024  # characters of a message
 
 

@@ -20,7 +20,7 @@ from kubernetes.informer import ADDED, DELETED, MODIFIED, SharedInformer
 from ztunnel.kube.api import granted
 from ztunnel.kube.fields import Object
 from ztunnel.kube.listwatch import ListWatch, Resource
-from ztunnel.kube.verdict import due
+from ztunnel.kube.verdict import JUDGED, due
 from ztunnel.signer.cluster import MANAGER, TIMEOUT
 
 _APPLY = "application/apply-patch+yaml"
@@ -30,8 +30,8 @@ log = structlog.get_logger()
 
 
 def kinds() -> list[Resource]:
-    """The policies that agents read."""
-    return [resource for resource in granted("") if resource.optional]
+    """Of what agents read the kinds that are judged."""
+    return [resource for resource in granted("") if resource.kind in JUDGED]
 
 
 class PolicyWatch:

@@ -99,12 +99,42 @@ def test_a_pod_that_is_to_leave_is_unmarked_while_it_is_still_captured() -> None
     assert world.marks == [("a", False)]
 
 
-@pytest.mark.parametrize("value", ["enabled", "pending", "x"])
-def test_a_mark_that_is_not_true_is_removed(value: str) -> None:
+@pytest.mark.parametrize("value", ["pending", "x"])
+def test_what_is_no_mark_is_removed(value: str) -> None:
     world = World()
     world.pod({REDIRECTION: value})
     world.turn()
     assert world.marks == [("a", False)]
+
+
+def test_an_agent_that_starts_leaves_marks_of_pods_it_has_not_found_yet() -> None:
+    world = World()
+    workload = world.pod({REDIRECTION: "enabled"})
+    world.turn()
+    world.turn(PATIENCE / 2)
+    world.pods = [captured(workload)]
+    world.turn(PATIENCE)
+    world.pods = []  # its processes ended, and begin anew
+    world.turn(PATIENCE / 2)
+    world.turn(PATIENCE / 3)
+    assert world.marks == []
+
+
+def test_a_mark_that_stays_untrue_is_removed() -> None:
+    world = World()
+    world.pod({REDIRECTION: "enabled"})
+    world.turn()
+    world.turn(PATIENCE)
+    assert world.marks == [("a", False)]
+
+
+def test_a_changed_mind_does_not_wait_for_the_watch() -> None:
+    world = World()
+    workload = world.pod({REDIRECTION: "x"})
+    world.turn()
+    world.pods = [captured(workload)]
+    world.turn()
+    assert world.marks == [("a", False), ("a", True)]
 
 
 def test_a_refusal_is_told_once_with_its_mend() -> None:
