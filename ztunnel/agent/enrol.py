@@ -134,6 +134,15 @@ class Enroller:
             pod.shown[held.netns_cookie] = group
             session.held.update((held.pod_uid, kind) for kind in group)
             self._take_shown(pod, [session])
+            self._offer_to_earlier(pod, session)
+
+    def _offer_to_earlier(self, pod: Pod, holder: Session) -> None:
+        """A worker that joined before the holder of the listeners got none, nor could any be made."""
+        for session in self._hub().sessions:
+            if session is not holder and any(
+                (pod.uid, kind) not in session.held for kind in pod.listeners
+            ):
+                self._offer(pod, session)
 
     def joined(self, session: Session) -> None:
         """A worker is there: it gets every pod whose namespace we know."""
@@ -235,6 +244,7 @@ class Enroller:
             is_good = self._datapath.is_listener(sock, kind, pod.cookie)
             if is_good and kind not in pod.listeners:
                 pod.listeners[kind] = sock
+                pod.listen_problem = ""  # it was these that took the port
                 continue
             sock.close()
             if not is_good:

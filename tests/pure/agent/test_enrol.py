@@ -452,6 +452,30 @@ def test_restarted_agent_takes_listeners_from_the_worker(tmp_path: Path) -> None
     asyncio.run(scenario())
 
 
+def test_worker_that_came_before_the_holder_of_the_listeners_gets_them_too(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        pod = workload()
+        cookie = Namespaces(tmp_path).start(pod.pod_uid, "a")
+        async with node(tmp_path, _pinned(cookie, pod)) as n:
+            n.namespaces.start(pod.pod_uid, "a")
+            n.kernel.port_taken.add(cookie)  # by the very listeners that the older worker holds
+            n.want(pod)
+            newer = await n.worker(number=2)
+            await until(lambda: bool(newer.of(PodAdded)))
+            assert "15008" in n.problem(pod)
+            older = FakeWorker(n.path)
+            held, socks = _held(pod, cookie)
+            older.greet((older.hello(held), [sock.fileno() for sock in socks]))
+            await until(lambda: set(newer.listeners.get(pod.pod_uid, ())) == set(ListenerKind))
+            assert n.problem(pod) == ""
+            for sock in socks:
+                sock.close()
+            newer.close()
+            older.close()
+
+    asyncio.run(scenario())
+
+
 def test_listeners_shown_before_the_namespace_is_known_are_kept_for_it(tmp_path: Path) -> None:
     async def scenario() -> None:
         pod = workload()
