@@ -137,7 +137,7 @@ class Enroller:
             self._offer_to_earlier(pod, session)
 
     def _offer_to_earlier(self, pod: Pod, holder: Session) -> None:
-        """A worker that joined before the holder of the listeners got none, nor could any be made."""
+        """A worker that joined before the listeners' holder got none: their ports were taken."""
         for session in self._hub().sessions:
             if session is not holder and any(
                 (pod.uid, kind) not in session.held for kind in pod.listeners
