@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import certificates
+from bench import certificates, usage
 from bench.ledger import OURS
 from bench.load import Load, Place, build
 from bench.peers.peer import Certificates, Peer, PeerError, Route
@@ -81,7 +81,7 @@ class Stage:
         return process.joined(cgroup, [*netns.enter_argv(space), *argv])
 
     def pids(self, kind: str) -> tuple[int, ...]:
-        """Our agents or proxies, node1's first."""
+        """Our agents or the supervisors of our proxies, node1's first."""
         found = [self.lab.component(node, kind).pid for node in ("node1", "node2")]
         return tuple(pid for pid in found if pid is not None)
 
@@ -91,10 +91,12 @@ class Stage:
         """Ourselves, on both paths."""
         if not self.wants(OURS):
             return
-        proxies, agents = self.pids("proxy"), self.pids("agent")
+        supervisors, agents = self.pids("proxy"), self.pids("agent")
+        proxies = tuple(pid for one in supervisors for pid in usage.children(one))
         for path, server in _SERVERS.items():
             address = (_ip(self.lab, server, _MESHED), PORT)
-            ours = Contender(OURS, path, self._in_our_pod, address, (*proxies, *agents), proxies)
+            spend = (*supervisors, *proxies, *agents)
+            ours = Contender(OURS, path, self._in_our_pod, address, spend, proxies)
             self.contenders[path].append(ours)
             if path == SAME:
                 self._await_verdict(ours)

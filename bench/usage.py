@@ -29,6 +29,11 @@ def resident_bytes(pids: Iterable[int]) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def children(pid: int) -> tuple[int, ...]:
+    """The processes that a process of one thread has started and that still run."""
+    return tuple(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
 def _process_seconds(pid: int) -> float:
     total = 0
     for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):

@@ -20,7 +20,7 @@ from contextlib import closing, suppress
 
 import structlog
 
-from ztunnel.agent import datapath, inability, node
+from ztunnel.agent import datapath, node
 from ztunnel.agent.account import Account
 from ztunnel.agent.admin import Admin, Json
 from ztunnel.agent.certifier import certifier_of
@@ -101,7 +101,10 @@ async def _until_signal(options: Options) -> None:
     try:
         loaded = await datapath.load(options.cgroup, options.pin_dir)
     except datapath.LoadFailedError as error:
-        await asyncio.to_thread(inability.tell, options, str(error))
+        with suppress(ModuleNotFoundError):  # without Kubernetes' client there is nobody to tell
+            from ztunnel.agent import inability  # noqa: PLC0415  the client is 20 MB
+
+            await asyncio.to_thread(inability.tell, options, str(error))
         raise
     log.info("data path", pin_dir=str(options.pin_dir), result=loaded)
     agent = Agent(options, KernelDataPath(options.pin_dir), loaded)
