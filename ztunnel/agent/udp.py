@@ -18,11 +18,12 @@ from typing import Protocol
 import structlog
 
 from ztunnel.agent.pod import Pod
-from ztunnel.agent.udp_ways import Change, UdpWays
+from ztunnel.agent.udp_ways import UdpWays
 from ztunnel.agent.workers import Session
 from ztunnel.datapath.layout import UdpDst
 from ztunnel.link.messages import NeedUdp, NoUdp, UdpSockets
 from ztunnel.mesh.model import SocketAddress, Workload
+from ztunnel.mesh.state import Delta
 
 ASK_AGAIN = 600.0  # seconds until a node whose proxy did not take connect-udp is tried again
 REJOIN = 10.0  # seconds in which workers that outlived the last agent are back
@@ -82,7 +83,7 @@ class Udp:
 
     # Destinations
 
-    def changed(self, change: Change) -> None:
+    def changed(self, change: Delta) -> None:
         """What is new of the mesh; its policies are in force already."""
         self._ways.changed(change)
         self._apply()

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
@@ -183,79 +184,76 @@ class UdpJudge:
         destination: SocketAddress,
     ) -> None:
         sender = self._captured().get(self._entry.speaker(source, destination))
-        cookie = sender.cookie if sender else 0
-        near = sender if self._is_known(sender, source) else None
-        identity = near.workload.identity if near else ""
+        near = sender.workload if sender and self._is_known(sender, source) else None
+        identity = near.identity if near else ""
+        pair = _Pair(source, near or self._workload_at(source.ip), identity, pod, destination)
         decision = self._policies.decide(pod.workload, Asked(source.ip, identity, destination))
+        cookie = sender.cookie if sender else 0
         self._entry.give(Verdict(cookie, source.ip, destination, decision.allowed))
         if not decision.allowed:
             self.denied += 1
-            self._deny(pod, near, source, destination, decision)
+            self._deny(pair, decision)
             return
         self.allowed += 1
-        self._let_in(pod, near, source, destination)
+        self._let_in(pair)
         try:
             udp_entry.deliver(sock, payload, source, destination)
         except OSError as error:  # no worker has made the pod's tokens yet, or nobody is there
             log.debug("datagram lost", pod=pod.workload.uid, error=str(error))
 
-    def _is_known(self, sender: Pod | None, source: SocketAddress) -> bool:
+    def _is_known(self, sender: Pod, source: SocketAddress) -> bool:
         """Whether a pod of this node has its identity by its namespace alone."""
-        is_own = sender is not None and source.ip in sender.addresses
-        return is_own and self._mode is SameNode.DIRECT
+        return source.ip in sender.addresses and self._mode is SameNode.DIRECT
 
-    def _let_in(
-        self, pod: Pod, near: Pod | None, source: SocketAddress, destination: SocketAddress
-    ) -> None:
+    def _let_in(self, pair: _Pair) -> None:
         """A line, once for each verdict."""
-        wanted = is_wanted(self.logging, pod.workload.namespace, failed=False)
+        wanted = is_wanted(self.logging, pair.pod.workload.namespace, failed=False)
         if wanted and self._lines.take():
-            access_log.info(
-                "let in", **self._line(pod, near, source, destination), note="native datagrams"
-            )
+            access_log.info("let in", **pair.line(), note="native datagrams")
 
-    def _line(
-        self, pod: Pod, near: Pod | None, source: SocketAddress, destination: SocketAddress
-    ) -> dict[str, Any]:
-        sender = near.workload if near else self._workload_at(source.ip)
-        identity = near.workload.identity if near else ""
-        return {
-            "direction": "inbound",
-            "protocol": "udp",
-            **_party("src", source, sender, identity),
-            **_party("dst", destination, pod.workload, pod.workload.identity),
-            **({"same_node": True} if near else {}),
-        }
-
-    def _deny(
-        self,
-        pod: Pod,
-        near: Pod | None,
-        source: SocketAddress,
-        destination: SocketAddress,
-        decision: Decision,
-    ) -> None:
-        sender = near.workload if near else self._workload_at(source.ip)
-        identity = near.workload.identity if near else ""
+    def _deny(self, pair: _Pair, decision: Decision) -> None:
+        ours = pair.pod.workload
         series = labels.traffic(
             Reporter.DESTINATION,
-            sender,
-            pod.workload,
-            principals=(identity, pod.workload.identity if identity else ""),
+            pair.sender,
+            ours,
+            principals=(pair.identity, ours.identity if pair.identity else ""),
             protocol="udp",
         )
         self._count(Count(labels.with_flag(series, Flag.DENY), failed=1))
-        wanted = is_wanted(self.logging, pod.workload.namespace, failed=True)
+        wanted = is_wanted(self.logging, ours.namespace, failed=True)
         if not wanted or not self._lines.take():
             return
         access_log.warning(
             "denied",
-            **self._line(pod, near, source, destination),
+            **pair.line(),
             response_flags="DENY",
             policy=named(decision.policy),
             **({"rule": f"rules[{decision.rule}]"} if decision.rule >= 0 else {}),
             error=decision.reason,
         )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Who asks, as far as it is known, and for what. Only a pod of this node has an `identity`."""
+
+    source: SocketAddress
+    sender: Workload | None
+    identity: str
+    pod: Pod
+    destination: SocketAddress
+
+    def line(self) -> dict[str, Any]:
+        """For the log."""
+        ours = self.pod.workload
+        return {
+            "direction": "inbound",
+            "protocol": "udp",
+            **_party("src", self.source, self.sender, self.identity),
+            **_party("dst", self.destination, ours, ours.identity),
+            **({"same_node": True} if self.identity else {}),
+        }
 
 
 class _Allowance:

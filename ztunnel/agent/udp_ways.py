@@ -14,9 +14,8 @@ A change costs what it changes. May import `ztunnel.datapath.layout`, mesh.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from operator import attrgetter
-from typing import Protocol
 
 from ztunnel.datapath.layout import UdpDst
 from ztunnel.mesh.address import family
@@ -24,26 +23,10 @@ from ztunnel.mesh.authorize import Policies
 from ztunnel.mesh.claims import Claims
 from ztunnel.mesh.enrolment import has_own_tunnel
 from ztunnel.mesh.model import Service, SocketAddress, TunnelProtocol, Workload
-from ztunnel.mesh.policy import MtlsMode, PeerAuthentication, Policy
+from ztunnel.mesh.policy import MtlsMode, PeerAuthentication
+from ztunnel.mesh.state import Delta
 
 Wanted = dict[SocketAddress, UdpDst]
-
-
-class Change(Protocol):
-    """Whole new values, and the names of what is gone."""
-
-    @property
-    def workloads(self) -> Iterable[Workload]: ...
-    @property
-    def services(self) -> Iterable[Service]: ...
-    @property
-    def removed_workloads(self) -> Iterable[str]: ...
-    @property
-    def removed_services(self) -> Iterable[str]: ...
-    @property
-    def policies(self) -> Iterable[Policy]: ...
-    @property
-    def removed_policies(self) -> Iterable[str]: ...
 
 
 class UdpWays:
@@ -73,7 +56,7 @@ class UdpWays:
         """The workload that has an address now."""
         return self._at.holder(ip)
 
-    def changed(self, change: Change) -> None:
+    def changed(self, change: Delta) -> None:
         """Take in what is new."""
         touched: set[str] = set()
         for uid in change.removed_workloads:
@@ -216,7 +199,7 @@ def _is_tunnelled(workload: Workload) -> bool:
     return workload.protocol is TunnelProtocol.HBONE and not has_own_tunnel(workload.labels)
 
 
-def _concerns_modes(change: Change) -> bool:
+def _concerns_modes(change: Delta) -> bool:
     """Whether others may be STRICT than before. Authorization is the destination's matter."""
     return any(isinstance(one, PeerAuthentication) for one in change.policies) or any(
         key.startswith("PeerAuthentication/") for key in change.removed_policies

@@ -31,6 +31,18 @@ _PKTINFO6 = struct.Struct("=16si")  # struct in6_pktinfo
 TOKEN_NET6 = bytes.fromhex("fd5a7464 00000000")  # ZT_TOKEN_NET6
 _SOCKADDR_IN = struct.Struct("=H2s4s8x")
 _SOCKADDR_IN6 = struct.Struct("=H2s4x16s4x")
+PKTINFO4_SIZE = _PKTINFO4.size
+SOCKADDR_IN6_SIZE = _SOCKADDR_IN6.size
+
+
+def address(raw: bytes) -> SocketAddress:
+    """What a `struct sockaddr_in` or `sockaddr_in6` says; a v4-mapped address is an IPv4 one."""
+    if len(raw) == _SOCKADDR_IN.size:
+        _, port, ip4 = _SOCKADDR_IN.unpack(raw)
+        return SocketAddress(str(IPv4Address(ip4)), int.from_bytes(port, "big"))
+    _, port, ip6 = _SOCKADDR_IN6.unpack(raw)
+    ip = IPv6Address(ip6)
+    return SocketAddress(str(ip.ipv4_mapped or ip), int.from_bytes(port, "big"))
 
 
 def original_destination(sock: socket.socket) -> SocketAddress:
@@ -39,12 +51,8 @@ def original_destination(sock: socket.socket) -> SocketAddress:
     Raises OSError (ENOENT, ENOPROTOOPT) when the connection was not redirected by us.
     """
     if sock.family == socket.AF_INET:
-        raw = sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, _SOCKADDR_IN.size)
-        _, port, ip4 = _SOCKADDR_IN.unpack(raw)
-        return SocketAddress(str(IPv4Address(ip4)), int.from_bytes(port, "big"))
-    raw = sock.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, _SOCKADDR_IN6.size)
-    _, port, ip6 = _SOCKADDR_IN6.unpack(raw)
-    return SocketAddress(str(IPv6Address(ip6)), int.from_bytes(port, "big"))
+        return address(sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, _SOCKADDR_IN.size))
+    return address(sock.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, SOCKADDR_IN6_SIZE))
 
 
 def asked_server(sock: socket.socket, client_port: int) -> SocketAddress:
@@ -52,10 +60,7 @@ def asked_server(sock: socket.socket, client_port: int) -> SocketAddress:
 
     Raises OSError (ENOPROTOOPT) when the query did not come by our redirect.
     """
-    raw = sock.getsockopt(ZT_LEVEL, ZT_ASKED + client_port, _SOCKADDR_IN6.size)
-    _, port, ip = _SOCKADDR_IN6.unpack(raw)
-    address = IPv6Address(ip)
-    return SocketAddress(str(address.ipv4_mapped or address), int.from_bytes(port, "big"))
+    return address(sock.getsockopt(ZT_LEVEL, ZT_ASKED + client_port, SOCKADDR_IN6_SIZE))
 
 
 def set_client_address(sock: socket.socket, client: SocketAddress) -> None:
@@ -92,10 +97,7 @@ def from_token(family: int, token: bytes) -> Control:
 
 
 def _udp_answer(sock: socket.socket) -> SocketAddress:
-    raw = sock.getsockopt(ZT_LEVEL, ZT_UDP_ANSWER, _SOCKADDR_IN6.size)
-    _, port, ip6 = _SOCKADDR_IN6.unpack(raw)
-    ip = IPv6Address(ip6)
-    return SocketAddress(str(ip.ipv4_mapped or ip), int.from_bytes(port, "big"))
+    return address(sock.getsockopt(ZT_LEVEL, ZT_UDP_ANSWER, SOCKADDR_IN6_SIZE))
 
 
 def _mapped(address: SocketAddress) -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import socket
-import struct
 import sys
 import time
 from collections.abc import Iterable
@@ -28,9 +27,7 @@ _ADDRESS = 16
 _NOBODY = bytes(_ADDRESS)
 _IP_ORIGDSTADDR = 20  # linux/in.h; Python has no names for these
 _IPV6_ORIGDSTADDR = 74  # linux/in6.h
-_SOCKADDR_IN = struct.Struct("=H2s4s8x")
-_SOCKADDR_IN6 = struct.Struct("=H2s4x16s4x")
-CONTROL_SPACE = socket.CMSG_SPACE(_SOCKADDR_IN6.size)
+CONTROL_SPACE = socket.CMSG_SPACE(sockopt.SOCKADDR_IN6_SIZE)
 
 
 @dataclass(frozen=True)
@@ -172,15 +169,8 @@ def receive(
     """
     size, control, _, source = sock.recvmsg_into([buffer], CONTROL_SPACE)
     for _, kind, data in control:
-        if kind == _IP_ORIGDSTADDR:
-            _, port, ip = _SOCKADDR_IN.unpack(data[: _SOCKADDR_IN.size])
-            host = socket.inet_ntop(socket.AF_INET, ip)
-        elif kind == _IPV6_ORIGDSTADDR:
-            _, port, ip = _SOCKADDR_IN6.unpack(data[: _SOCKADDR_IN6.size])
-            host = socket.inet_ntop(socket.AF_INET6, ip)
-        else:
-            continue
-        return size, SocketAddress(*source[:2]), SocketAddress(host, int.from_bytes(port, "big"))
+        if kind in (_IP_ORIGDSTADDR, _IPV6_ORIGDSTADDR):
+            return size, SocketAddress(*source[:2]), sockopt.address(data)
     return None
 
 

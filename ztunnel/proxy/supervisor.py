@@ -4,7 +4,7 @@
     forked ──beats──▶ alive ──silent for `hang` seconds──▶ killed ──▶ ended ──delay──▶ forked
 
 The supervisor is as unprivileged as its workers and touches no connection. One that dies takes its
-workers with it. May import the proxy's `beats`, `loop`, `probes`, and structlog.
+workers with it. May import the proxy's `beats`, `loop`, `probes`, `signals`, and structlog.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from collections.abc import Callable
 import structlog
 
 from ztunnel.proxy.beats import Beats, State
-from ztunnel.proxy.loop import READ, Loop
+from ztunnel.proxy.loop import Loop
 from ztunnel.proxy.probes import Probes
+from ztunnel.proxy.signals import Signals
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESTART_DELAY = 0.5  # seconds: a worker that dies at once must not eat the node
@@ -56,7 +57,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Until a signal and the end of all workers; the worst of their exit statuses."""
-        self._watch_signals()
+        self._signals = Signals(self._loop, (*SIGNALS, signal.SIGCHLD), self._signalled)
         for index in range(self._count):
             self._start(index)
         self._check()
@@ -140,29 +141,13 @@ class Supervisor:
                 log.error("worker hangs", worker=index, pid=pid, silent=self._beats.age(index))
                 os.kill(pid, signal.SIGKILL)
 
-    # Signals
-
-    def _watch_signals(self) -> None:
-        """Signals arrive as bytes on a socket: the loop wakes and nothing is interrupted."""
-        self._signals, self._signals_written = socket.socketpair()
-        for end in (self._signals, self._signals_written):
-            end.setblocking(False)
-        signal.set_wakeup_fd(self._signals_written.fileno(), warn_on_full_buffer=False)
-        for number in (*SIGNALS, signal.SIGCHLD):
-            signal.signal(number, lambda *_: None)
-        self._loop.register(self._signals.fileno(), READ, self)
-
-    def on_ready(self, mask: int) -> None:
-        """Signals came."""
-        if any(number in SIGNALS for number in self._signals.recv(64)):
+    def _signalled(self, numbers: bytes) -> None:
+        if any(number in SIGNALS for number in numbers):
             self._stopping = True
             for pid in self._children:
                 os.kill(pid, signal.SIGTERM)
         self._reap()
         self._end_if_alone()
-
-    def on_failure(self, error: Exception) -> None:
-        self._loop.stop()
 
     def _end_if_alone(self) -> None:
         if self._stopping and not self._children:

@@ -11,14 +11,13 @@ May import the standard library and `ztunnel.datapath.sockopt`.
 from __future__ import annotations
 
 import socket
-import struct
 
-from ztunnel.datapath.sockopt import TOKEN_NET6, Control, from_token
+from ztunnel.datapath.sockopt import PKTINFO4_SIZE, TOKEN_NET6, Control, from_token
 
 Address = tuple[str, int]
 
 _UNCONNECTED, _FROM_LOOPBACK, _FROM_POD = 0, 1, 2  # the word after it
-CONTROL_SPACE = socket.CMSG_SPACE(struct.calcsize("=i4s4s"))  # struct in_pktinfo
+CONTROL_SPACE = socket.CMSG_SPACE(PKTINFO4_SIZE)
 
 
 class Way4:

@@ -50,7 +50,6 @@ from ztunnel.proxy.counted import EVERY, Teller
 from ztunnel.proxy.inbound import HboneServer
 from ztunnel.proxy.keeping import Keeping
 from ztunnel.proxy.listener import Listener
-from ztunnel.proxy.loop import READ
 from ztunnel.proxy.outbound import OutboundServer
 from ztunnel.proxy.plain import PlainServer
 from ztunnel.proxy.pods import Ask, Pod, take_sockets
@@ -58,6 +57,7 @@ from ztunnel.proxy.pool import Key
 from ztunnel.proxy.queries import QueryServer
 from ztunnel.proxy.query_stream import QueryStreamServer
 from ztunnel.proxy.session import Message, Session
+from ztunnel.proxy.signals import Signals
 from ztunnel.proxy.sockets import adopt
 from ztunnel.proxy.told import Told
 from ztunnel.proxy.udp import PodUdp
@@ -112,7 +112,7 @@ class Worker:
 
     def run(self) -> int:
         """Serve until drained; the process' exit status."""
-        self._watch_signals()
+        self._signals = Signals(self.context.loop, (signal.SIGTERM, signal.SIGINT), self._signalled)
         self._keep_beating()
         self.session.dial()
         gc.collect()
@@ -341,27 +341,11 @@ class Worker:
 
     # The end
 
-    def _watch_signals(self) -> None:
-        """Signals arrive as bytes on a socket: the loop wakes and nothing is interrupted."""
-        self._signals, write = socket.socketpair()
-        self._signals_written = write
-        for end in (self._signals, write):
-            end.setblocking(False)
-        signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
-        self.context.loop.register(self._signals.fileno(), READ, self)
-
-    def on_ready(self, mask: int) -> None:
-        """A signal came."""
-        self._signals.recv(64)
+    def _signalled(self, numbers: bytes) -> None:
         if self._draining:
             self.context.loop.stop()
         else:
             self.drain(self._drain_deadline)
-
-    def on_failure(self, error: Exception) -> None:
-        self.context.loop.stop()
 
     def drain(self, deadline: float) -> None:
         """Take nothing new, let live connections end, reset the rest at the deadline."""
