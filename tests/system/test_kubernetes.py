@@ -33,18 +33,23 @@ def api(_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiLa
         ApiServer(tmp_path_factory.mktemp("cluster")) as server,
         ApiLab(f"k{os.getpid() % 100000}", server) as made,
     ):
-        problems = made.lab.apply(
-            ambient("mesh"),
-            named("Namespace", "plain"),
-            named("Namespace", "shop"),
-            python_pod("caller", "node1", namespace="mesh"),
-            python_pod("caller", "node1", namespace="plain"),
-            shop_pod("shop-1"),
-            shop_service(),
-        )
+        problems = made.lab.apply(*shop_world())
         assert problems == []
         until(lambda: workload(made, "shop/shop-1"), "the API has the pods")
         yield made
+
+
+def shop_world() -> list[Object]:
+    """Callers of `mesh` (ambient) and `plain`, and a shop that is neither yet."""
+    return [
+        ambient("mesh"),
+        named("Namespace", "plain"),
+        named("Namespace", "shop"),
+        python_pod("caller", "node1", namespace="mesh"),
+        python_pod("caller", "node1", namespace="plain"),
+        shop_pod("shop-1"),
+        shop_service(),
+    ]
 
 
 def shop_pod(name: str, **annotations: str) -> Object:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.objects import ambient
 from tests.cluster.server import ApiServer
 from tests.system import sidecar
 from tests.system.apilab import ApiLab
@@ -23,7 +22,7 @@ from tests.system.test_kubernetes import (
     replace_pod,
     set_mode,
     shop_pod,
-    shop_service,
+    shop_world,
     until_captured,
     workload,
 )
@@ -40,15 +39,9 @@ def api(_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiLa
         ApiLab(f"e{os.getpid() % 100000}", server) as made,
     ):
         problems = made.lab.apply(
-            ambient("mesh"),
-            named("Namespace", "plain"),
-            named("Namespace", "shop"),
+            *shop_world(),
             named("ServiceAccount", "sidecar", "shop"),
-            python_pod("caller", "node1", namespace="mesh"),
-            python_pod("caller", "node1", namespace="plain"),
             python_pod("echo", "node2", namespace="mesh", script="server.py"),
-            shop_pod("shop-1"),
-            shop_service(),
         )
         assert problems == []
         until_captured(made, "mesh/caller", "node1")

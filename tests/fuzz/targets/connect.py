@@ -10,7 +10,10 @@ from __future__ import annotations
 import random
 from zlib import crc32
 
+import msgspec
+
 from tests.fuzz.target import Target, rearranged
+from tests.pure.policy.world import WEB
 from ztunnel.hbone import frames, headers
 from ztunnel.hbone.connection import Connection, Role
 from ztunnel.hbone.events import ConnectionFailed, DataReceived, RequestReceived
@@ -19,28 +22,17 @@ from ztunnel.hbone.settings import MAX_CONCURRENT_STREAMS
 from ztunnel.mesh.address import AddressError
 from ztunnel.mesh.inbound import Accept, Reject, check_connect
 from ztunnel.mesh.masque import format_target, parse_target
-from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
+from ztunnel.mesh.model import SocketAddress, TunnelProtocol
 from ztunnel.mesh.ports import OURS
 from ztunnel.mesh.state import MeshState
 
-POD = "10.244.1.7"
+POD = WEB.addresses[0]
 GREETING = frames.PREFACE + frames.settings_frame([])
 Pair = tuple[bytes, bytes]
 
 
 class _Change:
-    workloads = (
-        Workload(
-            uid="Kubernetes//Pod/shop/web",
-            pod_uid="web-0",
-            name="web",
-            namespace="shop",
-            service_account="web",
-            node="n1",
-            addresses=(POD, "fd00::7"),
-            protocol=TunnelProtocol.HBONE,
-        ),
-    )
+    workloads = (msgspec.structs.replace(WEB, protocol=TunnelProtocol.HBONE),)
     services = removed_workloads = removed_services = policies = removed_policies = ()
 
 

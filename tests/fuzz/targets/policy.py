@@ -15,30 +15,19 @@ import msgspec
 import yaml
 
 from tests.fuzz.target import Target
+from tests.pure.policy.world import CLIENT, WEB
 from ztunnel.kube.documents import DocumentError, parse_objects
 from ztunnel.kube.mirror import Mirror
 from ztunnel.mesh.authorize import Policies
-from ztunnel.mesh.model import SocketAddress, Workload
+from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.policy import Action, AuthorizationPolicy, MtlsMode, PeerAuthentication, Policy
 from ztunnel.mesh.rules import Asked
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Policy] = msgspec.msgpack.Decoder(Policy)
 
-WEB = Workload(
-    uid="Kubernetes//Pod/shop/web",
-    pod_uid="web-0",
-    name="web",
-    namespace="shop",
-    service_account="web",
-    node="n1",
-    addresses=("10.244.1.7",),
-    labels={"app": "web"},
-)
 ASKED = (
-    Asked(
-        "10.244.2.3", "spiffe://cluster.local/ns/front/sa/client", SocketAddress("10.244.1.7", 80)
-    ),
+    Asked("10.244.2.3", CLIENT, SocketAddress("10.244.1.7", 80)),
     Asked("fd00::3", "", SocketAddress("fd00::7", 5432)),
 )
 
