@@ -95,6 +95,13 @@ def outbound(route: Route) -> Config:
 
 def inbound(route: Route) -> Config:
     """HTTP/2 CONNECT in, TCP out."""
+    chain = {"filters": [connects("inbound", _HTTP2)], **mutual_tls(_tls(route.certificates))}
+    return _bootstrap("inbound", _listener(route.tunnel, chain), _cluster("app", route.forward))
+
+
+def connects(prefix: str, http2: Config) -> Config:
+    """A filter in which CONNECT ends, its bytes go to the cluster `app`. `prefix` is of its
+    statistics."""
     take = {
         "match": {"connect_matcher": {}},
         "route": {
@@ -107,14 +114,14 @@ def inbound(route: Route) -> Config:
         "name": "envoy.filters.http.router",
         "typed_config": {"@type": f"{_TYPE}.filters.http.router.v3.Router"},
     }
-    manager = {
+    return {
         "name": "envoy.filters.network.http_connection_manager",
         "typed_config": {
             "@type": f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager",
-            "stat_prefix": "inbound",
+            "stat_prefix": prefix,
             "codec_type": "HTTP2",
             "stream_idle_timeout": "0s",
-            "http2_protocol_options": _HTTP2,
+            "http2_protocol_options": http2,
             "upgrade_configs": [{"upgrade_type": "CONNECT"}],
             "http_filters": [router],
             "route_config": {
@@ -122,16 +129,16 @@ def inbound(route: Route) -> Config:
             },
         },
     }
+
+
+def mutual_tls(common: Config) -> Config:
+    """Of a listener's chain: TLS whose clients must show a certificate."""
     tls = {
         "@type": f"{_TYPE}.transport_sockets.tls.v3.DownstreamTlsContext",
         "require_client_certificate": True,
-        "common_tls_context": _tls(route.certificates),
+        "common_tls_context": common,
     }
-    chain = {
-        "filters": [manager],
-        "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
-    }
-    return _bootstrap("inbound", _listener(route.tunnel, chain), _cluster("app", route.forward))
+    return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls}}
 
 
 def _bootstrap(role: str, listener: Config, cluster: Config) -> Config:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.peers.envoy import program
+from bench.peers.envoy import connects, mutual_tls, program
 from tests.system.harness import APPS
 from ztunnel.identity import ca, signer
 from ztunnel.identity.request import new_request
@@ -29,7 +29,6 @@ PORT, APP, OUT = 7000, 8000, 7100
 HBONE = 15008
 _TYPE = "type.googleapis.com/envoy.extensions"
 _TCP = "envoy.filters.network.tcp_proxy"
-_HTTP = "envoy.filters.network.http_connection_manager"
 _HTTP2 = {"allow_connect": True}
 
 
@@ -124,12 +123,15 @@ def _bootstrap(tls: Config, target: str, target_identity: str, strict: bool) -> 
             "transport_protocol": "tls",
             "application_protocols": ["istio"],
         },
-        **_secured({**tls, "alpn_protocols": ["istio"]}),
+        **mutual_tls({**tls, "alpn_protocols": ["istio"]}),
         "filters": [app],
     }
     plain = {"filter_chain_match": {"transport_protocol": "raw_buffer"}, "filters": [app]}
     chains = [istio] if strict else [istio, plain]
-    hbone = {**_secured({**tls, "alpn_protocols": ["h2"]}), "filters": [_connects()]}
+    hbone = {
+        **mutual_tls({**tls, "alpn_protocols": ["h2"]}),
+        "filters": [connects("hbone", _HTTP2)],
+    }
     inspector = {
         "name": "envoy.filters.listener.tls_inspector",
         "typed_config": {"@type": f"{_TYPE}.filters.listener.tls_inspector.v3.TlsInspector"},
@@ -152,16 +154,6 @@ def _bootstrap(tls: Config, target: str, target_identity: str, strict: bool) -> 
             ],
         }
     }
-
-
-def _secured(tls: Config) -> Config:
-    context = {
-        "@type": f"{_TYPE}.transport_sockets.tls.v3.DownstreamTlsContext",
-        "require_client_certificate": True,
-        "common_tls_context": tls,
-    }
-    socket = {"name": "envoy.transport_sockets.tls", "typed_config": context}
-    return {"transport_socket": socket}
 
 
 def _upstream(tls: Config, expected: str) -> Config:
@@ -187,33 +179,6 @@ def _upstream(tls: Config, expected: str) -> Config:
 def _tcp(cluster: str) -> Config:
     config = {"@type": f"{_TYPE}.filters.network.tcp_proxy.v3.TcpProxy"}
     return {"name": _TCP, "typed_config": {**config, "stat_prefix": cluster, "cluster": cluster}}
-
-
-def _connects() -> Config:
-    """CONNECT ends here, and its bytes go to the app."""
-    route = {
-        "match": {"connect_matcher": {}},
-        "route": {
-            "cluster": "app",
-            "timeout": "0s",
-            "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}],
-        },
-    }
-    router = {
-        "name": "envoy.filters.http.router",
-        "typed_config": {"@type": f"{_TYPE}.filters.http.router.v3.Router"},
-    }
-    hosts = [{"name": "all", "domains": ["*"], "routes": [route]}]
-    config = {
-        "@type": f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "hbone",
-        "codec_type": "HTTP2",
-        "http2_protocol_options": _HTTP2,
-        "upgrade_configs": [{"upgrade_type": "CONNECT"}],
-        "http_filters": [router],
-        "route_config": {"virtual_hosts": hosts},
-    }
-    return {"name": _HTTP, "typed_config": config}
 
 
 def _listener(name: str, address: str, port: int, *chains: Config) -> Config:
