@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One TLS session over a non-blocking socket: plaintext here, ciphertext there, few system calls.
+
+OpenSSL works on memory, not on the socket. So a whole buffer of records is one `send`, which TCP
+makes into segments of 64 KiB where record by record it would make them of 16, and one `recv`
+takes whatever has come. The OpenSSL is that of the `cryptography` package. pyOpenSSL sets sessions
+up; its own reads and writes copy once more each, so records go past it. Decision 0022 says why.
+May import the proxy's `buffers` and `loop`.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.bindings.openssl.binding import Binding
+from OpenSSL import SSL
+
+from ztunnel.proxy.buffers import BUFFER_SIZE, Buffer, BufferPool
+from ztunnel.proxy.loop import READ, WRITE
+
+RECORD = 16 * 1024  # RFC 8446 5.1: most plaintext of a record
+SLICE = 4 * RECORD  # bytes given to OpenSSL at a time: its own buffers stay so small
+MAX_READ = 192 * 1024  # bytes of ciphertext a turn; with what is left over, plaintext for a buffer
+MAX_ANSWERS = 64 * 1024  # bytes of answers to key updates that a peer may leave unread
+
+_lib: Any = Binding.lib
+_NULL = Binding.ffi.NULL
+_text = Binding.ffi.string
+_WANT_READ = _lib.SSL_ERROR_WANT_READ
+
+
+class TlsError(Exception):
+    """TLS with this peer failed; the text says why."""
+
+
+class CertificateError(TlsError):
+    """The peer's certificate is not trusted; the text says why."""
+
+
+class TlsSession:
+    """Owns neither socket nor loop: who does, calls when the socket is ready.
+
+    `end` is empty while the peer may still speak, else how its side ended. `pending` says that
+    ciphertext waits for the socket to be writable; then `flush`, before anything more is written.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: SSL.Context,
+        buffers: BufferPool,
+        *,
+        server_side: bool,
+        resume: SSL.Session | None = None,
+    ) -> None:
+        """`resume`: a session of `context` to take up (client), if the server still knows it."""
+        self.sock = sock
+        self.context = context
+        self.end = ""
+        self._connection = SSL.Connection(context, None)
+        if resume is not None:
+            self._connection.set_session(resume)
+        if server_side:
+            self._connection.set_accept_state()
+        else:
+            self._connection.set_connect_state()
+        self._ssl = self._connection._ssl
+        self._incoming = self._connection._into_ssl
+        self._outgoing = self._connection._from_ssl
+        self._made: SSL.Session | None = None  # as the handshake left it; a ticket makes another
+        self._buffers = buffers
+        self._out: Buffer | None = None  # ciphertext that the socket did not take yet
+        self._held = self._sent = 0  # bytes of `_out`: filled, gone
+
+    # The handshake
+
+    def handshake(self) -> int:
+        """Go on with it: 0 when it is done, else the mask to wait for.
+
+        Raises TlsError, after the peer was told of it, or OSError.
+        """
+        while True:
+            result = _lib.SSL_do_handshake(self._ssl)
+            reason = "" if result == 1 else self._reason(result)
+            if not self.flush():
+                return WRITE
+            if reason:
+                raise self._handshake_error(reason)
+            if result == 1:
+                self._made = self._connection.get_session()
+                return 0
+            if not self._feed_handshake():
+                return READ
+
+    @property
+    def cipher(self) -> str | None:
+        return self._connection.get_cipher_name()
+
+    @property
+    def protocol(self) -> bytes:
+        """By ALPN; empty if there is none."""
+        return self._connection.get_alpn_proto_negotiated()
+
+    @property
+    def resumed(self) -> bool:
+        return bool(_lib.SSL_session_reused(self._ssl))
+
+    @property
+    def peer_certificate(self) -> x509.Certificate:
+        """Verified. Raises ValueError for one that cannot be parsed."""
+        certificate = self._connection.get_peer_certificate(as_cryptography=True)
+        if certificate is None:
+            raise ValueError("there is none")
+        return certificate
+
+    @property
+    def resumable(self) -> SSL.Session | None:
+        """Client: what a later session may resume; None before the peer's ticket has come."""
+        session = self._connection.get_session()
+        if session is None or self._made is None or session._session == self._made._session:
+            return None
+        return session
+
+    # Bytes
+
+    def read_into(self, buffer: Buffer) -> int:
+        """Take what has come, at most a turn's share; how many bytes of plaintext there are now.
+
+        Nothing that came is left where no event would tell of it.
+        """
+        count = 0
+        try:
+            count = self.sock.recv_into(self._buffers.wire.view, MAX_READ)
+            if not count:
+                self.end = "closed by peer"
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self.end = f"read: {error.strerror or error}"
+            return 0
+        filled = self._decrypt(count, buffer)
+        waiting = _lib.BIO_get_mem_data(self._outgoing, _NULL)
+        if waiting:  # answers to key updates
+            self._answer(waiting)
+        return filled
+
+    def write(self, buffer: Buffer, length: int) -> bool:
+        """Encrypt the first `length` bytes, at most BUFFER_SIZE, and send.
+
+        False when some of it is `pending`; the buffer is free in any case. Raises OSError.
+        """
+        source, taken = buffer.pointer, 0
+        while taken < length:
+            until = min(taken + SLICE, length)
+            while taken < until:  # record by record
+                result = _lib.SSL_write(self._ssl, source + taken, until - taken)
+                if result <= 0:
+                    raise OSError(self._reason(result) or "waits to read")
+                taken += result
+            self._gather()
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Send what waits; True when there is nothing more. Raises OSError."""
+        if not self._held:
+            self._gather()
+        while self._out is not None:
+            try:
+                self._sent += self.sock.send(self._out.view[self._sent : self._held])
+            except BlockingIOError:
+                return False
+            if self._sent == self._held:
+                was_full = self._held == len(self._out.view)
+                self.discard()
+                if was_full:
+                    self._gather()
+        return True
+
+    @property
+    def pending(self) -> bool:
+        return self._out is not None
+
+    def say_goodbye(self) -> None:
+        """Tell the peer that nothing more comes, if it still listens."""
+        with suppress(OSError):
+            _lib.SSL_shutdown(self._ssl)
+            _lib.ERR_clear_error()
+            self.flush()
+
+    def discard(self) -> None:
+        """Let go of what was not sent."""
+        if self._out is not None:
+            self._buffers.give(self._out)
+        self._out = None
+        self._held = self._sent = 0
+
+    # Within
+
+    def _feed_handshake(self) -> int:
+        """Give OpenSSL what the socket has, a little at a time: it comes from anybody."""
+        wire = self._buffers.wire
+        try:
+            count = self.sock.recv_into(wire.view, RECORD)
+        except BlockingIOError:
+            return 0
+        if not count:
+            raise TlsError("closed by peer")
+        _lib.BIO_write(self._incoming, wire.pointer, count)
+        return count
+
+    def _decrypt(self, count: int, buffer: Buffer) -> int:
+        """Plaintext of all whole records, of those that were left over too."""
+        source, target, room = self._buffers.wire.pointer, buffer.pointer, BUFFER_SIZE
+        fed = filled = 0
+        while True:
+            if fed < count:
+                length = min(SLICE, count - fed)
+                _lib.BIO_write(self._incoming, source + fed, length)
+                fed += length
+            while (result := _lib.SSL_read(self._ssl, target + filled, room - filled)) > 0:
+                filled += result
+            reason = self._reason(result)
+            if reason:
+                self.end = reason
+                return filled
+            if fed == count:
+                return filled
+
+    def _gather(self) -> None:
+        """Move OpenSSL's ciphertext to where it is sent from."""
+        out = self._out or self._buffers.take()
+        pointer, room = out.pointer + self._held, len(out.view) - self._held
+        moved = _lib.BIO_read(self._outgoing, pointer, room) if room else 0
+        if moved > 0:
+            self._held += moved
+        if self._held:
+            self._out = out
+        else:
+            self._buffers.give(out)
+
+    def _answer(self, waiting: int) -> None:
+        try:
+            if not self.flush() and waiting > MAX_ANSWERS:
+                self.end = "does not read our answers to key updates"
+        except OSError as error:
+            self.end = self.end or f"write: {error.strerror or error}"
+
+    def _reason(self, result: int) -> str:
+        """Why a call of OpenSSL's gave `result`; empty if it only waits for the peer."""
+        error = _lib.SSL_get_error(self._ssl, result)
+        if error == _WANT_READ:
+            return ""
+        if error == _lib.SSL_ERROR_ZERO_RETURN:
+            return "closed by peer"
+        code = _lib.ERR_peek_error()
+        text = _lib.ERR_reason_error_string(code) if code else _NULL
+        _lib.ERR_clear_error()
+        return _text(text).decode("ascii", "replace") if text != _NULL else "failed"
+
+    def _handshake_error(self, reason: str) -> TlsError:
+        verdict = _lib.SSL_get_verify_result(self._ssl)
+        if verdict != _lib.X509_V_OK:
+            return CertificateError(_text(_lib.X509_verify_cert_error_string(verdict)).decode())
+        return TlsError(reason)
