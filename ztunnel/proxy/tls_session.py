@@ -22,7 +22,7 @@ from ztunnel.proxy.buffers import BUFFER_SIZE, Buffer, BufferPool
 from ztunnel.proxy.loop import READ, WRITE
 
 RECORD = 16 * 1024  # RFC 8446 5.1: most plaintext of a record
-SLICE = 4 * RECORD  # bytes given to OpenSSL at a time: its own buffers stay so small
+SLICE = 4 * RECORD  # bytes encrypted at a time: as much stays in cache, and in OpenSSL's memory
 MAX_READ = 192 * 1024  # bytes of ciphertext a turn; with what is left over, plaintext for a buffer
 MAX_ANSWERS = 64 * 1024  # bytes of answers to key updates that a peer may leave unread
 
@@ -61,6 +61,7 @@ class TlsSession:
         self.context = context
         self.end = ""
         self._connection = SSL.Connection(context, None)
+        _lib.SSL_clear_mode(self._connection._ssl, _lib.SSL_MODE_ENABLE_PARTIAL_WRITE)
         if resume is not None:
             self._connection.set_session(resume)
         if server_side:
@@ -70,6 +71,7 @@ class TlsSession:
         self._ssl = self._connection._ssl
         self._incoming = self._connection._into_ssl
         self._outgoing = self._connection._from_ssl
+        self._with_handshake = True  # what came with its end is in OpenSSL's own memory
         self._made: SSL.Session | None = None  # as the handshake left it; a ticket makes another
         self._buffers = buffers
         self._out: Buffer | None = None  # ciphertext that the socket did not take yet
@@ -131,17 +133,21 @@ class TlsSession:
 
         Nothing that came is left where no event would tell of it.
         """
-        count = 0
+        if self._with_handshake:
+            self._with_handshake = False
+            return self._decrypt(buffer)
         try:
             count = self.sock.recv_into(self._buffers.wire.view, MAX_READ)
-            if not count:
-                self.end = "closed by peer"
         except BlockingIOError:
-            pass
+            return 0
         except OSError as error:
             self.end = f"read: {error.strerror or error}"
             return 0
-        filled = self._decrypt(count, buffer)
+        if not count:
+            self.end = "closed by peer"
+            return 0
+        self._feed(count)
+        filled = self._decrypt(buffer)
         waiting = _lib.BIO_get_mem_data(self._outgoing, _NULL)
         if waiting:  # answers to key updates
             self._answer(waiting)
@@ -154,12 +160,10 @@ class TlsSession:
         """
         source, taken = buffer.pointer, 0
         while taken < length:
-            until = min(taken + SLICE, length)
-            while taken < until:  # record by record
-                result = _lib.SSL_write(self._ssl, source + taken, until - taken)
-                if result <= 0:
-                    raise OSError(self._reason(result) or "waits to read")
-                taken += result
+            result = _lib.SSL_write(self._ssl, source + taken, min(SLICE, length - taken))
+            if result <= 0:
+                raise OSError(self._reason(result) or "waits to read")
+            taken += result
             self._gather()
         return self.flush()
 
@@ -211,23 +215,21 @@ class TlsSession:
         _lib.BIO_write(self._incoming, wire.pointer, count)
         return count
 
-    def _decrypt(self, count: int, buffer: Buffer) -> int:
-        """Plaintext of all whole records, of those that were left over too."""
-        source, target, room = self._buffers.wire.pointer, buffer.pointer, BUFFER_SIZE
-        fed = filled = 0
-        while True:
-            if fed < count:
-                length = min(SLICE, count - fed)
-                _lib.BIO_write(self._incoming, source + fed, length)
-                fed += length
-            while (result := _lib.SSL_read(self._ssl, target + filled, room - filled)) > 0:
-                filled += result
-            reason = self._reason(result)
-            if reason:
-                self.end = reason
-                return filled
-            if fed == count:
-                return filled
+    def _feed(self, count: int) -> None:
+        """Let OpenSSL read what came from where it is. `_decrypt` leaves nothing of it."""
+        source = _lib.BIO_new_mem_buf(self._buffers.wire.pointer, count)
+        if source == _NULL:
+            raise MemoryError
+        _lib.BIO_set_mem_eof_return(source, -1)  # at its end OpenSSL waits
+        _lib.SSL_set_bio(self._ssl, source, self._outgoing)
+
+    def _decrypt(self, buffer: Buffer) -> int:
+        """Plaintext of all whole records; OpenSSL keeps the last one's beginning itself."""
+        target, filled = buffer.pointer, 0
+        while (result := _lib.SSL_read(self._ssl, target + filled, BUFFER_SIZE - filled)) > 0:
+            filled += result
+        self.end = self._reason(result)
+        return filled
 
     def _gather(self) -> None:
         """Move OpenSSL's ciphertext to where it is sent from."""
@@ -244,7 +246,7 @@ class TlsSession:
     def _answer(self, waiting: int) -> None:
         try:
             if not self.flush() and waiting > MAX_ANSWERS:
-                self.end = "does not read our answers to key updates"
+                self.end = self.end or "does not read our answers to key updates"
         except OSError as error:
             self.end = self.end or f"write: {error.strerror or error}"
 

@@ -299,7 +299,7 @@ class Tunnel:
     # Reading
 
     def _read_first(self) -> None:
-        """What came in one segment with the end of the handshake is not told of by the loop."""
+        """What came with the end of the handshake, in one segment, is not told of by the loop."""
         if not (self.closed or self._lingers):
             self._read()
 
