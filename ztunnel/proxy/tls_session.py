@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.bindings.openssl.binding import Binding
@@ -24,12 +24,21 @@ from ztunnel.proxy.loop import READ, WRITE
 RECORD = 16 * 1024  # RFC 8446 5.1: most plaintext of a record
 SLICE = 4 * RECORD  # bytes encrypted at a time: as much stays in cache, and in OpenSSL's memory
 MAX_READ = 192 * 1024  # bytes of ciphertext a turn; with what is left over, plaintext for a buffer
+RECORD_OVERHEAD = 22  # bytes: header 5, content type 1, tag 16 (RFC 8446 5.2)
+SELDOM = 64  # reads of one record each after which we look for answers all the same
 MAX_ANSWERS = 64 * 1024  # bytes of answers to key updates that a peer may leave unread
 
 _lib: Any = Binding.lib
-_NULL = Binding.ffi.NULL
+_NULL: Final[Any] = Binding.ffi.NULL
 _text = Binding.ffi.string
 _WANT_READ = _lib.SSL_ERROR_WANT_READ
+_SSL_read: Final[Any] = _lib.SSL_read
+_SSL_write: Final[Any] = _lib.SSL_write
+_SSL_set_bio: Final[Any] = _lib.SSL_set_bio
+_BIO_read: Final[Any] = _lib.BIO_read
+_BIO_new_mem_buf: Final[Any] = _lib.BIO_new_mem_buf
+_BIO_set_mem_eof_return: Final[Any] = _lib.BIO_set_mem_eof_return
+_BIO_get_mem_data: Final[Any] = _lib.BIO_get_mem_data
 
 
 class TlsError(Exception):
@@ -72,6 +81,7 @@ class TlsSession:
         self._incoming = self._connection._into_ssl
         self._outgoing = self._connection._from_ssl
         self._with_handshake = True  # what came with its end is in OpenSSL's own memory
+        self._reads = 0
         self._made: SSL.Session | None = None  # as the handshake left it; a ticket makes another
         self._buffers = buffers
         self._out: Buffer | None = None  # ciphertext that the socket did not take yet
@@ -135,7 +145,7 @@ class TlsSession:
         """
         if self._with_handshake:
             self._with_handshake = False
-            return self._decrypt(buffer)
+            return self._decrypt(buffer, self._incoming)
         try:
             count = self.sock.recv_into(self._buffers.wire.view, MAX_READ)
         except BlockingIOError:
@@ -146,11 +156,11 @@ class TlsSession:
         if not count:
             self.end = "closed by peer"
             return 0
-        self._feed(count)
-        filled = self._decrypt(buffer)
-        waiting = _lib.BIO_get_mem_data(self._outgoing, _NULL)
-        if waiting:  # answers to key updates
-            self._answer(waiting)
+        source = self._feed(count)
+        filled = self._decrypt(buffer, source)
+        self._reads += 1
+        if count - filled > RECORD_OVERHEAD or not self._reads % SELDOM:
+            self._answer()
         return filled
 
     def write(self, buffer: Buffer, length: int) -> bool:
@@ -160,7 +170,7 @@ class TlsSession:
         """
         source, taken = buffer.pointer, 0
         while taken < length:
-            result = _lib.SSL_write(self._ssl, source + taken, min(SLICE, length - taken))
+            result: int = _SSL_write(self._ssl, source + taken, min(SLICE, length - taken))
             if result <= 0:
                 raise OSError(self._reason(result) or "waits to read")
             taken += result
@@ -215,27 +225,35 @@ class TlsSession:
         _lib.BIO_write(self._incoming, wire.pointer, count)
         return count
 
-    def _feed(self, count: int) -> None:
+    def _feed(self, count: int) -> Any:
         """Let OpenSSL read what came from where it is. `_decrypt` leaves nothing of it."""
-        source = _lib.BIO_new_mem_buf(self._buffers.wire.pointer, count)
+        source = _BIO_new_mem_buf(self._buffers.wire.pointer, count)
         if source == _NULL:
             raise MemoryError
-        _lib.BIO_set_mem_eof_return(source, -1)  # at its end OpenSSL waits
-        _lib.SSL_set_bio(self._ssl, source, self._outgoing)
+        _BIO_set_mem_eof_return(source, -1)  # at its end OpenSSL waits
+        _SSL_set_bio(self._ssl, source, self._outgoing)
+        return source
 
-    def _decrypt(self, buffer: Buffer) -> int:
-        """Plaintext of all whole records; OpenSSL keeps the last one's beginning itself."""
+    def _decrypt(self, buffer: Buffer, source: Any) -> int:
+        """Plaintext of all whole records; OpenSSL keeps the last one's beginning itself.
+
+        It takes no more of `source` than the record it works on: nothing there, no whole record.
+        """
         target, filled = buffer.pointer, 0
-        while (result := _lib.SSL_read(self._ssl, target + filled, BUFFER_SIZE - filled)) > 0:
+        while True:
+            result: int = _SSL_read(self._ssl, target + filled, BUFFER_SIZE - filled)
+            if result <= 0:
+                self.end = self._reason(result)
+                return filled
             filled += result
-        self.end = self._reason(result)
-        return filled
+            if not _BIO_get_mem_data(source, _NULL):
+                return filled
 
     def _gather(self) -> None:
         """Move OpenSSL's ciphertext to where it is sent from."""
         out = self._out or self._buffers.take()
         pointer, room = out.pointer + self._held, len(out.view) - self._held
-        moved = _lib.BIO_read(self._outgoing, pointer, room) if room else 0
+        moved: int = _BIO_read(self._outgoing, pointer, room) if room else 0
         if moved > 0:
             self._held += moved
         if self._held:
@@ -243,7 +261,11 @@ class TlsSession:
         else:
             self._buffers.give(out)
 
-    def _answer(self, waiting: int) -> None:
+    def _answer(self) -> None:
+        """Send what OpenSSL answers to key updates; a peer must read that."""
+        waiting = _BIO_get_mem_data(self._outgoing, _NULL)
+        if not waiting:
+            return
         try:
             if not self.flush() and waiting > MAX_ANSWERS:
                 self.end = self.end or "does not read our answers to key updates"
