@@ -10,7 +10,6 @@ import importlib.util
 import os
 import platform
 import re
-import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -123,17 +122,11 @@ def _ipv6() -> Result:
     return _judge("IPv6", preflight.ipv6(), found, mend, Status.WARN)
 
 
-def _ktls() -> Result:
-    found = "there" if preflight.ktls() else "not there; TLS is done in user space, as always works"
-    return Result("kernel TLS", Status.INFO, found)
+def openssl() -> Result:
+    """The OpenSSL of the proxy is not the system's: decision 0023."""
+    from cryptography.hazmat.backends.openssl.backend import backend  # noqa: PLC0415  # it takes long
 
-
-def openssl(version: tuple[int, ...] = ssl.OPENSSL_VERSION_INFO) -> Result:
-    """AES-GCM with wide vectors came with 3.1: a seventh less CPU a byte (docs/performance.md)."""
-    found = f"{version[0]}.{version[1]}.{version[2]}"
-    if version >= (3, 1):
-        return Result("OpenSSL", Status.OK, found)
-    return Result("OpenSSL", Status.INFO, f"{found}; from 3.1 on it encrypts faster")
+    return Result("OpenSSL", Status.INFO, backend.openssl_version_text().removeprefix("OpenSSL "))
 
 
 def _compiled() -> Result:
@@ -152,7 +145,6 @@ _CHECKS: tuple[Callable[[], Result], ...] = (
     bcc,
     _headers,
     _ipv6,
-    _ktls,
     openssl,
     _compiled,
 )
