@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mutual TLS 1.3 between workloads: contexts from certificates, and who the peer is.
 
-Contexts stay on file-descriptor sockets (`ssl.SSLSocket`), so that OpenSSL can hand the record
-layer to the kernel where it has TLS. May import `ztunnel.mesh.spiffe` and
-`ztunnel.link.messages`.
+OpenSSL reads and writes the sockets itself (`ssl.SSLSocket`): over memory BIOs every byte would be
+copied twice more. May import `ztunnel.mesh.spiffe` and `ztunnel.link.messages`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ztunnel.link.messages import Certificate
 from ztunnel.mesh import spiffe
 
 ALPN = "h2"
-OP_ENABLE_KTLS = 1 << 3  # OpenSSL 3's SSL_OP_ENABLE_KTLS, which Python names from 3.12 on
+OP_ENABLE_KTLS = 1 << 3  # OpenSSL 3's SSL_OP_ENABLE_KTLS, Python names it from 3.12 on
 CIPHERS = frozenset({"TLS_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256"})  # istio ztunnel: tls
 
 
@@ -92,7 +91,7 @@ def _context(protocol: ssl._SSLMethod, certificate: Certificate) -> ssl.SSLConte
     context.check_hostname = False  # peers are known by SPIFFE id, see `check_peer`
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
-    context.options |= OP_ENABLE_KTLS
+    context.options &= ~OP_ENABLE_KTLS  # loses the last record: decision 0022
     context.set_alpn_protocols([ALPN])
     context.load_verify_locations(cadata=certificate.roots_pem.decode("ascii"))
     if protocol == ssl.PROTOCOL_TLS_SERVER:
