@@ -189,15 +189,6 @@ def ipv6(root: Path = ROOT) -> bool:
     return (root / "proc/net/if_inet6").exists() or (root / "proc/sys/net/ipv6").is_dir()
 
 
-def ktls(root: Path = ROOT) -> bool:
-    """Whether kernel TLS is there (built in or module loaded): an extra, not a need."""
-    try:
-        available = (root / "proc/sys/net/ipv4/tcp_available_ulp").read_text(encoding="ascii")
-    except OSError:
-        return False
-    return "tls" in available.split()
-
-
 def missing_capabilities(root: Path = ROOT) -> list[str]:
     """Which capabilities the agent needs and this process lacks, by name."""
     status = (root / "proc/self/status").read_text(encoding="ascii")

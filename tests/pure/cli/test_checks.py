@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -87,3 +88,15 @@ def test_warnings_do_not_fail_the_command(ztctl: Ztctl, monkeypatch: pytest.Monk
     done = ztctl("check", "-o", "json")
     assert done.exit_code == 0
     assert [row["status"] for row in json.loads(done.output)] == ["warn", "ok"]
+
+
+def test_a_machine_that_is_too_slow_is_told_from_one_without_unshare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "_cgroup", lambda: contextlib.nullcontext(tmp_path))
+    monkeypatch.setattr(check, "PROBE_TIMEOUT", 0.0)
+    (slow,) = check._probe()
+    assert (slow.status, slow.mend) == (Status.FAIL, "try again when this machine is idle")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (without,) = check._probe()
+    assert (without.status, without.mend) == (Status.FAIL, "apt-get install util-linux")

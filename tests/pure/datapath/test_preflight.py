@@ -150,12 +150,6 @@ def test_architecture_names_are_the_kernels() -> None:
     assert known == ["x86", "arm64", "loongarch64"]
 
 
-def test_kernel_tls_is_seen_among_the_upper_layer_protocols(tmp_path: Path) -> None:
-    assert not preflight.ktls(tmp_path)
-    write(tmp_path / "proc/sys/net/ipv4/tcp_available_ulp", "espintcp mptcp tls\n")
-    assert preflight.ktls(tmp_path)
-
-
 def test_missing_capabilities_are_named(tmp_path: Path) -> None:
     write(tmp_path / "proc/self/status", "Name:\tx\nCapEff:\t000001ffffffffff\n")
     assert preflight.missing_capabilities(tmp_path) == []
