@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mutual TLS 1.3 between workloads: contexts from certificates, and who the peer is.
 
-May import `ztunnel.mesh.spiffe`, `ztunnel.link.messages` and the proxy's `session_tls`.
+May import `ztunnel.mesh.spiffe`, `ztunnel.link.messages` and the proxy's `tls_session`.
 """
 
 from __future__ import annotations
