@@ -16,14 +16,15 @@ from ztunnel.agent.discovery import Discovery
 from ztunnel.agent.enrol import Finder
 from ztunnel.agent.processes import HostNamespaceError
 from ztunnel.agent.runtime import AUTO, RuntimeDiscovery, dialler
-from ztunnel.datapath.preflight import cgroup2_root
+from ztunnel.datapath.preflight import mounts
 
 PATIENCE = 60.0  # seconds for the runtime's answer
 
 
 def by_cgroup(uids: list[str]) -> dict[str, int | str | None]:
     """As on a node whose runtime can't be asked."""
-    finder = Discovery(cgroup2_root())
+    # as `--cgroup` says it: a node with systemd is in a cgroup namespace, where none is guessed
+    finder = Discovery(next(mount.point for mount in mounts() if mount.kind == "cgroup2"))
     finder.refresh(uids)
     return {uid: _inode(finder, uid) for uid in uids}
 

@@ -14,8 +14,8 @@ if [ "$1" = start ]; then
   exec systemctl start node.target
 fi
 systemctl stop kubelet.service
-find /sys/fs/cgroup -name 'kubepods*' -path '*/cgroup/*' -prune -exec sh -c 'echo 1 >"$1/cgroup.kill"' - {} \;
+for pods in /sys/fs/cgroup/kubepods*; do echo 1 >"$pods/cgroup.kill"; done
 systemctl kill --signal=KILL "$2.service" || true
 systemctl stop "$2.service" || true
-for mounted in $(awk '$5 ~ /\/ztnode-/ {print $5}' /proc/self/mountinfo | sort -r); do umount -l "$mounted"; done
+awk '$5 ~ /\/ztnode-/ {print $5}' /proc/self/mountinfo | sort -r | xargs -r -n 1 umount --lazy
 rm -f /run/runtime.ready /run/crio/crio.sock

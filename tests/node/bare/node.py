@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,18 +102,15 @@ class Node:
         )
 
 
-Start = Callable[[Path, Runtime, str], AbstractContextManager[Node]]
-
-
 @contextmanager
 def apart(scratch: Path, runtime: Runtime, driver: str) -> Iterator[Node]:
     """In namespaces and a cgroup of its own; with systemd it sees nothing above that cgroup."""
     cgroup = f"{PREFIX}{os.getpid()}-{runtime.name}-{driver}"
     is_systemd = driver == SYSTEMD
-    for hierarchy in hierarchies():
-        _make_cgroup(hierarchy / cgroup)
     kubelet = _prepare(scratch, runtime, driver, "/" if is_systemd else f"/{cgroup}")
     directory = scratch / "node"
+    for hierarchy in hierarchies():
+        _make_cgroup(hierarchy / cgroup)
     init = ["systemd.sh", cgroup] if is_systemd else ["plain.sh"]
     words = [
         *("setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--fork"),

@@ -1,8 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# First process of a node: in namespaces of its own it is the node's pid 1, and when it ends the
-# kernel ends all of the node and drops its mounts and pins with it. See tests/node/machine.py.
-#   machine.sh DIRECTORY RUNTIME KUBELET ARGUMENT...
+# First process of a node without systemd, as ../machine.sh is of those with an API server.
+#   plain.sh DIRECTORY RUNTIME KUBELET ARGUMENT...
 set -eu
 here=$(dirname "$0") dir=$1 runtime=$2
 shift 2

@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# First process of a node whose pid 1 is systemd, as machine.sh is of others. Its cgroup becomes the
+# Becomes the first process of a node, which is systemd, as plain.sh is of others. Its cgroup is the
 # root of a cgroup namespace, so that systemd, runtime and kubelet see a machine's whole tree.
 #   systemd.sh CGROUP DIRECTORY RUNTIME KUBELET ARGUMENT...
 set -eu
