@@ -18,4 +18,5 @@ for pods in /sys/fs/cgroup/kubepods*; do echo 1 >"$pods/cgroup.kill"; done
 systemctl kill --signal=KILL "$2.service" || true
 systemctl stop "$2.service" || true
 awk '$5 ~ /\/ztnode-/ {print $5}' /proc/self/mountinfo | sort -r | xargs -r -n 1 umount --lazy
-rm -f /run/runtime.ready /run/crio/crio.sock
+rm -f /run/runtime.ready /run/crio/crio.sock /run/systemd/system/{node.target,kubelet.service,"$2.service"}
+systemctl daemon-reload

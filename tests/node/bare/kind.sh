@@ -52,7 +52,7 @@ start() {
   if ! command -v dockerd >/dev/null; then dpkg -i "$fetched"/*.deb; fi
   mkdir -p /etc/docker
   echo '{"bridge": "none", "iptables": false, "ip6tables": false}' >/etc/docker/daemon.json
-  systemctl start docker
+  systemctl start containerd docker
   docker import --change 'ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]' \
     "$fetched/root.tar" kindest/node:debian
   docker run --detach --tty --name node --hostname node \
