@@ -11,6 +11,7 @@ from typing import Any
 
 DIRECTORY = Path(__file__).parent / "layouts"
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.txt"))
+CONTAINERS = {"pause", "app"}  # roles of a pod's own processes
 HOST_NETWORK = "hostnetwork"  # the pod that has no network namespace of its own
 WAITING = "waiting"  # one whose container is never made: CRI-O has no process for it
 PODS = {"guaranteed", "burstable", "besteffort", "static", HOST_NETWORK}
