@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,8 @@ class Host:
 
     def replay(self, node: Iterable[captured.Process]) -> None:
         """Lay out a node as it was captured; a pod's namespace is called by its uid."""
-        for path, group in groupby(sorted(node, key=_path), _path):
+        path_of = attrgetter("cgroup2")
+        for path, group in groupby(sorted(node, key=path_of), path_of):
             members = list(group)
             self.container(path, *(one.pid for one in members))
             for one in members:
@@ -80,10 +82,6 @@ class Host:
     def inode(self, netns: str) -> tuple[int, int]:
         status = (self.proc.parent / f"netns-{netns}").stat()
         return status.st_dev, status.st_ino
-
-
-def _path(process: captured.Process) -> str:
-    return process.cgroup2
 
 
 @pytest.fixture
