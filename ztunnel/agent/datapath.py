@@ -117,11 +117,15 @@ class LoadFailedError(Exception):
     """The loader process could not bring up the data path; the text is what it said."""
 
 
-async def load(cgroup: Path, pin_dir: Path) -> str:
-    """Run the loader in a process of its own; what it says it did (see `datapath.loader`)."""
+async def load(cgroup: Path | None, pin_dir: Path) -> str:
+    """Run the loader in a process of its own; what it says it did (see `datapath.loader`).
+
+    `cgroup` None is the cgroup v2 root. Raises LoadFailedError.
+    """
+    where = () if cgroup is None else ("--cgroup", str(cgroup))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "ztunnel.main", "loader"),
-        *("--cgroup", str(cgroup), "--pin-dir", str(pin_dir)),
+        *(*where, "--pin-dir", str(pin_dir)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
