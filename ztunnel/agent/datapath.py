@@ -14,13 +14,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from ztunnel.datapath import links, netns, sockdestroy
+from ztunnel.datapath import links, netns, preflight, sockdestroy
 from ztunnel.datapath.events import Ended, Events
 from ztunnel.datapath.maps import Maps, PodEntry
 from ztunnel.datapath.udp import UdpPath
 from ztunnel.datapath.udp_entry import UdpEntry
 from ztunnel.datapath.verdicts import DirectEntry, Verdict
 from ztunnel.link.messages import ListenerKind
+
+OWN_NETNS = Path("/proc/self/ns/net")
 
 
 class DataPath(Protocol):
@@ -147,6 +149,16 @@ class KernelDataPath:
         self.udp_entry = UdpEntry(pin_dir, self._maps)
         self.udp = UdpPath(pin_dir, self._maps, self.udp_entry)
         self._maps.verdicts.revoke()  # what an earlier agent believed is not ours to vouch for
+
+    def find_node(self, cgroup: Path) -> bool:
+        """Tell the node's own connections by their sockets, if hooks at `cgroup` see them made.
+
+        Called in the node's network namespace; False when its addresses alone must do.
+        """
+        seen = preflight.holds_the_node(cgroup)
+        with OWN_NETNS.open() as own:
+            self._maps.set_node_netns(netns.cookie(own.fileno()) if seen else 0)
+        return seen
 
     def cookie(self, netns_fd: int) -> int:
         return netns.cookie(netns_fd)

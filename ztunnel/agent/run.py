@@ -124,6 +124,7 @@ class Agent:
         self._kernel = kernel
         self._loaded = loaded
         self._cgroup = options.cgroup or cgroup2_root()
+        self._sees_node = kernel.find_node(self._cgroup)
         self._certifier = certifier_of(options)
         self._mirror = Mirror(
             options.trust_domain,
@@ -365,6 +366,7 @@ class Agent:
     def _data_path_view(self) -> Json:
         return {
             "cgroup": str(self._cgroup),
+            "node_known_by": "socket" if self._sees_node else "address",
             "pin_dir": str(self._options.pin_dir),
             "loaded": self._loaded,
             "stats": self._kernel.stats(),
