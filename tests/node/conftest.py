@@ -21,6 +21,7 @@ from tests.node.settings import PAUSE
 from ztunnel.datapath.preflight import cgroup2_root
 from ztunnel.kube.signing import NAMESPACE
 
+PROGRAMS = ("kubelet", "kube-proxy", "coredns")  # that envtest's binaries don't have
 PATIENCE = 100.0  # seconds for what kubelets do
 Ztctl = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -29,8 +30,9 @@ Ztctl = Callable[..., subprocess.CompletedProcess[str]]
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """Two nodes that are Ready and have all images. The thread is in the control plane's netns."""
     binaries = assets()
-    if not (binaries / "kubelet").exists():
-        pytest.skip(f"{binaries} has no kubelet; unset KUBEBUILDER_ASSETS to build one")
+    missing = [name for name in PROGRAMS if not (binaries / name).exists()]
+    if missing:
+        pytest.skip(f"{binaries} has no {missing[0]}; unset KUBEBUILDER_ASSETS to build one")
     directory = tmp_path_factory.mktemp("nodes")
     archives = directory / "images"
     archives.mkdir()
