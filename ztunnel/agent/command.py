@@ -32,18 +32,8 @@ def _dns_name(_: click.Context, option: click.Parameter, value: str) -> str:
     return value
 
 
-def _cgroup2(_: click.Context, option: click.Parameter, value: Path | None) -> Path:
-    if value is None:
-        from ztunnel.datapath.preflight import (  # noqa: PLC0415  only when it is needed
-            PreflightError,
-            cgroup2_root,
-        )
-
-        try:
-            return cgroup2_root()
-        except PreflightError as error:
-            raise click.BadParameter(str(error)) from error
-    if not (value / "cgroup.procs").is_file():
+def _cgroup2(_: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and not (value / "cgroup.procs").is_file():
         raise click.BadParameter(f"{value} is no cgroup v2 directory; `ztctl check` tells the root")
     return value
 
@@ -231,7 +221,7 @@ def command(
     manifests: Path | None,
     ca_dir: Path | None,
     namespace: str,
-    cgroup: Path,
+    cgroup: Path | None,
     cri_socket: str,
     pin_dir: Path,
     run_dir: Path,

@@ -46,6 +46,7 @@ from ztunnel.agent.udp_ways import UdpWays
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
 from ztunnel.datapath import stats
+from ztunnel.datapath.preflight import cgroup2_root
 from ztunnel.identity import ca
 from ztunnel.identity.store import Store
 from ztunnel.kube.access import AccessError
@@ -122,6 +123,8 @@ class Agent:
         self._options = options
         self._kernel = kernel
         self._loaded = loaded
+        self._cgroup = options.cgroup or cgroup2_root()
+        self._sees_node = kernel.find_node(self._cgroup)
         self._certifier = certifier_of(options)
         self._mirror = Mirror(
             options.trust_domain,
@@ -142,7 +145,7 @@ class Agent:
             KernelCounts(totals, paths),
         )
         self._discovery = RuntimeDiscovery(
-            dialler(options.cri_socket), Discovery(options.cgroup), self._runtime_answered
+            dialler(options.cri_socket), Discovery(self._cgroup), self._runtime_answered
         )
         self._enroller = Enroller(
             kernel,
@@ -362,7 +365,8 @@ class Agent:
 
     def _data_path_view(self) -> Json:
         return {
-            "cgroup": str(self._options.cgroup),
+            "cgroup": str(self._cgroup),
+            "node_known_by": "socket" if self._sees_node else "address",
             "pin_dir": str(self._options.pin_dir),
             "loaded": self._loaded,
             "stats": self._kernel.stats(),
