@@ -66,6 +66,12 @@ def check_peer(sock: ssl.SSLSocket) -> str:
     return _spiffe_id(certificate)
 
 
+def has_outlived(sock: ssl.SSLSocket) -> bool:
+    """Whether the peer's certificate has expired since the handshake."""
+    certificate = sock.getpeercert()
+    return bool(certificate) and _has_expired(certificate or {})
+
+
 def trust_domain(identity: str) -> str:
     """The trust domain of a SPIFFE id, empty when it is not one."""
     try:

@@ -38,6 +38,7 @@ from ztunnel.hbone.events import (
     WindowOpened,
 )
 from ztunnel.hbone.settings import FRAME_HEADER, PING_INTERVAL, PING_TIMEOUT
+from ztunnel.proxy import tls
 from ztunnel.proxy.buffers import BUFFER_SIZE, Buffer, BufferPool
 from ztunnel.proxy.loop import READ, WRITE, Loop
 from ztunnel.proxy.sockets import cork, gains_by_cork
@@ -506,6 +507,8 @@ class Tunnel:
         if self._role is Role.SERVER and not self.streams and self._drips(now):
             self.close("no complete frame")
             return
+        if not self.retired and tls.has_outlived(self._sock):
+            self.retire()  # whoever may still speak in that name has a new certificate
         if now - self._heard >= PING_INTERVAL and not self._pinged:
             self._pinged = True
             self.connection.ping(b"ztunnel\0")

@@ -10,6 +10,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from unittest import mock
 
 import h2.events
 import pytest
@@ -19,7 +20,7 @@ from tests.pure.proxy.conftest import Pair
 from tests.pure.proxy.h2client import Http2Client, tls_context
 from tests.pure.proxy.harness import DEADLINE, wait_for
 from ztunnel.link.messages import Certificate
-from ztunnel.proxy import handshake, tunnel
+from ztunnel.proxy import handshake, tls, tunnel
 
 
 def client(pair: Pair, certificate: Certificate | None = None, alpn: str = "h2") -> Http2Client:
@@ -284,6 +285,25 @@ def test_peer_that_answers_no_ping_is_closed(pair: Pair, monkeypatch: pytest.Mon
         server = pair.app.accept()
         with pytest.raises(ConnectionResetError):
             server.recv(1)  # the client reads no more, so it answers no PING
+
+
+def test_tunnel_of_a_client_whose_certificate_expired_takes_nothing_new(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnel, "PING_INTERVAL", 0.05)
+    with client(pair) as peer:
+        stream = peer.connect(str(pair.app.address))
+        assert peer.status(stream) == 200
+        server = pair.app.accept()
+        two_days_on = mock.Mock(time=lambda: time.time() + 48 * 3600)
+        monkeypatch.setattr(tls, "time", two_days_on)
+        while not any(isinstance(one, h2.events.ConnectionTerminated) for one in peer.events):
+            peer.read()
+        server.sendall(b"still here")  # what was let in goes on; h2 itself reads no further
+        frames = b""
+        while b"still here" not in frames:
+            frames += peer.sock.recv(1 << 12)
+        server.close()
 
 
 def test_agent_is_told_once_of_whom_we_let_in(pair: Pair) -> None:
