@@ -20,7 +20,7 @@ from contextlib import closing, suppress
 
 import structlog
 
-from ztunnel.agent import datapath, node
+from ztunnel.agent import accounts, datapath, node
 from ztunnel.agent.account import Account
 from ztunnel.agent.admin import Admin, Json
 from ztunnel.agent.certifier import certifier_of
@@ -183,7 +183,11 @@ class Agent:
             greet=lambda session: session.send(self._logs.settings),
             registry_only=options.registry_only,
         )
-        self._store = Store(self._certifier.signer, self._feed.certified)
+        self._store = Store(
+            self._certifier.signer,
+            self._feed.certified,
+            withheld=lambda identity: accounts.missing_of(self._source, identity),
+        )
         self._workers = Workers(options.agent_socket, options.proxy_uid, self._feed, self._account)
         self._source = source_of(options, self._mirror, self._changed)
         self._nudge = asyncio.Event()
@@ -345,7 +349,14 @@ class Agent:
             return
         await self._source.synced.wait()
         with closing(Marker(self._options.access.client(), self._options.node)) as marker:
-            await Signs(self._options.node, self._mirror, self._enroller, marker).run()
+            signs = Signs(
+                self._options.node,
+                self._mirror,
+                self._enroller,
+                marker,
+                lambda pod: accounts.missing(self._source, pod.namespace, pod.service_account),
+            )
+            await signs.run()
 
     async def _keep_drops(self) -> None:
         while True:

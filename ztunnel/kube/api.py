@@ -5,6 +5,7 @@
 
 What the library's informer does (list, watch, resume, 410, tell what vanished meanwhile) is not
 done again here; its own copy of the objects is reduced to their names, as the mirror has the rest.
+Of ServiceAccounts the names are all there is: `lacks_account` asks for them (0016).
 A server that is lost changes nothing: what is known stays in force, and `health` says for how long.
 May import `kube`, the `kubernetes` client, structlog.
 """
@@ -21,7 +22,7 @@ from typing import Any
 from kubernetes.informer import ADDED, DELETED, ERROR, MODIFIED, SharedInformer
 
 from ztunnel.kube.access import Access
-from ztunnel.kube.fields import KINDS, Object
+from ztunnel.kube.fields import Object
 from ztunnel.kube.listwatch import SILENCE, ListWatch, Resource
 from ztunnel.kube.mirror import Mirror
 
@@ -31,6 +32,7 @@ LOGGERS = ("kubernetes.informer.informer",)  # tracebacks of what `listwatch` sa
 _NAME = ""  # where the informer's copy of an object has its name, and nothing else
 _SECURITY = "/apis/security.istio.io/v1"
 _NETWORKING = "/apis/networking.istio.io/v1"
+_ACCOUNT = "ServiceAccount"
 
 
 def granted(node: str) -> tuple[Resource, ...]:
@@ -39,17 +41,13 @@ def granted(node: str) -> tuple[Resource, ...]:
         Resource("Namespace", "/api/v1/namespaces"),
         Resource("Node", "/api/v1/nodes", only=f"metadata.name={node}"),
         Resource("Pod", "/api/v1/pods"),
+        Resource(_ACCOUNT, "/api/v1/serviceaccounts"),
         Resource("Service", "/api/v1/services"),
         Resource("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices"),
         Resource("AuthorizationPolicy", f"{_SECURITY}/authorizationpolicies", optional=True),
         Resource("PeerAuthentication", f"{_SECURITY}/peerauthentications", optional=True),
         Resource("ServiceEntry", f"{_NETWORKING}/serviceentries", optional=True),
     )
-
-
-def resources(node: str) -> tuple[Resource, ...]:
-    """Of that, what the mirror understands."""
-    return tuple(resource for resource in granted(node) if resource.kind in KINDS)
 
 
 class ApiSource:
@@ -116,6 +114,17 @@ class ApiSource:
             "lists": {watch.resource.kind: watch.lists for watch in self._watches},
         }
 
+    def lacks_account(self, namespace: str, name: str) -> bool:
+        """Whether a service account is known not to be there.
+
+        Known: all were listed and their watch is open. Else nobody knows, and False is returned.
+        """
+        for watch, informer in zip(self._watches, self._informers, strict=True):
+            if watch.resource.kind == _ACCOUNT:
+                is_known = self.synced.is_set() and watch.health.connected
+                return is_known and informer.cache.get_by_key(f"{namespace}/{name}") is None
+        return False
+
     async def _feed(self) -> None:
         """Take the inbox into the mirror, and tell of it."""
         all_listed = not self._unlisted  # asked first: what was listed is in the inbox by then
@@ -140,7 +149,9 @@ class ApiSource:
         kind = watch.resource.kind
         informer = SharedInformer(watch.request, key_func=_name)
         for event, is_there in ((ADDED, True), (MODIFIED, True), (DELETED, False)):
-            informer.add_event_handler(event, self._handler(kind, is_there))
+            # of an account nothing is kept but its name, which is the cache's key
+            handle = dict.clear if kind == _ACCOUNT else self._handler(kind, is_there)
+            informer.add_event_handler(event, handle)
         informer.add_event_handler(ERROR, watch.failed)
         return informer
 

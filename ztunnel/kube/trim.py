@@ -4,7 +4,7 @@
 A pod of a real cluster has kilobytes of containers, volumes and `managedFields`. They are skipped
 by the decoder and never become Python objects: that is what lets an agent hold 20,000 pods. Texts
 that many have (labels, namespaces, nodes) are kept once. Of kinds there are few of, all but the
-bookkeeping stays.
+bookkeeping stays; of ServiceAccounts only the name.
 """
 
 from __future__ import annotations
@@ -34,17 +34,23 @@ class _Owner(_Kept):
     name: str = ""
 
 
-class _Metadata(_Kept):
+class _Named(_Kept):
     name: str = ""
     namespace: str = ""
-    uid: str = ""
     resource_version: str = ""
+
+    def __post_init__(self) -> None:
+        self.namespace = intern(self.namespace)
+
+
+class _Metadata(_Named):
+    uid: str = ""
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     owner_references: list[_Owner] | None = None
 
     def __post_init__(self) -> None:
-        self.namespace = intern(self.namespace)
+        super().__post_init__()
         if self.labels is not None:
             self.labels = {intern(name): intern(value) for name, value in self.labels.items()}
         if self.annotations is not None:
@@ -60,6 +66,10 @@ class _Any(_Kept):
     metadata: _Dated
     spec: Any = None
     status: Any = None
+
+
+class _Account(_Kept):
+    metadata: _Named
 
 
 class _PodSpec(_Kept):
@@ -153,12 +163,15 @@ class Page:
     rest: str
 
 
+_SHAPES: dict[str, Any] = {"Pod": _Pod, "EndpointSlice": _Slice, "ServiceAccount": _Account}
+
+
 class Trimmer:
     """For one kind."""
 
     def __init__(self, kind: str) -> None:
-        self._kind = {"kind": kind, "apiVersion": KINDS[kind]}
-        shape: Any = {"Pod": _Pod, "EndpointSlice": _Slice}.get(kind, _Any)
+        self._kind = {"kind": kind, "apiVersion": KINDS.get(kind, "v1")}
+        shape: Any = _SHAPES.get(kind, _Any)
         self._lists = msgspec.json.Decoder(_List[shape])
         self._objects = msgspec.json.Decoder(shape)
         self._events = msgspec.json.Decoder(_Event)

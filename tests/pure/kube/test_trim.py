@@ -104,6 +104,14 @@ def test_what_is_not_read_is_gone() -> None:
     assert len(json.dumps(kept)) < 1000
 
 
+def test_of_an_account_the_name_is_kept() -> None:
+    metadata = {"name": "web", "namespace": "shop", "resourceVersion": "7"}
+    more = {"uid": "u", "labels": {"a": "b"}, "annotations": {"istio.io/a": "b"}}
+    account = {"kind": "ServiceAccount", "metadata": metadata | more, "secrets": [{"name": "s"}]}
+    expected = {"kind": "ServiceAccount", "apiVersion": "v1", "metadata": metadata}
+    assert trimmed(account) == expected
+
+
 def test_version_stays_for_a_watch_to_go_on_from() -> None:
     assert trimmed(POD)["metadata"]["resourceVersion"] == "7"
 
