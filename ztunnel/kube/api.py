@@ -4,7 +4,7 @@
     informer threads ──▶ inbox ──(wake)──▶ loop: gather a moment, feed the mirror, on_change()
 
 What the library's informer does (list, watch, resume, 410, tell what vanished meanwhile) is not
-done again here; its own copy of the objects is reduced to their names, as the mirror has the rest.
+done again here; its own copy of the objects is reduced to `NAME`, as the mirror has the rest.
 Of ServiceAccounts the names are all there is: `lacks_account` asks for them (0016).
 A server that is lost changes nothing: what is known stays in force, and `health` says for how long.
 May import `kube`, the `kubernetes` client, structlog.
@@ -25,11 +25,11 @@ from ztunnel.kube.access import Access
 from ztunnel.kube.fields import Object
 from ztunnel.kube.listwatch import SILENCE, ListWatch, Resource
 from ztunnel.kube.mirror import Mirror
+from ztunnel.kube.trim import NAME
 
 GATHER = 0.02  # seconds: what a burst of events is gathered for, before the workers are told
 TURN = 200  # events fed before the loop serves others
 LOGGERS = ("kubernetes.informer.informer",)  # tracebacks of what `listwatch` says in a line
-_NAME = ""  # where the informer's copy of an object has its name, and nothing else
 _SECURITY = "/apis/security.istio.io/v1"
 _NETWORKING = "/apis/networking.istio.io/v1"
 _ACCOUNT = "ServiceAccount"
@@ -164,7 +164,7 @@ class ApiSource:
                 namespace, _, own = name.rpartition("/")
                 taken = {"kind": kind, "metadata": {"namespace": namespace, "name": own}}
             obj.clear()  # in the informer's cache: it compares names only
-            obj[_NAME] = name
+            obj[NAME] = name
             self._inbox.append((is_there, taken))
             self._wake()
 
@@ -192,7 +192,7 @@ class ApiSource:
 
 def _name(obj: Object) -> str:
     """`namespace/name`, or `name`: of an object, or of what is kept of one."""
-    kept = obj.get(_NAME)
+    kept = obj.get(NAME)
     if kept is not None:
         return str(kept)
     metadata = obj["metadata"]

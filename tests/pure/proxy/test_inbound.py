@@ -22,6 +22,8 @@ from tests.pure.proxy.harness import DEADLINE, wait_for
 from ztunnel.link.messages import Certificate
 from ztunnel.proxy import handshake, tls, tunnel
 
+DATA, GOAWAY = 0x0, 0x7  # frame types, RFC 9113
+
 
 def client(pair: Pair, certificate: Certificate | None = None, alpn: str = "h2") -> Http2Client:
     mine = certificate or pair.authority.issue(pair.a.me.identity)
@@ -297,13 +299,28 @@ def test_tunnel_of_a_client_whose_certificate_expired_takes_nothing_new(
         server = pair.app.accept()
         two_days_on = mock.Mock(time=lambda: time.time() + 48 * 3600)
         monkeypatch.setattr(tls, "time", two_days_on)
-        while not any(isinstance(one, h2.events.ConnectionTerminated) for one in peer.events):
-            peer.read()
-        server.sendall(b"still here")  # what was let in goes on; h2 itself reads no further
-        frames = b""
-        while b"still here" not in frames:
-            frames += peer.sock.recv(1 << 12)
+        wait_for_frame(peer.sock, GOAWAY)
+        server.sendall(b"still here")  # what was let in goes on
+        assert wait_for_frame(peer.sock, DATA) == b"still here"
         server.close()
+
+
+def wait_for_frame(sock: ssl.SSLSocket, kind: int) -> bytes:
+    """The payload of the next frame of a type; h2 itself would read nothing after GOAWAY."""
+    while True:
+        head = exactly(sock, 9)
+        payload = exactly(sock, int.from_bytes(head[:3], "big"))
+        if head[3] == kind:
+            return payload
+
+
+def exactly(sock: ssl.SSLSocket, count: int) -> bytes:
+    read = b""
+    while len(read) < count:
+        more = sock.recv(count - len(read))
+        assert more, "closed by the proxy"
+        read += more
+    return read
 
 
 def test_agent_is_told_once_of_whom_we_let_in(pair: Pair) -> None:
