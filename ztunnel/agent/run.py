@@ -26,6 +26,7 @@ from ztunnel.agent.admin import Admin, Json
 from ztunnel.agent.certifier import certifier_of
 from ztunnel.agent.datapath import KernelDataPath
 from ztunnel.agent.discovery import Discovery
+from ztunnel.agent.doorway import Door, OwnPod
 from ztunnel.agent.endpoints import Endpoints, PortTakenError
 from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.feed import Feed
@@ -49,6 +50,7 @@ from ztunnel.datapath import stats
 from ztunnel.identity import ca
 from ztunnel.identity.store import Store
 from ztunnel.kube.access import AccessError
+from ztunnel.kube.doorway import ANNOTATION
 from ztunnel.kube.marks import Marker
 from ztunnel.kube.mirror import Mirror
 from ztunnel.link.messages import Logging
@@ -244,6 +246,7 @@ class Agent:
                 ("events", _every(READ_EVERY, self._same_node.read)),
                 ("series", self._retire_series()),
                 ("signs", self._show_signs()),
+                ("admin port", self._open_door()),
             )
         ]
         try:
@@ -357,6 +360,27 @@ class Agent:
                 lambda pod: accounts.missing(self._source, pod.namespace, pod.service_account),
             )
             await signs.run()
+
+    async def _open_door(self) -> None:
+        """Only a pod has a place to say where it is."""
+        options = self._options
+        if options.access is None or not options.pod:
+            await asyncio.Event().wait()
+            return
+        from ztunnel.kube.reviews import Reviews  # noqa: PLC0415  imports Kubernetes' client
+
+        await self._source.synced.wait()
+        place = options.namespace, options.pod
+        with closing(Marker(options.access.client(), options.node)) as marker:
+            pod = OwnPod(
+                said=lambda: self._mirror.annotation(*place, ANNOTATION),
+                say=lambda text: marker.note(*place, ANNOTATION, text),
+            )
+            door = Door(options.admin_socket, Reviews(marker.client, options.namespace).refusal)
+            try:
+                await asyncio.gather(door.serve(), door.announce(pod))
+            finally:
+                await door.close()
 
     async def _keep_drops(self) -> None:
         while True:

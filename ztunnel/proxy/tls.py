@@ -2,19 +2,19 @@
 """Mutual TLS 1.3 between workloads: contexts from certificates, and who the peer is.
 
 Contexts stay on file-descriptor sockets (`ssl.SSLSocket`), so that OpenSSL can hand the record
-layer to the kernel where it has TLS. May import `ztunnel.mesh.spiffe` and
-`ztunnel.link.messages`.
+layer to the kernel where it has TLS. May import `ztunnel.mesh.spiffe`, `ztunnel.link.messages` and
+`ztunnel.identity.chain`.
 """
 
 from __future__ import annotations
 
-import os
 import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ztunnel.identity import chain
 from ztunnel.link.messages import Certificate
 from ztunnel.mesh import spiffe
 
@@ -103,16 +103,5 @@ def _context(protocol: ssl._SSLMethod, certificate: Certificate) -> ssl.SSLConte
     context.load_verify_locations(cadata=certificate.roots_pem.decode("ascii"))
     if protocol == ssl.PROTOCOL_TLS_SERVER:
         context.num_tickets = 1  # a client makes one tunnel at a time
-    _load_chain(context, certificate)
+    chain.load(context, certificate.chain_pem, certificate.key_pem)
     return context
-
-
-def _load_chain(context: ssl.SSLContext, certificate: Certificate) -> None:
-    """Python loads keys from paths only; a memfd is one that never reaches a disk."""
-    fd = os.memfd_create("zt-key", os.MFD_CLOEXEC)
-    try:
-        with open(fd, "wb", closefd=False) as file:
-            file.write(certificate.key_pem + b"\n" + certificate.chain_pem)
-        context.load_cert_chain(f"/proc/self/fd/{fd}")
-    finally:
-        os.close(fd)
