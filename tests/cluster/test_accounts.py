@@ -77,6 +77,21 @@ def test_accounts_deleted_while_the_watch_had_lost_its_place_are_gone(
         assert following.view()["lists"]["ServiceAccount"] == 2
 
 
+def test_an_agent_that_may_not_list_accounts_knows_of_none_and_serves(
+    server: ApiServer,
+) -> None:
+    role = next(obj for obj in manifest("agent-read.yaml") if obj["kind"] == "ClusterRole")
+    for rule in role["rules"]:
+        rule["resources"] = [each for each in rule["resources"] if each != "serviceaccounts"]
+    role["metadata"] = {"name": "no-accounts"}
+    server.apply(role)
+    words = ("create", "clusterrolebinding", "no-accounts", "--clusterrole=no-accounts")
+    server.kubectl(*words, "--user=no-accounts")
+    with Following(server.kubeconfig("no-accounts")) as following:
+        until(lambda: "403" in following.errors().get("ServiceAccount", ""), "it is told")
+        assert not _lacks(following, "anybody")
+
+
 def test_nothing_is_asked_for_a_deleted_account_until_it_is_made_again(
     binaries: Path, tmp_path: Path
 ) -> None:

@@ -209,7 +209,7 @@ context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
 with context.wrap_socket(socket.create_connection(("127.0.0.1", {door.port}))) as tls:
     tls.sendall(b"{token}\\nGET /v1/status HTTP/1.0\\r\\n\\r\\n")
-    print(tls.recv(1 << 16).decode())
+    print(tls.recv(1 << 16).decode(), end="")
     print(tls.recv(1 << 16))
 """
     answer, end = shop.machines[0].run("python3", "-c", ask).strip().splitlines()

@@ -54,7 +54,8 @@ class ApiSource:
     """Feeds a mirror from an API server; `on_change` is called after it was fed, in the same loop.
 
     `synced` is set once every kind was listed and is in the mirror; before, `on_change` is not
-    called: half a view would take pods out of the mesh.
+    called: half a view would take pods out of the mesh. Accounts are not waited for: nothing is
+    taken away for want of them.
     """
 
     def __init__(
@@ -79,6 +80,11 @@ class ApiSource:
             for kind in kinds
         ]
         self._informers = [self._informer(watch) for watch in self._watches]
+        self._accounts = next(
+            (watch, informer)
+            for watch, informer in zip(self._watches, self._informers, strict=True)
+            if watch.resource.kind == _ACCOUNT
+        )
         for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -119,15 +125,14 @@ class ApiSource:
 
         Known: all were listed and their watch is open. Else nobody knows, and False is returned.
         """
-        for watch, informer in zip(self._watches, self._informers, strict=True):
-            if watch.resource.kind == _ACCOUNT:
-                is_known = self.synced.is_set() and watch.health.connected
-                return is_known and informer.cache.get_by_key(f"{namespace}/{name}") is None
-        return False
+        watch, informer = self._accounts
+        is_known = _ACCOUNT not in self._unlisted and watch.health.connected
+        return is_known and informer.cache.get_by_key(f"{namespace}/{name}") is None
 
     async def _feed(self) -> None:
         """Take the inbox into the mirror, and tell of it."""
-        all_listed = not self._unlisted  # asked first: what was listed is in the inbox by then
+        # asked first: what was listed is in the inbox by then
+        all_listed = self._unlisted <= {_ACCOUNT}
         fed = False
         while self._inbox:
             for _ in range(min(TURN, len(self._inbox))):
