@@ -80,11 +80,9 @@ class ApiSource:
             for kind in kinds
         ]
         self._informers = [self._informer(watch) for watch in self._watches]
-        self._accounts = next(
-            (watch, informer)
-            for watch, informer in zip(self._watches, self._informers, strict=True)
-            if watch.resource.kind == _ACCOUNT
-        )
+        pairs = zip(self._watches, self._informers, strict=True)
+        accounts = (pair for pair in pairs if pair[0].resource.kind == _ACCOUNT)
+        self._accounts = next(accounts, None)
         for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -125,6 +123,8 @@ class ApiSource:
 
         Known: all were listed and their watch is open. Else nobody knows, and False is returned.
         """
+        if self._accounts is None:
+            return False
         watch, informer = self._accounts
         is_known = _ACCOUNT not in self._unlisted and watch.health.connected
         return is_known and informer.cache.get_by_key(f"{namespace}/{name}") is None
