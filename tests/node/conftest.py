@@ -53,12 +53,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="package")
 def ztctl(cluster: Nodes) -> Ztctl:
-    """`ztctl ARGUMENTS...` against the cluster, as a person runs it; it must end with 0."""
+    """`ztctl ARGUMENTS...` against the cluster, as a person runs it; it must end with `code`.
 
-    def run(*arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+    As its administrator, unless a `login` is given.
+    """
+
+    def run(
+        *arguments: str, timeout: float = PATIENCE, login: Path | None = None, code: int = 0
+    ) -> subprocess.CompletedProcess[str]:
         words = [str(Path(sys.executable).with_name("ztctl")), *arguments]
         done = subprocess.run(
-            [*words, "--kubeconfig", str(cluster.server.admin_kubeconfig)],
+            [*words, "--kubeconfig", str(login or cluster.server.admin_kubeconfig)],
             env={"PATH": os.environ["PATH"], "HOME": str(cluster.directory)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -66,7 +71,7 @@ def ztctl(cluster: Nodes) -> Ztctl:
             timeout=timeout,
             check=False,
         )
-        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}\n{cluster.told()}"
+        assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}\n{cluster.told()}"
         return done
 
     return run

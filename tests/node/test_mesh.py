@@ -32,6 +32,7 @@ from ztunnel.agent.discovery import Discovery
 from ztunnel.agent.processes import Processes
 from ztunnel.agent.runtime import AUTO, dialler
 from ztunnel.datapath.preflight import cgroup2_root
+from ztunnel.kube.doorway import ACCOUNT, ANNOTATION, Doorway, parse
 
 SPACE = "shop"
 CLIENT_ID = f"spiffe://cluster.local/ns/{SPACE}/sa/client"
@@ -127,11 +128,63 @@ def test_runtime_and_cgroups_lead_to_the_same_namespace(shop: Nodes) -> None:
         found.close()
 
 
-def test_ztctl_asks_one_node_or_all_through_the_kubelet(shop: Nodes, ztctl: Ztctl) -> None:
-    assert {one["node"] for one in _nodes(ztctl("status", "-o", "json"))} == {"node-1", "node-2"}
-    done = ztctl("--node", "node-1", "pod", "list", "-o", "json")
+@pytest.mark.parametrize("via", ["auto", "exec", "port-forward"])
+def test_ztctl_asks_one_node_or_all_through_the_kubelet(
+    shop: Nodes, ztctl: Ztctl, via: str
+) -> None:
+    until(lambda: len(_doors(shop)) == 2, "agents name their ports")
+    answer = ztctl("--via", via, "status", "-o", "json")
+    assert {one["node"] for one in _nodes(answer)} == {"node-1", "node-2"}
+    done = ztctl("--via", via, "--node", "node-1", "pod", "list", "-o", "json")
     assert "client" in done.stdout
     assert "server" not in done.stdout
+
+
+def _doors(cluster: Nodes) -> dict[str, Doorway]:
+    """By node, what agents say on their pods."""
+    words = ("get", "pods", "-n", SYSTEM, "-l", "app.kubernetes.io/name=ztunnel-agent")
+    pods = json.loads(cluster.server.kubectl(*words, "-o", "json"))["items"]
+    said = {
+        pod["spec"]["nodeName"]: parse(pod["metadata"].get("annotations", {}).get(ANNOTATION, ""))
+        for pod in pods
+    }
+    return {node: door for node, door in said.items() if door is not None}
+
+
+def test_who_may_only_forward_ports_looks_that_way_and_changes_nothing_else(
+    shop: Nodes, ztctl: Ztctl
+) -> None:
+    words = ("create", "rolebinding", "eve", f"--role={ACCOUNT}", "--user=eve", "-n", SYSTEM)
+    shop.server.kubectl(*words)
+    eve = shop.server.kubeconfig("eve")
+    answer = ztctl("status", "-o", "json", login=eve)
+    assert {one["node"] for one in _nodes(answer)} == {"node-1", "node-2"}
+    refused = ztctl("--via", "exec", "--node", "node-1", "status", login=eve, code=3)
+    assert "it needs the right get and create pods/exec in ztunnel-system" in refused.stderr
+    mallory = shop.server.kubeconfig("mallory")
+    assert "403" in ztctl("status", login=mallory, code=1).stderr
+
+
+def test_processes_of_the_node_get_nothing_at_the_agents_port(shop: Nodes) -> None:
+    """With a token of a pod's, and over good TLS: as what shares the node's network would."""
+    door = _doors(shop)["node-1"]
+    token = shop.server.token(SPACE, "client")
+    ask = f"""
+import socket, ssl
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+with context.wrap_socket(socket.create_connection(("127.0.0.1", {door.port}))) as tls:
+    tls.sendall(b"{token}\\nGET /v1/status HTTP/1.0\\r\\n\\r\\n")
+    print(tls.recv(1 << 16).decode(), end="")
+    print(tls.recv(1 << 16))
+"""
+    answer, end = shop.machines[0].run("python3", "-c", ask).strip().splitlines()
+    assert answer.startswith("no: the API server does not know the token")
+    assert end == "b''"
+    elsewhere = ("python3", "-c", f"import socket; socket.create_connection(('{{}}', {door.port}))")
+    for address in (shop.machines[0].address, "10.244.1.1"):
+        with pytest.raises(AssertionError, match="ConnectionRefusedError"):
+            shop.machines[0].run(*elsewhere[:2], elsewhere[2].format(address))
 
 
 def _nodes(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:

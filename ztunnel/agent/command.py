@@ -91,6 +91,13 @@ def _only_one(sources: dict[str, object]) -> None:
     help="The mesh's own, where the signer publishes the roots.",
 )
 @click.option(
+    "--pod",
+    envvar="POD_NAME",
+    default="",
+    help="This agent's own pod in there. The admin API is then served on a port of loopback too, "
+    "for `ztctl --via port-forward`: by TLS, to who shows a token of ztunnel-admin.",
+)
+@click.option(
     "--cgroup",
     envvar="ZTUNNEL_CGROUP",  # of a node that shares its kernel with others, as kind's do
     type=click.Path(path_type=Path, file_okay=False),
@@ -221,6 +228,7 @@ def command(
     manifests: Path | None,
     ca_dir: Path | None,
     namespace: str,
+    pod: str,
     cgroup: Path | None,
     cri_socket: str,
     pin_dir: Path,
@@ -275,6 +283,7 @@ def command(
         bpf_stats=bpf_stats,
         access=None if manifests else Access(kubeconfig, context),
         namespace=namespace,
+        pod=pod,
         discovery=discovery,
         registry_only=outbound == OUTBOUND[1],
     )

@@ -49,6 +49,7 @@ class Options:
     bpf_stats: bool = False
     access: Access | None = None
     namespace: str = NAMESPACE
+    pod: str = ""  # the agent's own, in `namespace`: asked by port-forward too, if it is named
     discovery: tuple[Selector, ...] = ()  # empty: all namespaces
     registry_only: bool = False
     cri_socket: str = "auto"  # of the container runtime; a path on the host, or none

@@ -8,7 +8,7 @@ the tunnel is blocked: nobody reads for it, and streams wait in a queue for thei
     OPEN → (retire: no new streams) → last stream over: FIN sent, peer's awaited → CLOSED
          → (lost, or closed: streams are reset)                                  → CLOSED
 
-May import `ztunnel.hbone` and the proxy's `loop`, `buffers`, `tls_session`.
+May import `ztunnel.hbone` and the proxy's `loop`, `buffers`, `tls`, `tls_session`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from ztunnel.hbone.events import (
     WindowOpened,
 )
 from ztunnel.hbone.settings import FRAME_HEADER, PING_INTERVAL, PING_TIMEOUT
+from ztunnel.proxy import tls
 from ztunnel.proxy.buffers import BUFFER_SIZE, Buffer, BufferPool
 from ztunnel.proxy.loop import READ, WRITE, Loop
 from ztunnel.proxy.tls_session import TlsSession
@@ -476,6 +477,8 @@ class Tunnel:
         if self._role is Role.SERVER and not self.streams and self._drips(now):
             self.close("no complete frame")
             return
+        if not self.retired and tls.has_outlived(self._session):
+            self.retire()  # whoever may still speak in that name has a new certificate
         if now - self._heard >= PING_INTERVAL and not self._pinged:
             self._pinged = True
             self.connection.ping(b"ztunnel\0")

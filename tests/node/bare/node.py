@@ -152,7 +152,9 @@ def kind(scratch: Path, runtime: Runtime, driver: str) -> Iterator[Node]:
     directory = scratch / "node"
     flags = "KUBELET_KUBECONFIG_ARGS=\nKUBELET_KUBEADM_ARGS=" + " ".join(kubelet[3:]) + "\n"
     (directory / "kubeadm-flags.env").write_text(flags)
-    images.archive(scratch / "images/pause-of-kind.tar", KIND_PAUSE, ["sleep", pods.PAUSED])
+    images.archive(
+        scratch / "images/pause-of-kind.tar", KIND_PAUSE, images.BUSYBOX, ["sleep", pods.PAUSED]
+    )
     words = [str(HERE / "kind.sh"), "start", os.environ[KIND_FILES], str(scratch), kubelet[0]]
     subprocess.run(words, check=True)
     try:
@@ -172,7 +174,7 @@ def _prepare(
 ) -> list[str]:
     """Write all that a node needs; its kubelet's command line."""
     (scratch / "images").mkdir()
-    images.archive(scratch / "images/pause.tar", PAUSE, ["sleep", pods.PAUSED])
+    images.archive(scratch / "images/pause.tar", PAUSE, images.BUSYBOX, ["sleep", pods.PAUSED])
     directory = scratch / "node"
     directory.mkdir()
     runtime.prepare(directory, driver)
