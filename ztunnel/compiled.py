@@ -43,11 +43,20 @@ HOT = tuple(
         "hbone.streams",
         "proxy.buffers",
         "proxy.dial",
+        "proxy.guard",
+        "proxy.inbound",
+        "proxy.listener",
         "proxy.loop",
         "proxy.outbound",
+        "proxy.plan",
         "proxy.relay",
+        "proxy.report",
+        "proxy.sockets",
         "proxy.stock",
+        "proxy.told",
         "proxy.tunnel",
+        "telemetry.access",
+        "telemetry.counts",
     )
 )
 # All that hot modules may import: their types are compiled in.

@@ -67,6 +67,12 @@ def encode(headers: Iterable[Header]) -> bytes:
 
 
 @lru_cache(maxsize=256)
+def encode_response(status: int, headers: tuple[Header, ...]) -> bytes:
+    """The block of a response. Most of a connection's are alike."""
+    return encode(((b":status", b"%d" % status), *headers))
+
+
+@lru_cache(maxsize=256)
 def _name_prefix(name: bytes) -> bytes:
     """`Literal Header Field without Indexing -- New Name` up to the value (RFC 7541 6.2.2)."""
     if not _NAME.fullmatch(name.removeprefix(b":")):
@@ -185,6 +191,11 @@ def check_trailers(headers: list[Header]) -> None:
     _split(headers, frozenset())
 
 
+@lru_cache(maxsize=256)
+def _is_name(name: bytes) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
 def _split(
     headers: list[Header], allowed: frozenset[bytes]
 ) -> tuple[dict[bytes, bytes], tuple[Header, ...]]:
@@ -202,7 +213,7 @@ def _split(
         pseudo[name] = value
     fields = tuple(headers[first_regular:])
     for name, value in fields:
-        if not _NAME.fullmatch(name) or _is_bad(value):
+        if not _is_name(name) or _is_bad(value):
             raise MalformedError(f"field {name!r}")
         if name in _CONNECTION_SPECIFIC or (name == b"te" and value != b"trailers"):
             raise MalformedError(f"connection-specific field {name!r}")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to do with a connection that comes into a pod: a pure decision. May import `mesh`.
+"""What to do with a connection that comes into a pod: a pure decision. May import `mesh` and
+msgspec, whose structs are made three times as fast as frozen dataclasses.
 
 Statuses (istio/ztunnel, proxy/inbound.rs): 400 not a CONNECT to this very pod; 503 the pod is
 unknown. A policy's denial (401) is decided where policies are known, after `Accept`.
@@ -7,8 +8,9 @@ unknown. A policy's denial (401) is decided where policies are known, after `Acc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from ztunnel.mesh.address import AddressError, parse_authority
 from ztunnel.mesh.forwarded import ForwardedError, parse_forwarded
@@ -37,8 +39,7 @@ class Request(Protocol):
     def headers(self) -> tuple[tuple[bytes, bytes], ...]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Accept:
+class Accept(msgspec.Struct, frozen=True, gc=False):
     """Connect to `destination` on behalf of `client`. `source` is the client's workload, when
     its address is known and it may be what it claims."""
 
@@ -50,8 +51,7 @@ class Accept:
     udp: bool = False  # datagrams, not a connection
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(msgspec.Struct, frozen=True, gc=False):
     """Answer `status`; `reason` is for the log only."""
 
     status: int
@@ -125,7 +125,11 @@ def _forwarded(
     The address is believed only when it is the connection's own source, or that of a workload
     with the identity that the peer has proven: else it could speak for others.
     """
-    text = next((value for name, value in request.headers if name == b"forwarded"), None)
+    text: bytes | None = None
+    for name, value in request.headers:
+        if name == b"forwarded":
+            text = value
+            break
     if text is None:
         return peer, ""
     try:

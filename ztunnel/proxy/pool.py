@@ -133,7 +133,8 @@ class _Group:
         for tunnel in self.tunnels:
             if wanted.fits(tunnel):
                 wanted.taker(tunnel, "")
-                self._prewarm(wanted.source)
+                if not tunnel.can_open or len(tunnel.streams) > POOL_STREAMS - PREWARM_AT:
+                    self._prewarm(wanted.source)
                 return
         self.waiting.append(wanted)
         self._make_for_waiting()

@@ -39,13 +39,19 @@ from ztunnel.hbone.events import (
 )
 from ztunnel.hbone.settings import FRAME_HEADER, PING_INTERVAL, PING_TIMEOUT
 from ztunnel.proxy.buffers import BUFFER_SIZE, Buffer, BufferPool
-from ztunnel.proxy.loop import READ, WRITE, Loop
+from ztunnel.proxy.loop import READ, WRITE, Loop, Timer
 from ztunnel.proxy.sockets import cork, gains_by_cork
 
 TLS_RECORD = 16 * 1024  # RFC 8446 5.1: most plaintext of a record
+FIRST_WORDS = TLS_RECORD  # bytes of an app that go with its request
 SMALLEST_READ = 16 * 1024  # rather flush first than read less than this for lack of room
 MAX_CONTROL = 64 * 1024  # bytes of unsent control frames at which we stop listening to the peer
 LINGER = 2.0  # seconds a retired tunnel waits for the peer's end
+# Seconds that an answer or an end may wait for other frames to go with, where that hurts nobody
+# (`Tunnel.respond`, `Tunnel.end`): epoll waits in milliseconds. A record less is a system call and
+# two less here, and as many at the peer, which need not wake.
+COMPANY = 0.001
+BUSY = 0.002  # streams that open within so many seconds of each other make it likely
 IDLE_WITHOUT_PROGRESS = PING_INTERVAL + PING_TIMEOUT  # for a server connection without a stream
 
 log = structlog.get_logger()
@@ -115,6 +121,9 @@ class Tunnel:
         self._backlog = b""  # control frames that `_out` had no room for
         self._blocked = False
         self._flush_due = False
+        self._company: Timer | None = None  # runs while frames wait for others to go with
+        self._stream_at = -BUSY  # when the latest stream began, and how long after the one before
+        self._stream_gap = BUSY
         self._lingers = False  # our FIN is sent, the peer's is awaited
         self._mask = READ
         self._turns: deque[TunnelStream] = deque()  # waiting for the blocked write
@@ -133,23 +142,31 @@ class Tunnel:
         """Whether `open` may be called now."""
         return not self.closed and not self.retired and self.connection.can_open_stream
 
-    def open(self, headers: Iterable[Header], stream: TunnelStream) -> int:
-        """Client: send a request; its outcome goes to `stream`."""
-        stream_id = self.connection.request(headers)
+    def open(self, headers: Iterable[Header], stream: TunnelStream, head: bytes = b"") -> int:
+        """Client: send a request, `head` and then `headers`; its outcome goes to `stream`."""
+        stream_id = self.connection.request(headers, head=head)
         self.attach(stream_id, stream)
+        self.wake()
         return stream_id
 
     def attach(self, stream_id: int, stream: TunnelStream) -> None:
         """Let `stream` have the events of `stream_id` from now on."""
         if stream_id not in self.streams:
             self.served += 1
+            now = self._loop.now
+            self._stream_gap, self._stream_at = now - self._stream_at, now
         self.streams[stream_id] = stream
-        self.wake()
 
-    def respond(self, stream_id: int, status: int, headers: Iterable[Header]) -> None:
-        """Server: accept the stream with `status` 200, bytes follow."""
+    def respond(
+        self, stream_id: int, status: int, headers: Iterable[Header], *, may_wait: bool = False
+    ) -> None:
+        """Server: accept the stream with `status` 200, bytes follow.
+
+        `may_wait`: the app has been asked something already, and the answer is likely to be near.
+        """
+        is_alone = not (self._flush_due or self.connection.has_output)
         self.connection.respond(stream_id, status, headers)
-        self.wake()
+        self._wake_for_control(may_wait=may_wait and is_alone)
 
     def refuse(self, stream_id: int, status: int) -> None:
         """Server: answer with an error status and let go of the stream."""
@@ -158,9 +175,11 @@ class Tunnel:
         self.release(stream_id)
 
     def end(self, stream_id: int) -> None:
-        """Close our half of the stream."""
+        """Close our half of the stream; while new streams come quickly, with one of them."""
+        is_alone = not (self._flush_due or self.connection.has_output)
+        is_busy = self._stream_gap < BUSY and self._loop.now - self._stream_at < BUSY
         self.connection.end_stream(stream_id)
-        self.wake()
+        self._wake_for_control(may_wait=is_busy and is_alone)
 
     def reset(self, stream_id: int, code: ErrorCode = ErrorCode.CANCEL) -> None:
         """End the stream both ways at once; no event follows."""
@@ -194,7 +213,8 @@ class Tunnel:
         self.last_used = self._loop.now
         if self.closed:
             return
-        self.wake()
+        if self.connection.has_output:
+            self.wake()
         if self.retired and not self.streams:
             self._loop.defer(self._close_retired)
         else:
@@ -235,6 +255,20 @@ class Tunnel:
         if not self._flush_due:
             self._flush_due = True
             self._loop.at_end_of_turn(self.flush)
+
+    def _wake_for_control(self, *, may_wait: bool) -> None:
+        """Send the control frames there are, with what comes within COMPANY if they may wait."""
+        if not may_wait:
+            self.wake()
+            return
+        self._backlog += self.connection.take_output()
+        if self._company is None:
+            self._company = self._loop.call_later(COMPANY, self._without_company)
+
+    def _without_company(self) -> None:
+        self._company = None
+        if self._backlog:
+            self.wake()
 
     def flush(self) -> None:
         """Give TLS what is gathered. Afterwards the buffer is free, or the tunnel blocked."""
@@ -277,6 +311,8 @@ class Tunnel:
             return
         self.closed = True
         self._keepalive.cancel()
+        if self._company is not None:
+            self._company.cancel()
         if not (self._blocked or self._lingers):
             self._say_goodbye()
         self._loop.close(self._sock)

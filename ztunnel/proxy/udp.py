@@ -34,7 +34,7 @@ from ztunnel.proxy.flows import Flows
 from ztunnel.proxy.loop import READ, Timer
 from ztunnel.proxy.pods import Pod
 from ztunnel.proxy.pool import Key, Source
-from ztunnel.proxy.report import Direction, Record, party, proven
+from ztunnel.proxy.record import Direction, Record, party, proven
 from ztunnel.proxy.tunnel import Tunnel
 from ztunnel.proxy.udp_flow import CAPSULES, Pair, UdpFlow
 from ztunnel.proxy.udp_way import CONTROL_SPACE, Address, Way, Way4, Way6

@@ -4,52 +4,21 @@
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import pytest
 
+from tests.pure.proxy.wire import Owner, Wire
 from ztunnel.hbone.connection import Connection, Role
-from ztunnel.hbone.events import DataReceived, RequestReceived
+from ztunnel.hbone.events import DataReceived
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.buffers import BUFFER_SIZE, BufferPool
 from ztunnel.proxy.loop import READ, Loop
+from ztunnel.proxy.record import Direction, Record, party
 from ztunnel.proxy.relay import WATCH, StreamRelay
-from ztunnel.proxy.report import Direction, Record, party
 from ztunnel.proxy.tunnel import Tunnel
 
 CONNECT = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80")]
-
-
-@dataclass
-class Wire:
-    """Stands for the TLS socket: takes every write, or none while it is `stuck`."""
-
-    sock: socket.socket
-    written: list[bytes] = field(default_factory=list)
-    stuck: bool = False
-
-    def fileno(self) -> int:
-        return self.sock.fileno()
-
-    def getsockopt(self, level: int, option: int, size: int) -> bytes:
-        return self.sock.getsockopt(level, option, size)
-
-    def read(self, size: int, buffer: memoryview) -> int:
-        raise ssl.SSLWantReadError
-
-    def write(self, payload: memoryview) -> int:
-        if self.stuck:
-            raise ssl.SSLWantWriteError
-        self.written.append(bytes(payload))
-        return len(payload)
-
-
-class Owner:
-    def on_request(self, tunnel: Tunnel, request: RequestReceived) -> None: ...
-    def on_capacity(self, tunnel: Tunnel) -> None: ...
-    def on_closed(self, tunnel: Tunnel, reason: str) -> None: ...
 
 
 class Side:
