@@ -45,7 +45,7 @@ from ztunnel.agent.udp_judge import UdpJudge
 from ztunnel.agent.udp_ways import UdpWays
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
-from ztunnel.datapath import stats
+from ztunnel.datapath import addresses, stats
 from ztunnel.identity import ca
 from ztunnel.identity.store import Store
 from ztunnel.kube.access import AccessError
@@ -329,7 +329,7 @@ class Agent:
         known: set[str] = set()
         while True:
             try:
-                own = await node.addresses()
+                own = addresses.reachable()  # the kubelet's probes come from one of them
                 now = {*own, *self._mirror.node_addresses(self._options.node)}
                 if now != known:
                     self._kernel.set_node_addresses(now)
