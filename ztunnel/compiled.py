@@ -32,6 +32,7 @@ GROUP = "zt_compiled"  # mypyc puts all code in one library, and a shim for each
 HOT = tuple(
     f"ztunnel.{name}"
     for name in (
+        "datapath.sockopt",
         "hbone.connection",
         "hbone.errors",
         "hbone.flow",
@@ -41,6 +42,12 @@ HOT = tuple(
         "hbone.peer",
         "hbone.reader",
         "hbone.streams",
+        "mesh.address",
+        "mesh.claims",
+        "mesh.forwarded",
+        "mesh.inbound",
+        "mesh.route",
+        "mesh.state",
         "proxy.buffers",
         "proxy.dial",
         "proxy.guard",
@@ -49,6 +56,8 @@ HOT = tuple(
         "proxy.loop",
         "proxy.outbound",
         "proxy.plan",
+        "proxy.pods",
+        "proxy.pool",
         "proxy.relay",
         "proxy.report",
         "proxy.sockets",

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import re
-
-import msgspec
+from typing import NamedTuple
 
 from ztunnel.mesh.address import AddressError, parse_authority
 from ztunnel.mesh.model import SocketAddress
@@ -19,7 +18,7 @@ class ForwardedError(ValueError):
     """A header that says nothing we could use."""
 
 
-class Forwarded(msgspec.Struct, frozen=True, gc=False):
+class Forwarded(NamedTuple):
     """The client's address and the host it dialled (empty when not said)."""
 
     client: SocketAddress

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to do with a connection that comes into a pod: a pure decision. May import `mesh` and
-msgspec, whose structs are made three times as fast as frozen dataclasses.
+"""What to do with a connection that comes into a pod: a pure decision. May import `mesh`.
 
 Statuses (istio/ztunnel, proxy/inbound.rs): 400 not a CONNECT to this very pod; 503 the pod is
 unknown. A policy's denial (401) is decided where policies are known, after `Accept`.
@@ -10,12 +9,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import msgspec
-
 from ztunnel.mesh.address import AddressError, parse_authority
+from ztunnel.mesh.answers import Accept, Reject
 from ztunnel.mesh.forwarded import ForwardedError, parse_forwarded
 from ztunnel.mesh.masque import PROTOCOL, parse_target
-from ztunnel.mesh.model import SocketAddress, Workload
+from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.ports import OURS
 from ztunnel.mesh.state import MeshState
 
@@ -37,25 +35,6 @@ class Request(Protocol):
     def path(self) -> bytes: ...
     @property
     def headers(self) -> tuple[tuple[bytes, bytes], ...]: ...
-
-
-class Accept(msgspec.Struct, frozen=True, gc=False):
-    """Connect to `destination` on behalf of `client`. `source` is the client's workload, when
-    its address is known and it may be what it claims."""
-
-    client: SocketAddress
-    destination: SocketAddress
-    source: Workload | None
-    workload: Workload
-    service: str = ""
-    udp: bool = False  # datagrams, not a connection
-
-
-class Reject(msgspec.Struct, frozen=True, gc=False):
-    """Answer `status`; `reason` is for the log only."""
-
-    status: int
-    reason: str
 
 
 def check_connect(

@@ -8,48 +8,19 @@
     one of our own ports, no endpoint, no such port ─▶ refused
     any other address, and the mesh is REGISTRY_ONLY ─▶ refused
 
-May import `mesh` and msgspec.
+May import `mesh`.
 """
 
 from __future__ import annotations
 
-import msgspec
-
 from ztunnel.mesh.address import family
+from ztunnel.mesh.answers import Hbone, Passthrough, Refuse, Route
 from ztunnel.mesh.backends import Backends
 from ztunnel.mesh.model import Service, SocketAddress, TunnelProtocol, Workload
 from ztunnel.mesh.ports import HBONE, OURS
 from ztunnel.mesh.state import MeshState
 
 MOST_KNOWN = 4096  # answers remembered: an app may dial whatever it likes
-
-
-class Hbone(msgspec.Struct, frozen=True, gc=False):
-    """Through a tunnel: CONNECT `authority` over mTLS to `tunnel`, which must prove one of
-    `identities`."""
-
-    authority: SocketAddress
-    tunnel: SocketAddress
-    identities: tuple[str, ...]
-    workload: Workload
-    service: str = ""
-
-
-class Passthrough(msgspec.Struct, frozen=True, gc=False):
-    """As it is, to `address`: the destination is not of the mesh."""
-
-    address: SocketAddress
-    workload: Workload | None = None
-    service: str = ""
-
-
-class Refuse(msgspec.Struct, frozen=True, gc=False):
-    """Not at all, and why."""
-
-    reason: str
-
-
-Route = Hbone | Passthrough | Refuse
 
 
 def route(state: MeshState, source: Workload, destination: SocketAddress, chance: float) -> Route:

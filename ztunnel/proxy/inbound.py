@@ -15,16 +15,18 @@ import ssl
 from ztunnel.hbone.connection import Role
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header, RequestReceived
+from ztunnel.mesh.answers import Accept, Reject
 from ztunnel.mesh.authorize import Decision
-from ztunnel.mesh.inbound import DENIED, Accept, Reject, check_connect
+from ztunnel.mesh.inbound import DENIED, check_connect
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy import tls
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.dial import Dial
 from ztunnel.proxy.handshake import Handshake
 from ztunnel.proxy.pods import Pod
-from ztunnel.proxy.record import Direction, Record, party
+from ztunnel.proxy.record import Direction, Record
 from ztunnel.proxy.relay import StreamRelay
+from ztunnel.proxy.report import party
 from ztunnel.proxy.sockets import local_address, peer_address, reset_on_close
 from ztunnel.proxy.stock import Stock
 from ztunnel.proxy.tunnel import FIRST_WORDS, Tunnel
@@ -143,6 +145,7 @@ class InboundStream:
         self._relay: StreamRelay | UdpFlow | None = None
         self._early: list[bytes] = []  # data before our answer; the stream's window bounds it
         self._early_end = False
+        self._has_words = tunnel.words_follow  # they come right after this event
         self._over = False
 
     def start(self) -> None:
@@ -254,8 +257,8 @@ class InboundStream:
         workload = mesh.workload(self._pod.workload) if mesh is not None else None
         headers = [(b"baggage", self._pod.baggage(workload))] if workload is not None else []
         # a full measure of first words is one of many: who has more to say waits for our answer
-        may_wait = 0 < sum(map(len, self._early)) < FIRST_WORDS
-        self._tunnel.respond(self.stream_id, 200, headers, may_wait=may_wait)
+        is_asked = self._has_words or 0 < sum(map(len, self._early)) < FIRST_WORDS
+        self._tunnel.respond(self.stream_id, 200, headers, may_wait=is_asked)
         if self._context.told is not None and self._accepted is not None:
             self._context.told.let_in(self._accepted, self._pod.uid)
         self._relay = relay = StreamRelay(

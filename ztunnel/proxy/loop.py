@@ -3,7 +3,7 @@
 
 An exception in a handler ends what that handler serves and nothing else. One turn is:
 
-    epoll → ready handlers → deferred calls → due timers → flushes → closing of sockets
+    epoll → ready handlers → deferred calls → due timers → flushes → aftermath → closing of sockets
 
 Sockets are closed only at the end of a turn, so that an event already fetched can never reach
 a newer socket that got the same descriptor number. May import the standard library and structlog.
@@ -72,6 +72,7 @@ class Loop:
         self._handlers: dict[int, Handler] = {}
         self._deferred: deque[Callback] = deque()
         self._flushes: deque[Callback] = deque()
+        self._aftermath: deque[Callback] = deque()
         self._timers: list[Timer] = []
         self._limits: dict[float, deque[Timer]] = {}  # by delay, so each in order
         self._closing: list[socket.socket] = []
@@ -120,6 +121,10 @@ class Loop:
     def at_end_of_turn(self, callback: Callback) -> None:
         """Call before the loop waits again: where small writes are gathered and sent."""
         self._flushes.append(callback)
+
+    def after_flushes(self, callback: Callback) -> None:
+        """Call once all that others wait for has been sent: what is over can be tidied then."""
+        self._aftermath.append(callback)
 
     def call_later(self, delay: float, callback: Callback) -> Timer:
         """Call after `delay` seconds unless cancelled."""
@@ -176,11 +181,14 @@ class Loop:
         flushes = self._flushes
         while flushes:
             _call(flushes.popleft())
+        aftermath = self._aftermath
+        while aftermath:
+            _call(aftermath.popleft())
         if self._closing:
             self._close_all()
 
     def _wait(self, timeout: float | None) -> float | None:
-        if self._deferred or self._flushes or self._closing:
+        if self._deferred or self._flushes or self._aftermath or self._closing:
             return 0.0
         first = self._timers[0].when if self._timers else NEVER
         for limits in self._limits.values():

@@ -16,17 +16,19 @@ import socket
 
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header
+from ztunnel.mesh.answers import Hbone, Passthrough, Refuse
 from ztunnel.mesh.forwarded import format_forwarded
 from ztunnel.mesh.model import Service, SocketAddress, Workload
-from ztunnel.mesh.route import Hbone, Passthrough, Refuse, route
+from ztunnel.mesh.route import route
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.dial import Dial
 from ztunnel.proxy.loop import HANGUP, INPUT, Timer
 from ztunnel.proxy.plan import Plan
 from ztunnel.proxy.pods import Pod
 from ztunnel.proxy.pool import Source
-from ztunnel.proxy.record import Direction, Record, party
+from ztunnel.proxy.record import Direction, Record
 from ztunnel.proxy.relay import WATCH, PlainRelay, StreamRelay
+from ztunnel.proxy.report import party
 from ztunnel.proxy.sockets import end_on_close
 from ztunnel.proxy.stock import Stock
 from ztunnel.proxy.tunnel import FIRST_WORDS, Tunnel
@@ -34,6 +36,7 @@ from ztunnel.telemetry.counts import NOBODY, Ends
 from ztunnel.telemetry.flags import Flag, Reason
 
 DENIED = 401  # istio/ztunnel, proxy/inbound.rs: by policy
+_NOT_ZERO = 1 << 64 | 1  # W3C trace context: neither the trace's id nor the span's is 0
 RESPONSE_TIMEOUT = 20.0  # seconds for the far proxy's answer: its own connect may take 10
 
 
@@ -145,9 +148,9 @@ class Outbound:
 
     def _request(self, plan: Plan, record: Record) -> tuple[Header, ...]:
         """What is of this connection only."""
-        trace, span = random.getrandbits(128) or 1, random.getrandbits(64) or 1  # 0 is invalid
+        ids = (random.getrandbits(192) | _NOT_ZERO).to_bytes(24, "big").hex()
         sampled = "00" if self._context.report.tracer is None else "01"
-        record.trace = f"00-{trace:032x}-{span:016x}-{sampled}"
+        record.trace = f"00-{ids[:32]}-{ids[32:]}-{sampled}"
         forwarded = format_forwarded(self._client, plan.decision.service)
         return (
             (b"forwarded", forwarded.encode()),

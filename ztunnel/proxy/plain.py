@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import socket
 
+from ztunnel.mesh.answers import Accept, Reject
 from ztunnel.mesh.authorize import Decision
-from ztunnel.mesh.inbound import Accept, Reject, check_plain
+from ztunnel.mesh.inbound import check_plain
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.dial import Dial
 from ztunnel.proxy.loop import HANGUP
 from ztunnel.proxy.pods import Pod
-from ztunnel.proxy.record import Direction, Record, party
+from ztunnel.proxy.record import Direction, Record
 from ztunnel.proxy.relay import WATCH, PlainRelay
+from ztunnel.proxy.report import party
 from ztunnel.proxy.sockets import local_address, peer_address
 from ztunnel.proxy.stock import Stock
 from ztunnel.telemetry.counts import Ends

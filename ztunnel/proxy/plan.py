@@ -3,16 +3,17 @@
 
 A plan is of one decision, the very object: `mesh.route` gives the same one until the mesh changes,
 and then another. A plan keeps its decision alive, so no other gets its place in memory.
-May import `ztunnel.mesh`, `ztunnel.hbone.headers` and the proxy's `pool`, `record`.
+May import `ztunnel.mesh`, `ztunnel.hbone.headers` and the proxy's `key`, `report`.
 """
 
 from __future__ import annotations
 
 from ztunnel.hbone.headers import encode
+from ztunnel.mesh.answers import Hbone
 from ztunnel.mesh.model import Service, Workload
-from ztunnel.mesh.route import Hbone
-from ztunnel.proxy.pool import Key
-from ztunnel.proxy.record import Party, party, proven
+from ztunnel.proxy.key import Key
+from ztunnel.proxy.record import Party
+from ztunnel.proxy.report import party, proven
 from ztunnel.telemetry.counts import Ends
 
 MOST_KNOWN = 1024  # plans of a pod

@@ -14,8 +14,8 @@ from typing import Protocol
 
 from ztunnel.link.messages import HeldPod, ListenerKind, PodAdded
 from ztunnel.mesh.address import family as family_of
+from ztunnel.mesh.answers import Accept
 from ztunnel.mesh.baggage import baggage
-from ztunnel.mesh.inbound import Accept
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.proxy.loop import Loop
 from ztunnel.proxy.plan import Plans

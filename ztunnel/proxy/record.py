@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a worker knows of a connection while it lives, and the sums of all. Pure data.
 
-May import `ztunnel.mesh.model`, msgspec.
+May import msgspec.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 from enum import StrEnum
 
 import msgspec
-
-from ztunnel.mesh.model import SocketAddress, Workload
 
 
 class Direction(StrEnum):
@@ -67,15 +65,3 @@ class Stats(msgspec.Struct):
     queries: int = 0  # DNS, by UDP and TCP
     queries_answered: int = 0  # from the mesh
     queries_failed: int = 0  # SERVFAIL, or dropped
-
-
-def party(address: SocketAddress, workload: Workload | None, identity: str = "") -> Party:
-    """A party from what the mesh says of it; `identity` only when it was proven."""
-    if workload is None:
-        return Party(str(address), identity=identity)
-    return Party(str(address), workload.name, workload.namespace, identity)
-
-
-def proven(one: Party, identity: str) -> Party:
-    """The same party, now that it has proven who it is."""
-    return msgspec.structs.replace(one, identity=identity)

@@ -210,7 +210,10 @@ class StreamRelay:
         if self._app_closed and self._app_shut and not self._over:
             self._over = True
             self._tunnel.release(self.stream_id)
-            self._ended(self._sock, "")
+            self._loop.after_flushes(self._tell_end)
+
+    def _tell_end(self) -> None:
+        self._ended(self._sock, "")
 
     def _fail(self, reason: str, code: ErrorCode | None) -> None:
         """Reset both sides; `code` None when the stream is gone already."""

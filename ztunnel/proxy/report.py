@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a worker tells of its connections: the live ones, counters, one log line at each end.
 
-May import `ztunnel.mesh`, `ztunnel.link.messages`, `ztunnel.telemetry`, structlog, the
+May import `ztunnel.mesh`, `ztunnel.link.messages`, `ztunnel.telemetry`, msgspec, structlog, the
 proxy's `record`.
 """
 
@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from ztunnel.link.messages import Count
 from ztunnel.mesh.authorize import Decision, named
+from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.proxy.record import Direction, Party, Record, Stats
 from ztunnel.telemetry.access import AccessLog, Fields
 from ztunnel.telemetry.counts import NOBODY, Counts, Ends, Series
@@ -50,6 +52,18 @@ class _Live:
         self.record = record
         self.series = series
         self.sent = self.received = 0
+
+
+def party(address: SocketAddress, workload: Workload | None, identity: str = "") -> Party:
+    """A party from what the mesh says of it; `identity` only when it was proven."""
+    if workload is None:
+        return Party(str(address), identity=identity)
+    return Party(str(address), workload.name, workload.namespace, identity)
+
+
+def proven(one: Party, identity: str) -> Party:
+    """The same party, now that it has proven who it is."""
+    return msgspec.structs.replace(one, identity=identity)
 
 
 class Report:
@@ -256,7 +270,7 @@ def _access_fields(record: Record, error: str) -> dict[str, object]:
         "dst.service": record.service,
         "bytes_sent": record.sent,
         "bytes_recv": record.received,
-        "duration": f"{(time.time() - record.started) * 1000:.0f}ms",
+        "duration": f"{round((time.time() - record.started) * 1000)}ms",
         "response_flags": record.flags,
         "policy": record.policy,
         "rule": record.rule,

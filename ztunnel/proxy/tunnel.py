@@ -124,6 +124,7 @@ class Tunnel:
         self._company: Timer | None = None  # runs while frames wait for others to go with
         self._stream_at = -BUSY  # when the latest stream began, and how long after the one before
         self._stream_gap = BUSY
+        self.words_follow = False  # the request being told of has the app's first words behind it
         self._lingers = False  # our FIN is sent, the peer's is awaited
         self._mask = READ
         self._turns: deque[TunnelStream] = deque()  # waiting for the blocked write
@@ -162,7 +163,7 @@ class Tunnel:
     ) -> None:
         """Server: accept the stream with `status` 200, bytes follow.
 
-        `may_wait`: the app has been asked something already, and the answer is likely to be near.
+        `may_wait`: the app has been asked something already, and its answer is likely to be near.
         """
         is_alone = not (self._flush_due or self.connection.has_output)
         self.connection.respond(stream_id, status, headers)
@@ -374,7 +375,7 @@ class Tunnel:
         streams = self.streams
         if events:
             self._progress = self._loop.now
-        for event in events:
+        for number, event in enumerate(events):
             if type(event) is DataReceived:
                 stream = streams.get(event.stream_id)
                 if stream is None:
@@ -382,6 +383,8 @@ class Tunnel:
                 else:
                     self._tell(stream, stream.on_data, event.payload)
             else:
+                if type(event) is RequestReceived:
+                    self.words_follow = _are_first_words(events, number + 1, event.stream_id)
                 self._dispatch_control(event)
             if self.closed:
                 return
@@ -591,3 +594,15 @@ class Tunnel:
     def _say_goodbye(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             self._sock.unwrap()
+
+
+def _are_first_words(events: list[Event], at: int, stream_id: int) -> bool:
+    """Whether there is data of a stream at this place, and not so much that more is likely."""
+    if at >= len(events):
+        return False
+    event = events[at]
+    return (
+        isinstance(event, DataReceived)
+        and event.stream_id == stream_id
+        and len(event.payload) < FIRST_WORDS
+    )

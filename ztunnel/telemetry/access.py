@@ -76,7 +76,7 @@ def render_json(level: Level, event: str, fields: Fields) -> bytes:
 def render_console(level: Level, event: str, fields: Fields) -> bytes:
     """`time [level] event key=value ...`, keys in order."""
     pairs = " ".join([f"{key}={_plain(str(fields[key]))}" for key in _in_order(tuple(fields))])
-    return f"{_now()} [{level:9}] {event:30} {pairs}\n".encode()
+    return f"{_now()} [{level.ljust(9)}] {event.ljust(30)} {pairs}\n".encode()
 
 
 @lru_cache(maxsize=256)
@@ -91,7 +91,7 @@ def _plain(text: str) -> str:
 
 def _now() -> str:
     now = time.time()
-    return f"{_second(int(now))}.{int(now % 1 * 1e6):06}Z"
+    return f"{_second(int(now))}.{str(int(now % 1 * 1e6)).zfill(6)}Z"
 
 
 @lru_cache(maxsize=1)

@@ -21,17 +21,10 @@ from tests.pure.mesh.builders import (
     service,
     workload,
 )
+from ztunnel.mesh.answers import Hbone, Passthrough, Refuse, Route
 from ztunnel.mesh.model import Endpoint, Service, ServicePort, SocketAddress
 from ztunnel.mesh.ports import OURS
-from ztunnel.mesh.route import (
-    MOST_KNOWN,
-    Hbone,
-    Passthrough,
-    Refuse,
-    Route,
-    route,
-    route_udp,
-)
+from ztunnel.mesh.route import MOST_KNOWN, route, route_udp
 from ztunnel.mesh.state import MeshState
 
 ALMOST_ONE = math.nextafter(1.0, 0.0)

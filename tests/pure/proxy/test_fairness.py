@@ -14,8 +14,9 @@ from ztunnel.hbone.events import DataReceived
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.buffers import BUFFER_SIZE, BufferPool
 from ztunnel.proxy.loop import READ, Loop
-from ztunnel.proxy.record import Direction, Record, party
+from ztunnel.proxy.record import Direction, Record
 from ztunnel.proxy.relay import WATCH, StreamRelay
+from ztunnel.proxy.report import party
 from ztunnel.proxy.tunnel import Tunnel
 
 CONNECT = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80")]
