@@ -271,6 +271,12 @@ class Tunnel:
         if self._backlog:
             self.wake()
 
+    def _send_waiting(self) -> None:
+        """An end that waits for company belongs to a stream that ended in order."""
+        if self._backlog:
+            with contextlib.suppress(OSError):
+                self._write_out()
+
     def flush(self) -> None:
         """Give TLS what is gathered. Afterwards the buffer is free, or the tunnel blocked."""
         self._flush_due = False
@@ -315,6 +321,7 @@ class Tunnel:
         if self._company is not None:
             self._company.cancel()
         if not (self._blocked or self._lingers):
+            self._send_waiting()
             self._say_goodbye()
         self._loop.close(self._sock)
         self._give_buffer()

@@ -190,3 +190,13 @@ def test_what_waits_goes_before_the_tunnel_closes(client: End) -> None:
     client.tunnel.reset(two)
     client.tunnel.retire()
     assert StreamEnded in [kind for write in client.turn() for kind in kinds(write)]
+
+
+def test_an_end_that_waits_is_said_before_the_tunnel_is_cut(client: End) -> None:
+    one, _ = client.open(), client.open()
+    client.turn()
+    client.loop.now -= BUSY / 2
+    client.tunnel.end(one)
+    client.tunnel.close("deadline")
+    (write,) = client.turn()
+    assert kinds(write) == [StreamEnded]

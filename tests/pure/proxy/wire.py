@@ -28,6 +28,12 @@ class Wire:
     def read(self, size: int, buffer: memoryview) -> int:
         raise ssl.SSLWantReadError
 
+    def unwrap(self) -> None:
+        """TLS's goodbye is not looked at."""
+
+    def close(self) -> None:
+        self.sock.close()
+
     def write(self, payload: memoryview) -> int:
         if self.stuck:
             raise ssl.SSLWantWriteError
