@@ -46,7 +46,7 @@ from ztunnel.agent.udp_judge import UdpJudge
 from ztunnel.agent.udp_ways import UdpWays
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
-from ztunnel.datapath import stats
+from ztunnel.datapath import addresses, stats
 from ztunnel.datapath.preflight import cgroup2_root
 from ztunnel.identity import ca
 from ztunnel.identity.store import Store
@@ -339,7 +339,7 @@ class Agent:
         known: set[str] = set()
         while True:
             try:
-                own = await node.addresses()
+                own = addresses.reachable()  # the kubelet's probes come from one of them
                 now = {*own, *self._mirror.node_addresses(self._options.node)}
                 if now != known:
                     self._kernel.set_node_addresses(now)

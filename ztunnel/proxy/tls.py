@@ -70,16 +70,16 @@ def check_peer(session: TlsSession) -> str:
         raise RefusedPeerError(f"ALPN is {session.protocol.decode('latin-1') or None}, not h2")
     try:
         certificate = session.peer_certificate
-        if session.resumed and _has_expired(certificate):
+        if session.resumed and has_outlived(certificate):
             raise RefusedPeerError("the certificate of the resumed session has expired")
         return _spiffe_id(certificate)
     except ValueError as error:  # OpenSSL took it, a stricter parser does not
         raise RefusedPeerError(f"certificate cannot be read: {error}") from error
 
 
-def has_outlived(session: TlsSession) -> bool:
-    """Whether the peer's certificate has expired since the handshake."""
-    return _has_expired(session.peer_certificate)
+def has_outlived(certificate: x509.Certificate) -> bool:
+    """Whether it has expired since the handshake."""
+    return certificate.not_valid_after_utc.timestamp() < time.time()
 
 
 def trust_domain(identity: str) -> str:
@@ -88,10 +88,6 @@ def trust_domain(identity: str) -> str:
         return spiffe.parse(identity).trust_domain
     except spiffe.SpiffeError:
         return ""
-
-
-def _has_expired(certificate: x509.Certificate) -> bool:
-    return certificate.not_valid_after_utc.timestamp() < time.time()
 
 
 def _spiffe_id(certificate: x509.Certificate) -> str:
