@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
-import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -162,10 +161,6 @@ def _listener(family: socket.AddressFamily, host: str, port: int) -> socket.sock
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         with suppress(OSError):  # a hint only: accepted sockets inherit it
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if (
-            port != HBONE
-        ):  # what apps see ends in RST unless the proxy ends it in order: inherited too
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.bind((host, port))
         sock.listen(BACKLOG)
     except OSError:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import structlog
 
 from ztunnel.proxy.loop import ACCEPT, Loop, Timer
-from ztunnel.proxy.sockets import no_delay, reset_on_close, resets_on_close
+from ztunnel.proxy.sockets import no_delay, reset_on_close
 
 # Of one turn. More would be cheaper by themselves; but what one turn accepts travels on together,
 # so that both proxies, client and server end up working one after the other, and CPUs idle.
@@ -50,8 +50,7 @@ class Listener:
         self._paused = paused
         self._resume_timer: Timer | None = None
         self._closed = False
-        # who made the listener may have seen to it; else what is in its queue has not inherited it
-        self._resets = resets and not resets_on_close(sock)
+        self._resets = resets
         self._shared = shared
         self._accepts = 1 if shared else ACCEPTS
         no_delay(sock)  # accepted sockets inherit it

@@ -69,12 +69,6 @@ def reset_on_close(sock: socket.socket) -> None:
         return
 
 
-def resets_on_close(sock: socket.socket) -> bool:
-    """Whether `reset_on_close` was done to it."""
-    found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(_LINGER_NONE))
-    return found == _LINGER_NONE
-
-
 def no_delay(sock: socket.socket) -> None:
     """Send small writes at once. Sockets accepted from a listener inherit it."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -14,7 +14,6 @@ import pytest
 from tests.pure.proxy.harness import DEADLINE, fresh_ip, listen, wait_for
 from ztunnel.proxy.listener import Listener
 from ztunnel.proxy.loop import Loop
-from ztunnel.proxy.sockets import reset_on_close
 
 CONNECTIONS = 40
 EPOLL_WAIT = {"x86_64": "232", "aarch64": "22"}.get(platform.machine())  # system call numbers
@@ -60,24 +59,3 @@ def test_connections_that_come_one_by_one_are_spread_over_the_workers() -> None:
         door.close()
     assert sum(took.values()) == CONNECTIONS
     assert min(took[0], took[1]) >= CONNECTIONS // 4
-
-
-def test_what_an_inherited_door_accepts_ends_in_a_reset() -> None:
-    """The agent's doing, before it listened: so that it holds for the first connection too."""
-    door = socket.socket()
-    reset_on_close(door)
-    door.bind((fresh_ip(), 0))
-    door.listen()
-    door.setblocking(False)
-    loop, taken = Loop(), list[socket.socket]()
-    listener = Listener(loop, door, taken.append, lambda: None, resets=True)
-    with socket.create_connection(door.getsockname()) as app:
-        app.settimeout(DEADLINE)
-        while not taken:
-            loop.turn(DEADLINE)
-        assert not taken[0].getblocking()
-        taken[0].close()
-        with pytest.raises(ConnectionResetError):
-            app.recv(1)
-    listener.close()
-    loop.turn(0)
