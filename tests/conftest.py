@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from functools import partial
 from types import FrameType
 
 from ztunnel import compiled
@@ -29,10 +30,14 @@ def pytest_report_header() -> str:
 
 
 def pytest_configure() -> None:
-    """Labs, cgroups and namespaces outlive a process that just ends; fixtures take them away."""
+    """Labs, cgroups and namespaces outlive a process that just ends; fixtures take them away.
+
+    A process that a test or a library forks has made none of them, and just ends.
+    """
     for number in ENDS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
             signal.signal(number, _end)
+            os.register_at_fork(after_in_child=partial(signal.signal, number, signal.SIG_DFL))
 
 
 def _end(number: int, _: FrameType | None) -> None:

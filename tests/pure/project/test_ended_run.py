@@ -13,7 +13,7 @@ import pytest
 from tests import conftest
 
 SUITE = """
-import pathlib, signal, pytest
+import os, pathlib, signal, pytest
 
 @pytest.fixture(scope="session")
 def lab():
@@ -25,6 +25,14 @@ def lab():
     made.unlink()
 
 def test_takes_long(lab):
+    ready, tell = os.pipe()
+    if not (child := os.fork()):
+        os.write(tell, b"1")
+        signal.pause()
+    os.read(ready, 1)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    assert lab.exists()
     print("begun", flush=True)
     signal.pause()
 """
