@@ -4,8 +4,9 @@
     python -m tests.node.bare.capture DIRECTORY crio-systemd-hybrid ...   # scripts/layouts runs it
 
 A name is RUNTIME-DRIVER-HIERARCHY: a node apart from this machine. With -vm this machine is it,
-and RUNTIME kind is a node in a container of this machine, which is written down as both see
-it. The form of the files, and what each was made on, tells the README of tests/pure/agent/layouts.
+and RUNTIME kind is a node in a container of this machine, which is written down as both see it.
+crio_in_pods is CRI-O with its monitors in pods' cgroups. The README of tests/pure/agent/layouts
+tells the form of the files, and what each was made on.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tests.cluster.server import assets
 from tests.node.bare import node as nodes
 from tests.node.bare.node import Node, Process
 from tests.node.bare.pods import PODS, name_of
-from tests.node.bare.runtimes import CONTAINERD, CRIO
+from tests.node.bare.runtimes import CONTAINERD, CRIO, CRIO_IN_PODS
 from tests.node.machine import PREFIX
 from ztunnel.agent import cri_client
 from ztunnel.agent.cri import CriError
@@ -41,7 +42,7 @@ def capture(name: str) -> dict[str, str]:
     kind, driver, hierarchy, *place = name.split("-")
     is_v2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
     assert hierarchy == ("v2" if is_v2 else "hybrid"), f"this machine is not for {name}"
-    runtime = CRIO if kind == "crio" else CONTAINERD
+    runtime = {"crio": CRIO, "crio_in_pods": CRIO_IN_PODS}.get(kind, CONTAINERD)
     start = nodes.kind if kind == "kind" else nodes.in_place if place else nodes.apart
     with (
         tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as scratch,

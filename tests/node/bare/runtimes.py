@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tests.cluster.server import ROOT
@@ -59,9 +60,9 @@ conf_dir = "{directory}/cni"
     return {"containerd.toml": config}
 
 
-def _crio(directory: Path, driver: str) -> dict[str, str]:
+def _crio(directory: Path, driver: str, monitor: str = "") -> dict[str, str]:
     """Its defaults but for places, the OCI runtime, and what the driver implies."""
-    monitor = "system.slice" if driver == SYSTEMD else "pod"
+    monitor = monitor or ("system.slice" if driver == SYSTEMD else "pod")
     config = f"""[crio]
 root = "{directory}/storage"
 runroot = "/run/containers/storage"
@@ -90,3 +91,5 @@ enable_nri = false
 
 CONTAINERD = Runtime("containerd", Path("/run/containerd/containerd.sock"), _containerd)
 CRIO = Runtime("crio", Path("/run/crio/crio.sock"), _crio, build="crio")
+# with its monitors in pods' cgroups, as OpenShift has it
+CRIO_IN_PODS = replace(CRIO, files=partial(_crio, monitor="pod"))
