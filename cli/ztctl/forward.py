@@ -10,6 +10,7 @@ May import this package, `ztunnel.kube`.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import tempfile
 import threading
@@ -114,20 +115,24 @@ def _serve(here: socket.socket, ways: Ways) -> None:
         try:
             way = ways.dial()
         except NoWayError as error:
-            here.sendall(_complaint(str(error)))
+            _complain(here, str(error))
             return
         try:
             complaint = way.carry(here)
             if complaint:
-                here.sendall(_complaint(complaint))
+                _complain(here, complaint)
         except OSError:
             return  # ztctl has what it wanted
         finally:
             way.close()
 
 
-def _complaint(text: str) -> bytes:
-    """An HTTP answer that `admin` shows."""
+def _complain(here: socket.socket, text: str) -> None:
+    """Answer in HTTP what `admin` shows. Who is still asking must not find the socket closed."""
     body = f"no way to the agent in its pod: {text}\n".encode()
     head = f"HTTP/1.1 502 Bad Gateway\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    return head.encode() + body
+    with contextlib.suppress(OSError):  # ztctl has ended
+        here.sendall(head.encode() + body)
+        here.shutdown(socket.SHUT_WR)
+        while here.recv(1 << 16):
+            pass
