@@ -47,6 +47,7 @@ HOT = tuple(
         "proxy.outbound",
         "proxy.relay",
         "proxy.stock",
+        "proxy.tls_session",
         "proxy.tunnel",
     )
 )

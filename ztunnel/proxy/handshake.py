@@ -5,21 +5,24 @@
       server:              TLS → done | failed
 
 The socket belongs to the handshake until `done` gives it away; on failure it is closed here.
-May import the proxy's `loop`, `tls`, `sockets`.
+May import the proxy's `loop`, `tls`, `tls_session`, `sockets`.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import ssl
 from collections.abc import Callable
 from typing import Protocol
 
+from OpenSSL import SSL
+
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy import tls
+from ztunnel.proxy.buffers import BufferPool
 from ztunnel.proxy.loop import READ, WRITE, Loop
 from ztunnel.proxy.sockets import end_on_close, start_connect
+from ztunnel.proxy.tls_session import CertificateError, TlsError, TlsSession
 from ztunnel.telemetry.flags import Flag, Reason
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds for TCP connect and TLS together; istio ztunnel's
@@ -28,7 +31,7 @@ HANDSHAKE_TIMEOUT = 10.0  # seconds for TCP connect and TLS together; istio ztun
 class HandshakeOwner(Protocol):
     """Who waits for the outcome; exactly one of the two is called, once."""
 
-    def handshake_done(self, handshake: Handshake, sock: ssl.SSLSocket, peer: str) -> None: ...
+    def handshake_done(self, handshake: Handshake, session: TlsSession, peer: str) -> None: ...
 
     def handshake_failed(self, handshake: Handshake, reason: str) -> None: ...
 
@@ -40,20 +43,22 @@ class Handshake:
         self,
         loop: Loop,
         sock: socket.socket,
-        context: ssl.SSLContext,
+        context: SSL.Context,
+        buffers: BufferPool,
         owner: HandshakeOwner,
-        peer_ok: Callable[[str], str],
         *,
-        resume: ssl.SSLSession | None = None,
+        peer_ok: Callable[[str], str],
+        resume: SSL.Session | None = None,
     ) -> None:
         """`resume`: a session of `context` to take up (client), if the server still knows it."""
         self._loop = loop
         self._sock = sock
         self._context = context
+        self._buffers = buffers
         self._owner = owner
         self._peer_ok = peer_ok
         self._resume = resume
-        self._session: ssl.SSLSocket | None = None
+        self._session: TlsSession | None = None
         self._mask = 0
         self._over = False
         self._timer = loop.call_later(HANDSHAKE_TIMEOUT, self._expired)
@@ -93,41 +98,34 @@ class Handshake:
         self._fail(f"internal error: {error}")
 
     def _begin(self, *, server_side: bool) -> None:
-        fd = self._sock.fileno()
-        try:
-            self._session = self._context.wrap_socket(
-                self._sock,
-                server_side=server_side,
-                do_handshake_on_connect=False,
-                session=self._resume,
-            )
-        except (OSError, ValueError) as error:  # the peer reset it, or sent while we connected
-            self._loop.forget(fd)  # Python has closed it
-            self._fail(Reason(f"TLS setup: {error}", Flag.TLS_FAILURE))
-            return
-        self._sock = self._session
+        self._session = TlsSession(
+            self._sock,
+            self._context,
+            self._buffers,
+            server_side=server_side,
+            resume=self._resume,
+        )
         self._step(self._session)
 
-    def _step(self, session: ssl.SSLSocket) -> None:
+    def _step(self, session: TlsSession) -> None:
         try:
-            session.do_handshake()
-            peer = tls.check_peer(session)
-        except ssl.SSLWantReadError:
-            self._watch(READ)
-        except ssl.SSLWantWriteError:
-            self._watch(WRITE)
+            wait_for = session.handshake()
+            peer = "" if wait_for else tls.check_peer(session)
         except tls.RefusedPeerError as refusal:
             self._fail(Reason(str(refusal), Flag.IDENTITY_ERROR))
-        except ssl.SSLCertVerificationError as error:
-            self._fail(Reason(f"certificate: {error.verify_message}", Flag.TLS_FAILURE))
-        except ssl.SSLError as error:
-            self._fail(Reason(f"TLS: {error.reason or error}", Flag.TLS_FAILURE))
+        except CertificateError as error:
+            self._fail(Reason(f"certificate: {error}", Flag.TLS_FAILURE))
+        except TlsError as error:
+            self._fail(Reason(f"TLS: {error}", Flag.TLS_FAILURE))
         except OSError as error:
             self._fail(Reason(f"TLS: {error.strerror or error}", Flag.TLS_FAILURE))
         else:
-            self._finish(session, peer)
+            if wait_for:
+                self._watch(wait_for)
+            else:
+                self._finish(session, peer)
 
-    def _finish(self, session: ssl.SSLSocket, peer: str) -> None:
+    def _finish(self, session: TlsSession, peer: str) -> None:
         refusal = self._peer_ok(peer)
         if refusal:
             self._fail(Reason(refusal, Flag.IDENTITY_ERROR))
@@ -154,4 +152,6 @@ class Handshake:
         self._over = True
         self._timer.cancel()
         self._loop.close(self._sock)
+        if self._session is not None:
+            self._session.discard()
         self._owner.handshake_failed(self, reason)

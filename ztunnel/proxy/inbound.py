@@ -10,7 +10,6 @@ The app is told the true client's address before it accepts. May import the prox
 from __future__ import annotations
 
 import socket
-import ssl
 
 from ztunnel.hbone.connection import Role
 from ztunnel.hbone.errors import ErrorCode
@@ -26,6 +25,7 @@ from ztunnel.proxy.pods import Pod
 from ztunnel.proxy.relay import StreamRelay
 from ztunnel.proxy.report import Direction, Record, party
 from ztunnel.proxy.sockets import local_address, peer_address, reset_on_close
+from ztunnel.proxy.tls_session import TlsSession
 from ztunnel.proxy.tunnel import Tunnel
 from ztunnel.proxy.udp_flow import CAPSULES, UdpFlow
 from ztunnel.telemetry.counts import Ends
@@ -53,7 +53,12 @@ class HboneServer:
             next(iter(self._handshakes)).abort("too many unfinished handshakes")
         connection = HboneConnection(self._context, self._pod, self, sock)
         handshake = Handshake(
-            self._context.loop, sock, credentials.server, connection, self._peer_ok
+            self._context.loop,
+            sock,
+            credentials.server,
+            self._context.buffers,
+            connection,
+            peer_ok=self._peer_ok,
         )
         self._handshakes[handshake] = connection
         handshake.accept()
@@ -80,12 +85,12 @@ class HboneConnection:
         self._server = server
         self._tunnel: Tunnel | None = None
 
-    def handshake_done(self, handshake: Handshake, sock: ssl.SSLSocket, peer: str) -> None:
+    def handshake_done(self, handshake: Handshake, session: TlsSession, peer: str) -> None:
         self._server.handshake_over(handshake)
         self._tunnel = Tunnel(
             self.context.loop,
             self.context.buffers,
-            sock,
+            session,
             Role.SERVER,
             peer=peer,
             owner=self,

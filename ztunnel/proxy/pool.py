@@ -11,13 +11,13 @@ session of an earlier one of its key. May import the proxy's `tunnel`, `handshak
 from __future__ import annotations
 
 import socket
-import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
+from OpenSSL import SSL
 
 from ztunnel.hbone.connection import Role
 from ztunnel.hbone.events import RequestReceived
@@ -28,6 +28,7 @@ from ztunnel.proxy.handshake import Handshake
 from ztunnel.proxy.loop import Loop
 from ztunnel.proxy.stock import Stock
 from ztunnel.proxy.tls import Credentials
+from ztunnel.proxy.tls_session import TlsSession
 from ztunnel.proxy.tunnel import Tunnel
 
 IDLE_RELEASE = 300.0  # seconds; istio ztunnel: pool_unused_release_timeout
@@ -119,7 +120,7 @@ class _Group:
     waiting: deque[_Wanted] = field(default_factory=deque)
     making: bool = False
     retired: bool = False
-    resumable: tuple[ssl.SSLContext, ssl.SSLSession] | None = None
+    resumable: tuple[SSL.Context, SSL.Session] | None = None
     fresh: Tunnel | None = None  # the newest, until its session can be resumed
     used: float = 0.0  # when there last was a tunnel
 
@@ -176,7 +177,9 @@ class _Group:
         resume = None
         if self.resumable is not None and self.resumable[0] is context:
             resume = self.resumable[1]
-        handshake = Handshake(self.loop, sock, context, self, self._peer_ok, resume=resume)
+        handshake = Handshake(
+            self.loop, sock, context, self.buffers, self, peer_ok=self._peer_ok, resume=resume
+        )
         handshake.connect(self.key.address)
 
     def _peer_ok(self, peer: str) -> str:
@@ -184,9 +187,9 @@ class _Group:
             return ""
         return f"identity {peer} is not the expected {' or '.join(sorted(self.key.expected))}"
 
-    def handshake_done(self, handshake: Handshake, sock: ssl.SSLSocket, peer: str) -> None:
+    def handshake_done(self, handshake: Handshake, session: TlsSession, peer: str) -> None:
         self.making = False
-        tunnel = Tunnel(self.loop, self.buffers, sock, Role.CLIENT, peer=peer, owner=self)
+        tunnel = Tunnel(self.loop, self.buffers, session, Role.CLIENT, peer=peer, owner=self)
         self.open.add(tunnel)
         self.tunnels.append(tunnel)
         self.fresh = tunnel

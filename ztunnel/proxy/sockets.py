@@ -74,20 +74,6 @@ def no_delay(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def gains_by_cork(sock: socket.socket) -> bool:
-    """Whether large segments are cheaper for this socket: not where the kernel paces it (BBR)."""
-    try:
-        name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
-    except OSError:  # not TCP, or closed already
-        return False
-    return not name.startswith(b"bbr")
-
-
-def cork(sock: socket.socket, on: bool) -> None:
-    """Hold back segments that are not full; off sends what was held back."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
-
-
 def disconnect(sock: socket.socket) -> bool:
     """Make an ended TCP socket connectable again, port and all state forgotten.
 

@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mutual TLS 1.3 between workloads: contexts from certificates, and who the peer is.
 
-OpenSSL reads and writes the sockets itself (`ssl.SSLSocket`): over memory BIOs every byte would be
-copied twice more. May import `ztunnel.mesh.spiffe` and `ztunnel.link.messages`.
+May import `ztunnel.mesh.spiffe`, `ztunnel.link.messages` and the proxy's `session_tls`.
 """
 
 from __future__ import annotations
 
-import os
-import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from OpenSSL import SSL
+from OpenSSL.crypto import X509
 
 from ztunnel.link.messages import Certificate
 from ztunnel.mesh import spiffe
+from ztunnel.proxy.tls_session import TlsSession
 
-ALPN = "h2"
-OP_ENABLE_KTLS = 1 << 3  # OpenSSL 3's SSL_OP_ENABLE_KTLS, Python names it from 3.12 on
+ALPN = b"h2"
 CIPHERS = frozenset({"TLS_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256"})  # istio ztunnel: tls
+_SESSION_ID = b"ztunnel"  # whose sessions a server takes up again; OpenSSL demands a name
 
 
 class RefusedPeerError(Exception):
@@ -32,37 +36,45 @@ class Credentials:
 
     identity: str
     not_after: float  # Unix seconds
-    client: ssl.SSLContext
-    server: ssl.SSLContext
+    client: SSL.Context
+    server: SSL.Context
 
 
 def credentials(certificate: Certificate) -> Credentials:
-    """Contexts of both roles. Raises ssl.SSLError when the material does not fit together."""
+    """Contexts of both roles. Raises ValueError when the material does not fit together."""
+    try:
+        client = _context(SSL.TLS_CLIENT_METHOD, certificate)
+        server = _context(SSL.TLS_SERVER_METHOD, certificate)
+    except SSL.Error as error:
+        raise ValueError(f"certificate, key and roots do not fit together: {error}") from error
+    client.set_alpn_protos([ALPN])
+    server.set_alpn_select_callback(_choose_protocol)
+    server.set_session_id(_SESSION_ID)
     return Credentials(
         identity=certificate.identity,
         not_after=certificate.not_after,
-        client=_context(ssl.PROTOCOL_TLS_CLIENT, certificate),
-        server=_context(ssl.PROTOCOL_TLS_SERVER, certificate),
+        client=client,
+        server=server,
     )
 
 
-def check_peer(sock: ssl.SSLSocket) -> str:
+def check_peer(session: TlsSession) -> str:
     """The peer's SPIFFE id after the handshake; RefusedPeerError if this is not HBONE's TLS.
 
     A resumed session proves who the peer was when it was made: that ends with its certificate.
     New roots or a new certificate of ours are a new context, which resumes nothing old.
     """
-    cipher = sock.cipher()
-    if cipher is None or cipher[0] not in CIPHERS:
-        raise RefusedPeerError(
-            f"cipher {cipher[0] if cipher else None} is not one of {sorted(CIPHERS)}"
-        )
-    if sock.selected_alpn_protocol() != ALPN:
-        raise RefusedPeerError(f"ALPN is {sock.selected_alpn_protocol()}, not {ALPN}")
-    certificate = sock.getpeercert() or {}
-    if sock.session_reused and _has_expired(certificate):
-        raise RefusedPeerError("the certificate of the resumed session has expired")
-    return _spiffe_id(certificate)
+    if session.cipher not in CIPHERS:
+        raise RefusedPeerError(f"cipher {session.cipher} is not one of {sorted(CIPHERS)}")
+    if session.protocol != ALPN:
+        raise RefusedPeerError(f"ALPN is {session.protocol.decode('latin-1') or None}, not h2")
+    try:
+        certificate = session.peer_certificate
+        if session.resumed and certificate.not_valid_after_utc.timestamp() < time.time():
+            raise RefusedPeerError("the certificate of the resumed session has expired")
+        return _spiffe_id(certificate)
+    except ValueError as error:  # OpenSSL took it, a stricter parser does not
+        raise RefusedPeerError(f"certificate cannot be read: {error}") from error
 
 
 def trust_domain(identity: str) -> str:
@@ -73,39 +85,42 @@ def trust_domain(identity: str) -> str:
         return ""
 
 
-def _has_expired(certificate: Mapping[str, Any]) -> bool:
-    return ssl.cert_time_to_seconds(certificate["notAfter"]) < time.time()
-
-
-def _spiffe_id(certificate: Mapping[str, Any]) -> str:
+def _spiffe_id(certificate: x509.Certificate) -> str:
     """The first URI SAN that is a workload's SPIFFE id."""
-    for entry in certificate.get("subjectAltName", ()):
-        kind, value = entry[0], entry[1]
-        if kind == "URI" and isinstance(value, str) and trust_domain(value):
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        raise RefusedPeerError("certificate has no SPIFFE id") from None
+    for value in names.get_values_for_type(x509.UniformResourceIdentifier):
+        if trust_domain(value):
             return value
     raise RefusedPeerError("certificate has no SPIFFE id")
 
 
-def _context(protocol: ssl._SSLMethod, certificate: Certificate) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
-    context.check_hostname = False  # peers are known by SPIFFE id, see `check_peer`
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.options &= ~OP_ENABLE_KTLS  # loses the last record: decision 0022
-    context.set_alpn_protocols([ALPN])
-    context.load_verify_locations(cadata=certificate.roots_pem.decode("ascii"))
-    if protocol == ssl.PROTOCOL_TLS_SERVER:
-        context.num_tickets = 1  # a client makes one tunnel at a time
-    _load_chain(context, certificate)
+def _choose_protocol(
+    _: SSL.Connection, offered: Sequence[bytes]
+) -> bytes | SSL._NoOverlappingProtocols:
+    """A server's choice; who offers no HTTP/2 is told by `check_peer`."""
+    return ALPN if ALPN in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+
+
+def _context(method: int, certificate: Certificate) -> SSL.Context:
+    """No name is checked: peers are known by SPIFFE id, see `check_peer`."""
+    context = SSL.Context(method)
+    context.set_min_proto_version(SSL.TLS1_3_VERSION)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+    store = context.get_cert_store()
+    assert store is not None
+    for root in x509.load_pem_x509_certificates(certificate.roots_pem):
+        store.add_cert(X509.from_cryptography(root))
+    own, *above = x509.load_pem_x509_certificates(certificate.chain_pem)
+    context.use_certificate(own)
+    for issuer in above:
+        context.add_extra_chain_cert(issuer)
+    key = load_pem_private_key(certificate.key_pem, None)
+    if not isinstance(key, EllipticCurvePrivateKey | RSAPrivateKey):
+        raise ValueError("the key is neither of an elliptic curve nor RSA")
+    context.use_privatekey(key)
+    context.check_privatekey()
     return context
-
-
-def _load_chain(context: ssl.SSLContext, certificate: Certificate) -> None:
-    """Python loads keys from paths only; a memfd is one that never reaches a disk."""
-    fd = os.memfd_create("zt-key", os.MFD_CLOEXEC)
-    try:
-        with open(fd, "wb", closefd=False) as file:
-            file.write(certificate.key_pem + b"\n" + certificate.chain_pem)
-        context.load_cert_chain(f"/proc/self/fd/{fd}")
-    finally:
-        os.close(fd)

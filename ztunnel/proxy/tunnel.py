@@ -2,25 +2,24 @@
 """An HBONE connection: one verified TLS socket, one HTTP/2 state, many streams.
 
 Outgoing bytes are gathered in one buffer per tunnel and handed to TLS at the end of the turn, so
-that many small streams share one record. TLS can't take a part of a write: while one is pending
-its buffer stays as it is, nobody reads for this tunnel, and streams wait in a queue for their turn.
+that many small streams share one record. While the socket can't take all of what TLS made of it,
+the tunnel is blocked: nobody reads for it, and streams wait in a queue for their turn.
 
     OPEN → (retire: no new streams) → last stream over: FIN sent, peer's awaited → CLOSED
          → (lost, or closed: streams are reset)                                  → CLOSED
 
-May import `ztunnel.hbone` and the proxy's `loop`, `buffers`, `sockets`.
+May import `ztunnel.hbone` and the proxy's `loop`, `buffers`, `tls_session`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import ssl
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import structlog
+from OpenSSL import SSL
 
 from ztunnel.hbone.connection import Connection, Role
 from ztunnel.hbone.errors import ErrorCode
@@ -40,9 +39,8 @@ from ztunnel.hbone.events import (
 from ztunnel.hbone.settings import FRAME_HEADER, PING_INTERVAL, PING_TIMEOUT
 from ztunnel.proxy.buffers import BUFFER_SIZE, Buffer, BufferPool
 from ztunnel.proxy.loop import READ, WRITE, Loop
-from ztunnel.proxy.sockets import cork, gains_by_cork
+from ztunnel.proxy.tls_session import TlsSession
 
-TLS_RECORD = 16 * 1024  # RFC 8446 5.1: most plaintext of a record
 SMALLEST_READ = 16 * 1024  # rather flush first than read less than this for lack of room
 MAX_CONTROL = 64 * 1024  # bytes of unsent control frames at which we stop listening to the peer
 LINGER = 2.0  # seconds a retired tunnel waits for the peer's end
@@ -83,13 +81,13 @@ class TunnelOwner(Protocol):
 
 
 class Tunnel:
-    """An open tunnel; takes over a handshaken socket that the loop watches for READ."""
+    """An open tunnel; takes over a session, handshake done, whose socket is watched for READ."""
 
     def __init__(
         self,
         loop: Loop,
         buffers: BufferPool,
-        sock: ssl.SSLSocket,
+        session: TlsSession,
         role: Role,
         *,
         peer: str,
@@ -105,13 +103,11 @@ class Tunnel:
         self._role = role
         self._loop = loop
         self._buffers = buffers
-        self._sock = sock
-        self._read_tls: Callable[[int, memoryview], int] = sock.read  # type: ignore[assignment]
-        self._corks = gains_by_cork(sock)
+        self._session = session
+        self._sock = session.sock
         self._owner = owner
         self._out: Buffer | None = None
         self._filled = 0  # bytes of `_out` to send
-        self._sent = 0  # bytes of `_out` that TLS took
         self._backlog = b""  # control frames that `_out` had no room for
         self._blocked = False
         self._flush_due = False
@@ -122,9 +118,10 @@ class Tunnel:
         self._starved: dict[int, TunnelStream] = {}  # waiting for window
         self._heard = self._progress = loop.now
         self._pinged = False
-        loop.rebind(sock.fileno(), self)
+        loop.rebind(self._sock.fileno(), self)
         self._keepalive = loop.call_later(PING_INTERVAL, self._check_alive)
         self.wake()
+        loop.defer(self._read_first)
 
     # Streams
 
@@ -242,24 +239,22 @@ class Tunnel:
         if self.closed or self._lingers:
             return
         try:
-            self._write_out()
-        except ssl.SSLWantWriteError:
-            self._block(WRITE)
-        except ssl.SSLWantReadError:
-            self._block(0)
+            done = self._write_out()
         except OSError as error:
             self.close(f"write: {error.strerror or error}")
-        else:
-            if self._blocked:
-                self._unblock()
+            return
+        if not done:
+            self._block()
+        elif self._blocked:
+            self._unblock()
 
     # Ends
 
     @property
-    def resumable(self) -> tuple[ssl.SSLContext, ssl.SSLSession] | None:
+    def resumable(self) -> tuple[SSL.Context, SSL.Session] | None:
         """Client: what a later tunnel may resume; None before the peer's ticket has come."""
-        session = self._sock.session
-        return (self._sock.context, session) if session and session.has_ticket else None
+        session = self._session.resumable
+        return (self._session.context, session) if session else None
 
     def retire(self) -> None:
         """No new streams; those that are open go on."""
@@ -278,9 +273,10 @@ class Tunnel:
         self.closed = True
         self._keepalive.cancel()
         if not (self._blocked or self._lingers):
-            self._say_goodbye()
+            self._session.say_goodbye()
         self._loop.close(self._sock)
         self._give_buffer()
+        self._session.discard()
         for stream in list(self.streams.values()):
             self._tell(stream, stream.on_reset, f"tunnel lost: {reason}")
         self.streams.clear()
@@ -302,37 +298,23 @@ class Tunnel:
 
     # Reading
 
-    def _read(self) -> None:
-        """Read what TLS has, up to one buffer, and act on it.
+    def _read_first(self) -> None:
+        """What came with the end of the handshake, in one segment, is not told of by the loop."""
+        if not (self.closed or self._lingers):
+            self._read()
 
-        The loop watches level-triggered and a record always fits, so nothing is left inside
-        OpenSSL that the loop would not tell of again.
-        """
-        view = self._buffers.scratch.view
-        filled, end = 0, ""
-        while filled <= BUFFER_SIZE - TLS_RECORD:
-            try:
-                count = self._read_tls(TLS_RECORD, view[filled:])
-            except ssl.SSLWantReadError:
-                break
-            except ssl.SSLWantWriteError:
-                self._block(WRITE)
-                break
-            except OSError as error:
-                end = f"read: {error.strerror or error}"
-                break
-            if not count:
-                end = "closed by peer"
-                break
-            filled += count
-            if count < TLS_RECORD:
-                break
+    def _read(self) -> None:
+        """Read what there is, up to one buffer, and act on it."""
+        scratch, session = self._buffers.scratch, self._session
+        filled = session.read_into(scratch)
         if filled:
             self._heard = self._loop.now
             self._pinged = False
-            self._dispatch(self.connection.receive(view[:filled], self._loop.now))
-        if end:
-            self.close(end)
+            self._dispatch(self.connection.receive(scratch.view[:filled], self._loop.now))
+        if session.end:
+            self.close(session.end)
+        elif session.pending and not self._blocked and not self.closed:
+            self._block()
 
     def _dispatch(self, events: list[Event]) -> None:
         streams = self.streams
@@ -425,35 +407,23 @@ class Tunnel:
         self._backlog = control[count:]
         self._filled = end
 
-    def _write_out(self) -> None:
-        """Write all there is. A write that TLS refused is tried again with the same bytes."""
-        retried = self._blocked
+    def _write_out(self) -> bool:
+        """Write all there is; False when the socket does not take all of it now."""
+        if not self._session.flush():
+            return False
         while True:
-            if not retried and self._has_control():
+            if self._has_control():
                 self._gather_control()
             if self._out is None:
-                return
-            self._write_records(self._out)
+                return True
+            done = self._session.write(self._out, self._filled)
             self._give_buffer()
-            retried = False
-            if not self._has_control():
-                return
+            if not done:
+                return False
 
-    def _write_records(self, out: Buffer) -> None:
-        """OpenSSL makes a system call for each record: corked, TCP joins them to large segments."""
-        corked = self._corks and self._filled - self._sent > TLS_RECORD
-        if corked:
-            cork(self._sock, True)
-        try:
-            while self._sent < self._filled:
-                self._sent += self._sock.write(out.view[self._sent : self._filled])
-        finally:
-            if corked:
-                cork(self._sock, False)
-
-    def _block(self, wait_for: int) -> None:
+    def _block(self) -> None:
         self._blocked = True
-        self._watch(READ | wait_for)
+        self._watch(READ | WRITE)
         self._mind_flood()
 
     def _unblock(self) -> None:
@@ -494,7 +464,7 @@ class Tunnel:
         if self._out is not None:
             self._buffers.give(self._out)
         self._out = None
-        self._filled = self._sent = 0
+        self._filled = 0
 
     # Health
 
@@ -532,9 +502,9 @@ class Tunnel:
         self._lingers = True
         self._keepalive.cancel()
         self._keepalive = self._loop.call_later(LINGER, self._lingered)
-        self._say_goodbye()
+        self._session.say_goodbye()
         try:
-            self._sock.shutdown(socket.SHUT_WR)  # from here on Python reads the bare socket
+            self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._lingered()
 
@@ -551,7 +521,3 @@ class Tunnel:
 
     def _lingered(self) -> None:
         self.close("retired")
-
-    def _say_goodbye(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._sock.unwrap()

@@ -13,7 +13,6 @@ import gc
 import os
 import signal
 import socket
-import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,7 +206,7 @@ class Worker:
     def _certificate(self, message: Certificate) -> None:
         try:
             self.context.credentials[message.identity] = tls.credentials(message)
-        except (ssl.SSLError, ValueError) as error:
+        except ValueError as error:
             log.error("certificate unusable", identity=message.identity, error=str(error))
             return
         log.info("certificate", identity=message.identity, not_after=message.not_after)

@@ -27,11 +27,25 @@ def tls_context(certificate: Certificate | None, roots_pem: bytes, alpn: str) ->
     if alpn:
         context.set_alpn_protocols([alpn])
     if certificate is not None:
-        with tempfile.TemporaryDirectory(prefix="zt-") as directory:
-            path = Path(directory, "pem")
-            path.write_bytes(certificate.key_pem + b"\n" + certificate.chain_pem)
-            context.load_cert_chain(os.fspath(path))
+        _show(context, certificate)
     return context
+
+
+def server_context(certificate: Certificate) -> ssl.SSLContext:
+    """A peer that speaks HBONE's TLS, by another OpenSSL than ours."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata=certificate.roots_pem.decode())
+    context.set_alpn_protocols(["h2"])
+    _show(context, certificate)
+    return context
+
+
+def _show(context: ssl.SSLContext, certificate: Certificate) -> None:
+    with tempfile.TemporaryDirectory(prefix="zt-") as directory:
+        path = Path(directory, "pem")
+        path.write_bytes(certificate.key_pem + b"\n" + certificate.chain_pem)
+        context.load_cert_chain(os.fspath(path))
 
 
 class Http2Client:

@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 from tests.pure.proxy.conftest import Pair
+from tests.pure.proxy.h2client import server_context
 from tests.pure.proxy.harness import DEADLINE, Node, wait_for
 from ztunnel.link.messages import AccessRule, Count, Logging, LogLevel
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.proxy import counted, tls
+from ztunnel.proxy import counted
 from ztunnel.proxy.counted import Teller
 from ztunnel.telemetry.labels import LABELS
 
@@ -106,7 +107,7 @@ def test_another_identity_than_expected_counts_as_identity_error(fresh_pair: Pai
 def test_a_peer_that_speaks_no_http2_counts_as_that(fresh_pair: Pair) -> None:
     a, b = fresh_pair.a, fresh_pair.b
     a.start(fresh_pair.authority.issue(a.me.identity))
-    peer = tls.credentials(fresh_pair.authority.issue(b.me.identity)).server
+    peer = server_context(fresh_pair.authority.issue(b.me.identity))
     with socket.create_server((b.ip, 15008)) as listener:
         listener.settimeout(DEADLINE)
         client = a.dial()

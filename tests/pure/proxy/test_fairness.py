@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,7 +12,7 @@ import pytest
 from ztunnel.hbone.connection import Connection, Role
 from ztunnel.hbone.events import DataReceived, RequestReceived
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.proxy.buffers import BUFFER_SIZE, BufferPool
+from ztunnel.proxy.buffers import BUFFER_SIZE, Buffer, BufferPool
 from ztunnel.proxy.loop import READ, Loop
 from ztunnel.proxy.relay import WATCH, StreamRelay
 from ztunnel.proxy.report import Direction, Record, party
@@ -24,26 +23,31 @@ CONNECT = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80")]
 
 @dataclass
 class Wire:
-    """Stands for the TLS socket: takes every write, or none while it is `stuck`."""
+    """Stands for the TLS session: takes every write, or keeps it while it is `stuck`."""
 
     sock: socket.socket
     written: list[bytes] = field(default_factory=list)
+    kept: list[bytes] = field(default_factory=list)
     stuck: bool = False
+    end: str = ""
 
-    def fileno(self) -> int:
-        return self.sock.fileno()
+    @property
+    def pending(self) -> bool:
+        return bool(self.kept)
 
-    def getsockopt(self, level: int, option: int, size: int) -> bytes:
-        return self.sock.getsockopt(level, option, size)
+    def read_into(self, buffer: Buffer) -> int:
+        return 0
 
-    def read(self, size: int, buffer: memoryview) -> int:
-        raise ssl.SSLWantReadError
+    def write(self, buffer: Buffer, length: int) -> bool:
+        assert not self.pending, "written before what waits was flushed"
+        self.kept.append(bytes(buffer.view[:length]))
+        return self.flush()
 
-    def write(self, payload: memoryview) -> int:
-        if self.stuck:
-            raise ssl.SSLWantWriteError
-        self.written.append(bytes(payload))
-        return len(payload)
+    def flush(self) -> bool:
+        if not self.stuck:
+            self.written += self.kept
+            self.kept = []
+        return not self.kept
 
 
 class Owner:

@@ -28,7 +28,7 @@ def lose_tunnel(pair: Pair) -> None:
 
 
 def is_resumed(pair: Pair) -> bool:
-    return bool(only_tunnel(pair)._sock.session_reused)
+    return bool(only_tunnel(pair)._session.resumed)
 
 
 def test_a_lost_tunnels_session_is_resumed_and_proves_the_same_identity(pair: Pair) -> None:
