@@ -4,41 +4,22 @@
     python bench/hold.py [--connections 10000] [--seconds 60]
 
 Every connection makes a round trip when it is opened, and again and again while it is held.
-No root, no BPF. Needs as many descriptors (`ulimit -n`) as connections, and some.
+No root, no BPF, but gcc. Needs as many descriptors (`ulimit -n`) as connections, and some.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import select
 import socket
 import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not here: dns.py is no library
 
-from bench import relay
-from ztunnel.telemetry.logs import configure_logs
-
-
-def echo(listener: socket.socket) -> None:
-    """Serve all connections at once."""
-    listener.setblocking(False)
-    epoll = select.epoll()
-    epoll.register(listener, select.EPOLLIN)
-    served: dict[int, socket.socket] = {}
-    while True:
-        for fd, _ in epoll.poll():
-            if fd == listener.fileno():
-                sock, _ = listener.accept()
-                served[sock.fileno()] = sock
-                epoll.register(sock, select.EPOLLIN)
-            elif data := served[fd].recv(4096):
-                served[fd].sendall(data)
-            else:
-                served.pop(fd).close()
+from bench import relay  # noqa: E402
+from ztunnel.telemetry.logs import configure_logs  # noqa: E402
 
 
 def trip(sock: socket.socket) -> None:
@@ -57,15 +38,19 @@ def resident(pid: int) -> int:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
 
 
+def opened(setup: relay.Setup) -> socket.socket:
+    """A connection that has made its first round trip."""
+    sock = setup.meshed()
+    sock.settimeout(10)
+    sock.sendall(relay.ECHO)
+    trip(sock)
+    return sock
+
+
 def hold(setup: relay.Setup, count: int, seconds: float) -> None:
-    trip(setup.meshed())
+    opened(setup)
     before = [resident(pid) for pid in setup.workers]
-    socks = []
-    for _ in range(count):
-        sock = setup.meshed()
-        sock.settimeout(10)
-        trip(sock)
-        socks.append(sock)
+    socks = [opened(setup) for _ in range(count)]
     end, trips, errors = time.monotonic() + seconds, 0, 0
     while time.monotonic() < end:
         for sock in socks:
@@ -85,7 +70,6 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=60)
     options = parser.parse_args()
-    relay.serve = echo
     with open(os.devnull, "w", encoding="utf-8") as sys.stderr:
         configure_logs("json")
         setup = relay.Setup(None)

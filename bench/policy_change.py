@@ -25,8 +25,8 @@ from ztunnel.agent import chunks
 from ztunnel.agent.workers import Session, Workers
 from ztunnel.kube.mirror import Mirror
 from ztunnel.link.messages import MeshDelta
+from ztunnel.mesh.answers import Accept
 from ztunnel.mesh.authorize import Decision
-from ztunnel.mesh.inbound import Accept
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.proxy.context import new_context
 from ztunnel.proxy.worker import Worker

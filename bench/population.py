@@ -100,7 +100,10 @@ def space_of(number: int) -> str:
 
 
 def populate(server: ApiServer, writers: Writers, args: argparse.Namespace) -> None:
-    """The whole cluster; a pod is as large as a small real one: about 3 kB of JSON."""
+    """The whole cluster; a pod is as large as a small real one: about 3 kB of JSON.
+
+    Each has an account of its own, which is more than any cluster has.
+    """
     total = 0
     for number in range(SPACES):
         name = f"space-{number}"
@@ -111,15 +114,17 @@ def populate(server: ApiServer, writers: Writers, args: argparse.Namespace) -> N
     for number in range(args.nodes):
         writers.put("POST", "/api/v1/nodes", node(f"node-{number}"))
     for number in range(args.pods):
-        writers.put("POST", f"/api/v1/namespaces/{space_of(number)}/pods", stuffed(number, args))
+        space, account = f"/api/v1/namespaces/{space_of(number)}", {"name": pod_name(number)}
+        writers.put("POST", f"{space}/serviceaccounts", {"metadata": account})
+        writers.put("POST", f"{space}/pods", stuffed(number, args))
     for number in range(args.services):
         space = space_of(number)
         names = [(pod_name(each), ip_of(each)) for each in behind(number, args.pods)]
         slices = f"/apis/discovery.k8s.io/v1/namespaces/{space}/endpointslices"
         writers.put("POST", f"/api/v1/namespaces/{space}/services", service(f"s-{number}", space))
         writers.put("POST", slices, endpoints(f"s-{number}", space, *names))
-    total += args.nodes + args.pods + 2 * args.services
-    writers.wait("nodes, pods, services, endpoints", total)
+    total += args.nodes + 2 * args.pods + 2 * args.services
+    writers.wait("nodes, accounts, pods, services, endpoints", total)
     for number in range(args.pods):
         status = {"status": pod("", "", ip_of(number))["status"]}
         writers.put("PATCH", f"{pod_path(number)}/status", status)

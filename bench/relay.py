@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """client → proxy → HBONE → proxy → server on loopback, beside plain TCP in the same run.
 
-    python bench/relay.py [--rounds 5] [--profile DIR]
+    python bench/relay.py [--rounds 5] [--only crowd] [--profile DIR]
 
-No root, no BPF: what the relay itself costs. Prints medians, ratios to plain TCP, and the CPU of
-both workers for one unit of work, which a busy machine blurs least. With --profile both workers
-run under cProfile and leave `a.prof` and `b.prof` there. ZTUNNEL_COMPILED=no measures the sources
-where compiled modules are there.
+No root, no BPF, but gcc for the load: what the relay itself costs. Prints medians, ratios to plain
+TCP, and the CPU of both workers for one unit of work, which a busy machine blurs least. With
+--profile both workers run under cProfile and leave `a.prof` and `b.prof` there. ZTUNNEL_COMPILED=no
+measures the sources where compiled modules are there.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ import signal
 import socket
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not here: dns.py is no library
 
-from ztunnel import compiled
+from ztunnel import compiled  # noqa: E402
 
 compiled.use()
 
+from bench.load import Load, build  # noqa: E402
 from tests.pure.proxy.certs import Authority  # noqa: E402
 from tests.pure.proxy.harness import Node, fresh_ip, wait_for, workload  # noqa: E402
 from ztunnel.mesh.model import SocketAddress  # noqa: E402
@@ -39,31 +42,25 @@ BLOCK = 256 * 1024
 BULK = 1 << 30  # bytes of one bulk round
 TRIPS = 4000
 CONNECTIONS = 1500
+CROWD, CROWD_SECONDS = 16, 1.0  # connections at a time
 SINK, ECHO = b"S", b"E"
 
-Dial = Callable[[], socket.socket]
+
+class Way(NamedTuple):
+    """How to the server: through the mesh, or not."""
+
+    dial: Callable[[], socket.socket]
+    address: tuple[str, int]
+    load: Load
 
 
-def serve(listener: socket.socket) -> None:
-    """One connection after the other: the first byte says what to do."""
-    buffer = memoryview(bytearray(BLOCK))
-    while True:
-        sock, _ = listener.accept()
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        mode = sock.recv(1)
-        if mode == SINK:
-            while sock.recv_into(buffer):
-                pass
-            sock.sendall(b".")
-        while mode == ECHO and (count := sock.recv_into(buffer)):
-            sock.sendall(buffer[:count])
-        sock.close()
+Found = tuple[float, float]  # what was measured, and for how many pieces of work
 
 
-def bulk(dial: Dial) -> float:
+def bulk(way: Way) -> Found:
     """Gbit/s of one stream, until the server says it has all."""
     block = memoryview(os.urandom(BLOCK))
-    sock = dial()
+    sock = way.dial()
     sock.sendall(SINK)
     started = time.perf_counter()
     for _ in range(BULK // BLOCK):
@@ -72,12 +69,12 @@ def bulk(dial: Dial) -> float:
     assert sock.recv(1) == b"."
     took = time.perf_counter() - started
     sock.close()
-    return BULK * 8 / took / 1e9
+    return BULK * 8 / took / 1e9, BULK / 1e6
 
 
-def trip(dial: Dial) -> float:
+def trip(way: Way) -> Found:
     """Median µs of a 64-byte round trip."""
-    sock = dial()
+    sock = way.dial()
     sock.sendall(ECHO)
     times = []
     for _ in range(TRIPS):
@@ -86,20 +83,28 @@ def trip(dial: Dial) -> float:
         assert len(sock.recv(64)) == 64
         times.append(time.perf_counter() - started)
     sock.close()
-    return statistics.median(times) * 1e6
+    return statistics.median(times) * 1e6, TRIPS
 
 
-def connections(dial: Dial) -> float:
+def connections(way: Way) -> Found:
     """New connections a second, one at a time, each with one round trip."""
     started = time.perf_counter()
     for _ in range(CONNECTIONS):
-        sock = dial()
+        sock = way.dial()
         sock.sendall(ECHO + b"x" * 64)
         got = 0
         while got < 64:
             got += len(sock.recv(64))
         sock.close()
-    return CONNECTIONS / (time.perf_counter() - started)
+    return CONNECTIONS / (time.perf_counter() - started), CONNECTIONS
+
+
+def crowd(way: Way) -> Found:
+    """New connections a second, CROWD at a time, each with one round trip."""
+    words = ("connect", *way.address, CROWD, CROWD_SECONDS)
+    report = way.load.run(list, *words, seconds=CROWD_SECONDS)
+    # the load warms up for 0.1 s, which costs CPU too
+    return report["count"] / report["seconds"], report["count"] * (1 + 0.1 / CROWD_SECONDS)
 
 
 class Setup:
@@ -108,10 +113,12 @@ class Setup:
     def __init__(self, profile: Path | None) -> None:
         mesh = [workload("a", fresh_ip()), workload("b", fresh_ip())]
         self.nodes = [Node("a", mesh), Node("b", mesh)]
-        self.listener = socket.create_server((mesh[1].addresses[0], 0), backlog=512)
-        self.target = SocketAddress(*self.listener.getsockname())
+        self.directory = tempfile.TemporaryDirectory(prefix="zt-relay-")
+        self.load = Load(build(Path(self.directory.name)))
+        self.target = SocketAddress(mesh[1].addresses[0], free_port())
         authority = Authority()
-        self.pids = [self._fork(lambda: serve(self.listener))]
+        server = self.load.argv("server", self.target.port)
+        self.pids = [os.posix_spawn(server[0], server, os.environ)]
         for node in self.nodes:
             node.target = self.target
             node.certificate = authority.issue(node.me.identity)
@@ -132,6 +139,16 @@ class Setup:
         for node in self.nodes:
             node.agent.stop()
             node.directory.cleanup()
+        self.directory.cleanup()
+
+    @property
+    def ways(self) -> tuple[Way, Way]:
+        """Through the mesh, and without it."""
+        target = (self.target.ip, self.target.port)
+        return (
+            Way(self.meshed, self.nodes[0].outbound, self.load),
+            Way(self.plain, target, self.load),
+        )
 
     def meshed(self) -> socket.socket:
         sock = self.nodes[0].dial()
@@ -160,6 +177,13 @@ class Setup:
         profiler.dump_stats(profile / f"{node.name}.prof")
 
 
+def free_port() -> int:
+    """One that nobody has now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
 def _is_ready(node: Node) -> bool:
     return node.me.pod_uid in node.agent.ready
 
@@ -168,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--profile", type=Path)
-    parser.add_argument("--only", choices=["bulk", "trip", "connections"])
+    parser.add_argument("--only", choices=["bulk", "trip", "connections", "crowd"])
     options = parser.parse_args()
     with open(os.devnull, "w", encoding="utf-8") as sys.stderr:  # written, and its cost counted
         configure_logs("json")
@@ -177,19 +201,21 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     works = [
-        ("bulk, 1 stream", "Gbit/s", bulk, "MB", BULK / 1e6),
-        ("round trip 64 B p50", "µs", trip, "trip", TRIPS),
-        ("new connections", "1/s", connections, "connection", CONNECTIONS),
+        ("bulk, 1 stream", "Gbit/s", bulk, "MB"),
+        ("round trip 64 B p50", "µs", trip, "trip"),
+        ("new connections", "1/s", connections, "connection"),
+        (f"{CROWD} at a time", "1/s", crowd, "connection"),
     ]
     print("hot modules:", "compiled" if compiled.in_use() else "sources")
     setup = Setup(options.profile)
     try:
-        for name, unit, measure, piece, pieces in works:
+        for name, unit, measure, piece in works:
             if options.only not in (None, measure.__name__):
                 continue
             before = cpu(setup.workers)
-            report(name, unit, *rounds(setup, measure, options.rounds))
-            spent = (cpu(setup.workers) - before) / options.rounds / pieces
+            ours, plain, pieces = rounds(setup, measure, options.rounds)
+            report(name, unit, ours, plain)
+            spent = (cpu(setup.workers) - before) / pieces
             print(f"{'':22} CPU of both workers {spent * 1e6:.1f} µs a {piece}", flush=True)
         for pid in setup.workers:
             status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
@@ -210,14 +236,15 @@ def cpu(pids: list[int]) -> float:
 
 
 def rounds(
-    setup: Setup, measure: Callable[[Dial], float], count: int
-) -> tuple[list[float], list[float]]:
-    """Peers interleaved, so that a noisy neighbour hits both."""
+    setup: Setup, measure: Callable[[Way], Found], count: int
+) -> tuple[list[float], list[float], float]:
+    """Peers interleaved, so that a noisy neighbour hits both; and how many pieces were ours."""
+    meshed, bare = setup.ways
     ours, plain = [], []
     for _ in range(count):
-        plain.append(measure(setup.plain))
-        ours.append(measure(setup.meshed))
-    return ours, plain
+        plain.append(measure(bare)[0])
+        ours.append(measure(meshed))
+    return [value for value, _ in ours], plain, sum(pieces for _, pieces in ours)
 
 
 def report(name: str, unit: str, ours: list[float], plain: list[float]) -> None:

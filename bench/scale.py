@@ -35,7 +35,7 @@ from bench.population import WRITERS, Writers, connect, pod_path, populate, say,
 from bench.recording import Replay, Watching, record_lists
 from bench.rig import HERE, NODE, AgentProcess, Here, Worker
 from tests.cluster.deployed import agent_kubeconfig, grant
-from tests.cluster.objects import pod
+from tests.cluster.objects import account, pod
 from tests.cluster.server import ApiServer
 from ztunnel.mesh.enrolment import REDIRECTION
 
@@ -156,7 +156,8 @@ def live(args: argparse.Namespace, directory: Path, recording: Path) -> dict[str
         populate(server, writers, args)
         writers.close()
         server.apply(
-            pod("here", "space-0", HERE, on=NODE, labels=mode("none")["metadata"]["labels"])
+            account("here", "space-0"),
+            pod("here", "space-0", HERE, on=NODE, labels=mode("none")["metadata"]["labels"]),
         )
         results: dict[str, Any] = {"populate_s": round(time.monotonic() - began, 1)}
         way = agent_kubeconfig(server, NODE)

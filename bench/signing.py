@@ -46,12 +46,14 @@ def populate(mesh: Mesh, args: argparse.Namespace) -> None:
                 "containers": [{"name": "app", "image": "app"}],
             },
         }
+        account = {"metadata": {"name": f"account-{number}"}}
+        writers.put("POST", f"/api/v1/namespaces/{SPACE}/serviceaccounts", account)
         writers.put("POST", f"/api/v1/namespaces/{SPACE}/pods", body)
-    writers.wait("pods", args.accounts)
+    writers.wait("accounts and pods", 2 * args.accounts)
     for number in range(args.accounts):
         path = f"/api/v1/namespaces/{SPACE}/pods/pod-{number}/status"
         writers.put("PATCH", path, {"status": {"phase": "Running"}})
-    writers.wait("pods' phases", 2 * args.accounts)
+    writers.wait("pods' phases", 3 * args.accounts)
     writers.close()
 
 

@@ -43,6 +43,26 @@ static __always_inline int zt_passes(struct bpf_sk_lookup *ctx, const struct zt_
 	return 1;
 }
 
+/*
+ * Whether it comes from the node itself, as a probe does. What the node forwards under an address
+ * of its own, say by a NodePort, no socket of the node has sent.
+ */
+static __always_inline int zt_is_nodes(struct bpf_sk_lookup *ctx, const struct zt_addr *local,
+				       const struct zt_addr *remote)
+{
+	struct zt_direct_key key = {};
+
+	if (!zt_node_addrs.lookup(remote))
+		return 0;
+	if (ctx->protocol != ZT_IPPROTO_TCP || !zt_node_netns_now())
+		return 1;
+	__builtin_memcpy(key.src, remote->ip, 16);
+	__builtin_memcpy(key.dst, local->ip, 16);
+	key.sport = ctx->remote_port;
+	key.dport = bpf_htons((__u16)ctx->local_port);
+	return zt_node_conns.lookup(&key) != 0;
+}
+
 /* A datagram that would come in. The agent's socket is gone with the agent. */
 static __always_inline int zt_lookup_udp(struct bpf_sk_lookup *ctx, struct zt_addr *local,
 					 const struct zt_addr *remote)
@@ -88,7 +108,7 @@ int zt_sk_lookup(struct bpf_sk_lookup *ctx)
 	zt_lookup_ips(ctx, &local, &remote);
 	if (zt_same_ip(local.ip, remote.ip) || zt_is_local(remote.ip))
 		return SK_PASS; /* inside the pod: for IPv4 the kernel reports the address' device */
-	if (zt_node_addrs.lookup(&remote)) {
+	if (zt_is_nodes(ctx, &local, &remote)) {
 		if (ctx->protocol == ZT_IPPROTO_TCP)
 			zt_count(ZT_STAT_NODE);
 		return SK_PASS;

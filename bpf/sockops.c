@@ -112,6 +112,36 @@ static __always_inline void zt_on_direct_connect(struct bpf_sock_ops *ops)
 	zt_watch_states(ops);
 }
 
+/* The node itself connects: what bears its address without this entry is only forwarded by it. */
+static __always_inline void zt_on_node_connect(struct bpf_sock_ops *ops)
+{
+	struct zt_direct_key key = {};
+	struct zt_addr from = {};
+	__u64 netns = bpf_get_netns_cookie(ops);
+	__u64 owner;
+
+	if (netns != zt_node_netns_now())
+		return;
+	zt_local_ip(ops, from.ip);
+	if (!zt_node_addrs.lookup(&from))
+		return;
+	zt_direct_out(ops, &key);
+	owner = zt_socket_cookie(ops);
+	if (!zt_node_conns.update(&key, &owner))
+		zt_watch_states(ops);
+}
+
+static __always_inline void zt_on_node_close(struct bpf_sock_ops *ops)
+{
+	struct zt_direct_key key = {};
+	__u64 *owner;
+
+	zt_direct_out(ops, &key);
+	owner = zt_node_conns.lookup(&key);
+	if (owner && *owner == zt_socket_cookie(ops))
+		zt_node_conns.delete(&key);
+}
+
 static __always_inline void zt_on_connect(struct bpf_sock_ops *ops)
 {
 	struct zt_flow_key key = {};
@@ -122,7 +152,11 @@ static __always_inline void zt_on_connect(struct bpf_sock_ops *ops)
 		zt_on_direct_connect(ops);
 		return;
 	}
-	if (!known || !zt_has_news(known))
+	if (!known) {
+		zt_on_node_connect(ops);
+		return;
+	}
+	if (!zt_has_news(known))
 		return;
 	zt_key_out(ops, &key);
 	flow.owner = zt_socket_cookie(ops);
@@ -295,7 +329,11 @@ static __always_inline void zt_on_state(struct bpf_sock_ops *ops)
 			zt_on_server_fin(ops);
 		return;
 	}
-	if (known && known->role == ZT_ROLE_DIRECT) {
+	if (!known) {
+		zt_on_node_close(ops);
+		return;
+	}
+	if (known->role == ZT_ROLE_DIRECT) {
 		zt_on_direct_close(ops);
 		return;
 	}

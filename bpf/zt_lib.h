@@ -88,6 +88,15 @@ static __always_inline int zt_is_pods_own(const struct zt_pod *pod, const __u8 i
 	return zt_same_ip(ip, pod->ip6);
 }
 
+/* The cookie of the node's own netns; 0 when it is not known. */
+static __always_inline __u64 zt_node_netns_now(void)
+{
+	__u32 zero = 0;
+	__u64 *cookie = zt_node_netns.lookup(&zero);
+
+	return cookie ? *cookie : 0;
+}
+
 static __always_inline __u64 zt_generation_now(void)
 {
 	__u32 zero = 0;

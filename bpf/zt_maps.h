@@ -24,6 +24,7 @@
 #define ZT_MAX_DIRECT 262144    /* live same-node connections without the proxy */
 #define ZT_EVENT_BYTES 2097152  /* 15,000 ended connections until the agent reads; power of two */
 #define ZT_MAX_NODE_ADDRS 1024
+#define ZT_MAX_NODE_CONNS 65536 /* live connections of the node; one pushed out counts as forwarded */
 #define ZT_MAX_LISTENERS (2 * ZT_MAX_PODS)
 #define ZT_MAX_ASKED 16384      /* queries between their arrival and the proxy's question */
 #define ZT_MAX_UDP_DSTS 65536  /* addresses whose UDP is carried; beyond, it passes as it is */
@@ -268,7 +269,7 @@ struct zt_udp_verdict {
 enum zt_stat {
 	ZT_STAT_STOLEN = 0,    /* inbound connections given to the proxy */
 	ZT_STAT_NO_LISTENER,   /* inbound connections refused: no proxy listens */
-	ZT_STAT_NODE,          /* connections from the node's own addresses, left alone */
+	ZT_STAT_NODE,          /* connections of the node itself, left alone */
 	ZT_STAT_FLOW_FULL,     /* zt_flows had no room: the proxy refuses that connection */
 	ZT_STAT_NO_NOTE,       /* a connection to the proxy without an original destination */
 	ZT_STAT_DIRECT,        /* inbound connections let through by verdict */
@@ -302,6 +303,11 @@ ZT_MAP("hash", __u64, struct zt_pod, zt_pods, ZT_MAX_PODS, 0);
 ZT_MAP("hash", __u64, struct zt_pod_stats, zt_pod_stats, ZT_MAX_PODS, 0);
 ZT_MAP("hash", struct zt_flow_key, struct zt_flow, zt_flows, ZT_MAX_FLOWS, BPF_F_NO_PREALLOC);
 ZT_MAP("hash", struct zt_addr, __u8, zt_node_addrs, ZT_MAX_NODE_ADDRS, 0);
+/* The node's own netns, its cookie: that of connections which reach apps directly, as probes do. Zero
+ * when the node's processes are not below the hooks' cgroup: its addresses must do then. */
+ZT_MAP("array", __u32, __u64, zt_node_netns, 1, 0);
+/* From an address of the node, out of its netns; the value is the cookie of the socket. */
+ZT_MAP("lru_hash", struct zt_direct_key, __u64, zt_node_conns, ZT_MAX_NODE_CONNS, 0);
 ZT_MAP("sockhash", struct zt_addr, __u64, zt_listeners, ZT_MAX_LISTENERS, 0);
 ZT_MAP("lru_hash", struct zt_verdict_key, struct zt_verdict, zt_verdicts, ZT_MAX_VERDICTS, 0);
 ZT_MAP("hash", struct zt_direct_key, struct zt_direct, zt_direct, ZT_MAX_DIRECT,

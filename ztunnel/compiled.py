@@ -32,6 +32,7 @@ GROUP = "zt_compiled"  # mypyc puts all code in one library, and a shim for each
 HOT = tuple(
     f"ztunnel.{name}"
     for name in (
+        "datapath.sockopt",
         "hbone.connection",
         "hbone.errors",
         "hbone.flow",
@@ -41,14 +42,31 @@ HOT = tuple(
         "hbone.peer",
         "hbone.reader",
         "hbone.streams",
+        "mesh.address",
+        "mesh.claims",
+        "mesh.forwarded",
+        "mesh.inbound",
+        "mesh.route",
+        "mesh.state",
         "proxy.buffers",
         "proxy.dial",
+        "proxy.guard",
+        "proxy.inbound",
+        "proxy.listener",
         "proxy.loop",
         "proxy.outbound",
+        "proxy.plan",
+        "proxy.pods",
+        "proxy.pool",
         "proxy.relay",
+        "proxy.report",
+        "proxy.sockets",
         "proxy.stock",
         "proxy.tls_session",
+        "proxy.told",
         "proxy.tunnel",
+        "telemetry.access",
+        "telemetry.counts",
     )
 )
 # All that hot modules may import: their types are compiled in.

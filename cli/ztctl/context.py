@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ztctl.cluster import Cluster
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+VIA = ("auto", "exec", "port-forward")  # `ways.Via`, which is imported only for a cluster
 
 
 @dataclass
@@ -104,10 +105,11 @@ def cluster_options(command: Command) -> Command:
 
 
 def target_options(command: Command) -> Command:
-    """Which node or nodes: `--lab` or a cluster, `--node`, `--run-dir`, `--pin-dir`."""
+    """Which node or nodes: `--lab` or a cluster, `--node`, `--via`, `--run-dir`, `--pin-dir`."""
     options = (
         ("--lab", str, "A lab on this machine.", "ZTCTL_LAB"),
         ("--node", str, "One node of lab or cluster.  [default: all]", None),
+        ("--via", click.Choice(VIA), "To a cluster's agents.  [default: what works]", None),
         ("--run-dir", click.Path(path_type=Path), "The agent's run directory.", None),
         ("--pin-dir", click.Path(path_type=Path), "Where the maps are pinned.", None),
     )

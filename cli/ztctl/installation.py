@@ -38,6 +38,7 @@ class Selection:
     pin_dir: Path | None = None
     kubeconfig: Path | None = None
     kube_context: str | None = None
+    via: str | None = None  # a `ways.Via`
 
     @property
     def names_cluster(self) -> bool:
@@ -66,10 +67,12 @@ class Selection:
 
     def _of_cluster(self) -> list[Installation]:
         from ztctl import cluster, forward  # noqa: PLC0415  only when a cluster is meant
+        from ztctl.ways import Via  # noqa: PLC0415
         from ztunnel.kube.access import Access  # noqa: PLC0415
 
         kubeconfig = self.kubeconfig or cluster.default_kubeconfig()
-        return forward.installations(Access(kubeconfig, self.kube_context), self.node)
+        access = Access(kubeconfig, self.kube_context)
+        return forward.installations(access, self.node, Via(self.via or Via.AUTO))
 
     def _of_lab(self, lab: str) -> list[Installation]:
         nodes = lab_nodes(lab)

@@ -69,7 +69,8 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 --context or --kubeconfig: a cluster's nodes, --lab: a lab's. Without them and without
-directories: this machine's own ztunnel, else the one lab that runs.
+directories: this machine's own ztunnel, else the one lab that runs. A cluster's agents
+are asked by port-forward, or else by exec; --via names one.
 \b
 Exit codes:
   0  done

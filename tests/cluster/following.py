@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from ztunnel.kube.access import Access
-from ztunnel.kube.api import ApiSource, resources
+from ztunnel.kube.api import ApiSource, granted
 from ztunnel.kube.listwatch import SILENCE
 from ztunnel.kube.mirror import Change, Mirror
 from ztunnel.mesh.state import MeshState
@@ -83,7 +83,7 @@ class Following:
 
     async def _follow(self) -> None:
         stop = asyncio.Event()
-        kinds = resources(self._node)
+        kinds = granted(self._node)
         self.source = ApiSource(
             self._access, kinds, self.mirror, self._changed, silence=self._silence
         )

@@ -74,6 +74,10 @@ class Mesh:
     def namespace(self, name: str) -> None:
         self.server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
 
+    def account(self, namespace: str, name: str) -> None:
+        metadata = {"namespace": namespace, "name": name}
+        self.server.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
+
     def pod(
         self,
         namespace: str,
@@ -86,6 +90,7 @@ class Mesh:
     ) -> None:
         """A pod as the API server has it."""
         self.namespace(namespace)
+        self.account(namespace, account)
         spec: dict[str, Any] = {
             "serviceAccountName": account,
             "containers": [{"name": "app", "image": "app"}],

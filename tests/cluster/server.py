@@ -61,14 +61,15 @@ class ApiServer:
         port: int = 0,
         options: Sequence[str] = ("--disable-admission-plugins=ServiceAccount",),
     ) -> None:
-        """`addresses`: to be reached at besides loopback. `options`: of the API server, the usual
-        ones for want of somebody who makes default accounts."""
+        """`addresses`: to be reached at besides loopback; the first is the one that endpoints of
+        the service `kubernetes` have. `options`: of the API server, the usual ones for want of
+        somebody who makes default accounts."""
         self.directory = directory
         self.binaries = binaries or assets()
         self.pki = Pki(directory)
         free, self._etcd_port, self._peer_port = free_ports(3)
         self.port = port or free
-        self._bind = "0.0.0.0" if addresses else "127.0.0.1"
+        self._addresses = tuple(addresses)
         self._options = options
         self.url = f"https://127.0.0.1:{self.port}"
         self.etcd_url = f"http://127.0.0.1:{self._etcd_port}"
@@ -123,8 +124,6 @@ class ApiServer:
         self._api = self.spawn(
             "kube-apiserver",
             f"--etcd-servers={self.etcd_url}",
-            f"--bind-address={self._bind}",
-            "--advertise-address=127.0.0.1",
             f"--secure-port={self.port}",
             f"--tls-cert-file={certificate}",
             f"--tls-private-key-file={key}",
@@ -134,12 +133,18 @@ class ApiServer:
             f"--service-account-signing-key-file={self.account_key}",
             f"--service-cluster-ip-range={SERVICE_RANGES}",
             "--authorization-mode=Node,RBAC",
-            "--endpoint-reconciler-type=none",  # loopback is no endpoint
+            *self._listening(),
             "--allow-privileged=true",
             "--profiling=false",
             *self._options,
         )
         self._until_up(self._api, "kube-apiserver", self._is_ready)
+
+    def _listening(self) -> list[str]:
+        if not self._addresses:  # loopback is no endpoint
+            local = ("bind-address=127.0.0.1", "advertise-address=127.0.0.1")
+            return [f"--{option}" for option in (*local, "endpoint-reconciler-type=none")]
+        return ["--bind-address=0.0.0.0", f"--advertise-address={self._addresses[0]}"]
 
     def stop_api(self, *, kill: bool = False) -> None:
         """Take the API server away; etcd stays."""

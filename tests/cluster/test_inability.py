@@ -18,8 +18,10 @@ from tests.cluster.server import ROOT, ApiServer
 from tests.system.harness import until
 from ztunnel.agent import inability
 from ztunnel.agent.options import Options
+from ztunnel.datapath import preflight
 from ztunnel.kube.access import Access
 
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="the agent wants root before all else")
 REASON = "Linux 4.19 is too old for sk_lookup; use 5.18 or newer"
 
 
@@ -73,21 +75,38 @@ def test_a_server_that_is_away_hides_nothing(way: Path, tmp_path: Path) -> None:
     assert inability.tell(options_of(away), REASON) == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="the agent wants root before anything else")
-def test_the_agent_says_it_and_ends(server: ApiServer, way: Path, tmp_path: Path) -> None:
-    """The loader fails for want of a bpffs; nothing is attached anywhere."""
+def refusal(way: Path, directory: Path, *before: str) -> str:
+    """The last that an agent says which can't start. `before`: the command that runs it."""
     words = ["agent", "--node", "old", "--kubeconfig", way]
-    words += ["--pin-dir", tmp_path / "pins", "--run-dir", tmp_path / "run"]
+    words += ["--pin-dir", directory / "pins", "--run-dir", directory / "run"]
     words += ["--metrics-port", "0", "--health-port", "0"]
     done = subprocess.run(
-        [sys.executable, "-m", "ztunnel.main", *map(str, words)],
+        [*before, sys.executable, "-m", "ztunnel.main", *map(str, words)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert done.returncode == 1
-    said = done.stderr.splitlines()[-1].removeprefix("Error: ")
-    told = [each for each in events(server) if said[:60] in each["message"]]
-    assert [each["involvedObject"]["name"] for each in told] == ["mine"], done.stderr
+    assert done.returncode == 1, done.stderr
+    return done.stderr.splitlines()[-1].removeprefix("Error: ")
+
+
+def told_of(server: ApiServer, reason: str) -> list[str]:
+    found = [each for each in events(server) if reason[:60] in each["message"]]
+    return [each["involvedObject"]["name"] for each in found]
+
+
+@as_root
+def test_the_agent_says_it_and_ends(server: ApiServer, way: Path, tmp_path: Path) -> None:
+    """The loader fails for want of a bpffs; nothing is attached anywhere."""
+    assert told_of(server, refusal(way, tmp_path)) == ["mine"]
+
+
+@as_root
+def test_a_node_without_cgroup_v2_says_so(server: ApiServer, way: Path, tmp_path: Path) -> None:
+    mounts = [str(each.point) for each in preflight.mounts() if each.kind == "cgroup2"]
+    without = ("unshare", "--mount", "sh", "-c", f'umount -l {" ".join(mounts)}; exec "$@"', "sh")
+    said = refusal(way, tmp_path, *without)
+    assert "no cgroup v2" in said
+    assert told_of(server, said) == ["mine"]

@@ -24,7 +24,7 @@ FOREIGN = {
     "secrets": "list secrets -A",
     "one pod": "get pods/a -n rights",
     "config maps": "list configmaps -A",
-    "service accounts": "list serviceaccounts -A",
+    "one account": "get serviceaccounts/a -n rights",
     "create pods": "create pods -n rights",
     "change pods": "patch pods -n rights",
     "delete pods": "delete pods -n rights",

@@ -65,6 +65,27 @@ def test_pod_that_goes_takes_the_right_to_its_certificate_with_it(mesh: Mesh) ->
         mesh.request(mesh.agent("node1"), identity)
 
 
+def test_account_that_goes_takes_the_right_to_its_certificate_with_it(mesh: Mesh) -> None:
+    identity = "spiffe://cluster.local/ns/shop/sa/leaver"
+    mesh.pod("shop", "leaver-1", account="leaver", node="node1")
+    assert mesh.request(mesh.agent("node1"), identity).serial
+    mesh.core.delete_namespaced_service_account("leaver", "shop")
+    with pytest.raises(Refused, match="NoSuchServiceAccount: service account shop/leaver"):
+        mesh.request(mesh.agent("node1"), identity)
+    mesh.account("shop", "leaver")
+    assert mesh.request(mesh.agent("node1"), identity).serial
+
+
+def test_account_that_is_being_deleted_is_as_good_as_gone(mesh: Mesh) -> None:
+    identity = "spiffe://cluster.local/ns/shop/sa/ending"
+    mesh.pod("shop", "ending-1", account="ending", node="node1")
+    finalizers = {"metadata": {"finalizers": ["example.com/stay"]}}
+    mesh.core.patch_namespaced_service_account("ending", "shop", finalizers)
+    mesh.core.delete_namespaced_service_account("ending", "shop")
+    with pytest.raises(Refused, match="NoSuchServiceAccount"):
+        mesh.request(mesh.agent("node1"), identity)
+
+
 def _unbound(mesh: Mesh) -> Path:
     return mesh.server.account_kubeconfig(NAMESPACE, "ztunnel-agent")
 
@@ -200,6 +221,8 @@ def test_signer_may_not_do_more_than_it_does(mesh: Mesh) -> None:
         ("get", "secret/cacerts", "-n", "shop"),
         ("update", "configmap/other", "-n", "shop"),
         ("delete", "pods", "-n", "shop"),
+        ("list", "serviceaccounts", "-n", "shop"),
+        ("create", "serviceaccounts", "--subresource=token", "-n", "shop"),
         ("create", "certificatesigningrequests"),
         ("update", "secret/cacerts", "-n", NAMESPACE),
     ):

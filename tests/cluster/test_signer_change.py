@@ -7,7 +7,7 @@ import asyncio
 import base64
 import contextlib
 import signal
-import ssl
+import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -24,6 +24,8 @@ from ztunnel.kube.access import Access
 from ztunnel.kube.signing import NAMESPACE, PLUGGED_CA, SELF_MADE_CA
 from ztunnel.link.messages import Certificate
 from ztunnel.proxy import tls
+from ztunnel.proxy.buffers import BufferPool
+from ztunnel.proxy.tls_session import TlsSession
 
 WEB = "spiffe://cluster.local/ns/shop/sa/web"
 DB = "spiffe://cluster.local/ns/shop/sa/db"
@@ -179,18 +181,20 @@ async def _node(mesh: Mesh, node: str, identity: str) -> AsyncIterator[list[KeyP
 
 
 def handshake(client: KeyPair, server: KeyPair) -> None:
-    """Mutual TLS with the proxy's own contexts; raises ssl.SSLError when one is refused."""
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    one = _credentials(client).client.wrap_bio(to_client, to_server)
-    two = _credentials(server).server.wrap_bio(to_server, to_client, server_side=True)
-    waiting = [one, two]
-    for _ in range(10):
-        for side in list(waiting):
-            with contextlib.suppress(ssl.SSLWantReadError):
-                side.do_handshake()
-                waiting.remove(side)
-        if not waiting:
-            return
+    """Mutual TLS with the proxy's own sessions; raises TlsError when one is refused."""
+    with contextlib.ExitStack() as stack:
+        near, far = map(stack.enter_context, socket.socketpair())
+        for sock in (near, far):
+            sock.setblocking(False)
+        buffers = BufferPool()
+        waiting = [
+            TlsSession(near, _credentials(client).client, buffers, server_side=False),
+            TlsSession(far, _credentials(server).server, buffers, server_side=True),
+        ]
+        for _ in range(10):
+            waiting = [side for side in waiting if side.handshake()]
+            if not waiting:
+                return
     raise AssertionError("the handshake does not end")
 
 

@@ -127,7 +127,7 @@ def test_a_lost_server_leaves_the_last_state_in_force_and_says_so(
 ) -> None:
     known, told = following.workload("a", "mesh"), len(following.changes)
     relay.refuse()
-    until(lambda: len(following.errors()) == 5, "every kind's loss", 20)
+    until(lambda: len(following.errors()) == 6, "every kind's loss", 20)
     age = following.view()["age_seconds"]
     until(lambda: following.view()["age_seconds"] > age + 1, "the age grows")
     assert following.view()["present"] is False

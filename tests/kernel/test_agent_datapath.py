@@ -14,11 +14,10 @@ import pytest
 
 from tests.kernel.pocket import PEER4, POD4, POD6, Pocket
 from tests.pure.agent.doubles import EventEnroller, FakeWorker, until, workload
-from ztunnel.agent import node
 from ztunnel.agent.datapath import KernelDataPath
 from ztunnel.agent.processes import Found
 from ztunnel.agent.workers import Workers
-from ztunnel.datapath import netns
+from ztunnel.datapath import addresses, netns
 from ztunnel.link.messages import HeldPod, ListenerKind, NeedSockets, PodAdded, PodRemoved
 from ztunnel.mesh.model import Workload
 
@@ -214,6 +213,6 @@ def test_setting_the_same_listener_again_loses_no_connection(bare: Pocket) -> No
 
 def test_nodes_addresses_are_those_that_reach_beyond_a_link(pocket: Pocket) -> None:
     with netns.entered(pocket.peer):
-        found = node._addresses()
+        found = addresses.reachable()
     assert PEER4 in found
     assert not [ip for ip in found if ip.startswith(("127.", "fe80:")) or ip == "::1"]

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
 
 import pytest
 
-from tests.kernel.pocket import PEER4, PEER6, POD4, POD6, Pocket
-from ztunnel.datapath import links, sockopt
-from ztunnel.datapath.layout import Role
+from tests.kernel.pocket import PEER4, PEER6, POD4, POD6, Pocket, until
+from ztunnel.datapath import links, netns, sockopt
+from ztunnel.datapath.layout import DirectKey, Role
+from ztunnel.datapath.syscall import RawMap
 from ztunnel.link.messages import ListenerKind
 from ztunnel.mesh.model import SocketAddress
 
@@ -107,6 +109,35 @@ def test_nodes_own_address_reaches_the_app_directly(fresh_pocket: Pocket) -> Non
             server.accept()[0].close()
     pocket.maps.set_node_addresses([])
     assert pocket.maps.node_addresses() == []
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "own", "listener"),
+    [
+        (socket.AF_INET, POD4, PEER4, ListenerKind.INBOUND4),
+        (socket.AF_INET6, POD6, PEER6, ListenerKind.INBOUND6),
+    ],
+    ids=["ipv4", "ipv6"],
+)
+def test_what_the_node_forwards_is_not_its_own(
+    fresh_pocket: Pocket, family: int, target: str, own: str, listener: ListenerKind
+) -> None:
+    """The neighbour is the node here: what is not of its namespace has only got its address."""
+    pocket = fresh_pocket
+    pocket.maps.set_node_addresses([own])
+    with pocket.server(family, (target, 8085)) as server:
+        pocket.maps.set_node_netns(netns.cookie(pocket.peer))
+        with pocket.peer_socket(family) as probe:
+            probe.connect((target, 8085))
+            server.accept()[0].close()
+        with pocket.peer_socket(family) as forwarded:
+            pocket.maps.set_node_netns(pocket.cookie)  # ... of another namespace
+            forwarded.connect((target, 8085))
+            pocket.accepted(listener).close()
+    path = pocket.pin_dir / "maps/zt_node_conns"
+    kept = RawMap.open(path, ctypes.sizeof(DirectKey), 8, read_only=True)
+    until(lambda: not list(kept.keys()), "nothing is kept of a connection that is over")
+    kept.close()
 
 
 def test_without_the_proxy_nobody_gets_in(fresh_pocket: Pocket) -> None:

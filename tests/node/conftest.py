@@ -13,13 +13,15 @@ import pytest
 
 from tests.cluster.mesh import until
 from tests.cluster.server import ROOT, assets
-from tests.node import images
-from tests.node.machine import PAUSE
+from tests.node import cluster_dns, images
+from tests.node.market import open_market
 from tests.node.nodes import Nodes
+from tests.node.objects import IMAGE, NEXT
+from tests.node.settings import PAUSE
 from ztunnel.datapath.preflight import cgroup2_root
 from ztunnel.kube.signing import NAMESPACE
 
-IMAGE, NEXT = "localhost/ztunnel:test", "localhost/ztunnel:next"
+PROGRAMS = ("kubelet", "kube-proxy", "coredns")  # that envtest's binaries don't have
 PATIENCE = 100.0  # seconds for what kubelets do
 Ztctl = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -28,12 +30,15 @@ Ztctl = Callable[..., subprocess.CompletedProcess[str]]
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """Two nodes that are Ready and have all images. The thread is in the control plane's netns."""
     binaries = assets()
-    if not (binaries / "kubelet").exists():
-        pytest.skip(f"{binaries} has no kubelet; unset KUBEBUILDER_ASSETS to build one")
+    missing = [name for name in PROGRAMS if not (binaries / name).exists()]
+    if missing:
+        pytest.skip(f"{binaries} has no {missing[0]}; unset KUBEBUILDER_ASSETS to build one")
     directory = tmp_path_factory.mktemp("nodes")
     archives = directory / "images"
     archives.mkdir()
-    images.archive(archives / "pause.tar", PAUSE, ["sleep", "2147483647"])
+    pause, dns = archives / "pause.tar", archives / "coredns.tar"
+    images.archive(pause, PAUSE, images.BUSYBOX, ["sleep", "2147483647"])
+    images.archive(dns, cluster_dns.IMAGE, binaries / "coredns", ["coredns"])
     built = subprocess.run(
         [ROOT / "scripts/node-image"], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -48,12 +53,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="package")
 def ztctl(cluster: Nodes) -> Ztctl:
-    """`ztctl ARGUMENTS...` against the cluster, as a person runs it; it must end with 0."""
+    """`ztctl ARGUMENTS...` against the cluster, as a person runs it; it must end with `code`.
 
-    def run(*arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+    As its administrator, unless a `login` is given.
+    """
+
+    def run(
+        *arguments: str, timeout: float = PATIENCE, login: Path | None = None, code: int = 0
+    ) -> subprocess.CompletedProcess[str]:
         words = [str(Path(sys.executable).with_name("ztctl")), *arguments]
         done = subprocess.run(
-            [*words, "--kubeconfig", str(cluster.server.admin_kubeconfig)],
+            [*words, "--kubeconfig", str(login or cluster.server.admin_kubeconfig)],
             env={"PATH": os.environ["PATH"], "HOME": str(cluster.directory)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -61,10 +71,17 @@ def ztctl(cluster: Nodes) -> Ztctl:
             timeout=timeout,
             check=False,
         )
-        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}\n{cluster.told()}"
+        assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}\n{cluster.told()}"
         return done
 
     return run
+
+
+@pytest.fixture(scope="package")
+def market(mesh: Nodes) -> Nodes:
+    """The mesh with pods and services in it and outside of it."""
+    open_market(mesh, PATIENCE)
+    return mesh
 
 
 @pytest.fixture(scope="package")

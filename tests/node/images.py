@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image without a registry: an OCI archive of one static busybox, for pods' sandboxes."""
+"""Images without a registry: an OCI archive of one static program."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-BUSYBOX = Path("/bin/busybox")  # Debian's busybox-static
-APPLETS = ("sh", "sleep")
+BUSYBOX = Path("/bin/busybox")  # Debian's busybox-static: it is what it is called
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 _TYPE = "application/vnd.oci.image"
 
 
-def archive(target: Path, name: str, entrypoint: Sequence[str]) -> None:
-    """Write an image of busybox. Format: the OCI image layout specification, as a tar file."""
+def archive(target: Path, name: str, program: Path, entrypoint: Sequence[str]) -> None:
+    """Write an image of a program, which is called as `entrypoint` calls it.
+
+    Format: the OCI image layout specification, as a tar file.
+    """
     blobs: dict[str, bytes] = {}
 
     def blob(kind: str, data: bytes) -> dict[str, object]:
@@ -26,7 +28,7 @@ def archive(target: Path, name: str, entrypoint: Sequence[str]) -> None:
         blobs[f"blobs/sha256/{digest}"] = data
         return {"mediaType": f"{_TYPE}.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
 
-    layer = blob("layer.v1.tar", _root())
+    layer = blob("layer.v1.tar", _root(program, entrypoint[0]))
     config = {
         "architecture": _MACHINES[platform.machine()],
         "os": "linux",
@@ -48,14 +50,10 @@ def archive(target: Path, name: str, entrypoint: Sequence[str]) -> None:
             _add(tar, path, data)
 
 
-def _root() -> bytes:
+def _root(program: Path, called: str) -> bytes:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as tar:
-        _add(tar, "bin/busybox", BUSYBOX.read_bytes(), mode=0o755)
-        for applet in APPLETS:
-            link = tarfile.TarInfo(f"bin/{applet}")
-            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-            tar.addfile(link)
+        _add(tar, f"bin/{called}", program.read_bytes(), mode=0o755)
     return made.getvalue()
 
 

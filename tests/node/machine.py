@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One node: a real kubelet and containerd in network, mount and process namespaces of their own.
+"""One node: real kubelet, kube-proxy, containerd, in namespaces of their own for all but users.
 
     with Machine(number, directory, netns, server) as node: ...
 
-What the two do to "the machine" they do to that node: its /run, /sys/fs/bpf, netfilter, and all
+What these do to "the machine" they do to that node: its /run, /sys/fs/bpf, netfilter, and all
 processes go with `machine.sh`, its pid 1. Only cgroups are the machine's, below one directory that
 `close` removes.
 """
@@ -18,23 +18,25 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-import yaml
-
 from tests.cluster.server import ApiServer
-from ztunnel.lab import netns
+from tests.node.settings import Settings
+from ztunnel.lab import cgroups, netns
 
 HERE = Path(__file__).resolve().parent
 CGROUPS = Path("/sys/fs/cgroup")
 PREFIX = "ztnode-"  # of what a node needs on the machine: the pid of the test run follows
-PAUSE = "ztunnel.test/pause:1"
 END = 20.0  # seconds until what is left of a node is killed
-_LIMITS = {"memory.available": "1Mi", "nodefs.available": "1Mi", "imagefs.available": "1Mi"}
 
 
 class Machine:
-    """`netns` is there and wired; pods get addresses of 10.244.<number>.0/24."""
+    """`space` is its network namespace, there and wired; pods get 10.244.<number>.0/24.
 
-    def __init__(self, number: int, directory: Path, space: str, server: ApiServer) -> None:
+    `api` is where the node finds the API server, before any service is.
+    """
+
+    def __init__(
+        self, number: int, directory: Path, space: str, server: ApiServer, api: str
+    ) -> None:
         self.name = f"node-{number}"
         self.address = f"10.99.0.{10 + number}"
         self.directory = directory
@@ -42,36 +44,15 @@ class Machine:
         self._pods = f"10.244.{number}.0/24"
         self._netns = space
         self._server = server
+        self._api = api
         self._init: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Machine:
-        directory = self.directory
-        directory.mkdir()
-        for hierarchy in hierarchies():
-            _make_cgroup(hierarchy / self.cgroup)
-        self._write("containerd.toml", _containerd(directory))
-        self._write("kubelet.yaml", yaml.safe_dump(self._kubelet()))
-        (directory / "cni").mkdir()
-        self._write("cni/10-pods.conflist", _network(directory, self._pods))
-        login = self._server.kubeconfig(
-            f"system:node:{self.name}",
-            ["system:nodes"],
-            url=f"https://10.96.0.1:{self._server.port}",
-        )
-        self._write("kubeconfig", login.read_text())
-        argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        self._init = subprocess.Popen(
-            [
-                *("setpriv", "--pdeathsig", "KILL"),
-                *netns.enter_argv(self._netns),
-                *argv,
-                *(HERE / "machine.sh", directory, self._server.binaries / "kubelet"),
-                *(self.name, self.address),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=(directory / "machine.log").open("wb"),
-            stderr=subprocess.STDOUT,
-        )
+        try:
+            self._start()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
@@ -80,11 +61,7 @@ class Machine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._init is not None:
-            self._init.send_signal(signal.SIGKILL)  # takes its child, the node's pid 1, with it
-            self._init.wait(END)
-        for hierarchy in hierarchies():
-            _remove_cgroup(hierarchy / self.cgroup)
+        self._end()
 
     def check(self) -> None:
         """Raises AssertionError when the node has ended."""
@@ -120,74 +97,46 @@ class Machine:
             for path in sorted(self.directory.glob("*.log"))
         )
 
+    def _start(self) -> None:
+        directory, server = self.directory, self._server
+        directory.mkdir()
+        for hierarchy in hierarchies():
+            _make_cgroup(hierarchy / self.cgroup)
+        own = cgroups.cgroup2_root() / self.cgroup / "system"
+        own.mkdir()
+        settings = Settings(self.name, directory, self.cgroup, self._pods, server.pki.ca)
+        for name, text in settings.files().items():
+            self._write(name, text)
+        users = {"kubelet": f"system:node:{self.name}", "kube-proxy": "system:kube-proxy"}
+        for program, user in users.items():
+            groups = ["system:nodes"] if program == "kubelet" else []
+            login = server.kubeconfig(user, groups, url=f"https://{self._api}")
+            self._write(f"{program}.kubeconfig", login.read_text())
+        argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        self._init = subprocess.Popen(
+            [
+                *("setpriv", "--pdeathsig", "KILL"),
+                *netns.enter_argv(self._netns),
+                *argv,
+                *(HERE / "machine.sh", directory, server.binaries, self.name, self.address, own),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=(directory / "machine.log").open("wb"),
+            stderr=subprocess.STDOUT,
+        )
+
+    def _end(self) -> None:
+        if self._init is not None:
+            self._init.send_signal(signal.SIGKILL)  # takes its child, the node's pid 1, with it
+            self._init.wait(END)
+        for hierarchy in hierarchies():
+            _remove_cgroup(hierarchy / self.cgroup)
+
     def _write(self, name: str, text: str) -> None:
         path = self.directory / name
+        path.parent.mkdir(exist_ok=True)
         path.touch(mode=0o600)
         path.write_text(text)
-
-    def _kubelet(self) -> dict[str, object]:
-        return {
-            "apiVersion": "kubelet.config.k8s.io/v1beta1",
-            "kind": "KubeletConfiguration",
-            "authentication": {
-                "anonymous": {"enabled": False},
-                "webhook": {"enabled": True},
-                "x509": {"clientCAFile": str(self._server.pki.ca)},
-            },
-            "authorization": {"mode": "Webhook"},
-            "cgroupDriver": "cgroupfs",
-            "cgroupRoot": f"/{self.cgroup}",
-            "enforceNodeAllocatable": ["pods"],
-            "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
-            "failSwapOn": False,
-            "failCgroupV1": False,
-            # it may lack the right to lower its OOM score and to write sysctls, as here
-            "featureGates": {"KubeletInUserNamespace": True},
-            "makeIPTablesUtilChains": False,
-            "oomScoreAdj": 0,
-            "evictionHard": _LIMITS,
-            "imageGCHighThresholdPercent": 100,
-            "localStorageCapacityIsolation": False,
-            "resolvConf": "/dev/null",
-            "volumePluginDir": str(self.directory / "plugins"),
-            "podLogsDir": str(self.directory / "pods"),
-            "syncFrequency": "5s",
-            "nodeStatusUpdateFrequency": "5s",
-        }
-
-
-def _containerd(directory: Path) -> str:
-    cri = 'plugins."io.containerd.grpc.v1.cri"'
-    return f"""version = 2
-root = "{directory}/containerd"
-state = "/run/containerd"
-disabled_plugins = ["io.containerd.internal.v1.opt"]
-[{cri}]
-sandbox_image = "{PAUSE}"
-restrict_oom_score_adj = true
-[{cri}.containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[{cri}.cni]
-bin_dir = "/usr/lib/cni"
-conf_dir = "{directory}/cni"
-"""
-
-
-def _network(directory: Path, pods: str) -> str:
-    return f"""{{
-  "cniVersion": "0.4.0",
-  "name": "pods",
-  "plugins": [{{
-    "type": "ptp",
-    "ipam": {{
-      "type": "host-local",
-      "dataDir": "{directory}/ipam",
-      "ranges": [[{{"subnet": "{pods}"}}]],
-      "routes": [{{"dst": "0.0.0.0/0"}}]
-    }}
-  }}]
-}}
-"""
 
 
 def hierarchies() -> list[Path]:

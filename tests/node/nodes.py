@@ -6,8 +6,8 @@
         cluster.machines[0].run("ip", "route")
 
 etcd, kube-apiserver, kube-controller-manager and kube-scheduler run in one network namespace, each
-node in another. There is no kube-proxy: the API server itself has the address of its service
-(10.96.0.1), and pods have routes to each other.
+node in another; that of the control plane also stands for what is outside the cluster. Pods have
+routes to each other. Services are kube-proxy's business, the API server's own too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.cluster.server import ApiServer
 from tests.node.machine import PREFIX, Machine, sweep
 from ztunnel.lab import cgroups, mounts, netns
 
-SERVICE, CONTROL, PORT = "10.96.0.1", "10.99.0.1", 443
+SERVICE, CONTROL, PORT = "10.96.0.1", "10.99.0.1", 6443
 COUNT = 2
 BRIDGE = "br0"
 
@@ -101,7 +101,7 @@ class Nodes:
         self.server = ApiServer(
             directory,
             self._binaries,
-            addresses=(SERVICE, CONTROL),
+            addresses=(CONTROL, SERVICE),
             port=PORT,
             options=(
                 "--kubelet-preferred-address-types=InternalIP",
@@ -116,7 +116,8 @@ class Nodes:
         self._controllers()
         for number in range(1, self._count + 1):
             space = self._wired(control, number)
-            machine = Machine(number, self.directory / f"node-{number}", space, self.server)
+            own = self.directory / f"node-{number}"
+            machine = Machine(number, own, space, self.server, f"{CONTROL}:{PORT}")
             self.machines.append(self._stack.enter_context(machine))
 
     def _controllers(self) -> None:
@@ -143,7 +144,6 @@ class Nodes:
             f"link add {BRIDGE} type bridge",
             f"link set {BRIDGE} up",
             f"addr add {CONTROL}/24 dev {BRIDGE}",
-            f"addr add {SERVICE}/32 dev lo",
         ):
             netns.run(name, ["ip", *words.split()])
         return name
@@ -159,7 +159,6 @@ class Nodes:
         for words in (
             f"addr add 10.99.0.{10 + number}/24 dev eth0",
             "link set eth0 up",
-            f"route add {SERVICE} via {CONTROL}",
             f"route add default via {CONTROL}",
         ):
             netns.run(name, ["ip", *words.split()])
@@ -169,8 +168,8 @@ class Nodes:
         return name
 
     def _netns(self, name: str) -> None:
-        netns.create(name, {"ipv4/ip_forward": "1"})
         self._stack.callback(netns.remove, name)
+        netns.create(name, {"ipv4/ip_forward": "1"})
         netns.run(name, ["ip", "link", "set", "lo", "up"])
 
 

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods that real kubelets run: a server that is probed over HTTP, and a client.
+"""What tests put into the cluster: a server that is probed over HTTP, a client, services.
 
-Both are Python of the mesh's own image, which the nodes have anyway.
+Both pods are Python of the mesh's own image, which the nodes have anyway.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from tests.node.conftest import IMAGE
-
-PORT = 8080
+IMAGE, NEXT = "localhost/ztunnel:test", "localhost/ztunnel:next"
+PORT = 8080  # HTTP by TCP, and one datagram for another by UDP
 GREETING = "hello from the server"
+AMBIENT = {"istio.io/dataplane-mode": "ambient"}
 _SERVE = f"""
+import socket, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Handler(BaseHTTPRequestHandler):
@@ -21,27 +22,46 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"{GREETING}")
 
+def datagrams():
+    sock = socket.socket(type=socket.SOCK_DGRAM)
+    sock.bind(("", {PORT}))
+    while True:
+        sock.sendto(b"{GREETING}", sock.recvfrom(100)[1])
+
+threading.Thread(target=datagrams, daemon=True).start()
 ThreadingHTTPServer(("", {PORT}), Handler).serve_forever()
 """
 _WAIT = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit()); signal.pause()"
 # asks its argument's server, `times` times; a line for each answer, which may be an error
 _ASK = f"""
-import sys, time, urllib.request
-address, times = sys.argv[1], int(sys.argv[2])
+import select, socket, sys, urllib.request
+host, times, way = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+
+def tcp():
+    with urllib.request.urlopen(f"http://{{host}}:{PORT}/", timeout=5) as answer:
+        return answer.read().decode()
+
+def udp():
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.settimeout(2)
+        sock.connect((host, {PORT}))
+        sock.send(b"hello")
+        return sock.recv(100).decode()
+
 while times:
     times -= 1
     try:
-        with urllib.request.urlopen(f"http://{{address}}:{PORT}/", timeout=5) as answer:
-            print(answer.read().decode(), flush=True)
+        print(tcp() if way == "tcp" else udp(), flush=True)
     except OSError as error:
         print(repr(error), flush=True)
-    time.sleep(0.05)
+    if select.select([sys.stdin], [], [], 0.05)[0]:
+        break  # nobody listens any more
 """
-_PROBE = {"httpGet": {"path": "/", "port": PORT}, "periodSeconds": 1}
+_PROBE = {"httpGet": {"path": "/", "port": PORT}, "periodSeconds": 1, "timeoutSeconds": 5}
 
 
 def server(name: str, space: str, node: str) -> dict[str, Any]:
-    """A web server; the kubelet restarts it when its liveness probe fails thrice."""
+    """Answers by TCP and UDP; the kubelet restarts it when its liveness probe fails thrice."""
     probes = {"readinessProbe": _PROBE, "livenessProbe": _PROBE}
     return _pod(name, space, node, {"args": [_SERVE], **probes})
 
@@ -51,16 +71,35 @@ def client(name: str, space: str, node: str) -> dict[str, Any]:
     return _pod(name, space, node, {"args": [_WAIT]})
 
 
-def asking(address: str, times: int = 1) -> list[str]:
-    """What is run in a client; `times` -1 is for ever."""
-    return ["python3", "-c", _ASK, address, str(times)]
+def asking(host: str, times: int = 1, *, udp: bool = False) -> list[str]:
+    """What is run in a client; `times` -1: until its input ends."""
+    return ["python3", "-c", _ASK, host, str(times), "udp" if udp else "tcp"]
+
+
+def service(name: str, space: str, **spec: Any) -> dict[str, Any]:
+    """Of the pods with the label app=`name`; TCP and UDP. `spec`: what else it says."""
+    ports = [
+        {"name": protocol.lower(), "port": PORT, "protocol": protocol}
+        for protocol in ("TCP", "UDP")
+    ]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        **metadata(name, space),
+        "spec": {"selector": {"app": name}, "ports": ports, **spec},
+    }
+
+
+def namespace(name: str, labels: dict[str, str] | None = None) -> dict[str, Any]:
+    """A Namespace."""
+    return {"apiVersion": "v1", "kind": "Namespace", **metadata(name, labels=labels or {})}
 
 
 def _pod(name: str, space: str, node: str, container: dict[str, Any]) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": space, "labels": {"app": name}},
+        **metadata(name, space, labels={"app": name}),
         "spec": {
             "nodeName": node,
             "serviceAccountName": name,
@@ -74,8 +113,9 @@ def _pod(name: str, space: str, node: str, container: dict[str, Any]) -> dict[st
 
 def account(name: str, space: str) -> dict[str, Any]:
     """A ServiceAccount, whose name is the pod's identity."""
-    return {
-        "apiVersion": "v1",
-        "kind": "ServiceAccount",
-        "metadata": {"name": name, "namespace": space},
-    }
+    return {"apiVersion": "v1", "kind": "ServiceAccount", **metadata(name, space)}
+
+
+def metadata(name: str, space: str = "", **more: Any) -> dict[str, Any]:
+    """The field of that name."""
+    return {"metadata": {"name": name, **({"namespace": space} if space else {}), **more}}

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 from tests.cluster.deployed import agent_kubeconfig, grant
+from tests.cluster.objects import account
 from tests.cluster.server import ApiServer
 from tests.cluster.wire import Relay
 from ztunnel.lab import Lab, netns
@@ -29,6 +30,7 @@ _POLL = 0.03  # seconds between looks into the lab's directory
 _GIVEN = ("uid", "creationTimestamp", "resourceVersion")
 _PATHS = {
     "Namespace": "/api/v1/namespaces",
+    "ServiceAccount": "/api/v1/namespaces/{}/serviceaccounts",
     "Pod": "/api/v1/namespaces/{}/pods",
     "Service": "/api/v1/namespaces/{}/services",
     "EndpointSlice": "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",
@@ -97,11 +99,12 @@ class ApiLab:
     # -- the kubelet's and scheduler's side ------------------------------------------------------
 
     def _create_pod(self, pod: Object) -> str:
-        """What a controller does: the pod, unbound, is in the API first."""
+        """What controllers do: the pod, unbound, is in the API first, and its account before."""
         metadata = pod["metadata"]
         space = metadata["namespace"]
         namespaces = self.lab.store.load()
         self._create(namespaces.get(Key("Namespace", "", space)) or _namespace(space))
+        self._create(account(pod["spec"].get("serviceAccountName", "default"), space))
         made = self._create({**pod, "spec": {**pod["spec"], "schedulerName": "lab"}})
         return str(made["metadata"]["uid"])
 

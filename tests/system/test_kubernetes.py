@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.objects import ambient, pod
+from tests.cluster.objects import account, ambient, pod
 from tests.cluster.server import ApiServer
 from tests.system.apilab import ApiLab
 from tests.system.harness import APPS, addresses, named, python_pod, until
@@ -217,7 +217,7 @@ def test_refusals_are_events_with_their_mend(api: ApiLab) -> None:
 
 
 def test_a_pod_that_is_not_found_on_its_node_is_an_event(api: ApiLab) -> None:
-    api.server.apply(pod("ghost", "mesh", "10.244.1.200", on="node1"))
+    api.server.apply(account("ghost", "mesh"), pod("ghost", "mesh", "10.244.1.200", on="node1"))
     try:
         until(lambda: events(api, "mesh", "ghost"), "an Event", 40)
         (event,) = events(api, "mesh", "ghost")

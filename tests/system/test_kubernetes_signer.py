@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -15,15 +16,17 @@ from tests.cluster.objects import ambient
 from tests.cluster.server import ApiServer
 from tests.cluster.test_signer_change import new_ca, plug
 from tests.system.apilab import ApiLab
-from tests.system.harness import named, python_pod, until
+from tests.system.harness import APPS, named, python_pod, until
 from tests.system.test_kubernetes import (
     asking,
+    events,
     set_mode,
     shop_pod,
     shop_service,
     until_captured,
     until_left,
 )
+from ztunnel.hbone.settings import PING_INTERVAL
 from ztunnel.identity import ca
 from ztunnel.kube.signing import NAMESPACE, SELF_MADE_CA
 from ztunnel.lab.components import admin_get
@@ -76,6 +79,34 @@ def test_each_node_holds_what_its_own_pods_are(cluster: tuple[ApiLab, Mesh]) -> 
         assert only["identity"] == f"spiffe://cluster.local/ns/{account}"
         assert only["serial"]
         assert only["not_after"] - only["not_before"] <= TTL + 120
+
+
+def test_deleted_account_gets_nothing_more_until_it_is_made_again(
+    cluster: tuple[ApiLab, Mesh],
+) -> None:
+    api, mesh = cluster
+
+    def caller() -> dict[str, Any]:
+        (only,) = certificates(api, "node1").values()
+        return dict(only)
+
+    mesh.core.delete_namespaced_service_account("caller", "mesh")
+    until(lambda: caller()["state"] == "withheld", "the agent sees it", 10)
+    before = caller()
+    vip = api.lab.get("Service", "shop", "shop")["spec"]["clusterIP"]
+
+    def is_answered() -> bool:
+        words = (sys.executable, str(APPS / "client.py"), "echo", vip, "7000", "hello")
+        return "hello" in api.lab.exec("caller", *words, namespace="mesh").stdout
+
+    assert is_answered()  # by the certificate it has
+    until(lambda: not is_answered(), "certificate and tunnel end", 3 * TTL + PING_INTERVAL)
+    assert caller()["serial"] == before["serial"]
+    until(lambda: events(api, "mesh", "caller"), "an Event", 20)
+    assert events(api, "mesh", "caller")[0]["reason"] == "MeshCertificateWithheld"
+    mesh.account("mesh", "caller")
+    until(lambda: caller()["state"] == "fresh", "a new certificate", 10)
+    until(is_answered, "the caller speaks again", 10)
 
 
 def test_root_is_replaced_under_requests_and_none_fails(cluster: tuple[ApiLab, Mesh]) -> None:

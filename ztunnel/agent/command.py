@@ -32,18 +32,8 @@ def _dns_name(_: click.Context, option: click.Parameter, value: str) -> str:
     return value
 
 
-def _cgroup2(_: click.Context, option: click.Parameter, value: Path | None) -> Path:
-    if value is None:
-        from ztunnel.datapath.preflight import (  # noqa: PLC0415  only when it is needed
-            PreflightError,
-            cgroup2_root,
-        )
-
-        try:
-            return cgroup2_root()
-        except PreflightError as error:
-            raise click.BadParameter(str(error)) from error
-    if not (value / "cgroup.procs").is_file():
+def _cgroup2(_: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and not (value / "cgroup.procs").is_file():
         raise click.BadParameter(f"{value} is no cgroup v2 directory; `ztctl check` tells the root")
     return value
 
@@ -99,6 +89,13 @@ def _only_one(sources: dict[str, object]) -> None:
     show_default=True,
     callback=_dns_name,
     help="The mesh's own, where the signer publishes the roots.",
+)
+@click.option(
+    "--pod",
+    envvar="POD_NAME",
+    default="",
+    help="This agent's own pod in there. The admin API is then served on a port of loopback too, "
+    "for `ztctl --via port-forward`: by TLS, to who shows a token of ztunnel-admin.",
 )
 @click.option(
     "--cgroup",
@@ -231,7 +228,8 @@ def command(
     manifests: Path | None,
     ca_dir: Path | None,
     namespace: str,
-    cgroup: Path,
+    pod: str,
+    cgroup: Path | None,
     cri_socket: str,
     pin_dir: Path,
     run_dir: Path,
@@ -285,6 +283,7 @@ def command(
         bpf_stats=bpf_stats,
         access=None if manifests else Access(kubeconfig, context),
         namespace=namespace,
+        pod=pod,
         discovery=discovery,
         registry_only=outbound == OUTBOUND[1],
     )

@@ -14,13 +14,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from ztunnel.datapath import links, netns, sockdestroy
+from ztunnel.datapath import links, netns, preflight, sockdestroy
 from ztunnel.datapath.events import Ended, Events
 from ztunnel.datapath.maps import Maps, PodEntry
 from ztunnel.datapath.udp import UdpPath
 from ztunnel.datapath.udp_entry import UdpEntry
 from ztunnel.datapath.verdicts import DirectEntry, Verdict
 from ztunnel.link.messages import ListenerKind
+
+OWN_NETNS = Path("/proc/self/ns/net")
 
 
 class DataPath(Protocol):
@@ -117,11 +119,15 @@ class LoadFailedError(Exception):
     """The loader process could not bring up the data path; the text is what it said."""
 
 
-async def load(cgroup: Path, pin_dir: Path) -> str:
-    """Run the loader in a process of its own; what it says it did (see `datapath.loader`)."""
+async def load(cgroup: Path | None, pin_dir: Path) -> str:
+    """Run the loader in a process of its own; what it says it did (see `datapath.loader`).
+
+    `cgroup` None is the cgroup v2 root. Raises LoadFailedError.
+    """
+    where = () if cgroup is None else ("--cgroup", str(cgroup))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "ztunnel.main", "loader"),
-        *("--cgroup", str(cgroup), "--pin-dir", str(pin_dir)),
+        *(*where, "--pin-dir", str(pin_dir)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -143,6 +149,16 @@ class KernelDataPath:
         self.udp_entry = UdpEntry(pin_dir, self._maps)
         self.udp = UdpPath(pin_dir, self._maps, self.udp_entry)
         self._maps.verdicts.revoke()  # what an earlier agent believed is not ours to vouch for
+
+    def find_node(self, cgroup: Path) -> bool:
+        """Tell the node's own connections by their sockets, if hooks at `cgroup` see them made.
+
+        Called in the node's network namespace; False when its addresses alone must do.
+        """
+        seen = preflight.holds_the_node(cgroup)
+        with OWN_NETNS.open() as own:
+            self._maps.set_node_netns(netns.cookie(own.fileno()) if seen else 0)
+        return seen
 
     def cookie(self, netns_fd: int) -> int:
         return netns.cookie(netns_fd)

@@ -7,8 +7,9 @@ Works with every runtime, as the kubelet names the pod's cgroup, not the runtime
     systemd driver    .../kubepods-burstable-pod<uid, - as _>.slice/<container>.scope/cgroup.procs
 
 The oldest process of a pod is its sandbox's (`pause`): only its namespace is the pod's for sure,
-a later one may have moved. CRI-O puts its monitors beside the containers, older than these and in
-the node's namespace: they are no processes of the pod. May import `ztunnel.agent.processes`.
+a later one may have moved. CRI-O with cgroupfs puts its monitors beside the containers, older than
+these and in the node's namespace: they are no processes of the pod. tests/pure/agent/layouts has
+what real nodes look like. May import `ztunnel.agent.processes`.
 """
 
 from __future__ import annotations

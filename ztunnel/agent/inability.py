@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tell people's pods that their node can't capture them: for an agent that ends before it begins.
 
-Its kernel is too old, or lacks something: no data path, so nothing else of the agent runs. One look
-at the API, one Event on each pod of the node that asked for enrolment. The agent then ends and is
-started again by the kubelet, ever more slowly; the same words on the same pod are the same Event,
-so nothing piles up. May import the agent's options, kube, structlog.
+Its kernel is too old, or lacks something, or no cgroup v2 is mounted: no data path, so nothing else
+of the agent runs. One look at the API, one Event on each pod of the node that asked for enrolment.
+The agent then ends and is started again by the kubelet, ever more slowly; the same words on the
+same pod are the same Event, so nothing piles up. May import the agent's options, kube, structlog.
 """
 
 from __future__ import annotations

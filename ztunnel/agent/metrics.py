@@ -20,6 +20,7 @@ import structlog
 
 from ztunnel.agent.workers import WorkerAnswer
 from ztunnel.datapath import stats
+from ztunnel.identity.store import WITHHELD
 from ztunnel.telemetry.labels import End
 from ztunnel.telemetry.latency import Paths
 from ztunnel.telemetry.page import Snapshot, render
@@ -163,5 +164,7 @@ class Metrics:
                     "ztunnel_certificate_expiry_timestamp_seconds", row.not_after, row.identity
                 )
             snapshot.set("ztunnel_certificate_renewals", row.renewals, row.identity)
+        withheld = sum(row.state == WITHHELD for row in rows)
         failing = sum(bool(row.last_error) for row in rows)
-        snapshot.set("ztunnel_certificates_failing", failing)
+        snapshot.set("ztunnel_certificates_failing", failing - withheld)
+        snapshot.set("ztunnel_certificates_withheld", withheld)

@@ -1,39 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Facts of the node the agent runs on, and its claim to be the only agent there.
 
-May import pyroute2 and the standard library.
+Imports the standard library only.
 """
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import resource
 from pathlib import Path
 
-RT_SCOPE_LINK = 253  # linux/rtnetlink.h; wider scopes have smaller numbers
-
 
 class AlreadyRunningError(Exception):
     """Another agent serves this run directory."""
-
-
-async def addresses() -> list[str]:
-    """The node's own addresses: the kubelet's probes come from one of them."""
-    return await asyncio.to_thread(_addresses)  # pyroute2 wants an event loop of its own
-
-
-def _addresses() -> list[str]:
-    from pyroute2 import IPRoute  # noqa: PLC0415  only where it is used: memory
-
-    with IPRoute() as netlink:
-        found = {
-            message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
-            for message in netlink.get_addr()
-            if message["scope"] < RT_SCOPE_LINK
-        }
-    return sorted(found)
 
 
 def claim(run_dir: Path) -> int:

@@ -23,7 +23,8 @@ class SameNode(StrEnum):
 
 @dataclass(frozen=True)
 class Options:
-    """`cgroup` is where the hooks are attached and below which the pods of the node live.
+    """`cgroup` is where the hooks are attached and below which the pods of the node live; None is
+    the cgroup v2 root, if the node has one.
 
     The cluster is learnt of from the API server that `access` leads to, else from `manifests`.
     Certificates come from a CA in `ca_dir`, else from the signer behind `access`, whose roots are
@@ -32,7 +33,7 @@ class Options:
 
     node: str
     manifests: Path | None
-    cgroup: Path
+    cgroup: Path | None
     pin_dir: Path
     run_dir: Path
     ca_dir: Path | None
@@ -48,6 +49,7 @@ class Options:
     bpf_stats: bool = False
     access: Access | None = None
     namespace: str = NAMESPACE
+    pod: str = ""  # the agent's own, in `namespace`: asked by port-forward too, if it is named
     discovery: tuple[Selector, ...] = ()  # empty: all namespaces
     registry_only: bool = False
     cri_socket: str = "auto"  # of the container runtime; a path on the host, or none

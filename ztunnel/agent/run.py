@@ -20,12 +20,13 @@ from contextlib import closing, suppress
 
 import structlog
 
-from ztunnel.agent import datapath, node
+from ztunnel.agent import accounts, datapath, node
 from ztunnel.agent.account import Account
 from ztunnel.agent.admin import Admin, Json
 from ztunnel.agent.certifier import certifier_of
 from ztunnel.agent.datapath import KernelDataPath
 from ztunnel.agent.discovery import Discovery
+from ztunnel.agent.doorway import Door, OwnPod
 from ztunnel.agent.endpoints import Endpoints, PortTakenError
 from ztunnel.agent.enrol import Enroller
 from ztunnel.agent.feed import Feed
@@ -45,10 +46,12 @@ from ztunnel.agent.udp_judge import UdpJudge
 from ztunnel.agent.udp_ways import UdpWays
 from ztunnel.agent.views import AgentViews
 from ztunnel.agent.workers import Workers
-from ztunnel.datapath import stats
+from ztunnel.datapath import addresses, stats
+from ztunnel.datapath.preflight import cgroup2_root
 from ztunnel.identity import ca
 from ztunnel.identity.store import Store
 from ztunnel.kube.access import AccessError
+from ztunnel.kube.doorway import ANNOTATION
 from ztunnel.kube.marks import Marker
 from ztunnel.kube.mirror import Mirror
 from ztunnel.link.messages import Logging
@@ -122,6 +125,8 @@ class Agent:
         self._options = options
         self._kernel = kernel
         self._loaded = loaded
+        self._cgroup = options.cgroup or cgroup2_root()
+        self._sees_node = kernel.find_node(self._cgroup)
         self._certifier = certifier_of(options)
         self._mirror = Mirror(
             options.trust_domain,
@@ -142,7 +147,7 @@ class Agent:
             KernelCounts(totals, paths),
         )
         self._discovery = RuntimeDiscovery(
-            dialler(options.cri_socket), Discovery(options.cgroup), self._runtime_answered
+            dialler(options.cri_socket), Discovery(self._cgroup), self._runtime_answered
         )
         self._enroller = Enroller(
             kernel,
@@ -183,7 +188,11 @@ class Agent:
             greet=lambda session: session.send(self._logs.settings),
             registry_only=options.registry_only,
         )
-        self._store = Store(self._certifier.signer, self._feed.certified)
+        self._store = Store(
+            self._certifier.signer,
+            self._feed.certified,
+            withheld=lambda identity: accounts.missing_of(self._source, identity),
+        )
         self._workers = Workers(options.agent_socket, options.proxy_uid, self._feed, self._account)
         self._source = source_of(options, self._mirror, self._changed)
         self._nudge = asyncio.Event()
@@ -240,6 +249,7 @@ class Agent:
                 ("events", _every(READ_EVERY, self._same_node.read)),
                 ("series", self._retire_series()),
                 ("signs", self._show_signs()),
+                ("admin port", self._open_door()),
             )
         ]
         try:
@@ -329,7 +339,7 @@ class Agent:
         known: set[str] = set()
         while True:
             try:
-                own = await node.addresses()
+                own = addresses.reachable()  # the kubelet's probes come from one of them
                 now = {*own, *self._mirror.node_addresses(self._options.node)}
                 if now != known:
                     self._kernel.set_node_addresses(now)
@@ -345,7 +355,35 @@ class Agent:
             return
         await self._source.synced.wait()
         with closing(Marker(self._options.access.client(), self._options.node)) as marker:
-            await Signs(self._options.node, self._mirror, self._enroller, marker).run()
+            signs = Signs(
+                self._options.node,
+                self._mirror,
+                self._enroller,
+                marker,
+                lambda pod: accounts.missing(self._source, pod.namespace, pod.service_account),
+            )
+            await signs.run()
+
+    async def _open_door(self) -> None:
+        """Only a pod has a place to say where it is."""
+        options = self._options
+        if options.access is None or not options.pod:
+            await asyncio.Event().wait()
+            return
+        from ztunnel.kube.reviews import Reviews  # noqa: PLC0415  imports Kubernetes' client
+
+        await self._source.synced.wait()
+        place = options.namespace, options.pod
+        with closing(Marker(options.access.client(), options.node)) as marker:
+            pod = OwnPod(
+                said=lambda: self._mirror.annotation(*place, ANNOTATION),
+                say=lambda text: marker.note(*place, ANNOTATION, text),
+            )
+            door = Door(options.admin_socket, Reviews(marker.client, options.namespace).refusal)
+            try:
+                await asyncio.gather(door.serve(), door.announce(pod))
+            finally:
+                await door.close()
 
     async def _keep_drops(self) -> None:
         while True:
@@ -362,7 +400,8 @@ class Agent:
 
     def _data_path_view(self) -> Json:
         return {
-            "cgroup": str(self._options.cgroup),
+            "cgroup": str(self._cgroup),
+            "node_known_by": "socket" if self._sees_node else "address",
             "pin_dir": str(self._options.pin_dir),
             "loaded": self._loaded,
             "stats": self._kernel.stats(),

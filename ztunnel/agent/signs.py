@@ -32,6 +32,7 @@ AGAIN = 5.0  # seconds until a write is tried again that the watch does not show
 PATIENCE = 15.0  # seconds a problem must last to be told, or to cost a mark: most are gone in one
 MOST = 50  # writes a turn
 REFUSED, FAILED = "MeshCaptureRefused", "MeshCaptureFailed"
+WITHHELD = "MeshCertificateWithheld"
 
 Write = tuple[Callable[..., object], Workload, *tuple[object, ...]]  # a call, and its words
 
@@ -55,11 +56,20 @@ class Enrolled(Protocol):
 class Signs:
     """For the pods of one node."""
 
-    def __init__(self, node: str, mirror: Mirror, enroller: Enrolled, writer: Writer) -> None:
+    def __init__(
+        self,
+        node: str,
+        mirror: Mirror,
+        enroller: Enrolled,
+        writer: Writer,
+        withheld: Callable[[Workload], str] = lambda _: "",
+    ) -> None:
+        """`withheld` says why no certificate is asked for a pod; empty when one is."""
         self._node = node
         self._mirror = mirror
         self._enroller = enroller
         self._writer = writer
+        self._withheld = withheld
         self._tried: dict[str, tuple[str, float]] = {}  # pod uid → mark last written, and when
         self._uncaptured: dict[str, float] = {}  # pod uid → since when it is, though enrolled
         self._since: dict[tuple[str, str], float] = {}  # pod uid, problem → first seen
@@ -112,7 +122,11 @@ class Signs:
 
     def _untold(self, local: list[Workload], now: float) -> Iterator[Write]:
         problems = {pod.uid: pod.problem for pod in self._enroller.pods if pod.problem}
-        self._since = {key: self._since.get(key, now) for key in problems.items()}
+        withheld = {
+            pod.pod_uid: reason for pod in local if pod.enrolled and (reason := self._withheld(pod))
+        }
+        lasting = (*problems.items(), *withheld.items())
+        self._since = {key: self._since.get(key, now) for key in lasting}
         for pod in local:
             problem = problems.get(pod.pod_uid, "")
             if pod.capture_refused:
@@ -120,6 +134,11 @@ class Signs:
             elif problem and now - self._since[pod.pod_uid, problem] >= PATIENCE:
                 mend = f"see `ztctl pod list` on node {self._node}, or restart the pod"
                 yield from self._say(pod, FAILED, f"not captured yet: {problem} — {mend}")
+            reason = withheld.get(pod.pod_uid, "")
+            if reason and now - self._since[pod.pod_uid, reason] >= PATIENCE:
+                end = "no certificate is asked for, and the one it has will expire"
+                mend = "make the account again, or delete the pod"
+                yield from self._say(pod, WITHHELD, f"{reason}: {end} — {mend}")
 
     def _say(self, pod: Workload, reason: str, message: str) -> Iterator[Write]:
         told = self._told.setdefault(pod.pod_uid, set())

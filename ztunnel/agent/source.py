@@ -21,6 +21,7 @@ class Source(Protocol):
     synced: asyncio.Event
 
     async def run(self) -> None: ...
+    def lacks_account(self, namespace: str, name: str) -> bool: ...
     def errors(self) -> dict[str, str]: ...
     def view(self) -> dict[str, Any]: ...
 
@@ -28,9 +29,9 @@ class Source(Protocol):
 def source_of(options: Options, mirror: Mirror, on_change: Callable[[], None]) -> Source:
     """The source that the options name. Raises `kube.access.AccessError`."""
     if options.access is not None:
-        from ztunnel.kube.api import ApiSource, resources  # noqa: PLC0415  the client is 40 MB
+        from ztunnel.kube.api import ApiSource, granted  # noqa: PLC0415  the client is 40 MB
 
-        return ApiSource(options.access, resources(options.node), mirror, on_change)
+        return ApiSource(options.access, granted(options.node), mirror, on_change)
     if options.manifests is None:
         raise ValueError("options name neither a directory nor an API server")
     return DirectorySource(options.manifests, mirror, on_change)

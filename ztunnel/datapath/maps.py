@@ -85,6 +85,7 @@ class Maps:
         if not read_only:
             self._sockets = opened("zt_socks", _INT, ctypes.sizeof(layout.Sock))
             self._listeners = opened("zt_listeners", _ADDRESS, 8)
+            self._node_netns = opened("zt_node_netns", _INT, _COOKIE)
 
     def enrol(self, entry: PodEntry) -> None:
         """From now on new connections of this netns go to the proxy. No verdict survives it."""
@@ -140,6 +141,13 @@ class Maps:
     def _stat(self, stat: Stat) -> int:
         raw = self._stats.lookup(int(stat).to_bytes(_INT, sys.byteorder)) or b""
         return sum(int.from_bytes(raw[at : at + 8], sys.byteorder) for at in range(0, len(raw), 8))
+
+    def set_node_netns(self, cookie: int) -> None:
+        """Only sockets of this namespace are the node's own, and not all that has its address.
+
+        0: addresses alone decide.
+        """
+        self._node_netns.update(bytes(_INT), cookie.to_bytes(_COOKIE, sys.byteorder))
 
     def set_node_addresses(self, addresses: Iterable[str]) -> None:
         """The addresses whose connections reach the app directly (the kubelet's probes)."""

@@ -3,24 +3,25 @@
 
 A socket belongs for life to the namespace of the thread that made it, so the agent enters, makes
 what is needed and returns, in one go. Entering needs CAP_SYS_ADMIN. May import the datapath's own
-modules, `ztunnel.link.messages` and pyroute2.
+modules and `ztunnel.link.messages`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from pyroute2 import netns as pyroute2_netns
-
 from ztunnel.datapath.maps import Maps
 from ztunnel.link.messages import ListenerKind
 from ztunnel.mesh.ports import DNS, HBONE, INBOUND, OUTBOUND
 
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
+_CLONE_NEWNET = 0x40000000  # linux/sched.h
+_libc = ctypes.CDLL(None, use_errno=True)
 BACKLOG = 4096  # capped by net.core.somaxconn
 
 BOUND: dict[ListenerKind, tuple[socket.AddressFamily, str, int]] = {
@@ -46,13 +47,20 @@ def entered(netns_fd: int) -> Iterator[None]:
     """Run the body in another network namespace. Must not await or switch threads inside."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        pyroute2_netns.setns(netns_fd)
+        _enter(netns_fd)
         try:
             yield
         finally:
-            pyroute2_netns.setns(home)
+            _enter(home)
     finally:
         os.close(home)
+
+
+def _enter(netns_fd: int) -> None:
+    """setns(2), which Python has from 3.12 on."""
+    if _libc.setns(netns_fd, _CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"enter a network namespace: {os.strerror(number)}")
 
 
 def open_pid(pid: int) -> int:

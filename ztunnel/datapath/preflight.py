@@ -103,6 +103,17 @@ def in_nested_cgroup_namespace(root: Path = ROOT) -> bool:
     return "/.." in own or "/.." in init
 
 
+def holds_the_node(cgroup: Path, root: Path = ROOT) -> bool:
+    """Whether the node's first process is below `cgroup`, so that hooks there see all it does."""
+    init = _cgroup2_path(root / "proc/1/cgroup")
+    points = [each.point for each in mounts(root) if each.kind == "cgroup2" and each.root == "/"]
+    return (
+        bool(init)
+        and ".." not in init
+        and any((point / init.lstrip("/")).is_relative_to(cgroup) for point in points)
+    )
+
+
 def _is_a_part(point: Path, root: Path) -> bool:
     """Every cgroup but the real root has this file, whatever a namespace calls it."""
     return (root / point.relative_to("/") / "cgroup.events").exists()

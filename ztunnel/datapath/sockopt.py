@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import socket
 import struct
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from functools import lru_cache
+from ipaddress import IPv6Address
 
 from ztunnel.mesh.model import SocketAddress
 
@@ -28,6 +29,8 @@ Control = list[tuple[int, int, bytes]]
 
 _PKTINFO4 = struct.Struct("=i4s4s")  # struct in_pktinfo
 _PKTINFO6 = struct.Struct("=16si")  # struct in6_pktinfo
+_V4_MAPPED = bytes(10) + b"\xff\xff"
+_INET6 = int(socket.AF_INET6)
 TOKEN_NET6 = bytes.fromhex("fd5a7464 00000000")  # ZT_TOKEN_NET6
 _SOCKADDR_IN = struct.Struct("=H2s4s8x")
 _SOCKADDR_IN6 = struct.Struct("=H2s4x16s4x")
@@ -35,11 +38,12 @@ PKTINFO4_SIZE = _PKTINFO4.size
 SOCKADDR_IN6_SIZE = _SOCKADDR_IN6.size
 
 
+@lru_cache(maxsize=4096)  # most connections go where others went
 def address(raw: bytes) -> SocketAddress:
     """What a `struct sockaddr_in` or `sockaddr_in6` says; a v4-mapped address is an IPv4 one."""
     if len(raw) == _SOCKADDR_IN.size:
         _, port, ip4 = _SOCKADDR_IN.unpack(raw)
-        return SocketAddress(str(IPv4Address(ip4)), int.from_bytes(port, "big"))
+        return SocketAddress(socket.inet_ntop(socket.AF_INET, ip4), int.from_bytes(port, "big"))
     _, port, ip6 = _SOCKADDR_IN6.unpack(raw)
     ip = IPv6Address(ip6)
     return SocketAddress(str(ip.ipv4_mapped or ip), int.from_bytes(port, "big"))
@@ -101,6 +105,8 @@ def _udp_answer(sock: socket.socket) -> SocketAddress:
 
 
 def _mapped(address: SocketAddress) -> bytes:
-    ip = ip_address(address.ip)
-    packed = b"\0" * 10 + b"\xff\xff" + ip.packed if ip.version == 4 else ip.packed
-    return _SOCKADDR_IN6.pack(socket.AF_INET6, address.port.to_bytes(2, "big"), packed)
+    if ":" in address.ip:
+        packed = socket.inet_pton(socket.AF_INET6, address.ip)
+    else:
+        packed = _V4_MAPPED + socket.inet_pton(socket.AF_INET, address.ip)
+    return _SOCKADDR_IN6.pack(_INET6, address.port.to_bytes(2, "big"), packed)

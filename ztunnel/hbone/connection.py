@@ -50,6 +50,7 @@ from ztunnel.hbone.headers import (
     MalformedError,
     check_trailers,
     encode,
+    encode_response,
     parse_request,
     parse_response,
 )
@@ -187,14 +188,17 @@ class Connection:
         self._out.clear()
         return out
 
-    def request(self, headers: Iterable[Header], *, end_stream: bool = False) -> int:
+    def request(
+        self, headers: Iterable[Header], *, head: bytes = b"", end_stream: bool = False
+    ) -> int:
         """Client: open a stream; returns its id. Pseudo-header fields come first.
 
+        `head`: fields that go before `headers`, encoded already (`headers.encode`).
         Raises MisuseError unless `can_open_stream`.
         """
         if not self.can_open_stream:
             raise MisuseError("no stream may be opened now: ask can_open_stream first")
-        block = encode(headers)
+        block = head + encode(headers)
         stream = self._streams.open(self._streams.next_id, self._peer.initial_window)
         self._queue_headers(stream, block, end_stream)
         return stream.stream_id
@@ -217,7 +221,7 @@ class Connection:
         if not self._is_server or stream.answered or not 200 <= status <= 599:
             raise MisuseError(f"response {status} on stream {stream_id}: not now, or not final")
         stream.answered = True
-        self._queue_headers(stream, encode([(b":status", b"%d" % status), *headers]), end_stream)
+        self._queue_headers(stream, encode_response(status, tuple(headers)), end_stream)
 
     def _queue_headers(self, stream: Stream, block: bytes, end_stream: bool) -> None:
         self._out += frames.header_frames(

@@ -75,3 +75,7 @@ class Rotation:
         if self.has_valid(now):
             delay = min(delay, max(FIRST_DELAY, (self.not_after - now) / 2))
         return replace(self, attempt_at=now + delay, failures=self.failures + 1)
+
+    def forgiven(self, now: float) -> Rotation:
+        """What made attempts fail is over: do not wait for the next one."""
+        return replace(self, attempt_at=now, failures=0) if self.failures else self

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's certificates: obtained when a pod needs one, renewed, forgotten.
+"""The node's certificates: obtained when a pod needs one, renewed, withheld, forgotten.
 
 One asyncio task per identity follows `rotation`; keys are made here, live in memory only, and are
 in no repr, log or listing. May import this package, structlog.
@@ -22,7 +22,10 @@ from ztunnel.identity.rotation import Rotation
 from ztunnel.identity.signer import Signer
 
 LONGEST_SLEEP = 30.0  # seconds: notices soon when the wall clock was set
+WITHHELD_SLEEP = 0.25  # seconds between looks whether a certificate that is due may be asked for
 SIGN_TIMEOUT = 30.0
+
+WITHHELD = "withheld"
 
 log = structlog.get_logger()
 
@@ -45,7 +48,7 @@ class Status:
     """What people may see of a certificate. Times are Unix seconds; 0 and "" without one."""
 
     identity: str
-    state: str  # rotation.Phase
+    state: str  # rotation.Phase, or WITHHELD
     serial: str
     not_before: float
     not_after: float
@@ -61,12 +64,18 @@ class Store:
         signer: Signer,
         on_certificate: Callable[[KeyPair], None],
         *,
+        withheld: Callable[[str], str] = lambda _: "",
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),
     ) -> None:
-        """`on_certificate` is called with each new certificate, the first and the renewals."""
+        """`on_certificate` is called with each new certificate, the first and the renewals.
+
+        `withheld` says why none must be asked for an identity now, empty when one may. What is
+        there stays in use until it expires.
+        """
         self._signer = signer
         self._on_certificate = on_certificate
+        self._withheld = withheld
         self._clock = clock
         self._jitter = jitter
         self._entries: dict[str, _Entry] = {}
@@ -112,7 +121,10 @@ class Store:
     def statuses(self) -> list[Status]:
         """One line per identity, for the admin API."""
         now = self._clock()
-        return [entry.status(now) for _, entry in sorted(self._entries.items())]
+        return [
+            entry.status(now, self._withheld(identity))
+            for identity, entry in sorted(self._entries.items())
+        ]
 
     async def close(self) -> None:
         """End all tasks."""
@@ -126,7 +138,10 @@ class Store:
 
     async def _keep(self, entry: _Entry) -> None:
         while True:
+            is_withheld = self._look(entry)
             wait = entry.rotation.due_in(self._clock())
+            if is_withheld:
+                wait = max(wait, WITHHELD_SLEEP)
             if wait > 0:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(wait, LONGEST_SLEEP)):
@@ -137,6 +152,21 @@ class Store:
                 await self._renew(entry)
             except Exception as error:
                 self._failed(entry, error)
+
+    def _look(self, entry: _Entry) -> bool:
+        """Whether an identity's certificate is withheld; tells when that is new or over."""
+        reason = self._withheld(entry.identity)
+        if reason != entry.withheld:
+            entry.withheld = reason
+            if reason:
+                valid = entry.rotation.has_valid(self._clock())
+                log.warning(
+                    "certificate withheld", identity=entry.identity, reason=reason, valid=valid
+                )
+            else:
+                log.info("certificate no longer withheld", identity=entry.identity)
+                entry.rotation = entry.rotation.forgiven(self._clock())
+        return bool(reason)
 
     async def _renew(self, entry: _Entry) -> None:
         request = new_request(entry.identity)
@@ -177,17 +207,18 @@ class _Entry:
     rotation: Rotation
     pair: KeyPair | None = None
     error: str = ""
+    withheld: str = ""  # why, as was told last
     awake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
-    def status(self, now: float) -> Status:
+    def status(self, now: float, withheld: str) -> Status:
         pair = self.pair
         return Status(
             identity=self.identity,
-            state=self.rotation.phase(now).value,
+            state=WITHHELD if withheld else self.rotation.phase(now).value,
             serial=f"{pair.serial:x}" if pair else "",
             not_before=pair.not_before if pair else 0.0,
             not_after=pair.not_after if pair else 0.0,
             renewals=max(0, self.rotation.issued_count - 1),
-            last_error=self.error,
+            last_error=withheld or self.error,
         )

@@ -4,7 +4,8 @@
     informer threads ──▶ inbox ──(wake)──▶ loop: gather a moment, feed the mirror, on_change()
 
 What the library's informer does (list, watch, resume, 410, tell what vanished meanwhile) is not
-done again here; its own copy of the objects is reduced to their names, as the mirror has the rest.
+done again here; its own copy of the objects is reduced to `NAME`, as the mirror has the rest.
+Of ServiceAccounts the names are all there is: `lacks_account` asks for them (0016).
 A server that is lost changes nothing: what is known stays in force, and `health` says for how long.
 May import `kube`, the `kubernetes` client, structlog.
 """
@@ -21,16 +22,17 @@ from typing import Any
 from kubernetes.informer import ADDED, DELETED, ERROR, MODIFIED, SharedInformer
 
 from ztunnel.kube.access import Access
-from ztunnel.kube.fields import KINDS, Object
+from ztunnel.kube.fields import Object
 from ztunnel.kube.listwatch import SILENCE, ListWatch, Resource
 from ztunnel.kube.mirror import Mirror
+from ztunnel.kube.trim import NAME
 
 GATHER = 0.02  # seconds: what a burst of events is gathered for, before the workers are told
 TURN = 200  # events fed before the loop serves others
 LOGGERS = ("kubernetes.informer.informer",)  # tracebacks of what `listwatch` says in a line
-_NAME = ""  # where the informer's copy of an object has its name, and nothing else
 _SECURITY = "/apis/security.istio.io/v1"
 _NETWORKING = "/apis/networking.istio.io/v1"
+_ACCOUNT = "ServiceAccount"
 
 
 def granted(node: str) -> tuple[Resource, ...]:
@@ -39,6 +41,7 @@ def granted(node: str) -> tuple[Resource, ...]:
         Resource("Namespace", "/api/v1/namespaces"),
         Resource("Node", "/api/v1/nodes", only=f"metadata.name={node}"),
         Resource("Pod", "/api/v1/pods"),
+        Resource(_ACCOUNT, "/api/v1/serviceaccounts"),
         Resource("Service", "/api/v1/services"),
         Resource("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices"),
         Resource("AuthorizationPolicy", f"{_SECURITY}/authorizationpolicies", optional=True),
@@ -47,16 +50,12 @@ def granted(node: str) -> tuple[Resource, ...]:
     )
 
 
-def resources(node: str) -> tuple[Resource, ...]:
-    """Of that, what the mirror understands."""
-    return tuple(resource for resource in granted(node) if resource.kind in KINDS)
-
-
 class ApiSource:
     """Feeds a mirror from an API server; `on_change` is called after it was fed, in the same loop.
 
     `synced` is set once every kind was listed and is in the mirror; before, `on_change` is not
-    called: half a view would take pods out of the mesh.
+    called: half a view would take pods out of the mesh. Accounts are not waited for: nothing is
+    taken away for want of them.
     """
 
     def __init__(
@@ -81,6 +80,9 @@ class ApiSource:
             for kind in kinds
         ]
         self._informers = [self._informer(watch) for watch in self._watches]
+        pairs = zip(self._watches, self._informers, strict=True)
+        accounts = (pair for pair in pairs if pair[0].resource.kind == _ACCOUNT)
+        self._accounts = next(accounts, None)
         for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -116,9 +118,21 @@ class ApiSource:
             "lists": {watch.resource.kind: watch.lists for watch in self._watches},
         }
 
+    def lacks_account(self, namespace: str, name: str) -> bool:
+        """Whether a service account is known not to be there.
+
+        Known: all were listed and their watch is open. Else nobody knows, and False is returned.
+        """
+        if self._accounts is None:
+            return False
+        watch, informer = self._accounts
+        is_known = _ACCOUNT not in self._unlisted and watch.health.connected
+        return is_known and informer.cache.get_by_key(f"{namespace}/{name}") is None
+
     async def _feed(self) -> None:
         """Take the inbox into the mirror, and tell of it."""
-        all_listed = not self._unlisted  # asked first: what was listed is in the inbox by then
+        # asked first: what was listed is in the inbox by then
+        all_listed = self._unlisted <= {_ACCOUNT}
         fed = False
         while self._inbox:
             for _ in range(min(TURN, len(self._inbox))):
@@ -140,7 +154,9 @@ class ApiSource:
         kind = watch.resource.kind
         informer = SharedInformer(watch.request, key_func=_name)
         for event, is_there in ((ADDED, True), (MODIFIED, True), (DELETED, False)):
-            informer.add_event_handler(event, self._handler(kind, is_there))
+            # of an account nothing is kept but its name, which is the cache's key
+            handle = dict.clear if kind == _ACCOUNT else self._handler(kind, is_there)
+            informer.add_event_handler(event, handle)
         informer.add_event_handler(ERROR, watch.failed)
         return informer
 
@@ -153,7 +169,7 @@ class ApiSource:
                 namespace, _, own = name.rpartition("/")
                 taken = {"kind": kind, "metadata": {"namespace": namespace, "name": own}}
             obj.clear()  # in the informer's cache: it compares names only
-            obj[_NAME] = name
+            obj[NAME] = name
             self._inbox.append((is_there, taken))
             self._wake()
 
@@ -181,7 +197,7 @@ class ApiSource:
 
 def _name(obj: Object) -> str:
     """`namespace/name`, or `name`: of an object, or of what is kept of one."""
-    kept = obj.get(_NAME)
+    kept = obj.get(NAME)
     if kept is not None:
         return str(kept)
     metadata = obj["metadata"]

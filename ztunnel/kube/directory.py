@@ -88,6 +88,10 @@ class DirectorySource:
                     )
                 await asyncio.sleep(RESCAN / 1000)
 
+    def lacks_account(self, namespace: str, name: str) -> bool:
+        """Never: a directory need not have them."""
+        return False
+
     def errors(self) -> dict[str, str]:
         """What is wrong, by file name: files that can't be read, and objects that are in two."""
         doubles = {

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent writes into the API: the mark of a captured pod, and Events about refused ones.
+"""What the agent writes into the API: marks of captured pods, Events about refused ones, and on
+its own pod how it is asked by a forwarded port.
 
 Blocking calls, for a thread. May import mesh and the `kubernetes` client.
 """
@@ -37,9 +38,12 @@ class Marker:
         right to change what they run. The uid makes it fail for a later pod of the same name.
         """
         value = ENABLED if captured else None
-        body = {"metadata": {"uid": pod.pod_uid, "annotations": {REDIRECTION: value}}}
-        path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/status"
-        return self._send("PATCH", path, body, "application/merge-patch+json") not in _GONE
+        metadata = {"uid": pod.pod_uid, "annotations": {REDIRECTION: value}}
+        return self._patch(pod.namespace, pod.name, metadata)
+
+    def note(self, namespace: str, pod: str, annotation: str, value: str) -> bool:
+        """Set an annotation of a pod, the agent's own; False when there is none. WriteError."""
+        return self._patch(namespace, pod, {"annotations": {annotation: value}})
 
     def event(self, pod: Workload, reason: str, message: str) -> None:
         """Tell people about a pod, once: the same words again are the same Event."""
@@ -50,6 +54,11 @@ class Marker:
     def close(self) -> None:
         """Close the client."""
         self.client.close()
+
+    def _patch(self, namespace: str, pod: str, metadata: dict[str, Any]) -> bool:
+        path = f"/api/v1/namespaces/{namespace}/pods/{pod}/status"
+        kind = "application/merge-patch+json"
+        return self._send("PATCH", path, {"metadata": metadata}, kind) not in _GONE
 
     def _send(self, method: str, path: str, body: Any, kind: str) -> int:
         from urllib3.exceptions import HTTPError  # noqa: PLC0415  comes with the client

@@ -4,7 +4,7 @@
 A pod of a real cluster has kilobytes of containers, volumes and `managedFields`. They are skipped
 by the decoder and never become Python objects: that is what lets an agent hold 20,000 pods. Texts
 that many have (labels, namespaces, nodes) are kept once. Of kinds there are few of, all but the
-bookkeeping stays.
+bookkeeping stays; of ServiceAccounts only the name, for there may be as many as pods.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import msgspec
 
 from ztunnel.kube.fields import KINDS, Object
 
+NAME = ""  # where an object that was cut down to its name has it, as `namespace/name`
 _DOMAINS = ("istio.io", "ztunnel.dev")  # of the annotations that mean something to the mesh
 _UNCHANGED = frozenset({"BOOKMARK", "ERROR"})  # events whose object is not one of the kind
 _LONGEST = 256  # characters of an annotation: a sidecar's status counts by its presence only
@@ -34,17 +35,23 @@ class _Owner(_Kept):
     name: str = ""
 
 
-class _Metadata(_Kept):
+class _Named(_Kept):
     name: str = ""
     namespace: str = ""
-    uid: str = ""
     resource_version: str = ""
+
+    def __post_init__(self) -> None:
+        self.namespace = intern(self.namespace)
+
+
+class _Metadata(_Named):
+    uid: str = ""
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     owner_references: list[_Owner] | None = None
 
     def __post_init__(self) -> None:
-        self.namespace = intern(self.namespace)
+        super().__post_init__()
         if self.labels is not None:
             self.labels = {intern(name): intern(value) for name, value in self.labels.items()}
         if self.annotations is not None:
@@ -60,6 +67,10 @@ class _Any(_Kept):
     metadata: _Dated
     spec: Any = None
     status: Any = None
+
+
+class _Account(_Kept):
+    metadata: _Named
 
 
 class _PodSpec(_Kept):
@@ -146,19 +157,25 @@ class _Event(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Page:
-    """One answer to a list: plain objects with their kind, and where the next page begins."""
+    """One answer to a list: plain objects with their kind, and where the next page begins.
+
+    Of ServiceAccounts there is `NAME` and nothing else.
+    """
 
     items: list[Object]
     resource_version: str
     rest: str
 
 
+_SHAPES: dict[str, Any] = {"Pod": _Pod, "EndpointSlice": _Slice, "ServiceAccount": _Account}
+
+
 class Trimmer:
     """For one kind."""
 
     def __init__(self, kind: str) -> None:
-        self._kind = {"kind": kind, "apiVersion": KINDS[kind]}
-        shape: Any = {"Pod": _Pod, "EndpointSlice": _Slice}.get(kind, _Any)
+        self._kind = {"kind": kind, "apiVersion": KINDS.get(kind, "v1")}
+        shape: Any = _SHAPES.get(kind, _Any)
         self._lists = msgspec.json.Decoder(_List[shape])
         self._objects = msgspec.json.Decoder(shape)
         self._events = msgspec.json.Decoder(_Event)
@@ -167,8 +184,13 @@ class Trimmer:
     def page(self, body: bytes) -> Page:
         """A list's objects. Raises msgspec.DecodeError when it is no list of this kind."""
         found = self._lists.decode(body)
-        items = [self._kind | _plain(item) for item in found.items or ()]
+        items = [self._shortened(item) for item in found.items or ()]
         return Page(items, found.metadata.resource_version, found.metadata.continue_)
+
+    def _shortened(self, item: Any) -> Object:
+        if isinstance(item, _Account):
+            return {NAME: f"{item.metadata.namespace}/{item.metadata.name}"}
+        return self._kind | _plain(item)
 
     def event(self, line: bytes) -> bytes:
         """A line of a watch, shorter; what is none is given back for the reader to judge."""

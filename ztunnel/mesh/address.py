@@ -3,16 +3,12 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from ztunnel.mesh.model import SocketAddress
 
 _MAX_TEXT = 64  # "[" + 45 characters of the longest IPv6 text + "]:65535", rounded up
-_AUTHORITY = re.compile(
-    r"(?:\[(?P<v6>[0-9A-Fa-f]*:[0-9A-Fa-f:.]*)\]|(?P<v4>[0-9.]+)):(?P<port>[1-9][0-9]{0,4})"
-)
 
 
 class AddressError(ValueError):
@@ -46,7 +42,12 @@ def parse_authority(text: str) -> SocketAddress:
 
     Names, user info, paths, empty or zero ports and leading zeros raise AddressError.
     """
-    match = _AUTHORITY.fullmatch(text) if len(text) <= _MAX_TEXT else None
-    if match is None or int(match["port"]) > 65535:
+    host, _, digits = text.rpartition(":") if len(text) <= _MAX_TEXT else ("", "", "")
+    if host.startswith("[") and host.endswith("]") and ":" in host:
+        ip = host[1:-1]
+    else:
+        ip = host if ":" not in host else ""
+    port = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 5 else 0
+    if not ip or not 0 < port <= 65535 or digits[0] == "0":
         raise AddressError(f"{text[:_MAX_TEXT]!r} is no ip:port")
-    return SocketAddress(canonical(match["v6"] or match["v4"]), int(match["port"]))
+    return SocketAddress(canonical(ip), port)

@@ -7,13 +7,13 @@ unknown. A policy's denial (401) is decided where policies are known, after `Acc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from ztunnel.mesh.address import AddressError, parse_authority
+from ztunnel.mesh.answers import Accept, Reject
 from ztunnel.mesh.forwarded import ForwardedError, parse_forwarded
 from ztunnel.mesh.masque import PROTOCOL, parse_target
-from ztunnel.mesh.model import SocketAddress, Workload
+from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.ports import OURS
 from ztunnel.mesh.state import MeshState
 
@@ -35,27 +35,6 @@ class Request(Protocol):
     def path(self) -> bytes: ...
     @property
     def headers(self) -> tuple[tuple[bytes, bytes], ...]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Accept:
-    """Connect to `destination` on behalf of `client`. `source` is the client's workload, when
-    its address is known and it may be what it claims."""
-
-    client: SocketAddress
-    destination: SocketAddress
-    source: Workload | None
-    workload: Workload
-    service: str = ""
-    udp: bool = False  # datagrams, not a connection
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """Answer `status`; `reason` is for the log only."""
-
-    status: int
-    reason: str
 
 
 def check_connect(
@@ -125,7 +104,11 @@ def _forwarded(
     The address is believed only when it is the connection's own source, or that of a workload
     with the identity that the peer has proven: else it could speak for others.
     """
-    text = next((value for name, value in request.headers if name == b"forwarded"), None)
+    text: bytes | None = None
+    for name, value in request.headers:
+        if name == b"forwarded":
+            text = value
+            break
     if text is None:
         return peer, ""
     try:

@@ -14,11 +14,12 @@ May import `mesh`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
+
+import msgspec
 
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.policy import ADDRESSES, Attribute, AuthorizationPolicy, Clause, Rule, Terms
@@ -27,8 +28,7 @@ Needle = str | int | bool
 _BITS = {4: 32, 6: 128}
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, gc=False):
     """A connection that wants in: from where, who it proved to be (a SPIFFE id, empty when it
     proved nothing), and to what."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address, ip_network
 from operator import attrgetter
-from typing import Protocol
+from typing import Any, Protocol
 
 from ztunnel.mesh.authorize import Change, Policies
 from ztunnel.mesh.backends import Backends, backends
@@ -49,10 +49,12 @@ class MeshState:
         self._networks: dict[str, Service] = {}  # entries that stand for networks, by key
         # computed since the last delta
         self._backends: dict[tuple[str, int, int, str], Backends] = {}
+        self.ways: dict[tuple[str, SocketAddress], Any] = {}  # of `mesh.route`: by namespace, to
 
     def apply(self, delta: Delta) -> None:
         """Take in a delta: removals first, so that what is named in both is there after."""
         self._backends.clear()
+        self.ways.clear()
         for uid in delta.removed_workloads:
             self._drop_workload(uid)
         for key in delta.removed_services:

@@ -50,6 +50,6 @@ class Context:
 def new_context(workers: int = 1) -> Context:
     """A fresh one with its own loop, for one of so many workers."""
     loop, buffers = Loop(), BufferPool()
-    report = Report(AccessLog(loop.at_end_of_turn, configured_renderer()))
+    report = Report(AccessLog(loop.after_flushes, configured_renderer()))
     pool = Pool(loop, buffers)
     return Context(loop=loop, buffers=buffers, pool=pool, report=report, workers=workers)

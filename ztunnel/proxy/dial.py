@@ -87,7 +87,7 @@ class Dial:
             self._finish()
         else:
             self._loop.register(sock.fileno(), READ | WRITE | EDGE, self)
-            self._timer = self._loop.call_later(CONNECT_TIMEOUT, self._expired)
+            self._timer = self._loop.limit(CONNECT_TIMEOUT, self._expired)
 
     def _expired(self) -> None:
         self._failed(f"no answer within {CONNECT_TIMEOUT:.0f} s")

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ztunnel.mesh.answers import Accept
 from ztunnel.mesh.authorize import Decision
-from ztunnel.mesh.inbound import Accept
 from ztunnel.mesh.rules import Asked
 from ztunnel.mesh.state import MeshState
 

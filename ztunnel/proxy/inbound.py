@@ -14,19 +14,22 @@ import socket
 from ztunnel.hbone.connection import Role
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header, RequestReceived
+from ztunnel.mesh.answers import Accept, Reject
 from ztunnel.mesh.authorize import Decision
-from ztunnel.mesh.inbound import DENIED, Accept, Reject, check_connect
+from ztunnel.mesh.inbound import DENIED, check_connect
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy import tls
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.dial import Dial
 from ztunnel.proxy.handshake import Handshake
 from ztunnel.proxy.pods import Pod
+from ztunnel.proxy.record import Direction, Record
 from ztunnel.proxy.relay import StreamRelay
-from ztunnel.proxy.report import Direction, Record, party
+from ztunnel.proxy.report import party
 from ztunnel.proxy.sockets import local_address, peer_address, reset_on_close
+from ztunnel.proxy.stock import Stock
 from ztunnel.proxy.tls_session import TlsSession
-from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.proxy.tunnel import FIRST_WORDS, Tunnel
 from ztunnel.proxy.udp_flow import CAPSULES, UdpFlow
 from ztunnel.telemetry.counts import Ends
 from ztunnel.telemetry.flags import told
@@ -82,6 +85,7 @@ class HboneConnection:
         self.pod = pod
         self.peer_address = peer_address(sock)
         self.local_address = local_address(sock)
+        self.hbone_addr = str(self.local_address)
         self._server = server
         self._tunnel: Tunnel | None = None
 
@@ -141,10 +145,12 @@ class InboundStream:
         self._request = request
         self._record: Record | None = None
         self._accepted: Accept | None = None
+        self._stock: Stock | None = None
         self._dial: Dial | None = None
         self._relay: StreamRelay | UdpFlow | None = None
         self._early: list[bytes] = []  # data before our answer; the stream's window bounds it
         self._early_end = False
+        self._has_words = tunnel.words_follow  # they come right after this event
         self._over = False
 
     def start(self) -> None:
@@ -171,7 +177,7 @@ class InboundStream:
         """Let in only whom policy allows."""
         source = party(accepted.client, accepted.source, self._tunnel.peer)
         destination = party(accepted.destination, accepted.workload, self._pod.identity)
-        hbone_addr, service = str(self._connection.local_address), accepted.service
+        hbone_addr, service = self._connection.hbone_addr, accepted.service
         report, ends = self._context.report, self._ends(mesh, accepted)
         decision = self._context.guard.admit(mesh, self, accepted, self._tunnel.peer)
         if decision.allowed:
@@ -209,9 +215,10 @@ class InboundStream:
         if accepted.udp:
             self._serve_udp(accepted)
             return
+        self._stock = self._pod.stock_for(accepted.destination)
         self._dial = Dial(
             context.loop,
-            self._pod.stock_for(accepted.destination),
+            self._stock,
             accepted.destination,
             self._dialled,
             lambda sock: context.set_client_address(sock, accepted.client),
@@ -254,7 +261,9 @@ class InboundStream:
         mesh = self._context.mesh
         workload = mesh.workload(self._pod.workload) if mesh is not None else None
         headers = [(b"baggage", self._pod.baggage(workload))] if workload is not None else []
-        self._tunnel.respond(self.stream_id, 200, headers)
+        # a full measure of first words is one of many: who has more to say waits for our answer
+        is_asked = self._has_words or 0 < sum(map(len, self._early)) < FIRST_WORDS
+        self._tunnel.respond(self.stream_id, 200, headers, may_wait=is_asked)
         if self._context.told is not None and self._accepted is not None:
             self._context.told.let_in(self._accepted, self._pod.uid)
         self._relay = relay = StreamRelay(
@@ -325,9 +334,9 @@ class InboundStream:
 
     def _ended(self, sock: socket.socket | None, error: str) -> None:
         self._relay = None
-        if sock is not None:
-            family = 4 if sock.family == socket.AF_INET else 6
-            self._pod.stock[family].give_back(sock, inbound=True)
+        if sock is not None and self._stock is not None:
+            self._context.loop.unregister(sock.fileno())
+            self._stock.give_back(sock, inbound=True)
         self._finish(error)
 
     def _finish(self, error: str) -> None:

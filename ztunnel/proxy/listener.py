@@ -17,7 +17,9 @@ import structlog
 from ztunnel.proxy.loop import ACCEPT, Loop, Timer
 from ztunnel.proxy.sockets import no_delay, reset_on_close
 
-ACCEPTS = 32  # of one turn, so that live connections keep their share
+# Of one turn. More would be cheaper by themselves; but what one turn accepts travels on together,
+# so that both proxies, client and server end up working one after the other, and CPUs idle.
+ACCEPTS = 4
 PAUSE = 0.1  # seconds without accepting when descriptors or memory run out
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -42,6 +44,7 @@ class Listener:
         `shared`: other workers listen too.
         """
         self.sock = sock
+        self._family = sock.family
         self._loop = loop
         self._accepted = accepted
         self._paused = paused
@@ -65,7 +68,7 @@ class Listener:
             if self._closed:
                 return
             try:
-                sock, _ = self.sock.accept()
+                sock = self._accept()
             except BlockingIOError:
                 return
             except ConnectionAbortedError:
@@ -75,10 +78,15 @@ class Listener:
                 return
             sock.setblocking(False)
             if self._resets:
-                reset_on_close(sock)  # not inherited by those that came before us
+                reset_on_close(sock)
             self._hand_over(sock)
         if self._shared and not self._closed:
             self._go_behind()
+
+    def _accept(self) -> socket.socket:
+        """`socket.accept` without asking for what is known: that took longer than the call."""
+        fd, _ = self.sock._accept()  # type: ignore[attr-defined]  # CPython's, under `accept`
+        return socket.socket(self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fd)
 
     def on_failure(self, error: Exception) -> None:
         """Keep listening: one bad turn must not close the pod's door."""

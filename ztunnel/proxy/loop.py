@@ -3,7 +3,7 @@
 
 An exception in a handler ends what that handler serves and nothing else. One turn is:
 
-    epoll → ready handlers → deferred calls → due timers → flushes → closing of sockets
+    epoll → ready handlers → deferred calls → due timers → flushes → aftermath → closing of sockets
 
 Sockets are closed only at the end of a turn, so that an event already fetched can never reach
 a newer socket that got the same descriptor number. May import the standard library and structlog.
@@ -30,6 +30,7 @@ HANGUP = select.EPOLLHUP | select.EPOLLERR
 ENDING = select.EPOLLRDHUP | HANGUP  # a read must go on until it meets the end
 
 MAX_EVENTS = 512  # of one turn: bounds how long timers and flushes wait
+NEVER = float("inf")
 COMPACT_AT = 4096  # cancelled timers that make it worth to rebuild the heap
 
 Callback = Callable[[], None]
@@ -71,7 +72,9 @@ class Loop:
         self._handlers: dict[int, Handler] = {}
         self._deferred: deque[Callback] = deque()
         self._flushes: deque[Callback] = deque()
+        self._aftermath: deque[Callback] = deque()
         self._timers: list[Timer] = []
+        self._limits: dict[float, deque[Timer]] = {}  # by delay, so each in order
         self._closing: list[socket.socket] = []
         self._running = False
 
@@ -99,9 +102,13 @@ class Loop:
         """Drop the handler of a descriptor that is closed already."""
         self._handlers.pop(fd, None)
 
-    def close(self, sock: socket.socket) -> None:
-        """Forget the socket now and close it at the end of the turn."""
-        if self._handlers.pop(sock.fileno(), None) is not None:
+    def close(self, sock: socket.socket, *, sole: bool = False) -> None:
+        """Forget the socket now and close it at the end of the turn.
+
+        `sole`: no other process or object has a descriptor of it, as with what was accepted here:
+        then the close itself takes it out of the epoll.
+        """
+        if self._handlers.pop(sock.fileno(), None) is not None and not sole:
             self._epoll.unregister(sock.fileno())
         self._closing.append(sock)
 
@@ -115,10 +122,28 @@ class Loop:
         """Call before the loop waits again: where small writes are gathered and sent."""
         self._flushes.append(callback)
 
+    def after_flushes(self, callback: Callback) -> None:
+        """Call once all that others wait for has been sent: what is over can be tidied then."""
+        self._aftermath.append(callback)
+
     def call_later(self, delay: float, callback: Callback) -> Timer:
         """Call after `delay` seconds unless cancelled."""
         timer = Timer(self.now + delay, callback)
         heapq.heappush(self._timers, timer)
+        return timer
+
+    def limit(self, delay: float, callback: Callback) -> Timer:
+        """`call_later` for what is nearly always cancelled, with one of few delays.
+
+        Costs no sorting, and those that are cancelled go when those before them have.
+        """
+        limits = self._limits.get(delay)
+        if limits is None:
+            limits = self._limits[delay] = deque()
+        while limits and limits[0].callback is None:
+            limits.popleft()
+        timer = Timer(self.now + delay, callback)
+        limits.append(timer)
         return timer
 
     # Running
@@ -150,18 +175,28 @@ class Loop:
             self._run_deferred()
         if self._timers and self._timers[0].when <= now:
             self._run_timers()
+        for limits in self._limits.values():
+            if limits and limits[0].when <= now:
+                self._run_limits(limits)
         flushes = self._flushes
         while flushes:
             _call(flushes.popleft())
+        aftermath = self._aftermath
+        while aftermath:
+            _call(aftermath.popleft())
         if self._closing:
             self._close_all()
 
     def _wait(self, timeout: float | None) -> float | None:
-        if self._deferred or self._flushes or self._closing:
+        if self._deferred or self._flushes or self._aftermath or self._closing:
             return 0.0
-        if not self._timers:
+        first = self._timers[0].when if self._timers else NEVER
+        for limits in self._limits.values():
+            if limits and limits[0].when < first:
+                first = limits[0].when
+        if first == NEVER:
             return timeout
-        until = max(0.0, self._timers[0].when - time.monotonic())
+        until = max(0.0, first - time.monotonic())
         return until if timeout is None else min(until, timeout)
 
     def _run_deferred(self) -> None:
@@ -177,6 +212,12 @@ class Loop:
         if len(timers) > COMPACT_AT and timers[0].callback is None:
             self._timers = [timer for timer in timers if timer.callback is not None]
             heapq.heapify(self._timers)
+
+    def _run_limits(self, limits: deque[Timer]) -> None:
+        while limits and (limits[0].callback is None or limits[0].when <= self.now):
+            callback = limits.popleft().callback
+            if callback is not None:
+                _call(callback)
 
     def _close_all(self) -> None:
         closing, self._closing = self._closing, []

@@ -16,23 +16,27 @@ import socket
 
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header
+from ztunnel.mesh.answers import Hbone, Passthrough, Refuse
 from ztunnel.mesh.forwarded import format_forwarded
-from ztunnel.mesh.model import SocketAddress, Workload
-from ztunnel.mesh.route import Hbone, Passthrough, Refuse, route
+from ztunnel.mesh.model import Service, SocketAddress, Workload
+from ztunnel.mesh.route import route
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.dial import Dial
-from ztunnel.proxy.loop import EDGE, HANGUP, INPUT, Timer
+from ztunnel.proxy.loop import HANGUP, INPUT, Timer
+from ztunnel.proxy.plan import Plan
 from ztunnel.proxy.pods import Pod
-from ztunnel.proxy.pool import Key, Source
+from ztunnel.proxy.pool import Source
+from ztunnel.proxy.record import Direction, Record
 from ztunnel.proxy.relay import WATCH, PlainRelay, StreamRelay
-from ztunnel.proxy.report import Direction, Record, party, proven
+from ztunnel.proxy.report import party
 from ztunnel.proxy.sockets import end_on_close
-from ztunnel.proxy.tunnel import Tunnel
+from ztunnel.proxy.stock import Stock
+from ztunnel.proxy.tunnel import FIRST_WORDS, Tunnel
 from ztunnel.telemetry.counts import NOBODY, Ends
 from ztunnel.telemetry.flags import Flag, Reason
 
 DENIED = 401  # istio/ztunnel, proxy/inbound.rs: by policy
-FIRST_WORDS = 16 * 1024  # bytes of the app that go with the request: a TLS record
+_NOT_ZERO = 1 << 64 | 1  # W3C trace context: neither the trace's id nor the span's is 0
 RESPONSE_TIMEOUT = 20.0  # seconds for the far proxy's answer: its own connect may take 10
 
 
@@ -59,23 +63,26 @@ class Outbound:
         self._client = SocketAddress("", 0)
         self._target = "unknown"
         self._record: Record | None = None
+        self._plan: Plan | None = None
         self._tunnel: Tunnel | None = None
+        self._stock: Stock | None = None
         self._dial: Dial | None = None
         self._relay: StreamRelay | PlainRelay | None = None
         self._timer: Timer | None = None
-        self._headers: list[Header] = []
         self._has_spoken = False  # the app's first words went with the request
+        self._seen = 0  # events of the app's socket before the relay
         self._ends = NOBODY
         self._over = False
 
     def start(self) -> None:
         """Find out where it wants to go, decide, and set out."""
         context, sock = self._context, self._sock
-        context.loop.register(sock.fileno(), EDGE, self)  # its bytes need not wake us yet
+        context.loop.register(sock.fileno(), WATCH, self)
         self._pod.live.add(self)
-        family = 4 if sock.family == socket.AF_INET else 6
         try:
-            self._client = SocketAddress(self._pod.address(family), sock.getpeername()[1])
+            peer = sock.getpeername()
+            family = 4 if len(peer) == 2 else 6  # as Python writes them
+            self._client = SocketAddress(self._pod.address(family), peer[1])
             destination = context.original_destination(sock)
         except OSError as error:
             self._fail(f"no original destination: {error.strerror or error}")
@@ -103,52 +110,52 @@ class Outbound:
     def _tunnel_to(self, source: Workload, decision: Hbone) -> None:
         context = self._context
         credentials = context.credentials.get(self._pod.identity)
-        workload = decision.workload
-        self._ends = self._between(source, workload, decision.service, workload.identity)
+        self._plan = plan = self._plan_for(source, decision)
+        self._ends = plan.ends
         if credentials is None:
             reason = f"no certificate for {self._pod.identity} yet"
             self._fail(Reason(reason, Flag.IDENTITY_ERROR))
             return
         self._record = context.report.begin(
             Direction.OUTBOUND,
-            party(self._client, source, source.identity),
-            party(decision.tunnel, workload),
-            hbone_addr=str(decision.authority),
+            party(self._client, source, plan.identity),
+            plan.destination,
+            hbone_addr=plan.authority,
             service=decision.service,
-            ends=self._ends,
+            ends=plan.ends,
         )
-        key = Key(
-            pod_uid=self._pod.uid,
-            source=self._pod.identity,
-            expected=frozenset(decision.identities),
-            address=decision.tunnel,
-            workload=workload.uid,
-            workload_pod=workload.pod_uid,
-        )
-        self._headers = self._request(source, decision)
         lent = Source(self._pod.stock_for(decision.tunnel), credentials)
-        context.pool.acquire(key, lent, self._tunnel_ready)
+        context.pool.acquire(plan.key, lent, self._tunnel_ready)
 
-    def _between(
-        self, source: Workload, to: Workload | None, service: str, expected: str = ""
-    ) -> Ends:
-        """Between whom it counts. The peer either proves to be `expected` or gets nothing."""
+    def _plan_for(self, source: Workload, decision: Hbone) -> Plan:
+        pod = self._pod
+        plan = pod.plans.get(source, decision)
+        if plan is None:
+            plan = Plan(
+                source,
+                decision,
+                pod_uid=pod.uid,
+                pod_identity=pod.identity,
+                service=self._called(decision.service),
+                baggage=pod.baggage(source),
+            )
+            pod.plans.add(plan)
+        return plan
+
+    def _called(self, service: str) -> Service | None:
         mesh = self._context.mesh
-        called = mesh.service_called(service) if service and mesh is not None else None
-        return Ends(source, to, called, (source.identity, expected) if expected else ("", ""))
+        return mesh.service_called(service) if service and mesh is not None else None
 
-    def _request(self, source: Workload, decision: Hbone) -> list[Header]:
-        assert self._record is not None
-        trace, span = random.getrandbits(128) or 1, random.getrandbits(64) or 1  # 0 is invalid
-        is_traced = self._context.report.tracer is not None
-        self._record.trace = f"00-{trace:032x}-{span:016x}-{is_traced:02x}"
-        return [
-            (b":method", b"CONNECT"),
-            (b":authority", str(decision.authority).encode()),
-            (b"baggage", self._pod.baggage(source)),
-            (b"forwarded", format_forwarded(self._client, decision.service).encode()),
-            (b"traceparent", self._record.trace.encode()),
-        ]
+    def _request(self, plan: Plan, record: Record) -> tuple[Header, ...]:
+        """What is of this connection only."""
+        ids = (random.getrandbits(192) | _NOT_ZERO).to_bytes(24, "big").hex()
+        sampled = "00" if self._context.report.tracer is None else "01"
+        record.trace = f"00-{ids[:32]}-{ids[32:]}-{sampled}"
+        forwarded = format_forwarded(self._client, plan.decision.service)
+        return (
+            (b"forwarded", forwarded.encode()),
+            (b"traceparent", record.trace.encode()),
+        )
 
     def _tunnel_ready(self, tunnel: Tunnel | None, reason: str) -> None:
         if self._over:
@@ -157,11 +164,13 @@ class Outbound:
             self._fail(reason)
             return
         self._tunnel = tunnel
-        assert self._record is not None
-        self._record.destination = proven(self._record.destination, tunnel.peer)
-        self.stream_id = tunnel.open(self._headers, self)
-        self._timer = self._context.loop.call_later(RESPONSE_TIMEOUT, self._no_response)
-        self._send_first_words(tunnel, self._record)
+        plan, record = self._plan, self._record
+        assert plan is not None
+        assert record is not None
+        record.destination = plan.told_by(tunnel.peer)
+        self.stream_id = tunnel.open(self._request(plan, record), self, plan.head)
+        self._timer = self._context.loop.limit(RESPONSE_TIMEOUT, self._no_response)
+        self._send_first_words(tunnel, record)
 
     def _send_first_words(self, tunnel: Tunnel, record: Record) -> None:
         """What the app has said goes with the request: it need not wait for the answer's trip.
@@ -206,8 +215,7 @@ class Outbound:
             record=self._record,
             ended=self._ended,
         )
-        self._context.loop.modify(self._sock.fileno(), WATCH)  # reports what there is already
-        self._relay.begin(0 if self._has_spoken else INPUT)  # most clients have spoken by now
+        self._relay.begin(self._seen)
 
     def on_data(self, payload: memoryview) -> None:
         """Data before a response: the codec lets none through; credit is owed all the same."""
@@ -235,10 +243,10 @@ class Outbound:
             party(self._client, source),
             party(decision.address, decision.workload),
             service=decision.service,
-            ends=self._between(source, decision.workload, decision.service),
+            ends=Ends(source, decision.workload, self._called(decision.service)),
         )
-        stock = self._pod.stock_for(decision.address)
-        self._dial = Dial(context.loop, stock, decision.address, self._dialled)
+        self._stock = self._pod.stock_for(decision.address)
+        self._dial = Dial(context.loop, self._stock, decision.address, self._dialled)
         self._dial.start()
 
     def _dialled(self, sock: socket.socket | None, reason: str) -> None:
@@ -255,15 +263,17 @@ class Outbound:
             record=self._record,
             ended=self._ended,
         )
-        self._context.loop.modify(self._sock.fileno(), WATCH)
-        self._relay.begin(INPUT)
+        self._relay.begin(self._seen)
 
     # Ends
 
     def on_ready(self, mask: int) -> None:
-        """Before the relay: only whether the app gave up. Its bytes and FIN can wait."""
+        """Before the relay: whether the app gave up, or says its first words. All else waits."""
+        self._seen |= mask
         if mask & HANGUP:
             self._fail("the app gave up")
+        elif mask & INPUT and not self._has_spoken and self._tunnel and self._record:
+            self._send_first_words(self._tunnel, self._record)
 
     def on_failure(self, error: Exception) -> None:
         self._fail(f"internal error: {error}")
@@ -285,12 +295,13 @@ class Outbound:
         self._finish(error)
 
     def _leave_socket(self, sock: socket.socket) -> None:
+        loop = self._context.loop
         if sock is self._sock:
             end_on_close(sock)
-            self._context.loop.close(sock)
-        else:
-            family = 4 if sock.family == socket.AF_INET else 6
-            self._pod.stock[family].give_back(sock)
+            loop.close(sock, sole=True)
+        elif self._stock is not None:
+            loop.unregister(sock.fileno())
+            self._stock.give_back(sock)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import socket
 
+from ztunnel.mesh.answers import Accept, Reject
 from ztunnel.mesh.authorize import Decision
-from ztunnel.mesh.inbound import Accept, Reject, check_plain
+from ztunnel.mesh.inbound import check_plain
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.dial import Dial
 from ztunnel.proxy.loop import HANGUP
 from ztunnel.proxy.pods import Pod
+from ztunnel.proxy.record import Direction, Record
 from ztunnel.proxy.relay import WATCH, PlainRelay
-from ztunnel.proxy.report import Direction, Record, party
+from ztunnel.proxy.report import party
 from ztunnel.proxy.sockets import local_address, peer_address
+from ztunnel.proxy.stock import Stock
 from ztunnel.telemetry.counts import Ends
 
 
@@ -46,6 +49,7 @@ class PlainInbound:
         self._client = SocketAddress("", 0)
         self._target = "unknown"
         self._record: Record | None = None
+        self._stock: Stock | None = None
         self._dial: Dial | None = None
         self._relay: PlainRelay | None = None
         self._seen = 0
@@ -90,9 +94,10 @@ class PlainInbound:
 
     def _begin(self, accepted: Accept) -> None:
         context = self._context
+        self._stock = self._pod.stock_for(accepted.destination)
         self._dial = Dial(
             context.loop,
-            self._pod.stock_for(accepted.destination),
+            self._stock,
             accepted.destination,
             self._dialled,
             lambda sock: context.set_client_address(sock, accepted.client),
@@ -140,9 +145,9 @@ class PlainInbound:
         """A connection goes on until it ends by itself."""
 
     def _ended(self, sock: socket.socket | None, error: str) -> None:
-        if sock is not None:
-            family = 4 if sock.family == socket.AF_INET else 6
-            self._pod.stock[family].give_back(sock, inbound=True)
+        if sock is not None and self._stock is not None:
+            self._context.loop.unregister(sock.fileno())
+            self._stock.give_back(sock, inbound=True)
         self._finish(error)
 
     def _fail(self, reason: str) -> None:

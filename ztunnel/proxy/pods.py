@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a worker holds for one local pod: listeners, sockets in stock, live connections.
 
-May import `ztunnel.link.messages`, mesh and the proxy's `stock`, `udp_flow`.
+May import `ztunnel.link.messages`, mesh and the proxy's `plan`, `stock`,
+`udp_flow`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Protocol
 
 from ztunnel.link.messages import HeldPod, ListenerKind, PodAdded
 from ztunnel.mesh.address import family as family_of
+from ztunnel.mesh.answers import Accept
 from ztunnel.mesh.baggage import baggage
-from ztunnel.mesh.inbound import Accept
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.proxy.loop import Loop
-from ztunnel.proxy.report import Record
+from ztunnel.proxy.plan import Plans
+from ztunnel.proxy.record import Record
 from ztunnel.proxy.sockets import adopt
 from ztunnel.proxy.stock import DatagramStock, Stock
 from ztunnel.proxy.tunnel import Tunnel
@@ -80,6 +82,7 @@ class Pod:
         self.live: set[Abortable] = set()
         self.udp: Udp | None = None  # once the agent has given us the socket
         self.queries: set[Abortable] = set()  # those of `live` that are DNS: bounded
+        self.plans = Plans()
         self._described: Workload | None = None
         self._baggage = b""
 
@@ -106,6 +109,7 @@ class Pod:
         self.workload = added.workload
         self.identity = added.identity
         self.addresses = added.addresses
+        self.plans.clear()
 
     def listen(self, kind: ListenerKind, listener: Door) -> None:
         """Hold a listener in place of the one of the same kind, if there is one."""

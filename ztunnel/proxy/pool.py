@@ -13,18 +13,16 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
-import msgspec
 from OpenSSL import SSL
 
 from ztunnel.hbone.connection import Role
 from ztunnel.hbone.events import RequestReceived
 from ztunnel.hbone.settings import POOL_STREAMS
-from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.buffers import BufferPool
 from ztunnel.proxy.handshake import Handshake
+from ztunnel.proxy.key import Key
 from ztunnel.proxy.loop import Loop
 from ztunnel.proxy.stock import Stock
 from ztunnel.proxy.tls import Credentials
@@ -39,23 +37,14 @@ SESSION_KEPT = 900.0  # seconds after the last tunnel that its TLS session is ke
 Taker = Callable[[Tunnel | None, str], None]
 
 
-class Key(msgspec.Struct, frozen=True):
-    """All that two connections must have in common to share a tunnel."""
-
-    pod_uid: str  # the source pod: its namespace, hence its source address
-    source: str  # our SPIFFE id
-    expected: frozenset[str]  # the peer must prove one of these
-    address: SocketAddress  # where the tunnel goes
-    workload: str  # the destination's Workload.uid
-    workload_pod: str  # and its pod_uid, so that a successor at the address differs
-
-
-@dataclass(slots=True, eq=False)
 class Source:
     """What the source pod lends to make a tunnel."""
 
-    stock: Stock
-    credentials: Credentials
+    __slots__ = ("credentials", "stock")
+
+    def __init__(self, stock: Stock, credentials: Credentials) -> None:
+        self.stock = stock
+        self.credentials = credentials
 
 
 class Pool:
@@ -96,33 +85,35 @@ class Pool:
                 del self._groups[key]
 
 
-@dataclass(slots=True, eq=False)
 class _Wanted:
     """Who waits for a tunnel."""
 
-    source: Source
-    taker: Taker
-    settled: bool
+    __slots__ = ("settled", "source", "taker")
+
+    def __init__(self, source: Source, taker: Taker, settled: bool) -> None:
+        self.source = source
+        self.taker = taker
+        self.settled = settled
 
     def fits(self, tunnel: Tunnel) -> bool:
         return _has_room(tunnel) and (not self.settled or tunnel.connection.peer_settled)
 
 
-@dataclass(slots=True, eq=False)
 class _Group:
     """The tunnels of one key. Owner of its tunnels and of the handshake that makes the next."""
 
-    loop: Loop
-    buffers: BufferPool
-    key: Key
-    open: set[Tunnel]
-    tunnels: list[Tunnel] = field(default_factory=list)
-    waiting: deque[_Wanted] = field(default_factory=deque)
-    making: bool = False
-    retired: bool = False
-    resumable: tuple[SSL.Context, SSL.Session] | None = None
-    fresh: Tunnel | None = None  # the newest, until its session can be resumed
-    used: float = 0.0  # when there last was a tunnel
+    def __init__(self, loop: Loop, buffers: BufferPool, key: Key, opened: set[Tunnel]) -> None:
+        self.loop = loop
+        self.buffers = buffers
+        self.key = key
+        self.open = opened
+        self.tunnels: list[Tunnel] = []
+        self.waiting: deque[_Wanted] = deque()
+        self.making = False
+        self.retired = False
+        self.resumable: tuple[SSL.Context, SSL.Session] | None = None
+        self.fresh: Tunnel | None = None  # the newest, until its session can be resumed
+        self.used = 0.0  # when there last was a tunnel
 
     @property
     def is_empty(self) -> bool:
@@ -134,7 +125,8 @@ class _Group:
         for tunnel in self.tunnels:
             if wanted.fits(tunnel):
                 wanted.taker(tunnel, "")
-                self._prewarm(wanted.source)
+                if not tunnel.can_open or len(tunnel.streams) > POOL_STREAMS - PREWARM_AT:
+                    self._prewarm(wanted.source)
                 return
         self.waiting.append(wanted)
         self._make_for_waiting()

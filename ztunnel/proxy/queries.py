@@ -19,9 +19,10 @@ from dataclasses import replace
 import dns.rcode
 import structlog
 
+from ztunnel.mesh.answers import Passthrough
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.names import Entry, look_up
-from ztunnel.mesh.route import Passthrough, route
+from ztunnel.mesh.route import route
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.exchange import LARGEST, Asked, DatagramExchange, StreamExchange
 from ztunnel.proxy.loop import ACCEPT

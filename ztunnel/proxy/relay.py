@@ -19,14 +19,14 @@ from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header
 from ztunnel.proxy.buffers import BufferPool
 from ztunnel.proxy.loop import EDGE, ENDING, HANGUP, READ, WRITE, Loop
-from ztunnel.proxy.report import Record
+from ztunnel.proxy.record import Record
 from ztunnel.proxy.sockets import end_on_close
 from ztunnel.proxy.tunnel import Tunnel
 
 WATCH = READ | EDGE  # an application's socket; WRITE is added the first time a write blocks
 
 # What ended a relay: empty for both FINs seen, else the error. The socket is given only after an
-# orderly end; after an error it is reset and closed already.
+# orderly end, still watched by the loop; after an error it is reset and closed already.
 Ended = Callable[[socket.socket | None, str], None]
 
 
@@ -210,8 +210,10 @@ class StreamRelay:
         if self._app_closed and self._app_shut and not self._over:
             self._over = True
             self._tunnel.release(self.stream_id)
-            self._loop.unregister(self._sock.fileno())
-            self._ended(self._sock, "")
+            self._loop.after_flushes(self._tell_end)
+
+    def _tell_end(self) -> None:
+        self._ended(self._sock, "")
 
     def _fail(self, reason: str, code: ErrorCode | None) -> None:
         """Reset both sides; `code` None when the stream is gone already."""
@@ -379,8 +381,7 @@ class PlainRelay:
         if self._near.shut and self._far.shut:
             self._over = True
             end_on_close(self._near.sock)
-            self._loop.close(self._near.sock)
-            self._loop.unregister(self._far.sock.fileno())
+            self._loop.close(self._near.sock, sole=True)
             self._ended(self._far.sock, "")
 
     def _hung_up(self, end: _End) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a worker tells of its connections: the live ones, counters, one log line at each end.
 
-May import `ztunnel.mesh`, `ztunnel.link.messages`, `ztunnel.telemetry`, msgspec, structlog.
+May import `ztunnel.mesh`, `ztunnel.link.messages`, `ztunnel.telemetry`, msgspec, structlog, the
+proxy's `record`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Protocol
 
 import msgspec
@@ -18,6 +18,7 @@ import structlog
 from ztunnel.link.messages import Count
 from ztunnel.mesh.authorize import Decision, named
 from ztunnel.mesh.model import SocketAddress, Workload
+from ztunnel.proxy.record import Direction, Party, Record, Stats
 from ztunnel.telemetry.access import AccessLog, Fields
 from ztunnel.telemetry.counts import NOBODY, Counts, Ends, Series
 from ztunnel.telemetry.flags import Flag, flag_of
@@ -25,11 +26,6 @@ from ztunnel.telemetry.labels import Reporter
 from ztunnel.telemetry.queries import Outcome, Queries
 
 log = structlog.get_logger()
-
-
-class Direction(StrEnum):
-    OUTBOUND = "outbound"
-    INBOUND = "inbound"
 
 
 class Tracer(Protocol):
@@ -47,38 +43,6 @@ _REPORTERS = {
 }
 
 
-class Party(msgspec.Struct, frozen=True):
-    """One end of a connection as far as we know it."""
-
-    address: str
-    workload: str = ""
-    namespace: str = ""
-    identity: str = ""
-
-
-class Record(msgspec.Struct, kw_only=True):
-    """A connection while it lives. `sent` counts bytes that the pod of this node sent, as in
-    Istio's access log: the client's when outbound, the server's when inbound."""
-
-    id: int
-    direction: Direction
-    source: Party
-    destination: Party
-    started: float  # Unix seconds
-    hbone_addr: str = ""
-    service: str = ""
-    sent: int = 0
-    received: int = 0
-    protocol: str = "tcp"
-    dropped: int = 0  # datagrams
-    flags: str = ""  # Istio's response flag, DENY when policy ended it
-    policy: str = ""  # which one
-    rule: str = ""
-    dry_run: str = ""  # what policies in dry run would have done
-    trace: str = ""  # W3C traceparent: ours when outbound, the peer's when inbound
-    established: bool = False  # bytes could flow: what ends it now is no failure to connect
-
-
 class _Live:
     """A live connection with what was counted of it."""
 
@@ -88,25 +52,6 @@ class _Live:
         self.record = record
         self.series = series
         self.sent = self.received = 0
-
-
-class Stats(msgspec.Struct):
-    """Sums since the worker started."""
-
-    opened: int = 0
-    closed: int = 0
-    failed: int = 0
-    refused: int = 0
-    denied: int = 0  # by policy, new ones and live ones
-    sent: int = 0
-    received: int = 0
-    handshakes_failed: int = 0
-    accepts_paused: int = 0
-    udp_refused: int = 0  # flows for which a pod had no room
-    udp_dropped: int = 0  # datagrams
-    queries: int = 0  # DNS, by UDP and TCP
-    queries_answered: int = 0  # from the mesh
-    queries_failed: int = 0  # SERVFAIL, or dropped
 
 
 def party(address: SocketAddress, workload: Workload | None, identity: str = "") -> Party:
@@ -167,9 +112,11 @@ class Report:
         if live is None:
             return
         self._count_bytes(live)
-        flag = flag_of(error, established=record.established)
+        flag = Flag.NONE
         if record.flags:
             flag = Flag(record.flags)
+        elif error or not record.established:
+            flag = flag_of(error, established=record.established)
         self._counts.closed(live.series, flag, failed=not record.established)
         stats = self.stats
         stats.closed += 1
@@ -323,7 +270,7 @@ def _access_fields(record: Record, error: str) -> dict[str, object]:
         "dst.service": record.service,
         "bytes_sent": record.sent,
         "bytes_recv": record.received,
-        "duration": f"{(time.time() - record.started) * 1000:.0f}ms",
+        "duration": f"{round((time.time() - record.started) * 1000)}ms",
         "response_flags": record.flags,
         "policy": record.policy,
         "rule": record.rule,

@@ -158,7 +158,7 @@ class _Waiter:
     def __init__(self, loop: Loop, taker: Taker, inbound: bool) -> None:
         self.inbound = inbound
         self._taker = taker
-        self._timer: Timer = loop.call_later(WAIT, self._expired)
+        self._timer: Timer = loop.limit(WAIT, self._expired)
         self.waits = True
 
     def give(self, sock: socket.socket | None) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mutual TLS 1.3 between workloads: contexts from certificates, and who the peer is.
 
-May import `ztunnel.mesh.spiffe`, `ztunnel.link.messages` and the proxy's `session_tls`.
+May import `ztunnel.mesh.spiffe`, `ztunnel.link.messages` and the proxy's `tls_session`.
 """
 
 from __future__ import annotations
@@ -70,11 +70,16 @@ def check_peer(session: TlsSession) -> str:
         raise RefusedPeerError(f"ALPN is {session.protocol.decode('latin-1') or None}, not h2")
     try:
         certificate = session.peer_certificate
-        if session.resumed and certificate.not_valid_after_utc.timestamp() < time.time():
+        if session.resumed and has_outlived(certificate):
             raise RefusedPeerError("the certificate of the resumed session has expired")
         return _spiffe_id(certificate)
     except ValueError as error:  # OpenSSL took it, a stricter parser does not
         raise RefusedPeerError(f"certificate cannot be read: {error}") from error
+
+
+def has_outlived(certificate: x509.Certificate) -> bool:
+    """Whether it has expired since the handshake."""
+    return certificate.not_valid_after_utc.timestamp() < time.time()
 
 
 def trust_domain(identity: str) -> str:

@@ -4,7 +4,7 @@
 OpenSSL works on memory, not on the socket. So a whole buffer of records is one `send`, which TCP
 makes into segments of 64 KiB where record by record it would make them of 16, and one `recv`
 takes whatever has come. The OpenSSL is that of the `cryptography` package. pyOpenSSL sets sessions
-up; its own reads and writes copy once more each, so records go past it. Decision 0022 says why.
+up; its own reads and writes copy once more each, so records go past it. Decision 0023 says why.
 May import the proxy's `buffers` and `loop`.
 """
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ztunnel.link.messages import Allowed
-from ztunnel.mesh.inbound import Accept
+from ztunnel.mesh.answers import Accept
 
 AGAIN = 1.0  # seconds until the same is worth telling again: the agent may have taken it back
 MOST = 4096  # pairs remembered

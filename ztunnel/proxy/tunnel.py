@@ -8,17 +8,19 @@ the tunnel is blocked: nobody reads for it, and streams wait in a queue for thei
     OPEN → (retire: no new streams) → last stream over: FIN sent, peer's awaited → CLOSED
          → (lost, or closed: streams are reset)                                  → CLOSED
 
-May import `ztunnel.hbone` and the proxy's `loop`, `buffers`, `tls_session`.
+May import `ztunnel.hbone` and the proxy's `loop`, `buffers`, `tls`, `tls_session`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import structlog
+from cryptography import x509
 from OpenSSL import SSL
 
 from ztunnel.hbone.connection import Connection, Role
@@ -37,16 +39,53 @@ from ztunnel.hbone.events import (
     WindowOpened,
 )
 from ztunnel.hbone.settings import FRAME_HEADER, PING_INTERVAL, PING_TIMEOUT
+from ztunnel.proxy import tls
 from ztunnel.proxy.buffers import BUFFER_SIZE, Buffer, BufferPool
-from ztunnel.proxy.loop import READ, WRITE, Loop
-from ztunnel.proxy.tls_session import TlsSession
+from ztunnel.proxy.loop import READ, WRITE, Loop, Timer
+from ztunnel.proxy.tls_session import RECORD
 
+FIRST_WORDS = RECORD  # bytes of an app that go with its request
 SMALLEST_READ = 16 * 1024  # rather flush first than read less than this for lack of room
 MAX_CONTROL = 64 * 1024  # bytes of unsent control frames at which we stop listening to the peer
 LINGER = 2.0  # seconds a retired tunnel waits for the peer's end
+# Seconds that an answer or an end may wait for other frames to go with, where that hurts nobody
+# (`Tunnel.respond`, `Tunnel.end`): epoll waits in milliseconds. A record less is a system call and
+# two less here, and as many at the peer, which need not wake.
+COMPANY = 0.001
+BUSY = 0.002  # streams that open within so many seconds of each other make it likely
 IDLE_WITHOUT_PROGRESS = PING_INTERVAL + PING_TIMEOUT  # for a server connection without a stream
 
 log = structlog.get_logger()
+
+
+class Session(Protocol):
+    """What carries a tunnel: a `TlsSession`."""
+
+    sock: socket.socket
+    context: SSL.Context
+    end: str
+
+    @property
+    def pending(self) -> bool: ...
+
+    @property
+    def resumed(self) -> bool: ...
+
+    @property
+    def resumable(self) -> SSL.Session | None: ...
+
+    @property
+    def peer_certificate(self) -> x509.Certificate: ...
+
+    def read_into(self, buffer: Buffer) -> int: ...
+
+    def write(self, buffer: Buffer, length: int) -> bool: ...
+
+    def flush(self) -> bool: ...
+
+    def say_goodbye(self) -> None: ...
+
+    def discard(self) -> None: ...
 
 
 class TunnelStream(Protocol):
@@ -87,7 +126,7 @@ class Tunnel:
         self,
         loop: Loop,
         buffers: BufferPool,
-        session: TlsSession,
+        session: Session,
         role: Role,
         *,
         peer: str,
@@ -111,6 +150,10 @@ class Tunnel:
         self._backlog = b""  # control frames that `_out` had no room for
         self._blocked = False
         self._flush_due = False
+        self._company: Timer | None = None  # runs while frames wait for others to go with
+        self._stream_at = -BUSY  # when the latest stream began, and how long after the one before
+        self._stream_gap = BUSY
+        self.words_follow = False  # the request being told of has the app's first words behind it
         self._lingers = False  # our FIN is sent, the peer's is awaited
         self._mask = READ
         self._turns: deque[TunnelStream] = deque()  # waiting for the blocked write
@@ -130,23 +173,31 @@ class Tunnel:
         """Whether `open` may be called now."""
         return not self.closed and not self.retired and self.connection.can_open_stream
 
-    def open(self, headers: Iterable[Header], stream: TunnelStream) -> int:
-        """Client: send a request; its outcome goes to `stream`."""
-        stream_id = self.connection.request(headers)
+    def open(self, headers: Iterable[Header], stream: TunnelStream, head: bytes = b"") -> int:
+        """Client: send a request, `head` and then `headers`; its outcome goes to `stream`."""
+        stream_id = self.connection.request(headers, head=head)
         self.attach(stream_id, stream)
+        self.wake()
         return stream_id
 
     def attach(self, stream_id: int, stream: TunnelStream) -> None:
         """Let `stream` have the events of `stream_id` from now on."""
         if stream_id not in self.streams:
             self.served += 1
+            now = self._loop.now
+            self._stream_gap, self._stream_at = now - self._stream_at, now
         self.streams[stream_id] = stream
-        self.wake()
 
-    def respond(self, stream_id: int, status: int, headers: Iterable[Header]) -> None:
-        """Server: accept the stream with `status` 200, bytes follow."""
+    def respond(
+        self, stream_id: int, status: int, headers: Iterable[Header], *, may_wait: bool = False
+    ) -> None:
+        """Server: accept the stream with `status` 200, bytes follow.
+
+        `may_wait`: the app has been asked something already, and its answer is likely to be near.
+        """
+        is_alone = not (self._flush_due or self.connection.has_output)
         self.connection.respond(stream_id, status, headers)
-        self.wake()
+        self._wake_for_control(may_wait=may_wait and is_alone)
 
     def refuse(self, stream_id: int, status: int) -> None:
         """Server: answer with an error status and let go of the stream."""
@@ -155,9 +206,11 @@ class Tunnel:
         self.release(stream_id)
 
     def end(self, stream_id: int) -> None:
-        """Close our half of the stream."""
+        """Close our half of the stream; while new streams come quickly, with one of them."""
+        is_alone = not (self._flush_due or self.connection.has_output)
+        is_busy = self._stream_gap < BUSY and self._loop.now - self._stream_at < BUSY
         self.connection.end_stream(stream_id)
-        self.wake()
+        self._wake_for_control(may_wait=is_busy and is_alone)
 
     def reset(self, stream_id: int, code: ErrorCode = ErrorCode.CANCEL) -> None:
         """End the stream both ways at once; no event follows."""
@@ -191,7 +244,8 @@ class Tunnel:
         self.last_used = self._loop.now
         if self.closed:
             return
-        self.wake()
+        if self.connection.has_output:
+            self.wake()
         if self.retired and not self.streams:
             self._loop.defer(self._close_retired)
         else:
@@ -233,6 +287,26 @@ class Tunnel:
             self._flush_due = True
             self._loop.at_end_of_turn(self.flush)
 
+    def _wake_for_control(self, *, may_wait: bool) -> None:
+        """Send the control frames there are, with what comes within COMPANY if they may wait."""
+        if not may_wait:
+            self.wake()
+            return
+        self._backlog += self.connection.take_output()
+        if self._company is None:
+            self._company = self._loop.call_later(COMPANY, self._without_company)
+
+    def _without_company(self) -> None:
+        self._company = None
+        if self._backlog:
+            self.wake()
+
+    def _send_waiting(self) -> None:
+        """An end that waits for company belongs to a stream that ended in order."""
+        if self._backlog:
+            with contextlib.suppress(OSError):
+                self._write_out()
+
     def flush(self) -> None:
         """Give TLS what is gathered. Afterwards the buffer is free, or the tunnel blocked."""
         self._flush_due = False
@@ -272,7 +346,10 @@ class Tunnel:
             return
         self.closed = True
         self._keepalive.cancel()
+        if self._company is not None:
+            self._company.cancel()
         if not (self._blocked or self._lingers):
+            self._send_waiting()
             self._session.say_goodbye()
         self._loop.close(self._sock)
         self._give_buffer()
@@ -320,7 +397,7 @@ class Tunnel:
         streams = self.streams
         if events:
             self._progress = self._loop.now
-        for event in events:
+        for number, event in enumerate(events):
             if type(event) is DataReceived:
                 stream = streams.get(event.stream_id)
                 if stream is None:
@@ -328,6 +405,8 @@ class Tunnel:
                 else:
                     self._tell(stream, stream.on_data, event.payload)
             else:
+                if type(event) is RequestReceived:
+                    self.words_follow = _are_first_words(events, number + 1, event.stream_id)
                 self._dispatch_control(event)
             if self.closed:
                 return
@@ -476,6 +555,8 @@ class Tunnel:
         if self._role is Role.SERVER and not self.streams and self._drips(now):
             self.close("no complete frame")
             return
+        if not self.retired and tls.has_outlived(self._session.peer_certificate):
+            self.retire()  # whoever may still speak in that name has a new certificate
         if now - self._heard >= PING_INTERVAL and not self._pinged:
             self._pinged = True
             self.connection.ping(b"ztunnel\0")
@@ -521,3 +602,15 @@ class Tunnel:
 
     def _lingered(self) -> None:
         self.close("retired")
+
+
+def _are_first_words(events: list[Event], at: int, stream_id: int) -> bool:
+    """Whether there is data of a stream at this place, and not so much that more is likely."""
+    if at >= len(events):
+        return False
+    event = events[at]
+    return (
+        isinstance(event, DataReceived)
+        and event.stream_id == stream_id
+        and len(event.payload) < FIRST_WORDS
+    )

@@ -24,17 +24,19 @@ import structlog
 from ztunnel.hbone.events import Header
 from ztunnel.link.messages import NoUdp
 from ztunnel.mesh.address import family as family_of
+from ztunnel.mesh.answers import Accept, Hbone, Refuse
 from ztunnel.mesh.forwarded import format_forwarded
-from ztunnel.mesh.inbound import Accept
 from ztunnel.mesh.masque import PROTOCOL, format_target
 from ztunnel.mesh.model import SocketAddress, Workload
-from ztunnel.mesh.route import Hbone, Refuse, route_udp
+from ztunnel.mesh.route import route_udp
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.flows import Flows
+from ztunnel.proxy.key import Key
 from ztunnel.proxy.loop import READ, Timer
 from ztunnel.proxy.pods import Pod
-from ztunnel.proxy.pool import Key, Source
-from ztunnel.proxy.report import Direction, Record, party, proven
+from ztunnel.proxy.pool import Source
+from ztunnel.proxy.record import Direction, Record
+from ztunnel.proxy.report import party, proven
 from ztunnel.proxy.tunnel import Tunnel
 from ztunnel.proxy.udp_flow import CAPSULES, Pair, UdpFlow
 from ztunnel.proxy.udp_way import CONTROL_SPACE, Address, Way, Way4, Way6

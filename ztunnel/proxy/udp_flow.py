@@ -18,7 +18,7 @@ from ztunnel.hbone.capsule import CapsuleReader, datagram_header
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.proxy.report import Record
+from ztunnel.proxy.record import Record
 from ztunnel.proxy.tunnel import Tunnel
 from ztunnel.proxy.udp_way import Address, Way
 

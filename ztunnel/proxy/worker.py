@@ -48,11 +48,11 @@ from ztunnel.proxy.context import Context
 from ztunnel.proxy.counted import EVERY, Teller
 from ztunnel.proxy.inbound import HboneServer
 from ztunnel.proxy.keeping import Keeping
+from ztunnel.proxy.key import Key
 from ztunnel.proxy.listener import Listener
 from ztunnel.proxy.outbound import OutboundServer
 from ztunnel.proxy.plain import PlainServer
 from ztunnel.proxy.pods import Ask, Pod, take_sockets
-from ztunnel.proxy.pool import Key
 from ztunnel.proxy.queries import QueryServer
 from ztunnel.proxy.query_stream import QueryStreamServer
 from ztunnel.proxy.session import Message, Session

@@ -57,6 +57,16 @@ class Cluster:
         )
         return [_pod(item) for item in found.items]
 
+    def account_exists(self, claim: Claim) -> bool:
+        """Whether a claim's service account is there now, and is not being deleted."""
+        _, namespace, name = claim.identity
+        found = _found(
+            lambda: self.core.read_namespaced_service_account(
+                name, namespace, _request_timeout=TIMEOUT
+            )
+        )
+        return found is not None and found.metadata.deletion_timestamp is None
+
     def judge(self, csr: Csr, kind: str, reason: str, message: str) -> Csr:
         """Add the condition Approved or Denied; the request as it is then."""
         _add_condition(csr, kind, reason, message)

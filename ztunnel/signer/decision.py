@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a request is signed: pure, from what the API server attests.
 
-    Asked --claim()--> Claim --prove(pods)--> Approved
+    Asked --claim()--> Claim --prove(pods, account)--> Approved
        \\                  \\
         +-----> Denied <----+
 
-The claim comes first, for it tells which pods to look at. Everything that is believed comes from
-the API server: who asks and from which node (both set by it from the token, never by the
-requester), and which pods run there. May import `ztunnel.identity.signer`,
-`ztunnel.kube.signing`, `ztunnel.mesh`.
+The claim comes first, for it tells what to look at. Everything that is believed comes from the API
+server: who asks and from which node (both set by it from the token, never by the requester), which
+pods run there, and whether their service account is there still. May import
+`ztunnel.identity.signer`, `ztunnel.kube.signing`, `ztunnel.mesh`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Reason(StrEnum):
     TRUST_DOMAIN = "ForeignTrustDomain"
     NO_POD = "NoSuchPodOnNode"
     HOST_NETWORK = "PodOnHostNetwork"
+    NO_ACCOUNT = "NoSuchServiceAccount"
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,20 @@ def claim(asked: Asked, terms: Terms) -> Claim | Denied:
     return Claim(identity, asked.node, min(asked.lifetime or terms.ttl, terms.ttl))
 
 
-def prove(wanted: Claim, pods: Sequence[Pod]) -> Approved | Denied:
-    """Whether one of `pods` makes the claim true; others than the claim's are passed over."""
+def prove(wanted: Claim, pods: Sequence[Pod], *, account_exists: bool) -> Approved | Denied:
+    """Whether one of `pods` makes the claim true; others than the claim's are passed over.
+
+    A pod outlives its account, but the account's rights must not: `account_exists` is asked too.
+    """
+    account = f"{wanted.identity.namespace}/{wanted.identity.service_account}"
     candidates = [pod for pod in pods if _is_of(pod, wanted)]
     running = [pod for pod in candidates if not pod.host_network]
+    if running and not account_exists:
+        return Denied(
+            Reason.NO_ACCOUNT,
+            f"service account {account} does not exist, though pod {running[0].name} runs as it "
+            f"on {wanted.node}; make it again, or delete the pod",
+        )
     if running:
         text = f"pod {running[0].namespace}/{running[0].name} runs on {wanted.node}"
         return Approved(str(wanted.identity), wanted.ttl, text)
@@ -136,7 +147,6 @@ def prove(wanted: Claim, pods: Sequence[Pod]) -> Approved | Denied:
             f"pod {candidates[0].namespace}/{candidates[0].name} uses the host's network, "
             "so the mesh carries nothing of it",
         )
-    account = f"{wanted.identity.namespace}/{wanted.identity.service_account}"
     return Denied(Reason.NO_POD, f"no pod of service account {account} runs on {wanted.node}")
 
 

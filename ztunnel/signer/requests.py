@@ -5,7 +5,8 @@
         \\--> Denied
     approved by somebody else, but not by our rules --> Failed
 
-Whoever approved it, the rules are asked before anything is signed, with pods as they are then.
+Whoever approved it, the rules are asked before anything is signed, with pods and accounts as they
+are then.
 May import this package and identity.
 """
 
@@ -54,7 +55,10 @@ class Requests:
 
     def _decide(self, csr: Csr) -> Approved | Denied:
         wanted = claim(asked(csr), self._terms)
-        return wanted if isinstance(wanted, Denied) else prove(wanted, self._cluster.pods(wanted))
+        if isinstance(wanted, Denied):
+            return wanted
+        exists = self._cluster.account_exists(wanted)
+        return prove(wanted, self._cluster.pods(wanted), account_exists=exists)
 
     def _refuse(self, csr: Csr, denied: Denied) -> None:
         if "Approved" in conditions(csr):  # the API server allows no Denied any more

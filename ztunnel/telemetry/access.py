@@ -10,8 +10,10 @@ plain is quoted with its control characters escaped. May import structlog, msgsp
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -73,14 +75,25 @@ def render_json(level: Level, event: str, fields: Fields) -> bytes:
 
 def render_console(level: Level, event: str, fields: Fields) -> bytes:
     """`time [level] event key=value ...`, keys in order."""
-    pairs = " ".join(f"{key}={_plain(value)}" for key, value in sorted(fields.items()))
-    return f"{_now()} [{level:9}] {event:30} {pairs}\n".encode()
+    pairs = " ".join([f"{key}={_plain(str(fields[key]))}" for key in _in_order(tuple(fields))])
+    return f"{_now()} [{level.ljust(9)}] {event.ljust(30)} {pairs}\n".encode()
 
 
-def _plain(value: object) -> str:
-    text = value if isinstance(value, str) else str(value)
+@lru_cache(maxsize=256)
+def _in_order(keys: tuple[str, ...]) -> list[str]:
+    return sorted(keys)
+
+
+@lru_cache(maxsize=4096)  # most of what a line says other lines have said
+def _plain(text: str) -> str:
     return text if text.isprintable() and _SPECIAL.isdisjoint(text) else ascii(text)
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    now = time.time()
+    return f"{_second(int(now))}.{str(int(now % 1 * 1e6)).zfill(6)}Z"
+
+
+@lru_cache(maxsize=1)
+def _second(now: int) -> str:
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S")

@@ -47,6 +47,11 @@ OWN: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "ztunnel_certificate_renewals": ("counter", "Certificates renewed.", ("identity",)),
     "ztunnel_certificates_failing": ("gauge", "Identities whose last renewal failed.", ()),
+    "ztunnel_certificates_withheld": (
+        "gauge",
+        "Identities whose service account does not exist.",
+        (),
+    ),
     "ztunnel_kernel_events": ("counter", "What the BPF programs count.", ("event",)),
     "ztunnel_udp_drops": (
         "counter",

@@ -20,7 +20,8 @@ from ztunnel.hbone.events import ConnectionFailed, DataReceived, RequestReceived
 from ztunnel.hbone.frames import END_HEADERS, END_STREAM, FrameType
 from ztunnel.hbone.settings import MAX_CONCURRENT_STREAMS
 from ztunnel.mesh.address import AddressError
-from ztunnel.mesh.inbound import Accept, Reject, check_connect
+from ztunnel.mesh.answers import Accept, Reject
+from ztunnel.mesh.inbound import check_connect
 from ztunnel.mesh.masque import format_target, parse_target
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol
 from ztunnel.mesh.ports import OURS

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
+from tests.pure.agent import captured
 from ztunnel.agent.discovery import Discovery, pod_uid_of
 from ztunnel.agent.processes import HostNamespaceError
 
@@ -36,29 +40,8 @@ NAMES = [
     ("system.slice", None),
 ]
 
-CAPTURED = Path(__file__).parent / "layouts"  # README.md says where from
-LAYOUTS = {
-    "lab": "kubepods/pod{uid}/pause",
-    "cgroupfs burstable": "kubepods/burstable/pod{uid}/0123abc",
-    "cgroupfs guaranteed": "kubepods/pod{uid}/0123abc",
-    "systemd containerd": (
-        "kubepods.slice/kubepods-burstable.slice/"
-        "kubepods-burstable-pod{under}.slice/cri-containerd-0123abc.scope"
-    ),
-    "cgroupfs crio": "kubepods/besteffort/pod{uid}/crio-0123abc",
-    "kind, cgroupfs": "kubelet/kubepods/burstable/pod{uid}/0123abc",
-    "kind in a hybrid host": (
-        "system.slice/docker-4567def.scope/kubelet.slice/kubelet-kubepods.slice/"
-        "kubelet-kubepods-pod{under}.slice/cri-containerd-0123abc.scope"
-    ),
-    "k3s": "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{under}.slice/0123abc",
-    "systemd crio": ("kubepods.slice/kubepods-pod{under}.slice/crio-0123abc.scope/container"),
-    "kind": (
-        "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/"
-        "kubelet-kubepods-besteffort-pod{under}.slice/cri-containerd-0123abc.scope"
-    ),
-    "procs in the pod's own directory": "kubepods/pod{uid}",
-}
+LAB = "kubepods/pod{uid}/pause"
+OWN = "kubepods/pod{uid}"  # processes in the pod's own directory
 
 
 class Host:
@@ -87,6 +70,15 @@ class Host:
         (directory / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
         return directory
 
+    def replay(self, node: Iterable[captured.Process]) -> None:
+        """Lay out a node as it was captured; a pod's namespace is called by its uid."""
+        path_of = attrgetter("cgroup2")
+        for path, group in groupby(sorted(node, key=path_of), path_of):
+            members = list(group)
+            self.container(path, *(one.pid for one in members))
+            for one in members:
+                self.process(one.pid, "host" if one.in_node else one.uid, start=one.pid)
+
     def inode(self, netns: str) -> tuple[int, int]:
         status = (self.proc.parent / f"netns-{netns}").stat()
         return status.st_dev, status.st_ino
@@ -113,24 +105,29 @@ def test_cgroup_name_gives_the_pod_uid(name: str, uid: str | None) -> None:
     assert pod_uid_of(name) == uid
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_namespace_is_found_in_every_layout(host: Host, layout: str) -> None:
+@pytest.mark.parametrize("layout", [LAB, OWN])
+def test_namespace_is_found_in_the_lab_and_where_no_container_has_a_cgroup(
+    host: Host, layout: str
+) -> None:
     host.process(42, "pod")
-    host.container(LAYOUTS[layout].format(uid=UID, under=UNDERSCORED), 42)
+    host.container(layout.format(uid=UID), 42)
     assert _inode(host) == host.inode("pod")
 
 
-@pytest.mark.parametrize("layout", ["containerd-cgroupfs-hybrid"])
-def test_namespace_is_found_as_a_real_node_has_it(host: Host, layout: str) -> None:
-    uids = set()
-    for number, process in enumerate(("pause", "app"), start=42):
-        host.process(number, "pod", start=number)
-        groups = (CAPTURED / f"{layout}.{process}").read_text("utf-8").splitlines()
-        path = next(line[4:] for line in groups if line.startswith("0::/"))
-        uids.add(pod_uid_of(host.container(path, number).parent.name))
-    (uid,) = uids
-    assert uid is not None
-    assert _inode(host, uid) == host.inode("pod")
+@pytest.mark.parametrize("layout", captured.NAMES)
+def test_every_pod_of_a_real_node_is_found(host: Host, layout: str) -> None:
+    node = captured.processes(layout)
+    host.replay(node)
+    pods = {one.uid: one for one in node if one.role in captured.CONTAINERS}
+    assert {one.pod for one in pods.values()} - {captured.WAITING} == captured.PODS
+    for uid, pod in pods.items():
+        if pod.in_node:  # the pod on the host's network; to who sees a node from outside it is not
+            assert pod.pod == captured.HOST_NETWORK
+            host.discovery.refresh([uid])
+            with pytest.raises(HostNamespaceError):
+                host.discovery.open(uid)
+        else:
+            assert _inode(host, uid) == host.inode(uid), pod
 
 
 def test_other_pods_and_daemons_are_not_mistaken_for_it(host: Host) -> None:
@@ -138,23 +135,6 @@ def test_other_pods_and_daemons_are_not_mistaken_for_it(host: Host) -> None:
     host.container(f"kubepods/pod{OTHER}/c", 42)
     host.container("system.slice/sshd.service", 42)
     assert _inode(host) is None
-
-
-@pytest.mark.parametrize(
-    "monitor",
-    [
-        f"kubepods.slice/kubepods-pod{UNDERSCORED}.slice/crio-conmon-0123abc.scope",
-        f"kubepods/pod{UID}/crio-conmon-0123abc",
-    ],
-)
-def test_crio_monitor_in_the_nodes_namespace_is_no_process_of_the_pod(
-    host: Host, monitor: str
-) -> None:
-    host.process(41, "host", start=90)
-    host.process(42, "pod", start=100)
-    host.container(monitor, 41)
-    host.container(monitor.replace("conmon-", ""), 42)
-    assert _inode(host) == host.inode("pod")
 
 
 def test_pod_without_processes_is_not_found_yet_and_is_later(host: Host) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.pure.agent import captured
 from tests.pure.agent.test_discovery import Host
 from ztunnel.agent import cri, cri_client
 from ztunnel.agent.cri import CriError, namespace_of
@@ -224,6 +225,24 @@ def test_known_pods_are_not_asked_for_again(world: World) -> None:
 )
 def test_verbose_status_is_read(info: str, expected: tuple[str, int]) -> None:
     assert namespace_of(info) == expected
+
+
+@pytest.mark.parametrize("layout", [name for name in captured.NAMES if captured.told(name)])
+def test_word_of_real_runtimes_is_read(layout: str) -> None:
+    """containerd tells a pid and binds the namespace too; CRI-O does only that."""
+    groups = {one.pid: one.cgroups for one in captured.processes(layout)}
+    told = captured.told(layout)
+    assert told.keys() == captured.PODS | {captured.WAITING}
+    for pod, answer in told.items():
+        netns, pid = namespace_of(answer.info)
+        assert answer.leads_to == ("pod" if pod != captured.HOST_NETWORK else _host(layout))
+        assert netns.startswith("/var/run/netns/") or answer.leads_to == "none"
+        assert bool(pid) == (not layout.startswith("crio"))
+        assert not pid or answer.sandbox in groups[pid]
+
+
+def _host(layout: str) -> str:
+    return "node" if layout.startswith("crio") else "none"
 
 
 @pytest.mark.parametrize(

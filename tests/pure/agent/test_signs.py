@@ -27,7 +27,8 @@ class World:
         self.marks: list[tuple[str, bool]] = []
         self.events: list[tuple[str, str]] = []
         self.fails = False
-        self.signs = Signs("n1", self.mirror, self, self)
+        self.withheld = ""
+        self.signs = Signs("n1", self.mirror, self, self, lambda _: self.withheld)
         self.now = 1000.0
 
     def pod(self, annotations: dict[str, str] | None = None, **spec: Any) -> Workload:
@@ -158,6 +159,30 @@ def test_a_problem_is_told_only_when_it_lasts() -> None:
     ((reason, message),) = world.events
     assert reason == "MeshCaptureFailed"
     assert "no process of the pod" in message
+
+
+def test_a_pod_whose_account_stays_away_is_told_of_with_the_mend() -> None:
+    world = World()
+    world.pods = [captured(world.pod({REDIRECTION: "enabled"}))]
+    world.withheld = "service account shop/default does not exist"
+    world.turn()
+    world.turn(PATIENCE / 2)
+    assert world.events == []
+    world.turn(PATIENCE / 2)
+    world.turn(PATIENCE)
+    ((reason, message),) = world.events
+    assert reason == "MeshCertificateWithheld"
+    assert message.startswith("service account shop/default does not exist: no certificate")
+    assert "make the account again" in message
+
+
+def test_a_pod_outside_the_mesh_needs_no_account() -> None:
+    world = World()
+    world.pod(hostNetwork=True)
+    world.withheld = "service account shop/default does not exist"
+    world.turn()
+    world.turn(2 * PATIENCE)
+    assert [reason for reason, _ in world.events] == ["MeshCaptureRefused"]
 
 
 def test_a_server_that_is_away_is_asked_again() -> None:

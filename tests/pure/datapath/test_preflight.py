@@ -83,6 +83,25 @@ def test_without_cgroup_v2_the_mend_is_named(tmp_path: Path) -> None:
         preflight.cgroup2_root(machine(tmp_path, ONLY_V1))
 
 
+@pytest.mark.parametrize(
+    ("init", "cgroup", "holds"),
+    [
+        ("0::/init.scope", "/sys/fs/cgroup", True),
+        ("0::/", "/sys/fs/cgroup", True),
+        ("0::/node1/system", "/sys/fs/cgroup/node1", True),
+        ("0::/init.scope", "/sys/fs/cgroup/node1", False),
+        ("0::/node10", "/sys/fs/cgroup/node1", False),
+        ("0::/../../init.scope", "/sys/fs/cgroup", False),
+        ("1:name=systemd:/", "/sys/fs/cgroup", False),
+    ],
+)
+def test_hooks_see_the_node_where_its_first_process_is_below_them(
+    tmp_path: Path, init: str, cgroup: str, holds: bool
+) -> None:
+    root = machine(tmp_path, PURE_V2, init=init)
+    assert preflight.holds_the_node(Path(cgroup), root) is holds
+
+
 def test_pin_directory_on_bpffs_is_recognised_before_it_exists(tmp_path: Path) -> None:
     found = preflight.bpffs(Path("/sys/fs/bpf/ztunnel"), machine(tmp_path, PURE_V2))
     assert found == preflight.BpfFs(mounted=True, point=Path("/sys/fs/bpf"))

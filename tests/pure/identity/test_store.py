@@ -79,6 +79,54 @@ def test_old_certificate_is_kept_while_the_signer_fails(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_withheld_certificate_is_used_but_not_renewed_until_it_may_be(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        got: list[KeyPair] = []
+        reasons = {WEB: ""}
+        signer = _flaky(tmp_path, 2)
+        store = Store(signer, got.append, withheld=reasons.__getitem__)
+        store.ensure(WEB)
+        await _until(lambda: bool(got))
+        reasons[WEB] = "no such account"
+        (status,) = store.statuses()
+        assert (status.state, status.last_error) == ("withheld", "no such account")
+        assert status.not_after == got[-1].not_after
+        asked = signer.calls
+        await _until(lambda: store.current() == [])  # it ends when it expires, not before
+        assert signer.calls == asked
+        reasons[WEB] = ""
+        await _until(lambda: len(got) > 1)
+        (status,) = store.statuses()
+        assert (status.state, status.last_error) == ("fresh", "")
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_certificate_never_asked_for_while_withheld_is_asked_for_at_once_after(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        got: list[KeyPair] = []
+        reasons = {WEB: "", DB: "no such account"}
+        signer = _flaky(tmp_path, 3600)
+        signer.broken = True
+        store = Store(signer, got.append, withheld=reasons.__getitem__)
+        store.ensure(WEB)
+        store.ensure(DB)
+        await _until(lambda: signer.calls >= 5)  # the next would come in 8 seconds
+        assert all(status.identity == WEB for status in store.statuses() if not status.last_error)
+        reasons[WEB] = "no such account"
+        await _until(lambda: store._entries[WEB].withheld != "")
+        signer.broken, reasons[WEB], reasons[DB] = False, "", ""
+        async with asyncio.timeout(4):
+            while {pair.identity for pair in got} != {WEB, DB}:
+                await asyncio.sleep(0.005)
+        await store.close()
+
+    asyncio.run(scenario())
+
+
 def test_forgotten_identity_is_not_renewed(tmp_path: Path) -> None:
     async def scenario() -> None:
         got: list[KeyPair] = []

@@ -12,9 +12,10 @@ import pytest
 from tests.pure.kube import objects
 from ztunnel.kube.fields import Object
 from ztunnel.kube.mirror import Mirror
+from ztunnel.mesh.answers import Passthrough, Refuse, Route
 from ztunnel.mesh.model import Endpoint, Service, SocketAddress, Workload
 from ztunnel.mesh.names import look_up
-from ztunnel.mesh.route import Passthrough, Refuse, Route, route
+from ztunnel.mesh.route import route
 from ztunnel.mesh.state import MeshState
 from ztunnel.resolver import message
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from ztunnel.kube.mirror import Mirror
-from ztunnel.kube.trim import Trimmer
+from ztunnel.kube.trim import NAME, Trimmer
 
 POD: dict[str, Any] = {
     "apiVersion": "v1",
@@ -102,6 +102,16 @@ def test_what_is_not_read_is_gone() -> None:
     }
     assert "managedFields" not in kept["metadata"]
     assert len(json.dumps(kept)) < 1000
+
+
+def test_of_an_account_the_name_is_kept() -> None:
+    metadata = {"name": "web", "namespace": "shop", "resourceVersion": "7"}
+    more = {"uid": "u", "labels": {"a": "b"}, "annotations": {"istio.io/a": "b"}}
+    account = {"kind": "ServiceAccount", "metadata": metadata | more, "secrets": [{"name": "s"}]}
+    expected = {"kind": "ServiceAccount", "apiVersion": "v1", "metadata": metadata}
+    assert trimmed(account) == expected
+    body = json.dumps({"metadata": {}, "items": [account]}).encode()
+    assert Trimmer("ServiceAccount").page(body).items == [{NAME: "shop/web"}]
 
 
 def test_version_stays_for_a_watch_to_go_on_from() -> None:

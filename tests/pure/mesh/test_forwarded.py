@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.pure.mesh.builders import addresses, ports
+from ztunnel.mesh import forwarded
 from ztunnel.mesh.forwarded import (
     MAX_FORWARDED,
     Forwarded,
@@ -102,3 +103,11 @@ def test_header_beyond_the_limit_is_refused_whatever_it_says() -> None:
     assert parse_forwarded(fits) == Forwarded(CLIENT)
     with pytest.raises(ForwardedError, match="513 bytes; limit 512"):
         parse_forwarded(said + b"a" * (MAX_FORWARDED - len(said)) + b'"')
+
+
+@given(addresses, ports, st.text(alphabet='web.shop;host=",/ ', max_size=30))
+def test_the_short_way_reads_what_the_long_way_reads(ip: str, port: int, rest: str) -> None:
+    for text in (f'for="{SocketAddress(ip, port)}"{rest}', f'for="{ip}";host={rest}'):
+        short = forwarded._ours(text)
+        if short:
+            assert short == forwarded._pairs(text)

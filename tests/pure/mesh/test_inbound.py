@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.pure.mesh.builders import PLAIN, addresses, mapped, mesh, ports, workload
+from ztunnel.mesh.answers import Accept, Reject
 from ztunnel.mesh.forwarded import format_forwarded
-from ztunnel.mesh.inbound import Accept, Reject, check_connect, check_plain
+from ztunnel.mesh.inbound import check_connect, check_plain
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.ports import OURS
 

@@ -21,9 +21,10 @@ from tests.pure.mesh.builders import (
     service,
     workload,
 )
+from ztunnel.mesh.answers import Hbone, Passthrough, Refuse, Route
 from ztunnel.mesh.model import Endpoint, Service, ServicePort, SocketAddress
 from ztunnel.mesh.ports import OURS
-from ztunnel.mesh.route import Hbone, Passthrough, Refuse, Route, route, route_udp
+from ztunnel.mesh.route import MOST_KNOWN, route, route_udp
 from ztunnel.mesh.state import MeshState
 
 ALMOST_ONE = math.nextafter(1.0, 0.0)
@@ -304,3 +305,22 @@ def test_datagrams_go_to_the_mesh_only(destination: str, wanted: str) -> None:
     else:
         assert str(decision.authority) == wanted
         assert decision.service == ("" if ip != "10.96.0.1" else WEB.hostname or WEB.key)
+
+
+@given(st.integers(0, 2**53 - 1).map(lambda n: n / 2**53))
+def test_an_answer_is_one_object_until_the_mesh_changes(chance: float) -> None:
+    change = Mesh().put(CLIENT, MESHED, OTHER, WEB)
+    for asked in (SocketAddress("10.244.2.2", 5000), SocketAddress("10.96.0.1", 80)):
+        first = route(change.state, CLIENT, asked, chance)
+        assert route(change.state, CLIENT, asked, chance) is first
+        change.put(PLAIN_POD)
+        second = route(change.state, CLIENT, asked, chance)
+        assert second == first
+        assert second is not first
+
+
+def test_answers_are_remembered_within_bounds() -> None:
+    change = Mesh().put(CLIENT, MESHED)
+    for port in range(1, MOST_KNOWN + 100):
+        route(change.state, CLIENT, SocketAddress("192.0.2.1", port), 0.0)
+    assert len(change.state.ways) <= MOST_KNOWN

@@ -5,55 +5,21 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import pytest
 
+from tests.pure.proxy.wire import Owner, Wire
 from ztunnel.hbone.connection import Connection, Role
-from ztunnel.hbone.events import DataReceived, RequestReceived
+from ztunnel.hbone.events import DataReceived
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.proxy.buffers import BUFFER_SIZE, Buffer, BufferPool
+from ztunnel.proxy.buffers import BUFFER_SIZE, BufferPool
 from ztunnel.proxy.loop import READ, Loop
+from ztunnel.proxy.record import Direction, Record
 from ztunnel.proxy.relay import WATCH, StreamRelay
-from ztunnel.proxy.report import Direction, Record, party
+from ztunnel.proxy.report import party
 from ztunnel.proxy.tunnel import Tunnel
 
 CONNECT = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80")]
-
-
-@dataclass
-class Wire:
-    """Stands for the TLS session: takes every write, or keeps it while it is `stuck`."""
-
-    sock: socket.socket
-    written: list[bytes] = field(default_factory=list)
-    kept: list[bytes] = field(default_factory=list)
-    stuck: bool = False
-    end: str = ""
-
-    @property
-    def pending(self) -> bool:
-        return bool(self.kept)
-
-    def read_into(self, buffer: Buffer) -> int:
-        return 0
-
-    def write(self, buffer: Buffer, length: int) -> bool:
-        assert not self.pending, "written before what waits was flushed"
-        self.kept.append(bytes(buffer.view[:length]))
-        return self.flush()
-
-    def flush(self) -> bool:
-        if not self.stuck:
-            self.written += self.kept
-            self.kept = []
-        return not self.kept
-
-
-class Owner:
-    def on_request(self, tunnel: Tunnel, request: RequestReceived) -> None: ...
-    def on_capacity(self, tunnel: Tunnel) -> None: ...
-    def on_closed(self, tunnel: Tunnel, reason: str) -> None: ...
 
 
 class Side:

@@ -10,6 +10,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from unittest import mock
 
 import h2.events
 import pytest
@@ -19,7 +20,9 @@ from tests.pure.proxy.conftest import Pair
 from tests.pure.proxy.h2client import Http2Client, tls_context
 from tests.pure.proxy.harness import DEADLINE, wait_for
 from ztunnel.link.messages import Certificate
-from ztunnel.proxy import handshake, tunnel
+from ztunnel.proxy import handshake, tls, tunnel
+
+DATA, GOAWAY = 0x0, 0x7  # frame types, RFC 9113
 
 
 def client(pair: Pair, certificate: Certificate | None = None, alpn: str = "h2") -> Http2Client:
@@ -284,6 +287,40 @@ def test_peer_that_answers_no_ping_is_closed(pair: Pair, monkeypatch: pytest.Mon
         server = pair.app.accept()
         with pytest.raises(ConnectionResetError):
             server.recv(1)  # the client reads no more, so it answers no PING
+
+
+def test_tunnel_of_a_client_whose_certificate_expired_takes_nothing_new(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnel, "PING_INTERVAL", 0.05)
+    with client(pair) as peer:
+        stream = peer.connect(str(pair.app.address))
+        assert peer.status(stream) == 200
+        server = pair.app.accept()
+        two_days_on = mock.Mock(time=lambda: time.time() + 48 * 3600)
+        monkeypatch.setattr(tls, "time", two_days_on)
+        wait_for_frame(peer.sock, GOAWAY)
+        server.sendall(b"still here")  # what was let in goes on
+        assert wait_for_frame(peer.sock, DATA) == b"still here"
+        server.close()
+
+
+def wait_for_frame(sock: ssl.SSLSocket, kind: int) -> bytes:
+    """The payload of the next frame of a type; h2 itself would read nothing after GOAWAY."""
+    while True:
+        head = exactly(sock, 9)
+        payload = exactly(sock, int.from_bytes(head[:3], "big"))
+        if head[3] == kind:
+            return payload
+
+
+def exactly(sock: ssl.SSLSocket, count: int) -> bytes:
+    read = b""
+    while len(read) < count:
+        more = sock.recv(count - len(read))
+        assert more, "closed by the proxy"
+        read += more
+    return read
 
 
 def test_agent_is_told_once_of_whom_we_let_in(pair: Pair) -> None:

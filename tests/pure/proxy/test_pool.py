@@ -64,6 +64,19 @@ def test_resumed_session_ends_with_the_peers_certificate(
     dial_is_reset(pair)
 
 
+def test_tunnel_is_not_joined_once_the_peers_certificate_has_expired(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ztunnel.proxy.tunnel.PING_INTERVAL", 0.05)
+    ping(pair)
+    old = only_tunnel(pair)
+    with monkeypatch.context() as later:
+        later.setattr(tls, "time", mock.Mock(time=lambda: time.time() + 48 * 3600))
+        wait_for(lambda: old.retired and old.closed, "the tunnel ends")
+    ping(pair)
+    assert only_tunnel(pair) is not old
+
+
 def test_next_tunnel_is_made_before_the_last_is_full(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

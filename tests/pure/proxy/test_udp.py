@@ -17,6 +17,8 @@ from ztunnel.hbone.settings import POOL_STREAMS
 from ztunnel.link.messages import MeshDelta, NoUdp, PodRemoved
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol
 from ztunnel.proxy import flows as flows_module
+from ztunnel.proxy.key import Key
+from ztunnel.proxy.pool import Source, Taker
 from ztunnel.proxy.tunnel import Tunnel
 from ztunnel.proxy.udp import PodUdp
 
@@ -166,18 +168,23 @@ def test_a_proxy_without_connect_udp_is_told_of(
     ready: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = ready.a, ready.b
-    made = a.context.pool.acquire
+    pool = a.context.pool
 
-    def silent(*args: object, **options: object) -> None:
-        key, source, taker = args
+    class Silent:
+        """The pool, of tunnels whose peers say nothing of connect-udp."""
 
-        def took(tunnel: object, reason: str) -> None:
-            tunnel.connection._peer.extended_connect = False  # type: ignore[attr-defined]
-            taker(tunnel, reason)  # type: ignore[operator]
+        def __getattr__(self, name: str) -> object:
+            return getattr(pool, name)
 
-        made(key, source, took, **options)  # type: ignore[arg-type]
+        def acquire(self, key: Key, source: Source, taker: Taker, *, settled: bool = False) -> None:
+            def took(tunnel: Tunnel | None, reason: str) -> None:
+                assert tunnel is not None
+                tunnel.connection._peer.extended_connect = False
+                taker(tunnel, reason)
 
-    monkeypatch.setattr(a.context.pool, "acquire", silent)
+            pool.acquire(key, source, took, settled=settled)
+
+    monkeypatch.setattr(a.context, "pool", Silent())
     with app(a) as (client, here), app(b) as (_, there):
         client.sendto(b"x", a.udp_to(there))
         wait_for(lambda: a.agent.silent, "news for the agent")

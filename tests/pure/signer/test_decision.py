@@ -39,9 +39,11 @@ def _csr(identity: str) -> bytes:
     return new_request(identity).csr_pem
 
 
-def _decide(asked: Asked, *pods: Pod) -> Approved | Denied:
+def _decide(asked: Asked, *pods: Pod, account_exists: bool = True) -> Approved | Denied:
     wanted = claim(asked, TERMS)
-    return wanted if isinstance(wanted, Denied) else prove(wanted, pods)
+    if isinstance(wanted, Denied):
+        return wanted
+    return prove(wanted, pods, account_exists=account_exists)
 
 
 def test_agent_gets_what_a_pod_of_its_node_is() -> None:
@@ -145,4 +147,12 @@ def test_only_a_matching_pod_ever_proves_a_claim(found: list[Pod]) -> None:
         and pod.phase not in ("Succeeded", "Failed")
         and not pod.host_network
     ]
-    assert isinstance(prove(wanted, found), Approved) == bool(matching)
+    assert isinstance(prove(wanted, found, account_exists=True), Approved) == bool(matching)
+    assert isinstance(prove(wanted, found, account_exists=False), Denied)
+
+
+def test_a_pod_that_outlives_its_account_proves_nothing() -> None:
+    denied = _decide(GOOD, POD, account_exists=False)
+    assert isinstance(denied, Denied)
+    assert denied.reason is Reason.NO_ACCOUNT
+    assert "service account shop/web does not exist, though pod web-1 runs" in denied.message

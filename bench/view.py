@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a kind costs the agent's view of a large cluster: memory and CPU, with it and without it.
+
+    python bench/scale.py --keep DIR                    # once: what an API server said
+    python bench/view.py --replay DIR [--kind ServiceAccount] [--rounds 3]
+
+A process of its own lists and watches all that an agent does, and is then looked at; no kernel, no
+workers, no root. In turns with and without the kind. May import bench.recording, ztunnel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.recording import Replay
+from bench.rig import NODE
+from ztunnel.kube.access import Access
+from ztunnel.kube.api import ApiSource, granted
+from ztunnel.kube.mirror import Mirror
+
+SETTLE = 2.0  # seconds after the last list
+
+
+async def look(kubeconfig: Path, without: str) -> dict[str, float]:
+    """Follow the server; resident MB and CPU seconds when all is listed."""
+    kinds = [kind for kind in granted(NODE) if kind.kind != without]
+    source = ApiSource(Access(kubeconfig), kinds, Mirror("td", "c"), lambda: None)
+    following = asyncio.create_task(source.run())
+    wanted = {kind.kind for kind in kinds if not kind.optional}
+    while any(source.view()["lists"][kind] == 0 for kind in wanted) or not source.synced.is_set():
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(SETTLE)
+    gc.collect()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    resident = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+    following.cancel()
+    return {"mb": round(resident / 1024, 1), "cpu_s": round(time.process_time(), 2)}
+
+
+def measured(kubeconfig: Path, without: str) -> Any:
+    argv = [sys.executable, __file__, "--look", kubeconfig, "--kind", without]
+    said = subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout
+    return json.loads(said.splitlines()[-1])  # after its log
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--replay", type=Path, metavar="DIR", help="a recording of bench/scale.py")
+    parser.add_argument("--kind", default="ServiceAccount")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--look", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.look is not None:
+        print(json.dumps(asyncio.run(look(args.look, args.kind))))
+        return
+    if args.replay is None:
+        raise SystemExit("view: needs --replay")
+    results: dict[str, list[Any]] = {"with": [], "without": []}
+    with (
+        tempfile.TemporaryDirectory(prefix="zt-view-") as made,
+        Replay(args.replay, Path(made) / "replay", NODE) as replay,
+    ):
+        for _ in range(args.rounds):
+            results["with"].append(measured(replay.kubeconfig, ""))
+            results["without"].append(measured(replay.kubeconfig, args.kind))
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cluster's DNS as clusters have it: CoreDNS behind the service `kube-dns`, whose address the
+kubelet writes into pods' resolv.conf."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.node.objects import account, metadata
+from tests.node.settings import CLUSTER_DNS, CLUSTER_DOMAIN
+
+IMAGE = "localhost/coredns:test"
+SPACE, NAME = "kube-system", "coredns"
+ELSEWHERE, ADDRESS = "www.example.test", "192.0.2.7"  # a host outside, and what it resolves to
+_COREFILE = f"""
+.:53 {{
+    errors
+    ready
+    kubernetes {CLUSTER_DOMAIN} in-addr.arpa {{
+        pods insecure
+    }}
+    hosts {{
+        {ADDRESS} {ELSEWHERE}
+        fallthrough
+    }}
+    cache 5
+}}
+"""
+_LABELS = {"k8s-app": "kube-dns"}
+
+
+def objects() -> list[dict[str, Any]]:
+    """All of it, of the shape that kubeadm installs; its rights are of what the plugin reads."""
+    rules = [
+        {
+            "apiGroups": [""],
+            "resources": ["services", "pods", "namespaces"],
+            "verbs": ["list", "watch"],
+        },
+        {
+            "apiGroups": ["discovery.k8s.io"],
+            "resources": ["endpointslices"],
+            "verbs": ["list", "watch"],
+        },
+    ]
+    rbac = "rbac.authorization.k8s.io"
+    role = {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", **metadata(NAME), "rules": rules}
+    binding = {
+        "apiVersion": f"{rbac}/v1",
+        "kind": "ClusterRoleBinding",
+        **metadata(NAME),
+        "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": NAME},
+        "subjects": [{"kind": "ServiceAccount", "name": NAME, "namespace": SPACE}],
+    }
+    config = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        **metadata(NAME, SPACE),
+        "data": {"Corefile": _COREFILE},
+    }
+    return [account(NAME, SPACE), role, binding, config, _deployment(), _service()]
+
+
+def _deployment() -> dict[str, Any]:
+    container = {
+        "name": NAME,
+        "image": IMAGE,
+        "args": ["-conf", "/etc/coredns/Corefile"],
+        "readinessProbe": {"httpGet": {"path": "/ready", "port": 8181}, "periodSeconds": 1},
+        "volumeMounts": [{"name": "config", "mountPath": "/etc/coredns"}],
+    }
+    pod = {
+        "metadata": {"labels": _LABELS},
+        "spec": {
+            "serviceAccountName": NAME,
+            "dnsPolicy": "Default",
+            "containers": [container],
+            "volumes": [{"name": "config", "configMap": {"name": NAME}}],
+        },
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        **metadata(NAME, SPACE),
+        "spec": {"selector": {"matchLabels": _LABELS}, "template": pod},
+    }
+
+
+def _service() -> dict[str, Any]:
+    ports = [{"name": f"dns-{way.lower()}", "port": 53, "protocol": way} for way in ("UDP", "TCP")]
+    spec = {"clusterIP": CLUSTER_DNS, "selector": _LABELS, "ports": ports}
+    return {"apiVersion": "v1", "kind": "Service", **metadata("kube-dns", SPACE), "spec": spec}

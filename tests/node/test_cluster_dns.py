@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names as pods of a cluster use them: the kubelet's resolv.conf, CoreDNS, and our capture."""
+
+from __future__ import annotations
+
+import urllib.request
+from functools import partial
+
+import pytest
+
+from tests.cluster.mesh import until
+from tests.node import cluster_dns
+from tests.node.conftest import PATIENCE
+from tests.node.market import INSIDE, OUTSIDE, cluster_ip
+from tests.node.nodes import SERVICE, Nodes
+from tests.node.objects import GREETING
+from tests.node.pods import ask, run_in
+from tests.node.settings import CLUSTER_DNS, CLUSTER_DOMAIN
+from tests.system.scrape import Page
+
+SIDES = (INSIDE, OUTSIDE)
+_RESOLVE = "import socket, sys; print(socket.gethostbyname(sys.argv[1]))"
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def named(market: Nodes) -> Nodes:
+    """With a DNS that is ready and knows the market."""
+    market.server.apply(*cluster_dns.objects())
+    words = ("-n", cluster_dns.SPACE, "rollout", "status", "deployment", cluster_dns.NAME)
+    until(lambda: market.server.try_kubectl(*words, "--timeout=50s").returncode == 0, "CoreDNS")
+    known = partial(ask, market, OUTSIDE, "client", f"far.{INSIDE}")
+    until(lambda: known() == GREETING, "names are known", within=PATIENCE)
+    return market
+
+
+@pytest.mark.parametrize("here", SIDES)
+def test_pods_ask_the_dns_that_the_kubelet_tells_them(named: Nodes, here: str) -> None:
+    domains = (f"{here}.svc.{CLUSTER_DOMAIN}", f"svc.{CLUSTER_DOMAIN}", CLUSTER_DOMAIN)
+    told = run_in(named, here, "client", "cat", "/etc/resolv.conf").splitlines()
+    wanted = ["search " + " ".join(domains), f"nameserver {CLUSTER_DNS}", "options ndots:5"]
+    assert sorted(told) == sorted(wanted)
+
+
+@pytest.mark.parametrize("there", SIDES)
+@pytest.mark.parametrize("here", SIDES)
+def test_services_have_their_names_on_both_sides(named: Nodes, here: str, there: str) -> None:
+    address = cluster_ip(named, there, "far")
+    names = [f"far.{there}", f"far.{there}.svc", f"far.{there}.svc.{CLUSTER_DOMAIN}."]
+    for name in [*names, "far"] if here == there else names:
+        assert _resolved(named, here, name) == address, name
+    assert ask(named, here, "client", f"far.{there}") == GREETING
+
+
+@pytest.mark.parametrize("here", SIDES)
+def test_other_names_are_the_dns_to_answer(named: Nodes, here: str) -> None:
+    assert _resolved(named, here, "kubernetes.default") == SERVICE
+    assert _resolved(named, here, cluster_dns.ELSEWHERE) == cluster_dns.ADDRESS
+
+
+def test_queries_of_the_mesh_are_answered_by_it_or_passed_on(named: Nodes) -> None:
+    before = _counted(named)
+    assert _resolved(named, INSIDE, f"far.{INSIDE}")
+    assert _resolved(named, INSIDE, cluster_dns.ELSEWHERE)
+    for outcome in ("mesh", "forwarded"):
+        until(partial(_has_grown, named, before, outcome), f"{outcome} is counted")
+
+
+def _has_grown(cluster: Nodes, before: dict[str, float], outcome: str) -> bool:
+    return _counted(cluster).get(outcome, 0) > before.get(outcome, 0)
+
+
+def _resolved(cluster: Nodes, space: str, name: str) -> str:
+    return run_in(cluster, space, "client", "python3", "-c", _RESOLVE, name)
+
+
+def _counted(cluster: Nodes) -> dict[str, float]:
+    """Queries of the clients' node that came to the mesh, by what became of them."""
+    url = f"http://{cluster.machines[0].address}:15020/metrics"
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        page = Page(answer.read().decode())
+    found: dict[str, float] = {}
+    for sample in page.matching("ztunnel_dns_queries_total"):
+        outcome = sample.labels["outcome"]
+        found[outcome] = found.get(outcome, 0) + sample.value
+    return found

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Services beside the mesh: a real kube-proxy makes their addresses, and enrolled pods use ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tests.cluster.mesh import until
+from tests.node.conftest import PATIENCE
+from tests.node.market import INSIDE, OUTSIDE, SERVERS, cluster_ip, node_port
+from tests.node.nodes import CONTROL, PORT, SERVICE, Nodes
+from tests.node.objects import AMBIENT, GREETING, metadata
+from tests.node.pods import MARK, ask, connections, is_captured, pod, requests, run_in
+from tests.system.scrape import Page
+
+CLIENT_ID, FAR_ID = (f"spiffe://cluster.local/ns/{INSIDE}/sa/{name}" for name in ("client", "far"))
+# asks the API server by its service's address, as client libraries do
+_ASK_API = """
+import os, ssl, urllib.request
+place = "/var/run/secrets/kubernetes.io/serviceaccount/"
+host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+request = urllib.request.Request(f"https://{host}:{port}/version")
+request.add_header("Authorization", "Bearer " + open(place + "token").read())
+tls = ssl.create_default_context(cafile=place + "ca.crt")
+print(host, urllib.request.urlopen(request, context=tls, timeout=5).status)
+"""
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.mark.parametrize("way", ["tcp", "udp"])
+@pytest.mark.parametrize("target", SERVERS)
+@pytest.mark.parametrize("there", [INSIDE, OUTSIDE])
+@pytest.mark.parametrize("here", [INSIDE, OUTSIDE])
+def test_services_are_reached_on_both_sides_and_across(
+    market: Nodes, here: str, there: str, target: str, way: str
+) -> None:
+    host = cluster_ip(market, there, target)
+    assert ask(market, here, "client", host, udp=way == "udp") == GREETING
+
+
+def test_pods_of_the_mesh_reach_a_service_by_mutual_tls(market: Nodes) -> None:
+    assert ask(market, INSIDE, "client", cluster_ip(market, INSIDE, "far")) == GREETING
+    for line in until(partial(_to_service, market, "far"), "the connection in the log"):
+        assert line["dst.identity"] == FAR_ID
+        assert line["dst.hbone_addr"]
+
+
+def _to_service(cluster: Nodes, name: str) -> list[dict[str, Any]]:
+    service = f"{name}.{INSIDE}.svc.cluster.local"
+    lines = connections(cluster, CLIENT_ID)
+    return [line for line in lines if line.get("dst.service") == service]
+
+
+@pytest.mark.parametrize("way", ["tcp", "udp"])
+def test_metrics_tell_what_was_encrypted(market: Nodes, way: str) -> None:
+    for there in (INSIDE, OUTSIDE):
+        host = cluster_ip(market, there, "far")
+        assert ask(market, INSIDE, "client", host, udp=way == "udp") == GREETING
+    until(partial(_opened, market, way, INSIDE, "mutual_tls"), "an encrypted one is counted")
+    assert not _opened(market, way, INSIDE, "unknown")
+    assert not _opened(market, way, OUTSIDE, "mutual_tls")
+
+
+def _opened(cluster: Nodes, way: str, there: str, security: str) -> float:
+    """Connections of the client in the mesh to a server on the other node, as its node counts."""
+    url = f"http://{cluster.machines[0].address}:15020/metrics"
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        page = Page(answer.read().decode())
+    return page.total(
+        "istio_tcp_connections_opened_total",
+        reporter="source",
+        request_protocol=way,
+        source_workload_namespace=INSIDE,
+        destination_workload="far",
+        destination_workload_namespace=there,
+        connection_security_policy=security,
+    )
+
+
+@pytest.mark.parametrize("space", [INSIDE, OUTSIDE])
+def test_api_server_is_reached_by_its_service(market: Nodes, space: str) -> None:
+    words = ("get", "endpointslices", "kubernetes", "-o", "json")
+    known = json.loads(market.server.kubectl(*words))
+    assert [each["addresses"] for each in known["endpoints"]] == [[CONTROL]]
+    assert [each["port"] for each in known["ports"]] == [PORT]
+    assert run_in(market, space, "client", "python3", "-c", _ASK_API) == f"{SERVICE} 200"
+
+
+@pytest.mark.parametrize("node", [0, 1])
+@pytest.mark.parametrize("target", SERVERS)
+def test_node_port_leads_from_outside_into_the_mesh(market: Nodes, target: str, node: int) -> None:
+    port = node_port(market, INSIDE, target)
+    assert _from_outside(market.machines[node].address, port) == GREETING
+
+
+def _from_outside(node: str, port: int) -> str:
+    """What somebody is answered who is not of the cluster, as is the test in its namespace."""
+    try:
+        with urllib.request.urlopen(f"http://{node}:{port}/", timeout=5) as answer:
+            return str(answer.read().decode())
+    except OSError as error:
+        return repr(error)
+
+
+def test_services_may_enter_and_leave_the_mesh_under_requests(market: Nodes) -> None:
+    host = cluster_ip(market, INSIDE, "far")
+    (mode, ambient), none = *AMBIENT.items(), "none"
+    with (
+        requests(market, INSIDE, "client", host) as inside,
+        requests(market, OUTSIDE, "client", host) as outside,
+    ):
+        for wanted in (none, ambient, none, ambient):
+            counts = [len(answers) + 20 for answers in (inside, outside)]
+            market.server.kubectl("label", "--overwrite", "ns", INSIDE, f"{mode}={wanted}")
+            for name in ("client", "far"):
+                until(partial(_is_in, market, name, wanted == ambient), f"{name} follows")
+            until(lambda: len(inside) > counts[0] and len(outside) > counts[1])  # noqa: B023
+    for answers in (inside, outside):
+        failed = [(each, said) for each, said in enumerate(answers) if said != GREETING]
+        assert failed == [], f"of {len(answers)}: {failed}\n{market.told()}"
+
+
+def _is_in(cluster: Nodes, name: str, wanted: bool) -> bool:
+    if wanted:
+        return is_captured(cluster, INSIDE, name)
+    return not pod(cluster, INSIDE, name)["metadata"].get("annotations", {}).get(MARK)
+
+
+def test_kube_proxy_changes_its_own_node_only(market: Nodes) -> None:
+    for machine in market.machines:
+        assert "table ip kube-proxy" in machine.run("nft", "list", "tables")
+        log = (machine.directory / "kube-proxy.log").read_text()
+        assert "Using nftables Proxier" in log
+        assert "Set sysctl" not in log
+    elsewhere = ["nsenter", f"--net=/proc/{os.getppid()}/ns/net", "nft", "list", "tables"]
+    done = subprocess.run(elsewhere, capture_output=True, text=True, check=True, timeout=20)
+    assert "kube-proxy" not in done.stdout
+
+
+@pytest.fixture(scope="module")
+def strict(market: Nodes) -> Iterator[Nodes]:
+    """Nobody gets in in plaintext."""
+    policy = {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "PeerAuthentication",
+        **metadata("strict", INSIDE),
+        "spec": {"mtls": {"mode": "STRICT"}},
+    }
+    host = cluster_ip(market, INSIDE, "far")
+    market.server.apply(policy)
+    until(lambda: "reset" in ask(market, OUTSIDE, "client", host), "it holds", within=PATIENCE)
+    yield market
+    market.server.kubectl("delete", "peerauthentication", "-n", INSIDE, "strict")
+    until(lambda: ask(market, OUTSIDE, "client", host) == GREETING, "it is gone", within=PATIENCE)
+
+
+def test_strict_takes_mutual_tls_only_through_a_service(strict: Nodes) -> None:
+    host = cluster_ip(strict, INSIDE, "far")
+    assert "reset" in ask(strict, OUTSIDE, "client", host)
+    assert ask(strict, INSIDE, "client", host) == GREETING
+
+
+@pytest.mark.parametrize("node", [0, 1])
+@pytest.mark.parametrize("target", SERVERS)
+def test_strict_refuses_what_comes_by_any_nodes_port(strict: Nodes, target: str, node: int) -> None:
+    """At the own node of the pod too, where kube-proxy gives it the address that probes have."""
+    port = node_port(strict, INSIDE, target)
+    assert "reset" in _from_outside(strict.machines[node].address, port)
+    assert is_captured(strict, INSIDE, target)  # its probes pass

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""containerd and CRI-O, with either cgroup driver, under a real kubelet: their pods are found.
+
+Nodes without an API server (tests/node/bare): with systemd's driver their first process is a real
+systemd. What finds the pods runs on the node, as an agent does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.cluster.mesh import until
+from tests.cluster.server import ROOT, assets
+from tests.node.bare.node import Node, apart
+from tests.node.bare.pods import PODS, name_of
+from tests.node.bare.runtimes import CGROUPFS, CONTAINERD, CRIO, SYSTEMD
+from ztunnel.agent.cri import CriError
+from ztunnel.agent.runtime import dialler
+
+PATIENCE = 100.0  # seconds for what a kubelet does
+NODES = [(runtime, driver) for runtime in (CONTAINERD, CRIO) for driver in (CGROUPFS, SYSTEMD)]
+CAPTURED = ["guaranteed", "burstable", "besteffort", "static"]
+
+pytestmark = pytest.mark.timeout(200)
+
+
+@dataclass(frozen=True)
+class Found:
+    """By pod's name, where each way leads: an inode, "node", or None; `true` is the app's own."""
+
+    runtime: str
+    true: dict[str, int]
+    by_cgroup: dict[str, int | str | None]
+    by_runtime: dict[str, int | str | None]
+
+
+@pytest.fixture(
+    scope="module", params=NODES, ids=[f"{runtime.name}-{driver}" for runtime, driver in NODES]
+)
+def found(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Found]:
+    """Of a node whose runtime knows all pods, and whose containers run."""
+    if not (assets() / "kubelet").exists():
+        pytest.skip("no kubelet; unset KUBEBUILDER_ASSETS to build one")
+    with apart(tmp_path_factory.mktemp("bare"), *request.param) as node:
+        try:
+            until(lambda: node.runs() and len(_uids(node)) == len(PODS), within=PATIENCE)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{node.logs()}") from error
+        yield _find(node)
+
+
+def _uids(node: Node) -> set[str]:
+    """Of all pods that the runtime knows; empty while it does not answer."""
+    try:
+        runtime = dialler(str(node.runtime.socket), node.root)()
+        try:
+            return set(runtime.sandboxes())
+        finally:
+            runtime.close()
+    except CriError:
+        return set()
+
+
+def _find(node: Node) -> Found:
+    uids = sorted(_uids(node))
+    words = ("env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "tests.node.bare.finding", *uids)
+    ways = json.loads(node.run(*words))
+    named = {way: {name_of(uid): where for uid, where in ways[way].items()} for way in ways}
+    true = {
+        name_of(uid): int(one.netns.removeprefix("net:[").removesuffix("]"))
+        for uid in uids
+        for one in node.processes().values()
+        if one.role == "app" and one.is_of(uid)
+    }
+    return Found(node.runtime.name, true, named["cgroup"], named["runtime"])
+
+
+@pytest.mark.parametrize("pod", CAPTURED)
+def test_cgroup_and_runtime_lead_to_the_namespace_of_the_app(found: Found, pod: str) -> None:
+    assert found.by_cgroup[pod] == found.true[pod]
+    assert found.by_runtime[pod] == found.true[pod]
+
+
+def test_pod_in_the_nodes_namespace_is_refused_either_way(found: Found) -> None:
+    assert found.by_cgroup["hostnetwork"] == found.by_runtime["hostnetwork"] == "node"
+
+
+def test_runtime_knows_a_pod_before_its_containers_are_there(found: Found) -> None:
+    told = found.by_runtime["waiting"]
+    assert isinstance(told, int)
+    assert told not in found.true.values()
+    # CRI-O starts no process for the sandbox, so that the cgroup leads nowhere yet
+    assert found.by_cgroup["waiting"] == (None if found.runtime == "crio" else told)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A test run that is ended takes down what it made."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import conftest
+
+SUITE = """
+import pathlib, signal, pytest
+
+@pytest.fixture(scope="session")
+def lab():
+    made = pathlib.Path("made")
+    made.touch()
+    yield made
+    pathlib.Path("going").touch()
+    signal.raise_signal(signal.SIGTERM)  # somebody is impatient
+    made.unlink()
+
+def test_takes_long(lab):
+    print("begun", flush=True)
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("number", conftest.ENDS)
+def test_signal_ends_a_run_in_order(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "conftest.py").write_text(Path(conftest.__file__).read_text())
+    (tmp_path / "test_it.py").write_text(SUITE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "test_it.py"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    with process.stdout as out:
+        for line in out:
+            if "begun" in line:
+                break
+        process.send_signal(number)
+        said = out.read()
+    assert process.wait(30) == pytest.ExitCode.INTERRUPTED, said
+    assert (tmp_path / "going").exists(), said
+    assert not (tmp_path / "made").exists(), said
