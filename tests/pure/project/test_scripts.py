@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file())
+FILES = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file())
+SCRIPTS = [path for path in FILES if not path.suffix]
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci/run"], ids=lambda path: path.name)
@@ -20,6 +21,15 @@ def test_script_is_executable_and_parses(script: Path) -> None:
     interpreter = script.read_text(encoding="utf-8").splitlines()[0].removeprefix("#!")
     assert interpreter in ("/bin/bash", "/bin/sh")
     subprocess.run([interpreter, "-n", str(script)], check=True, timeout=20)
+
+
+@pytest.mark.parametrize(
+    "part", [path for path in FILES if path.suffix], ids=lambda path: path.name
+)
+def test_what_scripts_source_parses_and_does_not_run_by_itself(part: Path) -> None:
+    assert part.suffix == ".bash"
+    assert not os.access(part, os.X_OK)
+    subprocess.run(["bash", "-n", str(part)], check=True, timeout=20)
 
 
 def test_make_without_a_target_helps_and_names_every_target() -> None:
