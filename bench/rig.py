@@ -8,6 +8,7 @@ it decodes and applies what the agent sends as a proxy does. May import tests.cl
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -31,19 +32,6 @@ from ztunnel.mesh.state import MeshState
 NODE = "bench"  # the agent's; it has one pod, which is captured
 HERE = "10.200.0.1"  # that pod's address
 MODULE = ("-m", "ztunnel.main")
-# the same agent with a kernel of plain dicts, for who has no root
-PRETENDING = """
-import sys
-from tests.pure.agent.doubles import FakeDataPath
-from ztunnel.agent import datapath, run
-async def loaded(*_): return "pretended"
-datapath.load = loaded
-run.KernelDataPath = lambda _: FakeDataPath()
-run.os.geteuid = lambda: 0
-run.node.allow_many_descriptors = lambda: None
-from ztunnel.main import cli
-cli()
-"""
 
 
 class Worker:
@@ -55,7 +43,8 @@ class Worker:
         self.bytes = self.deltas = self.resets = 0
         self.seen: dict[str, float] = {}  # value of the label `bench` → when
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sock.connect(str(path))
+        while sock.connect_ex(str(path)) == errno.ECONNREFUSED:  # bound, not listening yet
+            time.sleep(0.002)
         self._channel: Channel[Any] = Channel(sock, messages.ToWorker)  # type: ignore[arg-type]  # a union is no type
         self._channel.send(messages.Hello(version="bench", pid=os.getpid(), worker=0))
         threading.Thread(target=self._run, daemon=True).start()
@@ -86,9 +75,7 @@ class Worker:
 class AgentProcess:
     """`ztunnel agent` with a cgroup, pins and a run directory of its own."""
 
-    def __init__(
-        self, stack: ExitStack, kubeconfig: Path, directory: Path, *, pretend: bool
-    ) -> None:
+    def __init__(self, stack: ExitStack, kubeconfig: Path, directory: Path) -> None:
         """`directory` is made, and the agent's own."""
         directory.mkdir()
         tag = f"zt-bench-{os.getpid()}-{directory.name}"
@@ -96,12 +83,7 @@ class AgentProcess:
         self.pin_dir = preflight.BPFFS / tag
         self.run_dir = directory / "run"
         self.log = directory / "agent.log"
-        if pretend:
-            self.cgroup = directory / "cgroup"
-            self.cgroup.mkdir()
-            (self.cgroup / "cgroup.procs").touch()
-        else:
-            self._real_kernel(stack)
+        self._prepare(stack)
         metrics, health = free_ports(2)
         options = {
             "--node": NODE,
@@ -114,18 +96,17 @@ class AgentProcess:
             "--metrics-port": metrics,
             "--health-port": health,
         }
-        module = ("-c", PRETENDING) if pretend else MODULE
         words = [str(word) for pair in options.items() for word in pair]
         with self.log.open("wb") as log:
             self.began = time.monotonic()
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", sys.executable, *module, "agent", *words],
+                ["setpriv", "--pdeathsig", "KILL", sys.executable, *MODULE, "agent", *words],
                 stdout=log,
                 stderr=log,
             )
         stack.callback(self.end)
 
-    def _real_kernel(self, stack: ExitStack) -> None:
+    def _prepare(self, stack: ExitStack) -> None:
         if not preflight.bpffs().mounted:
             subprocess.run(["mount", "-t", "bpf", "bpf", str(preflight.BPFFS)], check=True)
             stack.callback(subprocess.run, ["umount", str(preflight.BPFFS)], check=False)

@@ -123,10 +123,10 @@ def mode(value: str) -> dict[str, Any]:
 
 
 def synced(
-    stack: ExitStack, kubeconfig: Path, directory: Path, args: argparse.Namespace
+    stack: ExitStack, kubeconfig: Path, directory: Path
 ) -> tuple[AgentProcess, Worker, dict[str, Any]]:
     """An agent and a worker that have the whole view, and what that took."""
-    agent = AgentProcess(stack, kubeconfig, directory, pretend=args.pretend)
+    agent = AgentProcess(stack, kubeconfig, directory)
     socket_path = agent.run_dir / "agent.sock"
     agent.until(socket_path.is_socket, "first view", 180)
     results: dict[str, Any] = {"first_view_s": round(time.monotonic() - agent.began, 2)}
@@ -161,7 +161,7 @@ def live(args: argparse.Namespace, directory: Path, recording: Path) -> dict[str
         )
         results: dict[str, Any] = {"populate_s": round(time.monotonic() - began, 1)}
         way = agent_kubeconfig(server, NODE)
-        agent, worker, said = synced(stack, way, directory / "live", args)
+        agent, worker, said = synced(stack, way, directory / "live")
         results |= said
         results["quiet"] = change_pods(server, worker, args, 10, args.seconds)
         say(f"scale: live: {results}")
@@ -172,10 +172,9 @@ def live(args: argparse.Namespace, directory: Path, recording: Path) -> dict[str
         version = record_lists(connect(server), NODE, recording)
         watching = Watching(connect(server), version, recording / PODS)
         change_pods(server, worker, args, args.rate, args.seconds)
-        if not args.pretend:
-            uid = server.request("GET", OWN)["metadata"]["uid"]
-            with Here(agent, uid) as here:
-                results["kernel_map"] = label_own(server, here)
+        uid = server.request("GET", OWN)["metadata"]["uid"]
+        with Here(agent, uid) as here:
+            results["kernel_map"] = label_own(server, here)
         watching.close()
         return results | end(agent, worker)
 
@@ -203,10 +202,10 @@ def replayed(args: argparse.Namespace, directory: Path, recording: Path) -> dict
         own[is_labelled, REDIRECTION in metadata.get("annotations", {})] = line
     with ExitStack() as stack:
         replay = stack.enter_context(Replay(recording, directory / "replay", NODE))
-        agent, worker, results = synced(stack, replay.kubeconfig, directory / "replayed", args)
+        agent, worker, results = synced(stack, replay.kubeconfig, directory / "replayed")
         say(f"scale: replayed: {results}")
         toggling = None
-        if uid and not args.pretend:
+        if uid:
             here = stack.enter_context(Here(agent, uid))
             toggling = Toggling(replay, here, own)
             toggling.start()
@@ -282,13 +281,12 @@ def main() -> None:
     for name, default in (("nodes", 1000), ("pods", 20000), ("services", 2000), ("rate", 200)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seconds", type=float, default=20, help="of each kind of change")
-    parser.add_argument("--pretend", action="store_true", help="no root: a kernel of plain dicts")
     kept = parser.add_mutually_exclusive_group()
     kept.add_argument("--keep", type=Path, metavar="DIR", help="where the recording stays")
     kept.add_argument("--replay", type=Path, metavar="DIR", help="a recording: no API server")
     args = parser.parse_args()
-    if os.geteuid() != 0 and not args.pretend:
-        raise SystemExit("scale: needs root, or --pretend")
+    if os.geteuid() != 0:
+        raise SystemExit("scale: needs root")
     results: dict[str, Any] = {"load_average_before": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory(prefix="zt-scale-") as made:
         directory = Path(made)
