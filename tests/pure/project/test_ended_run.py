@@ -42,8 +42,9 @@ def test_takes_long(lab):
 def test_signal_ends_a_run_in_order(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "conftest.py").write_text(Path(conftest.__file__).read_text())
     (tmp_path / "test_it.py").write_text(SUITE)
+    heeding = ["env", f"--default-signal={number.name.removeprefix('SIG')}"]  # also under nohup
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "test_it.py"],
+        [*heeding, sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "test_it.py"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,
