@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why we do not leave TLS to the kernel (decision 0022). Nothing here is ours: it is what the kernel
-does. When it loses nothing any more this fails, and the decision can be thought over.
+"""Why we do not leave TLS to the kernel (decision 0022). Nothing here is ours: it is what the
+kernel does. When it loses nothing any more this fails, and the decision can be thought over.
 """
 
 from __future__ import annotations
