@@ -23,6 +23,7 @@ from ztunnel.proxy.tls_session import TlsSession
 
 ALPN = b"h2"
 CIPHERS = frozenset({"TLS_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256"})  # istio ztunnel: tls
+_Key = EllipticCurvePrivateKey | RSAPrivateKey
 _SESSION_ID = b"ztunnel"  # whose sessions a server takes up again; OpenSSL demands a name
 
 
@@ -42,9 +43,14 @@ class Credentials:
 
 def credentials(certificate: Certificate) -> Credentials:
     """Contexts of both roles. Raises ValueError when the material does not fit together."""
+    roots = x509.load_pem_x509_certificates(certificate.roots_pem)
+    chain = x509.load_pem_x509_certificates(certificate.chain_pem)
+    key = load_pem_private_key(certificate.key_pem, None)
+    if not isinstance(key, _Key):
+        raise ValueError("the key is neither of an elliptic curve nor RSA")
     try:
-        client = _context(SSL.TLS_CLIENT_METHOD, certificate)
-        server = _context(SSL.TLS_SERVER_METHOD, certificate)
+        client = _context(SSL.TLS_CLIENT_METHOD, roots, chain, key)
+        server = _context(SSL.TLS_SERVER_METHOD, roots, chain, key)
     except SSL.Error as error:
         raise ValueError(f"certificate, key and roots do not fit together: {error}") from error
     client.set_alpn_protos([ALPN])
@@ -109,7 +115,9 @@ def _choose_protocol(
     return ALPN if ALPN in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 
 
-def _context(method: int, certificate: Certificate) -> SSL.Context:
+def _context(
+    method: int, roots: list[x509.Certificate], chain: list[x509.Certificate], key: _Key
+) -> SSL.Context:
     """No name is checked: peers are known by SPIFFE id, see `check_peer`."""
     context = SSL.Context(method)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
@@ -117,15 +125,12 @@ def _context(method: int, certificate: Certificate) -> SSL.Context:
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
     store = context.get_cert_store()
     assert store is not None
-    for root in x509.load_pem_x509_certificates(certificate.roots_pem):
+    for root in roots:
         store.add_cert(X509.from_cryptography(root))
-    own, *above = x509.load_pem_x509_certificates(certificate.chain_pem)
+    own, *above = chain
     context.use_certificate(own)
     for issuer in above:
         context.add_extra_chain_cert(issuer)
-    key = load_pem_private_key(certificate.key_pem, None)
-    if not isinstance(key, EllipticCurvePrivateKey | RSAPrivateKey):
-        raise ValueError("the key is neither of an elliptic curve nor RSA")
     context.use_privatekey(key)
     context.check_privatekey()
     return context

@@ -148,15 +148,21 @@ def test_a_refusal_is_told_once_with_its_mend() -> None:
     assert "drop the label" in message
 
 
-def test_a_problem_is_told_only_when_it_lasts() -> None:
-    world = World()
-    world.pods = [Pod(world.pod())]
+def what_is_told_in_the_end(world: World) -> tuple[str, str]:
+    """The one Event of a problem that lasts: not before its time, and once."""
     world.turn()
     world.turn(PATIENCE / 2)
     assert world.events == []
     world.turn(PATIENCE / 2)
     world.turn(PATIENCE)
     ((reason, message),) = world.events
+    return reason, message
+
+
+def test_a_problem_is_told_only_when_it_lasts() -> None:
+    world = World()
+    world.pods = [Pod(world.pod())]
+    reason, message = what_is_told_in_the_end(world)
     assert reason == "MeshCaptureFailed"
     assert "no process of the pod" in message
 
@@ -165,12 +171,7 @@ def test_a_pod_whose_account_stays_away_is_told_of_with_the_mend() -> None:
     world = World()
     world.pods = [captured(world.pod({REDIRECTION: "enabled"}))]
     world.withheld = "service account shop/default does not exist"
-    world.turn()
-    world.turn(PATIENCE / 2)
-    assert world.events == []
-    world.turn(PATIENCE / 2)
-    world.turn(PATIENCE)
-    ((reason, message),) = world.events
+    reason, message = what_is_told_in_the_end(world)
     assert reason == "MeshCertificateWithheld"
     assert message.startswith("service account shop/default does not exist: no certificate")
     assert "make the account again" in message
