@@ -220,7 +220,8 @@ def test_certificate_of_another_ca_is_refused(lab: Lab, tmp_path: Path) -> None:
 def test_expired_certificate_is_refused(lab: Lab, tmp_path: Path) -> None:
     files = identity_files(tmp_path, lab.names.ca, ttl=timedelta(seconds=1))
     expiry = datetime.now(UTC) + timedelta(seconds=1)
-    until(lambda: datetime.now(UTC) > expiry + timedelta(seconds=0.5), "the certificate to expire")
+    # the whole second that the certificate names as its last is still good: RFC 5280, 4.1.2.5
+    until(lambda: datetime.now(UTC) > expiry + timedelta(seconds=1), "the certificate to expire")
     _refused(lab, files)
 
 
