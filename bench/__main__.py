@@ -2,7 +2,7 @@
 """`python -m bench`: us beside the peers on a lab's two nodes. Needs root.
 
 Prints a table of ratios and, last, the targets; writes bench/results.json. BENCH=quick takes two
-minutes instead of ten, with fewer and shorter rounds. May import every part of the bench.
+minutes instead of ten, with fewer and shorter rounds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One identity for both ends of a peer, signed by a CA as ours are.
-
-May import `ztunnel.identity`, `peers.peer`, cryptography.
-"""
+"""One identity for both ends of a peer, signed by a CA as ours are."""
 
 from __future__ import annotations
 

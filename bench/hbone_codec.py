@@ -18,7 +18,7 @@ import h2.config
 import h2.connection
 import h2.settings
 
-from ztunnel.hbone import settings
+from ztunnel.hbone import constants
 from ztunnel.hbone.connection import Connection, Role
 from ztunnel.hbone.events import DataReceived
 
@@ -82,12 +82,12 @@ class Theirs:
             code = h2.settings.SettingCodes
             connection.update_settings(
                 {
-                    code.INITIAL_WINDOW_SIZE: settings.STREAM_WINDOW,
-                    code.MAX_FRAME_SIZE: settings.MAX_FRAME_SIZE,
+                    code.INITIAL_WINDOW_SIZE: constants.STREAM_WINDOW,
+                    code.MAX_FRAME_SIZE: constants.MAX_FRAME_SIZE,
                 }
             )
             connection.increment_flow_control_window(
-                settings.CONNECTION_WINDOW - settings.DEFAULT_WINDOW
+                constants.CONNECTION_WINDOW - constants.DEFAULT_WINDOW
             )
             return connection
 

@@ -2,8 +2,7 @@
 """What was measured, and what it is beside the peers: medians, ratios, rows. Pure.
 
 A value belongs to a work, a path and a contender. Values of one round are paired by their place,
-so that a ratio's spread is that of what was measured side by side. May import the standard
-library only.
+so that a ratio's spread is that of what was measured side by side.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The load program: built once a run, then started wherever a contender's client is.
-
-May import the standard library only.
-"""
+"""The load program: built once a run, then started wherever a contender's client is."""
 
 from __future__ import annotations
 

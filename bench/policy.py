@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ztunnel.kube.policies import read_authorization_policy
-from ztunnel.mesh.authorize import Policies
+from ztunnel.kube.objects.policies import read_authorization_policy
 from ztunnel.mesh.model import SocketAddress, Workload
-from ztunnel.mesh.rules import Asked
+from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.rule_index import Asked
 
 COUNT = 10_000
 LIMIT = 100e-6  # seconds a decision may take

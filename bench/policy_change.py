@@ -21,13 +21,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ztunnel.agent import chunks
-from ztunnel.agent.workers import Session, Workers
-from ztunnel.kube.mirror import Mirror
-from ztunnel.link.messages import MeshDelta
-from ztunnel.mesh.answers import Accept
-from ztunnel.mesh.authorize import Decision
+from ztunnel.agent.workers import delta_chunks
+from ztunnel.agent.workers.session import Session, Workers
+from ztunnel.ipc.messages import MeshDelta
+from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.model import SocketAddress, Workload
+from ztunnel.mesh.policy.engine import Decision
+from ztunnel.mesh.routing.decisions import Accept
 from ztunnel.proxy.context import new_context
 from ztunnel.proxy.worker import Worker
 from ztunnel.telemetry.logs import configure_logs
@@ -113,7 +113,7 @@ class Agent:
     """The part of an agent that a change of policy passes."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.mirror = Mirror("cluster.local", "Kubernetes")
+        self.mirror = ClusterView("cluster.local", "Kubernetes")
         self.revision = 0
         self.workers = Workers(run_dir / "agent.sock", os.getuid(), self)  # type: ignore[arg-type]
 
@@ -122,7 +122,7 @@ class Agent:
 
     def joined(self, session: Session) -> None:
         now = self.mirror.snapshot()
-        for part in chunks.snapshot(self.revision, now.workloads, now.services, now.policies):
+        for part in delta_chunks.snapshot(self.revision, now.workloads, now.services, now.policies):
             packet = session.encode(part)
             session.allow(len(packet))
             session.send_packet(packet)
@@ -135,7 +135,7 @@ class Agent:
         change = self.mirror.drain()
         self.revision += 1
         delta = MeshDelta(revision=self.revision, policies=change.policies)
-        for part in chunks.change(delta):
+        for part in delta_chunks.change(delta):
             self.workers.broadcast(part)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A large cluster's objects, and the connections that write them to a real API server.
 
-Pods are as large as small real ones: about 3 kB of JSON. May import tests.cluster, ztunnel.
+Pods are as large as small real ones: about 3 kB of JSON.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tests.cluster.objects import AMBIENT, endpoints, node, pod, service
-from tests.cluster.server import ApiServer
-from ztunnel.mesh.enrolment import ENABLED, REDIRECTION
+from tests.apiserver.objects import AMBIENT, endpoints, node, pod, service
+from tests.apiserver.server import ApiServer
+from ztunnel.mesh.enrollment import ENABLED, REDIRECTION
 
 SPACES = 50  # namespaces
 BEHIND = 10  # pods behind a service

@@ -3,8 +3,7 @@
 
 The kernel counts their runs and time while connections are made one at a time: by a process that is
 not enrolled, and between pods of a node by verdict. Prints nanoseconds a run, and runs and
-nanoseconds a connection; two looks at the clock are in it, some 50 ns a run. May import the
-bench's `stage`, `ztunnel.datapath.stats`.
+nanoseconds a connection; two looks at the clock are in it, some 50 ns a run.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from bench.ledger import OURS
 from bench.load import Report
 from bench.stage import Stage, open_stage
 from bench.works import SAME
-from ztunnel.datapath import stats
+from ztunnel.datapath.bpf import stats
 
 SECONDS = 2.0
 

@@ -5,7 +5,7 @@
 
 For what the real one is too slow for beside its own etcd on the machine. A list is a file
 `KIND.list`, an answer a line; a watch is `NAME.watch`, an event a line; all byte for byte as they
-came. May import tests.cluster, ztunnel.kube.
+came.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import yaml
 
-from tests.cluster.pki import Pki
-from ztunnel.kube.api import granted
-from ztunnel.kube.listwatch import PAGE, Resource
+from tests.apiserver.pki import Pki
+from ztunnel.kube.client.list_watch import PAGE, Resource
+from ztunnel.kube.sources.api_server import granted
 
 BOOKMARKS = 30.0  # seconds of silence before the replay says that it is there
 _END = b""

@@ -33,8 +33,8 @@ from ztunnel import compiled  # noqa: E402
 compiled.use()
 
 from bench.load import Load, build  # noqa: E402
-from tests.pure.proxy.certs import Authority  # noqa: E402
-from tests.pure.proxy.harness import Node, fresh_ip, wait_for, workload  # noqa: E402
+from tests.unit.proxy.certs import Authority  # noqa: E402
+from tests.unit.proxy.harness import Node, fresh_ip, wait_for, workload  # noqa: E402
 from ztunnel.mesh.model import SocketAddress  # noqa: E402
 from ztunnel.telemetry.logs import configure_logs  # noqa: E402
 

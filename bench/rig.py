@@ -2,7 +2,7 @@
 """What a node's agent is measured with: its process, a worker at its link, a pod that truly runs.
 
 Real: `ztunnel agent`, its kernel maps, its link. Simulated: the worker, which is in this process;
-it decodes and applies what the agent sends as a proxy does. May import tests.cluster, ztunnel.
+it decodes and applies what the agent sends as a proxy does.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.server import free_ports
-from ztunnel.datapath import preflight
-from ztunnel.datapath.maps import Maps
-from ztunnel.link import messages
-from ztunnel.link.channel import Channel
+from tests.apiserver.server import free_ports
+from ztunnel.datapath import requirements
+from ztunnel.datapath.bpf.maps import Maps
+from ztunnel.ipc import messages
+from ztunnel.ipc.channel import Channel
 from ztunnel.mesh.state import MeshState
 
 NODE = "bench"  # the agent's; it has one pod, which is captured
@@ -79,8 +79,8 @@ class AgentProcess:
         """`directory` is made, and the agent's own."""
         directory.mkdir()
         tag = f"zt-bench-{os.getpid()}-{directory.name}"
-        self.cgroup = preflight.cgroup2_root() / tag
-        self.pin_dir = preflight.BPFFS / tag
+        self.cgroup = requirements.cgroup2_root() / tag
+        self.pin_dir = requirements.BPFFS / tag
         self.run_dir = directory / "run"
         self.log = directory / "agent.log"
         self._prepare(stack)
@@ -107,9 +107,9 @@ class AgentProcess:
         stack.callback(self.end)
 
     def _prepare(self, stack: ExitStack) -> None:
-        if not preflight.bpffs().mounted:
-            subprocess.run(["mount", "-t", "bpf", "bpf", str(preflight.BPFFS)], check=True)
-            stack.callback(subprocess.run, ["umount", str(preflight.BPFFS)], check=False)
+        if not requirements.bpffs().mounted:
+            subprocess.run(["mount", "-t", "bpf", "bpf", str(requirements.BPFFS)], check=True)
+            stack.callback(subprocess.run, ["umount", str(requirements.BPFFS)], check=False)
         self.cgroup.mkdir()
         stack.callback(remove_cgroup, self.cgroup)
         stack.callback(shutil.rmtree, self.pin_dir, ignore_errors=True)

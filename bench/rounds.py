@@ -2,7 +2,7 @@
 """The works, contender by contender, round by round: each notes what it found in the ledger.
 
 Of one work all contenders have their turn before the next work, and another one begins in every
-round, so that what else the machine does hits all alike. May import the bench's parts.
+round, so that what else the machine does hits all alike.
 """
 
 from __future__ import annotations

@@ -34,10 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.population import WRITERS, Writers, connect, pod_path, populate, say, write
 from bench.recording import Replay, Watching, record_lists
 from bench.rig import HERE, NODE, AgentProcess, Here, Worker
-from tests.cluster.deployed import agent_kubeconfig, grant
-from tests.cluster.objects import account, pod
-from tests.cluster.server import ApiServer
-from ztunnel.mesh.enrolment import REDIRECTION
+from tests.apiserver.objects import account, pod
+from tests.apiserver.rbac_fixture import agent_kubeconfig, grant
+from tests.apiserver.server import ApiServer
+from ztunnel.mesh.enrollment import REDIRECTION
 
 TOGGLES = 30  # how often the agent's own pod is labelled, and so captured and released
 APART = 0.3  # seconds between labels of that pod in the replay: the agent marks it meanwhile

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast certificates come: requests through a real API server to a real `ztunnel signer`.
+"""How fast certificates come: requests through a real API server to a real `ztunnel controller`.
 
     python bench/signing.py [--accounts 1000] [--nodes 20] [--at-once 16]
 
 One request a service account, as an agent makes them, each proven by a pod on the asking agent's
 node. Keys and CSRs are made before the clock runs: agents make them on nodes of their own. Signer,
-API server, etcd and all askers share the machine. No root. May import tests.cluster, ztunnel.
+API server, etcd and all askers share the machine. No root.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.population import Writers, say
 from bench.scale import quantiles
-from tests.cluster.mesh import Mesh, until
-from tests.cluster.server import ApiServer
-from ztunnel.identity.request import Request, new_request
-from ztunnel.kube.csr import CsrSigner
+from tests.apiserver.control_plane import Mesh, until
+from tests.apiserver.server import ApiServer
+from ztunnel.identity.csr import Request, new_request
+from ztunnel.kube.writers.csr_client import CsrSigner
 
 SPACE = "accounts"
 

@@ -7,7 +7,7 @@
 
 Our pods are enrolled. The others have the same network but are outside of the cgroups that our
 programs are attached to, and the peers' proxies run in their namespaces. `open` makes it all,
-`close` leaves nothing. May import `ztunnel.lab`, `ztunnel.datapath.maps` and the bench's parts.
+`close` leaves nothing.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from bench.load import Load, Place, build
 from bench.peers.peer import Certificates, Peer, PeerError, Route
 from bench.peers.registry import PEERS
 from bench.works import CROSS, SAME
-from ztunnel.datapath.maps import Maps
-from ztunnel.lab import Lab, netns, process
+from ztunnel.datapath.bpf.maps import Maps
+from ztunnel.lab import Lab
+from ztunnel.lab.network import netns
+from ztunnel.lab.runtime import process
 
 PORT = 7000
 _MESHED, _PLAIN = "meshed", "plain"

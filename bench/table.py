@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows and verdicts as Markdown tables, for people. Pure. May import `ledger` and `targets`."""
+"""Rows and verdicts as Markdown tables, for people. Pure."""
 
 from __future__ import annotations
 

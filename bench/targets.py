@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The targets, and whether a run met them. Pure. May import `ledger` and `works`."""
+"""The targets, and whether a run met them. Pure."""
 
 from __future__ import annotations
 

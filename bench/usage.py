@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What processes have used, from /proc. May import the standard library only."""
+"""What processes have used, from /proc."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
     python bench/view.py --replay DIR [--kind ServiceAccount] [--rounds 3]
 
 A process of its own lists and watches all that an agent does, and is then looked at; no kernel, no
-workers, no root. In turns with and without the kind. May import bench.recording, ztunnel.
+workers, no root. In turns with and without the kind.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.recording import Replay
 from bench.rig import NODE
-from ztunnel.kube.access import Access
-from ztunnel.kube.api import ApiSource, granted
-from ztunnel.kube.mirror import Mirror
+from ztunnel.kube.client.access import Access
+from ztunnel.kube.sources.api_server import ApiSource, granted
+from ztunnel.kube.view.cluster_view import ClusterView
 
 SETTLE = 2.0  # seconds after the last list
 
@@ -35,7 +35,7 @@ SETTLE = 2.0  # seconds after the last list
 async def look(kubeconfig: Path, without: str) -> dict[str, float]:
     """Follow the server; resident MB and CPU seconds when all is listed."""
     kinds = [kind for kind in granted(NODE) if kind.kind != without]
-    source = ApiSource(Access(kubeconfig), kinds, Mirror("td", "c"), lambda: None)
+    source = ApiSource(Access(kubeconfig), kinds, ClusterView("td", "c"), lambda: None)
     following = asyncio.create_task(source.run())
     wanted = {kind.kind for kind in kinds if not kind.optional}
     while any(source.view()["lists"][kind] == 0 for kind in wanted) or not source.synced.is_set():

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names and units of all that is measured, and the names of paths and peers. Pure data.
-
-May import `ledger`.
-"""
+"""The names and units of all that is measured, and the names of paths and peers. Pure data."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
  *
  * Addresses are 16 bytes in network byte order; IPv4 is stored v4-mapped (::ffff:a.b.c.d), so one
  * key serves both families. Ports are network byte order unless a comment says host. Padding is
- * explicit and zeroed: it is part of hash keys. ztunnel/datapath/layout.py mirrors these structs;
+ * explicit and zeroed: it is part of hash keys. ztunnel/datapath/bpf/layout.py mirrors these structs;
  * tests compare sizes and offsets.
  */
 #ifndef ZT_MAPS_H

@@ -6,7 +6,7 @@
 
 The digest is of all sources that compiled code was checked against, so what was compiled from
 others is never found: then, and where nothing was compiled, the sources themselves are imported.
-Nothing else differs. Decision 0017 says why. Imports the standard library only.
+Nothing else differs. Decision 0017 says why.
 """
 
 from __future__ import annotations
@@ -35,42 +35,42 @@ HOT = tuple(
         "datapath.sockopt",
         "hbone.connection",
         "hbone.errors",
-        "hbone.flow",
+        "hbone.flow_control",
         "hbone.frames",
         "hbone.headers",
-        "hbone.limits",
-        "hbone.peer",
-        "hbone.reader",
+        "hbone.rate_limit",
+        "hbone.peer_settings",
+        "hbone.frame_reader",
         "hbone.streams",
         "mesh.address",
-        "mesh.claims",
-        "mesh.forwarded",
-        "mesh.inbound",
-        "mesh.route",
+        "mesh.address_index",
+        "mesh.headers.forwarded",
+        "mesh.routing.inbound",
+        "mesh.routing.outbound",
         "mesh.state",
-        "proxy.buffers",
-        "proxy.dial",
-        "proxy.guard",
-        "proxy.inbound",
-        "proxy.listener",
-        "proxy.loop",
-        "proxy.outbound",
-        "proxy.plan",
-        "proxy.pods",
-        "proxy.pool",
-        "proxy.relay",
-        "proxy.report",
-        "proxy.sockets",
-        "proxy.stock",
-        "proxy.tls_session",
-        "proxy.told",
-        "proxy.tunnel",
-        "telemetry.access",
-        "telemetry.counts",
+        "proxy.io.buffers",
+        "proxy.io.connector",
+        "proxy.conntrack.admission",
+        "proxy.handlers.inbound",
+        "proxy.io.listener",
+        "proxy.io.event_loop",
+        "proxy.handlers.outbound",
+        "proxy.tunnel.connection_plan",
+        "proxy.local_pod",
+        "proxy.tunnel.pool",
+        "proxy.tunnel.relay",
+        "proxy.conntrack.tracker",
+        "proxy.io.sockets",
+        "proxy.io.socket_pool",
+        "proxy.tls.session",
+        "proxy.agent_link.same_node_reporter",
+        "proxy.tunnel.tunnel",
+        "telemetry.access_log",
+        "telemetry.worker_counters",
     )
 )
 # All that hot modules may import: their types are compiled in.
-_LAYERS = ("mesh", "hbone", "resolver", "link", "datapath", "identity", "telemetry", "proxy")
+_LAYERS = ("mesh", "hbone", "dns", "ipc", "datapath", "identity", "telemetry", "proxy")
 
 
 class CompiledError(Exception):
@@ -103,7 +103,7 @@ def digest(package: Path = PACKAGE) -> str:
     found = hashlib.sha256(f"{sys.version} {SUFFIX}".encode())
     files = [package / "compiled.py"]
     for layer in _LAYERS:
-        files += sorted((package / layer).glob("*.py"))
+        files += sorted((package / layer).rglob("*.py"))
     for file in files:
         content = file.read_bytes()
         found.update(f"\n{file.relative_to(package)} {len(content)}\n".encode())

@@ -34,7 +34,7 @@ def main() -> None:
     compiled.ROOT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="building-", dir=compiled.ROOT) as work:
         os.chdir(work)  # the sources may change meanwhile: what counts is this copy of them
-        ignored = shutil.ignore_patterns("__pycache__", "lab", "agent", "kube", "signer", "bpf")
+        ignored = shutil.ignore_patterns("__pycache__", "lab", "agent", "kube", "controller")
         shutil.copytree(compiled.PACKAGE, "ztunnel", ignore=ignored)
         done = build(Path(work) / "done")
         for old in compiled.ROOT.iterdir():

@@ -14,10 +14,10 @@ import click
 from ztunnel import __version__, compiled
 
 _COMMANDS = {
-    "agent": "ztunnel.agent.command",
-    "proxy": "ztunnel.proxy.command",
-    "loader": "ztunnel.datapath.command",
-    "signer": "ztunnel.signer.command",
+    "agent": "ztunnel.agent.cli",
+    "proxy": "ztunnel.proxy.cli",
+    "loader": "ztunnel.datapath.cli",
+    "controller": "ztunnel.controller.cli",
 }
 
 

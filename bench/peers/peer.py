@@ -7,7 +7,6 @@
 So the bytes take the very way that ours take: loopback in both pods, encrypted in between. To plug
 in another pair, subclass `Pair` and add it to `bench.peers.registry`; or, without a line of
 Python, let ZTUNNEL_BIN name a program (see `bench.peers.external`).
-May import `ztunnel.lab.netns`, cryptography and the standard library.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import ClassVar
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ztunnel.lab import netns
+from ztunnel.lab.network import netns
 
 _START_SECONDS = 15.0
 _STOP_SECONDS = 5.0

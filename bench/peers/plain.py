@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No proxies at all: the client dials the server's own address. May import `peer`."""
+"""No proxies at all: the client dials the server's own address."""
 
 from __future__ import annotations
 

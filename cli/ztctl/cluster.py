@@ -2,7 +2,6 @@
 """Objects to and from an API server: server-side apply, delete, wait for a roll-out.
 
 Knows the kinds of deploy/ only, which spares asking the server what there is.
-May import kubernetes, urllib3, `ztunnel.kube.access` and this package.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import Any
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from ztctl.errors import CommandError, NothingThereError
+from ztctl.errors import CommandError, NotReachableError
 from ztctl.manifests import Object, title
-from ztunnel.kube.access import Access, AccessError
+from ztunnel.kube.client.access import Access, AccessError
 
 MANAGER = "ztctl"  # field manager
 TIMEOUT = (5, 30)  # seconds to connect, to answer
@@ -57,7 +56,7 @@ class Cluster:
         try:
             self._api = Access(kubeconfig or default_kubeconfig(), context).client()
         except AccessError as error:
-            raise NothingThereError(str(error)) from error
+            raise NotReachableError(str(error)) from error
         self.url: str = self._api.configuration.host
 
     def get(self, obj: Object) -> Object | None:
@@ -137,7 +136,7 @@ class Cluster:
             )
             answer.read()
         except (HTTPError, OSError) as error:
-            raise NothingThereError(
+            raise NotReachableError(
                 f"asked {self.url} for {path}: {_first_line(error)}; is it the right cluster? "
                 "name another --kubeconfig or --context"
             ) from error

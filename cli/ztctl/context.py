@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options every command knows, before or after its name: how to print, and where to look.
 
-    @click.command()
-    @target_options
-    @output_option
-    @click.pass_obj
-    def status(context: Context) -> None: ...
-
-May import click and this package's `installation`, `output`.
+@click.command()
+@target_options
+@output_option
+@click.pass_obj
+def status(context: Context) -> None: ...
 """
 
 from __future__ import annotations
@@ -21,9 +19,9 @@ import click
 from click.core import ParameterSource
 
 from ztctl import output
-from ztctl.errors import NothingThereError
-from ztctl.installation import Installation, Selection
+from ztctl.errors import NotReachableError
 from ztctl.output import Column, Format, Row
+from ztctl.targets import Installation, Selection
 
 if TYPE_CHECKING:
     from ztctl.cluster import Cluster
@@ -53,7 +51,7 @@ class Context:
         """The same, but none is fine: for what is safe to repeat."""
         try:
             return self.selection.find()
-        except NothingThereError:
+        except NotReachableError:
             return []
 
     def print_rows(self, found: Sequence[Row], columns: Sequence[Column]) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a command fails: one line that says what was tried, what was found, what to do.
 
-The exit codes are part of the interface; `ztctl --help` lists them. May import click.
+The exit codes are part of the interface; `ztctl --help` lists them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class CommandError(click.ClickException):
     exit_code = FAILED
 
 
-class NothingThereError(CommandError):
+class NotReachableError(CommandError):
     """No installation here, or nobody answers at its socket."""
 
     exit_code = NOTHING_THERE

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `ztctl` command. Each subcommand is imported only when it is run, so that help is quick.
-
-May import click, `context`, `errors`.
-"""
+"""The `ztctl` command. Each subcommand is imported only when it is run, so that help is quick."""
 
 from __future__ import annotations
 
@@ -24,25 +21,41 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "certificate": Entry("ztctl.lists", "certificate", "Workload certificates of the node."),
-    "check": Entry("ztctl.check", "check", "Check that this machine can run ztunnel."),
-    "completion": Entry("ztctl.completion", "completion", "Print the completion of a shell."),
-    "config": Entry("ztctl.dump", "config", "All that the agent knows, for a bug report."),
-    "connection": Entry("ztctl.lists", "connection", "Connections that the proxy carries."),
-    "install": Entry("ztctl.install", "install", "Install the mesh into a cluster."),
-    "lab": Entry("ztctl.lab", "lab", "A small cluster on this machine, without Kubernetes."),
-    "log": Entry("ztctl.log", "log", "What agent and proxy log, changed while they run."),
-    "pod": Entry("ztctl.lists", "pod", "Pods of the node and whether they are captured."),
-    "policy": Entry("ztctl.policy", "policy", "Policies, what they decide and why."),
-    "redirect": Entry("ztctl.redirect", "redirect", "What the kernel captures, from its maps."),
-    "relay": Entry("ztctl.relay", "relay", "Carry the admin API; run in agents' pods."),
-    "service": Entry("ztctl.lists", "service", "Services as the agent knows them."),
-    "status": Entry("ztctl.lists", "status", "How the agent and its proxy are."),
-    "uninstall": Entry(
-        "ztctl.uninstall", "uninstall", "Remove it from this machine, or a cluster."
+    "certificate": Entry(
+        "ztctl.commands.lists", "certificate", "Workload certificates of the node."
     ),
-    "version": Entry("ztctl.version", "version", "Print the version."),
-    "workload": Entry("ztctl.lists", "workload", "Workloads of the mesh as the agent knows them."),
+    "check": Entry("ztctl.commands.check", "check", "Check that this machine can run ztunnel."),
+    "completion": Entry(
+        "ztctl.commands.completion", "completion", "Print the completion of a shell."
+    ),
+    "config": Entry(
+        "ztctl.commands.config", "config", "All that the agent knows, for a bug report."
+    ),
+    "connection": Entry(
+        "ztctl.commands.lists", "connection", "Connections that the proxy carries."
+    ),
+    "install": Entry("ztctl.commands.install", "install", "Install the mesh into a cluster."),
+    "lab": Entry(
+        "ztctl.commands.lab", "lab", "A small cluster on this machine, without Kubernetes."
+    ),
+    "log": Entry("ztctl.commands.log", "log", "What agent and proxy log, changed while they run."),
+    "pod": Entry("ztctl.commands.lists", "pod", "Pods of the node and whether they are captured."),
+    "policy": Entry("ztctl.commands.policy", "policy", "Policies, what they decide and why."),
+    "redirect": Entry(
+        "ztctl.commands.redirect", "redirect", "What the kernel captures, from its maps."
+    ),
+    "relay": Entry(
+        "ztctl.transport.stdio_proxy", "relay", "Carry the admin API; run in agents' pods."
+    ),
+    "service": Entry("ztctl.commands.lists", "service", "Services as the agent knows them."),
+    "status": Entry("ztctl.commands.lists", "status", "How the agent and its proxy are."),
+    "uninstall": Entry(
+        "ztctl.commands.uninstall", "uninstall", "Remove it from this machine, or a cluster."
+    ),
+    "version": Entry("ztctl.commands.version", "version", "Print the version."),
+    "workload": Entry(
+        "ztctl.commands.lists", "workload", "Workloads of the mesh as the agent knows them."
+    ),
 }
 
 

@@ -2,7 +2,6 @@
 """The objects of an installation: deploy/ with settings put in. Pure but for reading the files.
 
 deploy/ is the only source; `ztctl install` and `kubectl apply -k deploy` give the same.
-May import PyYAML and this package.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 import yaml
 
 from ztctl.errors import CommandError
-from ztctl.meshconfig import MeshSettings
+from ztctl.mesh_config import MeshSettings
 
 Object = dict[str, Any]
 
@@ -62,7 +61,7 @@ def _containers(objects: list[Object]) -> Iterator[Object]:
 def _arguments(arguments: list[str], settings: MeshSettings) -> list[str]:
     """`trustDomain` is agent's and signer's, the rest the agent's."""
     given: dict[str, str] = {}
-    if settings.trust_domain is not None and arguments[0] in ("agent", "signer"):
+    if settings.trust_domain is not None and arguments[0] in ("agent", "controller"):
         given["--trust-domain"] = settings.trust_domain
     if arguments[0] == "agent":
         if settings.root_namespace is not None:

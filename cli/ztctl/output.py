@@ -2,7 +2,7 @@
 """How every command prints: rows as a table for people, as JSON or YAML for machines.
 
 A row is plain data (what json can hold). A table shows chosen columns, the other formats the
-whole row. May import PyYAML, only when asked for YAML.
+whole row.
 """
 
 from __future__ import annotations

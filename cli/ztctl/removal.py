@@ -4,7 +4,6 @@
     agents away --> a DaemonSet cleans each node's kernel, the proxies still carry --> the rest
 
 What people wrote stays: labels of namespaces, and policies with the definitions of their kinds.
-May import this package.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from ztctl import manifests
 from ztctl.cluster import Cluster, Progress, progress
 from ztctl.errors import CommandError
 from ztctl.manifests import Object, title
-from ztunnel.kube.signing import NAMESPACE, ROOTS_CONFIGMAP
+from ztunnel.kube.constants import NAMESPACE, ROOTS_CONFIGMAP
 
 AGENT, CLEANER = "ztunnel-agent", "ztunnel-cleaner"
-SIGNER_MANAGER = "ztunnel-signer"  # field manager of the roots' ConfigMaps
+SIGNER_MANAGER = "ztunnel-controller"  # field manager of the roots' ConfigMaps
 
 
 def uninstall(

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import structlog
 
-from tests.fuzz import corpus, targets
+from tests.fuzz import corpus_files, targets
 from tests.fuzz.engine import load
 
 SECONDS = 10  # an input that takes longer is a finding; libFuzzer counts whole ones
@@ -46,7 +46,7 @@ def run(name: str, runs: int, seed: int, found: Path, *, keep: bool = False) -> 
         known.mkdir()
         new.mkdir()
         target = load(name)
-        for number, each in enumerate([*target.seeds, *corpus.read(name)]):
+        for number, each in enumerate([*target.seeds, *corpus_files.read(name)]):
             (known / str(number)).write_bytes(each)
         words.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words))
         before = time.monotonic()
@@ -60,7 +60,7 @@ def run(name: str, runs: int, seed: int, found: Path, *, keep: bool = False) -> 
         seconds = time.monotonic() - before
         if keep and not engine.returncode:
             inputs = [path.read_bytes() for folder in (known, new) for path in folder.iterdir()]
-            corpus.write(name, corpus.distilled(target.check, inputs)[:KEPT])
+            corpus_files.write(name, corpus_files.distilled(target.check, inputs)[:KEPT])
     return Outcome(
         name,
         int((_DONE.findall(engine.stderr) or [0])[-1]),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fuzz target is, and how lists of parts are changed. Imports the standard library only."""
+"""What a fuzz target is, and how lists of parts are changed."""
 
 from __future__ import annotations
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.mesh import until
-from tests.cluster.server import ROOT, assets
+from tests.apiserver.control_plane import until
+from tests.apiserver.server import ROOT, assets
 from tests.node import cluster_dns, images
-from tests.node.market import open_market
-from tests.node.nodes import Nodes
+from tests.node.border_workloads import open_market
+from tests.node.cluster_fixture import Nodes
+from tests.node.node_config import PAUSE
 from tests.node.objects import IMAGE, NEXT
-from tests.node.settings import PAUSE
-from ztunnel.datapath.preflight import cgroup2_root
-from ztunnel.kube.signing import NAMESPACE
+from ztunnel.datapath.requirements import cgroup2_root
+from ztunnel.kube.constants import NAMESPACE
 
 PROGRAMS = ("kubelet", "kube-proxy", "coredns")  # that envtest's binaries don't have
 PATIENCE = 100.0  # seconds for what kubelets do

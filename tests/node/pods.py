@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.node.nodes import Nodes
+from tests.node.cluster_fixture import Nodes
 from tests.node.objects import asking
 
 MARK = "ambient.istio.io/redirection"

@@ -8,15 +8,15 @@ from functools import partial
 
 import pytest
 
-from tests.cluster.mesh import until
+from tests.apiserver.control_plane import until
+from tests.lab.scrape import Page
 from tests.node import cluster_dns
+from tests.node.border_workloads import INSIDE, OUTSIDE, cluster_ip
+from tests.node.cluster_fixture import SERVICE, Nodes
 from tests.node.conftest import PATIENCE
-from tests.node.market import INSIDE, OUTSIDE, cluster_ip
-from tests.node.nodes import SERVICE, Nodes
+from tests.node.node_config import CLUSTER_DNS, CLUSTER_DOMAIN
 from tests.node.objects import GREETING
 from tests.node.pods import ask, run_in
-from tests.node.settings import CLUSTER_DNS, CLUSTER_DOMAIN
-from tests.system.scrape import Page
 
 SIDES = (INSIDE, OUTSIDE)
 _RESOLVE = "import socket, sys; print(socket.gethostbyname(sys.argv[1]))"

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.mesh import until
+from tests.apiserver.control_plane import until
+from tests.lab.scrape import Page
+from tests.node.border_workloads import INSIDE, OUTSIDE, SERVERS, cluster_ip, node_port
+from tests.node.cluster_fixture import CONTROL, PORT, SERVICE, Nodes
 from tests.node.conftest import PATIENCE
-from tests.node.market import INSIDE, OUTSIDE, SERVERS, cluster_ip, node_port
-from tests.node.nodes import CONTROL, PORT, SERVICE, Nodes
 from tests.node.objects import AMBIENT, GREETING, metadata
 from tests.node.pods import MARK, ask, connections, is_captured, pod, requests, run_in
-from tests.system.scrape import Page
 
 CLIENT_ID, FAR_ID = (f"spiffe://cluster.local/ns/{INSIDE}/sa/{name}" for name in ("client", "far"))
 # asks the API server by its service's address, as client libraries do

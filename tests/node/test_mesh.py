@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.mesh import until
+from tests.apiserver.control_plane import until
+from tests.node.cluster_fixture import Nodes
 from tests.node.conftest import PATIENCE, Ztctl
-from tests.node.nodes import Nodes
 from tests.node.objects import AMBIENT, GREETING, NEXT, account, client, namespace, server
 from tests.node.pods import (
     SYSTEM,
@@ -28,11 +28,11 @@ from tests.node.pods import (
     pod,
     requests,
 )
-from ztunnel.agent.discovery import Discovery
-from ztunnel.agent.processes import Processes
-from ztunnel.agent.runtime import AUTO, dialler
-from ztunnel.datapath.preflight import cgroup2_root
-from ztunnel.kube.doorway import ACCOUNT, ANNOTATION, Doorway, parse
+from ztunnel.agent.pods.cgroup_discovery import Discovery
+from ztunnel.agent.pods.cri_discovery import AUTO, dialler
+from ztunnel.agent.pods.netns_finder import ProcFs
+from ztunnel.datapath.requirements import cgroup2_root
+from ztunnel.kube.admin_endpoint import ACCOUNT, ANNOTATION, AdminEndpoint, parse
 
 SPACE = "shop"
 CLIENT_ID = f"spiffe://cluster.local/ns/{SPACE}/sa/client"
@@ -56,7 +56,7 @@ def test_installed_pods_are_ready_and_never_restarted(mesh: Nodes) -> None:
     pods = json.loads(mesh.server.kubectl("get", "pods", "-n", SYSTEM, "-o", "json"))["items"]
     states = [state for pod in pods for state in pod["status"]["containerStatuses"]]
     names = sorted(state["name"] for state in states)
-    assert names == ["agent", "agent", "proxy", "proxy", "signer", "signer"]
+    assert names == ["agent", "agent", "controller", "controller", "proxy", "proxy"]
     assert [state for state in states if not state["ready"] or state["restartCount"]] == []
 
 
@@ -123,7 +123,7 @@ def test_runtime_and_cgroups_lead_to_the_same_namespace(shop: Nodes) -> None:
     try:
         status = (root / sandbox.netns.replace("/var/run/", "run/")).stat()
         assert found.inode == (status.st_dev, status.st_ino)
-        assert sandbox.id in Processes().cgroups(found.pid)
+        assert sandbox.id in ProcFs().cgroups(found.pid)
     finally:
         found.close()
 
@@ -140,7 +140,7 @@ def test_ztctl_asks_one_node_or_all_through_the_kubelet(
     assert "server" not in done.stdout
 
 
-def _doors(cluster: Nodes) -> dict[str, Doorway]:
+def _doors(cluster: Nodes) -> dict[str, AdminEndpoint]:
     """By node, what agents say on their pods."""
     words = ("get", "pods", "-n", SYSTEM, "-l", "app.kubernetes.io/name=ztunnel-agent")
     pods = json.loads(cluster.server.kubectl(*words, "-o", "json"))["items"]
@@ -200,7 +200,11 @@ def test_upgrade_refuses_no_connection(shop: Nodes, ztctl: Ztctl) -> None:
         until(lambda: len(answers) > after + 20)
     failed = [(number, answer) for number, answer in enumerate(answers) if answer != GREETING]
     assert failed == [], f"{failed}\n{after} answers when all was rolled out\n{shop.told()}"
-    for name in ("daemonset/ztunnel-agent", "daemonset/ztunnel-proxy", "deployment/ztunnel-signer"):
+    for name in (
+        "daemonset/ztunnel-agent",
+        "daemonset/ztunnel-proxy",
+        "deployment/ztunnel-controller",
+    ):
         path = "jsonpath={.spec.template.spec.containers[*].image}"
         assert shop.server.kubectl("get", "-n", SYSTEM, name, "-o", path) == NEXT
 

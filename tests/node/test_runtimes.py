@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """containerd and CRI-O, with either cgroup driver, under a real kubelet: their pods are found.
 
-Nodes without an API server (tests/node/bare): with systemd's driver their first process is a real
+Nodes without an API server (tests/node/runtime_nodes): with systemd's driver their first process
+is a real
 systemd. What finds the pods runs on the node, as an agent does.
 """
 
@@ -14,13 +15,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.cluster.mesh import until
-from tests.cluster.server import ROOT, assets
-from tests.node.bare.node import Node, apart
-from tests.node.bare.pods import PODS, name_of
-from tests.node.bare.runtimes import CGROUPFS, CONTAINERD, CRIO, SYSTEMD
-from ztunnel.agent.cri import CriError
-from ztunnel.agent.runtime import dialler
+from tests.apiserver.control_plane import until
+from tests.apiserver.server import ROOT, assets
+from tests.node.runtime_nodes.node import Node, apart
+from tests.node.runtime_nodes.pods import PODS, name_of
+from tests.node.runtime_nodes.runtimes import CGROUPFS, CONTAINERD, CRIO, SYSTEMD
+from ztunnel.agent.pods.cri_discovery import dialler
+from ztunnel.agent.pods.cri_sandbox import CriError
 
 PATIENCE = 100.0  # seconds for what a kubelet does
 NODES = [(runtime, driver) for runtime in (CONTAINERD, CRIO) for driver in (CGROUPFS, SYSTEMD)]
@@ -70,7 +71,14 @@ def _uids(node: Node) -> set[str]:
 
 def _find(node: Node) -> Found:
     uids = sorted(_uids(node))
-    words = ("env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "tests.node.bare.finding", *uids)
+    words = (
+        "env",
+        f"PYTHONPATH={ROOT}",
+        sys.executable,
+        "-m",
+        "tests.node.runtime_nodes.discover",
+        *uids,
+    )
     ways = json.loads(node.run(*words))
     named = {way: {name_of(uid): where for uid, where in ways[way].items()} for way in ways}
     true = {

@@ -2,5 +2,5 @@
 """The node's one privileged process: it captures pods, and serves the proxy what it needs.
 
 Carries no traffic itself: while it is away everything goes on with what the kernel and the proxy
-hold. May import everything below it: kube, identity, datapath, link, mesh.
+hold.
 """

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent needs of the kernel, as an interface, and its implementation on our BPF programs.
 
-The interface exists so that the reconciler is tested without root. May import
-`ztunnel.datapath`, `ztunnel.link.messages`, mesh.
+The interface exists so that the reconciler is tested without root.
 """
 
 from __future__ import annotations
@@ -14,13 +13,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from ztunnel.datapath import links, netns, preflight, sockdestroy
-from ztunnel.datapath.events import Ended, Events
-from ztunnel.datapath.maps import Maps, PodEntry
-from ztunnel.datapath.udp import UdpPath
-from ztunnel.datapath.udp_entry import UdpEntry
-from ztunnel.datapath.verdicts import DirectEntry, Verdict
-from ztunnel.link.messages import ListenerKind
+from ztunnel.datapath import netns, requirements
+from ztunnel.datapath.bpf import links
+from ztunnel.datapath.bpf.maps import Maps, PodEntry
+from ztunnel.datapath.bpf.ring_buffer import Ended, Events
+from ztunnel.datapath.netlink import sock_diag
+from ztunnel.datapath.same_node_maps import BypassEntry, DirectEntry
+from ztunnel.datapath.udp_admission_maps import UdpEntry
+from ztunnel.datapath.udp_maps import UdpPath
+from ztunnel.ipc.messages import ListenerKind
 
 OWN_NETNS = Path("/proc/self/ns/net")
 
@@ -88,7 +89,7 @@ class DataPath(Protocol):
         """Verdicts hold for so long from now, if not renewed again."""
         ...
 
-    def give_verdict(self, verdict: Verdict) -> None:
+    def give_verdict(self, verdict: BypassEntry) -> None:
         """New connections of a pod to a destination go without the proxy. Raises OSError."""
         ...
 
@@ -96,7 +97,7 @@ class DataPath(Protocol):
         """Free the memory of void ones."""
         ...
 
-    def verdicts(self) -> list[Verdict]:
+    def verdicts(self) -> list[BypassEntry]:
         """Those that hold."""
         ...
 
@@ -155,7 +156,7 @@ class KernelDataPath:
 
         Called in the node's network namespace; False when its addresses alone must do.
         """
-        seen = preflight.holds_the_node(cgroup)
+        seen = requirements.holds_the_node(cgroup)
         with OWN_NETNS.open() as own:
             self._maps.set_node_netns(netns.cookie(own.fileno()) if seen else 0)
         return seen
@@ -216,13 +217,13 @@ class KernelDataPath:
     def renew_verdicts(self, seconds: float) -> None:
         self._maps.verdicts.renew(seconds)
 
-    def give_verdict(self, verdict: Verdict) -> None:
+    def give_verdict(self, verdict: BypassEntry) -> None:
         self._maps.verdicts.allow(verdict)
 
     def purge_verdicts(self) -> None:
         self._maps.verdicts.purge()
 
-    def verdicts(self) -> list[Verdict]:
+    def verdicts(self) -> list[BypassEntry]:
         return self._maps.verdicts.valid()
 
     def direct(self) -> list[DirectEntry]:
@@ -234,12 +235,12 @@ class KernelDataPath:
     def destroy(
         self, netns_fd: int, connection: DirectEntry | Ended, *, is_cut_off: bool = False
     ) -> bool:
-        return sockdestroy.destroy(
+        return sock_diag.destroy(
             netns_fd,
             connection.source,
             connection.destination,
             connection.owner,
-            interface=sockdestroy.LOOPBACK if is_cut_off else 0,
+            interface=sock_diag.LOOPBACK if is_cut_off else 0,
         )
 
     def close(self) -> None:

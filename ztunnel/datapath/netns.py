@@ -2,8 +2,7 @@
 """Sockets inside a pod's network namespace.
 
 A socket belongs for life to the namespace of the thread that made it, so the agent enters, makes
-what is needed and returns, in one go. Entering needs CAP_SYS_ADMIN. May import the datapath's own
-modules and `ztunnel.link.messages`.
+what is needed and returns, in one go. Entering needs CAP_SYS_ADMIN.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ztunnel.datapath.maps import Maps
-from ztunnel.link.messages import ListenerKind
+from ztunnel.datapath.bpf.maps import Maps
+from ztunnel.ipc.messages import ListenerKind
 from ztunnel.mesh.ports import DNS, HBONE, INBOUND, OUTBOUND
 
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14

@@ -3,7 +3,7 @@
 
 `getsockopt(SO_ORIGINAL_DST)` is the interface every transparent proxy knows (netfilter's);
 our cgroup/getsockopt program answers it. `setsockopt(ZT_LEVEL, ZT_CLIENT)` is our own: the
-cgroup/setsockopt program takes it, the kernel never sees it. May import `ztunnel.mesh`.
+cgroup/setsockopt program takes it, the kernel never sees it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     capsule  = type (varint) length (varint) value
     DATAGRAM = type 0, value = context id (varint), 0: the rest is a UDP payload
 
-Varints are RFC 9000's. Imports the standard library only.
+Varints are RFC 9000's.
 """
 
 from __future__ import annotations

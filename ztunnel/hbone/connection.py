@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One HBONE connection's HTTP/2: octets in, events out, octets out. No socket, no clock.
+"""One HBONE connection's HTTP/2: octets in, events out, octets out.
 
-May import the rest of `ztunnel.hbone`. The caller owns the transport:
+No socket, no clock. The caller owns the transport:
 
     conn = Connection(Role.CLIENT)
     send(conn.take_output())                      # preface and SETTINGS
@@ -26,8 +26,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-from ztunnel.hbone import frames, settings
-from ztunnel.hbone.errors import ErrorCode, MisuseError, PeerError, StreamError
+from ztunnel.hbone import constants, frames
+from ztunnel.hbone.errors import ApiMisuseError, ErrorCode, H2ConnectionError, StreamError
 from ztunnel.hbone.events import (
     ConnectionFailed,
     DataReceived,
@@ -42,7 +42,8 @@ from ztunnel.hbone.events import (
     StreamReset,
     WindowOpened,
 )
-from ztunnel.hbone.flow import Held, ReceiveWindow, SendWindow
+from ztunnel.hbone.flow_control import HeldCredit, ReceiveWindow, SendWindow
+from ztunnel.hbone.frame_reader import FrameReader
 from ztunnel.hbone.frames import ACK, HEAD, FrameType, Setting
 from ztunnel.hbone.headers import (
     NO_DYNAMIC_TABLE,
@@ -54,11 +55,10 @@ from ztunnel.hbone.headers import (
     parse_request,
     parse_response,
 )
-from ztunnel.hbone.limits import Budget
-from ztunnel.hbone.peer import PeerSettings
-from ztunnel.hbone.reader import FrameReader
-from ztunnel.hbone.streams import Absent, Stream, StreamTable
-from ztunnel.hbone.units import DataPiece, Frame, HeaderBlock
+from ztunnel.hbone.parsed_frames import DataPiece, Frame, HeaderBlock
+from ztunnel.hbone.peer_settings import PeerSettings
+from ztunnel.hbone.rate_limit import Budget
+from ztunnel.hbone.streams import ClosedReason, Stream, StreamTable
 
 
 class Role(Enum):
@@ -69,7 +69,7 @@ class Role(Enum):
 class Connection:
     """The state of one connection. All methods are for one thread.
 
-    Methods that send raise `MisuseError` if the caller breaks the protocol; nothing a peer
+    Methods that send raise `ApiMisuseError` if the caller breaks the protocol; nothing a peer
     sends makes any method raise.
     """
 
@@ -77,11 +77,11 @@ class Connection:
         self,
         role: Role,
         *,
-        stream_window: int = settings.STREAM_WINDOW,
-        connection_window: int = settings.CONNECTION_WINDOW,
-        max_frame_size: int = settings.MAX_FRAME_SIZE,
+        stream_window: int = constants.STREAM_WINDOW,
+        connection_window: int = constants.CONNECTION_WINDOW,
+        max_frame_size: int = constants.MAX_FRAME_SIZE,
         max_header_list: int | None = None,
-        max_streams: int = settings.MAX_CONCURRENT_STREAMS,
+        max_streams: int = constants.MAX_CONCURRENT_STREAMS,
         extended_connect: bool = False,
     ) -> None:
         """The preface and SETTINGS are in the output at once.
@@ -90,11 +90,11 @@ class Connection:
         `max_streams`: how many the peer may have open (server). Windows and frame size are
         never below RFC 9113's defaults, as the peer uses those until it has read our SETTINGS.
         """
-        if min(stream_window, connection_window) < settings.DEFAULT_WINDOW:
-            raise MisuseError(f"windows start at {settings.DEFAULT_WINDOW} octets")
+        if min(stream_window, connection_window) < constants.DEFAULT_WINDOW:
+            raise ApiMisuseError(f"windows start at {constants.DEFAULT_WINDOW} octets")
         self._is_server = role is Role.SERVER
         if max_header_list is None:
-            client, server = settings.CLIENT_MAX_HEADER_LIST, settings.SERVER_MAX_HEADER_LIST
+            client, server = constants.CLIENT_MAX_HEADER_LIST, constants.SERVER_MAX_HEADER_LIST
             max_header_list = server if self._is_server else client
         self._max_streams = max_streams
         self._extended_connect = extended_connect
@@ -104,13 +104,13 @@ class Connection:
         self._decoder = HeaderDecoder(max_header_list)
         self._streams = StreamTable(stream_window)
         self._live = self._streams.live
-        self._send_window = SendWindow(settings.DEFAULT_WINDOW)
+        self._send_window = SendWindow(constants.DEFAULT_WINDOW)
         self._receive_window = ReceiveWindow(connection_window)
-        self._held = Held(settings.HELD_LIMIT)
+        self._held = HeldCredit(constants.HELD_LIMIT)
         self._peer = PeerSettings(is_server=not self._is_server)
         self._peer_settled = False  # its first SETTINGS came
-        self._chatter = Budget(settings.CHATTER_BURST, settings.CHATTER_PER_SECOND)
-        self._resets = Budget(settings.RESET_BURST, settings.RESET_PER_SECOND)
+        self._chatter = Budget(constants.CHATTER_BURST, constants.CHATTER_PER_SECOND)
+        self._resets = Budget(constants.RESET_BURST, constants.RESET_PER_SECOND)
         self._now = 0.0
         self._out = bytearray()
         self._block_prefix = NO_DYNAMIC_TABLE  # only the first block carries it
@@ -133,8 +133,8 @@ class Connection:
             values.append((Setting.ENABLE_PUSH, 0))
             self._out += frames.PREFACE
         self._out += frames.settings_frame(values)
-        if connection > settings.DEFAULT_WINDOW:
-            self._out += frames.window_update(0, connection - settings.DEFAULT_WINDOW)
+        if connection > constants.DEFAULT_WINDOW:
+            self._out += frames.window_update(0, connection - constants.DEFAULT_WINDOW)
 
     # What is
 
@@ -152,7 +152,7 @@ class Connection:
             and self._goaway_sent is None
             and self._goaway_received is None
             and len(self._live) < self._peer.max_streams
-            and self._streams.next_id <= settings.LARGEST_STREAM_ID
+            and self._streams.next_id <= constants.LARGEST_STREAM_ID
         )
 
     @property
@@ -197,7 +197,7 @@ class Connection:
         Raises MisuseError unless `can_open_stream`.
         """
         if not self.can_open_stream:
-            raise MisuseError("no stream may be opened now: ask can_open_stream first")
+            raise ApiMisuseError("no stream may be opened now: ask can_open_stream first")
         block = head + encode(headers)
         stream = self._streams.open(self._streams.next_id, self._peer.initial_window)
         self._queue_headers(stream, block, end_stream)
@@ -219,7 +219,7 @@ class Connection:
         if stream is None:
             return
         if not self._is_server or stream.answered or not 200 <= status <= 599:
-            raise MisuseError(f"response {status} on stream {stream_id}: not now, or not final")
+            raise ApiMisuseError(f"response {status} on stream {stream_id}: not now, or not final")
         stream.answered = True
         self._queue_headers(stream, encode_response(status, tuple(headers)), end_stream)
 
@@ -257,7 +257,7 @@ class Connection:
 
     def data_frame_header(self, stream_id: int, length: int, *, end_stream: bool = False) -> bytes:
         """The 9 octets for a DATA frame of `length` ≤ `sendable`; takes it from the windows."""
-        header = bytearray(settings.FRAME_HEADER)
+        header = bytearray(constants.FRAME_HEADER)
         self.write_data_header_into(header, 0, stream_id, length, end_stream=end_stream)
         return bytes(header)
 
@@ -273,9 +273,9 @@ class Connection:
         """`data_frame_header`, written to `buffer[offset:offset + 9]`."""
         stream = self._live.get(stream_id)
         if stream is None or not stream.local_open or (self._is_server and not stream.answered):
-            raise MisuseError(f"stream {stream_id} is not answered, ended or gone")
+            raise ApiMisuseError(f"stream {stream_id} is not answered, ended or gone")
         if length > self._room(stream) or (length <= 0 and not end_stream):
-            raise MisuseError(f"DATA of {length} octets on stream {stream_id}: not sendable")
+            raise ApiMisuseError(f"DATA of {length} octets on stream {stream_id}: not sendable")
         HEAD.pack_into(buffer, offset, length >> 8, length & 0xFF, 0, end_stream, stream_id)
         stream.send_window.available -= length
         self._send_window.available -= length
@@ -343,7 +343,7 @@ class Connection:
     def ping(self, payload: bytes) -> None:
         """Send PING with these 8 octets; `PongReceived` brings them back."""
         if len(payload) != 8:
-            raise MisuseError(f"PING carries 8 octets, not {len(payload)}")
+            raise ApiMisuseError(f"PING carries 8 octets, not {len(payload)}")
         self._out += frames.ping(payload)
 
     def goaway(self, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
@@ -375,13 +375,15 @@ class Connection:
                         self._on_frame(unit, events)
                 except StreamError as one:
                     self._on_stream_error(one, events)
-            if len(self._out) > settings.MAX_QUEUED_OUTPUT:
-                raise PeerError(ErrorCode.ENHANCE_YOUR_CALM, "the peer does not read our answers")
-        except PeerError as error:  # a name of its own: mypyc keeps one type for each name
+            if len(self._out) > constants.MAX_QUEUED_OUTPUT:
+                raise H2ConnectionError(
+                    ErrorCode.ENHANCE_YOUR_CALM, "the peer does not read our answers"
+                )
+        except H2ConnectionError as error:  # a name of its own: mypyc keeps one type for each name
             self._fail(error, events)
         return events
 
-    def _fail(self, error: PeerError, events: list[Event]) -> None:
+    def _fail(self, error: H2ConnectionError, events: list[Event]) -> None:
         self.goaway(error.code)
         self._failed = True
         self._live.clear()
@@ -395,17 +397,21 @@ class Connection:
 
     def _spend_reset(self) -> None:
         if not self._resets.spend(self._now):
-            raise PeerError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams that came to nothing")
+            raise H2ConnectionError(
+                ErrorCode.ENHANCE_YOUR_CALM, "too many streams that came to nothing"
+            )
 
     def _spend_chatter(self) -> None:
         if not self._chatter.spend(self._now):
-            raise PeerError(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that carry nothing")
+            raise H2ConnectionError(
+                ErrorCode.ENHANCE_YOUR_CALM, "too many frames that carry nothing"
+            )
 
-    def _absent(self, stream_id: int) -> Absent:
+    def _absent(self, stream_id: int) -> ClosedReason:
         """Why there is no such stream; raises PeerError if there never was one."""
         absent = self._streams.why_absent(stream_id)
-        if absent is Absent.IDLE:
-            raise PeerError(ErrorCode.PROTOCOL_ERROR, f"frame on idle stream {stream_id}")
+        if absent is ClosedReason.IDLE:
+            raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, f"frame on idle stream {stream_id}")
         return absent
 
     # DATA
@@ -431,8 +437,10 @@ class Connection:
     def _on_unwanted_data(self, piece: DataPiece, stream: Stream | None) -> None:
         self._credit_connection(len(piece.payload) + piece.padding)
         if stream is None:
-            if self._absent(piece.stream_id) is Absent.CLOSED:
-                raise PeerError(ErrorCode.STREAM_CLOSED, f"DATA on closed stream {piece.stream_id}")
+            if self._absent(piece.stream_id) is ClosedReason.CLOSED:
+                raise H2ConnectionError(
+                    ErrorCode.STREAM_CLOSED, f"DATA on closed stream {piece.stream_id}"
+                )
             if not len(piece.payload) and not piece.last:
                 self._spend_chatter()
             return
@@ -465,12 +473,14 @@ class Connection:
         self, unit: HeaderBlock, headers: list[Header], events: list[Event]
     ) -> None:
         absent = self._streams.why_absent(unit.stream_id)
-        if absent is Absent.FORGIVEN:
+        if absent is ClosedReason.FORGIVEN:
             self._spend_chatter()
-        elif absent is Absent.CLOSED:
-            raise PeerError(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {unit.stream_id}")
+        elif absent is ClosedReason.CLOSED:
+            raise H2ConnectionError(
+                ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {unit.stream_id}"
+            )
         elif not self._is_server or not unit.stream_id & 1:
-            raise PeerError(
+            raise H2ConnectionError(
                 ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {unit.stream_id}: not its to open"
             )
         elif self._goaway_sent is not None or len(self._live) >= self._max_streams:
@@ -531,7 +541,7 @@ class Connection:
             handler(self, frame, events)
 
     def _on_window_update(self, frame: Frame, events: list[Event]) -> None:
-        increment = int.from_bytes(frame.payload, "big") & settings.LARGEST_WINDOW
+        increment = int.from_bytes(frame.payload, "big") & constants.LARGEST_WINDOW
         stream_id = frame.stream_id
         window = self._send_window
         if stream_id:
@@ -542,9 +552,9 @@ class Connection:
             window = stream.send_window
         try:
             if not increment:
-                raise PeerError(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE by 0")
+                raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE by 0")
             opened = window.widen(increment)
-        except PeerError as error:
+        except H2ConnectionError as error:
             if stream_id:
                 raise StreamError(stream_id, error.code, error.reason) from None
             raise
@@ -585,9 +595,9 @@ class Connection:
         events.append(SettingsReceived())
 
     def _on_goaway(self, frame: Frame, events: list[Event]) -> None:
-        last = int.from_bytes(frame.payload[:4], "big") & settings.LARGEST_STREAM_ID
+        last = int.from_bytes(frame.payload[:4], "big") & constants.LARGEST_STREAM_ID
         if self._goaway_received is not None and last > self._goaway_received:
-            raise PeerError(ErrorCode.PROTOCOL_ERROR, "GOAWAY takes back an earlier one")
+            raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "GOAWAY takes back an earlier one")
         self._spend_chatter()
         self._goaway_received = last
         events.append(GoAway(last, int.from_bytes(frame.payload[4:], "big")))

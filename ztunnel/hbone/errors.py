@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP/2 error codes, and the exceptions by which the codec's parts speak of failure.
-
-Imports the standard library only.
-"""
+"""HTTP/2 error codes, and the exceptions by which the codec's parts speak of failure."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ class ErrorCode(IntEnum):
     HTTP_1_1_REQUIRED = 0xD
 
 
-class PeerError(Exception):
+class H2ConnectionError(Exception):
     """The peer broke the protocol for the whole connection (RFC 9113 5.4.1).
 
     Never leaves the codec: `Connection.receive` turns it into GOAWAY and `ConnectionFailed`.
@@ -50,5 +47,5 @@ class StreamError(Exception):
         self.reason = reason
 
 
-class MisuseError(Exception):
+class ApiMisuseError(Exception):
     """Our own caller asked for what the protocol forbids: a bug on this side, not the peer's."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `Connection.receive` tells its caller. May import msgspec and `hbone.errors`.
+"""What `Connection.receive` tells its caller.
 
 msgspec structs, because one is made per DATA frame: they are built about three times faster
 than a dataclass, and with `gc=False` the cycle collector never looks at them.

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP/2 frames as octets: their names, and how to write them. Imports the standard library.
+"""HTTP/2 frames as octets: their names, and how to write them.
 
     +---------------+--------+--------+------------------+---------+
     | length (24)   | type 8 | flags 8| R + stream id 32 | payload |      RFC 9113 4.1
     +---------------+--------+--------+------------------+---------+
 
-Reading is `ztunnel.hbone.reader`.
+Reading is `ztunnel.hbone.frame_reader`.
 """
 
 from __future__ import annotations

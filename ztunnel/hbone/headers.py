@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Header lists: their octets (HPACK, RFC 7541) and their rules (RFC 9113 8).
 
-May import `hbone.errors`, `hbone.events`, `hbone.units` and the hpack library.
-
 Writing: every field is a literal without indexing and without Huffman, so a block's octets depend
 on nothing but its fields. No encoder state can go out of step, and what repeats is cached
 (`_name_prefix`). The price is some hundred octets per opened stream, the gain 100 µs at a peer
@@ -21,9 +19,9 @@ from functools import lru_cache
 
 import hpack
 
-from ztunnel.hbone.errors import ErrorCode, MisuseError, PeerError
+from ztunnel.hbone.errors import ApiMisuseError, ErrorCode, H2ConnectionError
 from ztunnel.hbone.events import Header
-from ztunnel.hbone.units import Request
+from ztunnel.hbone.parsed_frames import Request
 
 NO_DYNAMIC_TABLE = b"\x20"  # RFC 7541 6.3: dynamic table size update to 0
 FIELD_OVERHEAD = 32  # RFC 9113 6.5.2: each field counts its octets and 32
@@ -66,7 +64,7 @@ def encode(headers: Iterable[Header]) -> bytes:
     out = bytearray()
     for name, value in headers:
         if _is_bad(value):
-            raise MisuseError(f"header {name!r}: value {value!r} holds what HTTP forbids")
+            raise ApiMisuseError(f"header {name!r}: value {value!r} holds what HTTP forbids")
         out += _name_prefix(name)
         size = len(value)
         out += _SHORT[size] if size < 0x7F else _length(size)
@@ -84,7 +82,7 @@ def encode_response(status: int, headers: tuple[Header, ...]) -> bytes:
 def _name_prefix(name: bytes) -> bytes:
     """`Literal Header Field without Indexing -- New Name` up to the value (RFC 7541 6.2.2)."""
     if not _NAME.fullmatch(name.removeprefix(b":")):
-        raise MisuseError(f"header name {name!r} is not a lowercase token")
+        raise ApiMisuseError(f"header name {name!r} is not a lowercase token")
     return b"\x00" + _length(len(name)) + name
 
 
@@ -123,12 +121,12 @@ class HeaderDecoder:
         except hpack.OversizedHeaderListError:
             raise _too_large() from None
         except hpack.HPACKError as error:
-            raise PeerError(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from None
+            raise H2ConnectionError(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from None
         return [(bytes(name), bytes(value)) for name, value in fields]
 
 
-def _too_large() -> PeerError:
-    return PeerError(ErrorCode.ENHANCE_YOUR_CALM, "header list too large")
+def _too_large() -> H2ConnectionError:
+    return H2ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, "header list too large")
 
 
 def _decode_plain(block: bytes) -> list[Header] | None:

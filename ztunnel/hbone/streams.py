@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The streams of a connection: which are open, and what became of the others.
 
-May import `hbone.errors`, `hbone.flow` and `hbone.settings`. RFC 9113 5.1 without push and
+RFC 9113 5.1 without push and
 without priorities, hence without the reserved states; s: we send, r: we receive,
 H: HEADERS, ES: END_STREAM, R: RST_STREAM
 
@@ -30,9 +30,9 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from ztunnel.hbone import settings
-from ztunnel.hbone.errors import ErrorCode, PeerError
-from ztunnel.hbone.flow import ReceiveWindow, SendWindow
+from ztunnel.hbone import constants
+from ztunnel.hbone.errors import ErrorCode, H2ConnectionError
+from ztunnel.hbone.flow_control import ReceiveWindow, SendWindow
 
 
 class Stream:
@@ -58,7 +58,7 @@ class Stream:
         self.tunnel = False
 
 
-class Absent(Enum):
+class ClosedReason(Enum):
     """Why a stream id is not in the table."""
 
     IDLE = auto()  # never opened
@@ -88,16 +88,18 @@ class StreamTable:
     def check_new(self, stream_id: int) -> None:
         """The peer opens a stream: odd, and beyond all that were."""
         if not stream_id & 1:
-            raise PeerError(ErrorCode.PROTOCOL_ERROR, f"a client opened stream {stream_id}")
+            raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, f"a client opened stream {stream_id}")
         if stream_id <= self.highest:
-            raise PeerError(ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}")
+            raise H2ConnectionError(
+                ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}"
+            )
 
-    def why_absent(self, stream_id: int) -> Absent:
+    def why_absent(self, stream_id: int) -> ClosedReason:
         if stream_id in self._reset:
-            return Absent.FORGIVEN
+            return ClosedReason.FORGIVEN
         if stream_id & 1 and stream_id <= self.highest:
-            return Absent.CLOSED
-        return Absent.IDLE
+            return ClosedReason.CLOSED
+        return ClosedReason.IDLE
 
     def close_local(self, stream: Stream) -> None:
         stream.local_open = False
@@ -118,5 +120,5 @@ class StreamTable:
         self.live.pop(stream_id, None)
         self.highest = max(self.highest, stream_id)
         self._reset[stream_id] = None
-        if len(self._reset) > settings.MAX_RESET_MEMORY:
+        if len(self._reset) > constants.MAX_RESET_MEMORY:
             del self._reset[next(iter(self._reset))]

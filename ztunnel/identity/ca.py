@@ -7,7 +7,7 @@
     root-cert.pem   what everybody trusts
 
 A self-signed CA has the same certificate in all three. Keys are P-256 when made here; Istio's own
-tools make RSA ones, and those serve as well. May import cryptography.
+tools make RSA ones, and those serve as well.
 """
 
 from __future__ import annotations

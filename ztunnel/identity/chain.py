@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A certificate and its key into a TLS context, without a file. Imports nothing of ours."""
+"""A certificate and its key into a TLS context, without a file."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 """Taking a lab down by what the kernel has, not by what a state file remembers.
 
 Everything of a lab is found by its name: its cgroup, its namespaces' prefix, its pin directories.
-So it works after any crash, twice, and with the state directory gone. May import `cgroups`,
-`mounts`, `names`, `netns`.
+So it works after any crash, twice, and with the state directory gone.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ztunnel.lab import cgroups, mounts, netns
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import STATE_ROOT, LabNames
+from ztunnel.lab.network import netns
+from ztunnel.lab.runtime import cgroups, mounts
 
 _DEADLINE = 10.0  # seconds for killed processes to be gone
 

@@ -2,7 +2,7 @@
 """What runs on a node besides pods: the real agent and proxy, and the lab's DNS responder.
 
 Each in its own cgroup under the node's, in the node's network namespace, its output in
-`<run-dir>/<component>.log`. May import every lab module below `lab`.
+`<run-dir>/<component>.log`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ztunnel.lab import addresses, cgroups, netns, process
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import LabNames
+from ztunnel.lab.network import addresses, netns
+from ztunnel.lab.runtime import cgroups, process
 
 _STOP_GRACE = 10.0  # seconds: what the proxy may take to drain
 _POLL = 0.05
@@ -105,7 +106,7 @@ class Component:
         if self.kind == "proxy":
             return [_ztunnel(), "proxy", *common, *self.options]
         served = [word for ip in addresses.DNS_ADDRESSES for word in ("--address", ip)]
-        module = [sys.executable, "-m", "ztunnel.lab.dns"]
+        module = [sys.executable, "-m", "ztunnel.lab.cluster.dns"]
         return [*module, "--objects", str(self.names.objects), *served]
 
     def _own_options(self) -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one error people see from the lab. Imports nothing."""
+"""The one error people see from the lab."""
 
 
 class LabError(Exception):

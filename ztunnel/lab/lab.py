@@ -6,7 +6,6 @@
 
 Nothing of the lab stays resident but the node components: each call reads the object directory,
 plans, makes it so and returns. Calls of several processes take turns by a file lock.
-May import every other layer.
 """
 
 from __future__ import annotations
@@ -25,28 +24,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ztunnel.lab import (
-    cgroups,
-    cleanup,
-    components,
-    containers,
-    enrolment,
-    images,
-    kubeproxy,
-    mounts,
-    netns,
-    network,
-    overview,
-    plan,
-    process,
-    sandbox,
-    services,
-)
-from ztunnel.lab.addresses import MAX_NODES, node_addresses
-from ztunnel.lab.components import Component
-from ztunnel.lab.errors import LabError
-from ztunnel.lab.names import STATE_ROOT, LabNames
-from ztunnel.lab.objects import (
+from ztunnel.lab import cleanup, components
+from ztunnel.lab.cluster import overview, scheduler, services
+from ztunnel.lab.cluster.objects import (
     Key,
     Object,
     ObjectStore,
@@ -55,7 +35,13 @@ from ztunnel.lab.objects import (
     read_manifests,
     write_atomically,
 )
-from ztunnel.lab.pods import Kubelet
+from ztunnel.lab.components import Component
+from ztunnel.lab.errors import LabError
+from ztunnel.lab.names import STATE_ROOT, LabNames
+from ztunnel.lab.network import kube_proxy, links, netns
+from ztunnel.lab.network.addresses import MAX_NODES, node_addresses
+from ztunnel.lab.runtime import capture_gate, cgroups, containers, images, mounts, process, sandbox
+from ztunnel.lab.runtime.pods import Kubelet
 
 READY_TIMEOUT = 90.0  # seconds for everything to be ready; the loader's compile is in it
 _TOOLS = ("mount", "nft", "nsenter", "setpriv", "setsid", "unshare")
@@ -110,7 +96,7 @@ class Lab:
         self.progress = progress or (lambda _: None)
         saved = self._saved_settings()
         self._check_node_count(nodes, saved.get("nodes"))
-        self.nodes = plan.make_nodes(nodes or saved.get("nodes", 2))
+        self.nodes = scheduler.make_nodes(nodes or saved.get("nodes", 2))
         self.mesh: bool = saved.get("mesh", True) if mesh is None else mesh
         if agent_options is None:
             agent_options = saved.get("agent_options", ())
@@ -151,7 +137,7 @@ class Lab:
             self._save_settings()
             mounts.ensure(bpffs=self.mesh)
             self._wire()
-            self._put_all(plan.system_objects(self.store.load(), self.nodes))
+            self._put_all(scheduler.system_objects(self.store.load(), self.nodes))
             self._drop_broken()
             self._start_components(deadline)
             self._admit(objects)
@@ -252,10 +238,10 @@ class Lab:
             return self.get("Pod", name, namespace)
         if KINDS.get(kind) != "Deployment":
             raise LabError(f"{reference!r} names no pod; use NAME, pod/NAME or deploy/NAME")
-        found = [pod for pod in self.pods(namespace) if plan.deployment_of(pod) == name]
+        found = [pod for pod in self.pods(namespace) if scheduler.deployment_of(pod) == name]
         if not found:
             raise LabError(f"deployment {namespace}/{name} has no pod; see: ztctl lab status")
-        return max(found, key=plan.is_ready)
+        return max(found, key=scheduler.is_ready)
 
     # -- running things ----------------------------------------------------------------------
 
@@ -402,9 +388,9 @@ class Lab:
         )
 
     def _wire(self) -> None:
-        network.ensure_underlay(self.names)
+        links.ensure_underlay(self.names)
         for node in self.nodes:
-            network.ensure_node(self.names, node, self.nodes)
+            links.ensure_node(self.names, node, self.nodes)
             self.names.run_dir(node.name).mkdir(exist_ok=True)
             self.names.node_cgroup(node.name).mkdir(parents=True, exist_ok=True)
             self.progress(f"{node.name}: network ready")
@@ -430,30 +416,30 @@ class Lab:
                 raise LabError(
                     f"{key}: namespace {key.namespace!r} does not exist; mend: apply a Namespace"
                 )
-            stored[key] = plan.admit(obj, stored.get(key), _uid, _now())
+            stored[key] = scheduler.admit(obj, stored.get(key), _uid, _now())
             self.store.put(stored[key])
         return [key_of(obj) for obj in ordered]
 
     @staticmethod
     def _has_namespace(objects: Mapping[Key, Object], name: str) -> bool:
-        return name in plan.SYSTEM_NAMESPACES or Key("Namespace", "", name) in objects
+        return name in scheduler.SYSTEM_NAMESPACES or Key("Namespace", "", name) in objects
 
     def _reconcile(self, deadline: float | None, *, only_new: bool = False) -> list[str]:
         """Make the kernel agree with the objects; wait for readiness unless `deadline` is None.
 
         `only_new`: wait for pods made now, and look at the others once.
         """
-        self._put_all(plan.system_objects(self.store.load(), self.nodes))
+        self._put_all(scheduler.system_objects(self.store.load(), self.nodes))
         self._put_all(services.plan_services(self.store.load()))
         self._drop_broken()
         objects = self.store.load()
-        planned = plan.plan_pods(objects, self.nodes, uid=self.pod_uid, now=_now())
+        planned = scheduler.plan_pods(objects, self.nodes, uid=self.pod_uid, now=_now())
         self._remove_leftovers(objects, planned)
         self._put_all(planned.pods)
         self._publish()
         self._kubelet.collect(planned.pods)
         table = images.extensions(objects)
-        runnable = [pod for pod in planned.pods if plan.pod_ips(pod)]
+        runnable = [pod for pod in planned.pods if scheduler.pod_ips(pod)]
         running = [self._kubelet.run(pod, table) for pod in runnable]
         old = [pod for pod in running if only_new and key_of(pod) in objects]
         new = [pod for pod in running if pod not in old]
@@ -465,15 +451,15 @@ class Lab:
 
     def _await_capture(self, pod: Object) -> None:
         """Hold a new pod's programs back until the mesh has it, if it is the mesh's."""
-        if self.mesh and enrolment.is_due(pod, self.store.load()):
-            enrolment.wait_captured(self.names, pod)
+        if self.mesh and capture_gate.is_due(pod, self.store.load()):
+            capture_gate.wait_captured(self.names, pod)
 
     def _uncaptured(self, pods: Sequence[Object]) -> Iterator[str]:
         """What keeps the mesh from pods that are its own, pod by pod."""
         objects = self.store.load()
         for pod in pods:
-            if self.mesh and enrolment.is_due(pod, objects):
-                problem = enrolment.wait_captured(self.names, pod, patience=0)
+            if self.mesh and capture_gate.is_due(pod, objects):
+                problem = capture_gate.wait_captured(self.names, pod, patience=0)
                 if problem:
                     yield problem
 
@@ -483,9 +469,9 @@ class Lab:
         Told before agents are waited for: they are not ready while a pod can't be found.
         """
         for pod in self._kubelet.broken(self.store.load()):
-            self.store.put(plan.unbound(pod))
+            self.store.put(scheduler.unbound(pod))
 
-    def _remove_leftovers(self, objects: Mapping[Key, Object], planned: plan.PodPlan) -> None:
+    def _remove_leftovers(self, objects: Mapping[Key, Object], planned: scheduler.PodPlan) -> None:
         """Forget pods that their Deployment no longer wants."""
         for pod in of_kind(objects, "Pod"):
             if pod["metadata"].get("ownerReferences") and key_of(pod) not in planned.keys:
@@ -499,12 +485,12 @@ class Lab:
         for key in services.stale_slices(objects, slices):
             self.store.remove(key)
         for deployment in of_kind(objects, "Deployment"):
-            status = plan.deployment_status(deployment, objects)
+            status = scheduler.deployment_status(deployment, objects)
             self.store.put({**deployment, "status": status})
-        served = list(kubeproxy.frontends(self.store.load()))
+        served = list(kube_proxy.frontends(self.store.load()))
         for node in self.nodes:
-            script = kubeproxy.render(served, node_addresses(node.index))
-            kubeproxy.apply(self.names.node_netns(node.name), script)
+            script = kube_proxy.render(served, node_addresses(node.index))
+            kube_proxy.apply(self.names.node_netns(node.name), script)
 
     def _put_all(self, objects: Sequence[Object]) -> None:
         for obj in objects:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every name and path of one lab, from its own name alone: so that `down` finds what a crash left.
 
-Pure but for `pin_dirs`, which looks. May import `errors`.
+Pure but for `pin_dirs`, which looks.
 """
 
 from __future__ import annotations

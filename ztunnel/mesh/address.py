@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IP addresses and `host:port` texts in one canonical form. May import `mesh.model`."""
+"""IP addresses and `host:port` texts in one canonical form."""
 
 from __future__ import annotations
 

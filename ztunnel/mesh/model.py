@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The nouns of the mesh: workloads, services and their endpoints.
 
-Plain frozen values: no I/O, no clock, no Kubernetes client. May import msgspec only.
-They travel unchanged between the agent and the proxy (`ztunnel.link`). `gc=False`: they hold texts
+Plain frozen values: no I/O, no clock, no Kubernetes client.
+They travel unchanged between the agent and the proxy (`ztunnel.ipc`). `gc=False`: they hold texts
 and each other, so no cycle can begin here, and the collector need not walk thousands of them.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ports we take inside a pod, Istio's own (istio/ztunnel src/config.rs). Imports nothing."""
+"""The ports we take inside a pod, Istio's own (istio/ztunnel src/config.rs)."""
 
 OUTBOUND = 15001  # where an app's connections are redirected to
 INBOUND = 15006  # where plaintext from outside is taken

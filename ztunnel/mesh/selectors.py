@@ -2,7 +2,7 @@
 """Kubernetes' label selectors, as `discoverySelectors` has them: pure.
 
 Semantics: apimachinery's metav1.LabelSelector. All requirements of a selector hold; one selector
-of several is enough. Imports the standard library only.
+of several is enough.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SPIFFE ids as Istio forms them: `spiffe://<trust domain>/ns/<namespace>/sa/<account>`.
 
-Exactly that form is taken, nothing near it. Imports the standard library only.
+Exactly that form is taken, nothing near it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that a node knows of the mesh, indexed for decisions. May import `mesh`.
+"""All that a node knows of the mesh, indexed for decisions.
 
 A delta costs what it changes. An address that two workloads claim (see `mesh.claims`) goes to one
 of the mesh: a wrong guess is refused by the identity check, and never sent in plaintext.
@@ -12,10 +12,10 @@ from ipaddress import ip_address, ip_network
 from operator import attrgetter
 from typing import Any, Protocol
 
-from ztunnel.mesh.authorize import Change, Policies
-from ztunnel.mesh.backends import Backends, backends
-from ztunnel.mesh.claims import Claims
+from ztunnel.mesh.address_index import AddressIndex
 from ztunnel.mesh.model import Service, SocketAddress, TunnelProtocol, Workload
+from ztunnel.mesh.policy.engine import Change, Policies
+from ztunnel.mesh.routing.load_balancer import Backends, backends
 
 
 class Delta(Change, Protocol):
@@ -41,11 +41,11 @@ class MeshState:
         self.registry_only = registry_only
         self.policies = Policies()
         self._workloads: dict[str, Workload] = {}
-        self._workload_at = Claims[Workload](attrgetter("uid"), _in_mesh)
+        self._workload_at = AddressIndex[Workload](attrgetter("uid"), _in_mesh)
         self._services: dict[str, Service] = {}
-        self._service_at = Claims[Service](attrgetter("key"), _of_cluster)
-        self._service_named = Claims[Service](attrgetter("key"), _of_cluster)
-        self._entry_at = Claims[Service](attrgetter("key"), lambda _: True)  # by endpoint
+        self._service_at = AddressIndex[Service](attrgetter("key"), _of_cluster)
+        self._service_named = AddressIndex[Service](attrgetter("key"), _of_cluster)
+        self._entry_at = AddressIndex[Service](attrgetter("key"), lambda _: True)  # by endpoint
         self._networks: dict[str, Service] = {}  # entries that stand for networks, by key
         # computed since the last delta
         self._backends: dict[tuple[str, int, int, str], Backends] = {}

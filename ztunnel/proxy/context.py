@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all connections of one worker share, handed to them instead of being global.
-
-May import `ztunnel.mesh`, `ztunnel.datapath.sockopt`, `ztunnel.telemetry` and the proxy's parts
-below connections.
-"""
+"""What all connections of one worker share, handed to them instead of being global."""
 
 from __future__ import annotations
 
@@ -15,14 +11,14 @@ from dataclasses import dataclass, field
 from ztunnel.datapath import sockopt
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.state import MeshState
-from ztunnel.proxy.buffers import BufferPool
-from ztunnel.proxy.guard import Guard
-from ztunnel.proxy.loop import Loop
-from ztunnel.proxy.pool import Pool
-from ztunnel.proxy.report import Report
-from ztunnel.proxy.tls import Credentials
-from ztunnel.proxy.told import Told
-from ztunnel.telemetry.access import AccessLog, configured_renderer
+from ztunnel.proxy.agent_link.same_node_reporter import SameNodeReporter
+from ztunnel.proxy.conntrack.admission import AdmissionTable
+from ztunnel.proxy.conntrack.tracker import ConnectionTracker
+from ztunnel.proxy.io.buffers import BufferPool
+from ztunnel.proxy.io.event_loop import Loop
+from ztunnel.proxy.tls.credentials import Credentials
+from ztunnel.proxy.tunnel.pool import Pool
+from ztunnel.telemetry.access_log import AccessLog, configured_renderer
 
 
 @dataclass(slots=True, eq=False)
@@ -32,9 +28,11 @@ class Context:
     loop: Loop
     buffers: BufferPool
     pool: Pool
-    report: Report
-    guard: Guard = field(default_factory=Guard)
-    told: Told | None = None  # who tells the agent whom we let in; None when nobody listens
+    report: ConnectionTracker
+    guard: AdmissionTable = field(default_factory=AdmissionTable)
+    told: SameNodeReporter | None = (
+        None  # who tells the agent whom we let in; None when nobody listens
+    )
     mesh: MeshState | None = None
     credentials: dict[str, Credentials] = field(default_factory=dict)  # by identity
     workers: int = 1  # that serve this node
@@ -50,6 +48,6 @@ class Context:
 def new_context(workers: int = 1) -> Context:
     """A fresh one with its own loop, for one of so many workers."""
     loop, buffers = Loop(), BufferPool()
-    report = Report(AccessLog(loop.after_flushes, configured_renderer()))
+    report = ConnectionTracker(AccessLog(loop.after_flushes, configured_renderer()))
     pool = Pool(loop, buffers)
     return Context(loop=loop, buffers=buffers, pool=pool, report=report, workers=workers)

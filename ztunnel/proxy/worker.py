@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker: applies what the agent says, serves the pods' listeners, drains when told to stop.
 
-    SERVING --SIGTERM--> DRAINING --no connection left, or the deadline--> ended
-                                  --second signal--> ended
-
-May import everything of `ztunnel.proxy` but the command line.
+SERVING --SIGTERM--> DRAINING --no connection left, or the deadline--> ended
+                              --second signal--> ended
 """
 
 from __future__ import annotations
@@ -20,49 +18,49 @@ import msgspec
 import structlog
 
 from ztunnel import __version__, compiled
-from ztunnel.link.messages import (
-    Answer,
+from ztunnel.ipc.messages import (
     Certificate,
     CertificateRemoved,
-    CountsTaken,
+    CounterAck,
+    CounterMemory,
     Draining,
     Hello,
+    IntrospectionReply,
+    IntrospectionRequest,
     ListenerKind,
-    Logging,
+    LogConfig,
     MeshDelta,
-    NeedSockets,
-    NeedUdp,
     PodAdded,
     PodReady,
     PodRemoved,
-    Query,
-    Remains,
+    SocketRequest,
     Sockets,
     ToWorker,
+    UdpSocketRequest,
     UdpSockets,
 )
 from ztunnel.mesh.state import MeshState
-from ztunnel.proxy import tls
-from ztunnel.proxy.beats import State
+from ztunnel.proxy.agent_link.counter_checkpoint import CounterCheckpointer
+from ztunnel.proxy.agent_link.counter_reporter import EVERY, CounterReporter
+from ztunnel.proxy.agent_link.introspection import view
+from ztunnel.proxy.agent_link.same_node_reporter import SameNodeReporter
+from ztunnel.proxy.agent_link.session import Message, Session
 from ztunnel.proxy.context import Context
-from ztunnel.proxy.counted import EVERY, Teller
-from ztunnel.proxy.inbound import HboneServer
-from ztunnel.proxy.keeping import Keeping
-from ztunnel.proxy.key import Key
-from ztunnel.proxy.listener import Listener
-from ztunnel.proxy.outbound import OutboundServer
-from ztunnel.proxy.plain import PlainServer
-from ztunnel.proxy.pods import Ask, Pod, take_sockets
-from ztunnel.proxy.queries import QueryServer
-from ztunnel.proxy.query_stream import QueryStreamServer
-from ztunnel.proxy.session import Message, Session
-from ztunnel.proxy.signals import Signals
-from ztunnel.proxy.sockets import adopt
-from ztunnel.proxy.told import Told
-from ztunnel.proxy.udp import PodUdp
-from ztunnel.proxy.views import view
+from ztunnel.proxy.dns.tcp_server import QueryStreamServer
+from ztunnel.proxy.dns.udp_server import QueryServer
+from ztunnel.proxy.handlers.inbound import HboneServer
+from ztunnel.proxy.handlers.inbound_passthrough import PlainServer
+from ztunnel.proxy.handlers.outbound import OutboundServer
+from ztunnel.proxy.handlers.udp import PodUdp
+from ztunnel.proxy.io.listener import Listener
+from ztunnel.proxy.io.sockets import adopt
+from ztunnel.proxy.local_pod import Ask, Pod, take_sockets
+from ztunnel.proxy.process.heartbeat import State
+from ztunnel.proxy.process.signals import Signals
+from ztunnel.proxy.tls import credentials
+from ztunnel.proxy.tunnel.pool_key import Key
+from ztunnel.telemetry.counter_memory import Writer
 from ztunnel.telemetry.logs import set_level
-from ztunnel.telemetry.remains import Writer
 
 DRAIN_DEADLINE = 5.0  # seconds; istio ztunnel's default
 DRAIN_CHECK = 0.05
@@ -89,11 +87,11 @@ class Worker:
         self.context = context
         self.pods: dict[str, Pod] = {}
         self.session = Session(context.loop, str(run_dir / SOCKET_NAME), self._greet, self.receive)
-        self._told = Told(self.session.send, lambda: context.loop.now)
+        self._told = SameNodeReporter(self.session.send, lambda: context.loop.now)
         context.told = self._told
         self._remains = Writer()
-        self._keeping = Keeping(context.loop, context.report, self._remains)
-        self._teller = Teller(
+        self._keeping = CounterCheckpointer(context.loop, context.report, self._remains)
+        self._teller = CounterReporter(
             self.session.send,
             context.report.take_counts,
             context.report.queries.take,
@@ -127,9 +125,9 @@ class Worker:
     def receive(self, message: ToWorker, fds: list[int]) -> None:
         """Act on one message; takes the descriptors it uses out of `fds`, closes the rest."""
         match message:
-            case CountsTaken():
+            case CounterAck():
                 self._teller.taken(message.number)
-            case Logging():
+            case LogConfig():
                 set_level(message.process)
                 self.context.report.access.settings = message
             case MeshDelta():
@@ -149,10 +147,10 @@ class Worker:
                 take_sockets(pod, message.family, fds, udp=message.udp)
             case UdpSockets():
                 self._udp_sockets(message, fds)
-            case Query():
+            case IntrospectionRequest():
                 self._tell_counts()
                 body = view(message.what, self.context.report, self.context.pool)
-                self.session.send(Answer(message.id, msgspec.Raw(body)))
+                self.session.send(IntrospectionReply(message.id, msgspec.Raw(body)))
         while fds:
             os.close(fds.pop())
 
@@ -205,7 +203,7 @@ class Worker:
 
     def _certificate(self, message: Certificate) -> None:
         try:
-            self.context.credentials[message.identity] = tls.credentials(message)
+            self.context.credentials[message.identity] = credentials.credentials(message)
         except ValueError as error:
             log.error("certificate unusable", identity=message.identity, error=str(error))
             return
@@ -227,7 +225,7 @@ class Worker:
         for kind in added.listeners:
             self._listen(pod, kind, fds.pop(0))
         pod.restock()
-        self.session.send(NeedUdp(pod.uid, pod.udp.port if pod.udp is not None else 0))
+        self.session.send(UdpSocketRequest(pod.uid, pod.udp.port if pod.udp is not None else 0))
         self._announce(pod)
 
     def _udp_sockets(self, message: UdpSockets, fds: list[int]) -> None:
@@ -283,7 +281,7 @@ class Worker:
             if pod is not None:
                 pod.forget_orders()
                 pods.append(pod)
-        greetings.append((Remains(self._teller.instance), (self._remains.fd,)))
+        greetings.append((CounterMemory(self._teller.instance), (self._remains.fd,)))
         greetings += ((counted, ()) for counted in self._teller.pending)
         return greetings
 
@@ -307,7 +305,7 @@ class Worker:
 
     def _asker(self, pod_uid: str) -> Ask:
         def ask(family: int, count: int, udp: bool) -> None:
-            self.session.send(NeedSockets(pod_uid, family, count, udp))
+            self.session.send(SocketRequest(pod_uid, family, count, udp))
 
         return ask
 

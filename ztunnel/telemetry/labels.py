@@ -2,16 +2,16 @@
 """The labels of Istio's TCP metrics: names, order, and what a connection has for them.
 
 A label set is a plain tuple in the order of LABELS: it is a dict's key on every side, and travels
-from workers to the agent as it is. What is not known is `unknown`. May import `mesh`, `flags`.
+from workers to the agent as it is. What is not known is `unknown`.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
 
-from ztunnel.mesh import canonical
+from ztunnel.mesh import canonical_service
 from ztunnel.mesh.model import Service, Workload
-from ztunnel.telemetry.flags import Flag
+from ztunnel.telemetry.response_flags import Flag
 
 UNKNOWN = "unknown"
 OVERFLOW = "overflow"
@@ -68,9 +68,9 @@ def end(workload: Workload | None) -> End:
     """
     if workload is None:
         return _NOBODY
-    service, revision = canonical.service(workload), canonical.revision(workload)
+    service, revision = canonical_service.service(workload), canonical_service.revision(workload)
     return (
-        canonical.owner(workload)[1] or UNKNOWN,
+        canonical_service.owner(workload)[1] or UNKNOWN,
         workload.namespace or UNKNOWN,
         service or UNKNOWN,
         revision or UNKNOWN,

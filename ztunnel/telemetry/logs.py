@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How every ztunnel process logs: to standard error, for people or as JSON lines.
-
-May import structlog, msgspec and the standard library.
-"""
+"""How every ztunnel process logs: to standard error, for people or as JSON lines."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@
 
 Spans are made when connections end, and sent in batches by a thread of the SDK. What a peer says in
 its traceparent is used only if it is one, and counts for nothing else. Imported only when wanted.
-May import opentelemetry.
 """
 
 from __future__ import annotations

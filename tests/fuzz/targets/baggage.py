@@ -7,7 +7,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from tests.fuzz.target import Target, separated
-from ztunnel.mesh.baggage import MAX_MEMBERS, BaggageError, parse_baggage
+from ztunnel.mesh.headers.baggage import MAX_MEMBERS, BaggageError, parse_baggage
 
 _KEYS = (b"k8s.cluster.name", b"k8s.namespace.name", b"k8s.deployment.name", b"service.name")
 

@@ -13,18 +13,18 @@ from zlib import crc32
 import msgspec
 
 from tests.fuzz.target import Target, rearranged
-from tests.pure.policy.world import WEB
+from tests.unit.policy.fixtures import WEB
 from ztunnel.hbone import frames, headers
 from ztunnel.hbone.connection import Connection, Role
+from ztunnel.hbone.constants import MAX_CONCURRENT_STREAMS
 from ztunnel.hbone.events import ConnectionFailed, DataReceived, RequestReceived
 from ztunnel.hbone.frames import END_HEADERS, END_STREAM, FrameType
-from ztunnel.hbone.settings import MAX_CONCURRENT_STREAMS
 from ztunnel.mesh.address import AddressError
-from ztunnel.mesh.answers import Accept, Reject
-from ztunnel.mesh.inbound import check_connect
-from ztunnel.mesh.masque import format_target, parse_target
+from ztunnel.mesh.headers.connect_udp import format_target, parse_target
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol
 from ztunnel.mesh.ports import OURS
+from ztunnel.mesh.routing.decisions import Accept, Reject
+from ztunnel.mesh.routing.inbound import check_connect
 from ztunnel.mesh.state import MeshState
 
 POD = WEB.addresses[0]

@@ -17,10 +17,10 @@ import dns.rcode
 import dns.rdatatype
 
 from tests.fuzz.target import Target
+from ztunnel.dns import message
+from ztunnel.mesh.dns_names import Entry, look_up
 from ztunnel.mesh.model import Endpoint, Service, ServicePort
-from ztunnel.mesh.names import Entry, look_up
 from ztunnel.mesh.state import MeshState
-from ztunnel.resolver import message
 
 WEB, DB = "web.shop.svc.cluster.local", "db.shop.svc.cluster.local"
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from tests.fuzz.target import Target, separated
 from ztunnel.mesh.address import canonical
-from ztunnel.mesh.forwarded import ForwardedError, format_forwarded, parse_forwarded
+from ztunnel.mesh.headers.forwarded import ForwardedError, format_forwarded, parse_forwarded
 
 
 def check(octets: bytes) -> None:

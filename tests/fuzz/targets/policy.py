@@ -15,13 +15,19 @@ import msgspec
 import yaml
 
 from tests.fuzz.target import Target
-from tests.pure.policy.world import CLIENT, WEB
-from ztunnel.kube.documents import DocumentError, parse_objects
-from ztunnel.kube.mirror import Mirror
-from ztunnel.mesh.authorize import Policies
+from tests.unit.policy.fixtures import CLIENT, WEB
+from ztunnel.kube.objects.manifests import DocumentError, parse_objects
+from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.mesh.policy import Action, AuthorizationPolicy, MtlsMode, PeerAuthentication, Policy
-from ztunnel.mesh.rules import Asked
+from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.model import (
+    Action,
+    AuthorizationPolicy,
+    MtlsMode,
+    PeerAuthentication,
+    Policy,
+)
+from ztunnel.mesh.policy.rule_index import Asked
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Policy] = msgspec.msgpack.Decoder(Policy)
@@ -37,7 +43,7 @@ def check(octets: bytes) -> None:
         objects = parse_objects(octets.decode("utf-8"), "fuzz.yaml")
     except (DocumentError, UnicodeDecodeError):
         return
-    mirror = Mirror("cluster.local", "Kubernetes", root_namespace="istio-system")
+    mirror = ClusterView("cluster.local", "Kubernetes", root_namespace="istio-system")
     for obj in objects.values():
         mirror.upsert(obj)
     change = mirror.drain()

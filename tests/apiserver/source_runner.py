@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An `ApiSource` that runs in a thread of its own, and the mesh as its deltas tell of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ztunnel.kube.client.access import Access
+from ztunnel.kube.client.list_watch import SILENCE
+from ztunnel.kube.sources.api_server import ApiSource, granted
+from ztunnel.kube.view.cluster_view import Change, ClusterView
+from ztunnel.mesh.state import MeshState
+
+
+class Following:
+    """Follows a server as the agent of `node` would.
+
+    `state` is built of the deltas alone, `changes` has them: what would go to the workers.
+    """
+
+    def __init__(
+        self, kubeconfig: Path, node: str = "n1", *, silence: float = SILENCE, patience: float = 30
+    ) -> None:
+        self.state = MeshState()
+        self.changes: list[Change] = []
+        self.mirror = ClusterView("cluster.local", "Kubernetes")
+        self._access = Access(kubeconfig)
+        self._node = node
+        self._silence = silence
+        self._patience = patience
+        self._stop: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._synced = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Following:
+        self.start()
+        assert self._synced.wait(self._patience), f"not synced: {self.errors()}"
+        return self
+
+    def start(self) -> None:
+        """Follow, without waiting for the first view."""
+        self._thread.start()
+        self._stop.result(10)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        loop, stop = self._stop.result(0)
+        loop.call_soon_threadsafe(stop.set)
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "the source does not stop"
+        assert self._failure is None, self._failure
+
+    @property
+    def is_synced(self) -> bool:
+        return self._synced.is_set()
+
+    def errors(self) -> dict[str, str]:
+        return self.source.errors()
+
+    def view(self) -> dict[str, Any]:
+        return self.source.view()
+
+    def workload(self, name: str, namespace: str) -> Any:
+        """As the workers know it, or None."""
+        return self.state.workload(f"Kubernetes//Pod/{namespace}/{name}")
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._follow())
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    async def _follow(self) -> None:
+        stop = asyncio.Event()
+        kinds = granted(self._node)
+        self.source = ApiSource(
+            self._access, kinds, self.mirror, self._changed, silence=self._silence
+        )
+        self._stop.set_result((asyncio.get_running_loop(), stop))
+        running = asyncio.create_task(self.source.run())
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait((running, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    def _changed(self) -> None:
+        change = self.mirror.drain()
+        if change:
+            self.state.apply(change)
+            self.changes.append(change)
+        self._synced.set()

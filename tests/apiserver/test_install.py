@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ztctl install` and `uninstall` against a real API server.
+
+It has no controllers and no kubelet: where a roll-out is waited for, the test writes the status
+that they would write.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from tests.apiserver.control_plane import until
+from tests.apiserver.server import ROOT, ApiServer
+from ztctl import manifests
+from ztctl.main import cli
+from ztunnel.kube.constants import NAMESPACE
+
+Ztctl = Callable[..., Result]
+DONE = {
+    "daemonset": {
+        "observedGeneration": 99,
+        "desiredNumberScheduled": 3,
+        "currentNumberScheduled": 3,
+        "updatedNumberScheduled": 3,
+        "numberAvailable": 3,
+        "numberReady": 3,
+        "numberMisscheduled": 0,
+    },
+    "deployment": {
+        "observedGeneration": 99,
+        "replicas": 2,
+        "updatedReplicas": 2,
+        "availableReplicas": 2,
+        "readyReplicas": 2,
+    },
+}
+
+
+@pytest.fixture
+def ztctl(fresh_server: ApiServer) -> Ztctl:
+    """`ztctl ARGUMENTS... --kubeconfig <the server's>`."""
+
+    def run(*arguments: str) -> Result:
+        where = ("--kubeconfig", str(fresh_server.admin_kubeconfig))
+        return CliRunner().invoke(cli, [*arguments, *where])
+
+    return run
+
+
+def rollout(server: ApiServer, kind: str, name: str) -> None:
+    """What controllers and kubelets would do."""
+    patch = yaml.safe_dump({"status": DONE[kind]})
+    until(lambda: server.try_kubectl("-n", NAMESPACE, "get", kind, name).returncode == 0)
+    words = ("--subresource=status", "--type=merge", "--patch", patch)
+    server.kubectl("-n", NAMESPACE, "patch", kind, name, *words)
+
+
+def objects(server: ApiServer) -> dict[str, Any]:
+    """Everything that deploy/ names, as the server has it, by title."""
+    found: dict[str, Any] = {}
+    for obj in manifests.load():
+        space = obj["metadata"].get("namespace")
+        where = ("-n", space) if space else ()
+        words = ("get", obj["kind"], obj["metadata"]["name"], "-o", "yaml", *where)
+        done = server.try_kubectl(*words)
+        if done.returncode == 0:
+            found[manifests.title(obj)] = yaml.safe_load(done.stdout)
+    return found
+
+
+def test_dry_run_lets_the_server_check_and_changes_nothing(
+    ztctl: Ztctl, fresh_server: ApiServer
+) -> None:
+    done = ztctl("install", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert len(done.output.splitlines()) == len(manifests.load())
+    assert objects(fresh_server) == {}
+    fresh_server.kubectl("create", "namespace", NAMESPACE)
+    done = ztctl("install", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "unchecked" not in done.output  # now all of it could be checked
+    assert set(objects(fresh_server)) == {f"Namespace {NAMESPACE}"}
+
+
+def test_everything_is_accepted_and_a_second_time_changes_nothing(
+    ztctl: Ztctl, fresh_server: ApiServer
+) -> None:
+    first = ztctl("install", "--no-wait")
+    assert first.exit_code == 0, first.output
+    assert set(objects(fresh_server)) == {manifests.title(obj) for obj in manifests.load()}
+    again = ztctl("install", "--no-wait")
+    assert {line.split()[-1] for line in again.output.splitlines()} == {"unchanged"}
+
+
+def test_istios_own_definitions_are_kept(ztctl: Ztctl, fresh_server: ApiServer) -> None:
+    theirs = next(obj for obj in manifests.load() if obj["kind"] == manifests.CRD)
+    theirs["metadata"]["labels"] = {"app": "istio"}
+    fresh_server.apply(theirs)
+    done = ztctl("install", "--no-wait")
+    assert done.exit_code == 0, done.output
+    assert "kept: it is there already" in done.output
+    there = objects(fresh_server)[manifests.title(theirs)]
+    assert there["metadata"]["labels"] == {"app": "istio"}
+
+
+def test_kustomize_gives_the_same_objects(ztctl: Ztctl, fresh_server: ApiServer) -> None:
+    kustomized = [*yaml.safe_load_all(fresh_server.kubectl("kustomize", str(ROOT / "deploy")))]
+    printed = [*yaml.safe_load_all(ztctl("install", "--dry-run", "-o", "yaml").stdout)]
+
+    def by_title(found: list[Any]) -> dict[str, Any]:
+        return {manifests.title(obj): obj for obj in found}
+
+    assert by_title(kustomized) == by_title(printed)
+
+
+def test_install_waits_until_every_workload_is_ready(ztctl: Ztctl, fresh_server: ApiServer) -> None:
+    results: list[Result] = []
+    waiting = threading.Thread(target=lambda: results.append(ztctl("install", "--timeout=90")))
+    waiting.start()
+    for kind, name in (
+        ("deployment", "ztunnel-controller"),
+        ("daemonset", "ztunnel-agent"),
+        ("daemonset", "ztunnel-proxy"),
+    ):
+        rollout(fresh_server, kind, name)
+    waiting.join(100)
+    assert results[0].exit_code == 0, results[0].output
+    assert "DaemonSet ztunnel-system/ztunnel-agent: 3 of 3 ready" in results[0].output
+    assert "the mesh is ready" in results[0].output
+
+
+def test_install_that_does_not_become_ready_fails_and_says_what_to_look_at(ztctl: Ztctl) -> None:
+    done = ztctl("install", "--timeout=1")
+    assert done.exit_code == 1
+    assert "not ready in 1 s" in done.output
+    assert "DaemonSet ztunnel-system/ztunnel-proxy" in done.output
+    assert "get events" in done.output
+
+
+def test_settings_of_the_document_are_in_the_cluster(
+    ztctl: Ztctl, fresh_server: ApiServer, tmp_path: Path
+) -> None:
+    mesh = tmp_path / "mesh.yaml"
+    mesh.write_text(
+        "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nspec:\n  meshConfig:\n"
+        "    enableAmbient: true\n    trustDomain: example.org\n"
+        "    outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n"
+    )
+    done = ztctl("install", "-f", str(mesh), "--no-wait")
+    assert done.exit_code == 0, done.output
+    agent = objects(fresh_server)["DaemonSet ztunnel-system/ztunnel-agent"]
+    arguments = agent["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert {"--trust-domain=example.org", "--outbound-traffic-policy=REGISTRY_ONLY"} <= {*arguments}
+    changed = ztctl("install", "--no-wait")
+    assert "DaemonSet ztunnel-system/ztunnel-agent" in changed.output
+    assert " configured" in changed.output
+
+
+def test_fields_of_somebody_else_are_not_taken_without_force(
+    ztctl: Ztctl, fresh_server: ApiServer
+) -> None:
+    assert ztctl("install", "--no-wait").exit_code == 0
+    scale = ("-n", NAMESPACE, "scale", "deployment", "ztunnel-controller", "--replicas=5")
+    fresh_server.kubectl(*scale)
+    refused = ztctl("install", "--no-wait")
+    assert refused.exit_code == 1
+    assert "add --force" in refused.output
+    assert ztctl("install", "--no-wait", "--force").exit_code == 0
+    signer = objects(fresh_server)["Deployment ztunnel-system/ztunnel-controller"]
+    assert signer["spec"]["replicas"] == 2
+
+
+def test_user_without_rights_is_told_which(fresh_server: ApiServer) -> None:
+    nobody = fresh_server.kubeconfig("nobody", ["nothing"])
+    done = CliRunner().invoke(cli, ["install", "--kubeconfig", str(nobody)])
+    assert done.exit_code == 1
+    assert "403" in done.output
+    assert "administrator" in done.output
+
+
+def test_pod_security_lets_the_privileged_namespace_have_the_agent(
+    ztctl: Ztctl, fresh_server: ApiServer
+) -> None:
+    """The API server's own Pod Security admission judges the pods that the workloads make."""
+    assert ztctl("install", "--no-wait").exit_code == 0
+    for obj in manifests.load():
+        if obj["kind"] not in manifests.WORKLOADS:
+            continue
+        pod = {"apiVersion": "v1", "kind": "Pod", **obj["spec"]["template"]}
+        name = obj["metadata"]["name"]
+        pod["metadata"] = {"name": name, "namespace": NAMESPACE}
+        fresh_server.kubectl("create", "-f", "-", stdin=yaml.safe_dump(pod))
+        restricted = {**pod, "metadata": {"name": name, "namespace": "strict"}}
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        fresh_server.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Namespace",
+                "metadata": {"name": "strict", "labels": labels},
+            }
+        )
+        tried = fresh_server.try_kubectl("create", "-f", "-", stdin=yaml.safe_dump(restricted))
+        # only the signer needs nothing; the proxy shares a directory of its node with the agent
+        assert (tried.returncode == 0) == (name == "ztunnel-controller"), tried.stderr
+
+
+def test_uninstall_cleans_the_nodes_before_it_takes_the_proxies(
+    ztctl: Ztctl, fresh_server: ApiServer
+) -> None:
+    assert ztctl("install", "--no-wait").exit_code == 0
+    fresh_server.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "istio-ca-root-cert", "namespace": "default"},
+            "data": {"root-cert.pem": "another controller's"},
+        }
+    )
+    results: list[Result] = []
+    removing = threading.Thread(target=lambda: results.append(ztctl("uninstall", "--timeout=60")))
+    removing.start()
+    until(lambda: _is_there(fresh_server, "daemonset", "ztunnel-cleaner"))
+    assert not _is_there(fresh_server, "daemonset", "ztunnel-agent")
+    assert _is_there(fresh_server, "daemonset", "ztunnel-proxy")  # still carries
+    rollout(fresh_server, "daemonset", "ztunnel-cleaner")
+    removing.join(70)
+    assert results[0].exit_code == 0, results[0].output
+    left = objects(fresh_server)
+    kept = {title for title in left if title.startswith("CustomResourceDefinition ")}
+    assert {title.split()[1].partition(".")[0] for title in kept} == {
+        "authorizationpolicies",
+        "peerauthentications",
+        "serviceentries",
+    }  # and what people wrote with them
+    assert set(left) - kept <= {f"Namespace {NAMESPACE}"}  # its end is a controller's work
+    assert all("deletionTimestamp" in left[title]["metadata"] for title in left.keys() - kept)
+    assert _is_there(fresh_server, "configmap", "istio-ca-root-cert", "default")
+
+
+def test_uninstall_of_nothing_is_no_error(ztctl: Ztctl) -> None:
+    done = ztctl("uninstall")
+    assert (done.exit_code, done.output) == (0, "nothing to remove\n")
+
+
+def test_nodes_that_are_not_cleaned_stop_the_uninstall_with_a_mend(ztctl: Ztctl) -> None:
+    assert ztctl("install", "--no-wait").exit_code == 0
+    stuck = ztctl("uninstall", "--timeout=1")
+    assert stuck.exit_code == 1
+    assert "--keep-nodes" in stuck.output
+    assert ztctl("uninstall", "--keep-nodes").exit_code == 0
+
+
+def _is_there(server: ApiServer, kind: str, name: str, namespace: str = NAMESPACE) -> bool:
+    return server.try_kubectl("-n", namespace, "get", kind, name).returncode == 0

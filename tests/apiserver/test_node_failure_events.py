@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An agent whose node can't run the data path says so on the pods, with exactly its rights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.apiserver.objects import ambient, namespace, pod
+from tests.apiserver.rbac_fixture import agent_kubeconfig, grant
+from tests.apiserver.server import ROOT, ApiServer
+from tests.lab.harness import until
+from ztunnel.agent.cluster import node_failure_events
+from ztunnel.agent.config import Options
+from ztunnel.datapath import requirements
+from ztunnel.kube.client.access import Access
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="the agent wants root before all else")
+REASON = "Linux 4.19 is too old for sk_lookup; use 5.18 or newer"
+
+
+@pytest.fixture(scope="module")
+def way(server: ApiServer) -> Path:
+    """The way in of the agent on `old`; there run one enrolled pod and some that are not."""
+    grant(server, "old", "new")
+    server.apply(
+        ambient("aged"),
+        namespace("unmeshed"),
+        pod("mine", "aged", "10.21.0.1", on="old"),
+        pod("host", "aged", "10.21.0.2", on="old", host_network=True),
+        pod("elsewhere", "aged", "10.21.0.3", on="new"),
+        pod("plain", "unmeshed", "10.21.0.4", on="old"),
+    )
+    kubeconfig = agent_kubeconfig(server, "old")
+    may = ("auth", "can-i", "list", "pods", "-A")
+    until(lambda: server.try_kubectl(*may, kubeconfig=kubeconfig).returncode == 0, "rights", 20)
+    return kubeconfig
+
+
+def options_of(kubeconfig: Path) -> Options:
+    nowhere = Path("/nonexistent")
+    return Options("old", None, nowhere, nowhere, nowhere, None, access=Access(kubeconfig))
+
+
+def events(server: ApiServer) -> list[dict[str, Any]]:
+    found = []
+    for space in ("aged", "unmeshed"):
+        text = server.kubectl("-n", space, "get", "events", "-o", "json")
+        found += json.loads(text)["items"]
+    return found
+
+
+def test_enrolled_pods_of_the_node_are_told_once(server: ApiServer, way: Path) -> None:
+    options = options_of(way)
+    for _ in range(3):  # as the kubelet starts it again
+        assert node_failure_events.tell(options, REASON) == 1
+    told = [each for each in events(server) if REASON in each["message"]]
+    assert [each["involvedObject"]["name"] for each in told] == ["mine"]
+    assert told[0]["reason"] == "MeshCaptureFailed"
+    assert "node old" in told[0]["message"]
+    assert "ztctl check" in told[0]["message"]
+
+
+def test_a_server_that_is_away_hides_nothing(way: Path, tmp_path: Path) -> None:
+    away = tmp_path / "kubeconfig"
+    text = way.read_text()
+    server = next(line for line in text.splitlines() if "server:" in line)
+    away.write_text(text.replace(server, "    server: https://127.0.0.1:9"))
+    assert node_failure_events.tell(options_of(away), REASON) == 0
+
+
+def refusal(way: Path, directory: Path, *before: str) -> str:
+    """The last that an agent says which can't start. `before`: the command that runs it."""
+    words = ["agent", "--node", "old", "--kubeconfig", way]
+    words += ["--pin-dir", directory / "pins", "--run-dir", directory / "run"]
+    words += ["--metrics-port", "0", "--health-port", "0"]
+    done = subprocess.run(
+        [*before, sys.executable, "-m", "ztunnel.main", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    return done.stderr.splitlines()[-1].removeprefix("Error: ")
+
+
+def told_of(server: ApiServer, reason: str) -> list[str]:
+    found = [each for each in events(server) if reason[:60] in each["message"]]
+    return [each["involvedObject"]["name"] for each in found]
+
+
+@as_root
+def test_the_agent_says_it_and_ends(server: ApiServer, way: Path, tmp_path: Path) -> None:
+    """The loader fails for want of a bpffs; nothing is attached anywhere."""
+    assert told_of(server, refusal(way, tmp_path)) == ["mine"]
+
+
+@as_root
+def test_a_node_without_cgroup_v2_says_so(server: ApiServer, way: Path, tmp_path: Path) -> None:
+    mounts = [str(each.point) for each in requirements.mounts() if each.kind == "cgroup2"]
+    without = ("unshare", "--mount", "sh", "-c", f'umount -l {" ".join(mounts)}; exec "$@"', "sh")
+    said = refusal(way, tmp_path, *without)
+    assert "no cgroup v2" in said
+    assert told_of(server, said) == ["mine"]

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our CRDs on a real API server, and policies from there to the nodes' decisions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.apiserver.objects import ambient, namespace, pod
+from tests.apiserver.server import ApiServer
+from tests.apiserver.source_runner import Following
+from tests.lab.harness import until
+from ztunnel.mesh.model import SocketAddress
+from ztunnel.mesh.policy.model import PeerAuthentication
+from ztunnel.mesh.policy.rule_index import Asked
+
+CRDS = Path(__file__).parents[2] / "deploy" / "crds"
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def cluster(server: ApiServer) -> ApiServer:
+    """With our CRDs, and one enrolled pod `a` of namespace `policy`."""
+    server.kubectl("apply", "--server-side", "-f", str(CRDS))
+    names = [f"crd/{name}.security.istio.io" for name in PLURALS.values()]
+    server.kubectl("wait", "--for=condition=Established", "--timeout=30s", *names)
+    server.apply(ambient("policy"), namespace("istio-system"), pod("a", "policy", "10.9.0.1"))
+    return server
+
+
+PLURALS = {
+    "AuthorizationPolicy": "authorizationpolicies",
+    "PeerAuthentication": "peerauthentications",
+}
+
+
+def obj(kind: str, spec: Json, name: str = "p", version: str = "v1", place: str = "policy") -> Json:
+    return {
+        "apiVersion": f"security.istio.io/{version}",
+        "kind": kind,
+        "metadata": {"name": name, "namespace": place},
+        "spec": spec,
+    }
+
+
+@pytest.fixture
+def following(cluster: ApiServer) -> Iterator[Following]:
+    with Following(cluster.admin_kubeconfig) as made:
+        yield made
+    for plural in PLURALS.values():
+        for place in ("policy", "istio-system"):
+            cluster.kubectl("delete", plural, "--all", "-n", place)
+
+
+def allowed(following: Following, *, identity: str = "spiffe://cluster.local/ns/x/sa/y") -> bool:
+    workload = following.workload("a", "policy")
+    asked = Asked("10.9.0.9", identity, SocketAddress("10.9.0.1", 80))
+    return bool(following.state.policies.decide(workload, asked).allowed)
+
+
+def dates(following: Following) -> dict[str, str]:
+    """When PeerAuthentications were made, by name; the API counts seconds."""
+    found = list(following.state.policies)
+    return {each.name: each.created for each in found if isinstance(each, PeerAuthentication)}
+
+
+def put(server: ApiServer, *objects: Json, strict: bool = True) -> None:
+    """As kubectl does, or as a client does that does not ask for strict validation."""
+    for each in objects:
+        words = ["apply", "-f", "-", f"--validate={'strict' if strict else 'ignore'}"]
+        server.kubectl(*words, stdin=json.dumps(each))
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta1"])
+def test_policies_come_change_and_go(
+    cluster: ApiServer, following: Following, version: str
+) -> None:
+    assert allowed(following)
+    rule = {"from": [{"source": {"namespaces": ["x"]}}]}
+    put(cluster, obj("AuthorizationPolicy", {"action": "DENY", "rules": [rule]}, version=version))
+    until(lambda: not allowed(following), "the policy")
+    put(cluster, obj("AuthorizationPolicy", {"rules": [rule]}, version=version))
+    until(lambda: allowed(following), "its change")
+    put(cluster, obj("PeerAuthentication", {"mtls": {"mode": "STRICT"}}, version=version))
+    put(cluster, obj("AuthorizationPolicy", {"rules": [{}]}))
+    until(lambda: not allowed(following, identity=""), "plaintext to be refused")
+    cluster.kubectl("delete", "peerauthentication", "p", "-n", "policy")
+    until(lambda: allowed(following, identity=""), "plaintext to be let in")
+
+
+def test_root_namespace(cluster: ApiServer, following: Following) -> None:
+    put(cluster, obj("AuthorizationPolicy", {}, place="istio-system"))
+    until(lambda: not allowed(following), "the mesh's policy")
+
+
+def test_oldest_peer_authentication_counts(cluster: ApiServer, following: Following) -> None:
+    put(cluster, obj("PeerAuthentication", {"mtls": {"mode": "PERMISSIVE"}}, name="z-first"))
+    until(lambda: bool(dates(following)), "the first")
+    first = dates(following)["z-first"]
+    until(lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}" > first, "the next second")
+    put(cluster, obj("PeerAuthentication", {"mtls": {"mode": "STRICT"}}, name="m-second"))
+    until(lambda: len(dates(following)) == 2, "both")
+    assert dates(following)["m-second"] > first
+    assert allowed(following, identity="")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"actions": "DENY", "rules": [{}]},
+        {"action": "DENY", "rules": [{"form": [{"source": {"namespaces": ["x"]}}]}]},
+        {"rules": [{"from": [{"source": {"namespaces": ["x"], "principal": ["y"]}}]}]},
+    ],
+    ids=str,
+)
+def test_misspelt_field_reaches_the_agent_which_denies(
+    cluster: ApiServer, following: Following, spec: Json
+) -> None:
+    """Were it dropped by the server, each of these would allow what it was to deny."""
+    put(cluster, obj("AuthorizationPolicy", spec), strict=False)
+    until(lambda: not allowed(following), "the refusal")
+    assert "no such field" in following.mirror.errors()["AuthorizationPolicy policy/p"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        ("AuthorizationPolicy", {"action": "Deny"}),
+        ("AuthorizationPolicy", {"rules": [{"from": []}]}),
+        ("AuthorizationPolicy", {"rules": [{"from": [{"source": {}}]}]}),
+        ("AuthorizationPolicy", {"rules": [{"to": [{"operation": {"ports": [80]}}]}]}),
+        ("AuthorizationPolicy", {"targetRefs": [{"kind": "Service"}]}),
+        ("PeerAuthentication", {"mtls": {"mode": "strict"}}),
+        ("PeerAuthentication", {"portLevelMtls": {"80": {"mode": "STRICT"}}}),
+    ],
+    ids=str,
+)
+def test_server_refuses_what_the_schema_can_tell(cluster: ApiServer, kind: str, spec: Json) -> None:
+    done = cluster.try_kubectl("apply", "-f", "-", stdin=json.dumps(obj(kind, spec)))
+    assert done.returncode != 0
+    assert "spec" in done.stderr
+
+
+def test_service_entries_come_and_go(cluster: ApiServer, following: Following) -> None:
+    spec = {
+        "hosts": ["api.example.com"],
+        "ports": [{"number": 443, "name": "tls", "protocol": "TLS"}],
+        "resolution": "STATIC",
+        "endpoints": [{"address": "192.0.2.7"}],
+    }
+    entry = {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "ServiceEntry",
+        "metadata": {"name": "out", "namespace": "policy"},
+        "spec": spec,
+    }
+    put(cluster, entry)
+    until(lambda: following.state.service_named("api.example.com") is not None, "the entry")
+    put(cluster, {**entry, "spec": {**spec, "endpoint": []}}, strict=False)
+    until(lambda: "ServiceEntry policy/out" in following.mirror.errors(), "the refusal")
+    assert "no such field" in following.mirror.errors()["ServiceEntry policy/out"]
+    cluster.kubectl("delete", "serviceentry", "out", "-n", "policy")
+    until(lambda: following.state.service_named("api.example.com") is None, "it to go")

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The signer says in a policy's status whether nodes take it, with the rights of deploy/."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.apiserver.control_plane import Mesh, until
+from tests.apiserver.server import ROOT, ApiServer
+from ztunnel.kube.objects.policy_status import CONDITION
+
+Json = dict[str, Any]
+GOOD: Json = {"rules": [{"from": [{"source": {"namespaces": ["x"]}}]}]}
+BAD: Json = {"rules": [{"from": [{"source": {"namespaces": ["*-*"]}}]}]}
+GROUP = "security.istio.io"
+
+
+@pytest.fixture(scope="module")
+def mesh(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """A server with our CRDs, a namespace `shop`, and two signers: one leads."""
+    with ApiServer(tmp_path_factory.mktemp("status"), binaries) as server:
+        server.kubectl("apply", "--server-side", "-f", str(ROOT / "deploy" / "crds"))
+        crds = [f"crd/{plural}.{GROUP}" for plural in PLURALS.values()]
+        server.kubectl("wait", "--for=condition=Established", "--timeout=30s", *crds)
+        made = Mesh(server)
+        made.namespace("shop")
+        with made.signer("one"), made.signer("two"):
+            yield made
+
+
+PLURALS = {
+    "AuthorizationPolicy": "authorizationpolicies",
+    "PeerAuthentication": "peerauthentications",
+}
+
+
+def put(mesh: Mesh, kind: str, name: str, spec: Json) -> None:
+    metadata = {"name": name, "namespace": "shop"}
+    obj = {"apiVersion": f"{GROUP}/v1", "kind": kind, "metadata": metadata, "spec": spec}
+    mesh.server.kubectl("apply", "--validate=ignore", "-f", "-", stdin=json.dumps(obj))
+
+
+def read(mesh: Mesh, kind: str, name: str) -> Json:
+    words = ("-n", "shop", "get", PLURALS[kind], name, "-o", "json", "--show-managed-fields")
+    found: Json = json.loads(mesh.server.kubectl(*words))
+    return found
+
+
+def condition(mesh: Mesh, kind: str, name: str) -> Json:
+    """The condition of the object as it is written now, waited for."""
+
+    def current() -> Json | None:
+        obj = read(mesh, kind, name)
+        for each in obj.get("status", {}).get("conditions", []):
+            if each["type"] == CONDITION:
+                is_current = each["observedGeneration"] == obj["metadata"]["generation"]
+                return dict(each) if is_current else None
+        return None
+
+    found: Json = until(current, f"the condition of {name}")
+    return found
+
+
+def test_an_invalid_policy_says_why_and_is_mended(mesh: Mesh) -> None:
+    put(mesh, "AuthorizationPolicy", "mended", BAD)
+    refused = condition(mesh, "AuthorizationPolicy", "mended")
+    assert (refused["status"], refused["reason"]) == ("False", "Invalid")
+    assert "spec.rules[0].from[0].source.namespaces" in refused["message"]
+    assert "allows nothing" in refused["message"]
+    put(mesh, "AuthorizationPolicy", "mended", GOOD)
+    accepted = condition(mesh, "AuthorizationPolicy", "mended")
+    assert (accepted["status"], accepted["reason"]) == ("True", "Accepted")
+    shown = mesh.server.kubectl("-n", "shop", "get", "authorizationpolicy", "mended")
+    assert "Accepted" in shown.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "reason", "said"),
+    [
+        ("AuthorizationPolicy", {"actions": "DENY"}, "Invalid", "actions"),
+        ("AuthorizationPolicy", {"action": "AUDIT", "rules": [{}]}, "NoEffect", "AUDIT"),
+        (
+            "AuthorizationPolicy",
+            {"rules": [{"to": [{"operation": {"paths": ["/x"]}}]}]},
+            "UnsupportedValue",
+            "paths",
+        ),
+        ("PeerAuthentication", {"mtls": {"mood": "STRICT"}}, "Invalid", "STRICT is in force"),
+        ("PeerAuthentication", {"mtls": {"mode": "STRICT"}}, "Accepted", "in force"),
+    ],
+)
+def test_every_kind_of_verdict(mesh: Mesh, kind: str, spec: Json, reason: str, said: str) -> None:
+    name = f"p-{reason.lower()}"
+    put(mesh, kind, name, spec)
+    found = condition(mesh, kind, name)
+    assert found["reason"] == reason
+    assert said in found["message"]
+
+
+def test_it_is_written_once_and_by_apply(mesh: Mesh) -> None:
+    put(mesh, "AuthorizationPolicy", "once", BAD)
+    condition(mesh, "AuthorizationPolicy", "once")
+    version = read(mesh, "AuthorizationPolicy", "once")["metadata"]["resourceVersion"]
+    put(mesh, "AuthorizationPolicy", "after", BAD)  # whoever wrote this has seen `once` again
+    condition(mesh, "AuthorizationPolicy", "after")
+    obj = read(mesh, "AuthorizationPolicy", "once")
+    assert obj["metadata"]["resourceVersion"] == version
+    ours = [m for m in obj["metadata"]["managedFields"] if m["manager"] == "ztunnel-controller"]
+    assert [(m["operation"], m["subresource"]) for m in ours] == [("Apply", "status")]
+
+
+def test_what_another_controller_says_is_left_alone(mesh: Mesh) -> None:
+    """With Istio's CRDs istiod writes this very condition."""
+    put(mesh, "AuthorizationPolicy", "theirs", GOOD)
+    condition(mesh, "AuthorizationPolicy", "theirs")
+    path = f"/apis/{GROUP}/v1/namespaces/shop/authorizationpolicies/theirs/status"
+    theirs = {"type": CONDITION, "status": "True", "reason": "Istiod", "observedGeneration": 1}
+    mesh.server.request("PATCH", path, {"status": {"conditions": [theirs]}})
+    until(lambda: "another controller's" in mesh.log("one") + mesh.log("two"), "the signer's word")
+    assert condition(mesh, "AuthorizationPolicy", "theirs")["reason"] == "Istiod"
+
+
+def test_the_next_leader_mends_what_was_broken_meanwhile(mesh: Mesh) -> None:
+    with mesh.frozen():
+        put(mesh, "AuthorizationPolicy", "meanwhile", BAD)
+    assert condition(mesh, "AuthorizationPolicy", "meanwhile")["reason"] == "Invalid"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "patch authorizationpolicies.security.istio.io -n shop",
+        "update authorizationpolicies.security.istio.io --subresource=status -n shop",
+        "delete peerauthentications.security.istio.io -n shop",
+        "create authorizationpolicies.security.istio.io -n shop",
+    ],
+)
+def test_the_signer_may_change_no_policy(mesh: Mesh, words: str) -> None:
+    who = "--as=system:serviceaccount:ztunnel-system:ztunnel-controller"
+    assert mesh.server.try_kubectl("auth", "can-i", *words.split(), who).stdout.strip() == "no"

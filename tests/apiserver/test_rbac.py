@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent works with exactly the rights of deploy/, and has none beyond them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from urllib.error import HTTPError
+
+import pytest
+
+from tests.apiserver.objects import ambient, endpoints, pod, service
+from tests.apiserver.rbac_fixture import AGENT, SYSTEM, agent_kubeconfig, grant, manifest
+from tests.apiserver.server import ApiServer
+from tests.apiserver.source_runner import Following
+from tests.lab.harness import until
+from ztunnel.kube.client.access import Access
+from ztunnel.kube.sources.api_server import granted
+from ztunnel.kube.writers.pod_writer import PodWriter, WriteError
+from ztunnel.mesh.enrollment import REDIRECTION
+from ztunnel.mesh.model import TunnelProtocol
+
+FOREIGN = {
+    "secrets": "list secrets -A",
+    "one pod": "get pods/a -n rights",
+    "config maps": "list configmaps -A",
+    "one account": "get serviceaccounts/a -n rights",
+    "create pods": "create pods -n rights",
+    "change pods": "patch pods -n rights",
+    "delete pods": "delete pods -n rights",
+    "exec": "create pods --subresource=exec -n rights",
+    "change services": "patch services -n rights",
+    "change nodes": "patch nodes",
+    "change node status": "patch nodes --subresource=status",
+    "tokens": "create serviceaccounts --subresource=token -n rights",
+    "read events": "list events -A",
+    "roles": "list clusterroles",
+    "escalate": "bind clusterroles",
+    "policies": "patch authorizationpolicies.security.istio.io -n rights",
+}
+
+
+@pytest.fixture(scope="module")
+def agent(server: ApiServer) -> Path:
+    """The kubeconfig of the agent on n1; in namespace `rights` pod `a` is on n1 and `b` on n2."""
+    grant(server, "n1", "n2")
+    server.apply(
+        ambient("rights"),
+        pod("a", "rights", "10.6.0.1", annotations={"owner": "me"}),
+        pod("b", "rights", "10.6.0.2", on="n2"),
+        service("a", "rights"),
+        endpoints("a", "rights", ("a", "10.6.0.1")),
+    )
+    kubeconfig = agent_kubeconfig(server, "n1")
+    allowed = ("auth", "can-i", "list", "pods", "-A")
+    until(lambda: server.try_kubectl(*allowed, kubeconfig=kubeconfig).returncode == 0, "rights", 20)
+    until(
+        lambda: _is_guarded(server, server.token(SYSTEM, AGENT, pod="agent-n1")),
+        "the admission policy is in force",
+        30,
+    )
+    return kubeconfig
+
+
+def _is_guarded(server: ApiServer, token: str) -> bool:
+    """A policy is compiled a moment after it was written."""
+    return "own node" in _patch(server, token, "b", {"annotations": {REDIRECTION: "probe"}})
+
+
+def _patch(
+    server: ApiServer, token: str, name: str, metadata: object, status: object = None
+) -> str:
+    """What the API server says against a patch of a pod's status; empty when it takes it."""
+    path = f"/api/v1/namespaces/rights/pods/{name}/status"
+    try:
+        server.request("PATCH", path, {"metadata": metadata, "status": status or {}}, token=token)
+    except HTTPError as error:
+        return error.read().decode()
+    return ""
+
+
+@pytest.fixture(scope="module")
+def token(server: ApiServer, agent: Path) -> str:
+    """A token of the agent on n1."""
+    return server.token(SYSTEM, AGENT, pod="agent-n1")
+
+
+def test_agent_sees_the_mesh_with_exactly_its_rights(agent: Path) -> None:
+    with Following(agent) as following:
+        assert following.workload("a", "rights").protocol is TunnelProtocol.HBONE
+        found = following.state.service("rights/a")
+        assert found is not None
+        assert len(found.endpoints) == 1
+        assert following.errors() == {}
+
+
+def test_role_names_what_the_agent_reads_and_nothing_else() -> None:
+    role = next(obj for obj in manifest("agent-read.yaml") if obj["kind"] == "ClusterRole")
+    read = {
+        (group, resource)
+        for rule in role["rules"]
+        if rule["verbs"] == ["list", "watch"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    asked = set()
+    for resource in granted("n1"):
+        *_, group, _, plural = ["", *resource.path.strip("/").split("/")]
+        asked.add(("" if group == "api" else group, plural))
+    assert read == asked
+    others = [rule for rule in role["rules"] if rule["verbs"] != ["list", "watch"]]
+    assert others == [
+        {"apiGroups": [""], "resources": ["pods/status"], "verbs": ["patch"]},
+        {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
+    ]
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_everything_beyond_is_forbidden(server: ApiServer, agent: Path, what: str) -> None:
+    verb, *words = FOREIGN[what].split()
+    done = server.try_kubectl("auth", "can-i", verb, *words, kubeconfig=agent)
+    assert done.stdout.strip() == "no", done.stdout + done.stderr
+
+
+def test_agent_marks_a_pod_of_its_node(server: ApiServer, agent: Path) -> None:
+    with Following(agent) as following:
+        own, foreign = following.workload("a", "rights"), following.workload("b", "rights")
+    marker = PodWriter(Access(agent).client(), "n1")
+    try:
+        assert marker.mark(own, True)
+        assert _annotations(server, "a") == {"owner": "me", REDIRECTION: "enabled"}
+        assert marker.mark(own, False)
+        assert _annotations(server, "a") == {"owner": "me"}
+        with pytest.raises(WriteError, match="own node"):
+            marker.mark(foreign, True)
+    finally:
+        marker.close()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "status", "said"),
+    [
+        ({"annotations": {"owner": "you"}}, {}, "only ambient.istio.io/redirection"),
+        ({"annotations": {"owner": None}}, {}, "only ambient.istio.io/redirection"),
+        ({"annotations": {"sidecar.istio.io/status": "x"}}, {}, "only ambient"),
+        ({"labels": {"app": "other"}}, {}, "labels"),
+        ({"finalizers": ["example.com/stay"]}, {}, "finalizers"),
+        ({}, {"podIP": "10.6.0.9"}, "status"),
+        ({}, {"phase": "Failed"}, "status"),
+    ],
+)
+def test_a_stolen_token_changes_nothing_else_of_a_pod(
+    server: ApiServer, token: str, metadata: object, status: object, said: str
+) -> None:
+    assert said in _patch(server, token, "a", metadata, status)
+
+
+def test_a_token_bound_to_no_node_marks_nothing(server: ApiServer, token: str) -> None:
+    loose = server.token(SYSTEM, AGENT)
+    said = _patch(server, loose, "a", {"annotations": {REDIRECTION: "enabled"}})
+    assert "own node" in said
+
+
+def _annotations(server: ApiServer, name: str) -> dict[str, str]:
+    found = json.loads(server.kubectl("-n", "rights", "get", "pod", name, "-o", "json"))
+    annotations: dict[str, str] = found["metadata"].get("annotations", {})
+    return annotations

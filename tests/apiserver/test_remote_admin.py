@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may ask an agent by port-forward: a real API server judges, by the rights of deploy/."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kubernetes import client
+
+from tests.apiserver.objects import account, pod
+from tests.apiserver.rbac_fixture import AGENT, SYSTEM, agent_kubeconfig, grant, manifest
+from tests.apiserver.server import ApiServer
+from tests.lab.harness import until
+from ztctl.transport.base import Agent, TransportError
+from ztctl.transport.port_forward import PortForward, _token
+from ztunnel.kube.admin_endpoint import ACCOUNT, ANNOTATION, AdminEndpoint
+from ztunnel.kube.client.access import Access
+from ztunnel.kube.writers.pod_writer import PodWriter, WriteError
+from ztunnel.kube.writers.token_review import TokenReviewer
+
+HERE, THERE = AdminEndpoint(15, "a" * 64), AdminEndpoint(15, "b" * 64)  # two agents
+
+
+@pytest.fixture(scope="module")
+def agent(server: ApiServer) -> Path:
+    """The kubeconfig of the agent on n1, of n1 and n2; of its rights also those to review."""
+    grant(server, "n1", "n2")
+    server.apply(*manifest("admin.yaml"), account("other", SYSTEM))
+    return agent_kubeconfig(server, "n1")
+
+
+@pytest.fixture(scope="module")
+def person(server: ApiServer, agent: Path) -> Path:
+    """Somebody to whom the Role is bound, and nothing else."""
+    subject = {"kind": "User", "name": "eve", "apiGroup": "rbac.authorization.k8s.io"}
+    role = {"kind": "Role", "name": ACCOUNT, "apiGroup": "rbac.authorization.k8s.io"}
+    server.apply(
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": "eve", "namespace": SYSTEM},
+            "subjects": [subject],
+            "roleRef": role,
+        }
+    )
+    return server.kubeconfig("eve")
+
+
+@pytest.fixture
+def reviews(server: ApiServer, agent: Path) -> Iterator[TokenReviewer]:
+    api = server.client(agent)
+    yield TokenReviewer(api, SYSTEM)
+    api.close()
+
+
+def _made(server: ApiServer, name: str, *audiences: str) -> str:
+    """A token by cluster-admin, of any account and for any audiences."""
+    spec = {"audiences": audiences, "expirationSeconds": 600}
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+    path = f"/api/v1/namespaces/{SYSTEM}/serviceaccounts/{name}/token"
+    answer = server.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(body))
+    return str(json.loads(answer)["status"]["token"])
+
+
+def test_token_that_a_person_makes_opens_the_one_agent(
+    server: ApiServer, person: Path, reviews: TokenReviewer
+) -> None:
+    token = _token(client.CoreV1Api(server.client(person)), HERE)
+    assert reviews.refusal(token, HERE.audience) == ""
+    assert "for another agent" in reviews.refusal(token, THERE.audience)
+
+
+STRANGERS: dict[str, tuple[str, Callable[[ApiServer], str]]] = {
+    "no token": ("does not know", lambda _: "nothing"),
+    "another account's": ("it must be", lambda server: _made(server, "other", HERE.audience)),
+    "the agents' own": ("it must be", lambda server: _made(server, AGENT, HERE.audience)),
+    "for the API server": ("does not know", lambda server: server.token(SYSTEM, ACCOUNT)),
+    "forged": (
+        "does not know",
+        lambda server: _made(server, ACCOUNT, HERE.audience)[:-8] + "A" * 8,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STRANGERS)
+def test_other_tokens_open_nothing(server: ApiServer, reviews: TokenReviewer, case: str) -> None:
+    said, make = STRANGERS[case]
+    assert said in reviews.refusal(make(server), HERE.audience)
+
+
+def test_token_of_a_deleted_account_opens_nothing(
+    server: ApiServer, reviews: TokenReviewer
+) -> None:
+    token = _made(server, ACCOUNT, HERE.audience)
+    server.kubectl("-n", SYSTEM, "delete", "serviceaccount", ACCOUNT)
+    try:
+        until(lambda: reviews.refusal(token, HERE.audience), "the token is void", 20)
+    finally:
+        server.apply(*manifest("admin.yaml"))
+
+
+def test_agent_without_the_right_to_review_lets_nobody_in(server: ApiServer, person: Path) -> None:
+    reviews = TokenReviewer(server.client(person), SYSTEM)
+    assert "403" in reviews.refusal(_made(server, ACCOUNT, HERE.audience), HERE.audience)
+
+
+def test_server_that_is_away_lets_nobody_in(fresh_server: ApiServer) -> None:
+    reviews = TokenReviewer(fresh_server.client(), SYSTEM)
+    fresh_server.stop_api()
+    assert "can't have tokens reviewed" in reviews.refusal("token", HERE.audience)
+
+
+def test_role_lets_a_person_forward_and_nothing_else(server: ApiServer, person: Path) -> None:
+    def may(*words: str) -> bool:
+        done = server.try_kubectl("auth", "can-i", *words, kubeconfig=person)
+        return done.stdout.strip() == "yes"
+
+    forward = ("pods", "--subresource=portforward", "-n", SYSTEM)
+    token = f"serviceaccounts/{ACCOUNT}"
+    assert may("list", "pods", "-n", SYSTEM)
+    assert may("get", *forward)
+    assert may("create", token, "--subresource=token", "-n", SYSTEM)
+    for words in (
+        ("create", "pods", "--subresource=exec", "-n", SYSTEM),
+        ("create", f"serviceaccounts/{AGENT}", "--subresource=token", "-n", SYSTEM),
+        ("get", "secrets", "-n", SYSTEM),
+        ("patch", "pods", "-n", SYSTEM),
+        ("list", "pods", "-n", "default"),
+    ):
+        assert not may(*words), words
+
+
+def test_account_itself_may_do_nothing(server: ApiServer, agent: Path) -> None:
+    login = server.account_kubeconfig(SYSTEM, ACCOUNT)
+    for words in (("list", "pods"), ("get", "secrets"), ("create", "pods")):
+        done = server.try_kubectl("auth", "can-i", *words, "-n", SYSTEM, kubeconfig=login)
+        assert done.stdout.strip() == "no", words
+
+
+@pytest.mark.parametrize("who", ["person", "nobody"])
+def test_port_forward_is_the_api_servers_to_judge(
+    server: ApiServer, person: Path, who: str
+) -> None:
+    """There is no kubelet: who may, gets as far as to the node that does not answer."""
+    login = person if who == "person" else server.kubeconfig("mallory")
+    asked = Agent(Access(login), "n1", "agent-n1", HERE)
+    with pytest.raises(TransportError) as failure:
+        PortForward(asked)
+    text = str(failure.value)
+    if who == "nobody":
+        assert "create serviceaccounts/token of ztunnel-admin: the API server answered 403" in text
+    else:
+        assert "403" not in text, text
+        assert "pods/portforward" in text
+
+
+def test_agent_says_where_it_is_on_its_own_pod_only(server: ApiServer, agent: Path) -> None:
+    neighbour = pod("neighbour", SYSTEM, "10.66.0.1", on="n1")
+    server.apply(account("neighbour", SYSTEM), neighbour)
+    marker = PodWriter(Access(agent).client(), "n1")
+    try:
+        until(lambda: _notes(marker, "neighbour") != "", "the admission policy is in force", 30)
+        for name in ("neighbour", "agent-n2"):
+            assert "own" in _notes(marker, name)
+        assert _notes(marker, "agent-n1") == ""
+        found = json.loads(server.kubectl("-n", SYSTEM, "get", "pod", "agent-n1", "-o", "json"))
+        assert found["metadata"]["annotations"][ANNOTATION] == str(HERE)
+    finally:
+        marker.close()
+
+
+def _notes(marker: PodWriter, name: str) -> str:
+    """What the API server has against it."""
+    try:
+        assert marker.note(SYSTEM, name, ANNOTATION, str(HERE))
+    except WriteError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Service accounts that go and come, on a real API server, with exactly the rights of deploy/."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.apiserver.control_plane import Mesh
+from tests.apiserver.fault_proxy import Relay
+from tests.apiserver.objects import account, namespace
+from tests.apiserver.rbac_fixture import manifest
+from tests.apiserver.server import ApiServer
+from tests.apiserver.source_runner import Following
+from tests.lab.harness import until
+from ztunnel.agent.cluster.service_accounts import missing_of
+from ztunnel.identity import ca
+from ztunnel.identity.certificate_store import KeyPair, Store
+from ztunnel.kube.writers.csr_client import CsrSigner
+
+WEB = "spiffe://cluster.local/ns/shop/sa/web"
+
+
+@pytest.fixture
+def relay(fresh_server: ApiServer) -> Iterator[Relay]:
+    fresh_server.apply(namespace("shop"), account("web", "shop"))
+    with Relay(fresh_server.port) as made:
+        yield made
+
+
+def _lacks(following: Following, name: str) -> bool:
+    return following.source.lacks_account("shop", name)
+
+
+def test_accounts_are_known_as_they_come_and_go(fresh_server: ApiServer, relay: Relay) -> None:
+    with Following(fresh_server.admin_kubeconfig) as following:
+        assert not _lacks(following, "web")
+        assert _lacks(following, "other")
+        fresh_server.kubectl("-n", "shop", "delete", "serviceaccount", "web")
+        until(lambda: _lacks(following, "web"), "gone")
+        fresh_server.apply(account("web", "shop"), account("other", "shop"))
+        until(lambda: not _lacks(following, "web"), "back")
+        assert not _lacks(following, "other")
+        assert following.changes == following.changes[:1]  # nothing of it is for the workers
+
+
+def test_nobody_is_said_to_be_gone_while_the_server_is_away(
+    fresh_server: ApiServer, relay: Relay
+) -> None:
+    way = fresh_server.kubeconfig("admin", ["system:masters"], url=relay.url)
+    with Following(way, silence=2.0) as following:
+        assert _lacks(following, "other")
+        fresh_server.stop_api(kill=True)
+        until(lambda: not _lacks(following, "other"), "nobody knows", 30)
+        fresh_server.start_api()
+        fresh_server.kubectl("-n", "shop", "delete", "serviceaccount", "web")
+        until(lambda: _lacks(following, "web"), "known again", 30)
+        assert _lacks(following, "other")
+
+
+def test_accounts_deleted_while_the_watch_had_lost_its_place_are_gone(
+    fresh_server: ApiServer, relay: Relay
+) -> None:
+    way = fresh_server.kubeconfig("admin", ["system:masters"], url=relay.url)
+    with Following(way, silence=2.0) as following:
+        relay.refuse()
+        fresh_server.kubectl("-n", "shop", "delete", "serviceaccount", "web")
+        fresh_server.compact()
+        fresh_server.stop_api()
+        fresh_server.start_api()  # its cache of events is empty, and etcd's are gone
+        relay.thaw()
+        until(lambda: _lacks(following, "web"), "listed anew", 30)
+        assert following.view()["lists"]["ServiceAccount"] == 2
+
+
+def test_an_agent_that_may_not_list_accounts_knows_of_none_and_serves(
+    server: ApiServer,
+) -> None:
+    role = next(obj for obj in manifest("agent-read.yaml") if obj["kind"] == "ClusterRole")
+    for rule in role["rules"]:
+        rule["resources"] = [each for each in rule["resources"] if each != "serviceaccounts"]
+    role["metadata"] = {"name": "no-accounts"}
+    server.apply(role)
+    words = ("create", "clusterrolebinding", "no-accounts", "--clusterrole=no-accounts")
+    server.kubectl(*words, "--user=no-accounts")
+    with Following(server.kubeconfig("no-accounts")) as following:
+        until(lambda: "403" in following.errors().get("ServiceAccount", ""), "it is told")
+        assert not _lacks(following, "anybody")
+
+
+def test_nothing_is_asked_for_a_deleted_account_until_it_is_made_again(
+    binaries: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "cluster"
+    directory.mkdir()
+    with ApiServer(directory, binaries) as server:
+        mesh = Mesh(server)
+        server.apply(*manifest("agent-read.yaml"))
+        mesh.pod("shop", "web-1", account="web", node="node1")
+        agent = mesh.agent("node1")
+        with mesh.signer("one"), Following(agent) as following:
+            until(mesh.roots, "roots are published")
+            signer = CsrSigner(server.client(agent), mesh.roots, timedelta(hours=1))
+            other = ca.load_or_create(tmp_path / "other", "cluster.local").roots_pem
+            asyncio.run(_lose_account(mesh, signer, following, other))
+
+
+async def _lose_account(
+    mesh: Mesh, signer: CsrSigner, following: Following, other_roots: bytes
+) -> None:
+    got: list[KeyPair] = []
+
+    def withheld(identity: str) -> str:
+        return missing_of(following.source, identity)
+
+    store = Store(signer, got.append, withheld=withheld)
+    store.ensure(WEB)
+    await _until(lambda: len(got) == 1)
+    await asyncio.to_thread(mesh.core.delete_namespaced_service_account, "web", "shop")
+    await _until(lambda: store.statuses()[0].state == "withheld")
+    assert store.current() == got  # what is there is in use until it expires
+    store.trust(other_roots)  # nobody takes it now, so another would be due at once
+    asked = _requests(mesh)
+    await asyncio.sleep(1)  # several looks whether it may be asked for
+    assert _requests(mesh) == asked
+    told = store.statuses()[0].last_error
+    assert told == "service account shop/web does not exist"
+    await asyncio.to_thread(mesh.account, "shop", "web")
+    await _until(lambda: got[-1].serial != got[0].serial)
+    await store.close()
+
+
+def _requests(mesh: Mesh) -> int:
+    return len(mesh.certificates.list_certificate_signing_request().items)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.02)

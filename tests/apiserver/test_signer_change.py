@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mesh while its control plane changes: signers come and go, the CA and its root change."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+from cryptography import x509
+
+from tests.apiserver.control_plane import Mesh, until
+from tests.apiserver.server import ApiServer
+from ztunnel.agent.cluster.certificate_issuer import certifier_of
+from ztunnel.agent.config import Options
+from ztunnel.identity import ca
+from ztunnel.identity.certificate_store import KeyPair, Store
+from ztunnel.ipc.messages import Certificate
+from ztunnel.kube.client.access import Access
+from ztunnel.kube.constants import NAMESPACE, PLUGGED_CA, SELF_MADE_CA
+from ztunnel.proxy.io.buffers import BufferPool
+from ztunnel.proxy.tls import credentials
+from ztunnel.proxy.tls.session import TlsSession
+
+WEB = "spiffe://cluster.local/ns/shop/sa/web"
+DB = "spiffe://cluster.local/ns/shop/sa/db"
+
+
+@pytest.fixture
+def mesh(fresh_server: ApiServer) -> Mesh:
+    """A control plane of the test's own, without a signer yet."""
+    made = Mesh(fresh_server)
+    made.pod("shop", "web-1", account="web", node="node1")
+    made.pod("shop", "db-1", account="db", node="node2")
+    return made
+
+
+def test_when_the_leader_dies_another_signs_with_the_same_ca(mesh: Mesh) -> None:
+    agent = mesh.agent("node1")
+    with mesh.signer("one") as first:
+        until(lambda: mesh.leader() == "one")
+        before = mesh.request(agent, WEB)
+        with mesh.signer("two"):
+            first.send_signal(signal.SIGKILL)
+            first.wait(10)
+            after = mesh.request(agent, WEB, timeout=60)
+            assert mesh.leader() == "two"
+    assert after.roots_pem == before.roots_pem
+    assert after.serial != before.serial
+
+
+def test_request_made_while_no_signer_runs_is_signed_by_the_next(mesh: Mesh) -> None:
+    from ztunnel.identity.csr import new_request
+
+    agent = mesh.agent("node1")
+    name = mesh.submit(agent, new_request(WEB).csr_pem)
+    with mesh.signer("late"):
+        assert mesh.outcome(name)[0] == "Approved"
+
+
+def test_leader_that_ends_in_order_hands_over_without_waiting_for_the_lease(mesh: Mesh) -> None:
+    with mesh.signer("one", "--lease=200") as first:
+        until(lambda: mesh.leader() == "one")
+        with mesh.signer("two", "--lease=200"):
+            first.send_signal(signal.SIGTERM)
+            assert first.wait(60) == 0
+            until(lambda: mesh.leader() == "two")
+            assert mesh.request(mesh.agent("node1"), WEB).serial
+
+
+def test_signers_that_start_at_once_make_one_ca(mesh: Mesh) -> None:
+    with contextlib.ExitStack() as running:
+        for name in ("a", "b", "c"):
+            running.enter_context(mesh.signer(name))
+        bundle = until(mesh.roots)
+        assert mesh.request(mesh.agent("node1"), WEB).serial
+        assert mesh.leader() in ("a", "b", "c")
+    assert len(x509.load_pem_x509_certificates(bundle)) == 1
+    secret = mesh.core.read_namespaced_secret(SELF_MADE_CA, NAMESPACE)
+    assert base64.b64decode(secret.data["root-cert.pem"]) == bundle
+
+
+def test_signer_goes_on_when_the_api_server_comes_back(mesh: Mesh) -> None:
+    agent = mesh.agent("node1")
+    with mesh.signer("one") as process:
+        assert mesh.request(agent, WEB).serial
+        mesh.server.stop_api(kill=True)
+        until(lambda: "leads no more" in mesh.log("one"))
+        mesh.server.start_api()
+        assert mesh.request(agent, WEB, timeout=60).serial
+        assert process.poll() is None
+
+
+def test_broken_plugged_in_ca_signs_nothing_and_is_told(mesh: Mesh) -> None:
+    parts = new_ca()
+    plug(mesh, {**parts, ca.CA_KEY: new_ca()[ca.CA_KEY]})
+    with mesh.signer("one"):
+        until(lambda: "ca-key.pem is not the key of ca-cert.pem" in mesh.log("one"))
+        assert not mesh.roots()
+        plug(mesh, parts)
+        assert mesh.request(mesh.agent("node1"), WEB).roots_pem == parts[ca.ROOT_CERT]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["plugged in", "made by the signer"])
+def test_ca_is_replaced_without_one_failed_connection(mesh: Mesh, first: str) -> None:
+    """Two nodes connect all the time while the Secret is replaced, until the old root is gone."""
+    old, new = new_ca(), new_ca()
+    plug(mesh, old) if first == "plugged in" else None
+    with mesh.signer("one", "--cert-ttl=12"):
+        until(mesh.roots)
+        before = mesh.roots()
+        connected = asyncio.run(_connect_while_rotating(mesh, new, before))
+    assert connected > 100
+    assert mesh.roots() == new[ca.ROOT_CERT]
+
+
+async def _connect_while_rotating(mesh: Mesh, new: dict[str, bytes], before: bytes) -> int:
+    async with _node(mesh, "node1", WEB) as web, _node(mesh, "node2", DB) as db:
+        async with asyncio.timeout(30):
+            while not (web and db):
+                await asyncio.sleep(0.05)
+        connected = 0
+
+        async def until_connected(done: list[str]) -> None:
+            """Connect until the state is reached; any failure is raised."""
+            nonlocal connected
+            async with asyncio.timeout(90):
+                while mesh_state() != done:
+                    for _ in range(10):
+                        handshake(web[-1], db[-1])
+                        handshake(db[-1], web[-1])
+                        connected += 2
+                    await asyncio.sleep(0.1)
+
+        def mesh_state() -> list[str]:
+            issuers = {
+                "new" if ca.vouches(new[ca.ROOT_CERT], pair[-1].chain_pem) else "old"
+                for pair in (web, db)
+            }
+            return [*sorted(issuers), str(len(x509.load_pem_x509_certificates(mesh.roots())))]
+
+        await until_connected(["old", "1"])
+        plug(mesh, new)
+        await until_connected(["new", "2"])
+        with contextlib.suppress(Exception):  # made by the signer: the operator takes it away
+            mesh.core.delete_namespaced_secret(SELF_MADE_CA, NAMESPACE)
+        await until_connected(["new", "1"])
+        return connected
+
+
+@contextlib.asynccontextmanager
+async def _node(mesh: Mesh, node: str, identity: str) -> AsyncIterator[list[KeyPair]]:
+    """An agent's certificates, the newest last."""
+    nowhere = mesh.server.directory / "unused"
+    certifier = certifier_of(
+        Options(
+            node=node,
+            manifests=None,
+            cgroup=nowhere,
+            pin_dir=nowhere,
+            run_dir=nowhere,
+            ca_dir=None,
+            access=Access(mesh.agent(node)),
+        )
+    )
+    pairs: list[KeyPair] = []
+    store = Store(certifier.signer, pairs.append)
+    certifier.start(store.trust)
+    store.ensure(identity)
+    try:
+        yield pairs
+    finally:
+        await store.close()
+        await asyncio.to_thread(certifier.close)
+
+
+def handshake(client: KeyPair, server: KeyPair) -> None:
+    """Mutual TLS with the proxy's own sessions; raises TlsError when one is refused."""
+    with contextlib.ExitStack() as stack:
+        near, far = map(stack.enter_context, socket.socketpair())
+        for sock in (near, far):
+            sock.setblocking(False)
+        buffers = BufferPool()
+        waiting = [
+            TlsSession(near, _credentials(client).client, buffers, server_side=False),
+            TlsSession(far, _credentials(server).server, buffers, server_side=True),
+        ]
+        for _ in range(10):
+            waiting = [side for side in waiting if side.handshake()]
+            if not waiting:
+                return
+    raise AssertionError("the handshake does not end")
+
+
+def _credentials(pair: KeyPair) -> credentials.Credentials:
+    return credentials.credentials(
+        Certificate(
+            identity=pair.identity,
+            chain_pem=pair.chain_pem,
+            key_pem=pair.key_pem,
+            roots_pem=pair.roots_pem,
+            not_after=pair.not_after,
+        )
+    )
+
+
+def new_ca() -> dict[str, bytes]:
+    return ca.self_signed("cluster.local", datetime.now(UTC))
+
+
+def plug(mesh: Mesh, parts: dict[str, bytes]) -> None:
+    """What an operator does: kubectl apply of the Secret."""
+    data = {name: base64.b64encode(part).decode() for name, part in parts.items()}
+    metadata = {"name": PLUGGED_CA, "namespace": NAMESPACE}
+    mesh.server.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data})

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's view follows a real API server by deltas, through everything that breaks a watch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.apiserver.fault_proxy import Relay
+from tests.apiserver.objects import Object, ambient, endpoints, namespace, node, pod, service
+from tests.apiserver.server import ROOT, ApiServer
+from tests.apiserver.source_runner import Following
+from tests.lab.harness import until
+from ztunnel.kube.client import list_watch
+from ztunnel.mesh.model import TunnelProtocol
+
+SHORT = 2.0  # seconds of silence that these tests take for a dead connection
+
+
+@pytest.fixture
+def relay(fresh_server: ApiServer) -> Iterator[Relay]:
+    with Relay(fresh_server.port) as made:
+        yield made
+
+
+@pytest.fixture
+def following(fresh_server: ApiServer, relay: Relay) -> Iterator[Following]:
+    """By the relay, with one enrolled pod `a` of namespace `mesh` in the first view."""
+    fresh_server.apply(ambient("mesh"), pod("a", "mesh", "10.1.0.1"))
+    kubeconfig = fresh_server.kubeconfig("admin", ["system:masters"], url=relay.url)
+    with Following(kubeconfig, silence=SHORT) as made:
+        assert made.workload("a", "mesh").protocol is TunnelProtocol.HBONE
+        yield made
+
+
+def test_every_kind_reaches_the_mesh(server: ApiServer) -> None:
+    server.apply(
+        ambient("kinds"),
+        node("n1", "192.0.2.1", "2001:db8::1"),
+        node("n2", "192.0.2.2"),
+        pod("a", "kinds", "10.2.0.1"),
+        service("web", "kinds"),
+        endpoints("web", "kinds", ("a", "10.2.0.1")),
+    )
+    with Following(server.admin_kubeconfig) as following:
+        workload = following.workload("a", "kinds")
+        assert workload.identity == "spiffe://cluster.local/ns/kinds/sa/a"
+        assert (workload.protocol, workload.node) == (TunnelProtocol.HBONE, "n1")
+        web = following.state.service("kinds/web")
+        assert web is not None
+        assert [endpoint.workload for endpoint in web.endpoints] == [workload.uid]
+        assert web.vips[0].startswith("10.96.")
+        assert following.mirror.node_addresses("n1") == ["192.0.2.1", "2001:db8::1"]
+        assert following.mirror.node_addresses("n2") == []  # another node's is not asked for
+
+
+def test_enrolment_follows_the_namespace_label(server: ApiServer) -> None:
+    server.apply(namespace("labels"), pod("a", "labels", "10.3.0.1"))
+    with Following(server.admin_kubeconfig) as following:
+        assert following.workload("a", "labels").protocol is TunnelProtocol.NONE
+        server.kubectl("label", "ns", "labels", "istio.io/dataplane-mode=ambient")
+        until(
+            lambda: following.workload("a", "labels").protocol is TunnelProtocol.HBONE, "enrolled"
+        )
+        server.kubectl("label", "ns", "labels", "istio.io/dataplane-mode-")
+        until(lambda: following.workload("a", "labels").protocol is TunnelProtocol.NONE, "left")
+
+
+def test_a_change_is_told_as_that_change_alone(server: ApiServer) -> None:
+    server.apply(ambient("delta"), *(pod(f"p{n}", "delta", f"10.4.0.{n}") for n in range(1, 12)))
+    with Following(server.admin_kubeconfig) as following:
+        first = len(following.changes)
+        server.kubectl("-n", "delta", "label", "pod", "p7", "colour=blue")
+        until(lambda: len(following.changes) > first, "a delta")
+        (change,) = following.changes[first:]
+        assert [workload.name for workload in change.workloads] == ["p7"]
+        assert [*change.services, *change.removed_workloads, *change.removed_services] == []
+        server.kubectl("-n", "delta", "delete", "pod", "p9", "--grace-period=0", "--force")
+        until(lambda: following.workload("p9", "delta") is None, "removal")
+
+
+def test_what_nobody_reads_is_no_delta(server: ApiServer) -> None:
+    server.apply(ambient("quiet"), pod("a", "quiet", "10.5.0.1"))
+    with Following(server.admin_kubeconfig) as following:
+        first = len(following.changes)
+        server.kubectl("-n", "quiet", "annotate", "pod", "a", "example.com/note=x")
+        server.kubectl("-n", "quiet", "label", "pod", "a", "seen=1")
+        until(lambda: len(following.changes) > first, "a delta")
+        assert len(following.changes) == first + 1
+
+
+def test_a_cut_stream_goes_on_where_it_was(
+    fresh_server: ApiServer, relay: Relay, following: Following
+) -> None:
+    fresh_server.apply(pod("past", "mesh", "10.1.0.9"))
+    fresh_server.kubectl("-n", "mesh", "delete", "pod", "past", "--grace-period=0", "--force")
+    fresh_server.apply(pod("now", "mesh", "10.1.0.8"))
+    until(lambda: following.workload("now", "mesh"), "what is past by then")
+    before = len(following.changes)
+    last = following.view()["versions"]["Pod"]
+    for n in range(2, 6):
+        relay.cut()
+        fresh_server.apply(pod(f"b{n}", "mesh", f"10.1.0.{n}"))
+    until(lambda: following.workload("b5", "mesh"), "the last pod")
+    told = [w.name for change in following.changes[before:] for w in change.workloads]
+    assert sorted(told) == ["b2", "b3", "b4", "b5"]  # each once, and nothing again
+    assert int(following.view()["versions"]["Pod"]) > int(last)
+    assert following.view()["lists"]["Pod"] == 1  # it went on, and did not begin anew
+
+
+def test_a_connection_that_only_falls_silent_is_given_up(
+    fresh_server: ApiServer, relay: Relay, following: Following
+) -> None:
+    relay.freeze()
+    fresh_server.apply(pod("b", "mesh", "10.1.0.2"))
+    until(lambda: not following.view()["present"], "the loss is noticed", 20)
+    assert following.workload("b", "mesh") is None
+    relay.cut()
+    relay.thaw()
+    until(lambda: following.workload("b", "mesh"), "what was missed", 30)
+
+
+def test_a_lost_server_leaves_the_last_state_in_force_and_says_so(
+    fresh_server: ApiServer, relay: Relay, following: Following
+) -> None:
+    known, told = following.workload("a", "mesh"), len(following.changes)
+    relay.refuse()
+    until(lambda: len(following.errors()) == 6, "every kind's loss", 20)
+    age = following.view()["age_seconds"]
+    until(lambda: following.view()["age_seconds"] > age + 1, "the age grows")
+    assert following.view()["present"] is False
+    assert following.workload("a", "mesh") == known
+    assert len(following.changes) == told
+    relay.thaw()
+    until(lambda: following.view()["present"] and not following.errors(), "its return", 30)
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_restarted_server_is_followed_again(
+    fresh_server: ApiServer, following: Following, kill: bool
+) -> None:
+    told = len(following.changes)
+    fresh_server.stop_api(kill=kill)
+    until(lambda: not following.view()["present"], "the loss", 20)
+    fresh_server.start_api()
+    fresh_server.apply(pod("b", "mesh", "10.1.0.2"))
+    until(lambda: following.workload("b", "mesh"), "the new pod", 30)
+    told_names = [w.name for change in following.changes[told:] for w in change.workloads]
+    assert told_names == ["b"]  # even where kinds were listed again
+
+
+def test_after_compaction_a_real_410_leads_to_the_whole_truth(
+    fresh_server: ApiServer, relay: Relay, following: Following
+) -> None:
+    fresh_server.apply(pod("b", "mesh", "10.1.0.2"), pod("c", "mesh", "10.1.0.3"))
+    until(lambda: following.workload("c", "mesh"), "both pods")
+    relay.refuse()
+    told = len(following.changes)
+    fresh_server.kubectl("-n", "mesh", "delete", "pod", "b", "--grace-period=0", "--force")
+    fresh_server.kubectl("-n", "mesh", "label", "pod", "c", "colour=blue")
+    fresh_server.apply(pod("d", "mesh", "10.1.0.4"))
+    fresh_server.compact()
+    fresh_server.stop_api()
+    fresh_server.start_api()  # its cache of events is empty, and etcd's are gone
+    relay.thaw()
+    until(lambda: following.workload("d", "mesh"), "the new pod", 30)
+    assert following.view()["lists"]["Pod"] == 2
+    assert following.workload("b", "mesh") is None
+    assert following.workload("c", "mesh").labels["colour"] == "blue"
+    names = [w.name for change in following.changes[told:] for w in change.workloads]
+    assert sorted(names) == ["c", "d"]  # "a" was listed again, and is told to nobody
+
+
+def test_a_server_that_is_away_at_first_is_waited_for(fresh_server: ApiServer) -> None:
+    fresh_server.apply(ambient("mesh"), pod("a", "mesh", "10.1.0.1"))
+    fresh_server.stop_api()
+    following = Following(fresh_server.admin_kubeconfig)
+    following.start()
+    with_error = until(following.errors, "an error to show")
+    assert "Pod" in with_error
+    assert not following.is_synced
+    fresh_server.start_api()
+    until(lambda: following.is_synced, "the first view", 30)
+    assert following.workload("a", "mesh").protocol is TunnelProtocol.HBONE
+    following.__exit__(None, None, None)
+
+
+def test_policies_are_followed_once_their_kinds_are_installed(
+    fresh_server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(list_watch, "ABSENT", 0.5)
+    with Following(fresh_server.admin_kubeconfig) as following:
+        assert following.mirror.snapshot().policies == ()
+        assert following.errors() == {}  # not installed is no error
+        fresh_server.kubectl("apply", "--server-side", "-f", str(ROOT / "deploy/crds"))
+        fresh_server.kubectl("wait", "--for=condition=Established", "crd", "--all")
+        fresh_server.apply(namespace("guarded"), denial("guarded"))
+        until(lambda: following.mirror.snapshot().policies, "the policy", 30)
+        told = [policy for change in following.changes for policy in change.policies]
+        assert [policy.key for policy in told] == ["AuthorizationPolicy/guarded/none"]
+        fresh_server.kubectl("-n", "guarded", "delete", "authorizationpolicy", "none")
+        until(lambda: not following.mirror.snapshot().policies, "its removal")
+
+
+def test_policies_are_in_the_first_view(fresh_server: ApiServer) -> None:
+    fresh_server.kubectl("apply", "--server-side", "-f", str(ROOT / "deploy/crds"))
+    fresh_server.kubectl("wait", "--for=condition=Established", "crd", "--all")
+    fresh_server.apply(namespace("guarded"), denial("guarded"))
+    with Following(fresh_server.admin_kubeconfig) as following:
+        assert len(following.changes[0].policies) == 1  # never a view without it
+
+
+def denial(space: str) -> Object:
+    """An AuthorizationPolicy that lets nothing in."""
+    return {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": "none", "namespace": space},
+        "spec": {},
+    }
+
+
+def test_it_stops_at_once_even_while_watches_are_being_opened(server: ApiServer) -> None:
+    for _ in range(5):
+        following = Following(server.admin_kubeconfig)
+        following.__enter__()
+        began = time.monotonic()
+        following.__exit__(None, None, None)
+        assert time.monotonic() - began < 15  # not a bookmark's minute

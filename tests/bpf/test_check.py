@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ztctl check` proves the hooks on this very kernel, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.bpf.netns_fixture import Pocket, run
+from ztctl import probe_connection
+from ztctl.commands.check import PREFIX
+from ztctl.main import cli
+from ztunnel.datapath import requirements
+
+
+def _traces() -> dict[str, object]:
+    root = requirements.cgroup2_root()
+    return {
+        "pins": sorted(path.name for path in requirements.BPFFS.glob("ztunnel-check*")),
+        "cgroups": sorted(path.name for path in root.glob(f"{PREFIX}*")),
+        "bpffs": [mount for mount in requirements.mounts() if mount.kind == "bpf"],
+        "links": run("ip", "-o", "link"),
+        "own cgroup": Path("/proc/self/cgroup").read_text(encoding="ascii"),
+    }
+
+
+def test_check_passes_here_and_leaves_nothing(pocket: Pocket) -> None:
+    """`pocket` sees to it that a bpffs is mounted."""
+    before = _traces()
+    done = CliRunner().invoke(cli, ["check", "-o", "json"])
+    assert done.exit_code == 0, done.output
+    results = {row["check"]: row for row in json.loads(done.stdout)}
+    for name in ("programs", "inbound hook", "connect hook IPv4", "connect hook IPv6"):
+        assert results[name]["status"] == "ok", results[name]
+    assert _traces() == before
+
+
+def test_a_check_that_was_killed_is_tidied_by_the_next(pocket: Pocket) -> None:
+    stale = requirements.cgroup2_root() / f"{PREFIX}0"
+    stale.mkdir()
+    try:
+        assert CliRunner().invoke(cli, ["check"]).exit_code == 0
+        assert not stale.exists()
+    finally:
+        if stale.exists():
+            stale.rmdir()
+
+
+def test_two_checks_at_once_do_not_disturb_each_other(pocket: Pocket) -> None:
+    argv = [sys.executable, "-c", "from ztctl.main import cli; cli()", "check"]
+    before = _traces()
+    both = [
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    for one in both:
+        said, _ = one.communicate(timeout=60)
+        assert one.returncode == 0, said
+    assert _traces() == before
+
+
+def test_probe_tells_when_the_connect_hook_does_not_fire(
+    fresh_pocket: Pocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The classic silent failure: attached, but not where the sockets are."""
+    outside = fresh_pocket.cgroup_root / f"zt-outside-{os.getpid()}"
+    outside.mkdir()
+    try:
+        (outside / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+        monkeypatch.setattr(probe_connection, "TIMEOUT", 0.5)
+        for listener in fresh_pocket.listeners.values():
+            listener.close()
+        findings = [
+            probe_connection._dial(fresh_pocket.pod, family, fresh_pocket.maps)
+            for family in probe_connection._families()
+        ]
+        assert [finding.ok for finding in findings] == [False, False]
+        assert all("dialled" in finding.found for finding in findings)
+    finally:
+        (fresh_pocket.cgroup / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+        outside.rmdir()

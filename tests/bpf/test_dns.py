@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Queries of an app, by any shape of socket, reach the resolver; the answer is of whom it asked."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from tests.bpf.netns_fixture import POD4, POD6, Pocket
+from ztunnel.datapath import netns, sockopt
+from ztunnel.datapath.bpf.layout import Role
+from ztunnel.datapath.udp_admission_maps import UdpEntry
+from ztunnel.ipc.messages import ListenerKind
+from ztunnel.mesh.model import SocketAddress
+
+SERVERS = {
+    "ipv4": (socket.AF_INET, "10.96.0.10", "10.96.0.10", 4),
+    "ipv6": (socket.AF_INET6, "fd00:10:96::a", "fd00:10:96::a", 6),
+    "v4-mapped": (socket.AF_INET6, "::ffff:10.96.0.10", "10.96.0.10", 4),
+}
+QUERIES = {
+    4: (ListenerKind.QUERY4, ListenerKind.QUERY4_SECOND, ListenerKind.QUERY4_THIRD),
+    6: (ListenerKind.QUERY6, ListenerKind.QUERY6_SECOND, ListenerKind.QUERY6_THIRD),
+}
+
+Way = tuple[int, str, str, int]
+
+
+@pytest.fixture(params=SERVERS, ids=str)
+def way(request: pytest.FixtureRequest) -> Way:
+    return SERVERS[request.param]
+
+
+def _app(pocket: Pocket, family: int) -> socket.socket:
+    return pocket.app_socket(family, socket.SOCK_DGRAM)
+
+
+def _answer(pocket: Pocket, kind: ListenerKind, expected: bytes, server: str) -> None:
+    """As the resolver: read a query, see whom it was for, answer."""
+    sock = pocket.listeners[kind]
+    sock.settimeout(5)
+    query, source = sock.recvfrom(512)
+    assert query == expected
+    assert sockopt.asked_server(sock, source[1]) == SocketAddress(server, 53)
+    sock.sendto(b"re " + query, source)
+
+
+def _connected(app: socket.socket, server: str) -> None:
+    app.connect((server, 53))
+    app.send(b"query")
+
+
+def _unconnected(app: socket.socket, server: str) -> None:
+    app.sendto(b"query", (server, 53))
+
+
+def _by_sendmsg(app: socket.socket, server: str) -> None:
+    app.sendmsg([b"que", b"ry"], [], 0, (server, 53))
+
+
+@pytest.mark.parametrize("ask", [_connected, _unconnected, _by_sendmsg])
+def test_query_reaches_the_resolver_and_the_answer_comes_from_the_server(
+    pocket: Pocket, way: Way, ask: Callable[[socket.socket, str], None]
+) -> None:
+    family, dialled, server, version = way
+    with _app(pocket, family) as app:
+        ask(app, dialled)
+        _answer(pocket, QUERIES[version][0], b"query", server)
+        answer, source = app.recvfrom(512)
+        assert answer == b"re query"
+        assert source[:2] == (dialled, 53)
+
+
+def test_answer_read_by_recvmsg_comes_from_the_server(pocket: Pocket, way: Way) -> None:
+    family, dialled, server, version = way
+    with _app(pocket, family) as app:
+        app.sendto(b"query", (dialled, 53))
+        _answer(pocket, QUERIES[version][0], b"query", server)
+        answer, _, _, source = app.recvmsg(512)
+        assert (answer, source[:2]) == (b"re query", (dialled, 53))
+
+
+def test_connected_socket_sees_the_addresses_it_expects(pocket: Pocket, way: Way) -> None:
+    family, dialled, _, _ = way
+    mine = {"10.96.0.10": POD4, "::ffff:10.96.0.10": f"::ffff:{POD4}"}.get(dialled, POD6)
+    with _app(pocket, family) as app:
+        app.connect((dialled, 53))
+        assert app.getpeername()[:2] == (dialled, 53)
+        assert app.getsockname()[0] == mine
+
+
+def test_one_socket_that_asks_three_servers_hears_each_of_them(pocket: Pocket) -> None:
+    for version, family, prefix in (
+        (4, socket.AF_INET, "10.96.0."),
+        (6, socket.AF_INET6, "fd00::"),
+    ):
+        with _app(pocket, family) as app:
+            for digit in (1, 2, 3):
+                app.sendto(b"%d" % digit, (f"{prefix}{digit}", 53))
+            for digit in (3, 1, 2):
+                kind = QUERIES[version][digit - 1]
+                _answer(pocket, kind, b"%d" % digit, f"{prefix}{digit}")
+                answer, source = app.recvfrom(512)
+                assert (answer, source[:2]) == (b"re %d" % digit, (f"{prefix}{digit}", 53))
+
+
+def test_a_fourth_server_takes_the_place_of_the_first(pocket: Pocket) -> None:
+    with _app(pocket, socket.AF_INET) as app:
+        for digit in (1, 2, 3, 4):
+            app.sendto(b"%d" % digit, (f"10.96.0.{digit}", 53))
+        _answer(pocket, ListenerKind.QUERY4, b"1", "10.96.0.4")
+        _answer(pocket, ListenerKind.QUERY4, b"4", "10.96.0.4")
+        assert [app.recvfrom(512)[1][0] for _ in range(2)] == ["10.96.0.4"] * 2
+
+
+def test_sockets_bound_to_the_pods_address_are_captured(pocket: Pocket) -> None:
+    for family, mine, dialled, version in (
+        (socket.AF_INET, POD4, "10.96.0.10", 4),
+        (socket.AF_INET6, POD6, "fd00:10:96::a", 6),
+    ):
+        with _app(pocket, family) as app:
+            app.bind((mine, 0))
+            app.sendto(b"query", (dialled, 53))
+            _answer(pocket, QUERIES[version][0], b"query", dialled)
+            assert app.recvfrom(512)[1][:2] == (dialled, 53)
+
+
+def test_many_sockets_each_get_their_own_answer(pocket: Pocket) -> None:
+    with ExitStack() as stack:
+        apps = [stack.enter_context(_app(pocket, socket.AF_INET)) for _ in range(40)]
+        for index, app in enumerate(apps):
+            app.sendto(b"%d" % index, (f"10.96.1.{index + 1}", 53))
+        for index in range(40):
+            _answer(pocket, ListenerKind.QUERY4, b"%d" % index, f"10.96.1.{index + 1}")
+        for index, app in enumerate(apps):
+            answer, source = app.recvfrom(512)
+            assert (answer, source) == (b"re %d" % index, (f"10.96.1.{index + 1}", 53))
+
+
+def test_queries_are_counted(pocket: Pocket) -> None:
+    before = pocket.maps.pod_stats()[pocket.cookie]
+    with _app(pocket, socket.AF_INET) as app:
+        app.sendto(b"query", ("10.96.0.10", 53))
+        _answer(pocket, ListenerKind.QUERY4, b"query", "10.96.0.10")
+    with pocket.app_socket() as app:
+        app.connect(("10.96.0.10", 53))
+        pocket.accepted(ListenerKind.DNS4).close()
+    after = pocket.maps.pod_stats()[pocket.cookie]
+    assert after.dns == before.dns + 2
+    assert after.redirected == before.redirected
+
+
+def test_tcp_to_a_name_server_reaches_the_resolver(pocket: Pocket, way: Way) -> None:
+    family, dialled, server, version = way
+    kind = ListenerKind.DNS4 if version == 4 else ListenerKind.DNS6
+    with pocket.app_socket(family) as app:
+        app.connect((dialled, 53))
+        with pocket.accepted(kind) as accepted:
+            assert sockopt.original_destination(accepted) == SocketAddress(server, 53)
+            assert app.getpeername()[:2] == (dialled, 53)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.53", POD4, "127.0.0.1", "::1", POD6])
+def test_a_name_server_inside_the_pod_is_asked_directly(pocket: Pocket, host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with netns.entered(pocket.pod):
+        stub = socket.socket(family, socket.SOCK_DGRAM)
+        stub.bind((host, 53))
+    stub.settimeout(5)
+    with stub, _app(pocket, family) as app:
+        app.sendto(b"query", (host, 53))
+        query, source = stub.recvfrom(512)
+        stub.sendto(query, source)
+        assert app.recvfrom(512)[1][:2] == (host, 53)
+
+
+def test_a_name_server_may_answer_a_client_on_port_53(pocket: Pocket) -> None:
+    """Not captured: what a socket on port 53 sends to port 53 is an answer, or the like."""
+    with netns.entered(pocket.pod):
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind((POD4, 53))
+    with netns.entered(pocket.peer):
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        client.bind(("10.98.0.2", 53))
+    with server, client:
+        client.settimeout(5)
+        server.sendto(b"answer", ("10.98.0.2", 53))
+        assert client.recvfrom(64) == (b"answer", (POD4, 53))
+
+
+def test_other_ports_are_left_alone(pocket: Pocket) -> None:
+    with netns.entered(pocket.peer):
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind(("10.98.0.2", 5353))
+    with server, _app(pocket, socket.AF_INET) as app:
+        server.settimeout(5)
+        app.sendto(b"plain", ("10.98.0.2", 5353))
+        payload, source = server.recvfrom(64)
+        assert (payload, source[0]) == (b"plain", POD4)
+
+
+def test_the_proxys_own_sockets_reach_the_true_server(pocket: Pocket) -> None:
+    with netns.entered(pocket.peer):
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind(("10.98.0.2", 53))
+    own = netns.udp_sockets(pocket.pod, 4, 2, pocket.maps)
+    with server, own[0], own[1]:
+        server.settimeout(5)
+        own[0].connect(("10.98.0.2", 53))
+        own[0].send(b"connected")
+        assert server.recvfrom(64)[0] == b"connected"
+        own[1].sendto(b"not", ("10.98.0.2", 53))
+        assert server.recvfrom(64)[0] == b"not"
+
+
+def test_a_datagram_that_was_not_redirected_has_no_server(pocket: Pocket) -> None:
+    resolver = pocket.listeners[ListenerKind.QUERY4]
+    resolver.settimeout(5)
+    with _app(pocket, socket.AF_INET) as app:
+        app.sendto(b"direct", ("127.0.0.1", 15053))
+        _, source = resolver.recvfrom(64)
+        with pytest.raises(OSError):
+            sockopt.asked_server(resolver, source[1])
+
+
+def test_only_the_resolver_may_ask_who_was_asked(pocket: Pocket) -> None:
+    with _app(pocket, socket.AF_INET) as app:
+        app.sendto(b"query", ("10.96.0.10", 53))
+        _answer(pocket, ListenerKind.QUERY4, b"query", "10.96.0.10")
+        with pytest.raises(OSError):
+            sockopt.asked_server(app, app.getsockname()[1])
+        assert pocket.maps.socket_role(app) is Role.NONE
+
+
+def test_a_pod_that_is_not_enrolled_asks_its_server(pocket: Pocket) -> None:
+    entry = UdpEntry(pocket.pin_dir, pocket.maps)
+    entry.publish([POD4])
+    entry.close()
+    with netns.entered(pocket.pod):
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind((POD4, 53))
+    with netns.entered(pocket.peer):
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with server, client:
+        server.settimeout(5)
+        client.sendto(b"query", (POD4, 53))
+        assert server.recvfrom(64)[0] == b"query"
+
+
+def test_without_the_proxy_queries_go_nowhere(fresh_pocket: Pocket) -> None:
+    fresh_pocket.close_listeners()
+    with _app(fresh_pocket, socket.AF_INET) as app:
+        app.connect(("10.98.0.2", 53))
+        app.send(b"query")
+        with pytest.raises(ConnectionRefusedError):
+            app.recv(64)

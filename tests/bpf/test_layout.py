@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ctypes mirrors agree with what a C compiler makes of bpf/zt_maps.h."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+from pathlib import Path
+
+from ztunnel.datapath import sockopt
+from ztunnel.datapath.bpf import layout, loader, ring_buffer
+from ztunnel.mesh import ports
+
+STUBS = """
+#include <stddef.h>
+#include <stdio.h>
+#include <linux/bpf.h>
+#include <linux/types.h>
+#define ZT_PIN ""
+#define BPF_TABLE_PINNED(kind, key, value, name, size, pin, flags) \\
+    extern char name##_table[sizeof(key) + sizeof(value)]
+#include "zt_maps.h"
+"""
+
+
+def _c_program() -> str:
+    lines = []
+    for name, mirror in layout.STRUCTS.items():
+        lines.append(f'printf("\\"{name}\\": [%zu", sizeof(struct {name}));')
+        lines += (
+            f'printf(", %zu", offsetof(struct {name}, {field[0]}));' for field in mirror._fields_
+        )
+        lines.append('printf("],");')
+    for constant in (
+        "ZT_ABI",
+        "ZT_PORT_OUTBOUND",
+        "ZT_PORT_INBOUND",
+        "ZT_PORT_HBONE",
+        "ZT_PORT_DNS",
+    ):
+        lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
+    for constant in ("ZT_SOCKOPT_LEVEL", "ZT_SOCKOPT_CLIENT", "ZT_STAT_MAX", "ZT_MAX_UDP_PORTS"):
+        lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
+    for constant in ("ZT_ROLE_DIRECT", "ZT_DIRECT_ACCEPTED", "ZT_END_FOREIGN", "ZT_EVENT_BYTES"):
+        lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
+    for constant in ("ZT_DNS_SERVERS", "ZT_SOCKOPT_ASKED", "ZT_ROLE_RESOLVER"):
+        lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
+    body = "\n".join(lines)
+    return f'{STUBS}\nint main(void) {{ printf("{{"); {body} printf("\\"end\\": 0}}"); }}\n'
+
+
+def test_mirrors_have_the_compilers_sizes_and_offsets(tmp_path: Path) -> None:
+    source = tmp_path / "layout.c"
+    source.write_text(_c_program(), encoding="utf-8")
+    program = tmp_path / "layout"
+    argv = ["cc", f"-I{loader.source_dir()}", "-o", str(program), str(source)]
+    subprocess.run(argv, check=True, timeout=60)
+    said = json.loads(subprocess.run([program], check=True, capture_output=True, timeout=5).stdout)
+    for name, mirror in layout.STRUCTS.items():
+        offsets = [getattr(mirror, field[0]).offset for field in mirror._fields_]
+        assert said[name] == [ctypes.sizeof(mirror), *offsets], name
+    assert said["zt_event"][0] == ring_buffer._EVENT.size
+    assert said["ZT_EVENT_BYTES"] == ring_buffer.RING_BYTES
+    assert said["ZT_ABI"] == layout.ABI
+    assert said["ZT_STAT_MAX"] == len(layout.Stat)
+    assert said["ZT_ROLE_DIRECT"] == layout.Role.DIRECT
+    assert said["ZT_DIRECT_ACCEPTED"] == layout.DirectState.ACCEPTED
+    assert said["ZT_END_FOREIGN"] == layout.Ending.FOREIGN
+    assert [said["ZT_PORT_OUTBOUND"], said["ZT_PORT_INBOUND"], said["ZT_PORT_HBONE"]] == [
+        ports.OUTBOUND,
+        ports.INBOUND,
+        ports.HBONE,
+    ]
+    assert (said["ZT_PORT_DNS"], said["ZT_DNS_SERVERS"]) == (ports.DNS, ports.DNS_SERVERS)
+    assert said["ZT_SOCKOPT_ASKED"] == sockopt.ZT_ASKED
+    assert said["ZT_ROLE_RESOLVER"] == layout.Role.RESOLVER
+    assert said["ZT_SOCKOPT_LEVEL"] == sockopt.ZT_LEVEL
+    assert said["ZT_SOCKOPT_CLIENT"] == sockopt.ZT_CLIENT
+    assert said["ZT_MAX_UDP_PORTS"] == layout.UDP_PORTS

@@ -1,0 +1,452 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UDP to carried destinations reaches the proxy's socket with its destination, answers come back
+as from there, and everything else is left alone.
+
+The test plays the proxy: it reads the pod's UDP sockets and asks what tokens stand for.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from tests.bpf.netns_fixture import PEER4, PEER6, POD4, POD6, Pocket
+from ztunnel.datapath import netns, sockopt
+from ztunnel.datapath.bpf.layout import Ending, UdpDst
+from ztunnel.datapath.bpf.ring_buffer import Events
+from ztunnel.datapath.sockopt import IP_PKTINFO
+from ztunnel.datapath.udp_admission_maps import UdpEntry
+from ztunnel.datapath.udp_maps import UdpMaps, udp_sockets
+from ztunnel.mesh.model import SocketAddress
+from ztunnel.proxy.tunnel.udp_token_address import CONTROL_SPACE, TokenCodec4, TokenCodec6
+
+# Carried destinations; nobody has them, so nothing can arrive by a plain way.
+AWAY = {4: "10.99.0.7", 6: "fd99::7"}
+AWAY2 = {4: "10.99.0.8", 6: "fd99::8"}
+POD = {4: POD4, 6: POD6}
+LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+ANY = {4: "0.0.0.0", 6: "::"}
+AF = {4: socket.AF_INET, 6: socket.AF_INET6}
+FAMILIES = pytest.mark.parametrize("family", [4, 6])
+
+
+@dataclass(frozen=True)
+class Read:
+    """A datagram of an app, as the proxy understands it."""
+
+    data: bytes
+    token: bytes
+    app: tuple[str, int]
+    connected: bool
+
+
+class Proxy:
+    """One worker's ends in the pod."""
+
+    def __init__(self, socks: list[socket.socket]) -> None:
+        self.ways: dict[int, TokenCodec4 | TokenCodec6] = {
+            4: TokenCodec4(socks[0], POD4),
+            6: TokenCodec6(socks[1], POD6),
+        }
+        self.port: int = socks[0].getsockname()[1]
+
+    def receive(self, family: int) -> Read:
+        """The next datagram of an app."""
+        way = self.ways[family]
+        way.sock.settimeout(5)
+        data, control, _, source = way.sock.recvmsg(65536, CONTROL_SPACE)
+        read = way.read(control, source)
+        assert read is not None, source
+        return Read(data, *read)
+
+    def remote(self, family: int, token: bytes) -> SocketAddress:
+        return sockopt.udp_remote(self.ways[family].sock, socket.inet_ntoa(token))
+
+    def destined(self, family: int) -> tuple[bytes, SocketAddress]:
+        """The next datagram and where the app sent it."""
+        read = self.receive(family)
+        return read.data, self.remote(family, read.token)
+
+    def token(self, family: int, remote: SocketAddress) -> bytes:
+        return socket.inet_aton(sockopt.udp_token(self.ways[family].sock, remote))
+
+    def send(
+        self,
+        family: int,
+        data: bytes,
+        token: bytes,
+        app: tuple[str, int],
+        *,
+        connected: bool = False,
+    ) -> None:
+        """Bring the app a datagram from whom the token stands for."""
+        way = self.ways[family]
+        way.sock.sendmsg([data], way.control(token, connected=connected), 0, app)
+
+    def answer(self, family: int, data: bytes, asked: Read) -> None:
+        self.send(family, data, asked.token, asked.app, connected=asked.connected)
+
+    def close(self) -> None:
+        for way in self.ways.values():
+            way.sock.close()
+
+
+def _proxy(pocket: Pocket) -> Proxy:
+    return Proxy(udp_sockets(pocket.pod, pocket.maps, ipv6=True))
+
+
+@pytest.fixture
+def maps(pocket: Pocket) -> Iterator[UdpMaps]:
+    made = UdpMaps(pocket.pin_dir)
+    away = {*AWAY.values(), *AWAY2.values()}
+    for address in away:
+        made.set_destination(SocketAddress(address, 0), UdpDst.CARRY)
+    assert made.destinations() == {SocketAddress(ip, 0): UdpDst.CARRY for ip in away}
+    yield made
+    made.remove(pocket.cookie)
+    for to in made.destinations():
+        made.remove_destination(to)
+    made.close()
+
+
+@pytest.fixture
+def entry(pocket: Pocket) -> Iterator[UdpEntry]:
+    made = UdpEntry(pocket.pin_dir, pocket.maps)
+    yield made
+    made.publish([])
+    made.close()
+
+
+@FAMILIES
+def test_where_policy_is_strict_nothing_goes_in_the_clear(
+    pocket: Pocket, maps: UdpMaps, family: int
+) -> None:
+    """By port: another port of the same address may be exempt."""
+    peer = {4: PEER4, 6: PEER6}[family]
+    maps.set_ports(pocket.cookie, [])
+    maps.set_destination(SocketAddress(peer, 0), UdpDst.STRICT)
+    maps.set_destination(SocketAddress(peer, 53), UdpDst.PLAIN)
+    before = maps.counters()[pocket.cookie].strict
+    events = Events(pocket.pin_dir)
+    try:
+        with _app(pocket, family) as app:
+            with pytest.raises(ConnectionRefusedError):
+                app.sendto(b"x", (peer, 7))
+            with pytest.raises(ConnectionRefusedError):
+                app.connect((peer, 7))
+            app.sendto(b"x", (peer, 53))
+        told = [one for one in events.drain(100) if one.ending is Ending.STRICT]
+    finally:
+        events.close()
+    assert maps.counters()[pocket.cookie].strict == before + 2
+    assert told[0].source.ip == POD[family]
+    assert told[0].destination == SocketAddress(peer, 7)
+    assert told[0].netns_cookie == pocket.cookie
+
+
+@pytest.fixture
+def proxy(pocket: Pocket, maps: UdpMaps) -> Iterator[Proxy]:
+    made = _proxy(pocket)
+    maps.set_ports(pocket.cookie, [made.port])
+    yield made
+    made.close()
+
+
+def _app(pocket: Pocket, family: int = 4) -> socket.socket:
+    return pocket.app_socket(AF[family], socket.SOCK_DGRAM)
+
+
+@FAMILIES
+def test_unconnected_socket_reaches_several_destinations(
+    pocket: Pocket, proxy: Proxy, family: int
+) -> None:
+    one, two = AWAY[family], AWAY2[family]
+    with _app(pocket, family) as app:
+        for ip, port in ((one, 54), (two, 54), (one, 99), (one, 54)):
+            app.sendto(b"to %s" % ip.encode(), (ip, port))
+            assert proxy.destined(family) == (b"to %s" % ip.encode(), SocketAddress(ip, port))
+
+
+@FAMILIES
+@pytest.mark.parametrize("bound", [False, True])
+def test_answer_comes_from_whom_the_app_asked(
+    pocket: Pocket, proxy: Proxy, family: int, bound: bool
+) -> None:
+    with _app(pocket, family) as app:
+        if bound:
+            app.bind((POD[family], 0))
+        app.sendto(b"one", (AWAY[family], 1000))
+        app.sendto(b"two", (AWAY2[family], 2000))
+        asked = [proxy.receive(family), proxy.receive(family)]
+        assert asked[0].app[1] == app.getsockname()[1]
+        for each in reversed(asked):
+            proxy.answer(family, b"answer " + each.data, each)
+        for wanted in ((b"answer two", AWAY2[family], 2000), (b"answer one", AWAY[family], 1000)):
+            data, source = app.recvfrom(100)
+            assert (data, *source[:2]) == wanted
+
+
+@FAMILIES
+@pytest.mark.parametrize("bound", [False, True])
+def test_connected_socket_sees_the_addresses_it_would_see(
+    pocket: Pocket, proxy: Proxy, family: int, bound: bool
+) -> None:
+    with _app(pocket, family) as app:
+        if bound:
+            app.bind((POD[family], 0))
+        app.connect((AWAY[family], 1000))
+        assert app.getpeername()[:2] == (AWAY[family], 1000)
+        assert app.getsockname()[0] == POD[family]
+        app.send(b"hello")
+        asked = proxy.receive(family)
+        assert asked.data == b"hello"
+        assert asked.app[1] == app.getsockname()[1]
+        assert proxy.remote(family, asked.token) == SocketAddress(AWAY[family], 1000)
+        other = proxy.token(family, SocketAddress(AWAY2[family], 1000))
+        proxy.send(family, b"a stranger's", other, asked.app)
+        proxy.answer(family, b"answer", asked)
+        data, source = app.recvfrom(100)
+        assert (data, source[:2]) == (b"answer", (AWAY[family], 1000))
+
+
+@FAMILIES
+def test_connected_socket_may_change_its_mind(pocket: Pocket, proxy: Proxy, family: int) -> None:
+    with _app(pocket, family) as app:
+        app.connect((AWAY[family], 1000))
+        app.connect((AWAY2[family], 2000))
+        app.send(b"second")
+        assert proxy.destined(family) == (b"second", SocketAddress(AWAY2[family], 2000))
+    with _app(pocket, family) as app, _app(pocket, family) as plain:
+        plain.bind((LOOPBACK[family], 0))
+        app.connect((AWAY[family], 1000))
+        app.connect(plain.getsockname())
+        assert app.getpeername() == plain.getsockname()
+        app.send(b"stays here")
+        assert plain.recv(100) == b"stays here"
+
+
+@FAMILIES
+def test_reused_port_never_serves_a_stale_destination(
+    pocket: Pocket, proxy: Proxy, family: int
+) -> None:
+    with _app(pocket, family) as app:
+        app.connect((AWAY[family], 1000))
+        app.send(b"first")
+        port = proxy.receive(family).app[1]
+    with _app(pocket, family) as app:
+        app.bind((ANY[family], port))
+        app.connect((AWAY2[family], 2000))
+        app.send(b"second")
+        assert proxy.destined(family) == (b"second", SocketAddress(AWAY2[family], 2000))
+
+
+def test_v4_mapped_sockets(pocket: Pocket, proxy: Proxy) -> None:
+    with _app(pocket, 6) as app:
+        app.sendto(b"one", (f"::ffff:{AWAY[4]}", 1000))
+        asked = proxy.receive(4)
+        assert proxy.remote(4, asked.token) == SocketAddress(AWAY[4], 1000)
+        proxy.answer(4, b"answer", asked)
+        assert app.recvfrom(100)[1][:2] == (f"::ffff:{AWAY[4]}", 1000)
+        app.connect((f"::ffff:{AWAY2[4]}", 2000))
+        assert app.getpeername()[:2] == (f"::ffff:{AWAY2[4]}", 2000)
+        assert app.getsockname()[0] == f"::ffff:{POD4}"
+        app.send(b"two")
+        assert proxy.destined(4) == (b"two", SocketAddress(AWAY2[4], 2000))
+
+
+@pytest.mark.parametrize(
+    ("family", "bound"), [(4, "0.0.0.0"), (4, POD4), (4, "::"), (6, "::"), (6, POD6)]
+)
+def test_server_sees_the_true_client_and_its_answer_finds_back(
+    pocket: Pocket, proxy: Proxy, family: int, bound: str
+) -> None:
+    with _app(pocket, 6 if ":" in bound else 4) as server:
+        server.bind((bound, 0))
+        port = server.getsockname()[1]
+        token = proxy.token(family, SocketAddress(AWAY[family], 4444))
+        proxy.send(family, b"question", token, (POD[family], port))
+        data, source = server.recvfrom(100)
+        mapped = "::ffff:" if family == 4 and bound == "::" else ""
+        assert (data, source[:2]) == (b"question", (mapped + AWAY[family], 4444))
+        server.sendto(b"answer", source)
+        answer = proxy.receive(family)
+        assert (answer.data, answer.token, answer.app[1]) == (b"answer", token, port)
+        server.connect(source)
+        server.send(b"connected answer")
+        now = proxy.receive(family)
+        assert (now.data, now.token, now.app[1]) == (b"connected answer", token, port)
+        proxy.answer(family, b"more", now)  # to where it spoke from: that may be loopback by now
+        data, source = server.recvfrom(100)
+        assert (data, source[:2]) == (b"more", (mapped + AWAY[family], 4444))
+
+
+@FAMILIES
+def test_who_spoke_by_the_proxy_is_answered_by_it(
+    pocket: Pocket, proxy: Proxy, family: int
+) -> None:
+    """Also where datagrams to it are not carried: the client of a service, on this node."""
+    peer = {4: PEER4, 6: PEER6}[family]
+    with _app(pocket, family) as server:
+        server.bind((ANY[family], 0))
+        app = (POD[family], server.getsockname()[1])
+        token = proxy.token(family, SocketAddress(peer, 4444))
+        proxy.send(family, b"question", token, app)
+        _, source = server.recvfrom(100)
+        assert source[:2] == (peer, 4444)
+        server.sendto(b"answer", source)
+        assert proxy.destined(family) == (b"answer", SocketAddress(peer, 4444))
+    with netns.entered(pocket.peer):
+        other = socket.socket(AF[family], socket.SOCK_DGRAM)
+    with other, _app(pocket, family) as app_socket:
+        other.settimeout(5)
+        other.bind((ANY[family], 0))
+        app_socket.sendto(b"native", (peer, other.getsockname()[1]))
+        assert other.recv(100) == b"native"
+
+
+def test_server_that_chooses_its_source_by_pktinfo(pocket: Pocket, proxy: Proxy) -> None:
+    with _app(pocket) as server:
+        server.bind(("0.0.0.0", 0))
+        server.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        token = proxy.token(4, SocketAddress(AWAY[4], 4444))
+        proxy.send(4, b"question", token, (POD4, server.getsockname()[1]))
+        _, control, _, source = server.recvmsg(100, 64)
+        here = control[0][2][8:12]
+        assert socket.inet_ntoa(here) == POD4
+        info = bytes(4) + here + bytes(4)
+        server.sendmsg([b"answer"], [(socket.IPPROTO_IP, IP_PKTINFO, info)], 0, source)
+        answer = proxy.receive(4)
+        assert (answer.data, answer.token, answer.app[0]) == (b"answer", token, POD4)
+
+
+def test_server_that_chooses_its_source_by_pktinfo_of_ipv6(pocket: Pocket, proxy: Proxy) -> None:
+    with _app(pocket, 6) as server:
+        server.bind(("::", 0))
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        token = proxy.token(6, SocketAddress(AWAY[6], 4444))
+        proxy.send(6, b"question", token, (POD6, server.getsockname()[1]))
+        _, control, _, source = server.recvmsg(100, 64)
+        here = control[0][2][:16]
+        assert socket.inet_ntop(socket.AF_INET6, here) == POD6
+        info = here + bytes(4)
+        server.sendmsg([b"answer"], [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info)], 0, source)
+        answer = proxy.receive(6)
+        assert (answer.data, answer.token) == (b"answer", token)
+
+
+@FAMILIES
+@pytest.mark.parametrize("size", [0, 1, 1472, 1473, 9000, 65507])
+def test_datagrams_of_every_size(pocket: Pocket, proxy: Proxy, family: int, size: int) -> None:
+    with _app(pocket, family) as app:
+        app.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        payload = bytes(n & 0xFF for n in range(size))
+        app.sendto(payload, (AWAY[family], 7))
+        asked = proxy.receive(family)
+        assert asked.data == payload
+        proxy.answer(family, payload, asked)
+        data, source = app.recvfrom(65536)
+        assert (data, source[:2]) == (payload, (AWAY[family], 7))
+
+
+def test_other_destinations_are_left_alone(pocket: Pocket, proxy: Proxy) -> None:
+    with netns.entered(pocket.peer):
+        plain = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with plain, _app(pocket) as app, _app(pocket, 6) as app6:
+        plain.settimeout(5)
+        plain.bind(("::", 0))
+        port = plain.getsockname()[1]
+        app.sendto(b"plain", (PEER4, port))
+        data, source = plain.recvfrom(100)
+        assert (data, source[0]) == (b"plain", f"::ffff:{POD4}")
+        plain.sendto(b"answer", source)
+        assert app.recvfrom(100) == (b"answer", (PEER4, port))
+        app6.sendto(b"plain6", (PEER6, port))
+        data, source = plain.recvfrom(100)
+        assert (data, source[0]) == (b"plain6", POD6)
+        app6.connect((PEER6, port))
+        app6.send(b"connected6")
+        assert plain.recv(100) == b"connected6"
+        assert app6.getpeername()[:2] == (PEER6, port)
+
+
+def test_an_unenrolled_pod_is_left_alone(
+    pocket: Pocket, proxy: Proxy, maps: UdpMaps, entry: UdpEntry
+) -> None:
+    entry.publish([POD4])
+    maps.set_destination(SocketAddress(POD4, 0), UdpDst.CARRY)
+    with _app(pocket) as server, netns.entered(pocket.peer):
+        server.bind((POD4, 0))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.sendto(b"plain", server.getsockname())
+            assert server.recvfrom(100)[0] == b"plain"
+
+
+@FAMILIES
+def test_without_a_worker_carried_udp_is_refused(
+    pocket: Pocket, maps: UdpMaps, family: int
+) -> None:
+    maps.set_ports(pocket.cookie, [])
+    before = maps.counters()[pocket.cookie].refused
+    with _app(pocket, family) as app:
+        with pytest.raises(ConnectionRefusedError):
+            app.sendto(b"x", (AWAY[family], 7))
+        with pytest.raises(ConnectionRefusedError):
+            app.connect((AWAY[family], 7))
+    assert maps.counters()[pocket.cookie].refused == before + 2
+
+
+@FAMILIES
+def test_answers_go_to_the_worker_that_brought_the_question(
+    pocket: Pocket, proxy: Proxy, maps: UdpMaps, family: int
+) -> None:
+    with ExitStack() as stack:
+        others = [_proxy(pocket) for _ in range(3)]
+        for other in others:
+            stack.callback(other.close)
+        workers = [proxy, *others]
+        maps.set_ports(pocket.cookie, [worker.port for worker in workers])
+        server = stack.enter_context(_app(pocket, family))
+        server.bind((ANY[family], 0))
+        app = (POD[family], server.getsockname()[1])
+        client = SocketAddress(AWAY[family], 5000)
+        for number, worker in enumerate(workers * 2):
+            worker.send(family, b"question", worker.token(family, client), app)
+            _, source = server.recvfrom(100)
+            server.sendto(b"answer %d" % number, source)
+            assert worker.destined(family) == (b"answer %d" % number, client)
+        maps.set_ports(pocket.cookie, [proxy.port])  # the last worker's socket is gone
+        server.sendto(b"later", (client.ip, client.port))
+        assert proxy.destined(family) == (b"later", client)
+
+
+def test_nobody_outside_reaches_the_workers_socket(pocket: Pocket, proxy: Proxy) -> None:
+    with netns.entered(pocket.peer):
+        for family, target in ((4, POD4), (6, POD6)):
+            with socket.socket(AF[family], socket.SOCK_DGRAM) as peer:
+                peer.sendto(b"forged", (target, proxy.port))
+    for family in (4, 6):
+        with _app(pocket, family) as app:
+            app.sendto(b"true", (AWAY[family], 7))
+            assert proxy.destined(family) == (b"true", SocketAddress(AWAY[family], 7))
+
+
+def test_apps_may_not_ask_for_tokens(pocket: Pocket, proxy: Proxy) -> None:
+    with _app(pocket) as app:
+        with pytest.raises(PermissionError):
+            sockopt.udp_token(app, SocketAddress(AWAY[4], 7))
+        with pytest.raises(PermissionError):
+            sockopt.udp_remote(app, "127.64.0.1")
+
+
+def test_tokens_of_one_pod_mean_nothing_in_another(pocket: Pocket, proxy: Proxy) -> None:
+    token = sockopt.udp_token(proxy.ways[4].sock, SocketAddress(AWAY[4], 7))
+    for other in udp_sockets(pocket.peer, pocket.maps, ipv6=True):
+        with other:
+            with pytest.raises(PermissionError):
+                sockopt.udp_remote(other, token)
+            with pytest.raises(PermissionError):
+                sockopt.udp_token(other, SocketAddress(AWAY[4], 7))

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lab whose agents live by a real API server: enrolment, marks, Events, and a lost server."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.apiserver.objects import account, ambient, pod
+from tests.apiserver.server import ApiServer
+from tests.lab.apilab import ApiLab
+from tests.lab.harness import APPS, addresses, named, python_pod, until
+from tests.lab.test_enrolment import enrolled
+from ztunnel.lab.components import admin_get
+from ztunnel.mesh.enrollment import REDIRECTION
+
+MODE = "istio.io/dataplane-mode"
+Object = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def api(_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiLab]:
+    """Namespaces `mesh` (ambient), `plain` and `shop` (neither); callers on node1, `shop-1` with
+    its service on node2."""
+    with (
+        ApiServer(tmp_path_factory.mktemp("cluster")) as server,
+        ApiLab(f"k{os.getpid() % 100000}", server) as made,
+    ):
+        problems = made.lab.apply(*shop_world())
+        assert problems == []
+        until(lambda: workload(made, "shop/shop-1"), "the API has the pods")
+        yield made
+
+
+def shop_world() -> list[Object]:
+    """Callers of `mesh` (ambient) and `plain`, and a shop that is neither yet."""
+    return [
+        ambient("mesh"),
+        named("Namespace", "plain"),
+        named("Namespace", "shop"),
+        python_pod("caller", "node1", namespace="mesh"),
+        python_pod("caller", "node1", namespace="plain"),
+        shop_pod("shop-1"),
+        shop_service(),
+    ]
+
+
+def shop_pod(name: str, **annotations: str) -> Object:
+    made = python_pod(name, "node2", namespace="shop", script="server.py", annotations=annotations)
+    made["metadata"]["labels"] = {"app": "shop"}
+    return made
+
+
+def shop_service() -> Object:
+    spec = {"selector": {"app": "shop"}, "ports": [{"port": 7000, "targetPort": 7000}]}
+    metadata = {"name": "shop", "namespace": "shop"}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def workload(api: ApiLab, name: str, on: str = "node1") -> Object:
+    """A workload as the agent of a node knows it; empty when it does not."""
+    _, answer = admin_get(api.lab.names, on, "/v1/workloads")
+    rows = (answer or {}).get("workloads", ())
+    found = (row for row in rows if f"{row['namespace']}/{row['name']}" == name)
+    return next(found, {})
+
+
+def source(api: ApiLab, on: str = "node1") -> Object:
+    """What an agent says of its API server."""
+    found: Object = admin_get(api.lab.names, on, "/v1/status")[1]["source"]
+    return found
+
+
+def mark(api: ApiLab, name: str) -> str:
+    """The annotation of `namespace/name` in the API; empty when there is none."""
+    space, _, pod_name = name.partition("/")
+    found = json.loads(api.server.kubectl("-n", space, "get", "pod", pod_name, "-o", "json"))
+    return str(found["metadata"].get("annotations", {}).get(REDIRECTION, ""))
+
+
+def events(api: ApiLab, space: str, pod_name: str) -> list[Object]:
+    words = ("get", "events", "--field-selector", f"involvedObject.name={pod_name}", "-o", "json")
+    found: list[Object] = json.loads(api.server.kubectl("-n", space, *words))["items"]
+    return found
+
+
+class Asking:
+    """A loop of requests from a pod."""
+
+    def __init__(self, api: ApiLab, space: str, host: str) -> None:
+        self._process = api.lab.popen(
+            "caller", sys.executable, str(APPS / "loop.py"), host, "7000", namespace=space
+        )
+        self.result: Object = {}
+
+    def more(self, count: int = 50) -> None:
+        """Return when so many more were answered."""
+        assert self._process.stdout is not None
+        for _ in range(count // 10 + 1):
+            assert self._process.stdout.readline().strip().isdigit()
+
+    def end(self) -> None:
+        try:
+            out, err = self._process.communicate(timeout=30)
+        except BaseException:
+            self._process.kill()
+            raise
+        lines = out.splitlines()
+        assert lines, err
+        self.result = json.loads(lines[-1])
+
+
+@contextmanager
+def asking(api: ApiLab, *spaces: str) -> Iterator[list[Asking]]:
+    """Callers that ask the shop's service; not one request of them may fail."""
+    vip = api.lab.get("Service", "shop", "shop")["spec"]["clusterIP"]
+    loops = [Asking(api, space, vip) for space in spaces]
+    try:
+        for loop in loops:
+            loop.more()
+        yield loops
+        for loop in loops:
+            loop.more()
+    finally:
+        for loop in loops:
+            loop.end()
+    for space, loop in zip(spaces, loops, strict=True):
+        said = [line for node in ("node1", "node2") for line in _complaints(api, node)]
+        count = loop.result["requests"]
+        assert loop.result["failures"] == [], "\n".join([f"{space}, of {count} requests", *said])
+
+
+def _complaints(api: ApiLab, node: str) -> list[str]:
+    """The last that a node's agent and proxy warned of, and connections that failed."""
+    lines = [
+        line
+        for kind in ("agent", "proxy")
+        for line in api.lab.log_paths(node, kind, "default")[0].read_text().splitlines()
+    ]
+    return [line for line in lines if "warning" in line or "error=" in line][-12:]
+
+
+def set_mode(api: ApiLab, space: str, mode: str) -> None:
+    """kubectl label ns; an empty mode removes the label."""
+    word = f"{MODE}={mode}" if mode else f"{MODE}-"
+    api.server.kubectl("label", "--overwrite", "ns", space, word)
+
+
+def until_captured(api: ApiLab, name: str, on: str) -> None:
+    """Captured, marked, and spoken HBONE to by the other node."""
+    other = "node1" if on == "node2" else "node2"
+    until(lambda: mark(api, name) == "enabled", f"{name} is marked")
+    until(lambda: workload(api, name, other).get("protocol") == "HBONE", f"{other} knows", 5)
+    assert set(workload(api, name, on)["addresses"]) <= enrolled(api.lab, on)
+
+
+def until_left(api: ApiLab, name: str, on: str) -> None:
+    """Neither marked nor captured."""
+    address = workload(api, name, on)["addresses"][0]
+    until(lambda: mark(api, name) == "", f"{name} is unmarked")
+    until(lambda: address not in enrolled(api.lab, on), f"{name} is let go")
+    assert workload(api, name, "node1")["protocol"] == "NONE"
+
+
+def replace_pod(api: ApiLab, old: str, new: Object) -> None:
+    """As a rolling update: the new one is ready first, the old one drained and then ended."""
+    assert api.lab.apply(new) == []
+    api.lab.label("pod", old, {"app": "drained"}, namespace="shop")
+    gone = addresses(api.lab, old, "shop")[4]
+    for node in ("node1", "node2"):
+        until(functools.partial(_is_out, api, node, gone), "endpoints follow")
+    assert api.lab.delete("pod", old, "shop") == []
+
+
+def _is_out(api: ApiLab, node: str, address: str) -> bool:
+    return address not in _endpoints(api, node)
+
+
+def _endpoints(api: ApiLab, node: str) -> set[str]:
+    _, answer = admin_get(api.lab.names, node, "/v1/services")
+    shops = [row for row in (answer or {}).get("services", ()) if row["key"] == "shop/shop"]
+    return {endpoint["address"] for row in shops for endpoint in row["endpoints"]}
+
+
+def test_captured_pods_are_marked_and_others_are_not(api: ApiLab) -> None:
+    until_captured(api, "mesh/caller", "node1")
+    assert mark(api, "plain/caller") == ""
+
+
+def test_a_removed_mark_is_made_again(api: ApiLab) -> None:
+    until_captured(api, "mesh/caller", "node1")
+    api.server.kubectl("-n", "mesh", "annotate", "pod", "caller", f"{REDIRECTION}-")
+    until(lambda: mark(api, "mesh/caller") == "enabled", "the mark", 10)
+
+
+def test_refusals_are_events_with_their_mend(api: ApiLab) -> None:
+    refused = pod("hosted", "mesh", "172.30.0.1", on="node1", host_network=True)
+    api.server.apply(refused)
+    try:
+        until(lambda: events(api, "mesh", "hosted"), "an Event", 20)
+        (event,) = events(api, "mesh", "hosted")
+        assert (event["type"], event["reason"]) == ("Warning", "MeshCaptureRefused")
+        assert "host's network" in event["message"]
+        assert "drop the label" in event["message"]
+        assert event["source"] == {"component": "ztunnel-agent", "host": "node1"}
+        assert "host's network" in workload(api, "mesh/hosted")["capture_refused"]
+        assert mark(api, "mesh/hosted") == ""
+    finally:
+        api.server.kubectl("-n", "mesh", "delete", "pod", "hosted", "--force", "--grace-period=0")
+
+
+def test_a_pod_that_is_not_found_on_its_node_is_an_event(api: ApiLab) -> None:
+    api.server.apply(account("ghost", "mesh"), pod("ghost", "mesh", "10.244.1.200", on="node1"))
+    try:
+        until(lambda: events(api, "mesh", "ghost"), "an Event", 40)
+        (event,) = events(api, "mesh", "ghost")
+        assert event["reason"] == "MeshCaptureFailed"
+        assert "no process of the pod" in event["message"]
+        assert "ztctl pod list" in event["message"]
+    finally:
+        api.server.kubectl("-n", "mesh", "delete", "pod", "ghost", "--force", "--grace-period=0")
+
+
+def test_a_service_moves_between_ambient_sidecar_and_neither_and_no_request_fails(
+    api: ApiLab,
+) -> None:
+    with asking(api, "mesh", "plain") as loops:
+
+        def all_more() -> None:
+            for loop in loops:
+                loop.more()
+
+        set_mode(api, "shop", "ambient")
+        until_captured(api, "shop/shop-1", "node2")
+        all_more()
+        set_mode(api, "shop", "")
+        until_left(api, "shop/shop-1", "node2")
+        all_more()
+        set_mode(api, "shop", "ambient")
+        until_captured(api, "shop/shop-1", "node2")
+        replace_pod(api, "shop-1", shop_pod("shop-2", **{"sidecar.istio.io/status": "{}"}))
+        assert "sidecar" in workload(api, "shop/shop-2", "node2")["capture_refused"]
+        assert not set(addresses(api.lab, "shop-2", "shop").values()) & enrolled(api.lab, "node2")
+        all_more()
+        replace_pod(api, "shop-2", shop_pod("shop-1"))
+        until_captured(api, "shop/shop-1", "node2")
+        all_more()
+        set_mode(api, "plain", "ambient")  # and a caller under its own requests
+        until_captured(api, "plain/caller", "node1")
+        all_more()
+        set_mode(api, "plain", "")
+        until_left(api, "plain/caller", "node1")
+        set_mode(api, "shop", "")
+        until_left(api, "shop/shop-1", "node2")
+
+
+def test_a_lost_api_server_stops_nothing_and_is_told(api: ApiLab) -> None:
+    set_mode(api, "shop", "ambient")
+    until_captured(api, "shop/shop-1", "node2")
+    with asking(api, "mesh") as loops:
+        for relay in api.relays.values():
+            relay.refuse()
+        try:
+            until(lambda: not source(api)["present"], "the loss is told")
+            assert source(api)["synced"] is True
+            loops[0].more(100)
+            age = source(api)["age_seconds"]
+            until(lambda: source(api)["age_seconds"] > age, "the view's age grows")
+            assert admin_get(api.lab.names, "node1", "/healthz/ready")[0] == 200
+            page = api.lab.node_exec("node1", "curl", "-sS", "http://127.0.0.1:15020/metrics")
+            assert "ztunnel_source_connected 0.0" in page.stdout, page
+            assert workload(api, "shop/shop-1")["protocol"] == "HBONE"
+        finally:
+            for relay in api.relays.values():
+                relay.thaw()
+        until(lambda: source(api)["present"], "its return", 30)
+    set_mode(api, "shop", "")
+    until_left(api, "shop/shop-1", "node2")

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes whose certificates come from the cluster's signer, with exactly the rights of deploy/."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tests.apiserver.control_plane import Mesh
+from tests.apiserver.objects import ambient
+from tests.apiserver.server import ApiServer
+from tests.apiserver.test_signer_change import new_ca, plug
+from tests.lab.apilab import ApiLab
+from tests.lab.harness import APPS, named, python_pod, until
+from tests.lab.test_kubernetes import (
+    asking,
+    events,
+    set_mode,
+    shop_pod,
+    shop_service,
+    until_captured,
+    until_left,
+)
+from ztunnel.hbone.constants import PING_INTERVAL
+from ztunnel.identity import ca
+from ztunnel.kube.constants import NAMESPACE, SELF_MADE_CA
+from ztunnel.lab.components import admin_get
+
+TTL = 16  # seconds; renewed at half of it
+
+
+@pytest.fixture(scope="module")
+def cluster(_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ApiLab, Mesh]]:
+    """A caller on node1, a shop on node2, both in the mesh; a signer on the API server."""
+    with ApiServer(tmp_path_factory.mktemp("cluster")) as server:
+        mesh = Mesh(server)
+        options = ("--namespace", NAMESPACE)
+        with (
+            mesh.signer("one", f"--cert-ttl={TTL}"),
+            ApiLab(f"c{os.getpid() % 100000}", server, agent_options=options) as made,
+        ):
+            problems = made.lab.apply(
+                ambient("mesh"),
+                named("Namespace", "shop"),
+                named("ServiceAccount", "caller", "mesh"),
+                named("ServiceAccount", "shop", "shop"),
+                _with_account(python_pod("caller", "node1", namespace="mesh"), "caller"),
+                _with_account(shop_pod("shop-1"), "shop"),
+                shop_service(),
+            )
+            assert problems == []
+            set_mode(made, "shop", "ambient")
+            until_captured(made, "mesh/caller", "node1")
+            until_captured(made, "shop/shop-1", "node2")
+            yield made, mesh
+
+
+def _with_account(pod: dict[str, Any], account: str) -> dict[str, Any]:
+    pod["spec"]["serviceAccountName"] = account
+    return pod
+
+
+def certificates(api: ApiLab, node: str) -> dict[str, Any]:
+    """A node's certificates by identity, as its agent tells."""
+    _, answer = admin_get(api.lab.names, node, "/v1/certificates")
+    return {row["identity"]: row for row in (answer or {}).get("certificates", ())}
+
+
+def test_each_node_holds_what_its_own_pods_are(cluster: tuple[ApiLab, Mesh]) -> None:
+    api, _ = cluster
+    assert not api.lab.names.ca.joinpath("ca-key.pem").exists()  # no CA on any node
+    for node, account in (("node1", "mesh/sa/caller"), ("node2", "shop/sa/shop")):
+        (only,) = certificates(api, node).values()
+        assert only["identity"] == f"spiffe://cluster.local/ns/{account}"
+        assert only["serial"]
+        assert only["not_after"] - only["not_before"] <= TTL + 120
+
+
+def test_deleted_account_gets_nothing_more_until_it_is_made_again(
+    cluster: tuple[ApiLab, Mesh],
+) -> None:
+    api, mesh = cluster
+
+    def caller() -> dict[str, Any]:
+        (only,) = certificates(api, "node1").values()
+        return dict(only)
+
+    mesh.core.delete_namespaced_service_account("caller", "mesh")
+    until(lambda: caller()["state"] == "withheld", "the agent sees it", 10)
+    before = caller()
+    vip = api.lab.get("Service", "shop", "shop")["spec"]["clusterIP"]
+
+    def is_answered() -> bool:
+        words = (sys.executable, str(APPS / "client.py"), "echo", vip, "7000", "hello")
+        return "hello" in api.lab.exec("caller", *words, namespace="mesh").stdout
+
+    assert is_answered()  # by the certificate it has
+    until(lambda: not is_answered(), "certificate and tunnel end", 3 * TTL + PING_INTERVAL)
+    assert caller()["serial"] == before["serial"]
+    until(lambda: events(api, "mesh", "caller"), "an Event", 20)
+    assert events(api, "mesh", "caller")[0]["reason"] == "MeshCertificateWithheld"
+    mesh.account("mesh", "caller")
+    until(lambda: caller()["state"] == "fresh", "a new certificate", 10)
+    until(is_answered, "the caller speaks again", 10)
+
+
+def test_root_is_replaced_under_requests_and_none_fails(cluster: tuple[ApiLab, Mesh]) -> None:
+    """At each step the shop leaves the mesh and comes back, so that new tunnels are made."""
+    api, mesh = cluster
+    new = new_ca()
+
+    def serial(node: str) -> str:
+        (only,) = certificates(api, node).values()
+        return str(only["serial"])
+
+    def shake_hands_anew() -> None:
+        set_mode(api, "shop", "")
+        until_left(api, "shop/shop-1", "node2")
+        set_mode(api, "shop", "ambient")
+        until_captured(api, "shop/shop-1", "node2")
+
+    with asking(api, "mesh") as (loop,):
+        shake_hands_anew()
+        plug(mesh, new)
+        until(lambda: mesh.roots().count(b"BEGIN") == 2, "both roots are published", 30)
+        shake_hands_anew()
+        loop.more()
+        until(lambda: mesh.log("one").count('"CA signs"') == 2, "the new CA signs", 30)
+        for node in ("node1", "node2"):
+            until(partial(_is_new, serial(node), partial(serial, node)), f"{node} renews", 60)
+            shake_hands_anew()
+            loop.more()
+        mesh.core.delete_namespaced_secret(SELF_MADE_CA, NAMESPACE)
+        until(lambda: mesh.roots() == new[ca.ROOT_CERT], "the old root is gone", 60)
+        shake_hands_anew()
+        loop.more()
+
+
+def _is_new(before: str, now: Callable[[], str]) -> bool:
+    return now() != before

@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies of real manifests on every path: HBONE, plaintext, between pods of one node; and no
+moment, however things change or die, in which a denied connection gets through."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.lab.harness import APPS, addresses, client, proxy_log, until
+from tests.lab.test_same_node import _until_direct
+from tests.lab.test_ztctl import ZTCTL, rows, ztctl
+from ztunnel.lab import Lab
+from ztunnel.lab.cluster.objects import write_atomically
+from ztunnel.lab.components import admin_get
+
+Json = dict[str, Any]
+CLOSED = ("ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "EPIPE")
+ECHO = 7000
+FLIPS = 200
+
+# from, its namespace, to
+HBONE = ("client", "default", "server")
+PLAINTEXT = ("client", "plain", "server")
+SAME_NODE = ("client", "default", "near")
+PATHS = [HBONE, PLAINTEXT, SAME_NODE]
+ALLOWED = ("server", "default", "near")  # of another account than `client`
+Path = tuple[str, str, str]
+
+
+def authorization(action: str, *rules: Json, name: str = "test", **spec: Any) -> Json:
+    return {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"action": action, "rules": list(rules), **spec},
+    }
+
+
+def strict(mode: str = "STRICT", **spec: Any) -> Json:
+    return {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "PeerAuthentication",
+        "metadata": {"name": "test", "namespace": "default"},
+        "spec": {"mtls": {"mode": mode}, **spec},
+    }
+
+
+def source(**fields: Any) -> Json:
+    return {"from": [{"source": fields}]}
+
+
+def port(number: int) -> Json:
+    return {"to": [{"operation": {"ports": [str(number)]}}]}
+
+
+class Policies:
+    """The objects of one file in the lab's directory, replaced as a whole."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._path = lab.names.objects / "test-policies.yaml"
+
+    def say(self, *objects: Json) -> None:
+        """Put these in place of the ones before, and wait until they are in force everywhere."""
+        before = self._revisions()
+        write_atomically(self._path, yaml.safe_dump_all(objects))
+        self._await(before)
+
+    def clear(self) -> None:
+        """No policy any more."""
+        if self._path.exists():
+            before, had = self._revisions(), self._path.read_text().strip()
+            self._path.unlink()
+            if had:
+                self._await(before)
+
+    def _await(self, before: list[int]) -> None:
+        until(
+            lambda: all(a > b for a, b in zip(self._revisions(), before, strict=True)),
+            "the agents to see it",
+        )
+        for node in (
+            "node1",
+            "node2",
+        ):  # asked after the change was sent, answered after it is in force
+            admin_get(self._lab.names, node, "/v1/connections")
+
+    def _revisions(self) -> list[int]:
+        answers = [admin_get(self._lab.names, node, "/v1/status")[1] for node in ("node1", "node2")]
+        return [int((answer or {}).get("source", {}).get("revision", -1)) for answer in answers]
+
+
+@pytest.fixture
+def policies(lab: Lab) -> Iterator[Policies]:
+    made = Policies(lab)
+    try:
+        yield made
+    finally:
+        made.clear()
+
+
+def end(lab: Lab, path: Path, family: int = 4, at: int = ECHO) -> str:
+    """How a connection ends: `data` when it gets through."""
+    pod, namespace, to = path
+    said = client(lab, pod, "poke", addresses(lab, to)[family], at, namespace=namespace)
+    return str(said["end"])
+
+
+def ip(lab: Lab, path: Path, family: int = 4) -> str:
+    return addresses(lab, path[0], path[1])[family]
+
+
+ID = "cluster.local/ns/default/sa/default"
+OTHER = "cluster.local/ns/default/sa/server"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize(
+    ("path", "rules"),
+    [
+        (HBONE, (source(principals=[ID]), source(principals=["*/sa/other"]))),
+        (HBONE, (source(namespaces=["default"]), source(namespaces=["plain"]))),
+        (HBONE, (port(ECHO), port(ECHO + 1))),
+        (PLAINTEXT, (source(notPrincipals=["*"]), source(principals=["*"]))),
+        (PLAINTEXT, (port(ECHO), source(namespaces=["plain"]))),  # it has proven no namespace
+        (SAME_NODE, (source(principals=[ID]), source(principals=["*/sa/other"]))),
+        (SAME_NODE, (source(namespaces=["def*"]), source(namespaces=["plain"]))),
+        (SAME_NODE, (port(ECHO), port(ECHO + 1))),
+    ],
+)
+def test_deny_closes_what_it_matches_and_nothing_else(
+    lab: Lab, policies: Policies, path: Path, rules: tuple[Json, Json], family: int
+) -> None:
+    if path is SAME_NODE:
+        _until_direct(lab, family)
+    matching, other = rules
+    policies.say(authorization("DENY", matching))
+    assert end(lab, path, family) in CLOSED
+    policies.say(authorization("DENY", other))
+    assert end(lab, path, family) == "data"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("path", PATHS)
+def test_by_the_true_clients_address(lab: Lab, policies: Policies, path: Path, family: int) -> None:
+    mine = source(ipBlocks=[ip(lab, path, family)])
+    policies.say(authorization("DENY", mine))
+    assert end(lab, path, family) in CLOSED
+    policies.say(authorization("ALLOW", mine))
+    assert end(lab, path, family) == "data"
+    policies.say(authorization("ALLOW", source(notIpBlocks=[ip(lab, path, family)])))
+    assert end(lab, path, family) in CLOSED
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_allow_lets_in_only_what_it_matches(lab: Lab, policies: Policies, path: Path) -> None:
+    policies.say(authorization("ALLOW", port(ECHO)))
+    assert end(lab, path) == "data"
+    assert end(lab, path, at=7004) in CLOSED
+    policies.say(authorization("ALLOW"))
+    assert end(lab, path) in CLOSED
+
+
+def test_selector_takes_the_pod_and_no_other(lab: Lab, policies: Policies) -> None:
+    policies.say(authorization("DENY", {}, selector={"matchLabels": {"app": "near"}}))
+    assert [end(lab, path) == "data" for path in PATHS] == [True, True, False]
+
+
+def test_strict_refuses_plaintext_only(lab: Lab, policies: Policies) -> None:
+    policies.say(strict())
+    assert [end(lab, path) == "data" for path in PATHS] == [True, False, True]
+    exception: Json = {
+        "selector": {"matchLabels": {"app": "server"}},
+        "portLevelMtls": {str(ECHO): {"mode": "PERMISSIVE"}},
+    }
+    policies.say(strict(**exception))
+    assert end(lab, PLAINTEXT) == "data"
+    assert end(lab, PLAINTEXT, at=7004) in CLOSED
+
+
+def test_probes_of_the_node_pass_whatever_is_denied(lab: Lab, policies: Policies) -> None:
+    policies.say(authorization("DENY", {}), strict())
+    target = addresses(lab, "server")[4]
+    script = f"import socket; socket.create_connection(('{target}', {ECHO}), 5).close()"
+    node = lab.names.node_netns("node2")
+    subprocess.run(
+        ["ip", "netns", "exec", node, sys.executable, "-c", script], check=True, timeout=30
+    )
+
+
+def test_refused_policy_denies_and_says_why(lab: Lab, policies: Policies) -> None:
+    policies.say(authorization("DENY", {"from": []}))
+    assert end(lab, HBONE) in CLOSED
+    _, status = admin_get(lab.names, "node2", "/v1/status")
+    assert "refused" in status["source"]["errors"]["AuthorizationPolicy default/test"]
+
+
+def test_denial_is_logged_with_identities_and_policy(lab: Lab, policies: Policies) -> None:
+    policies.say(authorization("DENY", source(principals=[ID])))
+    assert end(lab, HBONE) in CLOSED
+    wanted = (
+        "denied",
+        f"src.identity=spiffe://{ID}",
+        "dst.identity=spiffe://cluster.local/ns/default/sa/server",
+        "policy='AuthorizationPolicy default/test'",
+        "response_flags=DENY",
+    )
+    until(
+        lambda: any(
+            all(part in line for part in wanted)
+            for line in proxy_log(lab, "node2").splitlines()[-50:]
+        ),
+        "the denial's line",
+    )
+
+
+def test_people_are_told_what_decides(lab: Lab, policies: Policies) -> None:
+    """`ztctl policy` on the real thing: what is foretold happens, and is explained from the log."""
+    policies.say(
+        authorization("ALLOW", source(principals=[OTHER]), name="only-other"),
+        authorization("DENY", {"from": []}, name="broken", selector={"matchLabels": {"app": "x"}}),
+    )
+    listed = {row["name"]: row for row in rows(lab, "policy", "list")}
+    assert listed["only-other"]["state"] == "in force"
+    assert listed["broken"]["state"] == "refused"
+    assert "rules[0].from" in listed["broken"]["message"]
+    question = ("policy", "test", "--from", "client", "--to", f"server:{ECHO}")
+    foretold = ztctl(lab, *question)
+    assert foretold.returncode == 1, foretold.stderr
+    assert "DENIED" in foretold.stdout
+    assert "only-other" in foretold.stdout
+    assert end(lab, HBONE) in CLOSED
+    until(lambda: "only-other" in proxy_log(lab, "node2"), "the denial's line")
+    told = subprocess.run(
+        [str(ZTCTL), "--lab", lab.names.name, "policy", "explain"],
+        input=proxy_log(lab, "node2"),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    ).stdout
+    for part in ("only-other", f"spiffe://{ID}", f"principals: [{ID}]"):
+        assert part in told
+    assert ztctl(lab, "policy", "test", "--from", "server", "--to", f"near:{ECHO}").returncode == 0
+    assert end(lab, ALLOWED) == "data"
+    assert "default/server" in ztctl(lab, "policy", "show", "only-other").stdout
+
+
+@contextmanager
+def held(lab: Lab, path: Path, what: str = "hold") -> Iterator[subprocess.Popen[bytes]]:
+    """A client that keeps one connection, or pounds with new ones, until its stdin is closed."""
+    pod, namespace, to = path
+    argv = [sys.executable, str(APPS / "client.py"), what, addresses(lab, to)[4], str(ECHO)]
+    process = lab.popen(pod, *argv, namespace=namespace)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline()
+        yield process
+    finally:
+        process.stdin.close()
+        process.wait(30)
+        process.stdout.close()
+
+
+def said(process: subprocess.Popen[bytes], line: bytes = b"hello\n") -> bytes:
+    """What comes back; empty when the connection is dead."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(line)
+        process.stdin.flush()
+    except BrokenPipeError:
+        return b""
+    return process.stdout.readline()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_live_connection_is_closed_when_it_is_denied(
+    lab: Lab, policies: Policies, path: Path
+) -> None:
+    if path is SAME_NODE:
+        _until_direct(lab)
+    with held(lab, path) as process:
+        assert said(process) == b"hello\n"
+        policies.say(authorization("DENY", source(ipBlocks=["203.0.113.0/24"])))
+        assert said(process) == b"hello\n"
+        policies.say(authorization("DENY", source(ipBlocks=[ip(lab, path)])))
+        assert said(process) == b""
+        process.wait(10)
+
+
+# No moment lets a denied one through: `client` is denied by each of these in another way, and
+# OTHER is allowed by each.
+TURNS: list[tuple[Json, ...]] = [
+    (authorization("ALLOW", source(principals=[OTHER]), name="only-other"),),
+    (
+        authorization("DENY", source(principals=[ID]), name="not-client"),
+        authorization("DENY", source(notPrincipals=["*"]), name="not-strangers"),
+    ),
+    (authorization("DENY", source(notPrincipals=[OTHER]), name="all-but-other"),),
+    (
+        authorization("ALLOW", source(principals=["*"]), name="known"),
+        authorization("DENY", source(principals=[ID]), name="again-not-client"),
+    ),
+]
+
+
+def pounded(process: subprocess.Popen[bytes]) -> dict[str, int]:
+    """Stop it; how its connections ended."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    ends: dict[str, int] = json.loads(process.stdout.readline())
+    return ends
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_no_denied_connection_gets_through_while_policies_flip(
+    lab: Lab, policies: Policies
+) -> None:
+    policies.say(*TURNS[0])
+    with ExitStack() as stack:
+        hammers = [stack.enter_context(held(lab, path, "pound")) for path in PATHS]
+        allowed = stack.enter_context(held(lab, ALLOWED, "pound"))
+        for flip in range(FLIPS):
+            policies.say(*TURNS[(flip + 1) % len(TURNS)])
+        assert set(pounded(allowed)) == {"data"}
+        for path, hammer in zip(PATHS, hammers, strict=True):
+            ends = pounded(hammer)
+            assert set(ends) <= set(CLOSED), (path, ends)
+            assert sum(ends.values()) > FLIPS, (path, ends)
+
+
+def test_pair_that_goes_direct_is_not_disturbed_by_policies_that_allow_it(
+    lab: Lab, policies: Policies
+) -> None:
+    """Every change voids its verdict: whatever is under way then ends well all the same."""
+    _until_direct(lab)
+    with held(lab, SAME_NODE, "pound") as hammer:
+        for number in range(40):
+            policies.say(authorization("DENY", source(namespaces=[f"n{number}"])))
+        assert set(pounded(hammer)) == {"data"}
+    _until_direct(lab)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("part", ["proxy", "agent"])
+def test_no_denied_connection_gets_through_a_restart(
+    lab: Lab, policies: Policies, part: str
+) -> None:
+    """Killed, not stopped; and what was allowed works again afterwards."""
+    policies.say(*TURNS[1])
+    with ExitStack() as stack:
+        hammers = [stack.enter_context(held(lab, path, "pound")) for path in PATHS]
+        for _ in range(3):
+            for node in ("node1", "node2"):
+                lab.kill(node, part)
+                lab.start(node, part)
+        for path, hammer in zip(PATHS, hammers, strict=True):
+            ends = pounded(hammer)
+            assert set(ends) <= set(CLOSED), (path, ends)
+            assert ends
+    policies.clear()
+    for path in PATHS:
+        until(lambda path=path: end(lab, path) == "data", f"service on {path}")  # type: ignore[misc]
+
+
+def test_policy_that_changed_while_the_agent_was_dead_closes_direct_connections(
+    lab: Lab, policies: Policies
+) -> None:
+    _until_direct(lab)
+    with held(lab, SAME_NODE) as process:
+        assert said(process) == b"hello\n"
+        lab.kill("node1", "agent")
+        write_atomically(
+            lab.names.objects / "test-policies.yaml",
+            yaml.safe_dump(authorization("DENY", source(principals=[ID]))),
+        )
+        lab.start("node1", "agent")
+        until(lambda: said(process) == b"", "the connection to be destroyed")
+        process.wait(10)

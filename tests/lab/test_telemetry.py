@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of real traffic, scraped where Prometheus would; health, drain, dump."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from subprocess import PIPE, Popen
+
+import pytest
+
+from tests.lab.harness import APPS, addresses, client, named, proxy_log, python_pod, until
+from tests.lab.scrape import Page, readiness, scrape
+from tests.lab.test_policy import Policies, authorization, port
+from tests.lab.test_ztctl import ztctl
+from ztunnel.lab import Lab
+from ztunnel.lab.components import Component, admin_get
+from ztunnel.lab.lab import demo_manifests
+from ztunnel.telemetry.labels import LABELS
+from ztunnel.telemetry.node_counters import METRICS
+
+SERVER = "spiffe://cluster.local/ns/default/sa/server"
+DEFAULT = "spiffe://cluster.local/ns/default/sa/default"
+OPENED, CLOSED = "istio_tcp_connections_opened_total", "istio_tcp_connections_closed_total"
+COLLECTOR = "http://127.0.0.1:4318/v1/traces"
+RECEIVED, SENT = "istio_tcp_received_bytes_total", "istio_tcp_sent_bytes_total"
+
+
+def grown(after: Page, before: Page, name: str, **labels: str) -> float:
+    return after.total(name, **labels) - before.total(name, **labels)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_both_ends_count_a_connection_and_its_bytes(lab: Lab, family: int) -> None:
+    before = {node: scrape(lab, node) for node in ("node1", "node2")}
+    target = addresses(lab, "server")[family]
+    client(lab, "client", "upload", target, 7002, 3_000_000)
+    for node, reporter in (("node1", "source"), ("node2", "destination")):
+        ends = {
+            "reporter": reporter,
+            "source_workload": "client",
+            "source_principal": DEFAULT,
+            "destination_workload": "server",
+            "destination_principal": SERVER,
+            "destination_app": "server",
+            "connection_security_policy": "mutual_tls",
+            "response_flags": "-",
+        }
+
+        def closed(node: str = node, ends: dict[str, str] = ends) -> bool:
+            return grown(scrape(lab, node), before[node], CLOSED, **ends) == 1
+
+        until(closed, "the connection to be counted")
+        after = scrape(lab, node)
+        assert grown(after, before[node], OPENED, **ends) == 1
+        assert grown(after, before[node], RECEIVED, **ends) == 3_000_000
+        answer = grown(after, before[node], SENT, **ends)
+        assert answer == len("3000000 ") + 64 + 1  # the server's digest and line feed
+        for sample in after.matching(OPENED, **ends):
+            assert set(sample.labels) == set(LABELS)
+
+
+def test_a_service_is_named_at_both_ends(lab: Lab) -> None:
+    assert lab.exec("client", "curl", "-sf", "http://my-app").returncode == 0
+    service = {
+        "destination_service": "my-app.default.svc.cluster.local",
+        "destination_service_name": "my-app",
+        "destination_service_namespace": "default",
+    }
+    for node, reporter in (("node1", "source"), ("node2", "destination")):
+        until(
+            lambda node=node, reporter=reporter: scrape(lab, node).total(  # type: ignore[misc]
+                CLOSED, reporter=reporter, **service
+            ),
+            f"the service at {node}",
+        )
+
+
+def test_a_long_connection_shows_its_bytes_while_it_lives(lab: Lab) -> None:
+    before = scrape(lab, "node2")
+    with held(lab, "client", addresses(lab, "server")[4]) as connection:
+        say(connection, "0123456789")
+
+        def seen() -> bool:
+            now = scrape(lab, "node2")
+            return grown(now, before, RECEIVED, destination_workload="server") == 11
+
+        until(seen, "the bytes of a live connection")
+        now = scrape(lab, "node2")
+        assert grown(now, before, OPENED, destination_workload="server") == 1
+        assert grown(now, before, CLOSED, destination_workload="server") == 0
+
+
+def test_a_refused_destination_counts_as_failed(lab: Lab) -> None:
+    before = scrape(lab, "node1")
+    said = client(lab, "client", "poke", addresses(lab, "server")[4], 7999)
+    assert said["end"] in ("ECONNRESET", "ECONNREFUSED")
+
+    def failed() -> bool:
+        now = scrape(lab, "node1")
+        flags = {"response_flags": "CONNECT", "destination_workload": "server"}
+        return grown(now, before, "istio_tcp_connections_failed_total", **flags) == 1
+
+    until(failed, "the failure")
+
+
+def test_a_denial_is_flagged_at_both_ends(lab: Lab) -> None:
+    before = {node: scrape(lab, node) for node in ("node1", "node2")}
+    policies, ends = Policies(lab), {"source_workload": "client", "destination_workload": "server"}
+    try:
+        policies.say(authorization("DENY", port(7000)))
+        said = client(lab, "client", "poke", addresses(lab, "server")[4], 7000)
+        assert said["end"] == "ECONNRESET"
+    finally:
+        policies.clear()
+    failed = "istio_tcp_connections_failed_total"
+    for node in ("node1", "node2"):
+
+        def flagged(node: str = node) -> bool:
+            now = scrape(lab, node)
+            return grown(now, before[node], failed, response_flags="DENY", **ends) == 1
+
+        until(flagged, f"the denial at {node}")
+
+
+def test_plaintext_is_told_from_mtls(lab: Lab) -> None:
+    before = scrape(lab, "node2")
+    target = addresses(lab, "server")[4]
+    assert client(lab, "client", "echo", target, 7000, "in", namespace="plain") == {"said": "in"}
+    ends = {
+        "reporter": "destination",
+        "source_workload_namespace": "plain",
+        "source_principal": "unknown",
+        "connection_security_policy": "unknown",
+    }
+    until(lambda: grown(scrape(lab, "node2"), before, CLOSED, **ends) == 1, "the connection")
+    after = scrape(lab, "node2")
+    assert (grown(after, before, RECEIVED, **ends), grown(after, before, SENT, **ends)) == (2, 2)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_connections_without_the_proxy_count_as_both_ends_would(lab: Lab, family: int) -> None:
+    target = addresses(lab, "near")[family]
+    rtt = "ztunnel_same_node_rtt_seconds_count"
+    pair = {"source_workload": "client", "destination_workload": "near"}
+
+    def direct() -> bool:
+        before = scrape(lab, "node1").total(rtt, **pair)
+        client(lab, "client", "upload", target, 7002, 50_000)
+        return scrape(lab, "node1").total(rtt, **pair) > before
+
+    def settled() -> Page | None:
+        """Once the connections that went through the proxy are over for the proxy, too."""
+        page = scrape(lab, "node1")
+        return page if page.total(OPENED, **pair) == page.total(CLOSED, **pair) else None
+
+    until(direct, "the pair to go direct")
+    before = until(settled, "the ends of earlier connections")
+    assert before is not None
+    client(lab, "client", "upload", target, 7002, 70_000)
+    until(lambda: grown(scrape(lab, "node1"), before, rtt, **pair) == 1, "the kernel's word")
+    after = scrape(lab, "node1")
+    for reporter in ("source", "destination"):
+        ends = {**pair, "reporter": reporter, "destination_principal": DEFAULT}
+        assert grown(after, before, OPENED, **ends) == grown(after, before, CLOSED, **ends) == 1
+        assert grown(after, before, RECEIVED, **ends) == 70_000
+    assert grown(after, before, "ztunnel_same_node_rtt_seconds_sum", **pair) > 0
+    assert list(after.matching("ztunnel_same_node_retransmits_total", **pair))
+
+
+def test_the_agent_tells_of_itself_and_of_the_kernel(lab: Lab) -> None:
+    page = scrape(lab, "node1")
+    assert page.total("ztunnel_ready") == page.total("ztunnel_source_synced") == 1
+    assert page.total("ztunnel_workers") == 1
+    assert page.total("ztunnel_pods", state="captured") >= 2
+    assert page.total("ztunnel_certificate_expiry_timestamp_seconds", identity=DEFAULT) > 1e9
+    assert page.total("ztunnel_bpf_map_max_entries", map="zt_flows") == 262144
+    assert page.total("ztunnel_bpf_map_entries", map="zt_pods") >= 2
+    assert {sample.name for sample in page.samples} >= {f"{name}_total" for name in METRICS} - {
+        "istio_tcp_connections_failed_total"
+    }
+
+
+def test_both_paths_and_no_other_are_served(lab: Lab) -> None:
+    for path, status in (("/metrics", "200"), ("/stats/prometheus", "200"), ("/v1/pods", "404")):
+        done = lab.node_exec(
+            *("node1", "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}"),
+            f"http://[::1]:15020{path}",
+        )
+        assert done.stdout == status
+
+
+def test_no_key_is_in_the_dump(lab: Lab) -> None:
+    status, dump = admin_get(lab.names, "node1", "/config_dump")
+    assert status == 200
+    assert {"status", "workloads", "services", "pods", "certificates"} <= set(dump)
+    assert "PRIVATE" not in json.dumps(dump)
+
+
+def test_levels_are_changed_while_the_node_runs(lab: Lab) -> None:
+    target, node = addresses(lab, "server")[4], ("--node", "node1")
+
+    def lines() -> int:
+        return proxy_log(lab, "node1").count(f"dst.hbone_addr={target}:7000")
+
+    ends = {"source_workload": "client", "destination_workload": "server"}
+
+    def said() -> int:
+        before, closed = lines(), scrape(lab, "node1").total(CLOSED, **ends)
+        client(lab, "client", "echo", target, 7000, "x")
+        until(lambda: scrape(lab, "node1").total(CLOSED, **ends) > closed, "its end")
+        scrape(lab, "node1")  # the worker speaks a turn later: what it wrote is written
+        return lines() - before
+
+    assert said() == 1
+    try:
+        done = ztctl(lab, *node, "log", "level", "access/default=warning", "process=debug")
+        assert done.returncode == 0, done.stderr
+        assert "access/default" in done.stdout
+        assert said() == 0
+        done = ztctl(lab, *node, "log", "level", "access/default=info", "--sample", "0")
+        assert done.returncode == 0, done.stderr
+        assert said() == 0
+        ztctl(lab, *node, "log", "level", "access/default=warning", "--sample", "1")
+        (dump,) = json.loads(ztctl(lab, *node, "config", "dump").stdout).values()
+        assert dump["log"]["namespaces"] == {"default": {"level": "warning", "sample": 1.0}}
+    finally:
+        ztctl(lab, *node, "log", "level", "access/default=default", "process=default")
+    assert said() == 1
+
+
+@contextlib.contextmanager
+def held(lab: Lab, pod: str, target: str) -> Iterator[Popen[bytes]]:
+    """A connection of a pod that lives while the block does; lines are echoed."""
+    argv = (sys.executable, str(APPS / "client.py"), "hold", target, "7000")
+    process = lab.popen(pod, *argv)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        assert process.stdout.readline() == b"connected\n"
+        yield process
+    finally:
+        with contextlib.suppress(BrokenPipeError):  # it ended by itself
+            process.stdin.close()
+        process.wait(10)
+        process.stdout.close()
+        process.stderr.close()
+
+
+def say(connection: Popen[bytes], text: str) -> None:
+    assert connection.stdin is not None
+    assert connection.stdout is not None
+    connection.stdin.write(text.encode() + b"\n")
+    connection.stdin.flush()
+    assert connection.stdout.readline() == text.encode() + b"\n"
+
+
+# A lab of its own: several workers, and what ends
+
+
+@pytest.fixture(scope="module")
+def two(_root: None) -> Iterator[Lab]:
+    """Two workers on each node, short lives of series, kernel timing on."""
+    made = Lab(
+        f"t{os.getpid() % 100000}",
+        agent_options=("--bpf-stats", "--metrics-retire-after", "1"),
+        proxy_options=("--workers", "2", "--drain-seconds", "4", "--otlp", COLLECTOR),
+    )
+    objects = [
+        named("ServiceAccount", "server", "default"),
+        python_pod("server", "node2", script="server.py", account="server"),
+    ]
+    try:
+        made.up([demo_manifests()])
+        made.apply(*objects)
+        yield made
+    finally:
+        made.down()
+
+
+def _workers(lab: Lab, node: str) -> list[int]:
+    _, status = admin_get(lab.names, node, "/v1/status")
+    return [worker["pid"] for worker in (status or {}).get("workers", [])]
+
+
+def test_workers_add_up_and_a_killed_one_leaves_no_connection_open(two: Lab) -> None:
+    target = addresses(two, "server")[4]
+    until(lambda: len(_workers(two, "node1")) == 2, "two workers")
+    before = scrape(two, "node1")
+    ends = {"reporter": "source", "destination_workload": "server"}
+    for _ in range(6):
+        client(two, "client", "echo", target, 7000, "hello")
+    until(lambda: grown(scrape(two, "node1"), before, CLOSED, **ends) == 6, "all six")
+    with held(two, "client", target) as one, held(two, "client", target) as other:
+        for each in (one, other):
+            say(each, "12345")
+        until(lambda: grown(scrape(two, "node1"), before, OPENED, **ends) == 8, "the live ones")
+        live = scrape(two, "node1")
+        assert grown(live, before, CLOSED, **ends) == 6
+        assert grown(live, before, RECEIVED, **ends) == 6 * 5 + 2 * 6
+        for pid in _workers(two, "node1"):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: grown(scrape(two, "node1"), before, CLOSED, **ends) == 8, "their end")
+    after = scrape(two, "node1")
+    assert grown(after, before, OPENED, **ends) == 8
+    for sample in live.samples:
+        if sample.name.startswith("istio_"):
+            assert after.total(sample.name, **sample.labels) >= sample.value
+    until(lambda: len(_workers(two, "node1")) == 2, "their successors")
+    until(lambda: readiness(two, "node1")[0] == 200, "readiness")
+    client(two, "client", "echo", target, 7000, "again")
+    until(lambda: grown(scrape(two, "node1"), before, OPENED, **ends) == 9, "no more and no less")
+
+
+def test_a_killed_worker_takes_no_count_with_it(two: Lab) -> None:
+    """Killed right after its connections; it tells by itself but once a second."""
+    target = addresses(two, "server")[4]
+    until(lambda: len(_workers(two, "node1")) == 2, "two workers")
+    ends = {"reporter": "source", "destination_workload": "server"}
+    workers, before = _workers(two, "node1"), scrape(two, "node1")
+
+    def lines() -> int:
+        return proxy_log(two, "node1").count(f"dst.hbone_addr={target}:7000")
+
+    written = lines()
+    for _ in range(5):
+        client(two, "client", "echo", target, 7000, "hello")
+    until(lambda: lines() == written + 5, "the workers to know of their ends")
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: grown(scrape(two, "node1"), before, CLOSED, **ends) == 5, "all five")
+    after = scrape(two, "node1")
+    assert grown(after, before, OPENED, **ends) == 5
+    assert grown(after, before, RECEIVED, **ends) == grown(after, before, SENT, **ends) == 25
+    until(lambda: readiness(two, "node1")[0] == 200, "readiness")
+
+
+def test_spans_of_both_ends_reach_a_collector(two: Lab) -> None:
+    """Spans are sent in batches, some seconds after they end."""
+    found: dict[str, dict[str, str]] = {}
+    with contextlib.ExitStack() as stack:
+        for node in ("node1", "node2"):
+            argv = [sys.executable, str(APPS / "collector.py"), "4318"]
+            process = stack.enter_context(
+                Popen(two.node_argv(node, argv), stdout=PIPE)  # in the node's network
+            )
+            stack.callback(process.terminate)
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"collecting\n"
+            client(two, "client", "echo", addresses(two, "server")[4], 7000, "traced")
+            spans = json.loads(process.stdout.readline())
+            found[node] = next(each for each in spans if each.get("dst.workload") == "server")
+    assert found["node1"]["direction"] == "outbound"
+    assert found["node2"]["direction"] == "inbound"
+    assert found["node1"]["src.identity"] == found["node2"]["src.identity"] == DEFAULT
+
+
+def test_drain_is_seen_at_once_and_lets_a_transfer_finish(two: Lab) -> None:
+    target = addresses(two, "server")[4]
+    proxy = Component(two.names, "node1", "proxy", two.proxy_options)
+    before = scrape(two, "node1")
+    ends = {"reporter": "source", "destination_workload": "server"}
+    with held(two, "client", target) as connection:
+        say(connection, "before")
+        supervisor = proxy.pid
+        assert supervisor is not None
+        os.kill(supervisor, signal.SIGTERM)
+        until(lambda: readiness(two, "node1")[0] == 503, "readiness to go", seconds=2)
+        assert "a proxy worker" in readiness(two, "node1")[1]["waiting_for"]
+        assert client(two, "client", "poke", target, 7000) == {"end": "ECONNREFUSED"}
+        for line in range(20):
+            say(connection, f"while it drains {line}")
+    until(lambda: proxy.pid is None, "the proxy to end")
+    assert two.up() == []
+
+    def counted() -> bool:
+        after = scrape(two, "node1")
+        return grown(after, before, CLOSED, **ends) == grown(after, before, OPENED, **ends) == 1
+
+    until(counted, "the drained connection in the metrics")
+    until(lambda: readiness(two, "node1")[0] == 200, "readiness")
+
+
+def test_drain_resets_at_the_deadline(two: Lab) -> None:
+    target = addresses(two, "server")[4]
+    proxy = Component(two.names, "node1", "proxy", two.proxy_options)
+    with held(two, "client", target) as connection:
+        say(connection, "before")
+        supervisor = proxy.pid
+        assert supervisor is not None
+        os.kill(supervisor, signal.SIGTERM)
+        until(lambda: proxy.pid is None, "the proxy to end at its deadline", seconds=8)
+        assert two.up() == []
+        assert connection.stdin is not None
+        connection.stdin.write(b"after\n")
+        connection.stdin.flush()
+        assert connection.wait(10) == 1
+        assert connection.stderr is not None
+        assert b"ConnectionResetError" in connection.stderr.read()
+
+
+def test_programs_are_timed_when_wanted(two: Lab) -> None:
+    client(two, "client", "echo", addresses(two, "server")[4], 7000, "x")
+    page = scrape(two, "node1")
+    assert page.total("ztunnel_bpf_program_runs_total", program="zt_connect4") > 0
+    assert page.total("ztunnel_bpf_program_run_seconds_total", program="zt_sockops") > 0
+
+
+def test_series_of_a_deleted_workload_are_forgotten(two: Lab) -> None:
+    two.apply(python_pod("brief", "node2", script="server.py"))
+    client(two, "client", "echo", addresses(two, "brief")[4], 7000, "x")
+    until(lambda: scrape(two, "node1").total(CLOSED, destination_workload="brief") == 1, "counts")
+    two.delete("pod", "brief")
+    until(
+        lambda: not list(scrape(two, "node1").matching(OPENED, destination_workload="brief")),
+        "its series to be forgotten",
+        seconds=30,
+    )
+    assert scrape(two, "node1").total("ztunnel_metric_retired_total") > 0
+
+
+def test_stopped_agent_is_not_ready(two: Lab) -> None:
+    agent = Component(two.names, "node2", "agent", two.agent_options)
+    assert readiness(two, "node2")[0] == 200
+    agent.stop()
+    assert readiness(two, "node2") == (0, None)
+    assert two.up() == []
+    assert readiness(two, "node2")[0] == 200

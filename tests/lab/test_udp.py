@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UDP between pods of two nodes: in TLS on the wire, with the addresses the apps would see."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.harness import addresses, proxy_log, until
+from tests.lab.test_wire import _lines, capture
+from tests.lab.udp_lab import CONNECTED, COUNT, ECHO, WHOAMI, WHOAMI_DUAL, say, udp_servers
+from ztunnel.lab import Lab
+
+FAMILIES = pytest.mark.parametrize("family", [4, 6])
+
+
+@pytest.fixture(scope="module")
+def udp(lab: Lab) -> Iterator[Lab]:
+    with udp_servers(lab) as made:
+        yield made
+
+
+@FAMILIES
+def test_datagrams_cross_the_wire_in_tls_only(udp: Lab, tmp_path: Path, family: int) -> None:
+    token = secrets.token_hex(32)
+    mine, target = addresses(udp, "client")[family], addresses(udp, "udp-far")[family]
+    pcap = tmp_path / "wire.pcap"
+    with capture(udp, pcap):
+        said = say(udp, "echo", target, ECHO, token)
+        until(lambda: _lines(pcap, "tcp", "and", "port", "15008"), "packets to be written")
+    assert said == {"said": token, "source": [target, ECHO]}
+    assert token.encode() not in pcap.read_bytes()
+    between = ("host", mine, "and", "host", target)
+    assert _lines(pcap, *between, "and", "tcp", "port", "15008")
+    assert _lines(pcap, *between, "and", "not", "tcp", "port", "15008") == []
+
+
+def test_udp_to_the_unenrolled_passes_as_before(udp: Lab, tmp_path: Path) -> None:
+    """Also the counter-check: the same capture does see a token that is not carried."""
+    token = secrets.token_hex(32)
+    target = addresses(udp, "udp-far", "plain")[4]
+    pcap = tmp_path / "wire.pcap"
+    with capture(udp, pcap):
+        assert say(udp, "echo", target, ECHO, token)["said"] == token
+        until(lambda: token.encode() in pcap.read_bytes(), "the token to be captured")
+
+
+def test_the_unenrolled_reach_a_pod_of_the_mesh_as_before(udp: Lab) -> None:
+    target, mine = addresses(udp, "udp-far")[4], addresses(udp, "client", "plain")[4]
+    said = say(udp, "names", target, WHOAMI, namespace="plain")
+    assert said["server"][0] == mine
+
+
+@FAMILIES
+@pytest.mark.parametrize("port", [WHOAMI, WHOAMI_DUAL])
+def test_both_sides_see_the_true_addresses(udp: Lab, port: int, family: int) -> None:
+    mine, target = addresses(udp, "client")[family], addresses(udp, "udp-far")[family]
+    said = say(udp, "names", target, port)
+    shown = f"::ffff:{mine}" if (port, family) == (WHOAMI_DUAL, 4) else mine
+    assert said["getpeername"] == said["source"] == [target, port]
+    assert said["getsockname"][0] == mine
+    assert said["server"] == [shown, said["getsockname"][1]]
+
+
+def test_v4_mapped_destinations(udp: Lab) -> None:
+    mapped = f"::ffff:{addresses(udp, 'udp-far')[4]}"
+    assert say(udp, "echo", mapped, ECHO, "hello") == {"said": "hello", "source": [mapped, ECHO]}
+    said = say(udp, "names", mapped, WHOAMI)
+    assert said["server"][0] == addresses(udp, "client")[4]
+    assert said["getpeername"] == [mapped, WHOAMI]
+
+
+@FAMILIES
+def test_one_socket_several_destinations_in_and_out_of_the_mesh(udp: Lab, family: int) -> None:
+    pods = [("udp-far", "default"), ("udp-far2", "default"), ("udp-near", "default")]
+    targets = [addresses(udp, *pod)[family] for pod in [*pods, ("udp-far", "plain"), pods[0]]]
+    said = say(udp, "several", targets[0], ECHO, ",".join(targets[1:]))
+    assert said["answers"] == [[target, target] for target in targets]
+
+
+@FAMILIES
+def test_server_that_answers_by_a_connected_socket(udp: Lab, family: int) -> None:
+    said = say(udp, "bounce", addresses(udp, "udp-far")[family], CONNECTED, "hello")
+    assert said["first"]["heard"] == "hello"
+    assert said["first"]["getpeername"][0] == addresses(udp, "client")[family]
+    assert said["second"] == "again"
+
+
+@FAMILIES
+def test_every_size_up_to_the_largest(udp: Lab, family: int) -> None:
+    wanted = [0, 1, 1200, 1399, 1400, 1472, 1473, 8192, 8972, 32_768, 61_440, 65_507]
+    target = addresses(udp, "udp-far")[family]
+    assert say(udp, "sizes", target, ECHO, ",".join(map(str, wanted)))["same"] == wanted
+
+
+def test_ten_thousand_datagrams_at_once(udp: Lab) -> None:
+    """A burst may lose some, as UDP does, and the flow lives on. What came is what was counted."""
+    said = say(udp, "flood", addresses(udp, "udp-far")[4], COUNT, "10000x1200")
+    assert 1000 < said["came"] <= said["sent"] == 10_000
+
+
+def test_both_proxies_log_the_flow_with_identities(udp: Lab) -> None:
+    target = addresses(udp, "udp-far2")[4]
+    say(udp, "echo", target, ECHO, "log me")
+    udp.restart("node1", "proxy")  # a flow has no end: this ends it
+    source, server = "spiffe://cluster.local/ns/default/sa/default", "/ns/default/sa/server"
+
+    def logged(node: str, direction: str) -> bool:
+        return any(
+            all(part in line for part in (direction, source, server, f"{target}:{ECHO}", "udp"))
+            for line in proxy_log(udp, node).splitlines()
+        )
+
+    until(lambda: logged("node1", "outbound"), "the client's proxy to log the flow")
+    until(lambda: logged("node2", "inbound"), "the server's proxy to log the flow")
+
+
+def test_without_a_proxy_nothing_leaves(udp: Lab, tmp_path: Path) -> None:
+    token = secrets.token_hex(32)
+    target = addresses(udp, "udp-far")[4]
+    pcap = tmp_path / "wire.pcap"
+    udp.kill("node1", "proxy")
+    try:
+        with capture(udp, pcap):
+            assert say(udp, "refused", target, ECHO)["end"] == "ECONNREFUSED"
+            assert token.encode() not in pcap.read_bytes()
+            assert _lines(pcap, "udp", "and", "host", target) == []
+    finally:
+        udp.start("node1", "proxy")
+    until(lambda: say(udp, "refused", target, ECHO)["end"] == "answered", "UDP to be back")
+
+
+def test_udp_goes_on_while_the_agent_restarts(udp: Lab) -> None:
+    target = addresses(udp, "udp-far")[4]
+    assert say(udp, "echo", target, ECHO, "before")["said"] == "before"
+    udp.kill("node1", "agent")
+    assert say(udp, "echo", target, ECHO, "without")["said"] == "without"
+    udp.start("node1", "agent")
+    assert say(udp, "echo", target, ECHO, "after")["said"] == "after"
+
+
+def test_policy_judges_udp_as_it_does_tcp(udp: Lab) -> None:
+    """A denied flow gets nothing, one that was let in before is ended."""
+    target = addresses(udp, "udp-far2")[4]
+    assert say(udp, "refused", target, ECHO)["end"] == "answered"
+    deny = {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": "no-echo", "namespace": "default"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "udp-far2"}},
+            "action": "DENY",
+            "rules": [{"to": [{"operation": {"ports": [str(ECHO)]}}]}],
+        },
+    }
+    assert udp.apply(deny) == []
+    try:
+        until(lambda: say(udp, "refused", target, ECHO)["end"] == "silence", "the denial")
+        assert say(udp, "names", target, WHOAMI)["source"] == [target, WHOAMI]
+    finally:
+        udp.delete("AuthorizationPolicy", "no-echo")
+    until(lambda: say(udp, "refused", target, ECHO)["end"] == "answered", "UDP to be back")

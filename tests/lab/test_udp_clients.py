@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that people run, over UDP through the mesh: iperf3, dnsmasq and dig, QUIC; by a pod's
+address and by a service's."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.lab.harness import APPS, addresses, proxy_log, python_pod, until
+from tests.lab.scrape import scrape
+from tests.lab.test_udp_policy import udp_counts
+from tests.lab.test_ztctl import ztctl
+from tests.lab.udp_lab import ECHO, WHOAMI, say, serving, udp_servers
+from ztunnel.lab import Lab
+from ztunnel.lab.components import admin_get
+from ztunnel.proxy.conntrack.udp_flow_table import LIMIT
+
+FAMILIES = pytest.mark.parametrize("family", [4, 6])
+NODES = pytest.mark.parametrize("node", ["node1", "node2"])
+DNS, QUIC, IPERF = 5300, 4433, 5201
+NAME, ADDRESS = "thing.mesh.test", "192.0.2.7"
+TEXT = "x" * 200
+SERVERS = {
+    "iperf": ["iperf3", "-s"],
+    "dns": [
+        *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root"),
+        *("--no-resolv", "--no-hosts", f"--port={DNS}", f"--address=/{NAME}/{ADDRESS}"),
+        *("--edns-packet-max=4096", "--bind-interfaces"),  # see the limits of decision 0015
+        "--txt-record=big.mesh.test" + f",{TEXT}" * 10,
+    ],
+    "quic": [sys.executable, str(APPS / "quic_server.py"), str(QUIC)],
+}
+
+
+def _service(name: str, app: str, *ports: int) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "selector": {"udp": app},
+            "ipFamilyPolicy": "PreferDualStack",
+            "ports": [
+                {"name": f"p{port}", "port": port + 1000, "targetPort": port, "protocol": "UDP"}
+                for port in ports
+            ],
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def servers(lab: Lab) -> Iterator[Lab]:
+    """Each server on both nodes; services of the QUIC and of the echo servers."""
+    pods = []
+    for node in ("node1", "node2"):
+        for name, command in SERVERS.items():
+            pod = python_pod(f"{name}-{node}", node, labels={"udp": name})
+            pod["spec"]["containers"][0] |= {"command": command, "ports": []}
+            pods.append(pod)
+    services = [_service("quic", "quic", QUIC), _service("echo", "echo", ECHO, WHOAMI)]
+    with udp_servers(lab):
+        for name in ("udp-far", "udp-near"):
+            lab.label("pod", name, {"udp": "echo"})
+        assert lab.apply(*pods, *services) == []
+        for node in ("node1", "node2"):
+            serving(lab, f"quic-{node}")
+        try:
+            yield lab
+        finally:
+            for pod in pods:
+                lab.delete("Pod", pod["metadata"]["name"], "default")
+            for service in services:
+                lab.delete("Service", service["metadata"]["name"], "default")
+
+
+def _said(lab: Lab, *argv: str, timeout: float = 60) -> str:
+    done = lab.exec("client", *argv, timeout=timeout)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-1000:]
+    return done.stdout
+
+
+@NODES
+@FAMILIES
+def test_iperf3(servers: Lab, node: str, family: int) -> None:
+    before = udp_counts(servers, "node1")["udp_redirected"]
+    target = addresses(servers, f"iperf-{node}")[family]
+    argv = ["iperf3", "-c", target, "-u", "-b", "10M", "-l", "1200", "-t", "2", "-J"]
+    end = json.loads(_said(servers, *argv))["end"]["sum"]
+    assert end["packets"] > 1000
+    assert end["lost_percent"] < 50
+    carried = udp_counts(servers, "node1")["udp_redirected"] - before
+    assert bool(carried) is (node == "node2")  # inside the node it is native
+
+
+@NODES
+@FAMILIES
+def test_a_dns_server(servers: Lab, node: str, family: int) -> None:
+    target = addresses(servers, f"dns-{node}")[family]
+    dig = ["dig", "+short", "+tries=3", "+time=5", f"@{target}", "-p", str(DNS)]
+    assert _said(servers, *dig, NAME) == f"{ADDRESS}\n"
+    big = _said(servers, *dig, "+bufsize=4096", "+ignore", "big.mesh.test", "TXT")
+    assert big.split() == [f'"{TEXT}"'] * 10
+
+
+@NODES
+@FAMILIES
+def test_quic(servers: Lab, node: str, family: int) -> None:
+    target = addresses(servers, f"quic-{node}")[family]
+    argv = [sys.executable, str(APPS / "quic_client.py"), target, str(QUIC), "300000"]
+    assert json.loads(_said(servers, *argv)) == {"same": True}
+
+
+def _vip(lab: Lab, service: str, family: int) -> str:
+    ips = lab.get("service", service)["spec"]["clusterIPs"]
+    return next(str(ip) for ip in ips if (":" in ip) == (family == 6))
+
+
+@FAMILIES
+def test_a_service_by_connected_and_unconnected_sockets(servers: Lab, family: int) -> None:
+    """The answer comes from the service's address, the server sees its true client, and a flow
+    keeps its endpoint."""
+    before = udp_counts(servers, "node1")["udp_redirected"]
+    vip, mine = _vip(servers, "echo", family), addresses(servers, "client")[family]
+    said = say(servers, "echo", vip, ECHO + 1000, "hello")
+    assert said == {"said": "hello", "source": [vip, ECHO + 1000]}
+    said = say(servers, "names", vip, WHOAMI + 1000)
+    assert said["getpeername"] == said["source"] == [vip, WHOAMI + 1000]
+    assert said["server"] == [mine, said["getsockname"][1]]
+    wanted = [1200, 1400, 8192, 61_440]
+    got = say(servers, "sizes", vip, ECHO + 1000, ",".join(map(str, wanted)))
+    assert got["same"] == wanted
+    assert udp_counts(servers, "node1")["udp_redirected"] > before
+
+
+def test_both_endpoints_of_a_service_are_used(servers: Lab) -> None:
+    """Also the one of the client's own node: the proxy chooses by chance."""
+    vip = _vip(servers, "echo", 4)
+    ends = {f"{addresses(servers, pod)[4]}:{ECHO}" for pod in ("udp-far", "udp-near")}
+
+    def chosen() -> set[str]:
+        say(servers, "echo", vip, ECHO + 1000, "hello")
+        _, rows = _connections(servers)
+        return {row["destination"]["address"] for row in rows if row.get("protocol") == "udp"}
+
+    until(lambda: ends <= chosen(), "both endpoints to be chosen", seconds=30)
+
+
+def _connections(lab: Lab) -> tuple[int, list[dict[str, Any]]]:
+    status, answer = admin_get(lab.names, "node1", "/v1/connections")
+    return status, list((answer or {}).get("connections", []))
+
+
+def test_quic_by_a_service(servers: Lab) -> None:
+    argv = [sys.executable, str(APPS / "quic_client.py"), _vip(servers, "quic", 4)]
+    said = json.loads(_said(servers, *argv, str(QUIC + 1000), "100000"))
+    assert said == {"same": True}
+
+
+def test_flows_have_istios_series(servers: Lab) -> None:
+    target = addresses(servers, "udp-far2")[4]
+    labels = {
+        "request_protocol": "udp",
+        "source_workload": "client",
+        "destination_workload": "udp-far2",
+        "connection_security_policy": "mutual_tls",
+    }
+    names = ("istio_tcp_connections_opened_total", "istio_tcp_received_bytes_total")
+
+    def counted() -> list[float]:
+        pages = [scrape(servers, node) for node in ("node1", "node2")]
+        return [page.total(name, **labels) for page in pages for name in names]
+
+    before = counted()
+    say(servers, "echo", target, ECHO, "x" * 1000)
+
+    def grown() -> list[float]:
+        return [now - then for now, then in zip(counted(), before, strict=True)]
+
+    until(lambda: grown() == [1, 1000, 1, 1000], "both nodes to count the flow")
+
+
+def test_a_pods_flows_are_bounded(servers: Lab) -> None:
+    """More than there is room for: what is in use stays, the rest is dropped and counted, or takes
+    the place of what has been idle for some seconds by then."""
+
+    def drops() -> int:
+        _, status = admin_get(servers.names, "node1", "/v1/status")
+        return int((status or {})["data_path"]["udp"]["dropped"]["flow"])
+
+    before = drops()
+    say(servers, "sweep", addresses(servers, "udp-far2")[4], 20_000, LIMIT + 500)
+    until(
+        lambda: drops() > before or "gave way" in proxy_log(servers, "node1"),
+        "the limit to be reached",
+        seconds=60,
+    )
+    _, rows = _connections(servers)
+    assert sum(row.get("protocol") == "udp" for row in rows) <= LIMIT
+    assert "dropped" in ztctl(servers, "--node", "node1", "status").stdout
+    until(
+        lambda: scrape(servers, "node1").total("ztunnel_udp_drops_total", of="flow") == drops(),
+        "Prometheus to say the same",
+    )
+    assert list(scrape(servers, "node1").matching("ztunnel_udp_drops_total", of="datagram"))
+    servers.restart("node1", "proxy")  # let go of them all
+    until(
+        lambda: (
+            say(servers, "refused", addresses(servers, "udp-far2")[4], ECHO)["end"] == "answered"
+        ),
+        "UDP to be back",
+    )
+
+
+def test_an_idle_flow_ends_and_says_what_it_carried(servers: Lab) -> None:
+    """One that was never answered: nobody is at that port."""
+    target = addresses(servers, "udp-far2")[4]
+    assert say(servers, "refused", target, 7999)["end"] == "silence"
+
+    def logged() -> bool:
+        return any(
+            f"{target}:7999" in line and "udp" in line and "outbound" in line
+            for line in proxy_log(servers, "node1").splitlines()
+        )
+
+    assert not logged()
+    until(logged, "the flow to end for lack of use", seconds=45)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods and services on both sides of the mesh's border, for tests of what they can reach."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from itertools import product
+from typing import Any
+
+from tests.apiserver.control_plane import until
+from tests.node.cluster_fixture import Nodes
+from tests.node.objects import AMBIENT, GREETING, account, client, namespace, server, service
+from tests.node.pods import ask, is_captured, is_ready
+
+INSIDE, OUTSIDE = "market", "street"
+SERVERS = {"near": "node-1", "far": "node-2"}  # the clients are on node-1
+
+
+def open_market(cluster: Nodes, patience: float) -> None:
+    """In both namespaces: a client, and servers with a service each, all ready and known."""
+    for space, labels in ((INSIDE, AMBIENT), (OUTSIDE, {})):
+        accounts = [account(name, space) for name in ("client", *SERVERS)]
+        servers = [server(name, space, node) for name, node in SERVERS.items()]
+        services = [service(name, space, type="NodePort") for name in SERVERS]
+        pods = [client("client", space, "node-1"), *servers]
+        cluster.server.apply(namespace(space, labels), *accounts, *pods, *services)
+    for name in ("client", *SERVERS):
+        until(partial(is_captured, cluster, INSIDE, name), f"{name} captured", within=patience)
+        until(partial(is_ready, cluster, OUTSIDE, name), f"{name} outside ready", within=patience)
+    for space, name in product((INSIDE, OUTSIDE), SERVERS):
+        until(partial(_is_answered, cluster, space, name), f"kube-proxy knows {space}/{name}")
+
+
+def _is_answered(cluster: Nodes, space: str, name: str) -> bool:
+    return ask(cluster, OUTSIDE, "client", cluster_ip(cluster, space, name)) == GREETING
+
+
+def cluster_ip(cluster: Nodes, space: str, name: str) -> str:
+    """A service's virtual address."""
+    return str(_service(cluster, space, name)["clusterIP"])
+
+
+def node_port(cluster: Nodes, space: str, name: str) -> int:
+    """A service's port on every node, of TCP."""
+    return int(_service(cluster, space, name)["ports"][0]["nodePort"])
+
+
+def _service(cluster: Nodes, space: str, name: str) -> dict[str, Any]:
+    words = ("get", "service", "-n", space, name, "-o", "jsonpath={.spec}")
+    found: dict[str, Any] = json.loads(cluster.server.kubectl(*words))
+    return found

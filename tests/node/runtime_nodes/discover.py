@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run on a node, as an agent is: which namespaces both ways of finding pods lead to.
+
+# JSON: by way and uid an inode, "node", or null
+python -m tests.node.runtime_nodes.discover UID...
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from ztunnel.agent.pods.cgroup_discovery import Discovery
+from ztunnel.agent.pods.cri_discovery import AUTO, RuntimeDiscovery, dialler
+from ztunnel.agent.pods.enroller import Finder
+from ztunnel.agent.pods.netns_finder import HostNamespaceError
+from ztunnel.datapath.requirements import mounts
+
+PATIENCE = 60.0  # seconds for the runtime's answer
+
+
+def by_cgroup(uids: list[str]) -> dict[str, int | str | None]:
+    """As on a node whose runtime can't be asked."""
+    # as `--cgroup` says it: a node with systemd is in a cgroup namespace, where none is guessed
+    finder = Discovery(next(mount.point for mount in mounts() if mount.kind == "cgroup2"))
+    finder.refresh(uids)
+    return {uid: _inode(finder, uid) for uid in uids}
+
+
+def by_runtime(uids: list[str]) -> dict[str, int | str | None]:
+    """As on a node where no pod has a cgroup."""
+    answered = threading.Event()
+    with tempfile.TemporaryDirectory() as empty:
+        root = Path("/")
+        finder = RuntimeDiscovery(
+            dialler(AUTO, root), Discovery(Path(empty)), answered.set, host=root
+        )
+        finder.refresh(uids)
+        assert answered.wait(PATIENCE), finder.view()
+        assert finder.view()["answers"], finder.view()
+        found = {uid: _inode(finder, uid) for uid in uids}
+        finder.close()
+    return found
+
+
+def _inode(finder: Finder, uid: str) -> int | str | None:
+    try:
+        found = finder.open(uid)
+    except HostNamespaceError:
+        return "node"
+    if found is None:
+        return None
+    inode = found.inode[1]
+    found.close()
+    return inode
+
+
+if __name__ == "__main__":
+    print(json.dumps({"cgroup": by_cgroup(sys.argv[1:]), "runtime": by_runtime(sys.argv[1:])}))

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node that asks no API server: a kubelet, a runtime, the pods of `pods.py`.
+
+    with apart(scratch, CRIO, SYSTEMD) as node: ...     # in namespaces of its own
+    with in_place(scratch, CRIO, SYSTEMD) as node: ...  # on a virtual machine: the machine itself
+    with kind(scratch, CONTAINERD, SYSTEMD) as node: ...  # there, in a container as kind's are
+
+`scratch` is an empty directory. With systemd's driver the first process of a node apart is systemd.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tests.apiserver.control_plane import until
+from tests.apiserver.server import assets
+from tests.node import images
+from tests.node.kubelet_node import PREFIX, _make_cgroup, _remove_cgroup, hierarchies
+from tests.node.runtime_nodes import pods
+from tests.node.runtime_nodes.kubelet import configuration
+from tests.node.runtime_nodes.pods import PODS
+from tests.node.runtime_nodes.runtimes import PAUSE, SYSTEMD, Runtime
+
+HERE = Path(__file__).resolve().parent
+KIND_PAUSE = "registry.k8s.io/pause:3.10"  # of its containerd's configuration
+KIND_FILES = "KIND_FILES"  # in the environment: the directory that `kind.sh fetch` made
+_ROLES = {pods.PAUSED: "pause", pods.APP: "app"}
+_ADDRESS = "10.99.0.11"
+_WIRED = (
+    f"ip link set lo up; ip link add eth0 type bridge; ip addr add {_ADDRESS}/24 dev eth0;"
+    ' ip link set eth0 up; ip route add default via 10.99.0.1; exec "$@"'
+)
+# Few commands, for an emulated machine. What has no program is the kernel's own, or has ended.
+_LOOK = """
+for one in /proc/[0-9]*; do
+  [ -e $one/exe ] && read -r name <$one/comm || continue
+  words=$name
+  [ "$name" = sleep ] && words=$(tr "\\0" " " <$one/cmdline)
+  echo "= ${one#/proc/} $(readlink $one/ns/net) $name $words"
+  while read -r line; do echo "$line"; done <$one/cgroup
+done 2>/dev/null
+"""
+
+
+@dataclass(frozen=True)
+class Process:
+    """`pid` and `cgroup` as the node sees them, `role` is pause, app, or its program's name."""
+
+    pid: int
+    netns: str
+    role: str
+    cgroup: str
+
+    def is_of(self, uid: str) -> bool:
+        """Whether its cgroup is of a pod."""
+        return uid in self.cgroup or uid.replace("-", "_") in self.cgroup
+
+
+@dataclass(frozen=True)
+class Node:
+    """What runs. `enter` begins a command in its namespaces, `root` is its / from outside."""
+
+    runtime: Runtime
+    directory: Path
+    enter: Sequence[str]
+    root: Path
+
+    def run(self, *argv: str) -> str:
+        """The output of a command on the node, whatever its end."""
+        words = [*self.enter, *argv]
+        return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False).stdout
+
+    def processes(self) -> dict[int, Process]:
+        """All that the node sees, by pid."""
+        found = {}
+        for block in f"\n{self.run('sh', '-c', _LOOK)}".split("\n= ")[1:]:
+            head, _, cgroup = block.partition("\n")
+            seen = head.split()
+            if len(seen) > 3:  # else it ended meanwhile
+                pid, netns, name, *words = seen
+                role = _ROLES.get(words[-1], name) if words[0] == "sleep" else name
+                found[int(pid)] = Process(int(pid), netns, role, cgroup.strip())
+        return found
+
+    def runs(self) -> bool:
+        """Whether every container that can be made is there."""
+        apps = [one for one in self.processes().values() if one.role == "app"]
+        return len(apps) == len(PODS) - 1
+
+    def logs(self) -> str:
+        """The end of all that its programs said."""
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text(errors='replace')[-4000:]}"
+            for path in sorted(self.directory.glob("*.log"))
+        )
+
+
+@contextmanager
+def apart(scratch: Path, runtime: Runtime, driver: str) -> Iterator[Node]:
+    """In namespaces and a cgroup of its own; with systemd it sees nothing above that cgroup."""
+    cgroup = f"{PREFIX}{os.getpid()}-{runtime.name}-{driver}"
+    is_systemd = driver == SYSTEMD
+    kubelet = _prepare(scratch, runtime, driver, "/" if is_systemd else f"/{cgroup}")
+    directory = scratch / "node"
+    for hierarchy in hierarchies():
+        _make_cgroup(hierarchy / cgroup)
+    init = ["systemd.sh", cgroup] if is_systemd else ["plain.sh"]
+    words = [
+        *("setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--fork"),
+        *("--kill-child", "--mount-proc", "sh", "-ec", _WIRED, "sh"),
+        *(str(HERE / init[0]), *init[1:], str(directory), runtime.name, *kubelet),
+    ]
+    with (directory / "init.log").open("wb") as log:
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        pid = until(lambda: children.read_text().split(), "the node's first process")[0]
+        yield Node(runtime, directory, _entering(pid), Path("/proc", pid, "root"))
+    finally:
+        process.kill()  # takes its child, the node's first process, with it
+        process.wait()
+        for hierarchy in hierarchies():
+            _remove_cgroup(hierarchy / cgroup)
+
+
+@contextmanager
+def in_place(scratch: Path, runtime: Runtime, driver: str) -> Iterator[Node]:
+    """The machine itself is the node: a virtual one, with systemd, that is thrown away."""
+    kubelet = _prepare(scratch, runtime, driver, "/")
+    directory = scratch / "node"
+    if not Path("/sys/class/net/eth0").exists():
+        subprocess.run(["sh", "-ec", _WIRED, "sh", "true"], check=True)
+    words = [str(HERE / "inplace.sh"), "start", str(directory), runtime.name, *kubelet]
+    subprocess.run(words, check=True)
+    try:
+        yield Node(runtime, directory, [], Path("/"))
+    finally:
+        subprocess.run([HERE / "inplace.sh", "stop", runtime.name], check=True)
+
+
+@contextmanager
+def kind(scratch: Path, runtime: Runtime, driver: str) -> Iterator[Node]:
+    """A node as kind makes one, on a virtual machine that is thrown away: see kind.sh."""
+    kubelet = _prepare(scratch, runtime, driver, "/kubelet", manifests="/etc/kubernetes/manifests")
+    directory = scratch / "node"
+    flags = "KUBELET_KUBECONFIG_ARGS=\nKUBELET_KUBEADM_ARGS=" + " ".join(kubelet[3:]) + "\n"
+    (directory / "kubeadm-flags.env").write_text(flags)
+    images.archive(
+        scratch / "images/pause-of-kind.tar", KIND_PAUSE, images.BUSYBOX, ["sleep", pods.PAUSED]
+    )
+    words = [str(HERE / "kind.sh"), "start", os.environ[KIND_FILES], str(scratch), kubelet[0]]
+    subprocess.run(words, check=True)
+    try:
+        asked = ["docker", "inspect", "--format", "{{.State.Pid}}", "node"]
+        pid = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+        yield Node(runtime, directory, _entering(pid), Path("/proc", pid, "root"))
+    finally:
+        subprocess.run([HERE / "kind.sh", "stop"], check=True)
+
+
+def _entering(pid: str) -> list[str]:
+    return ["nsenter", "--target", pid, "--mount", "--net", "--pid", "--cgroup", "--"]
+
+
+def _prepare(
+    scratch: Path, runtime: Runtime, driver: str, cgroup_root: str, *, manifests: str = ""
+) -> list[str]:
+    """Write all that a node needs; its kubelet's command line."""
+    (scratch / "images").mkdir()
+    images.archive(scratch / "images/pause.tar", PAUSE, images.BUSYBOX, ["sleep", pods.PAUSED])
+    directory = scratch / "node"
+    directory.mkdir()
+    runtime.prepare(directory, driver)
+    _write_network(directory)
+    pods.write(directory / "manifests")
+    settings = configuration(runtime, driver, cgroup_root, manifests or f"{directory}/manifests")
+    (directory / "kubelet.yaml").write_text(yaml.safe_dump(settings))
+    return [
+        str(assets() / "kubelet"),
+        f"--config={directory}/kubelet.yaml",
+        f"--root-dir={directory}/kubelet",
+        "--hostname-override=node-1",
+        f"--node-ip={_ADDRESS}",
+        "--v=2",
+    ]
+
+
+def _write_network(directory: Path) -> None:
+    (directory / "cni").mkdir()
+    (directory / "cni/10-pods.conflist").write_text("""{
+  "cniVersion": "0.4.0",
+  "name": "pods",
+  "plugins": [{
+    "type": "ptp",
+    "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.244.1.0/24"}]]}
+  }]
+}
+""")

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run real nodes and write down how their pods look: cgroups of processes, the runtime's word.
+
+    # scripts/layouts runs it
+    python -m tests.node.runtime_nodes.record_layouts DIRECTORY crio-systemd-hybrid ...
+
+A name is RUNTIME-DRIVER-HIERARCHY: a node apart from this machine. With -vm this machine is it,
+and RUNTIME kind is a node in a container of this machine, which is written down as both see it.
+crio_in_pods is CRI-O with its monitors in pods' cgroups. The README of tests/unit/agent/layouts
+tells the form of the files, and what each was made on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from tests.apiserver.control_plane import until
+from tests.apiserver.server import assets
+from tests.node.kubelet_node import PREFIX
+from tests.node.runtime_nodes import node as nodes
+from tests.node.runtime_nodes.node import Node, Process
+from tests.node.runtime_nodes.pods import PODS, name_of
+from tests.node.runtime_nodes.runtimes import CONTAINERD, CRIO, CRIO_IN_PODS
+from ztunnel.agent.pods import cri_client
+from ztunnel.agent.pods.cri_sandbox import CriError
+
+PATIENCE = float(os.environ.get("PATIENCE", "400"))  # seconds; a machine may be emulated
+_MONITORS = {"conmon", "containerd-shim"}  # of containers, not always in a pod's cgroup
+
+
+def capture(name: str) -> dict[str, str]:
+    """The files of a layout, by name."""
+    kind, driver, hierarchy, *place = name.split("-")
+    is_v2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    assert hierarchy == ("v2" if is_v2 else "hybrid"), f"this machine is not for {name}"
+    runtime = {"crio": CRIO, "crio_in_pods": CRIO_IN_PODS}.get(kind, CONTAINERD)
+    start = nodes.kind if kind == "kind" else nodes.in_place if place else nodes.apart
+    with (
+        tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as scratch,
+        start(Path(scratch), runtime, driver) as node,
+    ):
+        try:
+            told = until(lambda: node.runs() and _told(node), f"pods of {name}", within=PATIENCE)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{node.logs()}") from error
+        files = {f"{name}.txt": _text(name, node, told), f"{name}.json": _json(node, told)}
+        if kind == "kind":
+            outside = Node(runtime, node.directory, [], Path("/"))
+            files[f"{name}-outside.txt"] = _text(f"{name}-outside", outside, told)
+    return files
+
+
+# -- the runtime's word ---------------------------------------------------------------------------
+
+
+def _told(node: Node) -> dict[str, dict[str, Any]]:
+    """By pod uid; empty until it knows all."""
+    socket = node.root / node.runtime.socket.relative_to("/")
+    with closing(cri_client.Runtime(socket)) as client:
+        try:
+            found = {uid: _status(client, one) for uid, one in client.sandboxes().items()}
+        except CriError:
+            return {}
+    return found if len(found) == len(PODS) else {}
+
+
+def _status(client: cri_client.Runtime, sandbox: str) -> dict[str, Any]:
+    """Sandbox and the part of the verbose status that is about namespaces, processes, cgroups."""
+    asked = cri_client._message(
+        "PodSandboxStatusRequest", {"pod_sandbox_id": sandbox, "verbose": True}
+    )
+    answer = cri_client._call(client._status, asked)
+    info = json.loads(next(pair.value for pair in answer.info if pair.key == "info"))
+    linux = info["runtimeSpec"]["linux"]
+    kept: dict[str, Any] = {
+        "runtimeSpec": {"linux": {key: linux[key] for key in ("cgroupsPath", "namespaces")}}
+    }
+    if "pid" in info:
+        kept["pid"] = info["pid"]
+    return {"sandbox": sandbox, "info": kept}
+
+
+def _json(node: Node, told: Mapping[str, dict[str, Any]]) -> str:
+    every = node.processes()
+    lines = []
+    for uid in sorted(told):
+        led = {"leads_to": _led(node, told[uid]["info"], every, uid)}
+        lines.append(f'"{uid}": {json.dumps({**told[uid], **led})}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _led(node: Node, info: Mapping[str, Any], every: Mapping[int, Process], uid: str) -> str:
+    """Whose namespace is at the path the runtime tells: the pod's, the node's, another, none."""
+    spaces = info["runtimeSpec"]["linux"]["namespaces"]
+    path = next((one.get("path") for one in spaces if one["type"] == "network"), None)
+    if not path:
+        return "none"
+    found = node.run("stat", "--dereference", "--format", "net:[%i]", path).strip()
+    if found == every[1].netns:
+        return "node"
+    own = {one.netns for one in every.values() if one.is_of(uid) and one.netns != every[1].netns}
+    return "pod" if own <= {found} else "another"
+
+
+# -- the processes --------------------------------------------------------------------------------
+
+
+def _text(name: str, node: Node, uids: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in _lines(name, node, list(uids)))
+
+
+def _lines(name: str, node: Node, uids: list[str]) -> Iterator[str]:
+    yield f"# {name}: {_provenance(node)}"
+    every = node.processes()
+    for process in sorted(every.values(), key=lambda one: one.pid):
+        uid = next((uid for uid in uids if process.is_of(uid)), "-")
+        if uid != "-" or process.role in _MONITORS:
+            pod = "-" if uid == "-" else name_of(uid)
+            net = "node" if process.netns == every[1].netns else "pod"
+            yield f"[{pod} {uid} {process.role} {net} {process.pid}]"
+            yield process.cgroup
+
+
+def _provenance(node: Node) -> str:
+    words = (
+        (str(assets() / "kubelet"), "--version"),
+        (shutil.which(node.runtime.name) or f"{node.directory}/bin/crio", "--version"),
+        ("runc", "--version"),
+        ("systemd", "--version"),
+    )
+    said = [subprocess.run(each, stdout=subprocess.PIPE, text=True, check=True) for each in words]
+    versions = ", ".join(" ".join(done.stdout.splitlines()[0].split()[:3]) for done in said)
+    return f"{versions}, Linux {platform.release()}"
+
+
+if __name__ == "__main__":
+    cri_client.TIMEOUT = 30.0  # of a machine that may be emulated
+    for argument in sys.argv[2:]:
+        for file, text in capture(argument).items():
+            Path(sys.argv[1], file).write_text(text)

@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stand-ins for the kernel and for a proxy worker, so that the agent is tested without root."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import os
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from ztunnel.agent.pods.enroller import Enroller
+from ztunnel.agent.pods.netns_finder import HostNamespaceError, NetnsHandle
+from ztunnel.agent.workers.session import Session
+from ztunnel.datapath.bpf.layout import UdpDst
+from ztunnel.datapath.bpf.ring_buffer import Ended
+from ztunnel.datapath.same_node_maps import BypassEntry, DirectEntry
+from ztunnel.datapath.udp_admission_maps import UdpDecision as UdpVerdict
+from ztunnel.ipc.channel import Channel
+from ztunnel.ipc.messages import (
+    ConnectUdpUnsupported,
+    Hello,
+    IntrospectionRequest,
+    ListenerKind,
+    PodAdded,
+    PodReady,
+    PodRemoved,
+    SameNodeAllowed,
+    Sockets,
+    ToWorker,
+    UdpSocketRequest,
+)
+from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
+
+_ips = itertools.count(2)
+
+
+def workload(
+    name: str = "web",
+    *,
+    pod_uid: str = "",
+    addresses: tuple[str, ...] = (),
+    account: str = "default",
+    protocol: TunnelProtocol = TunnelProtocol.HBONE,
+) -> Workload:
+    """An enrolled pod of node n1."""
+    number = next(_ips)
+    return Workload(
+        uid=f"Kubernetes//Pod/shop/{name}",
+        pod_uid=pod_uid or f"{name}-uid-{number}",
+        name=name,
+        namespace="shop",
+        service_account=account,
+        node="n1",
+        addresses=addresses or (f"10.244.1.{number}", f"fd00:10:244:1::{number:x}"),
+        protocol=protocol,
+    )
+
+
+async def until(condition: Callable[[], bool], what: str = "") -> None:
+    """Wait for a condition with a deadline."""
+    try:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.002)
+    except TimeoutError:
+        raise AssertionError(f"timed out: {what or condition}") from None
+
+
+class Namespaces:
+    """What discovery finds: a file stands for a namespace, its inode for the cookie."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._of: dict[str, Path] = {}
+        self.host: set[str] = set()
+
+    def start(self, pod_uid: str, netns: str) -> int:
+        """The pod's sandbox runs in a namespace of that name; gives its cookie."""
+        path = self._directory / netns
+        path.touch()
+        self._of[pod_uid] = path
+        return path.stat().st_ino
+
+    def stop(self, pod_uid: str) -> None:
+        self._of.pop(pod_uid, None)
+
+    def refresh(self, wanted: Iterable[str]) -> None:
+        pass
+
+    def open(self, pod_uid: str) -> NetnsHandle | None:
+        if pod_uid in self.host:
+            raise HostNamespaceError("the node's own network namespace")
+        path = self._of.get(pod_uid)
+        return NetnsHandle(os.open(path, os.O_RDONLY), 1) if path else None
+
+
+class FakeDataPath:
+    """Maps as dicts; `journal` has every change in order. Listeners are real sockets."""
+
+    def __init__(self) -> None:
+        self.pods: dict[int, tuple[str, ...]] = {}
+        self.links: set[int] = set()
+        self.steered: dict[str, socket.socket] = {}
+        self.open: dict[int, list[socket.socket]] = {}
+        self.journal: list[tuple[object, ...]] = []
+        self.port_taken: set[int] = set()
+        self.broken = False
+        self.given: list[BypassEntry] = []
+        self.void: list[BypassEntry] = []
+        self.events: list[Ended] = []
+        self.connections: list[DirectEntry] = []
+        self.destroyed: list[DirectEntry | Ended] = []
+        self.on_revoke: Callable[[], None] = lambda: None
+        self.revocations = 0
+        self.lease = 0.0
+        self.made = 0
+
+    def cookie(self, netns_fd: int) -> int:
+        return os.fstat(netns_fd).st_ino
+
+    def listeners(self, netns_fd: int, *, ipv6: bool) -> dict[ListenerKind, socket.socket]:
+        cookie = self.cookie(netns_fd)
+        if cookie in self.port_taken:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        made = {kind: _listener() for kind in ListenerKind if ipv6 or kind.family == 4}
+        self.journal.append(("listen", cookie))
+        return made
+
+    def is_listener(self, sock: socket.socket, kind: ListenerKind, cookie: int) -> bool:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+    def sockets(
+        self, netns_fd: int, family: int, count: int, *, udp: bool = False
+    ) -> list[socket.socket]:
+        self.made += count
+        return [socket.socket() for _ in range(count)]
+
+    def enrolled(self) -> dict[int, tuple[str, ...]]:
+        return dict(self.pods)
+
+    def attached(self) -> set[int]:
+        return set(self.links)
+
+    def enrol(self, netns_fd: int, cookie: int, addresses: tuple[str, ...]) -> None:
+        if self.broken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert self.cookie(netns_fd) == cookie
+        self.revoke_verdicts()
+        self.journal.append(("enrol", cookie, addresses))
+        self.pods[cookie] = addresses
+        self.links.add(cookie)
+
+    def unenrol(self, cookie: int) -> None:
+        if self.broken:
+            raise OSError(errno.EIO, "Input/output error")
+        self.revoke_verdicts()
+        self.journal.append(("unenrol", cookie))
+        self.pods.pop(cookie, None)
+        self.links.discard(cookie)
+
+    def set_listener(self, address: str, sock: socket.socket) -> None:
+        self.steered[address] = sock
+
+    def remove_listener(self, address: str) -> None:
+        self.steered.pop(address, None)
+
+    def set_node_addresses(self, addresses: Iterable[str]) -> None:
+        self.journal.append(("node", *addresses))
+
+    def stats(self) -> dict[str, int]:
+        return {}
+
+    def revoke_verdicts(self) -> None:
+        self.on_revoke()
+        self.revocations += 1
+        self.void += self.given
+        self.given.clear()
+
+    def renew_verdicts(self, seconds: float) -> None:
+        self.lease = seconds
+
+    def give_verdict(self, verdict: BypassEntry) -> None:
+        self.given.append(verdict)
+
+    def purge_verdicts(self) -> None:
+        self.void.clear()
+
+    def verdicts(self) -> list[BypassEntry]:
+        return list(self.given)
+
+    def direct(self) -> list[DirectEntry]:
+        return list(self.connections)
+
+    def ended(self, most: int) -> list[Ended]:
+        taken, self.events = self.events[:most], self.events[most:]
+        return taken
+
+    def destroy(
+        self, netns_fd: int, connection: DirectEntry | Ended, *, is_cut_off: bool = False
+    ) -> bool:
+        self.destroyed.append(connection)
+        return True
+
+
+class EventEnroller(Enroller):
+    """A reconciler that hears workers itself, without a feed between."""
+
+    def need_udp(self, session: Session, need: UdpSocketRequest) -> None:
+        """Nothing is carried here."""
+
+    def no_udp(self, session: Session, news: ConnectUdpUnsupported) -> None:
+        raise AssertionError(f"nobody asked for {news}")
+
+    def allowed(self, session: Session, news: SameNodeAllowed) -> None:
+        raise AssertionError(f"nobody asked for {news}")
+
+
+class FakeUdpPath:
+    """The kernel's maps of carried UDP as plain values; sockets are real ones on loopback."""
+
+    def __init__(self) -> None:
+        self.ways: dict[SocketAddress, UdpDst] = {}
+        self.writes = 0
+        self.room = 1 << 30
+        self.sent: list[tuple[SocketAddress, SocketAddress, tuple[bytes, ...]]] = []
+        self.given: dict[int, list[int]] = {}
+        self.broken = False
+
+    def sockets(self, netns_fd: int, *, ipv6: bool) -> list[socket.socket]:
+        if self.broken:
+            raise OSError(errno.EMFILE, "no descriptors")
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        return [sock]
+
+    def ports(self, netns_cookie: int) -> list[int]:
+        return self.given.get(netns_cookie, [])
+
+    def set_ports(self, netns_cookie: int, ports: list[int]) -> None:
+        self.given[netns_cookie] = ports
+
+    def pods(self) -> set[int]:
+        return set(self.given)
+
+    def send(
+        self,
+        netns_fd: int,
+        source: SocketAddress,
+        destination: SocketAddress,
+        payloads: Iterable[bytes],
+    ) -> None:
+        self.sent.append((source, destination, tuple(payloads)))
+
+    def destinations(self) -> dict[SocketAddress, UdpDst]:
+        return dict(self.ways)
+
+    def set_destination(self, to: SocketAddress, what: UdpDst) -> None:
+        if len(self.ways) >= self.room:
+            raise OSError(errno.E2BIG, "no room")
+        self.writes += 1
+        self.ways[to] = what
+
+    def remove_destination(self, to: SocketAddress) -> None:
+        self.writes += 1
+        del self.ways[to]
+
+    @property
+    def carried(self) -> set[str]:
+        return {at.ip for at, what in self.ways.items() if what is UdpDst.CARRY}
+
+
+class FakeUdpEntry:
+    """The kernel's side of native UDP as plain values; judges are real sockets on loopback."""
+
+    def __init__(self) -> None:
+        self.opened: set[str] = set()
+        self.published = 0
+        self.verdicts: list[UdpVerdict] = []
+        self.speakers: dict[SocketAddress, int] = {}
+        self.judges: dict[str, socket.socket] = {}
+
+    def publish(self, open_addresses: Iterable[str]) -> None:
+        self.opened = set(open_addresses)
+        self.published += 1
+        self.verdicts.clear()
+
+    def open(self, address: str) -> None:
+        self.opened.add(address)
+
+    def give(self, verdict: UdpVerdict) -> None:
+        self.verdicts.append(verdict)
+
+    def speaker(self, source: SocketAddress, destination: SocketAddress) -> int:
+        return self.speakers.get(source, 0)
+
+    def sockets(self, netns_fd: int, *, ipv6: bool) -> dict[int, socket.socket]:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_IP, 20, 1)  # IP_ORIGDSTADDR
+        sock.bind(("127.0.0.1", 0))
+        return {4: sock}
+
+    def set_judge(self, address: str, sock: socket.socket) -> None:
+        self.judges[address] = sock
+
+
+def _listener() -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind("")  # a name of the kernel's choice
+    sock.listen(1)
+    return sock
+
+
+class FakeWorker:
+    """A worker at the other end of a real socket. `ready` says PodReady by itself."""
+
+    def __init__(self, path: Path, *, ready: bool = True, worker: int = 0) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.connect(str(path))
+        self.sock.setblocking(False)
+        self.channel: Channel[ToWorker] = Channel(self.sock, ToWorker)  # type: ignore[arg-type]
+        self.worker = worker
+        self.ready = ready
+        self.messages: list[ToWorker] = []
+        self.listeners: dict[str, dict[ListenerKind, socket.socket]] = {}
+        self.stock: list[socket.socket] = []
+        self.ended = False
+        self.answers: Callable[[int, str], msgspec.Struct | None] = lambda *_: None
+        asyncio.get_running_loop().add_reader(self.sock.fileno(), self._readable)
+
+    def greet(self, *hellos: tuple[Hello, list[int]]) -> FakeWorker:
+        """Say Hello, by default with nothing in hand."""
+        for hello, fds in hellos or ((self.hello(), []),):
+            self.channel.send(hello, fds)
+        return self
+
+    def hello(self, *pods: object) -> Hello:
+        return Hello(version="1", pid=os.getpid(), worker=self.worker, pods=pods)  # type: ignore[arg-type]
+
+    def of(self, kind: type) -> list[ToWorker]:
+        """The messages of one type so far."""
+        return [message for message in self.messages if isinstance(message, kind)]
+
+    def close(self) -> None:
+        """As when the process dies."""
+        if self.sock.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self.sock.fileno())
+            self.sock.close()
+        for group in self.listeners.values():
+            for sock in group.values():
+                sock.close()
+        self.listeners.clear()
+        for sock in self.stock:
+            sock.close()
+        self.stock.clear()
+
+    def stall(self) -> None:
+        """Read nothing from now on."""
+        asyncio.get_running_loop().remove_reader(self.sock.fileno())
+
+    def _readable(self) -> None:
+        while self.sock.fileno() >= 0:
+            try:
+                received = self.channel.receive()
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                received = None
+            if received is None:
+                self.ended = True
+                self.close()
+                return
+            self._handle(*received)
+
+    def _handle(self, message: ToWorker, fds: list[int]) -> None:
+        self.messages.append(message)
+        socks = [socket.socket(fileno=fd) for fd in fds]
+        match message:
+            case PodAdded():
+                group = self.listeners.setdefault(message.pod_uid, {})
+                group.update(zip(message.listeners, socks, strict=True))
+                if self.ready and group:
+                    self.channel.send(PodReady(message.pod_uid))
+            case PodRemoved():
+                for sock in self.listeners.pop(message.pod_uid, {}).values():
+                    sock.close()
+            case Sockets():
+                self.stock += socks
+            case IntrospectionRequest():
+                answer = self.answers(message.id, message.what)
+                if answer is not None:
+                    self.channel.send(answer)

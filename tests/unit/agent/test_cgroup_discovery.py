@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pod uid to namespace, on directory trees laid out as kubelets and runtimes do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+
+import pytest
+
+from tests.unit.agent import cgroup_layouts
+from ztunnel.agent.pods.cgroup_discovery import Discovery, pod_uid_of
+from ztunnel.agent.pods.netns_finder import HostNamespaceError
+
+UID = "0f3f6d9e-7c53-4f4e-9d1e-3a0c1f0e2b4d"
+UNDERSCORED = UID.replace("-", "_")
+STATIC = "3a5c2f1e9b8d7c6a5f4e3d2c1b0a9f8e"
+OTHER = "1f3f6d9e-7c53-4f4e-9d1e-3a0c1f0e2b4d"
+
+NAMES = [
+    (f"pod{UID}", UID),
+    (f"pod{STATIC}", STATIC),
+    (f"kubepods-pod{UNDERSCORED}.slice", UID),
+    (f"kubepods-burstable-pod{UNDERSCORED}.slice", UID),
+    (f"kubepods-besteffort-pod{UNDERSCORED}.slice", UID),
+    (f"kubelet-kubepods-burstable-pod{UNDERSCORED}.slice", UID),
+    (f"kubepods-burstable-pod{STATIC}.slice", STATIC),
+    ("kubepods", None),
+    ("kubepods.slice", None),
+    ("kubepods-burstable.slice", None),
+    ("podman", None),
+    ("pod", None),
+    (f"pod{UID}.slice", None),
+    (f"pod{UID}x", None),
+    (f"cri-containerd-{'a' * 64}.scope", None),
+    ("system.slice", None),
+]
+
+LAB = "kubepods/pod{uid}/pause"
+OWN = "kubepods/pod{uid}"  # processes in the pod's own directory
+
+
+class Host:
+    """A /proc and a cgroup tree made of plain files."""
+
+    def __init__(self, top: Path) -> None:
+        self.proc, self.cgroup = top / "proc", top / "cgroup"
+        self.cgroup.mkdir()
+        for name in ("1", "self"):
+            self.process(name, "host")
+        self.discovery = Discovery(self.cgroup, self.proc)
+
+    def process(self, pid: int | str, netns: str, start: int = 100) -> None:
+        directory = self.proc / str(pid)
+        (directory / "ns").mkdir(parents=True, exist_ok=True)
+        namespace = self.proc.parent / f"netns-{netns}"
+        namespace.write_text("")
+        (directory / "ns/net").unlink(missing_ok=True)
+        os.link(namespace, directory / "ns/net")
+        fields = " ".join(["S", *["0"] * 18, str(start), "0"])
+        (directory / "stat").write_text(f"{pid} (a b) c) {fields}")
+
+    def container(self, path: str, *pids: int) -> Path:
+        directory = self.cgroup / path
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
+        return directory
+
+    def replay(self, node: Iterable[cgroup_layouts.Process]) -> None:
+        """Lay out a node as it was captured; a pod's namespace is called by its uid."""
+        path_of = attrgetter("cgroup2")
+        for path, group in groupby(sorted(node, key=path_of), path_of):
+            members = list(group)
+            self.container(path, *(one.pid for one in members))
+            for one in members:
+                self.process(one.pid, "host" if one.in_node else one.uid, start=one.pid)
+
+    def inode(self, netns: str) -> tuple[int, int]:
+        status = (self.proc.parent / f"netns-{netns}").stat()
+        return status.st_dev, status.st_ino
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def _inode(host: Host, uid: str = UID) -> tuple[int, int] | None:
+    host.discovery.refresh([uid])
+    found = host.discovery.open(uid)
+    if found is None:
+        return None
+    try:
+        return found.inode
+    finally:
+        found.close()
+
+
+@pytest.mark.parametrize(("name", "uid"), NAMES)
+def test_cgroup_name_gives_the_pod_uid(name: str, uid: str | None) -> None:
+    assert pod_uid_of(name) == uid
+
+
+@pytest.mark.parametrize("layout", [LAB, OWN])
+def test_namespace_is_found_in_the_lab_and_where_no_container_has_a_cgroup(
+    host: Host, layout: str
+) -> None:
+    host.process(42, "pod")
+    host.container(layout.format(uid=UID), 42)
+    assert _inode(host) == host.inode("pod")
+
+
+@pytest.mark.parametrize("layout", cgroup_layouts.NAMES)
+def test_every_pod_of_a_real_node_is_found(host: Host, layout: str) -> None:
+    node = cgroup_layouts.processes(layout)
+    host.replay(node)
+    pods = {one.uid: one for one in node if one.role in cgroup_layouts.CONTAINERS}
+    assert {one.pod for one in pods.values()} - {cgroup_layouts.WAITING} == cgroup_layouts.PODS
+    for uid, pod in pods.items():
+        if pod.in_node:  # the pod on the host's network; to who sees a node from outside it is not
+            assert pod.pod == cgroup_layouts.HOST_NETWORK
+            host.discovery.refresh([uid])
+            with pytest.raises(HostNamespaceError):
+                host.discovery.open(uid)
+        else:
+            assert _inode(host, uid) == host.inode(uid), pod
+
+
+def test_other_pods_and_daemons_are_not_mistaken_for_it(host: Host) -> None:
+    host.process(42, "other")
+    host.container(f"kubepods/pod{OTHER}/c", 42)
+    host.container("system.slice/sshd.service", 42)
+    assert _inode(host) is None
+
+
+def test_pod_without_processes_is_not_found_yet_and_is_later(host: Host) -> None:
+    assert _inode(host) is None
+    host.container(f"kubepods/pod{UID}/pause")
+    assert _inode(host) is None
+    host.process(42, "pod")
+    host.container(f"kubepods/pod{UID}/pause", 42)
+    assert _inode(host) == host.inode("pod")
+
+
+def test_oldest_process_decides_even_if_a_later_one_moved(host: Host) -> None:
+    host.process(50, "sandbox", start=10)
+    host.process(42, "moved", start=20)
+    host.container(f"kubepods/pod{UID}/app", 42)
+    host.container(f"kubepods/pod{UID}/pause", 50)
+    assert _inode(host) == host.inode("sandbox")
+
+
+def test_pod_whose_cgroup_was_made_anew_elsewhere_is_found_again(host: Host) -> None:
+    host.process(42, "first")
+    host.container(f"kubepods/burstable/pod{UID}/c", 42)
+    assert _inode(host) == host.inode("first")
+    shutil.rmtree(host.cgroup / "kubepods/burstable")
+    host.process(43, "second")
+    host.container(f"kubepods/besteffort/pod{UID}/c", 43)
+    assert _inode(host) == host.inode("second")
+
+
+def test_process_that_ended_is_passed_over(host: Host) -> None:
+    host.process(43, "pod", start=200)
+    host.container(f"kubepods/pod{UID}/c", 42, 43)
+    assert _inode(host) == host.inode("pod")
+
+
+def test_reused_pid_is_noticed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at cgroup.procs and the open, pid 42 went to a process of someone else."""
+    host.process(42, "pod")
+    directory = host.container(f"kubepods/pod{UID}/c", 42)
+    real_open = os.open
+
+    def open_late(path: os.PathLike[str] | str, flags: int) -> int:
+        host.process(42, "stranger", start=100)
+        (directory / "cgroup.procs").write_text("")
+        return real_open(path, flags)
+
+    host.discovery.refresh([UID])
+    monkeypatch.setattr(os, "open", open_late)
+    assert host.discovery.open(UID) is None
+
+
+def test_reused_pid_inside_the_same_pod_is_noticed_too(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.process(42, "pod")
+    host.container(f"kubepods/pod{UID}/c", 42)
+    real_open = os.open
+
+    def open_late(path: os.PathLike[str] | str, flags: int) -> int:
+        host.process(42, "elsewhere", start=900)
+        return real_open(path, flags)
+
+    host.discovery.refresh([UID])
+    monkeypatch.setattr(os, "open", open_late)
+    assert host.discovery.open(UID) is None
+
+
+def test_no_descriptor_is_left_open(host: Host) -> None:
+    host.process(42, "pod")
+    host.container(f"kubepods/pod{UID}/c", 42)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        _inode(host)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_nodes_own_namespace_is_refused(host: Host) -> None:
+    host.process(42, "host")
+    host.container(f"kubepods/pod{UID}/c", 42)
+    host.discovery.refresh([UID])
+    with pytest.raises(HostNamespaceError, match="node's own"):
+        host.discovery.open(UID)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ztunnel agent` from outside: bad input is exit code 2 and a sentence that helps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ztunnel.agent import process_lock
+
+
+def _run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ztunnel.main", "agent", *argv],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> list[str]:
+    (tmp_path / "cgroup").mkdir()
+    (tmp_path / "cgroup" / "cgroup.procs").touch()
+    (tmp_path / "manifests").mkdir()
+    options = {
+        "--node": "n1",
+        "--manifests": str(tmp_path / "manifests"),
+        "--ca-dir": str(tmp_path / "ca"),
+        "--cgroup": str(tmp_path / "cgroup"),
+        "--run-dir": str(tmp_path / "run"),
+        "--pin-dir": str(tmp_path / "pins"),
+    }
+    return [word for pair in options.items() for word in pair]
+
+
+BAD = {
+    "no such option": (["--frob"], "--frob"),
+    "node name": (["--node", "Node_1"], "no DNS name"),
+    "trust domain": (["--trust-domain", "a b"], "no DNS name"),
+    "manifests": (["--manifests", "/nonexistent"], "does not exist"),
+    "cgroup": (["--cgroup", "/tmp"], "no cgroup v2 directory"),
+    "ttl": (["--cert-ttl", "0"], "--cert-ttl"),
+    "log format": (["--log-format", "xml"], "xml"),
+    "proxy uid": (["--proxy-uid", "0"], "--proxy-uid"),
+    "stray argument": (["now"], "now"),
+    "two sources": (["--in-cluster"], "--in-cluster and --manifests"),
+    "context alone": (["--context", "here"], "--kubeconfig"),
+    "no kubeconfig": (["--kubeconfig", "/nonexistent"], "does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_explained(good: list[str], case: str) -> None:
+    words, expected = BAD[case]
+    done = _run(*good, *words)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--node", "--manifests", "--ca-dir"])
+def test_what_is_needed_is_named(good: list[str], option: str) -> None:
+    at = good.index(option)
+    done = _run(*good[:at], *good[at + 2 :])
+    assert done.returncode == 2
+    assert option in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_data_path_that_can_not_be_loaded_ends_it_with_a_reason(good: list[str]) -> None:
+    done = _run(*good)
+    assert done.returncode == 1
+    assert "bpffs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_second_agent_on_a_node_is_refused_and_a_dead_one_is_not_in_the_way(
+    tmp_path: Path,
+) -> None:
+    lock = process_lock.claim(tmp_path / "run")
+    with pytest.raises(process_lock.AlreadyRunningError, match=f"pid {os.getpid()}"):
+        process_lock.claim(tmp_path / "run")
+    os.close(lock)
+    os.close(process_lock.claim(tmp_path / "run"))
+
+
+def test_directory_of_objects_without_a_ca_is_refused_with_the_reason(good: list[str]) -> None:
+    where = good.index("--ca-dir")
+    done = _run(*good[:where], *good[where + 2 :])
+    assert done.returncode == 2
+    assert "--manifests needs a --ca-dir" in done.stderr

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mesh state of any size fits the link's packets and arrives whole."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.agent.fakes import workload
+from ztunnel.agent.workers import delta_chunks
+from ztunnel.ipc.messages import MeshDelta
+from ztunnel.kube.objects.policies import LARGEST
+from ztunnel.mesh.model import Endpoint, Service
+from ztunnel.mesh.policy.model import Attribute, AuthorizationPolicy, Rule, Terms
+from ztunnel.mesh.state import MeshState
+
+PACKET = 256 * 1024  # bytes
+
+
+def _service(number: int, endpoints: int) -> Service:
+    made = tuple(
+        Endpoint(address=f"10.{at >> 16}.{at >> 8 & 255}.{at & 255}", ports={"http": 8080})
+        for at in range(endpoints)
+    )
+    return Service(namespace="shop", name=f"s{number}", endpoints=made)
+
+
+def _size(delta: MeshDelta) -> int:
+    return len(msgspec.msgpack.encode(delta))
+
+
+def test_empty_mesh_is_one_message_that_opens_and_closes() -> None:
+    assert list(delta_chunks.snapshot(7, (), ())) == [
+        MeshDelta(revision=7, reset=True, complete=True)
+    ]
+
+
+def test_what_the_mesh_allows_outside_opens_the_snapshot() -> None:
+    workloads = [workload(f"w{number}") for number in range(3000)]
+    parts = list(delta_chunks.snapshot(7, workloads, (), registry_only=True))
+    assert [part.registry_only for part in parts] == [True] + [False] * (len(parts) - 1)
+    assert len(parts) > 1
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 2000), max_size=12), st.integers(0, 1500))
+def test_snapshot_arrives_whole_in_packets_that_fit(sizes: list[int], count: int) -> None:
+    services = [_service(number, size) for number, size in enumerate(sizes)]
+    workloads = [workload(f"w{number}") for number in range(count)]
+    parts = list(delta_chunks.snapshot(1, workloads, services))
+    assert [part.reset for part in parts] == [True] + [False] * (len(parts) - 1)
+    assert [part.complete for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert max(map(_size, parts)) <= PACKET
+    state = MeshState()
+    for part in parts:
+        state.apply(part)
+    assert {one.uid for one in state.workloads()} == {one.uid for one in workloads}
+    assert {one.key: one for one in state.services()} == {one.key: one for one in services}
+
+
+def test_change_is_split_too_and_removes_before_it_adds() -> None:
+    delta = MeshDelta(
+        revision=3,
+        workloads=tuple(workload(f"w{number}") for number in range(3000)),
+        removed_workloads=tuple(f"gone-{number}" * 20 for number in range(2000)),
+        removed_services=("shop/old",),
+    )
+    parts = list(delta_chunks.change(delta))
+    assert max(map(_size, parts)) <= PACKET
+    assert not any(part.reset or part.complete for part in parts)
+    assert [part.more for part in parts] == [True] * (len(parts) - 1) + [False]
+    assert sum(len(part.workloads) for part in parts) == 3000
+    assert sum(len(part.removed_workloads) for part in parts) == 2000
+    kinds = [bool(part.workloads) for part in parts]
+    assert kinds == sorted(kinds)
+
+
+def test_policies_travel_whole_and_never_cut() -> None:
+    values = tuple(f"cluster.local/ns/n{number}/sa/account" for number in range(4000))
+    rule = Rule(0, (((Terms(Attribute.PRINCIPAL, values),),),))
+    large = [
+        AuthorizationPolicy(namespace="shop", name=f"p{number}", rules=(rule,))
+        for number in range(5)
+    ]
+    assert LARGEST > len(msgspec.msgpack.encode(large[0])) > LARGEST // 2
+    gone = tuple(f"AuthorizationPolicy/shop/gone-{number}" for number in range(3000))
+    delta = MeshDelta(revision=3, policies=tuple(large), removed_policies=gone)
+    for parts in (list(delta_chunks.change(delta)), list(delta_chunks.snapshot(3, (), (), large))):
+        assert max(map(_size, parts)) <= PACKET
+        assert [each for part in parts for each in part.policies] == large
+        again = [msgspec.msgpack.decode(msgspec.msgpack.encode(p), type=MeshDelta) for p in parts]
+        assert again == parts
+    removed = [key for part in delta_chunks.change(delta) for key in part.removed_policies]
+    assert removed == list(gone)
+
+
+def test_giant_service_keeps_its_ready_endpoints_first() -> None:
+    ready = Endpoint(address="192.0.2.1", ports={"http": 80})
+    tired = tuple(
+        Endpoint(address=f"fd00::{at:x}", ports={"http": 80}, ready=False) for at in range(20_000)
+    )
+    giant = Service(namespace="shop", name="giant", endpoints=(*tired, ready))
+    (part,) = delta_chunks.snapshot(1, (), [giant])
+    assert _size(part) <= PACKET
+    assert part.services[0].endpoints[0] == ready

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two ports that Prometheus and a kubelet ask."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.unit.agent.fakes import FakeWorker, until
+from tests.unit.agent.test_dispatcher import Agent, agent, namespace, pod
+from tests.unit.telemetry.builders import between
+from ztunnel.agent.api import metrics_collector as metrics_module
+from ztunnel.agent.api.metrics_collector import Metrics
+from ztunnel.agent.api.metrics_health_server import MOST_CONNECTIONS, Endpoints, PortTakenError
+from ztunnel.ipc.messages import Count
+from ztunnel.telemetry.dns_counters import Queries
+from ztunnel.telemetry.node_counters import Totals
+from ztunnel.telemetry.same_node_rtt import RttTable
+
+LOOPBACK = "127.0.0.1"
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind((LOOPBACK, 0))
+        return int(sock.getsockname()[1])
+
+
+class Served:
+    """What the endpoints answer from."""
+
+    def __init__(self) -> None:
+        self.missing: list[str] = []
+        self.metrics_port, self.health_port = free_port(), free_port()
+
+    async def page(self, accept: str) -> tuple[bytes, str]:
+        return f"accept {accept}".encode(), "text/plain; version=0.0.4; charset=utf-8"
+
+    def endpoints(self, **other: Any) -> Endpoints:
+        options: dict[str, Any] = {
+            "page": self.page,
+            "waiting_for": lambda: self.missing,
+            "listen": LOOPBACK,
+            "metrics_port": self.metrics_port,
+            "health_port": self.health_port,
+        }
+        return Endpoints(**{**options, **other})
+
+
+@asynccontextmanager
+async def served(**other: Any) -> AsyncIterator[Served]:
+    made = Served()
+    endpoints = made.endpoints(**other)
+    await endpoints.start()
+    try:
+        yield made
+    finally:
+        await endpoints.close()
+
+
+async def get(port: int, path: str, **headers: str) -> tuple[int, str, str]:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://{LOOPBACK}:{port}{path}", headers=headers) as response,
+    ):
+        return response.status, await response.text(), response.headers["Content-Type"]
+
+
+def test_metrics_are_at_istios_paths_in_the_form_asked_for() -> None:
+    async def scenario() -> None:
+        async with served() as made:
+            for path in ("/metrics", "/stats/prometheus"):
+                status, body, kind = await get(made.metrics_port, path, Accept="this")
+                assert (status, body, kind[:25]) == (
+                    200,
+                    "accept this",
+                    "text/plain; version=0.0.4",
+                )
+            assert (await get(made.metrics_port, "/healthz/ready"))[0] == 404
+            assert (await get(made.health_port, "/metrics"))[0] == 404
+
+    asyncio.run(scenario())
+
+
+def test_readiness_says_what_it_waits_for_and_liveness_does_not_care() -> None:
+    async def scenario() -> None:
+        async with served() as made:
+            assert (await get(made.health_port, "/healthz/ready"))[0] == 200
+            made.missing.append("a proxy worker")
+            status, body, _ = await get(made.health_port, "/healthz/ready")
+            assert (status, "a proxy worker" in body) == (503, True)
+            assert (await get(made.health_port, "/healthz/live"))[0] == 200
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("option", ["metrics_port", "health_port"])
+def test_a_taken_port_is_named_with_its_option(option: str) -> None:
+    async def scenario() -> None:
+        with socket.create_server((LOOPBACK, 0)) as taken:
+            port = taken.getsockname()[1]
+            made = Served()
+            with pytest.raises(PortTakenError, match=f"port {port}.*--{option.replace('_', '-')}"):
+                await made.endpoints(**{option: port}).start()
+            other = made.health_port if option == "metrics_port" else made.metrics_port
+            with socket.create_server((LOOPBACK, other)):  # nothing stays half open
+                pass
+
+    asyncio.run(scenario())
+
+
+def test_port_zero_is_none() -> None:
+    async def scenario() -> None:
+        async with served(metrics_port=0) as made:
+            assert (await get(made.health_port, "/healthz/live"))[0] == 200
+            with pytest.raises(aiohttp.ClientConnectorError):
+                await get(made.metrics_port, "/metrics")
+
+    asyncio.run(scenario())
+
+
+def test_who_holds_connections_open_keeps_no_probe_out() -> None:
+    async def scenario() -> None:
+        async with served() as made:
+            idle = [
+                await asyncio.open_connection(LOOPBACK, made.health_port)
+                for _ in range(2 * MOST_CONNECTIONS)
+            ]
+            assert (await get(made.health_port, "/healthz/ready"))[0] == 200
+            async with asyncio.timeout(10):
+                assert await idle[0][0].read() == b""  # the oldest gave way
+            for _, writer in idle:
+                writer.close()
+
+    asyncio.run(scenario())
+
+
+# The page of a whole agent, but for the kernel
+
+
+def metrics_of(a: Agent, totals: Totals, directory: Path) -> Metrics:
+    return Metrics(
+        totals=totals,
+        paths=RttTable(10),
+        queries=Queries(),
+        status=a.admin._views,
+        workers=a.workers,
+        read_events=a.same_node.read,
+        pin_dir=directory,
+    )
+
+
+def test_page_tells_of_the_agent_and_asks_workers_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with agent(tmp_path) as a:
+            a.namespaces.start("web-uid", "web")
+            a.say(namespace(), pod("web", 2))
+            a.enroller.advance()
+            await until(lambda: len(a.store.current()) == 1)
+            worker = FakeWorker(a.options.agent_socket).greet()
+            await until(a.is_serving, "readiness")
+            totals = Totals(10)
+            worker.answers = lambda number, what: totals.add(Count(between("a", "b"), opened=1))
+            monkeypatch.setattr(metrics_module, "ASK_TIMEOUT", 0.2)
+            body, _ = await metrics_of(a, totals, tmp_path).page()
+            found = {
+                (sample.name, *sample.labels.values()): sample.value
+                for family in text_string_to_metric_families(body.decode())
+                for sample in family.samples
+            }
+            assert found["ztunnel_ready",] == found["ztunnel_workers",] == 1
+            assert found["ztunnel_pods", "captured"] == 1
+            identity = "spiffe://cluster.local/ns/shop/sa/web"
+            assert found["ztunnel_certificate_expiry_timestamp_seconds", identity] > 1e9
+            assert sum(v for k, v in found.items() if k[0].endswith("opened_total")) == 1
+            worker.close()
+
+    asyncio.run(scenario())
+
+
+def test_scrapes_of_one_moment_share_a_page(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with agent(tmp_path) as a:
+            metrics = metrics_of(a, Totals(10), tmp_path)
+            pages = await asyncio.gather(*(metrics.page() for _ in range(20)))
+            assert len({id(body) for body, _ in pages}) == 1
+            _, kind = await metrics.page("application/openmetrics-text")
+            assert kind.startswith("application/openmetrics-text")
+
+    asyncio.run(scenario())

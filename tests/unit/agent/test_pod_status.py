@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Marks and Events follow the capture, and a failing API server costs nothing but time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.unit.kube.objects import namespace
+from ztunnel.agent.cluster.pod_status import AGAIN, PATIENCE, PodStatusReporter
+from ztunnel.agent.pods.pod import Pod, PodState
+from ztunnel.kube.view.cluster_view import ClusterView
+from ztunnel.kube.writers.pod_writer import WriteError, event
+from ztunnel.mesh.enrollment import REDIRECTION
+from ztunnel.mesh.model import Workload
+
+
+class World:
+    """A mirror with one pod of node n1 in an ambient namespace, and a writer that notes."""
+
+    def __init__(self) -> None:
+        self.mirror = ClusterView("td", "c", marks=True)
+        self.mirror.upsert(namespace("shop", {"istio.io/dataplane-mode": "ambient"}))
+        self.pods: list[Pod] = []
+        self.marks: list[tuple[str, bool]] = []
+        self.events: list[tuple[str, str]] = []
+        self.fails = False
+        self.withheld = ""
+        self.signs = PodStatusReporter("n1", self.mirror, self, self, lambda _: self.withheld)
+        self.now = 1000.0
+
+    def pod(self, annotations: dict[str, str] | None = None, **spec: Any) -> Workload:
+        self.mirror.upsert(
+            {
+                "kind": "Pod",
+                "metadata": {
+                    "name": "a",
+                    "namespace": "shop",
+                    "uid": "u1",
+                    "annotations": annotations or {},
+                },
+                "spec": {"nodeName": "n1", **spec},
+                "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]},
+            }
+        )
+        (found,) = self.mirror.pods_on("n1")
+        return found
+
+    def turn(self, later: float = 0.0) -> None:
+        self.now += later
+        asyncio.run(self.signs.turn(self.now))
+
+    def mark(self, pod: Workload, captured: bool) -> bool:
+        self._may_fail()
+        self.marks.append((pod.name, captured))
+        return True
+
+    def event(self, pod: Workload, reason: str, message: str) -> None:
+        self._may_fail()
+        self.events.append((reason, message))
+
+    def _may_fail(self) -> None:
+        if self.fails:
+            raise WriteError("503: away")
+
+
+def captured(pod: Workload) -> Pod:
+    return Pod(pod, state=PodState.CAPTURED, capture_problem="")
+
+
+def test_a_captured_pod_is_marked_once() -> None:
+    world = World()
+    workload = world.pod()
+    world.turn()
+    assert world.marks == []
+    world.pods = [captured(workload)]
+    world.turn()
+    world.turn()
+    assert world.marks == [("a", True)]
+    world.pod({REDIRECTION: "enabled"})
+    world.turn(AGAIN)
+    assert world.marks == [("a", True)]
+
+
+def test_a_mark_that_does_not_appear_is_written_again() -> None:
+    world = World()
+    world.pods = [captured(world.pod())]
+    world.turn()
+    world.turn(AGAIN)
+    assert world.marks == [("a", True), ("a", True)]
+
+
+def test_a_pod_that_is_to_leave_is_unmarked_while_it_is_still_captured() -> None:
+    world = World()
+    world.pods = [captured(world.pod({REDIRECTION: "enabled"}))]
+    world.mirror.upsert(namespace("shop", {}))
+    world.turn()
+    assert world.marks == [("a", False)]
+
+
+@pytest.mark.parametrize("value", ["pending", "x"])
+def test_what_is_no_mark_is_removed(value: str) -> None:
+    world = World()
+    world.pod({REDIRECTION: value})
+    world.turn()
+    assert world.marks == [("a", False)]
+
+
+def test_an_agent_that_starts_leaves_marks_of_pods_it_has_not_found_yet() -> None:
+    world = World()
+    workload = world.pod({REDIRECTION: "enabled"})
+    world.turn()
+    world.turn(PATIENCE / 2)
+    world.pods = [captured(workload)]
+    world.turn(PATIENCE)
+    world.pods = []  # its processes ended, and begin anew
+    world.turn(PATIENCE / 2)
+    world.turn(PATIENCE / 3)
+    assert world.marks == []
+
+
+def test_a_mark_that_stays_untrue_is_removed() -> None:
+    world = World()
+    world.pod({REDIRECTION: "enabled"})
+    world.turn()
+    world.turn(PATIENCE)
+    assert world.marks == [("a", False)]
+
+
+def test_a_changed_mind_does_not_wait_for_the_watch() -> None:
+    world = World()
+    workload = world.pod({REDIRECTION: "x"})
+    world.turn()
+    world.pods = [captured(workload)]
+    world.turn()
+    assert world.marks == [("a", False), ("a", True)]
+
+
+def test_a_refusal_is_told_once_with_its_mend() -> None:
+    world = World()
+    world.pod(hostNetwork=True)
+    world.turn()
+    world.turn(100)
+    ((reason, message),) = world.events
+    assert reason == "MeshCaptureRefused"
+    assert "drop the label" in message
+
+
+def what_is_told_in_the_end(world: World) -> tuple[str, str]:
+    """The one Event of a problem that lasts: not before its time, and once."""
+    world.turn()
+    world.turn(PATIENCE / 2)
+    assert world.events == []
+    world.turn(PATIENCE / 2)
+    world.turn(PATIENCE)
+    ((reason, message),) = world.events
+    return reason, message
+
+
+def test_a_problem_is_told_only_when_it_lasts() -> None:
+    world = World()
+    world.pods = [Pod(world.pod())]
+    reason, message = what_is_told_in_the_end(world)
+    assert reason == "MeshCaptureFailed"
+    assert "no process of the pod" in message
+
+
+def test_a_pod_whose_account_stays_away_is_told_of_with_the_mend() -> None:
+    world = World()
+    world.pods = [captured(world.pod({REDIRECTION: "enabled"}))]
+    world.withheld = "service account shop/default does not exist"
+    reason, message = what_is_told_in_the_end(world)
+    assert reason == "MeshCertificateWithheld"
+    assert message.startswith("service account shop/default does not exist: no certificate")
+    assert "make the account again" in message
+
+
+def test_a_pod_outside_the_mesh_needs_no_account() -> None:
+    world = World()
+    world.pod(hostNetwork=True)
+    world.withheld = "service account shop/default does not exist"
+    world.turn()
+    world.turn(2 * PATIENCE)
+    assert [reason for reason, _ in world.events] == ["MeshCaptureRefused"]
+
+
+def test_a_server_that_is_away_is_asked_again() -> None:
+    world = World()
+    world.pods, world.fails = [captured(world.pod(hostNetwork=False))], True
+    world.turn()
+    world.fails = False
+    world.turn(AGAIN)
+    assert world.marks == [("a", True)]
+
+
+def test_the_same_words_make_the_same_event() -> None:
+    pod = World().pod()
+    one, same, other = (event(pod, "R", text, "n1", "now") for text in ("x", "x", "y"))
+    assert one["metadata"]["name"] == same["metadata"]["name"] != other["metadata"]["name"]
+    assert one["involvedObject"]["uid"] == "u1"
+    assert len(event(pod, "R", "m" * 5000, "n1", "now")["message"]) == 1024

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policy in the agent: verdicts go before workers hear of a change; the denied are destroyed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+import structlog
+
+from tests.unit.agent.fakes import FakeDataPath, FakeWorker, until
+from tests.unit.agent.test_dispatcher import agent
+from tests.unit.agent.test_same_node import NEWS, REVISION, _entry, _give, _news, _pair, captured
+from tests.unit.policy.fixtures import Json, policies, policy
+from ztunnel.agent.config import SameNode
+from ztunnel.agent.pods.netns_finder import NetnsHandle
+from ztunnel.agent.pods.pod import Pod
+from ztunnel.agent.traffic.same_node import SameNodeTraffic
+from ztunnel.datapath.same_node_maps import BypassEntry
+from ztunnel.ipc.messages import MeshDelta
+from ztunnel.mesh.model import SocketAddress
+from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.model import AuthorizationPolicy
+
+VERDICT = BypassEntry(1, SocketAddress("10.244.1.3", 80), 2)
+
+
+def denying(account: str = "web", namespace: str = "shop") -> Json:
+    principal = f"cluster.local/ns/shop/sa/{account}"
+    return policy(
+        [{"from": [{"source": {"principals": [principal]}}]}], "DENY", namespace=namespace
+    )
+
+
+def test_worker_gets_policies_in_snapshot_and_delta(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with agent(tmp_path) as a:
+            a.say(denying())
+            worker = FakeWorker(a.options.agent_socket).greet()
+            await until(lambda: any(d.complete for d in _deltas(worker)), "the snapshot")
+            assert [p.key for p in _deltas(worker)[0].policies] == ["AuthorizationPolicy/shop/p"]
+            a.mirror.delete("AuthorizationPolicy", "shop", "p")
+            a.feed.changed()
+            await until(lambda: bool(_deltas(worker)[-1].removed_policies), "the removal")
+            assert _deltas(worker)[-1].removed_policies == ("AuthorizationPolicy/shop/p",)
+            assert len(a.policies) == 0
+            worker.close()
+
+    asyncio.run(scenario())
+
+
+def _deltas(worker: FakeWorker) -> list[MeshDelta]:
+    return [message for message in worker.messages if isinstance(message, MeshDelta)]
+
+
+def test_any_policy_voids_verdicts_before_workers_hear_of_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with agent(tmp_path) as a:
+            worker = await _pair(a)
+            heard: list[int] = []
+            a.kernel.on_revoke = lambda: heard.append(a.feed.revision)
+            for obj in (denying(), denying("other"), policy(namespace="elsewhere")):
+                a.kernel.given.append(VERDICT)
+                before = a.feed.revision
+                heard.clear()
+                a.say(obj)
+                assert heard == [before]
+                assert a.kernel.given == []
+            worker.close()
+
+    asyncio.run(scenario())
+
+
+def test_agent_gives_no_verdict_that_its_own_policies_deny(tmp_path: Path) -> None:
+    """Even if a worker says that it let the connection in."""
+
+    async def scenario() -> None:
+        async with agent(tmp_path) as a:
+            worker = await _pair(a)
+            a.say(denying("web"))
+            worker.channel.send(_news(a))
+            await until(lambda: a.same_node.sums.allowed_disbelieved == 1)
+            assert a.kernel.given == []
+            a.say(denying("other"))
+            await _give(a, worker)
+            worker.close()
+
+    asyncio.run(scenario())
+
+
+class Pair:
+    """Two captured pods with a connection by verdict between them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.kernel = FakeDataPath()
+        self.kernel.connections = [_entry()]
+        self.policies = Policies()
+        self.a, self.b = captured("a", "10.244.1.2", 11), captured("b", "10.244.1.3", 12)
+        self.a.netns = NetnsHandle(os.open(directory, os.O_RDONLY), 1)
+        self.pods: list[Pod] = [self.a, self.b]
+        self.traffic = SameNodeTraffic(
+            self.kernel, SameNode.DIRECT, lambda: self.pods, self.policies
+        )
+
+    def put(self, *objects: Json) -> None:
+        for each in policies(*objects):
+            self.policies.put(each)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Pair:
+    return Pair(tmp_path)
+
+
+def test_live_connection_that_is_denied_is_destroyed_and_logged(pair: Pair) -> None:
+    pair.put(denying("a", pair.b.workload.namespace))
+    identity = pair.a.workload.identity
+    with structlog.testing.capture_logs() as lines:
+        pair.traffic.recheck()
+    denied = identity == "spiffe://cluster.local/ns/shop/sa/a"
+    assert denied, identity
+    assert pair.kernel.destroyed == [_entry()]
+    (line,) = lines
+    assert line["event"] == "denied"
+    assert line["response_flags"] == "DENY"
+    assert line["policy"] == "AuthorizationPolicy shop/p"
+    assert line["rule"] == "rules[0]"
+    assert (line["src.identity"], line["dst.identity"]) == (identity, pair.b.workload.identity)
+    assert pair.traffic.sums.denied == 1
+    pair.a.close()
+
+
+def test_live_connection_that_is_allowed_goes_on(pair: Pair) -> None:
+    pair.put(denying("other", pair.b.workload.namespace))
+    pair.traffic.recheck()
+    assert pair.kernel.destroyed == []
+    pair.a.close()
+
+
+def test_connection_of_pods_not_met_yet_is_judged_when_they_are(pair: Pair) -> None:
+    """An agent that starts finds connections of its predecessor before it has found the pods."""
+    pair.put(denying("a", pair.b.workload.namespace))
+    pair.pods.clear()
+    pair.traffic.recheck()
+    assert pair.kernel.destroyed == []
+    pair.pods += [pair.a, pair.b]
+    pair.traffic.renew()
+    assert pair.kernel.destroyed == [_entry()]
+    pair.kernel.destroyed.clear()
+    pair.traffic.renew()
+    assert pair.kernel.destroyed == []  # nothing is left to be judged
+    pair.a.close()
+
+
+def test_strict_lets_pods_of_the_node_speak(pair: Pair) -> None:
+    """Their identity is proven by the kernel."""
+    from tests.unit.policy.fixtures import peer
+
+    pair.put(peer("STRICT", namespace=pair.b.workload.namespace))
+    pair.traffic.allowed(NEWS, REVISION)
+    assert pair.kernel.given
+    pair.traffic.recheck()
+    assert pair.kernel.destroyed == []
+    pair.a.close()
+
+
+def test_policies_are_values_of_the_link() -> None:
+    (only,) = policies(denying())
+    assert isinstance(only, AuthorizationPolicy)

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people are told of policies is what the data path does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.kube import objects
+from tests.unit.policy.fixtures import Json, peer, policy
+from ztunnel.agent.api.policy_simulator import PolicySimulator
+from ztunnel.kube.view.cluster_view import ClusterView
+from ztunnel.mesh.policy.engine import Policies
+
+IDENTITY = "spiffe://cluster.local/ns/default/sa/default"
+
+
+class Agent:
+    def __init__(self, *said: Json) -> None:
+        self.mirror = ClusterView("cluster.local", "c")
+        self.policies = Policies()
+        self.what_if = PolicySimulator(self.mirror, self.policies)
+        owner = [{"kind": "ReplicaSet", "name": "web-5d8"}]
+        self.say(
+            objects.namespace("default", objects.AMBIENT),
+            objects.namespace("plain"),
+            objects.node("node1", "172.30.0.1"),
+            objects.pod(
+                "web-5d8-x",
+                "10.0.0.1",
+                "fd00::1",
+                labels={"app": "web", "pod-template-hash": "5d8"},
+                owners=owner,
+            ),
+            objects.pod("client", "10.0.0.2", "fd00::2"),
+            objects.pod("stranger", "10.0.0.3", namespace="plain"),
+            *said,
+        )
+
+    def say(self, *said: Json) -> None:
+        for each in said:
+            self.mirror.upsert(each)
+        self.policies.apply(self.mirror.drain())
+
+    def test(self, source: str, target: str, **more: str) -> dict[str, Any]:
+        return self.what_if.test({"from": source, "to": target, **more})
+
+
+def deny(**source: Any) -> Json:
+    return policy([{"from": [{"source": source}]}], "DENY", namespace="default")
+
+
+def test_enrolled_pods_speak_hbone_and_are_judged_by_identity() -> None:
+    agent = Agent(deny(principals=["cluster.local/ns/default/sa/default"]))
+    told = agent.test("client", "web-5d8-x:80")
+    assert told["path"] == "HBONE"
+    assert told["from"]["identity"] == IDENTITY
+    assert told["from"]["address"] == "10.0.0.2"
+    assert not told["allowed"]
+    assert (told["policy"], told["rule"]) == ("AuthorizationPolicy default/p", "rules[0]")
+    assert told["considered"] == [
+        {
+            "policy": "AuthorizationPolicy default/p",
+            "action": "DENY",
+            "dry_run": False,
+            "matches": "rules[0]",
+        }
+    ]
+
+
+def test_from_outside_comes_in_plaintext() -> None:
+    agent = Agent(peer("STRICT", namespace="default"))
+    for source in ("plain/stranger", "10.0.0.3", "203.0.113.1"):
+        told = agent.test(source, "client:80")
+        assert (told["path"], told["allowed"]) == ("plaintext", False)
+        assert told["from"]["identity"] == ""
+        assert told["mtls"] == {"mode": "STRICT", "policy": "PeerAuthentication default/p"}
+    assert agent.test("client", "web-5d8-x:80")["allowed"]
+
+
+def test_node_itself_is_not_judged_on_its_own_pods() -> None:
+    agent = Agent(peer("STRICT", namespace="default"), deny(notPrincipals=["*"]))
+    told = agent.test("172.30.0.1", "client:80")
+    assert (told["path"], told["allowed"]) == ("node", True)
+
+
+def test_destination_outside_is_nobodys_policy() -> None:
+    agent = Agent(policy(namespace="plain"))
+    assert agent.test("client", "plain/stranger:80")["allowed"]
+    assert agent.test("client", "203.0.113.1:443")["allowed"]
+
+
+def test_our_own_ports_are_refused() -> None:
+    assert not Agent().test("client", "web:15008")["allowed"]
+
+
+def test_pods_by_owner_address_and_family() -> None:
+    agent = Agent()
+    assert agent.test("client", "web:80")["to"]["workload"] == "default/web-5d8-x"
+    assert agent.test("client", "web:80", family="6")["from"]["address"] == "fd00::2"
+    assert agent.test("client", "[fd00::1]:80")["from"]["address"] == "fd00::2"
+    assert agent.test("client", "default/web:80")["to"]["address"] == "10.0.0.1"
+
+
+def test_said_identity_overrides() -> None:
+    agent = Agent(deny(principals=["*/sa/other"]))
+    told = agent.test("client", "web:80", identity="spiffe://cluster.local/ns/x/sa/other")
+    assert not told["allowed"]
+    assert agent.test("client", "web:80", identity="")["path"] == "plaintext"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "said"),
+    [
+        ("nobody", "web:80", "no pod default/nobody"),
+        ("client", "nobody:80", "no pod default/nobody"),
+        ("client", "web", "no port"),
+        ("client", "web:http", "no port"),
+        ("client", "web:0", "no port"),
+        ("client", "web:70000", "no port"),
+        ("", "web:80", "no pod"),
+        ("client", "", "no port"),
+    ],
+)
+def test_wrong_questions(source: str, target: str, said: str) -> None:
+    assert said in Agent().test(source, target)["error"]
+
+
+def test_dry_run_is_told() -> None:
+    agent = Agent(policy(namespace="default", annotations={"istio.io/dry-run": "true"}))
+    told = agent.test("client", "web:80")
+    assert told["allowed"]
+    assert "no rule" in told["dry_run"]
+
+
+def test_rows() -> None:
+    agent = Agent(
+        policy(namespace="default", name="a"),
+        policy([{"from": []}], namespace="default", name="b"),
+        policy([{}], "AUDIT", namespace="default", name="c"),
+        policy(namespace="default", name="d", annotations={"istio.io/dry-run": "1"}),
+        policy([{"from": []}], "DENY", namespace="default", name="e"),
+        peer("?", namespace="default", name="f"),
+    )
+    rows = {row["name"]: row for row in agent.what_if.policies()["policies"]}
+    assert {name: row["state"] for name, row in rows.items()} == {
+        "a": "in force",
+        "b": "refused",
+        "c": "no effect",
+        "d": "dry run",
+        "e": "refused",
+        "f": "refused",
+    }
+    assert "allows nothing instead" in rows["b"]["message"]
+    assert "denies all instead" in rows["e"]["message"]
+    assert "STRICT instead" in rows["f"]["message"]
+    assert rows["a"]["action"] == "ALLOW"
+
+
+def test_one_policy_with_whom_it_takes() -> None:
+    agent = Agent(policy(namespace="default", selector={"matchLabels": {"app": "web"}}))
+    (told,) = agent.what_if.policy({"name": "p"})["policies"]
+    assert told["workloads"] == ["default/web-5d8-x"]
+    assert agent.what_if.policy({"name": "default/p"})["policies"] == [told]
+    assert "no policy" in agent.what_if.policy({"name": "other/p"})["error"]

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verdicts: when a worker is believed, what takes them back first, what is told of connections."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import structlog
+
+from tests.unit.agent.fakes import FakeDataPath, FakeWorker, until, workload
+from tests.unit.agent.test_dispatcher import Agent, agent, namespace, pod
+from ztunnel.agent.config import SameNode
+from ztunnel.agent.pods.netns_finder import NetnsHandle
+from ztunnel.agent.pods.pod import Pod, PodState
+from ztunnel.agent.traffic import same_node
+from ztunnel.agent.traffic.same_node import SameNodeTraffic, believe
+from ztunnel.datapath.bpf.layout import DirectState, Ending
+from ztunnel.datapath.bpf.ring_buffer import Ended
+from ztunnel.datapath.same_node_maps import BypassEntry, DirectEntry
+from ztunnel.ipc.messages import SameNodeAllowed
+from ztunnel.mesh.model import SocketAddress
+from ztunnel.mesh.policy.engine import Policies
+
+REVISION = 7
+
+
+def captured(name: str, ip: str, cookie: int) -> Pod:
+    made = workload(name, pod_uid=f"{name}-uid", addresses=(ip,), account=name)
+    return Pod(made, PodState.CAPTURED, "", cookie=cookie)
+
+
+A, B = captured("a", "10.244.1.2", 11), captured("b", "10.244.1.3", 12)
+NEWS = SameNodeAllowed(
+    source_ip="10.244.1.2",
+    source_identity=A.workload.identity,
+    pod_uid="b-uid",
+    destination=SocketAddress("10.244.1.3", 8080),
+    revision=REVISION,
+)
+
+
+def test_believed_when_all_agrees() -> None:
+    expected = BypassEntry(11, SocketAddress("10.244.1.3", 8080), 12)
+    assert believe(NEWS, [A, B], REVISION, SameNode.DIRECT) == expected
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"source_ip": "10.244.2.9"},  # no pod of this node
+        {"source_ip": "10.244.1.3"},  # the destination itself
+        {"source_identity": B.workload.identity},
+        {"pod_uid": "c-uid"},
+        {"pod_uid": "a-uid"},
+        {"destination": SocketAddress("10.244.1.2", 8080)},
+        {"destination": SocketAddress("10.244.1.3", 15001)},
+        {"destination": SocketAddress("10.244.1.3", 15006)},
+        {"destination": SocketAddress("10.244.1.3", 15008)},
+        {"revision": REVISION - 1},
+        {"revision": REVISION + 1},
+    ],
+    ids=str,
+)
+def test_not_believed_when_anything_does_not(lie: dict[str, Any]) -> None:
+    told = msgspec.structs.replace(NEWS, **lie)
+    assert isinstance(believe(told, [A, B], REVISION, SameNode.DIRECT), str)
+
+
+@pytest.mark.parametrize("state", [PodState.PENDING, PodState.STARTING])
+def test_not_believed_of_pods_that_are_not_captured(state: PodState) -> None:
+    late = captured("b", "10.244.1.3", 12)
+    late.state = state
+    assert isinstance(believe(NEWS, [A, late], REVISION, SameNode.DIRECT), str)
+    late.state, late.capture_problem = PodState.CAPTURED, "not in the kernel yet"
+    assert isinstance(believe(NEWS, [A, late], REVISION, SameNode.DIRECT), str)
+
+
+def test_encrypt_believes_nothing() -> None:
+    assert isinstance(believe(NEWS, [A, B], REVISION, SameNode.ENCRYPT), str)
+
+
+# The order of things, in an agent
+
+
+async def _pair(a: Agent) -> FakeWorker:
+    """An agent with two pods that a worker serves, and a verdict between them."""
+    for name in ("web", "db"):
+        a.namespaces.start(f"{name}-uid", name)
+    a.say(namespace(), pod("web", 2), pod("db", 3), pod("far", 9, node="n2"))
+    a.enroller.advance()
+    await until(lambda: len(a.store.current()) == 2)
+    worker = FakeWorker(a.options.agent_socket).greet()
+    await until(a.is_serving, "readiness")
+    await _give(a, worker)
+    return worker
+
+
+async def _give(a: Agent, worker: FakeWorker) -> None:
+    worker.channel.send(_news(a))
+    await until(lambda: bool(a.kernel.given), "a verdict")
+
+
+def _news(a: Agent, **other: Any) -> SameNodeAllowed:
+    news = SameNodeAllowed(
+        source_ip="10.244.1.2",
+        source_identity="spiffe://cluster.local/ns/shop/sa/web",
+        pod_uid="db-uid",
+        destination=SocketAddress("10.244.1.3", 80),
+        revision=a.feed.revision,
+    )
+    return msgspec.structs.replace(news, **other)
+
+
+def test_change_here_voids_verdicts_before_workers_hear_of_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with agent(tmp_path) as a:
+            worker = await _pair(a)
+            heard: list[int] = []
+            a.kernel.on_revoke = lambda: heard.append(a.feed.revision)
+            for change in (
+                {"uid": "another"},  # re-created under its name
+                {"serviceAccountName": "other"},
+                {"hostNetwork": True},
+                {},
+            ):
+                a.kernel.given.append(BypassEntry(1, SocketAddress("10.244.1.3", 80), 2))
+                before = a.feed.revision
+                heard.clear()
+                a.say(pod("db", 3, **change))
+                assert heard[0] == before
+                assert a.kernel.given == []
+            a.kernel.given.append(BypassEntry(1, SocketAddress("10.244.1.3", 80), 2))
+            a.mirror.delete("Pod", "shop", "db")
+            a.feed.changed()
+            assert a.kernel.given == []
+            worker.close()
+
+    asyncio.run(scenario())
+
+
+def test_change_elsewhere_leaves_verdicts_alone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with agent(tmp_path) as a:
+            worker = await _pair(a)
+            before = a.kernel.revocations
+            a.say(pod("far", 9, node="n2", uid="another"), pod("further", 10, node="n3"))
+            assert a.kernel.revocations == before
+            assert a.kernel.given
+            worker.close()
+
+    asyncio.run(scenario())
+
+
+def test_pod_that_moves_here_or_away_counts_as_here(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with agent(tmp_path) as a:
+            worker = await _pair(a)
+            a.say(pod("far", 9, node="n1"))
+            assert a.kernel.given == []
+            await _give(a, worker)
+            a.say(pod("far", 9, node="n2"))
+            assert a.kernel.given == []
+            worker.close()
+
+    asyncio.run(scenario())
+
+
+def test_opting_out_voids_verdicts(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with agent(tmp_path) as a:
+            worker = await _pair(a)
+            a.say(namespace(mode=""))
+            assert a.kernel.given == []
+            worker.channel.send(_news(a))
+            await asyncio.sleep(0.05)
+            assert a.kernel.given == []
+            worker.close()
+
+    asyncio.run(scenario())
+
+
+def test_with_the_last_worker_go_the_verdicts(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with agent(tmp_path) as a:
+            worker = await _pair(a)
+            second = FakeWorker(a.options.agent_socket, worker=1).greet()
+            await until(lambda: len(a.workers.sessions) == 2)
+            second.close()
+            await until(lambda: len(a.workers.sessions) == 1)
+            assert a.kernel.given
+            worker.close()
+            await until(lambda: not a.workers.sessions)
+            assert a.kernel.given == []
+
+    asyncio.run(scenario())
+
+
+def test_news_of_an_old_revision_or_of_a_pod_it_does_not_serve_is_void(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with agent(tmp_path) as a:
+            worker = await _pair(a)
+            a.kernel.given.clear()
+            worker.channel.send(_news(a, revision=a.feed.revision - 1))
+            worker.channel.send(_news(a, pod_uid="other-uid"))
+            mute = FakeWorker(a.options.agent_socket, ready=False, worker=1).greet()
+            await until(lambda: len(a.workers.sessions) == 2)
+            mute.channel.send(_news(a))
+            await until(lambda: a.same_node.sums.allowed_disbelieved == 1)
+            assert a.kernel.given == []
+            mute.close()
+            worker.close()
+
+    asyncio.run(scenario())
+
+
+def test_status_shows_mode_and_verdicts(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with agent(tmp_path) as a:
+            worker = await _pair(a)
+            _, status = await a.get("/v1/status")
+            assert status["same_node"]["mode"] == "direct"
+            assert status["same_node"]["verdicts"] == 1
+            a.same_node.renew()
+            assert a.kernel.lease == same_node.LEASE
+            worker.close()
+
+    asyncio.run(scenario())
+
+
+# What is told of connections
+
+
+def _entry(source: int = 11, target: int = 12) -> DirectEntry:
+    return DirectEntry(
+        source=SocketAddress("10.244.1.2", 40000),
+        destination=SocketAddress("10.244.1.3", 80),
+        netns_cookie=source,
+        destination_cookie=target,
+        generation=1,
+        owner=99,
+        born_ns=0,
+        state=DirectState.ACCEPTED,
+    )
+
+
+def _ended(port: int = 40000, ending: Ending = Ending.ORDERLY) -> Ended:
+    return Ended(
+        source=SocketAddress("10.244.1.2", port),
+        destination=SocketAddress("10.244.1.3", 80),
+        netns_cookie=11,
+        destination_cookie=12,
+        owner=99,
+        duration=0.25,
+        sent=10,
+        received=1000,
+        srtt_us=40,
+        retransmits=1,
+        ending=ending,
+    )
+
+
+def _traffic(kernel: FakeDataPath) -> SameNodeTraffic:
+    return SameNodeTraffic(kernel, SameNode.DIRECT, lambda: [A, B], Policies())
+
+
+def test_end_is_a_line_like_the_proxys() -> None:
+    kernel = FakeDataPath()
+    traffic = _traffic(kernel)
+    kernel.events = [_ended(), _ended(ending=Ending.RESET)]
+    with structlog.testing.capture_logs() as lines:
+        traffic.read()
+    assert [line["event"] for line in lines] == ["connection", "connection"]
+    first = lines[0]
+    assert first["same_node"] is True
+    assert first["direction"] == "outbound"
+    assert (first["src.addr"], first["dst.addr"]) == ("10.244.1.2:40000", "10.244.1.3:80")
+    assert (first["src.workload"], first["dst.workload"]) == ("a", "b")
+    assert first["src.identity"] == A.workload.identity
+    assert first["dst.identity"] == B.workload.identity
+    assert (first["bytes_sent"], first["bytes_recv"], first["duration"]) == (10, 1000, "250ms")
+    assert "error" not in first
+    assert lines[1]["error"] == "connection reset"
+    assert (traffic.sums.closed, traffic.sums.failed) == (2, 1)
+    assert (traffic.sums.sent, traffic.sums.received) == (20, 2000)
+
+
+def test_many_ends_are_summed_up_and_none_is_lost() -> None:
+    kernel = FakeDataPath()
+    traffic = _traffic(kernel)
+    kernel.events = [_ended(port) for port in range(1000, 6000)]
+    with structlog.testing.capture_logs() as lines:
+        traffic.read()
+    assert len(lines) == same_node.MOST_LINES + 1
+    assert sum(line.get("connections", 1) for line in lines) == 5000
+    assert sum(line["bytes_recv"] for line in lines) == 5_000_000
+    assert traffic.sums.closed == 5000
+
+
+def test_ends_are_named_after_the_pod_is_gone() -> None:
+    kernel = FakeDataPath()
+    pods = [A, B]
+    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: pods, Policies())
+    assert traffic.live() == []
+    kernel.events = [_ended()]
+    pods.clear()
+    with structlog.testing.capture_logs() as lines:
+        traffic.read()
+    assert lines[0]["src.workload"] == "a"
+
+
+def test_live_connections_are_rows_like_the_workers() -> None:
+    kernel = FakeDataPath()
+    kernel.connections = [_entry()]
+    row = _traffic(kernel).live()[0]
+    assert row["source"]["address"] == "10.244.1.2:40000"
+    assert row["destination"]["identity"] == B.workload.identity
+    assert row["same_node"] is True
+
+
+def test_capture_destroys_what_the_pod_had_open_before(tmp_path: Path) -> None:
+    kernel = FakeDataPath()
+    a = captured("a", "10.244.1.2", 11)
+    a.netns = NetnsHandle(os.open(tmp_path, os.O_RDONLY), 1)
+    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: [a, B], Policies())
+    kernel.connections = [_entry(), _entry(13, 14)]
+    traffic.captured(B)
+    assert kernel.destroyed == [_entry()]
+    kernel.events = [_ended(ending=Ending.FOREIGN)]
+    traffic.read()
+    assert kernel.destroyed[1:] == [_ended(ending=Ending.FOREIGN)]
+    assert traffic.sums.closed == 0
+    a.close()
+
+
+def test_pair_whose_connection_somebody_else_answered_is_not_believed_again() -> None:
+    kernel = FakeDataPath()
+    pods = [A, B]
+    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: pods, Policies())
+    traffic.allowed(NEWS, REVISION)
+    assert kernel.given
+    kernel.events = [_ended(ending=Ending.FOREIGN)]
+    traffic.read()
+    assert kernel.given == []
+    traffic.allowed(NEWS, REVISION)
+    assert kernel.given == []
+    pods[1] = captured("b", "10.244.1.3", 20)  # the pod in a new namespace
+    traffic.allowed(NEWS, REVISION)
+    assert kernel.given

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections without the proxy, in Istio's metrics and in those that only the kernel can give."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from tests.unit.telemetry.builders import pod
+from ztunnel.agent.traffic import same_node_metrics
+from ztunnel.agent.traffic.same_node_metrics import KernelCounts
+from ztunnel.datapath.bpf.layout import Ending
+from ztunnel.datapath.bpf.ring_buffer import Ended
+from ztunnel.mesh.model import SocketAddress
+from ztunnel.telemetry.labels import LABELS
+from ztunnel.telemetry.node_counters import METRICS, Totals
+from ztunnel.telemetry.same_node_rtt import RttTable
+
+WEB, DB = pod("web"), pod("db")
+EVENT = Ended(
+    source=SocketAddress("10.0.0.1", 40000),
+    destination=SocketAddress("10.0.0.2", 80),
+    netns_cookie=1,
+    destination_cookie=2,
+    owner=3,
+    duration=1.0,
+    sent=100,
+    received=2000,
+    srtt_us=40,
+    retransmits=1,
+    ending=Ending.ORDERLY,
+)
+
+
+def counted(ending: Ending, *, denied: bool = False) -> dict[tuple[str, str, str], int]:
+    """Values by metric, reporter and flag."""
+    totals = Totals(10)
+    counts = KernelCounts(totals, RttTable(10))
+    counts.add(msgspec.structs.replace(EVENT, ending=ending), WEB, DB, denied=denied)
+    counts.tell()
+    found = {}
+    for name, series in totals.snapshot().items():
+        for label_set, value in series:
+            labels = dict(zip(LABELS, label_set, strict=True))
+            assert labels["source_principal"] == WEB.identity
+            assert labels["destination_principal"] == DB.identity
+            assert labels["connection_security_policy"] == "unknown"
+            field = METRICS[name][1]
+            found[field, labels["reporter"], labels["response_flags"]] = value
+    return found
+
+
+@pytest.mark.parametrize("reporter", ["source", "destination"])
+@pytest.mark.parametrize(
+    ("ending", "denied", "flag", "failed"),
+    [
+        (Ending.ORDERLY, False, "-", 0),
+        (Ending.RESET, False, "-", 0),
+        (Ending.RESET, True, "DENY", 0),
+        (Ending.REFUSED, False, "CONNECT", 1),
+    ],
+)
+def test_it_counts_as_both_ends_would(
+    reporter: str, ending: Ending, denied: bool, flag: str, failed: int
+) -> None:
+    found = counted(ending, denied=denied)
+    assert found["opened", reporter, "-"] == found["closed", reporter, flag] == 1
+    assert found.get(("failed", reporter, flag), 0) == failed
+    assert found["sent", reporter, "-"] == 100
+    assert found["received", reporter, "-"] == 2000
+    assert {key[0] for key in found if key[2] not in ("-", flag)} == set()
+
+
+def test_round_trip_and_retransmits_are_the_pairs() -> None:
+    paths = RttTable(10)
+    counts = KernelCounts(Totals(10), paths)
+    for _ in range(3):
+        counts.add(EVENT, WEB, DB)
+    ((labels, path),) = paths.snapshot()
+    assert labels == ("web", "shop", "db", "shop")
+    assert (sum(path.counts), path.retransmits) == (3, 3)
+    assert path.total == pytest.approx(120e-6)
+
+
+def test_pods_that_nobody_remembers_are_unknown() -> None:
+    totals = Totals(10)
+    counts = KernelCounts(totals, RttTable(10))
+    counts.add(EVENT, None, None)
+    counts.tell()
+    (label_set, value), _ = totals.snapshot()["istio_tcp_connections_opened"]
+    assert (label_set[1], label_set[9], value) == ("unknown", "unknown", 1)
+
+
+def test_each_is_told_once_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when there are more pairs than are remembered."""
+    monkeypatch.setattr(same_node_metrics, "MOST_KNOWN", 2)
+    totals = Totals(20)
+    counts = KernelCounts(totals, RttTable(10))
+    pods = [pod(f"pod{number}") for number in range(3)]
+    for _ in range(2):
+        for one in pods:
+            for ending in (Ending.ORDERLY, Ending.REFUSED):
+                counts.add(msgspec.structs.replace(EVENT, ending=ending), one, DB)
+        counts.tell()
+    for name, value in (("opened", 4), ("closed", 2)):
+        series = totals.snapshot()[f"istio_tcp_connections_{name}"]
+        assert {found for _, found in series} == {value}
+    failed = totals.snapshot()["istio_tcp_connections_failed"]
+    assert sum(found for _, found in failed) == 12

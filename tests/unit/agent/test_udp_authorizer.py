@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Native UDP into captured pods: who is let in by which identity, and what is said of the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import structlog
+
+from tests.unit.agent.fakes import FakeUdpEntry, workload
+from ztunnel.agent.config import SameNode
+from ztunnel.agent.pods.pod import Pod, PodState
+from ztunnel.agent.traffic.udp_authorizer import TURN, UdpAuthorizer
+from ztunnel.datapath import udp_admission_maps
+from ztunnel.datapath.udp_admission_maps import UdpDecision
+from ztunnel.ipc.messages import Count
+from ztunnel.mesh.model import SocketAddress, Workload
+from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.model import Level, MtlsMode, PeerAuthentication, Selection
+
+HOST = "127.0.0.1"  # the test's pod has it: loopback stands in for the pod's namespace
+STRICT = PeerAuthentication(
+    namespace="shop",
+    name="default",
+    level=Level.NAMESPACE,
+    selection=Selection(namespace="shop"),
+    mode=MtlsMode.STRICT,
+)
+
+
+def pod(name: str, cookie: int, *addresses: str) -> Pod:
+    made = Pod(workload(name, addresses=addresses), state=PodState.CAPTURED, cookie=cookie)
+    made.netns = cast("Any", SimpleNamespace(fd=-1, close=lambda: None))
+    return made
+
+
+class Agent:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, mode: SameNode = SameNode.DIRECT) -> None:
+        self.entry, self.policies = FakeUdpEntry(), Policies()
+        self.pods = [pod("web", 7, HOST)]
+        self.brought: list[bytes] = []
+        self.counted: list[Count] = []
+        self.known: dict[str, Workload] = {}
+        self.judge = UdpAuthorizer(
+            self.entry,
+            self.policies,
+            lambda: self.pods,
+            self.known.get,
+            mode=mode,
+            count=self.counted.append,
+        )
+        monkeypatch.setattr(
+            udp_admission_maps, "deliver", lambda _, data, *__: self.brought.append(bytes(data))
+        )
+
+    @property
+    def at(self) -> SocketAddress:
+        return SocketAddress(*self.entry.judges[HOST].getsockname())
+
+    async def hears(self, sock: socket.socket, *payloads: bytes) -> None:
+        """The datagrams arrive, and are judged."""
+        before = self.judge.allowed + self.judge.denied
+        for payload in payloads:
+            sock.sendto(payload, (self.at.ip, self.at.port))
+        async with asyncio.timeout(5):
+            while self.judge.allowed + self.judge.denied < before + len(payloads):
+                await asyncio.sleep(0)
+
+
+def client() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((HOST, 0))
+    return sock
+
+
+def test_a_pod_that_no_policy_concerns_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        agent = Agent(monkeypatch)
+        agent.judge.changed()
+        assert agent.entry.opened == {HOST}
+        agent.policies.put(STRICT)
+        agent.judge.changed()
+        assert agent.entry.opened == set()
+        assert agent.entry.published == 2
+        agent.judge.close()
+
+    asyncio.run(run())
+
+
+def test_strict_keeps_plaintext_out_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        agent = Agent(monkeypatch)
+        agent.policies.put(STRICT)
+        agent.judge.changed()
+        with structlog.testing.capture_logs() as lines, client() as sock:
+            source = SocketAddress(*sock.getsockname())
+            agent.known[HOST] = workload("stranger")
+            await agent.hears(sock, b"hello")
+        assert agent.entry.verdicts == [UdpDecision(0, HOST, agent.at, False)]
+        assert agent.brought == []
+        assert [count.failed for count in agent.counted] == [1]
+        assert "udp" in agent.counted[0].labels
+        line = lines[0]
+        assert line["event"] == "denied"
+        assert (line["src.addr"], line["src.workload"]) == (str(source), "stranger")
+        assert (line["dst.workload"], line["policy"]) == ("web", "PeerAuthentication shop/default")
+        agent.judge.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("mode", list(SameNode))
+def test_pods_of_this_node_are_known_by_their_namespace(
+    monkeypatch: pytest.MonkeyPatch, mode: SameNode
+) -> None:
+    """Not where traffic inside the node is to be encrypted: who comes so has proven nothing."""
+
+    async def run() -> None:
+        agent = Agent(monkeypatch, mode)
+        agent.pods.append(pod("near", 8, HOST))
+        agent.policies.put(STRICT)
+        agent.judge.captured(agent.pods[0])
+        with client() as sock:
+            agent.entry.speakers[SocketAddress(*sock.getsockname())] = 8
+            with structlog.testing.capture_logs() as lines:
+                await agent.hears(sock, b"hello")
+        allowed = mode is SameNode.DIRECT
+        assert [line["event"] for line in lines] == ["let in" if allowed else "denied"]
+        assert lines[0].get("src.identity") == (
+            agent.pods[1].workload.identity if allowed else None
+        )
+        assert agent.entry.verdicts == [UdpDecision(8, HOST, agent.at, allowed)]
+        assert agent.brought == ([b"hello"] if allowed else [])
+        agent.judge.close()
+
+    asyncio.run(run())
+
+
+def test_who_has_anothers_address_is_not_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        agent = Agent(monkeypatch)
+        agent.pods.append(pod("near", 8, "10.1.0.8"))
+        agent.policies.put(STRICT)
+        agent.judge.captured(agent.pods[0])
+        with client() as sock:
+            agent.entry.speakers[SocketAddress(*sock.getsockname())] = 8
+            await agent.hears(sock, b"hello")
+        assert [verdict.allowed for verdict in agent.entry.verdicts] == [False]
+        agent.judge.close()
+
+    asyncio.run(run())
+
+
+def test_many_questions_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        agent = Agent(monkeypatch)
+        agent.judge.captured(agent.pods[0])
+        with client() as sock:
+            await agent.hears(sock, *(b"%d" % number for number in range(2 * TURN + 1)))
+        assert len(agent.brought) == 2 * TURN + 1
+        agent.judge.close()
+
+    asyncio.run(run())
+
+
+def test_sockets_go_with_their_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        agent = Agent(monkeypatch)
+        agent.judge.keep()
+        sock = agent.entry.judges[HOST]
+        agent.pods.clear()
+        agent.judge.changed()
+        assert sock.fileno() == -1
+
+    asyncio.run(run())

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which destinations the agent has carried, and which sockets take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import cast
+
+import msgspec
+
+from tests.unit.agent.fakes import FakeUdpPath, workload
+from ztunnel.agent.pods.pod import Pod
+from ztunnel.agent.traffic.udp_redirect import ASK_AGAIN, REJOIN, Udp
+from ztunnel.agent.traffic.udp_routes import UdpRouteTable
+from ztunnel.agent.workers.session import Session
+from ztunnel.datapath.bpf.layout import UdpDst
+from ztunnel.ipc.messages import ConnectUdpUnsupported, UdpSocketRequest, UdpSockets
+from ztunnel.kube.view.cluster_view import Change
+from ztunnel.mesh.enrollment import TUNNEL, TUNNEL_LABEL
+from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
+from ztunnel.mesh.policy.engine import Policies
+
+COOKIE = 77
+
+
+def far(name: str, *addresses: str, node: str = "n2") -> Workload:
+    return msgspec.structs.replace(workload(name, addresses=addresses), node=node)
+
+
+@dataclass
+class FakeSession:
+    udp: dict[int, int] = field(default_factory=dict)
+    given: list[str] = field(default_factory=list)
+
+    def send(self, message: UdpSockets, fds: list[int]) -> None:
+        assert len(fds) == 1
+        self.given.append(message.pod_uid)
+
+
+class Agent:
+    def __init__(self) -> None:
+        self.path = FakeUdpPath()
+        self.now = 0.0
+        self.sessions: list[FakeSession] = []
+        netns = SimpleNamespace(fd=-1)
+        facts = {"uid": "web-uid", "cookie": COOKIE, "netns": netns, "addresses": ()}
+        self.pod = cast("Pod", SimpleNamespace(**facts, workload=workload("web")))
+        self.udp = self.start()
+
+    def start(self) -> Udp:
+        ways = UdpRouteTable("n1", Policies(), encrypted=False)
+        return Udp(
+            self.path,
+            ways,
+            lambda: [self.pod],
+            lambda: cast("list[Session]", self.sessions),
+            lambda: self.now,
+        )
+
+    def joins(self, port: int = 0, uid: str = "web-uid") -> FakeSession:
+        session = FakeSession()
+        self.udp.need(cast("Session", session), UdpSocketRequest(uid, port))
+        self.sessions.append(session)
+        return session
+
+    def leaves(self, session: FakeSession) -> None:
+        self.sessions.remove(session)
+        self.udp.left(cast("Session", session))
+
+
+def test_carried_is_the_mesh_on_other_nodes() -> None:
+    agent = Agent()
+    plain = msgspec.structs.replace(far("plain", "10.2.0.9"), protocol=TunnelProtocol.NONE)
+    agent.udp.changed(
+        Change(
+            (
+                far("far", "10.2.0.1", "fd00::1"),
+                far("near", "10.1.0.1", node="n1"),
+                plain,
+                msgspec.structs.replace(far("host", "10.2.0.8"), host_network=True),
+            )
+        )
+    )
+    assert agent.path.carried == {"10.2.0.1", "fd00::1"}
+
+
+def test_destinations_follow_the_mesh() -> None:
+    agent = Agent()
+    one, two = far("one", "10.2.0.1"), far("two", "10.2.0.2")
+    agent.udp.changed(Change((one, two)))
+    agent.udp.changed(
+        Change(
+            (msgspec.structs.replace(one, addresses=("10.2.0.3",)),),
+            removed_workloads=(two.uid,),
+        )
+    )
+    assert agent.path.carried == {"10.2.0.3"}
+    agent.udp.changed(
+        Change(
+            (msgspec.structs.replace(one, protocol=TunnelProtocol.NONE),),
+        )
+    )
+    assert agent.path.carried == set()
+
+
+def test_an_address_stays_while_one_of_its_pods_is_there() -> None:
+    """A pod's address may be another's before the API tells that the first is gone."""
+    agent = Agent()
+    old, new = far("old", "10.2.0.1"), far("new", "10.2.0.1", node="n3")
+    agent.udp.changed(Change((old,)))
+    agent.udp.changed(Change((new,)))
+    agent.udp.changed(Change(removed_workloads=(old.uid,)))
+    assert agent.path.carried == {"10.2.0.1"}
+    agent.udp.changed(Change(removed_workloads=(new.uid,)))
+    assert agent.path.carried == set()
+
+
+def test_a_change_writes_only_what_it_is_about() -> None:
+    agent = Agent()
+    pods = tuple(far(f"p{number}", f"10.2.0.{number}") for number in range(1, 50))
+    agent.udp.changed(Change(pods))
+    written = agent.path.writes
+    agent.udp.changed(Change((msgspec.structs.replace(pods[0], labels={"a": "b"}),)))
+    assert agent.path.writes == written
+    agent.udp.changed(Change(removed_workloads=(pods[0].uid,)))
+    assert agent.path.writes == written + 1
+
+
+def test_a_destination_the_kernel_had_no_room_for_is_tried_again() -> None:
+    agent = Agent()
+    agent.path.room = 1
+    agent.udp.changed(Change((far("one", "10.2.0.1"), far("two", "10.2.0.2"))))
+    assert len(agent.path.carried) == 1
+    agent.path.room = 2
+    agent.udp.sweep()
+    assert agent.path.carried == {"10.2.0.1", "10.2.0.2"}
+
+
+def test_a_new_agent_takes_back_what_is_no_longer_true() -> None:
+    agent = Agent()
+    agent.path.ways = {SocketAddress(ip, 0): UdpDst.CARRY for ip in ("10.2.0.1", "10.9.9.9")}
+    agent.udp = agent.start()
+    assert agent.path.carried == {"10.2.0.1", "10.9.9.9"}  # until it knows better
+    agent.udp.changed(Change((far("one", "10.2.0.1"),)))
+    assert agent.path.carried == {"10.2.0.1"}
+
+
+def test_udp_to_a_node_without_connect_udp_passes_for_a_while() -> None:
+    agent = Agent()
+    pods = [far("a", "10.2.0.1"), far("b", "10.2.0.2"), far("c", "10.3.0.1", node="n3")]
+    agent.udp.changed(Change(tuple(pods)))
+    agent.udp.silent(ConnectUdpUnsupported(pods[0].uid))
+    agent.udp.silent(ConnectUdpUnsupported("unknown"))
+    assert agent.path.carried == {"10.3.0.1"}
+    agent.udp.changed(Change((far("d", "10.2.0.4"),)))
+    assert agent.path.carried == {"10.3.0.1"}
+    agent.now = ASK_AGAIN
+    agent.udp.sweep()
+    assert agent.path.carried == {"10.2.0.1", "10.2.0.2", "10.2.0.4", "10.3.0.1"}
+
+
+def test_each_worker_has_a_socket_of_its_own() -> None:
+    agent = Agent()
+    first, second = agent.joins(), agent.joins()
+    assert first.given == second.given == ["web-uid"]
+    assert agent.path.given[COOKIE] == [first.udp[COOKIE], second.udp[COOKIE]]
+    agent.leaves(first)
+    assert agent.path.given[COOKIE] == [second.udp[COOKIE]]
+    agent.leaves(second)
+    assert agent.path.given[COOKIE] == []
+
+
+def test_an_unknown_pod_gets_no_socket() -> None:
+    agent = Agent()
+    assert agent.joins(uid="other").given == []
+    assert agent.path.given == {}
+
+
+def test_workers_keep_their_sockets_when_the_agent_is_another() -> None:
+    agent = Agent()
+    agent.path.given[COOKIE] = [4000, 4001, 4002]
+    one, liar = agent.joins(port=4001), agent.joins(port=5353)
+    assert one.given == []
+    assert one.udp == {COOKIE: 4001}
+    assert liar.given == ["web-uid"]  # what no agent gave is not believed
+    assert agent.path.given[COOKIE] == [4001, liar.udp[COOKIE]]
+    agent.now = REJOIN
+    agent.path.given[COOKIE].append(4002)
+    agent.udp.sweep()
+    assert agent.path.given[COOKIE] == [4001, liar.udp[COOKIE]]
+
+
+def test_what_the_kernel_refused_is_tried_again() -> None:
+    agent = Agent()
+    agent.path.broken = True
+    worker = agent.joins()
+    agent.udp.sweep()
+    assert worker.given == []
+    agent.path.broken = False
+    agent.udp.sweep()
+    assert worker.given == ["web-uid"]
+    agent.udp.sweep()
+    assert worker.given == ["web-uid"]
+
+
+def test_a_pod_that_is_gone_is_not_written_again() -> None:
+    agent = Agent()
+    worker = agent.joins()
+    del agent.path.given[COOKIE]  # as unenrol does
+    agent.leaves(worker)
+    assert agent.path.given == {}
+
+
+def test_what_waited_is_sent_on_to_who_does_not_take_it() -> None:
+    agent = Agent()
+    agent.pod.addresses = ("10.1.0.1",)  # type: ignore[misc]
+    there = far("old", "10.2.0.1")
+    agent.udp.changed(Change((there,)))
+    source, to = SocketAddress("10.1.0.1", 4000), SocketAddress("10.2.0.1", 53)
+    agent.udp.silent(ConnectUdpUnsupported(there.uid, "web-uid", source, to, (b"one", b"two")))
+    assert agent.path.sent == [(source, to, (b"one", b"two"))]
+    forged = SocketAddress("10.1.0.9", 4000), SocketAddress("10.9.9.9", 53)
+    agent.udp.silent(ConnectUdpUnsupported(there.uid, "web-uid", forged[0], to, (b"x",)))
+    agent.udp.silent(ConnectUdpUnsupported(there.uid, "web-uid", source, forged[1], (b"x",)))
+    agent.udp.silent(ConnectUdpUnsupported(there.uid, "other", source, to, (b"x",)))
+    assert len(agent.path.sent) == 1
+
+
+def test_a_sidecar_that_takes_hbone_itself_is_not_sent_datagrams() -> None:
+    """It would refuse connect-udp, and its whole node be taken for one that does."""
+    agent = Agent()
+    sidecar = msgspec.structs.replace(far("side", "10.2.0.1"), labels={TUNNEL_LABEL: TUNNEL})
+    agent.udp.changed(Change((sidecar, far("other", "10.2.0.2"))))
+    assert agent.path.carried == {"10.2.0.2"}

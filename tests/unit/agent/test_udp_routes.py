@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the UDP of a node's pods goes: by who takes connect-udp, by policy, by service."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tests.unit.agent.fakes import workload
+from ztunnel.agent.traffic.udp_routes import UdpRouteTable
+from ztunnel.datapath.bpf.layout import UdpDst
+from ztunnel.kube.view.cluster_view import Change
+from ztunnel.mesh.model import (
+    Endpoint,
+    Service,
+    ServicePort,
+    SocketAddress,
+    TunnelProtocol,
+    Workload,
+)
+from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.model import Level, MtlsMode, PeerAuthentication, Selection
+
+CARRY, STRICT, PLAIN = UdpDst.CARRY, UdpDst.STRICT, UdpDst.PLAIN
+VIP = SocketAddress("10.96.0.1", 53)
+
+
+def pod(ip: str, *, node: str = "n2", plain: bool = False) -> Workload:
+    made = workload(ip, addresses=(ip,))
+    protocol = TunnelProtocol.NONE if plain else TunnelProtocol.HBONE
+    return msgspec.structs.replace(made, node=node, protocol=protocol)
+
+
+def service(*addresses: str) -> Service:
+    ends = tuple(Endpoint(address=ip, ports={"dns": 5300, "tcp": 80}) for ip in addresses)
+    ports = (ServicePort(53, "dns", "UDP"), ServicePort(80, "tcp"))
+    return Service(namespace="shop", name="dns", vips=(VIP.ip,), ports=ports, endpoints=ends)
+
+
+def strict(ports: dict[int, MtlsMode] | None = None) -> PeerAuthentication:
+    return PeerAuthentication(
+        namespace="shop",
+        name="default",
+        level=Level.NAMESPACE,
+        selection=Selection(namespace="shop"),
+        mode=MtlsMode.STRICT,
+        ports=ports or {},
+    )
+
+
+def ways(*, encrypted: bool = False) -> tuple[UdpRouteTable, Policies]:
+    policies = Policies()
+    return UdpRouteTable("n1", policies, encrypted=encrypted), policies
+
+
+def at(ip: str, port: int = 0) -> SocketAddress:
+    return SocketAddress(ip, port)
+
+
+def test_pods_of_this_node_are_carried_only_if_encrypted() -> None:
+    near = pod("10.1.0.1", node="n1")
+    for encrypted in (False, True):
+        made, _ = ways(encrypted=encrypted)
+        made.changed(Change((near,)))
+        assert made.wanted == ({at("10.1.0.1"): CARRY} if encrypted else {})
+
+
+def test_strict_refuses_only_where_nobody_takes_connect_udp() -> None:
+    made, policies = ways()
+    policies.put(strict())
+    pods = pod("10.2.0.1"), pod("10.2.0.2", plain=True), pod("10.1.0.1", node="n1")
+    made.changed(Change(pods))
+    assert made.wanted == {at("10.2.0.1"): CARRY, at("10.2.0.2"): STRICT}
+    made.silent = {"n2"}
+    made.reckon()
+    assert made.wanted == {at("10.2.0.1"): STRICT, at("10.2.0.2"): STRICT}
+    policies.remove(strict().key)
+    made.changed(Change(removed_policies=(strict().key,)))
+    assert made.wanted == {}
+
+
+def test_ports_may_be_exempt() -> None:
+    made, policies = ways()
+    there = pod("10.2.0.1", plain=True)
+    made.changed(Change((there,)))
+    mine = msgspec.structs.replace(
+        strict({53: MtlsMode.PERMISSIVE}),
+        level=Level.WORKLOAD,
+        selection=Selection(namespace="shop", uid=there.uid),
+    )
+    policies.put(mine)
+    made.reckon()
+    assert made.wanted == {at("10.2.0.1"): STRICT, at("10.2.0.1", 53): PLAIN}
+    assert made.at(at("10.2.0.1", 53)) is PLAIN
+    assert made.at(at("10.2.0.1", 54)) is STRICT
+    assert made.at(at("10.9.9.9", 54)) is PLAIN
+
+
+def test_a_service_is_carried_while_all_its_endpoints_can_be() -> None:
+    made, policies = ways()
+    far, near, plain = pod("10.2.0.1"), pod("10.1.0.1", node="n1"), pod("10.2.0.9", plain=True)
+    made.changed(Change((far, near, plain), (service("10.2.0.1", "10.1.0.1"),)))
+    assert made.wanted[VIP] is CARRY
+    assert at(VIP.ip, 80) not in made.wanted
+    made.changed(Change((), (service("10.2.0.1", "10.2.0.9"),)))
+    assert VIP not in made.wanted
+    policies.put(strict())
+    made.reckon()
+    assert made.wanted[VIP] is STRICT
+    made.changed(Change((msgspec.structs.replace(plain, protocol=TunnelProtocol.HBONE),)))
+    assert made.wanted[VIP] is CARRY  # by the workload's change alone
+    made.changed(Change(removed_services=("shop/dns",), removed_workloads=(plain.uid,)))
+    assert made.wanted == {at("10.2.0.1"): CARRY}
+
+
+def test_of_two_claims_on_an_address_the_stricter_counts_until_one_goes() -> None:
+    made, policies = ways()
+    policies.put(strict())
+    old = msgspec.structs.replace(pod("10.2.0.1", plain=True), uid="old")
+    new = pod("10.2.0.1")
+    made.changed(Change((old, new)))
+    assert made.wanted == {at("10.2.0.1"): STRICT}
+    made.changed(Change(removed_workloads=("old",)))
+    assert made.wanted == {at("10.2.0.1"): CARRY}
+    assert made.workload_at("10.2.0.1") == new

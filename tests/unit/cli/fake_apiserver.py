@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An API server as far as `ztctl --context` needs one: pods, tokens, exec and port-forward.
+
+A real one hands exec and port-forward on to a kubelet, which tests have none of. This one runs the
+command, or dials the port, here, and speaks the kubelet's side of the websocket protocol
+v4.channel.k8s.io. Ports are those of real `ztunnel.agent.api.remote_admin_server.Door`s in front
+of the agents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+from pathlib import Path
+
+from aiohttp import WSMsgType, web
+
+from ztunnel.agent.api.remote_admin_server import Door
+from ztunnel.kube.admin_endpoint import ACCOUNT, ANNOTATION
+from ztunnel.kube.constants import NAMESPACE
+
+_STDOUT, _STDERR, _ERROR = b"\1", b"\2", b"\3"
+
+
+class ApiServer:
+    """`agents` maps a node to the run directory of its agent; `forbidden` ones answer 403.
+
+    `notes` maps a node to its agent's annotation; `denied` has `exec`, `portforward`, `token`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.agents: dict[str, Path] = {}
+        self.forbidden: set[str] = set()
+        self.notes: dict[str, str] = {}
+        self.denied: set[str] = set()
+        self.execs: list[list[str]] = []
+        self.forwards: list[int] = []
+        self.tokens: dict[str, str] = {}  # token → audience
+        self.is_strict = False  # no token is good enough
+        self._doors: list[tuple[Door, asyncio.Task[None]]] = []
+        self.kubeconfig = directory / "kubeconfig"
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._runner: web.AppRunner | None = None
+
+    def __enter__(self) -> ApiServer:
+        self._thread.start()
+        port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        self.kubeconfig.write_text(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\nusers: [{name: c, user: {}}]\n"
+            f"clusters: [{{name: c, cluster: {{server: 'http://127.0.0.1:{port}'}}}}]\n"
+            "contexts: [{name: c, context: {cluster: c, user: c}}]\n"
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._runner is not None
+        asyncio.run_coroutine_threadsafe(self._close_doors(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def open_door(self, node: str) -> Door:
+        """Give a node's agent a port, and its pod the annotation."""
+        door = asyncio.run_coroutine_threadsafe(self._open_door(node), self._loop).result(10)
+        self.notes[node] = str(door.doorway)
+        return door
+
+    async def _open_door(self, node: str) -> Door:
+        door = Door(self.agents[node] / "admin.sock", self._refusal)
+        self._doors.append((door, asyncio.create_task(door.serve())))
+        return door
+
+    async def _close_doors(self) -> None:
+        for door, serving in self._doors:
+            serving.cancel()
+            await door.close()
+
+    def _refusal(self, token: str, audience: str) -> str:
+        is_good = self.tokens.get(token) == audience and not self.is_strict
+        return "" if is_good else "a stranger's token"
+
+    async def _start(self) -> int:
+        application = web.Application()
+        pods = f"/api/v1/namespaces/{NAMESPACE}/pods"
+        application.router.add_get(pods, self._pods)
+        application.router.add_get(pods + "/{name}/exec", self._exec)
+        application.router.add_get(pods + "/{name}/portforward", self._forward)
+        token = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{ACCOUNT}/token"
+        application.router.add_post(token, self._token)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        port: int = self._runner.addresses[0][1]
+        return port
+
+    async def _pods(self, request: web.Request) -> web.Response:
+        assert request.query["labelSelector"] == "app.kubernetes.io/name=ztunnel-agent"
+        items = [
+            {
+                "metadata": {
+                    "name": f"agent-{node}",
+                    "annotations": {ANNOTATION: self.notes[node]} if node in self.notes else None,
+                },
+                "spec": {"nodeName": node},
+            }
+            for node in self.agents
+        ]
+        return web.json_response({"kind": "PodList", "apiVersion": "v1", "items": items})
+
+    async def _exec(self, request: web.Request) -> web.StreamResponse:
+        node = request.match_info["name"].removeprefix("agent-")
+        if node in self.forbidden or "exec" in self.denied:
+            return web.json_response({"message": "pods/exec is forbidden"}, status=403)
+        assert request.query["container"] == "agent"
+        command = request.query.getall("command")
+        self.execs.append(command)
+        socket = web.WebSocketResponse(protocols=["v4.channel.k8s.io"])
+        await socket.prepare(request)
+        argv = [sys.executable, "-m", "ztctl.main", *command[1:]]
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            "--run-dir",
+            str(self.agents[node]),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        await self._carry(socket, process)
+        return socket
+
+    async def _token(self, request: web.Request) -> web.Response:
+        if "token" in self.denied:
+            return web.json_response({"message": "serviceaccounts/token is forbidden"}, status=403)
+        asked = await request.json()
+        token = f"token-{len(self.tokens)}"
+        (self.tokens[token],) = asked["spec"]["audiences"]
+        return web.json_response(asked | {"status": {"token": token}}, status=201)
+
+    async def _forward(self, request: web.Request) -> web.StreamResponse:
+        node = request.match_info["name"].removeprefix("agent-")
+        if node in self.forbidden or "portforward" in self.denied:
+            return web.json_response({"message": "pods/portforward is forbidden"}, status=403)
+        port = int(request.query["ports"])
+        self.forwards.append(port)
+        socket = web.WebSocketResponse(protocols=["v4.channel.k8s.io"])
+        await socket.prepare(request)
+        for channel in (b"\0", b"\1"):
+            await socket.send_bytes(channel + port.to_bytes(2, "little"))
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError as error:
+            await socket.send_bytes(b"\1" + f"dial: {error}".encode())
+            await socket.close()
+            return socket
+
+        async def out() -> None:
+            while data := await reader.read(4096):
+                await socket.send_bytes(b"\0" + data)
+            await socket.close()
+
+        sending = asyncio.create_task(out())
+        async for message in socket:
+            if message.type is WSMsgType.BINARY and message.data[:1] == b"\0":
+                writer.write(message.data[1:])
+                await writer.drain()
+        sending.cancel()
+        writer.close()
+        return socket
+
+    async def _carry(
+        self, socket: web.WebSocketResponse, process: asyncio.subprocess.Process
+    ) -> None:
+        async def out(stream: asyncio.StreamReader, channel: bytes) -> None:
+            while data := await stream.read(4096):
+                await socket.send_bytes(channel + data)
+
+        async def into() -> None:
+            assert process.stdin is not None
+            async for message in socket:
+                if message.type is WSMsgType.BINARY and message.data[:1] == b"\0":
+                    process.stdin.write(message.data[1:])
+                    await process.stdin.drain()
+            process.stdin.close()
+
+        assert process.stdout is not None
+        assert process.stderr is not None
+        reading = asyncio.create_task(into())
+        await asyncio.gather(out(process.stdout, _STDOUT), out(process.stderr, _STDERR))
+        status = await process.wait()
+        if not socket.closed:
+            ended = {"status": "Success"} if status == 0 else {"status": "Failure"}
+            await socket.send_bytes(_ERROR + json.dumps(ended).encode())
+            await socket.close()
+        await reading

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Istio's IstioOperator document: what is honoured, what is ignored aloud, what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ztctl.mesh_config import Effect, MeshConfigError, MeshSettings, Outbound, read
+
+AS_IT_IS = """
+apiVersion: install.istio.io/v1alpha1
+kind: IstioOperator
+spec:
+  meshConfig:
+    defaultConfig:
+      proxyProtocol: ambient
+    enableAmbient: true
+"""
+
+
+def _document(mesh_config: Any = None, **spec: Any) -> dict[str, Any]:
+    if mesh_config is not None:
+        spec["meshConfig"] = mesh_config
+    return {"apiVersion": "install.istio.io/v1alpha1", "kind": "IstioOperator", "spec": spec}
+
+
+def test_the_usual_document_is_taken_as_it_is() -> None:
+    settings, notes = read(yaml.safe_load(AS_IT_IS))
+    assert settings == MeshSettings()
+    assert {note.field for note in notes} == {
+        "spec.meshConfig.defaultConfig.proxyProtocol",
+        "spec.meshConfig.enableAmbient",
+    }
+    assert {note.effect for note in notes} == {Effect.ALWAYS}
+
+
+def test_settings_are_read() -> None:
+    selectors: list[dict[str, Any]] = [
+        {"matchLabels": {"mesh": "yes"}},
+        {"matchExpressions": [{"key": "env", "operator": "NotIn", "values": ["dev"]}]},
+    ]
+    settings, notes = read(
+        _document(
+            {
+                "trustDomain": "example.org",
+                "rootNamespace": "policies",
+                "discoverySelectors": selectors,
+                "outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"},
+            }
+        )
+    )
+    assert settings == MeshSettings(
+        "example.org", "policies", tuple(selectors), Outbound.REGISTRY_ONLY
+    )
+    assert {note.effect for note in notes} == {Effect.HONOURED}
+
+
+def test_every_field_that_is_ignored_is_named_with_the_reason() -> None:
+    _, notes = read(
+        {
+            **_document(
+                {"accessLogFile": "/dev/stdout", "defaultConfig": {"tracing": {"sampling": 1}}},
+                profile="demo",
+                hub="docker.io/istio",
+                components={"cni": {"enabled": True}},
+                values={"global": {"logging": {"level": "debug"}}},
+                nonsense=[1, 2],
+            ),
+            "metadata": {"name": "mesh"},
+        }
+    )
+    assert {note.field: note.effect for note in notes} == dict.fromkeys(
+        (
+            "spec.meshConfig.accessLogFile",
+            "spec.meshConfig.defaultConfig.tracing.sampling",
+            "spec.profile",
+            "spec.hub",
+            "spec.components.cni.enabled",
+            "spec.values.global.logging.level",
+            "spec.nonsense",
+            "metadata.name",
+        ),
+        Effect.IGNORED,
+    )
+    assert all(note.meaning for note in notes)
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "nothing": (None, "found nothing"),
+    "a list": ([1], "found list"),
+    "another kind": ({"apiVersion": "v1", "kind": "Pod"}, "found v1 and Pod"),
+    "no ambient": (_document({"enableAmbient": False}), "spec.meshConfig.enableAmbient: False"),
+    "another proxy": (_document({"defaultConfig": {"proxyProtocol": "envoy"}}), "proxyProtocol"),
+    "a trust domain that is none": (_document({"trustDomain": "A_b"}), "no DNS name"),
+    "a trust domain that is a number": (_document({"trustDomain": 7}), "no DNS name"),
+    "an option in a name": (_document({"rootNamespace": "a --x=y"}), "no DNS name"),
+    "an unknown mode": (_document({"outboundTrafficPolicy": {"mode": "ALLOW"}}), "REGISTRY_ONLY"),
+    "selectors that are no list": (_document({"discoverySelectors": {}}), "expected a list"),
+    "a selector with other fields": (
+        _document({"discoverySelectors": [{"labels": {}}]}),
+        r"discoverySelectors\[0\]",
+    ),
+    "a label that is no text": (
+        _document({"discoverySelectors": [{"matchLabels": {"a": True}}]}),
+        "as text",
+    ),
+    "an unknown operator": (
+        _document({"discoverySelectors": [{"matchExpressions": [{"key": "a", "operator": "Is"}]}]}),
+        "DoesNotExist",
+    ),
+    "In without values": (
+        _document({"discoverySelectors": [{"matchExpressions": [{"key": "a", "operator": "In"}]}]}),
+        "need values",
+    ),
+    "text where fields belong": (_document("ambient"), "expected fields below"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_would_make_another_mesh_is_refused_with_its_field(case: str) -> None:
+    document, complaint = REFUSED[case]
+    with pytest.raises(MeshConfigError, match=complaint):
+        read(document)
+
+
+names = st.sampled_from(["meshConfig", "defaultConfig", "enableAmbient", "trustDomain", "x", ""])
+trees = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(trees)
+def test_any_document_is_read_or_refused(spec: Any) -> None:
+    with contextlib.suppress(MeshConfigError):
+        read({"apiVersion": "install.istio.io/v1alpha1", "kind": "IstioOperator", "spec": spec})

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every target bears what past runs found, and a short run of the engine; the harness finds a
+planted fault. The long runs: docs/fuzzing.md."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import corpus_files, targets
+
+if platform.machine() != "x86_64":
+    pytest.skip("atheris has no wheel for this machine", allow_module_level=True)
+
+from tests.fuzz.__main__ import run
+from tests.fuzz.engine import load
+
+RUNS = 2000
+
+
+@pytest.mark.parametrize("name", targets.NAMES)
+def test_what_past_runs_found_is_borne(name: str) -> None:
+    target, inputs = load(name), corpus_files.read(name)
+    assert inputs, "no corpus"
+    assert sum(map(len, inputs)) < 64 * 1024, "a corpus is to stay small"
+    for octets in [b"", *target.seeds, *inputs]:
+        target.check(octets)
+
+
+@pytest.mark.parametrize("name", targets.NAMES)
+def test_a_short_run_finds_nothing(name: str, tmp_path: Path) -> None:
+    outcome = run(name, RUNS, 1, tmp_path)
+    assert not outcome.finding, outcome.said
+    assert outcome.runs >= RUNS
+    assert outcome.covered > 10, "nothing was instrumented"
+
+
+def test_a_planted_fault_is_found(tmp_path: Path) -> None:
+    outcome = run("tests.unit.fuzz.seeded_bug", 20_000, 1, tmp_path)
+    assert "planted" in outcome.said
+    (left,) = tmp_path.iterdir()
+    assert left.read_bytes().count(b",again") >= 3
+    assert outcome.finding.endswith(str(left))

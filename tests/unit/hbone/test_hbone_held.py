@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Octets that wait for slow readers: the connection goes on, up to a bound."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.hbone.wire_helpers import data, greeted, request, split
+from ztunnel.hbone import constants
+from ztunnel.hbone.connection import Connection, Role
+from ztunnel.hbone.events import ConnectionFailed, DataReceived
+from ztunnel.hbone.flow_control import HeldCredit
+from ztunnel.hbone.frames import FrameType
+
+LIMIT = 1000
+PIECE = 1024 * 1024
+
+
+@given(st.lists(st.integers(-600, 600)))
+def test_only_octets_beyond_the_limit_count_against_the_connection(steps: list[int]) -> None:
+    held, total, owed = HeldCredit(LIMIT), 0, 0  # owed: received, but not credited yet
+    for step in steps:
+        n = min(abs(step), total) if step < 0 else step
+        if step < 0:
+            owed -= held.remove(n)
+            total -= n
+        else:
+            owed += n - held.add(n)
+            total += n
+        assert owed == max(total - LIMIT, 0)
+
+
+def serving(streams: int) -> Connection:
+    server = greeted(Role.SERVER)
+    for number in range(streams):
+        server.receive(memoryview(request(2 * number + 1)), 0)
+        server.respond(2 * number + 1, 200)
+    server.take_output()
+    return server
+
+
+def stall(server: Connection, stream_id: int, octets: int) -> None:
+    """The peer sends what the reader of the stream does not take."""
+    for _ in range(octets // PIECE):
+        for event in server.receive(memoryview(data(stream_id, bytes(PIECE))), 0):
+            assert isinstance(event, DataReceived), event
+            server.hold(len(event.payload))
+
+
+def credited(server: Connection) -> set[int]:
+    """The streams, 0 for the connection, whose window was given back."""
+    sent = split(server.take_output())
+    return {stream_id for kind, _, stream_id, _ in sent if kind == FrameType.WINDOW_UPDATE}
+
+
+def test_held_octets_return_the_connections_window_but_not_the_streams() -> None:
+    server = serving(1)
+    stall(server, 1, constants.STREAM_WINDOW)
+    assert credited(server) == {0}
+    server.consumed_held(1, constants.STREAM_WINDOW)
+    assert credited(server) == {1}
+
+
+def test_a_peer_can_make_us_hold_the_limit_and_one_connection_window_no_more() -> None:
+    bound = constants.HELD_LIMIT + constants.CONNECTION_WINDOW
+    full = bound // constants.STREAM_WINDOW
+    server = serving(full + 1)
+    for number in range(full):
+        stall(server, 2 * number + 1, constants.STREAM_WINDOW)
+    (event,) = server.receive(memoryview(data(2 * full + 1, b"one more")), 0)
+    assert isinstance(event, ConnectionFailed)

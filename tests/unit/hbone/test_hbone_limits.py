@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a connection holds and bears is bounded; what is honest is never punished."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+
+from tests.unit.hbone.wire_helpers import (
+    CONNECT,
+    client_with_stream,
+    data,
+    greeted,
+    payload_of,
+    request,
+    response,
+    split,
+)
+from ztunnel.hbone import constants, frames
+from ztunnel.hbone.connection import Connection, Role
+from ztunnel.hbone.errors import ApiMisuseError, ErrorCode
+from ztunnel.hbone.events import (
+    ConnectionFailed,
+    DataReceived,
+    GoAway,
+    PongReceived,
+    RequestReceived,
+    SettingsReceived,
+    StreamReset,
+    WindowOpened,
+)
+from ztunnel.hbone.frames import PADDED, FrameType, Setting
+
+
+def resets_sent(connection: Connection) -> list[int]:
+    sent = split(connection.take_output())
+    return [stream_id for kind, _, stream_id, _ in sent if kind == FrameType.RST_STREAM]
+
+
+def test_ten_thousand_streams_meet_the_limit_of_200() -> None:
+    server = greeted(Role.SERVER)
+    accepted, failure = 0, None
+    for stream_id in range(1, 20_001, 2):
+        for event in server.receive(memoryview(request(stream_id)), 0.0):
+            accepted += isinstance(event, RequestReceived)
+            failure = event if isinstance(event, ConnectionFailed) else failure
+    assert accepted == constants.MAX_CONCURRENT_STREAMS
+    assert failure is not None
+    assert failure.code == ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_streams_above_the_limit_are_refused_and_room_is_used_again() -> None:
+    server = greeted(Role.SERVER, max_streams=2)
+    server.receive(memoryview(request(1) + request(3) + request(5)), 0.0)
+    assert resets_sent(server) == [5]
+    server.reset(1)
+    assert len(server.receive(memoryview(request(7)), 0.0)) == 1
+
+
+def test_answered_streams_may_be_reset_without_end() -> None:
+    server = greeted(Role.SERVER)
+    for stream_id in range(1, 20_001, 2):
+        server.receive(memoryview(request(stream_id)), 0.0)
+        server.respond(stream_id, 200)
+        octets = frames.rst_stream(stream_id, ErrorCode.CANCEL)
+        assert server.receive(memoryview(octets), 0.0) == [StreamReset(stream_id, 8)]
+        server.take_output()
+    assert server.open_streams == 0
+
+
+def test_ends_that_cross_on_a_busy_tunnel_are_no_flood() -> None:
+    server = greeted(Role.SERVER)
+    for stream_id in range(1, 20_001, 2):
+        server.receive(memoryview(request(stream_id)), 0.0)
+        server.respond(stream_id, 200)
+        server.reset(stream_id)
+        late = (
+            frames.window_update(stream_id, 1000)
+            + data(stream_id, b"late")
+            + data(stream_id, b"", frames.END_STREAM)
+            + frames.rst_stream(stream_id, ErrorCode.CANCEL)
+        )
+        assert server.receive(memoryview(late), 0.0) == []
+        server.take_output()
+
+
+def test_honest_pings_over_days_are_answered() -> None:
+    server = greeted(Role.SERVER)
+    for beat in range(20_000):
+        assert server.receive(memoryview(frames.ping(b"12345678")), beat * 10.0) == []
+        assert server.take_output() == frames.ping(b"12345678", ack=True)
+
+
+def test_answers_that_are_never_read_end_the_connection() -> None:
+    server = greeted(Role.SERVER)
+    events = []
+    for second in range(10_000):
+        events += server.receive(memoryview(frames.ping(bytes(8)) * 100), float(second))
+    assert isinstance(events[-1], ConnectionFailed)
+    assert len(server.take_output()) < 2 * constants.MAX_QUEUED_OUTPUT
+
+
+def test_unfinished_frames_hold_no_more_than_the_header_limit() -> None:
+    server = greeted(Role.SERVER)
+    server.receive(memoryview(request(1)), 0.0)
+    server.respond(1, 200)
+    chunk = memoryview(bytes(64 * 1024))
+    tracemalloc.start()
+    server.receive(memoryview(data(1, bytes(constants.MAX_FRAME_SIZE))[:9]), 0.0)
+    for _ in range(15):
+        server.receive(chunk, 0.0)
+    held, _peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 16 * 1024
+
+
+def test_payload_is_passed_on_before_its_frame_is_complete_and_without_a_copy() -> None:
+    client = client_with_stream(200)
+    chunk = bytearray(data(1, b"0123456789")[:12])
+    (event,) = client.receive(memoryview(chunk), 0.0)
+    assert isinstance(event, DataReceived)
+    assert bytes(event.payload) == b"012"
+    chunk[9:12] = b"abc"
+    assert bytes(event.payload) == b"abc"
+
+
+def test_credit_comes_back_in_large_updates() -> None:
+    client = client_with_stream(200)
+    for _ in range(4):
+        client.receive(memoryview(data(1, bytes(constants.MAX_FRAME_SIZE))), 0.0)
+    client.consumed(1, constants.MAX_FRAME_SIZE - 1)
+    assert client.take_output() == b""
+    client.consumed(1, 1)
+    assert client.take_output() == frames.window_update(1, constants.MAX_FRAME_SIZE)
+    client.consumed(1, 3 * constants.MAX_FRAME_SIZE)
+    increments = {sid: payload for _, _, sid, payload in split(client.take_output())}
+    assert increments.keys() == {0, 1}
+
+
+def test_padding_is_given_back_by_the_codec_itself() -> None:
+    client = greeted(Role.CLIENT, stream_window=65_535, connection_window=65_535)
+    client.request(CONNECT)
+    client.receive(memoryview(response(1, 200)), 0.0)
+    frame = data(1, b"\xff" + b"p" + bytes(255), PADDED)
+    for _ in range(100_000):
+        (event,) = client.receive(memoryview(frame), 0.0)
+        assert isinstance(event, DataReceived)
+        client.consumed(1, 1)
+    assert not client.failed
+
+
+def test_late_data_of_a_reset_stream_does_not_eat_the_connection_window() -> None:
+    client = client_with_stream(200)
+    client.reset(1)
+    frame = data(1, bytes(constants.MAX_FRAME_SIZE))
+    for _ in range(100):
+        assert client.receive(memoryview(frame), 0.0) == []
+    assert not client.failed
+
+
+def test_giving_back_more_than_came_is_a_bug_of_the_caller() -> None:
+    client = client_with_stream(200)
+    client.receive(memoryview(data(1, b"abc")), 0.0)
+    with pytest.raises(ApiMisuseError):
+        client.consumed(1, 4)
+    client.consumed(1, 3)
+
+
+def test_sending_stops_at_the_window_and_opens_again() -> None:
+    client = client_with_stream(200)
+    while room := client.sendable(1):
+        client.data_frame_header(1, room)
+    with pytest.raises(ApiMisuseError):
+        client.data_frame_header(1, 1)
+    assert client.receive(memoryview(frames.window_update(1, 10)), 0.0) == [WindowOpened(1)]
+    assert client.sendable(1) == 0  # the connection's window is still shut
+    assert client.receive(memoryview(frames.window_update(0, 7)), 0.0) == [WindowOpened(0)]
+    assert client.sendable(1) == 7
+
+
+def test_smaller_initial_window_makes_a_stream_window_negative() -> None:
+    client = client_with_stream(200)
+    client.data_frame_header(1, 16_384)
+    shrink = frames.settings_frame([(Setting.INITIAL_WINDOW_SIZE, 0)])
+    assert client.receive(memoryview(shrink), 0.0) == [SettingsReceived()]
+    assert client.sendable(1) == 0
+    assert client.receive(memoryview(frames.window_update(1, 16_384)), 0.0) == []
+    assert client.receive(memoryview(frames.window_update(1, 1)), 0.0) == [WindowOpened(1)]
+    assert client.sendable(1) == 1
+
+
+def test_frames_grow_to_what_the_peer_takes() -> None:
+    client = client_with_stream(200)
+    assert client.sendable(1) == constants.DEFAULT_FRAME_SIZE
+    wide = frames.settings_frame(
+        [(Setting.MAX_FRAME_SIZE, 1 << 20), (Setting.INITIAL_WINDOW_SIZE, 1 << 22)]
+    ) + frames.window_update(0, 1 << 24)
+    client.receive(memoryview(wide), 0.0)
+    assert client.sendable(1) == 1 << 20
+
+
+def test_header_goes_in_front_of_the_payload_in_place() -> None:
+    client = client_with_stream(200)
+    buffer = bytearray(b"." * 9 + b"payload")
+    client.write_data_header_into(buffer, 0, 1, 7, end_stream=True)
+    assert split(bytes(buffer)) == [(FrameType.DATA, frames.END_STREAM, 1, b"payload")]
+    assert client.sendable(1) == 0
+
+
+def test_goaway_gives_back_what_was_never_looked_at() -> None:
+    client = greeted(Role.CLIENT)
+    for _ in range(3):
+        client.request(CONNECT)
+    events = client.receive(memoryview(frames.goaway(3, 0)), 0.0)
+    assert events == [GoAway(3, 0), StreamReset(5, ErrorCode.REFUSED_STREAM)]
+    assert client.open_streams == 2
+    assert not client.can_open_stream
+    with pytest.raises(ApiMisuseError):
+        client.request(CONNECT)
+
+
+def test_draining_server_refuses_new_streams_and_serves_the_old() -> None:
+    server = greeted(Role.SERVER)
+    server.receive(memoryview(request(1)), 0.0)
+    server.goaway()
+    server.take_output()
+    assert server.receive(memoryview(request(3)), 0.0) == []
+    assert resets_sent(server) == [3]
+    server.respond(1, 200)
+    events = server.receive(memoryview(data(1, b"still here")), 0.0)
+    assert payload_of(events) == b"still here"
+
+
+def test_client_keeps_to_the_peers_stream_limit() -> None:
+    client = Connection(Role.CLIENT)
+    limit = frames.settings_frame([(Setting.MAX_CONCURRENT_STREAMS, 1)])
+    client.receive(memoryview(limit), 0.0)
+    assert client.request(CONNECT) == 1
+    assert not client.can_open_stream
+    client.receive(memoryview(response(1, 503, end=True)), 0.0)
+    client.end_stream(1)
+    assert client.can_open_stream
+
+
+def test_without_a_limit_by_the_peer_only_the_first_hundred_are_careful() -> None:
+    client = Connection(Role.CLIENT)
+    while client.can_open_stream:
+        client.request(CONNECT)
+    assert client.open_streams == constants.ASSUMED_PEER_STREAMS
+    client.receive(memoryview(frames.settings_frame([])), 0.0)
+    assert client.can_open_stream
+
+
+def test_id_of_a_refused_stream_is_used_up() -> None:
+    server = greeted(Role.SERVER, max_streams=1)
+    server.receive(memoryview(request(1) + request(5)), 0.0)
+    assert resets_sent(server) == [5]
+    server.reset(1)
+    (failure,) = server.receive(memoryview(request(3)), 0.0)
+    assert isinstance(failure, ConnectionFailed)
+    assert failure.code == ErrorCode.STREAM_CLOSED
+
+
+def test_ping_comes_back() -> None:
+    client = greeted(Role.CLIENT)
+    client.ping(b"12345678")
+    assert client.take_output() == frames.ping(b"12345678")
+    events = client.receive(memoryview(frames.ping(b"12345678", ack=True)), 0.0)
+    assert events == [PongReceived(b"12345678")]
+
+
+def test_server_sends_no_data_before_its_response() -> None:
+    server = greeted(Role.SERVER)
+    server.receive(memoryview(request(1)), 0.0)
+    assert server.sendable(1) == 0
+    with pytest.raises(ApiMisuseError):
+        server.end_stream(1)
+
+
+@pytest.mark.parametrize("value", [b"a\r\nb", b"a\x00", b" a"])
+def test_header_injection_by_our_own_side_is_refused(value: bytes) -> None:
+    with pytest.raises(ApiMisuseError):
+        greeted(Role.CLIENT).request([*CONNECT, (b"baggage", value)])
+
+
+def test_extended_connect_is_offered_and_taken_when_enabled() -> None:
+    server = Connection(Role.SERVER, extended_connect=True)
+    client = Connection(Role.CLIENT)
+    client.receive(memoryview(server.take_output()), 0.0)
+    assert client.peer_extended_connect
+    fields = [*CONNECT, (b":scheme", b"https"), (b":path", b"/"), (b":protocol", b"connect-udp")]
+    client.request(fields)
+    events = server.receive(memoryview(client.take_output()), 0.0)
+    requests = [event for event in events if isinstance(event, RequestReceived)]
+    assert [event.protocol for event in requests] == [b"connect-udp"]
+
+
+def test_nothing_follows_a_failure() -> None:
+    server = greeted(Role.SERVER)
+    events = server.receive(memoryview(data(1, b"x") + request(1)), 0.0)
+    assert [type(event) for event in events] == [ConnectionFailed]
+    assert server.receive(memoryview(request(1)), 0.0) == []

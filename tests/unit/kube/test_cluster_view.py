@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mirror: one change at a time comes to the same as everything at once."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.kube import objects
+from tests.unit.kube.objects import AMBIENT
+from ztunnel.kube.objects import translation
+from ztunnel.kube.objects.fields import Object, ObjectKey, key_of
+from ztunnel.kube.view.cluster_view import Change, ClusterView
+from ztunnel.mesh.model import TunnelProtocol, Workload
+from ztunnel.mesh.selectors import parse
+from ztunnel.mesh.state import MeshState
+
+
+def make(*objs: Object) -> ClusterView:
+    mirror = ClusterView("td", "c")
+    for obj in objs:
+        mirror.upsert(obj)
+    return mirror
+
+
+def names(change: Change) -> list[str]:
+    return [w.name for w in change.workloads] + [s.name for s in change.services]
+
+
+def test_drain_tells_each_difference_once() -> None:
+    mirror = make(objects.pod("a", "10.0.0.1"))
+    assert names(mirror.drain()) == ["a"]
+    assert not mirror.drain()
+
+
+def test_unchanged_object_is_no_change() -> None:
+    mirror = make(objects.pod("a", "10.0.0.1"), objects.service("s", "10.96.0.1"))
+    mirror.drain()
+    mirror.upsert(objects.pod("a", "10.0.0.1"))
+    mirror.upsert(objects.service("s", "10.96.0.1"))
+    assert not mirror.drain()
+
+
+def test_what_came_and_went_between_drains_is_no_change() -> None:
+    mirror = make(objects.pod("a", "10.0.0.1"))
+    mirror.delete("Pod", "default", "a")
+    assert not mirror.drain()
+
+
+def test_what_went_and_came_back_the_same_is_no_change() -> None:
+    mirror = make(objects.pod("a", "10.0.0.1"))
+    mirror.drain()
+    mirror.delete("Pod", "default", "a")
+    mirror.upsert(objects.pod("a", "10.0.0.1"))
+    assert not mirror.drain()
+
+
+def test_namespace_label_enrols_its_pods_and_no_other() -> None:
+    mirror = make(
+        objects.namespace("x"),
+        objects.pod("a", "10.0.0.1", namespace="x"),
+        objects.pod("b", "10.0.0.2", namespace="y"),
+    )
+    mirror.drain()
+    mirror.upsert(objects.namespace("x", AMBIENT))
+    change = mirror.drain()
+    assert [(w.name, w.protocol) for w in change.workloads] == [("a", TunnelProtocol.HBONE)]
+
+
+def test_deleted_namespace_enrols_no_more() -> None:
+    mirror = make(objects.namespace("x", AMBIENT), objects.pod("a", "10.0.0.1", namespace="x"))
+    mirror.delete("Namespace", "", "x")
+    assert mirror.snapshot().workloads[0].protocol is TunnelProtocol.NONE
+
+
+def test_namespace_may_come_after_its_pods() -> None:
+    mirror = make(objects.pod("a", "10.0.0.1"), objects.namespace("default", AMBIENT))
+    assert mirror.snapshot().workloads[0].protocol is TunnelProtocol.HBONE
+
+
+def test_change_costs_only_what_depends_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = make(
+        *(objects.service(f"s{n}", f"10.96.0.{n}") for n in range(50)),
+        *(objects.pod(f"p{n}", f"10.0.0.{n}", namespace=f"ns{n % 10}") for n in range(50)),
+    )
+    mirror.drain()
+    derived: list[str] = []
+    make_workload, make_service = translation.workload, translation.service
+
+    def workload(pod: translation.Pod, *rest: Any) -> Any:
+        derived.append(pod.name)
+        return make_workload(pod, *rest)
+
+    def service(spec: translation.ServiceSpec, *rest: Any) -> Any:
+        derived.append(spec.name)
+        return make_service(spec, *rest)
+
+    monkeypatch.setattr(translation, "workload", workload)
+    monkeypatch.setattr(translation, "service", service)
+    mirror.upsert(objects.endpoint_slice("e", "s7", objects.endpoint("10.0.0.1")))
+    mirror.upsert(objects.endpoint_slice("f", "s7", objects.endpoint("10.0.0.2")))
+    mirror.drain()
+    assert derived == ["s7"]
+    mirror.upsert(objects.namespace("ns3", AMBIENT))
+    assert sorted(derived[1:]) == ["p13", "p23", "p3", "p33", "p43"]
+
+
+def test_recreated_pod_of_the_same_name_is_a_change_of_pod_uid() -> None:
+    mirror = make(objects.pod("a", "10.0.0.1", uid="old"))
+    mirror.drain()
+    mirror.upsert(objects.pod("a", "10.0.0.1", uid="new"))
+    assert [w.pod_uid for w in mirror.drain().workloads] == ["new"]
+    assert mirror.workload_by_pod_uid("old") is None
+    found = mirror.workload_by_pod_uid("new")
+    assert found is not None
+    assert found.name == "a"
+
+
+def test_finished_pod_is_removed() -> None:
+    mirror = make(objects.pod("a", "10.0.0.1"))
+    mirror.drain()
+    mirror.upsert(objects.pod("a", "10.0.0.1", phase="Succeeded"))
+    assert mirror.drain() == Change(removed_workloads=("c//Pod/default/a",))
+    assert mirror.pods_on("node1") == []
+
+
+@pytest.mark.parametrize("drain_between", [False, True])
+@pytest.mark.parametrize("old_goes_first", [False, True])
+def test_reused_address_belongs_to_the_new_pod(old_goes_first: bool, drain_between: bool) -> None:
+    mirror, state = make(objects.pod("old", "10.0.0.1")), MeshState()
+    state.apply(mirror.drain())
+    steps = [objects.pod("old", "10.0.0.1", phase="Failed"), objects.pod("new", "10.0.0.1")]
+    for obj in steps if old_goes_first else reversed(steps):
+        mirror.upsert(obj)
+        if drain_between:
+            state.apply(mirror.drain())
+    state.apply(mirror.drain())
+    found = state.workload_at("10.0.0.1")
+    assert found is not None
+    assert found.name == "new"
+
+
+def test_latest_claim_to_an_address_comes_last_in_delta_and_snapshot() -> None:
+    mirror = make(objects.pod("z", "10.0.0.2"), objects.pod("a", "10.0.0.1"))
+    mirror.upsert(objects.pod("z", "10.0.0.1"))
+    assert names(mirror.snapshot()) == ["a", "z"]
+    assert names(mirror.drain()) == ["a", "z"]
+
+
+def test_pods_swap_addresses() -> None:
+    mirror, state = make(objects.pod("a", "10.0.0.1"), objects.pod("b", "10.0.0.2")), MeshState()
+    state.apply(mirror.drain())
+    mirror.upsert(objects.pod("a", "10.0.0.2"))
+    mirror.upsert(objects.pod("b", "10.0.0.1"))
+    state.apply(mirror.drain())
+    found = [state.workload_at(ip) for ip in ("10.0.0.1", "10.0.0.2")]
+    assert [w and w.name for w in found] == ["b", "a"]
+
+
+def test_slice_that_moves_to_another_service() -> None:
+    mirror = make(
+        objects.service("s", "10.96.0.1"),
+        objects.service("t", "10.96.0.2"),
+        objects.endpoint_slice("e", "s", objects.endpoint("10.0.0.1")),
+    )
+    mirror.drain()
+    mirror.upsert(objects.endpoint_slice("e", "t", objects.endpoint("10.0.0.1")))
+    assert [(s.name, len(s.endpoints)) for s in mirror.drain().services] == [("s", 0), ("t", 1)]
+
+
+def test_slice_may_come_before_its_service() -> None:
+    mirror = make(objects.endpoint_slice("e", "s", objects.endpoint("10.0.0.1")))
+    assert not mirror.drain()
+    mirror.upsert(objects.service("s", "10.96.0.1"))
+    assert len(mirror.drain().services[0].endpoints) == 1
+
+
+def test_object_not_understood_leaves_the_last_good_in_force_and_is_reported() -> None:
+    mirror = make(objects.pod("a", "10.0.0.1", labels=AMBIENT))
+    before = mirror.snapshot()
+    mirror.upsert(objects.pod("a", "nonsense"))
+    assert mirror.snapshot() == before
+    assert "podIPs" in mirror.errors()["Pod default/a"]
+    mirror.upsert(objects.pod("a", "10.0.0.1"))
+    assert mirror.errors() == {}
+
+
+def test_error_goes_with_its_object() -> None:
+    mirror = make(objects.pod("a", "nonsense"))
+    mirror.delete("Pod", "default", "a")
+    assert mirror.errors() == {}
+
+
+def test_wrong_capacity_keeps_the_pod_in_the_mesh_and_is_reported() -> None:
+    annotations = {translation.CAPACITY_ANNOTATION: "x"}
+    mirror = make(objects.pod("a", "10.0.0.1", labels=AMBIENT, annotations=annotations))
+    assert mirror.snapshot().workloads[0].protocol is TunnelProtocol.HBONE
+    assert list(mirror.errors()) == ["Pod default/a"]
+
+
+def test_other_kinds_and_other_groups_are_passed_over() -> None:
+    knative = objects.service("s") | {"apiVersion": "serving.knative.dev/v1"}
+    mirror = make(knative, {"apiVersion": "v1", "kind": "ConfigMap"}, {})
+    mirror.delete("ConfigMap", "default", "s")
+    assert not mirror.drain()
+    assert mirror.errors() == {}
+
+
+def test_look_ups_by_node() -> None:
+    mirror = make(
+        objects.node("node1", "172.30.0.1", "fd00:30::0:1"),
+        objects.pod("a", "10.0.0.1"),
+        objects.pod("b", "10.0.0.2", node="node2"),
+    )
+    assert mirror.node_addresses("node1") == ["172.30.0.1", "fd00:30::1"]
+    assert [w.name for w in mirror.pods_on("node1")] == ["a"]
+    mirror.delete("Node", "", "node1")
+    assert mirror.node_addresses("node1") == []
+    assert mirror.pods_on("elsewhere") == []
+
+
+LABELS = st.sampled_from([{}, AMBIENT, {"istio.io/dataplane-mode": "none"}])
+NAMESPACES = st.sampled_from(["x", "y"])
+NAMES = st.sampled_from(["a", "b", "c"])
+IPS = st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2"])
+OBJECTS = st.one_of(
+    st.builds(objects.namespace, NAMESPACES, LABELS),
+    st.builds(objects.node, NAMES, IPS),
+    st.builds(
+        lambda name, ips, **more: objects.pod(name, *ips, **more),
+        NAMES,
+        st.lists(IPS, max_size=2, unique=True),
+        namespace=NAMESPACES,
+        labels=LABELS,
+        node=st.sampled_from(["node1", "node2"]),
+        phase=st.sampled_from(["Pending", "Running", "Succeeded"]),
+        ready=st.booleans(),
+    ),
+    st.builds(
+        lambda name, ips, **more: objects.service(name, *ips, **more),
+        NAMES,
+        st.lists(IPS, max_size=1),
+        namespace=NAMESPACES,
+        type=st.sampled_from(["ClusterIP", "ClusterIP", "ExternalName"]),
+    ),
+    st.builds(
+        lambda name, service, ips, **more: objects.endpoint_slice(
+            name, service, *(objects.endpoint(ip) for ip in ips), **more
+        ),
+        NAMES,
+        st.sampled_from(["a", "b", "c", ""]),
+        st.lists(IPS, max_size=3),
+        namespace=NAMESPACES,
+        port=st.sampled_from([80, 81, None]),
+    ),
+)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["upsert", "upsert", "upsert", "delete", "drain"]), OBJECTS),
+    max_size=40,
+)
+
+
+def content(change: Change) -> tuple[dict[str, Workload], dict[str, Any]]:
+    return {w.uid: w for w in change.workloads}, {s.key: s for s in change.services}
+
+
+@settings(max_examples=300, deadline=None)
+@given(steps=STEPS)
+def test_any_history_comes_to_the_same_as_starting_from_its_end(
+    steps: list[tuple[str, Object]],
+) -> None:
+    mirror, now = ClusterView("td", "c"), dict[ObjectKey, Object]()
+    workloads: dict[str, Workload] = {}
+    services: dict[str, Any] = {}
+    for verb, obj in [*steps, ("drain", {})]:
+        if verb == "drain":
+            change = mirror.drain()
+            assert not set(change.removed_workloads) - workloads.keys()
+            for uid in change.removed_workloads:
+                del workloads[uid]
+            for key in change.removed_services:
+                del services[key]
+            assert all(workloads.get(w.uid) != w for w in change.workloads)
+            changed_workloads, changed_services = content(change)
+            workloads |= changed_workloads
+            services |= changed_services
+        elif verb == "upsert":
+            mirror.upsert(copy.deepcopy(obj))
+            now[key_of(obj)] = obj
+        else:
+            mirror.delete(*key_of(obj))
+            now.pop(key_of(obj), None)
+    scratch = make(*now.values())
+    assert content(mirror.snapshot()) == content(scratch.snapshot()) == (workloads, services)
+    for node in ("node1", "node2"):
+        assert {w.uid for w in mirror.pods_on(node)} == {
+            w.uid for w in workloads.values() if w.node == node
+        }
+    for name in ("a", "b", "c"):
+        assert mirror.node_addresses(name) == scratch.node_addresses(name)
+    for workload in workloads.values():
+        assert mirror.workload_by_pod_uid(workload.pod_uid) == workload
+
+
+def _only_mesh_yes() -> ClusterView:
+    return ClusterView("td", "c", discovery=parse('[{"matchLabels": {"mesh": "yes"}}]'))
+
+
+def test_undiscovered_namespace_is_not_of_the_meshs_world() -> None:
+    mirror = _only_mesh_yes()
+    for name, label in (("in", "yes"), ("out", "no")):
+        mirror.upsert(objects.namespace(name, {"mesh": label, **AMBIENT}))
+        mirror.upsert(objects.pod(f"pod-{name}", "10.0.0.1", namespace=name))
+        mirror.upsert(objects.service(f"service-{name}", "10.96.0.1", namespace=name))
+    assert names(mirror.drain()) == ["pod-in", "service-in"]
+
+
+def test_namespace_that_is_discovered_later_brings_all_that_is_in_it() -> None:
+    mirror = _only_mesh_yes()
+    mirror.upsert(objects.pod("a", "10.0.0.1"))
+    mirror.upsert(objects.service("s", "10.96.0.1"))
+    mirror.upsert(objects.namespace("default"))
+    assert not mirror.drain()
+    mirror.upsert(objects.namespace("default", {"mesh": "yes"}))
+    assert names(mirror.drain()) == ["a", "s"]
+    mirror.upsert(objects.namespace("default", {"mesh": "no"}))
+    change = mirror.drain()
+    assert len(change.removed_workloads) == len(change.removed_services) == 1
+
+
+def test_namespace_that_was_not_seen_is_not_discovered() -> None:
+    mirror = _only_mesh_yes()
+    mirror.upsert(objects.pod("a", "10.0.0.1"))
+    assert not mirror.snapshot()

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ServiceEntries: what they become in the mesh, who sees them, and what is refused and why."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import dns.message
+import pytest
+
+from tests.unit.kube import objects
+from ztunnel.dns import message
+from ztunnel.kube.objects.fields import Object
+from ztunnel.kube.view.cluster_view import ClusterView
+from ztunnel.mesh.dns_names import look_up
+from ztunnel.mesh.model import Endpoint, Service, SocketAddress, Workload
+from ztunnel.mesh.routing.decisions import Passthrough, Refuse, Route
+from ztunnel.mesh.routing.outbound import route
+from ztunnel.mesh.state import MeshState
+
+TLS = {"number": 443, "name": "tls", "protocol": "TLS"}
+SQL = {"number": 5432, "name": "sql", "targetPort": 6432}
+
+
+def entry(name: str = "out", namespace: str = "default", **spec: Any) -> Object:
+    written = {"hosts": ["api.example.com"], "ports": [TLS], **spec}
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "ServiceEntry",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {name: value for name, value in written.items() if value is not None},
+    }
+
+
+def static(*addresses: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "resolution": "STATIC",
+        "endpoints": [{"address": address} for address in addresses],
+        **spec,
+    }
+
+
+def made(*objs: Object) -> ClusterView:
+    mirror = ClusterView("cluster.local", "Kubernetes")
+    for obj in objs:
+        mirror.upsert(obj)
+    return mirror
+
+
+def state(mirror: ClusterView, *, registry_only: bool = False) -> MeshState:
+    found = MeshState(registry_only)
+    found.apply(mirror.snapshot())
+    return found
+
+
+def client(namespace: str = "default") -> Workload:
+    return Workload(
+        uid=f"Kubernetes//Pod/{namespace}/client",
+        pod_uid="client-0",
+        name="client",
+        namespace=namespace,
+        service_account="default",
+        node="n1",
+        addresses=("10.244.1.2",),
+    )
+
+
+def went(mesh: MeshState, ip: str, port: int = 443, namespace: str = "default") -> Route:
+    return route(mesh, client(namespace), SocketAddress(ip, port), 0.0)
+
+
+def addresses(mesh: MeshState, name: str, namespace: str = "default") -> tuple[str, ...] | None:
+    found = look_up(mesh, namespace, name)
+    return None if found is None else found.addresses
+
+
+def only_service(mirror: ClusterView) -> Service:
+    (service,) = mirror.snapshot().services
+    return service
+
+
+def test_static_entry_is_found_by_name_and_reached_by_its_address() -> None:
+    spec = static("192.0.2.7", addresses=["240.240.0.7"], ports=[SQL])
+    mesh = state(made(entry(**spec)))
+    assert addresses(mesh, "api.example.com") == ("240.240.0.7",)
+    where = went(mesh, "240.240.0.7", 5432)
+    assert where == Passthrough(SocketAddress("192.0.2.7", 6432), None, "api.example.com")
+    assert isinstance(went(mesh, "240.240.0.7", 80), Refuse)
+
+
+def test_without_virtual_addresses_its_name_is_its_endpoints() -> None:
+    mesh = state(made(entry(**static("192.0.2.7", "2001:db8::7"))))
+    assert set(addresses(mesh, "api.example.com") or ()) == {"192.0.2.7", "2001:db8::7"}
+    assert went(mesh, "192.0.2.7") == Passthrough(
+        SocketAddress("192.0.2.7", 443), None, "api.example.com"
+    )
+
+
+def test_an_answer_on_the_wire() -> None:
+    mesh = state(made(entry(**static("192.0.2.7", hosts=["*.example.com"]))))
+    query = dns.message.make_query("a.b.example.com", "A")
+    reply = message.answer(
+        query.to_wire(), lambda name: look_up(mesh, "default", name), shuffle=random.Random(1)
+    )
+    assert reply is not None
+    assert [str(each) for each in dns.message.from_wire(reply).answer] == [
+        "a.b.example.com. 30 IN A 192.0.2.7"
+    ]
+
+
+def test_ports_of_an_endpoint_go_before_the_target_port() -> None:
+    written = {"address": "192.0.2.7", "ports": {"sql": 7432}}
+    places = [written, {"address": "192.0.2.8"}]
+    found = only_service(made(entry(ports=[SQL], resolution="STATIC", endpoints=places)))
+    assert [each.ports for each in found.endpoints] == [{"sql": 7432}, {"sql": 6432}]
+
+
+def test_each_host_is_a_service() -> None:
+    mirror = made(entry(hosts=["a.example.com", "*.b.example.com"], **static("192.0.2.7")))
+    assert {each.key for each in mirror.snapshot().services} == {
+        "default/a.example.com",
+        "default/*.b.example.com",
+    }
+    mirror.drain()
+    mirror.upsert(entry(hosts=["a.example.com"], **static("192.0.2.7")))
+    assert mirror.drain().removed_services == ("default/*.b.example.com",)
+    mirror.delete("ServiceEntry", "default", "out")
+    assert mirror.drain().removed_services == ("default/a.example.com",)
+    assert not mirror.snapshot()
+
+
+def test_exact_host_goes_before_a_wildcard_even_when_its_own_resolver_answers() -> None:
+    mesh = state(
+        made(
+            entry("all", hosts=["*.example.com"], **static("192.0.2.7")),
+            entry("one", hosts=["api.example.com"], resolution="DNS"),
+        )
+    )
+    assert addresses(mesh, "other.example.com") == ("192.0.2.7",)
+    assert addresses(mesh, "api.example.com") is None
+
+
+# Selected pods
+
+
+def test_selector_takes_pods_of_its_namespace_as_they_come_and_go() -> None:
+    taken = {"labels": {"app": "db"}}
+    selecting = entry(resolution="STATIC", workloadSelector=taken, ports=[SQL])
+    mirror = made(selecting, objects.pod("other", "10.0.0.9", labels={"app": "web"}))
+    assert only_service(mirror).endpoints == ()
+    mirror.upsert(objects.pod("db-0", "10.0.0.1", labels={"app": "db", "x": "y"}))
+    mirror.upsert(objects.pod("db-1", "10.0.0.2", labels={"app": "db"}, ready=False))
+    mirror.upsert(objects.pod("db-2", "10.0.0.3", labels={"app": "db"}, namespace="elsewhere"))
+    uid = "Kubernetes//Pod/default/db-"
+    assert only_service(mirror).endpoints == (
+        Endpoint(address="10.0.0.1", ports={"sql": 6432}, workload=f"{uid}0"),
+        Endpoint(address="10.0.0.2", ports={"sql": 6432}, workload=f"{uid}1", ready=False),
+    )
+    mirror.upsert(objects.pod("db-0", "10.0.0.1", labels={"app": "web"}))
+    mirror.delete("Pod", "default", "db-1")
+    assert only_service(mirror).endpoints == ()
+
+
+# Resolution DNS
+
+
+def test_names_are_resolved_by_someone_else_and_kept() -> None:
+    mirror = made(entry(resolution="DNS", addresses=["240.240.0.7"]))
+    assert mirror.entries.names() == {"api.example.com"}
+    assert isinstance(went(state(mirror), "240.240.0.7"), Refuse)
+    assert mirror.entries.resolved("api.example.com", ("192.0.2.7",))
+    assert not mirror.entries.resolved("api.example.com", ("192.0.2.7",))
+    mesh = state(mirror)
+    assert went(mesh, "240.240.0.7") == Passthrough(
+        SocketAddress("192.0.2.7", 443), None, "api.example.com"
+    )
+    assert addresses(mesh, "api.example.com") == ("240.240.0.7",)
+
+
+def test_a_host_that_resolves_to_itself_is_left_to_the_pods_resolver() -> None:
+    mirror = made(entry(resolution="DNS"))
+    mirror.entries.resolved("api.example.com", ("192.0.2.7",))
+    mesh = state(mirror, registry_only=True)
+    assert addresses(mesh, "api.example.com") is None
+    assert isinstance(went(mesh, "192.0.2.7"), Passthrough)
+    assert isinstance(went(mesh, "192.0.2.7", 80), Refuse)
+
+
+def test_a_host_that_stands_for_another_name_is_answered() -> None:
+    mirror = made(entry(resolution="DNS", endpoints=[{"address": "real.example.net"}]))
+    assert mirror.entries.names() == {"real.example.net"}
+    mirror.entries.resolved("real.example.net", ("192.0.2.9",))
+    assert addresses(state(mirror), "api.example.com") == ("192.0.2.9",)
+
+
+# Resolution NONE, and an outbound policy of REGISTRY_ONLY
+
+
+def test_registry_only_lets_out_to_what_entries_name() -> None:
+    mesh = state(
+        made(
+            entry("net", addresses=["198.51.100.0/24"]),
+            entry("place", hosts=["b.example.com"], **static("192.0.2.7")),
+        ),
+        registry_only=True,
+    )
+    assert went(mesh, "198.51.100.9") == Passthrough(
+        SocketAddress("198.51.100.9", 443), None, "api.example.com"
+    )
+    assert isinstance(went(mesh, "198.51.100.9", 80), Refuse)
+    assert isinstance(went(mesh, "192.0.2.7"), Passthrough)
+    assert isinstance(went(mesh, "203.0.113.1"), Refuse)
+
+
+# Who sees it
+
+
+def test_export_to() -> None:
+    spec = static("192.0.2.7", addresses=["240.240.0.7"], exportTo=[".", "front"])
+    mesh = state(made(entry(**spec)))
+    for namespace in ("default", "front"):
+        assert addresses(mesh, "api.example.com", namespace) == ("240.240.0.7",)
+        where = went(mesh, "240.240.0.7", namespace=namespace)
+        assert where == Passthrough(SocketAddress("192.0.2.7", 443), None, "api.example.com")
+    assert addresses(mesh, "api.example.com", "other") is None
+    where = went(mesh, "240.240.0.7", namespace="other")
+    assert where == Passthrough(SocketAddress("240.240.0.7", 443))
+
+
+def test_exported_to_nobody() -> None:
+    mesh = state(made(entry(**static("192.0.2.7", exportTo=["~"]))))
+    assert addresses(mesh, "api.example.com") is None
+
+
+def test_own_namespaces_entry_goes_before_anothers() -> None:
+    mesh = state(
+        made(
+            entry("a", "one", **static("192.0.2.1")),
+            entry("b", "two", **static("192.0.2.2")),
+        )
+    )
+    assert addresses(mesh, "api.example.com", "one") == ("192.0.2.1",)
+    assert addresses(mesh, "api.example.com", "two") == ("192.0.2.2",)
+    assert addresses(mesh, "api.example.com", "three") in (("192.0.2.1",), ("192.0.2.2",))
+
+
+def test_of_two_with_one_host_the_first_by_name_counts_and_the_other_says_so() -> None:
+    mirror = made(entry("a", **static("192.0.2.1")), entry("b", **static("192.0.2.2")))
+    assert only_service(mirror).endpoints[0].address == "192.0.2.1"
+    assert "comes first" in mirror.errors()["ServiceEntry default/b"]
+    mirror.delete("ServiceEntry", "default", "a")
+    assert only_service(mirror).endpoints[0].address == "192.0.2.2"
+
+
+def test_no_entry_takes_a_services_address_or_a_pods() -> None:
+    mesh = state(
+        made(
+            objects.service("web", "10.96.0.1"),
+            objects.endpoint_slice("web-1", "web", objects.endpoint("10.0.0.1", "web")),
+            objects.pod("web", "10.0.0.1"),
+            entry("a", hosts=["a.example.com"], **static("192.0.2.7", addresses=["10.96.0.1"])),
+            entry("b", hosts=["b.example.com"], **static("192.0.2.7", addresses=["10.0.0.1"])),
+        )
+    )
+    service = went(mesh, "10.96.0.1", 80)
+    assert isinstance(service, Passthrough)
+    assert service.address == SocketAddress("10.0.0.1", 8080)
+    pod = went(mesh, "10.0.0.1")
+    assert isinstance(pod, Passthrough)
+    assert pod.address == SocketAddress("10.0.0.1", 443)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"hosts": []}, "hosts is []"),
+        ({"hosts": ["*"]}, "full names"),
+        ({"hosts": ["web"]}, "full names"),
+        ({"hosts": ["a.*.com"]}, "full names"),
+        ({"hosts": ["bad host.com"]}, "full names"),
+        ({"hosts": ["web.shop.svc.cluster.local"]}, "below cluster.local"),
+        ({"ports": None}, "one to 256 ports"),
+        ({"ports": [{"number": 0, "name": "a"}]}, "a port number"),
+        ({"ports": [{"number": 80}]}, "a name"),
+        ({"ports": [{"number": 80, "name": "a"}, {"number": 80, "name": "b"}]}, "each once"),
+        ({"ports": [{"number": 80, "name": "a"}, {"number": 81, "name": "a"}]}, "each once"),
+        ({"ports": [{"number": 80, "name": "a", "protocol": "SCTP"}]}, "protocol"),
+        ({"resolution": "MAYBE"}, "resolution is 'MAYBE'"),
+        ({"location": "MOON"}, "MESH_EXTERNAL or MESH_INTERNAL"),
+        ({"resolution": "STATIC"}, "a workloadSelector, as resolution is STATIC"),
+        (static("real.example.net"), "an IP address"),
+        (static("unix:///run/x"), "an IP address"),
+        (static("192.0.2.7", resolution="NONE"), "STATIC or DNS"),
+        (static("192.0.2.7", resolution="DNS", workloadSelector={"labels": {"a": "b"}}), "beside"),
+        (static("192.0.2.7", addresses=["10.0.0.0/8"]), "networks go with resolution NONE"),
+        (static("192.0.2.7", addresses=["127.0.0.1"]), "across nodes"),
+        (static("192.0.2.7", addresses=["nowhere"]), "IP addresses or networks"),
+        (static("192.0.2.7", exportTo=["a b"]), "namespaces"),
+        ({"resolution": "STATIC", "workloadSelector": {}}, "at least one label"),
+        ({"hosts": ["*.example.com"], "resolution": "DNS"}, "no wildcard"),
+        ({"endpoint": []}, "no such field"),
+        (
+            {
+                "resolution": "STATIC",
+                "endpoints": [{"address": "192.0.2.7", "ports": {"other": 1}}],
+            },
+            "names of the entry's ports",
+        ),
+    ],
+    ids=str,
+)
+def test_wrong_entries_are_refused_with_a_reason(spec: dict[str, Any], reason: str) -> None:
+    mirror = made(entry(**spec))
+    assert reason in mirror.errors()["ServiceEntry default/out"]
+    assert not mirror.snapshot().services
+
+
+def test_a_refused_change_leaves_what_was() -> None:
+    mirror = made(entry(**static("192.0.2.7")))
+    mirror.upsert(entry(**static("nowhere")))
+    assert mirror.errors()
+    assert only_service(mirror).endpoints[0].address == "192.0.2.7"
+
+
+def test_what_a_node_does_not_do_is_said() -> None:
+    mirror = made(entry(subjectAltNames=["spiffe://x"], **static("192.0.2.7")))
+    assert "not checked" in mirror.errors()["ServiceEntry default/out"]
+    assert only_service(mirror)
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta1", "v1alpha3"])
+def test_every_version_is_read(version: str) -> None:
+    obj = {**entry(**static("192.0.2.7")), "apiVersion": f"networking.istio.io/{version}"}
+    assert only_service(made(obj))
+
+
+def test_addresses_that_an_istiod_gave_count() -> None:
+    obj = {
+        **entry(**static("192.0.2.7")),
+        "status": {"addresses": [{"value": "240.240.0.9", "host": "api.example.com"}]},
+    }
+    assert only_service(made(obj)).vips == ("240.240.0.9",)

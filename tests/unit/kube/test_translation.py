@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kubernetes objects in the mesh's nouns."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.kube import objects
+from tests.unit.kube.objects import AMBIENT
+from ztunnel.kube.objects import translation
+from ztunnel.kube.objects.fields import Object, TranslateError
+from ztunnel.mesh.model import Endpoint, Service, ServicePort, TunnelProtocol, Workload
+
+CLUSTER = translation.Cluster("td.example", "east")
+
+
+def workload(obj: Object, namespace_labels: dict[str, str] | None = None) -> Workload:
+    found = translation.workload(translation.read_pod(obj), namespace_labels or {}, CLUSTER)
+    assert found is not None
+    return found
+
+
+def service(obj: Object, *slices: Object) -> Service:
+    pieces = [piece for entry in slices if (piece := translation.read_slice(entry))]
+    found = translation.service(translation.read_service(obj), pieces, CLUSTER)
+    assert found is not None
+    return found
+
+
+def owner(kind: str, name: str) -> list[Object]:
+    return [{"kind": kind, "name": name, "controller": True}]
+
+
+def test_pod_becomes_a_workload() -> None:
+    obj = objects.pod(
+        "web", "10.0.0.1", "fd00::0:1", labels={"app": "web"}, serviceAccountName="sa"
+    )
+    assert workload(obj) == Workload(
+        uid="east//Pod/default/web",
+        pod_uid="uid-default-web",
+        name="web",
+        namespace="default",
+        service_account="sa",
+        node="node1",
+        addresses=("10.0.0.1", "fd00::1"),
+        trust_domain="td.example",
+        cluster="east",
+        labels={"app": "web"},
+        owner_name="web",
+    )
+
+
+def test_bare_pod_gets_every_default() -> None:
+    found = workload(
+        {"kind": "Pod", "metadata": {"name": "a", "uid": "u"}, "status": {"podIP": "10.0.0.1"}}
+    )
+    assert found.namespace == "default"
+    assert found.service_account == "default"
+    assert found.addresses == ("10.0.0.1",)
+    assert not found.ready
+    assert found.capacity == 1
+
+
+def test_explicit_nulls_are_absent_fields() -> None:
+    obj = objects.pod("web", "10.0.0.1")
+    obj["metadata"] |= {"labels": None, "annotations": None, "ownerReferences": None}
+    obj["spec"] |= {"hostNetwork": None, "serviceAccountName": None}
+    assert workload(obj).labels == {}
+
+
+@pytest.mark.parametrize(
+    ("namespace_labels", "labels", "protocol"),
+    [
+        ({}, {}, TunnelProtocol.NONE),
+        (AMBIENT, {}, TunnelProtocol.HBONE),
+        ({}, AMBIENT, TunnelProtocol.HBONE),
+        (AMBIENT, {"istio.io/dataplane-mode": "none"}, TunnelProtocol.NONE),
+    ],
+)
+def test_enrolment_decides_the_protocol(
+    namespace_labels: dict[str, str], labels: dict[str, str], protocol: TunnelProtocol
+) -> None:
+    found = workload(objects.pod("web", "10.0.0.1", labels=labels), namespace_labels)
+    assert found.protocol is protocol
+    assert found.capture_refused == ""
+
+
+def test_refused_capture_says_why_and_what_to_do() -> None:
+    found = workload(objects.pod("web", "10.0.0.1", hostNetwork=True), AMBIENT)
+    assert found.protocol is TunnelProtocol.NONE
+    assert "host's network" in found.capture_refused
+    assert "drop the label" in found.capture_refused
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_finished_pod_is_no_workload(phase: str) -> None:
+    pod = translation.read_pod(objects.pod("web", "10.0.0.1", phase=phase))
+    assert translation.workload(pod, AMBIENT, CLUSTER) is None
+
+
+def test_pod_without_address_is_no_workload_and_needs_no_uid() -> None:
+    pod = translation.read_pod({"kind": "Pod", "metadata": {"name": "a"}})
+    assert translation.workload(pod, AMBIENT, CLUSTER) is None
+
+
+@pytest.mark.parametrize(
+    ("owners", "found"),
+    [
+        (owner("ReplicaSet", "web-5d9f"), ("deployment", "web")),
+        (owner("ReplicaSet", "bare"), ("pod", "web-5d9f-x")),
+        (owner("Job", "once"), ("job", "once")),
+        (owner("Job", "nightly-28436100"), ("cronjob", "nightly")),
+        (owner("CronJob", "nightly"), ("cronjob", "nightly")),
+        (owner("DaemonSet", "logs"), ("pod", "web-5d9f-x")),
+        ([], ("pod", "web-5d9f-x")),
+    ],
+)
+def test_owner_is_what_people_made(owners: list[Object], found: tuple[str, str]) -> None:
+    labels = {"pod-template-hash": "5d9f"}
+    got = workload(objects.pod("web-5d9f-x", "10.0.0.1", labels=labels, owners=owners))
+    assert (got.owner_kind, got.owner_name) == found
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "", "1.5", "9" * 50, "²"])
+def test_wrong_capacity_counts_as_one_and_is_complained_of(text: str) -> None:
+    pod = translation.read_pod(
+        objects.pod("web", "10.0.0.1", annotations={translation.CAPACITY_ANNOTATION: text})
+    )
+    assert pod.capacity == 1
+    assert "default/web" in pod.complaint
+    assert translation.CAPACITY_ANNOTATION in pod.complaint
+
+
+def test_capacity_annotation() -> None:
+    annotations = {translation.CAPACITY_ANNOTATION: "7"}
+    pod = translation.read_pod(objects.pod("web", "10.0.0.1", annotations=annotations))
+    assert (pod.capacity, pod.complaint) == (7, "")
+
+
+def test_unquoted_label_is_read_as_text() -> None:
+    found = workload(objects.pod("web", "10.0.0.1", labels={"version": 1, "canary": True}))
+    assert found.labels == {"version": "1", "canary": "true"}
+
+
+@pytest.mark.parametrize(
+    ("field", "obj"),
+    [
+        ("status.podIPs[0].ip", objects.pod("web", "10.0.0.256")),
+        ("spec.hostNetwork", objects.pod("web", "10.0.0.1", hostNetwork="yes")),
+        ("metadata.uid", {"kind": "Pod", "metadata": {"name": "web"}, "status": {"podIP": "::1"}}),
+        ("metadata.labels", objects.pod("web", "10.0.0.1", labels={"a": {}})),
+        ("spec", {"kind": "Pod", "metadata": {"name": "web"}, "spec": []}),
+    ],
+)
+def test_error_names_object_and_field(field: str, obj: Object) -> None:
+    with pytest.raises(TranslateError) as error:
+        translation.read_pod(obj)
+    assert "Pod default/web" in str(error.value)
+    assert field in str(error.value)
+
+
+def test_service_with_endpoints_of_both_families() -> None:
+    found = service(
+        objects.service("web", "10.96.0.1", "fd00:96::1"),
+        objects.endpoint_slice("web-4", "web", objects.endpoint("10.0.0.1", "a")),
+        objects.endpoint_slice("web-6", "web", objects.endpoint("fd00::0:1", "a"), family="IPv6"),
+    )
+    uid = "east//Pod/default/a"
+    assert found == Service(
+        namespace="default",
+        name="web",
+        vips=("10.96.0.1", "fd00:96::1"),
+        ports=(ServicePort(80, "http"),),
+        endpoints=(
+            Endpoint(address="10.0.0.1", ports={"http": 8080}, workload=uid),
+            Endpoint(address="fd00::1", ports={"http": 8080}, workload=uid),
+        ),
+        hostname="web.default.svc.cluster.local",
+    )
+
+
+@pytest.mark.parametrize("spec", [{"clusterIPs": ["None"]}, {"clusterIP": "None"}, {}])
+def test_headless_service_has_no_virtual_address(spec: Any) -> None:
+    assert service({"kind": "Service", "metadata": {"name": "web"}, "spec": spec}).vips == ()
+
+
+def test_endpoint_in_two_slices_is_one() -> None:
+    found = service(
+        objects.service("web", "10.96.0.1"),
+        objects.endpoint_slice("a", "web", objects.endpoint("10.0.0.1", "p", ready=False)),
+        objects.endpoint_slice(
+            "b", "web", objects.endpoint("10.0.0.1"), port=9090, port_name="admin"
+        ),
+    )
+    assert found.endpoints == (
+        Endpoint(
+            address="10.0.0.1",
+            ports={"http": 8080, "admin": 9090},
+            ready=True,
+            workload="east//Pod/default/p",
+        ),
+    )
+
+
+@pytest.mark.parametrize(("said", "ready"), [(None, True), (True, True), (False, False)])
+def test_endpoint_of_unknown_readiness_is_ready(said: bool | None, ready: bool) -> None:
+    piece = objects.endpoint_slice("a", "web", objects.endpoint("10.0.0.1", ready=said))
+    assert service(objects.service("web"), piece).endpoints[0].ready is ready
+
+
+def test_slice_of_names_or_of_no_service_is_passed_over() -> None:
+    by_name = objects.endpoint_slice("a", "web", objects.endpoint("example.org"), family="FQDN")
+    assert translation.read_slice(by_name) is None
+    assert translation.read_slice(objects.endpoint_slice("a", "")) is None
+
+
+def test_external_name_is_no_service_of_the_mesh() -> None:
+    spec = translation.read_service(objects.service("web", type="ExternalName"))
+    assert translation.service(spec, [], CLUSTER) is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+TEMPLATES = [
+    (translation.read_pod, objects.pod("web", "10.0.0.1", owners=owner("Job", "x"))),
+    (translation.read_service, objects.service("web", "10.96.0.1")),
+    (
+        translation.read_slice,
+        objects.endpoint_slice("a", "web", objects.endpoint("10.0.0.1", "p")),
+    ),
+    (translation.read_namespace_labels, objects.namespace("a", AMBIENT)),
+    (translation.read_node_addresses, objects.node("n", "10.0.0.1")),
+]
+
+
+@given(data=st.data())
+def test_any_field_may_be_anything_and_only_translate_error_comes(data: st.DataObject) -> None:
+    read, template = data.draw(st.sampled_from(TEMPLATES))
+
+    def mangle(value: Any) -> Any:
+        if data.draw(st.integers(0, 9)) == 0:
+            return data.draw(JSON)
+        if isinstance(value, dict):
+            return {key: mangle(inner) for key, inner in value.items()}
+        return [mangle(inner) for inner in value] if isinstance(value, list) else value
+
+    obj = {key: value if key == "kind" else mangle(value) for key, value in template.items()}
+    with contextlib.suppress(TranslateError):
+        read(obj)
+
+
+@pytest.mark.parametrize(
+    ("label", "host_network", "protocol"),
+    [
+        ("http", False, TunnelProtocol.HBONE),
+        ("http", True, TunnelProtocol.NONE),
+        ("https", False, TunnelProtocol.NONE),
+    ],
+)
+def test_a_sidecar_that_says_so_is_spoken_hbone_to(
+    label: str, host_network: bool, protocol: TunnelProtocol
+) -> None:
+    obj = objects.pod(
+        "side",
+        "10.0.0.1",
+        labels={"networking.istio.io/tunnel": label},
+        annotations={"sidecar.istio.io/status": "{}"},
+        hostNetwork=host_network,
+    )
+    found = workload(obj, AMBIENT)
+    assert (found.protocol, found.enrolled) == (protocol, False)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manifests, the object directory, names and images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ztunnel.lab.cluster.objects import Key, Object, ObjectStore, key_of, read_manifests
+from ztunnel.lab.errors import LabError
+from ztunnel.lab.lab import demo_manifests
+from ztunnel.lab.names import LabNames
+from ztunnel.lab.runtime import images
+
+POLICY: Object = {
+    "apiVersion": "security.istio.io/v1",
+    "kind": "AuthorizationPolicy",
+    "metadata": {"name": "deny", "namespace": "shop"},
+    "spec": {"action": "DENY", "rules": [{}]},
+}
+
+
+def test_the_demo_holds_a_client_the_deployment_its_service_and_an_enrolled_namespace() -> None:
+    found = {str(key_of(obj)) for obj in read_manifests([demo_manifests()])}
+    assert found == {
+        "Namespace default",
+        "Pod default/client",
+        "Deployment default/my-app",
+        "Service default/my-app",
+    }
+
+
+def test_lists_and_several_documents_are_unpacked(tmp_path: Path) -> None:
+    manifest = tmp_path / "all.yaml"
+    manifest.write_text(
+        "apiVersion: v1\nkind: List\nitems:\n"
+        "- {apiVersion: v1, kind: Service, metadata: {name: a}}\n---\n"
+        "{apiVersion: v1, kind: Namespace, metadata: {name: b}}\n---\n"
+    )
+    keys = [key_of(obj) for obj in read_manifests([tmp_path])]
+    assert keys == [Key("Service", "default", "a"), Key("Namespace", "", "b")]
+
+
+@pytest.mark.parametrize("text", ["kind: Pod\n", "- 1\n", "a: [\n"])
+def test_a_bad_manifest_is_refused_by_its_path(tmp_path: Path, text: str) -> None:
+    manifest = tmp_path / "bad.yaml"
+    manifest.write_text(text)
+    with pytest.raises(LabError, match=r"bad\.yaml"):
+        read_manifests([manifest])
+
+
+def test_unknown_kinds_are_stored_verbatim(tmp_path: Path) -> None:
+    objects = ObjectStore(tmp_path)
+    assert objects.put(POLICY)
+    assert objects.load() == {Key("AuthorizationPolicy", "shop", "deny"): POLICY}
+
+
+def test_writing_the_same_object_again_touches_nothing(tmp_path: Path) -> None:
+    objects = ObjectStore(tmp_path)
+    objects.put(POLICY)
+    assert not objects.put(POLICY)
+    assert objects.remove(key_of(POLICY))
+    assert not objects.remove(key_of(POLICY))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", "a-b", "A", "1a", "x" * 17, "../x"])
+def test_lab_names_that_could_reach_another_labs_things_are_refused(name: str) -> None:
+    with pytest.raises(LabError, match="not usable"):
+        LabNames(name, Path("/sys/fs/cgroup"))
+
+
+def test_long_pod_names_stay_distinct_namespaces() -> None:
+    names = LabNames("lab", Path("/sys/fs/cgroup"))
+    one, two = (names.pod_netns("default", "x" * 80 + end) for end in "ab")
+    assert one != two
+    assert len(one) <= 60
+    assert one.startswith("ztlab-default-")
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ("nginx", "nginx"),
+        ("nginx:latest", "nginx"),
+        ("docker.io/library/nginx:1.27@sha256:abc", "nginx"),
+        ("registry:5000/team/app", "app"),
+    ],
+)
+def test_images_are_known_by_their_base_name(image: str, name: str) -> None:
+    assert images.base_name(image) == name
+
+
+def test_command_and_args_of_the_spec_come_first() -> None:
+    container = {"name": "c", "image": "whatever", "command": ["echo"], "args": [1]}
+    assert images.argv(container, {}) == ["echo", "1"]
+
+
+def test_a_config_map_extends_the_table() -> None:
+    config = {
+        "kind": "ConfigMap",
+        "metadata": {"name": "ztunnel-lab-images", "namespace": "default"},
+        "data": {"app": 'exec ./app "$@"'},
+    }
+    table = images.extensions({key_of(config): config})
+    argv = images.argv({"name": "c", "image": "team/app:2", "args": ["-v"]}, table)
+    assert argv == ["sh", "-c", 'exec ./app "$@"', "app", "-v"]
+
+
+def test_an_unknown_image_without_a_command_says_how_to_mend_it() -> None:
+    with pytest.raises(images.UnknownImageError, match="ztunnel-lab-images"):
+        images.argv({"name": "c", "image": "mystery"}, {})
+
+
+def test_downward_api_fields_reach_the_environment() -> None:
+    container = {
+        "name": "c",
+        "image": "x",
+        "env": [
+            {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            {"name": "APP", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}},
+        ],
+    }
+    pod: Object = {
+        "metadata": {"name": "p", "labels": {"app": "web"}},
+        "spec": {},
+        "status": {"podIP": "10.0.0.1"},
+    }
+    found = images.environment(container, pod)
+    assert (found["IP"], found["APP"], found["HOSTNAME"]) == ("10.0.0.1", "web", "p")

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image definition against the tree; `scripts/image` builds it, tests/node runs it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+CONTAINERFILE = (ROOT / "deploy" / "Containerfile").read_text("utf-8")
+
+
+def _copied() -> list[str]:
+    lines = re.findall(r"^COPY (?!--from)(.+)$", CONTAINERFILE, re.MULTILINE)
+    return [source for line in lines for source in line.split()[:-1]]
+
+
+def test_what_is_copied_is_there_and_is_sent_to_the_builder() -> None:
+    ignore = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    sent = {line.removeprefix("!") for line in ignore if line.startswith("!")}
+    assert _copied()
+    for source in _copied():
+        assert (ROOT / source).exists(), source
+        assert source in sent, source
+
+
+def test_everything_that_the_package_is_built_from_is_copied() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {path.split("/")[0] for path in [*wheel["packages"], *wheel["force-include"]]}
+    assert needed | {project["project"]["readme"], "pyproject.toml"} <= set(_copied())
+
+
+def test_commands_of_the_manifests_are_in_the_image() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert {"ztunnel", "ztctl"} <= set(project["project"]["scripts"])
+    assert 'ENTRYPOINT ["ztunnel"]' in CONTAINERFILE
+    for name in ("agent", "proxy", "controller"):
+        for obj in yaml.safe_load_all((ROOT / "deploy" / f"{name}.yaml").read_text("utf-8")):
+            for container in obj["spec"].get("template", {}).get("spec", {}).get("containers", []):
+                assert "command" not in container  # the entry point's
+                assert container["args"][0] == name

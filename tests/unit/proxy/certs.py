@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Certificates made in the test: any mistake a peer can make can be made here."""
+
+from __future__ import annotations
+
+import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from ztunnel.ipc.messages import Certificate
+
+HOUR = datetime.timedelta(hours=1)
+
+
+class Authority:
+    """A self-signed CA."""
+
+    def __init__(self) -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "cluster.local")])
+        now = datetime.datetime.now(datetime.UTC)
+        self.root = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(self.key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - 48 * HOUR)
+            .not_valid_after(now + 48 * HOUR)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(self.key, hashes.SHA256())
+        )
+
+    @property
+    def root_pem(self) -> bytes:
+        return self.root.public_bytes(serialization.Encoding.PEM)
+
+    def issue(self, *uris: str, expired: bool = False) -> Certificate:
+        """A leaf with these URI SANs; `expired` since an hour."""
+        now = datetime.datetime.now(datetime.UTC)
+        until = now - HOUR if expired else now + 24 * HOUR
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([]))
+            .issuer_name(self.root.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - 24 * HOUR)
+            .not_valid_after(until)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        )
+        names = [x509.UniformResourceIdentifier(uri) for uri in uris]
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
+        leaf = builder.sign(self.key, hashes.SHA256())
+        return Certificate(
+            identity=uris[0] if uris else "",
+            chain_pem=leaf.public_bytes(serialization.Encoding.PEM),
+            key_pem=key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            ),
+            roots_pem=self.root_pem,
+            not_after=until.timestamp(),
+        )

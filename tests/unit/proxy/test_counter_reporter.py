@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What real workers tell of their connections, and to whom it is told when agents come and go."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+
+import msgspec
+import pytest
+
+from tests.unit.proxy.conftest import Pair
+from tests.unit.proxy.h2client import server_context
+from tests.unit.proxy.harness import DEADLINE, Node, wait_for
+from ztunnel.ipc.messages import AccessRule, Count, LogConfig, LogLevel
+from ztunnel.mesh.model import SocketAddress
+from ztunnel.proxy.agent_link import counter_reporter
+from ztunnel.proxy.agent_link.counter_reporter import CounterReporter
+from ztunnel.telemetry.labels import LABELS
+
+
+def sums(node: Node) -> Counter[str]:
+    """All that a node's worker counted up to now."""
+    node.query("stats")  # it tells what is new before it answers
+    total = Counter[str]()
+    for row in node.agent.rows():
+        for field in ("opened", "closed", "failed", "sent", "received"):
+            total[field] += getattr(row, field)
+    return total
+
+
+def flags(node: Node) -> Counter[str]:
+    node.query("stats")
+    total = Counter[str]()
+    for row in node.agent.rows():
+        total[row.labels[-1]] += row.failed
+    return +total
+
+
+def labels(node: Node) -> list[dict[str, str]]:
+    return [dict(zip(LABELS, row.labels, strict=True)) for row in node.agent.rows()]
+
+
+def test_a_connection_counts_at_both_ends_with_its_bytes(pair: Pair) -> None:
+    client, server = pair.a.dial(), pair.app.accept()
+    client.sendall(b"x" * 1000)
+    assert len(server.recv(1000)) == 1000
+    server.sendall(b"y" * 300)
+    assert len(client.recv(300)) == 300
+    live = sums(pair.a)
+    assert (live["opened"], live["closed"]) == (1, 0)
+    assert (live["sent"], live["received"]) == (1000, 300)  # while it lives
+    client.close()
+    server.close()
+    wait_for(lambda: not pair.a.context.report.live() and not pair.b.context.report.live())
+    for node, reporter in ((pair.a, "source"), (pair.b, "destination")):
+        found = sums(node)
+        assert (found["opened"], found["closed"], found["failed"]) == (1, 1, 0)
+        assert (found["sent"], found["received"]) == (1000, 300)
+        assert {row["reporter"] for row in labels(node)} == {reporter}
+        (policy,) = {row["connection_security_policy"] for row in labels(node)}
+        assert policy == "mutual_tls"
+        (ends,) = {(row["source_principal"], row["destination_principal"]) for row in labels(node)}
+        assert ends == (pair.a.me.identity, pair.b.me.identity)
+
+
+def test_nobody_at_the_destination_counts_as_connect(pair: Pair) -> None:
+    pair.app.close()
+    client = pair.a.dial()
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    wait_for(lambda: sums(pair.b)["failed"])
+    assert flags(pair.a) == {"CONNECT": 1}
+    assert flags(pair.b) == {"CONNECT": 1}
+
+
+def test_one_of_our_ports_counts_as_connect_though_it_never_opened(pair: Pair) -> None:
+    pair.a.target = SocketAddress(pair.app.address.ip, 15008)
+    with pytest.raises(ConnectionResetError):
+        pair.a.dial().recv(1)
+    wait_for(lambda: sums(pair.a)["failed"])
+    assert flags(pair.a) == {"CONNECT": 1}
+    assert sums(pair.a)["opened"] == sums(pair.a)["closed"] == 0
+
+
+def test_no_certificate_counts_as_identity_error(fresh_pair: Pair) -> None:
+    a = fresh_pair.a
+    a.start(None)
+    wait_for(lambda: a.me.pod_uid in a.worker.pods and a.context.mesh is not None)
+    with pytest.raises(ConnectionResetError):
+        a.dial().recv(1)
+    wait_for(lambda: sums(a)["failed"])
+    assert flags(a) == {"IDENTITY_ERROR": 1}
+
+
+def test_another_identity_than_expected_counts_as_identity_error(fresh_pair: Pair) -> None:
+    a, b = fresh_pair.a, fresh_pair.b
+    a.start(fresh_pair.authority.issue(a.me.identity))
+    wrong = fresh_pair.authority.issue("spiffe://cluster.local/ns/test/sa/somebody")
+    b.start(msgspec.structs.replace(wrong, identity=b.me.identity))
+    with pytest.raises(ConnectionResetError):
+        a.dial().recv(1)
+    wait_for(lambda: sums(a)["failed"])
+    assert flags(a) == {"IDENTITY_ERROR": 1}
+
+
+def test_a_peer_that_speaks_no_http2_counts_as_that(fresh_pair: Pair) -> None:
+    a, b = fresh_pair.a, fresh_pair.b
+    a.start(fresh_pair.authority.issue(a.me.identity))
+    peer = server_context(fresh_pair.authority.issue(b.me.identity))
+    with socket.create_server((b.ip, 15008)) as listener:
+        listener.settimeout(DEADLINE)
+        client = a.dial()
+        sock, _ = listener.accept()
+        sock.settimeout(DEADLINE)
+        with peer.wrap_socket(sock, server_side=True) as session:
+            session.sendall(b"SSH-2.0-not what you think\r\n")
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+    wait_for(lambda: sums(a)["failed"])
+    assert flags(a) == {"H2_HANDSHAKE_FAILURE": 1}
+
+
+def test_what_is_no_tls_counts_at_its_destination(pair: Pair) -> None:
+    with socket.create_connection((pair.b.ip, 15008), DEADLINE) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        wait_for(lambda: sums(pair.b)["failed"])
+    assert flags(pair.b) == {"TLS_FAILURE": 1}
+    (row,) = labels(pair.b)
+    assert (row["source_workload"], row["destination_workload"]) == ("unknown", "b")
+
+
+def test_counts_wait_for_an_agent_and_are_told_once(pair: Pair) -> None:
+    pair.a.agent.takes_counts = False
+    client, server = pair.a.dial(), pair.app.accept()
+    wait_for(lambda: sums(pair.a)["opened"] == 1)
+    pair.a.agent.stop()
+    client.close()
+    server.close()
+    wait_for(lambda: not pair.a.context.report.live())
+    before = len(pair.a.agent.counted)
+    pair.a.agent.takes_counts = True
+    pair.a.agent.start()
+    wait_for(lambda: len(pair.a.agent.counted) > before)
+    wait_for(lambda: sums(pair.a)["closed"] == 1)
+    assert sums(pair.a)["opened"] == 1  # told twice, by the same number
+    told = [each.number for each in pair.a.agent.counted]
+    assert len(told) > len(set(told))
+
+
+def test_drain_tells_the_last_of_it_before_the_worker_ends(pair: Pair) -> None:
+    client, server = pair.a.dial(), pair.app.accept()
+    pair.a.in_loop(lambda: pair.a.worker.drain(5.0))
+    wait_for(lambda: pair.a.agent.draining, "the word of it")
+    client.sendall(b"last words")
+    client.close()
+    assert server.recv(100) == b"last words"
+    server.close()
+    pair.a._thread.join(5.0)
+    wait_for(lambda: sum(row.closed for row in pair.a.agent.rows()) == 1, "the last counts")
+    rows = pair.a.agent.rows()
+    assert sum(row.opened for row in rows) == 1
+    assert sum(row.sent for row in rows) == len(b"last words")
+
+
+def test_access_lines_are_what_the_agent_says(
+    pair: Pair, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def lines(settings: LogConfig) -> int:
+        pair.a.agent.send(settings)
+        wait_for(lambda: pair.a.context.report.access.settings == settings)
+        capfd.readouterr()
+        client, server = pair.a.dial(), pair.app.accept()
+        client.close()
+        server.close()
+        wait_for(lambda: not pair.a.context.report.live())
+        pair.a.query("stats")  # a turn later what it wrote is written
+        return capfd.readouterr().err.count("direction=outbound")
+
+    off = AccessRule(LogLevel.OFF)
+    assert lines(LogConfig()) == 1
+    assert lines(LogConfig(access=off)) == 0
+    assert lines(LogConfig(access=AccessRule(sample=0))) == 0
+    assert lines(LogConfig(access=off, namespaces={"test": AccessRule()})) == 1
+    assert lines(LogConfig(namespaces={"test": off})) == 0
+
+
+# The teller, without a worker
+
+
+def test_many_rows_go_in_messages_that_fit() -> None:
+    rows = [Count((str(number),), opened=1) for number in range(counter_reporter.ROWS * 2 + 1)]
+    sent: list[int] = []
+    teller = CounterReporter(lambda told: sent.append(len(told.rows)), lambda: rows)
+    teller.tell()
+    assert sent == [counter_reporter.ROWS, counter_reporter.ROWS, 1]
+    assert [each.number for each in teller.pending] == [1, 2, 3]
+    teller.taken(2)
+    assert [each.number for each in teller.pending] == [3]
+
+
+def test_an_agent_that_never_answers_is_told_no_more() -> None:
+    sent: list[int] = []
+    teller = CounterReporter(
+        lambda told: sent.append(told.number), lambda: [Count(("x",), opened=1)]
+    )
+    for _ in range(counter_reporter.MOST_PENDING * 2):
+        teller.tell()
+    assert len(sent) == counter_reporter.MOST_PENDING
+    teller.taken(sent[-1])
+    teller.tell()
+    assert len(sent) == counter_reporter.MOST_PENDING + 1

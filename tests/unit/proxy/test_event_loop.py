@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits: calls that are nearly always cancelled."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from ztunnel.proxy.io.event_loop import READ, Loop
+
+
+def test_limits_and_timers_are_called_in_time_and_only_then() -> None:
+    loop, called = Loop(), list[str]()
+    loop.limit(0.02, lambda: called.append("limit"))
+    loop.call_later(0.01, lambda: called.append("timer"))
+    loop.turn(0)
+    assert called == []
+    while len(called) < 2:
+        loop.turn(60)  # a wait that does not mind the limit lets the test time out
+    assert called == ["timer", "limit"]
+
+
+def test_a_cancelled_limit_is_not_called_and_does_not_keep_a_later_one() -> None:
+    loop, called = Loop(), list[str]()
+    first = loop.limit(0.01, lambda: called.append("first"))
+    loop.limit(0.01, lambda: called.append("second"))
+    first.cancel()
+    while not called:
+        loop.turn(60)
+    assert called == ["second"]
+
+
+def test_cancelled_limits_are_not_kept() -> None:
+    loop = Loop()
+    for _ in range(1000):
+        loop.limit(20.0, lambda: None).cancel()
+    assert sum(map(len, loop._limits.values())) == 1
+
+
+def test_a_limit_that_fails_does_not_stop_the_loop(capfd: pytest.CaptureFixture[str]) -> None:
+    loop, called = Loop(), list[str]()
+
+    def fail() -> None:
+        raise RuntimeError("on purpose")
+
+    loop.limit(0.0, fail)
+    loop.limit(0.0, lambda: called.append("next"))
+    loop.turn(0)
+    loop.turn(0)
+    assert called == ["next"]
+
+
+class Counter:
+    """Counts what is reported of a descriptor."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def on_ready(self, mask: int) -> None:
+        self.calls += 1
+
+    def on_failure(self, error: Exception) -> None:
+        raise AssertionError(error)
+
+
+def test_a_socket_of_ours_alone_leaves_the_epoll_by_its_close() -> None:
+    loop, counter = Loop(), Counter()
+    ours, theirs = socket.socketpair()
+    number = ours.fileno()
+    loop.register(number, READ, counter)
+    theirs.send(b"x")
+    loop.close(ours, sole=True)
+    loop.turn(0)
+    again, other = socket.socketpair()
+    assert number in (again.fileno(), other.fileno())
+    loop.register(number, READ, counter)  # EEXIST if it were still there
+    loop.turn(0)
+    assert counter.calls == 0
+    for sock in (theirs, again, other):
+        sock.close()

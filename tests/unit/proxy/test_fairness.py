@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small request beside a bulk stream on one tunnel: bounded in turns and bytes, not in time."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.proxy.wire_helpers import Owner, Wire
+from ztunnel.hbone.connection import Connection, Role
+from ztunnel.hbone.events import DataReceived
+from ztunnel.mesh.model import SocketAddress
+from ztunnel.proxy.conntrack.record import Direction, Record
+from ztunnel.proxy.conntrack.tracker import party
+from ztunnel.proxy.io.buffers import BUFFER_SIZE, BufferPool
+from ztunnel.proxy.io.event_loop import READ, Loop
+from ztunnel.proxy.tunnel.relay import WATCH, StreamRelay
+from ztunnel.proxy.tunnel.tunnel import Tunnel
+
+CONNECT = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80")]
+
+
+class Side:
+    """One tunnel over a Wire, with apps, and a codec in the place of the peer."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        mine, self.other = socket.socketpair()
+        self.wire = Wire(mine)
+        self.socks = [mine, self.other]
+        self.loop.register(mine.fileno(), READ, Owner())  # type: ignore[arg-type]
+        self.tunnel = Tunnel(
+            self.loop,
+            BufferPool(),
+            self.wire,  # type: ignore[arg-type]
+            Role.CLIENT,
+            peer="spiffe://td/ns/n/sa/s",
+            owner=Owner(),
+        )
+        self.peer = Connection(Role.SERVER)
+        self.sync()
+
+    def sync(self) -> list[DataReceived]:
+        """Let the peer have all that was written, and us its answers."""
+        self.loop.turn(0)
+        octets, self.wire.written = b"".join(self.wire.written), []
+        events = self.peer.receive(memoryview(octets), 0.0)
+        self.tunnel._dispatch(
+            self.tunnel.connection.receive(memoryview(self.peer.take_output()), 0)
+        )
+        return [event for event in events if isinstance(event, DataReceived)]
+
+    def app(self) -> tuple[socket.socket, int]:
+        """An app with a stream of its own."""
+        ours, theirs = socket.socketpair()
+        self.socks += [ours, theirs]
+        for sock in (ours, theirs):
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * BUFFER_SIZE)
+        nowhere = party(SocketAddress("127.0.0.1", 1), None)
+        record = Record(
+            id=1, direction=Direction.OUTBOUND, source=nowhere, destination=nowhere, started=0.0
+        )
+        relay = StreamRelay(
+            self.loop, self.tunnel, 0, ours, record=record, ended=lambda sock, error: None
+        )
+        relay.stream_id = self.tunnel.open(CONNECT, relay)
+        self.sync()
+        self.peer.respond(relay.stream_id, 200)
+        self.loop.register(ours.fileno(), WATCH, relay)
+        relay.begin()
+        self.sync()
+        return theirs, relay.stream_id
+
+
+@pytest.fixture
+def side() -> Iterator[Side]:
+    one = Side()
+    yield one
+    for sock in one.socks:
+        sock.close()
+
+
+def feed(bulk: socket.socket) -> None:
+    """Keep the bulk app's socket full."""
+    try:
+        while True:
+            bulk.send(bytes(64 * 1024))
+    except BlockingIOError:
+        return
+
+
+def test_a_small_request_leaves_in_its_own_turn_behind_one_buffer_at_most(side: Side) -> None:
+    (bulk, bulk_id), (small, small_id) = side.app(), side.app()
+    for _ in range(20):
+        feed(bulk)
+        small.send(b"request")
+        arrived = side.sync()
+        ids = [data.stream_id for data in arrived]
+        assert small_id in ids
+        before = arrived[: ids.index(small_id)]
+        assert sum(len(data.payload) for data in before) <= 2 * BUFFER_SIZE
+        for data in arrived:
+            side.peer.consumed(data.stream_id, len(data.payload))
+    assert bulk_id in ids
+
+
+def test_after_a_blocked_write_a_small_request_leaves_at_once(side: Side) -> None:
+    (bulk, _), (small, small_id) = side.app(), side.app()
+    side.wire.stuck = True
+    for _ in range(5):
+        feed(bulk)
+        side.loop.turn(0)
+    small.send(b"request")
+    side.loop.turn(0)
+    side.wire.stuck = False
+    arrived = side.sync()
+    assert small_id in [data.stream_id for data in arrived]

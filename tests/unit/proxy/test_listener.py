@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers that share a listener take turns."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.unit.proxy.harness import DEADLINE, fresh_ip, listen, wait_for
+from ztunnel.proxy.io.event_loop import Loop
+from ztunnel.proxy.io.listener import Listener
+
+CONNECTIONS = 40
+EPOLL_WAIT = {"x86_64": "232", "aarch64": "22"}.get(platform.machine())  # system call numbers
+
+
+def waits(thread: threading.Thread) -> bool:
+    """Whether it is asleep in epoll: one that still runs is passed over by the kernel."""
+    path = Path(f"/proc/self/task/{thread.native_id}/syscall")
+    return path.read_text(encoding="ascii").split()[0] == EPOLL_WAIT
+
+
+@pytest.mark.skipif(EPOLL_WAIT is None, reason="number of epoll_wait not known here")
+def test_connections_that_come_one_by_one_are_spread_over_the_workers() -> None:
+    door = listen(fresh_ip(), 0)
+    took: Counter[int] = Counter()
+    accepted = threading.Semaphore(0)
+    stop = threading.Event()
+
+    def work(index: int) -> None:
+        loop = Loop()
+
+        def take(sock: socket.socket) -> None:
+            took[index] += 1
+            sock.close()
+            accepted.release()
+
+        Listener(loop, door.dup(), take, lambda: None, resets=False, shared=True)
+        while not stop.is_set():
+            loop.turn(2.0)
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        for _ in range(CONNECTIONS):
+            wait_for(lambda: all(map(waits, workers)), "both to wait")
+            socket.create_connection(door.getsockname()).close()
+            assert accepted.acquire(timeout=DEADLINE)
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join(DEADLINE)
+        door.close()
+    assert sum(took.values()) == CONNECTIONS
+    assert min(took[0], took[1]) >= CONNECTIONS // 4

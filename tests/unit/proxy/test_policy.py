@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policy in a real worker: who gets 401 or a reset, and what a change does to who is in."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from tests.unit.policy.fixtures import Json, peer, policy
+from tests.unit.proxy.conftest import Pair
+from tests.unit.proxy.harness import DEADLINE, Node, listen, wait_for
+from tests.unit.proxy.test_inbound import client
+from ztunnel.ipc.messages import ListenerKind, MeshDelta
+from ztunnel.kube.objects.policies import read_authorization_policy, read_peer_authentication
+from ztunnel.mesh.policy.model import Policy
+from ztunnel.proxy.conntrack.record import Stats
+from ztunnel.telemetry.access_log_parser import parse
+
+RESETS = ("ECONNRESET", "EPIPE", "ECONNABORTED")
+
+
+def read(obj: Json) -> Policy:
+    if obj["kind"] == "PeerAuthentication":
+        return read_peer_authentication(obj, "istio-system")
+    return read_authorization_policy(obj, "istio-system").policy
+
+
+class Rules:
+    """What a node is told of policies, a revision for each word."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.revision = 1
+
+    def say(self, *objects: Json, without: tuple[Policy, ...] = (), **parts: Any) -> None:
+        self.revision += 1
+        self.node.agent.send(
+            MeshDelta(
+                revision=self.revision,
+                policies=tuple(map(read, objects)),
+                removed_policies=tuple(each.key for each in without),
+                **parts,
+            )
+        )
+
+    def settle(self) -> None:
+        """All that was said is in force: the link is in order."""
+        self.node.query("stats")
+
+
+def deny(name: str = "p", **source: Any) -> Json:
+    rule = {"from": [{"source": source}]} if source else {}
+    return policy([rule], "DENY", name=name, namespace="test")
+
+
+def stats(node: Node) -> Stats:
+    return node.context.report.stats
+
+
+def denial(capfd: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """The line of the one denial, in whatever form the log has."""
+    found = [parse(line) for line in capfd.readouterr().err.splitlines()]
+    (line,) = (each for each in found if each.get("response_flags") == "DENY")
+    return line
+
+
+@pytest.fixture
+def rules(pair: Pair) -> Rules:
+    return Rules(pair.b)
+
+
+def end_of(sock: socket.socket) -> str:
+    """Read until it is over: `eof`, or the error's name."""
+    try:
+        while sock.recv(100):
+            pass
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "eof"
+
+
+def status(pair: Pair) -> int:
+    with client(pair) as h2:
+        found = h2.status(h2.connect(str(pair.app.address)))
+        if found == 200:
+            pair.app.accept().close()
+        return found
+
+
+def test_denied_by_principal_is_401_and_logged(
+    pair: Pair, rules: Rules, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rules.say(deny(principals=["cluster.local/ns/test/sa/a"]))
+    rules.settle()
+    assert status(pair) == 401
+    wait_for(lambda: stats(pair.b).denied == 1, "the denial")
+    pair.b.query("stats")  # a turn later its line is written
+    line = denial(capfd)
+    assert line["src.identity"] == "spiffe://cluster.local/ns/test/sa/a"
+    assert line["dst.identity"] == "spiffe://cluster.local/ns/test/sa/b"
+    assert line["policy"] == "AuthorizationPolicy test/p"
+    assert line["rule"] == "rules[0]"
+    assert line["dst.addr"] == str(pair.app.address)
+    assert len(pair.b.context.guard) == 0
+    assert stats(pair.b).opened == 0
+
+
+def test_allowed_again_when_the_policy_goes(pair: Pair, rules: Rules) -> None:
+    rules.say(deny())
+    rules.settle()
+    assert status(pair) == 401
+    rules.say(without=(read(deny()),))
+    rules.settle()
+    assert status(pair) == 200
+
+
+@pytest.mark.parametrize(
+    ("obj", "expected"),
+    [
+        (deny(namespaces=["test"]), 401),
+        (deny(namespaces=["other"]), 200),
+        (deny(ipBlocks=["127.0.0.0/8"]), 401),
+        (deny(ipBlocks=["10.0.0.0/8"]), 200),
+        (policy(namespace="test"), 401),
+        (policy([{}], namespace="test"), 200),
+        (peer("STRICT", namespace="test"), 200),
+        (policy([{"from": []}], namespace="test"), 401),  # refused
+        (policy(namespace="test", annotations={"istio.io/dry-run": "true"}), 200),
+        (policy(namespace="elsewhere"), 200),
+    ],
+)
+def test_over_hbone(pair: Pair, rules: Rules, obj: Json, expected: int) -> None:
+    rules.say(obj)
+    rules.settle()
+    assert status(pair) == expected
+
+
+def test_port_is_the_apps(pair: Pair, rules: Rules) -> None:
+    port = pair.app.address.port
+    rules.say(policy([{"to": [{"operation": {"ports": [str(port)]}}]}], "DENY", namespace="test"))
+    rules.settle()
+    assert status(pair) == 401
+    other = [{"to": [{"operation": {"ports": [str(port ^ 1)]}}]}]
+    rules.say(policy(other, "DENY", namespace="test"))
+    rules.settle()
+    assert status(pair) == 200
+
+
+def test_the_app_of_a_denied_client_sees_a_reset(pair: Pair, rules: Rules) -> None:
+    rules.say(deny())
+    rules.settle()
+    try:
+        with pair.a.dial() as sock:
+            end = end_of(sock)
+    except ConnectionResetError:  # before connect() had returned
+        end = "ECONNRESET"
+    assert end in RESETS
+
+
+def test_live_connection_that_is_denied_now_is_closed_and_others_go_on(
+    pair: Pair, rules: Rules, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pair.a.dial() as sock:
+        sock.sendall(b"hello")
+        server = pair.app.accept()
+        assert server.recv(5) == b"hello"
+        assert len(pair.b.context.guard) == 1
+        rules.say(deny(namespaces=["elsewhere"]))
+        rules.settle()
+        server.sendall(b"still")
+        assert sock.recv(5) == b"still"
+        rules.say(deny(namespaces=["test"]))
+        assert end_of(server) in RESETS
+        assert end_of(sock) in RESETS
+        server.close()
+    rules.settle()
+    line = denial(capfd)
+    assert line["policy"] == "AuthorizationPolicy test/p"
+    assert line["bytes_recv"] == "5"
+    assert len(pair.b.context.guard) == 0
+
+
+def test_connection_that_is_being_dialled_when_the_policy_comes_is_denied(
+    pair: Pair, rules: Rules
+) -> None:
+    """The app's backlog is full, so that the dial hangs between the decision and the answer."""
+    slow = listen(pair.b.ip, 0, backlog=0)
+    fillers = []
+    for _ in range(4):
+        filler = socket.socket()
+        filler.setblocking(False)
+        filler.connect_ex(slow.getsockname())
+        fillers.append(filler)
+    with client(pair) as h2:
+        stream = h2.connect(f"{pair.b.ip}:{slow.getsockname()[1]}")
+        h2.flush()
+        wait_for(lambda: len(pair.b.context.guard) == 1, "the connection to be let in")
+        rules.say(deny())
+        assert h2.status(stream) == 401
+    wait_for(lambda: stats(pair.b).denied == 1)
+    for each in (slow, *fillers):
+        each.close()
+
+
+def test_workload_whose_labels_change_is_judged_anew(pair: Pair, rules: Rules) -> None:
+    selector = {"matchLabels": {"app": "closed"}}
+    rules.say(policy(namespace="test", selector=selector))
+    with pair.a.dial() as sock:
+        sock.sendall(b"hello")
+        server = pair.app.accept()
+        changed = {**_fields(pair.b.me), "labels": {"app": "closed"}}
+        rules.say(workloads=(type(pair.b.me)(**changed),))
+        assert end_of(sock) in RESETS
+        server.close()
+    assert status(pair) == 401
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__struct_fields__}
+
+
+def test_parts_of_a_change_are_in_force_at_once(pair: Pair, rules: Rules) -> None:
+    """One DENY takes the place of another: between the two parts nobody gets in."""
+    rules.say(deny("old"))
+    rules.settle()
+    assert status(pair) == 401
+    rules.say(without=(read(deny("old")),), more=True)
+    rules.settle()
+    assert status(pair) == 401
+    rules.say(deny("new"))
+    rules.settle()
+    assert status(pair) == 401
+    assert [each.name for each in pair.b.context.mesh.policies] == ["new"]  # type: ignore[union-attr]
+
+
+def test_new_snapshot_closes_what_it_denies_when_it_is_complete(pair: Pair, rules: Rules) -> None:
+    with pair.a.dial() as sock:
+        sock.sendall(b"hello")
+        server = pair.app.accept()
+        rules.say(deny(), reset=True, workloads=tuple(pair.b.mesh))
+        rules.settle()
+        server.sendall(b"still")
+        assert sock.recv(5) == b"still"
+        assert status(pair) == 200  # the old state decides until the new one is whole
+        rules.say(complete=True)
+        assert end_of(sock) in RESETS
+        server.close()
+    assert status(pair) == 401
+
+
+# Plaintext
+
+
+def plaintext_door(pair: Pair) -> tuple[str, int]:
+    """A listener that gets what is sent to the app, as if sk_lookup had stolen it: here it has the
+    app's address itself, and whoever is let in comes to it again."""
+    door = listen(pair.b.ip, 0)
+    where: tuple[str, int] = door.getsockname()
+    pair.b.agent.pod_added(pair.b.me, {ListenerKind.INBOUND4: door})
+    door.close()
+    pair.b.query("stats")
+    return where
+
+
+def knock(where: tuple[str, int]) -> str:
+    """How it ends for somebody outside the mesh, who may hear before its connect() is done."""
+    try:
+        with socket.create_connection(where, timeout=DEADLINE) as sock:
+            return end_of(sock)
+    except ConnectionResetError:
+        return "ECONNRESET"
+
+
+@pytest.mark.parametrize(
+    ("obj", "denied"),
+    [
+        (peer("STRICT", namespace="test"), True),
+        (peer("STRICT", namespace="istio-system"), True),
+        (peer("PERMISSIVE", namespace="test"), False),
+        (policy(namespace="test"), True),
+        (deny(notPrincipals=["*"]), True),
+        (deny(principals=["*"]), False),
+        (deny(ipBlocks=["127.0.0.0/8"]), True),
+    ],
+)
+def test_plaintext(pair: Pair, rules: Rules, obj: Json, denied: bool) -> None:
+    rules.say(obj)
+    where = plaintext_door(pair)
+    thread = threading.Thread(target=knock, args=(where,), daemon=True)
+    thread.start()
+    wait_for(lambda: stats(pair.b).denied or stats(pair.b).opened, "a decision")
+    assert bool(stats(pair.b).denied) == denied
+    rules.say(deny())  # ends what would reach its own door again and again
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+
+
+def test_plaintext_that_is_denied_is_reset(pair: Pair, rules: Rules) -> None:
+    rules.say(peer("STRICT", namespace="test"))
+    assert knock(plaintext_door(pair)) in RESETS

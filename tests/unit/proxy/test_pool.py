@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tunnels are resumed and made ahead of need."""
+
+from __future__ import annotations
+
+import time
+from unittest import mock
+
+import pytest
+
+from tests.unit.proxy.conftest import Pair
+from tests.unit.proxy.harness import wait_for
+from tests.unit.proxy.test_outbound import dial_is_reset, ping
+from ztunnel.proxy.tls import credentials
+from ztunnel.proxy.tunnel.pool import PREWARM_AT
+from ztunnel.proxy.tunnel.tunnel import Tunnel
+
+
+def only_tunnel(pair: Pair) -> Tunnel:
+    ((_, tunnel),) = pair.a.context.pool.tunnels()
+    return tunnel
+
+
+def lose_tunnel(pair: Pair) -> None:
+    """As if the other node had gone away and come back."""
+    tunnel = only_tunnel(pair)
+    pair.a.in_loop(lambda: tunnel.close("test"))
+
+
+def is_resumed(pair: Pair) -> bool:
+    return bool(only_tunnel(pair)._session.resumed)
+
+
+def test_a_lost_tunnels_session_is_resumed_and_proves_the_same_identity(pair: Pair) -> None:
+    ping(pair)
+    assert not is_resumed(pair)
+    lose_tunnel(pair)
+    ping(pair)
+    assert is_resumed(pair)
+    assert only_tunnel(pair).peer == pair.b.me.identity
+
+
+def test_renewed_certificate_of_either_end_resumes_nothing(pair: Pair) -> None:
+    ping(pair)
+    old = pair.b.context.credentials[pair.b.me.identity]
+    pair.b.agent.send(pair.authority.issue(pair.b.me.identity))
+    wait_for(lambda: pair.b.context.credentials[pair.b.me.identity] is not old, "renewal")
+    lose_tunnel(pair)
+    ping(pair)
+    assert not is_resumed(pair)
+    pair.a.agent.send(pair.authority.issue(pair.a.me.identity))
+    wait_for(lambda: not pair.a.context.pool.tunnels(), "retirement")
+    ping(pair)
+    assert not is_resumed(pair)
+
+
+def test_resumed_session_ends_with_the_peers_certificate(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ping(pair)
+    lose_tunnel(pair)
+    two_days_on = mock.Mock(time=lambda: time.time() + 48 * 3600)
+    monkeypatch.setattr(credentials, "time", two_days_on)
+    dial_is_reset(pair)
+
+
+def test_tunnel_is_not_joined_once_the_peers_certificate_has_expired(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ztunnel.proxy.tunnel.tunnel.PING_INTERVAL", 0.05)
+    ping(pair)
+    old = only_tunnel(pair)
+    with monkeypatch.context() as later:
+        later.setattr(credentials, "time", mock.Mock(time=lambda: time.time() + 48 * 3600))
+        wait_for(lambda: old.retired and old.closed, "the tunnel ends")
+    ping(pair)
+    assert only_tunnel(pair) is not old
+
+
+def test_next_tunnel_is_made_before_the_last_is_full(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = PREWARM_AT + 1
+    monkeypatch.setattr("ztunnel.proxy.tunnel.pool.POOL_STREAMS", few)
+    clients = [pair.a.dial()]
+    servers = [pair.app.accept()]
+    assert len(pair.a.context.pool.tunnels()) == 1
+    clients.append(pair.a.dial())
+    servers.append(pair.app.accept())
+    wait_for(lambda: len(pair.a.context.pool.tunnels()) == 2, "the tunnel made ahead")
+    assert sorted(len(one.streams) for _, one in pair.a.context.pool.tunnels()) == [0, 2]
+    for sock in [*clients, *servers]:
+        sock.close()

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions on real sockets. The other end is Python's ssl, with another OpenSSL, or its program."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.proxy.certs import Authority
+from tests.unit.proxy.h2client import tls_context
+from tests.unit.proxy.harness import DEADLINE
+from ztunnel.proxy.io.buffers import BUFFER_SIZE, Buffer, BufferPool
+from ztunnel.proxy.io.event_loop import READ, WRITE
+from ztunnel.proxy.tls import credentials
+from ztunnel.proxy.tls.session import RECORD, CertificateError, TlsError, TlsSession
+
+US, PEER = "spiffe://cluster.local/ns/n/sa/us", "spiffe://cluster.local/ns/n/sa/peer"
+MANY_UPDATES = 200
+
+
+class Peer:
+    """A client whose TLS is in memory, so that the test says which octets go when."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing)
+
+    def shake_hands(self, sock: socket.socket) -> None:
+        """Until it is done for us; our last flight is in `outgoing` still."""
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                sock.sendall(self.outgoing.read())
+                self.incoming.write(sock.recv(1 << 16))
+            else:
+                return
+
+    def decrypt(self, octets: bytes) -> bytes:
+        self.incoming.write(octets)
+        plain = b""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            while chunk := self.tls.read(1 << 16):
+                plain += chunk
+        return plain
+
+
+@dataclass
+class Ends:
+    session: TlsSession
+    peer: Peer
+    sock: socket.socket  # the peer's, blocking
+    buffer: Buffer
+
+    def read(self) -> bytes:
+        """What there is now, with what came with the handshake."""
+        plain = bytes(self.buffer.view[: self.session.read_into(self.buffer)])
+        while not self.session.end and select.select([self.session.sock], [], [], 0)[0]:
+            plain += bytes(self.buffer.view[: self.session.read_into(self.buffer)])
+        return plain
+
+    def write(self, plain: bytes) -> bool:
+        self.buffer.view[: len(plain)] = plain
+        return self.session.write(self.buffer, len(plain))
+
+
+@contextlib.contextmanager
+def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Ours and the peer's, of one TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname(), DEADLINE)
+        ours, _ = listener.accept()
+    with ours, theirs:
+        ours.setblocking(False)
+        yield ours, theirs
+
+
+def step(session: TlsSession) -> int:
+    """`handshake` until it is done, or needs the peer and has nothing from it."""
+    while True:
+        mask = session.handshake()
+        readable, _, _ = select.select([session.sock], [], [], 0)
+        if not mask or not (mask & READ and readable):
+            return mask
+
+
+@contextlib.contextmanager
+def served(authority: Authority, context: ssl.SSLContext | None = None) -> Iterator[Ends]:
+    """A server session of ours and a client that has finished, but not told us."""
+    if context is None:
+        context = tls_context(authority.issue(PEER), authority.root_pem, "h2")
+    ours = credentials.credentials(authority.issue(US)).server
+    with sockets() as (mine, theirs):
+        session = TlsSession(mine, ours, BufferPool(), server_side=True)
+        peer = Peer(context)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            peer.tls.do_handshake()
+        theirs.sendall(peer.outgoing.read())
+        wait_readable(mine)
+        step(session)
+        peer.shake_hands(theirs)
+        yield Ends(session, peer, theirs, Buffer())
+
+
+@pytest.fixture
+def ends(authority: Authority) -> Iterator[Ends]:
+    """Both have finished."""
+    with served(authority) as made:
+        made.sock.sendall(made.peer.outgoing.read())
+        wait_readable(made.session.sock)
+        assert step(made.session) == 0
+        yield made
+
+
+def wait_readable(sock: socket.socket) -> None:
+    assert select.select([sock], [], [], DEADLINE)[0], "nothing came"
+
+
+def test_what_comes_in_one_segment_with_the_end_of_the_handshake_is_read(
+    authority: Authority,
+) -> None:
+    with served(authority) as ends:
+        ends.peer.tls.write(b"early bird")
+        ends.sock.sendall(ends.peer.outgoing.read())
+        wait_readable(ends.session.sock)
+        assert step(ends.session) == 0
+        assert ends.read() == b"early bird"
+
+
+def test_it_knows_who_the_peer_is_and_what_was_agreed_on(ends: Ends) -> None:
+    assert credentials.check_peer(ends.session) == PEER
+    assert ends.session.protocol == credentials.ALPN
+    assert ends.session.cipher in credentials.CIPHERS
+    assert not ends.session.resumed
+
+
+def test_a_whole_buffer_leaves_in_one_send(ends: Ends) -> None:
+    sends = []
+
+    class Counted(socket.socket):
+        def send(self, data, flags=0):  # type: ignore[no-untyped-def]
+            sends.append(len(data))
+            return super().send(data, flags)
+
+    mine = ends.session.sock
+    mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * BUFFER_SIZE)
+    ends.session.sock = Counted(fileno=mine.detach())
+    with ends.session.sock:
+        ends.session.sock.setblocking(False)
+        ends.write(bytes(BUFFER_SIZE))
+    assert sends[0] > BUFFER_SIZE
+    assert sum(sends[1:]) == 0 or len(sends) == 2  # a second one only if the first was cut short
+
+
+def test_what_the_socket_does_not_take_waits_and_arrives_in_order(ends: Ends) -> None:
+    plain = bytes(range(256)) * (BUFFER_SIZE // 256)
+    mine = ends.session.sock
+    mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECORD)
+    rounds = 0
+    while ends.write(plain):
+        rounds += 1
+    rounds += 1
+    assert ends.session.pending
+    ends.sock.setblocking(False)
+    received = b""
+    while len(received) < rounds * len(plain):
+        with contextlib.suppress(BlockingIOError):
+            received += ends.peer.decrypt(ends.sock.recv(1 << 20))
+        ends.session.flush()
+    assert not ends.session.pending
+    assert received == plain * rounds
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    sizes=st.lists(st.integers(1, 3 * RECORD), min_size=1, max_size=6),
+    cuts=st.lists(st.integers(1, 40_000), min_size=1, max_size=8),
+)
+def test_nothing_is_left_behind_wherever_the_octets_are_cut(
+    authority: Authority, sizes: list[int], cuts: list[int]
+) -> None:
+    with served(authority) as ends:
+        ends.sock.sendall(ends.peer.outgoing.read())
+        wait_readable(ends.session.sock)
+        assert step(ends.session) == 0
+        plain = b""
+        for number, size in enumerate(sizes):
+            part = bytes([number]) * size
+            plain += part
+            ends.peer.tls.write(part)
+        octets = ends.peer.outgoing.read()
+        received, sent, turn = ends.read(), 0, 0
+        while sent < len(octets):
+            piece = octets[sent : sent + cuts[turn % len(cuts)]]
+            sent, turn = sent + len(piece), turn + 1
+            ends.sock.sendall(piece)
+            wait_readable(ends.session.sock)
+            received += ends.read()
+        assert received == plain
+        assert not ends.session.end
+
+
+def test_the_peers_end_is_told_apart_from_silence(ends: Ends) -> None:
+    assert ends.read() == b""
+    assert ends.session.end == ""
+    with contextlib.suppress(ssl.SSLWantReadError):
+        ends.peer.tls.unwrap()
+    ends.sock.sendall(ends.peer.outgoing.read())
+    wait_readable(ends.session.sock)
+    ends.read()
+    assert ends.session.end == "closed by peer"
+
+
+def test_octets_that_are_no_record_of_the_session_end_it(ends: Ends) -> None:
+    ends.sock.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+    wait_readable(ends.session.sock)
+    assert ends.read() == b""
+    assert "bad record mac" in ends.session.end
+
+
+def test_our_goodbye_reaches_the_peer(ends: Ends) -> None:
+    ends.session.say_goodbye()
+    while not is_over(ends.peer.tls):
+        said = ends.sock.recv(1 << 16)
+        assert said, "the connection ended, the session did not"
+        ends.peer.incoming.write(said)
+
+
+def is_over(session: ssl.SSLObject) -> bool:
+    """Whether the other end said goodbye; its tickets come before."""
+    try:
+        return session.read(1) == b""
+    except ssl.SSLWantReadError:
+        return False
+
+
+def test_a_stranger_is_told_so_and_named_by_what_is_wrong_with_it(authority: Authority) -> None:
+    other = Authority()
+    context = tls_context(other.issue(PEER), authority.root_pem, "h2")
+    with served(authority, context) as ends:
+        ends.sock.sendall(ends.peer.outgoing.read())
+        wait_readable(ends.session.sock)
+        with pytest.raises(CertificateError, match="certificate signature failure"):
+            step(ends.session)
+        ends.peer.incoming.write(ends.sock.recv(1 << 16))
+        with pytest.raises(ssl.SSLError, match="alert"):
+            ends.peer.tls.read(1)
+
+
+def test_who_shows_no_certificate_is_refused(authority: Authority) -> None:
+    with served(authority, tls_context(None, authority.root_pem, "h2")) as ends:
+        ends.sock.sendall(ends.peer.outgoing.read())
+        wait_readable(ends.session.sock)
+        with pytest.raises(TlsError, match="peer did not return a certificate"):
+            step(ends.session)
+
+
+def test_who_hangs_up_during_the_handshake_is_told_of(authority: Authority) -> None:
+    context = credentials.credentials(authority.issue(US)).server
+    with sockets() as (mine, theirs):
+        session = TlsSession(mine, context, BufferPool(), server_side=True)
+        assert session.handshake() == READ
+        theirs.close()
+        wait_readable(mine)
+        with pytest.raises(TlsError, match="closed by peer"):
+            session.handshake()
+
+
+def test_a_handshake_waits_to_write_where_nothing_can_be_sent(authority: Authority) -> None:
+    context = credentials.credentials(authority.issue(US)).client
+    with sockets() as (mine, theirs):
+        mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                mine.send(bytes(RECORD))
+        session = TlsSession(mine, context, BufferPool(), server_side=False)
+        assert session.handshake() == WRITE
+        assert session.pending
+
+
+def test_key_updates_are_answered_though_nothing_else_is_said(authority: Authority) -> None:
+    """`openssl s_client` asks for a new key at each line K."""
+    context = credentials.credentials(authority.issue(US)).server
+    client = authority.issue(PEER)
+    with (
+        tempfile.TemporaryDirectory(prefix="zt-") as directory,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+    ):
+        pem = Path(directory, "pem")
+        pem.write_bytes(client.key_pem + client.chain_pem)
+        port = listener.getsockname()[1]
+        command = f"openssl s_client -connect 127.0.0.1:{port} -alpn h2 -tls1_3 -cert {pem}"
+        with subprocess.Popen(
+            command.split(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as program:
+            assert program.stdin is not None
+            mine, _ = listener.accept()
+            with mine:
+                mine.setblocking(False)
+                session, buffer = (
+                    TlsSession(mine, context, BufferPool(), server_side=True),
+                    Buffer(),
+                )
+                while session.handshake():
+                    wait_readable(mine)
+                received = b""
+                for number in range(1, MANY_UPDATES + 1):
+                    words = [b"K\n"] if number % 10 else [b"K\n", b"and on\n"]
+                    for line in words:  # it refuses more than 32 updates in a row
+                        program.stdin.write(line)
+                        program.stdin.flush()
+                        wait_readable(mine)
+                        received += bytes(buffer.view[: session.read_into(buffer)])
+                        assert not session.end, session.end
+                session.write(buffer, 1)  # with the newest key
+                assert not session.pending
+                program.stdin.close()
+                wait_readable(mine)
+                while not session.end:
+                    session.read_into(buffer)
+            program.wait(DEADLINE)
+            assert received.count(b"and on\n") == MANY_UPDATES // 10
+            assert session.end == "closed by peer"

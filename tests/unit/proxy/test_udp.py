@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UDP between two workers: real sockets, TLS and HTTP/2; the test plays the kernel's tokens."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import pytest
+
+from tests.unit.proxy.conftest import Pair
+from tests.unit.proxy.harness import Node, wait_for
+from tests.unit.proxy.test_policy import Rules, deny
+from ztunnel.hbone.constants import POOL_STREAMS
+from ztunnel.ipc.messages import ConnectUdpUnsupported, MeshDelta, PodRemoved
+from ztunnel.mesh.model import SocketAddress, TunnelProtocol
+from ztunnel.proxy.conntrack import udp_flow_table as flows_module
+from ztunnel.proxy.handlers.udp import PodUdp
+from ztunnel.proxy.tunnel.pool import Source, Taker
+from ztunnel.proxy.tunnel.pool_key import Key
+from ztunnel.proxy.tunnel.tunnel import Tunnel
+
+
+@pytest.fixture
+def ready(pair: Pair) -> Pair:
+    for node in (pair.a, pair.b):
+        pod = node.worker.pods[node.me.pod_uid]
+        wait_for(lambda pod=pod: pod.udp, "UDP socket")  # type: ignore[misc]
+    return pair
+
+
+def udp(node: Node) -> PodUdp:
+    found = node.worker.pods[node.me.pod_uid].udp
+    assert isinstance(found, PodUdp)
+    return found
+
+
+@contextmanager
+def app(node: Node) -> Iterator[tuple[socket.socket, SocketAddress]]:
+    with node.udp_app() as sock:
+        yield sock, SocketAddress(*sock.getsockname())
+
+
+def source_of(node: Node, address: tuple[str, int]) -> SocketAddress:
+    """What recvmsg would show an app that got a datagram from there."""
+    return node.tokens[address[0]]
+
+
+def test_datagrams_and_true_addresses_both_ways(ready: Pair) -> None:
+    a, b = ready.a, ready.b
+    with app(a) as (client, here), app(b) as (server, there):
+        for size in (0, 1, 1472, 9000, 65_507):
+            payload = bytes(n & 0xFF for n in range(size))
+            client.sendto(payload, a.udp_to(there))
+            data, source = server.recvfrom(65_536)
+            assert data == payload
+            assert source_of(b, source) == here
+            server.sendto(payload, source)
+            data, source = client.recvfrom(65_536)
+            assert data == payload
+            assert source_of(a, source) == there
+    assert len(udp(a).flows) == len(udp(b).flows) == 1
+    assert len(a.context.pool.open) == 1
+
+
+def test_one_socket_speaks_to_several(ready: Pair) -> None:
+    a, b = ready.a, ready.b
+    with app(a) as (client, _), app(b) as (one, first), app(b) as (two, second):
+        client.sendto(b"to one", a.udp_to(first))
+        client.sendto(b"to two", a.udp_to(second))
+        assert one.recv(100) == b"to one"
+        assert two.recv(100) == b"to two"
+    assert len(udp(a).flows) == 2
+    assert len(a.context.pool.open) == 1  # both on one mTLS connection
+
+
+def test_server_that_speaks_first_later_and_from_loopback(ready: Pair) -> None:
+    """A server's connected socket is seen at loopback: answers must follow it there."""
+    a, b = ready.a, ready.b
+    with app(a) as (client, _), app(b) as (server, there):
+        client.sendto(b"question", a.udp_to(there))
+        _, source = server.recvfrom(100)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connected:
+            connected.settimeout(10)
+            connected.bind(("127.0.0.1", there.port))
+            connected.sendto(b"answer", source)
+            assert client.recv(100) == b"answer"
+            client.sendto(b"more", a.udp_to(there))
+            assert connected.recv(100) == b"more"
+
+
+def test_flows_of_different_clients_stay_apart(ready: Pair) -> None:
+    a, b = ready.a, ready.b
+    with app(a) as (one, first), app(a) as (two, second), app(b) as (server, there):
+        one.sendto(b"one", a.udp_to(there))
+        two.sendto(b"two", a.udp_to(there))
+        asked = dict(server.recvfrom(100) for _ in range(2))
+        assert {data: source_of(b, source) for data, source in asked.items()} == {
+            b"one": first,
+            b"two": second,
+        }
+        for data, source in asked.items():
+            server.sendto(b"for " + data, source)
+        assert one.recv(100) == b"for one"
+        assert two.recv(100) == b"for two"
+
+
+def test_more_flows_than_a_tunnel_has_streams(ready: Pair) -> None:
+    a, b = ready.a, ready.b
+    with app(b) as (server, there):
+        clients = [a.udp_app() for _ in range(POOL_STREAMS + 20)]
+        try:
+            for number, client in enumerate(clients):
+                client.sendto(b"%d" % number, a.udp_to(there))
+                assert server.recv(100) == b"%d" % number
+            assert len(a.context.pool.open) == 2
+        finally:
+            for client in clients:
+                client.close()
+
+
+def test_full_table_drops_and_counts_until_a_flow_is_idle(
+    ready: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = ready.a, ready.b
+    udp(a).flows._limit = 2
+    with app(b) as (server, there), app(a) as (one, _), app(a) as (two, _), app(a) as (three, _):
+        for client in (one, two):
+            client.sendto(b"in", a.udp_to(there))
+            assert server.recv(100) == b"in"
+        three.sendto(b"no room", a.udp_to(there))
+        wait_for(lambda: a.context.report.stats.udp_refused == 1, "refusal")
+        assert a.context.report.stats.udp_dropped == 1
+        monkeypatch.setattr(flows_module, "IN_USE", 0.0)
+        three.sendto(b"now", a.udp_to(there))
+        assert server.recv(100) == b"now"
+        assert len(udp(a).flows) == 2
+
+
+def test_idle_flows_end_on_both_sides(ready: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = ready.a, ready.b
+    with app(a) as (client, _), app(b) as (server, there):
+        client.sendto(b"x", a.udp_to(there))
+        assert server.recv(100) == b"x"
+        monkeypatch.setattr(flows_module, "ONE_WAY_IDLE", 0.0)
+        wait_for(lambda: not len(udp(a).flows) and not len(udp(b).flows), "flows to end")
+        monkeypatch.undo()
+        assert not a.context.report.live()
+        assert not b.context.report.live()
+        client.sendto(b"again", a.udp_to(there))
+        assert server.recv(100) == b"again"
+
+
+def test_unknown_destination_is_not_sent_anywhere(ready: Pair) -> None:
+    a = ready.a
+    with app(a) as (client, _):
+        client.sendto(b"x", a.udp_to(SocketAddress("192.0.2.9", 9)))
+        wait_for(lambda: a.context.report.stats.refused == 1, "refusal")
+        client.sendto(b"y", a.udp_to(SocketAddress("192.0.2.9", 9)))
+        wait_for(lambda: a.context.report.stats.udp_dropped == 2, "drop")
+        assert a.context.report.stats.refused == 1  # not decided, nor logged, for each datagram
+    assert len(udp(a).flows) == 0
+
+
+def test_a_proxy_without_connect_udp_is_told_of(
+    ready: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = ready.a, ready.b
+    pool = a.context.pool
+
+    class Silent:
+        """The pool, of tunnels whose peers say nothing of connect-udp."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(pool, name)
+
+        def acquire(self, key: Key, source: Source, taker: Taker, *, settled: bool = False) -> None:
+            def took(tunnel: Tunnel | None, reason: str) -> None:
+                assert tunnel is not None
+                tunnel.connection._peer.extended_connect = False
+                taker(tunnel, reason)
+
+            pool.acquire(key, source, took, settled=settled)
+
+    monkeypatch.setattr(a.context, "pool", Silent())
+    with app(a) as (client, here), app(b) as (_, there):
+        client.sendto(b"x", a.udp_to(there))
+        wait_for(lambda: a.agent.silent, "news for the agent")
+        assert a.agent.silent == [
+            ConnectUdpUnsupported(b.me.uid, a.me.pod_uid, here, there, (b"x",))
+        ]
+    wait_for(lambda: not len(udp(a).flows), "the flow to end")
+
+
+def test_flows_move_when_their_tunnel_is_retired(ready: Pair) -> None:
+    a, b = ready.a, ready.b
+    with app(a) as (client, here), app(b) as (server, there):
+        client.sendto(b"one", a.udp_to(there))
+        _, source = server.recvfrom(100)
+        a.agent.send(ready.authority.issue(a.me.identity))  # renewed: tunnels made before retire
+        wait_for(lambda: not a.context.pool.tunnels(), "retirement")
+        client.sendto(b"two", a.udp_to(there))
+        data, source = server.recvfrom(100)
+        assert (data, source_of(b, source)) == (b"two", here)
+        server.sendto(b"answer", source)
+        assert client.recv(100) == b"answer"
+        wait_for(lambda: len(a.context.pool.open) == 1, "the old tunnel to end")
+
+
+def test_lost_tunnel_is_made_anew_by_either_side(ready: Pair) -> None:
+    a, b = ready.a, ready.b
+    with app(a) as (client, _), app(b) as (server, there):
+        client.sendto(b"one", a.udp_to(there))
+        _, source = server.recvfrom(100)
+        tunnel = next(iter(a.context.pool.open))
+        a.in_loop(lambda: tunnel.close("cut"))
+        wait_for(lambda: not len(udp(b).flows), "the far end to notice")
+        server.sendto(b"late answer", (source[0], b.agent.udp_ports[-1]))
+        data, source = client.recvfrom(100)
+        assert (data, source_of(a, source)) == (b"late answer", there)
+
+
+def test_destination_that_left_the_mesh_gets_nothing(ready: Pair) -> None:
+    a, b = ready.a, ready.b
+    with app(a) as (client, _), app(b) as (server, there):
+        client.sendto(b"one", a.udp_to(there))
+        assert server.recv(100) == b"one"
+        plain = msgspec.structs.replace(b.me, protocol=TunnelProtocol.NONE, pod_uid="another")
+        a.agent.send(MeshDelta(revision=2, workloads=(plain,)))
+        wait_for(lambda: not a.context.pool.tunnels(), "retirement")
+        client.sendto(b"two", a.udp_to(there))
+        wait_for(lambda: a.context.report.stats.refused == 1, "refusal")
+
+
+def test_a_removed_pod_lets_go_of_its_socket(ready: Pair) -> None:
+    a, b = ready.a, ready.b
+    with app(a) as (client, _), app(b) as (server, there):
+        client.sendto(b"one", a.udp_to(there))
+        assert server.recv(100) == b"one"
+        held = udp(a)
+        a.agent.send(PodRemoved(a.me.pod_uid, gone=True))
+        wait_for(lambda: held.ways[4].sock.fileno() < 0, "the socket to close")
+        wait_for(lambda: not len(udp(b).flows), "the far end to notice")
+
+
+def test_stalled_peer_costs_datagrams_and_no_memory(
+    ready: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads at the far end: what does not fit is dropped, and the rest goes on after."""
+    a, b = ready.a, ready.b
+    with app(a) as (client, _), app(b) as (server, there):
+        client.sendto(b"open", a.udp_to(there))
+        assert server.recv(100) == b"open"
+        monkeypatch.setattr(Tunnel, "claim", lambda *_: None)  # as when TLS takes no more
+        before = a.context.report.stats.udp_dropped
+        for _ in range(50):
+            client.sendto(bytes(1000), a.udp_to(there))
+        wait_for(lambda: a.context.report.stats.udp_dropped == before + 50, "drops")
+        monkeypatch.undo()
+        client.sendto(b"after", a.udp_to(there))
+        assert server.recv(2000) == b"after"
+
+
+def test_policy_judges_flows_and_ends_those_it_denies_later(ready: Pair) -> None:
+    a, b = ready.a, ready.b
+    rules = Rules(b)
+    with app(a) as (client, _), app(a) as (other, _), app(b) as (server, there):
+        client.sendto(b"before", a.udp_to(there))
+        assert server.recv(100) == b"before"
+        rules.say(deny(principals=[a.me.identity.removeprefix("spiffe://")]))
+        wait_for(lambda: not len(udp(b).flows), "the flow's end")
+        other.sendto(b"denied", a.udp_to(there))
+        wait_for(lambda: b.context.report.stats.denied == 2, "the denial")
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.recv(100)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which connections get a line: by namespace, by what became of them, by chance."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ztunnel.agent.api.log_level import LogControl
+from ztunnel.ipc.messages import AccessRule, LogConfig, LogLevel
+from ztunnel.telemetry import logs
+from ztunnel.telemetry.access_log_filter import is_wanted
+
+Levels = st.sampled_from(LogLevel)
+
+
+@pytest.mark.parametrize(
+    ("level", "orderly", "failed"),
+    [
+        (LogLevel.DEBUG, True, True),
+        (LogLevel.INFO, True, True),
+        (LogLevel.WARNING, False, True),
+        (LogLevel.ERROR, False, False),
+        (LogLevel.OFF, False, False),
+    ],
+)
+def test_level_says_which(level: LogLevel, orderly: bool, failed: bool) -> None:
+    settings = LogConfig(access=AccessRule(level))
+    assert is_wanted(settings, "shop", failed=False) is orderly
+    assert is_wanted(settings, "shop", failed=True) is failed
+
+
+@given(Levels, Levels, st.booleans())
+def test_a_namespaces_rule_is_its_own(of_all: LogLevel, own: LogLevel, failed: bool) -> None:
+    settings = LogConfig(access=AccessRule(of_all), namespaces={"shop": AccessRule(own)})
+    alone = LogConfig(access=AccessRule(own))
+    general = LogConfig(access=AccessRule(of_all))
+    assert is_wanted(settings, "shop", failed=failed) == is_wanted(alone, "x", failed=failed)
+    assert is_wanted(settings, "other", failed=failed) == is_wanted(general, "x", failed=failed)
+
+
+def test_a_share_is_a_share_of_the_orderly_ones_only() -> None:
+    tenth = LogConfig(access=AccessRule(sample=0.1))
+    written = sum(is_wanted(tenth, "", failed=False) for _ in range(10_000))
+    assert 600 < written < 1400
+    assert all(is_wanted(tenth, "", failed=True) for _ in range(100))
+    none = LogConfig(access=AccessRule(sample=0))
+    assert not any(is_wanted(none, "", failed=False) for _ in range(100))
+
+
+# Changing it
+
+
+def control() -> tuple[LogControl, list[LogConfig]]:
+    applied: list[LogConfig] = []
+    return LogControl(applied.append), applied
+
+
+def say(one: LogControl, **change: object) -> None:
+    one.change(json.dumps(change).encode())
+
+
+def test_only_what_is_named_changes() -> None:
+    one, applied = control()
+    say(one, access={"level": "warning"})
+    say(one, namespaces={"shop": {"sample": 0.5}})
+    say(one, process="debug")
+    assert applied[-1] == one.settings
+    assert one.view() == {
+        "process": "debug",
+        "access": {"level": "warning", "sample": 1.0},
+        "namespaces": {"shop": {"level": "warning", "sample": 0.5}},  # from the general one
+    }
+    say(one, namespaces={"shop": None}, access=None, process=None)
+    assert one.settings == LogConfig()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"",
+        b"[]",
+        b'{"proces": "info"}',
+        b'{"process": "loud"}',
+        b'{"access": {"sample": 1.5}}',
+        b'{"access": {"sample": -1}}',
+        b'{"access": {"level": "info", "more": 1}}',
+        json.dumps({"namespaces": {f"n{n}": {"level": "off"} for n in range(1001)}}).encode(),
+    ],
+)
+def test_nonsense_changes_nothing(wrong: bytes) -> None:
+    one, applied = control()
+    with pytest.raises(ValueError):
+        one.change(wrong)
+    assert (one.settings, applied) == (LogConfig(), [])
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused_or_taken(raw: bytes) -> None:
+    one, _ = control()
+    try:
+        one.change(raw)
+    except ValueError:
+        assert one.settings == LogConfig()
+    msgspec.json.encode(one.view())
+
+
+def test_level_of_a_process_changes_for_loggers_that_exist(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    before = structlog.get_config()
+    try:
+        logs.configure_logs("json")
+        log, access = structlog.get_logger(), logs.access_logger()
+        log.info("one")
+        logs.set_level("error")
+        log.warning("two")
+        log.error("three")
+        access.info("connection")  # has rules of its own
+        logs.set_level("debug")
+        log.debug("four")
+        logs.set_level("off")
+        log.error("five")
+    finally:
+        logs.set_level("info")
+        structlog.configure(**before)
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [line["event"] for line in lines] == ["one", "three", "connection", "four"]
+    assert not any("is_access" in line for line in lines)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's sums: nothing twice, nothing backwards, bounded, and the gone forgotten."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.telemetry.builders import between, pod
+from ztunnel.ipc.messages import Count
+from ztunnel.telemetry import labels
+from ztunnel.telemetry.labels import LABELS, Labels
+from ztunnel.telemetry.node_counters import METRICS, Ledger, Totals
+
+OPENED, CLOSED = "istio_tcp_connections_opened", "istio_tcp_connections_closed"
+A, B = between("a", "db"), between("b", "db")
+
+
+def value(totals: Totals, metric: str, key: Labels | None = None) -> int:
+    return sum(v for k, v in totals.snapshot()[metric] if key in (None, k))
+
+
+def test_each_field_is_its_metric_as_istio_turns_them() -> None:
+    totals = Totals(10)
+    totals.add(Count(A, opened=5, closed=4, failed=3, sent=200, received=100))
+    assert {name: value(totals, name) for name in METRICS} == {
+        OPENED: 5,
+        CLOSED: 4,
+        "istio_tcp_connections_failed": 3,
+        "istio_tcp_received_bytes": 200,  # what the client sent
+        "istio_tcp_sent_bytes": 100,
+    }
+
+
+def test_what_is_told_again_does_not_count_again() -> None:
+    totals = Totals(10)
+    ledger = Ledger(totals)
+    for number in (1, 1, 2, 1, 2):
+        ledger.take(7, number, [Count(A, opened=1)])
+    ledger.take(8, 1, [Count(A, opened=1)])  # another worker's first
+    assert value(totals, OPENED) == 3
+
+
+def test_what_a_dead_worker_had_open_is_closed() -> None:
+    totals = Totals(10)
+    ledger = Ledger(totals)
+    denied = labels.with_flag(A, "DENY")
+    ledger.take(7, 1, [Count(A, opened=5, closed=1), Count(denied, closed=1), Count(B, opened=2)])
+    ledger.take(8, 1, [Count(A, opened=10)])
+    ledger.gone(7)
+    ledger.gone(7)
+    assert value(totals, CLOSED, A) == 4
+    assert value(totals, CLOSED, denied) == 1
+    assert value(totals, CLOSED, B) == 2
+    assert value(totals, OPENED) - value(totals, CLOSED) == 10
+    assert ledger.instances == {8}
+
+
+Told = st.tuples(
+    st.integers(0, 2),  # worker
+    st.sampled_from([A, B]),
+    st.integers(0, 5),  # opened
+    st.integers(0, 5),  # of the open ones: closed
+    st.booleans(),  # told twice
+    st.booleans(),  # then killed
+)
+
+
+@given(st.lists(Told))
+def test_any_history_of_workers_adds_up(
+    history: list[tuple[int, Labels, int, int, bool, bool]],
+) -> None:
+    totals = Totals(10)
+    ledger = Ledger(totals)
+    instance = {worker: worker for worker in range(3)}
+    number = Counter[int]()
+    is_open = Counter[tuple[int, Labels]]()
+    opened, before = 0, dict.fromkeys(METRICS, 0)
+    for worker, key, more, fewer, twice, killed in history:
+        me = instance[worker]
+        number[me] += 1
+        closed = min(fewer, is_open[me, key] + more)
+        is_open[me, key] += more - closed
+        opened += more
+        for _ in range(1 + twice):
+            ledger.take(me, number[me], [Count(key, opened=more, closed=closed)])
+        if killed:
+            ledger.gone(me)
+            for label_set in (A, B):
+                is_open.pop((me, label_set), None)
+            instance[worker] += 3
+        now = {name: value(totals, name) for name in METRICS}
+        assert all(now[name] >= before[name] for name in METRICS)
+        before = now
+        assert now[OPENED] == opened
+        assert now[OPENED] - now[CLOSED] == is_open.total()
+
+
+def test_each_metric_is_capped_and_its_sum_stays_right() -> None:
+    totals = Totals(3)
+    for number in range(10):
+        totals.add(Count(between(f"p{number}", "db"), opened=1, sent=5))
+    snapshot = totals.snapshot()
+    assert len(snapshot[OPENED]) == 4
+    assert value(totals, OPENED) == 10
+    assert value(totals, "istio_tcp_received_bytes") == 50
+    overflow = dict(snapshot[OPENED])[("source", *("overflow",) * (len(LABELS) - 1))]
+    assert overflow == 7
+    assert totals.overflowed == 14
+
+
+def test_a_known_series_is_counted_when_there_is_no_more_room() -> None:
+    totals = Totals(1)
+    for key in (A, B, A):
+        totals.add(Count(key, opened=1))
+    assert value(totals, OPENED, A) == 2
+
+
+def test_rows_that_are_no_label_set_are_not_believed() -> None:
+    totals = Totals(10)
+    totals.add(Count(("source",), opened=1))
+    totals.add(Count((*A[:-1], "x" * 1000), opened=1))
+    totals.add(Count(A, opened=-5))
+    assert value(totals, OPENED) == 2
+    assert value(totals, OPENED, A) == 0
+
+
+def test_series_of_the_gone_are_forgotten_after_grace() -> None:
+    totals = Totals(10)
+    totals.add(Count(A, opened=1, closed=1))
+    totals.add(Count(B, opened=1, closed=1))
+    everybody = {labels.end(pod(name)) for name in ("a", "b", "db")}
+    without_a = everybody - {labels.end(pod("a"))}
+    totals.retire(everybody, 0, 60)
+    totals.retire(without_a, 10, 60)
+    assert value(totals, OPENED) == 2
+    totals.retire(everybody, 50, 60)  # it came back
+    totals.retire(without_a, 60, 60)
+    totals.retire(without_a, 119, 60)
+    assert value(totals, OPENED, A) == 1
+    totals.retire(without_a, 120, 60)
+    assert value(totals, OPENED, A) == 0
+    assert value(totals, OPENED, B) == 1
+    assert totals.retired == 2
+
+
+def test_series_with_open_connections_are_kept() -> None:
+    totals = Totals(10)
+    totals.add(Count(A, opened=1))
+    totals.retire(set(), 0, 0)
+    assert value(totals, OPENED, A) == 1
+    totals.add(Count(labels.with_flag(A, "DENY"), closed=1))
+    totals.retire(set(), 1, 0)
+    assert totals.snapshot()[OPENED] == []
+
+
+def test_retired_series_give_their_room_back() -> None:
+    totals = Totals(1)
+    totals.add(Count(A, opened=1, closed=1))
+    totals.retire(set(), 0, 0)
+    totals.add(Count(B, opened=1))
+    assert value(totals, OPENED, B) == 1
+
+
+def test_unknown_ends_and_overflow_are_never_retired() -> None:
+    totals = Totals(1)
+    nobody = labels.traffic(labels.Reporter.DESTINATION, None, None)
+    for key in (nobody, A):
+        totals.add(Count(key, opened=1, closed=1))
+    totals.retire(set(), 0, 0)
+    assert value(totals, OPENED) == 2

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the admin API shows, read off the agent's parts. Nothing here knows a private key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from ztunnel import __version__
+from ztunnel.agent.api.admin_server import Json
+from ztunnel.agent.api.policy_simulator import PolicySimulator
+from ztunnel.agent.config import Options
+from ztunnel.agent.pods.enroller import Enroller
+from ztunnel.agent.pods.pod import Pod, PodState
+from ztunnel.agent.traffic.same_node import SameNodeTraffic
+from ztunnel.agent.workers.session import Workers
+from ztunnel.identity.certificate_store import Store
+from ztunnel.kube.view.cluster_view import ClusterView
+from ztunnel.mesh.policy.engine import Policies
+
+ASK_TIMEOUT = 2.0  # seconds a worker may take for its view
+
+
+class AgentViews:
+    """Implements `admin.Views`."""
+
+    def __init__(
+        self,
+        *,
+        options: Options,
+        mirror: ClusterView,
+        enroller: Enroller,
+        workers: Workers,
+        same_node: SameNodeTraffic,
+        store: Store,
+        policies: Policies,
+        source: Callable[[], Json],
+        data_path: Callable[[], Json],
+    ) -> None:
+        self._options = options
+        self._mirror = mirror
+        self._enroller = enroller
+        self._workers = workers
+        self._same_node = same_node
+        self._store = store
+        self._what_if = PolicySimulator(mirror, policies)
+        self._source = source
+        self._data_path = data_path
+
+    def waiting_for(self) -> list[str]:
+        """What readiness waits for; empty when ready. What is wrong with single pods is told by
+        `pods`, metrics and Events: one sick app must not take its node out of service."""
+        missing = []
+        source = self._source()
+        if not source["synced"]:
+            wrong = "; ".join(f"{name}: {text}" for name, text in source["errors"].items())
+            missing.append("first complete view of the mesh" + (f" ({wrong})" if wrong else ""))
+        if not any(session.is_synced for session in self._workers.sessions):
+            missing.append("a proxy worker")
+        return missing
+
+    def status(self) -> Json:
+        """Everything about the agent itself; the shape is the keys below."""
+        options, waiting_for = self._options, self.waiting_for()
+        pods = [self._pod(pod) for pod in self._enroller.pods]
+        return {
+            "node": options.node,
+            "version": __version__,
+            "trust_domain": options.trust_domain,
+            "ready": not waiting_for,
+            "waiting_for": waiting_for,
+            "source": self._source(),
+            "workers": [
+                {
+                    "worker": session.worker,
+                    "pid": session.peer.pid,
+                    "uid": session.peer.uid,
+                    "version": session.version,
+                    "synced": session.is_synced,
+                    "queued_bytes": session.queued_bytes,
+                }
+                for session in self._workers.sessions
+            ],
+            "pods": {
+                "captured": sum(pod["state"] == PodState.CAPTURED for pod in pods),
+                "waiting": sum(bool(pod["problem"]) for pod in pods),
+                "refused": len(self._refused()),
+            },
+            "same_node": self._same_node.status(),
+            "data_path": self._data_path(),
+        }
+
+    def workloads(self) -> Json:
+        rows = sorted(self._mirror.snapshot().workloads, key=lambda workload: workload.uid)
+        return {"workloads": [{**_data(row), "identity": row.identity} for row in rows]}
+
+    def services(self) -> Json:
+        rows = sorted(self._mirror.snapshot().services, key=lambda service: service.key)
+        return {"services": [{**_data(row), "key": row.key} for row in rows]}
+
+    def pods(self) -> Json:
+        rows = sorted(map(self._pod, self._enroller.pods), key=lambda row: str(row["workload"]))
+        return {"pods": rows, "refused": self._refused()}
+
+    def certificates(self) -> Json:
+        return {"certificates": self._store.statuses()}
+
+    def policies(self) -> Json:
+        return self._what_if.policies()
+
+    def policy(self, query: Mapping[str, str]) -> Json:
+        return self._what_if.policy(query)
+
+    def policy_test(self, query: Mapping[str, str]) -> Json:
+        return self._what_if.test(query)
+
+    async def ask_workers(self, what: str) -> Json:
+        """The rows of all workers, and the pids of those that did not answer.
+
+        Connections that go without a worker are among them.
+        """
+        answers = await self._workers.ask(what, ASK_TIMEOUT)
+        rows = [{**row, "worker": answer.worker} for answer in answers for row in answer.body or []]
+        return {
+            what: rows + (self._same_node.live() if what == "connections" else []),
+            "unanswered": [answer.pid for answer in answers if answer.body is None],
+        }
+
+    def _refused(self) -> list[Json]:
+        return [
+            {"pod": workload.uid, "reason": workload.capture_refused}
+            for workload in self._mirror.snapshot().workloads
+            if workload.node == self._options.node and workload.capture_refused
+        ]
+
+    def _pod(self, pod: Pod) -> Json:
+        return {
+            "workload": _name(pod),
+            "pod_uid": pod.uid,
+            "state": pod.state.value,
+            "problem": self._problem(pod),
+            "identity": pod.workload.identity,
+            "addresses": list(pod.workload.addresses),
+            "netns_cookie": pod.cookie,
+            "sandbox_pid": pod.netns.pid if pod.netns else 0,
+            "listeners": sorted(kind.value for kind in pod.listeners),
+            "served_by": [
+                session.peer.pid for session in self._workers.sessions if pod.uid in session.ready
+            ],
+        }
+
+    def _problem(self, pod: Pod) -> str:
+        if pod.problem:
+            return pod.problem
+        served = any(pod.uid in session.ready for session in self._workers.sessions)
+        return "" if served else "no proxy worker serves it: its connections are refused"
+
+
+def _name(pod: Pod) -> str:
+    return f"{pod.workload.namespace}/{pod.workload.name}"
+
+
+def _data(row: msgspec.Struct) -> dict[str, Any]:
+    data: dict[str, Any] = msgspec.to_builtins(row)
+    return data

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the node logs, changed while it runs: implements `admin.Logs`.
+
+What is set here lasts until the agent ends: an incident's settings do not outlive it unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import msgspec
+import structlog
+
+from ztunnel.ipc.messages import AccessRule, LogConfig, LogLevel
+
+MOST_NAMESPACES = 1000  # with a rule of their own
+
+log = structlog.get_logger()
+
+
+class _RuleChange(msgspec.Struct, forbid_unknown_fields=True):
+    level: LogLevel | None = None
+    sample: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+
+
+class _Change(msgspec.Struct, forbid_unknown_fields=True):
+    process: LogLevel | msgspec.UnsetType | None = msgspec.UNSET
+    access: _RuleChange | msgspec.UnsetType | None = msgspec.UNSET
+    namespaces: dict[str, _RuleChange | None] = {}
+
+
+class LogControl:
+    """`apply` is called with each new setting."""
+
+    def __init__(self, apply: Callable[[LogConfig], None]) -> None:
+        self.settings = LogConfig()
+        self._apply = apply
+
+    def view(self) -> dict[str, Any]:
+        """What is in force, in the form that `change` takes."""
+        found: dict[str, Any] = msgspec.to_builtins(self.settings)
+        found.pop("type", None)
+        return found
+
+    def change(self, wanted: bytes) -> dict[str, Any]:
+        """Change what the JSON object names, null for back to the default. Raises ValueError."""
+        try:
+            change = msgspec.json.decode(wanted, type=_Change)
+        except msgspec.DecodeError as error:
+            raise ValueError(str(error)) from error
+        self.settings = changed(self.settings, change)
+        log.info("log settings", **self.view())
+        self._apply(self.settings)
+        return self.view()
+
+
+def changed(now: LogConfig, change: _Change) -> LogConfig:
+    """The settings after a change. Raises ValueError."""
+    process, access = now.process, now.access
+    if change.process is not msgspec.UNSET:
+        process = change.process or LogConfig().process
+    if change.access is not msgspec.UNSET:
+        access = _merged(access, change.access) if change.access else AccessRule()
+    namespaces = dict(now.namespaces)
+    for name, rule in change.namespaces.items():
+        if rule is None:
+            namespaces.pop(name, None)
+        else:
+            namespaces[name] = _merged(namespaces.get(name, access), rule)
+    if len(namespaces) > MOST_NAMESPACES:
+        raise ValueError(f"rules for {len(namespaces)} namespaces; limit {MOST_NAMESPACES}")
+    return LogConfig(process=process, access=access, namespaces=namespaces)
+
+
+def _merged(now: AccessRule, change: _RuleChange) -> AccessRule:
+    return AccessRule(
+        now.level if change.level is None else change.level,
+        now.sample if change.sample is None else change.sample,
+    )

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who certifies this node's workloads: the cluster's signer, or a CA in a directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ztunnel.agent.config import Options
+from ztunnel.identity import ca
+from ztunnel.identity.csr_signer import DiskSigner, Signer
+
+
+@dataclass(frozen=True)
+class CertificateIssuer:
+    """`start` takes what is called, in the running loop, when the mesh trusts other roots.
+
+    `close` may block for a second.
+    """
+
+    signer: Signer
+    start: Callable[[Callable[[bytes], None]], None]
+    close: Callable[[], None]
+
+
+def certifier_of(options: Options) -> CertificateIssuer:
+    """A CA in `options.ca_dir`, if one is named, else the signer behind the API server.
+
+    Raises CaError, AccessError.
+    """
+    if options.ca_dir is not None:
+        authority = ca.load_or_create(options.ca_dir, options.trust_domain)
+        signer = DiskSigner(authority, ttl=options.certificate_ttl)
+        return CertificateIssuer(signer, start=lambda _: None, close=lambda: None)
+    if options.access is None:
+        raise ca.CaError("no CA: give --ca-dir, or an API server whose signer is asked")
+    return _of_cluster(options)
+
+
+def _of_cluster(options: Options) -> CertificateIssuer:
+    from ztunnel.kube.sources.root_bundle import RootsSource  # noqa: PLC0415
+    from ztunnel.kube.writers.csr_client import CsrSigner  # noqa: PLC0415  a library of 40 MB
+
+    assert options.access is not None
+    api = options.access.client()
+    roots = RootsSource(api, options.namespace)
+
+    def close() -> None:
+        roots.close()
+        api.close()
+
+    signer = CsrSigner(api, lambda: roots.bundle, options.certificate_ttl)
+    return CertificateIssuer(signer, roots.start, close)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cut mesh state into messages that fit a packet of the link."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+import structlog
+
+from ztunnel.ipc.messages import MeshDelta
+from ztunnel.mesh.model import Service, Workload
+from ztunnel.mesh.policy.model import AuthorizationPolicy, PeerAuthentication, Policy
+
+CHUNK = 240 * 1024  # bytes of items in one message: with its frame it stays below 256 KiB
+
+Item = Workload | Service | Policy
+
+log = structlog.get_logger()
+_encoder = msgspec.msgpack.Encoder()
+
+
+def snapshot(
+    revision: int,
+    workloads: Iterable[Workload],
+    services: Iterable[Service],
+    policies: Iterable[Policy] = (),
+    *,
+    registry_only: bool = False,
+) -> Iterator[MeshDelta]:
+    """All of the state: the first message has `reset`, the last one `complete`."""
+    parts = list(_parts([*workloads, *services, *policies])) or [[]]
+    for index, part in enumerate(parts):
+        yield MeshDelta(
+            revision=revision,
+            workloads=_workloads(part),
+            services=_services(part),
+            policies=_policies(part),
+            reset=index == 0,
+            registry_only=registry_only and index == 0,
+            complete=index == len(parts) - 1,
+        )
+
+
+def change(delta: MeshDelta) -> Iterator[MeshDelta]:
+    """A change of the state, in as many messages as it takes; removals come first.
+
+    All but the last say that more follow.
+    """
+    parts = list(_changes(delta))
+    for part in parts[:-1]:
+        yield msgspec.structs.replace(part, more=True)
+    yield from parts[-1:]
+
+
+def _changes(delta: MeshDelta) -> Iterator[MeshDelta]:
+    yield from _removals(delta)
+    for part in _parts([*delta.workloads, *delta.services, *delta.policies]):
+        yield MeshDelta(
+            revision=delta.revision,
+            workloads=_workloads(part),
+            services=_services(part),
+            policies=_policies(part),
+        )
+
+
+def _removals(delta: MeshDelta) -> Iterator[MeshDelta]:
+    per_message = CHUNK // 600  # a name has at most 253 characters, a namespace 63
+    for names, field in (
+        (delta.removed_workloads, "removed_workloads"),
+        (delta.removed_services, "removed_services"),
+        (delta.removed_policies, "removed_policies"),
+    ):
+        for at in range(0, len(names), per_message):
+            removed = {field: names[at : at + per_message]}
+            yield MeshDelta(revision=delta.revision, **removed)  # type: ignore[arg-type]
+
+
+def _parts(items: list[Item]) -> Iterator[list[Item]]:
+    part: list[Item] = []
+    size = 0
+    for item in items:
+        fitting, length = _fitted(item)
+        if part and size + length > CHUNK:
+            yield part
+            part, size = [], 0
+        part.append(fitting)
+        size += length
+    if part:
+        yield part
+
+
+def _fitted(item: Item) -> tuple[Item, int]:
+    """The item and its size. A service of thousands of endpoints is served by those that fit."""
+    length = len(_encoder.encode(item))
+    while length > CHUNK and isinstance(item, Service) and item.endpoints:
+        kept = len(item.endpoints) * CHUNK // length
+        log.warning("service cut", service=item.key, endpoints=len(item.endpoints), kept=kept)
+        ordered = sorted(item.endpoints, key=lambda endpoint: not endpoint.ready)
+        item = msgspec.structs.replace(item, endpoints=tuple(ordered[:kept]))
+        length = len(_encoder.encode(item))
+    return item, length
+
+
+def _workloads(part: list[Item]) -> tuple[Workload, ...]:
+    return tuple(item for item in part if isinstance(item, Workload))
+
+
+def _services(part: list[Item]) -> tuple[Service, ...]:
+    return tuple(item for item in part if isinstance(item, Service))
+
+
+def _policies(part: list[Item]) -> tuple[Policy, ...]:
+    return tuple(
+        item for item in part if isinstance(item, AuthorizationPolicy | PeerAuthentication)
+    )

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles bpf/ with BCC, attaches it to a cgroup, pins everything, exits.
+
+Runs as its own short-lived process (`ztunnel loader`), so that LLVM's memory
+never stays resident. Pinned maps are taken over, pinned links are updated in place; when the
+pinned programs are current nothing is compiled at all.
+
+    nothing pinned ──▶ compile, create and pin links
+    same fingerprint ─▶ adopt: nothing to do
+    other programs ──▶ compile onto the pinned maps, update links in place
+    other ABI ───────▶ refuse: the maps have another shape
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ztunnel.datapath import requirements
+from ztunnel.datapath.bpf import layout, links, syscall
+from ztunnel.datapath.bpf.syscall import AttachType, ProgramType, RawMap
+
+DEFAULT_PIN_DIR = Path("/sys/fs/bpf/ztunnel")
+_META_KEY = bytes(4)
+_META_SIZE = len(bytes(layout.Meta()))
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A program of bpf/ and where it is attached."""
+
+    program: str
+    kind: ProgramType
+    attach: AttachType
+
+
+CGROUP_HOOKS = (
+    Hook("zt_sockops", ProgramType.SOCK_OPS, AttachType.SOCK_OPS),
+    Hook("zt_getsockopt", ProgramType.CGROUP_SOCKOPT, AttachType.GETSOCKOPT),
+    Hook("zt_setsockopt", ProgramType.CGROUP_SOCKOPT, AttachType.SETSOCKOPT),
+    Hook("zt_getpeername4", ProgramType.CGROUP_SOCK_ADDR, AttachType.GETPEERNAME4),
+    Hook("zt_getpeername6", ProgramType.CGROUP_SOCK_ADDR, AttachType.GETPEERNAME6),
+    Hook("zt_getsockname4", ProgramType.CGROUP_SOCK_ADDR, AttachType.GETSOCKNAME4),
+    Hook("zt_getsockname6", ProgramType.CGROUP_SOCK_ADDR, AttachType.GETSOCKNAME6),
+    Hook("zt_recvmsg4", ProgramType.CGROUP_SOCK_ADDR, AttachType.UDP4_RECVMSG),
+    Hook("zt_recvmsg6", ProgramType.CGROUP_SOCK_ADDR, AttachType.UDP6_RECVMSG),
+    # Last: what they redirect needs all of the above in place.
+    Hook("zt_connect4", ProgramType.CGROUP_SOCK_ADDR, AttachType.CONNECT4),
+    Hook("zt_connect6", ProgramType.CGROUP_SOCK_ADDR, AttachType.CONNECT6),
+    Hook("zt_sendmsg4", ProgramType.CGROUP_SOCK_ADDR, AttachType.UDP4_SENDMSG),
+    Hook("zt_sendmsg6", ProgramType.CGROUP_SOCK_ADDR, AttachType.UDP6_SENDMSG),
+)
+SK_LOOKUP = Hook(links.SK_LOOKUP_PROGRAM, ProgramType.SK_LOOKUP, AttachType.SK_LOOKUP)
+
+
+SOURCES = (
+    "zt_maps.h",
+    "zt_lib.h",
+    "dns.h",
+    "udp_token.h",
+    "udp_talk.h",
+    "udp.h",
+    "udp_dgram.h",
+    "connect.c",
+    "dgram.c",
+    "sk_lookup.c",
+    "sockname.c",
+    "sockops.c",
+    "sockopt.c",
+)
+
+
+class LoadError(Exception):
+    """The data path could not be loaded; the text says what to do."""
+
+
+def source_dir() -> Path:
+    """Where the C sources are: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parents[2]
+    for candidate in (package / "bpf", package.parent / "bpf"):
+        if (candidate / "zt_maps.h").is_file():
+            return candidate
+    raise LoadError(f"bpf/zt_maps.h is neither in {package} nor beside it; reinstall ztunnel")
+
+
+def fingerprint(sources: Path, cgroup: Path) -> bytes:
+    """SHA-256 of all that decides what gets loaded: sources, kernel and target cgroup."""
+    digest = hashlib.sha256()
+    for path in sorted(sources.glob("*.[ch]")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    digest.update(platform.release().encode())
+    digest.update(str(cgroup.stat().st_ino).encode())  # the cgroup id
+    return digest.digest()
+
+
+def pinned_meta(pin_dir: Path) -> layout.Meta | None:
+    """What the pinned programs say of themselves; None when nothing is pinned."""
+    try:
+        table = RawMap.open(pin_dir / "maps" / "zt_meta", 4, _META_SIZE, read_only=True)
+    except FileNotFoundError:
+        return None
+    try:
+        raw = table.lookup(_META_KEY)
+    finally:
+        table.close()
+    return layout.Meta.from_buffer_copy(raw) if raw else None
+
+
+def load(cgroup: Path, pin_dir: Path) -> str:
+    """Bring the pinned data path up to date; returns "adopted", "updated" or "loaded"."""
+    if not (cgroup / "cgroup.procs").is_file():
+        raise LoadError(f"{cgroup} is no cgroup v2 directory; see `ztctl check`")
+    _require_bpffs(pin_dir)
+    wanted = fingerprint(source_dir(), cgroup)
+    meta = pinned_meta(pin_dir)
+    if meta is not None and meta.abi not in (0, layout.ABI):
+        raise LoadError(
+            f"{pin_dir} holds maps of ABI {meta.abi}, this build has {layout.ABI}; "
+            "drain the node and run `ztctl uninstall` first"
+        )
+    if meta is not None and bytes(meta.fingerprint) == wanted and _complete(pin_dir):
+        return "adopted"
+    for name in ("maps", "progs", "links"):
+        (pin_dir / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+    programs = _compile(pin_dir)
+    try:
+        updated = _attach_all(programs, cgroup, pin_dir)
+    finally:
+        for program in programs.values():
+            os.close(program)
+    _write_meta(pin_dir, wanted)
+    return "updated" if updated else "loaded"
+
+
+def _require_bpffs(pin_dir: Path) -> None:
+    found = requirements.bpffs(pin_dir)
+    if not found.mounted:
+        raise LoadError(f"{pin_dir} is not on a bpffs; run `mount -t bpf bpf /sys/fs/bpf` first")
+
+
+def _complete(pin_dir: Path) -> bool:
+    return (pin_dir / "progs" / SK_LOOKUP.program).exists() and all(
+        (pin_dir / "links" / hook.program).exists() for hook in CGROUP_HOOKS
+    )
+
+
+def _compile(pin_dir: Path) -> dict[str, int]:
+    """Compile and load every program; descriptors by name. Maps come out pinned."""
+    try:
+        from bcc import BPF  # noqa: PLC0415  LLVM is heavy: only when we compile
+    except ImportError as error:
+        raise LoadError("no BCC for this Python; `apt-get install python3-bpfcc`") from error
+    sources = source_dir()
+    flags = [f"-I{sources}", f'-DZT_PIN="{pin_dir}"', "-Wno-macro-redefined"]
+    with _headers():
+        try:
+            module = BPF(text=_translation_unit(sources), cflags=flags)
+            try:
+                return {
+                    hook.program: os.dup(
+                        module.load_func(
+                            hook.program.encode(), int(hook.kind), None, int(hook.attach)
+                        ).fd
+                    )
+                    for hook in (*CGROUP_HOOKS, SK_LOOKUP)
+                }
+            finally:
+                module.cleanup()  # else its descriptors stay as long as this process
+        except Exception as error:  # BCC raises bare Exception
+            raise LoadError(f"BCC could not load {sources}: {error}") from error
+
+
+def _translation_unit(sources: Path) -> bytes:
+    """All of bpf/ as one text: the hooks share maps, and BCC rewrites only its main file."""
+    lines = ["#include <uapi/linux/bpf.h>"]
+    for name in SOURCES:
+        text = (sources / name).read_text(encoding="utf-8")
+        lines += (line for line in text.splitlines() if not line.startswith('#include "'))
+    return "\n".join([*lines, ""]).encode()
+
+
+@contextmanager
+def _headers() -> Iterator[None]:
+    """Point BCC at headers. Debian splits them in two trees; BCC wants one: a farm of symlinks."""
+    found = requirements.kernel_headers()
+    if found is None:
+        raise LoadError(
+            "no kernel headers found (any version will do); "
+            "`apt-get install linux-headers-amd64` or your architecture's"
+        )
+    with tempfile.TemporaryDirectory(prefix="zt-headers-") as farm:
+        arch = requirements.header_arch()
+        for part in ("include", f"arch/{arch}/include"):
+            merged = Path(farm, part)
+            merged.mkdir(parents=True)
+            for tree in (found.build, found.source):
+                _link_entries(tree / part, merged)
+        os.environ["BCC_KERNEL_SOURCE"] = farm
+        yield
+
+
+def _link_entries(tree: Path, into: Path) -> None:
+    if not tree.is_dir():
+        return
+    for entry in tree.iterdir():
+        link = into / entry.name
+        if not link.is_symlink():
+            link.symlink_to(entry.resolve())
+
+
+def _attach_all(programs: dict[str, int], cgroup: Path, pin_dir: Path) -> bool:
+    """Pin and attach; whether links were there."""
+    target = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name, program in programs.items():
+            pin = pin_dir / "progs" / name
+            pin.unlink(missing_ok=True)
+            syscall.pin(program, pin)
+        updated = [
+            links.attach(
+                pin_dir / "links" / hook.program, programs[hook.program], target, hook.attach
+            )
+            for hook in CGROUP_HOOKS
+        ]
+        for pin in (pin_dir / "links").glob("sk_lookup_*"):
+            _update_or_drop(pin, programs[SK_LOOKUP.program])
+        return any(updated)
+    finally:
+        os.close(target)
+
+
+def _update_or_drop(pin: Path, program: int) -> None:
+    link = syscall.get(pin)
+    try:
+        syscall.link_update(link, program)
+    except OSError:  # its netns is gone
+        pin.unlink()
+    finally:
+        os.close(link)
+
+
+def _write_meta(pin_dir: Path, wanted: bytes) -> None:
+    meta = layout.Meta(abi=layout.ABI)
+    meta.fingerprint[:] = wanted
+    table = RawMap.open(pin_dir / "maps" / "zt_meta", 4, _META_SIZE, read_only=False)
+    try:
+        table.update(_META_KEY, bytes(meta))
+    finally:
+        table.close()

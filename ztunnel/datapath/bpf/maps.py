@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pinned maps as typed operations: the agent writes, ztctl reads."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from ztunnel.datapath.bpf import layout
+from ztunnel.datapath.bpf.layout import Role, Stat
+from ztunnel.datapath.bpf.syscall import RawMap, possible_cpus
+from ztunnel.datapath.same_node_maps import Verdicts
+from ztunnel.mesh.model import SocketAddress
+
+_INT = 4
+_COOKIE = 8
+_ADDRESS = 16
+
+
+@dataclass(frozen=True)
+class PodEntry:
+    """An enrolled pod as the kernel knows it: netns cookie and one address per family."""
+
+    netns_cookie: int
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FlowEntry:
+    """A live connection between an app and the proxy, from the connecting side.
+
+    `role` REDIRECTED: `address` is what the app dialled. OWN: `address` is the true client of a
+    connection the proxy makes to the app. `age` is in nanoseconds of CLOCK_MONOTONIC at birth.
+    """
+
+    netns_cookie: int
+    source: SocketAddress
+    port: int
+    role: Role
+    address: SocketAddress
+    owner: int
+    born_ns: int
+
+
+@dataclass(frozen=True)
+class PodCounters:
+    """What the connect hooks did for one pod since it was enrolled."""
+
+    redirected: int
+    own: int
+    refused: int
+    local: int
+    direct: int = 0
+    dns: int = 0
+
+
+class Maps:
+    """All maps under one pin directory.
+
+    Raises FileNotFoundError when nothing is pinned there. With `read_only` every map is opened
+    without write access, as for inspection.
+    """
+
+    def __init__(self, pin_dir: Path, *, read_only: bool = False) -> None:
+        def opened(name: str, key_size: int, value_size: int) -> RawMap:
+            path = pin_dir / "maps" / name
+            return RawMap.open(path, key_size, value_size, read_only=read_only)
+
+        self._cpus = possible_cpus()
+        self._pods = opened("zt_pods", _COOKIE, ctypes.sizeof(layout.Pod))
+        self._pod_stats = opened("zt_pod_stats", _COOKIE, ctypes.sizeof(layout.PodStats))
+        self._flows = opened("zt_flows", ctypes.sizeof(layout.FlowKey), ctypes.sizeof(layout.Flow))
+        self._node_addrs = opened("zt_node_addrs", _ADDRESS, 1)
+        self._stats = opened("zt_stats", _INT, 8 * self._cpus)
+        self.verdicts = Verdicts(pin_dir, read_only=read_only)
+        self._read_only = read_only
+        if not read_only:
+            self._sockets = opened("zt_socks", _INT, ctypes.sizeof(layout.Sock))
+            self._listeners = opened("zt_listeners", _ADDRESS, 8)
+            self._node_netns = opened("zt_node_netns", _INT, _COOKIE)
+
+    def enrol(self, entry: PodEntry) -> None:
+        """From now on new connections of this netns go to the proxy. No verdict survives it."""
+        value = layout.Pod()
+        for ip in entry.addresses:
+            raw = ip_address(ip).packed
+            if len(raw) == 4:
+                value.ip4[:] = raw
+            else:
+                value.ip6[:] = raw
+        key = entry.netns_cookie.to_bytes(_COOKIE, sys.byteorder)
+        if self._pod_stats.lookup(key) is None:
+            self._pod_stats.update(key, bytes(layout.PodStats()))
+        self.verdicts.revoke()
+        self._pods.update(key, bytes(value))
+
+    def unenrol(self, netns_cookie: int) -> bool:
+        """New connections of this netns are left alone; False when it was not enrolled.
+
+        No verdict survives it.
+        """
+        self.verdicts.revoke()
+        key = netns_cookie.to_bytes(_COOKIE, sys.byteorder)
+        was = self._pods.delete(key)
+        self._pod_stats.delete(key)
+        return was
+
+    def pods(self) -> list[PodEntry]:
+        """The enrolled pods, by cookie."""
+        found = [_pod_entry(key, value) for key, value in self._pods.items()]
+        return sorted(found, key=lambda pod: pod.netns_cookie)
+
+    def pod_stats(self) -> dict[int, PodCounters]:
+        """Counters by netns cookie."""
+        return {
+            int.from_bytes(key, sys.byteorder): _counters(value)
+            for key, value in self._pod_stats.items()
+        }
+
+    def flows(self) -> list[FlowEntry]:
+        """The live connections, oldest first."""
+        found = [_flow_entry(key, value) for key, value in self._flows.items()]
+        return sorted(found, key=lambda flow: flow.born_ns)
+
+    def flow_count(self) -> int:
+        """How many entries zt_flows holds."""
+        return self._flows.count()
+
+    def stats(self) -> dict[str, int]:
+        """Node-wide counters by lower-case name."""
+        return {stat.name.lower(): self._stat(stat) for stat in Stat}
+
+    def _stat(self, stat: Stat) -> int:
+        raw = self._stats.lookup(int(stat).to_bytes(_INT, sys.byteorder)) or b""
+        return sum(int.from_bytes(raw[at : at + 8], sys.byteorder) for at in range(0, len(raw), 8))
+
+    def set_node_netns(self, cookie: int) -> None:
+        """Only sockets of this namespace are the node's own, and not all that has its address.
+
+        0: addresses alone decide.
+        """
+        self._node_netns.update(bytes(_INT), cookie.to_bytes(_COOKIE, sys.byteorder))
+
+    def set_node_addresses(self, addresses: Iterable[str]) -> None:
+        """The addresses whose connections reach the app directly (the kubelet's probes)."""
+        wanted = {layout.packed(ip) for ip in addresses}
+        for key in wanted:
+            self._node_addrs.update(key, b"\1")
+        for key in set(self._node_addrs.keys()) - wanted:
+            self._node_addrs.delete(key)
+
+    def node_addresses(self) -> list[str]:
+        """What `set_node_addresses` set."""
+        return sorted(layout.unpacked(key) for key in set(self._node_addrs.keys()))
+
+    def set_listener(self, address: str, listener: socket.socket) -> None:
+        """Inbound connections to `address` go to `listener` while that is open."""
+        value = listener.fileno().to_bytes(8, sys.byteorder)
+        self._listeners.update(layout.packed(address), value)
+
+    def remove_listener(self, address: str) -> bool:
+        """Forget the listener of an address; False when there was none."""
+        return self._listeners.delete(layout.packed(address))
+
+    def tag_own(self, sock: socket.socket) -> None:
+        """Mark a socket as the proxy's: the connect hooks let it pass."""
+        self._tag(sock, Role.OWN)
+
+    def tag_resolver(self, sock: socket.socket) -> None:
+        """Mark a UDP socket as one that the pod's queries are sent to."""
+        self._tag(sock, Role.RESOLVER)
+
+    def _tag(self, sock: socket.socket, role: Role) -> None:
+        value = layout.Sock(role=role)
+        self._sockets.update(sock.fileno().to_bytes(_INT, sys.byteorder), bytes(value))
+
+    def socket_role(self, sock: socket.socket) -> Role:
+        """What a socket is to us; for tests and diagnosis."""
+        raw = self._sockets.lookup(sock.fileno().to_bytes(_INT, sys.byteorder))
+        return Role(layout.Sock.from_buffer_copy(raw).role) if raw else Role.NONE
+
+    def close(self) -> None:
+        """Close every descriptor; the pins keep the maps."""
+        for name in ("_pods", "_pod_stats", "_flows", "_node_addrs", "_stats"):
+            getattr(self, name).close()
+        self.verdicts.close()
+        if not self._read_only:
+            self._sockets.close()
+            self._listeners.close()
+
+
+def _pod_entry(key: bytes, value: bytes) -> PodEntry:
+    pod = layout.Pod.from_buffer_copy(value)
+    ip4, ip6 = bytes(pod.ip4), bytes(pod.ip6)
+    addresses = [str(ip_address(raw)) for raw in (ip4, ip6) if any(raw)]
+    return PodEntry(int.from_bytes(key, sys.byteorder), tuple(addresses))
+
+
+def _counters(value: bytes) -> PodCounters:
+    raw = layout.PodStats.from_buffer_copy(value)
+    return PodCounters(raw.redirected, raw.own, raw.refused, raw.local, raw.direct, raw.dns)
+
+
+def _flow_entry(key: bytes, value: bytes) -> FlowEntry:
+    at = layout.FlowKey.from_buffer_copy(key)
+    flow = layout.Flow.from_buffer_copy(value)
+    return FlowEntry(
+        netns_cookie=at.netns,
+        source=layout.socket_address(bytes(at.ip), bytes(at.sport)),
+        port=int.from_bytes(bytes(at.dport), "big"),
+        role=Role(flow.note.role),
+        address=layout.socket_address(bytes(flow.note.ip), bytes(flow.note.port)),
+        owner=flow.owner,
+        born_ns=flow.born_ns,
+    )

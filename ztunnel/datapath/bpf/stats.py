@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel says of our programs and maps: runs, time, occupancy. Read only.
+
+The kernel counts runs only while somebody asks it to (`enable_run_stats`): that costs each run two
+looks at the clock, so it is off unless wanted. Layouts: linux/bpf.h, struct bpf_prog_info and
+bpf_map_info, whose fields never move.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from ztunnel.datapath.bpf import syscall
+
+_RUNS = struct.Struct("=QQ")
+_RUNS_AT = 192  # run_time_ns and run_cnt in struct bpf_prog_info
+_INFO_SIZE = 256
+_MAP_INFO = struct.Struct("=6I16s")  # type, id, key size, value size, room, flags, name
+_COUNTED = frozenset({1, 9})  # BPF_MAP_TYPE_HASH, _LRU_HASH: what can be full
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Of one program since it was loaded, while run statistics were on."""
+
+    program: str
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How full a map is."""
+
+    name: str
+    entries: int
+    room: int
+
+
+def enable_run_stats() -> int:
+    """Let the kernel count runs while the descriptor returned is open. Raises OSError."""
+    return syscall.enable_stats()
+
+
+def runs(pin_dir: Path) -> list[Runs]:
+    """Of every pinned program."""
+    found = []
+    for pin in sorted((pin_dir / "progs").glob("*")):
+        fd = syscall.get(pin)
+        try:
+            nanoseconds, count = _RUNS.unpack_from(syscall.info(fd, _INFO_SIZE), _RUNS_AT)
+        finally:
+            os.close(fd)
+        found.append(Runs(pin.name, count, nanoseconds / 1e9))
+    return found
+
+
+def occupancy(pin_dir: Path) -> list[Occupancy]:
+    """Of every pinned map that can be full. Takes milliseconds per ten thousand entries."""
+    found = []
+    for pin in sorted((pin_dir / "maps").glob("*")):
+        fd = syscall.get(pin, read_only=True)
+        try:
+            kind, _, key, value, room, *_ = _MAP_INFO.unpack_from(syscall.info(fd, _INFO_SIZE))
+            if kind in _COUNTED:
+                entries = syscall.RawMap(fd, key, value).count()
+                found.append(Occupancy(pin.name, entries, room))
+        finally:
+            os.close(fd)
+    return found

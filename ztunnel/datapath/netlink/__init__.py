@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Netlink: the node's addresses, and sock_diag."""

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel knows of carried UDP: which destinations, and which of our sockets take it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import struct
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ztunnel.datapath import netns
+from ztunnel.datapath.bpf import layout
+from ztunnel.datapath.bpf.layout import UdpDst
+from ztunnel.datapath.bpf.maps import Maps
+from ztunnel.datapath.bpf.syscall import RawMap
+from ztunnel.datapath.sockopt import IP_PKTINFO, IPV6_FREEBIND
+from ztunnel.datapath.udp_admission_maps import UdpEntry
+from ztunnel.mesh.model import SocketAddress
+
+MAX_WORKERS = layout.UDP_PORTS
+RECEIVE_BUFFER = 4 * 1024 * 1024  # bytes of one pod's datagrams that wait for a worker
+
+PORT_ATTEMPTS = 8  # IPv4's free port may be taken in IPv6
+_COOKIE = 8
+_SO_LOCK_FILTER = 44  # asm-generic/socket.h; Python has no names for these
+_SO_ATTACH_FILTER = 26
+_SO_RCVBUFFORCE = 33
+_INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter
+_NET_OFF = 0xFFF00000  # SKF_NET_OFF: loads are relative to the IP header
+# Let in only what is addressed to a token, which no other host can: 127.64.0.0/10.
+_TOKENS_ONLY = (
+    (0x20, 0, 0, _NET_OFF + 16),  # ld destination address
+    (0x54, 0, 0, 0xFFC00000),  # and the mask of a /10
+    (0x15, 0, 1, 0x7F400000),  # equal?
+    (0x06, 0, 0, 0xFFFFFFFF),  # then all of it
+    (0x06, 0, 0, 0),  # else nothing
+)
+_NOTHING = ((0x06, 0, 0, 0),)
+_UDP_HEADER = struct.Struct("!HHHH")  # ports, length, checksum: none is legal in IPv4 (RFC 768)
+
+
+@dataclass(frozen=True)
+class UdpCounters:
+    """Datagrams and connects of one pod to carried destinations."""
+
+    redirected: int
+    refused: int
+    strict: int = 0
+
+
+class UdpMaps:
+    """The maps of carried UDP. Raises FileNotFoundError when nothing is pinned."""
+
+    def __init__(self, pin_dir: Path, *, read_only: bool = False) -> None:
+        def opened(name: str, key_size: int, value_size: int) -> RawMap:
+            path = pin_dir / "maps" / name
+            return RawMap.open(path, key_size, value_size, read_only=read_only)
+
+        self._destinations = opened("zt_udp_dsts", ctypes.sizeof(layout.UdpRemote), 1)
+        self._pods = opened("zt_udp_pods", _COOKIE, ctypes.sizeof(layout.UdpPod))
+        self._stats = opened("zt_udp_stats", _COOKIE, ctypes.sizeof(layout.UdpStats))
+
+    def set_destination(self, to: SocketAddress, what: UdpDst) -> None:
+        """What becomes of UDP to an address; port 0: of all ports that have no entry of their own.
+        OSError (E2BIG) when there are too many. Sockets that are connected stay where they are."""
+        self._destinations.update(_destination(to), bytes([what]))
+
+    def remove_destination(self, to: SocketAddress) -> None:
+        """Undo `set_destination`."""
+        self._destinations.delete(_destination(to))
+
+    def destinations(self) -> dict[SocketAddress, UdpDst]:
+        """What `set_destination` set."""
+        found = {}
+        for key, value in self._destinations.items():
+            at = layout.UdpRemote.from_buffer_copy(key)
+            found[layout.socket_address(bytes(at.ip), bytes(at.port))] = UdpDst(value[0])
+        return found
+
+    def set_ports(self, netns_cookie: int, ports: Sequence[int]) -> None:
+        """The ports of the workers' sockets in a pod; with none, carried UDP is refused there."""
+        key = netns_cookie.to_bytes(_COOKIE, sys.byteorder)
+        ports = ports[:MAX_WORKERS]
+        value = layout.UdpPod(workers=len(ports))
+        packed = b"".join(port.to_bytes(2, "big") for port in ports)
+        value.ports[:] = packed.ljust(ctypes.sizeof(value.ports), b"\0")
+        if self._stats.lookup(key) is None:
+            self._stats.update(key, bytes(layout.UdpStats()))
+        self._pods.update(key, bytes(value))
+
+    def ports(self, netns_cookie: int) -> list[int]:
+        """What `set_ports` set."""
+        raw = self._pods.lookup(netns_cookie.to_bytes(_COOKIE, sys.byteorder))
+        if raw is None:
+            return []
+        value = layout.UdpPod.from_buffer_copy(raw)
+        packed = bytes(value.ports)
+        return [int.from_bytes(packed[2 * n : 2 * n + 2], "big") for n in range(value.workers)]
+
+    def pods(self) -> set[int]:
+        """The netns cookies that `set_ports` was called for."""
+        return {int.from_bytes(key, sys.byteorder) for key in self._pods.keys()}  # noqa: SIM118
+
+    def remove(self, netns_cookie: int) -> None:
+        """Forget a pod."""
+        key = netns_cookie.to_bytes(_COOKIE, sys.byteorder)
+        self._pods.delete(key)
+        self._stats.delete(key)
+
+    def counters(self) -> dict[int, UdpCounters]:
+        """By netns cookie."""
+        found = {}
+        for key, value in self._stats.items():
+            raw = layout.UdpStats.from_buffer_copy(value)
+            found[int.from_bytes(key, sys.byteorder)] = UdpCounters(
+                raw.redirected, raw.refused, raw.strict
+            )
+        return found
+
+    def close(self) -> None:
+        """Close every descriptor; the pins keep the maps."""
+        for table in (self._destinations, self._pods, self._stats):
+            table.close()
+
+
+class UdpPath(UdpMaps):
+    """What the agent needs: the maps, and sockets in pods."""
+
+    def __init__(self, pin_dir: Path, maps: Maps, entry: UdpEntry) -> None:
+        super().__init__(pin_dir)
+        self._maps = maps
+        self._entry = entry
+
+    def sockets(self, netns_fd: int, *, ipv6: bool) -> list[socket.socket]:
+        """See `udp_sockets`."""
+        return udp_sockets(netns_fd, self._maps, ipv6=ipv6)
+
+    def send(
+        self,
+        netns_fd: int,
+        source: SocketAddress,
+        destination: SocketAddress,
+        payloads: Iterable[bytes],
+    ) -> None:
+        """Send datagrams as the app at `source` would have, by a raw socket in the pod: its own
+        port is taken. What comes back is an answer. Raises OSError."""
+        self._entry.note_sent(netns.cookie(netns_fd), source, destination)
+        send_raw(netns_fd, source, destination, payloads)
+
+
+def send_raw(
+    netns_fd: int, source: SocketAddress, destination: SocketAddress, payloads: Iterable[bytes]
+) -> None:
+    """The kernel makes the IP header, and fragments. Raises OSError."""
+    is_v6 = ":" in source.ip
+    with netns.entered(netns_fd):
+        family = socket.AF_INET6 if is_v6 else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_UDP)
+    with sock:
+        _attach(sock, _NOTHING)
+        if is_v6:  # RFC 3542 3.1: where the kernel is to put the checksum, which IPv6 wants
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_CHECKSUM, 6)
+        sock.bind((source.ip, 0))
+        for payload in payloads:
+            header = _UDP_HEADER.pack(source.port, destination.port, 8 + len(payload), 0)
+            sock.sendto(header + payload, (destination.ip, 0))
+
+
+def udp_sockets(netns_fd: int, maps: Maps, *, ipv6: bool) -> list[socket.socket]:
+    """A worker's UDP sockets in a pod, IPv4 first: on one port of the kernel's choice, tagged.
+
+    The IPv4 one takes only what is addressed to a token, and says which by IP_PKTINFO; the IPv6
+    one is on loopback, may send from any address, and sees tokens as sources. Raises OSError.
+    """
+    for attempt in range(PORT_ATTEMPTS):
+        made = [_socket4(netns_fd)]
+        try:
+            if ipv6:
+                made.append(_socket6(netns_fd, made[0].getsockname()[1]))
+            for sock in made:
+                sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+                maps.tag_own(sock)
+        except OSError as error:
+            for sock in made:
+                sock.close()
+            if error.errno != errno.EADDRINUSE or attempt == PORT_ATTEMPTS - 1:
+                raise
+            continue
+        break
+    return made
+
+
+def _destination(to: SocketAddress) -> bytes:
+    key = layout.UdpRemote()
+    key.ip[:] = layout.packed(to.ip)
+    key.port[:] = to.port.to_bytes(2, "big")
+    return bytes(key)
+
+
+def _socket4(netns_fd: int) -> socket.socket:
+    with netns.entered(netns_fd):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        _attach(sock, _TOKENS_ONLY)
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        sock.bind(("0.0.0.0", 0))  # the pod's netns only, and only tokens pass the filter
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _socket6(netns_fd: int, port: int) -> socket.socket:
+    with netns.entered(netns_fd):
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+        sock.bind(("::1", port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _attach(sock: socket.socket, program: Sequence[tuple[int, int, int, int]]) -> None:
+    code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*one) for one in program))
+    program_struct = struct.pack("@HP", len(program), ctypes.addressof(code))  # struct sock_fprog
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program_struct)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kubernetes objects as plain dicts: what names them, and typed access to what is in them.
+
+An absent field and an explicit null mean the same, as in Kubernetes' own JSON; a field of the
+wrong type raises TranslateError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ztunnel.mesh.address import AddressError, canonical
+
+Object = dict[str, Any]
+
+# The kinds the mesh reads, and their API version: another group's `Service` is another thing.
+KINDS = {
+    "Namespace": "v1",
+    "Node": "v1",
+    "Pod": "v1",
+    "Service": "v1",
+    "EndpointSlice": "discovery.k8s.io/v1",
+    "AuthorizationPolicy": "security.istio.io/v1",
+    "PeerAuthentication": "security.istio.io/v1",
+    "ServiceEntry": "networking.istio.io/v1",
+}
+# Groups all of whose versions have one schema: none may be passed over.
+_ANY_VERSION = ("security.istio.io", "networking.istio.io")
+_CLUSTER_SCOPED = frozenset({"Namespace", "Node"})
+
+
+class TranslateError(ValueError):
+    """An object that can't be understood; the text names the object and the field."""
+
+
+class ObjectKey(NamedTuple):
+    """What names an object; `namespace` is empty for cluster-scoped kinds."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        place = f"{self.namespace}/" if self.namespace else ""
+        return f"{self.kind} {place}{self.name}"
+
+
+def make_key(kind: str, namespace: str, name: str) -> ObjectKey:
+    """The key of a kind the mesh reads; a namespaced one without a namespace is in `default`."""
+    return ObjectKey(kind, "" if kind in _CLUSTER_SCOPED else namespace or "default", name)
+
+
+def is_read(obj: Object) -> bool:
+    """Whether the mesh reads objects of this kind. Items of a list may lack an apiVersion."""
+    kind = obj.get("kind")
+    version = KINDS.get(kind) if isinstance(kind, str) else None
+    written = obj.get("apiVersion")
+    if version is None or written in (None, version):
+        return version is not None
+    group = version.partition("/")[0]
+    return isinstance(written, str) and group in _ANY_VERSION and written.startswith(f"{group}/")
+
+
+def key_of(obj: Object) -> ObjectKey:
+    """The key of an object for which `is_read` holds; TranslateError when it has no name."""
+    kind, metadata = obj["kind"], obj.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    namespace = metadata.get("namespace") if isinstance(metadata, dict) else None
+    if not isinstance(name, str) or not name:
+        raise TranslateError(f"a {kind} without metadata.name")
+    if not isinstance(namespace, str | None):
+        raise TranslateError(f"{kind} {name}: metadata.namespace is {namespace!r}, want a text")
+    return make_key(kind, namespace or "", name)
+
+
+class Fields:
+    """A mapping inside an object that knows its path, so that every error can say it."""
+
+    def __init__(self, value: Object, where: str) -> None:
+        self._value = value
+        self._where = where
+
+    def error(self, name: str, want: str) -> TranslateError:
+        """A TranslateError about one field."""
+        return TranslateError(f"{self._where}{name} is {self._value.get(name)!r:.80}, want {want}")
+
+    def path(self, name: str) -> str:
+        """Where a field is, as people write it."""
+        return f"{self._where}{name}"
+
+    def complaint(self, text: str) -> TranslateError:
+        """A TranslateError about the mapping itself."""
+        return TranslateError(f"{self._where.rstrip('.: ')} {text}")
+
+    def has(self, name: str) -> bool:
+        """Whether a field is there and not null."""
+        return self._value.get(name) is not None
+
+    def only(self, *names: str) -> None:
+        """Refuse fields that nobody knows."""
+        for name in self._value:
+            if name not in names:
+                known = ", ".join(names)
+                raise TranslateError(f"{self._where}{name}: no such field; known: {known}")
+
+    def mapping(self, name: str) -> Fields:
+        """A mapping; empty when absent."""
+        value = self._value.get(name)
+        if not isinstance(value, dict | None):
+            raise self.error(name, "a mapping")
+        return Fields(value or {}, f"{self._where}{name}.")
+
+    def mappings(self, name: str) -> Iterator[Fields]:
+        """The mappings of a list; none when absent."""
+        for number, value in enumerate(self._list(name)):
+            if not isinstance(value, dict):
+                raise self.error(name, "a list of mappings")
+            yield Fields(value, f"{self._where}{name}[{number}].")
+
+    def numbered(self, name: str) -> dict[int, Fields]:
+        """Mappings by port number; none when absent."""
+        value = self._value.get(name)
+        if not isinstance(value, dict | None):
+            raise self.error(name, "mappings by port number")
+        found = {}
+        for key, inner in _items(value):
+            text = str(key)
+            is_port = text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536
+            if not is_port or not isinstance(inner, dict):
+                raise self.error(name, "mappings by port number")
+            found[int(text)] = Fields(inner, f"{self._where}{name}.{text}.")
+        return found
+
+    def text(self, name: str) -> str:
+        """A text; empty when absent."""
+        value = self._value.get(name)
+        if not isinstance(value, str | None):
+            raise self.error(name, "a text")
+        return value or ""
+
+    def texts(self, name: str) -> list[str]:
+        """A list of texts; empty when absent."""
+        values = self._list(name)
+        if not all(isinstance(value, str) for value in values):
+            raise self.error(name, "a list of texts")
+        return values
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """True or false."""
+        value = self._value.get(name)
+        if not isinstance(value, bool | None):
+            raise self.error(name, "true or false")
+        return default if value is None else value
+
+    def port(self, name: str) -> int | None:
+        """A port number; None when absent."""
+        value = self._value.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 65536:
+            raise self.error(name, "a port number")
+        return value
+
+    def port_numbers(self, name: str) -> dict[str, int]:
+        """Port numbers by name; none when absent."""
+        value = self._value.get(name)
+        if not isinstance(value, dict | None):
+            raise self.error(name, "port numbers by name")
+        inner, found = Fields(value or {}, f"{self._where}{name}."), {}
+        for key in value or {}:
+            number = inner.port(key) if isinstance(key, str) else None
+            if number is None:
+                raise self.error(name, "port numbers by name")
+            found[key] = number
+        return found
+
+    def address(self, name: str) -> str:
+        """An IP address in canonical text; empty when absent."""
+        text = self.text(name)
+        return self.ip(text, name) if text else ""
+
+    def addresses(self, name: str) -> list[str]:
+        """IP addresses in canonical text; empty when absent."""
+        return [self.ip(text, name) for text in self.texts(name)]
+
+    def ip(self, text: str, name: str) -> str:
+        """A text found in the field `name`, as a canonical address."""
+        try:
+            return canonical(text)
+        except AddressError as error:
+            raise self.error(name, "IP addresses") from error
+
+    def labels(self, name: str) -> dict[str, str]:
+        """Labels or annotations. A manifest's `version: 1` is read as "1", not refused: a pod
+        must not fall out of the mesh for a missing pair of quotes."""
+        value = self._value.get(name)
+        if not isinstance(value, dict | None):
+            raise self.error(name, "a mapping of texts")
+        return {_scalar(key, self, name): _scalar(text, self, name) for key, text in _items(value)}
+
+    def _list(self, name: str) -> list[Any]:
+        value = self._value.get(name)
+        if not isinstance(value, list | tuple | None):
+            raise self.error(name, "a list")
+        return list(value or ())
+
+
+def _items(value: Object | None) -> list[tuple[Any, Any]]:
+    return list(value.items()) if value else []
+
+
+def _scalar(value: Any, fields: Fields, name: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return ""
+    if isinstance(value, dict | list):
+        raise fields.error(name, "a mapping of texts")
+    return str(value)

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cluster's objects as workloads, services and policies, kept in step one change at a time.
+
+Any source may feed it, a directory or informers: `upsert` with an object, `delete` with a name,
+in any order. A change costs what depends on it: a pod itself, a namespace its pods, a slice its
+service. An object that can't be understood leaves what was known of it before in force, because
+a pod that fell out of the mesh would be spoken to in plaintext. Not thread-safe: one loop's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from ztunnel.kube.objects import translation
+from ztunnel.kube.objects.fields import Object, ObjectKey, TranslateError, is_read, key_of, make_key
+from ztunnel.kube.view.policy_index import PolicyBook
+from ztunnel.kube.view.service_entry_index import EntryBook
+from ztunnel.kube.view.tracked_map import TrackedMap
+from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, Service, Workload
+from ztunnel.mesh.policy.model import Policy
+from ztunnel.mesh.selectors import Selector, selects
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Whole new values, and the names of what is gone: `Workload.uid`, `Service.key`, the keys of
+    policies."""
+
+    workloads: tuple[Workload, ...] = ()
+    services: tuple[Service, ...] = ()
+    removed_workloads: tuple[str, ...] = ()
+    removed_services: tuple[str, ...] = ()
+    policies: tuple[Policy, ...] = ()
+    removed_policies: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.workloads
+            or self.services
+            or self.removed_workloads
+            or self.removed_services
+            or self.policies
+            or self.removed_policies
+        )
+
+
+class ClusterView:
+    """All workloads, services and policies of one cluster."""
+
+    def __init__(
+        self,
+        trust_domain: str,
+        cluster: str,
+        cluster_domain: str = "cluster.local",
+        root_namespace: str = DEFAULT_ROOT_NAMESPACE,
+        discovery: Sequence[Selector] = (),
+        *,
+        marks: bool = False,
+    ) -> None:
+        """`discovery`: only namespaces whose labels one of them selects are of the mesh's world.
+
+        `marks`: see `translate.Cluster`.
+        """
+        self._discovery = discovery
+        self._cluster = translation.Cluster(trust_domain, cluster, cluster_domain, marks)
+        self._workloads: TrackedMap[Workload] = TrackedMap()
+        self._services: TrackedMap[Service] = TrackedMap()
+        self._errors: dict[str, str] = {}
+        self._namespace_labels: dict[str, dict[str, str]] = {}
+        self._node_addresses: dict[str, tuple[str, ...]] = {}
+        self._pods: dict[str, dict[str, translation.Pod]] = defaultdict(dict)  # namespace → name
+        self._specs: dict[str, translation.ServiceSpec] = {}  # by Service.key
+        self._slices: dict[str, dict[str, translation.Slice]] = defaultdict(
+            dict
+        )  # key → slice name
+        self._slice_service: dict[ObjectKey, str] = {}
+        self._stale_services: set[str] = set()  # joined with their slices when next asked for
+        self._uids_on: dict[str, dict[str, None]] = defaultdict(dict)  # node → Workload.uid
+        self._uid_of_pod: dict[str, str] = {}  # metadata.uid → Workload.uid
+        self._policies = PolicyBook(root_namespace, self._specs.get, self._services.get)
+        self.entries = EntryBook(cluster_domain, self._services, self._pods_in)
+        self._puts: dict[str, Callable[[ObjectKey, Object], str]] = {
+            "Namespace": self._put_namespace,
+            "Node": self._put_node,
+            "Pod": self._put_pod,
+            "Service": self._put_service,
+            "EndpointSlice": self._put_slice,
+            "AuthorizationPolicy": self._policies.put_authorization,
+            "PeerAuthentication": self._policies.put_peer,
+            "ServiceEntry": self.entries.put,
+        }
+        self._drops: dict[str, Callable[[ObjectKey], None]] = {
+            "Namespace": lambda key: self._label_namespace(key.name, None),
+            "Node": self._drop_node,
+            "Pod": self._drop_pod,
+            "Service": self._drop_service,
+            "EndpointSlice": self._drop_slice,
+            "AuthorizationPolicy": self._policies.drop,
+            "PeerAuthentication": self._policies.drop,
+            "ServiceEntry": self.entries.drop,
+        }
+
+    def upsert(self, obj: Object) -> None:
+        """Take in an object, new or changed. Kinds the mesh does not read are passed over."""
+        if not is_read(obj):
+            return
+        name = str(obj["kind"])
+        try:
+            key = key_of(obj)
+            name = str(key)
+            complaint = self._puts[key.kind](key, obj)
+        except TranslateError as error:
+            complaint = str(error)
+        self._note(name, complaint)
+
+    def delete(self, kind: str, namespace: str, name: str) -> None:
+        """Forget an object; one that was never seen is no error."""
+        if kind in self._drops:
+            key = make_key(kind, namespace, name)
+            self._drops[kind](key)
+            self._note(str(key), "")
+
+    def drain(self) -> Change:
+        """What is different from the last `drain`, however often it changed in between."""
+        self._join_services()
+        workloads, removed_workloads = self._workloads.drain()
+        services, removed_services = self._services.drain()
+        return Change(
+            workloads, services, removed_workloads, removed_services, *self._policies.drain()
+        )
+
+    def snapshot(self) -> Change:
+        """Everything, as now; the next `drain` is not affected."""
+        self._join_services()
+        return Change(
+            tuple(self._workloads), tuple(self._services), policies=tuple(self._policies.all())
+        )
+
+    def pods_on(self, node: str) -> list[Workload]:
+        """The workloads on a node, enrolled or not."""
+        found = (self._workloads.get(uid) for uid in self._uids_on.get(node, ()))
+        return [workload for workload in found if workload is not None]
+
+    def workload_by_pod_uid(self, uid: str) -> Workload | None:
+        """The workload of the pod with this metadata.uid."""
+        return self._workloads.get(self._uid_of_pod.get(uid, ""))
+
+    def annotation(self, namespace: str, name: str, annotation: str) -> str:
+        """A pod's annotation; empty when it, or the pod, is not there."""
+        pod = self._pods.get(namespace, {}).get(name)
+        return pod.annotations.get(annotation, "") if pod else ""
+
+    def node_addresses(self, node: str) -> list[str]:
+        """A node's own addresses, canonical; empty when the node is not known."""
+        return list(self._node_addresses.get(node, ()))
+
+    def errors(self) -> dict[str, str]:
+        """What could not be understood, by object: what is wrong with it."""
+        return dict(self._errors)
+
+    def _note(self, name: str, complaint: str) -> None:
+        if not complaint:
+            self._errors.pop(name, None)
+        elif self._errors.get(name) != complaint:
+            self._errors[name] = complaint
+            log.warning("object not understood", object=name, error=complaint)
+
+    def _put_namespace(self, key: ObjectKey, obj: Object) -> str:
+        self._label_namespace(key.name, translation.read_namespace_labels(obj))
+        return ""
+
+    def _label_namespace(self, name: str, labels: dict[str, str] | None) -> None:
+        before = self._namespace_labels.pop(name, {})
+        if labels is not None:
+            self._namespace_labels[name] = labels
+        if before != (labels or {}):
+            for pod in self._pods.get(name, {}).values():
+                self._derive(pod)
+            if self._discovery:
+                self._stale_services.update(
+                    key for key in self._specs if key.partition("/")[0] == name
+                )
+
+    def _put_node(self, key: ObjectKey, obj: Object) -> str:
+        self._node_addresses[key.name] = translation.read_node_addresses(obj)
+        return ""
+
+    def _drop_node(self, key: ObjectKey) -> None:
+        self._node_addresses.pop(key.name, None)
+
+    def _put_pod(self, key: ObjectKey, obj: Object) -> str:
+        pod = translation.read_pod(obj)
+        self._pods[key.namespace][key.name] = pod
+        self._derive(pod)
+        return pod.complaint
+
+    def _drop_pod(self, key: ObjectKey) -> None:
+        pods = self._pods.get(key.namespace, {})
+        if pods.pop(key.name, None) is not None and not pods:
+            del self._pods[key.namespace]
+        self._set_workload(self._cluster.workload_uid(key.namespace, key.name), None)
+        self.entries.pods_changed(key.namespace)
+
+    def _derive(self, pod: translation.Pod) -> None:
+        labels = self._namespace_labels.get(pod.namespace, {})
+        uid = self._cluster.workload_uid(pod.namespace, pod.name)
+        found = translation.workload(pod, labels, self._cluster)
+        self._set_workload(uid, found if self._is_discovered(pod.namespace) else None)
+        self.entries.pods_changed(pod.namespace)
+
+    def _is_discovered(self, namespace: str) -> bool:
+        return selects(self._discovery, self._namespace_labels.get(namespace, {}))
+
+    def _pods_in(self, namespace: str) -> Iterator[tuple[str, translation.Pod]]:
+        if self._is_discovered(namespace):
+            for pod in self._pods.get(namespace, {}).values():
+                yield self._cluster.workload_uid(namespace, pod.name), pod
+
+    def _set_workload(self, uid: str, new: Workload | None) -> None:
+        old = self._workloads.get(uid)
+        self._workloads.put(uid, new)
+        if old is not None:
+            self._uids_on[old.node].pop(uid, None)
+            if not self._uids_on[old.node]:
+                del self._uids_on[old.node]
+            if self._uid_of_pod.get(old.pod_uid) == uid:
+                del self._uid_of_pod[old.pod_uid]
+        if new is not None:
+            self._uids_on[new.node][uid] = None
+            self._uid_of_pod[new.pod_uid] = uid
+
+    def _put_service(self, key: ObjectKey, obj: Object) -> str:
+        name = _service_key(key.namespace, key.name)
+        self._specs[name] = translation.read_service(obj)
+        self._stale_services.add(name)
+        return ""
+
+    def _drop_service(self, key: ObjectKey) -> None:
+        name = _service_key(key.namespace, key.name)
+        self._specs.pop(name, None)
+        self._stale_services.add(name)
+
+    def _put_slice(self, key: ObjectKey, obj: Object) -> str:
+        piece = translation.read_slice(obj)
+        if piece is None:
+            self._drop_slice(key)
+            return ""
+        name = _service_key(piece.namespace, piece.service)
+        if self._slice_service.get(key) != name:
+            self._drop_slice(key)
+        self._slice_service[key] = name
+        self._slices[name][key.name] = piece
+        self._stale_services.add(name)
+        return ""
+
+    def _drop_slice(self, key: ObjectKey) -> None:
+        name = self._slice_service.pop(key, None)
+        if name is None:
+            return
+        del self._slices[name][key.name]
+        if not self._slices[name]:
+            del self._slices[name]
+        self._stale_services.add(name)
+
+    def _join_services(self) -> None:
+        """Join services whose object or slices changed: once, however many slices did."""
+        for name in sorted(self._stale_services):
+            spec, pieces = self._specs.get(name), self._slices.get(name, {})
+            ordered = (pieces[piece] for piece in sorted(pieces))
+            known = spec is not None and self._is_discovered(name.partition("/")[0])
+            joined = translation.service(spec, ordered, self._cluster) if spec and known else None
+            self._services.put(name, joined)
+            self._policies.service_changed(name)
+        self._stale_services.clear()
+        self.entries.join()
+
+
+def _service_key(namespace: str, name: str) -> str:
+    return f"{namespace}/{name}"

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sandbox of a pod: its network, mount and UTS namespaces, held by a pause process.
+
+    <node cgroup>/kubepods/pod<uid>/pause/      sleep infinity: holds the namespaces
+    <state>/pods/<uid>/sandbox.json             what to remove, should the object be gone
+                      /etc/…                    bound over the host's files, in the pod only
+                      /<container>.log, /<container>/
+
+Containers join these namespaces. The host's file system stays visible to the pod: the lab isolates
+networks, it is no jail.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ztunnel.lab.cluster.objects import Object, write_atomically
+from ztunnel.lab.cluster.scheduler import NodePlan, host_network, pod_ips
+from ztunnel.lab.errors import LabError
+from ztunnel.lab.names import LabNames
+from ztunnel.lab.network import addresses, links, netns
+from ztunnel.lab.runtime import cgroups, process
+from ztunnel.lab.runtime.images import hostname
+
+PAUSE = "pause"
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL at most; Kubernetes' 30 would try one's patience
+
+_START_TIMEOUT = 10.0  # seconds
+
+# Binds follow a symlinked /etc/resolv.conf (systemd-resolved) to its target: still only in here.
+_PAUSE_SCRIPT = """\
+set -eu
+for file in resolv.conf hosts hostname nsswitch.conf; do
+  if [ -e "/etc/$file" ]; then mount --bind "$1/etc/$file" "/etc/$file"; fi
+done
+hostname "$2"
+exec sleep infinity
+"""
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """Where a pod lives. `netns` is the node's own for a host-network pod."""
+
+    uid: str
+    node: str
+    netns: str
+    host_network: bool
+
+    def cgroup(self, names: LabNames) -> Path:
+        return names.pod_cgroup(self.node, self.uid)
+
+    def pause_pid(self, names: LabNames) -> int | None:
+        return cgroups.main_pid(self.cgroup(names) / PAUSE)
+
+    def enter_argv(self, names: LabNames, directory: str = "/") -> list[str]:
+        """The command prefix that joins the pod's namespaces."""
+        pid = self.pause_pid(names)
+        if pid is None:
+            raise LabError(
+                f"the sandbox of pod {self.uid} is gone; mend: run `ztctl lab up --name "
+                f"{names.name}`, which makes the pod anew"
+            )
+        return ["nsenter", "--target", str(pid), "--net", "--mount", "--uts", f"--wd={directory}"]
+
+
+def describe(names: LabNames, pod: Object) -> Sandbox:
+    """The sandbox a pod has or will have."""
+    metadata, node = pod["metadata"], pod["spec"]["nodeName"]
+    shared = host_network(pod)
+    space = (
+        names.node_netns(node)
+        if shared
+        else names.pod_netns(metadata["namespace"], metadata["name"])
+    )
+    return Sandbox(metadata["uid"], node, space, shared)
+
+
+def is_alive(names: LabNames, sandbox: Sandbox) -> bool:
+    """Whether the pause process lives and its namespace is still the named one."""
+    pid = sandbox.pause_pid(names)
+    if pid is None or not netns.is_live(sandbox.netns):
+        return False
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat(netns.path_of(sandbox.netns)).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def create(names: LabNames, node: NodePlan, pod: Object) -> Sandbox:
+    """Wire the pod's network and start its pause process."""
+    sandbox = describe(names, pod)
+    directory = names.pod_dir(sandbox.uid)
+    (directory / "etc").mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / "sandbox.json", json.dumps(asdict(sandbox)))
+    for name, text in _etc_files(pod):
+        (directory / "etc" / name).write_text(text)
+    if not sandbox.host_network:
+        links.create_pod(names, node, sandbox.netns, sandbox.uid, pod_ips(pod))
+    _start_pause(names, sandbox, hostname(pod))
+    return sandbox
+
+
+def _start_pause(names: LabNames, sandbox: Sandbox, host: str) -> None:
+    directory = names.pod_dir(sandbox.uid)
+    cgroup, log = sandbox.cgroup(names) / PAUSE, directory / "pause.log"
+    private = ["unshare", "--mount", "--propagation", "slave", "--uts", "--"]
+    script = ["sh", "-c", _PAUSE_SCRIPT, PAUSE, str(directory), host]
+    process.spawn([*netns.enter_argv(sandbox.netns), *private, *script], cgroup, log)
+    deadline = time.monotonic() + _START_TIMEOUT
+    while not _is_set_up(cgroup):
+        if not process.running(cgroup) or time.monotonic() > deadline:
+            raise LabError(f"could not set up pod {sandbox.uid}: {process.tail(log)}")
+        time.sleep(0.005)
+
+
+def _is_set_up(cgroup: Path) -> bool:
+    """The script's last act is to become `sleep`, alone in its cgroup."""
+    found = cgroups.pids(cgroup)
+    try:
+        return len(found) == 1 and Path(f"/proc/{found[0]}/comm").read_text() == "sleep\n"
+    except OSError:
+        return False
+
+
+def destroy(names: LabNames, sandbox: Sandbox, grace: float = GRACE) -> None:
+    """End the pod's processes and remove its namespace; safe to repeat."""
+    cgroup = sandbox.cgroup(names)
+    for container in cgroup.glob("*/") if cgroup.exists() else ():
+        if container.name != PAUSE:
+            cgroups.terminate(container, grace)
+    cgroups.remove(cgroup)
+    if not sandbox.host_network:
+        netns.remove(sandbox.netns)
+    directory = names.pod_dir(sandbox.uid)
+    for path in sorted(directory.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    if directory.exists():
+        directory.rmdir()
+
+
+def recorded(names: LabNames) -> Iterator[Sandbox]:
+    """Every sandbox the state directory knows of."""
+    for path in sorted((names.state / "pods").glob("*/sandbox.json")):
+        yield Sandbox(**json.loads(path.read_text()))
+
+
+def _etc_files(pod: Object) -> Iterator[tuple[str, str]]:
+    namespace, host = pod["metadata"]["namespace"], hostname(pod)
+    domains = f"{namespace}.svc.cluster.local svc.cluster.local cluster.local"
+    server = addresses.DNS_ADDRESSES[0]
+    yield "resolv.conf", f"nameserver {server}\nsearch {domains}\noptions ndots:5\n"
+    own = "".join(f"{ip}\t{host}\n" for ip in pod_ips(pod))
+    yield "hosts", f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}"
+    yield "hostname", f"{host}\n"
+    # the host's own may ask systemd-resolved by a socket that no network namespace hides
+    yield "nsswitch.conf", "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""L4 authorization: policy model, index and engine."""

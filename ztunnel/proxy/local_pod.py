@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker holds for one local pod: listeners, sockets in stock, live connections."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from ztunnel.ipc.messages import HeldListeners, ListenerKind, PodAdded
+from ztunnel.mesh.address import family as family_of
+from ztunnel.mesh.headers.baggage import baggage
+from ztunnel.mesh.model import SocketAddress, Workload
+from ztunnel.mesh.routing.decisions import Accept
+from ztunnel.proxy.conntrack.record import Record
+from ztunnel.proxy.io.event_loop import Loop
+from ztunnel.proxy.io.socket_pool import DatagramStock, SocketPool
+from ztunnel.proxy.io.sockets import adopt
+from ztunnel.proxy.tunnel.connection_plan import Plans
+from ztunnel.proxy.tunnel.datagram_relay import UdpFlow
+from ztunnel.proxy.tunnel.tunnel import Tunnel
+
+
+class Abortable(Protocol):
+    """A connection, or a tunnel that others opened to the pod."""
+
+    def abort(self, reason: str) -> None:
+        """Reset it now."""
+
+    def retire(self) -> None:
+        """Take nothing new, and end when idle."""
+
+
+class Udp(Abortable, Protocol):
+    """Carries the pod's UDP: `ztunnel.proxy.handlers.udp.PodUdp`."""
+
+    @property
+    def port(self) -> int: ...
+
+    def serve(
+        self,
+        tunnel: Tunnel,
+        stream_id: int,
+        accepted: Accept,
+        record: Record,
+        ended: Callable[[str], None],
+    ) -> UdpFlow | None: ...
+
+
+class Door(Protocol):
+    """What takes connections, or queries, on a socket that the agent made."""
+
+    sock: socket.socket
+
+    def close(self) -> None:
+        """Take no more."""
+
+
+Ask = Callable[[int, int, bool], None]
+
+
+class Pod:
+    """A pod of this node."""
+
+    def __init__(self, loop: Loop, added: PodAdded, ask: Ask) -> None:
+        """`ask(family, count, udp)` requests sockets of the agent."""
+        self.uid = added.pod_uid
+        self.workload = added.workload  # Workload.uid
+        self.identity = added.identity
+        self.netns_cookie = added.netns_cookie
+        self.addresses = added.addresses
+        self.listeners: dict[ListenerKind, Door] = {}
+        self.stock = {family: SocketPool(loop, _asker(ask, family)) for family in (4, 6)}
+        self.datagrams = {
+            family: DatagramStock(loop, _asker(ask, family, udp=True)) for family in (4, 6)
+        }
+        self.live: set[Abortable] = set()
+        self.udp: Udp | None = None  # once the agent has given us the socket
+        self.queries: set[Abortable] = set()  # those of `live` that are DNS: bounded
+        self.plans = Plans()
+        self._described: Workload | None = None
+        self._baggage = b""
+
+    def baggage(self, workload: Workload) -> bytes:
+        """The header's value for this pod; made anew only when the mesh says something new."""
+        if workload is not self._described:
+            self._described = workload
+            self._baggage = baggage(workload).encode("ascii")
+        return self._baggage
+
+    def address(self, family: int) -> str:
+        """The pod's own IP of that family (4 or 6), empty when it has none."""
+        for address in self.addresses:
+            if family_of(address) == family:
+                return address
+        return ""
+
+    def stock_for(self, address: SocketAddress) -> SocketPool:
+        """The sockets that can reach `address`."""
+        return self.stock[family_of(address.ip)]
+
+    def update(self, added: PodAdded) -> None:
+        """The agent told of the pod again, perhaps with other addresses."""
+        self.workload = added.workload
+        self.identity = added.identity
+        self.addresses = added.addresses
+        self.plans.clear()
+
+    def listen(self, kind: ListenerKind, listener: Door) -> None:
+        """Hold a listener in place of the one of the same kind, if there is one."""
+        former = self.listeners.pop(kind, None)
+        if former is not None:
+            former.close()
+        self.listeners[kind] = listener
+
+    def held(self) -> tuple[HeldListeners, list[int]]:
+        """What we tell a new agent, with the descriptors."""
+        kinds = tuple(self.listeners)
+        return (
+            HeldListeners(self.uid, self.netns_cookie, kinds),
+            [self.listeners[kind].sock.fileno() for kind in kinds],
+        )
+
+    def forget_orders(self) -> None:
+        """The agent is another one: sockets asked for before will not come."""
+        for stock in (*self.stock.values(), *self.datagrams.values()):
+            stock.forget_orders()
+
+    def restock(self) -> None:
+        """Order what is low, for the families that the pod has."""
+        for family in {family_of(address) for address in self.addresses}:
+            self.stock[family].restock()
+            self.datagrams[family].restock()
+
+    def close(self, reason: str, *, abort: bool) -> None:
+        """Stop serving; live connections are reset if `abort`, else they go on."""
+        for listener in self.listeners.values():
+            listener.close()
+        self.listeners.clear()
+        for stock in (*self.stock.values(), *self.datagrams.values()):
+            stock.close()
+        if self.udp is not None:
+            self.udp.retire()
+            self.udp = None
+        for connection in list(self.live):
+            if abort:
+                connection.abort(reason)
+            else:
+                connection.retire()
+
+
+def take_sockets(pod: Pod | None, family: int, fds: list[int], *, udp: bool) -> None:
+    """Put the agent's sockets in the pod's stock; `fds` is emptied."""
+    while fds:
+        fd = fds.pop()
+        if pod is None or family not in pod.stock:
+            os.close(fd)
+            continue
+        stock = pod.datagrams[family] if udp else pod.stock[family]
+        stock.add([adopt(fd, family, udp=udp)])
+
+
+def _asker(ask: Ask, family: int, *, udp: bool = False) -> Callable[[int], None]:
+    def of_family(count: int) -> None:
+        ask(family, count, udp)
+
+    return of_family

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The proxy's processes: supervisor, privileges, heartbeats, health."""

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mutual TLS 1.3 between workloads: contexts from certificates, and who the peer is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from OpenSSL import SSL
+from OpenSSL.crypto import X509
+
+from ztunnel.ipc.messages import Certificate
+from ztunnel.mesh import spiffe
+from ztunnel.proxy.tls.session import TlsSession
+
+ALPN = b"h2"
+CIPHERS = frozenset({"TLS_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256"})  # istio ztunnel: tls
+_Key = EllipticCurvePrivateKey | RSAPrivateKey
+_SESSION_ID = b"ztunnel"  # whose sessions a server takes up again; OpenSSL demands a name
+
+
+class PeerVerificationError(Exception):
+    """The handshake was good TLS but not a peer we talk to; the text says why."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Credentials:
+    """What one identity shows and trusts. A renewal makes a new object."""
+
+    identity: str
+    not_after: float  # Unix seconds
+    client: SSL.Context
+    server: SSL.Context
+
+
+def credentials(certificate: Certificate) -> Credentials:
+    """Contexts of both roles. Raises ValueError when the material does not fit together."""
+    roots = x509.load_pem_x509_certificates(certificate.roots_pem)
+    chain = x509.load_pem_x509_certificates(certificate.chain_pem)
+    key = load_pem_private_key(certificate.key_pem, None)
+    if not isinstance(key, _Key):
+        raise ValueError("the key is neither of an elliptic curve nor RSA")
+    try:
+        client = _context(SSL.TLS_CLIENT_METHOD, roots, chain, key)
+        server = _context(SSL.TLS_SERVER_METHOD, roots, chain, key)
+    except SSL.Error as error:
+        raise ValueError(f"certificate, key and roots do not fit together: {error}") from error
+    client.set_alpn_protos([ALPN])
+    server.set_alpn_select_callback(_choose_protocol)
+    server.set_session_id(_SESSION_ID)
+    return Credentials(
+        identity=certificate.identity,
+        not_after=certificate.not_after,
+        client=client,
+        server=server,
+    )
+
+
+def check_peer(session: TlsSession) -> str:
+    """The peer's SPIFFE id after the handshake; RefusedPeerError if this is not HBONE's TLS.
+
+    A resumed session proves who the peer was when it was made: that ends with its certificate.
+    New roots or a new certificate of ours are a new context, which resumes nothing old.
+    """
+    if session.cipher not in CIPHERS:
+        raise PeerVerificationError(f"cipher {session.cipher} is not one of {sorted(CIPHERS)}")
+    if session.protocol != ALPN:
+        raise PeerVerificationError(f"ALPN is {session.protocol.decode('latin-1') or None}, not h2")
+    try:
+        certificate = session.peer_certificate
+        if session.resumed and has_outlived(certificate):
+            raise PeerVerificationError("the certificate of the resumed session has expired")
+        return _spiffe_id(certificate)
+    except ValueError as error:  # OpenSSL took it, a stricter parser does not
+        raise PeerVerificationError(f"certificate cannot be read: {error}") from error
+
+
+def has_outlived(certificate: x509.Certificate) -> bool:
+    """Whether it has expired since the handshake."""
+    return certificate.not_valid_after_utc.timestamp() < time.time()
+
+
+def trust_domain(identity: str) -> str:
+    """The trust domain of a SPIFFE id, empty when it is not one."""
+    try:
+        return spiffe.parse(identity).trust_domain
+    except spiffe.SpiffeError:
+        return ""
+
+
+def _spiffe_id(certificate: x509.Certificate) -> str:
+    """The first URI SAN that is a workload's SPIFFE id."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        raise PeerVerificationError("certificate has no SPIFFE id") from None
+    for value in names.get_values_for_type(x509.UniformResourceIdentifier):
+        if trust_domain(value):
+            return value
+    raise PeerVerificationError("certificate has no SPIFFE id")
+
+
+def _choose_protocol(
+    _: SSL.Connection, offered: Sequence[bytes]
+) -> bytes | SSL._NoOverlappingProtocols:
+    """A server's choice; who offers no HTTP/2 is told by `check_peer`."""
+    return ALPN if ALPN in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+
+
+def _context(
+    method: int, roots: list[x509.Certificate], chain: list[x509.Certificate], key: _Key
+) -> SSL.Context:
+    """No name is checked: peers are known by SPIFFE id, see `check_peer`."""
+    context = SSL.Context(method)
+    context.set_min_proto_version(SSL.TLS1_3_VERSION)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+    store = context.get_cert_store()
+    assert store is not None
+    for root in roots:
+        store.add_cert(X509.from_cryptography(root))
+    own, *above = chain
+    context.use_certificate(own)
+    for issuer in above:
+        context.add_extra_chain_cert(issuer)
+    context.use_privatekey(key)
+    context.check_privatekey()
+    return context

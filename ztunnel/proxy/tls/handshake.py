@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a TCP socket to a verified TLS session, without blocking and with a deadline.
+
+      client: CONNECTING → TLS → done | failed
+      server:              TLS → done | failed
+
+The socket belongs to the handshake until `done` gives it away; on failure it is closed here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from OpenSSL import SSL
+
+from ztunnel.mesh.model import SocketAddress
+from ztunnel.proxy.io.buffers import BufferPool
+from ztunnel.proxy.io.event_loop import READ, WRITE, Loop
+from ztunnel.proxy.io.sockets import end_on_close, start_connect
+from ztunnel.proxy.tls import credentials
+from ztunnel.proxy.tls.session import CertificateError, TlsError, TlsSession
+from ztunnel.telemetry.response_flags import Flag, Reason
+
+HANDSHAKE_TIMEOUT = 10.0  # seconds for TCP connect and TLS together; istio ztunnel's
+
+
+class HandshakeOwner(Protocol):
+    """Who waits for the outcome; exactly one of the two is called, once."""
+
+    def handshake_done(self, handshake: Handshake, session: TlsSession, peer: str) -> None: ...
+
+    def handshake_failed(self, handshake: Handshake, reason: str) -> None: ...
+
+
+class Handshake:
+    """One handshake. `peer_ok` says why a SPIFFE id is not acceptable, or empty."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        context: SSL.Context,
+        buffers: BufferPool,
+        owner: HandshakeOwner,
+        *,
+        peer_ok: Callable[[str], str],
+        resume: SSL.Session | None = None,
+    ) -> None:
+        """`resume`: a session of `context` to take up (client), if the server still knows it."""
+        self._loop = loop
+        self._sock = sock
+        self._context = context
+        self._buffers = buffers
+        self._owner = owner
+        self._peer_ok = peer_ok
+        self._resume = resume
+        self._session: TlsSession | None = None
+        self._mask = 0
+        self._over = False
+        self._timer = loop.call_later(HANDSHAKE_TIMEOUT, self._expired)
+
+    def connect(self, address: SocketAddress) -> None:
+        """Client: dial, then speak TLS."""
+        try:
+            end_on_close(self._sock)  # GOAWAY and close_notify are to arrive
+            connected = start_connect(self._sock, address)
+        except OSError as error:
+            self._fail(f"connect to {address}: {error.strerror or error}")
+            return
+        if connected:
+            self._begin(server_side=False)
+        else:
+            self._watch(WRITE)
+
+    def accept(self) -> None:
+        """Server: speak TLS on an accepted connection."""
+        self._begin(server_side=True)
+
+    def abort(self, reason: str) -> None:
+        """Give up from outside (drain, pod removal); the owner hears of it."""
+        self._fail(reason)
+
+    def on_ready(self, mask: int) -> None:
+        if self._session is not None:
+            self._step(self._session)
+            return
+        error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self._fail(f"connect: {os.strerror(error)}")
+        elif mask & WRITE:
+            self._begin(server_side=False)
+
+    def on_failure(self, error: Exception) -> None:
+        self._fail(f"internal error: {error}")
+
+    def _begin(self, *, server_side: bool) -> None:
+        self._session = TlsSession(
+            self._sock,
+            self._context,
+            self._buffers,
+            server_side=server_side,
+            resume=self._resume,
+        )
+        self._step(self._session)
+
+    def _step(self, session: TlsSession) -> None:
+        try:
+            wait_for = session.handshake()
+            peer = "" if wait_for else credentials.check_peer(session)
+        except credentials.PeerVerificationError as refusal:
+            self._fail(Reason(str(refusal), Flag.IDENTITY_ERROR))
+        except CertificateError as error:
+            self._fail(Reason(f"certificate: {error}", Flag.TLS_FAILURE))
+        except TlsError as error:
+            self._fail(Reason(f"TLS: {error}", Flag.TLS_FAILURE))
+        except OSError as error:
+            self._fail(Reason(f"TLS: {error.strerror or error}", Flag.TLS_FAILURE))
+        else:
+            if wait_for:
+                self._watch(wait_for)
+            else:
+                self._finish(session, peer)
+
+    def _finish(self, session: TlsSession, peer: str) -> None:
+        refusal = self._peer_ok(peer)
+        if refusal:
+            self._fail(Reason(refusal, Flag.IDENTITY_ERROR))
+            return
+        self._watch(READ)
+        self._over = True
+        self._timer.cancel()
+        self._owner.handshake_done(self, session, peer)
+
+    def _watch(self, mask: int) -> None:
+        if self._mask == 0:
+            self._loop.register(self._sock.fileno(), mask, self)
+        elif mask != self._mask:
+            self._loop.modify(self._sock.fileno(), mask)
+        self._mask = mask
+
+    def _expired(self) -> None:
+        flag = Flag.CONNECT if self._session is None else Flag.TLS_FAILURE
+        self._fail(Reason(f"no handshake within {HANDSHAKE_TIMEOUT:.0f} s", flag))
+
+    def _fail(self, reason: str) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._timer.cancel()
+        self._loop.close(self._sock)
+        if self._session is not None:
+            self._session.discard()
+        self._owner.handshake_failed(self, reason)

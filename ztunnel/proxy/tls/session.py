@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One TLS session over a non-blocking socket: plaintext here, ciphertext there, few system calls.
+
+OpenSSL works on memory, not on the socket. So a whole buffer of records is one `send`, which TCP
+makes into segments of 64 KiB where record by record it would make them of 16, and one `recv`
+takes whatever has come. The OpenSSL is that of the `cryptography` package. pyOpenSSL sets sessions
+up; its own reads and writes copy once more each, so records go past it. Decision 0023 says why.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.bindings.openssl.binding import Binding
+from OpenSSL import SSL
+
+from ztunnel.proxy.io.buffers import BUFFER_SIZE, Buffer, BufferPool
+from ztunnel.proxy.io.event_loop import READ, WRITE
+
+RECORD = 16 * 1024  # RFC 8446 5.1: most plaintext of a record
+SLICE = 4 * RECORD  # bytes encrypted at a time: as much stays in cache, and in OpenSSL's memory
+MAX_READ = 192 * 1024  # bytes of ciphertext a turn; with what is left over, plaintext for a buffer
+RECORD_OVERHEAD = 22  # bytes: header 5, content type 1, tag 16 (RFC 8446 5.2)
+SELDOM = 64  # reads of one record each after which we look for answers all the same
+MAX_ANSWERS = 64 * 1024  # bytes of answers to key updates that a peer may leave unread
+
+_lib: Any = Binding.lib
+_NULL: Final[Any] = Binding.ffi.NULL
+_text = Binding.ffi.string
+_WANT_READ = _lib.SSL_ERROR_WANT_READ
+_SSL_read: Final[Any] = _lib.SSL_read
+_SSL_write: Final[Any] = _lib.SSL_write
+_SSL_set_bio: Final[Any] = _lib.SSL_set_bio
+_BIO_read: Final[Any] = _lib.BIO_read
+_BIO_new_mem_buf: Final[Any] = _lib.BIO_new_mem_buf
+_BIO_set_mem_eof_return: Final[Any] = _lib.BIO_set_mem_eof_return
+_BIO_get_mem_data: Final[Any] = _lib.BIO_get_mem_data
+
+
+class TlsError(Exception):
+    """TLS with this peer failed; the text says why."""
+
+
+class CertificateError(TlsError):
+    """The peer's certificate is not trusted; the text says why."""
+
+
+class TlsSession:
+    """Owns neither socket nor loop: who does, calls when the socket is ready.
+
+    `end` is empty while the peer may still speak, else how its side ended. `pending` says that
+    ciphertext waits for the socket to be writable; then `flush`, before anything more is written.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: SSL.Context,
+        buffers: BufferPool,
+        *,
+        server_side: bool,
+        resume: SSL.Session | None = None,
+    ) -> None:
+        """`resume`: a session of `context` to take up (client), if the server still knows it."""
+        self.sock = sock
+        self.context = context
+        self.end = ""
+        self._connection = SSL.Connection(context, None)
+        _lib.SSL_clear_mode(self._connection._ssl, _lib.SSL_MODE_ENABLE_PARTIAL_WRITE)
+        if resume is not None:
+            self._connection.set_session(resume)
+        if server_side:
+            self._connection.set_accept_state()
+        else:
+            self._connection.set_connect_state()
+        self._ssl = self._connection._ssl
+        self._incoming = self._connection._into_ssl
+        self._outgoing = self._connection._from_ssl
+        self._with_handshake = True  # what came with its end is in OpenSSL's own memory
+        self._reads = 0
+        self._made: SSL.Session | None = None  # as the handshake left it; a ticket makes another
+        self._buffers = buffers
+        self._out: Buffer | None = None  # ciphertext that the socket did not take yet
+        self._held = self._sent = 0  # bytes of `_out`: filled, gone
+
+    # The handshake
+
+    def handshake(self) -> int:
+        """Go on with it: 0 when it is done, else the mask to wait for.
+
+        Raises TlsError, after the peer was told of it, or OSError.
+        """
+        while True:
+            result = _lib.SSL_do_handshake(self._ssl)
+            reason = "" if result == 1 else self._reason(result)
+            if not self.flush():
+                return WRITE
+            if reason:
+                raise self._handshake_error(reason)
+            if result == 1:
+                self._made = self._connection.get_session()
+                return 0
+            if not self._feed_handshake():
+                return READ
+
+    @property
+    def cipher(self) -> str | None:
+        return self._connection.get_cipher_name()
+
+    @property
+    def protocol(self) -> bytes:
+        """By ALPN; empty if there is none."""
+        return self._connection.get_alpn_proto_negotiated()
+
+    @property
+    def resumed(self) -> bool:
+        return bool(_lib.SSL_session_reused(self._ssl))
+
+    @property
+    def peer_certificate(self) -> x509.Certificate:
+        """Verified. Raises ValueError for one that cannot be parsed."""
+        certificate = self._connection.get_peer_certificate(as_cryptography=True)
+        if certificate is None:
+            raise ValueError("there is none")
+        return certificate
+
+    @property
+    def resumable(self) -> SSL.Session | None:
+        """Client: what a later session may resume; None before the peer's ticket has come."""
+        session = self._connection.get_session()
+        if session is None or self._made is None or session._session == self._made._session:
+            return None
+        return session
+
+    # Bytes
+
+    def read_into(self, buffer: Buffer) -> int:
+        """Take what has come, at most a turn's share; how many bytes of plaintext there are now.
+
+        Nothing that came is left where no event would tell of it.
+        """
+        if self._with_handshake:
+            self._with_handshake = False
+            return self._decrypt(buffer, self._incoming)
+        try:
+            count = self.sock.recv_into(self._buffers.wire.view, MAX_READ)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self.end = f"read: {error.strerror or error}"
+            return 0
+        if not count:
+            self.end = "closed by peer"
+            return 0
+        source = self._feed(count)
+        filled = self._decrypt(buffer, source)
+        self._reads += 1
+        if count - filled > RECORD_OVERHEAD or not self._reads % SELDOM:
+            self._answer()
+        return filled
+
+    def write(self, buffer: Buffer, length: int) -> bool:
+        """Encrypt the first `length` bytes, at most BUFFER_SIZE, and send.
+
+        False when some of it is `pending`; the buffer is free in any case. Raises OSError.
+        """
+        source, taken = buffer.pointer, 0
+        while taken < length:
+            result: int = _SSL_write(self._ssl, source + taken, min(SLICE, length - taken))
+            if result <= 0:
+                raise OSError(self._reason(result) or "waits to read")
+            taken += result
+            self._gather()
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Send what waits; True when there is nothing more. Raises OSError."""
+        if not self._held:
+            self._gather()
+        while self._out is not None:
+            try:
+                self._sent += self.sock.send(self._out.view[self._sent : self._held])
+            except BlockingIOError:
+                return False
+            if self._sent == self._held:
+                was_full = self._held == len(self._out.view)
+                self.discard()
+                if was_full:
+                    self._gather()
+        return True
+
+    @property
+    def pending(self) -> bool:
+        return self._out is not None
+
+    def say_goodbye(self) -> None:
+        """Tell the peer that nothing more comes, if it still listens."""
+        with suppress(OSError):
+            _lib.SSL_shutdown(self._ssl)
+            _lib.ERR_clear_error()
+            self.flush()
+
+    def discard(self) -> None:
+        """Let go of what was not sent."""
+        if self._out is not None:
+            self._buffers.give(self._out)
+        self._out = None
+        self._held = self._sent = 0
+
+    # Within
+
+    def _feed_handshake(self) -> int:
+        """Give OpenSSL what the socket has, a little at a time: it comes from anybody."""
+        wire = self._buffers.wire
+        try:
+            count = self.sock.recv_into(wire.view, RECORD)
+        except BlockingIOError:
+            return 0
+        if not count:
+            raise TlsError("closed by peer")
+        _lib.BIO_write(self._incoming, wire.pointer, count)
+        return count
+
+    def _feed(self, count: int) -> Any:
+        """Let OpenSSL read what came from where it is. `_decrypt` leaves nothing of it."""
+        source = _BIO_new_mem_buf(self._buffers.wire.pointer, count)
+        if source == _NULL:
+            raise MemoryError
+        _BIO_set_mem_eof_return(source, -1)  # at its end OpenSSL waits
+        _SSL_set_bio(self._ssl, source, self._outgoing)
+        return source
+
+    def _decrypt(self, buffer: Buffer, source: Any) -> int:
+        """Plaintext of all whole records; OpenSSL keeps the last one's beginning itself.
+
+        It takes no more of `source` than the record it works on: nothing there, no whole record.
+        """
+        target, filled = buffer.pointer, 0
+        while True:
+            result: int = _SSL_read(self._ssl, target + filled, BUFFER_SIZE - filled)
+            if result <= 0:
+                self.end = self._reason(result)
+                return filled
+            filled += result
+            if not _BIO_get_mem_data(source, _NULL):
+                return filled
+
+    def _gather(self) -> None:
+        """Move OpenSSL's ciphertext to where it is sent from."""
+        out = self._out or self._buffers.take()
+        pointer, room = out.pointer + self._held, len(out.view) - self._held
+        moved: int = _BIO_read(self._outgoing, pointer, room) if room else 0
+        if moved > 0:
+            self._held += moved
+        if self._held:
+            self._out = out
+        else:
+            self._buffers.give(out)
+
+    def _answer(self) -> None:
+        """Send what OpenSSL answers to key updates; a peer must read that."""
+        waiting = _BIO_get_mem_data(self._outgoing, _NULL)
+        if not waiting:
+            return
+        try:
+            if not self.flush() and waiting > MAX_ANSWERS:
+                self.end = self.end or "does not read our answers to key updates"
+        except OSError as error:
+            self.end = self.end or f"write: {error.strerror or error}"
+
+    def _reason(self, result: int) -> str:
+        """Why a call of OpenSSL's gave `result`; empty if it only waits for the peer."""
+        error = _lib.SSL_get_error(self._ssl, result)
+        if error == _WANT_READ:
+            return ""
+        if error == _lib.SSL_ERROR_ZERO_RETURN:
+            return "closed by peer"
+        code = _lib.ERR_peek_error()
+        text = _lib.ERR_reason_error_string(code) if code else _NULL
+        _lib.ERR_clear_error()
+        return _text(text).decode("ascii", "replace") if text != _NULL else "failed"
+
+    def _handshake_error(self, reason: str) -> TlsError:
+        verdict = _lib.SSL_get_verify_result(self._ssl)
+        if verdict != _lib.X509_V_OK:
+            return CertificateError(_text(_lib.X509_verify_cert_error_string(verdict)).decode())
+        return TlsError(reason)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all connections of a pod to one destination have in common, worked out for the first.
+
+A plan is of one decision, the very object: `mesh.route` gives the same one until the mesh changes,
+and then another. A plan keeps its decision alive, so no other gets its place in memory.
+"""
+
+from __future__ import annotations
+
+from ztunnel.hbone.headers import encode
+from ztunnel.mesh.model import Service, Workload
+from ztunnel.mesh.routing.decisions import Hbone
+from ztunnel.proxy.conntrack.record import Peer
+from ztunnel.proxy.conntrack.tracker import party, proven
+from ztunnel.proxy.tunnel.pool_key import Key
+from ztunnel.telemetry.worker_counters import ConnectionPeers
+
+MOST_KNOWN = 1024  # plans of a pod
+
+
+class Plan:
+    """For connections of `source` through a tunnel."""
+
+    __slots__ = (
+        *("authority", "decision", "destination", "ends", "head", "identity", "key", "proven"),
+        "source",
+    )
+
+    def __init__(
+        self,
+        source: Workload,
+        decision: Hbone,
+        *,
+        pod_uid: str,
+        pod_identity: str,
+        service: Service | None,
+        baggage: bytes,
+    ) -> None:
+        """`service`: the one that was called, as the mesh knows it; `baggage` is the source's."""
+        workload = decision.workload
+        self.source = source
+        self.decision = decision
+        self.identity = source.identity
+        # the peer either proves to be the workload or gets nothing
+        self.ends = ConnectionPeers(source, workload, service, (self.identity, workload.identity))
+        self.authority = str(decision.authority)
+        self.destination = party(decision.tunnel, workload)
+        self.proven = proven(self.destination, workload.identity)
+        self.key = Key(
+            pod_uid=pod_uid,
+            source=pod_identity,
+            expected=frozenset(decision.identities),
+            address=decision.tunnel,
+            workload=workload.uid,
+            workload_pod=workload.pod_uid,
+        )
+        self.head = encode(
+            (
+                (b":method", b"CONNECT"),
+                (b":authority", self.authority.encode()),
+                (b"baggage", baggage),
+            )
+        )
+
+    def told_by(self, peer: str) -> Peer:
+        """The destination, now that the peer has proven who it is."""
+        if peer == self.proven.identity:
+            return self.proven
+        return proven(self.destination, peer)
+
+
+class Plans:
+    """Those of one pod."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[int, Plan] = {}
+
+    def get(self, source: Workload, decision: Hbone) -> Plan | None:
+        """The plan for a decision about connections of `source`, if it is known."""
+        known = self._known.get(id(decision))
+        return known if known is not None and known.source is source else None
+
+    def add(self, plan: Plan) -> None:
+        """Remember a plan."""
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        self._known[id(plan.decision)] = plan
+
+    def clear(self) -> None:
+        """The pod itself has changed."""
+        self._known.clear()

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Access lines: one for each connection, so made without structlog's chain of processors.
+
+They have the form `configure_logs` chose and read like all other lines, never coloured. What a
+peer or an app wrote cannot forge a line: JSON escapes it, and for people every text that is not
+plain is quoted with its control characters escaped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Literal
+
+import msgspec
+import structlog
+
+from ztunnel.ipc.messages import LogConfig
+from ztunnel.telemetry.access_log_filter import is_wanted
+from ztunnel.telemetry.logs import current_format
+
+Level = Literal["info", "warning"]
+Fields = dict[str, object]
+Renderer = Callable[[Level, str, Fields], bytes]
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+_SPECIAL = frozenset(" =\"'\\")  # in a value these ask for quotes; isprintable() finds the rest
+
+
+class AccessLog:
+    """Gathers the lines of one turn and writes them in one system call."""
+
+    def __init__(
+        self, at_end_of_turn: Callable[[Callable[[], None]], None], render: Renderer
+    ) -> None:
+        self._at_end_of_turn = at_end_of_turn
+        self._render = render
+        self._bound = structlog.contextvars.get_contextvars()  # of the process: bound before
+        self._lines: list[bytes] = []
+        self.settings = LogConfig()
+
+    def wants(self, namespace: str, *, failed: bool) -> bool:
+        """Whether to write a line of a connection of a pod of this namespace; ask once for each."""
+        return is_wanted(self.settings, namespace, failed=failed)
+
+    def write(self, level: Level, event: str, fields: Fields) -> None:
+        """Add a line; empty fields are left out."""
+        if not self._lines:
+            self._at_end_of_turn(self.flush)
+        said = {key: value for key, value in fields.items() if value != ""}
+        said.update(self._bound)
+        self._lines.append(self._render(level, event, said))
+
+    def flush(self) -> None:
+        """Write what is gathered."""
+        lines, self._lines = self._lines, []
+        stream = sys.stderr.buffer
+        stream.write(b"".join(lines))
+        stream.flush()
+
+
+def configured_renderer() -> Renderer:
+    """The one of the form that `configure_logs` chose."""
+    return render_json if current_format() == "json" else render_console
+
+
+def render_json(level: Level, event: str, fields: Fields) -> bytes:
+    """One JSON object and a line feed."""
+    return _encode({**fields, "event": event, "level": level, "timestamp": _now()}) + b"\n"
+
+
+def render_console(level: Level, event: str, fields: Fields) -> bytes:
+    """`time [level] event key=value ...`, keys in order."""
+    pairs = " ".join([f"{key}={_plain(str(fields[key]))}" for key in _in_order(tuple(fields))])
+    return f"{_now()} [{level.ljust(9)}] {event.ljust(30)} {pairs}\n".encode()
+
+
+@lru_cache(maxsize=256)
+def _in_order(keys: tuple[str, ...]) -> list[str]:
+    return sorted(keys)
+
+
+@lru_cache(maxsize=4096)  # most of what a line says other lines have said
+def _plain(text: str) -> str:
+    return text if text.isprintable() and _SPECIAL.isdisjoint(text) else ascii(text)
+
+
+def _now() -> str:
+    now = time.time()
+    return f"{_second(int(now))}.{str(int(now % 1 * 1e6)).zfill(6)}Z"
+
+
+@lru_cache(maxsize=1)
+def _second(now: int) -> str:
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S")
