@@ -3,7 +3,7 @@
 // A real API server, kubectl and etcd for tests/apiserver, and nodes' programs for tests/node.
 // scripts/apiserver builds them.
 // The module k8s.io/kubernetes names its staging modules v0.0.0; the replace lines say which.
-module ztunnel.invalid/tests/cluster/apiserver
+module ztunnel.invalid/tests/apiserver/apiserver
 
 go 1.24.0
 
