@@ -4,5 +4,5 @@
     python -m tests.fuzz [TARGET...] --runs N --seed S
 
 A target (`tests.fuzz.targets`) is a check of one parser, seeds and a way to change them; the engine
-is atheris, which looks for inputs that reach new code. See docs/fuzzing.md.
+is atheris, which looks for inputs that reach new code. See docs/tasks/fuzz.md.
 """

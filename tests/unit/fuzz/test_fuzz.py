@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every target bears what past runs found, and a short run of the engine; the harness finds a
-planted fault. The long runs: docs/fuzzing.md."""
+planted fault. The long runs: docs/tasks/fuzz.md."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 """Policies as every node knows them: who may connect to whom, and who must be encrypted.
 
 Plain frozen values in one normal form, made by `ztunnel.kube.objects.policies`, decided on by
-`mesh.authorize`. What is refused is a value too, one that lets nothing in (docs/policy.md), so that
-deciding needs no special cases. Source of the meanings: Istio's security.istio.io/v1 reference.
+`mesh.authorize`. What is refused is a value too, one that lets nothing in
+(docs/concepts/policy.md), so that deciding needs no special cases. Source of the
+meanings: Istio's security.istio.io/v1 reference.
 """
 
 from __future__ import annotations
