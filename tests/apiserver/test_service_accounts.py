@@ -92,7 +92,7 @@ def test_an_agent_that_may_not_list_accounts_knows_of_none_and_serves(
         assert not _lacks(following, "anybody")
 
 
-def test_nothing_is_asked_for_a_deleted_account_until_it_is_made_again(
+async def test_nothing_is_asked_for_a_deleted_account_until_it_is_made_again(
     binaries: Path, tmp_path: Path
 ) -> None:
     directory = tmp_path / "cluster"
@@ -106,7 +106,7 @@ def test_nothing_is_asked_for_a_deleted_account_until_it_is_made_again(
             until(mesh.roots, "roots are published")
             signer = CsrSigner(server.client(agent), mesh.roots, timedelta(hours=1))
             other = ca.load_or_create(tmp_path / "other", "cluster.local").roots_pem
-            asyncio.run(_lose_account(mesh, signer, following, other))
+            await _lose_account(mesh, signer, following, other)
 
 
 async def _lose_account(

@@ -108,14 +108,14 @@ def test_broken_plugged_in_ca_signs_nothing_and_is_told(mesh: Mesh) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["plugged in", "made by the signer"])
-def test_ca_is_replaced_without_one_failed_connection(mesh: Mesh, first: str) -> None:
+async def test_ca_is_replaced_without_one_failed_connection(mesh: Mesh, first: str) -> None:
     """Two nodes connect all the time while the Secret is replaced, until the old root is gone."""
     old, new = new_ca(), new_ca()
     plug(mesh, old) if first == "plugged in" else None
     with mesh.signer("one", "--cert-ttl=12"):
         until(mesh.roots)
         before = mesh.roots()
-        connected = asyncio.run(_connect_while_rotating(mesh, new, before))
+        connected = await _connect_while_rotating(mesh, new, before)
     assert connected > 100
     assert mesh.roots() == new[ca.ROOT_CERT]
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import Iterable
@@ -93,83 +92,76 @@ def _reached(pocket: Pocket) -> bool:
     return True
 
 
-def test_pod_is_captured_served_and_released(bare: Pocket, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        agent = RealAgent(bare, tmp_path / "agent.sock")
-        try:
+async def test_pod_is_captured_served_and_released(bare: Pocket, tmp_path: Path) -> None:
+    agent = RealAgent(bare, tmp_path / "agent.sock")
+    try:
+        agent.want(_pod())
+        worker = FakeWorker(agent.path).greet()
+        await until(lambda: bare.cookie in agent.kernel.enrolled())
+        assert set(worker.listeners["pocket-uid"]) == set(ListenerKind)
+        assert _dials(bare)
+        assert _reached(bare)
+        worker.channel.send(SocketRequest("pocket-uid", 4, 4))
+        await until(lambda: len(worker.stock) == 4)
+        assert all(bare.maps.socket_role(sock).name == "OWN" for sock in worker.stock)
+        agent.enroller.want({}, {"pocket-uid"})
+        assert agent.kernel.enrolled() == {}
+        assert agent.kernel.attached() == set()
+        assert not _reached(bare)  # nothing listens on 8080, and nobody steals it
+        await until(lambda: bool(worker.of(PodRemoved)))
+        worker.close()
+    finally:
+        agent.end()
+
+
+async def test_without_worker_connections_are_refused(bare: Pocket, tmp_path: Path) -> None:
+    agent = RealAgent(bare, tmp_path / "agent.sock")
+    try:
+        with netns.entered(bare.pod):
+            app = socket.create_server((POD4, 8080))
+        with app:
             agent.want(_pod())
             worker = FakeWorker(agent.path).greet()
             await until(lambda: bare.cookie in agent.kernel.enrolled())
-            assert set(worker.listeners["pocket-uid"]) == set(ListenerKind)
-            assert _dials(bare)
             assert _reached(bare)
-            worker.channel.send(SocketRequest("pocket-uid", 4, 4))
-            await until(lambda: len(worker.stock) == 4)
-            assert all(bare.maps.socket_role(sock).name == "OWN" for sock in worker.stock)
-            agent.enroller.want({}, {"pocket-uid"})
-            assert agent.kernel.enrolled() == {}
-            assert agent.kernel.attached() == set()
-            assert not _reached(bare)  # nothing listens on 8080, and nobody steals it
-            await until(lambda: bool(worker.of(PodRemoved)))
             worker.close()
-        finally:
-            agent.end()
-
-    asyncio.run(scenario())
-
-
-def test_without_worker_connections_are_refused(bare: Pocket, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        agent = RealAgent(bare, tmp_path / "agent.sock")
-        try:
-            with netns.entered(bare.pod):
-                app = socket.create_server((POD4, 8080))
-            with app:
-                agent.want(_pod())
-                worker = FakeWorker(agent.path).greet()
-                await until(lambda: bare.cookie in agent.kernel.enrolled())
-                assert _reached(bare)
-                worker.close()
-                await until(lambda: not agent.workers.sessions)
-                assert not _dials(bare)
-                assert not _reached(bare)  # although the app listens there
-        finally:
-            agent.end()
-
-    asyncio.run(scenario())
+            await until(lambda: not agent.workers.sessions)
+            assert not _dials(bare)
+            assert not _reached(bare)  # although the app listens there
+    finally:
+        agent.end()
 
 
-def test_agent_dies_and_the_next_takes_over_without_a_gap(bare: Pocket, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        first = RealAgent(bare, tmp_path / "first.sock")
-        first.want(_pod())
-        worker = FakeWorker(first.path).greet()
-        await until(lambda: bare.cookie in first.kernel.enrolled())
-        held = worker.listeners.pop("pocket-uid")  # they survive the session, as in a proxy
-        first.end()
+async def test_agent_dies_and_the_next_takes_over_without_a_gap(
+    bare: Pocket, tmp_path: Path
+) -> None:
+    first = RealAgent(bare, tmp_path / "first.sock")
+    first.want(_pod())
+    worker = FakeWorker(first.path).greet()
+    await until(lambda: bare.cookie in first.kernel.enrolled())
+    held = worker.listeners.pop("pocket-uid")  # they survive the session, as in a proxy
+    first.end()
+    assert _dials(bare)
+    assert _reached(bare)
+    second = RealAgent(bare, tmp_path / "second.sock")
+    try:
+        second.want(_pod())
         assert _dials(bare)
         assert _reached(bare)
-        second = RealAgent(bare, tmp_path / "second.sock")
-        try:
-            second.want(_pod())
-            assert _dials(bare)
-            assert _reached(bare)
-            again = FakeWorker(second.path)
-            cookie = HeldListeners("pocket-uid", bare.cookie, tuple(held))
-            again.greet((again.hello(cookie), [sock.fileno() for sock in held.values()]))
-            await until(lambda: bool(again.of(PodAdded)))
-            assert _dials(bare)
-            assert _reached(bare)
-            for sock in held.values():
-                sock.close()
-            assert _dials(bare)  # the agent's copies keep them open for the next worker
-            assert _reached(bare)
-            again.close()
-        finally:
-            second.end()
-        assert not _dials(bare)
-
-    asyncio.run(scenario())
+        again = FakeWorker(second.path)
+        cookie = HeldListeners("pocket-uid", bare.cookie, tuple(held))
+        again.greet((again.hello(cookie), [sock.fileno() for sock in held.values()]))
+        await until(lambda: bool(again.of(PodAdded)))
+        assert _dials(bare)
+        assert _reached(bare)
+        for sock in held.values():
+            sock.close()
+        assert _dials(bare)  # the agent's copies keep them open for the next worker
+        assert _reached(bare)
+        again.close()
+    finally:
+        second.end()
+    assert not _dials(bare)
 
 
 def test_only_the_pods_own_listeners_are_adopted(bare: Pocket) -> None:

@@ -69,18 +69,15 @@ def told(number: int, instance: int = 5, **counts: int) -> CounterReport:
     return CounterReport(instance=instance, number=number, rows=(Count(PAIR, **counts),))
 
 
-def test_what_is_told_is_taken_and_answered(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (_, _, book, path):
-            worker = FakeWorker(path).greet()
-            worker.channel.send(told(1, opened=2))
-            worker.channel.send(told(1, opened=2))
-            worker.channel.send(told(2, opened=1))
-            await until(lambda: len(worker.of(CounterAck)) == 3)
-            assert book.value(OPENED) == 3
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_what_is_told_is_taken_and_answered(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (_, _, book, path):
+        worker = FakeWorker(path).greet()
+        worker.channel.send(told(1, opened=2))
+        worker.channel.send(told(1, opened=2))
+        worker.channel.send(told(2, opened=1))
+        await until(lambda: len(worker.of(CounterAck)) == 3)
+        assert book.value(OPENED) == 3
+        worker.close()
 
 
 # Counts, writes down what it has not told, and dies by force.
@@ -108,110 +105,89 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("when", "opened", "sent"), [("at once", 3, 0), ("later", 5, 700)])
-def test_a_killed_worker_leaves_what_it_had_not_told(
+async def test_a_killed_worker_leaves_what_it_had_not_told(
     tmp_path: Path, when: str, opened: int, sent: int
 ) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (_, _, book, path):
-            argv = [sys.executable, "-c", KILLED, str(path), "|".join(PAIR), when]
-            process = await asyncio.to_thread(subprocess.run, argv, timeout=30, check=False)
-            assert process.returncode == -9
-            await until(lambda: not book.ledger.instances)
-            assert book.value(OPENED) == book.value(CLOSED) == opened
-            assert book.value("istio_tcp_received_bytes") == sent
-
-    asyncio.run(scenario())
+    async with hub(tmp_path) as (_, _, book, path):
+        argv = [sys.executable, "-c", KILLED, str(path), "|".join(PAIR), when]
+        process = await asyncio.to_thread(subprocess.run, argv, timeout=30, check=False)
+        assert process.returncode == -9
+        await until(lambda: not book.ledger.instances)
+        assert book.value(OPENED) == book.value(CLOSED) == opened
+        assert book.value("istio_tcp_received_bytes") == sent
 
 
-def test_remains_that_are_none_end_the_session(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (_, _, book, path):
-            worker = FakeWorker(path).greet()
-            with (tmp_path / "file").open("wb") as file:
-                worker.channel.send(CounterMemory(5), [file.fileno()])
-            await until(lambda: worker.ended)
-            assert not book.totals.snapshot()[OPENED]
-
-    asyncio.run(scenario())
+async def test_remains_that_are_none_end_the_session(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (_, _, book, path):
+        worker = FakeWorker(path).greet()
+        with (tmp_path / "file").open("wb") as file:
+            worker.channel.send(CounterMemory(5), [file.fileno()])
+        await until(lambda: worker.ended)
+        assert not book.totals.snapshot()[OPENED]
 
 
-def test_a_broken_link_is_no_death(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (workers, _, book, path):
-            worker = FakeWorker(path).greet()
-            worker.channel.send(told(1, opened=2))
-            await until(lambda: book.value(OPENED) == 2)
-            worker.close()
+async def test_a_broken_link_is_no_death(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (workers, _, book, path):
+        worker = FakeWorker(path).greet()
+        worker.channel.send(told(1, opened=2))
+        await until(lambda: book.value(OPENED) == 2)
+        worker.close()
+        await until(lambda: not workers.sessions)
+        again = FakeWorker(path).greet((worker.hello(), []))
+        again.channel.send(told(1, opened=2))
+        again.channel.send(told(2, closed=1))
+        await until(lambda: book.value(CLOSED) == 1)
+        assert book.value(OPENED) == 2
+        again.close()
+
+
+async def test_one_session_speaks_for_one_worker(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (_, _, book, path):
+        worker = FakeWorker(path).greet()
+        worker.channel.send(told(1, opened=1))
+        worker.channel.send(told(1, instance=6, opened=1))
+        await until(lambda: worker.ended)
+        assert book.value(OPENED) == 1
+
+
+@pytest.mark.parametrize("more", [(), ("hangs up",)])
+async def test_death_closes_what_was_open(tmp_path: Path, more: tuple[str, ...]) -> None:
+    async with hub(tmp_path) as (workers, _, book, path):
+        argv = [sys.executable, "-c", WORKER, str(path), "|".join(PAIR), *more]
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        async with asyncio.timeout(30):
+            assert await process.stdout.readline() == b"told\n"
+        if more:  # it hung up, and lives
             await until(lambda: not workers.sessions)
-            again = FakeWorker(path).greet((worker.hello(), []))
-            again.channel.send(told(1, opened=2))
-            again.channel.send(told(2, closed=1))
-            await until(lambda: book.value(CLOSED) == 1)
-            assert book.value(OPENED) == 2
-            again.close()
-
-    asyncio.run(scenario())
+        assert (book.value(OPENED), book.value(CLOSED)) == (3, 1)
+        process.kill()
+        await until(lambda: book.value(CLOSED) == 3, "the dead worker's connections")
+        await process.wait()
 
 
-def test_one_session_speaks_for_one_worker(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (_, _, book, path):
-            worker = FakeWorker(path).greet()
-            worker.channel.send(told(1, opened=1))
-            worker.channel.send(told(1, instance=6, opened=1))
-            await until(lambda: worker.ended)
-            assert book.value(OPENED) == 1
-
-    asyncio.run(scenario())
-
-
-def test_death_closes_what_was_open(tmp_path: Path) -> None:
-    async def scenario(*more: str) -> None:
-        async with hub(tmp_path) as (workers, _, book, path):
-            argv = [sys.executable, "-c", WORKER, str(path), "|".join(PAIR), *more]
-            process = await asyncio.create_subprocess_exec(
-                *argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-            assert process.stdout is not None
-            async with asyncio.timeout(30):
-                assert await process.stdout.readline() == b"told\n"
-            if more:  # it hung up, and lives
-                await until(lambda: not workers.sessions)
-            assert (book.value(OPENED), book.value(CLOSED)) == (3, 1)
-            process.kill()
-            await until(lambda: book.value(CLOSED) == 3, "the dead worker's connections")
-            await process.wait()
-
-    asyncio.run(scenario())
-    asyncio.run(scenario("hangs up"))
+async def test_a_draining_worker_has_left_but_is_heard(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (workers, recorder, book, path):
+        worker = FakeWorker(path).greet()
+        await until(lambda: len(workers.sessions) == 1)
+        worker.channel.send(Draining())
+        await until(lambda: not workers.sessions)
+        assert recorder.events[-1] == ("left", 0)
+        worker.channel.send(told(1, opened=1, closed=1))
+        await until(lambda: book.value(CLOSED) == 1)
+        worker.close()
+        await until(lambda: book.account._of == {})
+        assert recorder.events.count(("left", 0)) == 1
 
 
-def test_a_draining_worker_has_left_but_is_heard(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (workers, recorder, book, path):
-            worker = FakeWorker(path).greet()
-            await until(lambda: len(workers.sessions) == 1)
-            worker.channel.send(Draining())
-            await until(lambda: not workers.sessions)
-            assert recorder.events[-1] == ("left", 0)
-            worker.channel.send(told(1, opened=1, closed=1))
-            await until(lambda: book.value(CLOSED) == 1)
-            worker.close()
-            await until(lambda: book.account._of == {})
-            assert recorder.events.count(("left", 0)) == 1
-
-    asyncio.run(scenario())
-
-
-def test_who_drains_before_it_joined_never_joins(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (workers, recorder, _, path):
-            worker = FakeWorker(path)
-            worker.channel.send(worker.hello())
-            worker.channel.send(Draining())
-            await until(lambda: ("left", 0) in recorder.events)
-            assert ("joined", 0) not in recorder.events
-            assert workers.sessions == []
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_who_drains_before_it_joined_never_joins(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (workers, recorder, _, path):
+        worker = FakeWorker(path)
+        worker.channel.send(worker.hello())
+        worker.channel.send(Draining())
+        await until(lambda: ("left", 0) in recorder.events)
+        assert ("joined", 0) not in recorder.events
+        assert workers.sessions == []
+        worker.close()

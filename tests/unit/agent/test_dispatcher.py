@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -191,162 +190,135 @@ async def _served(a: Agent, name: str, number: int) -> FakeWorker:
     return worker
 
 
-def test_worker_gets_mesh_then_certificates_then_pods(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            worker = await _served(a, "web", 2)
-            kinds = [type(message) for message in worker.messages]
-            assert kinds == [MeshDelta, Certificate, PodAdded]
-            first = worker.messages[0]
-            assert isinstance(first, MeshDelta)
-            assert (first.reset, first.complete) == (True, True)
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_worker_gets_mesh_then_certificates_then_pods(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _served(a, "web", 2)
+        kinds = [type(message) for message in worker.messages]
+        assert kinds == [MeshDelta, Certificate, PodAdded]
+        first = worker.messages[0]
+        assert isinstance(first, MeshDelta)
+        assert (first.reset, first.complete) == (True, True)
+        worker.close()
 
 
-def test_news_reach_workers_as_deltas_with_growing_revisions(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            worker = await _served(a, "web", 2)
-            a.say(pod("far", 3, node="n2"))
-            a.mirror.delete("Pod", "shop", "far")
-            a.feed.changed()
-            await until(lambda: len(worker.of(MeshDelta)) == 3)
-            deltas = [delta for delta in worker.of(MeshDelta) if isinstance(delta, MeshDelta)]
-            assert [each.name for each in deltas[1].workloads] == ["far"]
-            assert deltas[2].removed_workloads == (deltas[1].workloads[0].uid,)
-            revisions = [delta.revision for delta in deltas]
-            assert revisions == sorted(set(revisions))
-            assert len(worker.of(PodAdded)) == 1  # another node's pod is not ours to serve
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_news_reach_workers_as_deltas_with_growing_revisions(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _served(a, "web", 2)
+        a.say(pod("far", 3, node="n2"))
+        a.mirror.delete("Pod", "shop", "far")
+        a.feed.changed()
+        await until(lambda: len(worker.of(MeshDelta)) == 3)
+        deltas = [delta for delta in worker.of(MeshDelta) if isinstance(delta, MeshDelta)]
+        assert [each.name for each in deltas[1].workloads] == ["far"]
+        assert deltas[2].removed_workloads == (deltas[1].workloads[0].uid,)
+        revisions = [delta.revision for delta in deltas]
+        assert revisions == sorted(set(revisions))
+        assert len(worker.of(PodAdded)) == 1  # another node's pod is not ours to serve
+        worker.close()
 
 
-def test_label_change_enrols_and_releases(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            worker = await _served(a, "web", 2)
-            a.say(namespace(mode=""))
-            assert a.kernel.pods == {}
-            assert a.store.identities() == set()
-            await until(lambda: bool(worker.of(PodRemoved)))
-            assert worker.of(PodRemoved) == [PodRemoved("web-uid", gone=False)]
-            a.say(namespace())
-            await until(lambda: bool(a.kernel.pods))
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_label_change_enrols_and_releases(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _served(a, "web", 2)
+        a.say(namespace(mode=""))
+        assert a.kernel.pods == {}
+        assert a.store.identities() == set()
+        await until(lambda: bool(worker.of(PodRemoved)))
+        assert worker.of(PodRemoved) == [PodRemoved("web-uid", gone=False)]
+        a.say(namespace())
+        await until(lambda: bool(a.kernel.pods))
+        worker.close()
 
 
-def test_deleted_pod_is_gone_for_workers(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            worker = await _served(a, "web", 2)
-            a.mirror.delete("Pod", "shop", "web")
-            a.feed.changed()
-            await until(lambda: bool(worker.of(PodRemoved)))
-            assert worker.of(PodRemoved) == [PodRemoved("web-uid", gone=True)]
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_deleted_pod_is_gone_for_workers(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _served(a, "web", 2)
+        a.mirror.delete("Pod", "shop", "web")
+        a.feed.changed()
+        await until(lambda: bool(worker.of(PodRemoved)))
+        assert worker.of(PodRemoved) == [PodRemoved("web-uid", gone=True)]
+        worker.close()
 
 
-def test_host_network_and_sidecar_pods_are_refused_with_a_reason(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            sidecar = pod("sidecar", 4)
-            sidecar["metadata"]["annotations"] = {"sidecar.istio.io/status": "{}"}
-            a.say(namespace(), pod("host", 3, hostNetwork=True), sidecar)
-            assert a.kernel.journal == []
-            _, answer = await a.get("/v1/pods")
-            assert answer["pods"] == []
-            reasons = {each["pod"].rpartition("/")[2]: each["reason"] for each in answer["refused"]}
-            assert set(reasons) == {"host", "sidecar"}
-            assert all(reasons.values())
-
-    asyncio.run(scenario())
+async def test_host_network_and_sidecar_pods_are_refused_with_a_reason(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        sidecar = pod("sidecar", 4)
+        sidecar["metadata"]["annotations"] = {"sidecar.istio.io/status": "{}"}
+        a.say(namespace(), pod("host", 3, hostNetwork=True), sidecar)
+        assert a.kernel.journal == []
+        _, answer = await a.get("/v1/pods")
+        assert answer["pods"] == []
+        reasons = {each["pod"].rpartition("/")[2]: each["reason"] for each in answer["refused"]}
+        assert set(reasons) == {"host", "sidecar"}
+        assert all(reasons.values())
 
 
-def test_admin_shows_what_the_agent_knows(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            worker = await _served(a, "web", 2)
-            _, status = await a.get("/v1/status")
-            assert status["ready"] is True
-            assert status["pods"] == {"captured": 1, "waiting": 0, "refused": 0}
-            assert status["workers"][0]["synced"] is True
-            _, pods = await a.get("/v1/pods")
-            assert pods["pods"][0]["workload"] == "shop/web"
-            assert pods["pods"][0]["served_by"] == [status["workers"][0]["pid"]]
-            _, workloads = await a.get("/v1/workloads")
-            identity = "spiffe://cluster.local/ns/shop/sa/web"
-            assert workloads["workloads"][0]["identity"] == identity
-            _, certificates = await a.get("/v1/certificates")
-            assert certificates["certificates"][0]["identity"] == identity
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_admin_shows_what_the_agent_knows(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _served(a, "web", 2)
+        _, status = await a.get("/v1/status")
+        assert status["ready"] is True
+        assert status["pods"] == {"captured": 1, "waiting": 0, "refused": 0}
+        assert status["workers"][0]["synced"] is True
+        _, pods = await a.get("/v1/pods")
+        assert pods["pods"][0]["workload"] == "shop/web"
+        assert pods["pods"][0]["served_by"] == [status["workers"][0]["pid"]]
+        _, workloads = await a.get("/v1/workloads")
+        identity = "spiffe://cluster.local/ns/shop/sa/web"
+        assert workloads["workloads"][0]["identity"] == identity
+        _, certificates = await a.get("/v1/certificates")
+        assert certificates["certificates"][0]["identity"] == identity
+        worker.close()
 
 
-def test_readiness_says_what_it_waits_for(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            a.source = {"synced": False, "errors": {}}
-            code, body = await a.get("/healthz/ready")
-            assert code == 503
-            assert body["waiting_for"] == ["first complete view of the mesh", "a proxy worker"]
-            a.source = {"synced": True, "errors": {}}
-            worker = await _served(a, "web", 2)
-            assert (await a.get("/healthz/ready")) == (200, {"ready": True})
-            worker.close()
-            await until(lambda: not a.workers.sessions)
-            assert (await a.get("/healthz/ready"))[0] == 503
-
-    asyncio.run(scenario())
+async def test_readiness_says_what_it_waits_for(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        a.source = {"synced": False, "errors": {}}
+        code, body = await a.get("/healthz/ready")
+        assert code == 503
+        assert body["waiting_for"] == ["first complete view of the mesh", "a proxy worker"]
+        a.source = {"synced": True, "errors": {}}
+        worker = await _served(a, "web", 2)
+        assert (await a.get("/healthz/ready")) == (200, {"ready": True})
+        worker.close()
+        await until(lambda: not a.workers.sessions)
+        assert (await a.get("/healthz/ready"))[0] == 503
 
 
-def test_a_sick_pod_does_not_take_the_node_out_of_service(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            worker = await _served(a, "web", 2)
-            a.say(pod("sick", 3))
-            assert (await a.get("/healthz/ready")) == (200, {"ready": True})
-            _, body = await a.get("/v1/pods")
-            problems = {row["workload"]: row["problem"] for row in body["pods"]}
-            assert problems == {"shop/web": "", "shop/sick": "no process of the pod found yet"}
-            assert (await a.get("/v1/status"))[1]["pods"]["waiting"] == 1
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_a_sick_pod_does_not_take_the_node_out_of_service(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _served(a, "web", 2)
+        a.say(pod("sick", 3))
+        assert (await a.get("/healthz/ready")) == (200, {"ready": True})
+        _, body = await a.get("/v1/pods")
+        problems = {row["workload"]: row["problem"] for row in body["pods"]}
+        assert problems == {"shop/web": "", "shop/sick": "no process of the pod found yet"}
+        assert (await a.get("/v1/status"))[1]["pods"]["waiting"] == 1
+        worker.close()
 
 
-def test_connections_of_all_workers_and_those_that_are_silent(
+async def test_connections_of_all_workers_and_those_that_are_silent(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(views_module, "ASK_TIMEOUT", 0.2)
 
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            talker = await _served(a, "web", 2)
-            silent = FakeWorker(a.options.agent_socket, worker=1).greet()
-            await until(lambda: len(a.workers.sessions) == 2)
-            row = {"id": 1, "direction": "outbound"}
-            talker.answers = lambda number, _: IntrospectionReply(
-                number, msgspec.Raw(msgspec.msgpack.encode([row]))
-            )
-            _, answer = await a.get("/v1/connections")
-            assert answer["connections"] == [{**row, "worker": 0}]
-            assert len(answer["unanswered"]) == 1
-            silent.close()
-            talker.close()
-
-    asyncio.run(scenario())
+    async with agent(tmp_path) as a:
+        talker = await _served(a, "web", 2)
+        silent = FakeWorker(a.options.agent_socket, worker=1).greet()
+        await until(lambda: len(a.workers.sessions) == 2)
+        row = {"id": 1, "direction": "outbound"}
+        talker.answers = lambda number, _: IntrospectionReply(
+            number, msgspec.Raw(msgspec.msgpack.encode([row]))
+        )
+        _, answer = await a.get("/v1/connections")
+        assert answer["connections"] == [{**row, "worker": 0}]
+        assert len(answer["unanswered"]) == 1
+        silent.close()
+        talker.close()
 
 
-def test_key_reaches_the_worker_and_nobody_else(tmp_path: Path) -> None:
-    async def scenario() -> tuple[str, str]:
+async def test_key_reaches_the_worker_and_nobody_else(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as lines:
         async with agent(tmp_path) as a:
             worker = await _served(a, "web", 2)
             worker.answers = lambda number, _: IntrospectionReply(
@@ -357,32 +329,23 @@ def test_key_reaches_the_worker_and_nobody_else(tmp_path: Path) -> None:
             shown = "".join([msgspec.json.encode(await a.get(path)).decode() for path in PATHS])
             shown += repr(certificate) + repr(a.store.current())
             worker.close()
-            return certificate.key_pem.decode(), shown
-
-    with structlog.testing.capture_logs() as lines:
-        key, shown = asyncio.run(scenario())
+    key = certificate.key_pem.decode()
     assert "BEGIN PRIVATE KEY" in key
     for secret in ("PRIVATE KEY", key.splitlines()[1]):
         assert secret not in shown
         assert secret not in repr(lines)
 
 
-def test_admin_socket_is_roots_own(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            assert stat.S_IMODE(a.options.admin_socket.stat().st_mode) == 0o600
-
-    asyncio.run(scenario())
+async def test_admin_socket_is_roots_own(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        assert stat.S_IMODE(a.options.admin_socket.stat().st_mode) == 0o600
 
 
-def test_unknown_path_is_not_found(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            connector = aiohttp.UnixConnector(str(a.options.admin_socket))
-            async with (
-                aiohttp.ClientSession(connector=connector) as session,
-                session.get("http://agent/v2/none") as response,
-            ):
-                assert response.status == 404
-
-    asyncio.run(scenario())
+async def test_unknown_path_is_not_found(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        connector = aiohttp.UnixConnector(str(a.options.admin_socket))
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.get("http://agent/v2/none") as response,
+        ):
+            assert response.status == 404

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -84,308 +83,254 @@ async def node(tmp_path: Path, kernel: FakeDataPath | None = None) -> AsyncItera
         made.enroller.close()
 
 
-def test_kernel_redirects_only_after_a_worker_is_ready(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            worker = await n.worker(ready=False)
-            pod = workload()
-            cookie = n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            await until(lambda: bool(worker.of(PodAdded)))
-            assert n.kernel.journal == [("listen", cookie)]
-            n.enroller.pod_ready(n.workers.sessions[0], pod.pod_uid)
-            assert n.kernel.journal[1:] == [("enrol", cookie, pod.addresses)]
-            assert set(n.kernel.steered) == set(pod.addresses)
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_kernel_redirects_only_after_a_worker_is_ready(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        worker = await n.worker(ready=False)
+        pod = workload()
+        cookie = n.namespaces.start(pod.pod_uid, "a")
+        n.want(pod)
+        await until(lambda: bool(worker.of(PodAdded)))
+        assert n.kernel.journal == [("listen", cookie)]
+        n.enroller.pod_ready(n.workers.sessions[0], pod.pod_uid)
+        assert n.kernel.journal[1:] == [("enrol", cookie, pod.addresses)]
+        assert set(n.kernel.steered) == set(pod.addresses)
+        worker.close()
 
 
-def test_worker_gets_all_listeners_and_who_the_pod_is(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            worker = await n.worker()
-            pod, cookie = await n.capture()
-            added = worker.of(PodAdded)[0]
-            assert isinstance(added, PodAdded)
-            assert (added.identity, added.netns_cookie) == (pod.identity, cookie)
-            assert set(worker.listeners[pod.pod_uid]) == set(ListenerKind)
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_worker_gets_all_listeners_and_who_the_pod_is(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        worker = await n.worker()
+        pod, cookie = await n.capture()
+        added = worker.of(PodAdded)[0]
+        assert isinstance(added, PodAdded)
+        assert (added.identity, added.netns_cookie) == (pod.identity, cookie)
+        assert set(worker.listeners[pod.pod_uid]) == set(ListenerKind)
+        worker.close()
 
 
-def test_without_a_worker_the_pod_is_captured_all_the_same(
+async def test_without_a_worker_the_pod_is_captured_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(enroller, "READY_WAIT", 0.05)
 
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            pod, cookie = await n.capture()
-            assert cookie in n.kernel.pods
-            assert n.kernel.steered == {}  # nobody listens: refused, not plaintext
-            worker = await n.worker()
-            await until(lambda: pod.pod_uid in worker.listeners)
-            assert set(n.kernel.steered) == set(pod.addresses)
-            worker.close()
-
-    asyncio.run(scenario())
+    async with node(tmp_path) as n:
+        pod, cookie = await n.capture()
+        assert cookie in n.kernel.pods
+        assert n.kernel.steered == {}  # nobody listens: refused, not plaintext
+        worker = await n.worker()
+        await until(lambda: pod.pod_uid in worker.listeners)
+        assert set(n.kernel.steered) == set(pod.addresses)
+        worker.close()
 
 
-def test_opting_out_tells_the_kernel_before_the_workers(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            worker = await n.worker()
-            pod, cookie = await n.capture()
-            n.want(present=(pod,))
-            assert n.kernel.journal[-1] == ("unenrol", cookie)
-            assert n.kernel.steered == {}
-            await until(lambda: bool(worker.of(PodRemoved)))
-            assert worker.of(PodRemoved) == [PodRemoved(pod.pod_uid, gone=False)]
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_opting_out_tells_the_kernel_before_the_workers(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        worker = await n.worker()
+        pod, cookie = await n.capture()
+        n.want(present=(pod,))
+        assert n.kernel.journal[-1] == ("unenrol", cookie)
+        assert n.kernel.steered == {}
+        await until(lambda: bool(worker.of(PodRemoved)))
+        assert worker.of(PodRemoved) == [PodRemoved(pod.pod_uid, gone=False)]
+        worker.close()
 
 
-def test_pod_that_is_gone_leaves_nothing(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            worker = await n.worker()
-            pod, _ = await n.capture()
-            held = n.enroller.pods[0]
-            n.want()
-            assert held.netns is None
-            assert held.listeners == {}
-            assert (n.kernel.pods, n.kernel.links, n.kernel.steered) == ({}, set(), {})
-            await until(lambda: bool(worker.of(PodRemoved)))
-            assert worker.of(PodRemoved) == [PodRemoved(pod.pod_uid, gone=True)]
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_pod_that_is_gone_leaves_nothing(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        worker = await n.worker()
+        pod, _ = await n.capture()
+        held = n.enroller.pods[0]
+        n.want()
+        assert held.netns is None
+        assert held.listeners == {}
+        assert (n.kernel.pods, n.kernel.links, n.kernel.steered) == ({}, set(), {})
+        await until(lambda: bool(worker.of(PodRemoved)))
+        assert worker.of(PodRemoved) == [PodRemoved(pod.pod_uid, gone=True)]
+        worker.close()
 
 
-def test_recreated_pod_inherits_nothing_of_its_namesake(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            worker = await n.worker()
-            first = workload("db")
-            old = n.namespaces.start(first.pod_uid, "a")
-            n.want(first)
-            await n.captured(first)
-            second = workload("db", addresses=first.addresses)
-            new = n.namespaces.start(second.pod_uid, "b")
-            n.want(second)
-            await n.captured(second)
-            assert n.kernel.pods == {new: second.addresses}
-            assert n.kernel.links == {new}
-            assert old not in n.kernel.pods
-            holder = n.enroller.pods[0]
-            assert n.kernel.steered == dict(holder.steering())
-            await until(lambda: bool(worker.of(PodRemoved)))
-            assert worker.of(PodRemoved) == [PodRemoved(first.pod_uid, gone=True)]
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_recreated_pod_inherits_nothing_of_its_namesake(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        worker = await n.worker()
+        first = workload("db")
+        old = n.namespaces.start(first.pod_uid, "a")
+        n.want(first)
+        await n.captured(first)
+        second = workload("db", addresses=first.addresses)
+        new = n.namespaces.start(second.pod_uid, "b")
+        n.want(second)
+        await n.captured(second)
+        assert n.kernel.pods == {new: second.addresses}
+        assert n.kernel.links == {new}
+        assert old not in n.kernel.pods
+        holder = n.enroller.pods[0]
+        assert n.kernel.steered == dict(holder.steering())
+        await until(lambda: bool(worker.of(PodRemoved)))
+        assert worker.of(PodRemoved) == [PodRemoved(first.pod_uid, gone=True)]
+        worker.close()
 
 
-def test_sandbox_that_was_restarted_is_captured_anew(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            worker = await n.worker()
-            pod, _ = await n.capture()
-            new = n.namespaces.start(pod.pod_uid, "b")
-            n.enroller.recheck()
-            await n.captured(pod)
-            assert set(n.kernel.pods) == {new}
-            await until(lambda: len(worker.of(PodAdded)) == 2)
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_sandbox_that_was_restarted_is_captured_anew(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        worker = await n.worker()
+        pod, _ = await n.capture()
+        new = n.namespaces.start(pod.pod_uid, "b")
+        n.enroller.recheck()
+        await n.captured(pod)
+        assert set(n.kernel.pods) == {new}
+        await until(lambda: len(worker.of(PodAdded)) == 2)
+        worker.close()
 
 
-def test_pod_whose_processes_ended_is_released_until_they_are_back(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            worker = await n.worker()
-            pod, _ = await n.capture()
-            n.namespaces.stop(pod.pod_uid)
-            n.enroller.recheck()
-            assert n.kernel.pods == {}
-            assert n.state(pod) is PodState.PENDING
-            assert "no process" in n.problem(pod)
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_pod_whose_processes_ended_is_released_until_they_are_back(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        worker = await n.worker()
+        pod, _ = await n.capture()
+        n.namespaces.stop(pod.pod_uid)
+        n.enroller.recheck()
+        assert n.kernel.pods == {}
+        assert n.state(pod) is PodState.PENDING
+        assert "no process" in n.problem(pod)
+        worker.close()
 
 
-def test_pod_that_appears_later_is_captured_then(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            worker = await n.worker()
-            pod = workload()
-            n.want(pod)
-            assert not n.enroller.is_settled
-            n.namespaces.start(pod.pod_uid, "a")
-            n.enroller.advance()
-            await n.captured(pod)
-            assert n.enroller.is_settled
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_pod_that_appears_later_is_captured_then(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        worker = await n.worker()
+        pod = workload()
+        n.want(pod)
+        assert not n.enroller.is_settled
+        n.namespaces.start(pod.pod_uid, "a")
+        n.enroller.advance()
+        await n.captured(pod)
+        assert n.enroller.is_settled
+        worker.close()
 
 
-def test_nodes_own_namespace_is_never_captured(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            pod = workload()
-            n.namespaces.host.add(pod.pod_uid)
-            n.want(pod)
-            assert n.kernel.journal == []
-            assert "own network namespace" in n.problem(pod)
-
-    asyncio.run(scenario())
+async def test_nodes_own_namespace_is_never_captured(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        pod = workload()
+        n.namespaces.host.add(pod.pod_uid)
+        n.want(pod)
+        assert n.kernel.journal == []
+        assert "own network namespace" in n.problem(pod)
 
 
-def test_changed_address_reaches_kernel_and_workers(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            worker = await n.worker()
-            pod, cookie = await n.capture()
-            moved = workload(pod.name, pod_uid=pod.pod_uid)
-            n.want(moved)
-            assert n.kernel.pods == {cookie: moved.addresses}
-            assert set(n.kernel.steered) == set(moved.addresses)
-            await until(lambda: len(worker.of(PodAdded)) == 2)
-            second = worker.of(PodAdded)[1]
-            assert isinstance(second, PodAdded)
-            assert (second.addresses, second.listeners) == (moved.addresses, ())
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_changed_address_reaches_kernel_and_workers(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        worker = await n.worker()
+        pod, cookie = await n.capture()
+        moved = workload(pod.name, pod_uid=pod.pod_uid)
+        n.want(moved)
+        assert n.kernel.pods == {cookie: moved.addresses}
+        assert set(n.kernel.steered) == set(moved.addresses)
+        await until(lambda: len(worker.of(PodAdded)) == 2)
+        second = worker.of(PodAdded)[1]
+        assert isinstance(second, PodAdded)
+        assert (second.addresses, second.listeners) == (moved.addresses, ())
+        worker.close()
 
 
-def test_changed_labels_disturb_nobody(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            worker = await n.worker()
-            pod, _ = await n.capture()
-            before = list(n.kernel.journal)
-            n.want(msgspec.structs.replace(pod, labels={"version": "2"}))
-            assert n.kernel.journal == before
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_changed_labels_disturb_nobody(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        worker = await n.worker()
+        pod, _ = await n.capture()
+        before = list(n.kernel.journal)
+        n.want(msgspec.structs.replace(pod, labels={"version": "2"}))
+        assert n.kernel.journal == before
+        worker.close()
 
 
-def test_taken_port_is_reported_and_tried_again(
+async def test_taken_port_is_reported_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(enroller, "READY_WAIT", 0.02)
 
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            worker = await n.worker()
-            pod = workload()
-            cookie = n.namespaces.start(pod.pod_uid, "a")
-            n.kernel.port_taken.add(cookie)
-            n.want(pod)
-            await n.captured(pod)
-            assert "15008" in n.problem(pod)
-            assert cookie in n.kernel.pods  # fails closed
-            n.kernel.port_taken.clear()
-            n.enroller.advance()
-            assert n.problem(pod) == ""
-            await until(lambda: pod.pod_uid in worker.listeners)
-            worker.close()
-
-    asyncio.run(scenario())
+    async with node(tmp_path) as n:
+        worker = await n.worker()
+        pod = workload()
+        cookie = n.namespaces.start(pod.pod_uid, "a")
+        n.kernel.port_taken.add(cookie)
+        n.want(pod)
+        await n.captured(pod)
+        assert "15008" in n.problem(pod)
+        assert cookie in n.kernel.pods  # fails closed
+        n.kernel.port_taken.clear()
+        n.enroller.advance()
+        assert n.problem(pod) == ""
+        await until(lambda: pod.pod_uid in worker.listeners)
+        worker.close()
 
 
-def test_kernel_failure_of_one_pod_is_tried_again(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            worker = await n.worker()
-            pod = workload()
-            cookie = n.namespaces.start(pod.pod_uid, "a")
-            n.kernel.broken = True
-            n.want(pod)
-            await until(lambda: "No space left" in n.problem(pod))
-            n.kernel.broken = False
-            n.enroller.advance()
-            assert n.problem(pod) == ""
-            assert cookie in n.kernel.pods
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_kernel_failure_of_one_pod_is_tried_again(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        worker = await n.worker()
+        pod = workload()
+        cookie = n.namespaces.start(pod.pod_uid, "a")
+        n.kernel.broken = True
+        n.want(pod)
+        await until(lambda: "No space left" in n.problem(pod))
+        n.kernel.broken = False
+        n.enroller.advance()
+        assert n.problem(pod) == ""
+        assert cookie in n.kernel.pods
+        worker.close()
 
 
-def test_entry_that_can_not_be_removed_is_tried_again(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            worker = await n.worker()
-            pod, other = workload(), workload("other")
-            cookie = n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            await n.captured(pod)
-            n.kernel.broken = True
-            n.want(other)
-            assert not n.enroller.is_settled
-            n.kernel.broken = False
-            n.enroller.advance()
-            assert cookie not in n.kernel.pods
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_entry_that_can_not_be_removed_is_tried_again(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        worker = await n.worker()
+        pod, other = workload(), workload("other")
+        cookie = n.namespaces.start(pod.pod_uid, "a")
+        n.want(pod)
+        await n.captured(pod)
+        n.kernel.broken = True
+        n.want(other)
+        assert not n.enroller.is_settled
+        n.kernel.broken = False
+        n.enroller.advance()
+        assert cookie not in n.kernel.pods
+        worker.close()
 
 
-def test_last_worker_takes_the_listeners_with_it_but_not_the_redirect(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            first, second = await n.worker(number=1), await n.worker(number=2)
-            pod, cookie = await n.capture()
-            first.close()
-            await until(lambda: len(n.workers.sessions) == 1)
-            held = n.enroller.pods[0]
-            listeners = list(held.listeners.values())
-            assert all(sock.fileno() >= 0 for sock in listeners)
-            second.close()
-            await until(lambda: not n.workers.sessions)
-            assert all(sock.fileno() < 0 for sock in listeners)
-            assert cookie in n.kernel.pods
-            third = await n.worker(number=3)
-            await until(lambda: pod.pod_uid in third.listeners)
-            third.close()
-
-    asyncio.run(scenario())
+async def test_last_worker_takes_the_listeners_with_it_but_not_the_redirect(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        first, second = await n.worker(number=1), await n.worker(number=2)
+        pod, cookie = await n.capture()
+        first.close()
+        await until(lambda: len(n.workers.sessions) == 1)
+        held = n.enroller.pods[0]
+        listeners = list(held.listeners.values())
+        assert all(sock.fileno() >= 0 for sock in listeners)
+        second.close()
+        await until(lambda: not n.workers.sessions)
+        assert all(sock.fileno() < 0 for sock in listeners)
+        assert cookie in n.kernel.pods
+        third = await n.worker(number=3)
+        await until(lambda: pod.pod_uid in third.listeners)
+        third.close()
 
 
-def test_sockets_come_in_batches_and_none_stays_with_the_agent(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            worker = await n.worker()
-            pod, _ = await n.capture()
-            worker.channel.send(SocketRequest(pod.pod_uid, 6, 100))
-            worker.channel.send(SocketRequest("stranger", 4, 16))
-            worker.channel.send(SocketRequest(pod.pod_uid, 4, -5))
-            await until(lambda: len(worker.stock) == 100)
-            assert len(worker.of(Sockets)) == 2
-            assert n.kernel.made == 100
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_sockets_come_in_batches_and_none_stays_with_the_agent(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        worker = await n.worker()
+        pod, _ = await n.capture()
+        worker.channel.send(SocketRequest(pod.pod_uid, 6, 100))
+        worker.channel.send(SocketRequest("stranger", 4, 16))
+        worker.channel.send(SocketRequest(pod.pod_uid, 4, -5))
+        await until(lambda: len(worker.stock) == 100)
+        assert len(worker.of(Sockets)) == 2
+        assert n.kernel.made == 100
+        worker.close()
 
 
-def test_greedy_worker_gets_a_bounded_number(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            worker = await n.worker()
-            pod, _ = await n.capture()
-            worker.channel.send(SocketRequest(pod.pod_uid, 4, 1_000_000))
-            await until(lambda: len(worker.stock) == enroller.MOST_SOCKETS)
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_greedy_worker_gets_a_bounded_number(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        worker = await n.worker()
+        pod, _ = await n.capture()
+        worker.channel.send(SocketRequest(pod.pod_uid, 4, 1_000_000))
+        await until(lambda: len(worker.stock) == enroller.MOST_SOCKETS)
+        worker.close()
 
 
 # After a restart of the agent
@@ -408,207 +353,178 @@ def _held(pod: Workload, cookie: int) -> tuple[HeldListeners, list[socket.socket
     return HeldListeners(pod.pod_uid, cookie, tuple(ListenerKind)), socks
 
 
-def test_restarted_agent_leaves_pinned_entries_untouched(tmp_path: Path) -> None:
-    async def scenario() -> None:
+async def test_restarted_agent_leaves_pinned_entries_untouched(tmp_path: Path) -> None:
+    pod = workload()
+    cookie = Namespaces(tmp_path).start(pod.pod_uid, "a")
+    async with node(tmp_path, _pinned(cookie, pod)) as n:
+        n.namespaces.start(pod.pod_uid, "a")
+        n.want(pod)
+        assert n.state(pod) is PodState.CAPTURED
+        assert n.kernel.journal == []
+        assert n.enroller.is_settled
+
+
+async def test_restarted_agent_takes_listeners_from_the_worker(tmp_path: Path) -> None:
+    pod = workload()
+    cookie = Namespaces(tmp_path).start(pod.pod_uid, "a")
+    async with node(tmp_path, _pinned(cookie, pod)) as n:
+        n.namespaces.start(pod.pod_uid, "a")
+        n.want(pod)
+        worker = FakeWorker(n.path)
+        held, socks = _held(pod, cookie)
+        worker.greet((worker.hello(held), [sock.fileno() for sock in socks]))
+        await until(lambda: bool(worker.of(PodAdded)))
+        added = worker.of(PodAdded)[0]
+        assert isinstance(added, PodAdded)
+        assert added.listeners == ()
+        assert ("listen", cookie) not in n.kernel.journal
+        assert set(n.enroller.pods[0].listeners) == set(ListenerKind)
+        names = {sock.getsockname() for sock in socks}
+        assert {sock.getsockname() for sock in n.kernel.steered.values()} <= names
+        second = await n.worker(number=2)
+        await until(lambda: pod.pod_uid in second.listeners)
+        taken = {sock.getsockname() for sock in second.listeners[pod.pod_uid].values()}
+        assert taken == names
+        for sock in socks:
+            sock.close()
+        worker.close()
+        second.close()
+
+
+async def test_worker_that_came_before_the_holder_of_the_listeners_gets_them_too(
+    tmp_path: Path,
+) -> None:
+    pod = workload()
+    cookie = Namespaces(tmp_path).start(pod.pod_uid, "a")
+    async with node(tmp_path, _pinned(cookie, pod)) as n:
+        n.namespaces.start(pod.pod_uid, "a")
+        n.kernel.port_taken.add(cookie)  # by the very listeners that the older worker holds
+        n.want(pod)
+        newer = await n.worker(number=2)
+        await until(lambda: bool(newer.of(PodAdded)))
+        assert "15008" in n.problem(pod)
+        older = FakeWorker(n.path)
+        held, socks = _held(pod, cookie)
+        older.greet((older.hello(held), [sock.fileno() for sock in socks]))
+        await until(lambda: set(newer.listeners.get(pod.pod_uid, ())) == set(ListenerKind))
+        assert n.problem(pod) == ""
+        for sock in socks:
+            sock.close()
+        newer.close()
+        older.close()
+
+
+async def test_listeners_shown_before_the_namespace_is_known_are_kept_for_it(
+    tmp_path: Path,
+) -> None:
+    pod = workload()
+    cookie = Namespaces(tmp_path).start(pod.pod_uid, "a")
+    async with node(tmp_path, _pinned(cookie, pod)) as n:
+        n.want(pod)
+        worker = FakeWorker(n.path)
+        held, socks = _held(pod, cookie)
+        worker.greet((worker.hello(held), [sock.fileno() for sock in socks]))
+        await until(lambda: bool(n.workers.sessions))
+        assert cookie in n.kernel.pods  # not swept: it may be this pod's
+        n.namespaces.start(pod.pod_uid, "a")
+        n.enroller.advance()
+        assert set(n.enroller.pods[0].listeners) == set(ListenerKind)
+        await until(lambda: bool(worker.of(PodAdded)))
+        assert worker.of(PodRemoved) == []
+        for sock in socks:
+            sock.close()
+        worker.close()
+
+
+async def test_listeners_of_the_pods_former_namespace_are_dropped(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
         pod = workload()
-        cookie = Namespaces(tmp_path).start(pod.pod_uid, "a")
-        async with node(tmp_path, _pinned(cookie, pod)) as n:
-            n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            assert n.state(pod) is PodState.CAPTURED
-            assert n.kernel.journal == []
-            assert n.enroller.is_settled
+        cookie = n.namespaces.start(pod.pod_uid, "b")
+        n.want(pod)
+        worker = FakeWorker(n.path)
+        held, socks = _held(pod, cookie + 1)
+        worker.greet((worker.hello(held), [sock.fileno() for sock in socks]))
+        await n.captured(pod)
+        assert worker.of(PodRemoved) == [PodRemoved(pod.pod_uid, gone=True)]
+        assert set(worker.listeners[pod.pod_uid]) == set(ListenerKind)
+        assert ("listen", cookie) in n.kernel.journal
+        for sock in socks:
+            sock.close()
+        worker.close()
 
-    asyncio.run(scenario())
 
-
-def test_restarted_agent_takes_listeners_from_the_worker(tmp_path: Path) -> None:
-    async def scenario() -> None:
+async def test_what_is_no_listener_of_the_pod_is_replaced_by_one(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
         pod = workload()
-        cookie = Namespaces(tmp_path).start(pod.pod_uid, "a")
-        async with node(tmp_path, _pinned(cookie, pod)) as n:
-            n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            worker = FakeWorker(n.path)
-            held, socks = _held(pod, cookie)
-            worker.greet((worker.hello(held), [sock.fileno() for sock in socks]))
-            await until(lambda: bool(worker.of(PodAdded)))
-            added = worker.of(PodAdded)[0]
-            assert isinstance(added, PodAdded)
-            assert added.listeners == ()
-            assert ("listen", cookie) not in n.kernel.journal
-            assert set(n.enroller.pods[0].listeners) == set(ListenerKind)
-            names = {sock.getsockname() for sock in socks}
-            assert {sock.getsockname() for sock in n.kernel.steered.values()} <= names
-            second = await n.worker(number=2)
-            await until(lambda: pod.pod_uid in second.listeners)
-            taken = {sock.getsockname() for sock in second.listeners[pod.pod_uid].values()}
-            assert taken == names
-            for sock in socks:
-                sock.close()
-            worker.close()
-            second.close()
-
-    asyncio.run(scenario())
+        cookie = n.namespaces.start(pod.pod_uid, "a")
+        n.want(pod)
+        worker = FakeWorker(n.path)
+        fakes = [socket.socket(socket.AF_UNIX) for _ in ListenerKind]
+        held = HeldListeners(pod.pod_uid, cookie, tuple(ListenerKind))
+        worker.greet((worker.hello(held), [sock.fileno() for sock in fakes]))
+        await n.captured(pod)
+        assert set(worker.listeners[pod.pod_uid]) == set(ListenerKind)
+        for sock in fakes:
+            sock.close()
+        worker.close()
 
 
-def test_worker_that_came_before_the_holder_of_the_listeners_gets_them_too(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        pod = workload()
-        cookie = Namespaces(tmp_path).start(pod.pod_uid, "a")
-        async with node(tmp_path, _pinned(cookie, pod)) as n:
-            n.namespaces.start(pod.pod_uid, "a")
-            n.kernel.port_taken.add(cookie)  # by the very listeners that the older worker holds
-            n.want(pod)
-            newer = await n.worker(number=2)
-            await until(lambda: bool(newer.of(PodAdded)))
-            assert "15008" in n.problem(pod)
-            older = FakeWorker(n.path)
-            held, socks = _held(pod, cookie)
-            older.greet((older.hello(held), [sock.fileno() for sock in socks]))
-            await until(lambda: set(newer.listeners.get(pod.pod_uid, ())) == set(ListenerKind))
-            assert n.problem(pod) == ""
-            for sock in socks:
-                sock.close()
-            newer.close()
-            older.close()
-
-    asyncio.run(scenario())
+async def test_worker_is_told_of_pods_that_went_while_the_agent_was_away(tmp_path: Path) -> None:
+    async with node(tmp_path) as n:
+        gone, opted_out = workload("gone"), workload("out")
+        n.want(present=(opted_out,))
+        worker = FakeWorker(n.path)
+        (one, socks1), (two, socks2) = _held(gone, 5), _held(opted_out, 6)
+        fds = [sock.fileno() for sock in (*socks1, *socks2)]
+        worker.greet((worker.hello(one, two), fds))
+        await until(lambda: len(worker.of(PodRemoved)) == 2)
+        assert worker.of(PodRemoved) == [
+            PodRemoved(gone.pod_uid, gone=True),
+            PodRemoved(opted_out.pod_uid, gone=False),
+        ]
+        for sock in (*socks1, *socks2):
+            sock.close()
+        worker.close()
 
 
-def test_listeners_shown_before_the_namespace_is_known_are_kept_for_it(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        pod = workload()
-        cookie = Namespaces(tmp_path).start(pod.pod_uid, "a")
-        async with node(tmp_path, _pinned(cookie, pod)) as n:
-            n.want(pod)
-            worker = FakeWorker(n.path)
-            held, socks = _held(pod, cookie)
-            worker.greet((worker.hello(held), [sock.fileno() for sock in socks]))
-            await until(lambda: bool(n.workers.sessions))
-            assert cookie in n.kernel.pods  # not swept: it may be this pod's
-            n.namespaces.start(pod.pod_uid, "a")
-            n.enroller.advance()
-            assert set(n.enroller.pods[0].listeners) == set(ListenerKind)
-            await until(lambda: bool(worker.of(PodAdded)))
-            assert worker.of(PodRemoved) == []
-            for sock in socks:
-                sock.close()
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_restarted_agent_removes_what_is_nobodys(tmp_path: Path) -> None:
+    stale = workload("stale")
+    kernel = _pinned(4242, stale)
+    kernel.links.add(777)  # a link whose map entry is gone
+    async with node(tmp_path, kernel) as n:
+        n.want()
+        assert (n.kernel.pods, n.kernel.links) == ({}, set())
 
 
-def test_listeners_of_the_pods_former_namespace_are_dropped(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            pod = workload()
-            cookie = n.namespaces.start(pod.pod_uid, "b")
-            n.want(pod)
-            worker = FakeWorker(n.path)
-            held, socks = _held(pod, cookie + 1)
-            worker.greet((worker.hello(held), [sock.fileno() for sock in socks]))
-            await n.captured(pod)
-            assert worker.of(PodRemoved) == [PodRemoved(pod.pod_uid, gone=True)]
-            assert set(worker.listeners[pod.pod_uid]) == set(ListenerKind)
-            assert ("listen", cookie) in n.kernel.journal
-            for sock in socks:
-                sock.close()
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_entry_of_a_pod_recreated_meanwhile_is_removed(tmp_path: Path) -> None:
+    pod = workload()
+    async with node(tmp_path, _pinned(4242, pod)) as n:
+        worker = await n.worker()
+        new = n.namespaces.start(pod.pod_uid, "b")
+        n.want(pod)
+        await n.captured(pod)
+        n.enroller.advance()
+        assert set(n.kernel.pods) == {new}
+        worker.close()
 
 
-def test_what_is_no_listener_of_the_pod_is_replaced_by_one(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            pod = workload()
-            cookie = n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            worker = FakeWorker(n.path)
-            fakes = [socket.socket(socket.AF_UNIX) for _ in ListenerKind]
-            held = HeldListeners(pod.pod_uid, cookie, tuple(ListenerKind))
-            worker.greet((worker.hello(held), [sock.fileno() for sock in fakes]))
-            await n.captured(pod)
-            assert set(worker.listeners[pod.pod_uid]) == set(ListenerKind)
-            for sock in fakes:
-                sock.close()
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_missing_link_of_an_adopted_pod_is_mended(tmp_path: Path) -> None:
+    pod = workload()
+    cookie = Namespaces(tmp_path).start(pod.pod_uid, "a")
+    kernel = _pinned(cookie, pod)
+    kernel.links.clear()
+    async with node(tmp_path, kernel) as n:
+        n.namespaces.start(pod.pod_uid, "a")
+        n.want(pod)
+        assert n.kernel.links == {cookie}
+        assert n.problem(pod) == ""
 
 
-def test_worker_is_told_of_pods_that_went_while_the_agent_was_away(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with node(tmp_path) as n:
-            gone, opted_out = workload("gone"), workload("out")
-            n.want(present=(opted_out,))
-            worker = FakeWorker(n.path)
-            (one, socks1), (two, socks2) = _held(gone, 5), _held(opted_out, 6)
-            fds = [sock.fileno() for sock in (*socks1, *socks2)]
-            worker.greet((worker.hello(one, two), fds))
-            await until(lambda: len(worker.of(PodRemoved)) == 2)
-            assert worker.of(PodRemoved) == [
-                PodRemoved(gone.pod_uid, gone=True),
-                PodRemoved(opted_out.pod_uid, gone=False),
-            ]
-            for sock in (*socks1, *socks2):
-                sock.close()
-            worker.close()
-
-    asyncio.run(scenario())
-
-
-def test_restarted_agent_removes_what_is_nobodys(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        stale = workload("stale")
-        kernel = _pinned(4242, stale)
-        kernel.links.add(777)  # a link whose map entry is gone
-        async with node(tmp_path, kernel) as n:
-            n.want()
-            assert (n.kernel.pods, n.kernel.links) == ({}, set())
-
-    asyncio.run(scenario())
-
-
-def test_entry_of_a_pod_recreated_meanwhile_is_removed(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        pod = workload()
-        async with node(tmp_path, _pinned(4242, pod)) as n:
-            worker = await n.worker()
-            new = n.namespaces.start(pod.pod_uid, "b")
-            n.want(pod)
-            await n.captured(pod)
-            n.enroller.advance()
-            assert set(n.kernel.pods) == {new}
-            worker.close()
-
-    asyncio.run(scenario())
-
-
-def test_missing_link_of_an_adopted_pod_is_mended(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        pod = workload()
-        cookie = Namespaces(tmp_path).start(pod.pod_uid, "a")
-        kernel = _pinned(cookie, pod)
-        kernel.links.clear()
-        async with node(tmp_path, kernel) as n:
-            n.namespaces.start(pod.pod_uid, "a")
-            n.want(pod)
-            assert n.kernel.links == {cookie}
-            assert n.problem(pod) == ""
-
-    asyncio.run(scenario())
-
-
-def test_ending_agent_leaves_the_kernel_as_it_is(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        kernel = FakeDataPath()
-        async with node(tmp_path, kernel) as n:
-            worker = await n.worker()
-            _pod, cookie = await n.capture()
-            worker.close()
-        assert set(kernel.pods) == {cookie}
-        assert kernel.links == {cookie}
-
-    asyncio.run(scenario())
+async def test_ending_agent_leaves_the_kernel_as_it_is(tmp_path: Path) -> None:
+    kernel = FakeDataPath()
+    async with node(tmp_path, kernel) as n:
+        worker = await n.worker()
+        _pod, cookie = await n.capture()
+        worker.close()
+    assert set(kernel.pods) == {cookie}
+    assert kernel.links == {cookie}

@@ -74,73 +74,58 @@ async def get(port: int, path: str, **headers: str) -> tuple[int, str, str]:
         return response.status, await response.text(), response.headers["Content-Type"]
 
 
-def test_metrics_are_at_istios_paths_in_the_form_asked_for() -> None:
-    async def scenario() -> None:
-        async with served() as made:
-            for path in ("/metrics", "/stats/prometheus"):
-                status, body, kind = await get(made.metrics_port, path, Accept="this")
-                assert (status, body, kind[:25]) == (
-                    200,
-                    "accept this",
-                    "text/plain; version=0.0.4",
-                )
-            assert (await get(made.metrics_port, "/healthz/ready"))[0] == 404
-            assert (await get(made.health_port, "/metrics"))[0] == 404
-
-    asyncio.run(scenario())
+async def test_metrics_are_at_istios_paths_in_the_form_asked_for() -> None:
+    async with served() as made:
+        for path in ("/metrics", "/stats/prometheus"):
+            status, body, kind = await get(made.metrics_port, path, Accept="this")
+            assert (status, body, kind[:25]) == (
+                200,
+                "accept this",
+                "text/plain; version=0.0.4",
+            )
+        assert (await get(made.metrics_port, "/healthz/ready"))[0] == 404
+        assert (await get(made.health_port, "/metrics"))[0] == 404
 
 
-def test_readiness_says_what_it_waits_for_and_liveness_does_not_care() -> None:
-    async def scenario() -> None:
-        async with served() as made:
-            assert (await get(made.health_port, "/healthz/ready"))[0] == 200
-            made.missing.append("a proxy worker")
-            status, body, _ = await get(made.health_port, "/healthz/ready")
-            assert (status, "a proxy worker" in body) == (503, True)
-            assert (await get(made.health_port, "/healthz/live"))[0] == 200
-
-    asyncio.run(scenario())
+async def test_readiness_says_what_it_waits_for_and_liveness_does_not_care() -> None:
+    async with served() as made:
+        assert (await get(made.health_port, "/healthz/ready"))[0] == 200
+        made.missing.append("a proxy worker")
+        status, body, _ = await get(made.health_port, "/healthz/ready")
+        assert (status, "a proxy worker" in body) == (503, True)
+        assert (await get(made.health_port, "/healthz/live"))[0] == 200
 
 
 @pytest.mark.parametrize("option", ["metrics_port", "health_port"])
-def test_a_taken_port_is_named_with_its_option(option: str) -> None:
-    async def scenario() -> None:
-        with socket.create_server((LOOPBACK, 0)) as taken:
-            port = taken.getsockname()[1]
-            made = Served()
-            with pytest.raises(PortTakenError, match=f"port {port}.*--{option.replace('_', '-')}"):
-                await made.endpoints(**{option: port}).start()
-            other = made.health_port if option == "metrics_port" else made.metrics_port
-            with socket.create_server((LOOPBACK, other)):  # nothing stays half open
-                pass
-
-    asyncio.run(scenario())
+async def test_a_taken_port_is_named_with_its_option(option: str) -> None:
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        port = taken.getsockname()[1]
+        made = Served()
+        with pytest.raises(PortTakenError, match=f"port {port}.*--{option.replace('_', '-')}"):
+            await made.endpoints(**{option: port}).start()
+        other = made.health_port if option == "metrics_port" else made.metrics_port
+        with socket.create_server((LOOPBACK, other)):  # nothing stays half open
+            pass
 
 
-def test_port_zero_is_none() -> None:
-    async def scenario() -> None:
-        async with served(metrics_port=0) as made:
-            assert (await get(made.health_port, "/healthz/live"))[0] == 200
-            with pytest.raises(aiohttp.ClientConnectorError):
-                await get(made.metrics_port, "/metrics")
-
-    asyncio.run(scenario())
+async def test_port_zero_is_none() -> None:
+    async with served(metrics_port=0) as made:
+        assert (await get(made.health_port, "/healthz/live"))[0] == 200
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await get(made.metrics_port, "/metrics")
 
 
-def test_who_holds_connections_open_keeps_no_probe_out() -> None:
-    async def scenario() -> None:
-        async with served() as made:
-            idle = [
-                await asyncio.open_connection(LOOPBACK, made.health_port)
-                for _ in range(2 * MOST_CONNECTIONS)
-            ]
-            assert (await get(made.health_port, "/healthz/ready"))[0] == 200
-            async with asyncio.timeout(10):
-                assert await idle[0][0].read() == b""  # the oldest gave way
-            for _, writer in idle:
-                writer.close()
-
-    asyncio.run(scenario())
+async def test_who_holds_connections_open_keeps_no_probe_out() -> None:
+    async with served() as made:
+        idle = [
+            await asyncio.open_connection(LOOPBACK, made.health_port)
+            for _ in range(2 * MOST_CONNECTIONS)
+        ]
+        assert (await get(made.health_port, "/healthz/ready"))[0] == 200
+        async with asyncio.timeout(10):
+            assert await idle[0][0].read() == b""  # the oldest gave way
+        for _, writer in idle:
+            writer.close()
 
 
 # The page of a whole agent, but for the kernel
@@ -158,43 +143,37 @@ def metrics_of(a: Agent, totals: Totals, directory: Path) -> Metrics:
     )
 
 
-def test_page_tells_of_the_agent_and_asks_workers_first(
+async def test_page_tells_of_the_agent_and_asks_workers_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            a.namespaces.start("web-uid", "web")
-            a.say(namespace(), pod("web", 2))
-            a.enroller.advance()
-            await until(lambda: len(a.store.current()) == 1)
-            worker = FakeWorker(a.options.agent_socket).greet()
-            await until(a.is_serving, "readiness")
-            totals = Totals(10)
-            worker.answers = lambda number, what: totals.add(Count(between("a", "b"), opened=1))
-            monkeypatch.setattr(metrics_module, "ASK_TIMEOUT", 0.2)
-            body, _ = await metrics_of(a, totals, tmp_path).page()
-            found = {
-                (sample.name, *sample.labels.values()): sample.value
-                for family in text_string_to_metric_families(body.decode())
-                for sample in family.samples
-            }
-            assert found["ztunnel_ready",] == found["ztunnel_workers",] == 1
-            assert found["ztunnel_pods", "captured"] == 1
-            identity = "spiffe://cluster.local/ns/shop/sa/web"
-            assert found["ztunnel_certificate_expiry_timestamp_seconds", identity] > 1e9
-            assert sum(v for k, v in found.items() if k[0].endswith("opened_total")) == 1
-            worker.close()
-
-    asyncio.run(scenario())
+    async with agent(tmp_path) as a:
+        a.namespaces.start("web-uid", "web")
+        a.say(namespace(), pod("web", 2))
+        a.enroller.advance()
+        await until(lambda: len(a.store.current()) == 1)
+        worker = FakeWorker(a.options.agent_socket).greet()
+        await until(a.is_serving, "readiness")
+        totals = Totals(10)
+        worker.answers = lambda number, what: totals.add(Count(between("a", "b"), opened=1))
+        monkeypatch.setattr(metrics_module, "ASK_TIMEOUT", 0.2)
+        body, _ = await metrics_of(a, totals, tmp_path).page()
+        found = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(body.decode())
+            for sample in family.samples
+        }
+        assert found["ztunnel_ready",] == found["ztunnel_workers",] == 1
+        assert found["ztunnel_pods", "captured"] == 1
+        identity = "spiffe://cluster.local/ns/shop/sa/web"
+        assert found["ztunnel_certificate_expiry_timestamp_seconds", identity] > 1e9
+        assert sum(v for k, v in found.items() if k[0].endswith("opened_total")) == 1
+        worker.close()
 
 
-def test_scrapes_of_one_moment_share_a_page(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            metrics = metrics_of(a, Totals(10), tmp_path)
-            pages = await asyncio.gather(*(metrics.page() for _ in range(20)))
-            assert len({id(body) for body, _ in pages}) == 1
-            _, kind = await metrics.page("application/openmetrics-text")
-            assert kind.startswith("application/openmetrics-text")
-
-    asyncio.run(scenario())
+async def test_scrapes_of_one_moment_share_a_page(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        metrics = metrics_of(a, Totals(10), tmp_path)
+        pages = await asyncio.gather(*(metrics.page() for _ in range(20)))
+        assert len({id(body) for body, _ in pages}) == 1
+        _, kind = await metrics.page("application/openmetrics-text")
+        assert kind.startswith("application/openmetrics-text")

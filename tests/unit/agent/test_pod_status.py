@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -48,9 +47,9 @@ class World:
         (found,) = self.mirror.pods_on("n1")
         return found
 
-    def turn(self, later: float = 0.0) -> None:
+    async def turn(self, later: float = 0.0) -> None:
         self.now += later
-        asyncio.run(self.signs.turn(self.now))
+        await self.signs.turn(self.now)
 
     def mark(self, pod: Workload, captured: bool) -> bool:
         self._may_fail()
@@ -70,128 +69,128 @@ def captured(pod: Workload) -> Pod:
     return Pod(pod, state=PodState.CAPTURED, capture_problem="")
 
 
-def test_a_captured_pod_is_marked_once() -> None:
+async def test_a_captured_pod_is_marked_once() -> None:
     world = World()
     workload = world.pod()
-    world.turn()
+    await world.turn()
     assert world.marks == []
     world.pods = [captured(workload)]
-    world.turn()
-    world.turn()
+    await world.turn()
+    await world.turn()
     assert world.marks == [("a", True)]
     world.pod({REDIRECTION: "enabled"})
-    world.turn(AGAIN)
+    await world.turn(AGAIN)
     assert world.marks == [("a", True)]
 
 
-def test_a_mark_that_does_not_appear_is_written_again() -> None:
+async def test_a_mark_that_does_not_appear_is_written_again() -> None:
     world = World()
     world.pods = [captured(world.pod())]
-    world.turn()
-    world.turn(AGAIN)
+    await world.turn()
+    await world.turn(AGAIN)
     assert world.marks == [("a", True), ("a", True)]
 
 
-def test_a_pod_that_is_to_leave_is_unmarked_while_it_is_still_captured() -> None:
+async def test_a_pod_that_is_to_leave_is_unmarked_while_it_is_still_captured() -> None:
     world = World()
     world.pods = [captured(world.pod({REDIRECTION: "enabled"}))]
     world.mirror.upsert(namespace("shop", {}))
-    world.turn()
+    await world.turn()
     assert world.marks == [("a", False)]
 
 
 @pytest.mark.parametrize("value", ["pending", "x"])
-def test_what_is_no_mark_is_removed(value: str) -> None:
+async def test_what_is_no_mark_is_removed(value: str) -> None:
     world = World()
     world.pod({REDIRECTION: value})
-    world.turn()
+    await world.turn()
     assert world.marks == [("a", False)]
 
 
-def test_an_agent_that_starts_leaves_marks_of_pods_it_has_not_found_yet() -> None:
+async def test_an_agent_that_starts_leaves_marks_of_pods_it_has_not_found_yet() -> None:
     world = World()
     workload = world.pod({REDIRECTION: "enabled"})
-    world.turn()
-    world.turn(PATIENCE / 2)
+    await world.turn()
+    await world.turn(PATIENCE / 2)
     world.pods = [captured(workload)]
-    world.turn(PATIENCE)
+    await world.turn(PATIENCE)
     world.pods = []  # its processes ended, and begin anew
-    world.turn(PATIENCE / 2)
-    world.turn(PATIENCE / 3)
+    await world.turn(PATIENCE / 2)
+    await world.turn(PATIENCE / 3)
     assert world.marks == []
 
 
-def test_a_mark_that_stays_untrue_is_removed() -> None:
+async def test_a_mark_that_stays_untrue_is_removed() -> None:
     world = World()
     world.pod({REDIRECTION: "enabled"})
-    world.turn()
-    world.turn(PATIENCE)
+    await world.turn()
+    await world.turn(PATIENCE)
     assert world.marks == [("a", False)]
 
 
-def test_a_changed_mind_does_not_wait_for_the_watch() -> None:
+async def test_a_changed_mind_does_not_wait_for_the_watch() -> None:
     world = World()
     workload = world.pod({REDIRECTION: "x"})
-    world.turn()
+    await world.turn()
     world.pods = [captured(workload)]
-    world.turn()
+    await world.turn()
     assert world.marks == [("a", False), ("a", True)]
 
 
-def test_a_refusal_is_told_once_with_its_mend() -> None:
+async def test_a_refusal_is_told_once_with_its_mend() -> None:
     world = World()
     world.pod(hostNetwork=True)
-    world.turn()
-    world.turn(100)
+    await world.turn()
+    await world.turn(100)
     ((reason, message),) = world.events
     assert reason == "MeshCaptureRefused"
     assert "drop the label" in message
 
 
-def what_is_told_in_the_end(world: World) -> tuple[str, str]:
+async def what_is_told_in_the_end(world: World) -> tuple[str, str]:
     """The one Event of a problem that lasts: not before its time, and once."""
-    world.turn()
-    world.turn(PATIENCE / 2)
+    await world.turn()
+    await world.turn(PATIENCE / 2)
     assert world.events == []
-    world.turn(PATIENCE / 2)
-    world.turn(PATIENCE)
+    await world.turn(PATIENCE / 2)
+    await world.turn(PATIENCE)
     ((reason, message),) = world.events
     return reason, message
 
 
-def test_a_problem_is_told_only_when_it_lasts() -> None:
+async def test_a_problem_is_told_only_when_it_lasts() -> None:
     world = World()
     world.pods = [Pod(world.pod())]
-    reason, message = what_is_told_in_the_end(world)
+    reason, message = await what_is_told_in_the_end(world)
     assert reason == "MeshCaptureFailed"
     assert "no process of the pod" in message
 
 
-def test_a_pod_whose_account_stays_away_is_told_of_with_the_mend() -> None:
+async def test_a_pod_whose_account_stays_away_is_told_of_with_the_mend() -> None:
     world = World()
     world.pods = [captured(world.pod({REDIRECTION: "enabled"}))]
     world.withheld = "service account shop/default does not exist"
-    reason, message = what_is_told_in_the_end(world)
+    reason, message = await what_is_told_in_the_end(world)
     assert reason == "MeshCertificateWithheld"
     assert message.startswith("service account shop/default does not exist: no certificate")
     assert "make the account again" in message
 
 
-def test_a_pod_outside_the_mesh_needs_no_account() -> None:
+async def test_a_pod_outside_the_mesh_needs_no_account() -> None:
     world = World()
     world.pod(hostNetwork=True)
     world.withheld = "service account shop/default does not exist"
-    world.turn()
-    world.turn(2 * PATIENCE)
+    await world.turn()
+    await world.turn(2 * PATIENCE)
     assert [reason for reason, _ in world.events] == ["MeshCaptureRefused"]
 
 
-def test_a_server_that_is_away_is_asked_again() -> None:
+async def test_a_server_that_is_away_is_asked_again() -> None:
     world = World()
     world.pods, world.fails = [captured(world.pod(hostNetwork=False))], True
-    world.turn()
+    await world.turn()
     world.fails = False
-    world.turn(AGAIN)
+    await world.turn(AGAIN)
     assert world.marks == [("a", True)]
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 
@@ -34,60 +33,51 @@ def denying(account: str = "web", namespace: str = "shop") -> Json:
     )
 
 
-def test_worker_gets_policies_in_snapshot_and_delta(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            a.say(denying())
-            worker = FakeWorker(a.options.agent_socket).greet()
-            await until(lambda: any(d.complete for d in _deltas(worker)), "the snapshot")
-            assert [p.key for p in _deltas(worker)[0].policies] == ["AuthorizationPolicy/shop/p"]
-            a.mirror.delete("AuthorizationPolicy", "shop", "p")
-            a.feed.changed()
-            await until(lambda: bool(_deltas(worker)[-1].removed_policies), "the removal")
-            assert _deltas(worker)[-1].removed_policies == ("AuthorizationPolicy/shop/p",)
-            assert len(a.policies) == 0
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_worker_gets_policies_in_snapshot_and_delta(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        a.say(denying())
+        worker = FakeWorker(a.options.agent_socket).greet()
+        await until(lambda: any(d.complete for d in _deltas(worker)), "the snapshot")
+        assert [p.key for p in _deltas(worker)[0].policies] == ["AuthorizationPolicy/shop/p"]
+        a.mirror.delete("AuthorizationPolicy", "shop", "p")
+        a.feed.changed()
+        await until(lambda: bool(_deltas(worker)[-1].removed_policies), "the removal")
+        assert _deltas(worker)[-1].removed_policies == ("AuthorizationPolicy/shop/p",)
+        assert len(a.policies) == 0
+        worker.close()
 
 
 def _deltas(worker: FakeWorker) -> list[MeshDelta]:
     return [message for message in worker.messages if isinstance(message, MeshDelta)]
 
 
-def test_any_policy_voids_verdicts_before_workers_hear_of_it(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            worker = await _pair(a)
-            heard: list[int] = []
-            a.kernel.on_revoke = lambda: heard.append(a.feed.revision)
-            for obj in (denying(), denying("other"), policy(namespace="elsewhere")):
-                a.kernel.given.append(VERDICT)
-                before = a.feed.revision
-                heard.clear()
-                a.say(obj)
-                assert heard == [before]
-                assert a.kernel.given == []
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_any_policy_voids_verdicts_before_workers_hear_of_it(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _pair(a)
+        heard: list[int] = []
+        a.kernel.on_revoke = lambda: heard.append(a.feed.revision)
+        for obj in (denying(), denying("other"), policy(namespace="elsewhere")):
+            a.kernel.given.append(VERDICT)
+            before = a.feed.revision
+            heard.clear()
+            a.say(obj)
+            assert heard == [before]
+            assert a.kernel.given == []
+        worker.close()
 
 
-def test_agent_gives_no_verdict_that_its_own_policies_deny(tmp_path: Path) -> None:
+async def test_agent_gives_no_verdict_that_its_own_policies_deny(tmp_path: Path) -> None:
     """Even if a worker says that it let the connection in."""
 
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            worker = await _pair(a)
-            a.say(denying("web"))
-            worker.channel.send(_news(a))
-            await until(lambda: a.same_node.sums.allowed_disbelieved == 1)
-            assert a.kernel.given == []
-            a.say(denying("other"))
-            await _give(a, worker)
-            worker.close()
-
-    asyncio.run(scenario())
+    async with agent(tmp_path) as a:
+        worker = await _pair(a)
+        a.say(denying("web"))
+        worker.channel.send(_news(a))
+        await until(lambda: a.same_node.sums.allowed_disbelieved == 1)
+        assert a.kernel.given == []
+        a.say(denying("other"))
+        await _give(a, worker)
+        worker.close()
 
 
 class Pair:

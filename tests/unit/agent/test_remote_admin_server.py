@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,9 @@ from ztunnel.agent.api.remote_admin_server import AnnotationStore, Door
 from ztunnel.kube.admin_endpoint import LONGEST_TOKEN, AdminEndpoint, parse
 
 GOOD = "a-good-token"
-DEADLINE = 20.0
+DEADLINE = 20.0  # seconds
+
+pytestmark = pytest.mark.timeout(DEADLINE)
 
 
 class World:
@@ -48,20 +50,15 @@ class World:
         return await asyncio.open_connection("127.0.0.1", self.door.doorway.port)
 
 
-def run(directory: Path, scenario: Callable[[World], Awaitable[None]]) -> None:
-    async def whole() -> None:
-        world = World(directory)
-        admin = await asyncio.start_unix_server(world.answer, str(world.path))
-        serving = asyncio.create_task(world.door.serve())
-        try:
-            async with asyncio.timeout(DEADLINE):
-                await scenario(world)
-        finally:
-            serving.cancel()
-            await world.door.close()
-            admin.close()
-
-    asyncio.run(whole())
+@pytest.fixture
+async def world(tmp_path: Path, _soon: None) -> AsyncIterator[World]:
+    made = World(tmp_path)
+    admin = await asyncio.start_unix_server(made.answer, str(made.path))
+    serving = asyncio.create_task(made.door.serve())
+    yield made
+    serving.cancel()
+    await made.door.close()
+    admin.close()
 
 
 @pytest.fixture(autouse=True)
@@ -77,30 +74,24 @@ async def _enter(world: World) -> tuple[asyncio.StreamReader, asyncio.StreamWrit
     return reader, writer
 
 
-def test_good_token_leads_to_the_admin_socket(tmp_path: Path) -> None:
-    async def scenario(world: World) -> None:
-        reader, writer = await _enter(world)
-        assert world.reviewed == [(GOOD, world.door.doorway.audience)]
-        sent = b"abc" * 300_000
-        writer.write(sent)
-        assert await reader.readexactly(len(sent)) == sent.upper()
+async def test_good_token_leads_to_the_admin_socket(world: World) -> None:
+    reader, writer = await _enter(world)
+    assert world.reviewed == [(GOOD, world.door.doorway.audience)]
+    sent = b"abc" * 300_000
+    writer.write(sent)
+    assert await reader.readexactly(len(sent)) == sent.upper()
+    writer.close()
+
+
+async def test_what_is_said_before_the_answer_goes_on_only_if_it_is_ok(world: World) -> None:
+    for token, answer in ((GOOD, b"ok\nHELLO"), ("stolen", b"no: not you\n")):
+        reader, writer = await world.dial()
+        writer.write(token.encode() + b"\nhello")
+        assert await reader.readexactly(len(answer)) == answer
+        if token != GOOD:
+            assert await reader.read() == b""
         writer.close()
-
-    run(tmp_path, scenario)
-
-
-def test_what_is_said_before_the_answer_goes_on_only_if_it_is_ok(tmp_path: Path) -> None:
-    async def scenario(world: World) -> None:
-        for token, answer in ((GOOD, b"ok\nHELLO"), ("stolen", b"no: not you\n")):
-            reader, writer = await world.dial()
-            writer.write(token.encode() + b"\nhello")
-            assert await reader.readexactly(len(answer)) == answer
-            if token != GOOD:
-                assert await reader.read() == b""
-            writer.close()
-        assert world.reached == 1
-
-    run(tmp_path, scenario)
+    assert world.reached == 1
 
 
 @pytest.mark.parametrize(
@@ -108,94 +99,73 @@ def test_what_is_said_before_the_answer_goes_on_only_if_it_is_ok(tmp_path: Path)
     [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", b"\0" * 4096],
     ids=["nothing", "http", "half a hello", "zeros"],
 )
-def test_who_speaks_no_tls_is_closed_soon(tmp_path: Path, said: bytes) -> None:
-    async def scenario(world: World) -> None:
-        reader, writer = await world.plain()
-        writer.write(said)
-        with contextlib.suppress(ConnectionResetError):
-            await reader.read()
-        assert world.reviewed == []
-
-    run(tmp_path, scenario)
+async def test_who_speaks_no_tls_is_closed_soon(world: World, said: bytes) -> None:
+    reader, writer = await world.plain()
+    writer.write(said)
+    with contextlib.suppress(ConnectionResetError):
+        await reader.read()
+    assert world.reviewed == []
 
 
 @pytest.mark.parametrize("said", [b"", b"\n", b"no line's end", b"x" * (2 * LONGEST_TOKEN)])
-def test_who_brings_no_token_is_closed_and_nobody_is_asked(tmp_path: Path, said: bytes) -> None:
-    async def scenario(world: World) -> None:
-        reader, writer = await world.dial()
-        writer.write(said)
-        with contextlib.suppress(ConnectionResetError, ssl.SSLError):
-            assert await reader.read() == b""
-        assert (world.reviewed, world.reached) == ([], 0)
-
-    run(tmp_path, scenario)
+async def test_who_brings_no_token_is_closed_and_nobody_is_asked(world: World, said: bytes) -> None:
+    reader, writer = await world.dial()
+    writer.write(said)
+    with contextlib.suppress(ConnectionResetError, ssl.SSLError):
+        assert await reader.read() == b""
+    assert (world.reviewed, world.reached) == ([], 0)
 
 
-def test_token_of_any_bytes_is_just_a_bad_one(tmp_path: Path) -> None:
-    async def scenario(world: World) -> None:
-        reader, writer = await world.dial()
-        writer.write(bytes(range(128, 256)) + b"\0\n")
-        assert await reader.readline() == b"no: not you\n"
-
-    run(tmp_path, scenario)
+async def test_token_of_any_bytes_is_just_a_bad_one(world: World) -> None:
+    reader, writer = await world.dial()
+    writer.write(bytes(range(128, 256)) + b"\0\n")
+    assert await reader.readline() == b"no: not you\n"
 
 
-def test_strangers_that_take_all_places_give_them_back(tmp_path: Path) -> None:
-    async def scenario(world: World) -> None:
-        strangers = [await world.plain() for _ in range(remote_admin_server.WAYS + 4)]
-        reader, writer = await _enter(world)
-        writer.write(b"still here")
-        assert await reader.readexactly(10) == b"STILL HERE"
-        assert len(world.door._talks) <= remote_admin_server.WAYS
-        for _, one in strangers:
-            one.close()
-
-    run(tmp_path, scenario)
+async def test_strangers_that_take_all_places_give_them_back(world: World) -> None:
+    strangers = [await world.plain() for _ in range(remote_admin_server.WAYS + 4)]
+    reader, writer = await _enter(world)
+    writer.write(b"still here")
+    assert await reader.readexactly(10) == b"STILL HERE"
+    assert len(world.door._talks) <= remote_admin_server.WAYS
+    for _, one in strangers:
+        one.close()
 
 
-def test_refused_tokens_are_reviewed_no_faster_than_places_come_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_refused_tokens_are_reviewed_no_faster_than_places_come_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_admin_server, "PENALTY", DEADLINE)  # so: never, here
 
-    async def scenario(world: World) -> None:
-        async def guess() -> None:
-            reader, writer = await world.dial()
-            writer.write(b"guess\n")
-            assert await reader.readline() == b"no: not you\n"
+    async def guess() -> None:
+        reader, writer = await world.dial()
+        writer.write(b"guess\n")
+        assert await reader.readline() == b"no: not you\n"
 
-        guesses = [asyncio.create_task(guess()) for _ in range(2 * remote_admin_server.WAYS)]
-        while len(world.reviewed) < remote_admin_server.WAYS:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.3)
-        assert len(world.reviewed) == remote_admin_server.WAYS
-        for each in guesses:
-            each.cancel()
-
-    run(tmp_path, scenario)
+    guesses = [asyncio.create_task(guess()) for _ in range(2 * remote_admin_server.WAYS)]
+    while len(world.reviewed) < remote_admin_server.WAYS:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.3)
+    assert len(world.reviewed) == remote_admin_server.WAYS
+    for each in guesses:
+        each.cancel()
 
 
-def test_connection_ends_with_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_ends_with_its_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_admin_server, "LIFE", 0.5)
 
-    async def scenario(world: World) -> None:
-        reader, _ = await _enter(world)
-        with contextlib.suppress(ConnectionResetError):
-            assert await reader.read() == b""
-
-    run(tmp_path, scenario)
+    reader, _ = await _enter(world)
+    with contextlib.suppress(ConnectionResetError):
+        assert await reader.read() == b""
 
 
-def test_only_loopback_listens(tmp_path: Path) -> None:
-    async def scenario(world: World) -> None:
-        assert world.door._listener.getsockname()[0] == "127.0.0.1"
-        assert world.door._listener.family == socket.AF_INET
-
-    run(tmp_path, scenario)
+async def test_only_loopback_listens(world: World) -> None:
+    assert world.door._listener.getsockname()[0] == "127.0.0.1"
+    assert world.door._listener.family == socket.AF_INET
 
 
-def test_pods_annotation_is_written_again_when_somebody_changed_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_pods_annotation_is_written_again_when_somebody_changed_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_admin_server, "AGAIN", 0.01)
     note, fails, written = {"text": "old"}, [True], []
@@ -206,18 +176,15 @@ def test_pods_annotation_is_written_again_when_somebody_changed_it(
         written.append(text)
         note["text"] = text
 
-    async def scenario(world: World) -> None:
-        announcing = asyncio.create_task(
-            world.door.announce(AnnotationStore(lambda: note["text"], say))
-        )
-        for _ in range(2):
-            while parse(note["text"]) != world.door.doorway:
-                await asyncio.sleep(0.01)
-            note["text"] = "removed"
-        announcing.cancel()
-        assert written == [str(world.door.doorway)] * 2
-
-    run(tmp_path, scenario)
+    announcing = asyncio.create_task(
+        world.door.announce(AnnotationStore(lambda: note["text"], say))
+    )
+    for _ in range(2):
+        while parse(note["text"]) != world.door.doorway:
+            await asyncio.sleep(0.01)
+        note["text"] = "removed"
+    announcing.cancel()
+    assert written == [str(world.door.doorway)] * 2
 
 
 def test_each_agent_has_a_key_of_its_own(tmp_path: Path) -> None:

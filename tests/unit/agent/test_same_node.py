@@ -116,120 +116,101 @@ def _news(a: Agent, **other: Any) -> SameNodeAllowed:
     return msgspec.structs.replace(news, **other)
 
 
-def test_change_here_voids_verdicts_before_workers_hear_of_it(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            worker = await _pair(a)
-            heard: list[int] = []
-            a.kernel.on_revoke = lambda: heard.append(a.feed.revision)
-            for change in (
-                {"uid": "another"},  # re-created under its name
-                {"serviceAccountName": "other"},
-                {"hostNetwork": True},
-                {},
-            ):
-                a.kernel.given.append(BypassEntry(1, SocketAddress("10.244.1.3", 80), 2))
-                before = a.feed.revision
-                heard.clear()
-                a.say(pod("db", 3, **change))
-                assert heard[0] == before
-                assert a.kernel.given == []
+async def test_change_here_voids_verdicts_before_workers_hear_of_it(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _pair(a)
+        heard: list[int] = []
+        a.kernel.on_revoke = lambda: heard.append(a.feed.revision)
+        for change in (
+            {"uid": "another"},  # re-created under its name
+            {"serviceAccountName": "other"},
+            {"hostNetwork": True},
+            {},
+        ):
             a.kernel.given.append(BypassEntry(1, SocketAddress("10.244.1.3", 80), 2))
-            a.mirror.delete("Pod", "shop", "db")
-            a.feed.changed()
+            before = a.feed.revision
+            heard.clear()
+            a.say(pod("db", 3, **change))
+            assert heard[0] == before
             assert a.kernel.given == []
-            worker.close()
-
-    asyncio.run(scenario())
-
-
-def test_change_elsewhere_leaves_verdicts_alone(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            worker = await _pair(a)
-            before = a.kernel.revocations
-            a.say(pod("far", 9, node="n2", uid="another"), pod("further", 10, node="n3"))
-            assert a.kernel.revocations == before
-            assert a.kernel.given
-            worker.close()
-
-    asyncio.run(scenario())
+        a.kernel.given.append(BypassEntry(1, SocketAddress("10.244.1.3", 80), 2))
+        a.mirror.delete("Pod", "shop", "db")
+        a.feed.changed()
+        assert a.kernel.given == []
+        worker.close()
 
 
-def test_pod_that_moves_here_or_away_counts_as_here(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            worker = await _pair(a)
-            a.say(pod("far", 9, node="n1"))
-            assert a.kernel.given == []
-            await _give(a, worker)
-            a.say(pod("far", 9, node="n2"))
-            assert a.kernel.given == []
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_change_elsewhere_leaves_verdicts_alone(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _pair(a)
+        before = a.kernel.revocations
+        a.say(pod("far", 9, node="n2", uid="another"), pod("further", 10, node="n3"))
+        assert a.kernel.revocations == before
+        assert a.kernel.given
+        worker.close()
 
 
-def test_opting_out_voids_verdicts(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            worker = await _pair(a)
-            a.say(namespace(mode=""))
-            assert a.kernel.given == []
-            worker.channel.send(_news(a))
-            await asyncio.sleep(0.05)
-            assert a.kernel.given == []
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_pod_that_moves_here_or_away_counts_as_here(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _pair(a)
+        a.say(pod("far", 9, node="n1"))
+        assert a.kernel.given == []
+        await _give(a, worker)
+        a.say(pod("far", 9, node="n2"))
+        assert a.kernel.given == []
+        worker.close()
 
 
-def test_with_the_last_worker_go_the_verdicts(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            worker = await _pair(a)
-            second = FakeWorker(a.options.agent_socket, worker=1).greet()
-            await until(lambda: len(a.workers.sessions) == 2)
-            second.close()
-            await until(lambda: len(a.workers.sessions) == 1)
-            assert a.kernel.given
-            worker.close()
-            await until(lambda: not a.workers.sessions)
-            assert a.kernel.given == []
-
-    asyncio.run(scenario())
+async def test_opting_out_voids_verdicts(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _pair(a)
+        a.say(namespace(mode=""))
+        assert a.kernel.given == []
+        worker.channel.send(_news(a))
+        await asyncio.sleep(0.05)
+        assert a.kernel.given == []
+        worker.close()
 
 
-def test_news_of_an_old_revision_or_of_a_pod_it_does_not_serve_is_void(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            worker = await _pair(a)
-            a.kernel.given.clear()
-            worker.channel.send(_news(a, revision=a.feed.revision - 1))
-            worker.channel.send(_news(a, pod_uid="other-uid"))
-            mute = FakeWorker(a.options.agent_socket, ready=False, worker=1).greet()
-            await until(lambda: len(a.workers.sessions) == 2)
-            mute.channel.send(_news(a))
-            await until(lambda: a.same_node.sums.allowed_disbelieved == 1)
-            assert a.kernel.given == []
-            mute.close()
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_with_the_last_worker_go_the_verdicts(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _pair(a)
+        second = FakeWorker(a.options.agent_socket, worker=1).greet()
+        await until(lambda: len(a.workers.sessions) == 2)
+        second.close()
+        await until(lambda: len(a.workers.sessions) == 1)
+        assert a.kernel.given
+        worker.close()
+        await until(lambda: not a.workers.sessions)
+        assert a.kernel.given == []
 
 
-def test_status_shows_mode_and_verdicts(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with agent(tmp_path) as a:
-            worker = await _pair(a)
-            _, status = await a.get("/v1/status")
-            assert status["same_node"]["mode"] == "direct"
-            assert status["same_node"]["verdicts"] == 1
-            a.same_node.renew()
-            assert a.kernel.lease == same_node.LEASE
-            worker.close()
+async def test_news_of_an_old_revision_or_of_a_pod_it_does_not_serve_is_void(
+    tmp_path: Path,
+) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _pair(a)
+        a.kernel.given.clear()
+        worker.channel.send(_news(a, revision=a.feed.revision - 1))
+        worker.channel.send(_news(a, pod_uid="other-uid"))
+        mute = FakeWorker(a.options.agent_socket, ready=False, worker=1).greet()
+        await until(lambda: len(a.workers.sessions) == 2)
+        mute.channel.send(_news(a))
+        await until(lambda: a.same_node.sums.allowed_disbelieved == 1)
+        assert a.kernel.given == []
+        mute.close()
+        worker.close()
 
-    asyncio.run(scenario())
+
+async def test_status_shows_mode_and_verdicts(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _pair(a)
+        _, status = await a.get("/v1/status")
+        assert status["same_node"]["mode"] == "direct"
+        assert status["same_node"]["verdicts"] == 1
+        a.same_node.renew()
+        assert a.kernel.lease == same_node.LEASE
+        worker.close()
 
 
 # What is told of connections

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from tests.unit.kube.test_service_entries import entry
 from ztunnel.agent.cluster.service_entry_dns import ServiceEntryResolver, node_resolver
 from ztunnel.kube.view.cluster_view import ClusterView
@@ -24,29 +22,29 @@ class Names:
         return self.known[name]
 
 
-def test_names_are_asked_for_when_due_and_kept_through_failures() -> None:
+async def test_names_are_asked_for_when_due_and_kept_through_failures() -> None:
     mirror, names, changes = ClusterView("cluster.local", "Kubernetes"), Names(), []
     outside = ServiceEntryResolver(mirror.entries, lambda: changes.append(1), names, every=30)
 
-    def turn(now: float) -> list[tuple[str, ...]]:
-        asyncio.run(outside.turn(now))
+    async def turn(now: float) -> list[tuple[str, ...]]:
+        await outside.turn(now)
         found = mirror.snapshot().services
         return [tuple(each.address for each in service.endpoints) for service in found]
 
-    assert turn(0) == []
+    assert await turn(0) == []
     mirror.upsert(entry(resolution="DNS"))
     names.known["api.example.com"] = ("192.0.2.7",)
-    assert turn(1) == [("192.0.2.7",)]
-    assert turn(30) == [("192.0.2.7",)]
+    assert await turn(1) == [("192.0.2.7",)]
+    assert await turn(30) == [("192.0.2.7",)]
     assert names.asked == ["api.example.com"]
     names.known.clear()
-    assert turn(31) == [("192.0.2.7",)]
+    assert await turn(31) == [("192.0.2.7",)]
     names.known["api.example.com"] = ("192.0.2.8",)
-    assert turn(61) == [("192.0.2.8",)]
+    assert await turn(61) == [("192.0.2.8",)]
     assert len(names.asked) == 3
     assert len(changes) == 2
 
 
-def test_the_node_resolves() -> None:
-    assert set(asyncio.run(node_resolver("localhost"))) <= {"127.0.0.1", "::1"}
-    assert asyncio.run(node_resolver("192.0.2.7")) == ("192.0.2.7",)
+async def test_the_node_resolves() -> None:
+    assert set(await node_resolver("localhost")) <= {"127.0.0.1", "::1"}
+    assert await node_resolver("192.0.2.7") == ("192.0.2.7",)

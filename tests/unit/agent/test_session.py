@@ -74,42 +74,33 @@ async def hub(tmp_path: Path) -> AsyncIterator[tuple[Workers, Recorder, Path]]:
         made.close()
 
 
-def test_worker_joins_says_ready_and_asks_for_sockets(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (workers, recorder, path):
-            worker = FakeWorker(path, worker=3).greet()
-            await until(lambda: len(workers.sessions) == 1)
-            worker.channel.send(PodReady("p"))
-            worker.channel.send(SocketRequest("p", 4, 16))
-            await until(lambda: len(recorder.events) == 4)
-            assert recorder.events[1:] == [("joined", 3), ("ready", "p"), ("need", 16)]
-            worker.close()
-            await until(lambda: recorder.events[-1] == ("left", 3))
-            assert workers.sessions == []
-
-    asyncio.run(scenario())
+async def test_worker_joins_says_ready_and_asks_for_sockets(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (workers, recorder, path):
+        worker = FakeWorker(path, worker=3).greet()
+        await until(lambda: len(workers.sessions) == 1)
+        worker.channel.send(PodReady("p"))
+        worker.channel.send(SocketRequest("p", 4, 16))
+        await until(lambda: len(recorder.events) == 4)
+        assert recorder.events[1:] == [("joined", 3), ("ready", "p"), ("need", 16)]
+        worker.close()
+        await until(lambda: recorder.events[-1] == ("left", 3))
+        assert workers.sessions == []
 
 
-def test_socket_is_for_the_proxys_user_only(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (_, _, path):
-            assert stat.S_IMODE(path.stat().st_mode) == 0o660
-            assert path.stat().st_uid == os.getuid()
-
-    asyncio.run(scenario())
+async def test_socket_is_for_the_proxys_user_only(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (_, _, path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        assert path.stat().st_uid == os.getuid()
 
 
-def test_stranger_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stranger_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_module, "_peer", lambda _: workers_module.Peer(1, 4242))
 
-    async def scenario() -> None:
-        async with hub(tmp_path) as (workers, recorder, path):
-            worker = FakeWorker(path)
-            await until(lambda: worker.ended)
-            assert recorder.events == []
-            assert workers.sessions == []
-
-    asyncio.run(scenario())
+    async with hub(tmp_path) as (workers, recorder, path):
+        worker = FakeWorker(path)
+        await until(lambda: worker.ended)
+        assert recorder.events == []
+        assert workers.sessions == []
 
 
 def test_kernel_tells_who_dials() -> None:
@@ -118,149 +109,119 @@ def test_kernel_tells_who_dials() -> None:
         assert workers_module._peer(one) == workers_module.Peer(os.getpid(), os.getuid())
 
 
-def test_snapshot_waits_for_all_greetings(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (_, recorder, path):
-            worker = FakeWorker(path)
-            worker.greet((worker.hello(), []), (worker.hello(), []), (worker.hello(), []))
-            await until(lambda: ("joined", 0) in recorder.events)
-            assert [event[0] for event in recorder.events] == ["adopt"] * 3 + ["joined"]
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_snapshot_waits_for_all_greetings(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (_, recorder, path):
+        worker = FakeWorker(path)
+        worker.greet((worker.hello(), []), (worker.hello(), []), (worker.hello(), []))
+        await until(lambda: ("joined", 0) in recorder.events)
+        assert [event[0] for event in recorder.events] == ["adopt"] * 3 + ["joined"]
+        worker.close()
 
 
-def test_news_before_hello_is_not_sent(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (workers, _, path):
-            silent, greeted = FakeWorker(path), FakeWorker(path).greet()
-            await until(lambda: len(workers.sessions) == 1)
-            workers.broadcast(PodRemoved("p"))
-            await until(lambda: bool(greeted.messages))
-            assert silent.messages == []
-            silent.close()
-            greeted.close()
-
-    asyncio.run(scenario())
+async def test_news_before_hello_is_not_sent(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (workers, _, path):
+        silent, greeted = FakeWorker(path), FakeWorker(path).greet()
+        await until(lambda: len(workers.sessions) == 1)
+        workers.broadcast(PodRemoved("p"))
+        await until(lambda: bool(greeted.messages))
+        assert silent.messages == []
+        silent.close()
+        greeted.close()
 
 
-def test_greeting_whose_descriptors_do_not_match_ends_the_session(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (_, recorder, path):
-            worker = FakeWorker(path)
-            before = len(os.listdir("/proc/self/fd"))
-            held = HeldListeners("p", 7, (ListenerKind.HBONE4, ListenerKind.HBONE6))
-            worker.greet((worker.hello(held), [worker.sock.fileno()]))
-            await until(lambda: worker.ended)
-            assert recorder.events == [("left", 0)]
-            assert len(os.listdir("/proc/self/fd")) <= before
-
-    asyncio.run(scenario())
+async def test_greeting_whose_descriptors_do_not_match_ends_the_session(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (_, recorder, path):
+        worker = FakeWorker(path)
+        before = len(os.listdir("/proc/self/fd"))
+        held = HeldListeners("p", 7, (ListenerKind.HBONE4, ListenerKind.HBONE6))
+        worker.greet((worker.hello(held), [worker.sock.fileno()]))
+        await until(lambda: worker.ended)
+        assert recorder.events == [("left", 0)]
+        assert len(os.listdir("/proc/self/fd")) <= before
 
 
-def test_junk_ends_that_session_only(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (workers, _, path):
-            rude, good = FakeWorker(path), FakeWorker(path).greet()
-            rude.sock.send(b"\xff junk")
-            await until(lambda: rude.ended)
-            await until(lambda: len(workers.sessions) == 1)
-            good.close()
-
-    asyncio.run(scenario())
+async def test_junk_ends_that_session_only(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (workers, _, path):
+        rude, good = FakeWorker(path), FakeWorker(path).greet()
+        rude.sock.send(b"\xff junk")
+        await until(lambda: rude.ended)
+        await until(lambda: len(workers.sessions) == 1)
+        good.close()
 
 
-def test_slow_worker_is_cut_off_and_others_go_on(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (workers, recorder, path):
-            slow, quick = FakeWorker(path, worker=1).greet(), FakeWorker(path, worker=2).greet()
-            await until(lambda: len(workers.sessions) == 2)
-            slow.stall()
-            news = MeshDelta(revision=1, removed_workloads=("x" * 200_000,))
-            for _ in range(200):
-                workers.broadcast(news)
-                await asyncio.sleep(0)
-            await until(lambda: ("left", 1) in recorder.events)
-            await until(lambda: len(quick.messages) == 200)
-            assert [session.worker for session in workers.sessions] == [2]
-            slow.close()
-            quick.close()
-
-    asyncio.run(scenario())
+async def test_slow_worker_is_cut_off_and_others_go_on(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (workers, recorder, path):
+        slow, quick = FakeWorker(path, worker=1).greet(), FakeWorker(path, worker=2).greet()
+        await until(lambda: len(workers.sessions) == 2)
+        slow.stall()
+        news = MeshDelta(revision=1, removed_workloads=("x" * 200_000,))
+        for _ in range(200):
+            workers.broadcast(news)
+            await asyncio.sleep(0)
+        await until(lambda: ("left", 1) in recorder.events)
+        await until(lambda: len(quick.messages) == 200)
+        assert [session.worker for session in workers.sessions] == [2]
+        slow.close()
+        quick.close()
 
 
-def test_queued_descriptors_outlive_the_callers_and_leak_none(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (workers, _, path):
-            worker = FakeWorker(path).greet()
-            await until(lambda: len(workers.sessions) == 1)
-            session = workers.sessions[0]
-            worker.stall()
-            while session.queued_bytes == 0:
-                session.send(MeshDelta(revision=1, removed_workloads=("x" * 200_000,)))
-            before = len(os.listdir("/proc/self/fd"))
-            read, write = os.pipe()
-            session.send(PodRemoved("p"), [read])
-            os.close(read)
-            os.close(write)
-            assert len(os.listdir("/proc/self/fd")) == before + 1
-            worker.close()
-            await until(lambda: not workers.sessions)
-            assert len(os.listdir("/proc/self/fd")) <= before
-
-    asyncio.run(scenario())
+async def test_queued_descriptors_outlive_the_callers_and_leak_none(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (workers, _, path):
+        worker = FakeWorker(path).greet()
+        await until(lambda: len(workers.sessions) == 1)
+        session = workers.sessions[0]
+        worker.stall()
+        while session.queued_bytes == 0:
+            session.send(MeshDelta(revision=1, removed_workloads=("x" * 200_000,)))
+        before = len(os.listdir("/proc/self/fd"))
+        read, write = os.pipe()
+        session.send(PodRemoved("p"), [read])
+        os.close(read)
+        os.close(write)
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+        worker.close()
+        await until(lambda: not workers.sessions)
+        assert len(os.listdir("/proc/self/fd")) <= before
 
 
-def test_answers_find_their_questions_and_silence_is_named(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (workers, _, path):
-            talker, mute = FakeWorker(path, worker=1).greet(), FakeWorker(path, worker=2).greet()
-            talker.answers = lambda number, what: IntrospectionReply(
-                number, msgspec.Raw(msgspec.msgpack.encode([what]))
-            )
-            await until(lambda: len(workers.sessions) == 2)
-            answers = await workers.ask("connections", timeout=0.2)
-            bodies = {answer.worker: answer.body for answer in answers}
-            assert bodies == {1: ["connections"], 2: None}
-            talker.close()
-            mute.close()
-
-    asyncio.run(scenario())
+async def test_answers_find_their_questions_and_silence_is_named(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (workers, _, path):
+        talker, mute = FakeWorker(path, worker=1).greet(), FakeWorker(path, worker=2).greet()
+        talker.answers = lambda number, what: IntrospectionReply(
+            number, msgspec.Raw(msgspec.msgpack.encode([what]))
+        )
+        await until(lambda: len(workers.sessions) == 2)
+        answers = await workers.ask("connections", timeout=0.2)
+        bodies = {answer.worker: answer.body for answer in answers}
+        assert bodies == {1: ["connections"], 2: None}
+        talker.close()
+        mute.close()
 
 
-def test_question_to_a_worker_that_dies_ends_at_once(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (workers, _, path):
-            worker = FakeWorker(path).greet()
-            await until(lambda: len(workers.sessions) == 1)
-            asking = asyncio.create_task(workers.ask("stats", timeout=60))
-            await until(lambda: bool(worker.messages))
-            worker.close()
-            async with asyncio.timeout(5):
-                assert [answer.body for answer in await asking] == [None]
-
-    asyncio.run(scenario())
+async def test_question_to_a_worker_that_dies_ends_at_once(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (workers, _, path):
+        worker = FakeWorker(path).greet()
+        await until(lambda: len(workers.sessions) == 1)
+        asking = asyncio.create_task(workers.ask("stats", timeout=60))
+        await until(lambda: bool(worker.messages))
+        worker.close()
+        async with asyncio.timeout(5):
+            assert [answer.body for answer in await asking] == [None]
 
 
-def test_agent_that_ends_hangs_up(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with hub(tmp_path) as (workers, _, path):
-            worker = FakeWorker(path).greet()
-            await until(lambda: len(workers.sessions) == 1)
-            workers.close()
-            await until(lambda: worker.ended)
-            assert not path.exists()
-
-    asyncio.run(scenario())
+async def test_agent_that_ends_hangs_up(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (workers, _, path):
+        worker = FakeWorker(path).greet()
+        await until(lambda: len(workers.sessions) == 1)
+        workers.close()
+        await until(lambda: worker.ended)
+        assert not path.exists()
 
 
-def test_stale_socket_of_a_killed_agent_is_replaced(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
-            dead.bind(str(tmp_path / "agent.sock"))
-        async with hub(tmp_path) as (workers, _, path):
-            worker = FakeWorker(path).greet()
-            await until(lambda: len(workers.sessions) == 1)
-            worker.close()
-
-    asyncio.run(scenario())
+async def test_stale_socket_of_a_killed_agent_is_replaced(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
+        dead.bind(str(tmp_path / "agent.sock"))
+    async with hub(tmp_path) as (workers, _, path):
+        worker = FakeWorker(path).greet()
+        await until(lambda: len(workers.sessions) == 1)
+        worker.close()

@@ -77,103 +77,83 @@ def client() -> socket.socket:
     return sock
 
 
-def test_a_pod_that_no_policy_concerns_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run() -> None:
-        agent = Agent(monkeypatch)
-        agent.judge.changed()
-        assert agent.entry.opened == {HOST}
-        agent.policies.put(STRICT)
-        agent.judge.changed()
-        assert agent.entry.opened == set()
-        assert agent.entry.published == 2
-        agent.judge.close()
-
-    asyncio.run(run())
+async def test_a_pod_that_no_policy_concerns_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(monkeypatch)
+    agent.judge.changed()
+    assert agent.entry.opened == {HOST}
+    agent.policies.put(STRICT)
+    agent.judge.changed()
+    assert agent.entry.opened == set()
+    assert agent.entry.published == 2
+    agent.judge.close()
 
 
-def test_strict_keeps_plaintext_out_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run() -> None:
-        agent = Agent(monkeypatch)
-        agent.policies.put(STRICT)
-        agent.judge.changed()
-        with structlog.testing.capture_logs() as lines, client() as sock:
-            source = SocketAddress(*sock.getsockname())
-            agent.known[HOST] = workload("stranger")
-            await agent.hears(sock, b"hello")
-        assert agent.entry.verdicts == [UdpDecision(0, HOST, agent.at, False)]
-        assert agent.brought == []
-        assert [count.failed for count in agent.counted] == [1]
-        assert "udp" in agent.counted[0].labels
-        line = lines[0]
-        assert line["event"] == "denied"
-        assert (line["src.addr"], line["src.workload"]) == (str(source), "stranger")
-        assert (line["dst.workload"], line["policy"]) == ("web", "PeerAuthentication shop/default")
-        agent.judge.close()
-
-    asyncio.run(run())
+async def test_strict_keeps_plaintext_out_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(monkeypatch)
+    agent.policies.put(STRICT)
+    agent.judge.changed()
+    with structlog.testing.capture_logs() as lines, client() as sock:
+        source = SocketAddress(*sock.getsockname())
+        agent.known[HOST] = workload("stranger")
+        await agent.hears(sock, b"hello")
+    assert agent.entry.verdicts == [UdpDecision(0, HOST, agent.at, False)]
+    assert agent.brought == []
+    assert [count.failed for count in agent.counted] == [1]
+    assert "udp" in agent.counted[0].labels
+    line = lines[0]
+    assert line["event"] == "denied"
+    assert (line["src.addr"], line["src.workload"]) == (str(source), "stranger")
+    assert (line["dst.workload"], line["policy"]) == ("web", "PeerAuthentication shop/default")
+    agent.judge.close()
 
 
 @pytest.mark.parametrize("mode", list(SameNode))
-def test_pods_of_this_node_are_known_by_their_namespace(
+async def test_pods_of_this_node_are_known_by_their_namespace(
     monkeypatch: pytest.MonkeyPatch, mode: SameNode
 ) -> None:
     """Not where traffic inside the node is to be encrypted: who comes so has proven nothing."""
 
-    async def run() -> None:
-        agent = Agent(monkeypatch, mode)
-        agent.pods.append(pod("near", 8, HOST))
-        agent.policies.put(STRICT)
-        agent.judge.captured(agent.pods[0])
-        with client() as sock:
-            agent.entry.speakers[SocketAddress(*sock.getsockname())] = 8
-            with structlog.testing.capture_logs() as lines:
-                await agent.hears(sock, b"hello")
-        allowed = mode is SameNode.DIRECT
-        assert [line["event"] for line in lines] == ["let in" if allowed else "denied"]
-        assert lines[0].get("src.identity") == (
-            agent.pods[1].workload.identity if allowed else None
-        )
-        assert agent.entry.verdicts == [UdpDecision(8, HOST, agent.at, allowed)]
-        assert agent.brought == ([b"hello"] if allowed else [])
-        agent.judge.close()
-
-    asyncio.run(run())
-
-
-def test_who_has_anothers_address_is_not_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run() -> None:
-        agent = Agent(monkeypatch)
-        agent.pods.append(pod("near", 8, "10.1.0.8"))
-        agent.policies.put(STRICT)
-        agent.judge.captured(agent.pods[0])
-        with client() as sock:
-            agent.entry.speakers[SocketAddress(*sock.getsockname())] = 8
+    agent = Agent(monkeypatch, mode)
+    agent.pods.append(pod("near", 8, HOST))
+    agent.policies.put(STRICT)
+    agent.judge.captured(agent.pods[0])
+    with client() as sock:
+        agent.entry.speakers[SocketAddress(*sock.getsockname())] = 8
+        with structlog.testing.capture_logs() as lines:
             await agent.hears(sock, b"hello")
-        assert [verdict.allowed for verdict in agent.entry.verdicts] == [False]
-        agent.judge.close()
-
-    asyncio.run(run())
-
-
-def test_many_questions_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run() -> None:
-        agent = Agent(monkeypatch)
-        agent.judge.captured(agent.pods[0])
-        with client() as sock:
-            await agent.hears(sock, *(b"%d" % number for number in range(2 * TURN + 1)))
-        assert len(agent.brought) == 2 * TURN + 1
-        agent.judge.close()
-
-    asyncio.run(run())
+    allowed = mode is SameNode.DIRECT
+    assert [line["event"] for line in lines] == ["let in" if allowed else "denied"]
+    assert lines[0].get("src.identity") == (agent.pods[1].workload.identity if allowed else None)
+    assert agent.entry.verdicts == [UdpDecision(8, HOST, agent.at, allowed)]
+    assert agent.brought == ([b"hello"] if allowed else [])
+    agent.judge.close()
 
 
-def test_sockets_go_with_their_pod(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run() -> None:
-        agent = Agent(monkeypatch)
-        agent.judge.keep()
-        sock = agent.entry.judges[HOST]
-        agent.pods.clear()
-        agent.judge.changed()
-        assert sock.fileno() == -1
+async def test_who_has_anothers_address_is_not_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(monkeypatch)
+    agent.pods.append(pod("near", 8, "10.1.0.8"))
+    agent.policies.put(STRICT)
+    agent.judge.captured(agent.pods[0])
+    with client() as sock:
+        agent.entry.speakers[SocketAddress(*sock.getsockname())] = 8
+        await agent.hears(sock, b"hello")
+    assert [verdict.allowed for verdict in agent.entry.verdicts] == [False]
+    agent.judge.close()
 
-    asyncio.run(run())
+
+async def test_many_questions_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(monkeypatch)
+    agent.judge.captured(agent.pods[0])
+    with client() as sock:
+        await agent.hears(sock, *(b"%d" % number for number in range(2 * TURN + 1)))
+    assert len(agent.brought) == 2 * TURN + 1
+    agent.judge.close()
+
+
+async def test_sockets_go_with_their_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(monkeypatch)
+    agent.judge.keep()
+    sock = agent.entry.judges[HOST]
+    agent.pods.clear()
+    agent.judge.changed()
+    assert sock.fileno() == -1

@@ -46,179 +46,150 @@ def _flaky(tmp_path: Path, seconds: float) -> _Flaky:
     return _Flaky(DiskSigner(authority, ttl=timedelta(seconds=seconds)))
 
 
-def test_certificate_arrives_and_is_renewed_with_a_new_key(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        got: list[KeyPair] = []
-        store = Store(_flaky(tmp_path, 2), got.append)
-        store.ensure(WEB)
-        store.ensure(WEB)
-        await _until(lambda: len(got) >= 2)
-        assert got[0].key_pem != got[1].key_pem
-        assert store.statuses()[0].renewals >= 1
-        await store.close()
-
-    asyncio.run(scenario())
+async def test_certificate_arrives_and_is_renewed_with_a_new_key(tmp_path: Path) -> None:
+    got: list[KeyPair] = []
+    store = Store(_flaky(tmp_path, 2), got.append)
+    store.ensure(WEB)
+    store.ensure(WEB)
+    await _until(lambda: len(got) >= 2)
+    assert got[0].key_pem != got[1].key_pem
+    assert store.statuses()[0].renewals >= 1
+    await store.close()
 
 
-def test_old_certificate_is_kept_while_the_signer_fails(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        got: list[KeyPair] = []
-        signer = _flaky(tmp_path, 4)
-        store = Store(signer, got.append)
-        store.ensure(WEB)
-        await _until(lambda: bool(got))
-        signer.broken = True
-        await _until(lambda: bool(store.statuses()[0].last_error))
-        assert store.current() == [got[-1]]
-        assert store.statuses()[0].last_error == "signer unreachable"
-        signer.broken = False
-        await _until(lambda: len(got) >= 2)
-        assert store.statuses()[0].last_error == ""
-        await store.close()
-
-    asyncio.run(scenario())
+async def test_old_certificate_is_kept_while_the_signer_fails(tmp_path: Path) -> None:
+    got: list[KeyPair] = []
+    signer = _flaky(tmp_path, 4)
+    store = Store(signer, got.append)
+    store.ensure(WEB)
+    await _until(lambda: bool(got))
+    signer.broken = True
+    await _until(lambda: bool(store.statuses()[0].last_error))
+    assert store.current() == [got[-1]]
+    assert store.statuses()[0].last_error == "signer unreachable"
+    signer.broken = False
+    await _until(lambda: len(got) >= 2)
+    assert store.statuses()[0].last_error == ""
+    await store.close()
 
 
-def test_withheld_certificate_is_used_but_not_renewed_until_it_may_be(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        got: list[KeyPair] = []
-        reasons = {WEB: ""}
-        signer = _flaky(tmp_path, 2)
-        store = Store(signer, got.append, withheld=reasons.__getitem__)
-        store.ensure(WEB)
-        await _until(lambda: bool(got))
-        reasons[WEB] = "no such account"
-        (status,) = store.statuses()
-        assert (status.state, status.last_error) == ("withheld", "no such account")
-        assert status.not_after == got[-1].not_after
-        asked = signer.calls
-        await _until(lambda: store.current() == [])  # it ends when it expires, not before
-        assert signer.calls == asked
-        reasons[WEB] = ""
-        await _until(lambda: len(got) > 1)
-        (status,) = store.statuses()
-        assert (status.state, status.last_error) == ("fresh", "")
-        await store.close()
-
-    asyncio.run(scenario())
+async def test_withheld_certificate_is_used_but_not_renewed_until_it_may_be(tmp_path: Path) -> None:
+    got: list[KeyPair] = []
+    reasons = {WEB: ""}
+    signer = _flaky(tmp_path, 2)
+    store = Store(signer, got.append, withheld=reasons.__getitem__)
+    store.ensure(WEB)
+    await _until(lambda: bool(got))
+    reasons[WEB] = "no such account"
+    (status,) = store.statuses()
+    assert (status.state, status.last_error) == ("withheld", "no such account")
+    assert status.not_after == got[-1].not_after
+    asked = signer.calls
+    await _until(lambda: store.current() == [])  # it ends when it expires, not before
+    assert signer.calls == asked
+    reasons[WEB] = ""
+    await _until(lambda: len(got) > 1)
+    (status,) = store.statuses()
+    assert (status.state, status.last_error) == ("fresh", "")
+    await store.close()
 
 
-def test_certificate_never_asked_for_while_withheld_is_asked_for_at_once_after(
+async def test_certificate_never_asked_for_while_withheld_is_asked_for_at_once_after(
     tmp_path: Path,
 ) -> None:
-    async def scenario() -> None:
-        got: list[KeyPair] = []
-        reasons = {WEB: "", DB: "no such account"}
-        signer = _flaky(tmp_path, 3600)
-        signer.broken = True
-        store = Store(signer, got.append, withheld=reasons.__getitem__)
-        store.ensure(WEB)
-        store.ensure(DB)
-        await _until(lambda: signer.calls >= 5)  # the next would come in 8 seconds
-        assert all(status.identity == WEB for status in store.statuses() if not status.last_error)
-        reasons[WEB] = "no such account"
-        await _until(lambda: store._entries[WEB].withheld != "")
-        signer.broken, reasons[WEB], reasons[DB] = False, "", ""
-        async with asyncio.timeout(4):
-            while {pair.identity for pair in got} != {WEB, DB}:
-                await asyncio.sleep(0.005)
-        await store.close()
-
-    asyncio.run(scenario())
+    got: list[KeyPair] = []
+    reasons = {WEB: "", DB: "no such account"}
+    signer = _flaky(tmp_path, 3600)
+    signer.broken = True
+    store = Store(signer, got.append, withheld=reasons.__getitem__)
+    store.ensure(WEB)
+    store.ensure(DB)
+    await _until(lambda: signer.calls >= 5)  # the next would come in 8 seconds
+    assert all(status.identity == WEB for status in store.statuses() if not status.last_error)
+    reasons[WEB] = "no such account"
+    await _until(lambda: store._entries[WEB].withheld != "")
+    signer.broken, reasons[WEB], reasons[DB] = False, "", ""
+    async with asyncio.timeout(4):
+        while {pair.identity for pair in got} != {WEB, DB}:
+            await asyncio.sleep(0.005)
+    await store.close()
 
 
-def test_forgotten_identity_is_not_renewed(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        got: list[KeyPair] = []
-        store = Store(_flaky(tmp_path, 3600), got.append)
-        store.ensure(WEB)
-        store.ensure(DB)
-        await _until(lambda: len(got) == 2)
-        store.forget(WEB)
-        assert store.identities() == {DB}
-        assert [pair.identity for pair in store.current()] == [DB]
-        await store.close()
-        assert store.current() == []
-
-    asyncio.run(scenario())
+async def test_forgotten_identity_is_not_renewed(tmp_path: Path) -> None:
+    got: list[KeyPair] = []
+    store = Store(_flaky(tmp_path, 3600), got.append)
+    store.ensure(WEB)
+    store.ensure(DB)
+    await _until(lambda: len(got) == 2)
+    store.forget(WEB)
+    assert store.identities() == {DB}
+    assert [pair.identity for pair in store.current()] == [DB]
+    await store.close()
+    assert store.current() == []
 
 
-def test_certificate_that_has_expired_already_is_an_error_not_a_loop(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        signer = _flaky(tmp_path, 1)
-        store = Store(signer, lambda _: None, clock=lambda: 4e9)
-        store.ensure(WEB)
-        await _until(lambda: bool(store.statuses()[0].last_error))
-        assert "compare the clocks" in store.statuses()[0].last_error
-        assert signer.calls == 1
-        await store.close()
-
-    asyncio.run(scenario())
+async def test_certificate_that_has_expired_already_is_an_error_not_a_loop(tmp_path: Path) -> None:
+    signer = _flaky(tmp_path, 1)
+    store = Store(signer, lambda _: None, clock=lambda: 4e9)
+    store.ensure(WEB)
+    await _until(lambda: bool(store.statuses()[0].last_error))
+    assert "compare the clocks" in store.statuses()[0].last_error
+    assert signer.calls == 1
+    await store.close()
 
 
-def test_listing_names_the_certificate_that_is_served(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        got: list[KeyPair] = []
-        store = Store(_flaky(tmp_path, 3600), got.append)
-        store.ensure(WEB)
-        await _until(lambda: bool(got))
-        leaf = x509.load_pem_x509_certificate(got[0].chain_pem)
-        status = store.statuses()[0]
-        assert status.serial == f"{leaf.serial_number:x}"
-        assert status.not_after == leaf.not_valid_after_utc.timestamp()
-        assert status.state == "fresh"
-        await store.close()
-
-    asyncio.run(scenario())
+async def test_listing_names_the_certificate_that_is_served(tmp_path: Path) -> None:
+    got: list[KeyPair] = []
+    store = Store(_flaky(tmp_path, 3600), got.append)
+    store.ensure(WEB)
+    await _until(lambda: bool(got))
+    leaf = x509.load_pem_x509_certificate(got[0].chain_pem)
+    status = store.statuses()[0]
+    assert status.serial == f"{leaf.serial_number:x}"
+    assert status.not_after == leaf.not_valid_after_utc.timestamp()
+    assert status.state == "fresh"
+    await store.close()
 
 
-def test_key_is_in_no_repr_listing_or_log(tmp_path: Path) -> None:
-    async def scenario() -> str:
-        got: list[KeyPair] = []
+async def test_key_is_in_no_repr_listing_or_log(tmp_path: Path) -> None:
+    got: list[KeyPair] = []
+    with structlog.testing.capture_logs() as lines:
         store = Store(_flaky(tmp_path, 3600), got.append)
         store.ensure(WEB)
         await _until(lambda: bool(got))
         shown = repr(got) + repr(vars(store)) + msgspec.json.encode(store.statuses()).decode()
         await store.close()
-        secret = got[0].key_pem.decode().splitlines()[1]
-        assert secret not in shown
-        return secret
-
-    with structlog.testing.capture_logs() as lines:
-        secret = asyncio.run(scenario())
+    secret = got[0].key_pem.decode().splitlines()[1]
+    assert secret not in shown
     assert lines
     assert secret not in repr(lines)
 
 
-def test_new_roots_are_told_with_the_certificates_that_are_held(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        got: list[KeyPair] = []
-        store = Store(_flaky(tmp_path, 3600), got.append)
-        store.ensure(WEB)
-        await _until(lambda: bool(got))
-        both = got[0].roots_pem + _other_root(tmp_path)
-        store.trust(both)
-        store.trust(both)
-        assert [pair.roots_pem for pair in got] == [got[0].roots_pem, both]
-        assert got[1].serial == got[0].serial
-        assert store.current() == got[1:]
-        await store.close()
-
-    asyncio.run(scenario())
+async def test_new_roots_are_told_with_the_certificates_that_are_held(tmp_path: Path) -> None:
+    got: list[KeyPair] = []
+    store = Store(_flaky(tmp_path, 3600), got.append)
+    store.ensure(WEB)
+    await _until(lambda: bool(got))
+    both = got[0].roots_pem + _other_root(tmp_path)
+    store.trust(both)
+    store.trust(both)
+    assert [pair.roots_pem for pair in got] == [got[0].roots_pem, both]
+    assert got[1].serial == got[0].serial
+    assert store.current() == got[1:]
+    await store.close()
 
 
-def test_certificate_that_no_root_vouches_for_any_more_is_renewed_at_once(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        got: list[KeyPair] = []
-        store = Store(_flaky(tmp_path, 3600), got.append)
-        store.ensure(WEB)
-        await _until(lambda: bool(got))
-        await asyncio.sleep(0)  # its task sleeps until half life
-        store.trust(_other_root(tmp_path))
-        await _until(lambda: got[-1].serial != got[0].serial)
-        await store.close()
-
-    asyncio.run(scenario())
+async def test_certificate_that_no_root_vouches_for_any_more_is_renewed_at_once(
+    tmp_path: Path,
+) -> None:
+    got: list[KeyPair] = []
+    store = Store(_flaky(tmp_path, 3600), got.append)
+    store.ensure(WEB)
+    await _until(lambda: bool(got))
+    await asyncio.sleep(0)  # its task sleeps until half life
+    store.trust(_other_root(tmp_path))
+    await _until(lambda: got[-1].serial != got[0].serial)
+    await store.close()
 
 
 def _other_root(tmp_path: Path) -> bytes:
@@ -240,20 +211,17 @@ class _Late(_Flaky):
         return issued
 
 
-def test_an_answer_in_the_moment_of_forgetting_is_forgotten_too(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        got: list[KeyPair] = []
-        signer = _Late(_flaky(tmp_path, 3600).signer)
-        store = Store(signer, got.append)
-        store.ensure(WEB)
-        task = store._entries[WEB].task
-        assert task is not None
-        await _until(lambda: signer.waits)
-        signer.answer.set_result(None)
-        store.forget(WEB)
-        done, _ = await asyncio.wait([task], timeout=5)
-        assert done == {task}
-        assert got == []
-        await store.close()
-
-    asyncio.run(scenario())
+async def test_an_answer_in_the_moment_of_forgetting_is_forgotten_too(tmp_path: Path) -> None:
+    got: list[KeyPair] = []
+    signer = _Late(_flaky(tmp_path, 3600).signer)
+    store = Store(signer, got.append)
+    store.ensure(WEB)
+    task = store._entries[WEB].task
+    assert task is not None
+    await _until(lambda: signer.waits)
+    signer.answer.set_result(None)
+    store.forget(WEB)
+    done, _ = await asyncio.wait([task], timeout=5)
+    assert done == {task}
+    assert got == []
+    await store.close()

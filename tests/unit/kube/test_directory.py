@@ -77,89 +77,71 @@ def write_text(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
-def test_what_is_there_at_the_start_is_in_the_mirror_when_synced(tmp_path: Path) -> None:
-    async def body() -> None:
-        write(tmp_path / "many.yaml", objects.namespace("default", AMBIENT), objects.service("s"))
-        (tmp_path / "pod.json").write_text(json.dumps(objects.pod("a", "10.0.0.1")))
-        (tmp_path / ".half.yaml").write_text("{")
-        (tmp_path / "README").write_text("{")
-        async with following(tmp_path) as follower:
-            assert follower.names() == ["a", "s"]
-            assert follower.calls == 1
-            assert follower.source.errors() == {}
-
-    asyncio.run(body())
+async def test_what_is_there_at_the_start_is_in_the_mirror_when_synced(tmp_path: Path) -> None:
+    write(tmp_path / "many.yaml", objects.namespace("default", AMBIENT), objects.service("s"))
+    (tmp_path / "pod.json").write_text(json.dumps(objects.pod("a", "10.0.0.1")))
+    (tmp_path / ".half.yaml").write_text("{")
+    (tmp_path / "README").write_text("{")
+    async with following(tmp_path) as follower:
+        assert follower.names() == ["a", "s"]
+        assert follower.calls == 1
+        assert follower.source.errors() == {}
 
 
-def test_empty_directory_is_synced(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with following(tmp_path) as follower:
-            assert follower.mirror.snapshot() == Change()
-            assert follower.calls == 1
-
-    asyncio.run(body())
+async def test_empty_directory_is_synced(tmp_path: Path) -> None:
+    async with following(tmp_path) as follower:
+        assert follower.mirror.snapshot() == Change()
+        assert follower.calls == 1
 
 
-def test_directory_may_appear_later(tmp_path: Path) -> None:
-    async def body() -> None:
-        path = tmp_path / "later"
-        async with following(path, synced=False) as follower:
-            await asyncio.sleep(0)
-            assert not follower.source.synced.is_set()
-            path.mkdir()
-            write(path / "a.yaml", objects.pod("a", "10.0.0.1"))
-            await follower.until_names("a")
-
-    asyncio.run(body())
+async def test_directory_may_appear_later(tmp_path: Path) -> None:
+    path = tmp_path / "later"
+    async with following(path, synced=False) as follower:
+        await asyncio.sleep(0)
+        assert not follower.source.synced.is_set()
+        path.mkdir()
+        write(path / "a.yaml", objects.pod("a", "10.0.0.1"))
+        await follower.until_names("a")
 
 
-def test_file_lives_changes_and_goes(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with following(tmp_path) as follower:
-            file = tmp_path / "a.yaml"
-            write(file, objects.pod("a", "10.0.0.1"), objects.pod("b", "10.0.0.2"))
-            await follower.until_names("a", "b")
-            write(file, objects.pod("b", "10.0.0.2"), objects.pod("c", "10.0.0.3"))
-            await follower.until_names("b", "c")
-            file.unlink()
-            await follower.until_names()
-
-    asyncio.run(body())
+async def test_file_lives_changes_and_goes(tmp_path: Path) -> None:
+    async with following(tmp_path) as follower:
+        file = tmp_path / "a.yaml"
+        write(file, objects.pod("a", "10.0.0.1"), objects.pod("b", "10.0.0.2"))
+        await follower.until_names("a", "b")
+        write(file, objects.pod("b", "10.0.0.2"), objects.pod("c", "10.0.0.3"))
+        await follower.until_names("b", "c")
+        file.unlink()
+        await follower.until_names()
 
 
-def test_label_change_arrives_well_within_a_second(tmp_path: Path) -> None:
+async def test_label_change_arrives_well_within_a_second(tmp_path: Path) -> None:
     """Typically 40 ms; the wide limit is for a machine that is busy with other tests."""
 
-    async def body() -> None:
-        file = tmp_path / "ns.yaml"
-        write(file, objects.namespace("default"))
-        write(tmp_path / "a.yaml", objects.pod("a", "10.0.0.1"))
-        async with following(tmp_path) as follower:
-            times = []
-            for labels in (AMBIENT, {}, AMBIENT, {}, AMBIENT):
-                wanted = TunnelProtocol.HBONE if labels else TunnelProtocol.NONE
-                write(file, objects.namespace("default", labels))
-                times.append(
-                    await follower.until(
-                        lambda wanted=wanted: (  # type: ignore[misc]
-                            follower.mirror.snapshot().workloads[0].protocol is wanted
-                        )
+    file = tmp_path / "ns.yaml"
+    write(file, objects.namespace("default"))
+    write(tmp_path / "a.yaml", objects.pod("a", "10.0.0.1"))
+    async with following(tmp_path) as follower:
+        times = []
+        for labels in (AMBIENT, {}, AMBIENT, {}, AMBIENT):
+            wanted = TunnelProtocol.HBONE if labels else TunnelProtocol.NONE
+            write(file, objects.namespace("default", labels))
+            times.append(
+                await follower.until(
+                    lambda wanted=wanted: (  # type: ignore[misc]
+                        follower.mirror.snapshot().workloads[0].protocol is wanted
                     )
                 )
-            assert sorted(times)[len(times) // 2] < 0.2, times
+            )
+        assert sorted(times)[len(times) // 2] < 0.2, times
 
-    asyncio.run(body())
 
-
-def test_write_in_place_is_seen_too(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with following(tmp_path) as follower:
-            (tmp_path / "a.yaml").write_text(yaml.safe_dump(objects.pod("a", "10.0.0.1")))
-            await follower.until_names("a")
-            (tmp_path / "a.yaml").write_text(yaml.safe_dump(objects.pod("b", "10.0.0.1")))
-            await follower.until_names("b")
-
-    asyncio.run(body())
+async def test_write_in_place_is_seen_too(tmp_path: Path) -> None:
+    async with following(tmp_path) as follower:
+        (tmp_path / "a.yaml").write_text(yaml.safe_dump(objects.pod("a", "10.0.0.1")))
+        await follower.until_names("a")
+        (tmp_path / "a.yaml").write_text(yaml.safe_dump(objects.pod("b", "10.0.0.1")))
+        await follower.until_names("b")
 
 
 @pytest.mark.parametrize(
@@ -176,176 +158,148 @@ def test_write_in_place_is_seen_too(tmp_path: Path) -> None:
         "\x00",
     ],
 )
-def test_file_that_is_no_manifest_keeps_its_last_good_content(tmp_path: Path, text: str) -> None:
-    async def body() -> None:
-        file = tmp_path / "a.yaml"
-        write(file, objects.pod("a", "10.0.0.1"))
-        async with following(tmp_path) as follower:
-            write_text(file, text)
-            await follower.until(lambda: "a.yaml" in follower.source.errors())
-            assert follower.names() == ["a"]
-            write(file, objects.pod("b", "10.0.0.1"))
-            await follower.until_names("b")
-            assert follower.source.errors() == {}
-            write_text(file, text)
-            await follower.until(lambda: "a.yaml" in follower.source.errors())
-            file.unlink()
-            await follower.until_names()
-            assert follower.source.errors() == {}
-
-    asyncio.run(body())
-
-
-def test_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with following(tmp_path) as follower:
-            (tmp_path / "bad.json").write_bytes(b'{"kind": "\xff"}')
-            (tmp_path / "dir.yaml").mkdir()
-            write(tmp_path / "good.yaml", objects.pod("a", "10.0.0.1"))
-            await follower.until_names("a")
-            await follower.until(
-                lambda: sorted(follower.source.errors()) == ["bad.json", "dir.yaml"]
-            )
-            (tmp_path / "dir.yaml").rmdir()
-            write(tmp_path / "dir.yaml", objects.pod("b", "10.0.0.2"))
-            await follower.until_names("a", "b")
-
-    asyncio.run(body())
+async def test_file_that_is_no_manifest_keeps_its_last_good_content(
+    tmp_path: Path, text: str
+) -> None:
+    file = tmp_path / "a.yaml"
+    write(file, objects.pod("a", "10.0.0.1"))
+    async with following(tmp_path) as follower:
+        write_text(file, text)
+        await follower.until(lambda: "a.yaml" in follower.source.errors())
+        assert follower.names() == ["a"]
+        write(file, objects.pod("b", "10.0.0.1"))
+        await follower.until_names("b")
+        assert follower.source.errors() == {}
+        write_text(file, text)
+        await follower.until(lambda: "a.yaml" in follower.source.errors())
+        file.unlink()
+        await follower.until_names()
+        assert follower.source.errors() == {}
 
 
-def test_unreadable_file_at_the_start_holds_the_first_view_back(tmp_path: Path) -> None:
+async def test_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
+    async with following(tmp_path) as follower:
+        (tmp_path / "bad.json").write_bytes(b'{"kind": "\xff"}')
+        (tmp_path / "dir.yaml").mkdir()
+        write(tmp_path / "good.yaml", objects.pod("a", "10.0.0.1"))
+        await follower.until_names("a")
+        await follower.until(lambda: sorted(follower.source.errors()) == ["bad.json", "dir.yaml"])
+        (tmp_path / "dir.yaml").rmdir()
+        write(tmp_path / "dir.yaml", objects.pod("b", "10.0.0.2"))
+        await follower.until_names("a", "b")
+
+
+async def test_unreadable_file_at_the_start_holds_the_first_view_back(tmp_path: Path) -> None:
     """It may hold a policy: a view without it could let in what it denies."""
 
-    async def body() -> None:
-        write_text(tmp_path / "policy.yaml", "kind: [")
-        write(tmp_path / "good.yaml", objects.pod("a", "10.0.0.1"))
-        async with following(tmp_path, synced=False) as follower:
-            await follower.until(lambda: "policy.yaml" in follower.source.errors())
-            write(tmp_path / "more.yaml", objects.pod("b", "10.0.0.2"))
-            await follower.until_names("a", "b")
-            assert not follower.source.synced.is_set()
-            assert follower.calls == 0
-            write(tmp_path / "policy.yaml", objects.pod("c", "10.0.0.3"))
-            await asyncio.wait_for(follower.source.synced.wait(), DEADLINE)
-            assert follower.names() == ["a", "b", "c"]
-            assert follower.calls == 1
-
-    asyncio.run(body())
+    write_text(tmp_path / "policy.yaml", "kind: [")
+    write(tmp_path / "good.yaml", objects.pod("a", "10.0.0.1"))
+    async with following(tmp_path, synced=False) as follower:
+        await follower.until(lambda: "policy.yaml" in follower.source.errors())
+        write(tmp_path / "more.yaml", objects.pod("b", "10.0.0.2"))
+        await follower.until_names("a", "b")
+        assert not follower.source.synced.is_set()
+        assert follower.calls == 0
+        write(tmp_path / "policy.yaml", objects.pod("c", "10.0.0.3"))
+        await asyncio.wait_for(follower.source.synced.wait(), DEADLINE)
+        assert follower.names() == ["a", "b", "c"]
+        assert follower.calls == 1
 
 
-def test_renamed_file_changes_nothing(tmp_path: Path) -> None:
-    async def body() -> None:
-        write(tmp_path / "a.yaml", objects.pod("a", "10.0.0.1"))
-        async with following(tmp_path) as follower:
-            follower.mirror.drain()
-            (tmp_path / "a.yaml").rename(tmp_path / "b.yaml")
-            write(tmp_path / "c.yaml", objects.pod("c", "10.0.0.2"))
-            await follower.until_names("a", "c")
-            change = follower.mirror.drain()
-            assert [w.name for w in change.workloads] == ["c"]
-            assert not change.removed_workloads
-
-    asyncio.run(body())
+async def test_renamed_file_changes_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", objects.pod("a", "10.0.0.1"))
+    async with following(tmp_path) as follower:
+        follower.mirror.drain()
+        (tmp_path / "a.yaml").rename(tmp_path / "b.yaml")
+        write(tmp_path / "c.yaml", objects.pod("c", "10.0.0.2"))
+        await follower.until_names("a", "c")
+        change = follower.mirror.drain()
+        assert [w.name for w in change.workloads] == ["c"]
+        assert not change.removed_workloads
 
 
-def test_object_in_two_files_goes_with_the_last_of_them(tmp_path: Path) -> None:
-    async def body() -> None:
-        write(tmp_path / "a.yaml", objects.pod("a", "10.0.0.1"))
-        write(tmp_path / "b.yaml", objects.pod("a", "10.0.0.2"))
+async def test_object_in_two_files_goes_with_the_last_of_them(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", objects.pod("a", "10.0.0.1"))
+    write(tmp_path / "b.yaml", objects.pod("a", "10.0.0.2"))
 
-        async with following(tmp_path) as follower:
+    async with following(tmp_path) as follower:
 
-            def address() -> list[str]:
-                return [w.addresses[0] for w in follower.mirror.snapshot().workloads]
+        def address() -> list[str]:
+            return [w.addresses[0] for w in follower.mirror.snapshot().workloads]
 
-            assert address() == ["10.0.0.2"]
-            assert "b.yaml" in follower.source.errors()["a.yaml"]
-            (tmp_path / "b.yaml").unlink()
-            await follower.until(lambda: address() == ["10.0.0.1"])
-            assert follower.source.errors() == {}
-            (tmp_path / "a.yaml").unlink()
-            await follower.until_names()
-
-    asyncio.run(body())
+        assert address() == ["10.0.0.2"]
+        assert "b.yaml" in follower.source.errors()["a.yaml"]
+        (tmp_path / "b.yaml").unlink()
+        await follower.until(lambda: address() == ["10.0.0.1"])
+        assert follower.source.errors() == {}
+        (tmp_path / "a.yaml").unlink()
+        await follower.until_names()
 
 
-def test_list_and_documents_in_a_row_are_unpacked(tmp_path: Path) -> None:
-    async def body() -> None:
-        pods = [objects.pod(name, f"10.0.0.{n}") for n, name in enumerate("abcd", 1)]
-        write(tmp_path / "a.yaml", {"apiVersion": "v1", "kind": "List", "items": pods[:2]})
-        (tmp_path / "b.json").write_text("\n".join(map(json.dumps, pods[2:])))
-        async with following(tmp_path) as follower:
-            assert follower.names() == ["a", "b", "c", "d"]
-
-    asyncio.run(body())
+async def test_list_and_documents_in_a_row_are_unpacked(tmp_path: Path) -> None:
+    pods = [objects.pod(name, f"10.0.0.{n}") for n, name in enumerate("abcd", 1)]
+    write(tmp_path / "a.yaml", {"apiVersion": "v1", "kind": "List", "items": pods[:2]})
+    (tmp_path / "b.json").write_text("\n".join(map(json.dumps, pods[2:])))
+    async with following(tmp_path) as follower:
+        assert follower.names() == ["a", "b", "c", "d"]
 
 
-def test_directory_that_vanishes_keeps_its_objects_until_it_is_back(tmp_path: Path) -> None:
-    async def body() -> None:
-        path = tmp_path / "d"
-        path.mkdir()
-        write(path / "a.yaml", objects.pod("a", "10.0.0.1"))
-        write(path / "b.yaml", objects.pod("b", "10.0.0.2"))
-        async with following(path) as follower:
-            path.rename(tmp_path / "aside")
-            fresh = tmp_path / "fresh"
-            fresh.mkdir()
-            write(fresh / "b.yaml", objects.pod("b", "10.0.0.2"))
-            write(fresh / "c.yaml", objects.pod("c", "10.0.0.3"))
-            assert follower.names() == ["a", "b"]
-            fresh.rename(path)
-            await follower.until_names("b", "c")
-            write(path / "d.yaml", objects.pod("d", "10.0.0.4"))
-            await follower.until_names("b", "c", "d")
-
-    asyncio.run(body())
+async def test_directory_that_vanishes_keeps_its_objects_until_it_is_back(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    path.mkdir()
+    write(path / "a.yaml", objects.pod("a", "10.0.0.1"))
+    write(path / "b.yaml", objects.pod("b", "10.0.0.2"))
+    async with following(path) as follower:
+        path.rename(tmp_path / "aside")
+        fresh = tmp_path / "fresh"
+        fresh.mkdir()
+        write(fresh / "b.yaml", objects.pod("b", "10.0.0.2"))
+        write(fresh / "c.yaml", objects.pod("c", "10.0.0.3"))
+        assert follower.names() == ["a", "b"]
+        fresh.rename(path)
+        await follower.until_names("b", "c")
+        write(path / "d.yaml", objects.pod("d", "10.0.0.4"))
+        await follower.until_names("b", "c", "d")
 
 
-def test_without_inotify_it_still_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_inotify_it_still_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def refused(*_: object, **__: object) -> AsyncIterator[object]:
         raise OSError("OS file watch limit reached")
         yield
 
-    async def body() -> None:
-        monkeypatch.setattr(directory, "awatch", refused)
-        monkeypatch.setattr(directory, "RESCAN", 20)
-        async with following(tmp_path) as follower:
-            write(tmp_path / "a.yaml", objects.pod("a", "10.0.0.1"))
-            await follower.until_names("a")
-
-    asyncio.run(body())
+    monkeypatch.setattr(directory, "awatch", refused)
+    monkeypatch.setattr(directory, "RESCAN", 20)
+    async with following(tmp_path) as follower:
+        write(tmp_path / "a.yaml", objects.pod("a", "10.0.0.1"))
+        await follower.until_names("a")
 
 
-def test_burst_of_files_ends_in_what_the_directory_holds(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with following(tmp_path) as follower:
-            for round_number in range(5):
-                for number in range(40):
-                    file = tmp_path / f"{number}.yaml"
-                    if (number + round_number) % 3:
-                        write(file, objects.pod(f"p{number}", f"10.0.{round_number}.{number}"))
-                    else:
-                        file.unlink(missing_ok=True)
-                    await asyncio.sleep(0)
-            there = sorted(f"p{name.removesuffix('.yaml')}" for name in os.listdir(tmp_path))
-            await follower.until(
-                lambda: (
-                    follower.names() == there
-                    and all(
-                        w.addresses[0].startswith("10.0.4.")
-                        for w in follower.mirror.snapshot().workloads
-                    )
+async def test_burst_of_files_ends_in_what_the_directory_holds(tmp_path: Path) -> None:
+    async with following(tmp_path) as follower:
+        for round_number in range(5):
+            for number in range(40):
+                file = tmp_path / f"{number}.yaml"
+                if (number + round_number) % 3:
+                    write(file, objects.pod(f"p{number}", f"10.0.{round_number}.{number}"))
+                else:
+                    file.unlink(missing_ok=True)
+                await asyncio.sleep(0)
+        there = sorted(f"p{name.removesuffix('.yaml')}" for name in os.listdir(tmp_path))
+        await follower.until(
+            lambda: (
+                follower.names() == there
+                and all(
+                    w.addresses[0].startswith("10.0.4.")
+                    for w in follower.mirror.snapshot().workloads
                 )
             )
+        )
 
-    asyncio.run(body())
 
-
-def test_cancelled_source_ends_at_once(tmp_path: Path) -> None:
-    async def body() -> None:
-        began = 0.0
-        async with following(tmp_path):
-            began = time.monotonic()
-        assert time.monotonic() - began < directory.RESCAN / 1000 / 2
-
-    asyncio.run(body())
+async def test_cancelled_source_ends_at_once(tmp_path: Path) -> None:
+    began = 0.0
+    async with following(tmp_path):
+        began = time.monotonic()
+    assert time.monotonic() - began < directory.RESCAN / 1000 / 2
