@@ -50,7 +50,7 @@ class Page:
 def scrape(lab: Lab, node: str) -> Page:
     """The node's metrics: a page that was begun after this call."""
     now, page = time.time(), None
-    while page is None or page.total("ztunnel_page_timestamp_seconds") < now:
+    while page is None or page.total("ztunnel_scrape_generated_timestamp_seconds") < now:
         done = lab.node_exec(node, "curl", "-sf", "--max-time", "10", METRICS)
         assert done.returncode == 0, done.stderr
         page = Page(done.stdout)

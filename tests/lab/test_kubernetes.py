@@ -275,7 +275,7 @@ def test_a_lost_api_server_stops_nothing_and_is_told(api: ApiLab) -> None:
             until(lambda: source(api)["age_seconds"] > age, "the view's age grows")
             assert admin_get(api.lab.names, "node1", "/healthz/ready")[0] == 200
             page = api.lab.node_exec("node1", "curl", "-sS", "http://127.0.0.1:15020/metrics")
-            assert "ztunnel_source_connected 0.0" in page.stdout, page
+            assert "ztunnel_config_source_connected 0.0" in page.stdout, page
             assert workload(api, "shop/shop-1")["protocol"] == "HBONE"
         finally:
             for relay in api.relays.values():

@@ -190,7 +190,7 @@ def test_a_pods_flows_are_bounded(servers: Lab) -> None:
 
     def drops() -> int:
         _, status = admin_get(servers.names, "node1", "/v1/status")
-        return int((status or {})["data_path"]["udp"]["dropped"]["flow"])
+        return int((status or {})["data_path"]["udp"]["dropped"]["flow_limit"])
 
     before = drops()
     say(servers, "sweep", addresses(servers, "udp-far2")[4], 20_000, LIMIT + 500)
@@ -203,10 +203,13 @@ def test_a_pods_flows_are_bounded(servers: Lab) -> None:
     assert sum(row.get("protocol") == "udp" for row in rows) <= LIMIT
     assert "dropped" in ztctl(servers, "--node", "node1", "status").stdout
     until(
-        lambda: scrape(servers, "node1").total("ztunnel_udp_drops_total", of="flow") == drops(),
+        lambda: (
+            scrape(servers, "node1").total("ztunnel_udp_drops_total", reason="flow_limit")
+            == drops()
+        ),
         "Prometheus to say the same",
     )
-    assert list(scrape(servers, "node1").matching("ztunnel_udp_drops_total", of="datagram"))
+    assert list(scrape(servers, "node1").matching("ztunnel_udp_drops_total", reason="buffer_full"))
     servers.restart("node1", "proxy")  # let go of them all
     until(
         lambda: (

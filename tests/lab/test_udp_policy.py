@@ -88,7 +88,7 @@ def test_strict_keeps_plaintext_out_and_nothing_else(udp: Lab, family: int) -> N
     logged(udp, "node2", "denied", client, at, "udp", "PeerAuthentication default/test")
     becomes(udp, "answered", "udp-far", frm=PLAIN, family=family)
     page = scrape(udp, "node2")
-    assert page.total("ztunnel_kernel_events_total", event="udp_denied") > 0
+    assert page.total("ztunnel_bpf_events_total", event="udp_denied") > 0
     labels = {"request_protocol": "udp", "response_flags": "DENY", "reporter": "destination"}
     assert page.total("istio_tcp_connections_failed_total", **labels) > 0
 

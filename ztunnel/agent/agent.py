@@ -45,7 +45,6 @@ from ztunnel.agent.traffic.udp_redirect import Udp
 from ztunnel.agent.traffic.udp_routes import UdpRouteTable
 from ztunnel.agent.workers.counter_collector import CounterCollector
 from ztunnel.agent.workers.session import Workers
-from ztunnel.agent.workers.udp_drops import UdpDropCounters
 from ztunnel.datapath.bpf import stats
 from ztunnel.datapath.netlink import rtnetlink
 from ztunnel.datapath.requirements import cgroup2_root
@@ -60,7 +59,7 @@ from ztunnel.mesh.model import DEFAULT_CLUSTER
 from ztunnel.mesh.policy.engine import Policies
 from ztunnel.telemetry import labels
 from ztunnel.telemetry.logs import set_level
-from ztunnel.telemetry.node_counters import Ledger, Totals
+from ztunnel.telemetry.node_counters import NodeCounters, TrafficTotals
 from ztunnel.telemetry.same_node_rtt import RttTable
 
 FIRST_RETRY = 0.05  # seconds until a pod that could not be captured is tried again
@@ -137,9 +136,9 @@ class Agent:
             marks=options.access is not None,
         )
         self._policies = Policies()
-        totals, paths = Totals(options.most_series), RttTable(options.most_series)
-        ledger = Ledger(totals)
-        self._account = CounterCollector(ledger)
+        totals, paths = TrafficTotals(options.most_series), RttTable(options.most_series)
+        self._counters = NodeCounters(totals)
+        self._counter_collector = CounterCollector(self._counters)
         self._same_node = SameNodeTraffic(
             kernel,
             options.same_node,
@@ -167,7 +166,6 @@ class Agent:
             mode=options.same_node,
             count=totals.add,
         )
-        self._drops = UdpDropCounters()
         self._same_node.strict = self._judge.refused
         self._udp = Udp(
             kernel.udp,
@@ -194,7 +192,9 @@ class Agent:
             self._feed.certified,
             withheld=lambda identity: service_accounts.missing_of(self._source, identity),
         )
-        self._workers = Workers(options.agent_socket, options.proxy_uid, self._feed, self._account)
+        self._workers = Workers(
+            options.agent_socket, options.proxy_uid, self._feed, self._counter_collector
+        )
         self._source = source_of(options, self._mirror, self._changed)
         self._nudge = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -214,7 +214,7 @@ class Agent:
         self._metrics = Metrics(
             totals=totals,
             paths=paths,
-            queries=ledger.queries,
+            dns=self._counters.dns,
             status=views,
             workers=self._workers,
             read_events=self._same_node.read,
@@ -249,7 +249,6 @@ class Agent:
                 ("verdicts", _every(RENEWAL, self._same_node.renew)),
                 ("UDP", _every(RECHECK, self._udp.sweep)),
                 ("UDP judge", _every(RECHECK, self._judge.keep)),
-                ("UDP drops", self._keep_drops()),
                 ("events", _every(READ_EVERY, self._same_node.read)),
                 ("series", self._retire_series()),
                 ("signs", self._show_signs()),
@@ -270,7 +269,7 @@ class Agent:
         await self._endpoints.close()
         await self._admin.close()
         self._workers.close()
-        self._account.close()
+        self._counter_collector.close()
         self._judge.close()
         await self._store.close()
         await asyncio.to_thread(self._certifier.close)
@@ -293,9 +292,9 @@ class Agent:
         """In steps: to name 20,000 workloads takes as long as others may wait for their turn."""
         await self._source.synced.wait()
         while True:
-            living: set[labels.End] = set()
+            living: set[labels.WorkloadLabels] = set()
             for number, workload in enumerate(self._mirror.snapshot().workloads, 1):
-                living.add(labels.end(workload))
+                living.add(labels.workload_labels(workload))
                 if number % STEP == 0:
                     await asyncio.sleep(0)
             self._metrics.retire(living, self._options.retire_after)
@@ -393,11 +392,6 @@ class Agent:
             finally:
                 await door.close()
 
-    async def _keep_drops(self) -> None:
-        while True:
-            self._drops.take(await self._workers.ask("stats", RECHECK))
-            await asyncio.sleep(RECHECK)
-
     def _source_view(self) -> Json:
         return {
             **self._source.view(),
@@ -416,7 +410,7 @@ class Agent:
             "udp": {
                 **self._udp.view(),
                 "judged": self._judge.view(),
-                "dropped": dict(self._drops.sums),
+                "dropped": dict(self._counters.udp_drops.by_reason),
             },
             "container_runtime": self._discovery.view(),
         }

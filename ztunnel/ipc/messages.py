@@ -135,10 +135,10 @@ class IntrospectionReply(msgspec.Struct, frozen=True, tag="introspection_reply")
     body: msgspec.Raw
 
 
-class Count(msgspec.Struct, frozen=True, array_like=True):
-    """What a worker counted for one label set (`ztunnel.telemetry.labels`) since it last told.
+class SeriesCounts(msgspec.Struct, frozen=True, array_like=True):
+    """The counts of one label set (`ztunnel.telemetry.labels`) since the previous report.
 
-    `sent` are bytes from the client to the server, `received` the other way.
+    `sent` is bytes from the client to the server, `received` from the server to the client.
     """
 
     labels: tuple[str, ...]
@@ -149,8 +149,8 @@ class Count(msgspec.Struct, frozen=True, array_like=True):
     received: int = 0
 
 
-class DnsCounted(msgspec.Struct, frozen=True, array_like=True):
-    """DNS queries since the worker last told, in the orders of `ztunnel.telemetry.dns_counters`."""
+class DnsCounts(msgspec.Struct, frozen=True, array_like=True):
+    """DNS queries since the previous report, in the orders of `ztunnel.telemetry.dns_counters`."""
 
     outcomes: tuple[int, ...]
     forward_failures: int
@@ -158,22 +158,24 @@ class DnsCounted(msgspec.Struct, frozen=True, array_like=True):
     seconds: float
 
 
-class CounterReport(msgspec.Struct, frozen=True, tag="counter_report", kw_only=True):
-    """Counts of a worker, told until `CounterAck` answers: by `number` none counts twice.
+class UdpDropCounts(msgspec.Struct, frozen=True, array_like=True):
+    """UDP drops since the previous report, in the order of `UdpDropReason`."""
 
-    `instance` is of the worker's process; numbers grow by one from 1.
+    by_reason: tuple[int, ...]
+
+
+class CounterReport(msgspec.Struct, frozen=True, tag="counter_report", kw_only=True):
+    """What the worker counted since its previous report.
+
+    The worker sends a report again to a new agent until `CounterAck` confirms it. The agent counts
+    each (instance, seq) once. `instance` identifies the worker process; `seq` counts from 1.
     """
 
     instance: int
-    number: int
-    rows: tuple[Count, ...]
-    dns: DnsCounted | None = None
-
-
-class CounterMemory(msgspec.Struct, frozen=True, tag="counter_memory"):
-    """Carries the memory where a worker keeps what it has not told (`telemetry.remains`)."""
-
-    instance: int
+    seq: int
+    series: tuple[SeriesCounts, ...]
+    dns: DnsCounts | None = None
+    udp_drops: UdpDropCounts | None = None
 
 
 class Draining(msgspec.Struct, frozen=True, tag="draining"):
@@ -287,9 +289,9 @@ class LogConfig(msgspec.Struct, frozen=True, tag="log_config", kw_only=True):
 
 
 class CounterAck(msgspec.Struct, frozen=True, tag="counter_ack"):
-    """The agent has counted `CounterReport(number)` and all before it."""
+    """The agent has counted the worker's reports up to and including `seq`."""
 
-    number: int
+    seq: int
 
 
 ToAgent = (
@@ -301,7 +303,6 @@ ToAgent = (
     | SameNodeAllowed
     | IntrospectionReply
     | CounterReport
-    | CounterMemory
     | Draining
 )
 ToWorker = (

@@ -22,7 +22,6 @@ from ztunnel.ipc.messages import (
     Certificate,
     CertificateRemoved,
     CounterAck,
-    CounterMemory,
     Draining,
     Hello,
     IntrospectionReply,
@@ -40,8 +39,7 @@ from ztunnel.ipc.messages import (
     UdpSockets,
 )
 from ztunnel.mesh.state import MeshState
-from ztunnel.proxy.agent_link.counter_checkpoint import CounterCheckpointer
-from ztunnel.proxy.agent_link.counter_reporter import EVERY, CounterReporter
+from ztunnel.proxy.agent_link.counter_reporter import INTERVAL_S, CounterReporter
 from ztunnel.proxy.agent_link.introspection import view
 from ztunnel.proxy.agent_link.same_node_reporter import SameNodeReporter
 from ztunnel.proxy.agent_link.session import Message, Session
@@ -59,7 +57,6 @@ from ztunnel.proxy.process.heartbeat import State
 from ztunnel.proxy.process.signals import Signals
 from ztunnel.proxy.tls import credentials
 from ztunnel.proxy.tunnel.pool_key import Key
-from ztunnel.telemetry.counter_memory import Writer
 from ztunnel.telemetry.logs import set_level
 
 DRAIN_DEADLINE = 5.0  # seconds; istio ztunnel's default
@@ -89,15 +86,8 @@ class Worker:
         self.session = Session(context.loop, str(run_dir / SOCKET_NAME), self._greet, self.receive)
         self._told = SameNodeReporter(self.session.send, lambda: context.loop.now)
         context.told = self._told
-        self._remains = Writer()
-        self._keeping = CounterCheckpointer(context.loop, context.report, self._remains)
-        self._teller = CounterReporter(
-            self.session.send,
-            context.report.take_counts,
-            context.report.queries.take,
-            self._remains.begin,
-        )
-        context.loop.call_later(EVERY, self._keep_telling)
+        self._counter_reporter = CounterReporter(self.session.send, context.report.counters)
+        context.loop.call_later(INTERVAL_S, self._report_counters_periodically)
         self._index = index
         self._beat = beat
         self._incoming: MeshState | None = None  # a snapshot that is not complete yet
@@ -126,7 +116,7 @@ class Worker:
         """Act on one message; takes the descriptors it uses out of `fds`, closes the rest."""
         match message:
             case CounterAck():
-                self._teller.taken(message.number)
+                self._counter_reporter.acknowledged(message.seq)
             case LogConfig():
                 set_level(message.process)
                 self.context.report.access.settings = message
@@ -148,7 +138,7 @@ class Worker:
             case UdpSockets():
                 self._udp_sockets(message, fds)
             case IntrospectionRequest():
-                self._tell_counts()
+                self._report_counters()
                 body = view(message.what, self.context.report, self.context.pool)
                 self.session.send(IntrospectionReply(message.id, msgspec.Raw(body)))
         while fds:
@@ -253,13 +243,14 @@ class Worker:
 
     # Words to the agent
 
-    def _tell_counts(self) -> None:
+    def _report_counters(self) -> None:
         if self.session.is_up:
-            self._teller.tell()
+            self.context.report.count_bytes()
+            self._counter_reporter.report()
 
-    def _keep_telling(self) -> None:
-        self._tell_counts()
-        self.context.loop.call_later(EVERY, self._keep_telling)
+    def _report_counters_periodically(self) -> None:
+        self._report_counters()
+        self.context.loop.call_later(INTERVAL_S, self._report_counters_periodically)
 
     def _keep_beating(self) -> None:
         state = State.SERVING if self.context.mesh is not None else State.STARTING
@@ -281,8 +272,7 @@ class Worker:
             if pod is not None:
                 pod.forget_orders()
                 pods.append(pod)
-        greetings.append((CounterMemory(self._teller.instance), (self._remains.fd,)))
-        greetings += ((counted, ()) for counted in self._teller.pending)
+        greetings += ((report, ()) for report in self._counter_reporter.pending)
         return greetings
 
     def _hello(self, pods: list[Pod]) -> Message:
@@ -367,6 +357,6 @@ class Worker:
 
     def _ended(self) -> None:
         """All is counted: say the last of it."""
-        self._tell_counts()
+        self._report_counters()
         self.session.stop()
         self.context.loop.stop()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DNS queries by how they ended, and how long name servers took: in a worker what was not told yet,
-in the agent the sums.
+"""Counters of DNS queries by outcome, and the latency of upstream name servers.
+
+A worker's counters hold what it has not reported yet; the agent's hold the node's totals.
 """
 
 from __future__ import annotations
@@ -8,60 +9,61 @@ from __future__ import annotations
 from bisect import bisect_left
 from enum import StrEnum
 
-from ztunnel.ipc.messages import DnsCounted
+from ztunnel.ipc.messages import DnsCounts
 
-# Seconds a name server may take: of the node, of the site, of the world, asked again (1.5 s), TCP.
-BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+# Seconds. Name servers on the node, in the data center, across the Internet; a retransmission
+# (1.5 s), and a retry by TCP.
+BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 class Outcome(StrEnum):
-    """What a client got."""
+    """How a query ended for the client."""
 
-    MESH = "mesh"  # an answer, or a denial, from the mesh
-    FORWARDED = "forwarded"  # the answer of the server that was asked; by TCP: passed on to it
-    FAILED = "failed"  # SERVFAIL, or nothing
+    MESH = "mesh"  # answered or denied by the mesh
+    FORWARDED = "forwarded"  # answered by the original server; by TCP: passed on to it
+    FAILED = "failed"  # SERVFAIL, or no answer
 
 
-class Queries:
-    """Counts that only grow, until they are taken."""
+class DnsCounters:
+    """Counters that only grow until they are flushed."""
 
     def __init__(self) -> None:
-        self._clear()
+        self._reset()
 
-    def _clear(self) -> None:
+    def _reset(self) -> None:
         self.outcomes = dict.fromkeys(Outcome, 0)
         self.forward_failures = 0
-        self.buckets = [0] * (len(BUCKETS) + 1)  # the last: above all
+        self.buckets = [0] * (len(BUCKETS_S) + 1)  # not cumulative; the last one is +Inf
         self.seconds = 0.0
 
-    def count(self, outcome: Outcome) -> None:
-        """A query ended."""
+    def count_query(self, outcome: Outcome) -> None:
+        """Count a query that ended."""
         self.outcomes[outcome] += 1
 
-    def answered(self, seconds: float) -> None:
-        """A name server answered a query after so many seconds."""
-        self.buckets[bisect_left(BUCKETS, seconds)] += 1
+    def observe_forward(self, seconds: float) -> None:
+        """Record the time until a name server answered a forwarded query."""
+        self.buckets[bisect_left(BUCKETS_S, seconds)] += 1
         self.seconds += seconds
 
-    def unanswered(self) -> None:
-        """A name server was silent, refused, or could not be reached."""
+    def count_forward_failure(self) -> None:
+        """Count a query that a name server did not answer, refused, or could not receive."""
         self.forward_failures += 1
 
-    def take(self) -> DnsCounted | None:
-        """What there is to tell, once; None when nothing happened."""
-        told = DnsCounted(
+    def flush(self) -> DnsCounts | None:
+        """Return the counts since the last flush and reset them; None if there are none."""
+        counts = DnsCounts(
             tuple(self.outcomes.values()), self.forward_failures, tuple(self.buckets), self.seconds
         )
-        if not any((*told.outcomes, told.forward_failures)):
+        if not any((*counts.outcomes, counts.forward_failures)):
             return None
-        self._clear()
-        return told
+        self._reset()
+        return counts
 
-    def add(self, told: DnsCounted) -> None:
-        """What a worker told; counts never go back, whatever it says."""
-        for outcome, count in zip(Outcome, told.outcomes, strict=False):
+    def add(self, counts: DnsCounts) -> None:
+        """Add a worker's counts. Negative values are ignored: totals never decrease."""
+        for outcome, count in zip(Outcome, counts.outcomes, strict=False):
             self.outcomes[outcome] += max(0, count)
-        self.forward_failures += max(0, told.forward_failures)
-        for index, count in enumerate(told.buckets[: len(self.buckets)]):
+        self.forward_failures += max(0, counts.forward_failures)
+        for index, count in enumerate(counts.buckets[: len(self.buckets)]):
             self.buckets[index] += max(0, count)
-        self.seconds += max(0.0, told.seconds)
+        self.seconds += max(0.0, counts.seconds)

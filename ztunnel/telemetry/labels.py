@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The labels of Istio's TCP metrics: names, order, and what a connection has for them.
+"""The labels of Istio's TCP metrics: their names, their order, and their values for a connection.
 
-A label set is a plain tuple in the order of LABELS: it is a dict's key on every side, and travels
-from workers to the agent as it is. What is not known is `unknown`.
+A label set is a tuple in the order of LABELS. Workers and the agent use it as a dict key, and
+`CounterReport` carries it unchanged. Unknown values are `unknown`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ztunnel.telemetry.response_flags import Flag
 UNKNOWN = "unknown"
 OVERFLOW = "overflow"
 
-_END = (
+_WORKLOAD_LABELS = (
     "workload",
     "workload_namespace",
     "canonical_service",
@@ -28,8 +28,8 @@ _END = (
 )
 LABELS = (
     "reporter",
-    *(f"source_{name}" for name in _END),
-    *(f"destination_{name}" for name in _END),
+    *(f"source_{name}" for name in _WORKLOAD_LABELS),
+    *(f"destination_{name}" for name in _WORKLOAD_LABELS),
     "destination_service",
     "destination_service_name",
     "destination_service_namespace",
@@ -41,14 +41,14 @@ _SOURCE = slice(1, 8)  # without the principal
 _DESTINATION = slice(9, 16)
 
 Labels = tuple[str, ...]
-End = tuple[str, ...]
+WorkloadLabels = tuple[str, ...]
 
-_NOBODY: End = (UNKNOWN,) * 7
-_NO_SERVICE = (UNKNOWN,) * 3
+_UNKNOWN_WORKLOAD: WorkloadLabels = (UNKNOWN,) * 7
+_UNKNOWN_SERVICE = (UNKNOWN,) * 3
 
 
 class Reporter(StrEnum):
-    """Whose proxy counted the connection."""
+    """Values of `reporter`: the side whose proxy counted the connection."""
 
     SOURCE = "source"
     DESTINATION = "destination"
@@ -61,13 +61,13 @@ class Security(StrEnum):
     UNKNOWN = UNKNOWN
 
 
-def end(workload: Workload | None) -> End:
-    """A workload's labels without its principal: one for all replicas of one version.
+def workload_labels(workload: Workload | None) -> WorkloadLabels:
+    """A workload's labels without its principal. All replicas of one revision share them.
 
-    `app` and `version` are the canonical ones, as Istio's ztunnel has them.
+    `app` and `version` are the canonical service and revision, as in Istio's ztunnel.
     """
     if workload is None:
-        return _NOBODY
+        return _UNKNOWN_WORKLOAD
     service, revision = canonical_service.service(workload), canonical_service.revision(workload)
     return (
         canonical_service.owner(workload)[1] or UNKNOWN,
@@ -80,7 +80,7 @@ def end(workload: Workload | None) -> End:
     )
 
 
-def traffic(
+def connection_labels(
     reporter: Reporter,
     source: Workload | None,
     destination: Workload | None,
@@ -90,17 +90,17 @@ def traffic(
     security: Security = Security.UNKNOWN,
     protocol: str = "tcp",
 ) -> Labels:
-    """The label set of a connection without a failure; `principals` are proven identities."""
-    said = _NO_SERVICE
+    """The label set of a connection that did not fail. `principals` are proven identities."""
+    service_labels = _UNKNOWN_SERVICE
     if service is not None:
-        said = (service.hostname or UNKNOWN, service.name, service.namespace)
+        service_labels = (service.hostname or UNKNOWN, service.name, service.namespace)
     return (
         reporter.value,
-        *end(source),
+        *workload_labels(source),
         principals[0] or UNKNOWN,
-        *end(destination),
+        *workload_labels(destination),
         principals[1] or UNKNOWN,
-        *said,
+        *service_labels,
         protocol,
         security.value,
         Flag.NONE.value,
@@ -108,20 +108,20 @@ def traffic(
 
 
 def with_flag(labels: Labels, flag: str) -> Labels:
-    """The same connection with another response flag."""
+    """The same label set with another response flag."""
     return (*labels[:-1], flag)
 
 
-def ends(labels: Labels) -> tuple[End, End]:
-    """Source and destination as `end` gives them."""
+def peer_labels(labels: Labels) -> tuple[WorkloadLabels, WorkloadLabels]:
+    """Source and destination, in the form of `workload_labels`."""
     return labels[_SOURCE], labels[_DESTINATION]
 
 
-def is_somebody(one: End) -> bool:
-    """Whether the end names a workload."""
-    return one != _NOBODY
+def is_known_workload(workload: WorkloadLabels) -> bool:
+    """Whether the labels name a workload."""
+    return workload != _UNKNOWN_WORKLOAD
 
 
-def overflow(labels: Labels) -> Labels:
-    """The series that counts what there is no room for; who reports stays."""
+def overflow_labels(labels: Labels) -> Labels:
+    """The series that aggregates what exceeds a limit; it retains `reporter`."""
     return (labels[0], *(OVERFLOW,) * (len(LABELS) - 1))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's counters of Istio's TCP metrics: what all workers and the kernel told, summed.
+"""The node's totals: what all workers reported and the kernel counted.
 
-Each metric has room for so many series; what finds none counts in the metric's `overflow` series,
-so sums stay right. Series of workloads that are gone are forgotten after a while, and not before
-their last connection is over. No clock of its own.
+Each metric has a limit on its series. Excess series are aggregated into the metric's `overflow`
+series, so totals remain correct. Series of deleted workloads expire, but not before their last
+connection ends. The caller provides the time.
 """
 
 from __future__ import annotations
@@ -11,122 +11,130 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 
-from ztunnel.ipc.messages import Count, DnsCounted
+from ztunnel.ipc.messages import CounterReport, SeriesCounts
 from ztunnel.telemetry import labels
-from ztunnel.telemetry.dns_counters import Queries
-from ztunnel.telemetry.labels import LABELS, End, Labels
+from ztunnel.telemetry.dns_counters import DnsCounters
+from ztunnel.telemetry.labels import LABELS, Labels, WorkloadLabels
 from ztunnel.telemetry.response_flags import Flag
+from ztunnel.telemetry.udp_drop_counters import UdpDropCounters
 
-# Metric without `_total` → its help and the field of Count. Istio counts as received what the
-# client asks with, and as sent what the server answers, whoever reports.
+# Metric without `_total` → its help and the field of SeriesCounts. In Istio's metrics, `received`
+# and `sent` are from the server's perspective, whichever side reports.
 METRICS = {
-    "istio_tcp_connections_opened": ("Connections let in.", "opened"),
-    "istio_tcp_connections_closed": ("Connections that are over.", "closed"),
-    "istio_tcp_connections_failed": ("Connections that never came to be.", "failed"),
-    "istio_tcp_received_bytes": ("Bytes from clients to servers.", "sent"),
-    "istio_tcp_sent_bytes": ("Bytes from servers to clients.", "received"),
+    "istio_tcp_connections_opened": ("TCP connections that were opened.", "opened"),
+    "istio_tcp_connections_closed": ("TCP connections that were closed.", "closed"),
+    "istio_tcp_connections_failed": (
+        "TCP connections that could not be established.",
+        "failed",
+    ),
+    "istio_tcp_received_bytes": ("Bytes sent by clients to servers.", "sent"),
+    "istio_tcp_sent_bytes": ("Bytes sent by servers to clients.", "received"),
 }
-LONGEST_LABEL = 512  # characters; a worker that says more is not believed
+MAX_LABEL_CHARS = 512  # a longer label in a worker's report counts as overflow
 
 
-class Totals:
-    """All series. `most` is the room of each metric, beside its overflow series."""
+class TrafficTotals:
+    """Istio's TCP metrics. `max_series` limits each metric, without its overflow series."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_series: int) -> None:
+        self._max_series = max_series
         self._metrics: dict[str, dict[Labels, int]] = {name: {} for name in METRICS}
         self._open: Counter[Labels] = Counter()
-        self._missed: dict[Labels, float] = {}  # since when an end of it is gone
-        self.overflowed = 0  # additions that found no room
-        self.retired = 0  # series forgotten
+        self._missing_since: dict[Labels, float] = {}  # when a peer's workload was deleted
+        self.overflowed = 0  # additions to an overflow series
+        self.expired = 0  # series removed
 
-    def add(self, row: Count) -> None:
-        """Count a row. Rows that are no label set count as overflow."""
-        row_labels = row.labels
-        if len(row_labels) != len(LABELS) or max(map(len, row_labels)) > LONGEST_LABEL:
-            row_labels = labels.overflow(("unknown",))
+    def add(self, counts: SeriesCounts) -> None:
+        """Add the counts of one series. Malformed label sets count as overflow."""
+        key = counts.labels
+        if len(key) != len(LABELS) or max(map(len, key)) > MAX_LABEL_CHARS:
+            key = labels.overflow_labels(("unknown",))
         for name, (_, field) in METRICS.items():
-            amount = getattr(row, field)
-            if amount > 0:  # counters never go back, whatever a worker says
-                self._add(name, row_labels, amount)
-        moved = row.opened - row.closed
-        if moved:
-            plain = labels.with_flag(row_labels, Flag.NONE)
-            if plain in self._metrics["istio_tcp_connections_opened"]:
-                self._open[plain] += moved
+            amount = getattr(counts, field)
+            if amount > 0:  # a counter never decreases, whatever a worker reports
+                self._add(name, key, amount)
+        opened = counts.opened - counts.closed
+        if opened:
+            unflagged = labels.with_flag(key, Flag.NONE)
+            if unflagged in self._metrics["istio_tcp_connections_opened"]:
+                self._open[unflagged] += opened
 
-    def retire(self, living: Collection[End], now: float, grace: float) -> None:
-        """Forget series that name a workload which is not among the living for `grace` seconds."""
-        named = {key for series in self._metrics.values() for key in series}
-        missed = {key for key in named if self._is_gone(key, living)}
-        self._missed = {key: self._missed.get(key, now) for key in missed}
-        for key, since in list(self._missed.items()):
-            if now - since >= grace:
-                self._forget(key)
+    def expire(self, existing: Collection[WorkloadLabels], now: float, ttl: float) -> None:
+        """Remove series whose workload has not been among `existing` for `ttl` seconds."""
+        keys = {key for series in self._metrics.values() for key in series}
+        missing = {key for key in keys if self._is_missing(key, existing)}
+        self._missing_since = {key: self._missing_since.get(key, now) for key in missing}
+        for key, since in list(self._missing_since.items()):
+            if now - since >= ttl:
+                self._remove(key)
 
     def snapshot(self) -> dict[str, list[tuple[Labels, int]]]:
-        """By metric, its series; a copy."""
+        """A copy of all series by metric."""
         return {name: list(series.items()) for name, series in self._metrics.items()}
 
-    def series(self) -> dict[str, int]:
-        """How many each metric has."""
+    def series_count(self) -> dict[str, int]:
+        """The number of series by metric."""
         return {name: len(series) for name, series in self._metrics.items()}
 
     def _add(self, name: str, key: Labels, amount: int) -> None:
         series = self._metrics[name]
-        if key not in series and len(series) >= self._most:
-            key = labels.overflow(key)
+        if key not in series and len(series) >= self._max_series:
+            key = labels.overflow_labels(key)
             self.overflowed += 1
         series[key] = series.get(key, 0) + amount
 
-    def _is_gone(self, key: Labels, living: Collection[End]) -> bool:
+    def _is_missing(self, key: Labels, existing: Collection[WorkloadLabels]) -> bool:
         if labels.OVERFLOW in key[1:2] or self._open[labels.with_flag(key, Flag.NONE)] > 0:
             return False
-        return any(labels.is_somebody(end) and end not in living for end in labels.ends(key))
+        return any(
+            labels.is_known_workload(peer) and peer not in existing
+            for peer in labels.peer_labels(key)
+        )
 
-    def _forget(self, key: Labels) -> None:
+    def _remove(self, key: Labels) -> None:
         for series in self._metrics.values():
-            self.retired += series.pop(key, None) is not None
-        self._missed.pop(key, None)
+            self.expired += series.pop(key, None) is not None
+        self._missing_since.pop(key, None)
         self._open.pop(key, None)
 
 
-class Ledger:
-    """What each worker told, so that nothing counts twice and nothing stays open for ever."""
+class NodeCounters:
+    """The node's totals, and per worker what is needed to count each report exactly once."""
 
-    def __init__(self, totals: Totals) -> None:
-        self._totals = totals
-        self.queries = Queries()
-        self._number: dict[int, int] = {}  # instance → what it told last
-        self._open: defaultdict[int, Counter[Labels]] = defaultdict(Counter)
+    def __init__(self, traffic: TrafficTotals) -> None:
+        self.traffic = traffic
+        self.dns = DnsCounters()
+        self.udp_drops = UdpDropCounters()
+        self._last_seq: dict[int, int] = {}  # by instance
+        self._open: defaultdict[int, Counter[Labels]] = defaultdict(Counter)  # by instance
 
     @property
     def instances(self) -> set[int]:
-        """Workers that are not gone."""
-        return set(self._number)
+        """The workers that have reported and not exited."""
+        return set(self._last_seq)
 
-    def told(self, instance: int) -> int:
-        """The number of what a worker told last; 0 before the first time."""
-        return self._number.get(instance, 0)
-
-    def take(
-        self, instance: int, number: int, rows: Iterable[Count], dns: DnsCounted | None = None
-    ) -> None:
-        """Count what a worker tells, unless it did before."""
-        if number <= self._number.get(instance, 0):
+    def apply(self, report: CounterReport) -> None:
+        """Add a worker's report, unless its sequence number shows that it was added before."""
+        if report.seq <= self._last_seq.get(report.instance, 0):
             return
-        if dns is not None:
-            self.queries.add(dns)
-        self._number[instance] = number
-        still_open = self._open[instance]
-        for row in rows:
-            self._totals.add(row)
-            if row.opened != row.closed and row.labels:
-                still_open[labels.with_flag(row.labels, Flag.NONE)] += row.opened - row.closed
+        self._last_seq[report.instance] = report.seq
+        self._add_traffic(report.instance, report.series)
+        if report.dns is not None:
+            self.dns.add(report.dns)
+        if report.udp_drops is not None:
+            self.udp_drops.add(report.udp_drops)
 
-    def gone(self, instance: int) -> None:
-        """The worker is dead: what it had open was reset by the kernel."""
-        self._number.pop(instance, None)
+    def worker_exited(self, instance: int) -> None:
+        """Close what the worker had open: the kernel has reset its connections. Idempotent."""
+        self._last_seq.pop(instance, None)
         for key, count in self._open.pop(instance, Counter()).items():
             if count > 0:
-                self._totals.add(Count(key, closed=count))
+                self.traffic.add(SeriesCounts(key, closed=count))
+
+    def _add_traffic(self, instance: int, series: Iterable[SeriesCounts]) -> None:
+        open_connections = self._open[instance]
+        for counts in series:
+            self.traffic.add(counts)
+            if counts.opened != counts.closed and counts.labels:
+                unflagged = labels.with_flag(counts.labels, Flag.NONE)
+                open_connections[unflagged] += counts.opened - counts.closed

@@ -44,7 +44,7 @@ def flag_of(reason: str, *, established: bool) -> Flag:
     return Flag.NONE if established else Flag.CONNECT
 
 
-def told(reason: str, more: str) -> str:
+def with_prefix(reason: str, more: str) -> str:
     """`reason` with `more` before it, the flag kept."""
     text = f"{more}{reason}"
     return Reason(text, reason.flag) if isinstance(reason, Reason) else text

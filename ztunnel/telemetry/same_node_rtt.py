@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel knows of connections between pods of a node and no proxy can: round trips and
-retransmits, summed by pair of workloads.
+"""TCP round-trip times and retransmissions of same-node bypass connections, by workload pair.
 
-The same bounds as for Istio's metrics: room for so many pairs, the rest counts as overflow, and
-pairs of workloads that are gone are forgotten.
+The kernel reports them when a connection ends; no proxy sees these connections. The limits are the
+same as for Istio's metrics: excess pairs are aggregated, and pairs of deleted workloads expire.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ from bisect import bisect_left
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from ztunnel.telemetry.labels import OVERFLOW, End, is_somebody
+from ztunnel.telemetry.labels import OVERFLOW, WorkloadLabels, is_known_workload
 
-# Seconds. From a loopback's round trip to what only a lost segment explains (TCP's least
-# retransmission timeout is 0.2 s).
-BUCKETS = (25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3, 0.25, 1.0)
+# Seconds. From the round trip of a loopback to a retransmission timeout (TCP's minimum is 0.2 s).
+BUCKETS_S = (25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3, 0.25, 1.0)
 PAIR_LABELS = (
     "source_workload",
     "source_workload_namespace",
@@ -24,57 +22,58 @@ PAIR_LABELS = (
     "destination_workload_namespace",
 )
 
-WorkloadPair = tuple[End, End]
+WorkloadPair = tuple[WorkloadLabels, WorkloadLabels]
 _OVERFLOW: WorkloadPair = ((OVERFLOW,) * 7, (OVERFLOW,) * 7)
 
 
 @dataclass
 class RttStats:
-    """Of one pair: how many round-trip times fell in each bucket (the last: above all), their
-    sum in seconds, and segments sent again."""
+    """One pair: connections by bucket of their round-trip time (not cumulative; the last bucket is
+    +Inf), the sum of these times in seconds, and retransmitted segments."""
 
-    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
     total: float = 0.0
     retransmits: int = 0
 
 
 class RttTable:
-    """All pairs. `most` is the room, beside the overflow."""
+    """All pairs. `max_pairs` is the limit, without the overflow pair."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._paths: dict[WorkloadPair, RttStats] = {}
-        self._missed: dict[WorkloadPair, float] = {}
+    def __init__(self, max_pairs: int) -> None:
+        self._max_pairs = max_pairs
+        self._pairs: dict[WorkloadPair, RttStats] = {}
+        self._missing_since: dict[WorkloadPair, float] = {}
 
     def add(self, pair: WorkloadPair, rtt: float, retransmits: int) -> None:
-        """A connection is over: its smoothed round-trip time in seconds, 0 when never measured."""
-        path = self._paths.get(pair)
-        if path is None:
-            pair = pair if len(self._paths) < self._most else _OVERFLOW
-            path = self._paths.setdefault(pair, RttStats())
-        path.retransmits += retransmits
+        """Add a closed connection. `rtt` is its smoothed RTT in seconds, 0 if not measured."""
+        stats = self._pairs.get(pair)
+        if stats is None:
+            pair = pair if len(self._pairs) < self._max_pairs else _OVERFLOW
+            stats = self._pairs.setdefault(pair, RttStats())
+        stats.retransmits += retransmits
         if rtt > 0:
-            path.counts[bisect_left(BUCKETS, rtt)] += 1
-            path.total += rtt
+            stats.counts[bisect_left(BUCKETS_S, rtt)] += 1
+            stats.total += rtt
 
-    def retire(self, living: Collection[End], now: float, grace: float) -> None:
-        """Forget pairs with a workload that has not been among the living for `grace` seconds."""
-        missed = {
+    def expire(self, existing: Collection[WorkloadLabels], now: float, ttl: float) -> None:
+        """Remove pairs whose workload has not been among `existing` for `ttl` seconds."""
+        missing = {
             pair
-            for pair in self._paths
-            if pair != _OVERFLOW and any(is_somebody(end) and end not in living for end in pair)
+            for pair in self._pairs
+            if pair != _OVERFLOW
+            and any(is_known_workload(peer) and peer not in existing for peer in pair)
         }
-        self._missed = {pair: self._missed.get(pair, now) for pair in missed}
-        for pair, since in list(self._missed.items()):
-            if now - since >= grace:
-                del self._paths[pair], self._missed[pair]
+        self._missing_since = {pair: self._missing_since.get(pair, now) for pair in missing}
+        for pair, since in list(self._missing_since.items()):
+            if now - since >= ttl:
+                del self._pairs[pair], self._missing_since[pair]
 
     def snapshot(self) -> list[tuple[tuple[str, ...], RttStats]]:
-        """Pairs by PAIR_LABELS, versions of a workload together; a copy."""
+        """A copy, by PAIR_LABELS: revisions of a workload are merged."""
         merged: dict[tuple[str, ...], RttStats] = {}
-        for (source, destination), path in self._paths.items():
+        for (source, destination), stats in self._pairs.items():
             into = merged.setdefault((*source[:2], *destination[:2]), RttStats())
-            into.counts = [a + b for a, b in zip(into.counts, path.counts, strict=True)]
-            into.total += path.total
-            into.retransmits += path.retransmits
+            into.counts = [a + b for a, b in zip(into.counts, stats.counts, strict=True)]
+            into.total += stats.total
+            into.retransmits += stats.retransmits
         return list(merged.items())

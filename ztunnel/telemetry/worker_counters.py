@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker counts of its connections, until it tells the agent.
+"""A worker's counters since its last report to the agent.
 
-A connection finds its series once, when it begins; then counting is an addition. Series hold only
-what was not told yet: nothing here grows with the time a worker runs, and nothing is told twice.
+A connection looks up its series once, when it begins; after that, counting is an addition. Flushing
+resets every counter, so memory does not grow with a worker's uptime.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-from ztunnel.ipc.messages import Count
+from ztunnel.ipc.messages import SeriesCounts
 from ztunnel.mesh.model import Service, Workload
 from ztunnel.telemetry import labels
+from ztunnel.telemetry.dns_counters import DnsCounters
 from ztunnel.telemetry.labels import Labels, Reporter, Security
 from ztunnel.telemetry.response_flags import Flag
+from ztunnel.telemetry.udp_drop_counters import UdpDropCounters
 
-MOST_KNOWN = 2048  # pairs whose labels are remembered
-MOST_SERIES = 8192  # of what was not told yet, while the agent is away
+MAX_CACHED_PEERS = 2048  # pairs of peers whose series is cached
+MAX_SERIES = 8192  # series that wait for a report, for example while the agent is unreachable
 
 
 class ConnectionPeers(NamedTuple):
-    """Who speaks to whom, as far as the mesh knows; `principals` are proven."""
+    """The peers of a connection as far as the mesh knows them; `principals` are proven."""
 
     source: Workload | None = None
     destination: Workload | None = None
@@ -29,66 +30,70 @@ class ConnectionPeers(NamedTuple):
     principals: tuple[str, str] = ("", "")
 
 
-NOBODY = ConnectionPeers()
+UNKNOWN_PEERS = ConnectionPeers()
 
 
 class Series:
-    """The counters of one label set since they were last told."""
+    """The counters of one label set since the last report."""
 
     __slots__ = (
-        *("closed", "failed", "flagged", "is_changed", "is_due", "labels"),
-        *("opened", "received", "sent"),
+        "closed",
+        "failed",
+        "flagged",
+        "is_changed",
+        "labels",
+        "opened",
+        "received",
+        "sent",
     )
 
     def __init__(self, label_set: Labels) -> None:
         self.labels = label_set
-        self.flagged: dict[Flag, list[int]] = {}  # closed and failed, of those with a flag
-        self.is_due = self.is_changed = False
-        self.clear()
+        self.flagged: dict[Flag, list[int]] = {}  # [closed, failed] by response flag
+        self.is_changed = False
+        self.reset()
 
-    def clear(self) -> None:
-        """Begin anew."""
+    def reset(self) -> None:
+        """Set every counter to zero."""
         self.opened = self.closed = self.failed = self.sent = self.received = 0
         self.flagged.clear()
-        self.is_due = False
+        self.is_changed = False
 
-    def rows(self) -> list[Count]:
-        """What there is to tell."""
-        rows = [
-            Count(labels.with_flag(self.labels, flag), 0, closed, failed)
+    def counts(self) -> list[SeriesCounts]:
+        """The counts to report: one entry per response flag."""
+        counts = [
+            SeriesCounts(labels.with_flag(self.labels, flag), 0, closed, failed)
             for flag, (closed, failed) in self.flagged.items()
         ]
-        plain = (self.opened, self.closed, self.failed, self.sent, self.received)
-        if any(plain):
-            rows.append(Count(self.labels, *plain))
-        return rows
+        unflagged = (self.opened, self.closed, self.failed, self.sent, self.received)
+        if any(unflagged):
+            counts.append(SeriesCounts(self.labels, *unflagged))
+        return counts
 
 
-class Counts:
-    """All series of one worker."""
+class TrafficCounters:
+    """The traffic series of one worker."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], tuple[ConnectionPeers, Series]] = {}
-        self._series: dict[Labels, Series] = {}
-        self._due: list[Series] = []
+        self._by_peers: dict[tuple[object, ...], tuple[ConnectionPeers, Series]] = {}
+        self._by_labels: dict[Labels, Series] = {}
         self._changed: list[Series] = []
-        self.on_change: Callable[[], None] = lambda: None
 
-    def series(self, reporter: Reporter, ends: ConnectionPeers, protocol: str = "tcp") -> Series:
-        """Where a connection counts, or a flow of UDP.
+    def series(self, reporter: Reporter, peers: ConnectionPeers, protocol: str = "tcp") -> Series:
+        """The series of a connection or UDP flow.
 
-        Remembered by the very objects: a workload that changed is another object, and those that
-        are remembered stay alive, so that no other gets their place in memory.
+        The cache key is the identity of the mesh's objects, because an update replaces an object.
+        The cache entry references them, so that no other object can get the same `id`.
         """
-        source, destination, service, principals = ends
+        source, destination, service, principals = peers
         key = (reporter, id(source), id(destination), id(service), principals, protocol)
-        known = self._known.get(key)
-        if known is not None:
-            return known[1]
-        if len(self._known) >= MOST_KNOWN:
-            self._known.clear()
-        made = self._of(
-            labels.traffic(
+        cached = self._by_peers.get(key)
+        if cached is not None:
+            return cached[1]
+        if len(self._by_peers) >= MAX_CACHED_PEERS:
+            self._by_peers.clear()
+        series = self._find_or_create(
+            labels.connection_labels(
                 reporter,
                 source,
                 destination,
@@ -98,16 +103,16 @@ class Counts:
                 protocol=protocol,
             )
         )
-        self._known[key] = ends, made
-        return made
+        self._by_peers[key] = peers, series
+        return series
 
-    def opened(self, series: Series) -> None:
-        """A connection was let in."""
+    def count_opened(self, series: Series) -> None:
+        """Count a connection that was admitted."""
         series.opened += 1
-        self._note(series)
+        self._mark_changed(series)
 
-    def closed(self, series: Series, flag: Flag, *, failed: bool) -> None:
-        """It is over; `failed` when it never came to carry bytes."""
+    def count_closed(self, series: Series, flag: Flag, *, failed: bool) -> None:
+        """Count an admitted connection that ended; `failed` if it was never established."""
         if flag is Flag.NONE:
             series.closed += 1
             series.failed += failed
@@ -115,50 +120,46 @@ class Counts:
             counts = series.flagged.setdefault(flag, [0, 0])
             counts[0] += 1
             counts[1] += failed
-        self._note(series)
+        self._mark_changed(series)
 
-    def refused(self, series: Series, flag: Flag) -> None:
-        """A connection was turned away before it was one."""
+    def count_refused(self, series: Series, flag: Flag) -> None:
+        """Count a connection that was rejected before it was opened."""
         series.flagged.setdefault(flag, [0, 0])[1] += 1
-        self._note(series)
+        self._mark_changed(series)
 
-    def moved(self, series: Series, sent: int, received: int) -> None:
-        """So many bytes more, from the client and from the server."""
+    def count_bytes(self, series: Series, sent: int, received: int) -> None:
+        """Count bytes from the client (`sent`) and from the server (`received`)."""
         series.sent += sent
         series.received += received
-        self._note(series)
+        self._mark_changed(series)
 
-    def take(self) -> list[Count]:
-        """All that was not told yet; from now on it is."""
-        due, self._due = self._due, []
-        rows = []
-        for series in due:
-            rows += series.rows()
-            series.clear()
-        if len(self._series) > MOST_KNOWN:  # who still counts keeps its own
-            self._series.clear()
-            self._known.clear()
-        return rows
-
-    def changed(self) -> list[Count]:
-        """The rows of what changed since this was last asked, as `take` would give them."""
+    def flush(self) -> list[SeriesCounts]:
+        """Return the counts since the last flush and reset them."""
         changed, self._changed = self._changed, []
-        rows = []
+        counts = []
         for series in changed:
-            series.is_changed = False
-            rows += series.rows()
-        return rows
+            counts += series.counts()
+            series.reset()
+        if len(self._by_labels) > MAX_CACHED_PEERS:  # live connections reference their series
+            self._by_labels.clear()
+            self._by_peers.clear()
+        return counts
 
-    def _of(self, label_set: Labels) -> Series:
-        if label_set not in self._series and len(self._series) >= MOST_SERIES:
-            label_set = labels.overflow(label_set)
-        return self._series.setdefault(label_set, Series(label_set))
+    def _find_or_create(self, label_set: Labels) -> Series:
+        if label_set not in self._by_labels and len(self._by_labels) >= MAX_SERIES:
+            label_set = labels.overflow_labels(label_set)
+        return self._by_labels.setdefault(label_set, Series(label_set))
 
-    def _note(self, series: Series) -> None:
-        if not series.is_due:
-            series.is_due = True
-            self._due.append(series)
+    def _mark_changed(self, series: Series) -> None:
         if not series.is_changed:
             series.is_changed = True
             self._changed.append(series)
-            self.on_change()
+
+
+class WorkerCounters:
+    """All counters that a worker reports to the agent."""
+
+    def __init__(self) -> None:
+        self.traffic = TrafficCounters()
+        self.dns = DnsCounters()
+        self.udp_drops = UdpDropCounters()

@@ -20,9 +20,9 @@ from tests.unit.telemetry.builders import between
 from ztunnel.agent.api import metrics_collector as metrics_module
 from ztunnel.agent.api.metrics_collector import Metrics
 from ztunnel.agent.api.metrics_health_server import MOST_CONNECTIONS, Endpoints, PortTakenError
-from ztunnel.ipc.messages import Count
-from ztunnel.telemetry.dns_counters import Queries
-from ztunnel.telemetry.node_counters import Totals
+from ztunnel.ipc.messages import SeriesCounts
+from ztunnel.telemetry.dns_counters import DnsCounters
+from ztunnel.telemetry.node_counters import TrafficTotals
 from ztunnel.telemetry.same_node_rtt import RttTable
 
 LOOPBACK = "127.0.0.1"
@@ -131,11 +131,11 @@ async def test_who_holds_connections_open_keeps_no_probe_out() -> None:
 # The page of a whole agent, but for the kernel
 
 
-def metrics_of(a: Agent, totals: Totals, directory: Path) -> Metrics:
+def metrics_of(a: Agent, totals: TrafficTotals, directory: Path) -> Metrics:
     return Metrics(
         totals=totals,
         paths=RttTable(10),
-        queries=Queries(),
+        dns=DnsCounters(),
         status=a.admin._views,
         workers=a.workers,
         read_events=a.same_node.read,
@@ -153,8 +153,8 @@ async def test_page_tells_of_the_agent_and_asks_workers_first(
         await until(lambda: len(a.store.current()) == 1)
         worker = FakeWorker(a.options.agent_socket).greet()
         await until(a.is_serving, "readiness")
-        totals = Totals(10)
-        worker.answers = lambda number, what: totals.add(Count(between("a", "b"), opened=1))
+        totals = TrafficTotals(10)
+        worker.answers = lambda number, what: totals.add(SeriesCounts(between("a", "b"), opened=1))
         monkeypatch.setattr(metrics_module, "ASK_TIMEOUT", 0.2)
         body, _ = await metrics_of(a, totals, tmp_path).page()
         found = {
@@ -172,7 +172,7 @@ async def test_page_tells_of_the_agent_and_asks_workers_first(
 
 async def test_scrapes_of_one_moment_share_a_page(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
-        metrics = metrics_of(a, Totals(10), tmp_path)
+        metrics = metrics_of(a, TrafficTotals(10), tmp_path)
         pages = await asyncio.gather(*(metrics.page() for _ in range(20)))
         assert len({id(body) for body, _ in pages}) == 1
         _, kind = await metrics.page("application/openmetrics-text")

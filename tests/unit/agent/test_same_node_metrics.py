@@ -13,7 +13,7 @@ from ztunnel.datapath.bpf.layout import Ending
 from ztunnel.datapath.bpf.ring_buffer import Ended
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.telemetry.labels import LABELS
-from ztunnel.telemetry.node_counters import METRICS, Totals
+from ztunnel.telemetry.node_counters import METRICS, TrafficTotals
 from ztunnel.telemetry.same_node_rtt import RttTable
 
 WEB, DB = pod("web"), pod("db")
@@ -34,7 +34,7 @@ EVENT = Ended(
 
 def counted(ending: Ending, *, denied: bool = False) -> dict[tuple[str, str, str], int]:
     """Values by metric, reporter and flag."""
-    totals = Totals(10)
+    totals = TrafficTotals(10)
     counts = KernelCounts(totals, RttTable(10))
     counts.add(msgspec.structs.replace(EVENT, ending=ending), WEB, DB, denied=denied)
     counts.tell()
@@ -73,7 +73,7 @@ def test_it_counts_as_both_ends_would(
 
 def test_round_trip_and_retransmits_are_the_pairs() -> None:
     paths = RttTable(10)
-    counts = KernelCounts(Totals(10), paths)
+    counts = KernelCounts(TrafficTotals(10), paths)
     for _ in range(3):
         counts.add(EVENT, WEB, DB)
     ((labels, path),) = paths.snapshot()
@@ -83,7 +83,7 @@ def test_round_trip_and_retransmits_are_the_pairs() -> None:
 
 
 def test_pods_that_nobody_remembers_are_unknown() -> None:
-    totals = Totals(10)
+    totals = TrafficTotals(10)
     counts = KernelCounts(totals, RttTable(10))
     counts.add(EVENT, None, None)
     counts.tell()
@@ -94,7 +94,7 @@ def test_pods_that_nobody_remembers_are_unknown() -> None:
 def test_each_is_told_once_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when there are more pairs than are remembered."""
     monkeypatch.setattr(same_node_metrics, "MOST_KNOWN", 2)
-    totals = Totals(20)
+    totals = TrafficTotals(20)
     counts = KernelCounts(totals, RttTable(10))
     pods = [pod(f"pod{number}") for number in range(3)]
     for _ in range(2):

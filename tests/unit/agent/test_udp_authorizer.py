@@ -17,7 +17,7 @@ from ztunnel.agent.pods.pod import Pod, PodState
 from ztunnel.agent.traffic.udp_authorizer import TURN, UdpAuthorizer
 from ztunnel.datapath import udp_admission_maps
 from ztunnel.datapath.udp_admission_maps import UdpDecision
-from ztunnel.ipc.messages import Count
+from ztunnel.ipc.messages import SeriesCounts
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.policy.engine import Policies
 from ztunnel.mesh.policy.model import Level, MtlsMode, PeerAuthentication, Selection
@@ -43,7 +43,7 @@ class Agent:
         self.entry, self.policies = FakeUdpEntry(), Policies()
         self.pods = [pod("web", 7, HOST)]
         self.brought: list[bytes] = []
-        self.counted: list[Count] = []
+        self.counted: list[SeriesCounts] = []
         self.known: dict[str, Workload] = {}
         self.judge = UdpAuthorizer(
             self.entry,

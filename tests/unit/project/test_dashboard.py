@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ztunnel.telemetry.exposition import OWN
+from ztunnel.telemetry.exposition import OWN_METRICS
 from ztunnel.telemetry.labels import LABELS
 from ztunnel.telemetry.node_counters import METRICS
 
@@ -26,7 +26,7 @@ _GROUPING = re.compile(r"by \(([^)]*)\)")
 def exposed() -> dict[str, set[str]]:
     """Every sample name with its labels."""
     found = {f"{name}_total": set(LABELS) for name in METRICS}
-    for name, (kind, _, labels) in OWN.items():
+    for name, (kind, _, labels) in OWN_METRICS.items():
         suffixes = {"counter": ["_total"], "gauge": [""]}.get(kind, ["_bucket", "_sum", "_count"])
         found.update({name + suffix: set(labels) for suffix in suffixes})
     return found

@@ -23,7 +23,6 @@ from ztunnel.ipc.channel import Channel
 from ztunnel.ipc.messages import (
     Certificate,
     ConnectUdpUnsupported,
-    Count,
     CounterAck,
     CounterReport,
     Draining,
@@ -36,6 +35,7 @@ from ztunnel.ipc.messages import (
     PodReady,
     PodRemoved,
     SameNodeAllowed,
+    SeriesCounts,
     SocketRequest,
     Sockets,
     ToAgent,
@@ -137,10 +137,10 @@ class FakeAgent:
         )
         self.send(message, [sock.fileno() for sock in listeners.values()])
 
-    def rows(self) -> list[Count]:
+    def rows(self) -> list[SeriesCounts]:
         """All that workers counted, each message once."""
-        told = {(each.instance, each.number): each for each in self.counted}
-        return [row for each in told.values() for row in each.rows]
+        told = {(each.instance, each.seq): each for each in self.counted}
+        return [row for each in told.values() for row in each.series]
 
     def _serve(self, listener: socket.socket) -> None:
         while True:
@@ -174,7 +174,7 @@ class FakeAgent:
             case CounterReport():
                 self.counted.append(message)
                 if self.takes_counts and self._channel is not None:  # the test may have ended
-                    self.send(CounterAck(message.number))
+                    self.send(CounterAck(message.seq))
             case Draining():
                 self.draining = True
             case IntrospectionReply():

@@ -11,12 +11,18 @@ import pytest
 
 from tests.unit.proxy.conftest import Pair
 from tests.unit.proxy.h2client import server_context
-from tests.unit.proxy.harness import DEADLINE, Node, wait_for
-from ztunnel.ipc.messages import AccessRule, Count, LogConfig, LogLevel
+from tests.unit.proxy.harness import DEADLINE, Node, wait_for, workload
+from ztunnel.ipc.messages import AccessRule, CounterReport, LogConfig, LogLevel, UdpDropCounts
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.proxy.agent_link import counter_reporter
-from ztunnel.proxy.agent_link.counter_reporter import CounterReporter
-from ztunnel.telemetry.labels import LABELS
+from ztunnel.proxy.agent_link.counter_reporter import (
+    MAX_PENDING,
+    MAX_SERIES_PER_REPORT,
+    CounterReporter,
+)
+from ztunnel.telemetry.dns_counters import Outcome
+from ztunnel.telemetry.labels import LABELS, Reporter
+from ztunnel.telemetry.udp_drop_counters import UdpDropReason
+from ztunnel.telemetry.worker_counters import ConnectionPeers, WorkerCounters
 
 
 def sums(node: Node) -> Counter[str]:
@@ -144,7 +150,7 @@ def test_counts_wait_for_an_agent_and_are_told_once(pair: Pair) -> None:
     wait_for(lambda: len(pair.a.agent.counted) > before)
     wait_for(lambda: sums(pair.a)["closed"] == 1)
     assert sums(pair.a)["opened"] == 1  # told twice, by the same number
-    told = [each.number for each in pair.a.agent.counted]
+    told = [each.seq for each in pair.a.agent.counted]
     assert len(told) > len(set(told))
 
 
@@ -185,28 +191,52 @@ def test_access_lines_are_what_the_agent_says(
     assert lines(LogConfig(namespaces={"test": off})) == 0
 
 
-# The teller, without a worker
+# The reporter, without a worker
 
 
-def test_many_rows_go_in_messages_that_fit() -> None:
-    rows = [Count((str(number),), opened=1) for number in range(counter_reporter.ROWS * 2 + 1)]
-    sent: list[int] = []
-    teller = CounterReporter(lambda told: sent.append(len(told.rows)), lambda: rows)
-    teller.tell()
-    assert sent == [counter_reporter.ROWS, counter_reporter.ROWS, 1]
-    assert [each.number for each in teller.pending] == [1, 2, 3]
-    teller.taken(2)
-    assert [each.number for each in teller.pending] == [3]
+def count(counters: WorkerCounters, series: int) -> None:
+    for number in range(series):
+        peers = ConnectionPeers(workload(f"p{number}", "10.0.0.1"))
+        counters.traffic.count_opened(counters.traffic.series(Reporter.SOURCE, peers))
 
 
-def test_an_agent_that_never_answers_is_told_no_more() -> None:
-    sent: list[int] = []
-    teller = CounterReporter(
-        lambda told: sent.append(told.number), lambda: [Count(("x",), opened=1)]
-    )
-    for _ in range(counter_reporter.MOST_PENDING * 2):
-        teller.tell()
-    assert len(sent) == counter_reporter.MOST_PENDING
-    teller.taken(sent[-1])
-    teller.tell()
-    assert len(sent) == counter_reporter.MOST_PENDING + 1
+def test_many_series_are_split_into_reports_that_fit() -> None:
+    counters, sent = WorkerCounters(), list[CounterReport]()
+    reporter = CounterReporter(sent.append, counters)
+    count(counters, MAX_SERIES_PER_REPORT * 2 + 1)
+    counters.dns.count_query(Outcome.MESH)
+    counters.udp_drops.count(UdpDropReason.FLOW_LIMIT)
+    reporter.report()
+    sizes = [len(each.series) for each in sent]
+    assert sizes == [MAX_SERIES_PER_REPORT, MAX_SERIES_PER_REPORT, 1]
+    assert [each.dns is not None for each in sent] == [True, False, False]
+    assert [each.udp_drops is not None for each in sent] == [True, False, False]
+    assert [each.seq for each in reporter.pending] == [1, 2, 3]
+    reporter.acknowledged(2)
+    assert [each.seq for each in reporter.pending] == [3]
+
+
+def test_nothing_is_reported_when_nothing_was_counted() -> None:
+    counters, sent = WorkerCounters(), list[CounterReport]()
+    reporter = CounterReporter(sent.append, counters)
+    reporter.report()
+    assert sent == []
+    counters.udp_drops.count(UdpDropReason.BUFFER_FULL)  # drops alone are worth a report
+    reporter.report()
+    reporter.report()
+    (report,) = sent
+    assert report.series == ()
+    assert report.udp_drops == UdpDropCounts((1, 0))
+
+
+def test_reports_without_acknowledgment_are_bounded_and_nothing_is_lost() -> None:
+    counters, sent = WorkerCounters(), list[CounterReport]()
+    reporter = CounterReporter(sent.append, counters)
+    for _ in range(MAX_PENDING * 2):
+        count(counters, 1)
+        reporter.report()
+    assert len(sent) == MAX_PENDING
+    reporter.acknowledged(sent[-1].seq)
+    reporter.report()
+    assert len(sent) == MAX_PENDING + 1
+    assert sum(one.opened for each in sent for one in each.series) == MAX_PENDING * 2

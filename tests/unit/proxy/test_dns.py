@@ -17,7 +17,7 @@ from tests.unit.proxy.conftest import Pair
 from tests.unit.proxy.harness import DEADLINE, Node, fresh_ip, wait_for
 from ztunnel.mesh.model import Service, ServicePort, SocketAddress
 from ztunnel.proxy.dns import udp_server, upstream
-from ztunnel.telemetry.dns_counters import Outcome, Queries
+from ztunnel.telemetry.dns_counters import DnsCounters, Outcome
 
 WEB = Service(
     namespace="test",
@@ -341,10 +341,10 @@ def test_how_queries_ended_is_told_with_what_servers_took(
     app.send(dns.message.make_query("nobody.example.org", "A").to_wire())
     assert _replied(app).rcode() == dns.rcode.SERVFAIL
 
-    def told() -> Queries:
+    def told() -> DnsCounters:
         node.query("stats")  # it tells what is new before it answers
-        total = Queries()
-        by_number = {each.number: each.dns for each in node.agent.counted}
+        total = DnsCounters()
+        by_number = {each.seq: each.dns for each in node.agent.counted}
         for each in filter(None, by_number.values()):
             total.add(each)
         return total

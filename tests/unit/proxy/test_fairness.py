@@ -13,7 +13,7 @@ from ztunnel.hbone.connection import Connection, Role
 from ztunnel.hbone.events import DataReceived
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.conntrack.record import Direction, Record
-from ztunnel.proxy.conntrack.tracker import party
+from ztunnel.proxy.conntrack.tracker import make_peer
 from ztunnel.proxy.io.buffers import BUFFER_SIZE, BufferPool
 from ztunnel.proxy.io.event_loop import READ, Loop
 from ztunnel.proxy.tunnel.relay import WATCH, StreamRelay
@@ -59,7 +59,7 @@ class Side:
         for sock in (ours, theirs):
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * BUFFER_SIZE)
-        nowhere = party(SocketAddress("127.0.0.1", 1), None)
+        nowhere = make_peer(SocketAddress("127.0.0.1", 1), None)
         record = Record(
             id=1, direction=Direction.OUTBOUND, source=nowhere, destination=nowhere, started=0.0
         )

@@ -26,4 +26,4 @@ def pod(name: str, owner: str = "", namespace: str = "shop", **pod_labels: str) 
 
 def between(source: str, destination: str) -> Labels:
     """The label set of two bare pods."""
-    return labels.traffic(Reporter.SOURCE, pod(source), pod(destination))
+    return labels.connection_labels(Reporter.SOURCE, pod(source), pod(destination))

@@ -8,11 +8,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as classic_text
 
 from tests.unit.telemetry.builders import between, pod
-from ztunnel.ipc.messages import Count
+from ztunnel.ipc.messages import SeriesCounts
 from ztunnel.telemetry import labels
-from ztunnel.telemetry.exposition import OWN, Snapshot, render
-from ztunnel.telemetry.node_counters import METRICS, Totals
-from ztunnel.telemetry.same_node_rtt import BUCKETS, RttTable
+from ztunnel.telemetry.exposition import OWN_METRICS, Snapshot, render
+from ztunnel.telemetry.node_counters import METRICS, TrafficTotals
+from ztunnel.telemetry.same_node_rtt import BUCKETS_S, RttTable
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -29,9 +29,9 @@ def parsed(snapshot: Snapshot, accept: str = "") -> Samples:
 
 @pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
 def test_both_forms_say_the_same(accept: str) -> None:
-    totals = Totals(10)
+    totals = TrafficTotals(10)
     label_set = between('we"ird\\name\n', "db")
-    totals.add(Count(label_set, opened=3, sent=1 << 50))
+    totals.add(SeriesCounts(label_set, opened=3, sent=1 << 50))
     snapshot = Snapshot(totals.snapshot())
     snapshot.set("ztunnel_pods", 4, "captured")
     found = parsed(snapshot, accept)
@@ -43,12 +43,12 @@ def test_both_forms_say_the_same(accept: str) -> None:
 
 
 def test_names_have_no_total_of_their_own() -> None:
-    assert not [name for name in (*METRICS, *OWN) if name.endswith("_total")]
+    assert not [name for name in (*METRICS, *OWN_METRICS) if name.endswith("_total")]
 
 
 def test_round_trips_are_a_histogram() -> None:
     paths = RttTable(10)
-    pair = labels.end(pod("a")), labels.end(pod("db"))
+    pair = labels.workload_labels(pod("a")), labels.workload_labels(pod("db"))
     for rtt in (20e-6, 30e-6, 30e-6, 7.0, 0):
         paths.add(pair, rtt, 2)
     found = parsed(Snapshot({}, paths.snapshot()))
@@ -63,9 +63,9 @@ def test_round_trips_are_a_histogram() -> None:
     def at(suffix: str, **more: str) -> float:
         return found[name + suffix, tuple(sorted({**ends, **more}.items()))]
 
-    assert at("_bucket", le=str(BUCKETS[0])) == 1
-    assert at("_bucket", le=str(BUCKETS[1])) == 3
-    assert at("_bucket", le=str(BUCKETS[-1])) == 3
+    assert at("_bucket", le=str(BUCKETS_S[0])) == 1
+    assert at("_bucket", le=str(BUCKETS_S[1])) == 3
+    assert at("_bucket", le=str(BUCKETS_S[-1])) == 3
     assert at("_bucket", le="+Inf") == at("_count") == 4
     assert at("_sum") == pytest.approx(7 + 80e-6)
     assert paths.snapshot()[0][1].retransmits == 10
@@ -74,10 +74,10 @@ def test_round_trips_are_a_histogram() -> None:
 def test_pairs_are_capped_and_retired() -> None:
     paths = RttTable(2)
     for name in ("a", "b", "c"):
-        paths.add((labels.end(pod(name)), labels.end(pod("db"))), 1e-3, 1)
+        paths.add((labels.workload_labels(pod(name)), labels.workload_labels(pod("db"))), 1e-3, 1)
     assert len(paths.snapshot()) == 3
     assert sum(path.retransmits for _, path in paths.snapshot()) == 3
-    paths.retire({labels.end(pod("a")), labels.end(pod("db"))}, 0, 0)
+    paths.expire({labels.workload_labels(pod("a")), labels.workload_labels(pod("db"))}, 0, 0)
     assert {key[0] for key, _ in paths.snapshot()} == {"a", "overflow"}
 
 

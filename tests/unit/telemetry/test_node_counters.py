@@ -9,22 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.telemetry.builders import between, pod
-from ztunnel.ipc.messages import Count
+from ztunnel.ipc.messages import CounterReport, SeriesCounts
 from ztunnel.telemetry import labels
 from ztunnel.telemetry.labels import LABELS, Labels
-from ztunnel.telemetry.node_counters import METRICS, Ledger, Totals
+from ztunnel.telemetry.node_counters import METRICS, NodeCounters, TrafficTotals
 
 OPENED, CLOSED = "istio_tcp_connections_opened", "istio_tcp_connections_closed"
 A, B = between("a", "db"), between("b", "db")
 
 
-def value(totals: Totals, metric: str, key: Labels | None = None) -> int:
+def value(totals: TrafficTotals, metric: str, key: Labels | None = None) -> int:
     return sum(v for k, v in totals.snapshot()[metric] if key in (None, k))
 
 
+def report(instance: int, seq: int, *series: SeriesCounts) -> CounterReport:
+    return CounterReport(instance=instance, seq=seq, series=series)
+
+
 def test_each_field_is_its_metric_as_istio_turns_them() -> None:
-    totals = Totals(10)
-    totals.add(Count(A, opened=5, closed=4, failed=3, sent=200, received=100))
+    totals = TrafficTotals(10)
+    totals.add(SeriesCounts(A, opened=5, closed=4, failed=3, sent=200, received=100))
     assert {name: value(totals, name) for name in METRICS} == {
         OPENED: 5,
         CLOSED: 4,
@@ -35,22 +39,30 @@ def test_each_field_is_its_metric_as_istio_turns_them() -> None:
 
 
 def test_what_is_told_again_does_not_count_again() -> None:
-    totals = Totals(10)
-    ledger = Ledger(totals)
+    totals = TrafficTotals(10)
+    ledger = NodeCounters(totals)
     for number in (1, 1, 2, 1, 2):
-        ledger.take(7, number, [Count(A, opened=1)])
-    ledger.take(8, 1, [Count(A, opened=1)])  # another worker's first
+        ledger.apply(report(7, number, SeriesCounts(A, opened=1)))
+    ledger.apply(report(8, 1, SeriesCounts(A, opened=1)))  # another worker's first
     assert value(totals, OPENED) == 3
 
 
 def test_what_a_dead_worker_had_open_is_closed() -> None:
-    totals = Totals(10)
-    ledger = Ledger(totals)
+    totals = TrafficTotals(10)
+    ledger = NodeCounters(totals)
     denied = labels.with_flag(A, "DENY")
-    ledger.take(7, 1, [Count(A, opened=5, closed=1), Count(denied, closed=1), Count(B, opened=2)])
-    ledger.take(8, 1, [Count(A, opened=10)])
-    ledger.gone(7)
-    ledger.gone(7)
+    ledger.apply(
+        report(
+            7,
+            1,
+            SeriesCounts(A, opened=5, closed=1),
+            SeriesCounts(denied, closed=1),
+            SeriesCounts(B, opened=2),
+        )
+    )
+    ledger.apply(report(8, 1, SeriesCounts(A, opened=10)))
+    ledger.worker_exited(7)
+    ledger.worker_exited(7)
     assert value(totals, CLOSED, A) == 4
     assert value(totals, CLOSED, denied) == 1
     assert value(totals, CLOSED, B) == 2
@@ -72,8 +84,8 @@ Told = st.tuples(
 def test_any_history_of_workers_adds_up(
     history: list[tuple[int, Labels, int, int, bool, bool]],
 ) -> None:
-    totals = Totals(10)
-    ledger = Ledger(totals)
+    totals = TrafficTotals(10)
+    ledger = NodeCounters(totals)
     instance = {worker: worker for worker in range(3)}
     number = Counter[int]()
     is_open = Counter[tuple[int, Labels]]()
@@ -85,9 +97,9 @@ def test_any_history_of_workers_adds_up(
         is_open[me, key] += more - closed
         opened += more
         for _ in range(1 + twice):
-            ledger.take(me, number[me], [Count(key, opened=more, closed=closed)])
+            ledger.apply(report(me, number[me], SeriesCounts(key, opened=more, closed=closed)))
         if killed:
-            ledger.gone(me)
+            ledger.worker_exited(me)
             for label_set in (A, B):
                 is_open.pop((me, label_set), None)
             instance[worker] += 3
@@ -99,9 +111,9 @@ def test_any_history_of_workers_adds_up(
 
 
 def test_each_metric_is_capped_and_its_sum_stays_right() -> None:
-    totals = Totals(3)
+    totals = TrafficTotals(3)
     for number in range(10):
-        totals.add(Count(between(f"p{number}", "db"), opened=1, sent=5))
+        totals.add(SeriesCounts(between(f"p{number}", "db"), opened=1, sent=5))
     snapshot = totals.snapshot()
     assert len(snapshot[OPENED]) == 4
     assert value(totals, OPENED) == 10
@@ -112,62 +124,62 @@ def test_each_metric_is_capped_and_its_sum_stays_right() -> None:
 
 
 def test_a_known_series_is_counted_when_there_is_no_more_room() -> None:
-    totals = Totals(1)
+    totals = TrafficTotals(1)
     for key in (A, B, A):
-        totals.add(Count(key, opened=1))
+        totals.add(SeriesCounts(key, opened=1))
     assert value(totals, OPENED, A) == 2
 
 
 def test_rows_that_are_no_label_set_are_not_believed() -> None:
-    totals = Totals(10)
-    totals.add(Count(("source",), opened=1))
-    totals.add(Count((*A[:-1], "x" * 1000), opened=1))
-    totals.add(Count(A, opened=-5))
+    totals = TrafficTotals(10)
+    totals.add(SeriesCounts(("source",), opened=1))
+    totals.add(SeriesCounts((*A[:-1], "x" * 1000), opened=1))
+    totals.add(SeriesCounts(A, opened=-5))
     assert value(totals, OPENED) == 2
     assert value(totals, OPENED, A) == 0
 
 
 def test_series_of_the_gone_are_forgotten_after_grace() -> None:
-    totals = Totals(10)
-    totals.add(Count(A, opened=1, closed=1))
-    totals.add(Count(B, opened=1, closed=1))
-    everybody = {labels.end(pod(name)) for name in ("a", "b", "db")}
-    without_a = everybody - {labels.end(pod("a"))}
-    totals.retire(everybody, 0, 60)
-    totals.retire(without_a, 10, 60)
+    totals = TrafficTotals(10)
+    totals.add(SeriesCounts(A, opened=1, closed=1))
+    totals.add(SeriesCounts(B, opened=1, closed=1))
+    everybody = {labels.workload_labels(pod(name)) for name in ("a", "b", "db")}
+    without_a = everybody - {labels.workload_labels(pod("a"))}
+    totals.expire(everybody, 0, 60)
+    totals.expire(without_a, 10, 60)
     assert value(totals, OPENED) == 2
-    totals.retire(everybody, 50, 60)  # it came back
-    totals.retire(without_a, 60, 60)
-    totals.retire(without_a, 119, 60)
+    totals.expire(everybody, 50, 60)  # it came back
+    totals.expire(without_a, 60, 60)
+    totals.expire(without_a, 119, 60)
     assert value(totals, OPENED, A) == 1
-    totals.retire(without_a, 120, 60)
+    totals.expire(without_a, 120, 60)
     assert value(totals, OPENED, A) == 0
     assert value(totals, OPENED, B) == 1
-    assert totals.retired == 2
+    assert totals.expired == 2
 
 
 def test_series_with_open_connections_are_kept() -> None:
-    totals = Totals(10)
-    totals.add(Count(A, opened=1))
-    totals.retire(set(), 0, 0)
+    totals = TrafficTotals(10)
+    totals.add(SeriesCounts(A, opened=1))
+    totals.expire(set(), 0, 0)
     assert value(totals, OPENED, A) == 1
-    totals.add(Count(labels.with_flag(A, "DENY"), closed=1))
-    totals.retire(set(), 1, 0)
+    totals.add(SeriesCounts(labels.with_flag(A, "DENY"), closed=1))
+    totals.expire(set(), 1, 0)
     assert totals.snapshot()[OPENED] == []
 
 
 def test_retired_series_give_their_room_back() -> None:
-    totals = Totals(1)
-    totals.add(Count(A, opened=1, closed=1))
-    totals.retire(set(), 0, 0)
-    totals.add(Count(B, opened=1))
+    totals = TrafficTotals(1)
+    totals.add(SeriesCounts(A, opened=1, closed=1))
+    totals.expire(set(), 0, 0)
+    totals.add(SeriesCounts(B, opened=1))
     assert value(totals, OPENED, B) == 1
 
 
 def test_unknown_ends_and_overflow_are_never_retired() -> None:
-    totals = Totals(1)
-    nobody = labels.traffic(labels.Reporter.DESTINATION, None, None)
+    totals = TrafficTotals(1)
+    nobody = labels.connection_labels(labels.Reporter.DESTINATION, None, None)
     for key in (nobody, A):
-        totals.add(Count(key, opened=1, closed=1))
-    totals.retire(set(), 0, 0)
+        totals.add(SeriesCounts(key, opened=1, closed=1))
+    totals.expire(set(), 0, 0)
     assert value(totals, OPENED) == 2

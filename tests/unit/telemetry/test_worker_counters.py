@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.telemetry.builders import pod
-from ztunnel.ipc.messages import Count
+from ztunnel.ipc.messages import SeriesCounts
 from ztunnel.mesh.model import Service
 from ztunnel.telemetry import labels
 from ztunnel.telemetry import worker_counters as counts_module
 from ztunnel.telemetry.labels import LABELS, Reporter
-from ztunnel.telemetry.response_flags import Flag, Reason, flag_of, told
-from ztunnel.telemetry.worker_counters import ConnectionPeers, Counts
+from ztunnel.telemetry.response_flags import Flag, Reason, flag_of, with_prefix
+from ztunnel.telemetry.worker_counters import ConnectionPeers, TrafficCounters
 
 WEB = pod("web-5f-x", "web", app="web", version="v2")
 DB = pod("db-0", "db", **{"service.istio.io/canonical-name": "data"})
@@ -24,9 +24,9 @@ SERVICE = Service(namespace="shop", name="db", hostname="db.shop.svc.cluster.loc
 
 def test_labels_are_istios() -> None:
     both = ConnectionPeers(WEB, DB, SERVICE, (WEB.identity, DB.identity))
-    counts = Counts()
-    counts.opened(counts.series(Reporter.SOURCE, both))
-    (row,) = counts.take()
+    counts = TrafficCounters()
+    counts.count_opened(counts.series(Reporter.SOURCE, both))
+    (row,) = counts.flush()
     assert dict(zip(LABELS, row.labels, strict=True)) == {
         "reporter": "source",
         "source_workload": "web",
@@ -55,9 +55,9 @@ def test_labels_are_istios() -> None:
 
 
 def test_what_is_missing_is_unknown() -> None:
-    counts = Counts()
-    counts.opened(counts.series(Reporter.DESTINATION, ConnectionPeers()))
-    (row,) = counts.take()
+    counts = TrafficCounters()
+    counts.count_opened(counts.series(Reporter.DESTINATION, ConnectionPeers()))
+    (row,) = counts.flush()
     found = dict(zip(LABELS, row.labels, strict=True))
     assert {found.pop("reporter"), found.pop("request_protocol"), found.pop("response_flags")} == {
         "destination",
@@ -68,7 +68,7 @@ def test_what_is_missing_is_unknown() -> None:
 
 
 def test_replicas_of_one_owner_share_a_series() -> None:
-    counts = Counts()
+    counts = TrafficCounters()
     first = counts.series(Reporter.SOURCE, ConnectionPeers(WEB, DB))
     other = msgspec.structs.replace(WEB, name="web-5f-y", uid="other", pod_uid="other")
     assert counts.series(Reporter.SOURCE, ConnectionPeers(other, DB)) is first
@@ -76,22 +76,22 @@ def test_replicas_of_one_owner_share_a_series() -> None:
 
 
 def test_a_workload_that_changed_counts_by_its_new_labels() -> None:
-    counts = Counts()
-    counts.opened(counts.series(Reporter.SOURCE, ConnectionPeers(WEB, DB)))
+    counts = TrafficCounters()
+    counts.count_opened(counts.series(Reporter.SOURCE, ConnectionPeers(WEB, DB)))
     newer = msgspec.structs.replace(WEB, labels={"app": "web", "version": "v3"})
-    counts.opened(counts.series(Reporter.SOURCE, ConnectionPeers(newer, DB)))
-    versions = {row.labels[LABELS.index("source_version")] for row in counts.take()}
+    counts.count_opened(counts.series(Reporter.SOURCE, ConnectionPeers(newer, DB)))
+    versions = {row.labels[LABELS.index("source_version")] for row in counts.flush()}
     assert versions == {"v2", "v3"}
 
 
 def test_failures_have_their_flag_and_opened_has_none() -> None:
-    counts = Counts()
+    counts = TrafficCounters()
     series = counts.series(Reporter.SOURCE, ConnectionPeers(WEB, DB))
-    counts.opened(series)
-    counts.closed(series, Flag.TLS_FAILURE, failed=True)
-    counts.refused(series, Flag.DENY)
-    rows = {row.labels[-1]: row for row in counts.take()}
-    assert rows["-"] == Count(series.labels, opened=1)
+    counts.count_opened(series)
+    counts.count_closed(series, Flag.TLS_FAILURE, failed=True)
+    counts.count_refused(series, Flag.DENY)
+    rows = {row.labels[-1]: row for row in counts.flush()}
+    assert rows["-"] == SeriesCounts(series.labels, opened=1)
     assert (rows["TLS_FAILURE"].closed, rows["TLS_FAILURE"].failed) == (1, 1)
     assert (rows["DENY"].closed, rows["DENY"].failed) == (0, 1)
 
@@ -101,20 +101,20 @@ Steps = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["open", "close", 
 
 @given(Steps)
 def test_all_that_is_taken_adds_up_to_all_that_was_counted(steps: list[tuple[int, str]]) -> None:
-    counts, told_rows = Counts(), []
+    counts, told_rows = TrafficCounters(), []
     series = [counts.series(Reporter.SOURCE, ConnectionPeers(pod(f"p{n}"), DB)) for n in range(4)]
     for number, what in steps:
         match what:
             case "open":
-                counts.opened(series[number])
+                counts.count_opened(series[number])
             case "close":
-                counts.closed(series[number], Flag.NONE, failed=False)
+                counts.count_closed(series[number], Flag.NONE, failed=False)
             case "move":
-                counts.moved(series[number], 10, 3)
+                counts.count_bytes(series[number], 10, 3)
             case "take":
-                told_rows += counts.take()
-    told_rows += counts.take()
-    assert counts.take() == []
+                told_rows += counts.flush()
+    told_rows += counts.flush()
+    assert counts.flush() == []
     for number, one in enumerate(series):
         mine = [row for row in told_rows if row.labels == one.labels]
         done = [what for which, what in steps if which == number]
@@ -125,12 +125,12 @@ def test_all_that_is_taken_adds_up_to_all_that_was_counted(steps: list[tuple[int
 
 
 def test_while_nobody_listens_series_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counts_module, "MOST_SERIES", 50)
-    monkeypatch.setattr(counts_module, "MOST_KNOWN", 20)
-    counts = Counts()
+    monkeypatch.setattr(counts_module, "MAX_SERIES", 50)
+    monkeypatch.setattr(counts_module, "MAX_CACHED_PEERS", 20)
+    counts = TrafficCounters()
     for number in range(500):
-        counts.opened(counts.series(Reporter.SOURCE, ConnectionPeers(pod(f"p{number}"), DB)))
-    rows = counts.take()
+        counts.count_opened(counts.series(Reporter.SOURCE, ConnectionPeers(pod(f"p{number}"), DB)))
+    rows = counts.flush()
     assert len(rows) == 51
     assert sum(row.opened for row in rows) == 500
     overflow = next(row for row in rows if row.labels[1] == labels.OVERFLOW)
@@ -145,8 +145,8 @@ def test_while_nobody_listens_series_are_bounded(monkeypatch: pytest.MonkeyPatch
         ("connect to 10.0.0.1:80: connection refused", False, Flag.CONNECT),
         (Reason("certificate: expired", Flag.TLS_FAILURE), False, Flag.TLS_FAILURE),
         (Reason("policy", Flag.DENY), True, Flag.DENY),
-        (told(Reason("policy", Flag.DENY), "401: "), False, Flag.DENY),
-        (told("no such port", "503: "), False, Flag.CONNECT),
+        (with_prefix(Reason("policy", Flag.DENY), "401: "), False, Flag.DENY),
+        (with_prefix("no such port", "503: "), False, Flag.CONNECT),
     ],
 )
 def test_flag_comes_from_where_the_failure_is_known(

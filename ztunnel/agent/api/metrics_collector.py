@@ -21,10 +21,10 @@ import structlog
 from ztunnel.agent.workers.session import WorkerAnswer
 from ztunnel.datapath.bpf import stats
 from ztunnel.identity.certificate_store import WITHHELD
-from ztunnel.telemetry.dns_counters import Queries
+from ztunnel.telemetry.dns_counters import DnsCounters
 from ztunnel.telemetry.exposition import Snapshot, render
-from ztunnel.telemetry.labels import End
-from ztunnel.telemetry.node_counters import Totals
+from ztunnel.telemetry.labels import WorkloadLabels
+from ztunnel.telemetry.node_counters import TrafficTotals
 from ztunnel.telemetry.same_node_rtt import RttTable
 
 FRESH = 0.25  # seconds a page may be old
@@ -53,9 +53,9 @@ class Metrics:
     def __init__(
         self,
         *,
-        totals: Totals,
+        totals: TrafficTotals,
         paths: RttTable,
-        queries: Queries,
+        dns: DnsCounters,
         status: Status,
         workers: Workers,
         read_events: Callable[[], None],
@@ -64,7 +64,7 @@ class Metrics:
     ) -> None:
         self._totals = totals
         self._paths = paths
-        self._queries = queries
+        self._dns = dns
         self._status = status
         self._workers = workers
         self._read_events = read_events
@@ -84,15 +84,15 @@ class Metrics:
             await self._workers.ask("stats", ASK_TIMEOUT)  # they tell their counts before
             self._read_events()
             snapshot = self._snapshot()
-            snapshot.set("ztunnel_page_timestamp_seconds", began)
+            snapshot.set("ztunnel_scrape_generated_timestamp_seconds", began)
             page = await asyncio.to_thread(self._rendered, snapshot, accept)
             self._pages[kind] = self._clock(), page
             return page
 
-    def retire(self, living: Collection[End], grace: float) -> None:
+    def retire(self, living: Collection[WorkloadLabels], grace: float) -> None:
         """Forget series of workloads that are gone for so many seconds."""
         for each in (self._totals, self._paths):
-            each.retire(living, self._clock(), grace)
+            each.expire(living, self._clock(), grace)
 
     def _rendered(self, snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
         """In a thread: neither the kernel's maps nor thousands of lines may stop the agent."""
@@ -113,20 +113,20 @@ class Metrics:
 
     def _snapshot(self) -> Snapshot:
         snapshot = Snapshot(
-            self._totals.snapshot(), self._paths.snapshot(), queries=copy.deepcopy(self._queries)
+            self._totals.snapshot(), self._paths.snapshot(), dns=copy.deepcopy(self._dns)
         )
-        for outcome, count in self._queries.outcomes.items():
+        for outcome, count in self._dns.outcomes.items():
             snapshot.set("ztunnel_dns_queries", count, outcome.value)
-        snapshot.set("ztunnel_dns_forward_failures", self._queries.forward_failures)
+        snapshot.set("ztunnel_dns_forward_failures", self._dns.forward_failures)
         status = self._status.status()
         self._own(snapshot, status)
         self._kernel(snapshot, status)
         self._certificates(snapshot)
-        for name, count in self._totals.series().items():
-            snapshot.set("ztunnel_metric_series", count, name)
-        snapshot.set("ztunnel_metric_overflow", self._totals.overflowed)
-        snapshot.set("ztunnel_metric_retired", self._totals.retired)
-        for labels, path in snapshot.paths:
+        for name, count in self._totals.series_count().items():
+            snapshot.set("ztunnel_metrics_series", count, name)
+        snapshot.set("ztunnel_metrics_series_overflow", self._totals.overflowed)
+        snapshot.set("ztunnel_metrics_series_expired", self._totals.expired)
+        for labels, path in snapshot.rtt:
             snapshot.set("ztunnel_same_node_retransmits", path.retransmits, *labels)
         return snapshot
 
@@ -134,12 +134,12 @@ class Metrics:
         source, workers = status["source"], status["workers"]
         snapshot.set("ztunnel_build_info", 1, status["version"])
         snapshot.set("ztunnel_ready", status["ready"])
-        snapshot.set("ztunnel_source_synced", source["synced"])
-        snapshot.set("ztunnel_source_connected", source.get("present", False))
+        snapshot.set("ztunnel_config_source_synced", source["synced"])
+        snapshot.set("ztunnel_config_source_connected", source.get("present", False))
         if source.get("age_seconds") is not None:
-            snapshot.set("ztunnel_source_age_seconds", source["age_seconds"])
-        snapshot.set("ztunnel_source_revision", source.get("revision", 0))
-        snapshot.set("ztunnel_source_errors", len(source.get("errors", ())))
+            snapshot.set("ztunnel_config_source_last_event_age_seconds", source["age_seconds"])
+        snapshot.set("ztunnel_config_source_revision", source.get("revision", 0))
+        snapshot.set("ztunnel_config_source_errors", len(source.get("errors", ())))
         snapshot.set("ztunnel_workers", len(workers))
         queued = sum(worker["queued_bytes"] for worker in workers)
         snapshot.set("ztunnel_workers_queued_bytes", queued)
@@ -147,14 +147,14 @@ class Metrics:
             snapshot.set("ztunnel_pods", status["pods"][state], state)
 
     def _kernel(self, snapshot: Snapshot, status: dict[str, Any]) -> None:
-        snapshot.set("ztunnel_same_node_verdicts", status["same_node"]["verdicts"])
-        snapshot.set("ztunnel_same_node_destroyed", status["same_node"]["destroyed"])
-        for what, count in status["data_path"].get("udp", {}).get("dropped", {}).items():
-            snapshot.set("ztunnel_udp_drops", count, what)
+        snapshot.set("ztunnel_same_node_bypass_entries", status["same_node"]["verdicts"])
+        snapshot.set("ztunnel_same_node_connections_terminated", status["same_node"]["destroyed"])
+        for reason, count in status["data_path"].get("udp", {}).get("dropped", {}).items():
+            snapshot.set("ztunnel_udp_drops", count, reason)
         counters = status["data_path"].get("stats", {})
         for event, count in counters.items():
             if event != "flows":  # no counter: the occupancy of zt_flows tells it
-                snapshot.set("ztunnel_kernel_events", count, event)
+                snapshot.set("ztunnel_bpf_events", count, event)
 
     def _certificates(self, snapshot: Snapshot) -> None:
         rows = self._status.certificates()["certificates"]
@@ -167,4 +167,4 @@ class Metrics:
         withheld = sum(row.state == WITHHELD for row in rows)
         failing = sum(bool(row.last_error) for row in rows)
         snapshot.set("ztunnel_certificates_failing", failing - withheld)
-        snapshot.set("ztunnel_certificates_withheld", withheld)
+        snapshot.set("ztunnel_certificates_blocked", withheld, "service_account_missing")

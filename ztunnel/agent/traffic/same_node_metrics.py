@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 from ztunnel.datapath.bpf.layout import Ending
 from ztunnel.datapath.bpf.ring_buffer import Ended
-from ztunnel.ipc.messages import Count
+from ztunnel.ipc.messages import SeriesCounts
 from ztunnel.mesh.model import Workload
 from ztunnel.telemetry import labels
 from ztunnel.telemetry.labels import Reporter
-from ztunnel.telemetry.node_counters import Totals
+from ztunnel.telemetry.node_counters import TrafficTotals
 from ztunnel.telemetry.response_flags import Flag
 from ztunnel.telemetry.same_node_rtt import RttTable, WorkloadPair
 
@@ -36,21 +36,24 @@ class _Pair:
             destination.identity if destination else "",
         )
         self.label_sets = tuple(
-            labels.traffic(reporter, source, destination, principals=principals)
+            labels.connection_labels(reporter, source, destination, principals=principals)
             for reporter in Reporter
         )
-        self.path: WorkloadPair = (labels.end(source), labels.end(destination))
+        self.path: WorkloadPair = (
+            labels.workload_labels(source),
+            labels.workload_labels(destination),
+        )
         self.sent = self.received = 0
         self.flagged: dict[Flag, int] = {}  # how many ended so
 
-    def rows(self) -> Iterator[Count]:
+    def rows(self) -> Iterator[SeriesCounts]:
         """What there is to tell; begins anew."""
         opened = sum(self.flagged.values())
         for each in self.label_sets:
-            yield Count(each, opened=opened, sent=self.sent, received=self.received)
+            yield SeriesCounts(each, opened=opened, sent=self.sent, received=self.received)
             for flag, count in self.flagged.items():
                 failed = count if flag is Flag.CONNECT else 0
-                yield Count(labels.with_flag(each, flag), closed=count, failed=failed)
+                yield SeriesCounts(labels.with_flag(each, flag), closed=count, failed=failed)
         self.sent = self.received = 0
         self.flagged.clear()
 
@@ -58,7 +61,7 @@ class _Pair:
 class KernelCounts:
     """Adds what the kernel tells to the node's totals."""
 
-    def __init__(self, totals: Totals, paths: RttTable) -> None:
+    def __init__(self, totals: TrafficTotals, paths: RttTable) -> None:
         self._totals = totals
         self._paths = paths
         self._known: dict[tuple[int, int], _Pair] = {}

@@ -28,7 +28,7 @@ from ztunnel.agent.config import SameNode
 from ztunnel.agent.pods.pod import Pod, PodState
 from ztunnel.datapath import udp_admission_maps
 from ztunnel.datapath.udp_admission_maps import UdpDecision
-from ztunnel.ipc.messages import Count, LogConfig
+from ztunnel.ipc.messages import LogConfig, SeriesCounts
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.policy.engine import Decision, Policies, named
 from ztunnel.mesh.policy.rule_index import Asked
@@ -69,7 +69,7 @@ class UdpAuthorizer:
         workload_at: Callable[[str], Workload | None],
         *,
         mode: SameNode,
-        count: Callable[[Count], None] = lambda _: None,
+        count: Callable[[SeriesCounts], None] = lambda _: None,
     ) -> None:
         self.logging = LogConfig()
         self.allowed = self.denied = 0  # pairs, each once a generation
@@ -212,14 +212,14 @@ class UdpAuthorizer:
 
     def _deny(self, pair: _Pair, decision: Decision) -> None:
         ours = pair.pod.workload
-        series = labels.traffic(
+        series = labels.connection_labels(
             Reporter.DESTINATION,
             pair.sender,
             ours,
             principals=(pair.identity, ours.identity if pair.identity else ""),
             protocol="udp",
         )
-        self._count(Count(labels.with_flag(series, Flag.DENY), failed=1))
+        self._count(SeriesCounts(labels.with_flag(series, Flag.DENY), failed=1))
         wanted = is_wanted(self.logging, ours.namespace, failed=True)
         if not wanted or not self._lines.take():
             return

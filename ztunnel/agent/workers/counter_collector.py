@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps what workers count, for as long as they live: implements `workers.Book`.
+"""Collects the counters of worker processes for as long as these live: a `session.CounterSink`.
 
-Counted --> ledger --> totals
-process dead --> what it had counted and not told is taken from its remains
-session over, process dead --> what it had open is closed: the kernel has reset it
-session over, process lives --> it dials again, and goes on counting
+CounterReport ──▶ NodeCounters
+session closed, process exited  ──▶ its open connections count as closed: the kernel reset them
+session closed, process running ──▶ it reconnects and continues to report
 """
 
 from __future__ import annotations
@@ -17,98 +16,81 @@ import structlog
 
 from ztunnel.agent.workers.session import Session
 from ztunnel.ipc.messages import CounterReport
-from ztunnel.telemetry.counter_memory import CheckpointError, Reader
-from ztunnel.telemetry.node_counters import Ledger
+from ztunnel.telemetry.node_counters import NodeCounters
 
-MOST_INSTANCES = 1024  # worker processes of a node that may be known at a time
+MAX_INSTANCES = 1024  # worker processes of a node that are tracked at a time
 
 log = structlog.get_logger()
 
 
 class CounterCollector:
-    """One per agent; called from its event loop."""
+    """One per agent. Its methods are called from the agent's event loop."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._of: dict[Session, int] = {}  # live sessions → instance
-        self._process: dict[int, int] = {}  # instance → pidfd
-        self._remains: dict[int, Reader] = {}  # by instance
+    def __init__(self, counters: NodeCounters) -> None:
+        self._counters = counters
+        self._instances: dict[Session, int] = {}  # of open sessions
+        self._pidfds: dict[int, int] = {}  # by instance; -1 if the process could not be opened
 
-    def counted(self, session: Session, told: CounterReport) -> None:
-        """Count what a worker tells; a session speaks for one instance only."""
-        if self._is_known(session, told.instance):
-            self._ledger.take(told.instance, told.number, told.rows, told.dns)
+    def collect(self, session: Session, report: CounterReport) -> None:
+        """Count a worker's report. A session may report for one instance only."""
+        if self._bind(session, report.instance):
+            self._counters.apply(report)
 
-    def remains(self, session: Session, instance: int, fd: int) -> None:
-        """Keep hold of what a worker leaves behind when it is killed."""
-        if not self._is_known(session, instance) or instance in self._remains:
+    def session_closed(self, session: Session) -> None:
+        """All reports of the session are read. Finish its worker if the process has exited."""
+        instance = self._instances.pop(session, None)
+        if instance is None or instance in self._instances.values():
             return
-        try:
-            self._remains[instance] = Reader(fd)
-        except CheckpointError as error:
-            session.close(f"its remains can't be read: {error}")
-
-    def _is_known(self, session: Session, instance: int) -> bool:
-        """Whether the session may speak for this worker, which is known from now on."""
-        if self._of.setdefault(session, instance) != instance:
-            session.close("speaks for two workers")
-            return False
-        if instance not in self._process:
-            if len(self._process) >= MOST_INSTANCES:
-                session.close("too many workers")
-                return False
-            self._process[instance] = _pidfd(session.peer.pid)
-        return True
-
-    def hung_up(self, session: Session) -> None:
-        """The last of it is read: if its process is dead, so are its connections."""
-        instance = self._of.pop(session, None)
-        if instance is None or instance in self._of.values():
-            return
-        process = self._process[instance]
-        if process < 0 or _is_over(process):
-            self._forget(instance)
+        pidfd = self._pidfds[instance]
+        if pidfd < 0 or _has_exited(pidfd):
+            self._finish(instance)
         else:
-            asyncio.get_running_loop().add_reader(process, self._died, instance)
+            asyncio.get_running_loop().add_reader(pidfd, self._process_exited, instance)
 
     def close(self) -> None:
-        """Let go of what refers to processes."""
-        for instance in list(self._process):
-            self._release(instance)
+        """Close all pidfds."""
+        for instance in list(self._pidfds):
+            self._close_pidfd(instance)
 
-    def _died(self, instance: int) -> None:
-        if instance in self._of.values():  # it came back: its session ends by itself
-            asyncio.get_running_loop().remove_reader(self._process[instance])
+    def _bind(self, session: Session, instance: int) -> bool:
+        """Bind the session to the instance; False if it is not allowed to report for it."""
+        if self._instances.setdefault(session, instance) != instance:
+            session.close("reports counters of two workers")
+            return False
+        if instance not in self._pidfds:
+            if len(self._pidfds) >= MAX_INSTANCES:
+                session.close("too many workers")
+                return False
+            self._pidfds[instance] = _pidfd(session.peer.pid)
+        return True
+
+    def _process_exited(self, instance: int) -> None:
+        if instance in self._instances.values():  # it reconnected: `session_closed` follows
+            asyncio.get_running_loop().remove_reader(self._pidfds[instance])
         else:
-            self._forget(instance)
+            self._finish(instance)
 
-    def _forget(self, instance: int) -> None:
-        if instance in self._remains:
-            told = self._ledger.told(instance)
-            self._ledger.take(instance, told + 1, self._remains[instance].rows(told))
-        self._release(instance)
-        self._ledger.gone(instance)
-        log.info("worker's counts closed", instance=instance)
+    def _finish(self, instance: int) -> None:
+        self._close_pidfd(instance)
+        self._counters.worker_exited(instance)
+        log.info("worker counters closed", instance=instance)
 
-    def _release(self, instance: int) -> None:
-        remains = self._remains.pop(instance, None)
-        if remains is not None:
-            remains.close()
-        process = self._process.pop(instance)
-        if process >= 0:
-            asyncio.get_running_loop().remove_reader(process)
-            os.close(process)
+    def _close_pidfd(self, instance: int) -> None:
+        pidfd = self._pidfds.pop(instance)
+        if pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(pidfd)
+            os.close(pidfd)
 
 
 def _pidfd(pid: int) -> int:
-    """A descriptor that becomes readable when the process ends; -1 when it has, or is not seen."""
+    """A descriptor that becomes readable when the process exits; -1 if it exited or is hidden."""
     try:
         return os.pidfd_open(pid)
     except OSError:
         return -1
 
 
-def _is_over(process: int) -> bool:
+def _has_exited(pidfd: int) -> bool:
     poll = select.poll()
-    poll.register(process, select.POLLIN)
+    poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))

@@ -33,7 +33,6 @@ from ztunnel.ipc.channel import Channel, LinkError
 from ztunnel.ipc.messages import (
     ConnectUdpUnsupported,
     CounterAck,
-    CounterMemory,
     CounterReport,
     Draining,
     Hello,
@@ -83,16 +82,13 @@ class Events(Protocol):
 
 
 class CounterSink(Protocol):
-    """Who keeps what workers counted."""
+    """Receives what workers count (`ztunnel.agent.workers.counter_collector`)."""
 
-    def counted(self, session: Session, told: CounterReport) -> None:
-        """Count it, unless it was already."""
+    def collect(self, session: Session, report: CounterReport) -> None:
+        """Count a report, unless it was counted before."""
 
-    def remains(self, session: Session, instance: int, fd: int) -> None:
-        """Where the worker keeps what it has not told; the descriptor stays the caller's."""
-
-    def hung_up(self, session: Session) -> None:
-        """No more will come over this session."""
+    def session_closed(self, session: Session) -> None:
+        """No further report arrives over this session."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,11 @@ class Session:
     """One worker. `ready` holds the uids of the pods it serves."""
 
     def __init__(
-        self, sock: socket.socket, peer: Peer, events: Events, book: CounterSink | None = None
+        self,
+        sock: socket.socket,
+        peer: Peer,
+        events: Events,
+        counter_sink: CounterSink | None = None,
     ) -> None:
         self.peer = peer
         self.worker = -1
@@ -126,7 +126,7 @@ class Session:
         self.held: set[tuple[str, str]] = set()  # (pod uid, ListenerKind) it has a descriptor of
         self._channel: Channel[ToAgent] = Channel(sock, ToAgent)  # type: ignore[arg-type]  # a union
         self._events = events
-        self._book = book
+        self._counter_sink = counter_sink
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self._queued_bytes = 0
@@ -211,8 +211,8 @@ class Session:
         self.on_closed(self)
         if not self._draining:
             self._events.left(self)
-        if self._book is not None:
-            self._book.hung_up(self)
+        if self._counter_sink is not None:
+            self._counter_sink.session_closed(self)
 
     def _sent(self, packet: bytes, fds: Sequence[int]) -> bool:
         try:
@@ -220,6 +220,9 @@ class Session:
         except BlockingIOError:
             self._loop.add_writer(self._channel.fileno(), self._writable)
             return False
+        except (BrokenPipeError, ConnectionResetError):
+            # The worker has exited, but its last reports are unread: `_readable` closes at EOF.
+            return True
         except (OSError, LinkError) as error:
             self.close(str(error))
             return False
@@ -243,6 +246,8 @@ class Session:
                 received = self._channel.receive()
             except BlockingIOError:
                 break
+            except ConnectionResetError:  # once, if the worker exited before it read all: unix(7)
+                continue
             except (OSError, LinkError) as error:
                 self.close(str(error))
                 return
@@ -292,22 +297,16 @@ class Session:
                 self._events.no_udp(self, message)
             case SameNodeAllowed():
                 self._events.allowed(self, message)
-            case CounterReport() | CounterMemory():
-                self._count(message, fds)
+            case CounterReport():
+                if self._counter_sink is not None:
+                    self._counter_sink.collect(self, message)
+                self.send(CounterAck(message.seq))
             case Draining():
                 self._drain()
             case IntrospectionReply():
                 answer = self._questions.get(message.id)
                 if answer is not None and not answer.done():
                     answer.set_result(msgspec.msgpack.decode(message.body))
-
-    def _count(self, message: CounterReport | CounterMemory, fds: list[int]) -> None:
-        if isinstance(message, CounterReport):
-            if self._book is not None:
-                self._book.counted(self, message)
-            self.send(CounterAck(message.number))
-        elif self._book is not None and fds:
-            self._book.remains(self, message.instance, fds[0])
 
     def _drain(self) -> None:
         if not self._draining:
@@ -320,12 +319,12 @@ class Workers:
     """The listening socket and all sessions."""
 
     def __init__(
-        self, path: Path, proxy_uid: int, events: Events, book: CounterSink | None = None
+        self, path: Path, proxy_uid: int, events: Events, counter_sink: CounterSink | None = None
     ) -> None:
         self._path = path
         self._proxy_uid = proxy_uid
         self._events = events
-        self._book = book
+        self._counter_sink = counter_sink
         self._listener: socket.socket | None = None
         self._sessions: list[Session] = []
 
@@ -402,7 +401,7 @@ class Workers:
             log.warning("worker refused", pid=peer.pid, uid=peer.uid, expected=self._proxy_uid)
             sock.close()
             return
-        session = Session(sock, peer, self._events, self._book)
+        session = Session(sock, peer, self._events, self._counter_sink)
         session.on_closed = self._sessions.remove
         self._sessions.append(session)
 

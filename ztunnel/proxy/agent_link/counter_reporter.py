@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells the agent what the worker counted: every second, when asked, and at the end.
+"""Reports the worker's counters to the agent: every second, before each introspection reply, and
+when the worker exits.
 
-What was told stays here until the agent has taken it, and is told again to the next agent. While
-nobody listens the counts just grow.
+A report stays here until the agent acknowledges it, and a new agent receives it again. While no
+agent is reachable, the counters accumulate in `WorkerCounters`. A worker that is killed loses what
+it has not reported: at most one interval (docs/decisions/0009).
 """
 
 from __future__ import annotations
@@ -11,55 +13,49 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 
-from ztunnel.ipc.messages import Count, CounterReport, DnsCounted
+from ztunnel.ipc.messages import CounterReport
+from ztunnel.telemetry.worker_counters import WorkerCounters
 
-EVERY = 1.0  # seconds
-ROWS = 500  # of one message: a link packet holds 1 MiB, a row some hundred bytes
-MOST_PENDING = 64  # messages an agent may leave unanswered
+INTERVAL_S = 1.0
+MAX_SERIES_PER_REPORT = 500  # some hundred bytes each; a packet is at most 1 MiB
+MAX_PENDING = 64  # reports without an acknowledgment
 
 
 class CounterReporter:
     """One per worker process."""
 
-    def __init__(
-        self,
-        send: Callable[[CounterReport], None],
-        take: Callable[[], list[Count]],
-        take_dns: Callable[[], DnsCounted | None] = lambda: None,
-        told: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        """`told` is called with the number of the last message, each time that all is told."""
+    def __init__(self, send: Callable[[CounterReport], None], counters: WorkerCounters) -> None:
         self._send = send
-        self._take = take
-        self._take_dns = take_dns
-        self._told = told
-        self.instance = secrets.randbits(63)  # workers are forked: they share other generators
-        self._number = 0
+        self._counters = counters
+        self.instance = secrets.randbits(63)  # forked workers share the state of other generators
+        self._seq = 0
         self._pending: deque[CounterReport] = deque()
 
     @property
     def pending(self) -> list[CounterReport]:
-        """What no agent has taken yet, oldest first: the first that a new agent hears."""
+        """The unacknowledged reports, oldest first: sent first to a new agent."""
         return list(self._pending)
 
-    def tell(self) -> None:
-        """Tell what is new."""
-        if len(self._pending) >= MOST_PENDING:
+    def report(self) -> None:
+        """Send the counts since the last report."""
+        if len(self._pending) >= MAX_PENDING:
             return
-        rows, dns = self._take(), self._take_dns()
-        for start in range(0, max(len(rows), dns is not None), ROWS):
-            self._number += 1
-            told = CounterReport(
+        series = self._counters.traffic.flush()
+        dns, udp_drops = self._counters.dns.flush(), self._counters.udp_drops.flush()
+        while series or dns is not None or udp_drops is not None:
+            self._seq += 1
+            report = CounterReport(
                 instance=self.instance,
-                number=self._number,
-                rows=tuple(rows[start : start + ROWS]),
-                dns=None if start else dns,
+                seq=self._seq,
+                series=tuple(series[:MAX_SERIES_PER_REPORT]),
+                dns=dns,
+                udp_drops=udp_drops,
             )
-            self._pending.append(told)
-            self._send(told)
-        self._told(self._number)
+            self._pending.append(report)
+            self._send(report)
+            series, dns, udp_drops = series[MAX_SERIES_PER_REPORT:], None, None
 
-    def taken(self, number: int) -> None:
-        """The agent has counted all up to this."""
-        while self._pending and self._pending[0].number <= number:
+    def acknowledged(self, seq: int) -> None:
+        """Forget the reports up to `seq`: the agent has counted them."""
+        while self._pending and self._pending[0].seq <= seq:
             self._pending.popleft()

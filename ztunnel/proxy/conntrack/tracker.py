@@ -5,21 +5,25 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 import structlog
 
-from ztunnel.ipc.messages import Count
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.policy.engine import Decision, named
 from ztunnel.proxy.conntrack.record import Direction, Peer, Record, Stats
 from ztunnel.telemetry.access_log import AccessLog, Fields
-from ztunnel.telemetry.dns_counters import Outcome, Queries
+from ztunnel.telemetry.dns_counters import Outcome
 from ztunnel.telemetry.labels import Reporter
 from ztunnel.telemetry.response_flags import Flag, flag_of
-from ztunnel.telemetry.worker_counters import NOBODY, ConnectionPeers, Counts, Series
+from ztunnel.telemetry.udp_drop_counters import UdpDropReason
+from ztunnel.telemetry.worker_counters import (
+    UNKNOWN_PEERS,
+    ConnectionPeers,
+    Series,
+    WorkerCounters,
+)
 
 log = structlog.get_logger()
 
@@ -50,14 +54,14 @@ class _Live:
         self.sent = self.received = 0
 
 
-def party(address: SocketAddress, workload: Workload | None, identity: str = "") -> Peer:
+def make_peer(address: SocketAddress, workload: Workload | None, identity: str = "") -> Peer:
     """A party from what the mesh says of it; `identity` only when it was proven."""
     if workload is None:
         return Peer(str(address), identity=identity)
     return Peer(str(address), workload.name, workload.namespace, identity)
 
 
-def proven(one: Peer, identity: str) -> Peer:
+def with_identity(one: Peer, identity: str) -> Peer:
     """The same party, now that it has proven who it is."""
     return msgspec.structs.replace(one, identity=identity)
 
@@ -67,10 +71,9 @@ class ConnectionTracker:
 
     def __init__(self, access: AccessLog) -> None:
         self.stats = Stats()
-        self.queries = Queries()
+        self.counters = WorkerCounters()
         self.access = access
         self.tracer: Tracer | None = None
-        self._counts = Counts()
         self._live: dict[int, _Live] = {}
         self._ids = itertools.count(1)
 
@@ -82,7 +85,7 @@ class ConnectionTracker:
         *,
         hbone_addr: str = "",
         service: str = "",
-        ends: ConnectionPeers = NOBODY,
+        ends: ConnectionPeers = UNKNOWN_PEERS,
         protocol: str = "tcp",
     ) -> Record:
         """A connection was let in, or a flow of UDP; `ends` says between whom it counts."""
@@ -96,8 +99,8 @@ class ConnectionTracker:
             service=service,
             protocol=protocol,
         )
-        series = self._counts.series(_REPORTERS[direction], ends, protocol)
-        self._counts.opened(series)
+        series = self.counters.traffic.series(_REPORTERS[direction], ends, protocol)
+        self.counters.traffic.count_opened(series)
         self._live[record.id] = _Live(record, series)
         self.stats.opened += 1
         return record
@@ -113,7 +116,7 @@ class ConnectionTracker:
             flag = Flag(record.flags)
         elif error or not record.established:
             flag = flag_of(error, established=record.established)
-        self._counts.closed(live.series, flag, failed=not record.established)
+        self.counters.traffic.count_closed(live.series, flag, failed=not record.established)
         stats = self.stats
         stats.closed += 1
         stats.failed += bool(error)
@@ -137,13 +140,13 @@ class ConnectionTracker:
         destination: str,
         reason: str,
         *,
-        ends: ConnectionPeers = NOBODY,
+        ends: ConnectionPeers = UNKNOWN_PEERS,
         protocol: str = "tcp",
     ) -> None:
         """A connection was turned away before it became one."""
         self.stats.refused += 1
-        series = self._counts.series(_REPORTERS[direction], ends, protocol)
-        self._counts.refused(series, flag_of(reason, established=False))
+        series = self.counters.traffic.series(_REPORTERS[direction], ends, protocol)
+        self.counters.traffic.count_refused(series, flag_of(reason, established=False))
         ours = ends.source if direction is Direction.OUTBOUND else ends.destination
         if self.access.wants(ours.namespace if ours is not None else "", failed=True):
             fields = {"direction": direction.value, "src": source, "dst": destination}
@@ -160,7 +163,7 @@ class ConnectionTracker:
         *,
         hbone_addr: str = "",
         service: str = "",
-        ends: ConnectionPeers = NOBODY,
+        ends: ConnectionPeers = UNKNOWN_PEERS,
         protocol: str = "tcp",
     ) -> None:
         """Policy did not let a connection in; both parties are as far as they are known."""
@@ -175,8 +178,8 @@ class ConnectionTracker:
             protocol=protocol,
         )
         self.mark_denied(record, decision)
-        series = self._counts.series(_REPORTERS[direction], ends, protocol)
-        self._counts.refused(series, Flag.DENY)
+        series = self.counters.traffic.series(_REPORTERS[direction], ends, protocol)
+        self.counters.traffic.count_refused(series, Flag.DENY)
         if self._is_wanted(record, failed=True):
             self.access.write("warning", "denied", _access_fields(record, decision.reason))
 
@@ -191,7 +194,7 @@ class ConnectionTracker:
         """A DNS query got an answer, or none."""
         self.stats.queries_answered += outcome is Outcome.MESH
         self.stats.queries_failed += outcome is Outcome.FAILED
-        self.queries.count(outcome)
+        self.counters.dns.count_query(outcome)
 
     def accept_paused(self) -> None:
         """Descriptors or memory ran out for a moment."""
@@ -202,8 +205,8 @@ class ConnectionTracker:
     ) -> None:
         """Quiet, because anybody who reaches the port can cause it."""
         self.stats.handshakes_failed += 1
-        series = self._counts.series(_REPORTERS[direction], ends)
-        self._counts.refused(series, flag_of(why, established=False))
+        series = self.counters.traffic.series(_REPORTERS[direction], ends)
+        self.counters.traffic.count_refused(series, flag_of(why, established=False))
         log.debug(
             "handshake failed", direction=direction.value, src=source, dst=destination, error=why
         )
@@ -212,28 +215,18 @@ class ConnectionTracker:
         """The connections there are now."""
         return [live.record for live in self._live.values()]
 
-    @property
-    def live_count(self) -> int:
-        """How many connections there are now."""
-        return len(self._live)
-
-    def take_counts(self) -> list[Count]:
-        """What was not told to the agent yet, bytes of live connections included."""
-        self.count_bytes()
-        return self._counts.take()
-
-    def on_count(self, counted: Callable[[], None]) -> None:
-        """Call this when something was counted, so that `changed_counts` has news."""
-        self._counts.on_change = counted
-
-    def changed_counts(self) -> list[Count]:
-        """Of what was not told, the rows that changed since this was last asked."""
-        return self._counts.changed()
-
     def count_bytes(self) -> None:
-        """Count what live connections have carried up to now."""
+        """Count what live connections have transferred so far: call before a report."""
         for live in self._live.values():
             self._count_bytes(live)
+
+    def udp_dropped(self, reason: UdpDropReason) -> None:
+        """Count a datagram or a flow of redirected UDP that was dropped."""
+        self.counters.udp_drops.count(reason)
+        if reason is UdpDropReason.FLOW_LIMIT:
+            self.stats.udp_refused += 1
+        else:
+            self.stats.udp_dropped += 1
 
     def _is_wanted(self, record: Record, *, failed: bool) -> bool:
         """By the namespace of this node's pod."""
@@ -247,7 +240,7 @@ class ConnectionTracker:
             live.sent, live.received = record.sent, record.received
             is_ours = record.direction is Direction.OUTBOUND
             client, server = (sent, received) if is_ours else (received, sent)
-            self._counts.moved(live.series, client, server)
+            self.counters.traffic.count_bytes(live.series, client, server)
 
 
 def _access_fields(record: Record, error: str) -> dict[str, object]:

@@ -195,7 +195,7 @@ class QueryStream:
         waiting, self._waiting = self._waiting, []
         if sock is None:
             for wire in waiting:
-                self._context.report.queries.unanswered()
+                self._context.report.counters.dns.count_forward_failure()
                 self._fail(wire)
         else:
             self._server = _End(self, sock)

@@ -194,9 +194,9 @@ class Forwarded:
             exchange.cancel()
         report = self._context.report
         if wire is None:
-            report.queries.unanswered()
+            report.counters.dns.count_forward_failure()
             self._home.fail(self._asked.wire, self._source)
             return
-        report.queries.answered(self._context.loop.now - self._asked_at)
+        report.counters.dns.observe_forward(self._context.loop.now - self._asked_at)
         report.query_ended(Outcome.FORWARDED)
         self._home.reply(wire, self._source)

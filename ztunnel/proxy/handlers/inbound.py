@@ -19,7 +19,7 @@ from ztunnel.mesh.routing.decisions import Accept, Reject
 from ztunnel.mesh.routing.inbound import DENIED, check_connect
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.conntrack.record import Direction, Record
-from ztunnel.proxy.conntrack.tracker import party
+from ztunnel.proxy.conntrack.tracker import make_peer
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.io.connector import Dial
 from ztunnel.proxy.io.socket_pool import SocketPool
@@ -31,7 +31,7 @@ from ztunnel.proxy.tls.session import TlsSession
 from ztunnel.proxy.tunnel.datagram_relay import CAPSULES, UdpFlow
 from ztunnel.proxy.tunnel.relay import StreamRelay
 from ztunnel.proxy.tunnel.tunnel import FIRST_WORDS, Tunnel
-from ztunnel.telemetry.response_flags import told
+from ztunnel.telemetry.response_flags import with_prefix
 from ztunnel.telemetry.worker_counters import ConnectionPeers
 
 MAX_HANDSHAKES = 256  # unfinished ones of a pod; the oldest gives way to a newcomer
@@ -178,8 +178,8 @@ class InboundStream:
 
     def _judge(self, mesh: MeshState, accepted: Accept) -> None:
         """Let in only whom policy allows."""
-        source = party(accepted.client, accepted.source, self._tunnel.peer)
-        destination = party(accepted.destination, accepted.workload, self._pod.identity)
+        source = make_peer(accepted.client, accepted.source, self._tunnel.peer)
+        destination = make_peer(accepted.destination, accepted.workload, self._pod.identity)
         hbone_addr, service = self._connection.hbone_addr, accepted.service
         report, ends = self._context.report, self._ends(mesh, accepted)
         decision = self._context.guard.admit(mesh, self, accepted, self._tunnel.peer)
@@ -325,7 +325,7 @@ class InboundStream:
     def _refuse(self, status: int, reason: str) -> None:
         self._let_go()
         self._tunnel.refuse(self.stream_id, status)
-        self._finish(told(reason, f"{status}: "))
+        self._finish(with_prefix(reason, f"{status}: "))
 
     def _let_go(self) -> None:
         if self._dial is not None:

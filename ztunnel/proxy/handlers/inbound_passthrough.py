@@ -16,7 +16,7 @@ from ztunnel.mesh.routing.decisions import Accept, Reject
 from ztunnel.mesh.routing.inbound import check_plain
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.conntrack.record import Direction, Record
-from ztunnel.proxy.conntrack.tracker import party
+from ztunnel.proxy.conntrack.tracker import make_peer
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.io.connector import Dial
 from ztunnel.proxy.io.event_loop import HANGUP
@@ -77,16 +77,16 @@ class PlainInbound:
 
     def _judge(self, mesh: MeshState, accepted: Accept) -> None:
         """Let in only whom policy allows; nobody has proven anything here."""
-        source = party(accepted.client, accepted.source)
+        source = make_peer(accepted.client, accepted.source)
         report, ends = self._context.report, ConnectionPeers(accepted.source, accepted.workload)
         decision = self._context.guard.admit(mesh, self, accepted, identity="")
         if decision.allowed:
-            destination = party(accepted.destination, accepted.workload)
+            destination = make_peer(accepted.destination, accepted.workload)
             self._record = report.begin(Direction.INBOUND, source, destination, ends=ends)
             self._record.dry_run = decision.dry_run
             self._begin(accepted)
             return
-        destination = party(accepted.destination, accepted.workload, self._pod.identity)
+        destination = make_peer(accepted.destination, accepted.workload, self._pod.identity)
         report.denied(Direction.INBOUND, source, destination, decision, ends=ends)
         self._over = True  # its line is written
         self._pod.live.discard(self)

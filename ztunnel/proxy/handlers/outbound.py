@@ -20,7 +20,7 @@ from ztunnel.mesh.model import Service, SocketAddress, Workload
 from ztunnel.mesh.routing.decisions import Hbone, Passthrough, Refuse
 from ztunnel.mesh.routing.outbound import route
 from ztunnel.proxy.conntrack.record import Direction, Record
-from ztunnel.proxy.conntrack.tracker import party
+from ztunnel.proxy.conntrack.tracker import make_peer
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.io.connector import Dial
 from ztunnel.proxy.io.event_loop import HANGUP, INPUT, Timer
@@ -32,7 +32,7 @@ from ztunnel.proxy.tunnel.pool import Source
 from ztunnel.proxy.tunnel.relay import WATCH, PlainRelay, StreamRelay
 from ztunnel.proxy.tunnel.tunnel import FIRST_WORDS, Tunnel
 from ztunnel.telemetry.response_flags import Flag, Reason
-from ztunnel.telemetry.worker_counters import NOBODY, ConnectionPeers
+from ztunnel.telemetry.worker_counters import UNKNOWN_PEERS, ConnectionPeers
 
 DENIED = 401  # istio/ztunnel, proxy/inbound.rs: by policy
 _NOT_ZERO = 1 << 64 | 1  # W3C trace context: neither the trace's id nor the span's is 0
@@ -70,7 +70,7 @@ class Outbound:
         self._timer: Timer | None = None
         self._has_spoken = False  # the app's first words went with the request
         self._seen = 0  # events of the app's socket before the relay
-        self._ends = NOBODY
+        self._ends = UNKNOWN_PEERS
         self._over = False
 
     def start(self) -> None:
@@ -117,7 +117,7 @@ class Outbound:
             return
         self._record = context.report.begin(
             Direction.OUTBOUND,
-            party(self._client, source, plan.identity),
+            make_peer(self._client, source, plan.identity),
             plan.destination,
             hbone_addr=plan.authority,
             service=decision.service,
@@ -239,8 +239,8 @@ class Outbound:
         context = self._context
         self._record = context.report.begin(
             Direction.OUTBOUND,
-            party(self._client, source),
-            party(decision.address, decision.workload),
+            make_peer(self._client, source),
+            make_peer(decision.address, decision.workload),
             service=decision.service,
             ends=ConnectionPeers(source, decision.workload, self._called(decision.service)),
         )

@@ -28,7 +28,7 @@ from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.routing.decisions import Accept, Hbone, Refuse
 from ztunnel.mesh.routing.outbound import route_udp
 from ztunnel.proxy.conntrack.record import Direction, Record
-from ztunnel.proxy.conntrack.tracker import party, proven
+from ztunnel.proxy.conntrack.tracker import make_peer, with_identity
 from ztunnel.proxy.conntrack.udp_flow_table import Flows
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.io.event_loop import READ, Timer
@@ -44,6 +44,7 @@ from ztunnel.proxy.tunnel.udp_token_address import (
     TokenCodec4,
     TokenCodec6,
 )
+from ztunnel.telemetry.udp_drop_counters import UdpDropReason
 from ztunnel.telemetry.worker_counters import ConnectionPeers
 
 SWEEP = 1.0  # seconds between looks for idle flows
@@ -107,7 +108,7 @@ class PodUdp:
         if flow is None:
             flow = self._begin(way, pair)
             if flow is None:
-                self._context.report.stats.udp_dropped += 1
+                self._context.report.udp_dropped(UdpDropReason.BUFFER_FULL)
                 return
         if flow.app != app or flow.connected is not connected:
             flow.see(app, connected=connected)
@@ -122,7 +123,7 @@ class PodUdp:
         if pair in self._refused:
             return None
         if not self._make_room():
-            self._context.report.stats.udp_refused += 1
+            self._context.report.udp_dropped(UdpDropReason.FLOW_LIMIT)
             return None
         client = SocketAddress(way.pod_ip, pair[1])
         target = "unknown"
@@ -153,8 +154,8 @@ class PodUdp:
         workload = decision.workload
         record = context.report.begin(
             Direction.OUTBOUND,
-            party(client, source, source.identity),
-            party(decision.authority, workload),
+            make_peer(client, source, source.identity),
+            make_peer(decision.authority, workload),
             hbone_addr=str(decision.tunnel),
             service=decision.service,
             ends=ConnectionPeers(
@@ -215,7 +216,7 @@ class PodUdp:
             self._silent(self._unsent(flow, workload))
             flow.end("the destination's proxy does not take connect-udp")
         else:
-            flow.record.destination = proven(flow.record.destination, tunnel.peer)
+            flow.record.destination = with_identity(flow.record.destination, tunnel.peer)
             flow.open(tunnel, headers)
 
     def _unsent(self, flow: UdpFlow, workload: Workload) -> ConnectUdpUnsupported:
@@ -244,7 +245,7 @@ class PodUdp:
         Raises OSError when the kernel has no token for the client.
         """
         if not self._make_room():
-            self._context.report.stats.udp_refused += 1
+            self._context.report.udp_dropped(UdpDropReason.FLOW_LIMIT)
             return None
         way = self.ways.get(family_of(accepted.destination.ip))
         if way is None or family_of(accepted.client.ip) != way.family:
@@ -276,7 +277,7 @@ class PodUdp:
 
     def dropped(self, flow: UdpFlow) -> None:
         flow.record.dropped += 1
-        self._context.report.stats.udp_dropped += 1
+        self._context.report.udp_dropped(UdpDropReason.BUFFER_FULL)
 
     def over(self, flow: UdpFlow, error: str) -> None:
         self.flows.remove(flow)

@@ -11,7 +11,7 @@ from ztunnel.hbone.headers import encode
 from ztunnel.mesh.model import Service, Workload
 from ztunnel.mesh.routing.decisions import Hbone
 from ztunnel.proxy.conntrack.record import Peer
-from ztunnel.proxy.conntrack.tracker import party, proven
+from ztunnel.proxy.conntrack.tracker import make_peer, with_identity
 from ztunnel.proxy.tunnel.pool_key import Key
 from ztunnel.telemetry.worker_counters import ConnectionPeers
 
@@ -44,8 +44,8 @@ class Plan:
         # the peer either proves to be the workload or gets nothing
         self.ends = ConnectionPeers(source, workload, service, (self.identity, workload.identity))
         self.authority = str(decision.authority)
-        self.destination = party(decision.tunnel, workload)
-        self.proven = proven(self.destination, workload.identity)
+        self.destination = make_peer(decision.tunnel, workload)
+        self.proven = with_identity(self.destination, workload.identity)
         self.key = Key(
             pod_uid=pod_uid,
             source=pod_identity,
@@ -66,7 +66,7 @@ class Plan:
         """The destination, now that the peer has proven who it is."""
         if peer == self.proven.identity:
             return self.proven
-        return proven(self.destination, peer)
+        return with_identity(self.destination, peer)
 
 
 class Plans:
