@@ -6,8 +6,8 @@
 
 A name is RUNTIME-DRIVER-HIERARCHY: a node apart from this machine. With -vm this machine is it,
 and RUNTIME kind is a node in a container of this machine, which is written down as both see it.
-crio_in_pods is CRI-O with its monitors in pods' cgroups. The README of tests/unit/agent/layouts
-tells the form of the files, and what each was made on.
+crio_in_pods is CRI-O with its monitors in the cgroups of the pods. The README of
+tests/unit/agent/pods/layouts describes the format of the files and how each was recorded.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.unit.kube import objects
+from tests.support import kube_objects as objects
 from tests.unit.policy.fixtures import Json, asked, policy
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.model import Workload

@@ -9,7 +9,7 @@ Works with every runtime, as the kubelet names the pod's cgroup, not the runtime
 The oldest process of a pod is its sandbox's (`pause`): only its namespace is the pod's for sure,
 a later one may have moved. CRI-O with `monitor_cgroup = "pod"` puts its monitors beside the
 containers, older than these and in the node's namespace: they are no processes of the pod.
-tests/unit/agent/layouts has what real nodes look like.
+tests/unit/agent/pods/layouts has what real nodes look like.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from tests.unit.kube.test_service_entries import entry
+from tests.unit.kube.objects.test_service_entries import entry
 from ztunnel.agent.cluster.service_entry_dns import ServiceEntryResolver, node_resolver
 from ztunnel.kube.view.cluster_view import ClusterView
 

@@ -9,7 +9,7 @@ from typing import Any
 import dns.message
 import pytest
 
-from tests.unit.kube import objects
+from tests.support import kube_objects as objects
 from ztunnel.dns import message
 from ztunnel.kube.objects.fields import Object
 from ztunnel.kube.view.cluster_view import ClusterView

@@ -16,8 +16,8 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.unit.agent import cgroup_layouts
-from tests.unit.agent.test_cgroup_discovery import Host
+from tests.unit.agent.pods import cgroup_layouts
+from tests.unit.agent.pods.test_cgroup_discovery import Host
 from ztunnel.agent.pods import cri_client, cri_sandbox
 from ztunnel.agent.pods.cgroup_discovery import Discovery
 from ztunnel.agent.pods.cri_discovery import AUTO, NONE, RuntimeDiscovery, dialler

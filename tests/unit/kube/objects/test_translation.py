@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.kube import objects
-from tests.unit.kube.objects import AMBIENT
+from tests.support import kube_objects as objects
+from tests.support.kube_objects import AMBIENT
 from ztunnel.kube.objects import translation
 from ztunnel.kube.objects.fields import Object, TranslateError
 from ztunnel.mesh.model import Endpoint, Service, ServicePort, TunnelProtocol, Workload

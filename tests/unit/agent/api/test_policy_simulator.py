@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.kube import objects
+from tests.support import kube_objects as objects
 from tests.unit.policy.fixtures import Json, peer, policy
 from ztunnel.agent.api.policy_simulator import PolicySimulator
 from ztunnel.kube.view.cluster_view import ClusterView

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.kube.objects import namespace
+from tests.support.kube_objects import namespace
 from ztunnel.agent.cluster.pod_status import AGAIN, PATIENCE, PodStatusReporter
 from ztunnel.agent.pods.pod import Pod, PodState
 from ztunnel.kube.view.cluster_view import ClusterView

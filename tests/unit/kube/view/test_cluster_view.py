@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.kube import objects
-from tests.unit.kube.objects import AMBIENT
+from tests.support import kube_objects as objects
+from tests.support.kube_objects import AMBIENT
 from ztunnel.kube.objects import translation
 from ztunnel.kube.objects.fields import Object, ObjectKey, key_of
 from ztunnel.kube.view.cluster_view import Change, ClusterView

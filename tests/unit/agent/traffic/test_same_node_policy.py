@@ -11,7 +11,15 @@ import structlog
 
 from tests.unit.agent.fakes import FakeDataPath, FakeWorker, until
 from tests.unit.agent.test_dispatcher import agent
-from tests.unit.agent.test_same_node import NEWS, REVISION, _entry, _give, _news, _pair, captured
+from tests.unit.agent.traffic.test_same_node import (
+    NEWS,
+    REVISION,
+    _entry,
+    _give,
+    _news,
+    _pair,
+    captured,
+)
 from tests.unit.policy.fixtures import Json, policies, policy
 from ztunnel.agent.config import SameNode
 from ztunnel.agent.pods.netns_finder import NetnsHandle

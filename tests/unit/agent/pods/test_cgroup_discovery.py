@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.agent import cgroup_layouts
+from tests.unit.agent.pods import cgroup_layouts
 from ztunnel.agent.pods.cgroup_discovery import Discovery, pod_uid_of
 from ztunnel.agent.pods.netns_finder import HostNamespaceError
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.agent.fakes import FakeWorker, until
-from tests.unit.agent.test_session import Recorder
+from tests.unit.agent.workers.test_session import Recorder
 from tests.unit.telemetry.builders import between
 from ztunnel.agent.workers.counter_collector import CounterCollector
 from ztunnel.agent.workers.session import Workers

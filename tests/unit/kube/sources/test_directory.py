@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.unit.kube import objects
-from tests.unit.kube.objects import AMBIENT
+from tests.support import kube_objects as objects
+from tests.support.kube_objects import AMBIENT
 from ztunnel.kube.objects.fields import Object
 from ztunnel.kube.sources import directory
 from ztunnel.kube.sources.directory import DirectorySource
