@@ -17,8 +17,8 @@ from typing import Any
 
 from ztunnel.kube.objects.policies import read_authorization_policy
 from ztunnel.mesh.model import SocketAddress, Workload
-from ztunnel.mesh.policy.engine import Policies
-from ztunnel.mesh.policy.rule_index import Asked
+from ztunnel.mesh.policy.engine import PolicyEngine
+from ztunnel.mesh.policy.rule_index import AuthzRequest
 
 COUNT = 10_000
 LIMIT = 100e-6  # seconds a decision may take
@@ -92,10 +92,10 @@ def scenarios() -> Iterator[tuple[str, Callable[[int], Json]]]:
     )
 
 
-def questions() -> list[Asked]:
+def questions() -> list[AuthzRequest]:
     here = SocketAddress("10.244.1.7", 80)
     return [
-        Asked("10.3.4.5", f"spiffe://cluster.local/ns/{name}/sa/client", here)
+        AuthzRequest("10.3.4.5", f"spiffe://cluster.local/ns/{name}/sa/client", here)
         for name in ("n77", "n9999", "front", "nowhere")
     ]
 
@@ -103,7 +103,7 @@ def questions() -> list[Asked]:
 def measure(make: Callable[[int], Json]) -> tuple[float, float, float]:
     """Seconds: a decision (median), the first one for a workload, a change of one policy."""
     values = [read_authorization_policy(make(n), "istio-system").policy for n in range(COUNT)]
-    policies = Policies()
+    policies = PolicyEngine()
     for value in values:
         policies.put(value)
     asked = questions()

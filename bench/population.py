@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.apiserver.objects import AMBIENT, endpoints, node, pod, service
 from tests.apiserver.server import ApiServer
-from ztunnel.mesh.enrollment import ENABLED, REDIRECTION
+from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION, REDIRECTION_ENABLED
 
 SPACES = 50  # namespaces
 BEHIND = 10  # pods behind a service
@@ -161,7 +161,7 @@ def stuffed(number: int, args: argparse.Namespace) -> dict[str, Any]:
     }
     made["metadata"]["annotations"] = {
         "kubectl.kubernetes.io/last-applied-configuration": "x" * 800,
-        REDIRECTION: ENABLED,  # the agent of its node did so
+        REDIRECTION_ANNOTATION: REDIRECTION_ENABLED,  # the agent of its node did so
     }
     container = made["spec"]["containers"][0]
     container["env"] = [{"name": f"SETTING_{each}", "value": "value"} for each in range(12)]

@@ -37,7 +37,7 @@ from bench.rig import HERE, NODE, AgentProcess, Here, Worker
 from tests.apiserver.objects import account, pod
 from tests.apiserver.rbac_fixture import agent_kubeconfig, grant
 from tests.apiserver.server import ApiServer
-from ztunnel.mesh.enrollment import REDIRECTION
+from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
 
 TOGGLES = 30  # how often the agent's own pod is labelled, and so captured and released
 APART = 0.3  # seconds between labels of that pod in the replay: the agent marks it meanwhile
@@ -199,7 +199,7 @@ def replayed(args: argparse.Namespace, directory: Path, recording: Path) -> dict
             continue
         uid = metadata["uid"]
         is_labelled = metadata["labels"]["istio.io/dataplane-mode"] == "ambient"
-        own[is_labelled, REDIRECTION in metadata.get("annotations", {})] = line
+        own[is_labelled, REDIRECTION_ANNOTATION in metadata.get("annotations", {})] = line
     with ExitStack() as stack:
         replay = stack.enter_context(Replay(recording, directory / "replay", NODE))
         agent, worker, results = synced(stack, replay.kubeconfig, directory / "replayed")

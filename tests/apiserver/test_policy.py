@@ -17,7 +17,7 @@ from tests.apiserver.source_runner import Following
 from tests.lab.harness import until
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.policy.model import PeerAuthentication
-from ztunnel.mesh.policy.rule_index import Asked
+from ztunnel.mesh.policy.rule_index import AuthzRequest
 
 CRDS = Path(__file__).parents[2] / "deploy" / "crds"
 Json = dict[str, Any]
@@ -59,7 +59,7 @@ def following(cluster: ApiServer) -> Iterator[Following]:
 
 def allowed(following: Following, *, identity: str = "spiffe://cluster.local/ns/x/sa/y") -> bool:
     workload = following.workload("a", "policy")
-    asked = Asked("10.9.0.9", identity, SocketAddress("10.9.0.1", 80))
+    asked = AuthzRequest("10.9.0.9", identity, SocketAddress("10.9.0.1", 80))
     return bool(following.state.policies.decide(workload, asked).allowed)
 
 
@@ -160,9 +160,9 @@ def test_service_entries_come_and_go(cluster: ApiServer, following: Following) -
         "spec": spec,
     }
     put(cluster, entry)
-    until(lambda: following.state.service_named("api.example.com") is not None, "the entry")
+    until(lambda: following.state.service_by_hostname("api.example.com") is not None, "the entry")
     put(cluster, {**entry, "spec": {**spec, "endpoint": []}}, strict=False)
     until(lambda: "ServiceEntry policy/out" in following.mirror.errors(), "the refusal")
     assert "no such field" in following.mirror.errors()["ServiceEntry policy/out"]
     cluster.kubectl("delete", "serviceentry", "out", "-n", "policy")
-    until(lambda: following.state.service_named("api.example.com") is None, "it to go")
+    until(lambda: following.state.service_by_hostname("api.example.com") is None, "it to go")

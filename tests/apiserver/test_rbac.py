@@ -17,7 +17,7 @@ from tests.lab.harness import until
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.sources.api_server import granted
 from ztunnel.kube.writers.pod_writer import PodWriter, WriteError
-from ztunnel.mesh.enrollment import REDIRECTION
+from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
 from ztunnel.mesh.model import TunnelProtocol
 
 FOREIGN = {
@@ -64,7 +64,9 @@ def agent(server: ApiServer) -> Path:
 
 def _is_guarded(server: ApiServer, token: str) -> bool:
     """A policy is compiled a moment after it was written."""
-    return "own node" in _patch(server, token, "b", {"annotations": {REDIRECTION: "probe"}})
+    return "own node" in _patch(
+        server, token, "b", {"annotations": {REDIRECTION_ANNOTATION: "probe"}}
+    )
 
 
 def _patch(
@@ -128,7 +130,7 @@ def test_agent_marks_a_pod_of_its_node(server: ApiServer, agent: Path) -> None:
     marker = PodWriter(Access(agent).client(), "n1")
     try:
         assert marker.mark(own, True)
-        assert _annotations(server, "a") == {"owner": "me", REDIRECTION: "enabled"}
+        assert _annotations(server, "a") == {"owner": "me", REDIRECTION_ANNOTATION: "enabled"}
         assert marker.mark(own, False)
         assert _annotations(server, "a") == {"owner": "me"}
         with pytest.raises(WriteError, match="own node"):
@@ -157,7 +159,7 @@ def test_a_stolen_token_changes_nothing_else_of_a_pod(
 
 def test_a_token_bound_to_no_node_marks_nothing(server: ApiServer, token: str) -> None:
     loose = server.token(SYSTEM, AGENT)
-    said = _patch(server, loose, "a", {"annotations": {REDIRECTION: "enabled"}})
+    said = _patch(server, loose, "a", {"annotations": {REDIRECTION_ANNOTATION: "enabled"}})
     assert "own node" in said
 
 

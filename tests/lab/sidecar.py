@@ -22,7 +22,7 @@ from bench.peers.envoy import connects, mutual_tls, program
 from tests.lab.harness import APPS
 from ztunnel.identity import ca, csr_signer
 from ztunnel.identity.csr import new_request
-from ztunnel.mesh.enrollment import TUNNEL, TUNNEL_LABEL
+from ztunnel.mesh.enrollment import TUNNEL_HTTP, TUNNEL_LABEL
 
 Config = dict[str, Any]
 PORT, APP, OUT = 7000, 8000, 7100
@@ -60,7 +60,7 @@ def pod(
         "metadata": {
             "name": name,
             "namespace": "shop",
-            "labels": {"app": "shop"} | ({TUNNEL_LABEL: TUNNEL} if strict else {}),
+            "labels": {"app": "shop"} | ({TUNNEL_LABEL: TUNNEL_HTTP} if strict else {}),
             "annotations": {"sidecar.istio.io/status": '{"containers":["istio-proxy"]}'},
         },
         "spec": {

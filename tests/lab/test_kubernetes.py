@@ -19,7 +19,7 @@ from tests.lab.apilab import ApiLab
 from tests.lab.harness import APPS, addresses, named, python_pod, until
 from tests.lab.test_enrolment import enrolled
 from ztunnel.lab.components import admin_get
-from ztunnel.mesh.enrollment import REDIRECTION
+from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
 
 MODE = "istio.io/dataplane-mode"
 Object = dict[str, Any]
@@ -82,7 +82,7 @@ def mark(api: ApiLab, name: str) -> str:
     """The annotation of `namespace/name` in the API; empty when there is none."""
     space, _, pod_name = name.partition("/")
     found = json.loads(api.server.kubectl("-n", space, "get", "pod", pod_name, "-o", "json"))
-    return str(found["metadata"].get("annotations", {}).get(REDIRECTION, ""))
+    return str(found["metadata"].get("annotations", {}).get(REDIRECTION_ANNOTATION, ""))
 
 
 def events(api: ApiLab, space: str, pod_name: str) -> list[Object]:
@@ -196,7 +196,7 @@ def test_captured_pods_are_marked_and_others_are_not(api: ApiLab) -> None:
 
 def test_a_removed_mark_is_made_again(api: ApiLab) -> None:
     until_captured(api, "mesh/caller", "node1")
-    api.server.kubectl("-n", "mesh", "annotate", "pod", "caller", f"{REDIRECTION}-")
+    api.server.kubectl("-n", "mesh", "annotate", "pod", "caller", f"{REDIRECTION_ANNOTATION}-")
     until(lambda: mark(api, "mesh/caller") == "enabled", "the mark", 10)
 
 
@@ -208,7 +208,7 @@ def test_refusals_are_events_with_their_mend(api: ApiLab) -> None:
         (event,) = events(api, "mesh", "hosted")
         assert (event["type"], event["reason"]) == ("Warning", "MeshCaptureRefused")
         assert "host's network" in event["message"]
-        assert "drop the label" in event["message"]
+        assert "remove the label" in event["message"]
         assert event["source"] == {"component": "ztunnel-agent", "host": "node1"}
         assert "host's network" in workload(api, "mesh/hosted")["capture_refused"]
         assert mark(api, "mesh/hosted") == ""

@@ -56,7 +56,7 @@ from ztunnel.kube.client.access import AccessError
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.kube.writers.pod_writer import PodWriter
 from ztunnel.mesh.model import DEFAULT_CLUSTER
-from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.telemetry import labels
 from ztunnel.telemetry.logs import set_level
 from ztunnel.telemetry.node_counters import NodeCounters, TrafficTotals
@@ -135,7 +135,7 @@ class Agent:
             discovery=options.discovery,
             marks=options.access is not None,
         )
-        self._policies = Policies()
+        self._policies = PolicyEngine()
         totals, paths = TrafficTotals(options.most_series), RttTable(options.most_series)
         self._counters = NodeCounters(totals)
         self._counter_collector = CounterCollector(self._counters)

@@ -36,7 +36,7 @@ from ztunnel.ipc.messages import (
 )
 from ztunnel.kube.view.cluster_view import Change, ClusterView
 from ztunnel.mesh.model import Workload
-from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.engine import PolicyEngine
 
 log = structlog.get_logger()
 
@@ -53,7 +53,7 @@ class Dispatcher:
         same_node: SameNodeTraffic,
         udp: Udp,
         judge: UdpAuthorizer,
-        policies: Policies,
+        policies: PolicyEngine,
         workers: Callable[[], Workers],
         store: Callable[[], Store],
         greet: Callable[[Session], None] = lambda _: None,

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DNS messages, sans I/O: read what a client sent, answer from the mesh, or dress it for another.
+"""DNS messages without I/O: parses queries, and answers them from the mesh.
 
-Parsing is dnspython's; whatever it makes of hostile bytes ends here as None or FORMERR. What is
-forwarded goes as it came, but for its id: EDNS, signatures and types that nobody knows yet stay
-what they are.
+The parser is dnspython; hostile input results in None or FORMERR. A forwarded message changes only
+in its ID: EDNS, signatures and unknown record types stay as they are.
 """
 
 from __future__ import annotations
@@ -29,22 +28,21 @@ import dns.rdtypes.IN.AAAA
 import dns.rdtypes.IN.SRV
 import dns.rrset
 
-from ztunnel.mesh.dns_names import Entry
+from ztunnel.mesh.dns_names import DnsAnswer
 
-TTL = 30  # seconds, of answers and denials; istio ztunnel's
-UDP_MAX = 1232  # bytes we ask others to send in one datagram (DNS flag day 2020)
-UDP_PLAIN = 512  # RFC 1035 section 4.2.1: what a client without EDNS takes
-MOST_RECORDS = 1000  # of one answer: a message holds 64 KiB
+TTL_S = 30  # of positive and negative answers, as in istio/ztunnel
+EDNS_PAYLOAD_BYTES = 1232  # EDNS payload size that this server advertises (DNS flag day 2020)
+UDP_PAYLOAD_BYTES = 512  # limit of a client without EDNS (RFC 1035, 4.2.1)
+MAX_ANSWER_RECORDS = 1000  # of one answer; a message holds at most 64 KiB
 HEADER = struct.Struct("!HHHHHH")
 
 _IN, _CLASS = dns.rdataclass.IN, struct.Struct("!HH")
-Lookup = Callable[[str], Entry | None]
+Lookup = Callable[[str], DnsAnswer | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a query is about, as far as we must know. `name` is lower case, without final dot,
-    empty when no name of ours could be like it."""
+    """The question of a query. `name` is lower case without final dot, empty if not a host name."""
 
     id: int
     raw: bytes  # the question section as it came
@@ -53,9 +51,9 @@ class Question:
 
 
 def read_question(wire: bytes) -> Question | None:
-    """The question of a query; None when it is no query that could be answered at all.
+    """Parse the question of a query; None if the message cannot be answered at all.
 
-    Other opcodes and classes, and several questions, come back without a name: not ours.
+    Other opcodes and classes, and several questions, return an empty name: not in the mesh.
     """
     if len(wire) < HEADER.size:
         return None
@@ -68,16 +66,16 @@ def read_question(wire: bytes) -> Question | None:
     raw = wire[HEADER.size : end]
     rdtype, rdclass = _CLASS.unpack_from(wire, end - _CLASS.size)
     is_query = dns.opcode.from_flags(flags) == dns.opcode.QUERY
-    name = _text(raw[: -_CLASS.size]) if is_query and rdclass == _IN else ""
+    name = _parse_name(raw[: -_CLASS.size]) if is_query and rdclass == _IN else ""
     return Question(number, raw, name, rdtype)
 
 
 def answer(
     wire: bytes, look_up: Lookup, *, shuffle: random.Random, limit: int | None = None
 ) -> bytes | None:
-    """The reply from the mesh; None when the name is not of the mesh.
+    """Return the response from the mesh; None if the name is not in the mesh.
 
-    `limit` is the largest reply in bytes, by default what the client takes in a datagram.
+    `limit` is the maximum size in bytes, by default what the client accepts over UDP.
     """
     question = read_question(wire)
     entry = look_up(question.name) if question is not None and question.name else None
@@ -85,23 +83,25 @@ def answer(
         return None
     try:
         query = dns.message.from_wire(wire)
-    except Exception:  # the parser's, of which hostile bytes get more kinds than it documents
-        return failure(wire, dns.rcode.FORMERR)
-    reply = dns.message.make_response(query, recursion_available=True, our_payload=UDP_MAX)
+    except Exception:  # hostile input raises more exception types than the parser documents
+        return error_response(wire, dns.rcode.FORMERR)
+    reply = dns.message.make_response(
+        query, recursion_available=True, our_payload=EDNS_PAYLOAD_BYTES
+    )
     if query.edns > 0:
-        reply.use_edns(0, payload=UDP_MAX)
+        reply.use_edns(0, payload=EDNS_PAYLOAD_BYTES)
         reply.set_rcode(dns.rcode.BADVERS)
         return reply.to_wire()
     reply.flags |= dns.flags.AA
     try:
         _fill(reply, query.question[0].name, query.question[0].rdtype, entry, shuffle)
-        return encoded(reply, max(query.payload, UDP_PLAIN) if limit is None else limit)
-    except dns.exception.DNSException:  # the mesh holds a name that can be none in DNS
-        return failure(wire, dns.rcode.SERVFAIL)
+        return encode(reply, max(query.payload, UDP_PAYLOAD_BYTES) if limit is None else limit)
+    except dns.exception.DNSException:  # the mesh contains a name that is invalid in DNS
+        return error_response(wire, dns.rcode.SERVFAIL)
 
 
-def encoded(reply: dns.message.Message, limit: int) -> bytes:
-    """A reply of at most `limit` bytes: what does not fit is left out, and TC says so."""
+def encode(reply: dns.message.Message, limit: int) -> bytes:
+    """Encode a response of at most `limit` bytes; truncate (TC) what does not fit."""
     try:
         return reply.to_wire(max_size=limit)
     except dns.exception.TooBig:
@@ -112,19 +112,19 @@ def encoded(reply: dns.message.Message, limit: int) -> bytes:
 
 
 def udp_limit(wire: bytes) -> int:
-    """The largest reply that a client takes in a datagram: what it says by EDNS (RFC 6891).
+    """Return the UDP payload size in bytes that a client accepts (EDNS, RFC 6891).
 
-    No limit of ours: a reply goes over the pod's loopback, where nothing is fragmented.
+    There is no limit of our own: responses use the pod's loopback, without fragmentation.
     """
     try:
         payload = dns.message.from_wire(wire, continue_on_error=True).payload
     except Exception:  # as above
-        return UDP_PLAIN
-    return max(int(payload), UDP_PLAIN)
+        return UDP_PAYLOAD_BYTES
+    return max(int(payload), UDP_PAYLOAD_BYTES)
 
 
-def failure(wire: bytes, rcode: dns.rcode.Rcode) -> bytes | None:
-    """A reply without data that says what went wrong; None for what must not be answered."""
+def error_response(wire: bytes, rcode: dns.rcode.Rcode) -> bytes | None:
+    """Return an error response without records; None if the message must not be answered."""
     if len(wire) < HEADER.size:
         return None
     number, flags, count, *_ = HEADER.unpack_from(wire)
@@ -132,31 +132,31 @@ def failure(wire: bytes, rcode: dns.rcode.Rcode) -> bytes | None:
         return None
     end = _end_of_question(wire) if count == 1 else None
     question = b"" if end is None else wire[HEADER.size : end]
-    kept = flags & (0x7800 | dns.flags.RD | dns.flags.CD)  # the opcode, and what the client wants
-    flags = dns.flags.QR | dns.flags.RA | kept | int(rcode)
+    copied = flags & (0x7800 | dns.flags.RD | dns.flags.CD)  # opcode, RD and CD of the query
+    flags = dns.flags.QR | dns.flags.RA | copied | int(rcode)
     return HEADER.pack(number, flags, 1 if question else 0, 0, 0, 0) + question
 
 
 def with_id(wire: bytes, number: int) -> bytes:
-    """The same message under another id."""
+    """Return the message with another ID."""
     return number.to_bytes(2, "big") + wire[2:]
 
 
-def is_answer_to(question: Question, number: int, wire: bytes) -> bool:
-    """Whether a message answers what was asked under `number`: id and question as they were."""
+def is_response_to(question: Question, number: int, wire: bytes) -> bool:
+    """Return whether a message responds to `question` with the ID `number`."""
     if len(wire) < HEADER.size:
         return False
     found, flags, count, *_ = HEADER.unpack_from(wire)
     if found != number or not flags & dns.flags.QR:
         return False
-    if count == 0:  # servers that can't read a query echo none of it
+    if count == 0:  # servers that cannot parse a query do not echo the question
         return bool(flags & 0xF)
-    asked = question.raw
-    return wire[HEADER.size : HEADER.size + len(asked)].lower() == asked.lower()
+    expected = question.raw
+    return wire[HEADER.size : HEADER.size + len(expected)].lower() == expected.lower()
 
 
 def is_truncated(wire: bytes) -> bool:
-    """Whether the server says that the answer did not fit."""
+    """Return whether the response is truncated (TC)."""
     return bool(HEADER.unpack_from(wire)[1] & dns.flags.TC)
 
 
@@ -164,7 +164,7 @@ def _fill(
     reply: dns.message.Message,
     name: dns.name.Name,
     rdtype: dns.rdatatype.RdataType,
-    entry: Entry,
+    entry: DnsAnswer,
     shuffle: random.Random,
 ) -> None:
     if not entry.exists:
@@ -178,15 +178,15 @@ def _fill(
         name = target
     records = _records(entry, rdtype)
     if records:
-        shuffle.shuffle(records)  # clients take the first
-        reply.answer.append(_rrset(name, records[:MOST_RECORDS]))
+        shuffle.shuffle(records)  # clients use the first record
+        reply.answer.append(_rrset(name, records[:MAX_ANSWER_RECORDS]))
     else:
         reply.authority.append(_soa(entry.zone))
     if rdtype == dns.rdatatype.SRV:
         _add_hosts(reply, entry)
 
 
-def _records(entry: Entry, rdtype: int) -> list[dns.rdata.Rdata]:
+def _records(entry: DnsAnswer, rdtype: int) -> list[dns.rdata.Rdata]:
     if rdtype == dns.rdatatype.SRV:
         return [
             _record(
@@ -209,8 +209,8 @@ def _address_records(addresses: Iterable[str], rdtypes: tuple[int, ...]) -> list
     return found
 
 
-def _add_hosts(reply: dns.message.Message, entry: Entry) -> None:
-    for target in {target.host: target for target in entry.targets[:MOST_RECORDS]}.values():
+def _add_hosts(reply: dns.message.Message, entry: DnsAnswer) -> None:
+    for target in {target.host: target for target in entry.targets[:MAX_ANSWER_RECORDS]}.values():
         for rdtype in (dns.rdatatype.A, dns.rdatatype.AAAA):
             if records := _address_records(target.addresses, (rdtype,)):
                 reply.additional.append(_rrset(dns.name.from_text(target.host), records))
@@ -223,7 +223,7 @@ def _soa(zone: str) -> dns.rrset.RRset:
         dns.rdatatype.SOA,
         dns.name.from_text("ns.dns", origin),
         dns.name.from_text("hostmaster", origin),
-        *(1, 7200, 1800, 86400, TTL),
+        *(1, 7200, 1800, 86400, TTL_S),
     )
     return _rrset(origin, [soa])
 
@@ -235,22 +235,22 @@ def _record(
 
 
 def _rrset(name: dns.name.Name, records: Iterable[dns.rdata.Rdata]) -> dns.rrset.RRset:
-    return dns.rrset.from_rdata_list(name, TTL, list(records))
+    return dns.rrset.from_rdata_list(name, TTL_S, list(records))
 
 
 def _end_of_question(wire: bytes) -> int | None:
-    """Where the only question ends: an uncompressed name, type and class. None when cut off."""
+    """Return the offset after the question (uncompressed name, type, class); None if cut off."""
     at = HEADER.size
     while at < len(wire) and wire[at]:
-        if wire[at] > 63:  # a pointer: there is nothing before it to point to
+        if wire[at] > 63:  # a compression pointer has no earlier name to point to
             return None
         at += wire[at] + 1
     end = at + 1 + _CLASS.size
     return end if end <= len(wire) and at - HEADER.size < 255 else None
 
 
-def _text(raw: bytes) -> str:
-    """A name as the mesh writes it, empty for one that has anything but host names' characters."""
+def _parse_name(raw: bytes) -> str:
+    """Decode a name to the form used in the mesh; empty if it is not a host name."""
     labels, at = [], 0
     while raw[at]:
         labels.append(raw[at + 1 : at + 1 + raw[at]])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What telemetry calls a workload: Istio's canonical service and revision, and its owner's name.
+"""Derives the names of a workload in telemetry: canonical service, canonical revision and owner.
 
-Labels and order: istio.io, "Canonical Service".
+Source of the labels and their order: istio.io, "Canonical Service".
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ _REVISION = ("service.istio.io/canonical-revision", "app.kubernetes.io/version",
 
 
 def owner(workload: Workload) -> tuple[str, str]:
-    """Kind (one of OWNER_KINDS) and name of what made the pod: one name for all its replicas."""
+    """Return kind (one of OWNER_KINDS) and name of the pod's owner, shared by all its replicas."""
     kind = workload.owner_kind if workload.owner_kind in OWNER_KINDS else "pod"
     return kind, workload.owner_name or workload.name
 
 
 def service(workload: Workload) -> str:
-    """The canonical service."""
+    """Return the canonical service name."""
     return _first(workload, _SERVICE) or owner(workload)[1]
 
 
 def revision(workload: Workload) -> str:
-    """The canonical revision."""
+    """Return the canonical revision, `latest` by default."""
     return _first(workload, _REVISION) or "latest"
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pods are of the mesh: Istio's labels, a pure decision.
+"""Decides which pods are enrolled, from Istio's labels. Pure.
 
 Sources: `istio.io/dataplane-mode` (istio.io, "Add workloads to an ambient mesh") and
-cni/pkg/util/podutil.go for the exceptions.
+cni/pkg/util/podutil.go of Istio for the exceptions.
 """
 
 from __future__ import annotations
@@ -11,41 +11,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 MODE_LABEL = "istio.io/dataplane-mode"
-AMBIENT = "ambient"
-OPT_OUT = "none"
+MODE_AMBIENT = "ambient"
+MODE_NONE = "none"
 SIDECAR_ANNOTATION = "sidecar.istio.io/status"
-REDIRECTION = "ambient.istio.io/redirection"  # the mark that an agent puts on a captured pod
-ENABLED = "enabled"
-TUNNEL_LABEL = "networking.istio.io/tunnel"  # Istio's injection puts it on pods with a sidecar
-TUNNEL = "http"  # the sidecar itself listens for HBONE
+REDIRECTION_ANNOTATION = "ambient.istio.io/redirection"  # the agent annotates captured pods with it
+REDIRECTION_ENABLED = "enabled"
+TUNNEL_LABEL = "networking.istio.io/tunnel"  # set on pods by Istio's sidecar injection
+TUNNEL_HTTP = "http"  # the sidecar accepts HBONE itself
 
 
-def has_own_tunnel(labels: Mapping[str, str]) -> bool:
-    """Whether the pod takes HBONE by itself, without a node's proxy: then it says so by a label."""
-    return labels.get(TUNNEL_LABEL) == TUNNEL
+def has_native_tunnel(labels: Mapping[str, str]) -> bool:
+    """Return whether the pod itself accepts HBONE, without a node proxy; a label declares it."""
+    return labels.get(TUNNEL_LABEL) == TUNNEL_HTTP
 
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """The pod's connections are captured."""
+    """The node captures the pod."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotEnrolled:
-    """Nobody asked for it, or it is not running."""
+    """The pod is not selected for the mesh, or does not run."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """It was asked for, but can't be; `mend` says what to do."""
+class CaptureRejected:
+    """The pod is selected but cannot be captured; `hint` states what to do."""
 
     reason: str
-    mend: str
+    hint: str
 
 
-Decision = Enrolled | NotEnrolled | Refused
+EnrollmentDecision = Enrolled | NotEnrolled | CaptureRejected
 
 
 def decide(
@@ -56,21 +56,22 @@ def decide(
     host_network: bool,
     phase: str,
     addresses: Sequence[str],
-) -> Decision:
-    """Whether a pod is captured: it or its namespace asks for it, and it does not opt out.
+) -> EnrollmentDecision:
+    """Decide whether the node captures a pod: it or its namespace opts in and it does not opt out.
 
-    Any other value on a pod of an enrolled namespace changes nothing: a typing error is no exit.
+    An unknown label value on a pod of an enrolled namespace is ignored: a typo does not opt out.
     """
     own, inherited = pod_labels.get(MODE_LABEL, ""), namespace_labels.get(MODE_LABEL, "")
-    if own == OPT_OUT or AMBIENT not in (own, inherited):
+    if own == MODE_NONE or MODE_AMBIENT not in (own, inherited):
         mode = own or inherited
         return NotEnrolled(f"{MODE_LABEL}={mode}" if mode else f"no {MODE_LABEL} label")
     if host_network:
-        return Refused(
-            "the pod uses the host's network", "capturing it would capture the node: drop the label"
+        return CaptureRejected(
+            "the pod uses the host network",
+            "remove the label: capturing the pod would capture the node",
         )
     if SIDECAR_ANNOTATION in annotations:
-        return Refused("the pod has a sidecar", "remove the sidecar, or the ambient label")
+        return CaptureRejected("the pod has a sidecar", "remove the sidecar or the ambient label")
     if phase != "Running":
         return NotEnrolled(f"the pod is {phase or 'not yet running'}")
     if not addresses:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nouns of the mesh: workloads, services and their endpoints.
+"""The mesh model: workloads, services and their endpoints.
 
-Plain frozen values: no I/O, no clock, no Kubernetes client.
-They travel unchanged between the agent and the proxy (`ztunnel.ipc`). `gc=False`: they hold texts
-and each other, so no cycle can begin here, and the collector need not walk thousands of them.
+Plain frozen values: no I/O, no clock, no Kubernetes client. The agent sends them unchanged to the
+proxy (`ztunnel.ipc`). `gc=False`: the values cannot form reference cycles, so the garbage
+collector does not have to traverse thousands of them.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import msgspec
 
 DEFAULT_TRUST_DOMAIN = "cluster.local"  # Istio's default, meshConfig.trustDomain
 DEFAULT_ROOT_NAMESPACE = "istio-system"  # Istio's default, meshConfig.rootNamespace
-DEFAULT_CLUSTER = "Kubernetes"  # Istio's default cluster id
+DEFAULT_CLUSTER = "Kubernetes"  # Istio's default cluster ID
 DEFAULT_CLUSTER_DOMAIN = "cluster.local"  # Kubernetes' default, kubelet's clusterDomain
 
 
 class TunnelProtocol(StrEnum):
-    """How a workload is reached: `NONE` is plain TCP, `HBONE` is mTLS to port 15008."""
+    """How peers reach a workload: `NONE` is plain TCP, `HBONE` is mTLS to port 15008."""
 
     NONE = "NONE"
     HBONE = "HBONE"
 
 
 class SocketAddress(msgspec.Struct, frozen=True, order=True, gc=False):
-    """An IP address in canonical text (never v4-mapped) and a port."""
+    """An IP address in canonical form (never v4-mapped) and a port."""
 
     ip: str
     port: int
@@ -38,10 +38,10 @@ class SocketAddress(msgspec.Struct, frozen=True, order=True, gc=False):
 class Workload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One pod as every node knows it.
 
-    `uid` is Istio's form `<cluster>//Pod/<namespace>/<name>`; it names the pod across the mesh.
-    `pod_uid` is Kubernetes' metadata.uid: it changes when a pod of the same name is re-created.
-    `addresses` are canonical IP texts, primary first. `enrolled`: its node is to capture it;
-    `protocol`: how others reach it now, which follows once it is captured.
+    `uid` has Istio's form `<cluster>//Pod/<namespace>/<name>` and identifies the pod in the mesh.
+    `pod_uid` is metadata.uid: it changes when a pod of the same name is re-created. `addresses`
+    are canonical, the primary one first. `enrolled`: the pod's node is to capture it. `protocol`:
+    how peers reach it now; it becomes HBONE once the pod is captured.
     """
 
     uid: str
@@ -61,16 +61,16 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     labels: dict[str, str] = {}
     owner_kind: str = "pod"  # deployment | cronjob | job | pod, for baggage and metrics
     owner_name: str = ""
-    capture_refused: str = ""  # why an ambient-labelled pod is not captured; empty when it is
+    capture_refused: str = ""  # why a pod that opts in is not captured; empty otherwise
 
     @property
     def identity(self) -> str:
-        """The SPIFFE id this workload proves, `spiffe://<td>/ns/<ns>/sa/<sa>`."""
+        """The SPIFFE ID of the workload, `spiffe://<td>/ns/<ns>/sa/<sa>`."""
         return f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):
-    """A service's port; endpoints resolve its `name` to their own target port."""
+    """A port of a service. Endpoints map its `name` to their own target port."""
 
     port: int
     name: str = ""
@@ -80,9 +80,9 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False):
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One backend address of a service.
 
-    `ports` maps a ServicePort name to the backend's port. `workload` is the Workload.uid
-    behind the address, empty when the address belongs to no pod. `hostname` is the pod's own name
-    below the service's, if it has one (a StatefulSet's do).
+    `ports` maps a ServicePort name to the backend's port. `workload` is the Workload.uid of the
+    address, empty if the address does not belong to a pod. `hostname` is the endpoint's name
+    below the service name, as pods of a StatefulSet have.
     """
 
     address: str
@@ -93,12 +93,12 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A Service with its endpoints, or one host of a ServiceEntry (`entry`), whose name is the
-    host; one value so that an update is one message.
+    """A Service with its endpoints, or one host of a ServiceEntry (`is_service_entry`).
 
-    `export_to`: namespaces whose pods know of it, empty for all. `networks`: what an entry without
-    places of its own stands for. `own_dns`: without virtual addresses its name is for the pod's own
-    resolver to answer.
+    One value, so that an update is one message. The `name` of a ServiceEntry's host is the host.
+    `export_to`: the namespaces that see the service, empty for all. `networks`: the CIDRs that an
+    entry without endpoints covers. `upstream_dns`: without virtual addresses, the pod's own
+    resolver answers for the name.
     """
 
     namespace: str
@@ -106,17 +106,17 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     vips: tuple[str, ...] = ()  # ClusterIPs, canonical; empty for a headless service
     ports: tuple[ServicePort, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
-    hostname: str = ""  # <name>.<namespace>.svc.<cluster domain>, or a host outside: `*.host` too
-    entry: bool = False
+    hostname: str = ""  # <name>.<namespace>.svc.<cluster domain>, or an external host or `*.host`
+    is_service_entry: bool = False
     export_to: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
-    own_dns: bool = False
+    upstream_dns: bool = False
 
     @property
     def key(self) -> str:
-        """`namespace/name`: how updates and removals name a service."""
+        """`namespace/name`, the key in updates and removals."""
         return f"{self.namespace}/{self.name}"
 
-    def is_seen_by(self, namespace: str) -> bool:
-        """Whether pods of a namespace know of it; the empty one stands for all."""
+    def is_visible_to(self, namespace: str) -> bool:
+        """Return whether pods of a namespace see the service; an empty namespace sees all."""
         return not self.export_to or not namespace or namespace in self.export_to

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kubernetes' label selectors, as `discoverySelectors` has them: pure.
+"""Kubernetes label selectors, as used by `discoverySelectors`. Pure.
 
-Semantics: apimachinery's metav1.LabelSelector. All requirements of a selector hold; one selector
-of several is enough.
+Semantics: metav1.LabelSelector of apimachinery. All requirements of a selector must hold; one
+matching selector of several is sufficient.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class SelectorError(ValueError):
-    """A text that is no list of label selectors."""
+    """The text is not a list of label selectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Requirement:
     values: frozenset[str] = frozenset()
 
     def holds(self, labels: Mapping[str, str]) -> bool:
-        """NotIn holds for what lacks the label, too."""
+        """Return whether the labels match. NotIn also matches a missing label."""
         value = labels.get(self.key)
         match self.operator:
             case "In":
@@ -43,21 +43,21 @@ Selector = tuple[Requirement, ...]
 
 
 def selects(selectors: Sequence[Selector], labels: Mapping[str, str]) -> bool:
-    """Whether one of the selectors fits; no selectors at all select everything."""
+    """Return whether one of the selectors matches; an empty list matches everything."""
     return not selectors or any(
         all(requirement.holds(labels) for requirement in selector) for selector in selectors
     )
 
 
 def parse(text: str) -> tuple[Selector, ...]:
-    """A JSON list of LabelSelectors. Raises SelectorError."""
+    """Parse a JSON list of LabelSelectors. Raises SelectorError."""
     try:
         found = json.loads(text)
         if not isinstance(found, list):
-            raise TypeError("a list was expected")
+            raise TypeError("expected a list")
         return tuple(tuple(_requirements(each)) for each in found)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SelectorError(f"no JSON list of label selectors: {error}") from error
+        raise SelectorError(f"not a JSON list of label selectors: {error}") from error
 
 
 def _requirements(selector: Any) -> Iterator[Requirement]:
@@ -79,5 +79,5 @@ def _requirements(selector: Any) -> Iterator[Requirement]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not a string")
     return value

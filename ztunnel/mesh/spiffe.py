@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SPIFFE ids as Istio forms them: `spiffe://<trust domain>/ns/<namespace>/sa/<account>`.
+"""SPIFFE IDs in Istio's form: `spiffe://<trust domain>/ns/<namespace>/sa/<account>`.
 
-Exactly that form is taken, nothing near it.
+The parser accepts exactly this form.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"  # RFC 1123, as Kubernetes wants names
+_LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"  # RFC 1123, as for Kubernetes names
 _NAME = rf"{_LABEL}(?:\.{_LABEL})*"
 _ID = re.compile(rf"spiffe://({_NAME})/ns/({_LABEL})/sa/({_NAME})")
-_MAX_ID = 2048  # SPIFFE-ID standard, section 2.3
+_MAX_ID_CHARS = 2048  # SPIFFE-ID standard, section 2.3
 
 
 class SpiffeError(ValueError):
-    """A text that is no SPIFFE id of a Kubernetes service account."""
+    """The text is not the SPIFFE ID of a Kubernetes service account."""
 
 
 class SpiffeId(NamedTuple):
-    """The parts of an id; `str()` gives the id back."""
+    """The parts of a SPIFFE ID; `str()` returns the ID."""
 
     trust_domain: str
     namespace: str
@@ -31,8 +31,8 @@ class SpiffeId(NamedTuple):
 
 
 def parse(text: str) -> SpiffeId:
-    """The parts of an id. Raises SpiffeError."""
-    match = _ID.fullmatch(text) if len(text) <= _MAX_ID else None
+    """Parse a SPIFFE ID. Raises SpiffeError."""
+    match = _ID.fullmatch(text) if len(text) <= _MAX_ID_CHARS else None
     if match is None:
         raise SpiffeError(f"{text[:128]!r} is not spiffe://<trust domain>/ns/<ns>/sa/<account>")
     return SpiffeId(*match.groups())

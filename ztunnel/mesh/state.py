@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that a node knows of the mesh, indexed for decisions.
+"""The mesh state of a node, indexed for decisions.
 
-A delta costs what it changes. An address that two workloads claim (see `mesh.claims`) goes to one
-of the mesh: a wrong guess is refused by the identity check, and never sent in plaintext.
+The cost of a delta is proportional to the delta. If two workloads claim one address (see
+`mesh.address_index`), a workload that accepts HBONE owns it: if that is wrong, the identity check
+rejects the connection, and no plaintext is sent.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from operator import attrgetter
 from typing import Any, Protocol
 
 from ztunnel.mesh.address_index import AddressIndex
+from ztunnel.mesh.load_balancer import Backends, ready_backends
 from ztunnel.mesh.model import Service, SocketAddress, TunnelProtocol, Workload
-from ztunnel.mesh.policy.engine import Change, Policies
-from ztunnel.mesh.routing.load_balancer import Backends, backends
+from ztunnel.mesh.policy.engine import PolicyChange, PolicyEngine
 
 
-class Delta(Change, Protocol):
-    """What changed: whole new values, and the names of what is gone."""
+class Delta(PolicyChange, Protocol):
+    """A change of the mesh: complete new values, and the keys of removed ones."""
 
     @property
     def workloads(self) -> Sequence[Workload]: ...
@@ -34,31 +35,36 @@ class Delta(Change, Protocol):
 class MeshState:
     """Workloads by uid and address; services by key, virtual address and hostname; `policies`.
 
-    `registry_only`: apps may reach nothing but those (Istio's outboundTrafficPolicy REGISTRY_ONLY).
+    `registry_only`: applications may reach no other destinations (Istio's outboundTrafficPolicy
+    REGISTRY_ONLY).
     """
 
     def __init__(self, registry_only: bool = False) -> None:
         self.registry_only = registry_only
-        self.policies = Policies()
+        self.policies = PolicyEngine()
         self._workloads: dict[str, Workload] = {}
-        self._workload_at = AddressIndex[Workload](attrgetter("uid"), _in_mesh)
+        self._workload_at = AddressIndex[Workload](attrgetter("uid"), _accepts_hbone)
         self._services: dict[str, Service] = {}
-        self._service_at = AddressIndex[Service](attrgetter("key"), _of_cluster)
-        self._service_named = AddressIndex[Service](attrgetter("key"), _of_cluster)
-        self._entry_at = AddressIndex[Service](attrgetter("key"), lambda _: True)  # by endpoint
-        self._networks: dict[str, Service] = {}  # entries that stand for networks, by key
-        # computed since the last delta
+        self._service_at = AddressIndex[Service](attrgetter("key"), _is_kubernetes_service)
+        self._service_by_hostname = AddressIndex[Service](attrgetter("key"), _is_kubernetes_service)
+        self._service_entry_at = AddressIndex[Service](
+            attrgetter("key"), lambda _: True
+        )  # by endpoint address
+        self._networks: dict[str, Service] = {}  # ServiceEntries that cover CIDRs, by key
+        # caches, valid until the next delta
         self._backends: dict[tuple[str, int, int, str], Backends] = {}
-        self.ways: dict[tuple[str, SocketAddress], Any] = {}  # of `mesh.route`: by namespace, to
+        self.route_cache: dict[
+            tuple[str, SocketAddress], Any
+        ] = {}  # of `routing.outbound`, by namespace and destination
 
     def apply(self, delta: Delta) -> None:
-        """Take in a delta: removals first, so that what is named in both is there after."""
+        """Apply a delta: removals first, so that an object in both lists exists afterwards."""
         self._backends.clear()
-        self.ways.clear()
+        self.route_cache.clear()
         for uid in delta.removed_workloads:
-            self._drop_workload(uid)
+            self._remove_workload(uid)
         for key in delta.removed_services:
-            self._drop_service(key)
+            self._remove_service(key)
         for workload in delta.workloads:
             self._put_workload(workload)
         for service in delta.services:
@@ -66,47 +72,53 @@ class MeshState:
         self.policies.apply(delta)
 
     def workload(self, uid: str) -> Workload | None:
-        """A workload by its mesh-wide uid."""
+        """Return a workload by its mesh-wide uid."""
         return self._workloads.get(uid)
 
     def workload_at(self, ip: str) -> Workload | None:
-        """The workload that has an address (canonical text) now. Host-network pods have none of
-        their own, so they are never found by the node's address."""
-        return self._workload_at.holder(ip)
+        """Return the workload that owns an address (canonical).
+
+        Host-network pods own no address, so the node's address never finds one.
+        """
+        return self._workload_at.owner(ip)
 
     def service(self, key: str) -> Service | None:
-        """A service by `namespace/name`."""
+        """Return a service by `namespace/name`."""
         return self._services.get(key)
 
     def service_at(self, ip: str, namespace: str = "") -> Service | None:
-        """The service behind a virtual address (canonical text), as pods of a namespace see it."""
-        return _seen(self._service_at.claimants(ip), namespace)
+        """Return the service of a virtual address (canonical), as visible to a namespace."""
+        return _first_visible(self._service_at.claimants(ip), namespace)
 
-    def service_named(self, hostname: str, namespace: str = "") -> Service | None:
-        """The service with a full DNS name, lower case, no final dot, as a namespace sees it."""
-        return _seen(self._service_named.claimants(hostname), namespace)
+    def service_by_hostname(self, hostname: str, namespace: str = "") -> Service | None:
+        """Return the ServiceEntry host with this endpoint, or with a CIDR that contains it."""
+        return _first_visible(self._service_by_hostname.claimants(hostname), namespace)
 
-    def entry_at(self, address: SocketAddress, namespace: str) -> Service | None:
-        """The ServiceEntry's host that has a place at this address, or stands for its network."""
-        for service in self._entry_at.claimants(address.ip):
-            places = (each for each in service.endpoints if each.address == address.ip)
-            if service.is_seen_by(namespace) and any(
-                address.port in each.ports.values() for each in places
+    def service_entry_at(self, address: SocketAddress, namespace: str) -> Service | None:
+        """Return the ServiceEntry host with this endpoint address, or a CIDR that contains it."""
+        for service in self._service_entry_at.claimants(address.ip):
+            at_address = (each for each in service.endpoints if each.address == address.ip)
+            if service.is_visible_to(namespace) and any(
+                address.port in each.ports.values() for each in at_address
             ):
                 return service
         return next(
-            (each for each in self._networks.values() if _stands_for(each, address, namespace)),
+            (
+                each
+                for each in self._networks.values()
+                if _network_contains(each, address, namespace)
+            ),
             None,
         )
 
-    def service_called(self, name: str) -> Service | None:
-        """The service that a route or a peer names: by full DNS name, or by `namespace/name`."""
-        return self._service_named.holder(name) or self._services.get(name)
+    def service_by_name(self, name: str) -> Service | None:
+        """Return a service by full DNS name, or by `namespace/name`."""
+        return self._service_by_hostname.owner(name) or self._services.get(name)
 
     def backends(
         self, service: Service, port: int, family: int, protocol: str = "TCP"
     ) -> Backends | None:
-        """The ready backends of a service's port for a family; None if it has no such port."""
+        """Return the ready backends of a service port and family; None if there is no such port."""
         key = (service.key, port, family, protocol)
         found = self._backends.get(key)
         if found is None:
@@ -115,15 +127,15 @@ class MeshState:
             )
             if name is None:
                 return None
-            found = self._backends[key] = backends(service, name, family, self._capacity)
+            found = self._backends[key] = ready_backends(service, name, family, self._capacity)
         return found
 
     def workloads(self) -> Iterator[Workload]:
-        """All workloads, in no order."""
+        """Iterate over all workloads, in no particular order."""
         return iter(self._workloads.values())
 
     def services(self) -> Iterator[Service]:
-        """All services, in no order."""
+        """Iterate over all services, in no particular order."""
         return iter(self._services.values())
 
     def _capacity(self, uid: str) -> int:
@@ -133,80 +145,80 @@ class MeshState:
     def _put_workload(self, workload: Workload) -> None:
         old = self._workloads.get(workload.uid)
         self._workloads[workload.uid] = workload
-        kept = _claimed(workload)
-        for ip in _claimed(old):
-            if ip not in kept:
-                self._workload_at.give_up(ip, workload.uid)
-        for ip in kept:
+        current = _claimed_addresses(workload)
+        for ip in _claimed_addresses(old):
+            if ip not in current:
+                self._workload_at.release(ip, workload.uid)
+        for ip in current:
             self._workload_at.claim(ip, workload)
 
-    def _drop_workload(self, uid: str) -> None:
-        for ip in _claimed(self._workloads.pop(uid, None)):
-            self._workload_at.give_up(ip, uid)
+    def _remove_workload(self, uid: str) -> None:
+        for ip in _claimed_addresses(self._workloads.pop(uid, None)):
+            self._workload_at.release(ip, uid)
 
     def _put_service(self, service: Service) -> None:
         old = self._services.get(service.key)
         self._services[service.key] = service
         if old is not None:
-            self._forget_names(old, service)
+            self._remove_stale_keys(old, service)
         for ip in service.vips:
             self._service_at.claim(ip, service)
         if service.hostname:
-            self._service_named.claim(service.hostname, service)
-        for ip in _places(service):
-            self._entry_at.claim(ip, service)
+            self._service_by_hostname.claim(service.hostname, service)
+        for ip in _endpoint_addresses(service):
+            self._service_entry_at.claim(ip, service)
         if service.networks:
             self._networks[service.key] = service
 
-    def _drop_service(self, key: str) -> None:
+    def _remove_service(self, key: str) -> None:
         old = self._services.pop(key, None)
         if old is not None:
-            self._forget_names(old, None)
+            self._remove_stale_keys(old, None)
 
-    def _forget_names(self, old: Service, new: Service | None) -> None:
-        """What a service is no longer found by."""
+    def _remove_stale_keys(self, old: Service, new: Service | None) -> None:
+        """Remove the index keys that the new value no longer has."""
         for ip in old.vips:
             if new is None or ip not in new.vips:
-                self._service_at.give_up(ip, old.key)
+                self._service_at.release(ip, old.key)
         if new is None or new.hostname != old.hostname:
-            self._service_named.give_up(old.hostname, old.key)
-        for ip in _places(old) - _places(new):
-            self._entry_at.give_up(ip, old.key)
+            self._service_by_hostname.release(old.hostname, old.key)
+        for ip in _endpoint_addresses(old) - _endpoint_addresses(new):
+            self._service_entry_at.release(ip, old.key)
         if new is None or not new.networks:
             self._networks.pop(old.key, None)
 
 
-def _in_mesh(workload: Workload) -> bool:
+def _accepts_hbone(workload: Workload) -> bool:
     return workload.protocol is TunnelProtocol.HBONE
 
 
-def _of_cluster(service: Service) -> bool:
-    """A Service of the cluster goes before what a ServiceEntry says."""
-    return not service.entry
+def _is_kubernetes_service(service: Service) -> bool:
+    """Services of the cluster take precedence over ServiceEntries."""
+    return not service.is_service_entry
 
 
-def _seen(services: list[Service], namespace: str) -> Service | None:
-    """The first that a namespace sees; of entries its own goes before others."""
-    seen = [each for each in services if each.is_seen_by(namespace)]
-    own = (each for each in seen if each.namespace == namespace)
-    first = next(iter(seen), None)
-    return first if first is None or not first.entry else next(own, first)
+def _first_visible(services: list[Service], namespace: str) -> Service | None:
+    """Return the first visible service; the namespace's own ServiceEntries take precedence."""
+    visible = [each for each in services if each.is_visible_to(namespace)]
+    own = (each for each in visible if each.namespace == namespace)
+    first = next(iter(visible), None)
+    return first if first is None or not first.is_service_entry else next(own, first)
 
 
-def _places(service: Service | None) -> set[str]:
-    """Where the endpoints of a ServiceEntry's host are."""
-    if service is None or not service.entry:
+def _endpoint_addresses(service: Service | None) -> set[str]:
+    """Return the endpoint addresses of a ServiceEntry host."""
+    if service is None or not service.is_service_entry:
         return set()
     return {each.address for each in service.endpoints}
 
 
-def _stands_for(service: Service, address: SocketAddress, namespace: str) -> bool:
+def _network_contains(service: Service, address: SocketAddress, namespace: str) -> bool:
     return (
-        service.is_seen_by(namespace)
+        service.is_visible_to(namespace)
         and any(port.port == address.port for port in service.ports)
         and any(ip_address(address.ip) in ip_network(each) for each in service.networks)
     )
 
 
-def _claimed(workload: Workload | None) -> tuple[str, ...]:
+def _claimed_addresses(workload: Workload | None) -> tuple[str, ...]:
     return () if workload is None or workload.host_network else workload.addresses

@@ -22,7 +22,7 @@ from ztunnel.hbone.frames import END_HEADERS, END_STREAM, FrameType
 from ztunnel.mesh.address import AddressError
 from ztunnel.mesh.headers.connect_udp import format_target, parse_target
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol
-from ztunnel.mesh.ports import OURS
+from ztunnel.mesh.ports import RESERVED
 from ztunnel.mesh.routing.decisions import Accept, Reject
 from ztunnel.mesh.routing.inbound import check_connect
 from ztunnel.mesh.state import MeshState
@@ -81,7 +81,7 @@ def _decide(request: RequestReceived) -> None:
     if isinstance(decision, Accept):
         assert request.method == b"CONNECT"
         assert decision.destination.ip == POD
-        assert decision.udp or decision.destination.port not in OURS
+        assert decision.udp or decision.destination.port not in RESERVED
     else:
         assert isinstance(decision, Reject)
         assert decision.status in (400, 503)

@@ -18,7 +18,7 @@ import dns.rdatatype
 
 from tests.fuzz.target import Target
 from ztunnel.dns import message
-from ztunnel.mesh.dns_names import Entry, look_up
+from ztunnel.mesh.dns_names import DnsAnswer, lookup
 from ztunnel.mesh.model import Endpoint, Service, ServicePort
 from ztunnel.mesh.state import MeshState
 
@@ -53,8 +53,8 @@ MESH = MeshState()
 MESH.apply(_Change())
 
 
-def _look_up(name: str) -> Entry | None:
-    return look_up(MESH, "shop", name)
+def _look_up(name: str) -> DnsAnswer | None:
+    return lookup(MESH, "shop", name)
 
 
 def check(octets: bytes) -> None:
@@ -62,7 +62,7 @@ def check(octets: bytes) -> None:
     limit = message.udp_limit(octets)
     assert 512 <= limit <= 65535
     for rcode in (dns.rcode.SERVFAIL, dns.rcode.FORMERR):
-        refusal = message.failure(octets, rcode)
+        refusal = message.error_response(octets, rcode)
         if refusal is not None:
             _check_reply(octets, refusal, limit)
     if question is None:
@@ -76,10 +76,10 @@ def check(octets: bytes) -> None:
     if reply is not None:
         assert question.name
         _check_reply(octets, reply, limit)
-        assert message.is_answer_to(question, question.id, reply)
-        assert not message.is_answer_to(question, question.id ^ 1, reply)
+        assert message.is_response_to(question, question.id, reply)
+        assert not message.is_response_to(question, question.id ^ 1, reply)
     assert message.with_id(octets, question.id) == octets
-    if message.is_answer_to(question, question.id, octets):
+    if message.is_response_to(question, question.id, octets):
         raise AssertionError("a query is an answer to itself")
 
 

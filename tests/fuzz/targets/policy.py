@@ -19,7 +19,7 @@ from tests.unit.policy.fixtures import CLIENT, WEB
 from ztunnel.kube.objects.manifests import DocumentError, parse_objects
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.mesh.policy.model import (
     Action,
     AuthorizationPolicy,
@@ -27,14 +27,14 @@ from ztunnel.mesh.policy.model import (
     PeerAuthentication,
     Policy,
 )
-from ztunnel.mesh.policy.rule_index import Asked
+from ztunnel.mesh.policy.rule_index import AuthzRequest
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Policy] = msgspec.msgpack.Decoder(Policy)
 
 ASKED = (
-    Asked("10.244.2.3", CLIENT, SocketAddress("10.244.1.7", 80)),
-    Asked("fd00::3", "", SocketAddress("fd00::7", 5432)),
+    AuthzRequest("10.244.2.3", CLIENT, SocketAddress("10.244.1.7", 80)),
+    AuthzRequest("fd00::3", "", SocketAddress("fd00::7", 5432)),
 )
 
 
@@ -49,7 +49,7 @@ def check(octets: bytes) -> None:
     change = mirror.drain()
     for value in change.policies:
         _check_policy(value)
-    policies = Policies()
+    policies = PolicyEngine()
     policies.apply(change)
     for asked in ASKED:
         policies.decide(WEB, asked)
@@ -66,7 +66,7 @@ def _check_policy(value: Policy) -> None:
     if isinstance(value, PeerAuthentication):
         assert value.mode is MtlsMode.STRICT
     elif isinstance(value, AuthorizationPolicy) and not value.ignored:
-        matches_all = any(not rule.groups and not rule.never for rule in value.rules)
+        matches_all = any(not rule.groups and not rule.never_matches for rule in value.rules)
         assert matches_all == (value.action is Action.DENY)
 
 

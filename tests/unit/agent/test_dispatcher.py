@@ -44,7 +44,7 @@ from ztunnel.ipc.messages import (
     PodRemoved,
 )
 from ztunnel.kube.view.cluster_view import ClusterView
-from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.engine import PolicyEngine
 
 Json = dict[str, Any]
 PATHS = (
@@ -86,7 +86,7 @@ class Agent:
     def __init__(self, directory: Path) -> None:
         self.kernel, self.namespaces = FakeDataPath(), Namespaces(directory)
         self.mirror = ClusterView("cluster.local", "Kubernetes")
-        self.policies = Policies()
+        self.policies = PolicyEngine()
         self.same_node = SameNodeTraffic(
             self.kernel, SameNode.DIRECT, lambda: self.enroller.pods, self.policies
         )

@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 
 from ztunnel.dns import message
 from ztunnel.dns.message import Question
-from ztunnel.mesh.dns_names import Entry, Target
+from ztunnel.mesh.dns_names import DnsAnswer, SrvTarget
 
 WEB = "web.shop.svc.cluster.local"
 ENTRIES = {
-    WEB: Entry("cluster.local", addresses=("10.96.0.7", "fd00:96::7")),
-    "v4.shop.svc.cluster.local": Entry("cluster.local", addresses=("10.96.0.8",)),
-    "gone.web.shop.svc.cluster.local": Entry("cluster.local", exists=False),
-    "alias.example": Entry("cluster.local", alias=WEB, addresses=("10.96.0.7",)),
-    "big.example": Entry(
+    WEB: DnsAnswer("cluster.local", addresses=("10.96.0.7", "fd00:96::7")),
+    "v4.shop.svc.cluster.local": DnsAnswer("cluster.local", addresses=("10.96.0.8",)),
+    "gone.web.shop.svc.cluster.local": DnsAnswer("cluster.local", exists=False),
+    "alias.example": DnsAnswer("cluster.local", alias=WEB, addresses=("10.96.0.7",)),
+    "big.example": DnsAnswer(
         "big.example", addresses=tuple(f"10.1.{n // 250}.{n % 250}" for n in range(2000))
     ),
-    "_http._tcp.web.shop.svc.cluster.local": Entry(
-        "cluster.local", targets=(Target(80, WEB, ("10.96.0.7", "fd00:96::7")),)
+    "_http._tcp.web.shop.svc.cluster.local": DnsAnswer(
+        "cluster.local", targets=(SrvTarget(80, WEB, ("10.96.0.7", "fd00:96::7")),)
     ),
 }
 
@@ -103,7 +103,9 @@ def test_a_port_leads_to_host_and_its_addresses() -> None:
 
 
 def test_a_host_that_is_no_name_is_a_failure_of_ours() -> None:
-    entry = Entry("cluster.local", targets=(Target(80, f"{'x' * 70}.{WEB}", ("10.96.0.7",)),))
+    entry = DnsAnswer(
+        "cluster.local", targets=(SrvTarget(80, f"{'x' * 70}.{WEB}", ("10.96.0.7",)),)
+    )
     wire = dns.message.make_query(WEB, "SRV").to_wire()
     raw = message.answer(wire, lambda _: entry, limit=512, shuffle=random.Random())
     assert raw is not None
@@ -120,7 +122,7 @@ def test_what_does_not_fit_is_cut_and_says_so() -> None:
     whole = _answered(wire)
     assert whole is not None
     assert not whole.flags & dns.flags.TC
-    assert len(whole.answer[0]) == message.MOST_RECORDS
+    assert len(whole.answer[0]) == message.MAX_ANSWER_RECORDS
 
 
 def test_addresses_come_in_any_order() -> None:
@@ -148,7 +150,7 @@ def test_edns_says_how_much_a_client_takes(payload: int, limit: int) -> None:
     assert message.udp_limit(wire) == limit
     reply = _answered(wire)
     assert reply is not None
-    assert (reply.edns, reply.payload) == (0, message.UDP_MAX)
+    assert (reply.edns, reply.payload) == (0, message.EDNS_PAYLOAD_BYTES)
 
 
 def test_no_edns_is_answered_without_it() -> None:
@@ -182,7 +184,7 @@ def test_a_response_is_neither_answered_nor_forwarded() -> None:
     wire = dns.message.make_response(dns.message.make_query(WEB, "A")).to_wire()
     assert message.read_question(wire) is None
     assert _answered(wire) is None
-    assert message.failure(wire, dns.rcode.SERVFAIL) is None
+    assert message.error_response(wire, dns.rcode.SERVFAIL) is None
 
 
 def test_a_query_of_ours_with_rubbish_after_it_is_a_format_error() -> None:
@@ -199,7 +201,7 @@ def test_a_query_of_ours_with_rubbish_after_it_is_a_format_error() -> None:
 
 def test_a_failure_repeats_the_question() -> None:
     query = dns.message.make_query("example.org", "MX")
-    raw = message.failure(query.to_wire(), dns.rcode.SERVFAIL)
+    raw = message.error_response(query.to_wire(), dns.rcode.SERVFAIL)
     assert raw is not None
     reply = dns.message.from_wire(raw)
     assert query.is_response(reply)
@@ -217,19 +219,19 @@ def test_only_the_answer_to_what_was_asked_counts() -> None:
     question = _question_of(query)
     good = dns.message.make_response(query).to_wire()
     number = query.id
-    assert message.is_answer_to(question, number, good)
+    assert message.is_response_to(question, number, good)
     upper = dns.message.make_query("EXAMPLE.org", "A", id=number)
-    assert message.is_answer_to(question, number, dns.message.make_response(upper).to_wire())
-    assert not message.is_answer_to(question, number ^ 1, good)
-    assert not message.is_answer_to(question, number, query.to_wire())
+    assert message.is_response_to(question, number, dns.message.make_response(upper).to_wire())
+    assert not message.is_response_to(question, number ^ 1, good)
+    assert not message.is_response_to(question, number, query.to_wire())
     other = dns.message.make_response(dns.message.make_query("example.net", "A", id=number))
-    assert not message.is_answer_to(question, number, other.to_wire())
-    assert not message.is_answer_to(question, number, good[:8])
+    assert not message.is_response_to(question, number, other.to_wire())
+    assert not message.is_response_to(question, number, good[:8])
     empty = dns.message.Message(id=number)
     empty.flags |= dns.flags.QR
-    assert not message.is_answer_to(question, number, empty.to_wire())
+    assert not message.is_response_to(question, number, empty.to_wire())
     empty.set_rcode(dns.rcode.FORMERR)
-    assert message.is_answer_to(question, number, empty.to_wire())
+    assert message.is_response_to(question, number, empty.to_wire())
 
 
 def _hostile() -> st.SearchStrategy[bytes]:
@@ -265,7 +267,7 @@ def test_hostile_bytes_never_raise_and_replies_are_bounded(wire: bytes, limit: i
         assert reply[:2] == wire[:2]
         assert reply[2] & 0x80
     assert 512 <= message.udp_limit(wire) <= 65535
-    failed = message.failure(wire, dns.rcode.SERVFAIL)
+    failed = message.error_response(wire, dns.rcode.SERVFAIL)
     assert failed is None or len(failed) <= len(wire)
     if question is not None:
-        message.is_answer_to(question, question.id, wire)
+        message.is_response_to(question, question.id, wire)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.mesh.builders import workload
 from ztunnel.mesh.headers.baggage import (
-    MAX_BAGGAGE,
+    MAX_BAGGAGE_BYTES,
     MAX_MEMBERS,
     BaggageError,
     baggage,
@@ -155,9 +155,9 @@ def test_what_is_no_baggage_or_could_harm_a_terminal_is_refused(value: bytes) ->
 
 
 def test_size_limit() -> None:
-    assert parse_baggage(b"a=" + b"x" * (MAX_BAGGAGE - 2))
+    assert parse_baggage(b"a=" + b"x" * (MAX_BAGGAGE_BYTES - 2))
     with pytest.raises(BaggageError, match="8193 bytes; limit 8192"):
-        parse_baggage(b"a=" + b"x" * (MAX_BAGGAGE - 1))
+        parse_baggage(b"a=" + b"x" * (MAX_BAGGAGE_BYTES - 1))
 
 
 def test_member_limit() -> None:

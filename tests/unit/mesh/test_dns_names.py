@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.mesh.builders import endpoint, mesh, service, workload
-from ztunnel.mesh.dns_names import Entry, Target, look_up
+from ztunnel.mesh.dns_names import DnsAnswer, SrvTarget, lookup
 from ztunnel.mesh.model import Endpoint, Service, ServicePort
 from ztunnel.mesh.state import MeshState
 
@@ -24,7 +24,9 @@ def _hosted(address: str, hostname: str = "", *, ready: bool = True) -> Endpoint
 
 def _outside(host: str, *vips: str) -> Service:
     """As a ServiceEntry makes it."""
-    return Service(namespace="shop", name=host, vips=vips, ports=(HTTP,), hostname=host, entry=True)
+    return Service(
+        namespace="shop", name=host, vips=vips, ports=(HTTP,), hostname=host, is_service_entry=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ NOT_OURS = [
 
 @pytest.mark.parametrize("name", FOUND)
 def test_names_of_the_mesh(state: MeshState, name: str) -> None:
-    found = look_up(state, "shop", name)
+    found = lookup(state, "shop", name)
     assert found is not None
     assert found.exists
     assert (found.alias, found.addresses) == FOUND[name]
@@ -112,52 +114,52 @@ def test_names_of_the_mesh(state: MeshState, name: str) -> None:
 
 @pytest.mark.parametrize("name", ABSENT)
 def test_names_that_are_sure_not_to_exist(state: MeshState, name: str) -> None:
-    assert look_up(state, "shop", name) == Entry("cluster.local", exists=False)
+    assert lookup(state, "shop", name) == DnsAnswer("cluster.local", exists=False)
 
 
 @pytest.mark.parametrize("name", NOT_OURS)
 def test_names_that_another_resolver_must_be_asked_for(state: MeshState, name: str) -> None:
-    assert look_up(state, "shop", name) is None
+    assert lookup(state, "shop", name) is None
 
 
 def test_short_names_are_those_of_the_clients_namespace(state: MeshState) -> None:
-    assert look_up(state, "other", "web") is None
-    found = look_up(state, "other", "web.shop.other.svc.cluster.local")
+    assert lookup(state, "other", "web") is None
+    found = lookup(state, "other", "web.shop.other.svc.cluster.local")
     assert found is not None
     assert (found.alias, found.addresses) == ("web.shop.svc.cluster.local", WEB)
 
 
 def test_port_of_a_virtual_address(state: MeshState) -> None:
-    found = look_up(state, "shop", "_http._tcp.web.shop.svc.cluster.local")
+    found = lookup(state, "shop", "_http._tcp.web.shop.svc.cluster.local")
     assert found is not None
-    assert found.targets == (Target(80, "web.shop.svc.cluster.local", WEB),)
-    found = look_up(state, "shop", "_dns._udp.v4.shop.svc.cluster.local")
+    assert found.targets == (SrvTarget(80, "web.shop.svc.cluster.local", WEB),)
+    found = lookup(state, "shop", "_dns._udp.v4.shop.svc.cluster.local")
     assert found is not None
     assert [target.port for target in found.targets] == [53]
 
 
 def test_port_of_a_headless_service_leads_to_each_endpoint(state: MeshState) -> None:
-    found = look_up(state, "shop", f"_http._tcp.{DB}")
+    found = lookup(state, "shop", f"_http._tcp.{DB}")
     assert found is not None
     assert set(found.targets) == {
-        Target(8080, f"db-0.{DB}", ("10.244.1.2",)),
-        Target(8080, f"db-1.{DB}", ("10.244.1.3",)),
-        Target(8080, f"fd00--4.{DB}", ("fd00::4",)),
+        SrvTarget(8080, f"db-0.{DB}", ("10.244.1.2",)),
+        SrvTarget(8080, f"db-1.{DB}", ("10.244.1.3",)),
+        SrvTarget(8080, f"fd00--4.{DB}", ("fd00::4",)),
     }
 
 
 def test_port_of_a_service_without_endpoints_exists_without_data(state: MeshState) -> None:
-    found = look_up(state, "shop", "_http._tcp.empty.shop.svc.cluster.local")
-    assert found == Entry("cluster.local")
+    found = lookup(state, "shop", "_http._tcp.empty.shop.svc.cluster.local")
+    assert found == DnsAnswer("cluster.local")
 
 
 def test_denials_are_of_the_zone_that_was_asked(state: MeshState) -> None:
-    found = look_up(state, "shop", "www.example.com")
+    found = lookup(state, "shop", "www.example.com")
     assert found is not None
     assert found.zone == "example.com"
 
 
 @given(st.text(alphabet="abwe-_.shopvclutrd0", max_size=300))
 def test_any_text_is_looked_up_without_an_error(name: str) -> None:
-    found = look_up(mesh(service("web", "10.96.0.7")), "shop", name)
+    found = lookup(mesh(service("web", "10.96.0.7")), "shop", name)
     assert found is None or found.zone == "cluster.local"

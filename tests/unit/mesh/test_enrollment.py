@@ -5,7 +5,13 @@ from __future__ import annotations
 
 import pytest
 
-from ztunnel.mesh.enrollment import Decision, Enrolled, NotEnrolled, Refused, decide
+from ztunnel.mesh.enrollment import (
+    CaptureRejected,
+    Enrolled,
+    EnrollmentDecision,
+    NotEnrolled,
+    decide,
+)
 
 MODE = "istio.io/dataplane-mode"
 SIDECAR = {"sidecar.istio.io/status": "{}"}
@@ -14,10 +20,10 @@ IPS = ("10.244.1.2", "fd00:10:244:1::2")
 ENROLLED = Enrolled()
 NO_LABEL = NotEnrolled("no istio.io/dataplane-mode label")
 OPTED_OUT = NotEnrolled("istio.io/dataplane-mode=none")
-HOST = Refused(
-    "the pod uses the host's network", "capturing it would capture the node: drop the label"
+HOST = CaptureRejected(
+    "the pod uses the host network", "remove the label: capturing the pod would capture the node"
 )
-HAS_SIDECAR = Refused("the pod has a sidecar", "remove the sidecar, or the ambient label")
+HAS_SIDECAR = CaptureRejected("the pod has a sidecar", "remove the sidecar or the ambient label")
 
 
 def labels(mode: str | None) -> dict[str, str]:
@@ -51,7 +57,7 @@ def labels(mode: str | None) -> dict[str, str]:
     ],
 )
 def test_labels_of_namespace_and_pod_decide(
-    namespace: str | None, pod: str | None, expected: Decision
+    namespace: str | None, pod: str | None, expected: EnrollmentDecision
 ) -> None:
     decision = decide(
         labels(namespace), labels(pod), {}, host_network=False, phase="Running", addresses=IPS
@@ -85,7 +91,7 @@ def test_who_asks_for_it_must_also_be_able_to(
     host_network: bool,
     phase: str,
     addresses: tuple[str, ...],
-    expected: Decision,
+    expected: EnrollmentDecision,
 ) -> None:
     decision = decide(
         labels("ambient" if where == "namespace" else None),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.unit.mesh.builders import addresses, ports
 from ztunnel.mesh.headers import forwarded
 from ztunnel.mesh.headers.forwarded import (
-    MAX_FORWARDED,
+    MAX_FORWARDED_BYTES,
     Forwarded,
     ForwardedError,
     format_forwarded,
@@ -99,15 +99,15 @@ def test_what_names_no_client_cleanly_is_refused(value: bytes) -> None:
 
 def test_header_beyond_the_limit_is_refused_whatever_it_says() -> None:
     said = b'for="10.0.0.1:80";x="'
-    fits = said + b"a" * (MAX_FORWARDED - len(said) - 1) + b'"'
+    fits = said + b"a" * (MAX_FORWARDED_BYTES - len(said) - 1) + b'"'
     assert parse_forwarded(fits) == Forwarded(CLIENT)
     with pytest.raises(ForwardedError, match="513 bytes; limit 512"):
-        parse_forwarded(said + b"a" * (MAX_FORWARDED - len(said)) + b'"')
+        parse_forwarded(said + b"a" * (MAX_FORWARDED_BYTES - len(said)) + b'"')
 
 
 @given(addresses, ports, st.text(alphabet='web.shop;host=",/ ', max_size=30))
 def test_the_short_way_reads_what_the_long_way_reads(ip: str, port: int, rest: str) -> None:
     for text in (f'for="{SocketAddress(ip, port)}"{rest}', f'for="{ip}";host={rest}'):
-        short = forwarded._ours(text)
+        short = forwarded._parse_own_format(text)
         if short:
-            assert short == forwarded._pairs(text)
+            assert short == forwarded._parse_pairs(text)

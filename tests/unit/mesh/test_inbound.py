@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.mesh.builders import PLAIN, addresses, mapped, mesh, ports, workload
 from ztunnel.mesh.headers.forwarded import format_forwarded
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.mesh.ports import OURS
+from ztunnel.mesh.ports import RESERVED
 from ztunnel.mesh.routing.decisions import Accept, Reject
 from ztunnel.mesh.routing.inbound import check_connect, check_plain
 
@@ -145,16 +145,16 @@ def test_connect_to_any_other_address_is_a_bad_request(authority: str) -> None:
     assert decision.reason.endswith("is not this pod, 10.244.2.2")
 
 
-@pytest.mark.parametrize("port", sorted(OURS))
+@pytest.mark.parametrize("port", sorted(RESERVED))
 def test_connect_to_a_loop_port_is_a_bad_request(port: int) -> None:
     decision = check(Connect(f"10.244.2.2:{port}".encode()))
-    assert decision == Reject(400, f"port {port} is the mesh's own")
+    assert decision == Reject(400, f"port {port} is reserved for the mesh")
 
 
 def test_connect_to_an_unknown_workload_is_unavailable() -> None:
     local = SocketAddress("10.244.2.99", 15008)
     decision = check(Connect(b"10.244.2.99:80"), local=local)
-    assert decision == Reject(503, "no workload has the address 10.244.2.99")
+    assert decision == Reject(503, "no workload owns the address 10.244.2.99")
 
 
 # Whom the peer may speak for
@@ -229,7 +229,7 @@ def test_hostile_request_never_raises_nor_leads_elsewhere(
         return
     assert method == b"CONNECT"
     assert decision.destination.ip == LOCAL.ip
-    assert decision.destination.port not in OURS
+    assert decision.destination.port not in RESERVED
     assert decision.workload == SERVER
     speaks_for = STATE.workload_at(decision.client.ip)
     assert decision.client.ip == PEER.ip or (
@@ -263,15 +263,15 @@ def test_plaintext_to_any_other_address_is_rejected(ip: str) -> None:
     assert plain(PEER, SocketAddress(ip, 80)) == Reject(400, f"{ip} is not this pod")
 
 
-@pytest.mark.parametrize("port", sorted(OURS))
+@pytest.mark.parametrize("port", sorted(RESERVED))
 def test_plaintext_to_a_loop_port_is_rejected(port: int) -> None:
     decision = plain(PEER, SocketAddress("10.244.2.2", port))
-    assert decision == Reject(400, f"port {port} is the mesh's own")
+    assert decision == Reject(400, f"port {port} is reserved for the mesh")
 
 
 def test_plaintext_to_an_unknown_workload_is_unavailable() -> None:
     decision = check_plain(mesh(CLIENT), SERVER.addresses, PEER, DESTINATION)
-    assert decision == Reject(503, "no workload has the address 10.244.2.2")
+    assert decision == Reject(503, "no workload owns the address 10.244.2.2")
 
 
 def udp(path: bytes, protocol: bytes = b"connect-udp") -> Connect:

@@ -22,9 +22,9 @@ from tests.unit.mesh.builders import (
     workload,
 )
 from ztunnel.mesh.model import Endpoint, Service, ServicePort, SocketAddress
-from ztunnel.mesh.ports import OURS
+from ztunnel.mesh.ports import RESERVED
 from ztunnel.mesh.routing.decisions import Hbone, Passthrough, Refuse, Route
-from ztunnel.mesh.routing.outbound import MOST_KNOWN, route, route_udp
+from ztunnel.mesh.routing.outbound import ROUTE_CACHE_SIZE, route, route_udp
 from ztunnel.mesh.state import MeshState
 
 ALMOST_ONE = math.nextafter(1.0, 0.0)
@@ -120,18 +120,18 @@ def test_destination_is_tunnelled_or_passed_as_it_is(ip: str, port: int, expecte
         ("10.96.0.1", 83, "service shop/web has no ready endpoint for port 83"),
         ("fd00:10:96::1", 86, "service shop/web has no ready endpoint for port 86"),
         ("10.96.0.3", 80, "service shop/empty has no ready endpoint for port 80"),
-        ("10.96.0.1", 85, "service shop/web leads to the mesh's own port 15006"),
-        ("10.96.0.1", 15008, "port 15008 is the mesh's own"),
+        ("10.96.0.1", 85, "service shop/web targets port 15006, which is reserved for the mesh"),
+        ("10.96.0.1", 15008, "port 15008 is reserved for the mesh"),
     ],
 )
 def test_service_that_leads_nowhere_is_refused(ip: str, port: int, reason: str) -> None:
     assert decide(ip, port) == Refuse(reason)
 
 
-@pytest.mark.parametrize("port", sorted(OURS))
+@pytest.mark.parametrize("port", sorted(RESERVED))
 @pytest.mark.parametrize("ip", ["10.244.2.2", "10.244.2.4", "10.96.0.1", "192.0.2.1", "::1"])
 def test_our_own_ports_are_no_destination(ip: str, port: int) -> None:
-    assert decide(ip, port) == Refuse(f"port {port} is the mesh's own")
+    assert decide(ip, port) == Refuse(f"port {port} is reserved for the mesh")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_registry_only_mesh_reaches_services_and_workloads_and_nothing_else(
 def test_what_nobody_knows_is_passed_to_itself(ip: str, port: int, chance: float) -> None:
     destination = SocketAddress(ip, port)
     known = {*CLIENT.addresses, *MESHED.addresses, *OTHER.addresses, *PLAIN_POD.addresses}
-    if ip in known | {*WEB.vips, *UNNAMED.vips, *EMPTY.vips} or port in OURS:
+    if ip in known | {*WEB.vips, *UNNAMED.vips, *EMPTY.vips} or port in RESERVED:
         return
     assert route(STATE, CLIENT, destination, chance) == Passthrough(destination)
 
@@ -293,8 +293,8 @@ def test_removed_service_is_no_destination_of_its_own_any_more() -> None:
         ("10.244.2.2:53", "10.244.2.2:53"),
         ("10.244.2.2:15008", "10.244.2.2:15008"),  # of UDP no port is ours
         ("10.96.0.1:80", "has no UDP port 80"),
-        ("10.244.2.4:53", "no workload of the mesh has the address 10.244.2.4"),
-        ("192.0.2.1:53", "no workload of the mesh has the address 192.0.2.1"),
+        ("10.244.2.4:53", "no workload in the mesh owns the address 10.244.2.4"),
+        ("192.0.2.1:53", "no workload in the mesh owns the address 192.0.2.1"),
     ],
 )
 def test_datagrams_go_to_the_mesh_only(destination: str, wanted: str) -> None:
@@ -321,6 +321,6 @@ def test_an_answer_is_one_object_until_the_mesh_changes(chance: float) -> None:
 
 def test_answers_are_remembered_within_bounds() -> None:
     change = Mesh().put(CLIENT, MESHED)
-    for port in range(1, MOST_KNOWN + 100):
+    for port in range(1, ROUTE_CACHE_SIZE + 100):
         route(change.state, CLIENT, SocketAddress("192.0.2.1", port), 0.0)
-    assert len(change.state.ways) <= MOST_KNOWN
+    assert len(change.state.route_cache) <= ROUTE_CACHE_SIZE

@@ -101,7 +101,7 @@ def assert_agree(state: MeshState, oracle: Oracle) -> None:
         assert state.workload(workload(name).uid) == oracle.workloads.get(workload(name).uid)
         expected = oracle.services.get(service(name).key)
         assert state.service(service(name).key) == expected
-        assert state.service_named(service(name).hostname) == expected
+        assert state.service_by_hostname(service(name).hostname) == expected
 
 
 @given(st.lists(deltas, max_size=12))
@@ -229,5 +229,5 @@ def test_vip_survives_a_late_update_and_removal_of_the_service_that_had_it() -> 
 def test_headless_service_is_known_by_name_only() -> None:
     headless = service("db")
     state = Mesh().put(headless).state
-    assert state.service_named("db.shop.svc.cluster.local") == headless
+    assert state.service_by_hostname("db.shop.svc.cluster.local") == headless
     assert state.service("shop/db") == headless

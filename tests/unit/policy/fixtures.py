@@ -8,8 +8,8 @@ from typing import Any
 
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.model import SocketAddress, Workload
-from ztunnel.mesh.policy.engine import Decision, Policies
-from ztunnel.mesh.policy.rule_index import Asked
+from ztunnel.mesh.policy.engine import Decision, PolicyEngine
+from ztunnel.mesh.policy.rule_index import AuthzRequest
 
 Json = dict[str, Any]
 ROOT = "istio-system"
@@ -102,22 +102,22 @@ def asked(
     identity: str = CLIENT,
     source: str = "10.244.2.3",
     to: str = "10.244.1.7",
-) -> Asked:
+) -> AuthzRequest:
     """A connection that wants in."""
-    return Asked(source, identity, SocketAddress(to, port))
+    return AuthzRequest(source, identity, SocketAddress(to, port))
 
 
-def policies(*objects: Json) -> Policies:
+def policies(*objects: Json) -> PolicyEngine:
     """What the mirror makes of objects, indexed."""
     mirror = ClusterView("cluster.local", "Kubernetes", root_namespace=ROOT)
     for obj in objects:
         mirror.upsert(obj)
-    made = Policies()
+    made = PolicyEngine()
     for each in mirror.drain().policies:
         made.put(each)
     return made
 
 
-def decide(question: Asked, *objects: Json, workload: Workload = WEB) -> Decision:
+def decide(question: AuthzRequest, *objects: Json, workload: Workload = WEB) -> Decision:
     """The decision by these policies alone."""
     return policies(*objects).decide(workload, question)

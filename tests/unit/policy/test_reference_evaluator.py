@@ -12,9 +12,9 @@ from tests.unit.policy import reference_evaluator
 from tests.unit.policy.fixtures import ROOT, Json, peer, policies, policy
 from ztunnel.kube.objects.policies import read_authorization_policy, read_peer_authentication
 from ztunnel.mesh.model import SocketAddress, Workload
-from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.mesh.policy.model import Policy
-from ztunnel.mesh.policy.rule_index import Asked
+from ztunnel.mesh.policy.rule_index import AuthzRequest
 
 NAMESPACES = ["shop", "other", ROOT]
 PRINCIPALS = [
@@ -116,7 +116,7 @@ def key(obj: Json) -> tuple[str, str, str]:
 
 objects = st.lists(st.one_of(authorizations(), peers()), max_size=8, unique_by=key)
 questions = st.builds(
-    Asked,
+    AuthzRequest,
     st.sampled_from(SOURCES),
     st.sampled_from(["", *(f"spiffe://{each}" for each in PRINCIPALS)]),
     st.builds(SocketAddress, st.sampled_from(TARGETS), st.sampled_from([80, 81, 443])),
@@ -137,7 +137,7 @@ def workloads(draw: st.DrawFn) -> Workload:
     )
 
 
-def told_by_oracle(objects: list[Json], workload: Workload, question: Asked) -> bool:
+def told_by_oracle(objects: list[Json], workload: Workload, question: AuthzRequest) -> bool:
     return reference_evaluator.allowed(
         objects,
         ROOT,
@@ -153,7 +153,7 @@ def told_by_oracle(objects: list[Json], workload: Workload, question: Asked) -> 
 @settings(max_examples=600, deadline=None)
 @given(objects, st.lists(workloads(), min_size=1, max_size=2), st.lists(questions, min_size=1))
 def test_decides_as_the_oracle(
-    objects: list[Json], workloads: list[Workload], questions: list[Asked]
+    objects: list[Json], workloads: list[Workload], questions: list[AuthzRequest]
 ) -> None:
     made = policies(*objects)
     assert not [each for each in made if each.refused]
@@ -176,9 +176,9 @@ def read(obj: Json) -> Policy:
     st.lists(questions, min_size=1, max_size=5),
 )
 def test_changes_lead_where_a_fresh_start_does(
-    steps: list[tuple[bool, Json]], workload: Workload, questions: list[Asked]
+    steps: list[tuple[bool, Json]], workload: Workload, questions: list[AuthzRequest]
 ) -> None:
-    kept, now = Policies(), {}
+    kept, now = PolicyEngine(), {}
     for adds, obj in steps:
         value = read(obj)
         if adds:
@@ -189,12 +189,12 @@ def test_changes_lead_where_a_fresh_start_does(
             now.pop(value.key, None)
         for question in questions:
             kept.decide(workload, question)  # fills what it remembers
-    fresh = Policies()
+    fresh = PolicyEngine()
     for value in now.values():
         fresh.put(value)
     for question in questions:
         assert kept.decide(workload, question) == fresh.decide(workload, question)
     for value in now.values():
         kept.remove(value.key)
-    assert not kept._rules._anchored
-    assert not kept._peers._anchored
+    assert not kept._rules._by_anchor
+    assert not kept._peers._by_anchor

@@ -18,7 +18,7 @@ from ztunnel.agent.traffic.same_node import SameNodeTraffic
 from ztunnel.agent.workers.session import Workers
 from ztunnel.identity.certificate_store import Store
 from ztunnel.kube.view.cluster_view import ClusterView
-from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.engine import PolicyEngine
 
 ASK_TIMEOUT = 2.0  # seconds a worker may take for its view
 
@@ -35,7 +35,7 @@ class AgentViews:
         workers: Workers,
         same_node: SameNodeTraffic,
         store: Store,
-        policies: Policies,
+        policies: PolicyEngine,
         source: Callable[[], Json],
         data_path: Callable[[], Json],
     ) -> None:

@@ -16,10 +16,10 @@ from ztunnel.agent.api.admin_server import Json
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.address import AddressError, canonical, family, parse_authority
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
-from ztunnel.mesh.policy.engine import Policies, named
+from ztunnel.mesh.policy.engine import PolicyEngine, display_name
 from ztunnel.mesh.policy.model import AuthorizationPolicy, Policy
-from ztunnel.mesh.policy.rule_index import Asked, RequestAttributes, RuleIndex
-from ztunnel.mesh.ports import OURS
+from ztunnel.mesh.policy.rule_index import AuthzRequest, RequestAttributes, RuleIndex
+from ztunnel.mesh.ports import RESERVED
 
 MOST_CONSIDERED = 200  # policies told of one by one
 
@@ -48,7 +48,7 @@ class _End:
 class PolicySimulator:
     """Reads the mirror and the policies of the agent; changes nothing."""
 
-    def __init__(self, mirror: ClusterView, policies: Policies) -> None:
+    def __init__(self, mirror: ClusterView, policies: PolicyEngine) -> None:
         self._mirror = mirror
         self._policies = policies
 
@@ -101,17 +101,17 @@ class PolicySimulator:
             "to": {**target.row(_identity(target)), "port": port},
             "path": path,
         }
-        if port in OURS:
+        if port in RESERVED:
             return {**answer, **_answered(False, f"port {port} is the mesh's own")}
         if target.workload is None or target.workload.protocol is not TunnelProtocol.HBONE:
             return {**answer, **_answered(True, "the destination is not in the mesh: no policy")}
         if path == "node":
             reason = "the node's own connections reach its pods directly: no policy, for probes"
             return {**answer, **_answered(True, reason)}
-        asked = Asked(source.ip, identity, SocketAddress(target.ip, port))
+        asked = AuthzRequest(source.ip, identity, SocketAddress(target.ip, port))
         return {**answer, **self._judged(target.workload, asked)}
 
-    def _judged(self, workload: Workload, asked: Asked) -> Json:
+    def _judged(self, workload: Workload, asked: AuthzRequest) -> Json:
         decision = self._policies.decide(workload, asked)
         mode = self._policies.modes(workload).at(asked.destination.port)
         applying = self._policies.applying(workload)
@@ -120,10 +120,10 @@ class PolicySimulator:
             "allowed": decision.allowed,
             "cause": decision.cause.value,
             "reason": decision.reason,
-            "policy": named(decision.policy),
+            "policy": display_name(decision.policy),
             "rule": f"rules[{decision.rule}]" if decision.rule >= 0 else "",
             "dry_run": decision.dry_run,
-            "mtls": {"mode": mode.mode.value, "policy": named(mode.policy)},
+            "mtls": {"mode": mode.mode.value, "policy": display_name(mode.policy)},
             "considered": [
                 _considered(each, facts)
                 for each in applying[:MOST_CONSIDERED]
@@ -215,7 +215,7 @@ def _considered(policy: AuthorizationPolicy, facts: RequestAttributes) -> Json:
     index.add(policy)
     hit = index.first(facts)
     return {
-        "policy": named(policy.key),
+        "policy": display_name(policy.key),
         "action": policy.action.value,
         "dry_run": policy.dry_run,
         "matches": f"rules[{hit.number}]" if hit else "",

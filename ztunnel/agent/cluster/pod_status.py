@@ -24,7 +24,7 @@ import structlog
 from ztunnel.agent.pods.pod import Pod, PodState
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.kube.writers.pod_writer import WriteError
-from ztunnel.mesh.enrollment import ENABLED, REDIRECTION
+from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION, REDIRECTION_ENABLED
 from ztunnel.mesh.model import Workload
 
 TURN = 0.1  # seconds between looks
@@ -103,9 +103,16 @@ class PodStatusReporter:
             if pod.state is PodState.CAPTURED and not pod.capture_problem
         }
         for pod in local:
-            uid, has = pod.pod_uid, self._mirror.annotation(pod.namespace, pod.name, REDIRECTION)
+            uid, has = (
+                pod.pod_uid,
+                self._mirror.annotation(pod.namespace, pod.name, REDIRECTION_ANNOTATION),
+            )
             should = pod.enrolled and uid in captured
-            wanted = ENABLED if should or (has == ENABLED and self._may_be(pod, now)) else ""
+            wanted = (
+                REDIRECTION_ENABLED
+                if should or (has == REDIRECTION_ENABLED and self._may_be(pod, now))
+                else ""
+            )
             if should or not pod.enrolled:
                 self._uncaptured.pop(uid, None)
             if has == wanted:

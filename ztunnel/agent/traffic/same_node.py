@@ -30,9 +30,9 @@ from ztunnel.datapath.bpf.ring_buffer import Ended
 from ztunnel.datapath.same_node_maps import BypassEntry, DirectEntry
 from ztunnel.ipc.messages import LogConfig, SameNodeAllowed
 from ztunnel.mesh.model import SocketAddress, Workload
-from ztunnel.mesh.policy.engine import Decision, Policies, named
-from ztunnel.mesh.policy.rule_index import Asked
-from ztunnel.mesh.ports import OURS
+from ztunnel.mesh.policy.engine import Decision, PolicyEngine, display_name
+from ztunnel.mesh.policy.rule_index import AuthzRequest
+from ztunnel.mesh.ports import RESERVED
 from ztunnel.telemetry.access_log_filter import is_wanted
 from ztunnel.telemetry.logs import access_logger
 
@@ -92,7 +92,7 @@ def _contradiction(news: SameNodeAllowed, source: Pod, target: Pod) -> str:
         return f"{news.source_ip} is {source.workload.identity}, not {news.source_identity}"
     if news.destination.ip not in target.addresses:
         return f"{news.destination.ip} is not the destination pod's"
-    if news.destination.port in OURS:
+    if news.destination.port in RESERVED:
         return f"port {news.destination.port} is the mesh's own"
     return ""
 
@@ -105,7 +105,7 @@ class SameNodeTraffic:
         datapath: DataPath,
         mode: SameNode,
         pods: Callable[[], list[Pod]],
-        policies: Policies,
+        policies: PolicyEngine,
         counts: KernelCounts | None = None,
     ) -> None:
         """`counts` adds up the connections for metrics."""
@@ -139,7 +139,7 @@ class SameNodeTraffic:
     def _permitted(self, news: SameNodeAllowed, verdict: BypassEntry) -> BypassEntry | str:
         """The verdict, if policy allows the connection by our own reckoning too."""
         target = next(pod for pod in self._pods() if pod.cookie == verdict.destination_cookie)
-        asked = Asked(news.source_ip, news.source_identity, news.destination)
+        asked = AuthzRequest(news.source_ip, news.source_identity, news.destination)
         decision = self._policies.decide(target.workload, asked)
         return verdict if decision.allowed else decision.reason
 
@@ -156,7 +156,7 @@ class SameNodeTraffic:
             if source is None or target is None:
                 self._unchecked = True
                 continue
-            asked = Asked(entry.source.ip, source.workload.identity, entry.destination)
+            asked = AuthzRequest(entry.source.ip, source.workload.identity, entry.destination)
             decision = self._policies.decide(target.workload, asked)
             if not decision.allowed:
                 self._deny(entry, decision)
@@ -177,7 +177,7 @@ class SameNodeTraffic:
             **_fields("dst", self._party(entry.destination_cookie, str(entry.destination))),
             same_node=True,
             response_flags="DENY",
-            policy=named(decision.policy),
+            policy=display_name(decision.policy),
             **({"rule": f"rules[{decision.rule}]"} if decision.rule >= 0 else {}),
             error=decision.reason,
         )

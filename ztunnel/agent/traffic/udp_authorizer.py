@@ -30,8 +30,8 @@ from ztunnel.datapath import udp_admission_maps
 from ztunnel.datapath.udp_admission_maps import UdpDecision
 from ztunnel.ipc.messages import LogConfig, SeriesCounts
 from ztunnel.mesh.model import SocketAddress, Workload
-from ztunnel.mesh.policy.engine import Decision, Policies, named
-from ztunnel.mesh.policy.rule_index import Asked
+from ztunnel.mesh.policy.engine import Decision, PolicyEngine, display_name
+from ztunnel.mesh.policy.rule_index import AuthzRequest
 from ztunnel.telemetry import labels
 from ztunnel.telemetry.access_log_filter import is_wanted
 from ztunnel.telemetry.labels import Reporter
@@ -64,7 +64,7 @@ class UdpAuthorizer:
     def __init__(
         self,
         entry: Entry,
-        policies: Policies,
+        policies: PolicyEngine,
         pods: Callable[[], list[Pod]],
         workload_at: Callable[[str], Workload | None],
         *,
@@ -95,7 +95,7 @@ class UdpAuthorizer:
             judge = self._sockets.get(pod.cookie, {}).get(6 if ":" in address else 4)
             if judge is not None:
                 self._entry.set_judge(address, judge)
-            if self._policies.admits_all(pod.workload):
+            if self._policies.allows_any_source(pod.workload):
                 self._entry.open(address)
 
     def changed(self) -> None:
@@ -104,7 +104,7 @@ class UdpAuthorizer:
         self._entry.publish(
             address
             for pod in captured.values()
-            if self._policies.admits_all(pod.workload)
+            if self._policies.allows_any_source(pod.workload)
             for address in pod.addresses
         )
         self.keep()
@@ -186,7 +186,9 @@ class UdpAuthorizer:
         near = sender.workload if sender and self._is_known(sender, source) else None
         identity = near.identity if near else ""
         pair = _Pair(source, near or self._workload_at(source.ip), identity, pod, destination)
-        decision = self._policies.decide(pod.workload, Asked(source.ip, identity, destination))
+        decision = self._policies.decide(
+            pod.workload, AuthzRequest(source.ip, identity, destination)
+        )
         cookie = sender.cookie if sender else 0
         self._entry.give(UdpDecision(cookie, source.ip, destination, decision.allowed))
         if not decision.allowed:
@@ -227,7 +229,7 @@ class UdpAuthorizer:
             "denied",
             **pair.line(),
             response_flags="DENY",
-            policy=named(decision.policy),
+            policy=display_name(decision.policy),
             **({"rule": f"rules[{decision.rule}]"} if decision.rule >= 0 else {}),
             error=decision.reason,
         )

@@ -20,9 +20,9 @@ from operator import attrgetter
 from ztunnel.datapath.bpf.layout import UdpDst
 from ztunnel.mesh.address import family
 from ztunnel.mesh.address_index import AddressIndex
-from ztunnel.mesh.enrollment import has_own_tunnel
+from ztunnel.mesh.enrollment import has_native_tunnel
 from ztunnel.mesh.model import Service, SocketAddress, TunnelProtocol, Workload
-from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.mesh.policy.model import MtlsMode, PeerAuthentication
 from ztunnel.mesh.state import Delta
 
@@ -32,7 +32,7 @@ Wanted = dict[SocketAddress, UdpDst]
 class UdpRouteTable:
     """All destinations that are not simply left alone. `silent`: nodes without connect-udp."""
 
-    def __init__(self, node: str, policies: Policies, *, encrypted: bool) -> None:
+    def __init__(self, node: str, policies: PolicyEngine, *, encrypted: bool) -> None:
         self.silent: set[str] = set()
         self.wanted: Wanted = {}
         self.touched: set[SocketAddress] = set()  # of `wanted`, since who reads it emptied this
@@ -54,7 +54,7 @@ class UdpRouteTable:
 
     def workload_at(self, ip: str) -> Workload | None:
         """The workload that has an address now."""
-        return self._at.holder(ip)
+        return self._at.owner(ip)
 
     def changed(self, change: Delta) -> None:
         """Take in what is new."""
@@ -83,7 +83,7 @@ class UdpRouteTable:
 
     def at(self, target: SocketAddress) -> UdpDst:
         """What becomes of UDP to a pod's address and port, by the workload there."""
-        workload = self._at.holder(target.ip)
+        workload = self._at.owner(target.ip)
         if workload is None:
             return UdpDst.PLAIN
         if self._is_carried(workload):
@@ -98,7 +98,7 @@ class UdpRouteTable:
             workload = None
         for ip in old.addresses if old else ():
             if workload is None or ip not in workload.addresses:
-                self._at.give_up(ip, uid)
+                self._at.release(ip, uid)
         if workload is not None:
             self._workloads[uid] = workload
             for ip in workload.addresses:
@@ -141,7 +141,7 @@ class UdpRouteTable:
 
     def _of_service(self, service: Service) -> Wanted:
         wanted: Wanted = {}
-        for port in () if service.entry else service.ports:
+        for port in () if service.is_service_entry else service.ports:
             if port.protocol != "UDP":
                 continue
             for vip in service.vips:
@@ -157,7 +157,7 @@ class UdpRouteTable:
         return wanted
 
     def _of_endpoint(self, target: SocketAddress) -> UdpDst:
-        workload = self._at.holder(target.ip)
+        workload = self._at.owner(target.ip)
         near = workload is not None and self._is_near(workload)
         return UdpDst.CARRY if near else self.at(target)
 
@@ -196,7 +196,7 @@ class UdpRouteTable:
 
 def _is_tunnelled(workload: Workload) -> bool:
     """Whether a node's proxy speaks for it; a sidecar takes TCP only."""
-    return workload.protocol is TunnelProtocol.HBONE and not has_own_tunnel(workload.labels)
+    return workload.protocol is TunnelProtocol.HBONE and not has_native_tunnel(workload.labels)
 
 
 def _concerns_modes(change: Delta) -> bool:

@@ -30,11 +30,11 @@ from ztunnel.mesh.policy.model import (
     Clause,
     Group,
     Level,
+    MatchTerms,
     MtlsMode,
     PeerAuthentication,
     Rule,
     Selection,
-    Terms,
 )
 
 DRY_RUN = "istio.io/dry-run"
@@ -241,7 +241,7 @@ def _rule(number: int, fields: Fields, notes: _Notes) -> Rule:
     groups += [(_condition(each, notes),) for each in fields.mappings("when")]
     of_requests = notes.warnings[before:]
     if of_requests and notes.action is Action.ALLOW:
-        return Rule(number, never=of_requests[0])
+        return Rule(number, never_matches=of_requests[0])
     return Rule(number, tuple(groups))
 
 
@@ -279,7 +279,7 @@ def _clause(
         values = _values(fields, name, attribute, notes)
         excluded = _values(fields, _negated(name), attribute, notes)
         if values or excluded:
-            terms.append(Terms(attribute, values, excluded))
+            terms.append(MatchTerms(attribute, values, excluded))
     seven = [
         each
         for name in sorted(of_requests)
@@ -305,7 +305,7 @@ def _condition(fields: Fields, notes: _Notes) -> Clause:
     if attribute is None:
         raise fields.error("key", f"one of {', '.join(_CONDITIONS)}")
     values = _values(fields, "values", attribute, notes)
-    return (Terms(attribute, values, _values(fields, "notValues", attribute, notes)),)
+    return (MatchTerms(attribute, values, _values(fields, "notValues", attribute, notes)),)
 
 
 def _warn_of_request(what: str, notes: _Notes) -> None:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from ztunnel.kube.objects.fields import Fields, Object, key_of
 from ztunnel.mesh.enrollment import (
-    ENABLED,
-    REDIRECTION,
+    REDIRECTION_ANNOTATION,
+    REDIRECTION_ENABLED,
+    CaptureRejected,
     Enrolled,
-    Refused,
     decide,
-    has_own_tunnel,
+    has_native_tunnel,
 )
 from ztunnel.mesh.model import (
     DEFAULT_CLUSTER_DOMAIN,
@@ -152,10 +152,12 @@ def workload(pod: Pod, namespace_labels: Mapping[str, str], cluster: Cluster) ->
         phase=pod.phase,
         addresses=pod.addresses,
     )
-    refused = f"{decision.reason} — {decision.mend}" if isinstance(decision, Refused) else ""
+    refused = (
+        f"{decision.reason} — {decision.hint}" if isinstance(decision, CaptureRejected) else ""
+    )
     enrolled = isinstance(decision, Enrolled)
     captured = _is_marked(pod) if cluster.marks else enrolled
-    speaks_hbone = captured or (has_own_tunnel(pod.labels) and not pod.host_network)
+    speaks_hbone = captured or (has_native_tunnel(pod.labels) and not pod.host_network)
     return Workload(
         uid=cluster.workload_uid(pod.namespace, pod.name),
         pod_uid=pod.uid,
@@ -180,7 +182,9 @@ def workload(pod: Pod, namespace_labels: Mapping[str, str], cluster: Cluster) ->
 
 def _is_marked(pod: Pod) -> bool:
     """A mark on a pod of the host's network is nobody's: no agent makes one."""
-    return pod.annotations.get(REDIRECTION) == ENABLED and not pod.host_network
+    return (
+        pod.annotations.get(REDIRECTION_ANNOTATION) == REDIRECTION_ENABLED and not pod.host_network
+    )
 
 
 def read_service(obj: Object) -> ServiceSpec:

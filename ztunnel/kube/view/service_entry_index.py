@@ -108,10 +108,10 @@ class EntryBook:
             ports=entry.ports,
             endpoints=tuple({each.address: each for each in self._endpoints(entry, host)}.values()),
             hostname=host,
-            entry=True,
+            is_service_entry=True,
             export_to=entry.export_to,
             networks=entry.networks,
-            own_dns=itself,
+            upstream_dns=itself,
         )
 
     def _endpoints(self, entry: Entry, host: str) -> Iterator[Endpoint]:

@@ -11,7 +11,7 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
-from ztunnel.mesh.enrollment import ENABLED, REDIRECTION
+from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION, REDIRECTION_ENABLED
 from ztunnel.mesh.model import Workload
 
 COMPONENT = "ztunnel-agent"
@@ -37,8 +37,8 @@ class PodWriter:
         By `pods/status`, which lets annotations through: the right to patch `pods` would be the
         right to change what they run. The uid makes it fail for a later pod of the same name.
         """
-        value = ENABLED if captured else None
-        metadata = {"uid": pod.pod_uid, "annotations": {REDIRECTION: value}}
+        value = REDIRECTION_ENABLED if captured else None
+        metadata = {"uid": pod.pod_uid, "annotations": {REDIRECTION_ANNOTATION: value}}
         return self._patch(pod.namespace, pod.name, metadata)
 
     def note(self, namespace: str, pod: str, annotation: str, value: str) -> bool:

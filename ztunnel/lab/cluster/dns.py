@@ -31,7 +31,7 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
-from ztunnel.dns.message import UDP_MAX, UDP_PLAIN, encoded
+from ztunnel.dns.message import EDNS_PAYLOAD_BYTES, UDP_PAYLOAD_BYTES, encode
 from ztunnel.lab.cluster.objects import Key, Object, Objects, key_of, of_kind, parse
 from ztunnel.lab.cluster.services import SERVICE_LABEL
 
@@ -173,13 +173,15 @@ def respond(wire: bytes, directory: Directory, limit: int | None) -> bytes | Non
     if query.flags & dns.flags.QR:
         return None  # a response: answering it could loop
     reply = answer(query, directory.zone())
-    return encoded(reply, 65535 if limit is None else min(max(query.payload, UDP_PLAIN), limit))
+    return encode(
+        reply, 65535 if limit is None else min(max(query.payload, UDP_PAYLOAD_BYTES), limit)
+    )
 
 
 class _UdpHandler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         wire, sock = self.request
-        if reply := respond(wire, _directory(self.server), UDP_MAX):
+        if reply := respond(wire, _directory(self.server), EDNS_PAYLOAD_BYTES):
             sock.sendto(reply, self.client_address)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `baggage` header: what a proxy tells its peer about the workload it speaks for.
+"""The `baggage` header: describes the workload on whose behalf a proxy sends or responds.
 
-Comma-joined `key=value` with OpenTelemetry's resource keys, as istio/ztunnel sends them. It is
-hearsay for telemetry; nothing is decided by it.
+Comma-separated `key=value` pairs with OpenTelemetry's resource keys, as istio/ztunnel sends them.
+The values are unverified: telemetry uses them, decisions do not.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from urllib.parse import quote, unquote
 from ztunnel.mesh import canonical_service
 from ztunnel.mesh.model import Workload
 
-MAX_BAGGAGE = 8192  # bytes, W3C Baggage section 3.3
-MAX_MEMBERS = 64  # W3C allows 180; we know nine keys
-_SAFE = "!#$&'()*+-./:<>?@[]^_`{|}~"  # baggage-octet without our separators
+MAX_BAGGAGE_BYTES = 8192  # bytes, W3C Baggage section 3.3
+MAX_MEMBERS = 64  # W3C allows 180; nine keys are in use
+_SAFE = "!#$&'()*+-./:<>?@[]^_`{|}~"  # baggage-octet without the separators used here
 
 
 class BaggageError(ValueError):
-    """A header beyond the limits or not of the form."""
+    """The header exceeds a limit or is malformed."""
 
 
 def baggage(workload: Workload) -> str:
-    """The header's value for a workload; ASCII."""
+    """Format the header value of a workload; ASCII."""
     labels = workload.labels
     kind, name = canonical_service.owner(workload)
     members = {
@@ -38,9 +38,9 @@ def baggage(workload: Workload) -> str:
 
 
 def parse_baggage(value: bytes) -> dict[str, str]:
-    """Read a header's value; of a key that comes twice the last counts. Raises BaggageError."""
-    if len(value) > MAX_BAGGAGE:
-        raise BaggageError(f"{len(value)} bytes; limit {MAX_BAGGAGE}")
+    """Parse a header value; the last of duplicate keys wins. Raises BaggageError."""
+    if len(value) > MAX_BAGGAGE_BYTES:
+        raise BaggageError(f"{len(value)} bytes; limit {MAX_BAGGAGE_BYTES}")
     try:
         members = [part.strip() for part in value.decode("ascii").split(",") if part.strip()]
     except UnicodeDecodeError as error:
@@ -50,10 +50,10 @@ def parse_baggage(value: bytes) -> dict[str, str]:
     found = {}
     for member in members:
         key, separator, rest = member.partition("=")
-        key, said = key.strip(), unquote(rest.partition(";")[0].strip())
+        key, decoded = key.strip(), unquote(rest.partition(";")[0].strip())
         if not separator or not key:
-            raise BaggageError(f"{member[:64]!r} is no key=value")
-        if not (key.isprintable() and said.isprintable()):
-            raise BaggageError(f"{key[:64]!r} has a control character")
-        found[key] = said
+            raise BaggageError(f"{member[:64]!r} is not key=value")
+        if not (key.isprintable() and decoded.isprintable()):
+            raise BaggageError(f"{key[:64]!r} contains a control character")
+        found[key] = decoded
     return found

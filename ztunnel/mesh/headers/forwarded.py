@@ -9,45 +9,45 @@ from typing import NamedTuple
 from ztunnel.mesh.address import AddressError, parse_authority
 from ztunnel.mesh.model import SocketAddress
 
-MAX_FORWARDED = 512  # bytes; two addresses and a DNS name fit well
+MAX_FORWARDED_BYTES = 512  # fits two addresses and a DNS name
 _PAIR = re.compile(r'\s*([A-Za-z]{1,16})=(?:"([^"\\]*)"|([^";,\s]*))\s*')
 _HOST = re.compile(r"[A-Za-z0-9.:_\[\]/-]{0,320}")
 
 
 class ForwardedError(ValueError):
-    """A header that says nothing we could use."""
+    """The header is malformed or names no client."""
 
 
 class Forwarded(NamedTuple):
-    """The client's address and the host it dialled (empty when not said)."""
+    """The client's address and the host that it dialed (empty if absent)."""
 
     client: SocketAddress
     host: str = ""
 
 
 def format_forwarded(client: SocketAddress, host: str = "") -> str:
-    """The header's value."""
+    """Format the header value."""
     return f'for="{client}"' + (f";host={host}" if host else "")
 
 
 def parse_forwarded(value: bytes) -> Forwarded:
-    """Read a header's value, of which only the first element counts. Raises ForwardedError."""
-    if len(value) > MAX_FORWARDED:
-        raise ForwardedError(f"{len(value)} bytes; limit {MAX_FORWARDED}")
+    """Parse the first element of a header value. Raises ForwardedError."""
+    if len(value) > MAX_FORWARDED_BYTES:
+        raise ForwardedError(f"{len(value)} bytes; limit {MAX_FORWARDED_BYTES}")
     try:
         text = value.decode("ascii")
-        pairs = _ours(text) or _pairs(text)
+        pairs = _parse_own_format(text) or _parse_pairs(text)
         client = parse_authority(pairs["for"])
     except (UnicodeDecodeError, KeyError, AddressError) as error:
         raise ForwardedError(f"{value[:64]!r} names no client") from error
     host = pairs.get("host", "")
     if not _HOST.fullmatch(host):
-        raise ForwardedError(f"host {host[:64]!r} is no host")
+        raise ForwardedError(f"host {host[:64]!r} is not a host")
     return Forwarded(client, host)
 
 
-def _ours(text: str) -> dict[str, str]:
-    """What `format_forwarded` says; empty for all other forms, which are slower to read."""
+def _parse_own_format(text: str) -> dict[str, str]:
+    """Parse the output of `format_forwarded` quickly; empty for every other form."""
     if not text.startswith('for="'):
         return {}
     client, _, rest = text[5:].partition('"')
@@ -59,14 +59,14 @@ def _ours(text: str) -> dict[str, str]:
     return {"for": client, "host": host}
 
 
-def _pairs(text: str) -> dict[str, str]:
+def _parse_pairs(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in text.partition(",")[0].split(";"):
         match = _PAIR.fullmatch(part)
         if match is None:
-            raise ForwardedError(f"{part[:64]!r} is no pair")
+            raise ForwardedError(f"{part[:64]!r} is not a pair")
         name = match[1].lower()
         if name in found:
-            raise ForwardedError(f"{name} comes twice")
+            raise ForwardedError(f"{name} occurs twice")
         found[name] = match[2] if match[2] is not None else match[3]
     return found

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""May this connection come in to that workload, and what decided: a pure function of the policies.
+"""Authorizes a connection to a workload and states which policy decided. Pure.
 
-    plaintext, and PeerAuthentication says STRICT ─▶ denied
+    plaintext, and PeerAuthentication is STRICT   ─▶ denied
     a DENY policy matches                         ─▶ denied
     no ALLOW policy selects the workload          ─▶ allowed
     an ALLOW policy matches                       ─▶ allowed
-    else                                          ─▶ denied
+    otherwise                                     ─▶ denied
 
-Policies in dry run decide nothing; what they would have changed is told.
+Policies in dry run do not decide; the decision reports what they would have changed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ztunnel.mesh.policy.model import (
     Policy,
     Selection,
 )
-from ztunnel.mesh.policy.rule_index import Asked, RequestAttributes, RuleIndex, RuleMatch
-from ztunnel.mesh.policy.selector_index import Groups
+from ztunnel.mesh.policy.rule_index import AuthzRequest, RequestAttributes, RuleIndex, RuleMatch
+from ztunnel.mesh.policy.selector_index import SelectorIndex
 
-_REMEMBERED = 4096  # workloads whose mode is worked out
+_MODE_CACHE_SIZE = 4096  # workloads
 
 
-class Change(Protocol):
-    """Whole new policies, and the keys of what is gone."""
+class PolicyChange(Protocol):
+    """A change of policies: complete new values, and the keys of removed ones."""
 
     @property
     def policies(self) -> Sequence[Policy]: ...
@@ -43,7 +43,7 @@ class Change(Protocol):
 
 
 class Cause(StrEnum):
-    """Which step decided."""
+    """The step of the evaluation that decided."""
 
     UNRESTRICTED = "no ALLOW policy selects the workload"
     ALLOWED = "allowed by a rule"
@@ -54,8 +54,12 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`policy` is the key of the one that decided, empty when none did; `rule` its number, -1 when
-    none. `reason` is the whole in words. `dry_run`: what policies in dry run would have changed."""
+    """The result of an authorization.
+
+    `policy` is the key of the deciding policy, empty if none; `rule` is the index of its rule, -1
+    if none. `reason` is a complete sentence. `dry_run` states what policies in dry run would have
+    changed.
+    """
 
     allowed: bool
     cause: Cause
@@ -70,7 +74,7 @@ UNRESTRICTED = Decision(True, Cause.UNRESTRICTED, Cause.UNRESTRICTED.value)
 
 @dataclass(frozen=True, slots=True)
 class EffectiveMode:
-    """Whether plaintext is let in, and which policy says so (key, empty for the default)."""
+    """Whether plaintext is accepted, and the key of the deciding policy (empty: the default)."""
 
     mode: MtlsMode = MtlsMode.PERMISSIVE
     policy: str = ""
@@ -78,13 +82,13 @@ class EffectiveMode:
 
 @dataclass(frozen=True, slots=True)
 class MtlsModes:
-    """Those of a workload: by port, and for all other ports."""
+    """The mTLS modes of a workload: per port, and for all other ports."""
 
     general: EffectiveMode
     ports: dict[int, EffectiveMode]
 
     def at(self, port: int) -> EffectiveMode:
-        """That of a port."""
+        """Return the mode of a port."""
         return self.ports.get(port, self.general)
 
 
@@ -103,13 +107,13 @@ class _Rules:
         return not any((*self.enforced.values(), *self.dry.values()))
 
 
-class Policies:
-    """All policies of the mesh, indexed. A change costs what it changes."""
+class PolicyEngine:
+    """All policies of the mesh, indexed. The cost of a change is proportional to the change."""
 
     def __init__(self) -> None:
         self._policies: dict[str, Policy] = {}
-        self._rules: Groups[_Rules] = Groups(_Rules)
-        self._peers: Groups[dict[str, PeerAuthentication]] = Groups(dict)
+        self._rules: SelectorIndex[_Rules] = SelectorIndex(_Rules)
+        self._peers: SelectorIndex[dict[str, PeerAuthentication]] = SelectorIndex(dict)
         self._modes: dict[str, tuple[Workload, MtlsModes]] = {}
 
     def __len__(self) -> int:
@@ -119,124 +123,130 @@ class Policies:
         return iter(self._policies.values())
 
     def get(self, key: str) -> Policy | None:
-        """A policy by its key."""
+        """Return a policy by its key."""
         return self._policies.get(key)
 
-    def apply(self, change: Change) -> None:
-        """Take in a change: removals first."""
+    def apply(self, change: PolicyChange) -> None:
+        """Apply a change: removals first."""
         for key in change.removed_policies:
             self.remove(key)
         for policy in change.policies:
             self.put(policy)
 
     def put(self, policy: Policy) -> None:
-        """Take in a policy, new or in place of the one of the same key."""
+        """Add a policy, or replace the one with the same key."""
         self.remove(policy.key)
         self._policies[policy.key] = policy
         if isinstance(policy, PeerAuthentication):
-            self._peers.at(policy.selection)[policy.key] = policy
+            self._peers.group(policy.selection)[policy.key] = policy
             self._modes.clear()
         elif not policy.ignored:
-            for selection in _distinct(policy):
-                self._rules.at(selection).index(policy).add(policy)
+            for selection in _distinct_selections(policy):
+                self._rules.group(selection).index(policy).add(policy)
 
     def remove(self, key: str) -> None:
-        """Forget a policy, if it is there."""
+        """Remove a policy, if present."""
         policy = self._policies.pop(key, None)
         if policy is None:
             return
         if isinstance(policy, PeerAuthentication):
-            group = self._peers.at(policy.selection)
+            group = self._peers.group(policy.selection)
             group.pop(key, None)
             if not group:
-                self._peers.forget(policy.selection)
+                self._peers.remove(policy.selection)
             self._modes.clear()
         elif not policy.ignored:
-            for selection in _distinct(policy):
-                rules = self._rules.at(selection)
+            for selection in _distinct_selections(policy):
+                rules = self._rules.group(selection)
                 rules.index(policy).discard(policy)
                 if rules.is_empty:
-                    self._rules.forget(selection)
+                    self._rules.remove(selection)
 
     def applying(self, workload: Workload) -> list[Policy]:
-        """Those that select the workload, in dry run too, by key."""
+        """Return the policies that select the workload, including dry run, ordered by key."""
         found: dict[str, Policy] = {}
-        for rules in self._rules.of(workload):
+        for rules in self._rules.matching(workload):
             for index in (*rules.enforced.values(), *rules.dry.values()):
                 found.update(index.policies)
-        for group in self._peers.of(workload):
+        for group in self._peers.matching(workload):
             found.update(group)
         return [found[key] for key in sorted(found)]
 
     def modes(self, workload: Workload) -> MtlsModes:
-        """Where a workload lets plaintext in."""
+        """Return the mTLS modes of a workload."""
         known = self._modes.get(workload.uid)
         if known is not None and known[0] is workload:
             return known[1]
-        modes = _modes([peer for group in self._peers.of(workload) for peer in group.values()])
-        if len(self._modes) >= _REMEMBERED:
+        modes = _modes(
+            [peer for group in self._peers.matching(workload) for peer in group.values()]
+        )
+        if len(self._modes) >= _MODE_CACHE_SIZE:
             self._modes.clear()
         self._modes[workload.uid] = workload, modes
         return modes
 
-    def admits_all(self, workload: Workload) -> bool:
-        """Whether no policy could keep anybody out, whoever asks for whatever port."""
+    def allows_any_source(self, workload: Workload) -> bool:
+        """Return whether no policy can deny any source on any port of the workload."""
         modes = self.modes(workload)
         known = (modes.general, *modes.ports.values())
-        return not self._rules.of(workload) and all(
-            one.mode is not MtlsMode.STRICT for one in known
+        return not self._rules.matching(workload) and all(
+            each.mode is not MtlsMode.STRICT for each in known
         )
 
-    def decide(self, workload: Workload, asked: Asked) -> Decision:
-        """Whether the connection may come in to the workload."""
+    def decide(self, workload: Workload, request: AuthzRequest) -> Decision:
+        """Decide whether the connection to the workload is allowed."""
         if not self._policies:
             return UNRESTRICTED
-        if not asked.identity:
-            mode = self.modes(workload).at(asked.destination.port)
+        if not request.identity:
+            mode = self.modes(workload).at(request.destination.port)
             if mode.mode is MtlsMode.STRICT:
-                reason = f"{Cause.PLAINTEXT}: {named(mode.policy)} is STRICT"
+                reason = f"{Cause.PLAINTEXT}: {display_name(mode.policy)} is STRICT"
                 return Decision(False, Cause.PLAINTEXT, reason, mode.policy)
-        groups = self._rules.of(workload)
+        groups = self._rules.matching(workload)
         if not groups:
             return UNRESTRICTED
-        facts = RequestAttributes(asked)
+        attributes = RequestAttributes(request)
         deny = [group.enforced[Action.DENY] for group in groups]
         allow = [group.enforced[Action.ALLOW] for group in groups]
-        decision = _evaluate(deny, allow, facts)
+        decision = _evaluate(deny, allow, attributes)
         dry_deny = [group.dry[Action.DENY] for group in groups]
         dry_allow = [group.dry[Action.ALLOW] for group in groups]
         if not any((*dry_deny, *dry_allow)):
             return decision
-        would = _evaluate(deny + dry_deny, allow + dry_allow, facts)
+        would = _evaluate(deny + dry_deny, allow + dry_allow, attributes)
         if would.allowed == decision.allowed:
             return decision
         return replace(decision, dry_run=would.reason)
 
 
-def _evaluate(deny: list[RuleIndex], allow: list[RuleIndex], facts: RequestAttributes) -> Decision:
-    hit = _first(deny, facts)
-    if hit is not None:
-        reason = f"denied by {named(hit.policy)}, rules[{hit.number}]"
-        return Decision(False, Cause.DENIED, reason, hit.policy, hit.number)
+def _evaluate(
+    deny: list[RuleIndex], allow: list[RuleIndex], attributes: RequestAttributes
+) -> Decision:
+    match = _first(deny, attributes)
+    if match is not None:
+        reason = f"denied by {display_name(match.policy)}, rules[{match.number}]"
+        return Decision(False, Cause.DENIED, reason, match.policy, match.number)
     count = sum(map(len, allow))
     if not count:
         return UNRESTRICTED
-    hit = _first(allow, facts)
-    if hit is not None:
-        reason = f"allowed by {named(hit.policy)}, rules[{hit.number}]"
-        return Decision(True, Cause.ALLOWED, reason, hit.policy, hit.number)
+    match = _first(allow, attributes)
+    if match is not None:
+        reason = f"allowed by {display_name(match.policy)}, rules[{match.number}]"
+        return Decision(True, Cause.ALLOWED, reason, match.policy, match.number)
     first = min(index.first_policy for index in allow if index)
     others = f" and {count - 1} more" if count > 1 else ""
-    reason = f"no rule of the ALLOW policies matches: {named(first)}{others}"
+    reason = f"no rule of the ALLOW policies matches: {display_name(first)}{others}"
     return Decision(False, Cause.UNMATCHED, reason, first)
 
 
-def _first(indexes: list[RuleIndex], facts: RequestAttributes) -> RuleMatch | None:
-    return min((hit for index in indexes if index and (hit := index.first(facts))), default=None)
+def _first(indexes: list[RuleIndex], attributes: RequestAttributes) -> RuleMatch | None:
+    return min(
+        (hit for index in indexes if index and (hit := index.first(attributes))), default=None
+    )
 
 
 def _modes(peers: list[PeerAuthentication]) -> MtlsModes:
-    """Workload before namespace before mesh; of each level the first by rank."""
+    """Return the effective modes: workload before namespace before mesh, per level by rank."""
     levels = [
         min(
             (peer for peer in peers if peer.level is level),
@@ -262,13 +272,13 @@ def _modes(peers: list[PeerAuthentication]) -> MtlsModes:
     )
 
 
-def named(key: str) -> str:
-    """A policy's key as people say it: `AuthorizationPolicy shop/deny-all`."""
+def display_name(key: str) -> str:
+    """Format a policy key for messages: `AuthorizationPolicy shop/deny-all`."""
     return key.replace("/", " ", 1)
 
 
-def _distinct(policy: AuthorizationPolicy) -> list[Selection]:
-    """Its selections, each once: it is in a group's index once, so it leaves it once."""
+def _distinct_selections(policy: AuthorizationPolicy) -> list[Selection]:
+    """Return the distinct selections: a policy is in the index of a group once."""
     found: list[Selection] = []
     for selection in policy.selections:
         if selection not in found:

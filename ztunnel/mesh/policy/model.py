@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies as every node knows them: who may connect to whom, and who must be encrypted.
+"""The policy model: which workloads may connect, and which connections must use mTLS.
 
-Plain frozen values in one normal form, made by `ztunnel.kube.objects.policies`, decided on by
-`mesh.authorize`. What is refused is a value too, one that lets nothing in
-(docs/concepts/policy.md), so that deciding needs no special cases. Source of the
-meanings: Istio's security.istio.io/v1 reference.
+Plain frozen values in one normal form, created by `ztunnel.kube.objects.policies` and evaluated by
+`mesh.policy.engine`. A rejected policy is a value that denies (fail closed), so the evaluation has
+no special cases. Source of the semantics: Istio's security.istio.io/v1 reference.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ import msgspec
 
 
 class Action(StrEnum):
-    """What a policy does with what it matches."""
+    """The action of a policy on matching requests."""
 
     ALLOW = "ALLOW"
     DENY = "DENY"
 
 
 class Attribute(StrEnum):
-    """What a term speaks of. The three of the identity are absent when none was proven."""
+    """An attribute of a request. The three identity attributes are absent without mTLS."""
 
     PRINCIPAL = "source.principal"  # <trust domain>/ns/<namespace>/sa/<account>
-    NAMESPACE = "source.namespace"  # that of the identity, not of the address
+    NAMESPACE = "source.namespace"  # of the identity, not of the address
     ACCOUNT = "source.serviceAccount"  # <namespace>/<account>
     SOURCE_IP = "source.ip"
     DESTINATION_IP = "destination.ip"
@@ -35,11 +34,11 @@ class Attribute(StrEnum):
 ADDRESSES = frozenset({Attribute.SOURCE_IP, Attribute.DESTINATION_IP})
 
 
-class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One attribute: it is one of `values`, if there are any, and none of `excluded`.
+class MatchTerms(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Conditions on one attribute: one of `values` (if any) and none of `excluded` match.
 
-    Texts are exact, or `*` (any, but there), `begin*`, `*end`; addresses are networks in canonical
-    text, `10.0.0.0/8`; ports are decimal.
+    Strings match exactly, or as `*` (present), `prefix*`, `*suffix`; addresses are CIDRs in
+    canonical form, `10.0.0.0/8`; ports are decimal.
     """
 
     attribute: Attribute
@@ -47,21 +46,23 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
     excluded: tuple[str, ...] = ()
 
 
-Clause = tuple[Terms, ...]  # all hold: one `source`, one `operation`, one `when`
-Group = tuple[Clause, ...]  # any holds: all of `from`, all of `to`
+Clause = tuple[MatchTerms, ...]  # AND: one `source`, one `operation`, or one `when`
+Group = tuple[Clause, ...]  # OR: all of `from`, or all of `to`
 
 
 class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`rules[number]`: every group holds. Without groups it matches all; `never` says why it
-    matches nothing at all."""
+    """`rules[number]`: matches if every group matches, or if there are none.
+
+    `never_matches` is the reason why the rule matches nothing; empty otherwise.
+    """
 
     number: int
     groups: tuple[Group, ...] = ()
-    never: str = ""
+    never_matches: str = ""
 
 
 class Selection(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Workloads of a namespace, empty for all, that have all `labels`; or the one with `uid`."""
+    """Workloads of a namespace (empty: all) with all `labels`; or the workload with `uid`."""
 
     namespace: str = ""
     labels: dict[str, str] = {}
@@ -69,8 +70,11 @@ class Selection(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class AuthorizationPolicy(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
-    """`selections`: of which any makes it apply. `refused`: why it is not what was written but
-    the safe thing instead. `warnings`: what of it is not as written, though in force."""
+    """An AuthorizationPolicy; it applies to workloads that any of `selections` matches.
+
+    `refused`: why the policy is invalid and denies instead. `ignored`: why it has no effect on
+    this node's traffic. `warnings`: which parts are enforced differently from what is written.
+    """
 
     namespace: str
     name: str
@@ -79,26 +83,26 @@ class AuthorizationPolicy(msgspec.Struct, frozen=True, tag=True, kw_only=True, o
     rules: tuple[Rule, ...] = ()
     dry_run: bool = False
     refused: str = ""
-    ignored: str = ""  # why it has no effect on this node's traffic at all
+    ignored: str = ""
     warnings: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
-        """What updates, removals and logs name it by."""
+        """The key in updates, removals and logs."""
         return f"AuthorizationPolicy/{self.namespace}/{self.name}"
 
 
 class MtlsMode(StrEnum):
-    """Istio's modes. A port or a level that is UNSET asks the one above it."""
+    """Istio's mTLS modes. UNSET inherits from the next wider level."""
 
     UNSET = "UNSET"
-    DISABLE = "DISABLE"  # to a node's proxy the same as PERMISSIVE
+    DISABLE = "DISABLE"  # equivalent to PERMISSIVE for a node proxy
     PERMISSIVE = "PERMISSIVE"
     STRICT = "STRICT"
 
 
 class Level(StrEnum):
-    """Where a PeerAuthentication stands: the narrower goes before the wider."""
+    """The scope of a PeerAuthentication; a narrower scope takes precedence."""
 
     WORKLOAD = "workload"
     NAMESPACE = "namespace"
@@ -106,8 +110,11 @@ class Level(StrEnum):
 
 
 class PeerAuthentication(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
-    """Whether plaintext is let in. Of several at one level the oldest counts; a refused one, which
-    is STRICT, goes before them. `created` is RFC 3339 text, empty when not known."""
+    """A PeerAuthentication: whether plaintext is accepted.
+
+    Of several at one level, the oldest applies; a `refused` one, which is STRICT, takes precedence.
+    `created` is RFC 3339 text, empty if unknown.
+    """
 
     namespace: str
     name: str
@@ -121,13 +128,12 @@ class PeerAuthentication(msgspec.Struct, frozen=True, tag=True, kw_only=True, om
 
     @property
     def key(self) -> str:
-        """What updates, removals and logs name it by."""
+        """The key in updates, removals and logs."""
         return f"PeerAuthentication/{self.namespace}/{self.name}"
 
     @property
     def rank(self) -> tuple[bool, bool, str, str]:
-        """The first of a level counts: the refused, those of the workload's own namespace, the
-        oldest, by name."""
+        """Sort key within a level: refused first, own namespace first, oldest first, by name."""
         return (not self.refused, not self.selection.namespace, self.created, self.key)
 
 

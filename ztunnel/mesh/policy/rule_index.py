@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules made quick: what they ask of a connection, and an index of those that may match one.
+"""Compiles rules, and indexes them so that few rules are evaluated per request.
 
-A value is a *needle* in a *slot*: the slot says how to cut the needle out of a connection (the
-first 20 characters of the principal, the first 8 bits of the source), so that all values of a slot
-are one set, and looking for any of ten thousand costs one look. A rule is filed under the needles
-of one of its groups; only rules that name nothing positively have to be tried each time.
+An index key describes how to extract a value from a request (the first 20 characters of the
+principal, the first 8 bits of the source address). All values of a key are in one hash table, so a
+lookup among ten thousand values is one operation. A rule is indexed by the values of one of its
+groups; only rules without a positive condition are evaluated for every request.
 
-    Facts ──slot──▶ needle ∈ {needle: rules} ──▶ the few rules to try ──▶ the first that matches
+    RequestAttributes ──IndexKey──▶ IndexValue ──table──▶ candidate rules ──▶ first match
 """
 
 from __future__ import annotations
@@ -20,15 +20,21 @@ from typing import NamedTuple
 import msgspec
 
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.mesh.policy.model import ADDRESSES, Attribute, AuthorizationPolicy, Clause, Rule, Terms
+from ztunnel.mesh.policy.model import (
+    ADDRESSES,
+    Attribute,
+    AuthorizationPolicy,
+    Clause,
+    MatchTerms,
+    Rule,
+)
 
 IndexValue = str | int | bool
 _BITS = {4: 32, 6: 128}
 
 
-class Asked(msgspec.Struct, frozen=True, gc=False):
-    """A connection that wants in: from where, who it proved to be (a SPIFFE id, empty when it
-    proved nothing), and to what."""
+class AuthzRequest(msgspec.Struct, frozen=True, gc=False):
+    """The input of an authorization. `identity` is the peer's SPIFFE ID, empty without mTLS."""
 
     source_ip: str
     identity: str
@@ -36,12 +42,12 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
 
 
 class RequestAttributes:
-    """What rules may ask about a connection, taken apart once."""
+    """The attributes of a request that rules match, parsed once."""
 
     __slots__ = ("addresses", "port", "texts")
 
-    def __init__(self, asked: Asked) -> None:
-        principal = asked.identity.removeprefix("spiffe://")
+    def __init__(self, request: AuthzRequest) -> None:
+        principal = request.identity.removeprefix("spiffe://")
         _, _, rest = principal.partition("/ns/")
         namespace, _, account = rest.partition("/sa/")
         self.texts = {
@@ -50,14 +56,14 @@ class RequestAttributes:
             Attribute.ACCOUNT: f"{namespace}/{account}" if account else "",
         }
         self.addresses = {
-            Attribute.SOURCE_IP: _number(asked.source_ip),
-            Attribute.DESTINATION_IP: _number(asked.destination.ip),
+            Attribute.SOURCE_IP: _parse_ip(request.source_ip),
+            Attribute.DESTINATION_IP: _parse_ip(request.destination.ip),
         }
-        self.port = asked.destination.port
+        self.port = request.destination.port
 
 
 class MatchKind(IntEnum):
-    """How a slot takes its needle; in order of how few rules one needle is likely to have."""
+    """How a key extracts its value, ordered by selectivity, most selective first."""
 
     EXACT = 0
     NET4 = 1
@@ -72,37 +78,37 @@ class IndexKey(NamedTuple):
     """`length` in characters of a prefix or suffix, in bits of a network."""
 
     attribute: Attribute
-    cut: MatchKind
+    kind: MatchKind
     length: int = 0
 
-    def needle(self, facts: RequestAttributes) -> IndexValue | None:
-        """What this connection has in the slot; None when nothing."""
-        attribute, cut, length = self
-        if cut is MatchKind.PORT:
-            return facts.port
-        if cut is MatchKind.NET4 or cut is MatchKind.NET6:
-            family, number = facts.addresses[attribute]
-            bits = 32 if cut is MatchKind.NET4 else 128
+    def extract(self, attributes: RequestAttributes) -> IndexValue | None:
+        """Return the value of a request for this key; None if it has none."""
+        attribute, kind, length = self
+        if kind is MatchKind.PORT:
+            return attributes.port
+        if kind is MatchKind.NET4 or kind is MatchKind.NET6:
+            family, number = attributes.addresses[attribute]
+            bits = 32 if kind is MatchKind.NET4 else 128
             return number >> (bits - length) if _BITS.get(family) == bits else None
-        text = facts.texts[attribute]
+        text = attributes.texts[attribute]
         if not text:
             return None
-        if cut is MatchKind.EXACT:
+        if kind is MatchKind.EXACT:
             return text
-        if cut is MatchKind.PRESENT:
+        if kind is MatchKind.PRESENT:
             return True
-        return text[:length] if cut is MatchKind.PREFIX else text[-length:]
+        return text[:length] if kind is MatchKind.PREFIX else text[-length:]
 
 
-def place(attribute: Attribute, value: str) -> tuple[IndexKey, IndexValue]:
-    """Where a term's value belongs. Raises ValueError for what is no network and no port."""
+def index_entry(attribute: Attribute, value: str) -> tuple[IndexKey, IndexValue]:
+    """Return the index entry of a term value. Raises ValueError for an invalid CIDR or port."""
     if attribute is Attribute.DESTINATION_PORT:
         return IndexKey(attribute, MatchKind.PORT), int(value)
     if attribute in ADDRESSES:
         network = ip_network(value)
-        cut, bits = (MatchKind.NET4, 32) if network.version == 4 else (MatchKind.NET6, 128)
-        needle = int(network.network_address) >> (bits - network.prefixlen)
-        return IndexKey(attribute, cut, network.prefixlen), needle
+        kind, bits = (MatchKind.NET4, 32) if network.version == 4 else (MatchKind.NET6, 128)
+        prefix = int(network.network_address) >> (bits - network.prefixlen)
+        return IndexKey(attribute, kind, network.prefixlen), prefix
     if value == "*":
         return IndexKey(attribute, MatchKind.PRESENT), True
     if value.endswith("*"):
@@ -112,67 +118,69 @@ def place(attribute: Attribute, value: str) -> tuple[IndexKey, IndexValue]:
     return IndexKey(attribute, MatchKind.EXACT), value
 
 
-Places = dict[IndexKey, set[IndexValue]]
+IndexEntries = dict[IndexKey, set[IndexValue]]
 
 
-def _places(attribute: Attribute, values: Iterable[str]) -> Places:
-    found: Places = {}
+def _index_entries(attribute: Attribute, values: Iterable[str]) -> IndexEntries:
+    found: IndexEntries = {}
     for value in values:
-        slot, needle = place(attribute, value)
-        found.setdefault(slot, set()).add(needle)
+        key, indexed = index_entry(attribute, value)
+        found.setdefault(key, set()).add(indexed)
     return found
 
 
-def _holds(places: Places, facts: RequestAttributes) -> bool:
-    return any(slot.needle(facts) in needles for slot, needles in places.items())
+def _matches_any(entries: IndexEntries, attributes: RequestAttributes) -> bool:
+    return any(key.extract(attributes) in values for key, values in entries.items())
 
 
-class _Test:
-    """Terms, compiled."""
+class _CompiledTerms:
+    """MatchTerms in indexed form."""
 
     __slots__ = ("excluded", "values")
 
-    def __init__(self, terms: Terms) -> None:
-        self.values = _places(terms.attribute, terms.values)
-        self.excluded = _places(terms.attribute, terms.excluded)
+    def __init__(self, terms: MatchTerms) -> None:
+        self.values = _index_entries(terms.attribute, terms.values)
+        self.excluded = _index_entries(terms.attribute, terms.excluded)
 
-    def holds(self, facts: RequestAttributes) -> bool:
-        if self.values and not _holds(self.values, facts):
+    def holds(self, attributes: RequestAttributes) -> bool:
+        if self.values and not _matches_any(self.values, attributes):
             return False
-        return not _holds(self.excluded, facts)
+        return not _matches_any(self.excluded, attributes)
 
 
 class RuleMatch(NamedTuple):
-    """A rule that matched; hits are ordered by policy, then by rule."""
+    """A rule that matched; ordered by policy, then by rule."""
 
     policy: str  # AuthorizationPolicy.key
     number: int
 
 
 class CompiledRule:
-    """A rule that can match something."""
+    """A rule that can match, with compiled terms."""
 
-    __slots__ = ("groups", "hit")
+    __slots__ = ("groups", "match")
 
     def __init__(self, policy: str, rule: Rule) -> None:
-        self.hit = RuleMatch(policy, rule.number)
-        self.groups = [[[_Test(terms) for terms in clause] for clause in g] for g in rule.groups]
+        self.match = RuleMatch(policy, rule.number)
+        self.groups = [
+            [[_CompiledTerms(terms) for terms in clause] for clause in g] for g in rule.groups
+        ]
 
-    def matches(self, facts: RequestAttributes) -> bool:
-        """Every group has a clause whose terms all hold."""
+    def matches(self, attributes: RequestAttributes) -> bool:
+        """Return whether every group has a clause whose terms all match."""
         return all(
-            any(all(test.holds(facts) for test in clause) for clause in group)
+            any(all(test.holds(attributes) for test in clause) for clause in group)
             for group in self.groups
         )
 
 
 class RuleIndex:
-    """The rules of the policies that do the same thing to the same workloads."""
+    """The rules of all policies with the same action and the same selection."""
 
     def __init__(self) -> None:
         self.policies: dict[str, AuthorizationPolicy] = {}  # by key
-        self._slots: dict[IndexKey, dict[IndexValue, dict[RuleMatch, CompiledRule]]] = {}
-        self._always_tried: dict[RuleMatch, CompiledRule] = {}
+        self._tables: dict[IndexKey, dict[IndexValue, dict[RuleMatch, CompiledRule]]] = {}
+        self._always_evaluated: dict[RuleMatch, CompiledRule] = {}
         self._first_policy = ""
 
     def __len__(self) -> int:
@@ -180,95 +188,95 @@ class RuleIndex:
 
     @property
     def first_policy(self) -> str:
-        """The first by name; empty when there is none."""
+        """The key of the first policy by name; empty if there is none."""
         if not self._first_policy:
             self._first_policy = min(self.policies, default="")
         return self._first_policy
 
     def add(self, policy: AuthorizationPolicy) -> None:
-        """Take in a policy that is not there."""
+        """Add a policy that is not in the index."""
         self.policies[policy.key] = policy
         self._first_policy = ""
-        for rule, filing in _filed(policy):
+        for rule, entries in _rules_with_entries(policy):
             compiled = CompiledRule(policy.key, rule)
-            if filing is None:
-                self._always_tried[compiled.hit] = compiled
-            for slot, needle in filing or ():
-                self._slots.setdefault(slot, {}).setdefault(needle, {})[compiled.hit] = compiled
+            if entries is None:
+                self._always_evaluated[compiled.match] = compiled
+            for key, value in entries or ():
+                self._tables.setdefault(key, {}).setdefault(value, {})[compiled.match] = compiled
 
     def discard(self, policy: AuthorizationPolicy) -> None:
-        """Take out a policy, the very value that was added."""
+        """Remove a policy; it must be the value that was added."""
         self.policies.pop(policy.key, None)
         self._first_policy = ""
-        for rule, filing in _filed(policy):
-            hit = RuleMatch(policy.key, rule.number)
-            self._always_tried.pop(hit, None)
-            for slot, needle in filing or ():
-                self._unfile(slot, needle, hit)
+        for rule, entries in _rules_with_entries(policy):
+            match = RuleMatch(policy.key, rule.number)
+            self._always_evaluated.pop(match, None)
+            for key, value in entries or ():
+                self._remove_entry(key, value, match)
 
-    def first(self, facts: RequestAttributes) -> RuleMatch | None:
-        """The first rule by policy and number that matches."""
+    def first(self, attributes: RequestAttributes) -> RuleMatch | None:
+        """Return the first matching rule by policy and number."""
         return min(
-            (rule.hit for rule in self._candidates(facts) if rule.matches(facts)), default=None
+            (rule.match for rule in self._candidates(attributes) if rule.matches(attributes)),
+            default=None,
         )
 
-    def _candidates(self, facts: RequestAttributes) -> Iterator[CompiledRule]:
-        yield from self._always_tried.values()
-        for slot, table in self._slots.items():
-            needle = slot.needle(facts)
-            if needle is not None:
-                yield from table.get(needle, {}).values()
+    def _candidates(self, attributes: RequestAttributes) -> Iterator[CompiledRule]:
+        yield from self._always_evaluated.values()
+        for key, table in self._tables.items():
+            value = key.extract(attributes)
+            if value is not None:
+                yield from table.get(value, {}).values()
 
-    def _unfile(self, slot: IndexKey, needle: IndexValue, hit: RuleMatch) -> None:
-        table = self._slots.get(slot, {})
-        rules = table.get(needle, {})
-        rules.pop(hit, None)
+    def _remove_entry(self, key: IndexKey, value: IndexValue, match: RuleMatch) -> None:
+        table = self._tables.get(key, {})
+        rules = table.get(value, {})
+        rules.pop(match, None)
         if not rules:
-            table.pop(needle, None)
+            table.pop(value, None)
         if not table:
-            self._slots.pop(slot, None)
+            self._tables.pop(key, None)
 
 
-_Filing = list[tuple[IndexKey, IndexValue]]
+_EntryList = list[tuple[IndexKey, IndexValue]]
 
 
-def _filed(policy: AuthorizationPolicy) -> Iterator[tuple[Rule, _Filing | None]]:
-    """Each rule that may match, with where it is to be found; None: anywhere."""
+def _rules_with_entries(policy: AuthorizationPolicy) -> Iterator[tuple[Rule, _EntryList | None]]:
+    """Yield each rule that can match with its index entries; None: not indexable."""
     for rule in policy.rules:
-        if not rule.never:
-            filings = [_group_filing(group) for group in rule.groups]
-            found: list[_Filing] = [filing for filing in filings if filing]
-            yield rule, min(found, key=_coarseness) if found else None
+        if not rule.never_matches:
+            candidates = [_group_entries(group) for group in rule.groups]
+            found: list[_EntryList] = [entries for entries in candidates if entries]
+            yield rule, min(found, key=_selectivity) if found else None
 
 
-def _group_filing(group: tuple[Clause, ...]) -> _Filing:
-    """One way to find a rule by a group of it: each clause must say something positive; else
-    there is none."""
-    found: _Filing = []
+def _group_entries(group: tuple[Clause, ...]) -> _EntryList:
+    """Return the index entries of a group; empty if a clause has no positive term."""
+    found: _EntryList = []
     for clause in group:
-        ways: list[_Filing] = [
-            [place(terms.attribute, value) for value in terms.values]
+        options: list[_EntryList] = [
+            [index_entry(terms.attribute, value) for value in terms.values]
             for terms in clause
             if terms.values
         ]
-        if not ways:
+        if not options:
             return []
-        best: _Filing = min(ways, key=_coarseness)
+        best: _EntryList = min(options, key=_selectivity)
         found += best
     return found
 
 
-def _coarseness(filing: Iterable[tuple[IndexKey, IndexValue]]) -> tuple[int, int, int]:
-    """How many rules are likely to share its needles: less is better."""
-    slots = [slot for slot, _ in filing]
-    worst = max(slot.cut for slot in slots)
-    by_namespace = any(slot.attribute is Attribute.NAMESPACE for slot in slots)
-    return worst, by_namespace, -min(slot.length for slot in slots)
+def _selectivity(entries: Iterable[tuple[IndexKey, IndexValue]]) -> tuple[int, int, int]:
+    """Return a sort key: entries that fewer rules are likely to share come first."""
+    keys = [key for key, _ in entries]
+    worst = max(key.kind for key in keys)
+    by_namespace = any(key.attribute is Attribute.NAMESPACE for key in keys)
+    return worst, by_namespace, -min(key.length for key in keys)
 
 
 @lru_cache(maxsize=4096)
-def _number(ip: str) -> tuple[int, int]:
-    """Family and number of a canonical address; family 0 when it is none."""
+def _parse_ip(ip: str) -> tuple[int, int]:
+    """Return family and integer of a canonical address; family 0 if it is not an address."""
     try:
         address = ip_address(ip)
     except ValueError:

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is decided of a connection: `mesh.route` of one that goes out, `mesh.inbound` of one that
-comes in.
+"""The decisions on a connection, made by `routing.outbound` and `routing.inbound`.
 
-Structs, because one is made for each connection: three times as fast as a frozen dataclass. May
-import msgspec and `mesh.model`.
+They are structs because one is created per connection: three times as fast as a frozen dataclass.
 """
 
 from __future__ import annotations
@@ -14,8 +12,7 @@ from ztunnel.mesh.model import SocketAddress, Workload
 
 
 class Hbone(msgspec.Struct, frozen=True, gc=False):
-    """Through a tunnel: CONNECT `authority` over mTLS to `tunnel`, which must prove one of
-    `identities`."""
+    """Send CONNECT `authority` over mTLS to `tunnel`, which must prove one of `identities`."""
 
     authority: SocketAddress
     tunnel: SocketAddress
@@ -25,7 +22,7 @@ class Hbone(msgspec.Struct, frozen=True, gc=False):
 
 
 class Passthrough(msgspec.Struct, frozen=True, gc=False):
-    """As it is, to `address`: the destination is not of the mesh."""
+    """Connect to `address` without HBONE: the destination is not in the mesh."""
 
     address: SocketAddress
     workload: Workload | None = None
@@ -33,7 +30,7 @@ class Passthrough(msgspec.Struct, frozen=True, gc=False):
 
 
 class Refuse(msgspec.Struct, frozen=True, gc=False):
-    """Not at all, and why."""
+    """Refuse the connection, with the reason."""
 
     reason: str
 
@@ -42,8 +39,10 @@ Route = Hbone | Passthrough | Refuse
 
 
 class Accept(msgspec.Struct, frozen=True, gc=False):
-    """Connect to `destination` on behalf of `client`. `source` is the client's workload, when
-    its address is known and it may be what it claims."""
+    """Connect to `destination` on behalf of `client`.
+
+    `source` is the client's workload, if its address is known and its identity matches.
+    """
 
     client: SocketAddress
     destination: SocketAddress
@@ -54,7 +53,7 @@ class Accept(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reject(msgspec.Struct, frozen=True, gc=False):
-    """Answer `status`; `reason` is for the log only."""
+    """Respond with `status`; `reason` is only logged."""
 
     status: int
     reason: str

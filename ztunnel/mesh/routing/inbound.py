@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to do with a connection that comes into a pod: a pure decision.
+"""Decides on a connection into a pod. Pure.
 
-Statuses (istio/ztunnel, proxy/inbound.rs): 400 not a CONNECT to this very pod; 503 the pod is
-unknown. A policy's denial (401) is decided where policies are known, after `Accept`.
+Status codes (istio/ztunnel, proxy/inbound.rs): 400, the request is not a CONNECT to this pod; 503,
+the pod is unknown. Authorization (401) follows after `Accept`, in `mesh.policy.engine`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ztunnel.mesh.address import AddressError, parse_authority
 from ztunnel.mesh.headers.connect_udp import PROTOCOL, parse_target
 from ztunnel.mesh.headers.forwarded import ForwardedError, parse_forwarded
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.mesh.ports import OURS
+from ztunnel.mesh.ports import RESERVED
 from ztunnel.mesh.routing.decisions import Accept, Reject
 from ztunnel.mesh.state import MeshState
 
@@ -23,7 +23,7 @@ UNAVAILABLE = 503
 
 
 class Request(Protocol):
-    """A CONNECT request as the codec gives it."""
+    """A CONNECT request as decoded by the codec."""
 
     @property
     def method(self) -> bytes: ...
@@ -45,18 +45,18 @@ def check_connect(
     peer: SocketAddress,
     identity: str,
 ) -> Accept | Reject:
-    """Decide on a CONNECT that came over a connection `peer` → `local`, proven by `identity`."""
+    """Decide on a CONNECT over the connection `peer` → `local`, authenticated as `identity`."""
     destination = _destination(request)
     if isinstance(destination, Reject):
         return destination
     udp = request.protocol == PROTOCOL
     if destination.ip != local.ip:
         return Reject(BAD_REQUEST, f"authority {destination} is not this pod, {local.ip}")
-    if destination.port in OURS and not udp:
-        return Reject(BAD_REQUEST, f"port {destination.port} is the mesh's own")
+    if destination.port in RESERVED and not udp:
+        return Reject(BAD_REQUEST, f"port {destination.port} is reserved for the mesh")
     workload = state.workload_at(local.ip)
     if workload is None:
-        return Reject(UNAVAILABLE, f"no workload has the address {local.ip}")
+        return Reject(UNAVAILABLE, f"no workload owns the address {local.ip}")
     client, service = _forwarded(state, request, peer, identity)
     source = state.workload_at(client.ip)
     if source is not None and source.identity != identity:
@@ -65,7 +65,7 @@ def check_connect(
 
 
 def _destination(request: Request) -> SocketAddress | Reject:
-    """What the request asks for: a connection by its authority, datagrams by its path."""
+    """Return the destination: the authority of a connection, the path of a connect-udp request."""
     if request.method != b"CONNECT":
         return Reject(BAD_REQUEST, f"method {request.method[:16]!r} is not CONNECT")
     if request.protocol not in (b"", PROTOCOL):
@@ -75,8 +75,8 @@ def _destination(request: Request) -> SocketAddress | Reject:
             return parse_target(request.path)
         return parse_authority(request.authority.decode("ascii"))
     except (AddressError, UnicodeDecodeError):
-        asked = request.path if request.protocol else request.authority
-        return Reject(BAD_REQUEST, f"authority {asked[:64]!r} is no ip:port")
+        target = request.path if request.protocol else request.authority
+        return Reject(BAD_REQUEST, f"authority {target[:64]!r} is not ip:port")
 
 
 def check_plain(
@@ -85,24 +85,24 @@ def check_plain(
     client: SocketAddress,
     destination: SocketAddress,
 ) -> Accept | Reject:
-    """Decide on a connection without HBONE to a pod that has `addresses`."""
+    """Decide on a plaintext connection to a pod that owns `addresses`."""
     if destination.ip not in addresses:
         return Reject(BAD_REQUEST, f"{destination.ip} is not this pod")
-    if destination.port in OURS:
-        return Reject(BAD_REQUEST, f"port {destination.port} is the mesh's own")
+    if destination.port in RESERVED:
+        return Reject(BAD_REQUEST, f"port {destination.port} is reserved for the mesh")
     workload = state.workload_at(destination.ip)
     if workload is None:
-        return Reject(UNAVAILABLE, f"no workload has the address {destination.ip}")
+        return Reject(UNAVAILABLE, f"no workload owns the address {destination.ip}")
     return Accept(client, destination, state.workload_at(client.ip), workload)
 
 
 def _forwarded(
     state: MeshState, request: Request, peer: SocketAddress, identity: str
 ) -> tuple[SocketAddress, str]:
-    """The client's true address and the service it dialled, as far as the peer may say so.
+    """Return the client address and the dialed service from the `forwarded` header.
 
-    The address is believed only when it is the connection's own source, or that of a workload
-    with the identity that the peer has proven: else it could speak for others.
+    The address is trusted only if it is the source of the connection, or belongs to a workload
+    with the identity that the peer has proven; otherwise a peer could impersonate other clients.
     """
     text: bytes | None = None
     for name, value in request.headers:
@@ -112,9 +112,11 @@ def _forwarded(
     if text is None:
         return peer, ""
     try:
-        said = parse_forwarded(text)
+        forwarded = parse_forwarded(text)
     except ForwardedError:
         return peer, ""
-    workload = state.workload_at(said.client.ip)
-    believed = said.client.ip == peer.ip or (workload is not None and workload.identity == identity)
-    return (said.client if believed else peer), said.host
+    workload = state.workload_at(forwarded.client.ip)
+    is_trusted = forwarded.client.ip == peer.ip or (
+        workload is not None and workload.identity == identity
+    )
+    return (forwarded.client if is_trusted else peer), forwarded.host

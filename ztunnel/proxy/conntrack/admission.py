@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ztunnel.mesh.policy.engine import Decision
-from ztunnel.mesh.policy.rule_index import Asked
+from ztunnel.mesh.policy.rule_index import AuthzRequest
 from ztunnel.mesh.routing.decisions import Accept
 from ztunnel.mesh.state import MeshState
 
@@ -30,7 +30,7 @@ class AdmissionTable:
 
     def __init__(self) -> None:
         self._admitted: dict[
-            AdmittedConnection, tuple[str, Asked]
+            AdmittedConnection, tuple[str, AuthzRequest]
         ] = {}  # by Workload.uid, and what was asked
 
     def __len__(self) -> int:
@@ -40,7 +40,7 @@ class AdmissionTable:
         self, mesh: MeshState, connection: AdmittedConnection, accepted: Accept, identity: str
     ) -> Decision:
         """Decide on a connection of who has proven `identity` (empty: came in plaintext)."""
-        asked = Asked(accepted.client.ip, identity, accepted.destination)
+        asked = AuthzRequest(accepted.client.ip, identity, accepted.destination)
         self._admitted[connection] = accepted.workload.uid, asked
         decision = mesh.policies.decide(accepted.workload, asked)
         if not decision.allowed:
@@ -53,7 +53,7 @@ class AdmissionTable:
 
     def recheck(self, mesh: MeshState) -> None:
         """Decide again on all, alike ones once. A workload that is gone is the agent's to end."""
-        decided: dict[tuple[str, Asked], Decision] = {}
+        decided: dict[tuple[str, AuthzRequest], Decision] = {}
         for connection, question in list(self._admitted.items()):
             decision = decided.get(question)
             if decision is None:

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from ztunnel.mesh.model import SocketAddress, Workload
-from ztunnel.mesh.policy.engine import Decision, named
+from ztunnel.mesh.policy.engine import Decision, display_name
 from ztunnel.proxy.conntrack.record import Direction, Peer, Record, Stats
 from ztunnel.telemetry.access_log import AccessLog, Fields
 from ztunnel.telemetry.dns_counters import Outcome
@@ -187,7 +187,7 @@ class ConnectionTracker:
         """Policy is against a connection; its line says which."""
         self.stats.denied += 1
         record.flags = Flag.DENY.value
-        record.policy = named(decision.policy)
+        record.policy = display_name(decision.policy)
         record.rule = f"rules[{decision.rule}]" if decision.rule >= 0 else ""
 
     def query_ended(self, outcome: Outcome) -> None:

@@ -215,7 +215,7 @@ class QueryStream:
 
     def _fail(self, wire: bytes) -> None:
         self._context.report.query_ended(Outcome.FAILED)
-        failed = message.failure(wire, dns.rcode.SERVFAIL)
+        failed = message.error_response(wire, dns.rcode.SERVFAIL)
         if failed is not None:
             self._client.put(failed)
 

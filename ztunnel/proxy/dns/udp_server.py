@@ -20,7 +20,7 @@ import structlog
 
 from ztunnel.dns import message
 from ztunnel.dns.message import Question
-from ztunnel.mesh.dns_names import Entry, look_up
+from ztunnel.mesh.dns_names import DnsAnswer, lookup
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.routing.decisions import Passthrough
 from ztunnel.mesh.routing.outbound import route
@@ -37,13 +37,13 @@ log = structlog.get_logger()
 Source = tuple[str, int] | tuple[str, int, int, int]
 
 
-def looker(context: Context, pod: Pod) -> Callable[[str], Entry | None] | None:
+def looker(context: Context, pod: Pod) -> Callable[[str], DnsAnswer | None] | None:
     """What answers names for a pod; None as long as the mesh is not known whole."""
     mesh = context.mesh
     workload = mesh.workload(pod.workload) if mesh is not None else None
     if mesh is None or workload is None:
         return None
-    return lambda name: look_up(mesh, workload.namespace, name)
+    return lambda name: lookup(mesh, workload.namespace, name)
 
 
 def plain_way(context: Context, pod: Pod, server: SocketAddress) -> SocketAddress | None:
@@ -96,7 +96,7 @@ class QueryServer:
     def fail(self, wire: bytes, source: Source) -> None:
         """SERVFAIL: the client may ask another server."""
         self._context.report.query_ended(Outcome.FAILED)
-        self.reply(message.failure(wire, dns.rcode.SERVFAIL), source)
+        self.reply(message.error_response(wire, dns.rcode.SERVFAIL), source)
 
     def forget(self, key: tuple[object, ...]) -> None:
         """A question is not under way any more."""
@@ -171,7 +171,7 @@ class Forwarded:
             return
         self._cut = wire
         way = plain_way(self._context, self._pod, self._asked.server)
-        if way is None or message.udp_limit(self._asked.wire) <= message.UDP_PLAIN:
+        if way is None or message.udp_limit(self._asked.wire) <= message.UDP_PAYLOAD_BYTES:
             self._end(wire)  # the client will come by TCP itself
             return
         asked = replace(self._asked, server=way)

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ztunnel.dns.message import Question, is_answer_to, with_id
+from ztunnel.dns.message import Question, is_response_to, with_id
 from ztunnel.mesh.address import family as family_of
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.io.connector import Dial
@@ -76,7 +76,7 @@ class DatagramExchange:
             except OSError:  # the server's host says that nobody listens
                 self._finish(None)
                 return
-            if is_answer_to(self._question, self._number, wire):
+            if is_response_to(self._question, self._number, wire):
                 self._finish(with_id(wire, self._question.id))
                 return
             self._wrong += 1
@@ -190,7 +190,7 @@ class StreamExchange:
         size = int.from_bytes(self._read[:2], "big")
         if len(self._read) >= 2 + size and len(self._read) > 2:
             wire = bytes(self._read[2 : 2 + size])
-            is_good = is_answer_to(self._question, self._number, wire)
+            is_good = is_response_to(self._question, self._number, wire)
             self._finish(with_id(wire, self._question.id) if is_good else None)
         elif not piece:
             self._finish(None)

@@ -251,7 +251,7 @@ class InboundStream:
 
     def _ends(self, mesh: MeshState, accepted: Accept) -> ConnectionPeers:
         """Between whom it counts; a service the peer names counts only if the mesh has it."""
-        called = mesh.service_called(accepted.service) if accepted.service else None
+        called = mesh.service_by_name(accepted.service) if accepted.service else None
         principals = (self._tunnel.peer, self._pod.identity)
         return ConnectionPeers(accepted.source, accepted.workload, called, principals)
 

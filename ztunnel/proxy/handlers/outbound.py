@@ -143,7 +143,7 @@ class Outbound:
 
     def _called(self, service: str) -> Service | None:
         mesh = self._context.mesh
-        return mesh.service_called(service) if service and mesh is not None else None
+        return mesh.service_by_name(service) if service and mesh is not None else None
 
     def _request(self, plan: Plan, record: Record) -> tuple[Header, ...]:
         """What is of this connection only."""

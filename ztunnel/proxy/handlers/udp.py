@@ -161,7 +161,7 @@ class PodUdp:
             ends=ConnectionPeers(
                 source,
                 workload,
-                mesh.service_called(decision.service) if decision.service else None,
+                mesh.service_by_name(decision.service) if decision.service else None,
                 (source.identity, workload.identity),
             ),
             protocol="udp",

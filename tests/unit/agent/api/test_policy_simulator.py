@@ -11,7 +11,7 @@ from tests.support import kube_objects as objects
 from tests.unit.policy.fixtures import Json, peer, policy
 from ztunnel.agent.api.policy_simulator import PolicySimulator
 from ztunnel.kube.view.cluster_view import ClusterView
-from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.engine import PolicyEngine
 
 IDENTITY = "spiffe://cluster.local/ns/default/sa/default"
 
@@ -19,7 +19,7 @@ IDENTITY = "spiffe://cluster.local/ns/default/sa/default"
 class Agent:
     def __init__(self, *said: Json) -> None:
         self.mirror = ClusterView("cluster.local", "c")
-        self.policies = Policies()
+        self.policies = PolicyEngine()
         self.what_if = PolicySimulator(self.mirror, self.policies)
         owner = [{"kind": "ReplicaSet", "name": "web-5d8"}]
         self.say(

@@ -12,7 +12,7 @@ from ztunnel.agent.cluster.pod_status import AGAIN, PATIENCE, PodStatusReporter
 from ztunnel.agent.pods.pod import Pod, PodState
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.kube.writers.pod_writer import WriteError, event
-from ztunnel.mesh.enrollment import REDIRECTION
+from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
 from ztunnel.mesh.model import Workload
 
 
@@ -78,7 +78,7 @@ async def test_a_captured_pod_is_marked_once() -> None:
     await world.turn()
     await world.turn()
     assert world.marks == [("a", True)]
-    world.pod({REDIRECTION: "enabled"})
+    world.pod({REDIRECTION_ANNOTATION: "enabled"})
     await world.turn(AGAIN)
     assert world.marks == [("a", True)]
 
@@ -93,7 +93,7 @@ async def test_a_mark_that_does_not_appear_is_written_again() -> None:
 
 async def test_a_pod_that_is_to_leave_is_unmarked_while_it_is_still_captured() -> None:
     world = World()
-    world.pods = [captured(world.pod({REDIRECTION: "enabled"}))]
+    world.pods = [captured(world.pod({REDIRECTION_ANNOTATION: "enabled"}))]
     world.mirror.upsert(namespace("shop", {}))
     await world.turn()
     assert world.marks == [("a", False)]
@@ -102,14 +102,14 @@ async def test_a_pod_that_is_to_leave_is_unmarked_while_it_is_still_captured() -
 @pytest.mark.parametrize("value", ["pending", "x"])
 async def test_what_is_no_mark_is_removed(value: str) -> None:
     world = World()
-    world.pod({REDIRECTION: value})
+    world.pod({REDIRECTION_ANNOTATION: value})
     await world.turn()
     assert world.marks == [("a", False)]
 
 
 async def test_an_agent_that_starts_leaves_marks_of_pods_it_has_not_found_yet() -> None:
     world = World()
-    workload = world.pod({REDIRECTION: "enabled"})
+    workload = world.pod({REDIRECTION_ANNOTATION: "enabled"})
     await world.turn()
     await world.turn(PATIENCE / 2)
     world.pods = [captured(workload)]
@@ -122,7 +122,7 @@ async def test_an_agent_that_starts_leaves_marks_of_pods_it_has_not_found_yet() 
 
 async def test_a_mark_that_stays_untrue_is_removed() -> None:
     world = World()
-    world.pod({REDIRECTION: "enabled"})
+    world.pod({REDIRECTION_ANNOTATION: "enabled"})
     await world.turn()
     await world.turn(PATIENCE)
     assert world.marks == [("a", False)]
@@ -130,7 +130,7 @@ async def test_a_mark_that_stays_untrue_is_removed() -> None:
 
 async def test_a_changed_mind_does_not_wait_for_the_watch() -> None:
     world = World()
-    workload = world.pod({REDIRECTION: "x"})
+    workload = world.pod({REDIRECTION_ANNOTATION: "x"})
     await world.turn()
     world.pods = [captured(workload)]
     await world.turn()
@@ -144,7 +144,7 @@ async def test_a_refusal_is_told_once_with_its_mend() -> None:
     await world.turn(100)
     ((reason, message),) = world.events
     assert reason == "MeshCaptureRefused"
-    assert "drop the label" in message
+    assert "remove the label" in message
 
 
 async def what_is_told_in_the_end(world: World) -> tuple[str, str]:
@@ -168,7 +168,7 @@ async def test_a_problem_is_told_only_when_it_lasts() -> None:
 
 async def test_a_pod_whose_account_stays_away_is_told_of_with_the_mend() -> None:
     world = World()
-    world.pods = [captured(world.pod({REDIRECTION: "enabled"}))]
+    world.pods = [captured(world.pod({REDIRECTION_ANNOTATION: "enabled"}))]
     world.withheld = "service account shop/default does not exist"
     reason, message = await what_is_told_in_the_end(world)
     assert reason == "MeshCertificateWithheld"

@@ -24,7 +24,7 @@ from ztunnel.datapath.bpf.ring_buffer import Ended
 from ztunnel.datapath.same_node_maps import BypassEntry, DirectEntry
 from ztunnel.ipc.messages import SameNodeAllowed
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.engine import PolicyEngine
 
 REVISION = 7
 
@@ -246,7 +246,7 @@ def _ended(port: int = 40000, ending: Ending = Ending.ORDERLY) -> Ended:
 
 
 def _traffic(kernel: FakeDataPath) -> SameNodeTraffic:
-    return SameNodeTraffic(kernel, SameNode.DIRECT, lambda: [A, B], Policies())
+    return SameNodeTraffic(kernel, SameNode.DIRECT, lambda: [A, B], PolicyEngine())
 
 
 def test_end_is_a_line_like_the_proxys() -> None:
@@ -285,7 +285,7 @@ def test_many_ends_are_summed_up_and_none_is_lost() -> None:
 def test_ends_are_named_after_the_pod_is_gone() -> None:
     kernel = FakeDataPath()
     pods = [A, B]
-    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: pods, Policies())
+    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: pods, PolicyEngine())
     assert traffic.live() == []
     kernel.events = [_ended()]
     pods.clear()
@@ -307,7 +307,7 @@ def test_capture_destroys_what_the_pod_had_open_before(tmp_path: Path) -> None:
     kernel = FakeDataPath()
     a = captured("a", "10.244.1.2", 11)
     a.netns = NetnsHandle(os.open(tmp_path, os.O_RDONLY), 1)
-    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: [a, B], Policies())
+    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: [a, B], PolicyEngine())
     kernel.connections = [_entry(), _entry(13, 14)]
     traffic.captured(B)
     assert kernel.destroyed == [_entry()]
@@ -321,7 +321,7 @@ def test_capture_destroys_what_the_pod_had_open_before(tmp_path: Path) -> None:
 def test_pair_whose_connection_somebody_else_answered_is_not_believed_again() -> None:
     kernel = FakeDataPath()
     pods = [A, B]
-    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: pods, Policies())
+    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: pods, PolicyEngine())
     traffic.allowed(NEWS, REVISION)
     assert kernel.given
     kernel.events = [_ended(ending=Ending.FOREIGN)]

@@ -28,7 +28,7 @@ from ztunnel.agent.traffic.same_node import SameNodeTraffic
 from ztunnel.datapath.same_node_maps import BypassEntry
 from ztunnel.ipc.messages import MeshDelta
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.mesh.policy.model import AuthorizationPolicy
 
 VERDICT = BypassEntry(1, SocketAddress("10.244.1.3", 80), 2)
@@ -94,7 +94,7 @@ class Pair:
     def __init__(self, directory: Path) -> None:
         self.kernel = FakeDataPath()
         self.kernel.connections = [_entry()]
-        self.policies = Policies()
+        self.policies = PolicyEngine()
         self.a, self.b = captured("a", "10.244.1.2", 11), captured("b", "10.244.1.3", 12)
         self.a.netns = NetnsHandle(os.open(directory, os.O_RDONLY), 1)
         self.pods: list[Pod] = [self.a, self.b]

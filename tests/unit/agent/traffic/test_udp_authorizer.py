@@ -19,7 +19,7 @@ from ztunnel.datapath import udp_admission_maps
 from ztunnel.datapath.udp_admission_maps import UdpDecision
 from ztunnel.ipc.messages import SeriesCounts
 from ztunnel.mesh.model import SocketAddress, Workload
-from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.mesh.policy.model import Level, MtlsMode, PeerAuthentication, Selection
 
 HOST = "127.0.0.1"  # the test's pod has it: loopback stands in for the pod's namespace
@@ -40,7 +40,7 @@ def pod(name: str, cookie: int, *addresses: str) -> Pod:
 
 class Agent:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, mode: SameNode = SameNode.DIRECT) -> None:
-        self.entry, self.policies = FakeUdpEntry(), Policies()
+        self.entry, self.policies = FakeUdpEntry(), PolicyEngine()
         self.pods = [pod("web", 7, HOST)]
         self.brought: list[bytes] = []
         self.counted: list[SeriesCounts] = []

@@ -17,9 +17,9 @@ from ztunnel.agent.workers.session import Session
 from ztunnel.datapath.bpf.layout import UdpDst
 from ztunnel.ipc.messages import ConnectUdpUnsupported, UdpSocketRequest, UdpSockets
 from ztunnel.kube.view.cluster_view import Change
-from ztunnel.mesh.enrollment import TUNNEL, TUNNEL_LABEL
+from ztunnel.mesh.enrollment import TUNNEL_HTTP, TUNNEL_LABEL
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
-from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.engine import PolicyEngine
 
 COOKIE = 77
 
@@ -49,7 +49,7 @@ class Agent:
         self.udp = self.start()
 
     def start(self) -> Udp:
-        ways = UdpRouteTable("n1", Policies(), encrypted=False)
+        ways = UdpRouteTable("n1", PolicyEngine(), encrypted=False)
         return Udp(
             self.path,
             ways,
@@ -230,6 +230,6 @@ def test_what_waited_is_sent_on_to_who_does_not_take_it() -> None:
 def test_a_sidecar_that_takes_hbone_itself_is_not_sent_datagrams() -> None:
     """It would refuse connect-udp, and its whole node be taken for one that does."""
     agent = Agent()
-    sidecar = msgspec.structs.replace(far("side", "10.2.0.1"), labels={TUNNEL_LABEL: TUNNEL})
+    sidecar = msgspec.structs.replace(far("side", "10.2.0.1"), labels={TUNNEL_LABEL: TUNNEL_HTTP})
     agent.udp.changed(Change((sidecar, far("other", "10.2.0.2"))))
     assert agent.path.carried == {"10.2.0.2"}

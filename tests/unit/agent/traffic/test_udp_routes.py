@@ -17,7 +17,7 @@ from ztunnel.mesh.model import (
     TunnelProtocol,
     Workload,
 )
-from ztunnel.mesh.policy.engine import Policies
+from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.mesh.policy.model import Level, MtlsMode, PeerAuthentication, Selection
 
 CARRY, STRICT, PLAIN = UdpDst.CARRY, UdpDst.STRICT, UdpDst.PLAIN
@@ -47,8 +47,8 @@ def strict(ports: dict[int, MtlsMode] | None = None) -> PeerAuthentication:
     )
 
 
-def ways(*, encrypted: bool = False) -> tuple[UdpRouteTable, Policies]:
-    policies = Policies()
+def ways(*, encrypted: bool = False) -> tuple[UdpRouteTable, PolicyEngine]:
+    policies = PolicyEngine()
     return UdpRouteTable("n1", policies, encrypted=encrypted), policies
 
 

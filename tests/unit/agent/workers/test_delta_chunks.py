@@ -12,7 +12,7 @@ from ztunnel.agent.workers import delta_chunks
 from ztunnel.ipc.messages import MeshDelta
 from ztunnel.kube.objects.policies import LARGEST
 from ztunnel.mesh.model import Endpoint, Service
-from ztunnel.mesh.policy.model import Attribute, AuthorizationPolicy, Rule, Terms
+from ztunnel.mesh.policy.model import Attribute, AuthorizationPolicy, MatchTerms, Rule
 from ztunnel.mesh.state import MeshState
 
 PACKET = 256 * 1024  # bytes
@@ -78,7 +78,7 @@ def test_change_is_split_too_and_removes_before_it_adds() -> None:
 
 def test_policies_travel_whole_and_never_cut() -> None:
     values = tuple(f"cluster.local/ns/n{number}/sa/account" for number in range(4000))
-    rule = Rule(0, (((Terms(Attribute.PRINCIPAL, values),),),))
+    rule = Rule(0, (((MatchTerms(Attribute.PRINCIPAL, values),),),))
     large = [
         AuthorizationPolicy(namespace="shop", name=f"p{number}", rules=(rule,))
         for number in range(5)

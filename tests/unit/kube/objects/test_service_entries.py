@@ -13,7 +13,7 @@ from tests.support import kube_objects as objects
 from ztunnel.dns import message
 from ztunnel.kube.objects.fields import Object
 from ztunnel.kube.view.cluster_view import ClusterView
-from ztunnel.mesh.dns_names import look_up
+from ztunnel.mesh.dns_names import lookup
 from ztunnel.mesh.model import Endpoint, Service, SocketAddress, Workload
 from ztunnel.mesh.routing.decisions import Passthrough, Refuse, Route
 from ztunnel.mesh.routing.outbound import route
@@ -71,7 +71,7 @@ def went(mesh: MeshState, ip: str, port: int = 443, namespace: str = "default") 
 
 
 def addresses(mesh: MeshState, name: str, namespace: str = "default") -> tuple[str, ...] | None:
-    found = look_up(mesh, namespace, name)
+    found = lookup(mesh, namespace, name)
     return None if found is None else found.addresses
 
 
@@ -101,7 +101,7 @@ def test_an_answer_on_the_wire() -> None:
     mesh = state(made(entry(**static("192.0.2.7", hosts=["*.example.com"]))))
     query = dns.message.make_query("a.b.example.com", "A")
     reply = message.answer(
-        query.to_wire(), lambda name: look_up(mesh, "default", name), shuffle=random.Random(1)
+        query.to_wire(), lambda name: lookup(mesh, "default", name), shuffle=random.Random(1)
     )
     assert reply is not None
     assert [str(each) for each in dns.message.from_wire(reply).answer] == [

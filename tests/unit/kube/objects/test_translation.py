@@ -93,8 +93,8 @@ def test_enrolment_decides_the_protocol(
 def test_refused_capture_says_why_and_what_to_do() -> None:
     found = workload(objects.pod("web", "10.0.0.1", hostNetwork=True), AMBIENT)
     assert found.protocol is TunnelProtocol.NONE
-    assert "host's network" in found.capture_refused
-    assert "drop the label" in found.capture_refused
+    assert "host network" in found.capture_refused
+    assert "remove the label" in found.capture_refused
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])

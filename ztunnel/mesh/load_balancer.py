@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backends of a service's port, weighted by capacity."""
+"""Selects a backend of a service port, weighted by capacity."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ from ztunnel.mesh.model import Service, SocketAddress
 
 @dataclass(frozen=True, slots=True)
 class Backends:
-    """Where the ready endpoints of one family are; `sums` are the running sums of their weights."""
+    """The ready endpoints of one family, with the cumulative sums of their weights."""
 
     targets: tuple[SocketAddress, ...]
-    sums: tuple[int, ...]
+    cumulative_weights: tuple[int, ...]
 
     def choose(self, chance: float) -> SocketAddress:
-        """One of the targets, which must not be empty; `chance` is of [0, 1)."""
-        index = bisect_right(self.sums, chance * self.sums[-1])
-        return self.targets[min(index, len(self.targets) - 1)]  # sums beyond 2**53 round up
+        """Return one of the targets, which must not be empty; `chance` is in [0, 1)."""
+        index = bisect_right(self.cumulative_weights, chance * self.cumulative_weights[-1])
+        return self.targets[min(index, len(self.targets) - 1)]  # sums above 2**53 round up
 
 
-def backends(service: Service, port: str, wanted: int, capacity: Callable[[str], int]) -> Backends:
-    """Those of the service's port named `port` and of a family. `capacity` is that of a
-    workload's uid; less than one counts as one."""
+def ready_backends(
+    service: Service, port: str, wanted: int, capacity: Callable[[str], int]
+) -> Backends:
+    """Return the ready backends of the port named `port` for the family `wanted` (4 or 6).
+
+    `capacity` maps a workload uid to its weight; values below one count as one.
+    """
     ready = [
         endpoint
         for endpoint in service.endpoints
