@@ -174,7 +174,8 @@ def test_connections_without_the_proxy_count_as_both_ends_would(lab: Lab, family
     assert list(after.matching("ztunnel_same_node_retransmits_total", **pair))
 
 
-def test_the_agent_tells_of_itself_and_of_the_kernel(lab: Lab) -> None:
+def test_metrics_cover_agent_and_kernel(lab: Lab) -> None:
+    client(lab, "client", "echo", addresses(lab, "server")[4], 7000, "hello")
     page = scrape(lab, "node1")
     assert page.total("ztunnel_ready") == page.total("ztunnel_config_source_synced") == 1
     assert page.total("ztunnel_workers") == 1
@@ -271,7 +272,7 @@ def two(_root: None) -> Iterator[Lab]:
     made = Lab(
         f"t{os.getpid() % 100000}",
         agent_options=("--bpf-stats", "--metrics-retire-after", "1"),
-        proxy_options=("--workers", "2", "--drain-seconds", "4", "--otlp", COLLECTOR),
+        proxy_options=("--workers", "2", "--drain-timeout", "4", "--otlp-endpoint", COLLECTOR),
     )
     objects = [
         named("ServiceAccount", "server", "default"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztunnel proxy`: the unprivileged data plane of one node, as one or several workers."""
+"""`ztunnel proxy`: the unprivileged data plane of a node, in one or several worker processes."""
 
 from __future__ import annotations
 
@@ -15,104 +15,109 @@ import structlog
 from ztunnel.proxy.context import new_context
 from ztunnel.proxy.process import privileges
 from ztunnel.proxy.process.heartbeat import HeartbeatTable
-from ztunnel.proxy.process.supervisor import HANG, Supervisor
-from ztunnel.proxy.worker import DRAIN_DEADLINE, Worker
+from ztunnel.proxy.process.supervisor import WATCHDOG_TIMEOUT_S, Supervisor
+from ztunnel.proxy.worker import DRAIN_TIMEOUT_S, Worker
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 
 DEFAULT_UID = 1337  # Istio's proxy user
 
 
 @click.command("proxy")
-@click.option("--node", required=True, help="Name of this node, for the logs.")
+@click.option("--node", required=True, help="Name of this node, for logs and traces.")
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("/run/ztunnel"),
     show_default=True,
-    help="Where the agent's socket is.",
+    help="Directory of the agent's socket.",
 )
 @click.option(
-    "--user",
+    "--uid",
     type=click.IntRange(min=1),
     default=DEFAULT_UID,
     show_default=True,
-    help="Numeric user and group to become, when started as root.",
+    help="Numeric user and group to switch to if started as root.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(1, 256),
     default=1,
     show_default=True,
-    help="Worker processes that share the pods' listeners.",
+    help="Number of worker processes. They share the pods' listeners.",
 )
 @click.option(
-    "--drain-seconds",
+    "--drain-timeout",
     type=click.FloatRange(0, 3600),
-    default=DRAIN_DEADLINE,
+    default=DRAIN_TIMEOUT_S,
     show_default=True,
-    help="How long live connections may go on after SIGTERM; then they are reset.",
+    help="Seconds after SIGTERM until live connections are reset.",
 )
 @click.option(
-    "--otlp",
+    "--otlp-endpoint",
     metavar="URL",
     default="",
-    help="Send a span for each tunnelled connection to this OTLP/HTTP collector, as "
-    "http://collector:4318/v1/traces. Needs the extra `tracing`.",
+    help="OTLP/HTTP collector that receives a span for each tunneled connection, for example "
+    "http://collector:4318/v1/traces. Requires the extra `tracing`.",
 )
 @click.option(
     "--health-port",
     type=click.IntRange(0, 65535),
     default=0,
     show_default=True,
-    help="Answer a kubelet's probes here, /healthz/live and /healthz/ready; 0: not at all.",
+    help="Port of /healthz/live and /healthz/ready; 0 disables them.",
 )
 @click.option(
-    "--hang-seconds",
+    "--worker-watchdog-timeout",
     type=click.FloatRange(1, 3600),
-    default=HANG,
+    default=WATCHDOG_TIMEOUT_S,
     show_default=True,
-    help="A worker whose loop does not turn for so long is killed and replaced.",
+    help="Seconds without a heartbeat until a worker is killed and replaced.",
 )
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
 def command(
     *,
     node: str,
     run_dir: Path,
-    user: int,
+    uid: int,
     workers: int,
-    drain_seconds: float,
-    otlp: str,
+    drain_timeout: float,
+    otlp_endpoint: str,
     health_port: int,
-    hang_seconds: float,
+    worker_watchdog_timeout: float,
     log_format: str,
 ) -> None:
-    """Carry the traffic of this node's enrolled pods. Needs no privilege; drops what it has."""
+    """Forward the traffic of this node's enrolled pods.
+
+    Needs no privilege and drops those it was started with.
+    """
     configure_logs(log_format)
     structlog.contextvars.bind_contextvars(node=node)
     try:
-        privileges.drop(user)
+        privileges.drop(uid)
     except (privileges.PrivilegeError, OSError) as error:
-        raise click.ClickException(f"cannot give up privileges: {error}") from error
+        raise click.ClickException(f"cannot drop privileges: {error}") from error
 
-    if otlp:
+    if otlp_endpoint:
         _require_tracing()
 
-    def work(index: int, beats: HeartbeatTable) -> int:
+    def work(index: int, heartbeats: HeartbeatTable) -> int:
         context = new_context(workers)
-        worker = Worker(context, run_dir, index, drain_seconds, partial(beats.beat, index))
-        if not otlp:
+        worker = Worker(context, run_dir, index, drain_timeout, partial(heartbeats.beat, index))
+        if not otlp_endpoint:
             return worker.run()
         from ztunnel.telemetry.tracing import SpanMaker  # noqa: PLC0415  heavy, and an extra
 
-        tracer = context.report.tracer = SpanMaker.to(otlp, node)  # its thread is the worker's own
+        tracer = context.report.tracer = SpanMaker.to(
+            otlp_endpoint, node
+        )  # its thread does not survive a fork
         try:
             return worker.run()
         finally:
             tracer.close()
 
-    supervisor = Supervisor(workers, work, hang=hang_seconds)
+    supervisor = Supervisor(workers, work, watchdog_timeout=worker_watchdog_timeout)
     if health_port:
-        supervisor.answer_probes(_listen(health_port))
+        supervisor.serve_health(_listen(health_port))
     sys.exit(supervisor.run())
 
 
@@ -125,4 +130,6 @@ def _listen(port: int) -> socket.socket:
 
 def _require_tracing() -> None:
     if importlib.util.find_spec("opentelemetry") is None:
-        raise click.UsageError("--otlp needs OpenTelemetry; mend: pip install 'ztunnel[tracing]'")
+        raise click.UsageError(
+            "--otlp-endpoint requires OpenTelemetry; hint: pip install 'ztunnel[tracing]'"
+        )

@@ -53,13 +53,13 @@ from ztunnel.proxy.handlers.udp import PodUdp
 from ztunnel.proxy.io.listener import Listener
 from ztunnel.proxy.io.sockets import adopt
 from ztunnel.proxy.local_pod import Ask, Pod, take_sockets
-from ztunnel.proxy.process.heartbeat import State
+from ztunnel.proxy.process.heartbeat import WorkerState
 from ztunnel.proxy.process.signals import Signals
 from ztunnel.proxy.tls import credentials
 from ztunnel.proxy.tunnel.pool_key import Key
 from ztunnel.telemetry.logs import set_level
 
-DRAIN_DEADLINE = 5.0  # seconds; istio ztunnel's default
+DRAIN_TIMEOUT_S = 5.0  # the default of Istio's ztunnel
 DRAIN_CHECK = 0.05
 BEAT = 0.5  # seconds between signs of life
 GARBAGE = 50_000  # new objects after which the collector looks for cycles
@@ -77,8 +77,8 @@ class Worker:
         context: Context,
         run_dir: Path,
         index: int = 0,
-        drain: float = DRAIN_DEADLINE,
-        beat: Callable[[State], None] = lambda _: None,
+        drain: float = DRAIN_TIMEOUT_S,
+        beat: Callable[[WorkerState], None] = lambda _: None,
     ) -> None:
         """`beat` is called while the loop turns, with how far the worker is."""
         self.context = context
@@ -253,8 +253,8 @@ class Worker:
         self.context.loop.call_later(INTERVAL_S, self._report_counters_periodically)
 
     def _keep_beating(self) -> None:
-        state = State.SERVING if self.context.mesh is not None else State.STARTING
-        self._beat(State.DRAINING if self._draining else state)
+        state = WorkerState.SERVING if self.context.mesh is not None else WorkerState.STARTING
+        self._beat(WorkerState.DRAINING if self._draining else state)
         self.context.loop.call_later(BEAT, self._keep_beating)
 
     def _greet(self) -> list[Message]:

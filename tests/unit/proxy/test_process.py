@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process as it is started: no privilege, ends on SIGTERM, workers replaced."""
+"""The proxy process: no privileges, exits on SIGTERM, replaces workers that exit or hang."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def children(pid: int) -> list[int]:
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_it_holds_no_privilege(proxy: Proxy) -> None:
+def test_all_privileges_are_dropped(proxy: Proxy) -> None:
     wait_for(lambda: status(proxy.pid)["NoNewPrivs"].strip() == "1", "dropped privileges")
     found = status(proxy.pid)
     assert {found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
@@ -60,7 +60,7 @@ def test_it_holds_no_privilege(proxy: Proxy) -> None:
         assert found["Groups"].strip() == ""
 
 
-def test_sigterm_ends_it_with_success(proxy: Proxy) -> None:
+def test_sigterm_exits_with_success(proxy: Proxy) -> None:
     wait_for(lambda: catches_sigterm(proxy.pid), "start")
     proxy.terminate()
     assert proxy.wait(DEADLINE) == 0
@@ -70,7 +70,7 @@ def catches_sigterm(pid: int) -> bool:
     return bool(int(status(pid)["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def test_a_worker_that_dies_is_replaced_and_all_end_together(run_dir: Path) -> None:
+def test_killed_worker_is_replaced_and_sigterm_stops_all(run_dir: Path) -> None:
     supervisor = start(run_dir, "--workers", "2")
     try:
         wait_for(lambda: len(children(supervisor.pid)) == 2, "two workers")
@@ -89,7 +89,7 @@ def test_a_worker_that_dies_is_replaced_and_all_end_together(run_dir: Path) -> N
 
 @pytest.fixture
 def port() -> int:
-    """A free one that the kernel gives to nobody by itself."""
+    """A free port outside the ephemeral range."""
     for number in range(20_000 + os.getpid() % 10_000, 32_000):
         with contextlib.suppress(OSError), socket.create_server(("", number)):
             return number
@@ -97,7 +97,7 @@ def port() -> int:
 
 
 def probe(port: int, path: str) -> tuple[int, str]:
-    """Status and body; 0 while nobody answers."""
+    """Status and body; 0 while the connection fails."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
     try:
         connection.request("GET", path)
@@ -110,10 +110,10 @@ def probe(port: int, path: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_worker_that_hangs_is_not_live_and_is_replaced(
-    run_dir: Path, port: int, workers: int
-) -> None:
-    supervisor = start(run_dir, f"--workers={workers}", f"--health-port={port}", "--hang-seconds=4")
+def test_hung_worker_fails_liveness_and_is_replaced(run_dir: Path, port: int, workers: int) -> None:
+    supervisor = start(
+        run_dir, f"--workers={workers}", f"--health-port={port}", "--worker-watchdog-timeout=4"
+    )
     try:
         wait_for(lambda: len(children(supervisor.pid)) == workers, "workers")
         wait_for(lambda: all(map(catches_sigterm, children(supervisor.pid))), "start")
@@ -129,7 +129,7 @@ def test_a_worker_that_hangs_is_not_live_and_is_replaced(
         supervisor.wait()
 
 
-def test_not_ready_before_the_mesh_is_known(run_dir: Path, port: int) -> None:
+def test_proxy_is_not_ready_before_first_mesh_snapshot(run_dir: Path, port: int) -> None:
     proxy = start(run_dir, f"--health-port={port}")
     try:
         wait_for(lambda: probe(port, "/healthz/live")[0] == 200, "liveness")
@@ -140,7 +140,7 @@ def test_not_ready_before_the_mesh_is_known(run_dir: Path, port: int) -> None:
         proxy.wait()
 
 
-def test_workers_die_with_their_supervisor(run_dir: Path) -> None:
+def test_workers_exit_with_their_supervisor(run_dir: Path) -> None:
     supervisor = start(run_dir)
     wait_for(lambda: len(children(supervisor.pid)) == 1, "a worker")
     (worker,) = children(supervisor.pid)
@@ -153,7 +153,7 @@ def test_workers_die_with_their_supervisor(run_dir: Path) -> None:
     assert ready
 
 
-def test_it_does_not_load_the_agents_libraries() -> None:
+def test_proxy_does_not_import_libraries_of_the_agent() -> None:
     code = (
         "import sys, ztunnel.proxy.cli\n"
         "print([name for name in ('aiohttp', 'kubernetes', 'bcc', 'pyroute2',"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proxy's processes: supervisor, privileges, heartbeats, health."""
+"""The proxy's processes: supervisor, privileges, heartbeats, and health endpoints."""

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proxy's own readiness and liveness for a kubelet, over HTTP.
+"""The proxy's health endpoints for the kubelet.
 
-    GET /healthz/live     200 when every worker's loop turned within the last moments
-    GET /healthz/ready    200 when besides all of them know the mesh, and none drains
-    else 503 and why, 404, 400
+    GET /healthz/live     200 if every worker's event loop has turned recently
+    GET /healthz/ready    200 if, in addition, all workers know the mesh and none drains
+    otherwise 503 with the reasons, 404, or 400
 
-As little HTTP as a probe needs; whoever sends slowly, or more, is cut off.
+Implements only the HTTP that a probe needs. Slow and oversized requests are disconnected.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from contextlib import suppress
 
 from ztunnel.proxy.io.event_loop import READ, Loop, Timer
 
-PATIENCE = 2.0  # seconds for a request; a kubelet waits for one
-LARGEST = 4096  # bytes of a request
-MOST = 64  # connections at a time
+REQUEST_TIMEOUT_S = 2.0  # a kubelet waits for one second by default
+MAX_REQUEST_BYTES = 4096
+MAX_CONNECTIONS = 64
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 503: "Service Unavailable"}
 
-Verdict = Callable[[], list[str]]  # what is wrong; nothing when all is well
+Check = Callable[[], list[str]]  # the reasons for a failure; empty if the check passes
 
 
-class Probes:
-    """Answers on `sock`, a listening socket; `verdicts` by path."""
+class HealthServer:
+    """Answers probes on `sock`, a listening socket; `checks` by path."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, verdicts: dict[str, Verdict]) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, checks: dict[str, Check]) -> None:
         sock.setblocking(False)
         self.loop = loop
-        self.verdicts = verdicts
-        self.open = 0
+        self.open = 0  # connections
+        self._checks = checks
         self._sock = sock
         loop.register(sock.fileno(), READ, self)
 
@@ -44,67 +44,68 @@ class Probes:
                 return
             except OSError as error:
                 if error.errno != errno.ECONNABORTED:
-                    return  # out of descriptors: the kubelet asks again
+                    return  # out of descriptors: the kubelet probes again
                 continue
-            if self.open < MOST:
-                _Asked(self, sock)
+            if self.open < MAX_CONNECTIONS:
+                _ProbeConnection(self, sock)
             else:
                 sock.close()
 
     def on_failure(self, error: Exception) -> None:
-        """It stays: the next probe may fare better."""
+        """Keep listening: the next probe may succeed."""
 
-    def answer(self, request: bytes) -> bytes:
-        """The whole answer to the first line of a request."""
+    def response(self, request: bytes) -> bytes:
+        """The response to a request, of which only the request line counts."""
         words = request.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
         if len(words) != 3 or words[0] not in ("GET", "HEAD"):
             return _response(400, "only GET\n")
-        verdict = self.verdicts.get(words[1])
-        if verdict is None:
-            return _response(404, "".join(f"{path}\n" for path in self.verdicts))
-        wrong = verdict()
-        return _response(503 if wrong else 200, "".join(f"{each}\n" for each in wrong or ["ok"]))
+        check = self._checks.get(words[1])
+        if check is None:
+            return _response(404, "".join(f"{path}\n" for path in self._checks))
+        reasons = check()
+        body = "".join(f"{reason}\n" for reason in reasons or ["ok"])
+        return _response(503 if reasons else 200, body)
 
 
-class _Asked:
+class _ProbeConnection:
     """One connection, for one request."""
 
-    def __init__(self, home: Probes, sock: socket.socket) -> None:
+    def __init__(self, server: HealthServer, sock: socket.socket) -> None:
         sock.setblocking(False)
-        self._home = home
+        self._server = server
         self._sock: socket.socket | None = sock
-        self._read = b""
-        home.open += 1
-        home.loop.register(sock.fileno(), READ, self)
-        self._timer: Timer = home.loop.call_later(PATIENCE, self._end)
+        self._request = b""
+        server.open += 1
+        server.loop.register(sock.fileno(), READ, self)
+        self._timer: Timer = server.loop.call_later(REQUEST_TIMEOUT_S, self._close)
 
     def on_ready(self, mask: int) -> None:
         sock = self._sock
         if sock is None:
             return
         try:
-            piece = sock.recv(LARGEST)
+            data = sock.recv(MAX_REQUEST_BYTES)
         except BlockingIOError:
             return
         except OSError:
-            piece = b""
-        self._read += piece
-        if b"\r\n\r\n" in self._read:
-            with suppress(OSError):  # nobody waits for it any more
-                sock.send(self._home.answer(self._read))  # fits into any socket's buffer
-            self._end()
-        elif not piece or len(self._read) > LARGEST:
-            self._end()
+            data = b""
+        self._request += data
+        if b"\r\n\r\n" in self._request:
+            with suppress(OSError):  # the client has disconnected
+                sock.send(self._server.response(self._request))  # fits into any send buffer
+            self._close()
+        elif not data or len(self._request) > MAX_REQUEST_BYTES:
+            self._close()
 
     def on_failure(self, error: Exception) -> None:
-        self._end()
+        self._close()
 
-    def _end(self) -> None:
+    def _close(self) -> None:
         sock, self._sock = self._sock, None
         if sock is not None:
             self._timer.cancel()
-            self._home.open -= 1
-            self._home.loop.close(sock)
+            self._server.open -= 1
+            self._server.loop.close(sock)
 
 
 def _response(status: int, body: str) -> bytes:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Give up every privilege, and prove it: a compromised proxy must not be root on the node.
+"""Drops every privilege and verifies it: a compromised proxy must not be root on the node.
 
-Call after all imports and before any input is read. Works as root and as an ordinary user.
+Call `drop` after all imports and before any input is read. It works as root and as any user.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _LINUX_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 _SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 _LAST_CAP = 63
 
-WANTED_FILES = 1 << 20  # descriptors; the usual kernel ceiling fs.nr_open
+MAX_OPEN_FILES = 1 << 20  # the default of the sysctl fs.nr_open
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class PrivilegeError(Exception):
-    """Some privilege is left; the process must not go on."""
+    """A privilege remains; the process must not continue."""
 
 
 def drop(uid: int) -> None:
-    """Become `uid` (and the group of the same number) without any capability, for good.
+    """Switch to `uid` and the group of the same number, and drop all capabilities irrevocably.
 
-    Raises PrivilegeError when /proc/self/status still shows one afterwards.
+    Raises PrivilegeError if /proc/self/status still shows a capability.
     """
     _raise_file_limit()
     started_as_root = os.geteuid() == 0
@@ -47,13 +47,13 @@ def drop(uid: int) -> None:
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     _clear_capability_sets()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_DUMPABLE, 0)  # no ptrace, no core: keys stay inside
+    _prctl(_PR_SET_DUMPABLE, 0)  # no ptrace and no core dump: they would expose keys
     _verify(started_as_root)
 
 
 def _raise_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max(WANTED_FILES, hard)
+    wanted = max(MAX_OPEN_FILES, hard)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
     except (ValueError, OSError):  # not root, or a lower fs.nr_open
@@ -67,12 +67,12 @@ def _empty_bounding_set() -> None:
 
 
 def _clear_capability_sets() -> None:
-    """capset(2) to nothing: also the inheritable set, which a change of user keeps."""
+    """Clear all sets by capset(2), also the inheritable one, which setresuid(2) leaves alone."""
     header = (ctypes.c_uint32 * 2)(_LINUX_CAPABILITY_VERSION_3, 0)
     data = (ctypes.c_uint32 * 6)()
     number = _SYS_CAPSET.get(os.uname().machine)
     if number is None:
-        return  # `_verify` judges
+        return  # `_verify` fails if a capability remains
     if _libc.syscall(number, header, data) != 0:
         raise PrivilegeError(f"capset failed: {os.strerror(ctypes.get_errno())}")
 
@@ -83,13 +83,14 @@ def _verify(started_as_root: bool) -> None:
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         if ":\t" in line
     )
-    # An ordinary user can't empty the bounding set; no_new_privs makes it without effect.
-    judged = ["CapInh", "CapPrm", "CapEff", "CapAmb"] + ["CapBnd"] * started_as_root
-    left = [f"{name}={status[name]}" for name in judged if int(status[name], 16)]
+    # Only root can clear the bounding set. With no_new_privs it has no effect.
+    checked = ["CapInh", "CapPrm", "CapEff", "CapAmb"] + ["CapBnd"] * started_as_root
+    left = [f"{name}={status[name]}" for name in checked if int(status[name], 16)]
     if left or status["NoNewPrivs"] != "1":
         raise PrivilegeError(
             f"dropped all privileges, but /proc/self/status still shows {', '.join(left)}"
-            f" (NoNewPrivs={status['NoNewPrivs']}); start the proxy as root or as a plain user"
+            f" (NoNewPrivs={status['NoNewPrivs']}); hint: start the proxy as root or as a user"
+            " without capabilities"
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals as bytes on a socket: the loop wakes, and nothing is interrupted."""
+"""Delivers signals to the event loop as bytes on a socket, so that no handler interrupts code."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from ztunnel.proxy.io.event_loop import READ, Loop
 
 
 class Signals:
-    """For as long as the process lives, which can have one."""
+    """The process's signal handling, for the rest of its life. One per process."""
 
     def __init__(
-        self, loop: Loop, numbers: Iterable[signal.Signals], came: Callable[[bytes], None]
+        self, loop: Loop, numbers: Iterable[signal.Signals], on_signals: Callable[[bytes], None]
     ) -> None:
-        """`came` is called by the loop with the numbers of those that have come."""
+        """The loop calls `on_signals` with the numbers of the received signals, one per byte."""
         self._loop = loop
-        self._came = came
-        self._read, self._written = socket.socketpair()
-        for end in (self._read, self._written):
-            end.setblocking(False)
-        signal.set_wakeup_fd(self._written.fileno(), warn_on_full_buffer=False)
+        self._on_signals = on_signals
+        self._reader, self._writer = socket.socketpair()
+        for sock in (self._reader, self._writer):
+            sock.setblocking(False)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in numbers:
             signal.signal(number, lambda *_: None)
-        loop.register(self._read.fileno(), READ, self)
+        loop.register(self._reader.fileno(), READ, self)
 
     def on_ready(self, mask: int) -> None:
-        self._came(self._read.recv(64))
+        self._on_signals(self._reader.recv(64))
 
     def on_failure(self, error: Exception) -> None:
         self._loop.stop()

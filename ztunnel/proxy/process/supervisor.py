@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps workers running: fork them, replace one that dies or hangs, pass signals on, be asked.
+"""Runs the worker processes: forks them, replaces those that exit or hang, and forwards signals.
 
-    forked ──beats──▶ alive ──silent for `hang` seconds──▶ killed ──▶ ended ──delay──▶ forked
+    forked ──heartbeats──▶ running ──none for `watchdog_timeout`──▶ killed ──▶ exited ──▶ forked
+                                                                          after RESTART_DELAY_S
 
-The supervisor is as unprivileged as its workers and touches no connection. One that dies takes its
-workers with it.
+The supervisor is as unprivileged as its workers and handles no connection. If it dies, the kernel
+kills its workers.
 """
 
 from __future__ import annotations
@@ -18,98 +19,102 @@ from collections.abc import Callable
 import structlog
 
 from ztunnel.proxy.io.event_loop import Loop
-from ztunnel.proxy.process.health_server import Probes
-from ztunnel.proxy.process.heartbeat import HeartbeatTable, State
+from ztunnel.proxy.process.health_server import HealthServer
+from ztunnel.proxy.process.heartbeat import HeartbeatTable, WorkerState
 from ztunnel.proxy.process.signals import Signals
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-RESTART_DELAY = 0.5  # seconds: a worker that dies at once must not eat the node
-HANG = 10.0  # seconds without a turn of its loop until a worker is given up
-CHECKS = 10  # looks at the workers in that time
-LATE = 0.5  # of it: then a worker is not live
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+RESTART_DELAY_S = 0.5  # limits the CPU that a worker which exits at once can use
+WATCHDOG_TIMEOUT_S = 10.0
+CHECKS_PER_TIMEOUT = 10
+NOT_LIVE_AFTER = 0.5  # of the timeout without a heartbeat
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 log = structlog.get_logger()
 
 
 class Supervisor:
-    """Keeps `count` children running `work(index, beats)`, which returns an exit status."""
+    """Runs `work(index, heartbeats)`, which returns an exit status, in `count` processes."""
 
     def __init__(
-        self, count: int, work: Callable[[int, HeartbeatTable], int], *, hang: float = HANG
+        self,
+        count: int,
+        work: Callable[[int, HeartbeatTable], int],
+        *,
+        watchdog_timeout: float = WATCHDOG_TIMEOUT_S,
     ) -> None:
+        """A worker without a heartbeat for `watchdog_timeout` seconds is killed and replaced."""
         self._count = count
         self._work = work
-        self._hang = hang
-        self._beats = HeartbeatTable(count)
+        self._watchdog_timeout = watchdog_timeout
+        self._heartbeats = HeartbeatTable(count)
         self._loop = Loop()
         self._children: dict[int, int] = {}  # pid → index
-        self._listener: socket.socket | None = None
-        self._checked = 0.0
+        self._health_listener: socket.socket | None = None
+        self._checked_at = 0.0
         self._stopping = False
-        self._worst = 0
+        self._exit_status = 0
 
-    def answer_probes(self, listener: socket.socket) -> None:
-        """Answer on a listening socket, for as long as it runs."""
-        self._listener = listener
-        verdicts = {"/healthz/live": self.not_live, "/healthz/ready": self.not_ready}
-        Probes(self._loop, listener, verdicts)
+    def serve_health(self, listener: socket.socket) -> None:
+        """Answer probes on a listening socket while the supervisor runs."""
+        self._health_listener = listener
+        checks = {"/healthz/live": self.not_live, "/healthz/ready": self.not_ready}
+        HealthServer(self._loop, listener, checks)
 
     def run(self) -> int:
-        """Until a signal and the end of all workers; the worst of their exit statuses."""
-        self._signals = Signals(self._loop, (*SIGNALS, signal.SIGCHLD), self._signalled)
+        """Run until a stop signal and the exit of all workers; their highest exit status."""
+        self._signals = Signals(self._loop, (*STOP_SIGNALS, signal.SIGCHLD), self._on_signals)
         for index in range(self._count):
-            self._start(index)
-        self._check()
+            self._start_worker(index)
+        self._check_heartbeats()
         self._loop.run()
-        return self._worst
+        return self._exit_status
 
     def not_live(self) -> list[str]:
-        """Why it is not live: workers whose loop does not turn, or that are not there."""
+        """Why the proxy is not live: workers that are not running or miss heartbeats."""
         running = set(self._children.values())
-        there = range(self._count)
-        gone = [f"worker {index} is not there" for index in there if index not in running]
-        return gone + [
-            f"worker {index} is silent for {self._beats.age(index):.1f} s"
+        missing = [
+            f"worker {index} is not running" for index in range(self._count) if index not in running
+        ]
+        return missing + [
+            f"worker {index} has no heartbeat for {self._heartbeats.age(index):.1f} s"
             for index in sorted(running)
-            if self._beats.age(index) > self._hang * LATE
+            if self._heartbeats.age(index) > self._watchdog_timeout * NOT_LIVE_AFTER
         ]
 
     def not_ready(self) -> list[str]:
-        """Why it is not ready: that, and workers that do not know the mesh, or drain."""
-        states = [(index, self._beats.state(index)) for index in sorted(self._children.values())]
+        """Why the proxy is not ready: not live, or workers that start or drain."""
+        states = [(index, self._heartbeats.state(index)) for index in self._children.values()]
         return self.not_live() + [
             f"worker {index} is {state.name.lower()}"
-            for index, state in states
-            if state is not State.SERVING
+            for index, state in sorted(states)
+            if state is not WorkerState.SERVING
         ]
 
-    # Children
-
-    def _start(self, index: int) -> None:
+    def _start_worker(self, index: int) -> None:
         if self._stopping:
-            self._end_if_alone()
+            self._stop_if_no_workers()
             return
-        watched = (*SIGNALS, signal.SIGCHLD)
-        signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # until each side has its own handler
-        self._beats.beat(index, State.STARTING)
+        handled = (*STOP_SIGNALS, signal.SIGCHLD)
+        signal.pthread_sigmask(signal.SIG_BLOCK, handled)  # until each side has its own handlers
+        self._heartbeats.beat(index, WorkerState.STARTING)
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
-            for number in watched:
+            for number in handled:
                 signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
-            _die_with(parent)
-            if self._listener is not None:
-                self._listener.close()
-            os._exit(self._guarded(index))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
+            _exit_with_parent(parent)
+            if self._health_listener is not None:
+                self._health_listener.close()
+            os._exit(self._run_worker(index))
         self._children[pid] = index
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
 
-    def _guarded(self, index: int) -> int:
+    def _run_worker(self, index: int) -> int:
         try:
-            return self._work(index, self._beats)
+            return self._work(index, self._heartbeats)
         except BaseException as error:
             log.error("worker failed", worker=index, exc_info=error)
             return 1
@@ -124,38 +129,39 @@ class Supervisor:
             if index is None:
                 continue
             if self._stopping:
-                began = code != -signal.SIGTERM  # it may not have begun yet
-                self._worst = max(self._worst, abs(code) if began else 0)
+                if code != -signal.SIGTERM:  # that one had no handler yet
+                    self._exit_status = max(self._exit_status, abs(code))
                 continue
-            log.error("worker ended", worker=index, status=code)
-            self._loop.call_later(RESTART_DELAY, lambda index=index: self._start(index))  # type: ignore[misc]
+            log.error("worker exited", worker=index, status=code)
+            self._loop.call_later(RESTART_DELAY_S, lambda index=index: self._start_worker(index))  # type: ignore[misc]
 
-    def _check(self) -> None:
-        """Give up workers that hang, unless it is ourselves who were not running."""
-        step = self._hang / CHECKS
-        on_time = self._loop.now - self._checked < 3 * step
-        self._checked = self._loop.now
-        self._loop.call_later(step, self._check)
+    def _check_heartbeats(self) -> None:
+        """Kill workers that hang, unless the supervisor itself was not scheduled."""
+        interval = self._watchdog_timeout / CHECKS_PER_TIMEOUT
+        on_time = self._loop.now - self._checked_at < 3 * interval
+        self._checked_at = self._loop.now
+        self._loop.call_later(interval, self._check_heartbeats)
         for pid, index in self._children.items():
-            if on_time and self._beats.age(index) > self._hang:
-                log.error("worker hangs", worker=index, pid=pid, silent=self._beats.age(index))
+            age = self._heartbeats.age(index)
+            if on_time and age > self._watchdog_timeout:
+                log.error("worker hung", worker=index, pid=pid, heartbeat_age=age)
                 os.kill(pid, signal.SIGKILL)
 
-    def _signalled(self, numbers: bytes) -> None:
-        if any(number in SIGNALS for number in numbers):
+    def _on_signals(self, numbers: bytes) -> None:
+        if any(number in STOP_SIGNALS for number in numbers):
             self._stopping = True
             for pid in self._children:
                 os.kill(pid, signal.SIGTERM)
         self._reap()
-        self._end_if_alone()
+        self._stop_if_no_workers()
 
-    def _end_if_alone(self) -> None:
+    def _stop_if_no_workers(self) -> None:
         if self._stopping and not self._children:
             self._loop.stop()
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when its parent does, whatever ends that."""
+def _exit_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent exits for any reason."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before
+    if os.getppid() != parent:  # it exited before the call
         os._exit(1)
