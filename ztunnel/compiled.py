@@ -64,7 +64,11 @@ HOT = tuple(
         "proxy.io.socket_pool",
         "proxy.tls.session",
         "proxy.agent_link.same_node_reporter",
+        "proxy.tunnel.interfaces",
+        "proxy.tunnel.keepalive",
+        "proxy.tunnel.send_queue",
         "proxy.tunnel.tunnel",
+        "proxy.tunnel.write_coalescer",
         "telemetry.access_log",
         "telemetry.worker_counters",
     )

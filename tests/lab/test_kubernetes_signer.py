@@ -26,10 +26,10 @@ from tests.lab.test_kubernetes import (
     until_captured,
     until_left,
 )
-from ztunnel.hbone.constants import PING_INTERVAL
 from ztunnel.identity import ca
 from ztunnel.kube.constants import NAMESPACE, SELF_MADE_CA
 from ztunnel.lab.components import admin_get
+from ztunnel.proxy.tunnel.keepalive import PING_INTERVAL_S
 
 TTL = 16  # seconds; renewed at half of it
 
@@ -100,7 +100,7 @@ def test_deleted_account_gets_nothing_more_until_it_is_made_again(
         return "hello" in api.lab.exec("caller", *words, namespace="mesh").stdout
 
     assert is_answered()  # by the certificate it has
-    until(lambda: not is_answered(), "certificate and tunnel end", 3 * TTL + PING_INTERVAL)
+    until(lambda: not is_answered(), "certificate and tunnel end", 3 * TTL + PING_INTERVAL_S)
     assert caller()["serial"] == before["serial"]
     until(lambda: events(api, "mesh", "caller"), "an Event", 20)
     assert events(api, "mesh", "caller")[0]["reason"] == "MeshCertificateWithheld"

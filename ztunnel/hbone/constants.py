@@ -15,8 +15,6 @@ CLIENT_MAX_HEADER_LIST = 16 * 1024  # the Rust h2 crate's default for a client
 SERVER_MAX_HEADER_LIST = 64 * 1024  # istio ztunnel: max_header_list_size of the server
 MAX_CONCURRENT_STREAMS = 200  # what a server grants: twice what istio's pool uses
 POOL_STREAMS = 100  # istio ztunnel: pool_max_streams_per_conn, what a client uses
-PING_INTERVAL = 10.0  # seconds; istio ztunnel: keep_alive_interval
-PING_TIMEOUT = 20.0  # seconds; istio ztunnel: keep_alive_timeout
 
 DEFAULT_WINDOW = 65_535  # RFC 9113 6.9.2: both windows before any SETTINGS
 DEFAULT_FRAME_SIZE = 16_384  # RFC 9113 6.5.2: SETTINGS_MAX_FRAME_SIZE before any SETTINGS

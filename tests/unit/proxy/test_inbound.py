@@ -21,7 +21,7 @@ from tests.unit.proxy.h2client import Http2Client, tls_context
 from tests.unit.proxy.harness import DEADLINE, wait_for
 from ztunnel.ipc.messages import Certificate
 from ztunnel.proxy.tls import credentials, handshake
-from ztunnel.proxy.tunnel import tunnel
+from ztunnel.proxy.tunnel import keepalive
 
 DATA, GOAWAY = 0x0, 0x7  # frame types, RFC 9113
 
@@ -261,7 +261,7 @@ def test_slow_drip_of_one_frame_does_not_hold_the_loop(pair: Pair) -> None:
 
 
 def test_slow_drip_is_closed_at_last(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tunnel, "PING_INTERVAL", 0.1)
+    monkeypatch.setattr(keepalive, "PING_INTERVAL_S", 0.1)
     context = tls_context(pair.authority.issue(pair.a.me.identity), pair.authority.root_pem, "h2")
     with (
         socket.create_connection((pair.b.ip, 15008), DEADLINE) as raw,
@@ -281,8 +281,8 @@ def is_closed_while_sending(sock: ssl.SSLSocket, byte: int) -> bool:
 
 
 def test_peer_that_answers_no_ping_is_closed(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tunnel, "PING_INTERVAL", 0.05)
-    monkeypatch.setattr(tunnel, "PING_TIMEOUT", 0.1)
+    monkeypatch.setattr(keepalive, "PING_INTERVAL_S", 0.05)
+    monkeypatch.setattr(keepalive, "PING_TIMEOUT_S", 0.1)
     with client(pair) as peer:
         assert peer.status(peer.connect(str(pair.app.address))) == 200
         server = pair.app.accept()
@@ -293,7 +293,7 @@ def test_peer_that_answers_no_ping_is_closed(pair: Pair, monkeypatch: pytest.Mon
 def test_tunnel_of_a_client_whose_certificate_expired_takes_nothing_new(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tunnel, "PING_INTERVAL", 0.05)
+    monkeypatch.setattr(keepalive, "PING_INTERVAL_S", 0.05)
     with client(pair) as peer:
         stream = peer.connect(str(pair.app.address))
         assert peer.status(stream) == 200

@@ -14,6 +14,7 @@ from tests.unit.proxy.conftest import Pair
 from tests.unit.proxy.harness import DEADLINE, wait_for
 from ztunnel.ipc.messages import CertificateRemoved, ListenerKind, MeshDelta
 from ztunnel.mesh.model import SocketAddress
+from ztunnel.proxy.tunnel.tunnel import TunnelState
 
 
 def ping(pair: Pair) -> None:
@@ -112,7 +113,7 @@ def test_renewed_certificate_retires_tunnels_but_not_connections(pair: Pair) -> 
     assert server.recv(100) == b"still here"
     client.close()
     server.close()
-    wait_for(lambda: old.closed, "old tunnel to close with its last stream")
+    wait_for(lambda: old.state is TunnelState.CLOSED, "old tunnel to close with its last stream")
 
 
 def test_removed_certificate_is_forgotten_and_nothing_goes_out(pair: Pair) -> None:
@@ -131,7 +132,7 @@ def test_successor_at_the_same_address_never_gets_the_old_tunnel(pair: Pair) -> 
     successor = msgspec.structs.replace(pair.b.me, pod_uid="uid-successor")
     pair.a.agent.send(MeshDelta(revision=2, workloads=(successor,)))
     wait_for(lambda: not pair.a.context.pool.tunnels(), "retirement")
-    wait_for(lambda: old.closed, "the idle tunnel to close")
+    wait_for(lambda: old.state is TunnelState.CLOSED, "the idle tunnel to close")
     ping(pair)
     ((key, new),) = pair.a.context.pool.tunnels()
     assert new is not old

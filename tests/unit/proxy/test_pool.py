@@ -13,7 +13,7 @@ from tests.unit.proxy.harness import wait_for
 from tests.unit.proxy.test_outbound import dial_is_reset, ping
 from ztunnel.proxy.tls import credentials
 from ztunnel.proxy.tunnel.pool import PREWARM_AT
-from ztunnel.proxy.tunnel.tunnel import Tunnel
+from ztunnel.proxy.tunnel.tunnel import Tunnel, TunnelState
 
 
 def only_tunnel(pair: Pair) -> Tunnel:
@@ -67,12 +67,14 @@ def test_resumed_session_ends_with_the_peers_certificate(
 def test_tunnel_is_not_joined_once_the_peers_certificate_has_expired(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ztunnel.proxy.tunnel.tunnel.PING_INTERVAL", 0.05)
+    monkeypatch.setattr("ztunnel.proxy.tunnel.keepalive.PING_INTERVAL_S", 0.05)
     ping(pair)
     old = only_tunnel(pair)
     with monkeypatch.context() as later:
         later.setattr(credentials, "time", mock.Mock(time=lambda: time.time() + 48 * 3600))
-        wait_for(lambda: old.retired and old.closed, "the tunnel ends")
+        wait_for(lambda: old.state is TunnelState.CLOSED, "the tunnel ends")
+    assert not old.connection.failed
+    assert not old.connection.can_open_stream  # GOAWAY was sent or received
     ping(pair)
     assert only_tunnel(pair) is not old
 

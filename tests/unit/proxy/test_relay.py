@@ -296,7 +296,7 @@ def test_many_connections_share_one_tunnel(pair: Pair) -> None:
         assert client.recv(1) == b""
         client.close()
     ((_, tunnel),) = pair.a.context.pool.tunnels()
-    assert tunnel.served == 50
+    assert tunnel.stream_count == 50
 
 
 def test_more_than_100_at_once_open_a_second_tunnel(pair: Pair) -> None:

@@ -21,7 +21,8 @@ from ztunnel.hbone.events import (
 )
 from ztunnel.proxy.io.buffers import BufferPool
 from ztunnel.proxy.io.event_loop import READ, Loop
-from ztunnel.proxy.tunnel.tunnel import BUSY, Tunnel
+from ztunnel.proxy.tunnel.tunnel import Tunnel
+from ztunnel.proxy.tunnel.write_coalescer import BUSY_GAP_S
 
 CONNECT = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80")]
 
@@ -145,7 +146,7 @@ def test_a_reset_does_not_overtake_the_answer_that_waits(server: End) -> None:
 def test_an_end_goes_at_once_where_streams_are_rare(client: End) -> None:
     one = client.open()
     client.turn()
-    client.tunnel.end(one)
+    client.tunnel.end_stream(one)
     (write,) = client.turn()
     assert kinds(write) == [StreamEnded]
 
@@ -153,8 +154,8 @@ def test_an_end_goes_at_once_where_streams_are_rare(client: End) -> None:
 def test_among_many_new_streams_an_end_goes_with_the_next_one(client: End) -> None:
     one, _ = client.open(), client.open()
     client.turn()
-    client.loop.now -= BUSY / 2  # a slow machine must not make the streams rare
-    client.tunnel.end(one)
+    client.loop.now -= BUSY_GAP_S / 2  # a slow machine must not make the streams rare
+    client.tunnel.end_stream(one)
     assert client.wire.written == []
     client.open()
     (write,) = client.turn()
@@ -164,8 +165,8 @@ def test_among_many_new_streams_an_end_goes_with_the_next_one(client: End) -> No
 def test_among_many_new_streams_an_end_goes_soon_when_none_follows(client: End) -> None:
     one, _ = client.open(), client.open()
     client.turn()
-    client.loop.now -= BUSY / 2
-    client.tunnel.end(one)
+    client.loop.now -= BUSY_GAP_S / 2
+    client.tunnel.end_stream(one)
     (write,) = client.turn(timeout=60)
     assert kinds(write) == [StreamEnded]
 
@@ -177,7 +178,7 @@ def test_an_end_behind_data_of_the_same_turn_goes_with_it(client: End) -> None:
     client.hear()
     client.turn()
     client.say(one, b"last words")
-    client.tunnel.end(one)
+    client.tunnel.end_stream(one)
     (write,) = client.turn()
     assert kinds(write) == [DataReceived, StreamEnded]
 
@@ -185,18 +186,18 @@ def test_an_end_behind_data_of_the_same_turn_goes_with_it(client: End) -> None:
 def test_what_waits_goes_before_the_tunnel_closes(client: End) -> None:
     one, two = client.open(), client.open()
     client.turn()
-    client.loop.now -= BUSY / 2
-    client.tunnel.end(one)
+    client.loop.now -= BUSY_GAP_S / 2
+    client.tunnel.end_stream(one)
     client.tunnel.reset(two)
-    client.tunnel.retire()
+    client.tunnel.drain()
     assert StreamEnded in [kind for write in client.turn() for kind in kinds(write)]
 
 
 def test_an_end_that_waits_is_said_before_the_tunnel_is_cut(client: End) -> None:
     one, _ = client.open(), client.open()
     client.turn()
-    client.loop.now -= BUSY / 2
-    client.tunnel.end(one)
+    client.loop.now -= BUSY_GAP_S / 2
+    client.tunnel.end_stream(one)
     client.tunnel.close("deadline")
     (write,) = client.turn()
     assert kinds(write) == [StreamEnded]

@@ -32,7 +32,7 @@ def _tunnels(pool: Pool) -> list[object]:
             "address": str(key.address),
             "workload": key.workload,
             "streams": len(tunnel.streams),
-            "served": tunnel.served,
+            "served": tunnel.stream_count,
         }
         for key, tunnel in pool.tunnels()
     ]

@@ -30,7 +30,7 @@ from ztunnel.proxy.tls.handshake import Handshake
 from ztunnel.proxy.tls.session import TlsSession
 from ztunnel.proxy.tunnel.datagram_relay import CAPSULES, UdpFlow
 from ztunnel.proxy.tunnel.relay import StreamRelay
-from ztunnel.proxy.tunnel.tunnel import FIRST_WORDS, Tunnel
+from ztunnel.proxy.tunnel.tunnel import EARLY_DATA_BYTES, Tunnel
 from ztunnel.telemetry.response_flags import with_prefix
 from ztunnel.telemetry.worker_counters import ConnectionPeers
 
@@ -131,7 +131,7 @@ class HboneConnection:
 
     def retire(self) -> None:
         if self._tunnel is not None:
-            self._tunnel.retire()
+            self._tunnel.drain()
 
 
 class InboundStream:
@@ -153,7 +153,7 @@ class InboundStream:
         self._relay: StreamRelay | UdpFlow | None = None
         self._early: list[bytes] = []  # data before our answer; the stream's window bounds it
         self._early_end = False
-        self._has_words = tunnel.words_follow  # they come right after this event
+        self._has_words = tunnel.early_data_follows  # they come right after this event
         self._over = False
 
     def start(self) -> None:
@@ -265,7 +265,7 @@ class InboundStream:
         workload = mesh.workload(self._pod.workload) if mesh is not None else None
         headers = [(b"baggage", self._pod.baggage(workload))] if workload is not None else []
         # a full measure of first words is one of many: who has more to say waits for our answer
-        is_asked = self._has_words or 0 < sum(map(len, self._early)) < FIRST_WORDS
+        is_asked = self._has_words or 0 < sum(map(len, self._early)) < EARLY_DATA_BYTES
         self._tunnel.respond(self.stream_id, 200, headers, may_wait=is_asked)
         if self._context.told is not None and self._accepted is not None:
             self._context.told.let_in(self._accepted, self._pod.uid)

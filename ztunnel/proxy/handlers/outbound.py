@@ -30,7 +30,7 @@ from ztunnel.proxy.local_pod import Pod
 from ztunnel.proxy.tunnel.connection_plan import Plan
 from ztunnel.proxy.tunnel.pool import Source
 from ztunnel.proxy.tunnel.relay import WATCH, PlainRelay, StreamRelay
-from ztunnel.proxy.tunnel.tunnel import FIRST_WORDS, Tunnel
+from ztunnel.proxy.tunnel.tunnel import EARLY_DATA_BYTES, Tunnel
 from ztunnel.telemetry.response_flags import Flag, Reason
 from ztunnel.telemetry.worker_counters import UNKNOWN_PEERS, ConnectionPeers
 
@@ -181,7 +181,7 @@ class Outbound:
         if room is None:
             return
         try:
-            count = self._sock.recv_into(room[:FIRST_WORDS])
+            count = self._sock.recv_into(room[:EARLY_DATA_BYTES])
         except BlockingIOError:
             count = 0
         except OSError as error:

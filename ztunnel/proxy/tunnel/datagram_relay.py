@@ -18,7 +18,7 @@ from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.conntrack.record import Record
-from ztunnel.proxy.tunnel.tunnel import Tunnel
+from ztunnel.proxy.tunnel.tunnel import Tunnel, TunnelState
 from ztunnel.proxy.tunnel.udp_token_address import Address, TokenCodec
 
 EARLY = 16  # datagrams that wait for the tunnel to be made
@@ -65,7 +65,11 @@ class UdpFlow:
     @property
     def is_stale(self) -> bool:
         """Whether its tunnel takes no new streams: a flow has no end, so who asked for it moves."""
-        return not self.inbound and self._tunnel is not None and self._tunnel.retired
+        return (
+            not self.inbound
+            and self._tunnel is not None
+            and self._tunnel.state is not TunnelState.OPEN
+        )
 
     @property
     def is_over(self) -> bool:
@@ -189,7 +193,7 @@ class UdpFlow:
         self._early.clear()
         if self._tunnel is not None:
             if not self._rest and code is ErrorCode.NO_ERROR:
-                self._tunnel.end(self.stream_id)
+                self._tunnel.end_stream(self.stream_id)
             self._tunnel.reset(self.stream_id, code)
             self._tunnel = None
         self._pod.over(self, error)

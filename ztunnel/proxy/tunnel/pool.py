@@ -134,16 +134,16 @@ class _Group:
     def retire(self, reason: str, *, fail_waiting: bool) -> None:
         self.retired = True
         for tunnel in list(self.tunnels):
-            tunnel.retire()
+            tunnel.drain()
         self.tunnels.clear()
         if fail_waiting:
             self._fail_waiting(reason)
 
     def release_idle(self) -> None:
         for tunnel in list(self.tunnels):
-            if not tunnel.streams and self.loop.now - tunnel.last_used > IDLE_RELEASE:
+            if not tunnel.streams and self.loop.now - tunnel.last_used_at > IDLE_RELEASE:
                 self.tunnels.remove(tunnel)
-                tunnel.retire()
+                tunnel.drain()
 
     # Making a tunnel
 
@@ -188,7 +188,7 @@ class _Group:
         self._serve(tunnel)
         if self.retired:
             self.tunnels.clear()
-            tunnel.retire()
+            tunnel.drain()
 
     def handshake_failed(self, handshake: Handshake, reason: str) -> None:
         self._failed(reason)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from typing import Final
 
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header
@@ -20,8 +21,9 @@ from ztunnel.proxy.conntrack.record import Record
 from ztunnel.proxy.io.buffers import BufferPool
 from ztunnel.proxy.io.event_loop import EDGE, ENDING, HANGUP, READ, WRITE, Loop
 from ztunnel.proxy.io.sockets import end_on_close
-from ztunnel.proxy.tunnel.tunnel import Tunnel
+from ztunnel.proxy.tunnel.tunnel import Tunnel, TunnelState
 
+_CLOSED: Final[TunnelState] = TunnelState.CLOSED
 WATCH = READ | EDGE  # an application's socket; WRITE is added the first time a write blocks
 
 # What ended a relay: empty for both FINs seen, else the error. The socket is given only after an
@@ -108,7 +110,7 @@ class StreamRelay:
         if not count:
             self._tunnel.abandon()
             self._app_closed = True
-            self._tunnel.end(self.stream_id)
+            self._tunnel.end_stream(self.stream_id)
             self._maybe_done()
             return
         self._record.sent += count
@@ -221,7 +223,7 @@ class StreamRelay:
         self._over = True
         waiting = len(self._pending)
         self._pending.clear()
-        if not self._tunnel.closed:
+        if self._tunnel.state is not _CLOSED:
             if waiting:
                 self._tunnel.consumed_held(self.stream_id, waiting)
             if code is not None:
