@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client of the agent's admin API: HTTP over the node's unix socket."""
+"""Client of the agent's admin API: HTTP over the agent's unix socket."""
 
 from __future__ import annotations
 
@@ -11,56 +11,62 @@ from typing import Any
 
 from ztctl.errors import CommandError, NotReachableError
 
-SOCKET = "admin.sock"
-TIMEOUT = 5.0  # seconds
-far: dict[Path, float] = {}  # run directories whose agent is elsewhere, and their least timeout
+ADMIN_SOCKET = "admin.sock"
+TIMEOUT_S = 5.0
+# Run directories whose socket is a proxy to a remote agent, and the least timeout of a request.
+min_timeouts_s: dict[Path, float] = {}
 
 
-def get(run_dir: Path, path: str, timeout: float = TIMEOUT) -> Any:
-    """The decoded JSON under `path`, as `/v1/status`. Raises CommandError."""
-    return _ask(run_dir, "GET", path, timeout)
+def get(run_dir: Path, path: str, timeout_s: float = TIMEOUT_S) -> Any:
+    """The decoded JSON at `path`, for example `/v1/status`. Raises CommandError."""
+    return _request(run_dir, "GET", path, timeout_s)
 
 
-def patch(run_dir: Path, path: str, change: Any, timeout: float = TIMEOUT) -> Any:
-    """Change what is under `path`; the decoded JSON of the result. Raises CommandError."""
-    return _ask(run_dir, "PATCH", path, timeout, json.dumps(change).encode())
+def patch(run_dir: Path, path: str, change: Any, timeout_s: float = TIMEOUT_S) -> Any:
+    """Apply `change` to the resource at `path`; returns the result. Raises CommandError."""
+    return _request(run_dir, "PATCH", path, timeout_s, json.dumps(change).encode())
 
 
-def _ask(run_dir: Path, method: str, path: str, timeout: float, sent: bytes | None = None) -> Any:
-    connection = _UnixConnection(run_dir / SOCKET, max(timeout, far.get(run_dir, 0.0)))
-    asked = f"asked the agent for {path} at {run_dir / SOCKET}"
+def _request(
+    run_dir: Path, method: str, path: str, timeout_s: float, body: bytes | None = None
+) -> Any:
+    socket_path = run_dir / ADMIN_SOCKET
+    connection = _UnixConnection(socket_path, max(timeout_s, min_timeouts_s.get(run_dir, 0.0)))
+    failed = f"{method} {path} at {socket_path} failed"
     try:
-        connection.request(method, path, sent)
+        connection.request(method, path, body)
         response = connection.getresponse()
-        status, body = response.status, response.read()
+        status, answer = response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
-        raise NotReachableError(f"{asked}: {_why(error)}") from error
+        raise NotReachableError(f"{failed}: {_explain(error)}") from error
     finally:
         connection.close()
     if status != http.client.OK:
-        said = body.decode(errors="replace").strip()
-        raise CommandError(f"{asked}: it answered {status}: {said}; see the agent's log")
+        detail = answer.decode(errors="replace").strip()
+        raise CommandError(f"{failed}: HTTP status {status}: {detail}; hint: see the agent's log")
     try:
-        return json.loads(body)
+        return json.loads(answer)
     except ValueError as error:
-        raise CommandError(f"{asked}: the answer is no JSON; is it another program?") from error
+        raise CommandError(
+            f"{failed}: the response is not JSON; hint: check that the socket belongs to an agent"
+        ) from error
 
 
-def _why(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "there is no such socket; start the agent, or name its --run-dir"
+        return "the socket does not exist; hint: start the agent, or set --run-dir"
     if isinstance(error, ConnectionRefusedError):
-        return "nobody listens; the agent has ended, see its log and start it"
+        return "no process listens there; hint: start the agent; its log has the reason it stopped"
     if isinstance(error, PermissionError):
-        return "permission denied; run as root"
+        return "permission denied; hint: run as root"
     if isinstance(error, TimeoutError):
-        return "no answer in time; see the agent's log"
-    return f"{error or type(error).__name__}; see the agent's log"
+        return "timed out; hint: see the agent's log"
+    return f"{error or type(error).__name__}; hint: see the agent's log"
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options every command knows, before or after its name: how to print, and where to look.
+"""Options that commands share, accepted before and after the command's name.
 
 @click.command()
 @target_options
@@ -21,95 +21,98 @@ from click.core import ParameterSource
 from ztctl import output
 from ztctl.errors import NotReachableError
 from ztctl.output import Column, Format, Row
-from ztctl.targets import Installation, Selection
+from ztctl.target_selection import TargetSelection
+from ztctl.targets import Target, TransportKind
 
 if TYPE_CHECKING:
-    from ztctl.cluster import Cluster
+    from ztctl.cluster.api_client import ApiServer
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-VIA = ("auto", "exec", "port-forward")  # `ways.Via`, which is imported only for a cluster
 
 
 @dataclass
 class Context:
-    """What the options of this call say."""
+    """The values of the shared options of one invocation."""
 
-    form: Format = Format.TABLE
-    selection: Selection = field(default_factory=Selection)
+    output_format: Format = Format.TABLE
+    selection: TargetSelection = field(default_factory=TargetSelection)
 
-    def cluster(self) -> Cluster:
-        """The API server meant. The caller closes it. Raises CommandError."""
-        from ztctl.cluster import Cluster  # noqa: PLC0415  a large library
+    def api_server(self) -> ApiServer:
+        """The selected cluster's API server. The caller closes it. Raises CommandError."""
+        from ztctl.cluster.api_client import ApiServer  # noqa: PLC0415  a large library
 
-        return Cluster(self.selection.kubeconfig, self.selection.kube_context)
+        return ApiServer(self.selection.kubeconfig, self.selection.kube_context)
 
-    def installations(self) -> list[Installation]:
-        """The nodes to look at, at least one. Raises CommandError."""
-        return self.selection.find()
+    def targets(self) -> list[Target]:
+        """The selected nodes, at least one. Raises CommandError."""
+        return self.selection.resolve()
 
-    def installations_or_none(self) -> list[Installation]:
-        """The same, but none is fine: for what is safe to repeat."""
+    def targets_if_any(self) -> list[Target]:
+        """The selected nodes, possibly none: for commands that are safe to repeat."""
         try:
-            return self.selection.find()
+            return self.selection.resolve()
         except NotReachableError:
             return []
 
-    def print_rows(self, found: Sequence[Row], columns: Sequence[Column]) -> None:
-        """Print rows as `-o` says."""
-        click.echo(output.rows(found, columns, self.form))
+    def print_rows(self, rows: Sequence[Row], columns: Sequence[Column]) -> None:
+        """Print rows in the selected format."""
+        click.echo(output.render_rows(rows, columns, self.output_format))
 
 
-def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    """Keep what was given; an option after the command overrides one before it."""
+def _store(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Store an option's value. An option after the command overrides one before it."""
     context = ctx.ensure_object(Context)
-    if value is None or _comes_second(ctx, param, context):
+    if value is None or _is_overridden(ctx, param, context):
         return
-    if param.name == "form":
-        context.form = Format(value)
+    if param.name == "output_format":
+        context.output_format = Format(value)
+    elif param.name == "transport":
+        context.selection = replace(context.selection, transport=TransportKind(value))
     else:
         context.selection = replace(context.selection, **{str(param.name): value})
 
 
-def _comes_second(ctx: click.Context, param: click.Parameter, context: Context) -> bool:
-    """The environment counts only where no option was given."""
-    given = getattr(context.selection, str(param.name), None) is not None
-    return given and ctx.get_parameter_source(str(param.name)) is ParameterSource.ENVIRONMENT
+def _is_overridden(ctx: click.Context, param: click.Parameter, context: Context) -> bool:
+    """An environment variable never overrides an option."""
+    is_set = getattr(context.selection, str(param.name), None) is not None
+    return is_set and ctx.get_parameter_source(str(param.name)) is ParameterSource.ENVIRONMENT
 
 
 def output_option(command: Command) -> Command:
-    """`-o table|json|yaml`."""
+    """Add `-o table|json|yaml`."""
     return click.option(
         "-o",
         "--output",
-        "form",
+        "output_format",
         type=click.Choice([form.value for form in Format]),
         expose_value=False,
-        callback=_remember,
-        help="How to print.  [default: table]",
+        callback=_store,
+        help="Output format.  [default: table]",
     )(command)
 
 
 def cluster_options(command: Command) -> Command:
-    """Which cluster: `--kubeconfig`, `--context`."""
+    """Add `--kubeconfig` and `--context`."""
     file = click.Path(path_type=Path, exists=True, dir_okay=False)
     for name, destination, kind, text in (
-        ("--context", "kube_context", str, "One of the kubeconfig's.  [default: its current one]"),
-        ("--kubeconfig", "kubeconfig", file, "How to reach the cluster.  [default: as kubectl]"),
+        ("--context", "kube_context", str, "Kubeconfig context.  [default: the current one]"),
+        ("--kubeconfig", "kubeconfig", file, "Kubeconfig file.  [default: the same as kubectl]"),
     ):
         command = click.option(
-            name, destination, type=kind, expose_value=False, callback=_remember, help=text
+            name, destination, type=kind, expose_value=False, callback=_store, help=text
         )(command)
     return command
 
 
 def target_options(command: Command) -> Command:
-    """Which node or nodes: `--lab` or a cluster, `--node`, `--via`, `--run-dir`, `--pin-dir`."""
+    """Add the options that select nodes: a lab's, a cluster's, or one by its directories."""
+    transport = click.Choice([kind.value for kind in TransportKind])
     options = (
-        ("--lab", str, "A lab on this machine.", "ZTCTL_LAB"),
-        ("--node", str, "One node of lab or cluster.  [default: all]", None),
-        ("--via", click.Choice(VIA), "To a cluster's agents.  [default: what works]", None),
-        ("--run-dir", click.Path(path_type=Path), "The agent's run directory.", None),
-        ("--pin-dir", click.Path(path_type=Path), "Where the maps are pinned.", None),
+        ("--lab", str, "Name of a lab on this machine.", "ZTCTL_LAB"),
+        ("--node", str, "Node of the lab or cluster.  [default: all]", None),
+        ("--transport", transport, "How to reach a cluster's agents.  [default: auto]", None),
+        ("--run-dir", click.Path(path_type=Path), "Run directory of the agent.", None),
+        ("--pin-dir", click.Path(path_type=Path), "Directory of the pinned BPF maps.", None),
     )
     for name, kind, text, variable in reversed(options):
         command = click.option(
@@ -117,7 +120,7 @@ def target_options(command: Command) -> Command:
             type=kind,
             envvar=variable,
             expose_value=False,
-            callback=_remember,
+            callback=_store,
             help=text,
         )(command)
     return cluster_options(command)

@@ -1,25 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a command fails: one line that says what was tried, what was found, what to do.
+"""Exit codes of ztctl and the exceptions that select them.
 
-The exit codes are part of the interface; `ztctl --help` lists them.
+The exit codes are part of the interface; `ztctl --help` lists them. A message states what failed,
+what was found, and after `hint: ` what to do.
 """
 
 from __future__ import annotations
 
 import click
 
-FAILED = 1  # the command failed, or a required check did
-USAGE = 2  # click's own
-NOTHING_THERE = 3
+EXIT_FAILED = 1  # the command failed, or a required check did
+EXIT_USAGE = 2  # click's own
+EXIT_NOT_REACHABLE = 3
 
 
 class CommandError(click.ClickException):
     """Ends the command with `Error: <message>`."""
 
-    exit_code = FAILED
+    exit_code = EXIT_FAILED
 
 
 class NotReachableError(CommandError):
-    """No installation here, or nobody answers at its socket."""
+    """No installation was found, or its agent or API server does not answer."""
 
-    exit_code = NOTHING_THERE
+    exit_code = EXIT_NOT_REACHABLE

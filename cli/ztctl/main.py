@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `ztctl` command. Each subcommand is imported only when it is run, so that help is quick."""
+"""The `ztctl` command. Subcommands are imported when they run, so that help is fast."""
 
 from __future__ import annotations
 
@@ -13,89 +13,105 @@ from ztctl.context import output_option, target_options
 
 
 class Entry(NamedTuple):
-    """Where a subcommand is, and its line in `ztctl --help`."""
+    """The module of a subcommand, and its line in `ztctl --help`.
+
+    `attribute` is the command's name in the module. Hidden commands are not in the help.
+    """
 
     module: str
-    name: str
+    attribute: str
     summary: str
+    plural: str = ""
+    hidden: bool = False
 
 
 COMMANDS = {
     "certificate": Entry(
-        "ztctl.commands.lists", "certificate", "Workload certificates of the node."
+        "ztctl.commands.certificate",
+        "certificate",
+        "Workload certificates of the node.",
+        plural="certificates",
     ),
-    "check": Entry("ztctl.commands.check", "check", "Check that this machine can run ztunnel."),
+    "check": Entry(
+        "ztctl.commands.check", "check", "Check that this machine meets the requirements."
+    ),
     "completion": Entry(
-        "ztctl.commands.completion", "completion", "Print the completion of a shell."
+        "ztctl.commands.completion", "completion", "Print the completion script of a shell."
     ),
-    "config": Entry(
-        "ztctl.commands.config", "config", "All that the agent knows, for a bug report."
-    ),
+    "config": Entry("ztctl.commands.config", "config", "Dump the agent's state, for bug reports."),
     "connection": Entry(
-        "ztctl.commands.lists", "connection", "Connections that the proxy carries."
+        "ztctl.commands.connection",
+        "connection",
+        "Open connections of captured pods.",
+        plural="connections",
     ),
     "install": Entry("ztctl.commands.install", "install", "Install the mesh into a cluster."),
-    "lab": Entry(
-        "ztctl.commands.lab", "lab", "A small cluster on this machine, without Kubernetes."
+    "lab": Entry("ztctl.commands.lab", "lab", "Run a small cluster on this machine."),
+    "log": Entry("ztctl.commands.log", "log", "Show and change log levels at run time."),
+    "pod": Entry("ztctl.commands.pod", "pod", "Pods of the node, by enrollment.", plural="pods"),
+    "policy": Entry(
+        "ztctl.commands.policy", "policy", "Policies and their decisions.", plural="policies"
     ),
-    "log": Entry("ztctl.commands.log", "log", "What agent and proxy log, changed while they run."),
-    "pod": Entry("ztctl.commands.lists", "pod", "Pods of the node and whether they are captured."),
-    "policy": Entry("ztctl.commands.policy", "policy", "Policies, what they decide and why."),
     "redirect": Entry(
-        "ztctl.commands.redirect", "redirect", "What the kernel captures, from its maps."
+        "ztctl.commands.redirect", "redirect", "Captured pods and connections, from the BPF maps."
     ),
-    "relay": Entry(
-        "ztctl.transport.stdio_proxy", "relay", "Carry the admin API; run in agents' pods."
+    "service": Entry(
+        "ztctl.commands.service", "service", "Services of the mesh.", plural="services"
     ),
-    "service": Entry("ztctl.commands.lists", "service", "Services as the agent knows them."),
-    "status": Entry("ztctl.commands.lists", "status", "How the agent and its proxy are."),
+    "status": Entry("ztctl.commands.status", "status", "Show the state of the agent and proxy."),
+    "stdio-proxy": Entry(
+        "ztctl.transport.stdio_proxy", "stdio_proxy", "Run in agents' pods.", hidden=True
+    ),
     "uninstall": Entry(
-        "ztctl.commands.uninstall", "uninstall", "Remove it from this machine, or a cluster."
+        "ztctl.commands.uninstall", "uninstall", "Remove ztunnel from this machine or a cluster."
     ),
     "version": Entry("ztctl.commands.version", "version", "Print the version."),
     "workload": Entry(
-        "ztctl.commands.lists", "workload", "Workloads of the mesh as the agent knows them."
+        "ztctl.commands.workload", "workload", "Workloads of the mesh.", plural="workloads"
     ),
 }
+_SINGULARS = {entry.plural: name for name, entry in COMMANDS.items() if entry.plural}
 
 
 class LazyGroup(click.Group):
-    """Imports a subcommand when it is run; its help line is known before."""
+    """Imports a subcommand when it runs, and accepts the plurals of nouns."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
+        return sorted(name for name, entry in COMMANDS.items() if not entry.hidden)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = COMMANDS.get(cmd_name)
+        entry = COMMANDS.get(_SINGULARS.get(cmd_name, cmd_name))
         if entry is None:
             return None
-        found: click.Command = getattr(importlib.import_module(entry.module), entry.name)
-        return found
+        command: click.Command = getattr(importlib.import_module(entry.module), entry.attribute)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        names = self.list_commands(ctx)
         with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name].summary) for name in sorted(COMMANDS)])
+            formatter.write_dl([(name, COMMANDS[name].summary) for name in names])
 
 
 @click.command(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
---context or --kubeconfig: a cluster's nodes, --lab: a lab's. Without them and without
-directories: this machine's own ztunnel, else the one lab that runs. A cluster's agents
-are asked by port-forward, or else by exec; --via names one.
+Nodes:
+  --context or --kubeconfig selects a cluster, --lab a lab, --run-dir and --pin-dir one
+  node. The default is this machine's installation, otherwise its only lab. The agents of a
+  cluster are reached by port-forward, or by exec if that fails; see --transport.
 \b
 Exit codes:
-  0  done
-  1  it failed, or a required check did
-  2  wrong usage
-  3  nothing to look at: no installation, or nobody answers there
+  0  success
+  1  the command failed, or a required check failed
+  2  invalid usage
+  3  no installation found, or its agent or API server does not respond
 """,
 )
 @target_options
 @output_option
 def cli() -> None:
-    """Look into an ambient mesh node, check a machine, run a lab.
+    """Inspect an ambient mesh node, check a machine, run a lab.
 
     \b
     Examples:

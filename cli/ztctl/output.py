@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How every command prints: rows as a table for people, as JSON or YAML for machines.
+"""Output formats that all commands share: tables, JSON and YAML.
 
-A row is plain data (what json can hold). A table shows chosen columns, the other formats the
+A row is plain data (what JSON can hold). A table shows selected columns; JSON and YAML contain the
 whole row.
 """
 
@@ -26,44 +26,44 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its heading, and where the value is, as `outer.inner`."""
+    """A column of a table: its heading, and the dotted path of its value, as `outer.inner`."""
 
     heading: str
     field: str
 
 
-def rows(found: Sequence[Row], columns: Sequence[Column], form: Format) -> str:
-    """All rows in one format; a table always has its headings."""
-    if form is Format.TABLE:
-        return table(columns, found)
-    return data(list(found), form)
+def render_rows(rows: Sequence[Row], columns: Sequence[Column], output_format: Format) -> str:
+    """Rows in the given format. A table always has its headings."""
+    if output_format is Format.TABLE:
+        return render_table(columns, rows)
+    return render_data(list(rows), output_format)
 
 
-def data(value: Any, form: Format) -> str:
-    """Any plain data as JSON or YAML."""
-    if form is Format.YAML:
-        import yaml  # noqa: PLC0415  slow to import, seldom wanted
+def render_data(value: Any, output_format: Format) -> str:
+    """Plain data as YAML, or as JSON for every other format."""
+    if output_format is Format.YAML:
+        import yaml  # noqa: PLC0415  slow to import, rarely needed
 
         return str(yaml.safe_dump(value, sort_keys=False)).rstrip("\n")
     return json.dumps(value, indent=2)
 
 
-def line(value: Any) -> str:
-    """Any plain data as JSON on one line, for streams."""
+def render_json_line(value: Any) -> str:
+    """Plain data as JSON on one line, for streams."""
     return json.dumps(value)
 
 
-def facts(value: Row) -> str:
-    """One record for people: a line per field, nested ones indented by their path."""
-    flat = list(_flattened(value))
+def render_fields(value: Row) -> str:
+    """One record as text: a line per field. Nested fields have dotted names."""
+    flat = list(_flatten(value))
     width = max((len(name) for name, _ in flat), default=0)
-    return "\n".join(f"{name:<{width}}  {cell(text)}".rstrip() for name, text in flat)
+    return "\n".join(f"{name:<{width}}  {format_cell(field)}".rstrip() for name, field in flat)
 
 
-def table(columns: Sequence[Column], found: Iterable[Row]) -> str:
+def render_table(columns: Sequence[Column], rows: Iterable[Row]) -> str:
     """Left-aligned columns, two spaces apart."""
     lines = [[column.heading for column in columns]]
-    lines += [[cell(lookup(row, column.field)) for column in columns] for row in found]
+    lines += [[format_cell(lookup(row, column.field)) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
@@ -81,21 +81,21 @@ def lookup(row: Row, field: str) -> Any:
     return value
 
 
-def cell(value: Any) -> str:
-    """A value as people write it: `-` for nothing, `yes` and `no`, lists with commas."""
+def format_cell(value: Any) -> str:
+    """A value as text: `-` for an empty one, `yes` and `no`, lists separated by commas."""
     if value is None or value in ("", [], {}):
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ",".join(f"{name}={cell(each)}" for name, each in value.items())
+        return ",".join(f"{name}={format_cell(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
-        return ",".join(cell(each) for each in value)
+        return ",".join(format_cell(item) for item in value)
     return str(value)
 
 
-def duration(seconds: float) -> str:
-    """A span in its two largest units, as kubectl prints ages: `3m20s`, `23h5m`."""
+def format_duration(seconds: float) -> str:
+    """A duration in its two largest units, in the style of kubectl's ages: `3m20s`, `23h5m`."""
     left = max(0, int(seconds))
     parts = []
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
@@ -105,9 +105,9 @@ def duration(seconds: float) -> str:
     return "".join(parts[:2]) or "0s"
 
 
-def _flattened(value: Row, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, each in value.items():
-        if isinstance(each, Mapping) and each:
-            yield from _flattened(each, f"{prefix}{name}.")
+def _flatten(value: Row, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, item in value.items():
+        if isinstance(item, Mapping) and item:
+            yield from _flatten(item, f"{prefix}{name}.")
         else:
-            yield prefix + name, each
+            yield prefix + name, item

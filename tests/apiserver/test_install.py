@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from tests.apiserver.control_plane import until
 from tests.apiserver.server import ROOT, ApiServer
-from ztctl import manifests
+from ztctl.cluster import manifests
 from ztctl.main import cli
 from ztunnel.kube.constants import NAMESPACE
 
@@ -85,7 +85,7 @@ def test_dry_run_lets_the_server_check_and_changes_nothing(
     fresh_server.kubectl("create", "namespace", NAMESPACE)
     done = ztctl("install", "--dry-run")
     assert done.exit_code == 0, done.output
-    assert "unchecked" not in done.output  # now all of it could be checked
+    assert "not validated" not in done.output  # now all of it could be checked
     assert set(objects(fresh_server)) == {f"Namespace {NAMESPACE}"}
 
 
@@ -105,7 +105,7 @@ def test_istios_own_definitions_are_kept(ztctl: Ztctl, fresh_server: ApiServer) 
     fresh_server.apply(theirs)
     done = ztctl("install", "--no-wait")
     assert done.exit_code == 0, done.output
-    assert "kept: it is there already" in done.output
+    assert "skipped: exists and is not managed by ztctl" in done.output
     there = objects(fresh_server)[manifests.title(theirs)]
     assert there["metadata"]["labels"] == {"app": "istio"}
 
@@ -133,13 +133,13 @@ def test_install_waits_until_every_workload_is_ready(ztctl: Ztctl, fresh_server:
     waiting.join(100)
     assert results[0].exit_code == 0, results[0].output
     assert "DaemonSet ztunnel-system/ztunnel-agent: 3 of 3 ready" in results[0].output
-    assert "the mesh is ready" in results[0].output
+    assert "mesh ready" in results[0].output
 
 
 def test_install_that_does_not_become_ready_fails_and_says_what_to_look_at(ztctl: Ztctl) -> None:
     done = ztctl("install", "--timeout=1")
     assert done.exit_code == 1
-    assert "not ready in 1 s" in done.output
+    assert "not ready after 1 s" in done.output
     assert "DaemonSet ztunnel-system/ztunnel-proxy" in done.output
     assert "get events" in done.output
 
@@ -171,7 +171,7 @@ def test_fields_of_somebody_else_are_not_taken_without_force(
     fresh_server.kubectl(*scale)
     refused = ztctl("install", "--no-wait")
     assert refused.exit_code == 1
-    assert "add --force" in refused.output
+    assert "--force takes ownership" in refused.output
     assert ztctl("install", "--no-wait", "--force").exit_code == 0
     signer = objects(fresh_server)["Deployment ztunnel-system/ztunnel-controller"]
     assert signer["spec"]["replicas"] == 2
@@ -191,7 +191,7 @@ def test_pod_security_lets_the_privileged_namespace_have_the_agent(
     """The API server's own Pod Security admission judges the pods that the workloads make."""
     assert ztctl("install", "--no-wait").exit_code == 0
     for obj in manifests.load():
-        if obj["kind"] not in manifests.WORKLOADS:
+        if obj["kind"] not in manifests.WORKLOAD_KINDS:
             continue
         pod = {"apiVersion": "v1", "kind": "Pod", **obj["spec"]["template"]}
         name = obj["metadata"]["name"]

@@ -15,7 +15,7 @@ from tests.apiserver.rbac_fixture import AGENT, SYSTEM, agent_kubeconfig, grant,
 from tests.apiserver.server import ApiServer
 from tests.lab.harness import until
 from ztctl.transport.base import Agent, TransportError
-from ztctl.transport.port_forward import PortForward, _token
+from ztctl.transport.port_forward import PortForward, _request_token
 from ztunnel.kube.admin_endpoint import ACCOUNT, ANNOTATION, AdminEndpoint
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.writers.pod_writer import PodWriter, WriteError
@@ -68,7 +68,7 @@ def _made(server: ApiServer, name: str, *audiences: str) -> str:
 def test_token_that_a_person_makes_opens_the_one_agent(
     server: ApiServer, person: Path, reviews: TokenReviewer
 ) -> None:
-    token = _token(client.CoreV1Api(server.client(person)), HERE)
+    token = _request_token(client.CoreV1Api(server.client(person)), HERE)
     assert reviews.refusal(token, HERE.audience) == ""
     assert "for another agent" in reviews.refusal(token, THERE.audience)
 

@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from tests.bpf.netns_fixture import Pocket, run
-from ztctl import probe_connection
-from ztctl.commands.check import PREFIX
+from ztctl.commands.check import CGROUP_PREFIX
 from ztctl.main import cli
+from ztctl.node import probe_connection
 from ztunnel.datapath import requirements
 
 
@@ -23,7 +23,7 @@ def _traces() -> dict[str, object]:
     root = requirements.cgroup2_root()
     return {
         "pins": sorted(path.name for path in requirements.BPFFS.glob("ztunnel-check*")),
-        "cgroups": sorted(path.name for path in root.glob(f"{PREFIX}*")),
+        "cgroups": sorted(path.name for path in root.glob(f"{CGROUP_PREFIX}*")),
         "bpffs": [mount for mount in requirements.mounts() if mount.kind == "bpf"],
         "links": run("ip", "-o", "link"),
         "own cgroup": Path("/proc/self/cgroup").read_text(encoding="ascii"),
@@ -42,7 +42,7 @@ def test_check_passes_here_and_leaves_nothing(pocket: Pocket) -> None:
 
 
 def test_a_check_that_was_killed_is_tidied_by_the_next(pocket: Pocket) -> None:
-    stale = requirements.cgroup2_root() / f"{PREFIX}0"
+    stale = requirements.cgroup2_root() / f"{CGROUP_PREFIX}0"
     stale.mkdir()
     try:
         assert CliRunner().invoke(cli, ["check"]).exit_code == 0
@@ -73,15 +73,15 @@ def test_probe_tells_when_the_connect_hook_does_not_fire(
     outside.mkdir()
     try:
         (outside / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
-        monkeypatch.setattr(probe_connection, "TIMEOUT", 0.5)
+        monkeypatch.setattr(probe_connection, "TIMEOUT_S", 0.5)
         for listener in fresh_pocket.listeners.values():
             listener.close()
-        findings = [
-            probe_connection._dial(fresh_pocket.pod, family, fresh_pocket.maps)
+        steps = [
+            probe_connection._connect(fresh_pocket.pod, family, fresh_pocket.maps)
             for family in probe_connection._families()
         ]
-        assert [finding.ok for finding in findings] == [False, False]
-        assert all("dialled" in finding.found for finding in findings)
+        assert [step.is_ok for step in steps] == [False, False]
+        assert all("cannot connect to" in step.result for step in steps)
     finally:
         (fresh_pocket.cgroup / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
         outside.rmdir()

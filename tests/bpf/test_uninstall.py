@@ -59,7 +59,7 @@ def test_uninstall_twice_removes_nothing_more(pocket: Pocket, tmp_path: Path) ->
         done = _uninstall(gone, tmp_path / "none")
         assert (done.exit_code, done.output) == (
             0,
-            "nothing to remove on this machine; a cluster is meant with --context NAME\n",
+            "nothing to remove on this machine; hint: select a cluster with --context NAME\n",
         )
 
 

@@ -23,8 +23,8 @@ from tests.apiserver.objects import account
 from tests.apiserver.rbac_fixture import agent_kubeconfig, grant
 from tests.apiserver.server import ApiServer
 from ztunnel.lab import Lab
-from ztunnel.lab.cluster.objects import Key, key_of
 from ztunnel.lab.network import netns
+from ztunnel.lab.objects import Key, key_of
 
 Object = dict[str, Any]
 _POLL = 0.03  # seconds between looks into the lab's directory

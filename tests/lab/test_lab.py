@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from ztunnel.lab import Lab, LabError
-from ztunnel.lab.cluster.objects import Object
 from ztunnel.lab.names import STATE_ROOT
+from ztunnel.lab.objects import Object
 from ztunnel.lab.runtime import cgroups
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

@@ -18,8 +18,8 @@ from tests.lab.harness import APPS, addresses, client, proxy_log, until
 from tests.lab.test_same_node import _until_direct
 from tests.lab.test_ztctl import ZTCTL, rows, ztctl
 from ztunnel.lab import Lab
-from ztunnel.lab.cluster.objects import write_atomically
 from ztunnel.lab.components import admin_get
+from ztunnel.lab.objects import write_atomically
 
 Json = dict[str, Any]
 CLOSED = ("ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "EPIPE")

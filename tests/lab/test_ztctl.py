@@ -35,13 +35,13 @@ def test_workloads_services_and_certificates_are_listed(lab: Lab) -> None:
     assert workloads["plain", "client"]["protocol"] == "NONE"
     services = {(row["namespace"], row["name"]) for row in rows(lab, "service", "list")}
     assert ("default", "my-app") in services
-    held = {(row["on"], row["identity"]) for row in rows(lab, "certificate", "list")}
+    held = {(row["node"], row["identity"]) for row in rows(lab, "certificate", "list")}
     assert ("node2", "spiffe://cluster.local/ns/default/sa/server") in held
     assert not any("key" in field for row in rows(lab, "certificate", "list") for field in row)
 
 
 def test_status_tells_of_every_node(lab: Lab) -> None:
-    assert [row["on"] for row in rows(lab, "status")] == ["node1", "node2"]
+    assert [row["node"] for row in rows(lab, "status")] == ["node1", "node2"]
 
 
 def test_a_live_connection_is_shown_from_both_sides(lab: Lab) -> None:
@@ -56,14 +56,14 @@ def test_a_live_connection_is_shown_from_both_sides(lab: Lab) -> None:
         held.stdin.flush()
         assert held.stdout.readline() == b"through\n"
         both = {
-            (row["on"], row["direction"])
+            (row["node"], row["direction"])
             for row in rows(lab, "connection", "list")
             if f"{target}:7000" in (row["destination"]["address"], row["hbone_addr"])
         }
         assert both == {("node1", "outbound"), ("node2", "inbound")}
         done = ztctl(lab, "--node", "node1", "redirect", "show", "default/client", "-o", "json")
         shown = json.loads(done.stdout)["connections"]
-        assert f"{target}:7000" in {row["original"] for row in shown}
+        assert f"{target}:7000" in {row["original_dst"] for row in shown}
     finally:
         held.stdin.close()
         held.wait(10)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded lab: a small cluster of network namespaces on one machine, no Kubernetes needed.
+"""The embedded lab: a small cluster of network namespaces on one machine, without Kubernetes.
 
-The lab plays API server, scheduler, kubelet, endpoint controller, kube-proxy and cluster DNS; the
-agents and proxies it starts on its nodes are the real ones.
-`ztctl lab` is its command line, `Lab` its Python interface (the system tests use it).
+The lab emulates the API server, scheduler, kubelet, endpoint controller, kube-proxy and cluster
+DNS. The agents and proxies on its nodes are the real ones. `Lab` is its Python interface, which
+the tests use, and `ztctl lab` its command line.
 """
 
 from ztunnel.lab.errors import LabError
-from ztunnel.lab.lab import Lab
+from ztunnel.lab.lab import READY_TIMEOUT_S, Lab
+from ztunnel.lab.network import netns
+from ztunnel.lab.objects import key_of, read_manifests
 
-__all__ = ["Lab", "LabError"]
+__all__ = ["READY_TIMEOUT_S", "Lab", "LabError", "key_of", "netns", "read_manifests"]

@@ -26,7 +26,12 @@ from typing import Any
 
 from ztunnel.lab import cleanup, components
 from ztunnel.lab.cluster import overview, scheduler, services
-from ztunnel.lab.cluster.objects import (
+from ztunnel.lab.components import Component
+from ztunnel.lab.errors import LabError
+from ztunnel.lab.names import STATE_ROOT, LabNames
+from ztunnel.lab.network import kube_proxy, links, netns
+from ztunnel.lab.network.addresses import MAX_NODES, node_addresses
+from ztunnel.lab.objects import (
     Key,
     Object,
     ObjectStore,
@@ -35,15 +40,10 @@ from ztunnel.lab.cluster.objects import (
     read_manifests,
     write_atomically,
 )
-from ztunnel.lab.components import Component
-from ztunnel.lab.errors import LabError
-from ztunnel.lab.names import STATE_ROOT, LabNames
-from ztunnel.lab.network import kube_proxy, links, netns
-from ztunnel.lab.network.addresses import MAX_NODES, node_addresses
 from ztunnel.lab.runtime import capture_gate, cgroups, containers, images, mounts, process, sandbox
 from ztunnel.lab.runtime.pods import Kubelet
 
-READY_TIMEOUT = 90.0  # seconds for everything to be ready; the loader's compile is in it
+READY_TIMEOUT_S = 90.0  # for all components and pods, including the compiler run of the loader
 _TOOLS = ("mount", "nft", "nsenter", "setpriv", "setsid", "unshare")
 _APPLY_FIRST = ("Namespace", "ServiceAccount", "ConfigMap")
 
@@ -121,7 +121,7 @@ class Lab:
         manifests: Sequence[Path] | None = None,
         *,
         wait: bool = True,
-        timeout: float = READY_TIMEOUT,
+        timeout: float = READY_TIMEOUT_S,
     ) -> list[str]:
         """Bring the lab up, or mend what is broken of it; problems that are left.
 
@@ -172,7 +172,7 @@ class Lab:
         self,
         *sources: Path | Object,
         wait: bool = True,
-        timeout: float = READY_TIMEOUT,
+        timeout: float = READY_TIMEOUT_S,
     ) -> list[str]:
         """Apply manifests (files, directories, or objects as mappings); problems that are left."""
         objects: list[Object] = []
@@ -196,7 +196,7 @@ class Lab:
             for other in gone:
                 self.store.remove(other)
                 self.progress(f"{other} deleted")
-            return self._reconcile(time.monotonic() + READY_TIMEOUT, only_new=True)
+            return self._reconcile(time.monotonic() + READY_TIMEOUT_S, only_new=True)
 
     def label(
         self,
@@ -342,7 +342,7 @@ class Lab:
         with self._change():
             self.component(node, kind).stop(kill=True)
 
-    def start(self, node: str, kind: str, timeout: float = READY_TIMEOUT) -> None:
+    def start(self, node: str, kind: str, timeout: float = READY_TIMEOUT_S) -> None:
         """Start a component that does not run, and wait until it serves."""
         with self._change():
             component = self.component(node, kind)
@@ -351,7 +351,7 @@ class Lab:
             self.progress(f"{node}: {kind} ready")
 
     def restart(
-        self, node: str, kind: str, *, kill: bool = False, timeout: float = READY_TIMEOUT
+        self, node: str, kind: str, *, kill: bool = False, timeout: float = READY_TIMEOUT_S
     ) -> None:
         """Stop a component (SIGTERM, or SIGKILL if `kill`) and start it again."""
         with self._change():

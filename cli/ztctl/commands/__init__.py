@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One module per ztctl command."""
+"""The commands of ztctl: one module or package for each."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztctl check`: can this machine run ztunnel? Leaves nothing behind.
+"""`ztctl check`: whether this machine meets the requirements of ztunnel.
 
-The facts come from `checks`, the proof from `probe` in a process of its own.
+The check loads the BPF programs in a process and a cgroup of its own, and removes everything.
 """
 
 from __future__ import annotations
@@ -18,116 +18,120 @@ from pathlib import Path
 
 import click
 
-from ztctl import requirement_checks
 from ztctl.context import Context, output_option
 from ztctl.errors import CommandError
+from ztctl.node import requirement_checks
+from ztctl.node.requirement_checks import CheckResult, Status
 from ztctl.output import Column, Format
-from ztctl.requirement_checks import Result, Status
 from ztunnel.datapath import requirements
 
-PROBE_TIMEOUT = 180.0  # seconds; the compile takes most of it, emulated one minute
-PREFIX = "ztunnel-check-"
-COLUMNS = (
+PROBE_TIMEOUT_S = 180.0  # most of it for the compiler, which takes a minute on emulated CPUs
+REMOVE_TIMEOUT_S = 5.0
+CGROUP_PREFIX = "ztunnel-check-"
+_COLUMNS = (
     Column("CHECK", "check"),
     Column("STATUS", "status"),
-    Column("FOUND", "found"),
+    Column("RESULT", "result"),
 )
-_MEND = "boot Linux 5.18 or newer with CONFIG_CGROUP_BPF and CONFIG_BPF_SYSCALL; see what was found"
+_KERNEL_HINT = "boot Linux 5.18 or later with CONFIG_CGROUP_BPF and CONFIG_BPF_SYSCALL"
 
 
 @click.command()
 @output_option
 @click.pass_obj
 def check(context: Context) -> None:
-    """Check that this machine can run ztunnel, down to a connection that is redirected.
+    """Check that this machine meets the requirements, with a redirected connection as the proof.
 
-    Loads the real programs in a cgroup and namespaces of their own, dials once, and removes
-    everything. Ends with 1 when a required check fails.
+    Loads the BPF programs in a cgroup and namespaces of its own, opens one connection, and removes
+    everything. Exits with 1 if a required check fails.
 
     \b
     Examples:
       ztctl check
       ztctl check -o json
     """
-    results = list(requirement_checks.facts())
-    results += _probe() if requirement_checks.ready_to_load(results) else [_skipped()]
+    results = list(requirement_checks.run_checks())
+    if requirement_checks.can_load(results):
+        results += _probe()
+    else:
+        results.append(CheckResult("programs", Status.SKIP, "skipped: a required check failed"))
     rows = [{**asdict(result), "status": result.status.value} for result in results]
-    context.print_rows(rows, COLUMNS)
-    if context.form is Format.TABLE:
-        _print_mends(results)
+    context.print_rows(rows, _COLUMNS)
+    if context.output_format is Format.TABLE:
+        _print_hints(results)
     failed = [result.check for result in results if result.status is Status.FAIL]
     if failed:
-        raise CommandError(f"ztunnel can't run here yet; failed: {', '.join(failed)}")
+        raise CommandError(f"this machine cannot run ztunnel: failed: {', '.join(failed)}")
 
 
-def _print_mends(results: list[Result]) -> None:
-    mends = [f"  {result.check}: {result.mend}" for result in results if result.mend]
-    if mends:
-        click.echo("\n".join(["", "To do:", *mends]))
+def _print_hints(results: list[CheckResult]) -> None:
+    hints = [f"  {result.check}: {result.hint}" for result in results if result.hint]
+    if hints:
+        click.echo("\n".join(["", "Hints:", *hints]))
 
 
-def _skipped() -> Result:
-    return Result("programs", Status.SKIP, "not tried: a check above failed")
-
-
-def _probe() -> list[Result]:
-    """Run the probe in fresh namespaces and a fresh cgroup."""
-    argv = ["unshare", "--mount", "--net", sys.executable, "-m", "ztctl.probe_connection"]
-    with _cgroup() as cgroup:
+def _probe() -> list[CheckResult]:
+    """Run the probe in new namespaces and a new cgroup."""
+    argv = ["unshare", "--mount", "--net", sys.executable, "-m", "ztctl.node.probe_connection"]
+    with _probe_cgroup() as cgroup:
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 [*argv, str(cgroup)],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=PROBE_TIMEOUT,
+                timeout=PROBE_TIMEOUT_S,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            found = f"did not load within {PROBE_TIMEOUT:.0f} s"
-            return [Result("programs", Status.FAIL, found, "try again when this machine is idle")]
+            return [_failed(f"timed out after {PROBE_TIMEOUT_S:.0f} s", "retry on an idle machine")]
         except OSError as error:
-            return [Result("programs", Status.FAIL, str(error), "apt-get install util-linux")]
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        found = said[-1] if said else f"the probe ended with {done.returncode}"
-        return [Result("programs", Status.FAIL, found, _MEND)]
+            return [_failed(str(error), "apt-get install util-linux")]
+    if process.returncode:
+        lines = process.stderr.strip().splitlines()
+        return [_failed(lines[-1] if lines else f"exit code {process.returncode}", _KERNEL_HINT)]
     return [
-        Result(
-            each["name"],
-            Status.OK if each["ok"] else Status.FAIL,
-            each["found"],
-            "" if each["ok"] else _MEND,
+        CheckResult(
+            step["name"],
+            Status.OK if step["is_ok"] else Status.FAIL,
+            step["result"],
+            "" if step["is_ok"] else _KERNEL_HINT,
         )
-        for each in json.loads(done.stdout.splitlines()[-1])
+        for step in json.loads(process.stdout.splitlines()[-1])
     ]
 
 
+def _failed(result: str, hint: str) -> CheckResult:
+    return CheckResult("programs", Status.FAIL, result, hint)
+
+
 @contextmanager
-def _cgroup() -> Iterator[Path]:
-    """A cgroup for the probe; also removes those that a killed check left."""
+def _probe_cgroup() -> Iterator[Path]:
+    """A cgroup for the probe. Also removes the cgroups of checks that were killed."""
     root = requirements.cgroup2_root()
-    for stale in root.glob(f"{PREFIX}*"):
-        if not Path("/proc", stale.name.removeprefix(PREFIX)).exists():  # else another check's
+    for stale in root.glob(f"{CGROUP_PREFIX}*"):
+        if not Path("/proc", stale.name.removeprefix(CGROUP_PREFIX)).exists():
             with suppress(OSError):
                 stale.rmdir()
-    made = root / f"{PREFIX}{os.getpid()}"
-    made.mkdir()
+    cgroup = root / f"{CGROUP_PREFIX}{os.getpid()}"
+    cgroup.mkdir()
     try:
-        yield made
+        yield cgroup
     finally:
-        _remove(made)
+        _remove(cgroup)
 
 
 def _remove(cgroup: Path) -> None:
     with suppress(OSError):
         (cgroup / "cgroup.kill").write_text("1", encoding="ascii")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + REMOVE_TIMEOUT_S
     while True:
         try:
             cgroup.rmdir()
             return
-        except OSError as error:  # busy for a moment after the last exit
+        except OSError as error:  # the kernel reports EBUSY shortly after the last exit
             if time.monotonic() > deadline:
-                raise CommandError(f"could not remove {cgroup}: {error}; rmdir it") from error
+                raise CommandError(
+                    f"cannot remove {cgroup}: {error}; hint: rmdir {cgroup}"
+                ) from error
             time.sleep(0.01)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztctl completion`."""
+"""`ztctl completion`: shell completion scripts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ztctl.errors import CommandError
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print what makes a shell complete ztctl's commands and options.
+    """Print the completion script of a shell.
 
     \b
     Examples:
       source <(ztctl completion bash)
       ztctl completion fish > ~/.config/fish/completions/ztctl.fish
     """
-    found = get_completion_class(shell)
-    if found is None:
-        raise CommandError(f"this click has no completion for {shell}; upgrade click")
-    click.echo(found(ctx.find_root().command, {}, "ztctl", "_ZTCTL_COMPLETE").source())
+    completer = get_completion_class(shell)
+    if completer is None:
+        raise CommandError(f"click has no completion for {shell}; hint: upgrade click")
+    click.echo(completer(ctx.find_root().command, {}, "ztctl", "_ZTCTL_COMPLETE").source())

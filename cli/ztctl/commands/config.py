@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztctl config dump`: the agent's whole view in one document. Never a key."""
+"""`ztctl config dump`: the agent's state in one document, without private keys."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import click
 
 from ztctl import admin_client, output
 from ztctl.context import Context, output_option, target_options
-from ztctl.errors import CommandError, NotReachableError
+from ztctl.errors import CommandError
 from ztctl.output import Format
+from ztctl.resources import raise_if_any
 
 
 @click.group()
 def config() -> None:
-    """All that the agent knows, for a bug report."""
+    """The agent's state in one document, for bug reports."""
 
 
 @config.command()
@@ -23,24 +24,24 @@ def config() -> None:
 @output_option
 @click.pass_obj
 def dump(context: Context) -> None:
-    """Print status, log settings, pods, certificates, workloads and services by node.
+    """Print status, log settings, pods, certificates, workloads and services of each node.
 
-    JSON unless `-o yaml` is given. It has names and addresses of the mesh, and no private key.
+    The output is JSON unless -o yaml is set. It contains names and addresses of the mesh, but no
+    private key.
 
     \b
     Examples:
       ztctl config dump > node.json
       ztctl --lab lab --node node1 config dump -o yaml
     """
-    found: dict[str, Any] = {}
-    problems = []
-    for each in context.installations():
+    dumps: dict[str, Any] = {}
+    errors = []
+    for target in context.targets():
         try:
-            found[each.node] = admin_client.get(each.run_dir, "/config_dump")
+            dumps[target.node] = admin_client.get(target.run_dir, "/config_dump")
         except CommandError as error:
-            problems.append(f"{each.node}: {error.message}")
-    if found:
-        form = Format.JSON if context.form is Format.TABLE else context.form
-        click.echo(output.data(found, form))
-    if problems:
-        raise NotReachableError("; ".join(problems))
+            errors.append(f"{target.node}: {error.message}")
+    if dumps:
+        is_table = context.output_format is Format.TABLE
+        click.echo(output.render_data(dumps, Format.JSON if is_table else context.output_format))
+    raise_if_any(errors)

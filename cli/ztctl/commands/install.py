@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztctl install`: the mesh into a cluster, by server-side apply, and wait until it is ready."""
+"""`ztctl install`: installs the mesh into a cluster by server-side apply."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING
 import click
 import yaml
 
-from ztctl import manifests, mesh_config, output
+from ztctl import output
+from ztctl.cluster import manifests, mesh_config
+from ztctl.cluster.manifests import CRD, WORKLOAD_KINDS, Object, is_ours, title
+from ztctl.cluster.mesh_config import FieldNote, MeshConfigError, MeshSettings
 from ztctl.context import Context, cluster_options, output_option
 from ztctl.errors import CommandError
-from ztctl.manifests import CRD, WORKLOADS, Object, is_ours, title
-from ztctl.mesh_config import MeshConfigError, MeshSettings, Note
 from ztctl.output import Column, Format
 from ztunnel.kube.constants import NAMESPACE
 
 if TYPE_CHECKING:
-    from ztctl.cluster import Cluster
+    from ztctl.cluster.api_client import ApiServer
 
-TIMEOUT = 300.0  # seconds; pulling an image is most of it
-NOTES = (Column("FIELD", "field"), Column("EFFECT", "effect"), Column("MEANS", "meaning"))
+TIMEOUT_S = 300.0  # most of it for pulling the image
+_NOTE_COLUMNS = (Column("FIELD", "field"), Column("EFFECT", "effect"), Column("MEANING", "meaning"))
 
 
 @click.command()
@@ -32,20 +33,23 @@ NOTES = (Column("FIELD", "field"), Column("EFFECT", "effect"), Column("MEANS", "
     "--file",
     "file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True),
-    help="An IstioOperator document with the mesh's settings; - is standard input.",
+    help="An IstioOperator document with mesh settings; - for standard input.",
 )
-@click.option("--image", help="Image of all containers, as deploy/Containerfile makes it.")
+@click.option("--image", help="Image of all containers, built from deploy/Containerfile.")
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Change nothing: let the API server check every object; with -o yaml or json just print.",
+    help="Change nothing: the API server only validates. With -o yaml or json, only print.",
 )
-@click.option("--force", is_flag=True, help="Take over fields that somebody else set.")
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Until all is ready.")
+@click.option("--force", is_flag=True, help="Take ownership of fields of other field managers.")
+@click.option(
+    "--wait/--no-wait", default=True, show_default=True, help="Wait until all workloads are ready."
+)
 @click.option(
     "--timeout",
+    "timeout_s",
     type=click.FloatRange(0),
-    default=TIMEOUT,
+    default=TIMEOUT_S,
     show_default=True,
     help="Seconds to wait.",
 )
@@ -60,12 +64,13 @@ def install(
     dry_run: bool,
     force: bool,
     wait: bool,
-    timeout: float,
+    timeout_s: float,
 ) -> None:
-    """Install the mesh into a cluster, or bring an installation up to date. Safe to repeat.
+    """Install the mesh into a cluster, or update an installation. Safe to repeat.
 
-    Everything goes into the namespace ztunnel-system; `deploy/` has the same as plain YAML for
-    kubectl. Pods join by the label istio.io/dataplane-mode=ambient on them or their namespace.
+    Namespaced objects are created in the namespace ztunnel-system. `kubectl apply -k deploy`
+    applies the same objects. To enroll pods, label them or their namespace with
+    istio.io/dataplane-mode=ambient.
 
     \b
     Examples:
@@ -73,23 +78,23 @@ def install(
       ztctl install -f mesh.yaml --dry-run
       ztctl install -f mesh.yaml --dry-run -o yaml > mesh-objects.yaml
     """
-    settings, notes = _settings(file)
+    is_table = context.output_format is Format.TABLE
+    settings, notes = _read_settings(file)
     if notes:
-        click.echo(
-            output.table(NOTES, mesh_config.rows(notes)), err=context.form is not Format.TABLE
-        )
-    objects = manifests.configured(settings, image)
-    if context.form is not Format.TABLE:
-        click.echo(_printed(objects, context.form))
+        rows = list(mesh_config.note_rows(notes))
+        click.echo(output.render_table(_NOTE_COLUMNS, rows), err=not is_table)
+    objects = manifests.load_configured(settings, image)
+    if not is_table:
+        click.echo(_render_objects(objects, context.output_format))
         if dry_run:
             return
-    with closing(context.cluster()) as cluster:
-        _apply(context, cluster, objects, dry_run=dry_run, force=force)
+    with closing(context.api_server()) as api_server:
+        _apply(context, api_server, objects, dry_run=dry_run, force=force)
         if wait and not dry_run:
-            _wait(context, cluster, objects, timeout)
+            _wait(context, api_server, objects, timeout_s)
 
 
-def _settings(file: Path | None) -> tuple[MeshSettings, list[Note]]:
+def _read_settings(file: Path | None) -> tuple[MeshSettings, list[FieldNote]]:
     if file is None:
         return MeshSettings(), []
     try:
@@ -99,64 +104,70 @@ def _settings(file: Path | None) -> tuple[MeshSettings, list[Note]]:
         raise CommandError(f"{file}: {error}") from error
 
 
-class _Plain(yaml.SafeDumper):
-    """Writes what occurs twice twice: an alias saves a line and costs the reader a search."""
+class _NoAliasDumper(yaml.SafeDumper):
+    """Writes repeated values in full: aliases make manifests hard to read."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
-def _printed(objects: list[Object], form: Format) -> str:
-    if form is Format.YAML:
-        return yaml.dump_all(objects, Dumper=_Plain, sort_keys=False).rstrip("\n")
-    return output.data({"apiVersion": "v1", "kind": "List", "items": objects}, form)
+def _render_objects(objects: list[Object], output_format: Format) -> str:
+    if output_format is Format.YAML:
+        return yaml.dump_all(objects, Dumper=_NoAliasDumper, sort_keys=False).rstrip("\n")
+    objects_list = {"apiVersion": "v1", "kind": "List", "items": objects}
+    return output.render_data(objects_list, output_format)
 
 
 def _apply(
-    context: Context, cluster: Cluster, objects: list[Object], *, dry_run: bool, force: bool
+    context: Context,
+    api_server: ApiServer,
+    objects: list[Object],
+    *,
+    dry_run: bool,
+    force: bool,
 ) -> None:
-    new = _missing_namespaces(cluster, objects) if dry_run else set()
+    new_namespaces = _missing_namespaces(api_server, objects) if dry_run else set()
     width = max(len(title(obj)) for obj in objects)
     for obj in objects:
-        if obj["metadata"].get("namespace") in new:
-            result = "would be created, unchecked: so would its namespace"
-        elif _is_anothers(cluster, obj):
-            result = "kept: it is there already, not ours"
+        if obj["metadata"].get("namespace") in new_namespaces:
+            result = "not validated: its namespace does not exist yet (dry run)"
+        elif _is_foreign_crd(api_server, obj):
+            result = "skipped: exists and is not managed by ztctl"
         else:
-            result = cluster.apply(obj, dry_run=dry_run, force=force)
+            result = api_server.apply(obj, dry_run=dry_run, force=force)
             result += " (dry run)" if dry_run else ""
-        _say(context, f"{title(obj):<{width}}  {result}")
+        _report(context, f"{title(obj):<{width}}  {result}")
 
 
-def _is_anothers(cluster: Cluster, obj: Object) -> bool:
-    """Istio's own definitions of its kinds serve as well, and are not replaced."""
+def _is_foreign_crd(api_server: ApiServer, obj: Object) -> bool:
+    """Whether Istio has installed the CustomResourceDefinition, which serves as well."""
     if obj["kind"] != CRD:
         return False
-    there = cluster.get(obj)
-    return there is not None and not is_ours(there)
+    existing = api_server.get(obj)
+    return existing is not None and not is_ours(existing)
 
 
-def _missing_namespaces(cluster: Cluster, objects: list[Object]) -> set[str]:
-    spaces = [obj for obj in objects if obj["kind"] == "Namespace"]
-    return {obj["metadata"]["name"] for obj in spaces if cluster.get(obj) is None}
+def _missing_namespaces(api_server: ApiServer, objects: list[Object]) -> set[str]:
+    namespaces = [obj for obj in objects if obj["kind"] == "Namespace"]
+    return {obj["metadata"]["name"] for obj in namespaces if api_server.get(obj) is None}
 
 
-def _wait(context: Context, cluster: Cluster, objects: list[Object], timeout: float) -> None:
-    """For all workloads together, `timeout` seconds."""
-    end, late = time.monotonic() + timeout, []
+def _wait(context: Context, api_server: ApiServer, objects: list[Object], timeout_s: float) -> None:
+    """Wait for all workloads; `timeout_s` is for all of them together."""
+    deadline, unready = time.monotonic() + timeout_s, []
     for obj in objects:
-        if obj["kind"] in WORKLOADS and not cluster.wait_for(
-            obj, end - time.monotonic(), lambda text: _say(context, text)
+        if obj["kind"] in WORKLOAD_KINDS and not api_server.wait_for_rollout(
+            obj, deadline - time.monotonic(), lambda text: _report(context, text)
         ):
-            late.append(title(obj))
-    if late:
+            unready.append(title(obj))
+    if unready:
         raise CommandError(
-            f"not ready in {timeout:.0f} s: {', '.join(late)}; "
-            f"see: kubectl -n {NAMESPACE} get pods, kubectl -n {NAMESPACE} get events"
+            f"not ready after {timeout_s:.0f} s: {', '.join(unready)}; hint: see "
+            f"`kubectl -n {NAMESPACE} get pods` and `kubectl -n {NAMESPACE} get events`"
         )
-    _say(context, "the mesh is ready; label a namespace: istio.io/dataplane-mode=ambient")
+    _report(context, "mesh ready; to enroll a namespace, label it: istio.io/dataplane-mode=ambient")
 
 
-def _say(context: Context, text: str) -> None:
-    """Progress is for people: beside the objects if those are printed."""
-    click.echo(text, err=context.form is not Format.TABLE)
+def _report(context: Context, text: str) -> None:
+    """Print progress, to standard error if standard output has the objects."""
+    click.echo(text, err=context.output_format is not Format.TABLE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztctl log level`: what agent and proxy write, shown and changed while they run."""
+"""`ztctl log level`: log levels of agent and proxy, changed at run time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import click
 
 from ztctl import admin_client
 from ztctl.context import Context, output_option, target_options
-from ztctl.errors import CommandError, NotReachableError
+from ztctl.errors import CommandError
 from ztctl.output import Column, Row
+from ztctl.resources import raise_if_any
 
 LEVELS = ("debug", "info", "warning", "error", "off")
 DEFAULT = "default"
 _PATH = "/v1/log"
 _COLUMNS = (
-    Column("NODE", "on"),
+    Column("NODE", "node"),
     Column("SCOPE", "scope"),
     Column("LEVEL", "level"),
     Column("SAMPLE", "sample"),
@@ -26,7 +27,7 @@ _COLUMNS = (
 
 @click.group()
 def log() -> None:
-    """What agent and proxy log, changed while they run."""
+    """Log levels of agent and proxy, changed at run time."""
 
 
 @log.command()
@@ -34,24 +35,24 @@ def log() -> None:
 @click.option(
     "--sample",
     type=click.FloatRange(0, 1),
-    help="Share of the orderly connections that get a line, in the access scopes named.",
+    help="Fraction of the successful connections to log, for the access scopes in this command.",
 )
 @target_options
 @output_option
 @click.pass_obj
 def level(context: Context, settings: tuple[str, ...], sample: float | None) -> None:
-    """Show the levels in force; with SCOPE=LEVEL, change them first.
+    """Show the current log levels. With SCOPE=LEVEL, change them first.
 
     \b
     Scopes:
-      process           agent and proxy themselves
-      access            one line for each connection
-      access/NAMESPACE  the same for pods of a namespace
+      process           log of the agent and proxy processes
+      access            access log: one line for each connection
+      access/NAMESPACE  access log of the pods of a namespace
     Levels:
-      debug, info, warning, error, off; default for what it was at the start
-      In access scopes `warning` means only what failed or was refused.
+      debug, info, warning, error, off, or default for the level at start
+      In access scopes, `warning` logs only failed and denied connections.
 
-    A level lasts until the agent ends. What failed is never sampled.
+    A level applies until the agent stops. Failed connections are never sampled.
 
     \b
     Examples:
@@ -61,59 +62,65 @@ def level(context: Context, settings: tuple[str, ...], sample: float | None) -> 
       ztctl log level access/shop=info --sample 0.01
       ztctl log level access/shop=default
     """
-    change = parse(settings, sample)
+    change = parse_change(settings, sample)
     rows: list[Row] = []
-    problems = []
-    for each in context.installations():
+    errors = []
+    for target in context.targets():
         try:
-            found = (
-                admin_client.patch(each.run_dir, _PATH, change)
-                if change
-                else admin_client.get(each.run_dir, _PATH)
-            )
+            if change:
+                levels = admin_client.patch(target.run_dir, _PATH, change)
+            else:
+                levels = admin_client.get(target.run_dir, _PATH)
         except CommandError as error:
-            problems.append(f"{each.node}: {error.message}")
+            errors.append(f"{target.node}: {error.message}")
             continue
-        rows += [{"on": each.node, **row} for row in _rows(found)]
-    if rows or not problems:
+        rows += [{"node": target.node, **row} for row in _rows(levels)]
+    if rows or not errors:
         context.print_rows(rows, _COLUMNS)
-    if problems:
-        raise NotReachableError("; ".join(problems))
+    raise_if_any(errors)
 
 
-def parse(settings: Sequence[str], sample: float | None) -> dict[str, Any]:
-    """The change in the agent's form; empty for none. Raises click.UsageError."""
+def parse_change(settings: Sequence[str], sample: float | None) -> dict[str, Any]:
+    """The body of the PATCH request; empty without settings. Raises click.UsageError."""
     change: dict[str, Any] = {}
-    sampled = False
+    is_sampled = False
     for setting in settings:
-        scope, separator, value = setting.partition("=")
-        if not separator or value not in (*LEVELS, DEFAULT):
-            raise click.UsageError(
-                f"{setting!r} is not SCOPE=LEVEL; levels are {', '.join((*LEVELS, DEFAULT))}"
-            )
+        scope, value = _parse_setting(setting)
         if scope == "process":
             change["process"] = None if value == DEFAULT else value
             continue
-        kind, slash, namespace = scope.partition("/")
-        if kind != "access" or bool(slash) != bool(namespace):
-            raise click.UsageError(f"no scope {scope!r}; use process, access or access/NAMESPACE")
-        rule = None if value == DEFAULT else {"level": value}
+        rule: dict[str, Any] | None = None if value == DEFAULT else {"level": value}
         if rule is not None and sample is not None:
-            rule["sample"] = sample  # type: ignore[assignment]  # of JSON
-            sampled = True
-        if namespace:
-            change.setdefault("namespaces", {})[namespace] = rule
-        else:
+            rule["sample"] = sample
+            is_sampled = True
+        if scope == "access":
             change["access"] = rule
-    if sample is not None and not sampled:
+        else:
+            change.setdefault("namespaces", {})[scope.removeprefix("access/")] = rule
+    if sample is not None and not is_sampled:
         raise click.UsageError("--sample needs an access scope, as in access=info --sample 0.1")
     return change
 
 
-def _rows(found: Row) -> list[dict[str, Any]]:
-    rules = {"access": found["access"]}
-    rules |= {f"access/{name}": rule for name, rule in sorted(found["namespaces"].items())}
+def _parse_setting(setting: str) -> tuple[str, str]:
+    """`SCOPE=LEVEL` as scope and level. Raises click.UsageError."""
+    scope, separator, value = setting.partition("=")
+    if not separator or value not in (*LEVELS, DEFAULT):
+        levels = ", ".join((*LEVELS, DEFAULT))
+        raise click.UsageError(f"{setting!r} is not SCOPE=LEVEL; the levels are {levels}")
+    kind, slash, namespace = scope.partition("/")
+    is_access = kind == "access" and bool(slash) == bool(namespace)
+    if scope != "process" and not is_access:
+        raise click.UsageError(
+            f"unknown scope {scope!r}; the scopes are process, access and access/NAMESPACE"
+        )
+    return scope, value
+
+
+def _rows(levels: Row) -> list[dict[str, Any]]:
+    rules = {"access": levels["access"]}
+    rules |= {f"access/{name}": rule for name, rule in sorted(levels["namespaces"].items())}
     return [
-        {"scope": "process", "level": found["process"]},
+        {"scope": "process", "level": levels["process"]},
         *({"scope": scope, **rule} for scope, rule in rules.items()),
     ]

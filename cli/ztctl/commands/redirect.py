@@ -1,29 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztctl redirect`: what the kernel captures, read from the pinned maps.
+"""`ztctl redirect`: captured pods and their connections, read from the pinned BPF maps.
 
-Needs neither agent nor proxy, and opens the maps read-only.
+The commands need neither agent nor proxy, and open the maps read-only.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from ztctl import output
 from ztctl.context import Context, output_option, target_options
-from ztctl.errors import CommandError, NotReachableError
+from ztctl.errors import CommandError
+from ztctl.node.map_changes import changes
+from ztctl.node.map_snapshot import Snapshot, flow_row, open_maps, pod_rows, read_snapshot
+from ztctl.node.pod_names import PodNames
 from ztctl.output import Column, Format
-from ztctl.pod_names import PodNames
-from ztctl.targets import Installation
-from ztunnel.datapath.bpf.layout import Role
-from ztunnel.datapath.bpf.maps import FlowEntry, Maps, PodCounters, PodEntry
+from ztctl.targets import Target
 
 POD_COLUMNS = (
     Column("NODE", "node"),
@@ -44,104 +41,23 @@ FLOW_COLUMNS = (
     Column("KIND", "kind"),
     Column("SOURCE", "source"),
     Column("TO", "to"),
-    Column("ORIGINAL", "original"),
+    Column("ORIGINAL-DST", "original_dst"),
     Column("AGE", "age"),
 )
-_KINDS = {Role.REDIRECTED: "outbound", Role.OWN: "inbound"}
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One node's maps at one moment."""
-
-    installation: Installation
-    pods: tuple[PodEntry, ...]
-    counters: dict[int, PodCounters]
-    flows: tuple[FlowEntry, ...]
-    stats: dict[str, int]
-
-
-@contextmanager
-def opened(installation: Installation) -> Iterator[Maps]:
-    """The maps of a node, without write access. Raises CommandError."""
-    if installation.pod:
-        raise CommandError(
-            "the kernel's maps are read on their node: kubectl -n ztunnel-system exec "
-            f"{installation.pod} -c agent -- ztctl redirect list"
-        )
-    tried = f"opened the maps under {installation.pin_dir / 'maps'}"
-    try:
-        maps = Maps(installation.pin_dir, read_only=True)
-    except FileNotFoundError as error:
-        raise NotReachableError(
-            f"{tried}: nothing is pinned there; start the agent, or name the --pin-dir"
-        ) from error
-    except PermissionError as error:
-        raise CommandError(f"{tried}: permission denied; run as root, or with CAP_BPF") from error
-    try:
-        yield maps
-    finally:
-        maps.close()
-
-
-def snapshot(installation: Installation, maps: Maps) -> Snapshot:
-    """Read everything once."""
-    return Snapshot(
-        installation,
-        pods=tuple(maps.pods()),
-        counters=maps.pod_stats(),
-        flows=tuple(maps.flows()),
-        stats=maps.stats(),
-    )
-
-
-def pod_rows(shot: Snapshot, names: PodNames) -> list[dict[str, Any]]:
-    """One row per enrolled pod."""
-    live = Counter(flow.netns_cookie for flow in shot.flows)
-    zero = PodCounters(0, 0, 0, 0)
-    return [
-        {
-            "node": shot.installation.node,
-            "pod": names.of(pod),
-            "addresses": list(pod.addresses),
-            "netns_cookie": pod.netns_cookie,
-            **asdict(shot.counters.get(pod.netns_cookie, zero)),
-            "open": live[pod.netns_cookie],
-        }
-        for pod in shot.pods
-    ]
-
-
-def flow_row(shot: Snapshot, flow: FlowEntry, names: PodNames) -> dict[str, Any]:
-    """A connection as people read it: for `inbound` the original address is the true client."""
-    by_cookie = {pod.netns_cookie: pod for pod in shot.pods}
-    pod = by_cookie.get(flow.netns_cookie)
-    age = (time.clock_gettime_ns(time.CLOCK_MONOTONIC) - flow.born_ns) / 1e9
-    return {
-        "node": shot.installation.node,
-        "pod": names.of(pod) if pod else str(flow.netns_cookie),
-        "kind": _KINDS.get(flow.role, flow.role.name.lower()),
-        "source": str(flow.source),
-        "to": flow.port,
-        "original": str(flow.address),
-        "age": output.duration(age),
-        "seconds": round(age, 3),
-        "netns_cookie": flow.netns_cookie,
-    }
 
 
 @click.group()
 def redirect() -> None:
-    """What the kernel captures, from its maps; works while agent and proxy are down.
+    """Captured pods and connections, from the BPF maps. Works while agent and proxy are down.
 
     \b
-    redirected  connections that went to the proxy instead of where they were dialled
-    refused     connections to our own ports, or of a kind that can't be carried
-    local       connections inside the pod, left alone
-    proxy       connections the proxy made inside the pod
-    direct      connections to authorised pods of the node, without the proxy
-    dns         queries by UDP, and connections to name servers by TCP, that went to the proxy
-    open        connections between app and proxy now
+    redirected  connections redirected to the proxy
+    refused     connections to reserved ports, or of a type that cannot be proxied
+    local       connections inside the pod, not redirected
+    proxy       connections opened by the proxy in the pod's network namespace
+    direct      connections to authorized pods of the node, by the same-node bypass
+    dns         UDP queries and TCP connections to name servers, redirected to the proxy
+    open        open connections between app and proxy
     """
 
 
@@ -157,11 +73,11 @@ def list_(context: Context) -> None:
       ztctl redirect list
       ztctl redirect list --lab lab --node node1 -o json
     """
-    found = []
-    for each in context.installations():
-        with opened(each) as maps:
-            found += pod_rows(snapshot(each, maps), PodNames(each))
-    context.print_rows(found, POD_COLUMNS)
+    rows = []
+    for target in context.targets():
+        with open_maps(target) as maps:
+            rows += pod_rows(read_snapshot(target, maps), PodNames(target))
+    context.print_rows(rows, POD_COLUMNS)
 
 
 @redirect.command()
@@ -170,40 +86,44 @@ def list_(context: Context) -> None:
 @click.argument("pod")
 @click.pass_obj
 def show(context: Context, pod: str) -> None:
-    """Show a pod's live connections with their original destinations.
+    """Show a pod's open connections with their original destinations.
 
-    POD is a name, namespace/name, an address or a netns cookie.
+    POD is NAME, NAMESPACE/NAME, an address or a netns cookie.
 
     \b
     Examples:
       ztctl redirect show client
       ztctl redirect show 10.244.1.2 -o json
     """
-    pods, flows, seen = [], [], []
-    for each in context.installations():
-        names = PodNames(each)
-        with opened(each) as maps:
-            shot = snapshot(each, maps)
-        rows = pod_rows(shot, names)
-        seen += rows
-        wanted = [row for row in rows if _is_meant(row, pod)]
-        cookies = {row["netns_cookie"] for row in wanted}
-        pods += wanted
+    pods, flows, captured = [], [], []
+    for target in context.targets():
+        names = PodNames(target)
+        with open_maps(target) as maps:
+            snapshot = read_snapshot(target, maps)
+        rows = pod_rows(snapshot, names)
+        captured += rows
+        selected = [row for row in rows if _matches(row, pod)]
+        cookies = {row["netns_cookie"] for row in selected}
+        pods += selected
         flows += [
-            flow_row(shot, flow, names) for flow in shot.flows if flow.netns_cookie in cookies
+            flow_row(snapshot, flow, names)
+            for flow in snapshot.flows
+            if flow.netns_cookie in cookies
         ]
     if not pods:
-        have = ", ".join(row["pod"] for row in seen) or "none"
-        raise CommandError(f"looked for pod {pod!r} in the maps; captured are: {have}")
-    if context.form is Format.TABLE:
-        click.echo(output.table(POD_COLUMNS, pods) + "\n\n" + output.table(FLOW_COLUMNS, flows))
+        known = ", ".join(row["pod"] for row in captured) or "none"
+        raise CommandError(f"pod {pod!r} is not captured; hint: the captured pods are: {known}")
+    if context.output_format is Format.TABLE:
+        tables = output.render_table(POD_COLUMNS, pods), output.render_table(FLOW_COLUMNS, flows)
+        click.echo("\n\n".join(tables))
     else:
-        click.echo(output.data({"pods": pods, "connections": flows}, context.form))
+        found = {"pods": pods, "connections": flows}
+        click.echo(output.render_data(found, context.output_format))
 
 
-def _is_meant(row: dict[str, Any], wanted: str) -> bool:
+def _matches(row: dict[str, Any], reference: str) -> bool:
     name = row["pod"]
-    return wanted in (
+    return reference in (
         name,
         name.rpartition("/")[2],
         str(row["netns_cookie"]),
@@ -214,98 +134,58 @@ def _is_meant(row: dict[str, Any], wanted: str) -> bool:
 @redirect.command()
 @target_options
 @output_option
-@click.option("--interval", type=click.FloatRange(0.02, 60), default=0.2, help="Seconds.")
-@click.option("--for", "seconds", type=float, help="Stop after so many seconds. Default: never.")
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(0.02, 60),
+    default=0.2,
+    show_default=True,
+    help="Seconds between reads of the maps.",
+)
+@click.option(
+    "--for", "duration_s", type=float, help="Seconds after which to stop.  [default: never]"
+)
 @click.pass_obj
-def watch(context: Context, interval: float, seconds: float | None) -> None:
-    """Follow what changes: pods captured and released, connections, counters.
+def watch(context: Context, interval_s: float, duration_s: float | None) -> None:
+    """Follow changes: pods captured and released, connections, counters.
 
-    The maps are read every --interval; a connection that lives shorter shows in the counters.
-    With -o json each change is a line.
+    The maps are read at each --interval. Connections that are shorter appear only in the counters.
+    With -o json each change is one line.
 
     \b
     Examples:
       ztctl redirect watch
       ztctl redirect watch --for 10 -o json
     """
-    stop_at = None if seconds is None else time.monotonic() + seconds
-    with suppress(KeyboardInterrupt):  # the usual way to end it
-        for events in _followed(context, interval, stop_at):
+    stop_at = None if duration_s is None else time.monotonic() + duration_s
+    with suppress(KeyboardInterrupt):  # the usual end of the command
+        for events in _follow(context, interval_s, stop_at):
             for event in events:
-                click.echo(_line(context.form, event))
+                click.echo(_render_event(context.output_format, event))
 
 
-def _followed(
-    context: Context, interval: float, stop_at: float | None
+def _follow(
+    context: Context, interval_s: float, stop_at: float | None
 ) -> Iterator[Iterator[dict[str, Any]]]:
-    """The changes since the reading before, for each node in turn."""
-    before: dict[Installation, Snapshot] = {}
+    """The changes since the previous snapshot, for each node in turn."""
+    previous: dict[Target, Snapshot] = {}
     while True:
-        for each in context.installations():
-            with opened(each) as maps:
-                shot = snapshot(each, maps)
-            if each in before:
-                yield changes(before[each], shot, PodNames(each))
-            before[each] = shot
+        for target in context.targets():
+            with open_maps(target) as maps:
+                snapshot = read_snapshot(target, maps)
+            if target in previous:
+                yield changes(previous[target], snapshot, PodNames(target))
+            previous[target] = snapshot
         if stop_at is not None and time.monotonic() >= stop_at:
             return
-        time.sleep(interval)
+        time.sleep(interval_s)
 
 
-def changes(before: Snapshot, after: Snapshot, names: PodNames) -> Iterator[dict[str, Any]]:
-    """What happened between two snapshots, as rows of `event`, `pod` and `detail`."""
-    old, new = set(before.pods), set(after.pods)
-    for pod in sorted(new - old, key=lambda pod: pod.netns_cookie):
-        yield _event(after, "captured", names.of(pod), ",".join(pod.addresses))
-    yield from _flow_changes(before, after, names)
-    yield from _counter_changes(before, after, names)
-    for pod in sorted(old - new, key=lambda pod: pod.netns_cookie):
-        yield _event(after, "released", names.of(pod), ",".join(pod.addresses))
-
-
-def _flow_changes(before: Snapshot, after: Snapshot, names: PodNames) -> Iterator[dict[str, Any]]:
-    for event, shot, other in (("opened", after, before), ("closed", before, after)):
-        known = set(other.flows)
-        for flow in shot.flows:
-            if flow not in known:
-                row = flow_row(shot, flow, names)
-                detail = f"{row['kind']} {row['source']} -> {row['original']}"
-                yield _event(after, event, row["pod"], detail)
-
-
-def _counter_changes(
-    before: Snapshot, after: Snapshot, names: PodNames
-) -> Iterator[dict[str, Any]]:
-    zero = PodCounters(0, 0, 0, 0)
-    for pod in after.pods:
-        old = asdict(before.counters.get(pod.netns_cookie, zero))
-        new = asdict(after.counters.get(pod.netns_cookie, zero))
-        if delta := _increase(old, new):
-            yield _event(after, "counted", names.of(pod), delta)
-    if delta := _increase(before.stats, after.stats):
-        yield _event(after, "counted", "", delta)
-
-
-def _increase(old: dict[str, int], new: dict[str, int]) -> str:
-    grown = {name: new[name] - old.get(name, 0) for name in new}
-    return " ".join(f"{name}+{by}" for name, by in grown.items() if by > 0)
-
-
-def _event(shot: Snapshot, event: str, pod: str, detail: str) -> dict[str, Any]:
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "node": shot.installation.node,
-        "event": event,
-        "pod": pod,
-        "detail": detail,
-    }
-
-
-def _line(form: Format, event: dict[str, Any]) -> str:
-    if form is Format.TABLE:
+def _render_event(output_format: Format, event: dict[str, Any]) -> str:
+    if output_format is Format.TABLE:
         clock = event["time"][11:23]
         pod = event["pod"] or "(node)"
         return f"{clock}  {event['node']}  {event['event']:<8}  {pod}  {event['detail']}"
-    if form is Format.YAML:
-        return "---\n" + output.data(event, form)
-    return output.line(event)
+    if output_format is Format.YAML:
+        return "---\n" + output.render_data(event, output_format)
+    return output.render_json_line(event)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztctl version`."""
+"""`ztctl version`: the versions of ztunnel, Python and the kernel."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ztunnel import __version__, compiled
 @output_option
 @click.pass_obj
 def version(context: Context) -> None:
-    """Print the version, and of Python and the kernel under it."""
-    if context.form is Format.TABLE:
+    """Print the version; with -o json or yaml also the versions of Python and the kernel."""
+    if context.output_format is Format.TABLE:
         click.echo(f"ztctl {__version__}")
         return
-    found = {
+    versions = {
         "version": __version__,
         "python": platform.python_version(),
         "kernel": platform.release(),
         "compiled": compiled.current() is not None,
     }
-    click.echo(output.data(found, context.form))
+    click.echo(output.render_data(versions, context.output_format))

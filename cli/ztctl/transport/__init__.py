@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ztctl reaches an agent: local socket, port-forward or exec."""
+"""Transports to the admin sockets of a cluster's agents, through the API server."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ways to a cluster's agents have in common."""
+"""What the transports have in common: the agent they reach, their interface and their errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import re
 import socket
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 from kubernetes.client.exceptions import ApiException
@@ -17,62 +16,61 @@ from ztunnel.kube.admin_endpoint import AdminEndpoint
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.constants import NAMESPACE
 
-PATIENCE = 30.0  # seconds that a question may take
-BUFFER = 1 << 16
-_HANDSHAKE = re.compile(r"Handshake status (\d{3}) ")
-
-
-class Via(StrEnum):
-    """How an agent is reached. AUTO: by port-forward, and where that fails by exec."""
-
-    AUTO = "auto"
-    EXEC = "exec"
-    PORT_FORWARD = "port-forward"
+RESPONSE_TIMEOUT_S = 30.0
+BUFFER_BYTES = 1 << 16
+# The kubernetes package reports a failed websocket handshake only as text.
+_HANDSHAKE_STATUS = re.compile(r"Handshake status (\d{3}) ")
 
 
 class TransportError(Exception):
-    """This way does not lead to the agent; the text says why and what to do."""
+    """The transport cannot reach the agent; the message has the reason and what to do."""
 
 
 class AgentIdentityMismatchError(TransportError):
-    """Somebody else than the agent answered: no reason to try another way in silence."""
+    """Another process answers at the agent's port. No other transport is tried silently."""
 
 
 @dataclass(frozen=True)
 class Agent:
-    """An agent's pod, and what it says of its port, if anything."""
+    """An agent's pod, and the endpoint in its annotation, if any."""
 
     access: Access
     node: str
     pod: str
-    doorway: AdminEndpoint | None
+    endpoint: AdminEndpoint | None
 
 
 class Transport(Protocol):
-    """A connection that leads to an agent's admin socket."""
+    """A connection to an agent's admin socket."""
 
-    def carry(self, here: socket.socket) -> str:
-        """Bytes both ways until one side ends; what it complained of, if it never answered."""
+    def forward(self, client: socket.socket) -> str:
+        """Forward bytes in both directions until one side closes.
+
+        Returns the error text if the agent sent no response, otherwise an empty string.
+        """
         ...
 
     def close(self) -> None: ...
 
 
-def refusal(error: Exception, asked: str) -> TransportError:
-    """What the API server said to `asked`, with the right that was missing."""
+def api_error(error: Exception, request: str) -> TransportError:
+    """The error of a request to the API server, with the permission that is missing, if any.
+
+    `request` names the verb and the resource, as in `create pods/exec`.
+    """
     if not isinstance(error, ApiException):
         cause = getattr(error, "reason", None) or error
-        return TransportError(" ".join(f"{asked}: {cause}".split()))
-    handshake = _HANDSHAKE.match(str(error.reason))  # of a websocket: the library's text
+        return TransportError(" ".join(f"{request}: {cause}".split()))
+    handshake = _HANDSHAKE_STATUS.match(str(error.reason))
     status = int(handshake[1]) if handshake else error.status
-    text = f"{asked}: the API server answered {status}: {_said(error)}"
+    text = f"{request}: the API server responded {status}: {_api_error_message(error)}"
     if status in (401, 403):
-        text += f"; it needs the right {asked} in {NAMESPACE}"
+        text += f"; hint: grant the permission to {request} in namespace {NAMESPACE}"
     return TransportError(text)
 
 
-def _said(error: ApiException) -> str:
-    """The message alone. Of a websocket's handshake all is in one text, headers and body too."""
+def _api_error_message(error: ApiException) -> str:
+    """The message of the Status object. A failed handshake has it in the text of the reason."""
     parts = str(error.reason).split(" -+-+- ")
     for text in (str(error.body or ""), parts[-1]):
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""To an agent by exec: the API server's stream to `ztctl relay` in its pod."""
+"""Transport by exec: the API server streams to `ztctl stdio-proxy` in the agent's pod."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import select
 import socket
 from typing import Any
 
-from kubernetes import client
+from kubernetes import client as kube
 from kubernetes.client.exceptions import ApiException
 from kubernetes.stream import stream
 from kubernetes.stream.ws_client import ERROR_CHANNEL, STDERR_CHANNEL, STDOUT_CHANNEL
 from urllib3.exceptions import HTTPError
 
-from ztctl.transport.base import BUFFER, Agent, refusal
+from ztctl.transport.base import BUFFER_BYTES, Agent, api_error
 from ztunnel.kube.constants import NAMESPACE
 
-COMMAND = ["ztctl", "relay"]
-_TURN = 0.5  # seconds until an end that nothing told of is noticed
+COMMAND = ["ztctl", "stdio-proxy"]
+_POLL_INTERVAL_S = 0.5  # limits the delay until a close without an event is noticed
 
 
 class Exec:
-    """A relay that runs."""
+    """A running `ztctl stdio-proxy`."""
 
     def __init__(self, agent: Agent) -> None:
-        """Raises NoWayError."""
-        api = agent.access.client()  # one each: the library changes it while it dials
+        """Raises TransportError."""
+        api = agent.access.client()  # not shared: `stream` modifies it while it connects
         try:
             self._stream: Any = stream(
-                client.CoreV1Api(api).connect_get_namespaced_pod_exec,
+                kube.CoreV1Api(api).connect_get_namespaced_pod_exec,
                 agent.pod,
                 NAMESPACE,
                 container="agent",
@@ -41,29 +41,30 @@ class Exec:
                 _preload_content=False,
             )
         except (ApiException, HTTPError, OSError) as error:
-            raise refusal(error, "get and create pods/exec") from error
+            raise api_error(error, "get and create pods/exec") from error
 
-    def carry(self, here: socket.socket) -> str:
-        there = self._stream
-        answered, complaint = False, ""
+    def forward(self, client: socket.socket) -> str:
+        remote = self._stream
+        has_responded, stderr = False, ""
         while True:
-            readable, _, _ = select.select([here, there.sock.sock], [], [], _TURN)
-            if here in readable:
-                asked = here.recv(BUFFER)
-                if not asked:
+            readable, _, _ = select.select([client, remote.sock.sock], [], [], _POLL_INTERVAL_S)
+            if client in readable:
+                request = client.recv(BUFFER_BYTES)
+                if not request:
                     return ""
-                there.write_stdin(asked)
-            if there.sock.sock in readable:
-                there.update(timeout=0)
-            ended = not there.is_open()  # asked before reading, which takes in more
-            answer = there.read_channel(STDOUT_CHANNEL)
-            if answer:
-                here.sendall(answer)
-                answered = True
-            complaint += there.read_channel(STDERR_CHANNEL).decode(errors="replace")
-            if ended:
-                status = there.read_channel(ERROR_CHANNEL).decode(errors="replace")
-                return "" if answered else " ".join((complaint or status or "no answer").split())
+                remote.write_stdin(request)
+            if remote.sock.sock in readable:
+                remote.update(timeout=0)
+            is_closed = not remote.is_open()  # before the reads below, which receive more frames
+            response = remote.read_channel(STDOUT_CHANNEL)
+            if response:
+                client.sendall(response)
+                has_responded = True
+            stderr += remote.read_channel(STDERR_CHANNEL).decode(errors="replace")
+            if is_closed:
+                status = remote.read_channel(ERROR_CHANNEL).decode(errors="replace")
+                error = stderr or status or "the command sent no response"
+                return "" if has_responded else " ".join(error.split())
 
     def close(self) -> None:
         self._stream.close()

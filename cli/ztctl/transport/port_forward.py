@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""To an agent by port-forward: TLS to a port of its node's loopback, through the API server.
+"""Transport by port-forward: TLS to a port on the node's loopback, through the API server.
 
-    the key that the agent's pod names ──▶ a token for that key only ──▶ forwarded port
-        ──▶ TLS with that very key, else ForeignAgentError ──▶ the token ──▶ ok
+    the key fingerprint in the pod's annotation ──▶ a token with that audience ──▶ port-forward
+        ──▶ TLS; the peer's key must match, else AgentIdentityMismatchError ──▶ token ──▶ ok
 
-Anybody on the node could listen or dial there, so both sides prove themselves, and the token is
-worth nothing to anybody else (0013).
+Every process of the node can listen or connect there, so both sides authenticate. The token is
+valid only for the agent with that key (decision 0013).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import ssl
 from contextlib import suppress
 from typing import Any
 
-from kubernetes import client
+from kubernetes import client as kube
 from kubernetes.client.exceptions import ApiException
 from kubernetes.stream import portforward
 from urllib3.exceptions import HTTPError
 
 from ztctl.transport.base import (
-    BUFFER,
-    PATIENCE,
+    BUFFER_BYTES,
+    RESPONSE_TIMEOUT_S,
     Agent,
     AgentIdentityMismatchError,
     TransportError,
-    refusal,
+    api_error,
 )
 from ztunnel.kube import admin_endpoint
 from ztunnel.kube.admin_endpoint import ACCOUNT, AdminEndpoint
@@ -37,93 +37,92 @@ from ztunnel.kube.constants import NAMESPACE
 
 
 class PortForward:
-    """A port that is forwarded, both ends proven."""
+    """A forwarded port on which both sides have authenticated."""
 
     def __init__(self, agent: Agent) -> None:
-        """Raises NoWayError, ForeignAgentError."""
-        if agent.doorway is None:
+        """Raises TransportError."""
+        if agent.endpoint is None:
             raise TransportError(
-                f"pod {agent.pod} names no port in its annotation "
-                f"{admin_endpoint.ANNOTATION}: its agent is older, starts just now, or has no --pod"
+                f"pod {agent.pod} has no valid annotation {admin_endpoint.ANNOTATION}; hint: the "
+                "agent may be starting, older than this feature, or running without --pod"
             )
-        api = agent.access.client()  # one each: the library changes it while it dials
-        core = client.CoreV1Api(api)
-        token = _token(core, agent.doorway)
+        api = agent.access.client()  # not shared: `portforward` modifies it while it connects
+        core = kube.CoreV1Api(api)
+        token = _request_token(core, agent.endpoint)
+        self._port = agent.endpoint.port
         try:
             self._forward: Any = portforward(
                 core.connect_get_namespaced_pod_portforward,
                 agent.pod,
                 NAMESPACE,
-                ports=str(agent.doorway.port),
+                ports=str(self._port),
             )
         except (ApiException, HTTPError, OSError) as error:
-            raise refusal(error, "get and create pods/portforward") from error
-        self._port = agent.doorway.port
+            raise api_error(error, "get and create pods/portforward") from error
         self._sock = socket.socket(fileno=self._forward.socket(self._port).detach())
-        self._sock.settimeout(PATIENCE)
+        self._sock.settimeout(RESPONSE_TIMEOUT_S)
         try:
-            self._tls = _context().wrap_socket(self._sock)
+            self._tls = _tls_context().wrap_socket(self._sock)
             self._sock = self._tls
-            _recognise(self._tls, agent)
-            _prove(self._tls, token)
+            _verify_peer_key(self._tls, agent, agent.endpoint)
+            _authenticate(self._tls, token)
         except (OSError, TransportError) as error:
             self.close()
             if isinstance(error, TransportError):
                 raise
-            said = self._forward.error(self._port) or error
+            cause = self._forward.error(self._port) or error
             raise TransportError(
-                " ".join(f"port {self._port} of pod {agent.pod}: {said}".split())
+                " ".join(f"port {self._port} of pod {agent.pod}: {cause}".split())
             ) from error
 
-    def carry(self, here: socket.socket) -> str:
-        there = self._tls
-        answered = False
+    def forward(self, client: socket.socket) -> str:
+        remote = self._tls
+        has_responded = False
         while True:
-            waiting = 0 if there.pending() else PATIENCE
-            readable = select.select([here, there], [], [], waiting)[0]
-            if not readable and waiting:
-                return "" if answered else "no answer in time"
-            if here in readable:
-                asked = here.recv(BUFFER)
-                if not asked:
+            timeout_s = 0 if remote.pending() else RESPONSE_TIMEOUT_S
+            readable = select.select([client, remote], [], [], timeout_s)[0]
+            if not readable and timeout_s:
+                return "" if has_responded else "timed out"
+            if client in readable:
+                request = client.recv(BUFFER_BYTES)
+                if not request:
                     return ""
-                there.sendall(asked)
-            if there in readable or not waiting:
+                remote.sendall(request)
+            if remote in readable or not timeout_s:
                 try:
-                    answer = there.recv(BUFFER)
-                except ssl.SSLError:  # an end without a farewell
-                    answer = b""
-                if not answer:
-                    return "" if answered else "the agent hung up"
-                here.sendall(answer)
-                answered = True
+                    response = remote.recv(BUFFER_BYTES)
+                except ssl.SSLError:  # closed without close_notify
+                    response = b""
+                if not response:
+                    return "" if has_responded else "the agent closed the connection"
+                client.sendall(response)
+                has_responded = True
 
     def close(self) -> None:
         with suppress(OSError):
             self._sock.close()
 
 
-def _token(core: Any, at: AdminEndpoint) -> str:
-    """For that door only. Raises NoWayError."""
-    spec = client.V1TokenRequestSpec(
-        audiences=[at.audience], expiration_seconds=admin_endpoint.TOKEN_SECONDS
+def _request_token(core: Any, endpoint: AdminEndpoint) -> str:
+    """A token that only this endpoint accepts. Raises TransportError."""
+    spec = kube.V1TokenRequestSpec(
+        audiences=[endpoint.audience], expiration_seconds=admin_endpoint.TOKEN_SECONDS
     )
-    asked = f"create serviceaccounts/token of {ACCOUNT}"
     try:
-        made = core.create_namespaced_service_account_token(
-            ACCOUNT, NAMESPACE, client.AuthenticationV1TokenRequest(spec=spec)
+        response = core.create_namespaced_service_account_token(
+            ACCOUNT, NAMESPACE, kube.AuthenticationV1TokenRequest(spec=spec)
         )
     except (ApiException, HTTPError, OSError) as error:
         if getattr(error, "status", 0) == 404:
             raise TransportError(
-                f"there is no service account {NAMESPACE}/{ACCOUNT}; `ztctl install` makes it"
+                f"service account {NAMESPACE}/{ACCOUNT} does not exist; hint: run `ztctl install`"
             ) from error
-        raise refusal(error, asked) from error
-    return str(made.status.token)
+        raise api_error(error, f"create serviceaccounts/token of {ACCOUNT}") from error
+    return str(response.status.token)
 
 
-def _context() -> ssl.SSLContext:
-    """The peer is known by its key alone, see `_recognise`."""
+def _tls_context() -> ssl.SSLContext:
+    """Without certificate verification: `_verify_peer_key` checks the key alone."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
@@ -131,27 +130,28 @@ def _context() -> ssl.SSLContext:
     return context
 
 
-def _recognise(tls: ssl.SSLSocket, agent: Agent) -> None:
-    """Nothing is said before this. Raises ForeignAgentError."""
-    assert agent.doorway is not None
-    shown = hashlib.sha256(tls.getpeercert(binary_form=True) or b"").hexdigest()
-    if not hmac.compare_digest(shown, agent.doorway.key):
+def _verify_peer_key(tls: ssl.SSLSocket, agent: Agent, endpoint: AdminEndpoint) -> None:
+    """Must run before anything is sent. Raises AgentIdentityMismatchError."""
+    fingerprint = hashlib.sha256(tls.getpeercert(binary_form=True) or b"").hexdigest()
+    if not hmac.compare_digest(fingerprint, endpoint.key):
         raise AgentIdentityMismatchError(
-            f"who answers at port {agent.doorway.port} of node {agent.node} has not the key that "
-            f"pod {agent.pod} names: the agent restarts just now (try again), or another process "
-            "of the node listens in its stead; --via exec does not pass there"
+            f"certificate mismatch on node {agent.node} port {endpoint.port}: expected the key "
+            f"in the annotation of pod {agent.pod}; hint: the agent may be restarting (retry), or "
+            "another process on the node is bound to the port; --transport exec does not use it"
         )
 
 
-def _prove(tls: ssl.SSLSocket, token: str) -> None:
-    """Raises NoWayError, OSError."""
+def _authenticate(tls: ssl.SSLSocket, token: str) -> None:
+    """Send the token and read the result. Raises TransportError, OSError."""
     tls.sendall(token.encode() + b"\n")
     line = b""
     while not line.endswith(b"\n") and len(line) < admin_endpoint.LONGEST_ANSWER:
-        more = tls.recv(1)  # what follows is the admin API's
-        if not more:
-            raise TransportError("the agent hung up before it said whether the token is good")
-        line += more
-    said = line.decode("ascii", "replace").strip()
-    if said != admin_endpoint.OK:
-        raise TransportError(f"the agent refuses: {said.removeprefix(admin_endpoint.NO)}")
+        byte = tls.recv(1)  # the bytes after the line belong to the admin API
+        if not byte:
+            raise TransportError("the agent closed the connection during authentication")
+        line += byte
+    result = line.decode("ascii", "replace").strip()
+    if result != admin_endpoint.OK:
+        raise TransportError(
+            f"the agent rejects the token: {result.removeprefix(admin_endpoint.NO)}"
+        )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The admin sockets of a cluster's agents, here: as `kubectl port-forward`, for unix sockets.
+"""Makes the admin sockets of a cluster's agents available as local unix sockets.
 
-    ztctl ── <directory>/admin.sock ── `by_port` or `by_exec` ── /run/ztunnel/admin.sock
+    ztctl ── <directory>/admin.sock ── PortForward or Exec ── /run/ztunnel/admin.sock
 
-The admin API listens on a socket that only root of the node may open. The ways to it (0013) both
-lead through the API server, which judges and audits who may.
+Only root of the node may open the agent's admin socket. Both transports go through the API server,
+which authorizes and audits each request (decision 0013).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from ztctl import admin_client
-from ztctl.admin_client import SOCKET
-from ztctl.cluster import Cluster
+from ztctl.admin_client import ADMIN_SOCKET
+from ztctl.cluster.api_client import ApiServer
 from ztctl.errors import CommandError, NotReachableError
-from ztctl.targets import Installation
+from ztctl.targets import Target, TransportKind
 from ztctl.transport.base import (
-    PATIENCE,
+    BUFFER_BYTES,
+    RESPONSE_TIMEOUT_S,
     Agent,
     AgentIdentityMismatchError,
     Transport,
     TransportError,
-    Via,
 )
 from ztctl.transport.exec import Exec
 from ztctl.transport.port_forward import PortForward
@@ -36,115 +36,121 @@ from ztunnel.kube import admin_endpoint
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.constants import NAMESPACE
 
-AGENTS = "app.kubernetes.io/name=ztunnel-agent"
+AGENT_SELECTOR = "app.kubernetes.io/name=ztunnel-agent"
+_BACKLOG = 8
+_directories: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process exits
 
 
-def installations(access: Access, node: str | None, via: Via) -> list[Installation]:
-    """One for each node's agent, its admin socket forwarded. Raises CommandError."""
-    cluster = Cluster(access.kubeconfig, access.context)
+def open_targets(access: Access, node: str | None, kind: TransportKind) -> list[Target]:
+    """A target for each node's agent, or for that of one node. Raises CommandError."""
+    api_server = ApiServer(access.kubeconfig, access.context)
     try:
         path = f"/api/v1/namespaces/{NAMESPACE}/pods"
-        pods = cluster.list(path, labelSelector=AGENTS, fieldSelector="status.phase=Running")
-    finally:
-        cluster.close()
-    on = {agent.node: agent for agent in (_agent(access, pod) for pod in pods)}
-    if not on:
-        raise NotReachableError(
-            f"{cluster.url} runs no agent in {NAMESPACE}; install the mesh: ztctl install"
+        pods = api_server.list(
+            path, labelSelector=AGENT_SELECTOR, fieldSelector="status.phase=Running"
         )
-    if node is not None and node not in on:
-        raise CommandError(f"no agent runs on node {node!r}; there are {', '.join(sorted(on))}")
-    names = [node] if node is not None else sorted(on)
-    root = Path(_keep(tempfile.TemporaryDirectory(prefix="ztctl-")).name)  # mode 0700
+    finally:
+        api_server.close()
+    agents = {agent.node: agent for agent in (_agent(access, pod) for pod in pods)}
+    if not agents:
+        raise NotReachableError(
+            f"no agent runs in namespace {NAMESPACE} at {api_server.url}; "
+            "hint: install the mesh with `ztctl install`"
+        )
+    if node is not None and node not in agents:
+        nodes = ", ".join(sorted(agents))
+        raise CommandError(f"no agent runs on node {node!r}; hint: agents run on {nodes}")
+    names = [node] if node is not None else sorted(agents)
+    directory = tempfile.TemporaryDirectory(prefix="ztctl-")  # mode 0700
+    _directories.append(directory)
     return [
-        _forwarded(root / str(number), TransportSelector(on[name], via))
+        _serve_agent(Path(directory.name) / str(number), TransportSelector(agents[name], kind))
         for number, name in enumerate(names)
     ]
 
 
 def _agent(access: Access, pod: dict[str, Any]) -> Agent:
     metadata = pod["metadata"]
-    said = (metadata.get("annotations") or {}).get(admin_endpoint.ANNOTATION, "")
-    return Agent(access, pod["spec"]["nodeName"], metadata["name"], admin_endpoint.parse(said))
+    annotation = (metadata.get("annotations") or {}).get(admin_endpoint.ANNOTATION, "")
+    endpoint = admin_endpoint.parse(annotation)
+    return Agent(access, pod["spec"]["nodeName"], metadata["name"], endpoint)
 
 
 class TransportSelector:
-    """To one agent. A way that failed is not tried again: a command asks several times."""
+    """Connects to one agent, and remembers which transports have failed.
 
-    def __init__(self, agent: Agent, via: Via) -> None:
+    A command sends several requests; a transport that failed once is not tried again.
+    """
+
+    def __init__(self, agent: Agent, kind: TransportKind) -> None:
         self.agent = agent
-        kinds: dict[Via, Callable[[Agent], Transport]] = {
-            Via.PORT_FORWARD: PortForward,
-            Via.EXEC: Exec,
+        transports: dict[TransportKind, Callable[[Agent], Transport]] = {
+            TransportKind.PORT_FORWARD: PortForward,
+            TransportKind.EXEC: Exec,
         }
-        self._left = {name: kind for name, kind in kinds.items() if via in (name, Via.AUTO)}
-        self._failed: dict[Via, str] = {}
+        self._untried = {
+            name: transport
+            for name, transport in transports.items()
+            if kind in (name, TransportKind.AUTO)
+        }
+        self._errors: dict[TransportKind, str] = {}
 
-    def dial(self) -> Transport:
-        """By the first way that leads there. Raises NoWayError."""
-        for name, kind in list(self._left.items()):
+    def connect(self) -> Transport:
+        """Connect by the first transport that works. Raises TransportError."""
+        for name, transport in list(self._untried.items()):
             try:
-                return kind(self.agent)
+                return transport(self.agent)
             except AgentIdentityMismatchError:
                 raise
             except TransportError as error:
-                self._failed[name] = str(error)
-                self._left.pop(name, None)
+                self._errors[name] = str(error)
+                self._untried.pop(name, None)
         raise TransportError(
-            "; ".join(f"by {name.value}: {why}" for name, why in self._failed.items())
+            "; ".join(f"by {name.value}: {error}" for name, error in self._errors.items())
         )
 
 
-def _forwarded(run_dir: Path, ways: TransportSelector) -> Installation:
-    run_dir.mkdir()  # its path is short: a socket's has 107 characters
+def _serve_agent(run_dir: Path, selector: TransportSelector) -> Target:
+    run_dir.mkdir()  # its path is short: the path of a unix socket has at most 107 bytes
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(run_dir / SOCKET))
-    listener.listen(8)
-    admin_client.far[run_dir] = PATIENCE
-    threading.Thread(target=_accept, args=(listener, ways), daemon=True).start()
-    agent = ways.agent
-    return Installation(agent.node, run_dir, run_dir / "maps-are-on-the-node", pod=agent.pod)
+    listener.bind(str(run_dir / ADMIN_SOCKET))
+    listener.listen(_BACKLOG)
+    admin_client.min_timeouts_s[run_dir] = RESPONSE_TIMEOUT_S
+    threading.Thread(target=_accept_all, args=(listener, selector), daemon=True).start()
+    agent = selector.agent
+    return Target(agent.node, run_dir, run_dir / "maps-are-on-the-node", pod=agent.pod)
 
 
-_kept: list[Any] = []
-
-
-def _keep(directory: tempfile.TemporaryDirectory[str]) -> tempfile.TemporaryDirectory[str]:
-    """It is removed when the process ends."""
-    _kept.append(directory)
-    return directory
-
-
-def _accept(listener: socket.socket, ways: TransportSelector) -> None:
+def _accept_all(listener: socket.socket, selector: TransportSelector) -> None:
     while True:
-        here, _ = listener.accept()
-        threading.Thread(target=_serve, args=(here, ways), daemon=True).start()
+        client, _ = listener.accept()
+        threading.Thread(target=_serve, args=(client, selector), daemon=True).start()
 
 
-def _serve(here: socket.socket, ways: TransportSelector) -> None:
-    """One connection. What goes wrong before an answer is told as an answer."""
-    with here:
+def _serve(client: socket.socket, selector: TransportSelector) -> None:
+    """Serve one connection. A failure before the agent's response becomes an HTTP response."""
+    with client:
         try:
-            way = ways.dial()
+            transport = selector.connect()
         except TransportError as error:
-            _complain(here, str(error))
+            _send_error(client, str(error))
             return
         try:
-            complaint = way.carry(here)
-            if complaint:
-                _complain(here, complaint)
+            error_text = transport.forward(client)
+            if error_text:
+                _send_error(client, error_text)
         except OSError:
-            return  # ztctl has what it wanted
+            return  # the client has closed the connection
         finally:
-            way.close()
+            transport.close()
 
 
-def _complain(here: socket.socket, text: str) -> None:
-    """Answer in HTTP what `admin` shows. Who is still asking must not find the socket closed."""
-    body = f"no way to the agent in its pod: {text}\n".encode()
+def _send_error(client: socket.socket, text: str) -> None:
+    """Send an HTTP error, then drain the request: a close with unread data would reset it."""
+    body = f"cannot reach the agent in its pod: {text}\n".encode()
     head = f"HTTP/1.1 502 Bad Gateway\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    with contextlib.suppress(OSError):  # ztctl has ended
-        here.sendall(head.encode() + body)
-        here.shutdown(socket.SHUT_WR)
-        while here.recv(1 << 16):
+    with contextlib.suppress(OSError):  # the client has closed the connection
+        client.sendall(head.encode() + body)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(BUFFER_BYTES):
             pass

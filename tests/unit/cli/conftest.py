@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztctl` as its user calls it, and an agent's admin API that answers as told."""
+"""`ztctl` as a user runs it, and a fake of the agent's admin API."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Ztctl = Callable[..., Result]
 
 @pytest.fixture
 def ztctl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ztctl:
-    """Run `ztctl ARGUMENTS...` on a machine that has no ztunnel of its own."""
+    """Run `ztctl ARGUMENTS...` as on a machine without ztunnel."""
     from ztctl import targets
 
     monkeypatch.delenv("ZTCTL_LAB", raising=False)
-    for name in ("RUN_DIR", "PIN_DIR", "LAB_STATE"):
+    for name in ("RUN_DIR", "PIN_DIR", "LAB_STATE_DIR"):
         monkeypatch.setattr(targets, name, tmp_path / "none" / name.lower())
 
     def run(*arguments: str) -> Result:
@@ -35,7 +35,10 @@ def ztctl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ztctl:
 
 
 class Agent:
-    """An HTTP server on `<run_dir>/admin.sock`; `answers` maps a path to plain data."""
+    """An HTTP server on `<run_dir>/admin.sock`. `answers` maps paths to plain data.
+
+    Other paths get 404. `patched` has the bodies of PATCH requests, in order.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -63,7 +66,7 @@ class Agent:
                 return "unix"
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Quiet."""
+                """Discards the access log."""
 
         self._server = socketserver.ThreadingUnixStreamServer(str(run_dir / "admin.sock"), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))

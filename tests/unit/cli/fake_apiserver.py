@@ -39,7 +39,7 @@ class ApiServer:
         self.forwards: list[int] = []
         self.tokens: dict[str, str] = {}  # token → audience
         self.is_strict = False  # no token is good enough
-        self._doors: list[tuple[Door, asyncio.Task[None]]] = []
+        self._endpoints: list[tuple[Door, asyncio.Task[None]]] = []
         self.kubeconfig = directory / "kubeconfig"
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -57,27 +57,29 @@ class ApiServer:
 
     def __exit__(self, *_: object) -> None:
         assert self._runner is not None
-        asyncio.run_coroutine_threadsafe(self._close_doors(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._close_endpoints(), self._loop).result(10)
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    def open_door(self, node: str) -> Door:
+    def open_endpoint(self, node: str) -> Door:
         """Give a node's agent a port, and its pod the annotation."""
-        door = asyncio.run_coroutine_threadsafe(self._open_door(node), self._loop).result(10)
-        self.notes[node] = str(door.doorway)
-        return door
+        endpoint = asyncio.run_coroutine_threadsafe(self._open_endpoint(node), self._loop).result(
+            10
+        )
+        self.notes[node] = str(endpoint.doorway)
+        return endpoint
 
-    async def _open_door(self, node: str) -> Door:
-        door = Door(self.agents[node] / "admin.sock", self._refusal)
-        self._doors.append((door, asyncio.create_task(door.serve())))
-        return door
+    async def _open_endpoint(self, node: str) -> Door:
+        endpoint = Door(self.agents[node] / "admin.sock", self._refusal)
+        self._endpoints.append((endpoint, asyncio.create_task(endpoint.serve())))
+        return endpoint
 
-    async def _close_doors(self) -> None:
-        for door, serving in self._doors:
+    async def _close_endpoints(self) -> None:
+        for endpoint, serving in self._endpoints:
             serving.cancel()
-            await door.close()
+            await endpoint.close()
 
     def _refusal(self, token: str, audience: str) -> str:
         is_good = self.tokens.get(token) == audience and not self.is_strict

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztctl install` without a cluster: the objects, the settings in them, the image."""
+"""`ztctl install` without a cluster: the objects, their settings and their image."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from tests.unit.cli.conftest import Ztctl
-from ztctl import manifests
-from ztctl.cluster import path_of, progress
-from ztctl.mesh_config import MeshSettings, Outbound
+from ztctl.cluster import manifests
+from ztctl.cluster.api_client import path_of, rollout_progress
+from ztctl.cluster.mesh_config import MeshSettings, OutboundTrafficPolicy
 
 Object = dict[str, Any]
 CRD = "CustomResourceDefinition"
@@ -23,7 +23,7 @@ def _containers(objects: list[Object]) -> dict[str, Object]:
     return {
         container["name"]: container
         for obj in objects
-        if obj["kind"] in manifests.WORKLOADS
+        if obj["kind"] in manifests.WORKLOAD_KINDS
         for container in obj["spec"]["template"]["spec"]["containers"]
     }
 
@@ -37,24 +37,27 @@ def test_every_file_of_deploy_is_installed() -> None:
     assert len(named) == len(files)
 
 
-def test_namespace_comes_before_what_is_in_it_and_workloads_come_last() -> None:
+def test_namespace_comes_first_and_workloads_last() -> None:
     kinds = [obj["kind"] for obj in manifests.load()]
     assert next(kind for kind in kinds if kind != CRD) == "Namespace"
-    first = min(kinds.index(kind) for kind in manifests.WORKLOADS)
+    first = min(kinds.index(kind) for kind in manifests.WORKLOAD_KINDS)
     assert not {"ServiceAccount", "ClusterRole", "RoleBinding"} & set(kinds[first:])
 
 
-def test_every_object_carries_our_label_and_has_a_path() -> None:
+def test_every_object_has_our_label_and_a_path() -> None:
     for obj in manifests.load():
         assert obj["metadata"]["labels"]["app.kubernetes.io/part-of"] == "ztunnel"
         assert path_of(obj).startswith("/api")
 
 
-def test_settings_go_to_who_needs_them() -> None:
+def test_settings_become_flags_of_the_components_that_have_them() -> None:
     settings = MeshSettings(
-        "example.org", "policies", ({"matchLabels": {"mesh": "yes"}},), Outbound.REGISTRY_ONLY
+        "example.org",
+        "policies",
+        ({"matchLabels": {"mesh": "yes"}},),
+        OutboundTrafficPolicy.REGISTRY_ONLY,
     )
-    containers = _containers(manifests.configured(settings, "registry.example/ztunnel:1"))
+    containers = _containers(manifests.load_configured(settings, "registry.example/ztunnel:1"))
     agent, signer, proxy = (containers[name]["args"] for name in ("agent", "controller", "proxy"))
     assert "--trust-domain=example.org" in agent
     assert "--trust-domain=example.org" in signer
@@ -67,20 +70,22 @@ def test_settings_go_to_who_needs_them() -> None:
 
 
 @pytest.mark.parametrize("name", ["agent", "proxy", "controller"])
-def test_arguments_are_such_as_the_command_takes(name: str) -> None:
+def test_flags_exist_in_the_command_line_of_the_component(name: str) -> None:
     from click.testing import CliRunner
 
     from ztunnel.main import cli
 
-    settings = MeshSettings("a.b", "c", ({"matchLabels": {"d": "e"}},), Outbound.REGISTRY_ONLY)
-    arguments = _containers(manifests.configured(settings, None))[name]["args"]
+    settings = MeshSettings(
+        "a.b", "c", ({"matchLabels": {"d": "e"}},), OutboundTrafficPolicy.REGISTRY_ONLY
+    )
+    arguments = _containers(manifests.load_configured(settings, None))[name]["args"]
     assert arguments[0] == name
     known = CliRunner().invoke(cli, [name, "--help"]).output
     for option in arguments[1:]:
         assert option.partition("=")[0] in known
 
 
-def test_proxy_and_signer_run_without_any_privilege() -> None:
+def test_proxy_and_controller_run_unprivileged() -> None:
     for name in ("proxy", "controller"):
         context = _containers(manifests.load())[name]["securityContext"]
         assert context["capabilities"] == {"drop": ["ALL"]}
@@ -88,13 +93,13 @@ def test_proxy_and_signer_run_without_any_privilege() -> None:
         assert "privileged" not in context
 
 
-def test_dry_run_with_yaml_prints_objects_and_asks_nobody(ztctl: Ztctl) -> None:
+def test_dry_run_with_yaml_prints_objects_without_a_cluster(ztctl: Ztctl) -> None:
     done = ztctl("install", "--dry-run", "-o", "yaml")
     assert done.exit_code == 0
     assert [*yaml.safe_load_all(done.stdout)] == manifests.load()
 
 
-def test_json_is_a_list_that_kubectl_takes(ztctl: Ztctl, tmp_path: Path) -> None:
+def test_json_output_is_a_list_object_for_kubectl(ztctl: Ztctl, tmp_path: Path) -> None:
     mesh = tmp_path / "mesh.yaml"
     mesh.write_text(
         "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\n"
@@ -104,10 +109,10 @@ def test_json_is_a_list_that_kubectl_takes(ztctl: Ztctl, tmp_path: Path) -> None
     printed = json.loads(done.stdout)
     assert (printed["kind"], done.exit_code) == ("List", 0)
     assert "example.org" in done.stdout
-    assert "accessLogFile" in done.stderr  # the notes are beside the objects
+    assert "accessLogFile" in done.stderr  # standard output has only the objects
 
 
-def test_bad_document_is_an_error_that_names_file_and_field(ztctl: Ztctl, tmp_path: Path) -> None:
+def test_invalid_document_is_an_error_with_file_and_kind(ztctl: Ztctl, tmp_path: Path) -> None:
     mesh = tmp_path / "mesh.yaml"
     mesh.write_text("apiVersion: v1\nkind: Pod\n")
     done = ztctl("install", "-f", str(mesh), "--dry-run")
@@ -116,7 +121,7 @@ def test_bad_document_is_an_error_that_names_file_and_field(ztctl: Ztctl, tmp_pa
     assert "IstioOperator" in done.output
 
 
-def test_cluster_that_is_not_there_is_said_so(ztctl: Ztctl, tmp_path: Path) -> None:
+def test_unreachable_cluster_is_an_error_with_url_and_hint(ztctl: Ztctl, tmp_path: Path) -> None:
     kubeconfig = tmp_path / "config"
     kubeconfig.write_text(
         "apiVersion: v1\nkind: Config\ncurrent-context: c\n"
@@ -129,14 +134,14 @@ def test_cluster_that_is_not_there_is_said_so(ztctl: Ztctl, tmp_path: Path) -> N
     assert "--context" in done.output
 
 
-STATES: dict[str, tuple[Object | None, bool, str]] = {
-    "not there": (None, False, "not there"),
-    "no controller yet": (
+ROLLOUTS: dict[str, tuple[Object | None, bool, str]] = {
+    "not found": (None, False, "not found"),
+    "not yet observed": (
         {"kind": "DaemonSet", "metadata": {"generation": 1}, "spec": {}},
         False,
-        "waits for the cluster's controllers",
+        "waiting for the cluster's controllers",
     ),
-    "an old generation": (
+    "an old generation observed": (
         {
             "kind": "DaemonSet",
             "metadata": {"generation": 2},
@@ -144,7 +149,7 @@ STATES: dict[str, tuple[Object | None, bool, str]] = {
             "status": {"observedGeneration": 1, "desiredNumberScheduled": 1, "numberAvailable": 1},
         },
         False,
-        "waits for the cluster's controllers",
+        "waiting for the cluster's controllers",
     ),
     "half of the nodes": (
         {
@@ -184,8 +189,8 @@ STATES: dict[str, tuple[Object | None, bool, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", STATES)
+@pytest.mark.parametrize("case", ROLLOUTS)
 def test_progress_of_a_rollout(case: str) -> None:
-    obj, done, text = STATES[case]
-    seen = progress(obj)
-    assert (seen.done, seen.text) == (done, text)
+    obj, done, text = ROLLOUTS[case]
+    progress = rollout_progress(obj)
+    assert (progress.is_done, progress.text) == (done, text)

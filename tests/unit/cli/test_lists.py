@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent answers, as ztctl shows it."""
+"""List commands and `ztctl status`: the output for responses of the agent."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CONNECTION = {
 }
 
 
-def test_workloads_are_a_table_for_people(ztctl: Ztctl, agent: Agent) -> None:
+def test_workloads_are_listed_as_a_table(ztctl: Ztctl, agent: Agent) -> None:
     agent.answers["/v1/workloads"] = {"workloads": [WORKLOAD]}
     done = ztctl("--run-dir", str(agent.run_dir), "workload", "list")
     heading, row = done.output.splitlines()
@@ -60,20 +60,20 @@ def test_workloads_are_a_table_for_people(ztctl: Ztctl, agent: Agent) -> None:
     ]
 
 
-def test_workloads_are_whole_for_machines(ztctl: Ztctl, agent: Agent) -> None:
+def test_json_and_yaml_contain_whole_workloads(ztctl: Ztctl, agent: Agent) -> None:
     agent.answers["/v1/workloads"] = {"workloads": [WORKLOAD]}
     where = ("--run-dir", str(agent.run_dir))
     assert json.loads(ztctl("workload", "list", *where, "-o", "json").output) == [WORKLOAD]
     assert yaml.safe_load(ztctl("workload", "list", *where, "-o", "yaml").output) == [WORKLOAD]
 
 
-def test_services_count_their_ready_endpoints(ztctl: Ztctl, agent: Agent) -> None:
+def test_services_have_the_number_of_ready_endpoints(ztctl: Ztctl, agent: Agent) -> None:
     agent.answers["/v1/services"] = {"services": [SERVICE]}
     row = ztctl("--run-dir", str(agent.run_dir), "service", "list").output.splitlines()[1]
     assert row.split() == ["default", "my-app", "10.96.3.4", "80/TCP", "1/2"]
 
 
-def test_a_connections_peer_is_the_other_end(ztctl: Ztctl, agent: Agent) -> None:
+def test_peer_of_a_connection_depends_on_its_direction(ztctl: Ztctl, agent: Agent) -> None:
     inbound = {**CONNECTION, "direction": "inbound", "started": time.time() - 125}
     agent.answers["/v1/connections"] = {"connections": [CONNECTION, inbound], "unanswered": []}
     where = ("--run-dir", str(agent.run_dir), "--node", "n1")
@@ -84,7 +84,7 @@ def test_a_connections_peer_is_the_other_end(ztctl: Ztctl, agent: Agent) -> None
     assert other.endswith(("2m5s", "2m6s"))
 
 
-def test_certificates_show_what_is_left_of_them(ztctl: Ztctl, agent: Agent) -> None:
+def test_certificates_have_their_remaining_lifetime(ztctl: Ztctl, agent: Agent) -> None:
     now = time.time()
     agent.answers["/v1/certificates"] = {
         "certificates": [
@@ -98,36 +98,36 @@ def test_certificates_show_what_is_left_of_them(ztctl: Ztctl, agent: Agent) -> N
     assert "expired" in old
 
 
-def test_status_is_a_block_of_facts(ztctl: Ztctl, agent: Agent) -> None:
+def test_status_has_one_line_per_field(ztctl: Ztctl, agent: Agent) -> None:
     agent.answers["/v1/status"] = {"ready": True, "workers": [{"pid": 5}]}
     done = ztctl("--run-dir", str(agent.run_dir), "--node", "n1", "status")
-    assert done.output.splitlines()[0].split() == ["on", "n1"]
+    assert done.output.splitlines()[0].split() == ["node", "n1"]
     assert "ready" in done.output
 
 
-def test_no_socket_names_the_path_and_the_mend(ztctl: Ztctl, tmp_path: Path) -> None:
+def test_missing_socket_is_an_error_with_path_and_hint(ztctl: Ztctl, tmp_path: Path) -> None:
     done = ztctl("--run-dir", str(tmp_path), "workload", "list")
     assert done.exit_code == 3
     assert str(tmp_path / "admin.sock") in done.output
     assert "start the agent" in done.output
 
 
-def test_a_dead_socket_says_that_nobody_listens(ztctl: Ztctl, tmp_path: Path) -> None:
+def test_socket_without_listener_is_an_error(ztctl: Ztctl, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "admin.sock"))
     done = ztctl("--run-dir", str(tmp_path), "status")
     assert done.exit_code == 3
-    assert "nobody listens" in done.output
+    assert "no process listens there" in done.output
 
 
-def test_an_error_of_the_agent_is_shown(ztctl: Ztctl, agent: Agent) -> None:
+def test_http_error_of_the_agent_is_reported(ztctl: Ztctl, agent: Agent) -> None:
     done = ztctl("--run-dir", str(agent.run_dir), "service", "list")
     assert done.exit_code == 3
-    assert "it answered 404" in done.output
+    assert "HTTP status 404" in done.output
 
 
 @pytest.mark.parametrize("noun", ["workload", "service", "pod", "connection", "certificate"])
-def test_every_noun_lists(ztctl: Ztctl, agent: Agent, noun: str) -> None:
+def test_every_noun_has_a_list_command(ztctl: Ztctl, agent: Agent, noun: str) -> None:
     agent.answers[f"/v1/{noun}s"] = {f"{noun}s": []}
     done = ztctl("--run-dir", str(agent.run_dir), noun, "list")
     assert done.exit_code == 0, done.output
@@ -147,11 +147,11 @@ def test_refused_pods_are_listed_with_the_reason(ztctl: Ztctl, agent: Agent) -> 
     ]
 
 
-def test_a_silent_worker_is_reported_beside_what_the_others_said(
+def test_unresponsive_worker_is_reported_beside_the_rows_of_others(
     ztctl: Ztctl, agent: Agent
 ) -> None:
     agent.answers["/v1/connections"] = {"connections": [CONNECTION], "unanswered": [77]}
     done = ztctl("--run-dir", str(agent.run_dir), "connection", "list")
     assert done.exit_code == 3
     assert "10.244.2.2:80" in done.output
-    assert "worker 77 gave no answer" in done.output
+    assert "worker 77 did not respond" in done.output

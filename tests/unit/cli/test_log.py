@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztctl log level` and `ztctl config dump`: what is sent, what is shown."""
+"""`ztctl log level` and `ztctl config dump`: requests and output."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 
 from tests.unit.cli.conftest import Agent, Ztctl
 
-NOW = {
+LEVELS = {
     "process": "info",
     "access": {"level": "warning", "sample": 1.0},
     "namespaces": {"shop": {"level": "info", "sample": 0.01}},
 }
 
 
-def test_levels_are_shown_by_scope(ztctl: Ztctl, agent: Agent) -> None:
-    agent.answers["/v1/log"] = NOW
+def test_levels_are_listed_by_scope(ztctl: Ztctl, agent: Agent) -> None:
+    agent.answers["/v1/log"] = LEVELS
     done = ztctl("--run-dir", str(agent.run_dir), "log", "level")
     assert done.exit_code == 0, done.output
     assert [line.split()[1:] for line in done.output.splitlines()] == [
@@ -47,10 +47,10 @@ def test_levels_are_shown_by_scope(ztctl: Ztctl, agent: Agent) -> None:
         (["access/a=default", "access/b=off"], {"namespaces": {"a": None, "b": {"level": "off"}}}),
     ],
 )
-def test_changes_are_sent(
+def test_changes_are_sent_as_one_patch(
     ztctl: Ztctl, agent: Agent, words: list[str], change: dict[str, Any]
 ) -> None:
-    agent.answers["/v1/log"] = NOW
+    agent.answers["/v1/log"] = LEVELS
     done = ztctl("--run-dir", str(agent.run_dir), "log", "level", *words, "-o", "json")
     assert done.exit_code == 0, done.output
     assert agent.patched == [change]
@@ -70,7 +70,7 @@ def test_changes_are_sent(
         ["access=info", "--sample", "2"],
     ],
 )
-def test_nonsense_is_wrong_usage_and_sends_nothing(
+def test_invalid_settings_are_usage_errors_and_send_nothing(
     ztctl: Ztctl, agent: Agent, words: list[str]
 ) -> None:
     done = ztctl("--run-dir", str(agent.run_dir), "log", "level", *words)
@@ -78,13 +78,13 @@ def test_nonsense_is_wrong_usage_and_sends_nothing(
     assert agent.patched == []
 
 
-def test_nobody_there_is_told_from_failure(ztctl: Ztctl, agent: Agent) -> None:
+def test_missing_agent_has_its_own_exit_code(ztctl: Ztctl, agent: Agent) -> None:
     assert ztctl("--run-dir", str(agent.run_dir / "none"), "log", "level").exit_code == 3
     assert ztctl("--run-dir", str(agent.run_dir / "none"), "config", "dump").exit_code == 3
 
 
 @pytest.mark.parametrize("words", [[], ["-o", "json"]])
-def test_config_is_dumped_by_node(ztctl: Ztctl, agent: Agent, words: list[str]) -> None:
+def test_config_dump_has_one_entry_per_node(ztctl: Ztctl, agent: Agent, words: list[str]) -> None:
     agent.answers["/config_dump"] = {"status": {"ready": True}, "pods": []}
     done = ztctl("--run-dir", str(agent.run_dir), "config", "dump", *words)
     (dump,) = json.loads(done.output).values()

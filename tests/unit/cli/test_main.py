@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Help, completion, and how options find their way."""
+"""Help, completion, plurals, and options that all commands share."""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ from ztctl.main import COMMANDS, cli
 from ztunnel import __version__
 
 
-def test_help_names_every_command_and_the_exit_codes(ztctl: Ztctl) -> None:
-    said = ztctl("--help").output
+def test_help_lists_visible_commands_and_exit_codes(ztctl: Ztctl) -> None:
+    text = ztctl("--help").output
     for name, entry in COMMANDS.items():
-        assert f"  {name} " in said
-        assert entry.summary in said
-    assert "Exit codes:" in said
+        assert (f"  {name} " in text) is not entry.hidden
+        assert (entry.summary in text) is not entry.hidden
+    assert "Exit codes:" in text
+
+
+@pytest.mark.parametrize("name", sorted(name for name, entry in COMMANDS.items() if entry.plural))
+def test_plural_of_a_noun_is_the_same_command(ztctl: Ztctl, name: str) -> None:
+    plural = cli.get_command(None, COMMANDS[name].plural)  # type: ignore[arg-type]
+    assert plural is cli.get_command(None, name)  # type: ignore[arg-type]
+    assert f"  {COMMANDS[name].plural} " not in ztctl("--help").output
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_command_can_be_imported_and_helps(ztctl: Ztctl, name: str) -> None:
+def test_every_command_has_help(ztctl: Ztctl, name: str) -> None:
     done = ztctl(name, "--help")
     assert done.exit_code == 0, done.output
     assert cli.get_command(None, name).name == name  # type: ignore[arg-type, union-attr]
@@ -35,7 +42,7 @@ def test_help_imports_no_command() -> None:
         "from click.testing import CliRunner\n"
         "from ztctl.main import cli\n"
         "assert CliRunner().invoke(cli, ['--help']).exit_code == 0\n"
-        "loaded = {'pyroute2', 'aiohttp', 'yaml', 'ztunnel.lab', 'ztctl.commands.lists'}\n"
+        "loaded = {'pyroute2', 'aiohttp', 'yaml', 'ztunnel.lab', 'ztctl.resources'}\n"
         "print(sorted(loaded & set(sys.modules)))\n"
     )
     done = subprocess.run(
@@ -44,7 +51,7 @@ def test_help_imports_no_command() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_unknown_command_is_wrong_usage(ztctl: Ztctl) -> None:
+def test_unknown_command_is_a_usage_error(ztctl: Ztctl) -> None:
     assert ztctl("nonsense").exit_code == 2
 
 
@@ -60,13 +67,13 @@ def test_the_later_output_option_wins(ztctl: Ztctl) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_is_a_script_for_the_shell(ztctl: Ztctl, shell: str) -> None:
+def test_completion_prints_a_script_for_the_shell(ztctl: Ztctl, shell: str) -> None:
     done = ztctl("completion", shell)
     assert done.exit_code == 0
     assert "_ZTCTL_COMPLETE" in done.output
 
 
-def test_bash_takes_the_completion(ztctl: Ztctl) -> None:
+def test_bash_accepts_the_completion_script(ztctl: Ztctl) -> None:
     script = ztctl("completion", "bash").output
     done = subprocess.run(
         ["bash", "-n"], input=script, capture_output=True, text=True, check=False, timeout=20

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Istio's IstioOperator document: what is honoured, what is ignored aloud, what is refused."""
+"""Mesh settings from an IstioOperator document: applied, ignored and rejected fields."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ztctl.mesh_config import Effect, MeshConfigError, MeshSettings, Outbound, read
+from ztctl.cluster.mesh_config import (
+    Effect,
+    MeshConfigError,
+    MeshSettings,
+    OutboundTrafficPolicy,
+    read,
+)
 
-AS_IT_IS = """
+AMBIENT = """
 apiVersion: install.istio.io/v1alpha1
 kind: IstioOperator
 spec:
@@ -30,8 +36,8 @@ def _document(mesh_config: Any = None, **spec: Any) -> dict[str, Any]:
     return {"apiVersion": "install.istio.io/v1alpha1", "kind": "IstioOperator", "spec": spec}
 
 
-def test_the_usual_document_is_taken_as_it_is() -> None:
-    settings, notes = read(yaml.safe_load(AS_IT_IS))
+def test_ambient_document_is_accepted_without_settings() -> None:
+    settings, notes = read(yaml.safe_load(AMBIENT))
     assert settings == MeshSettings()
     assert {note.field for note in notes} == {
         "spec.meshConfig.defaultConfig.proxyProtocol",
@@ -40,7 +46,7 @@ def test_the_usual_document_is_taken_as_it_is() -> None:
     assert {note.effect for note in notes} == {Effect.ALWAYS}
 
 
-def test_settings_are_read() -> None:
+def test_supported_fields_become_settings() -> None:
     selectors: list[dict[str, Any]] = [
         {"matchLabels": {"mesh": "yes"}},
         {"matchExpressions": [{"key": "env", "operator": "NotIn", "values": ["dev"]}]},
@@ -56,12 +62,12 @@ def test_settings_are_read() -> None:
         )
     )
     assert settings == MeshSettings(
-        "example.org", "policies", tuple(selectors), Outbound.REGISTRY_ONLY
+        "example.org", "policies", tuple(selectors), OutboundTrafficPolicy.REGISTRY_ONLY
     )
-    assert {note.effect for note in notes} == {Effect.HONOURED}
+    assert {note.effect for note in notes} == {Effect.APPLIED}
 
 
-def test_every_field_that_is_ignored_is_named_with_the_reason() -> None:
+def test_every_ignored_field_gets_a_note_with_the_reason() -> None:
     _, notes = read(
         {
             **_document(
@@ -91,15 +97,18 @@ def test_every_field_that_is_ignored_is_named_with_the_reason() -> None:
     assert all(note.meaning for note in notes)
 
 
-REFUSED: dict[str, tuple[Any, str]] = {
+INVALID: dict[str, tuple[Any, str]] = {
     "nothing": (None, "found nothing"),
     "a list": ([1], "found list"),
     "another kind": ({"apiVersion": "v1", "kind": "Pod"}, "found v1 and Pod"),
     "no ambient": (_document({"enableAmbient": False}), "spec.meshConfig.enableAmbient: False"),
-    "another proxy": (_document({"defaultConfig": {"proxyProtocol": "envoy"}}), "proxyProtocol"),
-    "a trust domain that is none": (_document({"trustDomain": "A_b"}), "no DNS name"),
-    "a trust domain that is a number": (_document({"trustDomain": 7}), "no DNS name"),
-    "an option in a name": (_document({"rootNamespace": "a --x=y"}), "no DNS name"),
+    "another proxy protocol": (
+        _document({"defaultConfig": {"proxyProtocol": "envoy"}}),
+        "proxyProtocol",
+    ),
+    "an invalid trust domain": (_document({"trustDomain": "A_b"}), "not a lower-case DNS name"),
+    "a trust domain that is a number": (_document({"trustDomain": 7}), "not a lower-case DNS name"),
+    "an option in a name": (_document({"rootNamespace": "a --x=y"}), "not a lower-case DNS name"),
     "an unknown mode": (_document({"outboundTrafficPolicy": {"mode": "ALLOW"}}), "REGISTRY_ONLY"),
     "selectors that are no list": (_document({"discoverySelectors": {}}), "expected a list"),
     "a selector with other fields": (
@@ -122,10 +131,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_would_make_another_mesh_is_refused_with_its_field(case: str) -> None:
-    document, complaint = REFUSED[case]
-    with pytest.raises(MeshConfigError, match=complaint):
+@pytest.mark.parametrize("case", INVALID)
+def test_unsupported_document_is_rejected_with_the_field(case: str) -> None:
+    document, message = INVALID[case]
+    with pytest.raises(MeshConfigError, match=message):
         read(document)
 
 
@@ -138,6 +147,6 @@ trees = st.recursive(
 
 
 @given(trees)
-def test_any_document_is_read_or_refused(spec: Any) -> None:
+def test_any_document_is_parsed_or_rejected(spec: Any) -> None:
     with contextlib.suppress(MeshConfigError):
         read({"apiVersion": "install.istio.io/v1alpha1", "kind": "IstioOperator", "spec": spec})

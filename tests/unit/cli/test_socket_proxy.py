@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztctl` against a cluster: agents' admin sockets through exec or port-forward."""
+"""`ztctl` with a cluster: agents' admin sockets through exec and port-forward."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from tests.unit.cli.conftest import Agent, Ztctl
 from tests.unit.cli.fake_apiserver import ApiServer
-from ztunnel.agent.api import remote_admin_server as agent_doorway
+from ztunnel.agent.api import remote_admin_server
 
 
 @pytest.fixture
@@ -34,28 +34,28 @@ def agents(cluster: ApiServer, tmp_path: Path) -> Iterator[dict[str, Agent]]:
         yield found
 
 
-def test_every_nodes_agent_is_asked_in_its_pod(
+def test_agents_of_all_nodes_are_queried_by_exec(
     ztctl: Ztctl, cluster: ApiServer, agents: dict[str, Agent]
 ) -> None:
     done = ztctl("--kubeconfig", str(cluster.kubeconfig), "certificate", "list", "-o", "json")
     assert done.exit_code == 0, done.output
-    assert [(row["on"], row["identity"]) for row in json.loads(done.stdout)] == [
+    assert [(row["node"], row["identity"]) for row in json.loads(done.stdout)] == [
         ("node1", "of node1"),
         ("node2", "of node2"),
     ]
-    assert cluster.execs == [["ztctl", "relay"]] * 2
+    assert cluster.execs == [["ztctl", "stdio-proxy"]] * 2
 
 
-def test_one_node_is_chosen_by_its_name(
+def test_node_option_selects_one_agent(
     ztctl: Ztctl, cluster: ApiServer, agents: dict[str, Agent]
 ) -> None:
     where = ("--kubeconfig", str(cluster.kubeconfig), "--context", "c", "--node", "node2")
     done = ztctl("certificate", "list", "-o", "json", *where)
-    assert [row["on"] for row in json.loads(done.stdout)] == ["node2"]
+    assert [row["node"] for row in json.loads(done.stdout)] == ["node2"]
     assert len(cluster.execs) == 1
 
 
-def test_answer_larger_than_any_buffer_arrives_whole(
+def test_response_larger_than_the_buffers_is_complete(
     ztctl: Ztctl, cluster: ApiServer, agents: dict[str, Agent]
 ) -> None:
     rows = [{"identity": f"number {number}", "n": "x" * 500} for number in range(4000)]
@@ -66,7 +66,7 @@ def test_answer_larger_than_any_buffer_arrives_whole(
     assert [row["n"] for row in json.loads(done.stdout)] == [row["n"] for row in rows]
 
 
-def test_unknown_node_is_an_error_that_names_the_known(
+def test_unknown_node_is_an_error_with_the_known_nodes(
     ztctl: Ztctl, cluster: ApiServer, agents: dict[str, Agent]
 ) -> None:
     done = ztctl("--kubeconfig", str(cluster.kubeconfig), "--node", "node9", "status")
@@ -74,13 +74,13 @@ def test_unknown_node_is_an_error_that_names_the_known(
     assert "node1, node2" in done.output
 
 
-def test_cluster_without_agents_says_what_to_do(ztctl: Ztctl, cluster: ApiServer) -> None:
+def test_cluster_without_agents_is_an_error_with_hint(ztctl: Ztctl, cluster: ApiServer) -> None:
     done = ztctl("--kubeconfig", str(cluster.kubeconfig), "status")
     assert done.exit_code == 3
     assert "ztctl install" in done.output
 
 
-def test_what_one_node_refuses_is_told_beside_the_others_rows(
+def test_error_of_one_node_is_reported_beside_the_rows_of_others(
     ztctl: Ztctl, cluster: ApiServer, agents: dict[str, Agent]
 ) -> None:
     cluster.forbidden.add("node1")
@@ -91,16 +91,16 @@ def test_what_one_node_refuses_is_told_beside_the_others_rows(
     assert "403" in done.output
 
 
-def test_pod_whose_agent_does_not_listen_says_so(
+def test_pod_without_listening_agent_is_an_error(
     ztctl: Ztctl, cluster: ApiServer, tmp_path: Path
 ) -> None:
-    cluster.agents["node1"] = tmp_path / "nobody"
+    cluster.agents["node1"] = tmp_path / "missing"
     done = ztctl("--kubeconfig", str(cluster.kubeconfig), "certificate", "list")
     assert done.exit_code == 3
-    assert "no agent at" in done.output
+    assert "cannot connect to the agent at" in done.output
 
 
-def test_maps_of_a_node_are_read_there(
+def test_redirect_of_a_cluster_node_is_an_error_with_hint(
     ztctl: Ztctl, cluster: ApiServer, agents: dict[str, Agent]
 ) -> None:
     done = ztctl("--kubeconfig", str(cluster.kubeconfig), "--node", "node1", "redirect", "list")
@@ -114,10 +114,10 @@ def test_maps_of_a_node_are_read_there(
 
 
 @pytest.fixture
-def doors(cluster: ApiServer, agents: dict[str, Agent]) -> dict[str, Agent]:
-    """The agents, each with a port too."""
+def endpoints(cluster: ApiServer, agents: dict[str, Agent]) -> dict[str, Agent]:
+    """The agents, each with a port and an annotation."""
     for node in agents:
-        cluster.open_door(node)
+        cluster.open_endpoint(node)
     return agents
 
 
@@ -125,8 +125,8 @@ def _list(cluster: ApiServer, *options: str) -> tuple[str, ...]:
     return ("--kubeconfig", str(cluster.kubeconfig), *options, "certificate", "list", "-o", "json")
 
 
-def test_agents_that_name_a_port_are_asked_there(
-    ztctl: Ztctl, cluster: ApiServer, doors: dict[str, Agent]
+def test_annotated_agents_are_queried_by_port_forward(
+    ztctl: Ztctl, cluster: ApiServer, endpoints: dict[str, Agent]
 ) -> None:
     done = ztctl(*_list(cluster))
     assert done.exit_code == 0, done.output
@@ -135,27 +135,27 @@ def test_agents_that_name_a_port_are_asked_there(
     assert len(cluster.forwards) == len(set(cluster.tokens.values())) == 2  # a token each
 
 
-def test_large_answer_comes_whole_through_a_port(
-    ztctl: Ztctl, cluster: ApiServer, doors: dict[str, Agent]
+def test_large_response_by_port_forward_is_complete(
+    ztctl: Ztctl, cluster: ApiServer, endpoints: dict[str, Agent]
 ) -> None:
     rows = [{"identity": f"number {number}", "n": "x" * 500} for number in range(4000)]
-    doors["node1"].answers["/v1/certificates"] = {"certificates": rows}
-    done = ztctl(*_list(cluster, "--node", "node1", "--via", "port-forward"))
+    endpoints["node1"].answers["/v1/certificates"] = {"certificates": rows}
+    done = ztctl(*_list(cluster, "--node", "node1", "--transport", "port-forward"))
     assert done.exit_code == 0, done.output
     assert [row["n"] for row in json.loads(done.stdout)] == [row["n"] for row in rows]
 
 
-def test_exec_is_taken_when_it_is_named(
-    ztctl: Ztctl, cluster: ApiServer, doors: dict[str, Agent]
+def test_transport_option_selects_exec(
+    ztctl: Ztctl, cluster: ApiServer, endpoints: dict[str, Agent]
 ) -> None:
-    done = ztctl(*_list(cluster, "--via", "exec"))
+    done = ztctl(*_list(cluster, "--transport", "exec"))
     assert done.exit_code == 0, done.output
     assert (len(cluster.execs), cluster.forwards, cluster.tokens) == (2, [], {})
 
 
 @pytest.mark.parametrize("denied", ["token", "portforward"])
-def test_exec_is_taken_where_port_forward_is_not_allowed(
-    ztctl: Ztctl, cluster: ApiServer, doors: dict[str, Agent], denied: str
+def test_exec_is_used_if_port_forward_is_forbidden(
+    ztctl: Ztctl, cluster: ApiServer, endpoints: dict[str, Agent], denied: str
 ) -> None:
     cluster.denied.add(denied)
     done = ztctl(*_list(cluster))
@@ -164,27 +164,27 @@ def test_exec_is_taken_where_port_forward_is_not_allowed(
 
 
 @pytest.mark.parametrize(
-    ("denied", "right"),
+    ("denied", "permission"),
     [
         ("token", "create serviceaccounts/token of ztunnel-admin"),
         ("portforward", "get and create pods/portforward"),
     ],
 )
-def test_the_right_that_is_missing_is_named(
-    ztctl: Ztctl, cluster: ApiServer, doors: dict[str, Agent], denied: str, right: str
+def test_missing_permission_is_in_the_hint(
+    ztctl: Ztctl, cluster: ApiServer, endpoints: dict[str, Agent], denied: str, permission: str
 ) -> None:
     cluster.denied.add(denied)
-    done = ztctl(*_list(cluster, "--via", "port-forward"))
+    done = ztctl(*_list(cluster, "--transport", "port-forward"))
     assert done.exit_code == 3
     assert (
-        f"answered 403: {'serviceaccounts/token' if denied == 'token' else 'pods/'}" in done.output
+        f"responded 403: {'serviceaccounts/token' if denied == 'token' else 'pods/'}" in done.output
     )
-    assert f"it needs the right {right} in ztunnel-system" in done.output
+    assert f"hint: grant the permission to {permission} in namespace ztunnel-system" in done.output
     assert cluster.execs == []
 
 
-def test_when_neither_way_is_allowed_both_are_told(
-    ztctl: Ztctl, cluster: ApiServer, doors: dict[str, Agent]
+def test_errors_of_both_transports_are_reported(
+    ztctl: Ztctl, cluster: ApiServer, endpoints: dict[str, Agent]
 ) -> None:
     cluster.denied |= {"portforward", "exec"}
     done = ztctl(*_list(cluster, "--node", "node1"))
@@ -194,59 +194,59 @@ def test_when_neither_way_is_allowed_both_are_told(
 
 
 @pytest.mark.parametrize("note", ["", "80", "80 sha256:abc", "99999 sha256:" + "a" * 64])
-def test_pod_that_names_no_usable_port_is_asked_by_exec(
+def test_exec_is_used_without_a_valid_annotation(
     ztctl: Ztctl, cluster: ApiServer, agents: dict[str, Agent], note: str
 ) -> None:
     cluster.notes = dict.fromkeys(agents, note)
     assert ztctl(*_list(cluster)).exit_code == 0
     assert len(cluster.execs) == 2
-    done = ztctl(*_list(cluster, "--via", "port-forward"))
-    assert "names no port in its annotation ztunnel.dev/admin" in done.output
+    done = ztctl(*_list(cluster, "--transport", "port-forward"))
+    assert "has no valid annotation ztunnel.dev/admin" in done.output
 
 
-def test_token_that_the_agent_refuses_is_told(
-    ztctl: Ztctl, cluster: ApiServer, doors: dict[str, Agent], monkeypatch: pytest.MonkeyPatch
+def test_rejected_token_is_reported(
+    ztctl: Ztctl, cluster: ApiServer, endpoints: dict[str, Agent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_doorway, "PENALTY", 0.0)
+    monkeypatch.setattr(remote_admin_server, "PENALTY", 0.0)
     cluster.is_strict = True
-    done = ztctl(*_list(cluster, "--node", "node1", "--via", "port-forward"))
+    done = ztctl(*_list(cluster, "--node", "node1", "--transport", "port-forward"))
     assert done.exit_code == 3
-    assert "the agent refuses: a stranger's token" in done.output
+    assert "the agent rejects the token: a stranger's token" in done.output
 
 
-def test_impostor_at_the_port_gets_no_token_and_is_told_of(
+def test_impostor_at_the_port_gets_no_token_and_is_reported(
     ztctl: Ztctl, cluster: ApiServer, agents: dict[str, Agent]
 ) -> None:
-    """Another process of the node listens where the agent did."""
+    """Another process of the node is bound to the agent's port."""
     with _Impostor() as impostor:
         cluster.notes["node1"] = f"{impostor.port} sha256:{'a' * 64}"
         done = ztctl(*_list(cluster, "--node", "node1"))
     assert done.exit_code == 3
-    assert "has not the key that pod agent-node1 names" in done.output
-    assert impostor.heard == b""
-    assert cluster.execs == []  # it is not passed over in silence
-    assert ztctl(*_list(cluster, "--node", "node1", "--via", "exec")).exit_code == 0
+    assert "expected the key in the annotation of pod agent-node1" in done.output
+    assert impostor.received == b""
+    assert cluster.execs == []  # no other transport is tried silently
+    assert ztctl(*_list(cluster, "--node", "node1", "--transport", "exec")).exit_code == 0
 
 
-def test_port_where_nobody_listens_is_told_as_the_kubelet_says_it(
+def test_closed_port_is_reported_with_the_kubelet_error(
     ztctl: Ztctl, cluster: ApiServer, agents: dict[str, Agent]
 ) -> None:
     with _Impostor() as gone:
         pass
     cluster.notes["node1"] = f"{gone.port} sha256:{'a' * 64}"
-    done = ztctl(*_list(cluster, "--node", "node1", "--via", "port-forward"))
+    done = ztctl(*_list(cluster, "--node", "node1", "--transport", "port-forward"))
     assert done.exit_code == 3
     assert f"port {gone.port} of pod agent-node1: dial: " in done.output
 
 
 class _Impostor:
-    """Speaks good TLS with a key of its own, and keeps what it hears."""
+    """A TLS server with a key of its own; `received` has the bytes it was sent."""
 
     def __init__(self) -> None:
-        self._context, _ = agent_doorway._identity()
+        self._context, _ = remote_admin_server._identity()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self.heard = b""
+        self.received = b""
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> _Impostor:
@@ -266,6 +266,6 @@ class _Impostor:
                 return
             with raw, self._context.wrap_socket(raw, server_side=True) as tls:
                 try:
-                    self.heard += tls.recv(1 << 12)
+                    self.received += tls.recv(1 << 12)
                 except (ssl.SSLError, ConnectionError):
                     continue

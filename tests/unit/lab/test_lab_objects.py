@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ztunnel.lab.cluster.objects import Key, Object, ObjectStore, key_of, read_manifests
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.lab import demo_manifests
 from ztunnel.lab.names import LabNames
+from ztunnel.lab.objects import Key, Object, ObjectStore, key_of, read_manifests
 from ztunnel.lab.runtime import images
 
 POLICY: Object = {

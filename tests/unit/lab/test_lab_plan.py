@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ztunnel.lab.cluster import scheduler
-from ztunnel.lab.cluster.objects import Key, Object, key_of
+from ztunnel.lab.objects import Key, Object, key_of
 
 NOW = "2026-01-01T00:00:00Z"
 NODES = scheduler.make_nodes(2)

@@ -13,8 +13,8 @@ import pytest
 
 from ztunnel.lab.cluster import services
 from ztunnel.lab.cluster.dns import Zone, answer, build_zone
-from ztunnel.lab.cluster.objects import Key, Object, key_of
 from ztunnel.lab.network import addresses, kube_proxy
+from ztunnel.lab.objects import Key, Object, key_of
 
 
 def service(name: str = "web", **spec: Any) -> Object:

@@ -102,12 +102,16 @@ class PolicySimulator:
             "path": path,
         }
         if port in RESERVED:
-            return {**answer, **_answered(False, f"port {port} is the mesh's own")}
+            return {
+                **answer,
+                **_answered(False, "reserved_port", f"port {port} is reserved for the mesh"),
+            }
         if target.workload is None or target.workload.protocol is not TunnelProtocol.HBONE:
-            return {**answer, **_answered(True, "the destination is not in the mesh: no policy")}
+            reason = "the destination is not in the mesh: no policy applies"
+            return {**answer, **_answered(True, "not_in_mesh", reason)}
         if path == "node":
-            reason = "the node's own connections reach its pods directly: no policy, for probes"
-            return {**answer, **_answered(True, reason)}
+            reason = "connections from the node bypass the proxy, for probes: no policy applies"
+            return {**answer, **_answered(True, "from_node", reason)}
         asked = AuthzRequest(source.ip, identity, SocketAddress(target.ip, port))
         return {**answer, **self._judged(target.workload, asked)}
 
@@ -118,7 +122,7 @@ class PolicySimulator:
         facts = RequestAttributes(asked)
         return {
             "allowed": decision.allowed,
-            "cause": decision.cause.value,
+            "cause": decision.cause.name.lower(),
             "reason": decision.reason,
             "policy": display_name(decision.policy),
             "rule": f"rules[{decision.rule}]" if decision.rule >= 0 else "",
@@ -222,8 +226,8 @@ def _considered(policy: AuthorizationPolicy, facts: RequestAttributes) -> Json:
     }
 
 
-def _answered(allowed: bool, reason: str) -> Json:
-    return {"allowed": allowed, "cause": reason, "reason": reason, "policy": "", "rule": ""}
+def _answered(allowed: bool, cause: str, reason: str) -> Json:
+    return {"allowed": allowed, "cause": cause, "reason": reason, "policy": "", "rule": ""}
 
 
 def _identity(end: _End) -> str:

@@ -32,8 +32,8 @@ import dns.rdatatype
 import dns.rrset
 
 from ztunnel.dns.message import EDNS_PAYLOAD_BYTES, UDP_PAYLOAD_BYTES, encode
-from ztunnel.lab.cluster.objects import Key, Object, Objects, key_of, of_kind, parse
 from ztunnel.lab.cluster.services import SERVICE_LABEL
+from ztunnel.lab.objects import Key, Object, Objects, key_of, of_kind, parse
 
 ZONE = dns.name.from_text("cluster.local.")
 SERVICES = dns.name.from_text("svc.cluster.local.")

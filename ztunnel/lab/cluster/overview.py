@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ztunnel.lab.cluster.objects import Object, Objects, of_kind
 from ztunnel.lab.cluster.scheduler import NodePlan, is_ready, pod_ips
 from ztunnel.lab.components import Component
 from ztunnel.lab.names import LabNames
 from ztunnel.lab.network import addresses
 from ztunnel.lab.network.kube_proxy import frontends
+from ztunnel.lab.objects import Object, Objects, of_kind
 from ztunnel.lab.runtime import capture_gate, containers, sandbox
 
 

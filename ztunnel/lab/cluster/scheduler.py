@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ztunnel.lab.cluster.objects import Key, Object, Objects, key_of, of_kind
 from ztunnel.lab.network import addresses
+from ztunnel.lab.objects import Key, Object, Objects, key_of, of_kind
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 HASH_LABEL = "pod-template-hash"

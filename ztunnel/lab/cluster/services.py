@@ -10,9 +10,9 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from ztunnel.lab.cluster.objects import Key, Object, Objects, key_of, of_kind
 from ztunnel.lab.cluster.scheduler import is_ready, pod_ips
 from ztunnel.lab.network import addresses
+from ztunnel.lab.objects import Key, Object, Objects, key_of, of_kind
 
 SERVICE_LABEL = "kubernetes.io/service-name"
 MANAGED_LABEL = "endpointslice.kubernetes.io/managed-by"

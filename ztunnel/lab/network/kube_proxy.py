@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ztunnel.lab.cluster.objects import Key, Object, Objects, key_of, of_kind
 from ztunnel.lab.cluster.services import SERVICE_LABEL
 from ztunnel.lab.network import netns
 from ztunnel.lab.network.addresses import SERVICE_CIDRS, Pair, is_ipv6
+from ztunnel.lab.objects import Key, Object, Objects, key_of, of_kind
 
 _TABLE = """\
 table inet ztlab_services

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 
-from ztunnel.lab.cluster.objects import Key, Object, Objects, key_of
 from ztunnel.lab.cluster.scheduler import host_network
 from ztunnel.lab.components import admin_get
 from ztunnel.lab.names import LabNames
+from ztunnel.lab.objects import Key, Object, Objects, key_of
 from ztunnel.lab.runtime import process
 from ztunnel.mesh.enrollment import MODE_LABEL, Enrolled, decide
 

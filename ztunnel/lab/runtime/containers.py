@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ztunnel.lab.cluster.objects import Object
 from ztunnel.lab.names import LabNames
+from ztunnel.lab.objects import Object
 from ztunnel.lab.runtime import images, process
 from ztunnel.lab.runtime.sandbox import Sandbox
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ztunnel.lab.cluster.objects import Object, Objects, of_kind
+from ztunnel.lab.objects import Object, Objects, of_kind
 
 TABLE_CONFIG_MAP = "ztunnel-lab-images"
 NGINX_COMMAND = ("nginx", "-g", "daemon off;")  # the CMD of the official image

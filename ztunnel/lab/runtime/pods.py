@@ -7,9 +7,9 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ztunnel.lab.cluster.objects import Object, Objects, ObjectStore, key_of, of_kind
 from ztunnel.lab.cluster.scheduler import NodePlan, is_ready
 from ztunnel.lab.names import LabNames
+from ztunnel.lab.objects import Object, Objects, ObjectStore, key_of, of_kind
 from ztunnel.lab.runtime import containers, images, probes, sandbox
 from ztunnel.lab.runtime.sandbox import Sandbox
 

@@ -8,10 +8,10 @@ import socket
 import subprocess
 from typing import Any
 
-from ztunnel.lab.cluster.objects import Object
 from ztunnel.lab.cluster.scheduler import pod_ips
 from ztunnel.lab.names import LabNames
 from ztunnel.lab.network import netns
+from ztunnel.lab.objects import Object
 from ztunnel.lab.runtime import containers
 from ztunnel.lab.runtime.images import tcp_ports
 from ztunnel.lab.runtime.sandbox import Sandbox

@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ztunnel.lab.cluster.objects import Object, write_atomically
 from ztunnel.lab.cluster.scheduler import NodePlan, host_network, pod_ips
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import LabNames
 from ztunnel.lab.network import addresses, links, netns
+from ztunnel.lab.objects import Object, write_atomically
 from ztunnel.lab.runtime import cgroups, process
 from ztunnel.lab.runtime.images import hostname
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ztunnel.kube.sources.directory import scan_directory
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.lab.cluster import scheduler, services
-from ztunnel.lab.cluster.objects import Key, Object, ObjectStore, key_of
+from ztunnel.lab.objects import Key, Object, ObjectStore, key_of
 from ztunnel.mesh.model import TunnelProtocol
 
 NODES = scheduler.make_nodes(2)

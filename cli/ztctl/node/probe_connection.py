@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the real programs and dials once, in a place of its own that ends with this process.
+"""Loads the BPF programs and opens a connection, in namespaces that end with this process.
 
-    unshare --mount --net python -m ztctl.probe_connection CGROUP
+    unshare --mount --net python -m ztctl.node.probe_connection CGROUP
 
-The pins are on a bpffs that only this mount namespace sees, the sockets in a network namespace
-without any route: when the process ends, however it ends, the kernel removes both. Prints
-findings as a JSON list.
+The pins are on a bpffs that only this mount namespace has, and the sockets are in a network
+namespace without routes, so the kernel removes both whenever the process ends. The output is a
+JSON list of steps.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from ztunnel.ipc.messages import ListenerKind
 from ztunnel.mesh.model import SocketAddress
 
 PIN_DIR = requirements.BPFFS / "ztunnel-check"
-TIMEOUT = 5.0  # seconds; the connection never leaves the loopback device
+TIMEOUT_S = 5.0  # the connection uses only the loopback device
 
-# Addresses for documentation (RFC 5737, RFC 3849): there is no route to them here.
-_DIALLED = {
+# Documentation addresses (RFC 5737, RFC 3849): the namespace has no route to them.
+_DESTINATIONS = {
     socket.AF_INET: SocketAddress("192.0.2.1", 80),
     socket.AF_INET6: SocketAddress("2001:db8::1", 80),
 }
@@ -43,71 +43,78 @@ _LISTENERS = {
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing tried: `found` says how it went."""
+class Step:
+    """One step of the probe, and its result as text."""
 
     name: str
-    ok: bool
-    found: str
+    is_ok: bool
+    result: str
 
 
-def run(cgroup: Path) -> Iterator[Finding]:
-    """All findings, up to the first that makes the next ones pointless."""
+def run(cgroup: Path) -> Iterator[Step]:
+    """Run all steps; stop after the first if the programs do not load."""
     (cgroup / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
     loaded = _load(cgroup)
     yield loaded
-    if not loaded.ok:
+    if not loaded.is_ok:
         return
     with IPRoute() as ipr:
         ipr.link("set", index=1, state="up")  # lo
-    with closing(Maps(PIN_DIR)) as maps, _own_netns() as space:
+    with closing(Maps(PIN_DIR)) as maps, _current_netns() as space:
         yield _attach_inbound(space)
         maps.enrol(PodEntry(netns.cookie(space), ("192.0.2.2", "2001:db8::2")))
         for family in _families():
-            yield _dial(space, family, maps)
+            yield _connect(space, family, maps)
 
 
-def _load(cgroup: Path) -> Finding:
+def _load(cgroup: Path) -> Step:
     name = "programs"
     try:
         loader.load(cgroup, PIN_DIR)
     except (loader.LoadError, OSError) as error:
-        return Finding(name, False, str(error))
+        return Step(name, False, str(error))
     kinds = sorted({hook.kind.name for hook in (*loader.CGROUP_HOOKS, loader.SK_LOOKUP)})
-    return Finding(name, True, f"all load and attach ({', '.join(kinds).lower()})")
+    return Step(name, True, f"all programs load and attach ({', '.join(kinds).lower()})")
 
 
-def _attach_inbound(space: int) -> Finding:
+def _attach_inbound(space: int) -> Step:
     name = "inbound hook"
     try:
         links.attach_sk_lookup(PIN_DIR, space, netns.cookie(space))
     except OSError as error:
-        return Finding(name, False, f"sk_lookup does not attach: {error}")
-    return Finding(name, True, "sk_lookup attaches to a network namespace")
+        return Step(name, False, f"cannot attach sk_lookup: {error}")
+    return Step(name, True, "sk_lookup attaches to a network namespace")
 
 
-def _dial(space: int, family: socket.AddressFamily, maps: Maps) -> Finding:
-    """Dial where no route leads; only a redirect to the listener can make that work."""
+def _connect(space: int, family: socket.AddressFamily, maps: Maps) -> Step:
+    """Connect to an address without a route: only a redirect to the listener can succeed."""
     name = "connect hook IPv6" if family is socket.AF_INET6 else "connect hook IPv4"
-    wanted = _DIALLED[family]
+    destination = _DESTINATIONS[family]
     listening = netns.listeners(space, maps, ipv6=family is socket.AF_INET6)
     try:
         listener = listening[_LISTENERS[family]]
-        listener.settimeout(TIMEOUT)
+        listener.settimeout(TIMEOUT_S)
         with socket.socket(family, socket.SOCK_STREAM) as app:
-            app.settimeout(TIMEOUT)
-            app.connect((wanted.ip, wanted.port))
+            app.settimeout(TIMEOUT_S)
+            app.connect((destination.ip, destination.port))
             with closing(listener.accept()[0]) as accepted:
                 original = sockopt.original_destination(accepted)
-            seen = SocketAddress(*app.getpeername()[:2])
+            peer = SocketAddress(*app.getpeername()[:2])
     except OSError as error:
-        return Finding(name, False, f"dialled {wanted}: {error}")
+        return Step(name, False, f"cannot connect to {destination}: {error}")
     finally:
         for each in listening.values():
             each.close()
-    if (original, seen) != (wanted, wanted):
-        return Finding(name, False, f"dialled {wanted}, proxy told {original}, app told {seen}")
-    return Finding(name, True, f"a connection to {wanted} came to the proxy, which knew")
+    if (original, peer) != (destination, destination):
+        return Step(
+            name,
+            False,
+            f"connected to {destination}, but SO_ORIGINAL_DST is {original}, "
+            f"and getpeername returns {peer}",
+        )
+    return Step(
+        name, True, f"a connection to {destination} reaches the proxy with its original destination"
+    )
 
 
 def _families() -> list[socket.AddressFamily]:
@@ -115,7 +122,7 @@ def _families() -> list[socket.AddressFamily]:
 
 
 @contextmanager
-def _own_netns() -> Iterator[int]:
+def _current_netns() -> Iterator[int]:
     space = netns.open_pid(os.getpid())
     try:
         yield space
@@ -125,7 +132,7 @@ def _own_netns() -> Iterator[int]:
 
 def _main() -> None:
     subprocess.run(["mount", "-t", "bpf", "bpf", str(requirements.BPFFS)], check=True)
-    print(json.dumps([asdict(finding) for finding in run(Path(sys.argv[1]))]))
+    print(json.dumps([asdict(step) for step in run(Path(sys.argv[1]))]))
 
 
 if __name__ == "__main__":
