@@ -17,16 +17,16 @@ import contextlib
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from kubernetes import client
 
 from tests.apiserver.server import ROOT, ApiServer
+from tests.support import waiting
 from ztunnel.identity.csr import new_request
 from ztunnel.identity.csr_signer import Issued
 from ztunnel.kube.constants import NAMESPACE, ROOTS_CONFIGMAP, ROOTS_KEY, SIGNER_NAME, USAGES
@@ -34,18 +34,15 @@ from ztunnel.kube.writers.csr_client import CsrSigner
 
 DEPLOY = ROOT / "deploy"
 GRANTS = ("namespace.yaml", "agent-rbac.yaml", "controller-rbac.yaml")
-WAIT = 30.0  # seconds
+WAIT_S = 30.0
+T = TypeVar("T")
 
 
-def until(condition: Callable[[], Any], what: str = "", *, within: float = WAIT) -> Any:
-    """What `condition` returns once that is true, `within` seconds."""
-    deadline = time.monotonic() + within
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"not in {within:.0f} s: {what or condition}"
-        time.sleep(0.05)
+def wait_until(
+    condition: Callable[[], T | waiting.Falsy], what: waiting.What = "", timeout_s: float = WAIT_S
+) -> T:
+    """`waiting.wait_until` with the patience that controllers need."""
+    return waiting.wait_until(condition, what, timeout_s)
 
 
 def manifests(*names: str) -> list[dict[str, Any]]:
@@ -166,10 +163,10 @@ class Mesh:
             return b""
         return str((found.data or {}).get(ROOTS_KEY, "")).encode()
 
-    def request(self, kubeconfig: Path, identity: str, timeout: float = WAIT) -> Issued:
+    def request(self, kubeconfig: Path, identity: str, timeout: float = WAIT_S) -> Issued:
         """Ask as the agent does; raises what its signer raises."""
         api = self.server.client(kubeconfig)
-        until(self.roots, "roots are published")
+        wait_until(self.roots, "roots are published")
         signer = CsrSigner(api, self.roots, timedelta(hours=1))
         csr = new_request(identity).csr_pem
         return asyncio.run(asyncio.wait_for(signer.sign(identity, csr), timeout))
@@ -209,7 +206,7 @@ class Mesh:
                 return "Approved", found["Approved"].reason, found["Approved"].message
             return None
 
-        result: tuple[str, str, str] = until(ended, f"the end of request {name}")
+        result: tuple[str, str, str] = wait_until(ended, f"the end of request {name}")
         return result
 
     def leader(self) -> str:

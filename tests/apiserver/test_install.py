@@ -16,7 +16,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from tests.apiserver.control_plane import until
+from tests.apiserver.control_plane import wait_until
 from tests.apiserver.server import ROOT, ApiServer
 from ztctl.cluster import manifests
 from ztctl.main import cli
@@ -57,7 +57,7 @@ def ztctl(fresh_server: ApiServer) -> Ztctl:
 def rollout(server: ApiServer, kind: str, name: str) -> None:
     """What controllers and kubelets would do."""
     patch = yaml.safe_dump({"status": DONE[kind]})
-    until(lambda: server.try_kubectl("-n", NAMESPACE, "get", kind, name).returncode == 0)
+    wait_until(lambda: server.try_kubectl("-n", NAMESPACE, "get", kind, name).returncode == 0)
     words = ("--subresource=status", "--type=merge", "--patch", patch)
     server.kubectl("-n", NAMESPACE, "patch", kind, name, *words)
 
@@ -226,7 +226,7 @@ def test_uninstall_cleans_the_nodes_before_it_takes_the_proxies(
     results: list[Result] = []
     removing = threading.Thread(target=lambda: results.append(ztctl("uninstall", "--timeout=60")))
     removing.start()
-    until(lambda: _is_there(fresh_server, "daemonset", "ztunnel-cleaner"))
+    wait_until(lambda: _is_there(fresh_server, "daemonset", "ztunnel-cleaner"))
     assert not _is_there(fresh_server, "daemonset", "ztunnel-agent")
     assert _is_there(fresh_server, "daemonset", "ztunnel-proxy")  # still carries
     rollout(fresh_server, "daemonset", "ztunnel-cleaner")

@@ -15,7 +15,7 @@ import pytest
 from tests.apiserver.objects import ambient, namespace, pod
 from tests.apiserver.rbac_fixture import agent_kubeconfig, grant
 from tests.apiserver.server import ROOT, ApiServer
-from tests.lab.harness import until
+from tests.support.waiting import wait_until
 from ztunnel.agent.cluster import node_failure_events
 from ztunnel.agent.config import Options
 from ztunnel.datapath import requirements
@@ -39,7 +39,11 @@ def way(server: ApiServer) -> Path:
     )
     kubeconfig = agent_kubeconfig(server, "old")
     may = ("auth", "can-i", "list", "pods", "-A")
-    until(lambda: server.try_kubectl(*may, kubeconfig=kubeconfig).returncode == 0, "rights", 20)
+    wait_until(
+        lambda: server.try_kubectl(*may, kubeconfig=kubeconfig).returncode == 0,
+        "rights",
+        timeout_s=20,
+    )
     return kubeconfig
 
 

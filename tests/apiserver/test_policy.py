@@ -14,7 +14,7 @@ import pytest
 from tests.apiserver.objects import ambient, namespace, pod
 from tests.apiserver.server import ApiServer
 from tests.apiserver.source_runner import Following
-from tests.lab.harness import until
+from tests.support.waiting import wait_until
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.policy.model import PeerAuthentication
 from ztunnel.mesh.policy.rule_index import AuthzRequest
@@ -83,28 +83,28 @@ def test_policies_come_change_and_go(
     assert allowed(following)
     rule = {"from": [{"source": {"namespaces": ["x"]}}]}
     put(cluster, obj("AuthorizationPolicy", {"action": "DENY", "rules": [rule]}, version=version))
-    until(lambda: not allowed(following), "the policy")
+    wait_until(lambda: not allowed(following), "the policy")
     put(cluster, obj("AuthorizationPolicy", {"rules": [rule]}, version=version))
-    until(lambda: allowed(following), "its change")
+    wait_until(lambda: allowed(following), "its change")
     put(cluster, obj("PeerAuthentication", {"mtls": {"mode": "STRICT"}}, version=version))
     put(cluster, obj("AuthorizationPolicy", {"rules": [{}]}))
-    until(lambda: not allowed(following, identity=""), "plaintext to be refused")
+    wait_until(lambda: not allowed(following, identity=""), "plaintext to be refused")
     cluster.kubectl("delete", "peerauthentication", "p", "-n", "policy")
-    until(lambda: allowed(following, identity=""), "plaintext to be let in")
+    wait_until(lambda: allowed(following, identity=""), "plaintext to be let in")
 
 
 def test_root_namespace(cluster: ApiServer, following: Following) -> None:
     put(cluster, obj("AuthorizationPolicy", {}, place="istio-system"))
-    until(lambda: not allowed(following), "the mesh's policy")
+    wait_until(lambda: not allowed(following), "the mesh's policy")
 
 
 def test_oldest_peer_authentication_counts(cluster: ApiServer, following: Following) -> None:
     put(cluster, obj("PeerAuthentication", {"mtls": {"mode": "PERMISSIVE"}}, name="z-first"))
-    until(lambda: bool(dates(following)), "the first")
+    wait_until(lambda: bool(dates(following)), "the first")
     first = dates(following)["z-first"]
-    until(lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}" > first, "the next second")
+    wait_until(lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}" > first, "the next second")
     put(cluster, obj("PeerAuthentication", {"mtls": {"mode": "STRICT"}}, name="m-second"))
-    until(lambda: len(dates(following)) == 2, "both")
+    wait_until(lambda: len(dates(following)) == 2, "both")
     assert dates(following)["m-second"] > first
     assert allowed(following, identity="")
 
@@ -123,7 +123,7 @@ def test_misspelt_field_reaches_the_agent_which_denies(
 ) -> None:
     """Were it dropped by the server, each of these would allow what it was to deny."""
     put(cluster, obj("AuthorizationPolicy", spec), strict=False)
-    until(lambda: not allowed(following), "the refusal")
+    wait_until(lambda: not allowed(following), "the refusal")
     assert "no such field" in following.mirror.errors()["AuthorizationPolicy policy/p"]
 
 
@@ -160,9 +160,11 @@ def test_service_entries_come_and_go(cluster: ApiServer, following: Following) -
         "spec": spec,
     }
     put(cluster, entry)
-    until(lambda: following.state.service_by_hostname("api.example.com") is not None, "the entry")
+    wait_until(
+        lambda: following.state.service_by_hostname("api.example.com") is not None, "the entry"
+    )
     put(cluster, {**entry, "spec": {**spec, "endpoint": []}}, strict=False)
-    until(lambda: "ServiceEntry policy/out" in following.mirror.errors(), "the refusal")
+    wait_until(lambda: "ServiceEntry policy/out" in following.mirror.errors(), "the refusal")
     assert "no such field" in following.mirror.errors()["ServiceEntry policy/out"]
     cluster.kubectl("delete", "serviceentry", "out", "-n", "policy")
-    until(lambda: following.state.service_by_hostname("api.example.com") is None, "it to go")
+    wait_until(lambda: following.state.service_by_hostname("api.example.com") is None, "it to go")

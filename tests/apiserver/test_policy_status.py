@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.apiserver.control_plane import Mesh, until
+from tests.apiserver.control_plane import Mesh, wait_until
 from tests.apiserver.server import ROOT, ApiServer
 from ztunnel.kube.objects.policy_status import CONDITION
 
@@ -62,7 +62,7 @@ def condition(mesh: Mesh, kind: str, name: str) -> Json:
                 return dict(each) if is_current else None
         return None
 
-    found: Json = until(current, f"the condition of {name}")
+    found: Json = wait_until(current, f"the condition of {name}")
     return found
 
 
@@ -121,7 +121,9 @@ def test_what_another_controller_says_is_left_alone(mesh: Mesh) -> None:
     path = f"/apis/{GROUP}/v1/namespaces/shop/authorizationpolicies/theirs/status"
     theirs = {"type": CONDITION, "status": "True", "reason": "Istiod", "observedGeneration": 1}
     mesh.server.request("PATCH", path, {"status": {"conditions": [theirs]}})
-    until(lambda: "another controller's" in mesh.log("one") + mesh.log("two"), "the signer's word")
+    wait_until(
+        lambda: "another controller's" in mesh.log("one") + mesh.log("two"), "the signer's word"
+    )
     assert condition(mesh, "AuthorizationPolicy", "theirs")["reason"] == "Istiod"
 
 

@@ -13,7 +13,7 @@ from tests.apiserver.objects import ambient, endpoints, pod, service
 from tests.apiserver.rbac_fixture import AGENT, SYSTEM, agent_kubeconfig, grant, manifest
 from tests.apiserver.server import ApiServer
 from tests.apiserver.source_runner import Following
-from tests.lab.harness import until
+from tests.support.waiting import wait_until
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.sources.api_server import granted
 from ztunnel.kube.writers.pod_writer import PodWriter, WriteError
@@ -53,11 +53,15 @@ def agent(server: ApiServer) -> Path:
     )
     kubeconfig = agent_kubeconfig(server, "n1")
     allowed = ("auth", "can-i", "list", "pods", "-A")
-    until(lambda: server.try_kubectl(*allowed, kubeconfig=kubeconfig).returncode == 0, "rights", 20)
-    until(
+    wait_until(
+        lambda: server.try_kubectl(*allowed, kubeconfig=kubeconfig).returncode == 0,
+        "rights",
+        timeout_s=20,
+    )
+    wait_until(
         lambda: _is_guarded(server, server.token(SYSTEM, AGENT, pod="agent-n1")),
         "the admission policy is in force",
-        30,
+        timeout_s=30,
     )
     return kubeconfig
 

@@ -13,7 +13,7 @@ from kubernetes import client
 from tests.apiserver.objects import account, pod
 from tests.apiserver.rbac_fixture import AGENT, SYSTEM, agent_kubeconfig, grant, manifest
 from tests.apiserver.server import ApiServer
-from tests.lab.harness import until
+from tests.support.waiting import wait_until
 from ztctl.transport.base import Agent, TransportError
 from ztctl.transport.port_forward import PortForward, _request_token
 from ztunnel.kube.admin_endpoint import ACCOUNT, ANNOTATION, AdminEndpoint
@@ -97,7 +97,7 @@ def test_token_of_a_deleted_account_opens_nothing(
     token = _made(server, ACCOUNT, HERE.audience)
     server.kubectl("-n", SYSTEM, "delete", "serviceaccount", ACCOUNT)
     try:
-        until(lambda: reviews.refusal(token, HERE.audience), "the token is void", 20)
+        wait_until(lambda: reviews.refusal(token, HERE.audience), "the token is void", timeout_s=20)
     finally:
         server.apply(*manifest("admin.yaml"))
 
@@ -162,7 +162,11 @@ def test_agent_says_where_it_is_on_its_own_pod_only(server: ApiServer, agent: Pa
     server.apply(account("neighbour", SYSTEM), neighbour)
     marker = PodWriter(Access(agent).client(), "n1")
     try:
-        until(lambda: _notes(marker, "neighbour") != "", "the admission policy is in force", 30)
+        wait_until(
+            lambda: _notes(marker, "neighbour") != "",
+            "the admission policy is in force",
+            timeout_s=30,
+        )
         for name in ("neighbour", "agent-n2"):
             assert "own" in _notes(marker, name)
         assert _notes(marker, "agent-n1") == ""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.apiserver.objects import account, namespace
 from tests.apiserver.rbac_fixture import manifest
 from tests.apiserver.server import ApiServer
 from tests.apiserver.source_runner import Following
-from tests.lab.harness import until
+from tests.support.waiting import wait_until, wait_until_async
 from ztunnel.agent.cluster.service_accounts import missing_of
 from ztunnel.identity import ca
 from ztunnel.identity.certificate_store import KeyPair, Store
@@ -41,9 +41,9 @@ def test_accounts_are_known_as_they_come_and_go(fresh_server: ApiServer, relay: 
         assert not _lacks(following, "web")
         assert _lacks(following, "other")
         fresh_server.kubectl("-n", "shop", "delete", "serviceaccount", "web")
-        until(lambda: _lacks(following, "web"), "gone")
+        wait_until(lambda: _lacks(following, "web"), "gone")
         fresh_server.apply(account("web", "shop"), account("other", "shop"))
-        until(lambda: not _lacks(following, "web"), "back")
+        wait_until(lambda: not _lacks(following, "web"), "back")
         assert not _lacks(following, "other")
         assert following.changes == following.changes[:1]  # nothing of it is for the workers
 
@@ -55,10 +55,10 @@ def test_nobody_is_said_to_be_gone_while_the_server_is_away(
     with Following(way, silence=2.0) as following:
         assert _lacks(following, "other")
         fresh_server.stop_api(kill=True)
-        until(lambda: not _lacks(following, "other"), "nobody knows", 30)
+        wait_until(lambda: not _lacks(following, "other"), "nobody knows", timeout_s=30)
         fresh_server.start_api()
         fresh_server.kubectl("-n", "shop", "delete", "serviceaccount", "web")
-        until(lambda: _lacks(following, "web"), "known again", 30)
+        wait_until(lambda: _lacks(following, "web"), "known again", timeout_s=30)
         assert _lacks(following, "other")
 
 
@@ -73,7 +73,7 @@ def test_accounts_deleted_while_the_watch_had_lost_its_place_are_gone(
         fresh_server.stop_api()
         fresh_server.start_api()  # its cache of events is empty, and etcd's are gone
         relay.thaw()
-        until(lambda: _lacks(following, "web"), "listed anew", 30)
+        wait_until(lambda: _lacks(following, "web"), "listed anew", timeout_s=30)
         assert following.view()["lists"]["ServiceAccount"] == 2
 
 
@@ -88,7 +88,7 @@ def test_an_agent_that_may_not_list_accounts_knows_of_none_and_serves(
     words = ("create", "clusterrolebinding", "no-accounts", "--clusterrole=no-accounts")
     server.kubectl(*words, "--user=no-accounts")
     with Following(server.kubeconfig("no-accounts")) as following:
-        until(lambda: "403" in following.errors().get("ServiceAccount", ""), "it is told")
+        wait_until(lambda: "403" in following.errors().get("ServiceAccount", ""), "it is told")
         assert not _lacks(following, "anybody")
 
 
@@ -103,7 +103,7 @@ async def test_nothing_is_asked_for_a_deleted_account_until_it_is_made_again(
         mesh.pod("shop", "web-1", account="web", node="node1")
         agent = mesh.agent("node1")
         with mesh.signer("one"), Following(agent) as following:
-            until(mesh.roots, "roots are published")
+            wait_until(mesh.roots, "roots are published")
             signer = CsrSigner(server.client(agent), mesh.roots, timedelta(hours=1))
             other = ca.load_or_create(tmp_path / "other", "cluster.local").roots_pem
             await _lose_account(mesh, signer, following, other)
@@ -119,9 +119,9 @@ async def _lose_account(
 
     store = Store(signer, got.append, withheld=withheld)
     store.ensure(WEB)
-    await _until(lambda: len(got) == 1)
+    await wait_until_async(lambda: len(got) == 1)
     await asyncio.to_thread(mesh.core.delete_namespaced_service_account, "web", "shop")
-    await _until(lambda: store.statuses()[0].state == "withheld")
+    await wait_until_async(lambda: store.statuses()[0].state == "withheld")
     assert store.current() == got  # what is there is in use until it expires
     store.trust(other_roots)  # nobody takes it now, so another would be due at once
     asked = _requests(mesh)
@@ -130,15 +130,9 @@ async def _lose_account(
     told = store.statuses()[0].last_error
     assert told == "service account shop/web does not exist"
     await asyncio.to_thread(mesh.account, "shop", "web")
-    await _until(lambda: got[-1].serial != got[0].serial)
+    await wait_until_async(lambda: got[-1].serial != got[0].serial)
     await store.close()
 
 
 def _requests(mesh: Mesh) -> int:
     return len(mesh.certificates.list_certificate_signing_request().items)
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.02)

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from kubernetes import client
 
-from tests.apiserver.control_plane import Mesh, requests_api, until
+from tests.apiserver.control_plane import Mesh, requests_api, wait_until
 from tests.apiserver.server import ApiServer
 from ztunnel.identity.csr import new_request
 from ztunnel.identity.csr_signer import Refused
@@ -255,35 +255,35 @@ def test_agent_without_the_right_to_ask_says_so(mesh: Mesh) -> None:
 
 
 def test_roots_are_in_every_namespace_also_in_new_ones(mesh: Mesh) -> None:
-    bundle = until(mesh.roots)
+    bundle = wait_until(mesh.roots)
     for namespace in ("default", "shop", "kube-system"):
-        assert until(partial(mesh.roots, namespace)) == bundle
+        assert wait_until(partial(mesh.roots, namespace)) == bundle
     mesh.namespace("latecomer")
-    assert until(lambda: mesh.roots("latecomer")) == bundle
+    assert wait_until(lambda: mesh.roots("latecomer")) == bundle
 
 
 def test_roots_come_back_when_they_are_deleted(mesh: Mesh) -> None:
-    bundle = until(mesh.roots)
+    bundle = wait_until(mesh.roots)
     for namespace in ("default", NAMESPACE):
-        until(partial(mesh.roots, namespace))
+        wait_until(partial(mesh.roots, namespace))
         mesh.core.delete_namespaced_config_map(ROOTS_CONFIGMAP, namespace)
-        assert until(partial(mesh.roots, namespace)) == bundle
+        assert wait_until(partial(mesh.roots, namespace)) == bundle
 
 
 def test_roots_of_the_mesh_itself_are_mended_when_they_are_altered(mesh: Mesh) -> None:
-    bundle = until(mesh.roots)
+    bundle = wait_until(mesh.roots)
     patch = {"data": {"root-cert.pem": "forged"}}
     mesh.core.patch_namespaced_config_map(ROOTS_CONFIGMAP, NAMESPACE, patch)
-    until(lambda: mesh.roots() == bundle, "the mesh's own roots are mended")
+    wait_until(lambda: mesh.roots() == bundle, "the mesh's own roots are mended")
 
 
 def test_another_controllers_roots_are_left_alone_and_told(mesh: Mesh) -> None:
     mesh.namespace("theirs")
-    until(lambda: mesh.roots("theirs"))
+    wait_until(lambda: mesh.roots("theirs"))
     mesh.core.patch_namespaced_config_map(
         ROOTS_CONFIGMAP, "theirs", {"data": {"root-cert.pem": "istiod's"}}, field_manager="istiod"
     )
-    until(lambda: "another controller keeps others there" in mesh.log("tested"))
+    wait_until(lambda: "another controller keeps others there" in mesh.log("tested"))
     assert mesh.roots("theirs") == b"istiod's"
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import pytest
 from cryptography import x509
 
-from tests.apiserver.control_plane import Mesh, until
+from tests.apiserver.control_plane import Mesh, wait_until
 from tests.apiserver.server import ApiServer
 from ztunnel.agent.cluster.certificate_issuer import certifier_of
 from ztunnel.agent.config import Options
@@ -43,7 +43,7 @@ def mesh(fresh_server: ApiServer) -> Mesh:
 def test_when_the_leader_dies_another_signs_with_the_same_ca(mesh: Mesh) -> None:
     agent = mesh.agent("node1")
     with mesh.signer("one") as first:
-        until(lambda: mesh.leader() == "one")
+        wait_until(lambda: mesh.leader() == "one")
         before = mesh.request(agent, WEB)
         with mesh.signer("two"):
             first.send_signal(signal.SIGKILL)
@@ -65,11 +65,11 @@ def test_request_made_while_no_signer_runs_is_signed_by_the_next(mesh: Mesh) -> 
 
 def test_leader_that_ends_in_order_hands_over_without_waiting_for_the_lease(mesh: Mesh) -> None:
     with mesh.signer("one", "--lease=200") as first:
-        until(lambda: mesh.leader() == "one")
+        wait_until(lambda: mesh.leader() == "one")
         with mesh.signer("two", "--lease=200"):
             first.send_signal(signal.SIGTERM)
             assert first.wait(60) == 0
-            until(lambda: mesh.leader() == "two")
+            wait_until(lambda: mesh.leader() == "two")
             assert mesh.request(mesh.agent("node1"), WEB).serial
 
 
@@ -77,7 +77,7 @@ def test_signers_that_start_at_once_make_one_ca(mesh: Mesh) -> None:
     with contextlib.ExitStack() as running:
         for name in ("a", "b", "c"):
             running.enter_context(mesh.signer(name))
-        bundle = until(mesh.roots)
+        bundle = wait_until(mesh.roots)
         assert mesh.request(mesh.agent("node1"), WEB).serial
         assert mesh.leader() in ("a", "b", "c")
     assert len(x509.load_pem_x509_certificates(bundle)) == 1
@@ -90,7 +90,7 @@ def test_signer_goes_on_when_the_api_server_comes_back(mesh: Mesh) -> None:
     with mesh.signer("one") as process:
         assert mesh.request(agent, WEB).serial
         mesh.server.stop_api(kill=True)
-        until(lambda: "leads no more" in mesh.log("one"))
+        wait_until(lambda: "leads no more" in mesh.log("one"))
         mesh.server.start_api()
         assert mesh.request(agent, WEB, timeout=60).serial
         assert process.poll() is None
@@ -100,7 +100,7 @@ def test_broken_plugged_in_ca_signs_nothing_and_is_told(mesh: Mesh) -> None:
     parts = new_ca()
     plug(mesh, {**parts, ca.CA_KEY: new_ca()[ca.CA_KEY]})
     with mesh.signer("one"):
-        until(lambda: "ca-key.pem is not the key of ca-cert.pem" in mesh.log("one"))
+        wait_until(lambda: "ca-key.pem is not the key of ca-cert.pem" in mesh.log("one"))
         assert not mesh.roots()
         plug(mesh, parts)
         assert mesh.request(mesh.agent("node1"), WEB).roots_pem == parts[ca.ROOT_CERT]
@@ -113,7 +113,7 @@ async def test_ca_is_replaced_without_one_failed_connection(mesh: Mesh, first: s
     old, new = new_ca(), new_ca()
     plug(mesh, old) if first == "plugged in" else None
     with mesh.signer("one", "--cert-ttl=12"):
-        until(mesh.roots)
+        wait_until(mesh.roots)
         before = mesh.roots()
         connected = await _connect_while_rotating(mesh, new, before)
     assert connected > 100

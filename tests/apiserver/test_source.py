@@ -12,7 +12,7 @@ from tests.apiserver.fault_proxy import Relay
 from tests.apiserver.objects import Object, ambient, endpoints, namespace, node, pod, service
 from tests.apiserver.server import ROOT, ApiServer
 from tests.apiserver.source_runner import Following
-from tests.lab.harness import until
+from tests.support.waiting import wait_until
 from ztunnel.kube.client import list_watch
 from ztunnel.mesh.model import TunnelProtocol
 
@@ -61,11 +61,13 @@ def test_enrolment_follows_the_namespace_label(server: ApiServer) -> None:
     with Following(server.admin_kubeconfig) as following:
         assert following.workload("a", "labels").protocol is TunnelProtocol.NONE
         server.kubectl("label", "ns", "labels", "istio.io/dataplane-mode=ambient")
-        until(
+        wait_until(
             lambda: following.workload("a", "labels").protocol is TunnelProtocol.HBONE, "enrolled"
         )
         server.kubectl("label", "ns", "labels", "istio.io/dataplane-mode-")
-        until(lambda: following.workload("a", "labels").protocol is TunnelProtocol.NONE, "left")
+        wait_until(
+            lambda: following.workload("a", "labels").protocol is TunnelProtocol.NONE, "left"
+        )
 
 
 def test_a_change_is_told_as_that_change_alone(server: ApiServer) -> None:
@@ -73,12 +75,12 @@ def test_a_change_is_told_as_that_change_alone(server: ApiServer) -> None:
     with Following(server.admin_kubeconfig) as following:
         first = len(following.changes)
         server.kubectl("-n", "delta", "label", "pod", "p7", "colour=blue")
-        until(lambda: len(following.changes) > first, "a delta")
+        wait_until(lambda: len(following.changes) > first, "a delta")
         (change,) = following.changes[first:]
         assert [workload.name for workload in change.workloads] == ["p7"]
         assert [*change.services, *change.removed_workloads, *change.removed_services] == []
         server.kubectl("-n", "delta", "delete", "pod", "p9", "--grace-period=0", "--force")
-        until(lambda: following.workload("p9", "delta") is None, "removal")
+        wait_until(lambda: following.workload("p9", "delta") is None, "removal")
 
 
 def test_what_nobody_reads_is_no_delta(server: ApiServer) -> None:
@@ -87,7 +89,7 @@ def test_what_nobody_reads_is_no_delta(server: ApiServer) -> None:
         first = len(following.changes)
         server.kubectl("-n", "quiet", "annotate", "pod", "a", "example.com/note=x")
         server.kubectl("-n", "quiet", "label", "pod", "a", "seen=1")
-        until(lambda: len(following.changes) > first, "a delta")
+        wait_until(lambda: len(following.changes) > first, "a delta")
         assert len(following.changes) == first + 1
 
 
@@ -97,13 +99,13 @@ def test_a_cut_stream_goes_on_where_it_was(
     fresh_server.apply(pod("past", "mesh", "10.1.0.9"))
     fresh_server.kubectl("-n", "mesh", "delete", "pod", "past", "--grace-period=0", "--force")
     fresh_server.apply(pod("now", "mesh", "10.1.0.8"))
-    until(lambda: following.workload("now", "mesh"), "what is past by then")
+    wait_until(lambda: following.workload("now", "mesh"), "what is past by then")
     before = len(following.changes)
     last = following.view()["versions"]["Pod"]
     for n in range(2, 6):
         relay.cut()
         fresh_server.apply(pod(f"b{n}", "mesh", f"10.1.0.{n}"))
-    until(lambda: following.workload("b5", "mesh"), "the last pod")
+    wait_until(lambda: following.workload("b5", "mesh"), "the last pod")
     told = [w.name for change in following.changes[before:] for w in change.workloads]
     assert sorted(told) == ["b2", "b3", "b4", "b5"]  # each once, and nothing again
     assert int(following.view()["versions"]["Pod"]) > int(last)
@@ -115,11 +117,11 @@ def test_a_connection_that_only_falls_silent_is_given_up(
 ) -> None:
     relay.freeze()
     fresh_server.apply(pod("b", "mesh", "10.1.0.2"))
-    until(lambda: not following.view()["present"], "the loss is noticed", 20)
+    wait_until(lambda: not following.view()["present"], "the loss is noticed", timeout_s=20)
     assert following.workload("b", "mesh") is None
     relay.cut()
     relay.thaw()
-    until(lambda: following.workload("b", "mesh"), "what was missed", 30)
+    wait_until(lambda: following.workload("b", "mesh"), "what was missed", timeout_s=30)
 
 
 def test_a_lost_server_leaves_the_last_state_in_force_and_says_so(
@@ -127,14 +129,16 @@ def test_a_lost_server_leaves_the_last_state_in_force_and_says_so(
 ) -> None:
     known, told = following.workload("a", "mesh"), len(following.changes)
     relay.refuse()
-    until(lambda: len(following.errors()) == 6, "every kind's loss", 20)
+    wait_until(lambda: len(following.errors()) == 6, "every kind's loss", timeout_s=20)
     age = following.view()["age_seconds"]
-    until(lambda: following.view()["age_seconds"] > age + 1, "the age grows")
+    wait_until(lambda: following.view()["age_seconds"] > age + 1, "the age grows")
     assert following.view()["present"] is False
     assert following.workload("a", "mesh") == known
     assert len(following.changes) == told
     relay.thaw()
-    until(lambda: following.view()["present"] and not following.errors(), "its return", 30)
+    wait_until(
+        lambda: following.view()["present"] and not following.errors(), "its return", timeout_s=30
+    )
 
 
 @pytest.mark.parametrize("kill", [False, True])
@@ -143,10 +147,10 @@ def test_a_restarted_server_is_followed_again(
 ) -> None:
     told = len(following.changes)
     fresh_server.stop_api(kill=kill)
-    until(lambda: not following.view()["present"], "the loss", 20)
+    wait_until(lambda: not following.view()["present"], "the loss", timeout_s=20)
     fresh_server.start_api()
     fresh_server.apply(pod("b", "mesh", "10.1.0.2"))
-    until(lambda: following.workload("b", "mesh"), "the new pod", 30)
+    wait_until(lambda: following.workload("b", "mesh"), "the new pod", timeout_s=30)
     told_names = [w.name for change in following.changes[told:] for w in change.workloads]
     assert told_names == ["b"]  # even where kinds were listed again
 
@@ -155,7 +159,7 @@ def test_after_compaction_a_real_410_leads_to_the_whole_truth(
     fresh_server: ApiServer, relay: Relay, following: Following
 ) -> None:
     fresh_server.apply(pod("b", "mesh", "10.1.0.2"), pod("c", "mesh", "10.1.0.3"))
-    until(lambda: following.workload("c", "mesh"), "both pods")
+    wait_until(lambda: following.workload("c", "mesh"), "both pods")
     relay.refuse()
     told = len(following.changes)
     fresh_server.kubectl("-n", "mesh", "delete", "pod", "b", "--grace-period=0", "--force")
@@ -165,7 +169,7 @@ def test_after_compaction_a_real_410_leads_to_the_whole_truth(
     fresh_server.stop_api()
     fresh_server.start_api()  # its cache of events is empty, and etcd's are gone
     relay.thaw()
-    until(lambda: following.workload("d", "mesh"), "the new pod", 30)
+    wait_until(lambda: following.workload("d", "mesh"), "the new pod", timeout_s=30)
     assert following.view()["lists"]["Pod"] == 2
     assert following.workload("b", "mesh") is None
     assert following.workload("c", "mesh").labels["colour"] == "blue"
@@ -178,11 +182,11 @@ def test_a_server_that_is_away_at_first_is_waited_for(fresh_server: ApiServer) -
     fresh_server.stop_api()
     following = Following(fresh_server.admin_kubeconfig)
     following.start()
-    with_error = until(following.errors, "an error to show")
+    with_error = wait_until(following.errors, "an error to show")
     assert "Pod" in with_error
     assert not following.is_synced
     fresh_server.start_api()
-    until(lambda: following.is_synced, "the first view", 30)
+    wait_until(lambda: following.is_synced, "the first view", timeout_s=30)
     assert following.workload("a", "mesh").protocol is TunnelProtocol.HBONE
     following.__exit__(None, None, None)
 
@@ -197,11 +201,11 @@ def test_policies_are_followed_once_their_kinds_are_installed(
         fresh_server.kubectl("apply", "--server-side", "-f", str(ROOT / "deploy/crds"))
         fresh_server.kubectl("wait", "--for=condition=Established", "crd", "--all")
         fresh_server.apply(namespace("guarded"), denial("guarded"))
-        until(lambda: following.mirror.snapshot().policies, "the policy", 30)
+        wait_until(lambda: following.mirror.snapshot().policies, "the policy", timeout_s=30)
         told = [policy for change in following.changes for policy in change.policies]
         assert [policy.key for policy in told] == ["AuthorizationPolicy/guarded/none"]
         fresh_server.kubectl("-n", "guarded", "delete", "authorizationpolicy", "none")
-        until(lambda: not following.mirror.snapshot().policies, "its removal")
+        wait_until(lambda: not following.mirror.snapshot().policies, "its removal")
 
 
 def test_policies_are_in_the_first_view(fresh_server: ApiServer) -> None:

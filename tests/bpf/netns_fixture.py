@@ -11,12 +11,11 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+from tests.support.waiting import wait_until
 from ztunnel.datapath import netns, requirements
 from ztunnel.datapath.bpf import links, loader
 from ztunnel.datapath.bpf.maps import Maps, PodEntry
@@ -32,14 +31,6 @@ def run(*argv: str) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr or done.stdout}"
     return done.stdout
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 5.0) -> None:
-    """Wait for a condition with a deadline; fails naming `what`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"timed out: {what}"
-        time.sleep(0.005)
 
 
 class Pocket:
@@ -189,4 +180,4 @@ def _rmdir_when_empty(cgroup: Path) -> None:
             return False
         return True
 
-    until(gone, f"{cgroup} to be empty")
+    wait_until(gone, f"{cgroup} to be empty")

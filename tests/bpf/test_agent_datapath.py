@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.bpf.netns_fixture import PEER4, POD4, POD6, Pocket
-from tests.unit.agent.fakes import EventEnroller, FakeWorker, until, workload
+from tests.support.waiting import wait_until_async
+from tests.unit.agent.fakes import EventEnroller, FakeWorker, workload
 from ztunnel.agent.datapath import KernelDataPath
 from ztunnel.agent.pods.netns_finder import NetnsHandle
 from ztunnel.agent.workers.session import Workers
@@ -97,18 +98,18 @@ async def test_pod_is_captured_served_and_released(bare: Pocket, tmp_path: Path)
     try:
         agent.want(_pod())
         worker = FakeWorker(agent.path).greet()
-        await until(lambda: bare.cookie in agent.kernel.enrolled())
+        await wait_until_async(lambda: bare.cookie in agent.kernel.enrolled())
         assert set(worker.listeners["pocket-uid"]) == set(ListenerKind)
         assert _dials(bare)
         assert _reached(bare)
         worker.channel.send(SocketRequest("pocket-uid", 4, 4))
-        await until(lambda: len(worker.stock) == 4)
+        await wait_until_async(lambda: len(worker.stock) == 4)
         assert all(bare.maps.socket_role(sock).name == "OWN" for sock in worker.stock)
         agent.enroller.want({}, {"pocket-uid"})
         assert agent.kernel.enrolled() == {}
         assert agent.kernel.attached() == set()
         assert not _reached(bare)  # nothing listens on 8080, and nobody steals it
-        await until(lambda: bool(worker.of(PodRemoved)))
+        await wait_until_async(lambda: bool(worker.of(PodRemoved)))
         worker.close()
     finally:
         agent.end()
@@ -122,10 +123,10 @@ async def test_without_worker_connections_are_refused(bare: Pocket, tmp_path: Pa
         with app:
             agent.want(_pod())
             worker = FakeWorker(agent.path).greet()
-            await until(lambda: bare.cookie in agent.kernel.enrolled())
+            await wait_until_async(lambda: bare.cookie in agent.kernel.enrolled())
             assert _reached(bare)
             worker.close()
-            await until(lambda: not agent.workers.sessions)
+            await wait_until_async(lambda: not agent.workers.sessions)
             assert not _dials(bare)
             assert not _reached(bare)  # although the app listens there
     finally:
@@ -138,7 +139,7 @@ async def test_agent_dies_and_the_next_takes_over_without_a_gap(
     first = RealAgent(bare, tmp_path / "first.sock")
     first.want(_pod())
     worker = FakeWorker(first.path).greet()
-    await until(lambda: bare.cookie in first.kernel.enrolled())
+    await wait_until_async(lambda: bare.cookie in first.kernel.enrolled())
     held = worker.listeners.pop("pocket-uid")  # they survive the session, as in a proxy
     first.end()
     assert _dials(bare)
@@ -151,7 +152,7 @@ async def test_agent_dies_and_the_next_takes_over_without_a_gap(
         again = FakeWorker(second.path)
         cookie = HeldListeners("pocket-uid", bare.cookie, tuple(held))
         again.greet((again.hello(cookie), [sock.fileno() for sock in held.values()]))
-        await until(lambda: bool(again.of(PodAdded)))
+        await wait_until_async(lambda: bool(again.of(PodAdded)))
         assert _dials(bare)
         assert _reached(bare)
         for sock in held.values():

@@ -8,7 +8,8 @@ import struct
 
 import pytest
 
-from tests.bpf.netns_fixture import POD4, Pocket, run, until
+from tests.bpf.netns_fixture import POD4, Pocket, run
+from tests.support.waiting import wait_until
 from ztunnel.datapath import netns, sockopt
 from ztunnel.datapath.bpf.layout import Role
 from ztunnel.datapath.bpf.maps import Maps
@@ -38,7 +39,7 @@ def test_reused_port_never_serves_stale_destination(fresh_pocket: Pocket) -> Non
         for round_number in range(ROUNDS):
             wanted = SocketAddress(f"10.7.{round_number >> 8 & 255}.{round_number & 255}", 80)
             _connect_and_end(pocket, listener, wanted, round_number)
-    until(lambda: pocket.maps.flow_count() == baseline, "zt_flows to return to its baseline")
+    wait_until(lambda: pocket.maps.flow_count() == baseline, "zt_flows to return to its baseline")
     assert pocket.maps.stats()["flow_full"] == 0
     assert pocket.maps.pod_stats()[pocket.cookie].redirected == ROUNDS
 
@@ -76,7 +77,7 @@ def test_live_connection_is_listed_and_goes_with_its_socket(pocket: Pocket) -> N
             (Role.REDIRECTED, SocketAddress("10.5.5.5", 80))
         ]
         accepted.close()
-    until(
+    wait_until(
         lambda: all(flow.source.port != port for flow in reader.flows()), "the entry to be deleted"
     )
     reader.close()

@@ -8,7 +8,8 @@ import socket
 
 import pytest
 
-from tests.bpf.netns_fixture import PEER4, PEER6, POD4, POD6, Pocket, until
+from tests.bpf.netns_fixture import PEER4, PEER6, POD4, POD6, Pocket
+from tests.support.waiting import wait_until
 from ztunnel.datapath import netns, sockopt
 from ztunnel.datapath.bpf import links
 from ztunnel.datapath.bpf.layout import DirectKey, Role
@@ -137,7 +138,7 @@ def test_what_the_node_forwards_is_not_its_own(
             pocket.accepted(listener).close()
     path = pocket.pin_dir / "maps/zt_node_conns"
     kept = RawMap.open(path, ctypes.sizeof(DirectKey), 8, read_only=True)
-    until(lambda: not list(kept.keys()), "nothing is kept of a connection that is over")
+    wait_until(lambda: not list(kept.keys()), "nothing is kept of a connection that is over")
     kept.close()
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bpf.netns_fixture import PEER4, POD4, POD6, Pocket, until
+from tests.bpf.netns_fixture import PEER4, POD4, POD6, Pocket
+from tests.support.waiting import wait_until
 from ztunnel.datapath import netns, sockopt
 from ztunnel.datapath.bpf.layout import Role
 from ztunnel.ipc.messages import ListenerKind
@@ -148,7 +149,7 @@ def test_process_that_joins_the_pod_from_another_cgroup_is_captured(pocket: Pock
     )
     with subprocess.Popen(["sh", "-c", script]):
         _arrives(pocket, ListenerKind.OUTBOUND4, SocketAddress("10.1.2.3", 87)).close()
-    until(lambda: not (other / "cgroup.procs").read_text(), "the visitor to leave")
+    wait_until(lambda: not (other / "cgroup.procs").read_text(), "the visitor to leave")
     other.rmdir()
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bpf.netns_fixture import PEER4, PEER6, POD4, Pocket, close_all, run, until
+from tests.bpf.netns_fixture import PEER4, PEER6, POD4, Pocket, close_all, run
+from tests.support.waiting import wait_until
 from ztunnel.datapath import netns
 from ztunnel.datapath.bpf.layout import DirectState, Ending, Role
 from ztunnel.datapath.bpf.maps import PodEntry
@@ -59,7 +60,7 @@ class Pair:
             found.extend(self.events.drain(1 << 20))
             return len(found) >= count
 
-        until(enough, f"{count} events")
+        wait_until(enough, f"{count} events")
         return found
 
     def stolen(self, kind: ListenerKind) -> socket.socket:
@@ -112,7 +113,7 @@ def test_authorised_connection_is_native(pair: Pair, way: str) -> None:
             assert entry.state is DirectState.ACCEPTED
             assert pair.pocket.maps.socket_role(sock) is Role.DIRECT
             assert pair.pocket.maps.pod_stats()[pair.pocket.cookie].direct == 1
-    until(lambda: not pair.live(), "the entry to go with its socket")
+    wait_until(lambda: not pair.live(), "the entry to go with its socket")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -331,7 +332,7 @@ def test_entries_never_leak_and_every_end_is_told(pair: Pair) -> None:
                         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
                     if number % 2:
                         served.close()
-    until(lambda: not pair.live(), "zt_direct to be empty")
+    wait_until(lambda: not pair.live(), "zt_direct to be empty")
     assert len(pair.told(rounds)) == rounds
     assert pair.pocket.maps.pod_stats()[pair.pocket.cookie].direct == rounds
     assert pair.stat("direct") >= rounds
@@ -355,4 +356,4 @@ def test_live_connection_is_destroyed(pair: Pair, way: str) -> None:
             with pytest.raises(ConnectionResetError):
                 served.recv(1)
             assert not sock_diag.destroy(pod, entry.source, entry.destination, entry.owner)
-    until(lambda: not pair.live(), "the entry to go")
+    wait_until(lambda: not pair.live(), "the entry to go")

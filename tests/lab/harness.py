@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,17 +12,6 @@ from ztunnel.lab import Lab
 
 APPS = Path(__file__).with_name("apps")
 T = TypeVar("T")
-
-
-def until(probe: Callable[[], T], what: str, seconds: float = 10.0) -> T:
-    """Poll until `probe` returns something true; fails naming `what`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = probe()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"timed out: {what}"
-        time.sleep(0.02)
 
 
 def python_pod(

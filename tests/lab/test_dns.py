@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.harness import APPS, addresses, client, proxy_log, until
+from tests.lab.harness import APPS, addresses, client, proxy_log
+from tests.support.waiting import wait_until
 from ztunnel.datapath.bpf.maps import Maps
 from ztunnel.lab import Lab
 from ztunnel.lab.runtime import cgroups, process
@@ -42,7 +43,7 @@ def names(lab: Lab) -> Iterator[Lab]:
     for pod in ("near", "server"):
         lab.label("pod", pod, {"twin": "yes"})
     lab.apply(*made)
-    until(lambda: len(_dig(lab, HEADLESS)) == 2, "the headless service to be known")
+    wait_until(lambda: len(_dig(lab, HEADLESS)) == 2, "the headless service to be known")
     try:
         yield lab
     finally:
@@ -173,11 +174,11 @@ def test_pods_that_are_not_ready_are_left_out(names: Lab) -> None:
     gone = addresses(names, "near")[4]
     names.label("pod", "near", {"twin": None})
     try:
-        until(lambda: gone not in _dig(names, HEADLESS), "the endpoint to be left out")
+        wait_until(lambda: gone not in _dig(names, HEADLESS), "the endpoint to be left out")
         assert len(_dig(names, HEADLESS)) == 1
     finally:
         names.label("pod", "near", {"twin": "yes"})
-        until(lambda: gone in _dig(names, HEADLESS), "the endpoint to be back")
+        wait_until(lambda: gone in _dig(names, HEADLESS), "the endpoint to be back")
 
 
 def test_systemd_resolved_in_the_pod_is_captured_on_its_way_out(
@@ -249,8 +250,10 @@ def test_hosts_of_service_entries_are_resolved_and_reached(
     ]
     names.apply(*made)
     try:
-        until(lambda: _dig(names, "db.example.com") == ["240.240.0.9"], "the entry to be known")
-        until(lambda: _dig(names, "a.b.example.org") == ["240.240.0.10"], "the wildcard")
+        wait_until(
+            lambda: _dig(names, "db.example.com") == ["240.240.0.9"], "the entry to be known"
+        )
+        wait_until(lambda: _dig(names, "a.b.example.org") == ["240.240.0.10"], "the wildcard")
         for library in ("glibc", "musl"):
             done = names.exec("client", str(resolve[library]), "db.example.com", "x.example.org")
             assert done.stdout.split() == [
@@ -266,7 +269,9 @@ def test_hosts_of_service_entries_are_resolved_and_reached(
     finally:
         for entry in made:
             names.delete("serviceentry", entry["metadata"]["name"])
-    until(lambda: _dig(names, "db.example.com") != ["240.240.0.9"], "the entry to be forgotten")
+    wait_until(
+        lambda: _dig(names, "db.example.com") != ["240.240.0.9"], "the entry to be forgotten"
+    )
 
 
 def test_pods_outside_the_mesh_ask_for_themselves(names: Lab) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.harness import addresses, client, named, python_pod, until
+from tests.lab.harness import addresses, client, named, python_pod
+from tests.support.waiting import wait_until
 from ztunnel.datapath.bpf.maps import Maps
 from ztunnel.lab import Lab
 
@@ -59,7 +60,7 @@ def test_label_takes_effect_within_a_second_without_a_restart(lab: Lab) -> None:
         started = time.monotonic()
         lab.label("pod", "client", {MODE: value}, namespace="plain")
         changed = time.monotonic()
-        until(functools.partial(_is_enrolled, lab, mine, wanted), "the change", 5)
+        wait_until(functools.partial(_is_enrolled, lab, mine, wanted), "the change", timeout_s=5)
         assert time.monotonic() - changed < 1.0, f"{value}: label call {changed - started:.2f} s"
         target = addresses(lab, "server")[4]
         said = client(lab, "client", "echo", target, 7000, "x", namespace="plain")
@@ -72,14 +73,14 @@ def test_namespace_label_enrols_and_none_opts_out(lab: Lab) -> None:
     lab.label("pod", "server", {MODE: "none"}, namespace="plain")
     lab.label("namespace", "plain", {MODE: "ambient"})
     try:
-        until(lambda: mine in enrolled(lab, "node1"), "the namespace to be enrolled")
+        wait_until(lambda: mine in enrolled(lab, "node1"), "the namespace to be enrolled")
         assert other not in enrolled(lab, "node2")
         said = client(lab, "client", "echo", other, 7000, "x", namespace="plain")
         assert said == {"said": "x"}
     finally:
         lab.label("namespace", "plain", {MODE: None})
         lab.label("pod", "server", {MODE: None}, namespace="plain")
-        until(lambda: mine not in enrolled(lab, "node1"), "the namespace to be released")
+        wait_until(lambda: mine not in enrolled(lab, "node1"), "the namespace to be released")
 
 
 @pytest.fixture

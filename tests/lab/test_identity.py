@@ -22,7 +22,8 @@ import h2.settings
 import pytest
 from cryptography import x509
 
-from tests.lab.harness import addresses, client, proxy_log, python_pod, until
+from tests.lab.harness import addresses, client, proxy_log, python_pod
+from tests.support.waiting import wait_until
 from ztunnel.datapath import netns
 from ztunnel.identity import ca
 from ztunnel.identity.csr import new_request
@@ -221,7 +222,9 @@ def test_expired_certificate_is_refused(lab: Lab, tmp_path: Path) -> None:
     files = identity_files(tmp_path, lab.names.ca, ttl=timedelta(seconds=1))
     expiry = datetime.now(UTC) + timedelta(seconds=1)
     # the whole second that the certificate names as its last is still good: RFC 5280, 4.1.2.5
-    until(lambda: datetime.now(UTC) > expiry + timedelta(seconds=1), "the certificate to expire")
+    wait_until(
+        lambda: datetime.now(UTC) > expiry + timedelta(seconds=1), "the certificate to expire"
+    )
     _refused(lab, files)
 
 
@@ -280,7 +283,7 @@ def test_client_refuses_a_server_that_is_not_who_it_should_be(lab: Lab) -> None:
     lab.kill("node2", "agent")
     try:
         lab.store.put(_with_account(pod, "somebody-else"))
-        until(
+        wait_until(
             lambda: client(lab, "client", "poke", target, 7000)["end"] == "ECONNRESET",
             "node1 to expect another identity",
         )
@@ -288,7 +291,9 @@ def test_client_refuses_a_server_that_is_not_who_it_should_be(lab: Lab) -> None:
     finally:
         lab.store.put(pod)
         lab.start("node2", "agent")
-    until(lambda: client(lab, "client", "poke", target, 7000)["end"] == "data", "the old identity")
+    wait_until(
+        lambda: client(lab, "client", "poke", target, 7000)["end"] == "data", "the old identity"
+    )
 
 
 def _with_account(pod: dict[str, Any], account: str) -> dict[str, Any]:

@@ -16,8 +16,9 @@ import pytest
 from tests.apiserver.objects import account, ambient, pod
 from tests.apiserver.server import ApiServer
 from tests.lab.apilab import ApiLab
-from tests.lab.harness import APPS, addresses, named, python_pod, until
+from tests.lab.harness import APPS, addresses, named, python_pod
 from tests.lab.test_enrolment import enrolled
+from tests.support.waiting import wait_until
 from ztunnel.lab.components import admin_get
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
 
@@ -35,7 +36,7 @@ def api(_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiLa
     ):
         problems = made.lab.apply(*shop_world())
         assert problems == []
-        until(lambda: workload(made, "shop/shop-1"), "the API has the pods")
+        wait_until(lambda: workload(made, "shop/shop-1"), "the API has the pods")
         yield made
 
 
@@ -156,16 +157,18 @@ def set_mode(api: ApiLab, space: str, mode: str) -> None:
 def until_captured(api: ApiLab, name: str, on: str) -> None:
     """Captured, marked, and spoken HBONE to by the other node."""
     other = "node1" if on == "node2" else "node2"
-    until(lambda: mark(api, name) == "enabled", f"{name} is marked")
-    until(lambda: workload(api, name, other).get("protocol") == "HBONE", f"{other} knows", 5)
+    wait_until(lambda: mark(api, name) == "enabled", f"{name} is marked")
+    wait_until(
+        lambda: workload(api, name, other).get("protocol") == "HBONE", f"{other} knows", timeout_s=5
+    )
     assert set(workload(api, name, on)["addresses"]) <= enrolled(api.lab, on)
 
 
 def until_left(api: ApiLab, name: str, on: str) -> None:
     """Neither marked nor captured."""
     address = workload(api, name, on)["addresses"][0]
-    until(lambda: mark(api, name) == "", f"{name} is unmarked")
-    until(lambda: address not in enrolled(api.lab, on), f"{name} is let go")
+    wait_until(lambda: mark(api, name) == "", f"{name} is unmarked")
+    wait_until(lambda: address not in enrolled(api.lab, on), f"{name} is let go")
     assert workload(api, name, "node1")["protocol"] == "NONE"
 
 
@@ -175,7 +178,7 @@ def replace_pod(api: ApiLab, old: str, new: Object) -> None:
     api.lab.label("pod", old, {"app": "drained"}, namespace="shop")
     gone = addresses(api.lab, old, "shop")[4]
     for node in ("node1", "node2"):
-        until(functools.partial(_is_out, api, node, gone), "endpoints follow")
+        wait_until(functools.partial(_is_out, api, node, gone), "endpoints follow")
     assert api.lab.delete("pod", old, "shop") == []
 
 
@@ -197,14 +200,14 @@ def test_captured_pods_are_marked_and_others_are_not(api: ApiLab) -> None:
 def test_a_removed_mark_is_made_again(api: ApiLab) -> None:
     until_captured(api, "mesh/caller", "node1")
     api.server.kubectl("-n", "mesh", "annotate", "pod", "caller", f"{REDIRECTION_ANNOTATION}-")
-    until(lambda: mark(api, "mesh/caller") == "enabled", "the mark", 10)
+    wait_until(lambda: mark(api, "mesh/caller") == "enabled", "the mark", timeout_s=10)
 
 
 def test_refusals_are_events_with_their_mend(api: ApiLab) -> None:
     refused = pod("hosted", "mesh", "172.30.0.1", on="node1", host_network=True)
     api.server.apply(refused)
     try:
-        until(lambda: events(api, "mesh", "hosted"), "an Event", 20)
+        wait_until(lambda: events(api, "mesh", "hosted"), "an Event", timeout_s=20)
         (event,) = events(api, "mesh", "hosted")
         assert (event["type"], event["reason"]) == ("Warning", "MeshCaptureRefused")
         assert "host's network" in event["message"]
@@ -219,7 +222,7 @@ def test_refusals_are_events_with_their_mend(api: ApiLab) -> None:
 def test_a_pod_that_is_not_found_on_its_node_is_an_event(api: ApiLab) -> None:
     api.server.apply(account("ghost", "mesh"), pod("ghost", "mesh", "10.244.1.200", on="node1"))
     try:
-        until(lambda: events(api, "mesh", "ghost"), "an Event", 40)
+        wait_until(lambda: events(api, "mesh", "ghost"), "an Event", timeout_s=40)
         (event,) = events(api, "mesh", "ghost")
         assert event["reason"] == "MeshCaptureFailed"
         assert "no process of the pod" in event["message"]
@@ -268,11 +271,11 @@ def test_a_lost_api_server_stops_nothing_and_is_told(api: ApiLab) -> None:
         for relay in api.relays.values():
             relay.refuse()
         try:
-            until(lambda: not source(api)["present"], "the loss is told")
+            wait_until(lambda: not source(api)["present"], "the loss is told")
             assert source(api)["synced"] is True
             loops[0].more(100)
             age = source(api)["age_seconds"]
-            until(lambda: source(api)["age_seconds"] > age, "the view's age grows")
+            wait_until(lambda: source(api)["age_seconds"] > age, "the view's age grows")
             assert admin_get(api.lab.names, "node1", "/healthz/ready")[0] == 200
             page = api.lab.node_exec("node1", "curl", "-sS", "http://127.0.0.1:15020/metrics")
             assert "ztunnel_config_source_connected 0.0" in page.stdout, page
@@ -280,6 +283,6 @@ def test_a_lost_api_server_stops_nothing_and_is_told(api: ApiLab) -> None:
         finally:
             for relay in api.relays.values():
                 relay.thaw()
-        until(lambda: source(api)["present"], "its return", 30)
+        wait_until(lambda: source(api)["present"], "its return", timeout_s=30)
     set_mode(api, "shop", "")
     until_left(api, "shop/shop-1", "node2")

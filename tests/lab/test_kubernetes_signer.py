@@ -16,7 +16,7 @@ from tests.apiserver.objects import ambient
 from tests.apiserver.server import ApiServer
 from tests.apiserver.test_signer_change import new_ca, plug
 from tests.lab.apilab import ApiLab
-from tests.lab.harness import APPS, named, python_pod, until
+from tests.lab.harness import APPS, named, python_pod
 from tests.lab.test_kubernetes import (
     asking,
     events,
@@ -26,6 +26,7 @@ from tests.lab.test_kubernetes import (
     until_captured,
     until_left,
 )
+from tests.support.waiting import wait_until
 from ztunnel.identity import ca
 from ztunnel.kube.constants import NAMESPACE, SELF_MADE_CA
 from ztunnel.lab.components import admin_get
@@ -91,7 +92,7 @@ def test_deleted_account_gets_nothing_more_until_it_is_made_again(
         return dict(only)
 
     mesh.core.delete_namespaced_service_account("caller", "mesh")
-    until(lambda: caller()["state"] == "withheld", "the agent sees it", 10)
+    wait_until(lambda: caller()["state"] == "withheld", "the agent sees it", timeout_s=10)
     before = caller()
     vip = api.lab.get("Service", "shop", "shop")["spec"]["clusterIP"]
 
@@ -100,13 +101,15 @@ def test_deleted_account_gets_nothing_more_until_it_is_made_again(
         return "hello" in api.lab.exec("caller", *words, namespace="mesh").stdout
 
     assert is_answered()  # by the certificate it has
-    until(lambda: not is_answered(), "certificate and tunnel end", 3 * TTL + PING_INTERVAL_S)
+    wait_until(
+        lambda: not is_answered(), "certificate and tunnel end", timeout_s=3 * TTL + PING_INTERVAL_S
+    )
     assert caller()["serial"] == before["serial"]
-    until(lambda: events(api, "mesh", "caller"), "an Event", 20)
+    wait_until(lambda: events(api, "mesh", "caller"), "an Event", timeout_s=20)
     assert events(api, "mesh", "caller")[0]["reason"] == "MeshCertificateWithheld"
     mesh.account("mesh", "caller")
-    until(lambda: caller()["state"] == "fresh", "a new certificate", 10)
-    until(is_answered, "the caller speaks again", 10)
+    wait_until(lambda: caller()["state"] == "fresh", "a new certificate", timeout_s=10)
+    wait_until(is_answered, "the caller speaks again", timeout_s=10)
 
 
 def test_root_is_replaced_under_requests_and_none_fails(cluster: tuple[ApiLab, Mesh]) -> None:
@@ -127,16 +130,24 @@ def test_root_is_replaced_under_requests_and_none_fails(cluster: tuple[ApiLab, M
     with asking(api, "mesh") as (loop,):
         shake_hands_anew()
         plug(mesh, new)
-        until(lambda: mesh.roots().count(b"BEGIN") == 2, "both roots are published", 30)
+        wait_until(
+            lambda: mesh.roots().count(b"BEGIN") == 2, "both roots are published", timeout_s=30
+        )
         shake_hands_anew()
         loop.more()
-        until(lambda: mesh.log("one").count('"CA signs"') == 2, "the new CA signs", 30)
+        wait_until(
+            lambda: mesh.log("one").count('"CA signs"') == 2, "the new CA signs", timeout_s=30
+        )
         for node in ("node1", "node2"):
-            until(partial(_is_new, serial(node), partial(serial, node)), f"{node} renews", 60)
+            wait_until(
+                partial(_is_new, serial(node), partial(serial, node)),
+                f"{node} renews",
+                timeout_s=60,
+            )
             shake_hands_anew()
             loop.more()
         mesh.core.delete_namespaced_secret(SELF_MADE_CA, NAMESPACE)
-        until(lambda: mesh.roots() == new[ca.ROOT_CERT], "the old root is gone", 60)
+        wait_until(lambda: mesh.roots() == new[ca.ROOT_CERT], "the old root is gone", timeout_s=60)
         shake_hands_anew()
         loop.more()
 

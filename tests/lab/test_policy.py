@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.lab.harness import APPS, addresses, client, proxy_log, until
+from tests.lab.harness import APPS, addresses, client, proxy_log
 from tests.lab.test_same_node import _until_direct
 from tests.lab.test_ztctl import ZTCTL, rows, ztctl
+from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 from ztunnel.lab.components import admin_get
 from ztunnel.lab.objects import write_atomically
@@ -83,7 +84,7 @@ class Policies:
                 self._await(before)
 
     def _await(self, before: list[int]) -> None:
-        until(
+        wait_until(
             lambda: all(a > b for a, b in zip(self._revisions(), before, strict=True)),
             "the agents to see it",
         )
@@ -213,7 +214,7 @@ def test_denial_is_logged_with_identities_and_policy(lab: Lab, policies: Policie
         "policy='AuthorizationPolicy default/test'",
         "response_flags=DENY",
     )
-    until(
+    wait_until(
         lambda: any(
             all(part in line for part in wanted)
             for line in proxy_log(lab, "node2").splitlines()[-50:]
@@ -238,7 +239,7 @@ def test_people_are_told_what_decides(lab: Lab, policies: Policies) -> None:
     assert "DENIED" in foretold.stdout
     assert "only-other" in foretold.stdout
     assert end(lab, HBONE) in CLOSED
-    until(lambda: "only-other" in proxy_log(lab, "node2"), "the denial's line")
+    wait_until(lambda: "only-other" in proxy_log(lab, "node2"), "the denial's line")
     told = subprocess.run(
         [str(ZTCTL), "--lab", lab.names.name, "policy", "explain"],
         input=proxy_log(lab, "node2"),
@@ -373,7 +374,7 @@ def test_no_denied_connection_gets_through_a_restart(
             assert ends
     policies.clear()
     for path in PATHS:
-        until(lambda path=path: end(lab, path) == "data", f"service on {path}")  # type: ignore[misc]
+        wait_until(lambda path=path: end(lab, path) == "data", f"service on {path}")  # type: ignore[misc]
 
 
 def test_policy_that_changed_while_the_agent_was_dead_closes_direct_connections(
@@ -388,5 +389,5 @@ def test_policy_that_changed_while_the_agent_was_dead_closes_direct_connections(
             yaml.safe_dump(authorization("DENY", source(principals=[ID]))),
         )
         lab.start("node1", "agent")
-        until(lambda: said(process) == b"", "the connection to be destroyed")
+        wait_until(lambda: said(process) == b"", "the connection to be destroyed")
         process.wait(10)

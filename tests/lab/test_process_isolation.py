@@ -10,7 +10,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tests.lab.harness import APPS, addresses, client, until
+from tests.lab.harness import APPS, addresses, client
+from tests.support.waiting import wait_until
 from ztunnel.datapath.bpf.maps import Maps
 from ztunnel.lab import Lab
 
@@ -116,7 +117,7 @@ def test_without_the_proxy_connections_are_refused_never_plain(lab: Lab) -> None
         assert said == {"end": "ECONNREFUSED"}
     finally:
         lab.start("node1", "proxy")
-    until(
+    wait_until(
         lambda: client(lab, "client", "poke", inside, 7000) == {"end": "data"},
         "the proxy to serve again",
     )
@@ -134,7 +135,7 @@ def test_with_agent_and_proxy_dead_connections_are_still_refused(lab: Lab) -> No
     finally:
         lab.start("node1", "proxy")  # the agent is only ready when a worker serves its pods
         lab.start("node1", "agent")
-    until(
+    wait_until(
         lambda: client(lab, "client", "poke", target, 7000) == {"end": "data"},
         "the node to serve again",
     )

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.lab.harness import APPS, addresses, client, named, python_pod, until
+from tests.lab.harness import APPS, addresses, client, named, python_pod
+from tests.support.waiting import wait_until
 from ztunnel.datapath.bpf.maps import Maps, PodCounters
 from ztunnel.lab import Lab
 from ztunnel.lab.components import admin_get
@@ -42,7 +43,7 @@ def _is_direct(lab: Lab, family: int = 4) -> bool:
 
 
 def _until_direct(lab: Lab, family: int = 4) -> None:
-    until(lambda: _is_direct(lab, family), "the pair to go direct")
+    wait_until(lambda: _is_direct(lab, family), "the pair to go direct")
 
 
 def _wait_captured(lab: Lab, pod: str, *, captured: bool = True) -> None:
@@ -52,7 +53,7 @@ def _wait_captured(lab: Lab, pod: str, *, captured: bool = True) -> None:
         row = rows.get(f"default/{pod}")
         return row is not None and row["state"] == "captured" and not row["problem"]
 
-    until(lambda: is_captured() == captured, f"{pod} captured={captured}")
+    wait_until(lambda: is_captured() == captured, f"{pod} captured={captured}")
 
 
 @contextmanager
@@ -72,7 +73,9 @@ def test_second_connection_of_a_pair_is_direct_and_shows_true_addresses(
     _until_direct(lab, family)
     before = _counters(lab, "client")
     mine, target = addresses(lab, "client")[family], addresses(lab, "near")[family]
-    until(lambda: _names(lab, target) and _counters(lab, "client").direct >= before.direct + 1, "")
+    wait_until(
+        lambda: _names(lab, target) and _counters(lab, "client").direct >= before.direct + 1, ""
+    )
     said = client(lab, "client", "names", target, 7001)
     port = said["client"]["getsockname"][1]
     assert said["client"] == {"getpeername": [target, 7001], "getsockname": [mine, port]}
@@ -126,14 +129,14 @@ def test_direct_connections_are_logged_and_listed(lab: Lab) -> None:
             for line in log.read_text(encoding="utf-8").splitlines()
         )
 
-    until(logged, "the agent to log the connection")
+    wait_until(logged, "the agent to log the connection")
 
 
 def test_release_and_capture_take_a_pod_off_within_a_second(lab: Lab) -> None:
     _until_direct(lab)
     with _labelled(lab, "near", "none"):
         start = time.monotonic()
-        until(lambda: not _is_direct(lab), "no more verdicts")
+        wait_until(lambda: not _is_direct(lab), "no more verdicts")
         assert time.monotonic() - start < 1.5  # a second, and the client's own start
     assert not _is_direct(lab)  # captured anew: authorised anew
     _until_direct(lab)
@@ -166,7 +169,7 @@ def test_with_the_proxy_dead_authorised_pairs_are_refused_too(lab: Lab) -> None:
         assert client(lab, "client", "poke", target, 7000) == {"end": "ECONNREFUSED"}
     finally:
         lab.start("node1", "proxy")
-    until(lambda: client(lab, "client", "poke", target, 7000) == {"end": "data"}, "service")
+    wait_until(lambda: client(lab, "client", "poke", target, 7000) == {"end": "data"}, "service")
     _until_direct(lab)
 
 
@@ -181,14 +184,14 @@ def test_with_both_dead_authorised_pairs_are_refused_too(lab: Lab) -> None:
     finally:
         lab.start("node1", "proxy")
         lab.start("node1", "agent")
-    until(lambda: client(lab, "client", "poke", target, 7000) == {"end": "data"}, "service")
+    wait_until(lambda: client(lab, "client", "poke", target, 7000) == {"end": "data"}, "service")
 
 
 def test_without_the_agent_verdicts_lapse_and_nothing_breaks(lab: Lab) -> None:
     _until_direct(lab)
     lab.kill("node1", "agent")
     try:
-        until(lambda: not _is_direct(lab), "the lease to end", seconds=8)
+        wait_until(lambda: not _is_direct(lab), "the lease to end", timeout_s=8)
     finally:
         lab.start("node1", "agent")
     _until_direct(lab)

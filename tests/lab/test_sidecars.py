@@ -15,7 +15,7 @@ import pytest
 from tests.apiserver.server import ApiServer
 from tests.lab import sidecar
 from tests.lab.apilab import ApiLab
-from tests.lab.harness import APPS, addresses, client, named, proxy_log, python_pod, until
+from tests.lab.harness import APPS, addresses, client, named, proxy_log, python_pod
 from tests.lab.test_enrolment import enrolled
 from tests.lab.test_kubernetes import (
     asking,
@@ -26,6 +26,7 @@ from tests.lab.test_kubernetes import (
     until_captured,
     workload,
 )
+from tests.support.waiting import wait_until
 
 Object = dict[str, Any]
 
@@ -46,7 +47,7 @@ def api(_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiLa
         assert problems == []
         until_captured(made, "mesh/caller", "node1")
         until_captured(made, "mesh/echo", "node2")
-        until(lambda: workload(made, "shop/shop-1"), "the API has the pods")
+        wait_until(lambda: workload(made, "shop/shop-1"), "the API has the pods")
         yield made
 
 
@@ -66,7 +67,7 @@ def strict(api: ApiLab, files: Path) -> Iterator[str]:
     made = with_sidecar(api, files, "strict", strict=True)
     made["metadata"]["labels"]["app"] = "strict"
     assert api.lab.apply(made) == []
-    until(lambda: workload(api, "shop/strict").get("protocol") == "HBONE", "node1 knows")
+    wait_until(lambda: workload(api, "shop/strict").get("protocol") == "HBONE", "node1 knows")
     yield addresses(api.lab, "strict", "shop")[4]
     assert api.lab.delete("pod", "strict", "shop") == []
 
@@ -96,7 +97,7 @@ def test_a_sidecar_reaches_ambient_by_hbone(api: ApiLab, strict: str) -> None:
         lines = proxy_log(api.lab, "node2").splitlines()
         return any(sidecar.identity("sidecar") in line and "connection" in line for line in lines)
 
-    until(is_told, "the proxy of node2 tells who it was")
+    wait_until(is_told, "the proxy of node2 tells who it was")
 
 
 def test_a_sidecar_without_hbone_takes_plaintext_from_everybody(api: ApiLab, files: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_sidecar_without_hbone_takes_plaintext_from_everybody(api: ApiLab, fil
     made = with_sidecar(api, files, "mild")
     made["metadata"]["labels"]["app"] = "mild"
     assert api.lab.apply(made) == []
-    until(lambda: workload(api, "shop/mild"), "node1 knows")
+    wait_until(lambda: workload(api, "shop/mild"), "node1 knows")
     assert workload(api, "shop/mild")["protocol"] == "NONE"
     address = addresses(api.lab, "mild", "shop")[4]
     for space in ("mesh", "plain"):

@@ -9,7 +9,8 @@ import subprocess
 
 import pytest
 
-from tests.lab.harness import addresses, client, proxy_log, until
+from tests.lab.harness import addresses, client, proxy_log
+from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 
 BLOCK = bytes(range(256)) * 256
@@ -33,8 +34,8 @@ def test_both_proxies_log_the_connection_with_identities(lab: Lab) -> None:
             for line in proxy_log(lab, node).splitlines()
         )
 
-    until(lambda: logged("node1", "outbound"), "the client's proxy to log the connection")
-    until(lambda: logged("node2", "inbound"), "the server's proxy to log the connection")
+    wait_until(lambda: logged("node1", "outbound"), "the client's proxy to log the connection")
+    wait_until(lambda: logged("node2", "inbound"), "the server's proxy to log the connection")
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -65,7 +66,9 @@ def test_server_may_send_fin_first(lab: Lab) -> None:
     said = client(lab, "client", "fin-first", addresses(lab, "server")[4], 7006, 1_234_567)
     assert said == {"first": "", "sent": 1_234_567}
     log = lab.log_paths("server", "app", "default")[0]
-    until(lambda: "fin-first 1234567" in log.read_text(encoding="utf-8"), "all bytes to arrive")
+    wait_until(
+        lambda: "fin-first 1234567" in log.read_text(encoding="utf-8"), "all bytes to arrive"
+    )
 
 
 def test_servers_reset_is_a_reset(lab: Lab) -> None:
@@ -76,7 +79,7 @@ def test_servers_reset_is_a_reset(lab: Lab) -> None:
 def test_clients_reset_is_a_reset(lab: Lab) -> None:
     client(lab, "client", "abort", addresses(lab, "server")[4], 7000)
     log = lab.log_paths("server", "app", "default")[0]
-    until(
+    wait_until(
         lambda: "Connection reset by peer" in log.read_text(encoding="utf-8"),
         "the server's app to see the reset",
     )
@@ -169,7 +172,7 @@ def test_enrolment_adds_no_rule_and_no_route(lab: Lab) -> None:
     lab.label("pod", "client", {"istio.io/dataplane-mode": "ambient"}, namespace="plain")
     try:
         target = addresses(lab, "server")[4]
-        until(lambda: _captured(lab), "the pod to be captured")
+        wait_until(lambda: _captured(lab), "the pod to be captured")
         assert client(lab, "client", "echo", target, 7000, "in", namespace="plain") == {
             "said": "in"
         }
@@ -177,7 +180,7 @@ def test_enrolment_adds_no_rule_and_no_route(lab: Lab) -> None:
         assert before[0] == ""
     finally:
         lab.label("pod", "client", {"istio.io/dataplane-mode": None}, namespace="plain")
-        until(lambda: not _captured(lab), "the pod to be released")
+        wait_until(lambda: not _captured(lab), "the pod to be released")
 
 
 def _stable(done: subprocess.CompletedProcess[str]) -> str:

@@ -14,10 +14,11 @@ from subprocess import PIPE, Popen
 
 import pytest
 
-from tests.lab.harness import APPS, addresses, client, named, proxy_log, python_pod, until
+from tests.lab.harness import APPS, addresses, client, named, proxy_log, python_pod
 from tests.lab.scrape import Page, readiness, scrape
 from tests.lab.test_policy import Policies, authorization, port
 from tests.lab.test_ztctl import ztctl
+from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 from ztunnel.lab.components import Component, admin_get
 from ztunnel.lab.lab import demo_manifests
@@ -56,7 +57,7 @@ def test_both_ends_count_a_connection_and_its_bytes(lab: Lab, family: int) -> No
         def closed(node: str = node, ends: dict[str, str] = ends) -> bool:
             return grown(scrape(lab, node), before[node], CLOSED, **ends) == 1
 
-        until(closed, "the connection to be counted")
+        wait_until(closed, "the connection to be counted")
         after = scrape(lab, node)
         assert grown(after, before[node], OPENED, **ends) == 1
         assert grown(after, before[node], RECEIVED, **ends) == 3_000_000
@@ -74,7 +75,7 @@ def test_a_service_is_named_at_both_ends(lab: Lab) -> None:
         "destination_service_namespace": "default",
     }
     for node, reporter in (("node1", "source"), ("node2", "destination")):
-        until(
+        wait_until(
             lambda node=node, reporter=reporter: scrape(lab, node).total(  # type: ignore[misc]
                 CLOSED, reporter=reporter, **service
             ),
@@ -91,7 +92,7 @@ def test_a_long_connection_shows_its_bytes_while_it_lives(lab: Lab) -> None:
             now = scrape(lab, "node2")
             return grown(now, before, RECEIVED, destination_workload="server") == 11
 
-        until(seen, "the bytes of a live connection")
+        wait_until(seen, "the bytes of a live connection")
         now = scrape(lab, "node2")
         assert grown(now, before, OPENED, destination_workload="server") == 1
         assert grown(now, before, CLOSED, destination_workload="server") == 0
@@ -107,7 +108,7 @@ def test_a_refused_destination_counts_as_failed(lab: Lab) -> None:
         flags = {"response_flags": "CONNECT", "destination_workload": "server"}
         return grown(now, before, "istio_tcp_connections_failed_total", **flags) == 1
 
-    until(failed, "the failure")
+    wait_until(failed, "the failure")
 
 
 def test_a_denial_is_flagged_at_both_ends(lab: Lab) -> None:
@@ -126,7 +127,7 @@ def test_a_denial_is_flagged_at_both_ends(lab: Lab) -> None:
             now = scrape(lab, node)
             return grown(now, before[node], failed, response_flags="DENY", **ends) == 1
 
-        until(flagged, f"the denial at {node}")
+        wait_until(flagged, f"the denial at {node}")
 
 
 def test_plaintext_is_told_from_mtls(lab: Lab) -> None:
@@ -139,7 +140,7 @@ def test_plaintext_is_told_from_mtls(lab: Lab) -> None:
         "source_principal": "unknown",
         "connection_security_policy": "unknown",
     }
-    until(lambda: grown(scrape(lab, "node2"), before, CLOSED, **ends) == 1, "the connection")
+    wait_until(lambda: grown(scrape(lab, "node2"), before, CLOSED, **ends) == 1, "the connection")
     after = scrape(lab, "node2")
     assert (grown(after, before, RECEIVED, **ends), grown(after, before, SENT, **ends)) == (2, 2)
 
@@ -160,11 +161,11 @@ def test_connections_without_the_proxy_count_as_both_ends_would(lab: Lab, family
         page = scrape(lab, "node1")
         return page if page.total(OPENED, **pair) == page.total(CLOSED, **pair) else None
 
-    until(direct, "the pair to go direct")
-    before = until(settled, "the ends of earlier connections")
+    wait_until(direct, "the pair to go direct")
+    before = wait_until(settled, "the ends of earlier connections")
     assert before is not None
     client(lab, "client", "upload", target, 7002, 70_000)
-    until(lambda: grown(scrape(lab, "node1"), before, rtt, **pair) == 1, "the kernel's word")
+    wait_until(lambda: grown(scrape(lab, "node1"), before, rtt, **pair) == 1, "the kernel's word")
     after = scrape(lab, "node1")
     for reporter in ("source", "destination"):
         ends = {**pair, "reporter": reporter, "destination_principal": DEFAULT}
@@ -215,7 +216,7 @@ def test_levels_are_changed_while_the_node_runs(lab: Lab) -> None:
     def said() -> int:
         before, closed = lines(), scrape(lab, "node1").total(CLOSED, **ends)
         client(lab, "client", "echo", target, 7000, "x")
-        until(lambda: scrape(lab, "node1").total(CLOSED, **ends) > closed, "its end")
+        wait_until(lambda: scrape(lab, "node1").total(CLOSED, **ends) > closed, "its end")
         scrape(lab, "node1")  # the worker speaks a turn later: what it wrote is written
         return lines() - before
 
@@ -293,31 +294,35 @@ def _workers(lab: Lab, node: str) -> list[int]:
 
 def test_workers_add_up_and_a_killed_one_leaves_no_connection_open(two: Lab) -> None:
     target = addresses(two, "server")[4]
-    until(lambda: len(_workers(two, "node1")) == 2, "two workers")
+    wait_until(lambda: len(_workers(two, "node1")) == 2, "two workers")
     before = scrape(two, "node1")
     ends = {"reporter": "source", "destination_workload": "server"}
     for _ in range(6):
         client(two, "client", "echo", target, 7000, "hello")
-    until(lambda: grown(scrape(two, "node1"), before, CLOSED, **ends) == 6, "all six")
+    wait_until(lambda: grown(scrape(two, "node1"), before, CLOSED, **ends) == 6, "all six")
     with held(two, "client", target) as one, held(two, "client", target) as other:
         for each in (one, other):
             say(each, "12345")
-        until(lambda: grown(scrape(two, "node1"), before, OPENED, **ends) == 8, "the live ones")
+        wait_until(
+            lambda: grown(scrape(two, "node1"), before, OPENED, **ends) == 8, "the live ones"
+        )
         live = scrape(two, "node1")
         assert grown(live, before, CLOSED, **ends) == 6
         assert grown(live, before, RECEIVED, **ends) == 6 * 5 + 2 * 6
         for pid in _workers(two, "node1"):
             os.kill(pid, signal.SIGKILL)
-        until(lambda: grown(scrape(two, "node1"), before, CLOSED, **ends) == 8, "their end")
+        wait_until(lambda: grown(scrape(two, "node1"), before, CLOSED, **ends) == 8, "their end")
     after = scrape(two, "node1")
     assert grown(after, before, OPENED, **ends) == 8
     for sample in live.samples:
         if sample.name.startswith("istio_"):
             assert after.total(sample.name, **sample.labels) >= sample.value
-    until(lambda: len(_workers(two, "node1")) == 2, "their successors")
-    until(lambda: readiness(two, "node1")[0] == 200, "readiness")
+    wait_until(lambda: len(_workers(two, "node1")) == 2, "their successors")
+    wait_until(lambda: readiness(two, "node1")[0] == 200, "readiness")
     client(two, "client", "echo", target, 7000, "again")
-    until(lambda: grown(scrape(two, "node1"), before, OPENED, **ends) == 9, "no more and no less")
+    wait_until(
+        lambda: grown(scrape(two, "node1"), before, OPENED, **ends) == 9, "no more and no less"
+    )
 
 
 def test_killed_workers_lose_at_most_one_report_interval(two: Lab) -> None:
@@ -329,16 +334,16 @@ def test_killed_workers_lose_at_most_one_report_interval(two: Lab) -> None:
         return proxy_log(two, "node1").count(f"dst.hbone_addr={target}:7000")
 
     def transfer_and_kill(delay: float) -> tuple[Page, Page]:
-        until(lambda: len(_workers(two, "node1")) == 2, "two workers")
-        until(lambda: readiness(two, "node1")[0] == 200, "readiness")
+        wait_until(lambda: len(_workers(two, "node1")) == 2, "two workers")
+        wait_until(lambda: readiness(two, "node1")[0] == 200, "readiness")
         workers, before, written = _workers(two, "node1"), scrape(two, "node1"), lines()
         for _ in range(5):
             client(two, "client", "echo", target, 7000, "hello")
-        until(lambda: lines() == written + 5, "the workers to close the connections")
+        wait_until(lambda: lines() == written + 5, "the workers to close the connections")
         time.sleep(delay)
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
-        until(lambda: not set(workers) & set(_workers(two, "node1")), "the agent to notice")
+        wait_until(lambda: not set(workers) & set(_workers(two, "node1")), "the agent to notice")
         after = scrape(two, "node1")
         for sample in before.samples:  # whatever was lost, no counter decreases
             if sample.name.startswith("istio_"):
@@ -352,9 +357,9 @@ def test_killed_workers_lose_at_most_one_report_interval(two: Lab) -> None:
     assert 0 <= grown(after, before, OPENED, **ends) <= 5
     assert grown(after, before, CLOSED, **ends) == grown(after, before, OPENED, **ends)
     assert 0 <= grown(after, before, RECEIVED, **ends) <= 25
-    until(lambda: readiness(two, "node1")[0] == 200, "readiness")
+    wait_until(lambda: readiness(two, "node1")[0] == 200, "readiness")
     client(two, "client", "echo", target, 7000, "again")
-    until(
+    wait_until(
         lambda: grown(scrape(two, "node1"), after, CLOSED, **ends) == 1,
         "the successors to count on",
     )
@@ -390,20 +395,20 @@ def test_drain_is_seen_at_once_and_lets_a_transfer_finish(two: Lab) -> None:
         supervisor = proxy.pid
         assert supervisor is not None
         os.kill(supervisor, signal.SIGTERM)
-        until(lambda: readiness(two, "node1")[0] == 503, "readiness to go", seconds=2)
+        wait_until(lambda: readiness(two, "node1")[0] == 503, "readiness to go", timeout_s=2)
         assert "a proxy worker" in readiness(two, "node1")[1]["waiting_for"]
         assert client(two, "client", "poke", target, 7000) == {"end": "ECONNREFUSED"}
         for line in range(20):
             say(connection, f"while it drains {line}")
-    until(lambda: proxy.pid is None, "the proxy to end")
+    wait_until(lambda: proxy.pid is None, "the proxy to end")
     assert two.up() == []
 
     def counted() -> bool:
         after = scrape(two, "node1")
         return grown(after, before, CLOSED, **ends) == grown(after, before, OPENED, **ends) == 1
 
-    until(counted, "the drained connection in the metrics")
-    until(lambda: readiness(two, "node1")[0] == 200, "readiness")
+    wait_until(counted, "the drained connection in the metrics")
+    wait_until(lambda: readiness(two, "node1")[0] == 200, "readiness")
 
 
 def test_drain_resets_at_the_deadline(two: Lab) -> None:
@@ -414,7 +419,7 @@ def test_drain_resets_at_the_deadline(two: Lab) -> None:
         supervisor = proxy.pid
         assert supervisor is not None
         os.kill(supervisor, signal.SIGTERM)
-        until(lambda: proxy.pid is None, "the proxy to end at its deadline", seconds=8)
+        wait_until(lambda: proxy.pid is None, "the proxy to end at its deadline", timeout_s=8)
         assert two.up() == []
         assert connection.stdin is not None
         connection.stdin.write(b"after\n")
@@ -434,12 +439,14 @@ def test_programs_are_timed_when_wanted(two: Lab) -> None:
 def test_series_of_a_deleted_workload_are_forgotten(two: Lab) -> None:
     two.apply(python_pod("brief", "node2", script="server.py"))
     client(two, "client", "echo", addresses(two, "brief")[4], 7000, "x")
-    until(lambda: scrape(two, "node1").total(CLOSED, destination_workload="brief") == 1, "counts")
+    wait_until(
+        lambda: scrape(two, "node1").total(CLOSED, destination_workload="brief") == 1, "counts"
+    )
     two.delete("pod", "brief")
-    until(
+    wait_until(
         lambda: not list(scrape(two, "node1").matching(OPENED, destination_workload="brief")),
         "its series to be forgotten",
-        seconds=30,
+        timeout_s=30,
     )
     assert scrape(two, "node1").total("ztunnel_metrics_series_expired_total") > 0
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.harness import addresses, proxy_log, until
+from tests.lab.harness import addresses, proxy_log
 from tests.lab.test_wire import _lines, capture
 from tests.lab.udp_lab import CONNECTED, COUNT, ECHO, WHOAMI, WHOAMI_DUAL, say, udp_servers
+from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
@@ -30,7 +31,7 @@ def test_datagrams_cross_the_wire_in_tls_only(udp: Lab, tmp_path: Path, family: 
     pcap = tmp_path / "wire.pcap"
     with capture(udp, pcap):
         said = say(udp, "echo", target, ECHO, token)
-        until(lambda: _lines(pcap, "tcp", "and", "port", "15008"), "packets to be written")
+        wait_until(lambda: _lines(pcap, "tcp", "and", "port", "15008"), "packets to be written")
     assert said == {"said": token, "source": [target, ECHO]}
     assert token.encode() not in pcap.read_bytes()
     between = ("host", mine, "and", "host", target)
@@ -45,7 +46,7 @@ def test_udp_to_the_unenrolled_passes_as_before(udp: Lab, tmp_path: Path) -> Non
     pcap = tmp_path / "wire.pcap"
     with capture(udp, pcap):
         assert say(udp, "echo", target, ECHO, token)["said"] == token
-        until(lambda: token.encode() in pcap.read_bytes(), "the token to be captured")
+        wait_until(lambda: token.encode() in pcap.read_bytes(), "the token to be captured")
 
 
 def test_the_unenrolled_reach_a_pod_of_the_mesh_as_before(udp: Lab) -> None:
@@ -114,8 +115,8 @@ def test_both_proxies_log_the_flow_with_identities(udp: Lab) -> None:
             for line in proxy_log(udp, node).splitlines()
         )
 
-    until(lambda: logged("node1", "outbound"), "the client's proxy to log the flow")
-    until(lambda: logged("node2", "inbound"), "the server's proxy to log the flow")
+    wait_until(lambda: logged("node1", "outbound"), "the client's proxy to log the flow")
+    wait_until(lambda: logged("node2", "inbound"), "the server's proxy to log the flow")
 
 
 def test_without_a_proxy_nothing_leaves(udp: Lab, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_without_a_proxy_nothing_leaves(udp: Lab, tmp_path: Path) -> None:
             assert _lines(pcap, "udp", "and", "host", target) == []
     finally:
         udp.start("node1", "proxy")
-    until(lambda: say(udp, "refused", target, ECHO)["end"] == "answered", "UDP to be back")
+    wait_until(lambda: say(udp, "refused", target, ECHO)["end"] == "answered", "UDP to be back")
 
 
 def test_udp_goes_on_while_the_agent_restarts(udp: Lab) -> None:
@@ -158,8 +159,8 @@ def test_policy_judges_udp_as_it_does_tcp(udp: Lab) -> None:
     }
     assert udp.apply(deny) == []
     try:
-        until(lambda: say(udp, "refused", target, ECHO)["end"] == "silence", "the denial")
+        wait_until(lambda: say(udp, "refused", target, ECHO)["end"] == "silence", "the denial")
         assert say(udp, "names", target, WHOAMI)["source"] == [target, WHOAMI]
     finally:
         udp.delete("AuthorizationPolicy", "no-echo")
-    until(lambda: say(udp, "refused", target, ECHO)["end"] == "answered", "UDP to be back")
+    wait_until(lambda: say(udp, "refused", target, ECHO)["end"] == "answered", "UDP to be back")

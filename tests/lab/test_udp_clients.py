@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.lab.harness import APPS, addresses, proxy_log, python_pod, until
+from tests.lab.harness import APPS, addresses, proxy_log, python_pod
 from tests.lab.scrape import scrape
 from tests.lab.test_udp_policy import udp_counts
 from tests.lab.test_ztctl import ztctl
 from tests.lab.udp_lab import ECHO, WHOAMI, say, serving, udp_servers
+from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 from ztunnel.lab.components import admin_get
 from ztunnel.proxy.conntrack.udp_flow_table import LIMIT
@@ -147,7 +148,7 @@ def test_both_endpoints_of_a_service_are_used(servers: Lab) -> None:
         _, rows = _connections(servers)
         return {row["destination"]["address"] for row in rows if row.get("protocol") == "udp"}
 
-    until(lambda: ends <= chosen(), "both endpoints to be chosen", seconds=30)
+    wait_until(lambda: ends <= chosen(), "both endpoints to be chosen", timeout_s=30)
 
 
 def _connections(lab: Lab) -> tuple[int, list[dict[str, Any]]]:
@@ -181,7 +182,7 @@ def test_flows_have_istios_series(servers: Lab) -> None:
     def grown() -> list[float]:
         return [now - then for now, then in zip(counted(), before, strict=True)]
 
-    until(lambda: grown() == [1, 1000, 1, 1000], "both nodes to count the flow")
+    wait_until(lambda: grown() == [1, 1000, 1, 1000], "both nodes to count the flow")
 
 
 def test_a_pods_flows_are_bounded(servers: Lab) -> None:
@@ -194,15 +195,15 @@ def test_a_pods_flows_are_bounded(servers: Lab) -> None:
 
     before = drops()
     say(servers, "sweep", addresses(servers, "udp-far2")[4], 20_000, LIMIT + 500)
-    until(
+    wait_until(
         lambda: drops() > before or "gave way" in proxy_log(servers, "node1"),
         "the limit to be reached",
-        seconds=60,
+        timeout_s=60,
     )
     _, rows = _connections(servers)
     assert sum(row.get("protocol") == "udp" for row in rows) <= LIMIT
     assert "dropped" in ztctl(servers, "--node", "node1", "status").stdout
-    until(
+    wait_until(
         lambda: (
             scrape(servers, "node1").total("ztunnel_udp_drops_total", reason="flow_limit")
             == drops()
@@ -211,7 +212,7 @@ def test_a_pods_flows_are_bounded(servers: Lab) -> None:
     )
     assert list(scrape(servers, "node1").matching("ztunnel_udp_drops_total", reason="buffer_full"))
     servers.restart("node1", "proxy")  # let go of them all
-    until(
+    wait_until(
         lambda: (
             say(servers, "refused", addresses(servers, "udp-far2")[4], ECHO)["end"] == "answered"
         ),
@@ -231,4 +232,4 @@ def test_an_idle_flow_ends_and_says_what_it_carried(servers: Lab) -> None:
         )
 
     assert not logged()
-    until(logged, "the flow to end for lack of use", seconds=45)
+    wait_until(logged, "the flow to end for lack of use", timeout_s=45)

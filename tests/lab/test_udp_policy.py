@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.lab.harness import APPS, addresses, until
+from tests.lab.harness import APPS, addresses
 from tests.lab.scrape import scrape
 from tests.lab.test_policy import authorization, source, strict
 from tests.lab.udp_lab import ECHO, WHOAMI, say, udp_servers
+from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 from ztunnel.lab.components import admin_get
 
@@ -50,7 +51,7 @@ def ends(
 
 
 def becomes(lab: Lab, wanted: str, to: str, port: int = ECHO, **how: Any) -> None:
-    until(lambda: ends(lab, to, port, **how) == wanted, f"{to} {how} to be {wanted}")
+    wait_until(lambda: ends(lab, to, port, **how) == wanted, f"{to} {how} to be {wanted}")
 
 
 def agent_log(lab: Lab, node: str) -> str:
@@ -62,7 +63,7 @@ def logged(lab: Lab, node: str, *parts: str) -> None:
     def found() -> bool:
         return any(all(part in line for part in parts) for line in agent_log(lab, node).split("\n"))
 
-    until(found, f"{node}'s agent to log {parts}")
+    wait_until(found, f"{node}'s agent to log {parts}")
 
 
 def udp_counts(lab: Lab, node: str) -> dict[str, int]:
@@ -150,8 +151,8 @@ def test_a_flow_that_lives_is_cut_off_when_policy_changes(udp: Lab) -> None:
     try:
         assert answered()
         with in_force(udp, authorization("DENY", source(principals=[MINE]))):
-            until(lambda: not answered(), "the flow to be cut off")
-        until(answered, "the flow to be back")
+            wait_until(lambda: not answered(), "the flow to be cut off")
+        wait_until(answered, "the flow to be back")
     finally:
         lines.close()
         talk.wait(10)

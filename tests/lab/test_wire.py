@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.harness import addresses, client, until
+from tests.lab.harness import addresses, client
 from tests.lab.pcap import streams, tls_records
+from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 
 HANDSHAKE, APPLICATION_DATA = 22, 23  # TLS record types, RFC 8446 5.1
@@ -49,7 +50,7 @@ def test_only_tls_to_15008_and_never_the_token(lab: Lab, family: int, tmp_path: 
     pcap = tmp_path / "wire.pcap"
     with capture(lab, pcap):
         assert client(lab, "client", "echo", target, 7000, token * 50) == {"said": token * 50}
-        until(lambda: _lines(pcap, "tcp", "and", "port", "15008"), "packets to be written")
+        wait_until(lambda: _lines(pcap, "tcp", "and", "port", "15008"), "packets to be written")
     assert token.encode() not in pcap.read_bytes()
     between = ("host", mine, "and", "host", target)
     assert _lines(pcap, *between, "and", "tcp", "port", "15008")
@@ -69,4 +70,4 @@ def test_plaintext_to_the_unenrolled_is_visible(lab: Lab, tmp_path: Path) -> Non
     pcap = tmp_path / "wire.pcap"
     with capture(lab, pcap):
         client(lab, "client", "echo", target, 7000, token)
-        until(lambda: token.encode() in pcap.read_bytes(), "the token to be captured")
+        wait_until(lambda: token.encode() in pcap.read_bytes(), "the token to be captured")

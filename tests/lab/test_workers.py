@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.harness import APPS, addresses, client, until
+from tests.lab.harness import APPS, addresses, client
+from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 from ztunnel.lab.components import admin_get
 
@@ -29,7 +30,7 @@ def two_workers(lab: Lab) -> Iterator[Lab]:
     double = dataclasses.replace(single, options=("--workers", "2"))
     double.start()
     try:
-        until(lambda: _serving(lab) == 2, "both workers to serve", 30)
+        wait_until(lambda: _serving(lab) == 2, "both workers to serve", timeout_s=30)
         yield lab
     finally:
         double.stop()
@@ -74,7 +75,7 @@ def test_two_workers_share_connections_and_one_survives_the_other(two_workers: L
     lab = two_workers
     held = [_hold(lab) for _ in range(HELD)]
     try:
-        until(lambda: sum(_spread(lab).values()) == HELD, "all connections to be listed")
+        wait_until(lambda: sum(_spread(lab).values()) == HELD, "all connections to be listed")
         spread = _spread(lab)
         assert min(spread[0], spread[1]) >= HELD // 4, spread
         victim = next(worker["pid"] for worker in _workers(lab) if worker["worker"] == 0)
@@ -83,7 +84,7 @@ def test_two_workers_share_connections_and_one_survives_the_other(two_workers: L
             "said": "hi"
         }
         assert sum(_says(one) == b"0123456789\n" for one in held) == spread[1]
-        until(lambda: _serving(lab) == 2, "the successor")
+        wait_until(lambda: _serving(lab) == 2, "the successor")
         assert victim not in {worker["pid"] for worker in _workers(lab)}
     finally:
         for one in held:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.lab.harness import addresses, client, until
+from tests.lab.harness import addresses, client
+from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 
 ZTCTL = Path(sys.executable).with_name("ztctl")
@@ -87,7 +88,7 @@ def test_redirect_works_while_agent_and_proxy_are_down(lab: Lab) -> None:
     finally:
         lab.up()  # mends: each of the two is ready only with the other
     target = addresses(lab, "server")[4]
-    until(
+    wait_until(
         lambda: client(lab, "client", "poke", target, 7000) == {"end": "data"},
         "the node to serve again",
     )

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.lab.harness import APPS, python_pod, until
+from tests.lab.harness import APPS, python_pod
+from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 
 ECHO, WHOAMI, WHOAMI_DUAL, CONNECTED, COUNT = 7100, 7101, 7102, 7103, 7104
@@ -38,7 +39,7 @@ def udp_servers(lab: Lab) -> Iterator[Lab]:
 def serving(lab: Lab, name: str, namespace: str = "default") -> None:
     """Wait until the server in a pod says that it serves."""
     log = lab.log_paths(name, "app", namespace)[0]
-    until(lambda: "serving" in log.read_text(encoding="utf-8"), f"{name} to serve")
+    wait_until(lambda: "serving" in log.read_text(encoding="utf-8"), f"{name} to serve")
 
 
 def say(

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from tests.apiserver.control_plane import until
+from tests.apiserver.control_plane import wait_until
 from tests.node.cluster_fixture import Nodes
 from tests.node.objects import AMBIENT, GREETING, account, client, namespace, server, service
 from tests.node.pods import ask, is_captured, is_ready
@@ -26,10 +26,14 @@ def open_market(cluster: Nodes, patience: float) -> None:
         pods = [client("client", space, "node-1"), *servers]
         cluster.server.apply(namespace(space, labels), *accounts, *pods, *services)
     for name in ("client", *SERVERS):
-        until(partial(is_captured, cluster, INSIDE, name), f"{name} captured", within=patience)
-        until(partial(is_ready, cluster, OUTSIDE, name), f"{name} outside ready", within=patience)
+        wait_until(
+            partial(is_captured, cluster, INSIDE, name), f"{name} captured", timeout_s=patience
+        )
+        wait_until(
+            partial(is_ready, cluster, OUTSIDE, name), f"{name} outside ready", timeout_s=patience
+        )
     for space, name in product((INSIDE, OUTSIDE), SERVERS):
-        until(partial(_is_answered, cluster, space, name), f"kube-proxy knows {space}/{name}")
+        wait_until(partial(_is_answered, cluster, space, name), f"kube-proxy knows {space}/{name}")
 
 
 def _is_answered(cluster: Nodes, space: str, name: str) -> bool:

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from tests.apiserver.control_plane import until
+from tests.apiserver.control_plane import wait_until
 from tests.apiserver.server import ApiServer
 from tests.node.kubelet_node import PREFIX, Machine, sweep
 from ztunnel.lab.network import netns
@@ -70,7 +70,7 @@ class Nodes:
     def wait_ready(self, within: float) -> None:
         """Until every node is Ready."""
         try:
-            until(self._is_ready, "every node is Ready", within=within)
+            wait_until(self._is_ready, "every node is Ready", timeout_s=within)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.told()}") from error
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.apiserver.control_plane import until
+from tests.apiserver.control_plane import wait_until
 from tests.apiserver.server import ROOT, assets
 from tests.node import cluster_dns, images
 from tests.node.border_workloads import open_market
@@ -47,7 +47,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         nodes.wait_ready(PATIENCE)
         for machine in nodes.machines:
             machine.run("ctr", "-n", "k8s.io", "images", "tag", IMAGE, NEXT)
-        until(lambda: nodes.server.try_kubectl("get", "sa", "default").returncode == 0)
+        wait_until(lambda: nodes.server.try_kubectl("get", "sa", "default").returncode == 0)
         yield nodes
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from tests.apiserver.control_plane import until
+from tests.apiserver.control_plane import wait_until
 from tests.lab.scrape import Page
 from tests.node import cluster_dns
 from tests.node.border_workloads import INSIDE, OUTSIDE, cluster_ip
@@ -29,9 +29,11 @@ def named(market: Nodes) -> Nodes:
     """With a DNS that is ready and knows the market."""
     market.server.apply(*cluster_dns.objects())
     words = ("-n", cluster_dns.SPACE, "rollout", "status", "deployment", cluster_dns.NAME)
-    until(lambda: market.server.try_kubectl(*words, "--timeout=50s").returncode == 0, "CoreDNS")
+    wait_until(
+        lambda: market.server.try_kubectl(*words, "--timeout=50s").returncode == 0, "CoreDNS"
+    )
     known = partial(ask, market, OUTSIDE, "client", f"far.{INSIDE}")
-    until(lambda: known() == GREETING, "names are known", within=PATIENCE)
+    wait_until(lambda: known() == GREETING, "names are known", timeout_s=PATIENCE)
     return market
 
 
@@ -64,7 +66,7 @@ def test_queries_of_the_mesh_are_answered_by_it_or_passed_on(named: Nodes) -> No
     assert _resolved(named, INSIDE, f"far.{INSIDE}")
     assert _resolved(named, INSIDE, cluster_dns.ELSEWHERE)
     for outcome in ("mesh", "forwarded"):
-        until(partial(_has_grown, named, before, outcome), f"{outcome} is counted")
+        wait_until(partial(_has_grown, named, before, outcome), f"{outcome} is counted")
 
 
 def _has_grown(cluster: Nodes, before: dict[str, float], outcome: str) -> bool:

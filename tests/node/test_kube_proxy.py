@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.apiserver.control_plane import until
+from tests.apiserver.control_plane import wait_until
 from tests.lab.scrape import Page
 from tests.node.border_workloads import INSIDE, OUTSIDE, SERVERS, cluster_ip, node_port
 from tests.node.cluster_fixture import CONTROL, PORT, SERVICE, Nodes
@@ -49,7 +49,7 @@ def test_services_are_reached_on_both_sides_and_across(
 
 def test_pods_of_the_mesh_reach_a_service_by_mutual_tls(market: Nodes) -> None:
     assert ask(market, INSIDE, "client", cluster_ip(market, INSIDE, "far")) == GREETING
-    for line in until(partial(_to_service, market, "far"), "the connection in the log"):
+    for line in wait_until(partial(_to_service, market, "far"), "the connection in the log"):
         assert line["dst.identity"] == FAR_ID
         assert line["dst.hbone_addr"]
 
@@ -65,7 +65,7 @@ def test_metrics_tell_what_was_encrypted(market: Nodes, way: str) -> None:
     for there in (INSIDE, OUTSIDE):
         host = cluster_ip(market, there, "far")
         assert ask(market, INSIDE, "client", host, udp=way == "udp") == GREETING
-    until(partial(_opened, market, way, INSIDE, "mutual_tls"), "an encrypted one is counted")
+    wait_until(partial(_opened, market, way, INSIDE, "mutual_tls"), "an encrypted one is counted")
     assert not _opened(market, way, INSIDE, "unknown")
     assert not _opened(market, way, OUTSIDE, "mutual_tls")
 
@@ -122,8 +122,8 @@ def test_services_may_enter_and_leave_the_mesh_under_requests(market: Nodes) -> 
             counts = [len(answers) + 20 for answers in (inside, outside)]
             market.server.kubectl("label", "--overwrite", "ns", INSIDE, f"{mode}={wanted}")
             for name in ("client", "far"):
-                until(partial(_is_in, market, name, wanted == ambient), f"{name} follows")
-            until(lambda: len(inside) > counts[0] and len(outside) > counts[1])  # noqa: B023
+                wait_until(partial(_is_in, market, name, wanted == ambient), f"{name} follows")
+            wait_until(lambda: len(inside) > counts[0] and len(outside) > counts[1])  # noqa: B023
     for answers in (inside, outside):
         failed = [(each, said) for each, said in enumerate(answers) if said != GREETING]
         assert failed == [], f"of {len(answers)}: {failed}\n{market.told()}"
@@ -157,10 +157,14 @@ def strict(market: Nodes) -> Iterator[Nodes]:
     }
     host = cluster_ip(market, INSIDE, "far")
     market.server.apply(policy)
-    until(lambda: "reset" in ask(market, OUTSIDE, "client", host), "it holds", within=PATIENCE)
+    wait_until(
+        lambda: "reset" in ask(market, OUTSIDE, "client", host), "it holds", timeout_s=PATIENCE
+    )
     yield market
     market.server.kubectl("delete", "peerauthentication", "-n", INSIDE, "strict")
-    until(lambda: ask(market, OUTSIDE, "client", host) == GREETING, "it is gone", within=PATIENCE)
+    wait_until(
+        lambda: ask(market, OUTSIDE, "client", host) == GREETING, "it is gone", timeout_s=PATIENCE
+    )
 
 
 def test_strict_takes_mutual_tls_only_through_a_service(strict: Nodes) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.apiserver.control_plane import until
+from tests.apiserver.control_plane import wait_until
 from tests.node.cluster_fixture import Nodes
 from tests.node.conftest import PATIENCE, Ztctl
 from tests.node.objects import AMBIENT, GREETING, NEXT, account, client, namespace, server
@@ -48,7 +48,7 @@ def shop(mesh: Nodes) -> Nodes:
     pods = [client("client", SPACE, "node-1"), server("server", SPACE, "node-2")]
     mesh.server.apply(space, *accounts, *pods)
     for name in ("client", "server"):
-        until(partial(is_captured, mesh, SPACE, name), f"{name} captured", within=PATIENCE)
+        wait_until(partial(is_captured, mesh, SPACE, name), f"{name} captured", timeout_s=PATIENCE)
     return mesh
 
 
@@ -71,7 +71,9 @@ def test_check_passes_inside_the_image_on_a_node(mesh: Nodes) -> None:
 def test_pods_of_two_nodes_talk_by_mutual_tls(shop: Nodes) -> None:
     answer = ask(shop, SPACE, "client", address_of(shop, SPACE, "server"))
     assert answer == GREETING, f"{answer}\n{shop.told()}"
-    logs = until(lambda: connections(shop, CLIENT_ID), "a connection with the client's identity")
+    logs = wait_until(
+        lambda: connections(shop, CLIENT_ID), "a connection with the client's identity"
+    )
     assert any(line["direction"] == "inbound" for line in logs), logs
 
 
@@ -85,16 +87,18 @@ def test_probes_reach_a_captured_pod_even_where_plaintext_is_forbidden(shop: Nod
     outsider = client("outsider", "default", "node-1")
     shop.server.apply(strict, account("outsider", "default"), outsider)
     address = address_of(shop, SPACE, "server")
-    until(lambda: is_running(shop, "default", "outsider"), "outsider runs", within=PATIENCE)
-    until(
+    wait_until(lambda: is_running(shop, "default", "outsider"), "outsider runs", timeout_s=PATIENCE)
+    wait_until(
         lambda: "reset" in ask(shop, "default", "outsider", address),
         "plaintext refused",
-        within=PATIENCE,
+        timeout_s=PATIENCE,
     )
     started = pod(shop, SPACE, "server")["status"]["containerStatuses"][0]
     fresh = server("fresh", SPACE, "node-2")  # becomes Ready by probes only
     shop.server.apply(account("fresh", SPACE), fresh)
-    until(lambda: is_captured(shop, SPACE, "fresh"), "a new server is Ready", within=PATIENCE)
+    wait_until(
+        lambda: is_captured(shop, SPACE, "fresh"), "a new server is Ready", timeout_s=PATIENCE
+    )
     assert is_captured(shop, SPACE, "server")
     assert pod(shop, SPACE, "server")["status"]["containerStatuses"][0] == started
     assert started["restartCount"] == 0
@@ -132,7 +136,7 @@ def test_runtime_and_cgroups_lead_to_the_same_namespace(shop: Nodes) -> None:
 def test_ztctl_asks_one_node_or_all_through_the_kubelet(
     shop: Nodes, ztctl: Ztctl, via: str
 ) -> None:
-    until(lambda: len(_doors(shop)) == 2, "agents name their ports")
+    wait_until(lambda: len(_doors(shop)) == 2, "agents name their ports")
     answer = ztctl("--via", via, "status", "-o", "json")
     assert {one["node"] for one in _nodes(answer)} == {"node-1", "node-2"}
     done = ztctl("--via", via, "--node", "node-1", "pod", "list", "-o", "json")
@@ -194,10 +198,10 @@ def _nodes(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 def test_upgrade_refuses_no_connection(shop: Nodes, ztctl: Ztctl) -> None:
     with requests(shop, SPACE, "client", address_of(shop, SPACE, "server")) as answers:
-        until(lambda: len(answers) > 20)
+        wait_until(lambda: len(answers) > 20)
         ztctl("install", "--image", NEXT, timeout=200)
         after = len(answers)
-        until(lambda: len(answers) > after + 20)
+        wait_until(lambda: len(answers) > after + 20)
     failed = [(number, answer) for number, answer in enumerate(answers) if answer != GREETING]
     assert failed == [], f"{failed}\n{after} answers when all was rolled out\n{shop.told()}"
     for name in (

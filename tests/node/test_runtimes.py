@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.apiserver.control_plane import until
+from tests.apiserver.control_plane import wait_until
 from tests.apiserver.server import ROOT, assets
 from tests.node.runtime_nodes.node import Node, apart
 from tests.node.runtime_nodes.pods import PODS, name_of
@@ -51,7 +51,7 @@ def found(
         pytest.skip("no kubelet; unset KUBEBUILDER_ASSETS to build one")
     with apart(tmp_path_factory.mktemp("bare"), *request.param) as node:
         try:
-            until(lambda: node.runs() and len(_uids(node)) == len(PODS), within=PATIENCE)
+            wait_until(lambda: node.runs() and len(_uids(node)) == len(PODS), timeout_s=PATIENCE)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{node.logs()}") from error
         yield _find(node)

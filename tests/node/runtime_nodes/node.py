@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.apiserver.control_plane import until
+from tests.apiserver.control_plane import wait_until
 from tests.apiserver.server import assets
 from tests.node import images
 from tests.node.kubelet_node import PREFIX, _make_cgroup, _remove_cgroup, hierarchies
@@ -121,7 +121,7 @@ def apart(scratch: Path, runtime: Runtime, driver: str) -> Iterator[Node]:
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        pid = until(lambda: children.read_text().split(), "the node's first process")[0]
+        pid = wait_until(lambda: children.read_text().split(), "the node's first process")[0]
         yield Node(runtime, directory, _entering(pid), Path("/proc", pid, "root"))
     finally:
         process.kill()  # takes its child, the node's first process, with it

@@ -24,7 +24,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from tests.apiserver.control_plane import until
+from tests.apiserver.control_plane import wait_until
 from tests.apiserver.server import assets
 from tests.node.kubelet_node import PREFIX
 from tests.node.runtime_nodes import node as nodes
@@ -50,7 +50,9 @@ def capture(name: str) -> dict[str, str]:
         start(Path(scratch), runtime, driver) as node,
     ):
         try:
-            told = until(lambda: node.runs() and _told(node), f"pods of {name}", within=PATIENCE)
+            told = wait_until(
+                lambda: node.runs() and _told(node), f"pods of {name}", timeout_s=PATIENCE
+            )
         except AssertionError as error:
             raise AssertionError(f"{error}\n{node.logs()}") from error
         files = {f"{name}.txt": _text(name, node, told), f"{name}.json": _json(node, told)}

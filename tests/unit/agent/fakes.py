@@ -61,16 +61,6 @@ def workload(
     )
 
 
-async def until(condition: Callable[[], bool], what: str = "") -> None:
-    """Wait for a condition with a deadline."""
-    try:
-        async with asyncio.timeout(10):
-            while not condition():
-                await asyncio.sleep(0.002)
-    except TimeoutError:
-        raise AssertionError(f"timed out: {what or condition}") from None
-
-
 class Namespaces:
     """What discovery finds: a file stands for a namespace, its inode for the cookie."""
 

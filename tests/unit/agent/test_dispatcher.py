@@ -14,14 +14,8 @@ import aiohttp
 import msgspec
 import structlog
 
-from tests.unit.agent.fakes import (
-    FakeDataPath,
-    FakeUdpEntry,
-    FakeUdpPath,
-    FakeWorker,
-    Namespaces,
-    until,
-)
+from tests.support.waiting import wait_until_async
+from tests.unit.agent.fakes import FakeDataPath, FakeUdpEntry, FakeUdpPath, FakeWorker, Namespaces
 from ztunnel.agent.api import admin_views as views_module
 from ztunnel.agent.api.admin_server import Admin
 from ztunnel.agent.api.admin_views import AgentViews
@@ -184,9 +178,9 @@ async def _served(a: Agent, name: str, number: int) -> FakeWorker:
     a.namespaces.start(f"{name}-uid", name)
     a.say(namespace(), pod(name, number))
     a.enroller.advance()
-    await until(lambda: bool(a.store.current()))
+    await wait_until_async(lambda: bool(a.store.current()))
     worker = FakeWorker(a.options.agent_socket).greet()
-    await until(a.is_serving, "readiness")
+    await wait_until_async(a.is_serving, "readiness")
     return worker
 
 
@@ -207,7 +201,7 @@ async def test_news_reach_workers_as_deltas_with_growing_revisions(tmp_path: Pat
         a.say(pod("far", 3, node="n2"))
         a.mirror.delete("Pod", "shop", "far")
         a.feed.changed()
-        await until(lambda: len(worker.of(MeshDelta)) == 3)
+        await wait_until_async(lambda: len(worker.of(MeshDelta)) == 3)
         deltas = [delta for delta in worker.of(MeshDelta) if isinstance(delta, MeshDelta)]
         assert [each.name for each in deltas[1].workloads] == ["far"]
         assert deltas[2].removed_workloads == (deltas[1].workloads[0].uid,)
@@ -223,10 +217,10 @@ async def test_label_change_enrols_and_releases(tmp_path: Path) -> None:
         a.say(namespace(mode=""))
         assert a.kernel.pods == {}
         assert a.store.identities() == set()
-        await until(lambda: bool(worker.of(PodRemoved)))
+        await wait_until_async(lambda: bool(worker.of(PodRemoved)))
         assert worker.of(PodRemoved) == [PodRemoved("web-uid", gone=False)]
         a.say(namespace())
-        await until(lambda: bool(a.kernel.pods))
+        await wait_until_async(lambda: bool(a.kernel.pods))
         worker.close()
 
 
@@ -235,7 +229,7 @@ async def test_deleted_pod_is_gone_for_workers(tmp_path: Path) -> None:
         worker = await _served(a, "web", 2)
         a.mirror.delete("Pod", "shop", "web")
         a.feed.changed()
-        await until(lambda: bool(worker.of(PodRemoved)))
+        await wait_until_async(lambda: bool(worker.of(PodRemoved)))
         assert worker.of(PodRemoved) == [PodRemoved("web-uid", gone=True)]
         worker.close()
 
@@ -281,7 +275,7 @@ async def test_readiness_says_what_it_waits_for(tmp_path: Path) -> None:
         worker = await _served(a, "web", 2)
         assert (await a.get("/healthz/ready")) == (200, {"ready": True})
         worker.close()
-        await until(lambda: not a.workers.sessions)
+        await wait_until_async(lambda: not a.workers.sessions)
         assert (await a.get("/healthz/ready"))[0] == 503
 
 
@@ -305,7 +299,7 @@ async def test_connections_of_all_workers_and_those_that_are_silent(
     async with agent(tmp_path) as a:
         talker = await _served(a, "web", 2)
         silent = FakeWorker(a.options.agent_socket, worker=1).greet()
-        await until(lambda: len(a.workers.sessions) == 2)
+        await wait_until_async(lambda: len(a.workers.sessions) == 2)
         row = {"id": 1, "direction": "outbound"}
         talker.answers = lambda number, _: IntrospectionReply(
             number, msgspec.Raw(msgspec.msgpack.encode([row]))

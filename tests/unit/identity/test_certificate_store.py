@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,18 +11,13 @@ import msgspec
 import structlog
 from cryptography import x509
 
+from tests.support.waiting import wait_until_async
 from ztunnel.identity import ca
 from ztunnel.identity.certificate_store import KeyPair, Store
 from ztunnel.identity.csr_signer import DiskSigner, Issued
 
 WEB = "spiffe://cluster.local/ns/shop/sa/web"
 DB = "spiffe://cluster.local/ns/shop/sa/db"
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 class _Flaky:
@@ -51,7 +45,7 @@ async def test_certificate_arrives_and_is_renewed_with_a_new_key(tmp_path: Path)
     store = Store(_flaky(tmp_path, 2), got.append)
     store.ensure(WEB)
     store.ensure(WEB)
-    await _until(lambda: len(got) >= 2)
+    await wait_until_async(lambda: len(got) >= 2)
     assert got[0].key_pem != got[1].key_pem
     assert store.statuses()[0].renewals >= 1
     await store.close()
@@ -62,13 +56,13 @@ async def test_old_certificate_is_kept_while_the_signer_fails(tmp_path: Path) ->
     signer = _flaky(tmp_path, 4)
     store = Store(signer, got.append)
     store.ensure(WEB)
-    await _until(lambda: bool(got))
+    await wait_until_async(lambda: bool(got))
     signer.broken = True
-    await _until(lambda: bool(store.statuses()[0].last_error))
+    await wait_until_async(lambda: bool(store.statuses()[0].last_error))
     assert store.current() == [got[-1]]
     assert store.statuses()[0].last_error == "signer unreachable"
     signer.broken = False
-    await _until(lambda: len(got) >= 2)
+    await wait_until_async(lambda: len(got) >= 2)
     assert store.statuses()[0].last_error == ""
     await store.close()
 
@@ -79,16 +73,16 @@ async def test_withheld_certificate_is_used_but_not_renewed_until_it_may_be(tmp_
     signer = _flaky(tmp_path, 2)
     store = Store(signer, got.append, withheld=reasons.__getitem__)
     store.ensure(WEB)
-    await _until(lambda: bool(got))
+    await wait_until_async(lambda: bool(got))
     reasons[WEB] = "no such account"
     (status,) = store.statuses()
     assert (status.state, status.last_error) == ("withheld", "no such account")
     assert status.not_after == got[-1].not_after
     asked = signer.calls
-    await _until(lambda: store.current() == [])  # it ends when it expires, not before
+    await wait_until_async(lambda: store.current() == [])  # it ends when it expires, not before
     assert signer.calls == asked
     reasons[WEB] = ""
-    await _until(lambda: len(got) > 1)
+    await wait_until_async(lambda: len(got) > 1)
     (status,) = store.statuses()
     assert (status.state, status.last_error) == ("fresh", "")
     await store.close()
@@ -104,10 +98,10 @@ async def test_certificate_never_asked_for_while_withheld_is_asked_for_at_once_a
     store = Store(signer, got.append, withheld=reasons.__getitem__)
     store.ensure(WEB)
     store.ensure(DB)
-    await _until(lambda: signer.calls >= 5)  # the next would come in 8 seconds
+    await wait_until_async(lambda: signer.calls >= 5)  # the next would come in 8 seconds
     assert all(status.identity == WEB for status in store.statuses() if not status.last_error)
     reasons[WEB] = "no such account"
-    await _until(lambda: store._entries[WEB].withheld != "")
+    await wait_until_async(lambda: store._entries[WEB].withheld != "")
     signer.broken, reasons[WEB], reasons[DB] = False, "", ""
     async with asyncio.timeout(4):
         while {pair.identity for pair in got} != {WEB, DB}:
@@ -120,7 +114,7 @@ async def test_forgotten_identity_is_not_renewed(tmp_path: Path) -> None:
     store = Store(_flaky(tmp_path, 3600), got.append)
     store.ensure(WEB)
     store.ensure(DB)
-    await _until(lambda: len(got) == 2)
+    await wait_until_async(lambda: len(got) == 2)
     store.forget(WEB)
     assert store.identities() == {DB}
     assert [pair.identity for pair in store.current()] == [DB]
@@ -132,7 +126,7 @@ async def test_certificate_that_has_expired_already_is_an_error_not_a_loop(tmp_p
     signer = _flaky(tmp_path, 1)
     store = Store(signer, lambda _: None, clock=lambda: 4e9)
     store.ensure(WEB)
-    await _until(lambda: bool(store.statuses()[0].last_error))
+    await wait_until_async(lambda: bool(store.statuses()[0].last_error))
     assert "compare the clocks" in store.statuses()[0].last_error
     assert signer.calls == 1
     await store.close()
@@ -142,7 +136,7 @@ async def test_listing_names_the_certificate_that_is_served(tmp_path: Path) -> N
     got: list[KeyPair] = []
     store = Store(_flaky(tmp_path, 3600), got.append)
     store.ensure(WEB)
-    await _until(lambda: bool(got))
+    await wait_until_async(lambda: bool(got))
     leaf = x509.load_pem_x509_certificate(got[0].chain_pem)
     status = store.statuses()[0]
     assert status.serial == f"{leaf.serial_number:x}"
@@ -156,7 +150,7 @@ async def test_key_is_in_no_repr_listing_or_log(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as lines:
         store = Store(_flaky(tmp_path, 3600), got.append)
         store.ensure(WEB)
-        await _until(lambda: bool(got))
+        await wait_until_async(lambda: bool(got))
         shown = repr(got) + repr(vars(store)) + msgspec.json.encode(store.statuses()).decode()
         await store.close()
     secret = got[0].key_pem.decode().splitlines()[1]
@@ -169,7 +163,7 @@ async def test_new_roots_are_told_with_the_certificates_that_are_held(tmp_path: 
     got: list[KeyPair] = []
     store = Store(_flaky(tmp_path, 3600), got.append)
     store.ensure(WEB)
-    await _until(lambda: bool(got))
+    await wait_until_async(lambda: bool(got))
     both = got[0].roots_pem + _other_root(tmp_path)
     store.trust(both)
     store.trust(both)
@@ -185,10 +179,10 @@ async def test_certificate_that_no_root_vouches_for_any_more_is_renewed_at_once(
     got: list[KeyPair] = []
     store = Store(_flaky(tmp_path, 3600), got.append)
     store.ensure(WEB)
-    await _until(lambda: bool(got))
+    await wait_until_async(lambda: bool(got))
     await asyncio.sleep(0)  # its task sleeps until half life
     store.trust(_other_root(tmp_path))
-    await _until(lambda: got[-1].serial != got[0].serial)
+    await wait_until_async(lambda: got[-1].serial != got[0].serial)
     await store.close()
 
 
@@ -218,7 +212,7 @@ async def test_an_answer_in_the_moment_of_forgetting_is_forgotten_too(tmp_path: 
     store.ensure(WEB)
     task = store._entries[WEB].task
     assert task is not None
-    await _until(lambda: signer.waits)
+    await wait_until_async(lambda: signer.waits)
     signer.answer.set_result(None)
     store.forget(WEB)
     done, _ = await asyncio.wait([task], timeout=5)

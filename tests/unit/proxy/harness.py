@@ -14,10 +14,10 @@ import os
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.support.waiting import wait_until
 from ztunnel.datapath.sockopt import IP_PKTINFO
 from ztunnel.ipc.channel import Channel
 from ztunnel.ipc.messages import (
@@ -57,14 +57,6 @@ def fresh_ip() -> str:
     number = next(_hosts)
     pid = os.getpid()
     return f"127.{100 + pid % 100}.{pid // 100 % 200 + number // 200}.{number % 200 + 10}"
-
-
-def wait_for(condition: Callable[[], object], what: str = "condition") -> None:
-    """Poll until true; fail after DEADLINE."""
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f"timed out waiting for {what}"
-        time.sleep(0.01)
 
 
 def workload(name: str, ip: str, *, hbone: bool = True, pod_uid: str = "") -> Workload:
@@ -236,7 +228,7 @@ class Node:
         self.agent.start()
         self._thread.start()
         if certificate is not None and self.sync:
-            wait_for(lambda: self.me.pod_uid in self.agent.ready, f"{self.name} ready")
+            wait_until(lambda: self.me.pod_uid in self.agent.ready, f"{self.name} ready")
 
     def close(self) -> None:
         self.agent.stop()
@@ -351,7 +343,7 @@ class Node:
     def query(self, what: str) -> bytes:
         number = len(self.agent.answers) + 1
         self.agent.send(IntrospectionRequest(number, what))
-        wait_for(lambda: number in self.agent.answers, "answer")
+        wait_until(lambda: number in self.agent.answers, "answer")
         return bytes(self.agent.answers[number].body)
 
 

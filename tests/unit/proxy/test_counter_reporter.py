@@ -9,9 +9,10 @@ from collections import Counter
 import msgspec
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.unit.proxy.conftest import Pair
 from tests.unit.proxy.h2client import server_context
-from tests.unit.proxy.harness import DEADLINE, Node, wait_for, workload
+from tests.unit.proxy.harness import DEADLINE, Node, workload
 from ztunnel.ipc.messages import AccessRule, CounterReport, LogConfig, LogLevel, UdpDropCounts
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.agent_link.counter_reporter import (
@@ -58,7 +59,7 @@ def test_a_connection_counts_at_both_ends_with_its_bytes(pair: Pair) -> None:
     assert (live["sent"], live["received"]) == (1000, 300)  # while it lives
     client.close()
     server.close()
-    wait_for(lambda: not pair.a.context.report.live() and not pair.b.context.report.live())
+    wait_until(lambda: not pair.a.context.report.live() and not pair.b.context.report.live())
     for node, reporter in ((pair.a, "source"), (pair.b, "destination")):
         found = sums(node)
         assert (found["opened"], found["closed"], found["failed"]) == (1, 1, 0)
@@ -75,7 +76,7 @@ def test_nobody_at_the_destination_counts_as_connect(pair: Pair) -> None:
     client = pair.a.dial()
     with pytest.raises(ConnectionResetError):
         client.recv(1)
-    wait_for(lambda: sums(pair.b)["failed"])
+    wait_until(lambda: sums(pair.b)["failed"])
     assert flags(pair.a) == {"CONNECT": 1}
     assert flags(pair.b) == {"CONNECT": 1}
 
@@ -84,7 +85,7 @@ def test_one_of_our_ports_counts_as_connect_though_it_never_opened(pair: Pair) -
     pair.a.target = SocketAddress(pair.app.address.ip, 15008)
     with pytest.raises(ConnectionResetError):
         pair.a.dial().recv(1)
-    wait_for(lambda: sums(pair.a)["failed"])
+    wait_until(lambda: sums(pair.a)["failed"])
     assert flags(pair.a) == {"CONNECT": 1}
     assert sums(pair.a)["opened"] == sums(pair.a)["closed"] == 0
 
@@ -92,10 +93,10 @@ def test_one_of_our_ports_counts_as_connect_though_it_never_opened(pair: Pair) -
 def test_no_certificate_counts_as_identity_error(fresh_pair: Pair) -> None:
     a = fresh_pair.a
     a.start(None)
-    wait_for(lambda: a.me.pod_uid in a.worker.pods and a.context.mesh is not None)
+    wait_until(lambda: a.me.pod_uid in a.worker.pods and a.context.mesh is not None)
     with pytest.raises(ConnectionResetError):
         a.dial().recv(1)
-    wait_for(lambda: sums(a)["failed"])
+    wait_until(lambda: sums(a)["failed"])
     assert flags(a) == {"IDENTITY_ERROR": 1}
 
 
@@ -106,7 +107,7 @@ def test_another_identity_than_expected_counts_as_identity_error(fresh_pair: Pai
     b.start(msgspec.structs.replace(wrong, identity=b.me.identity))
     with pytest.raises(ConnectionResetError):
         a.dial().recv(1)
-    wait_for(lambda: sums(a)["failed"])
+    wait_until(lambda: sums(a)["failed"])
     assert flags(a) == {"IDENTITY_ERROR": 1}
 
 
@@ -123,14 +124,14 @@ def test_a_peer_that_speaks_no_http2_counts_as_that(fresh_pair: Pair) -> None:
             session.sendall(b"SSH-2.0-not what you think\r\n")
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
-    wait_for(lambda: sums(a)["failed"])
+    wait_until(lambda: sums(a)["failed"])
     assert flags(a) == {"H2_HANDSHAKE_FAILURE": 1}
 
 
 def test_what_is_no_tls_counts_at_its_destination(pair: Pair) -> None:
     with socket.create_connection((pair.b.ip, 15008), DEADLINE) as stranger:
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        wait_for(lambda: sums(pair.b)["failed"])
+        wait_until(lambda: sums(pair.b)["failed"])
     assert flags(pair.b) == {"TLS_FAILURE": 1}
     (row,) = labels(pair.b)
     assert (row["source_workload"], row["destination_workload"]) == ("unknown", "b")
@@ -139,16 +140,16 @@ def test_what_is_no_tls_counts_at_its_destination(pair: Pair) -> None:
 def test_counts_wait_for_an_agent_and_are_told_once(pair: Pair) -> None:
     pair.a.agent.takes_counts = False
     client, server = pair.a.dial(), pair.app.accept()
-    wait_for(lambda: sums(pair.a)["opened"] == 1)
+    wait_until(lambda: sums(pair.a)["opened"] == 1)
     pair.a.agent.stop()
     client.close()
     server.close()
-    wait_for(lambda: not pair.a.context.report.live())
+    wait_until(lambda: not pair.a.context.report.live())
     before = len(pair.a.agent.counted)
     pair.a.agent.takes_counts = True
     pair.a.agent.start()
-    wait_for(lambda: len(pair.a.agent.counted) > before)
-    wait_for(lambda: sums(pair.a)["closed"] == 1)
+    wait_until(lambda: len(pair.a.agent.counted) > before)
+    wait_until(lambda: sums(pair.a)["closed"] == 1)
     assert sums(pair.a)["opened"] == 1  # told twice, by the same number
     told = [each.seq for each in pair.a.agent.counted]
     assert len(told) > len(set(told))
@@ -157,13 +158,13 @@ def test_counts_wait_for_an_agent_and_are_told_once(pair: Pair) -> None:
 def test_drain_tells_the_last_of_it_before_the_worker_ends(pair: Pair) -> None:
     client, server = pair.a.dial(), pair.app.accept()
     pair.a.in_loop(lambda: pair.a.worker.drain(5.0))
-    wait_for(lambda: pair.a.agent.draining, "the word of it")
+    wait_until(lambda: pair.a.agent.draining, "the word of it")
     client.sendall(b"last words")
     client.close()
     assert server.recv(100) == b"last words"
     server.close()
     pair.a._thread.join(5.0)
-    wait_for(lambda: sum(row.closed for row in pair.a.agent.rows()) == 1, "the last counts")
+    wait_until(lambda: sum(row.closed for row in pair.a.agent.rows()) == 1, "the last counts")
     rows = pair.a.agent.rows()
     assert sum(row.opened for row in rows) == 1
     assert sum(row.sent for row in rows) == len(b"last words")
@@ -174,12 +175,12 @@ def test_access_lines_are_what_the_agent_says(
 ) -> None:
     def lines(settings: LogConfig) -> int:
         pair.a.agent.send(settings)
-        wait_for(lambda: pair.a.context.report.access.settings == settings)
+        wait_until(lambda: pair.a.context.report.access.settings == settings)
         capfd.readouterr()
         client, server = pair.a.dial(), pair.app.accept()
         client.close()
         server.close()
-        wait_for(lambda: not pair.a.context.report.live())
+        wait_until(lambda: not pair.a.context.report.live())
         pair.a.query("stats")  # a turn later what it wrote is written
         return capfd.readouterr().err.count("direction=outbound")
 

@@ -13,8 +13,9 @@ import dns.rcode
 import dns.rrset
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.unit.proxy.conftest import Pair
-from tests.unit.proxy.harness import DEADLINE, Node, fresh_ip, wait_for
+from tests.unit.proxy.harness import DEADLINE, Node, fresh_ip
 from ztunnel.mesh.model import Service, ServicePort, SocketAddress
 from ztunnel.proxy.dns import udp_server, upstream
 from ztunnel.telemetry.dns_counters import DnsCounters, Outcome
@@ -322,7 +323,7 @@ def test_a_query_that_nobody_redirected_is_dropped(node: Node, app: socket.socke
 
     node.in_loop(lambda: setattr(node.context, "asked_server", nobody))
     app.send(dns.message.make_query("example.org", "A").to_wire())
-    wait_for(lambda: node.context.report.stats.queries_failed == 1, "the query to be dropped")
+    wait_until(lambda: node.context.report.stats.queries_failed == 1, "the query to be dropped")
     app.setblocking(False)
     with pytest.raises(BlockingIOError):
         app.recv(512)
@@ -349,7 +350,7 @@ def test_how_queries_ended_is_told_with_what_servers_took(
             total.add(each)
         return total
 
-    wait_for(lambda: sum(told().outcomes.values()) == 3, "the counts")
+    wait_until(lambda: sum(told().outcomes.values()) == 3, "the counts")
     total = told()
     assert total.outcomes == {Outcome.MESH: 1, Outcome.FORWARDED: 1, Outcome.FAILED: 1}
     assert total.forward_failures == 1
@@ -360,7 +361,7 @@ def test_how_queries_ended_is_told_with_what_servers_took(
 def test_without_the_mesh_known_nothing_is_answered(pair_unsynced: Node) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as app:
         app.settimeout(DEADLINE)
-        wait_for(lambda: pair_unsynced.dns[1] != 0, "the resolver")
+        wait_until(lambda: pair_unsynced.dns[1] != 0, "the resolver")
         app.sendto(dns.message.make_query("example.org", "A").to_wire(), pair_unsynced.dns)
         assert dns.message.from_wire(app.recv(512)).rcode() == dns.rcode.SERVFAIL
 
@@ -370,7 +371,7 @@ def pair_unsynced(fresh_pair: Pair) -> Node:
     node = fresh_pair.a
     node.sync = False
     node.start(fresh_pair.authority.issue(node.me.identity))
-    wait_for(lambda: node.agent.datagram_sockets_given > 0, "sockets")
+    wait_until(lambda: node.agent.datagram_sockets_given > 0, "sockets")
     return node
 
 
@@ -378,7 +379,7 @@ def test_names_are_answered_while_the_agent_is_away(
     node: Node, app: socket.socket, server: NameServer
 ) -> None:
     """Sockets to ask with are used again: there are more queries than the agent ever gave."""
-    wait_for(lambda: node.agent.datagram_sockets_given > 0, "sockets")
+    wait_until(lambda: node.agent.datagram_sockets_given > 0, "sockets")
     node.agent.stop()
     for index in range(2 * node.agent.datagram_sockets_given):
         app.send(dns.message.make_query(f"n{index}.example.org", "A").to_wire())

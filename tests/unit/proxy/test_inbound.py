@@ -15,10 +15,11 @@ from unittest import mock
 import h2.events
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.unit.proxy.certs import Authority
 from tests.unit.proxy.conftest import Pair
 from tests.unit.proxy.h2client import Http2Client, tls_context
-from tests.unit.proxy.harness import DEADLINE, wait_for
+from tests.unit.proxy.harness import DEADLINE
 from ztunnel.ipc.messages import Certificate
 from ztunnel.proxy.tls import credentials, handshake
 from ztunnel.proxy.tunnel import keepalive
@@ -143,7 +144,7 @@ def refused(pair: Pair, certificate: Certificate | None, alpn: str = "h2") -> No
                 assert sock.recv(1) == b""
         except (ssl.SSLError, ConnectionResetError):
             pass
-    wait_for(lambda: pair.b.context.report.stats.handshakes_failed == 1)
+    wait_until(lambda: pair.b.context.report.stats.handshakes_failed == 1)
     still_serves(pair)
 
 
@@ -194,7 +195,7 @@ def test_silent_connections_are_closed_at_the_deadline(
 
 def test_unfinished_handshakes_are_capped_and_the_oldest_gives_way(pair: Pair) -> None:
     idle = [socket.create_connection((pair.b.ip, 15008), DEADLINE) for _ in range(300)]
-    wait_for(lambda: pair.b.context.report.stats.handshakes_failed >= 44)
+    wait_until(lambda: pair.b.context.report.stats.handshakes_failed >= 44)
     assert idle[0].recv(1) == b""
     still_serves(pair)
     for sock in idle:
@@ -268,7 +269,7 @@ def test_slow_drip_is_closed_at_last(pair: Pair, monkeypatch: pytest.MonkeyPatch
         context.wrap_socket(raw) as sock,
     ):
         drip = iter(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r" + bytes(1000))
-        wait_for(lambda: is_closed_while_sending(sock, next(drip)), "the proxy to hang up")
+        wait_until(lambda: is_closed_while_sending(sock, next(drip)), "the proxy to hang up")
     still_serves(pair)
 
 
@@ -329,7 +330,7 @@ def test_agent_is_told_once_of_whom_we_let_in(pair: Pair) -> None:
         for _ in range(3):
             assert peer.status(peer.connect(str(pair.app.address))) == 200
             pair.app.accept().close()
-    wait_for(lambda: pair.b.agent.allowed, "word of it")
+    wait_until(lambda: pair.b.agent.allowed, "word of it")
     told = pair.b.agent.allowed[0]
     assert (told.source_ip, told.source_identity) == (pair.a.ip, pair.a.me.identity)
     assert (told.pod_uid, told.destination) == (pair.b.me.pod_uid, pair.app.address)
@@ -343,5 +344,5 @@ def test_agent_is_not_told_of_who_proved_to_be_another(pair: Pair) -> None:
         assert peer.status(peer.connect(str(pair.app.address))) == 200
         pair.app.accept().close()
     still_serves(pair)
-    wait_for(lambda: pair.b.agent.allowed, "word of the good one")
+    wait_until(lambda: pair.b.agent.allowed, "word of the good one")
     assert {told.source_identity for told in pair.b.agent.allowed} == {pair.a.me.identity}

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.proxy.harness import DEADLINE, fresh_ip, listen, wait_for
+from tests.support.waiting import wait_until
+from tests.unit.proxy.harness import DEADLINE, fresh_ip, listen
 from ztunnel.proxy.io.event_loop import Loop
 from ztunnel.proxy.io.listener import Listener
 
@@ -49,7 +50,7 @@ def test_connections_that_come_one_by_one_are_spread_over_the_workers() -> None:
         worker.start()
     try:
         for _ in range(CONNECTIONS):
-            wait_for(lambda: all(map(waits, workers)), "both to wait")
+            wait_until(lambda: all(map(waits, workers)), "both to wait")
             socket.create_connection(door.getsockname()).close()
             assert accepted.acquire(timeout=DEADLINE)
     finally:

@@ -9,9 +9,10 @@ import threading
 import msgspec
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.unit.proxy.certs import Authority
 from tests.unit.proxy.conftest import Pair
-from tests.unit.proxy.harness import DEADLINE, wait_for
+from tests.unit.proxy.harness import DEADLINE
 from ztunnel.ipc.messages import CertificateRemoved, ListenerKind, MeshDelta
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.tunnel.tunnel import TunnelState
@@ -73,7 +74,7 @@ def test_without_a_certificate_nothing_goes_out_in_the_clear(fresh_pair: Pair) -
     pair = fresh_pair
     pair.b.start(pair.authority.issue(pair.b.me.identity))
     pair.a.start(None)
-    wait_for(lambda: pair.a.outbound[1], "listener")
+    wait_until(lambda: pair.a.outbound[1], "listener")
     dial_is_reset(pair)
 
 
@@ -81,14 +82,14 @@ def test_without_a_complete_snapshot_everything_is_refused(fresh_pair: Pair) -> 
     pair = fresh_pair
     pair.a.sync = False
     pair.a.start(pair.authority.issue(pair.a.me.identity))
-    wait_for(lambda: pair.a.outbound[1], "listener")
+    wait_until(lambda: pair.a.outbound[1], "listener")
     dial_is_reset(pair)
     pair.b.start(pair.authority.issue(pair.b.me.identity))
     mesh = tuple(pair.a.mesh)
     pair.a.agent.send(MeshDelta(revision=1, workloads=mesh, reset=True))
     dial_is_reset(pair)
     pair.a.agent.send(MeshDelta(revision=2, complete=True))
-    wait_for(lambda: pair.a.context.mesh is not None, "sync")
+    wait_until(lambda: pair.a.context.mesh is not None, "sync")
     ping(pair)
 
 
@@ -105,7 +106,7 @@ def test_renewed_certificate_retires_tunnels_but_not_connections(pair: Pair) -> 
     server = pair.app.accept()
     ((_, old),) = pair.a.context.pool.tunnels()
     pair.a.agent.send(pair.authority.issue(pair.a.me.identity))
-    wait_for(lambda: not pair.a.context.pool.tunnels(), "retirement")
+    wait_until(lambda: not pair.a.context.pool.tunnels(), "retirement")
     ping(pair)
     ((_, new),) = pair.a.context.pool.tunnels()
     assert new is not old
@@ -113,16 +114,16 @@ def test_renewed_certificate_retires_tunnels_but_not_connections(pair: Pair) -> 
     assert server.recv(100) == b"still here"
     client.close()
     server.close()
-    wait_for(lambda: old.state is TunnelState.CLOSED, "old tunnel to close with its last stream")
+    wait_until(lambda: old.state is TunnelState.CLOSED, "old tunnel to close with its last stream")
 
 
 def test_removed_certificate_is_forgotten_and_nothing_goes_out(pair: Pair) -> None:
     identity = pair.a.me.identity
     pair.a.agent.send(CertificateRemoved(identity))
-    wait_for(lambda: identity not in pair.a.context.credentials, "the key to be forgotten")
+    wait_until(lambda: identity not in pair.a.context.credentials, "the key to be forgotten")
     dial_is_reset(pair)
     pair.a.agent.send(pair.authority.issue(identity))
-    wait_for(lambda: identity in pair.a.context.credentials, "a new certificate")
+    wait_until(lambda: identity in pair.a.context.credentials, "a new certificate")
     ping(pair)
 
 
@@ -131,8 +132,8 @@ def test_successor_at_the_same_address_never_gets_the_old_tunnel(pair: Pair) -> 
     ((_, old),) = pair.a.context.pool.tunnels()
     successor = msgspec.structs.replace(pair.b.me, pod_uid="uid-successor")
     pair.a.agent.send(MeshDelta(revision=2, workloads=(successor,)))
-    wait_for(lambda: not pair.a.context.pool.tunnels(), "retirement")
-    wait_for(lambda: old.state is TunnelState.CLOSED, "the idle tunnel to close")
+    wait_until(lambda: not pair.a.context.pool.tunnels(), "retirement")
+    wait_until(lambda: old.state is TunnelState.CLOSED, "the idle tunnel to close")
     ping(pair)
     ((key, new),) = pair.a.context.pool.tunnels()
     assert new is not old
@@ -157,7 +158,7 @@ def test_agent_lost_and_back_interrupts_nothing(pair: Pair) -> None:
     assert server.recv(1) == b"x"
     pair.a.agent.ready.clear()
     pair.a.agent.start()
-    wait_for(lambda: pair.a.me.pod_uid in pair.a.agent.ready, "ready again")
+    wait_until(lambda: pair.a.me.pod_uid in pair.a.agent.ready, "ready again")
     held = pair.a.agent.hellos[-1].pods
     listeners = tuple(pair.a.worker.pods[pair.a.me.pod_uid].listeners)
     assert ListenerKind.OUTBOUND4 in listeners
@@ -171,7 +172,7 @@ def test_removed_pod_is_refused_but_its_connections_go_on(pair: Pair) -> None:
     client = pair.a.dial()
     server = pair.app.accept()
     pair.a.remove_pod(gone=False)
-    wait_for(lambda: is_refused(pair), "refusal")
+    wait_until(lambda: is_refused(pair), "refusal")
     client.sendall(b"x")
     assert server.recv(1) == b"x"
 
@@ -188,7 +189,7 @@ def test_drain_lets_connections_end_and_refuses_new_ones(pair: Pair) -> None:
     client = pair.a.dial()
     server = pair.app.accept()
     pair.a.in_loop(lambda: pair.a.worker.drain(5.0))
-    wait_for(lambda: is_refused(pair), "refusal")
+    wait_until(lambda: is_refused(pair), "refusal")
     client.sendall(b"last words")
     client.close()
     assert server.recv(100) == b"last words"
@@ -222,18 +223,18 @@ def test_last_bytes_of_a_retired_tunnel_all_arrive(pair: Pair) -> None:
     client = pair.a.dial()
     server = pair.app.accept()
     pair.a.agent.send(pair.authority.issue(pair.a.me.identity))
-    wait_for(lambda: not pair.a.context.pool.tunnels(), "retirement")
+    wait_until(lambda: not pair.a.context.pool.tunnels(), "retirement")
     client.shutdown(socket.SHUT_WR)
     assert server.recv(1) == b""
     total = 3 << 20  # less than the window: the server ends long before the client reads
     server.sendall(bytes(total))
     server.close()
-    wait_for(lambda: not pair.b.context.report.live(), "the server's end")
+    wait_until(lambda: not pair.b.context.report.live(), "the server's end")
     got = 0
     while data := client.recv(1 << 16):
         got += len(data)
     assert got == total
-    wait_for(lambda: not pair.a.context.pool.open, "the retired tunnel to close")
+    wait_until(lambda: not pair.a.context.pool.open, "the retired tunnel to close")
 
 
 class Held:
@@ -242,7 +243,7 @@ class Held:
     def __init__(self, pair: Pair) -> None:
         ping(pair)
         self.live = pair.a.context.report.live
-        wait_for(lambda: not self.live(), "the tunnel to be idle")
+        wait_until(lambda: not self.live(), "the tunnel to be idle")
         self.accepted, self.arrived = threading.Event(), threading.Event()
         self._where = pair.a.context.original_destination
         pair.a.context.original_destination = self._accept
@@ -264,7 +265,7 @@ def test_first_words_go_with_the_request(pair: Pair, rest: bytes) -> None:
     if not rest:
         client.shutdown(socket.SHUT_WR)
     held.accepted.set()
-    wait_for(lambda: [one.sent for one in held.live()] == [11], "words before an answer")
+    wait_until(lambda: [one.sent for one in held.live()] == [11], "words before an answer")
     assert not held.live()[0].established
     held.arrived.set()
     server = pair.app.accept()

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.unit.policy.fixtures import Json, peer, policy
 from tests.unit.proxy.conftest import Pair
-from tests.unit.proxy.harness import DEADLINE, Node, listen, wait_for
+from tests.unit.proxy.harness import DEADLINE, Node, listen
 from tests.unit.proxy.test_inbound import client
 from ztunnel.ipc.messages import ListenerKind, MeshDelta
 from ztunnel.kube.objects.policies import read_authorization_policy, read_peer_authentication
@@ -97,7 +98,7 @@ def test_denied_by_principal_is_401_and_logged(
     rules.say(deny(principals=["cluster.local/ns/test/sa/a"]))
     rules.settle()
     assert status(pair) == 401
-    wait_for(lambda: stats(pair.b).denied == 1, "the denial")
+    wait_until(lambda: stats(pair.b).denied == 1, "the denial")
     pair.b.query("stats")  # a turn later its line is written
     line = denial(capfd)
     assert line["src.identity"] == "spiffe://cluster.local/ns/test/sa/a"
@@ -198,10 +199,10 @@ def test_connection_that_is_being_dialled_when_the_policy_comes_is_denied(
     with client(pair) as h2:
         stream = h2.connect(f"{pair.b.ip}:{slow.getsockname()[1]}")
         h2.flush()
-        wait_for(lambda: len(pair.b.context.guard) == 1, "the connection to be let in")
+        wait_until(lambda: len(pair.b.context.guard) == 1, "the connection to be let in")
         rules.say(deny())
         assert h2.status(stream) == 401
-    wait_for(lambda: stats(pair.b).denied == 1)
+    wait_until(lambda: stats(pair.b).denied == 1)
     for each in (slow, *fillers):
         each.close()
 
@@ -292,7 +293,7 @@ def test_plaintext(pair: Pair, rules: Rules, obj: Json, denied: bool) -> None:
     where = plaintext_door(pair)
     thread = threading.Thread(target=knock, args=(where,), daemon=True)
     thread.start()
-    wait_for(lambda: stats(pair.b).denied or stats(pair.b).opened, "a decision")
+    wait_until(lambda: stats(pair.b).denied or stats(pair.b).opened, "a decision")
     assert bool(stats(pair.b).denied) == denied
     rules.say(deny())  # ends what would reach its own door again and again
     thread.join(DEADLINE)

@@ -8,8 +8,8 @@ from unittest import mock
 
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.unit.proxy.conftest import Pair
-from tests.unit.proxy.harness import wait_for
 from tests.unit.proxy.test_outbound import dial_is_reset, ping
 from ztunnel.proxy.tls import credentials
 from ztunnel.proxy.tunnel.pool import PREWARM_AT
@@ -44,12 +44,12 @@ def test_renewed_certificate_of_either_end_resumes_nothing(pair: Pair) -> None:
     ping(pair)
     old = pair.b.context.credentials[pair.b.me.identity]
     pair.b.agent.send(pair.authority.issue(pair.b.me.identity))
-    wait_for(lambda: pair.b.context.credentials[pair.b.me.identity] is not old, "renewal")
+    wait_until(lambda: pair.b.context.credentials[pair.b.me.identity] is not old, "renewal")
     lose_tunnel(pair)
     ping(pair)
     assert not is_resumed(pair)
     pair.a.agent.send(pair.authority.issue(pair.a.me.identity))
-    wait_for(lambda: not pair.a.context.pool.tunnels(), "retirement")
+    wait_until(lambda: not pair.a.context.pool.tunnels(), "retirement")
     ping(pair)
     assert not is_resumed(pair)
 
@@ -72,7 +72,7 @@ def test_tunnel_is_not_joined_once_the_peers_certificate_has_expired(
     old = only_tunnel(pair)
     with monkeypatch.context() as later:
         later.setattr(credentials, "time", mock.Mock(time=lambda: time.time() + 48 * 3600))
-        wait_for(lambda: old.state is TunnelState.CLOSED, "the tunnel ends")
+        wait_until(lambda: old.state is TunnelState.CLOSED, "the tunnel ends")
     assert not old.connection.failed
     assert not old.connection.can_open_stream  # GOAWAY was sent or received
     ping(pair)
@@ -89,7 +89,7 @@ def test_next_tunnel_is_made_before_the_last_is_full(
     assert len(pair.a.context.pool.tunnels()) == 1
     clients.append(pair.a.dial())
     servers.append(pair.app.accept())
-    wait_for(lambda: len(pair.a.context.pool.tunnels()) == 2, "the tunnel made ahead")
+    wait_until(lambda: len(pair.a.context.pool.tunnels()) == 2, "the tunnel made ahead")
     assert sorted(len(one.streams) for _, one in pair.a.context.pool.tunnels()) == [0, 2]
     for sock in [*clients, *servers]:
         sock.close()

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.proxy.harness import DEADLINE, wait_for
+from tests.support.waiting import wait_until
+from tests.unit.proxy.harness import DEADLINE
 
 Proxy = subprocess.Popen[bytes]
 
@@ -50,7 +51,7 @@ def children(pid: int) -> list[int]:
 
 
 def test_all_privileges_are_dropped(proxy: Proxy) -> None:
-    wait_for(lambda: status(proxy.pid)["NoNewPrivs"].strip() == "1", "dropped privileges")
+    wait_until(lambda: status(proxy.pid)["NoNewPrivs"].strip() == "1", "dropped privileges")
     found = status(proxy.pid)
     assert {found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
     if os.geteuid() == 0:
@@ -61,7 +62,7 @@ def test_all_privileges_are_dropped(proxy: Proxy) -> None:
 
 
 def test_sigterm_exits_with_success(proxy: Proxy) -> None:
-    wait_for(lambda: catches_sigterm(proxy.pid), "start")
+    wait_until(lambda: catches_sigterm(proxy.pid), "start")
     proxy.terminate()
     assert proxy.wait(DEADLINE) == 0
 
@@ -73,13 +74,13 @@ def catches_sigterm(pid: int) -> bool:
 def test_killed_worker_is_replaced_and_sigterm_stops_all(run_dir: Path) -> None:
     supervisor = start(run_dir, "--workers", "2")
     try:
-        wait_for(lambda: len(children(supervisor.pid)) == 2, "two workers")
+        wait_until(lambda: len(children(supervisor.pid)) == 2, "two workers")
         first, second = children(supervisor.pid)
         os.kill(first, signal.SIGKILL)
-        wait_for(lambda: first not in children(supervisor.pid), "the end of one")
-        wait_for(lambda: len(children(supervisor.pid)) == 2, "its successor")
+        wait_until(lambda: first not in children(supervisor.pid), "the end of one")
+        wait_until(lambda: len(children(supervisor.pid)) == 2, "its successor")
         assert second in children(supervisor.pid)
-        wait_for(lambda: all(map(catches_sigterm, children(supervisor.pid))), "start")
+        wait_until(lambda: all(map(catches_sigterm, children(supervisor.pid))), "start")
         supervisor.terminate()
         assert supervisor.wait(DEADLINE) == 0
     finally:
@@ -115,15 +116,15 @@ def test_hung_worker_fails_liveness_and_is_replaced(run_dir: Path, port: int, wo
         run_dir, f"--workers={workers}", f"--health-port={port}", "--worker-watchdog-timeout=4"
     )
     try:
-        wait_for(lambda: len(children(supervisor.pid)) == workers, "workers")
-        wait_for(lambda: all(map(catches_sigterm, children(supervisor.pid))), "start")
-        wait_for(lambda: probe(port, "/healthz/live") == (200, "ok\n"), "liveness")
+        wait_until(lambda: len(children(supervisor.pid)) == workers, "workers")
+        wait_until(lambda: all(map(catches_sigterm, children(supervisor.pid))), "start")
+        wait_until(lambda: probe(port, "/healthz/live") == (200, "ok\n"), "liveness")
         hung = children(supervisor.pid)[-1]
         os.kill(hung, signal.SIGSTOP)
-        wait_for(lambda: probe(port, "/healthz/live")[0] == 503, "the hang to be noticed")
-        wait_for(lambda: hung not in children(supervisor.pid), "its end")
-        wait_for(lambda: len(children(supervisor.pid)) == workers, "its successor")
-        wait_for(lambda: probe(port, "/healthz/live")[0] == 200, "liveness again")
+        wait_until(lambda: probe(port, "/healthz/live")[0] == 503, "the hang to be noticed")
+        wait_until(lambda: hung not in children(supervisor.pid), "its end")
+        wait_until(lambda: len(children(supervisor.pid)) == workers, "its successor")
+        wait_until(lambda: probe(port, "/healthz/live")[0] == 200, "liveness again")
     finally:
         supervisor.kill()
         supervisor.wait()
@@ -132,7 +133,7 @@ def test_hung_worker_fails_liveness_and_is_replaced(run_dir: Path, port: int, wo
 def test_proxy_is_not_ready_before_first_mesh_snapshot(run_dir: Path, port: int) -> None:
     proxy = start(run_dir, f"--health-port={port}")
     try:
-        wait_for(lambda: probe(port, "/healthz/live")[0] == 200, "liveness")
+        wait_until(lambda: probe(port, "/healthz/live")[0] == 200, "liveness")
         assert probe(port, "/healthz/ready") == (503, "worker 0 is starting\n")
         assert probe(port, "/other")[0] == 404
     finally:
@@ -142,9 +143,9 @@ def test_proxy_is_not_ready_before_first_mesh_snapshot(run_dir: Path, port: int)
 
 def test_workers_exit_with_their_supervisor(run_dir: Path) -> None:
     supervisor = start(run_dir)
-    wait_for(lambda: len(children(supervisor.pid)) == 1, "a worker")
+    wait_until(lambda: len(children(supervisor.pid)) == 1, "a worker")
     (worker,) = children(supervisor.pid)
-    wait_for(lambda: catches_sigterm(worker), "start")
+    wait_until(lambda: catches_sigterm(worker), "start")
     watched = os.pidfd_open(worker)
     supervisor.kill()
     supervisor.wait()

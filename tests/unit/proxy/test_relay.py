@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.unit.proxy.conftest import Pair
-from tests.unit.proxy.harness import DEADLINE, wait_for
+from tests.unit.proxy.harness import DEADLINE
 from ztunnel.hbone.constants import CONNECTION_WINDOW, HELD_LIMIT
 from ztunnel.proxy.handlers.inbound import HboneConnection
 from ztunnel.proxy.tunnel.relay import StreamRelay
@@ -78,7 +79,7 @@ def test_client_half_close_reaches_server_which_still_answers(pair: Pair) -> Non
     assert client.recv(100) == b"answer"
     server.close()
     assert client.recv(100) == b""
-    wait_for(lambda: pair.a.context.report.stats.closed == 1)
+    wait_until(lambda: pair.a.context.report.stats.closed == 1)
     assert pair.a.context.report.stats.failed == 0
 
 
@@ -132,7 +133,7 @@ def test_bytes_before_a_reset_are_delivered_first(pair: Pair) -> None:
     client.sendall(b"unread")  # makes the server's close a reset
     server.sendall(b"all of the answer")
     assert client.recv(100) == b"all of the answer"
-    wait_for(lambda: socket_has(server, 6))
+    wait_until(lambda: socket_has(server, 6))
     server.close()
     with pytest.raises(ConnectionResetError):
         client.recv(100)

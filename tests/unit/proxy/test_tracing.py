@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from tests.support.waiting import wait_until
 from tests.unit.proxy.conftest import Pair
-from tests.unit.proxy.harness import DEADLINE, wait_for
+from tests.unit.proxy.harness import DEADLINE
 from ztunnel.telemetry.tracing import SpanMaker, parse
 
 
@@ -76,7 +77,7 @@ def test_both_ends_of_a_connection_are_one_trace(pair: Pair, collector: Collecto
     assert server.recv(6) == b"traced"
     client.close()
     server.close()
-    wait_for(lambda: not pair.a.context.report.live() and not pair.b.context.report.live())
+    wait_until(lambda: not pair.a.context.report.live() and not pair.b.context.report.live())
     for maker in makers.values():
         maker.close()
     spans = collector.spans()
@@ -97,7 +98,7 @@ def test_a_failure_is_an_error_of_its_span(pair: Pair, collector: Collector) -> 
     pair.app.close()
     with pytest.raises(ConnectionResetError):
         pair.a.dial().recv(1)
-    wait_for(lambda: not pair.a.context.report.live())
+    wait_until(lambda: not pair.a.context.report.live())
     maker.close()
     span = collector.spans()["a"]
     assert span.status.code == Status.STATUS_CODE_ERROR
@@ -111,7 +112,7 @@ def test_who_does_not_sample_makes_no_span_at_the_other_end(
     client, server = pair.a.dial(), pair.app.accept()
     client.close()
     server.close()
-    wait_for(lambda: not pair.b.context.report.live())
+    wait_until(lambda: not pair.b.context.report.live())
     maker.close()
     assert collector.requests == []
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 import msgspec
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.unit.proxy.conftest import Pair
-from tests.unit.proxy.harness import Node, wait_for
+from tests.unit.proxy.harness import Node
 from tests.unit.proxy.test_policy import Rules, deny
 from ztunnel.hbone.constants import POOL_STREAMS
 from ztunnel.ipc.messages import ConnectUdpUnsupported, MeshDelta, PodRemoved
@@ -27,7 +28,7 @@ from ztunnel.proxy.tunnel.tunnel import Tunnel
 def ready(pair: Pair) -> Pair:
     for node in (pair.a, pair.b):
         pod = node.worker.pods[node.me.pod_uid]
-        wait_for(lambda pod=pod: pod.udp, "UDP socket")  # type: ignore[misc]
+        wait_until(lambda pod=pod: pod.udp, "UDP socket")  # type: ignore[misc]
     return pair
 
 
@@ -131,7 +132,7 @@ def test_full_table_drops_and_counts_until_a_flow_is_idle(
             client.sendto(b"in", a.udp_to(there))
             assert server.recv(100) == b"in"
         three.sendto(b"no room", a.udp_to(there))
-        wait_for(lambda: a.context.report.stats.udp_refused == 1, "refusal")
+        wait_until(lambda: a.context.report.stats.udp_refused == 1, "refusal")
         assert a.context.report.stats.udp_dropped == 1
         monkeypatch.setattr(flows_module, "IN_USE", 0.0)
         three.sendto(b"now", a.udp_to(there))
@@ -145,7 +146,7 @@ def test_idle_flows_end_on_both_sides(ready: Pair, monkeypatch: pytest.MonkeyPat
         client.sendto(b"x", a.udp_to(there))
         assert server.recv(100) == b"x"
         monkeypatch.setattr(flows_module, "ONE_WAY_IDLE", 0.0)
-        wait_for(lambda: not len(udp(a).flows) and not len(udp(b).flows), "flows to end")
+        wait_until(lambda: not len(udp(a).flows) and not len(udp(b).flows), "flows to end")
         monkeypatch.undo()
         assert not a.context.report.live()
         assert not b.context.report.live()
@@ -157,9 +158,9 @@ def test_unknown_destination_is_not_sent_anywhere(ready: Pair) -> None:
     a = ready.a
     with app(a) as (client, _):
         client.sendto(b"x", a.udp_to(SocketAddress("192.0.2.9", 9)))
-        wait_for(lambda: a.context.report.stats.refused == 1, "refusal")
+        wait_until(lambda: a.context.report.stats.refused == 1, "refusal")
         client.sendto(b"y", a.udp_to(SocketAddress("192.0.2.9", 9)))
-        wait_for(lambda: a.context.report.stats.udp_dropped == 2, "drop")
+        wait_until(lambda: a.context.report.stats.udp_dropped == 2, "drop")
         assert a.context.report.stats.refused == 1  # not decided, nor logged, for each datagram
     assert len(udp(a).flows) == 0
 
@@ -187,11 +188,11 @@ def test_a_proxy_without_connect_udp_is_told_of(
     monkeypatch.setattr(a.context, "pool", Silent())
     with app(a) as (client, here), app(b) as (_, there):
         client.sendto(b"x", a.udp_to(there))
-        wait_for(lambda: a.agent.silent, "news for the agent")
+        wait_until(lambda: a.agent.silent, "news for the agent")
         assert a.agent.silent == [
             ConnectUdpUnsupported(b.me.uid, a.me.pod_uid, here, there, (b"x",))
         ]
-    wait_for(lambda: not len(udp(a).flows), "the flow to end")
+    wait_until(lambda: not len(udp(a).flows), "the flow to end")
 
 
 def test_flows_move_when_their_tunnel_is_retired(ready: Pair) -> None:
@@ -200,13 +201,13 @@ def test_flows_move_when_their_tunnel_is_retired(ready: Pair) -> None:
         client.sendto(b"one", a.udp_to(there))
         _, source = server.recvfrom(100)
         a.agent.send(ready.authority.issue(a.me.identity))  # renewed: tunnels made before retire
-        wait_for(lambda: not a.context.pool.tunnels(), "retirement")
+        wait_until(lambda: not a.context.pool.tunnels(), "retirement")
         client.sendto(b"two", a.udp_to(there))
         data, source = server.recvfrom(100)
         assert (data, source_of(b, source)) == (b"two", here)
         server.sendto(b"answer", source)
         assert client.recv(100) == b"answer"
-        wait_for(lambda: len(a.context.pool.open) == 1, "the old tunnel to end")
+        wait_until(lambda: len(a.context.pool.open) == 1, "the old tunnel to end")
 
 
 def test_lost_tunnel_is_made_anew_by_either_side(ready: Pair) -> None:
@@ -216,7 +217,7 @@ def test_lost_tunnel_is_made_anew_by_either_side(ready: Pair) -> None:
         _, source = server.recvfrom(100)
         tunnel = next(iter(a.context.pool.open))
         a.in_loop(lambda: tunnel.close("cut"))
-        wait_for(lambda: not len(udp(b).flows), "the far end to notice")
+        wait_until(lambda: not len(udp(b).flows), "the far end to notice")
         server.sendto(b"late answer", (source[0], b.agent.udp_ports[-1]))
         data, source = client.recvfrom(100)
         assert (data, source_of(a, source)) == (b"late answer", there)
@@ -229,9 +230,9 @@ def test_destination_that_left_the_mesh_gets_nothing(ready: Pair) -> None:
         assert server.recv(100) == b"one"
         plain = msgspec.structs.replace(b.me, protocol=TunnelProtocol.NONE, pod_uid="another")
         a.agent.send(MeshDelta(revision=2, workloads=(plain,)))
-        wait_for(lambda: not a.context.pool.tunnels(), "retirement")
+        wait_until(lambda: not a.context.pool.tunnels(), "retirement")
         client.sendto(b"two", a.udp_to(there))
-        wait_for(lambda: a.context.report.stats.refused == 1, "refusal")
+        wait_until(lambda: a.context.report.stats.refused == 1, "refusal")
 
 
 def test_a_removed_pod_lets_go_of_its_socket(ready: Pair) -> None:
@@ -241,8 +242,8 @@ def test_a_removed_pod_lets_go_of_its_socket(ready: Pair) -> None:
         assert server.recv(100) == b"one"
         held = udp(a)
         a.agent.send(PodRemoved(a.me.pod_uid, gone=True))
-        wait_for(lambda: held.ways[4].sock.fileno() < 0, "the socket to close")
-        wait_for(lambda: not len(udp(b).flows), "the far end to notice")
+        wait_until(lambda: held.ways[4].sock.fileno() < 0, "the socket to close")
+        wait_until(lambda: not len(udp(b).flows), "the far end to notice")
 
 
 def test_stalled_peer_costs_datagrams_and_no_memory(
@@ -257,7 +258,7 @@ def test_stalled_peer_costs_datagrams_and_no_memory(
         before = a.context.report.stats.udp_dropped
         for _ in range(50):
             client.sendto(bytes(1000), a.udp_to(there))
-        wait_for(lambda: a.context.report.stats.udp_dropped == before + 50, "drops")
+        wait_until(lambda: a.context.report.stats.udp_dropped == before + 50, "drops")
         monkeypatch.undo()
         client.sendto(b"after", a.udp_to(there))
         assert server.recv(2000) == b"after"
@@ -270,9 +271,9 @@ def test_policy_judges_flows_and_ends_those_it_denies_later(ready: Pair) -> None
         client.sendto(b"before", a.udp_to(there))
         assert server.recv(100) == b"before"
         rules.say(deny(principals=[a.me.identity.removeprefix("spiffe://")]))
-        wait_for(lambda: not len(udp(b).flows), "the flow's end")
+        wait_until(lambda: not len(udp(b).flows), "the flow's end")
         other.sendto(b"denied", a.udp_to(there))
-        wait_for(lambda: b.context.report.stats.denied == 2, "the denial")
+        wait_until(lambda: b.context.report.stats.denied == 2, "the denial")
         server.settimeout(0.2)
         with pytest.raises(TimeoutError):
             server.recv(100)

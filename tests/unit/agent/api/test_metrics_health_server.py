@@ -14,7 +14,8 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.unit.agent.fakes import FakeWorker, until
+from tests.support.waiting import wait_until_async
+from tests.unit.agent.fakes import FakeWorker
 from tests.unit.agent.test_dispatcher import Agent, agent, namespace, pod
 from tests.unit.telemetry.builders import between
 from ztunnel.agent.api import metrics_collector as metrics_module
@@ -150,9 +151,9 @@ async def test_page_tells_of_the_agent_and_asks_workers_first(
         a.namespaces.start("web-uid", "web")
         a.say(namespace(), pod("web", 2))
         a.enroller.advance()
-        await until(lambda: len(a.store.current()) == 1)
+        await wait_until_async(lambda: len(a.store.current()) == 1)
         worker = FakeWorker(a.options.agent_socket).greet()
-        await until(a.is_serving, "readiness")
+        await wait_until_async(a.is_serving, "readiness")
         totals = TrafficTotals(10)
         worker.answers = lambda number, what: totals.add(SeriesCounts(between("a", "b"), opened=1))
         monkeypatch.setattr(metrics_module, "ASK_TIMEOUT", 0.2)

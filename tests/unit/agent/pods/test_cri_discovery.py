@@ -7,7 +7,6 @@ tests/node asks a real one.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.unit.agent.pods import cgroup_layouts
 from tests.unit.agent.pods.test_cgroup_discovery import Host
 from ztunnel.agent.pods import cri_client, cri_sandbox
@@ -169,15 +169,12 @@ def test_new_sandbox_of_the_same_pod_is_learnt(world: World) -> None:
     (world.host.proc / "42/stat").unlink()
     world.pod(43, "second", "f" * 64)
     assert world.inode() is None  # neither the old one nor a guess
-    _until(lambda: world.inode() == world.host.inode("second"), world)
 
-
-def _until(condition: Callable[[], bool], world: World) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
+    def found() -> bool:
         world.finder.refresh([UID])
-        time.sleep(0.01)
+        return world.inode() == world.host.inode("second")
+
+    wait_until(found, "the new sandbox to be found", timeout_s=20)
 
 
 def test_runtime_that_goes_away_takes_no_pod_with_it(world: World) -> None:

@@ -11,14 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.unit.agent.fakes import (
-    EventEnroller,
-    FakeDataPath,
-    FakeWorker,
-    Namespaces,
-    until,
-    workload,
-)
+from tests.support.waiting import wait_until_async
+from tests.unit.agent.fakes import EventEnroller, FakeDataPath, FakeWorker, Namespaces, workload
 from ztunnel.agent.pods import enroller
 from ztunnel.agent.pods.pod import PodState
 from ztunnel.agent.workers.session import Workers
@@ -56,7 +50,7 @@ class Node:
         return next(one.problem for one in self.enroller.pods if one.uid == pod.pod_uid)
 
     async def captured(self, pod: Workload) -> None:
-        await until(lambda: self.state(pod) is PodState.CAPTURED, "captured")
+        await wait_until_async(lambda: self.state(pod) is PodState.CAPTURED, "captured")
 
     async def capture(self) -> tuple[Workload, int]:
         """A pod of this node that is captured, and its namespace's cookie."""
@@ -69,7 +63,7 @@ class Node:
     async def worker(self, *, ready: bool = True, number: int = 0) -> FakeWorker:
         before = len(self.workers.sessions)
         made = FakeWorker(self.path, ready=ready, worker=number).greet()
-        await until(lambda: len(self.workers.sessions) > before, "worker joins")
+        await wait_until_async(lambda: len(self.workers.sessions) > before, "worker joins")
         return made
 
 
@@ -89,7 +83,7 @@ async def test_kernel_redirects_only_after_a_worker_is_ready(tmp_path: Path) -> 
         pod = workload()
         cookie = n.namespaces.start(pod.pod_uid, "a")
         n.want(pod)
-        await until(lambda: bool(worker.of(PodAdded)))
+        await wait_until_async(lambda: bool(worker.of(PodAdded)))
         assert n.kernel.journal == [("listen", cookie)]
         n.enroller.pod_ready(n.workers.sessions[0], pod.pod_uid)
         assert n.kernel.journal[1:] == [("enrol", cookie, pod.addresses)]
@@ -118,7 +112,7 @@ async def test_without_a_worker_the_pod_is_captured_all_the_same(
         assert cookie in n.kernel.pods
         assert n.kernel.steered == {}  # nobody listens: refused, not plaintext
         worker = await n.worker()
-        await until(lambda: pod.pod_uid in worker.listeners)
+        await wait_until_async(lambda: pod.pod_uid in worker.listeners)
         assert set(n.kernel.steered) == set(pod.addresses)
         worker.close()
 
@@ -130,7 +124,7 @@ async def test_opting_out_tells_the_kernel_before_the_workers(tmp_path: Path) ->
         n.want(present=(pod,))
         assert n.kernel.journal[-1] == ("unenrol", cookie)
         assert n.kernel.steered == {}
-        await until(lambda: bool(worker.of(PodRemoved)))
+        await wait_until_async(lambda: bool(worker.of(PodRemoved)))
         assert worker.of(PodRemoved) == [PodRemoved(pod.pod_uid, gone=False)]
         worker.close()
 
@@ -144,7 +138,7 @@ async def test_pod_that_is_gone_leaves_nothing(tmp_path: Path) -> None:
         assert held.netns is None
         assert held.listeners == {}
         assert (n.kernel.pods, n.kernel.links, n.kernel.steered) == ({}, set(), {})
-        await until(lambda: bool(worker.of(PodRemoved)))
+        await wait_until_async(lambda: bool(worker.of(PodRemoved)))
         assert worker.of(PodRemoved) == [PodRemoved(pod.pod_uid, gone=True)]
         worker.close()
 
@@ -165,7 +159,7 @@ async def test_recreated_pod_inherits_nothing_of_its_namesake(tmp_path: Path) ->
         assert old not in n.kernel.pods
         holder = n.enroller.pods[0]
         assert n.kernel.steered == dict(holder.steering())
-        await until(lambda: bool(worker.of(PodRemoved)))
+        await wait_until_async(lambda: bool(worker.of(PodRemoved)))
         assert worker.of(PodRemoved) == [PodRemoved(first.pod_uid, gone=True)]
         worker.close()
 
@@ -178,7 +172,7 @@ async def test_sandbox_that_was_restarted_is_captured_anew(tmp_path: Path) -> No
         n.enroller.recheck()
         await n.captured(pod)
         assert set(n.kernel.pods) == {new}
-        await until(lambda: len(worker.of(PodAdded)) == 2)
+        await wait_until_async(lambda: len(worker.of(PodAdded)) == 2)
         worker.close()
 
 
@@ -224,7 +218,7 @@ async def test_changed_address_reaches_kernel_and_workers(tmp_path: Path) -> Non
         n.want(moved)
         assert n.kernel.pods == {cookie: moved.addresses}
         assert set(n.kernel.steered) == set(moved.addresses)
-        await until(lambda: len(worker.of(PodAdded)) == 2)
+        await wait_until_async(lambda: len(worker.of(PodAdded)) == 2)
         second = worker.of(PodAdded)[1]
         assert isinstance(second, PodAdded)
         assert (second.addresses, second.listeners) == (moved.addresses, ())
@@ -258,7 +252,7 @@ async def test_taken_port_is_reported_and_tried_again(
         n.kernel.port_taken.clear()
         n.enroller.advance()
         assert n.problem(pod) == ""
-        await until(lambda: pod.pod_uid in worker.listeners)
+        await wait_until_async(lambda: pod.pod_uid in worker.listeners)
         worker.close()
 
 
@@ -269,7 +263,7 @@ async def test_kernel_failure_of_one_pod_is_tried_again(tmp_path: Path) -> None:
         cookie = n.namespaces.start(pod.pod_uid, "a")
         n.kernel.broken = True
         n.want(pod)
-        await until(lambda: "No space left" in n.problem(pod))
+        await wait_until_async(lambda: "No space left" in n.problem(pod))
         n.kernel.broken = False
         n.enroller.advance()
         assert n.problem(pod) == ""
@@ -298,16 +292,16 @@ async def test_last_worker_takes_the_listeners_with_it_but_not_the_redirect(tmp_
         first, second = await n.worker(number=1), await n.worker(number=2)
         pod, cookie = await n.capture()
         first.close()
-        await until(lambda: len(n.workers.sessions) == 1)
+        await wait_until_async(lambda: len(n.workers.sessions) == 1)
         held = n.enroller.pods[0]
         listeners = list(held.listeners.values())
         assert all(sock.fileno() >= 0 for sock in listeners)
         second.close()
-        await until(lambda: not n.workers.sessions)
+        await wait_until_async(lambda: not n.workers.sessions)
         assert all(sock.fileno() < 0 for sock in listeners)
         assert cookie in n.kernel.pods
         third = await n.worker(number=3)
-        await until(lambda: pod.pod_uid in third.listeners)
+        await wait_until_async(lambda: pod.pod_uid in third.listeners)
         third.close()
 
 
@@ -318,7 +312,7 @@ async def test_sockets_come_in_batches_and_none_stays_with_the_agent(tmp_path: P
         worker.channel.send(SocketRequest(pod.pod_uid, 6, 100))
         worker.channel.send(SocketRequest("stranger", 4, 16))
         worker.channel.send(SocketRequest(pod.pod_uid, 4, -5))
-        await until(lambda: len(worker.stock) == 100)
+        await wait_until_async(lambda: len(worker.stock) == 100)
         assert len(worker.of(Sockets)) == 2
         assert n.kernel.made == 100
         worker.close()
@@ -329,7 +323,7 @@ async def test_greedy_worker_gets_a_bounded_number(tmp_path: Path) -> None:
         worker = await n.worker()
         pod, _ = await n.capture()
         worker.channel.send(SocketRequest(pod.pod_uid, 4, 1_000_000))
-        await until(lambda: len(worker.stock) == enroller.MOST_SOCKETS)
+        await wait_until_async(lambda: len(worker.stock) == enroller.MOST_SOCKETS)
         worker.close()
 
 
@@ -373,7 +367,7 @@ async def test_restarted_agent_takes_listeners_from_the_worker(tmp_path: Path) -
         worker = FakeWorker(n.path)
         held, socks = _held(pod, cookie)
         worker.greet((worker.hello(held), [sock.fileno() for sock in socks]))
-        await until(lambda: bool(worker.of(PodAdded)))
+        await wait_until_async(lambda: bool(worker.of(PodAdded)))
         added = worker.of(PodAdded)[0]
         assert isinstance(added, PodAdded)
         assert added.listeners == ()
@@ -382,7 +376,7 @@ async def test_restarted_agent_takes_listeners_from_the_worker(tmp_path: Path) -
         names = {sock.getsockname() for sock in socks}
         assert {sock.getsockname() for sock in n.kernel.steered.values()} <= names
         second = await n.worker(number=2)
-        await until(lambda: pod.pod_uid in second.listeners)
+        await wait_until_async(lambda: pod.pod_uid in second.listeners)
         taken = {sock.getsockname() for sock in second.listeners[pod.pod_uid].values()}
         assert taken == names
         for sock in socks:
@@ -401,12 +395,14 @@ async def test_worker_that_came_before_the_holder_of_the_listeners_gets_them_too
         n.kernel.port_taken.add(cookie)  # by the very listeners that the older worker holds
         n.want(pod)
         newer = await n.worker(number=2)
-        await until(lambda: bool(newer.of(PodAdded)))
+        await wait_until_async(lambda: bool(newer.of(PodAdded)))
         assert "15008" in n.problem(pod)
         older = FakeWorker(n.path)
         held, socks = _held(pod, cookie)
         older.greet((older.hello(held), [sock.fileno() for sock in socks]))
-        await until(lambda: set(newer.listeners.get(pod.pod_uid, ())) == set(ListenerKind))
+        await wait_until_async(
+            lambda: set(newer.listeners.get(pod.pod_uid, ())) == set(ListenerKind)
+        )
         assert n.problem(pod) == ""
         for sock in socks:
             sock.close()
@@ -424,12 +420,12 @@ async def test_listeners_shown_before_the_namespace_is_known_are_kept_for_it(
         worker = FakeWorker(n.path)
         held, socks = _held(pod, cookie)
         worker.greet((worker.hello(held), [sock.fileno() for sock in socks]))
-        await until(lambda: bool(n.workers.sessions))
+        await wait_until_async(lambda: bool(n.workers.sessions))
         assert cookie in n.kernel.pods  # not swept: it may be this pod's
         n.namespaces.start(pod.pod_uid, "a")
         n.enroller.advance()
         assert set(n.enroller.pods[0].listeners) == set(ListenerKind)
-        await until(lambda: bool(worker.of(PodAdded)))
+        await wait_until_async(lambda: bool(worker.of(PodAdded)))
         assert worker.of(PodRemoved) == []
         for sock in socks:
             sock.close()
@@ -477,7 +473,7 @@ async def test_worker_is_told_of_pods_that_went_while_the_agent_was_away(tmp_pat
         (one, socks1), (two, socks2) = _held(gone, 5), _held(opted_out, 6)
         fds = [sock.fileno() for sock in (*socks1, *socks2)]
         worker.greet((worker.hello(one, two), fds))
-        await until(lambda: len(worker.of(PodRemoved)) == 2)
+        await wait_until_async(lambda: len(worker.of(PodRemoved)) == 2)
         assert worker.of(PodRemoved) == [
             PodRemoved(gone.pod_uid, gone=True),
             PodRemoved(opted_out.pod_uid, gone=False),

@@ -12,7 +12,8 @@ import msgspec
 import pytest
 import structlog
 
-from tests.unit.agent.fakes import FakeDataPath, FakeWorker, until, workload
+from tests.support.waiting import wait_until_async
+from tests.unit.agent.fakes import FakeDataPath, FakeWorker, workload
 from tests.unit.agent.test_dispatcher import Agent, agent, namespace, pod
 from ztunnel.agent.config import SameNode
 from ztunnel.agent.pods.netns_finder import NetnsHandle
@@ -93,16 +94,16 @@ async def _pair(a: Agent) -> FakeWorker:
         a.namespaces.start(f"{name}-uid", name)
     a.say(namespace(), pod("web", 2), pod("db", 3), pod("far", 9, node="n2"))
     a.enroller.advance()
-    await until(lambda: len(a.store.current()) == 2)
+    await wait_until_async(lambda: len(a.store.current()) == 2)
     worker = FakeWorker(a.options.agent_socket).greet()
-    await until(a.is_serving, "readiness")
+    await wait_until_async(a.is_serving, "readiness")
     await _give(a, worker)
     return worker
 
 
 async def _give(a: Agent, worker: FakeWorker) -> None:
     worker.channel.send(_news(a))
-    await until(lambda: bool(a.kernel.given), "a verdict")
+    await wait_until_async(lambda: bool(a.kernel.given), "a verdict")
 
 
 def _news(a: Agent, **other: Any) -> SameNodeAllowed:
@@ -176,12 +177,12 @@ async def test_with_the_last_worker_go_the_verdicts(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _pair(a)
         second = FakeWorker(a.options.agent_socket, worker=1).greet()
-        await until(lambda: len(a.workers.sessions) == 2)
+        await wait_until_async(lambda: len(a.workers.sessions) == 2)
         second.close()
-        await until(lambda: len(a.workers.sessions) == 1)
+        await wait_until_async(lambda: len(a.workers.sessions) == 1)
         assert a.kernel.given
         worker.close()
-        await until(lambda: not a.workers.sessions)
+        await wait_until_async(lambda: not a.workers.sessions)
         assert a.kernel.given == []
 
 
@@ -194,9 +195,9 @@ async def test_news_of_an_old_revision_or_of_a_pod_it_does_not_serve_is_void(
         worker.channel.send(_news(a, revision=a.feed.revision - 1))
         worker.channel.send(_news(a, pod_uid="other-uid"))
         mute = FakeWorker(a.options.agent_socket, ready=False, worker=1).greet()
-        await until(lambda: len(a.workers.sessions) == 2)
+        await wait_until_async(lambda: len(a.workers.sessions) == 2)
         mute.channel.send(_news(a))
-        await until(lambda: a.same_node.sums.allowed_disbelieved == 1)
+        await wait_until_async(lambda: a.same_node.sums.allowed_disbelieved == 1)
         assert a.kernel.given == []
         mute.close()
         worker.close()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tests.unit.agent.fakes import FakeDataPath, FakeWorker, until
+from tests.support.waiting import wait_until_async
+from tests.unit.agent.fakes import FakeDataPath, FakeWorker
 from tests.unit.agent.test_dispatcher import agent
 from tests.unit.agent.traffic.test_same_node import (
     NEWS,
@@ -45,11 +46,11 @@ async def test_worker_gets_policies_in_snapshot_and_delta(tmp_path: Path) -> Non
     async with agent(tmp_path) as a:
         a.say(denying())
         worker = FakeWorker(a.options.agent_socket).greet()
-        await until(lambda: any(d.complete for d in _deltas(worker)), "the snapshot")
+        await wait_until_async(lambda: any(d.complete for d in _deltas(worker)), "the snapshot")
         assert [p.key for p in _deltas(worker)[0].policies] == ["AuthorizationPolicy/shop/p"]
         a.mirror.delete("AuthorizationPolicy", "shop", "p")
         a.feed.changed()
-        await until(lambda: bool(_deltas(worker)[-1].removed_policies), "the removal")
+        await wait_until_async(lambda: bool(_deltas(worker)[-1].removed_policies), "the removal")
         assert _deltas(worker)[-1].removed_policies == ("AuthorizationPolicy/shop/p",)
         assert len(a.policies) == 0
         worker.close()
@@ -81,7 +82,7 @@ async def test_agent_gives_no_verdict_that_its_own_policies_deny(tmp_path: Path)
         worker = await _pair(a)
         a.say(denying("web"))
         worker.channel.send(_news(a))
-        await until(lambda: a.same_node.sums.allowed_disbelieved == 1)
+        await wait_until_async(lambda: a.same_node.sums.allowed_disbelieved == 1)
         assert a.kernel.given == []
         a.say(denying("other"))
         await _give(a, worker)

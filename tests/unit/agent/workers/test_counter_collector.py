@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.agent.fakes import FakeWorker, until
+from tests.support.waiting import wait_until_async
+from tests.unit.agent.fakes import FakeWorker
 from tests.unit.agent.workers.test_session import Recorder
 from tests.unit.telemetry.builders import between
 from ztunnel.agent.workers.counter_collector import CounterCollector
@@ -75,7 +76,7 @@ async def test_reports_are_counted_once_and_acknowledged(tmp_path: Path) -> None
         worker.channel.send(report(1, opened=2))
         worker.channel.send(report(1, opened=2))
         worker.channel.send(report(2, opened=1))
-        await until(lambda: len(worker.of(CounterAck)) == 3)
+        await wait_until_async(lambda: len(worker.of(CounterAck)) == 3)
         assert node.value(OPENED) == 3
         worker.close()
 
@@ -102,7 +103,7 @@ async def test_all_reports_that_a_killed_worker_sent_are_counted(tmp_path: Path)
         argv = [sys.executable, "-c", KILLED, str(path), "|".join(PAIR)]
         process = await asyncio.to_thread(subprocess.run, argv, timeout=30, check=False)
         assert process.returncode == -9
-        await until(lambda: node.value(CLOSED) == 6)
+        await wait_until_async(lambda: node.value(CLOSED) == 6)
         assert not node.counters.instances
         assert node.value(OPENED) == 6
         assert node.value("istio_tcp_received_bytes") == 200
@@ -112,13 +113,13 @@ async def test_reconnecting_worker_keeps_its_open_connections(tmp_path: Path) ->
     async with hub(tmp_path) as (workers, _, node, path):
         worker = FakeWorker(path).greet()
         worker.channel.send(report(1, opened=2))
-        await until(lambda: node.value(OPENED) == 2)
+        await wait_until_async(lambda: node.value(OPENED) == 2)
         worker.close()
-        await until(lambda: not workers.sessions)
+        await wait_until_async(lambda: not workers.sessions)
         again = FakeWorker(path).greet((worker.hello(), []))
         again.channel.send(report(1, opened=2))
         again.channel.send(report(2, closed=1))
-        await until(lambda: node.value(CLOSED) == 1)
+        await wait_until_async(lambda: node.value(CLOSED) == 1)
         assert node.value(OPENED) == 2
         again.close()
 
@@ -128,7 +129,7 @@ async def test_session_that_reports_for_two_workers_is_closed(tmp_path: Path) ->
         worker = FakeWorker(path).greet()
         worker.channel.send(report(1, opened=1))
         worker.channel.send(report(1, instance=6, opened=1))
-        await until(lambda: worker.ended)
+        await wait_until_async(lambda: worker.ended)
         assert node.value(OPENED) == 1
 
 
@@ -145,24 +146,26 @@ async def test_exited_worker_has_its_open_connections_closed(
         async with asyncio.timeout(30):
             assert await process.stdout.readline() == b"reported\n"
         if more:  # it disconnected and still runs
-            await until(lambda: not workers.sessions)
+            await wait_until_async(lambda: not workers.sessions)
         assert (node.value(OPENED), node.value(CLOSED)) == (3, 1)
         process.kill()
-        await until(lambda: node.value(CLOSED) == 3, "the connections of the exited worker")
+        await wait_until_async(
+            lambda: node.value(CLOSED) == 3, "the connections of the exited worker"
+        )
         await process.wait()
 
 
 async def test_reports_of_draining_worker_are_counted(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, recorder, node, path):
         worker = FakeWorker(path).greet()
-        await until(lambda: len(workers.sessions) == 1)
+        await wait_until_async(lambda: len(workers.sessions) == 1)
         worker.channel.send(Draining())
-        await until(lambda: not workers.sessions)
+        await wait_until_async(lambda: not workers.sessions)
         assert recorder.events[-1] == ("left", 0)
         worker.channel.send(report(1, opened=1, closed=1))
-        await until(lambda: node.value(CLOSED) == 1)
+        await wait_until_async(lambda: node.value(CLOSED) == 1)
         worker.close()
-        await until(lambda: node.collector._instances == {})
+        await wait_until_async(lambda: node.collector._instances == {})
         assert recorder.events.count(("left", 0)) == 1
 
 
@@ -171,7 +174,7 @@ async def test_worker_that_drains_before_it_joined_never_joins(tmp_path: Path) -
         worker = FakeWorker(path)
         worker.channel.send(worker.hello())
         worker.channel.send(Draining())
-        await until(lambda: ("left", 0) in recorder.events)
+        await wait_until_async(lambda: ("left", 0) in recorder.events)
         assert ("joined", 0) not in recorder.events
         assert workers.sessions == []
         worker.close()

@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.unit.agent.fakes import FakeWorker, until
+from tests.support.waiting import wait_until_async
+from tests.unit.agent.fakes import FakeWorker
 from ztunnel.agent.workers import session as workers_module
 from ztunnel.agent.workers.session import Session, Workers
 from ztunnel.ipc.messages import (
@@ -77,13 +78,13 @@ async def hub(tmp_path: Path) -> AsyncIterator[tuple[Workers, Recorder, Path]]:
 async def test_worker_joins_says_ready_and_asks_for_sockets(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, recorder, path):
         worker = FakeWorker(path, worker=3).greet()
-        await until(lambda: len(workers.sessions) == 1)
+        await wait_until_async(lambda: len(workers.sessions) == 1)
         worker.channel.send(PodReady("p"))
         worker.channel.send(SocketRequest("p", 4, 16))
-        await until(lambda: len(recorder.events) == 4)
+        await wait_until_async(lambda: len(recorder.events) == 4)
         assert recorder.events[1:] == [("joined", 3), ("ready", "p"), ("need", 16)]
         worker.close()
-        await until(lambda: recorder.events[-1] == ("left", 3))
+        await wait_until_async(lambda: recorder.events[-1] == ("left", 3))
         assert workers.sessions == []
 
 
@@ -98,7 +99,7 @@ async def test_stranger_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     async with hub(tmp_path) as (workers, recorder, path):
         worker = FakeWorker(path)
-        await until(lambda: worker.ended)
+        await wait_until_async(lambda: worker.ended)
         assert recorder.events == []
         assert workers.sessions == []
 
@@ -113,7 +114,7 @@ async def test_snapshot_waits_for_all_greetings(tmp_path: Path) -> None:
     async with hub(tmp_path) as (_, recorder, path):
         worker = FakeWorker(path)
         worker.greet((worker.hello(), []), (worker.hello(), []), (worker.hello(), []))
-        await until(lambda: ("joined", 0) in recorder.events)
+        await wait_until_async(lambda: ("joined", 0) in recorder.events)
         assert [event[0] for event in recorder.events] == ["adopt"] * 3 + ["joined"]
         worker.close()
 
@@ -121,9 +122,9 @@ async def test_snapshot_waits_for_all_greetings(tmp_path: Path) -> None:
 async def test_news_before_hello_is_not_sent(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, _, path):
         silent, greeted = FakeWorker(path), FakeWorker(path).greet()
-        await until(lambda: len(workers.sessions) == 1)
+        await wait_until_async(lambda: len(workers.sessions) == 1)
         workers.broadcast(PodRemoved("p"))
-        await until(lambda: bool(greeted.messages))
+        await wait_until_async(lambda: bool(greeted.messages))
         assert silent.messages == []
         silent.close()
         greeted.close()
@@ -135,7 +136,7 @@ async def test_greeting_whose_descriptors_do_not_match_ends_the_session(tmp_path
         before = len(os.listdir("/proc/self/fd"))
         held = HeldListeners("p", 7, (ListenerKind.HBONE4, ListenerKind.HBONE6))
         worker.greet((worker.hello(held), [worker.sock.fileno()]))
-        await until(lambda: worker.ended)
+        await wait_until_async(lambda: worker.ended)
         assert recorder.events == [("left", 0)]
         assert len(os.listdir("/proc/self/fd")) <= before
 
@@ -144,22 +145,22 @@ async def test_junk_ends_that_session_only(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, _, path):
         rude, good = FakeWorker(path), FakeWorker(path).greet()
         rude.sock.send(b"\xff junk")
-        await until(lambda: rude.ended)
-        await until(lambda: len(workers.sessions) == 1)
+        await wait_until_async(lambda: rude.ended)
+        await wait_until_async(lambda: len(workers.sessions) == 1)
         good.close()
 
 
 async def test_slow_worker_is_cut_off_and_others_go_on(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, recorder, path):
         slow, quick = FakeWorker(path, worker=1).greet(), FakeWorker(path, worker=2).greet()
-        await until(lambda: len(workers.sessions) == 2)
+        await wait_until_async(lambda: len(workers.sessions) == 2)
         slow.stall()
         news = MeshDelta(revision=1, removed_workloads=("x" * 200_000,))
         for _ in range(200):
             workers.broadcast(news)
             await asyncio.sleep(0)
-        await until(lambda: ("left", 1) in recorder.events)
-        await until(lambda: len(quick.messages) == 200)
+        await wait_until_async(lambda: ("left", 1) in recorder.events)
+        await wait_until_async(lambda: len(quick.messages) == 200)
         assert [session.worker for session in workers.sessions] == [2]
         slow.close()
         quick.close()
@@ -168,7 +169,7 @@ async def test_slow_worker_is_cut_off_and_others_go_on(tmp_path: Path) -> None:
 async def test_queued_descriptors_outlive_the_callers_and_leak_none(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, _, path):
         worker = FakeWorker(path).greet()
-        await until(lambda: len(workers.sessions) == 1)
+        await wait_until_async(lambda: len(workers.sessions) == 1)
         session = workers.sessions[0]
         worker.stall()
         while session.queued_bytes == 0:
@@ -180,7 +181,7 @@ async def test_queued_descriptors_outlive_the_callers_and_leak_none(tmp_path: Pa
         os.close(write)
         assert len(os.listdir("/proc/self/fd")) == before + 1
         worker.close()
-        await until(lambda: not workers.sessions)
+        await wait_until_async(lambda: not workers.sessions)
         assert len(os.listdir("/proc/self/fd")) <= before
 
 
@@ -190,7 +191,7 @@ async def test_answers_find_their_questions_and_silence_is_named(tmp_path: Path)
         talker.answers = lambda number, what: IntrospectionReply(
             number, msgspec.Raw(msgspec.msgpack.encode([what]))
         )
-        await until(lambda: len(workers.sessions) == 2)
+        await wait_until_async(lambda: len(workers.sessions) == 2)
         answers = await workers.ask("connections", timeout=0.2)
         bodies = {answer.worker: answer.body for answer in answers}
         assert bodies == {1: ["connections"], 2: None}
@@ -201,9 +202,9 @@ async def test_answers_find_their_questions_and_silence_is_named(tmp_path: Path)
 async def test_question_to_a_worker_that_dies_ends_at_once(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, _, path):
         worker = FakeWorker(path).greet()
-        await until(lambda: len(workers.sessions) == 1)
+        await wait_until_async(lambda: len(workers.sessions) == 1)
         asking = asyncio.create_task(workers.ask("stats", timeout=60))
-        await until(lambda: bool(worker.messages))
+        await wait_until_async(lambda: bool(worker.messages))
         worker.close()
         async with asyncio.timeout(5):
             assert [answer.body for answer in await asking] == [None]
@@ -212,9 +213,9 @@ async def test_question_to_a_worker_that_dies_ends_at_once(tmp_path: Path) -> No
 async def test_agent_that_ends_hangs_up(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, _, path):
         worker = FakeWorker(path).greet()
-        await until(lambda: len(workers.sessions) == 1)
+        await wait_until_async(lambda: len(workers.sessions) == 1)
         workers.close()
-        await until(lambda: worker.ended)
+        await wait_until_async(lambda: worker.ended)
         assert not path.exists()
 
 
@@ -223,5 +224,5 @@ async def test_stale_socket_of_a_killed_agent_is_replaced(tmp_path: Path) -> Non
         dead.bind(str(tmp_path / "agent.sock"))
     async with hub(tmp_path) as (workers, _, path):
         worker = FakeWorker(path).greet()
-        await until(lambda: len(workers.sessions) == 1)
+        await wait_until_async(lambda: len(workers.sessions) == 1)
         worker.close()

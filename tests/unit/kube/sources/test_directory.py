@@ -16,6 +16,7 @@ import yaml
 
 from tests.support import kube_objects as objects
 from tests.support.kube_objects import AMBIENT
+from tests.support.waiting import wait_until_async
 from ztunnel.kube.objects.fields import Object
 from ztunnel.kube.sources import directory
 from ztunnel.kube.sources.directory import DirectorySource
@@ -44,9 +45,9 @@ class Follower:
     async def until(self, condition: Callable[[], bool]) -> float:
         """Wait for a condition; returns the seconds it took."""
         began = time.monotonic()
-        while not condition():
-            assert time.monotonic() - began < DEADLINE, (self.names(), self.source.errors())
-            await asyncio.sleep(0.002)
+        await wait_until_async(
+            condition, lambda: (self.names(), self.source.errors()), timeout_s=DEADLINE
+        )
         return time.monotonic() - began
 
     async def until_names(self, *names: str) -> None:
