@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outbound connections through an HBONE tunnel: one CONNECT stream each."""
+
+from __future__ import annotations
+
+import random
+import socket
+
+from ztunnel.hbone.errors import ErrorCode
+from ztunnel.hbone.events import Header
+from ztunnel.mesh.headers.forwarded import format_forwarded
+from ztunnel.mesh.model import SocketAddress
+from ztunnel.proxy.conntrack.record import Direction
+from ztunnel.proxy.conntrack.tracker import make_peer
+from ztunnel.proxy.context import Context
+from ztunnel.proxy.handlers.outbound_connection import (
+    AWAITING_RESPONSE,
+    AWAITING_TUNNEL,
+    CLOSED,
+    OutboundConnection,
+)
+from ztunnel.proxy.io.event_loop import Timer
+from ztunnel.proxy.io.sockets import end_on_close
+from ztunnel.proxy.local_pod import Pod
+from ztunnel.proxy.tls.credentials import Credentials
+from ztunnel.proxy.tunnel.connection_plan import Plan
+from ztunnel.proxy.tunnel.pool import Source
+from ztunnel.proxy.tunnel.relay import StreamRelay
+from ztunnel.proxy.tunnel.tunnel import EARLY_DATA_BYTES, Tunnel
+from ztunnel.telemetry.response_flags import Flag, Reason
+
+STATUS_DENIED = 401  # istio/ztunnel, proxy/inbound.rs: denied by policy
+RESPONSE_TIMEOUT_S = 20.0  # for the remote proxy's response: its own connect may take 10 s
+_NONZERO_IDS = 1 << 64 | 1  # W3C trace context: neither trace ID nor span ID may be 0
+
+
+class HboneOutbound(OutboundConnection):
+    """One connection of an application, and its stream until the relay replaces it.
+
+    AWAITING_TUNNEL → AWAITING_RESPONSE → RELAYING → CLOSED
+    """
+
+    def __init__(
+        self, context: Context, pod: Pod, sock: socket.socket, client: SocketAddress, plan: Plan
+    ) -> None:
+        record = context.report.begin(
+            Direction.OUTBOUND,
+            make_peer(client, plan.source, plan.identity),
+            plan.destination,
+            hbone_addr=plan.authority,
+            service=plan.decision.service,
+            ends=plan.ends,
+        )
+        super().__init__(context, pod, sock, record, AWAITING_TUNNEL)
+        self.stream_id = 0
+        self._client = client
+        self._plan = plan
+        self._tunnel: Tunnel | None = None
+        self._timer: Timer | None = None
+        self._sent_early_data = False
+
+    def start(self, credentials: Credentials) -> None:
+        """Request a tunnel from the pool."""
+        dial = Source(self._pod.stock_for(self._plan.decision.tunnel), credentials)
+        self._context.pool.acquire(self._plan.key, dial, self._tunnel_ready)
+
+    def _tunnel_ready(self, tunnel: Tunnel | None, reason: str) -> None:
+        if self._state is CLOSED:
+            return
+        if tunnel is None:
+            self._fail(reason)
+            return
+        self._tunnel = tunnel
+        self._state = AWAITING_RESPONSE
+        self._record.destination = self._plan.told_by(tunnel.peer)
+        self.stream_id = tunnel.open(self._headers(), self, self._plan.head)
+        self._timer = self._context.loop.limit(RESPONSE_TIMEOUT_S, self._no_response)
+        self._send_early_data(tunnel)
+
+    def _headers(self) -> tuple[Header, ...]:
+        """The request headers that differ between connections of one plan."""
+        ids = (random.getrandbits(192) | _NONZERO_IDS).to_bytes(24, "big").hex()
+        sampled = "00" if self._context.report.tracer is None else "01"
+        self._record.trace = f"00-{ids[:32]}-{ids[32:]}-{sampled}"
+        forwarded = format_forwarded(self._client, self._plan.decision.service)
+        return (
+            (b"forwarded", forwarded.encode()),
+            (b"traceparent", self._record.trace.encode()),
+        )
+
+    def _on_early_data(self) -> None:
+        if self._tunnel is not None and not self._sent_early_data:
+            self._send_early_data(self._tunnel)
+
+    def _send_early_data(self, tunnel: Tunnel) -> None:
+        """Send what the application has written without waiting for the response: one RTT less.
+
+        The peer has proven to be the destination, and delivers the data only after it authorized
+        the connection. The relay handles the end of the application's data.
+        """
+        room = tunnel.claim(self)
+        if room is None:
+            return
+        try:
+            count = self._sock.recv_into(room[:EARLY_DATA_BYTES])
+        except BlockingIOError:
+            count = 0
+        except OSError as error:
+            tunnel.abandon()
+            self._fail(f"application: {error.strerror}")
+            return
+        if not count:
+            tunnel.abandon()
+            return
+        self._sent_early_data = True
+        self._record.sent += count
+        tunnel.commit(self.stream_id, count)
+
+    def _no_response(self) -> None:
+        self._fail(f"no response to CONNECT within {RESPONSE_TIMEOUT_S:.0f} s")
+
+    # Events of the stream
+
+    def on_response(self, status: int, headers: tuple[Header, ...]) -> None:
+        if status != 200:
+            flag = Flag.DENY if status == STATUS_DENIED else Flag.CONNECT
+            self._fail(Reason(f"the destination's proxy answered {status}", flag))
+            return
+        assert self._tunnel is not None
+        self._stop_timer()
+        relay = StreamRelay(
+            self._context.loop,
+            self._tunnel,
+            self.stream_id,
+            self._sock,
+            record=self._record,
+            ended=self._relay_ended,
+        )
+        self._start_relay(relay)
+
+    def on_data(self, payload: memoryview) -> None:
+        """The codec passes no data before a response; the peer gets its credit back anyway."""
+        if self._tunnel is not None:
+            self._tunnel.consumed(self.stream_id, len(payload))
+
+    def on_end(self) -> None:
+        self._fail("the destination's proxy ended the stream without a response")
+
+    def on_reset(self, reason: str) -> None:
+        tunnel, self._tunnel = self._tunnel, None  # the stream does not exist any more
+        if tunnel is not None and not tunnel.connection.is_greeted:
+            reason = Reason(reason, Flag.H2_HANDSHAKE_FAILURE)
+        self._fail(reason)
+
+    def pump(self) -> None:
+        """Only early data is sent before the response, and only once."""
+
+    # Closing
+
+    def _release_setup(self) -> None:
+        self._stop_timer()
+        if self._tunnel is not None:
+            self._tunnel.reset(self.stream_id, ErrorCode.CANCEL)
+
+    def _release_socket(self, sock: socket.socket) -> None:
+        end_on_close(sock)
+        self._context.loop.close(sock, sole=True)
+
+    def _finish(self, error: str) -> None:
+        self._tunnel = None
+        super()._finish(error)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
