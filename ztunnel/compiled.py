@@ -34,6 +34,8 @@ HOT = tuple(
     for name in (
         "datapath.sockopt",
         "hbone.connection",
+        "hbone.connection_state",
+        "hbone.frame_handlers",
         "hbone.errors",
         "hbone.flow_control",
         "hbone.frames",

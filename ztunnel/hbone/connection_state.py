@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of one HTTP/2 connection, and what sending and receiving share: credit and resets."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from ztunnel.hbone import constants, frames
+from ztunnel.hbone.errors import ApiMisuseError, ErrorCode
+from ztunnel.hbone.flow_control import HeldCredit, ReceiveWindow, SendWindow
+from ztunnel.hbone.frame_reader import FrameReader
+from ztunnel.hbone.frames import Setting
+from ztunnel.hbone.headers import NO_DYNAMIC_TABLE, HeaderDecoder
+from ztunnel.hbone.peer_settings import PeerSettings
+from ztunnel.hbone.rate_limit import Budget
+from ztunnel.hbone.streams import StreamTable
+
+
+class Role(Enum):
+    CLIENT = "client"  # opens streams by `request`
+    SERVER = "server"  # answers them by `respond`
+
+
+class ConnectionState:
+    """Windows, streams, settings and queued output of one connection."""
+
+    def __init__(
+        self,
+        role: Role,
+        *,
+        stream_window: int = constants.STREAM_WINDOW,
+        connection_window: int = constants.CONNECTION_WINDOW,
+        max_frame_size: int = constants.MAX_FRAME_SIZE,
+        max_header_list: int | None = None,
+        max_streams: int = constants.MAX_CONCURRENT_STREAMS,
+        extended_connect: bool = False,
+    ) -> None:
+        """The preface and SETTINGS are in the output at once.
+
+        `max_header_list`: None takes the role's own, 16 KiB client, 64 KiB server.
+        `max_streams`: how many the peer may have open (server). Windows and frame size are
+        never below RFC 9113's defaults, as the peer uses those until it has read our SETTINGS.
+        """
+        if min(stream_window, connection_window) < constants.DEFAULT_WINDOW:
+            raise ApiMisuseError(f"windows start at {constants.DEFAULT_WINDOW} octets")
+        self._is_server = role is Role.SERVER
+        if max_header_list is None:
+            client, server = constants.CLIENT_MAX_HEADER_LIST, constants.SERVER_MAX_HEADER_LIST
+            max_header_list = server if self._is_server else client
+        self._max_streams = max_streams
+        self._extended_connect = extended_connect
+        self._reader = FrameReader(
+            max_frame=max_frame_size, max_block=max_header_list, expect_preface=self._is_server
+        )
+        self._decoder = HeaderDecoder(max_header_list)
+        self._streams = StreamTable(stream_window)
+        self._live = self._streams.live
+        self._send_window = SendWindow(constants.DEFAULT_WINDOW)
+        self._receive_window = ReceiveWindow(connection_window)
+        self._held = HeldCredit(constants.HELD_LIMIT)
+        self._peer = PeerSettings(is_server=not self._is_server)
+        self._peer_settled = False  # its first SETTINGS came
+        self._chatter = Budget(constants.CHATTER_BURST, constants.CHATTER_PER_SECOND)
+        self._resets = Budget(constants.RESET_BURST, constants.RESET_PER_SECOND)
+        self._now = 0.0
+        self._out = bytearray()
+        self._block_prefix = NO_DYNAMIC_TABLE  # only the first block carries it
+        self._goaway_sent: int | None = None  # the last stream id it named
+        self._goaway_received: int | None = None
+        self._failed = False
+        self._greet(stream_window, connection_window, max_frame_size, max_header_list)
+
+    def _greet(self, stream: int, connection: int, frame_size: int, header_list: int) -> None:
+        values = [
+            (Setting.INITIAL_WINDOW_SIZE, stream),
+            (Setting.MAX_FRAME_SIZE, frame_size),
+            (Setting.MAX_HEADER_LIST_SIZE, header_list),
+        ]
+        if self._is_server:
+            values.append((Setting.MAX_CONCURRENT_STREAMS, self._max_streams))
+            if self._extended_connect:
+                values.append((Setting.ENABLE_CONNECT_PROTOCOL, 1))
+        else:
+            values.append((Setting.ENABLE_PUSH, 0))
+            self._out += frames.PREFACE
+        self._out += frames.settings_frame(values)
+        if connection > constants.DEFAULT_WINDOW:
+            self._out += frames.window_update(0, connection - constants.DEFAULT_WINDOW)
+
+    # Resets
+
+    def _refuse(self, stream_id: int, code: ErrorCode) -> None:
+        self._out += frames.rst_stream(stream_id, code)
+        self._streams.forgive(stream_id)
+
+    # Credit
+
+    def consumed(self, stream_id: int, n: int) -> None:
+        """Give the peer `n` octets of credit back, once they have left our hands.
+
+        Owed once for every octet of every `DataReceived`, also when it was thrown away
+        and also after the stream ended or was reset: the connection's window needs it.
+        """
+        if self._failed:
+            return
+        increment = self._receive_window.give_back(n)  # in line: once for each piece of payload
+        if increment:
+            self._out += frames.window_update(0, increment)
+        stream = self._live.get(stream_id)
+        if stream is not None and stream.remote_open:
+            increment = stream.receive_window.give_back(n)
+            if increment:
+                self._out += frames.window_update(stream_id, increment)
+
+    def hold(self, n: int) -> None:
+        """Say that `n` received octets wait for a slow reader: other streams need not wait too.
+
+        `consumed_held` is owed for them instead of `consumed`.
+        """
+        if not self._failed:
+            self._credit_connection(self._held.add(n))
+
+    def consumed_held(self, stream_id: int, n: int) -> None:
+        """`consumed`, for octets of which `hold` was told."""
+        if not self._failed:
+            self._credit_connection(self._held.remove(n))
+            self._credit_stream(stream_id, n)
+
+    def _credit_stream(self, stream_id: int, n: int) -> None:
+        stream = self._live.get(stream_id)
+        if stream is not None and stream.remote_open:
+            increment = stream.receive_window.give_back(n)
+            if increment:
+                self._out += frames.window_update(stream_id, increment)
+
+    def _credit_connection(self, n: int) -> None:
+        increment = self._receive_window.give_back(n)
+        if increment:
+            self._out += frames.window_update(0, increment)
