@@ -27,7 +27,7 @@ from bench.population import Writers, say
 from bench.scale import quantiles
 from tests.apiserver.control_plane import Mesh, until
 from tests.apiserver.server import ApiServer
-from ztunnel.identity.csr import Request, new_request
+from ztunnel.identity.csr import CertificateRequest, new_request
 from ztunnel.kube.writers.csr_client import CsrSigner
 
 SPACE = "accounts"
@@ -57,11 +57,13 @@ def populate(mesh: Mesh, args: argparse.Namespace) -> None:
     writers.close()
 
 
-async def ask(signers: list[CsrSigner], requests: list[Request], at_once: int) -> list[float]:
+async def ask(
+    signers: list[CsrSigner], requests: list[CertificateRequest], at_once: int
+) -> list[float]:
     """Every certificate; how long each took, in seconds."""
     turns = asyncio.Semaphore(at_once)
 
-    async def one(number: int, request: Request) -> float:
+    async def one(number: int, request: CertificateRequest) -> float:
         async with turns:
             began = time.monotonic()
             await signers[number % len(signers)].sign(request.identity, request.csr_pem)

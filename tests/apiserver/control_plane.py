@@ -28,7 +28,7 @@ from kubernetes import client
 from tests.apiserver.server import ROOT, ApiServer
 from tests.support import waiting
 from ztunnel.identity.csr import new_request
-from ztunnel.identity.csr_signer import Issued
+from ztunnel.identity.csr_signer import IssuedCertificate
 from ztunnel.kube.constants import NAMESPACE, ROOTS_CONFIGMAP, ROOTS_KEY, SIGNER_NAME, USAGES
 from ztunnel.kube.writers.csr_client import CsrSigner
 
@@ -163,7 +163,9 @@ class Mesh:
             return b""
         return str((found.data or {}).get(ROOTS_KEY, "")).encode()
 
-    def request(self, kubeconfig: Path, identity: str, timeout: float = WAIT_S) -> Issued:
+    def request(
+        self, kubeconfig: Path, identity: str, timeout: float = WAIT_S
+    ) -> IssuedCertificate:
         """Ask as the agent does; raises what its signer raises."""
         api = self.server.client(kubeconfig)
         wait_until(self.roots, "roots are published")

@@ -19,7 +19,7 @@ from tests.apiserver.source_runner import Following
 from tests.support.waiting import wait_until, wait_until_async
 from ztunnel.agent.cluster.service_accounts import missing_of
 from ztunnel.identity import ca
-from ztunnel.identity.certificate_store import KeyPair, Store
+from ztunnel.identity.certificate_store import CertificateStore, KeyPair
 from ztunnel.kube.writers.csr_client import CsrSigner
 
 WEB = "spiffe://cluster.local/ns/shop/sa/web"
@@ -114,16 +114,16 @@ async def _lose_account(
 ) -> None:
     got: list[KeyPair] = []
 
-    def withheld(identity: str) -> str:
+    def blocked(identity: str) -> str:
         return missing_of(following.source, identity)
 
-    store = Store(signer, got.append, withheld=withheld)
+    store = CertificateStore(signer, got.append, blocked_reason=blocked)
     store.ensure(WEB)
     await wait_until_async(lambda: len(got) == 1)
     await asyncio.to_thread(mesh.core.delete_namespaced_service_account, "web", "shop")
-    await wait_until_async(lambda: store.statuses()[0].state == "withheld")
+    await wait_until_async(lambda: store.statuses()[0].state == "blocked")
     assert store.current() == got  # what is there is in use until it expires
-    store.trust(other_roots)  # nobody takes it now, so another would be due at once
+    store.set_roots(other_roots)  # nobody takes it now, so another would be due at once
     asked = _requests(mesh)
     await asyncio.sleep(1)  # several looks whether it may be asked for
     assert _requests(mesh) == asked

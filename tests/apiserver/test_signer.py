@@ -18,7 +18,7 @@ from kubernetes import client
 from tests.apiserver.control_plane import Mesh, requests_api, wait_until
 from tests.apiserver.server import ApiServer
 from ztunnel.identity.csr import new_request
-from ztunnel.identity.csr_signer import Refused
+from ztunnel.identity.csr_signer import CsrRejected
 from ztunnel.kube.constants import NAMESPACE, ROOTS_CONFIGMAP
 from ztunnel.kube.writers.csr_client import SigningError
 
@@ -51,7 +51,7 @@ def test_agent_gets_a_certificate_for_a_pod_of_its_node(mesh: Mesh) -> None:
 
 
 def test_agent_gets_none_for_a_pod_of_another_node(mesh: Mesh) -> None:
-    with pytest.raises(Refused, match="no pod of service account shop/away runs on node1"):
+    with pytest.raises(CsrRejected, match="no pod of service account shop/away runs on node1"):
         mesh.request(mesh.agent("node1"), AWAY)
     assert mesh.request(mesh.agent("node2"), AWAY).serial
 
@@ -61,7 +61,7 @@ def test_pod_that_goes_takes_the_right_to_its_certificate_with_it(mesh: Mesh) ->
     mesh.pod("shop", "brief-1", account="brief", node="node1")
     assert mesh.request(mesh.agent("node1"), identity).serial
     mesh.core.delete_namespaced_pod("brief-1", "shop", grace_period_seconds=0)
-    with pytest.raises(Refused, match="NoSuchPodOnNode"):
+    with pytest.raises(CsrRejected, match="NoSuchPodOnNode"):
         mesh.request(mesh.agent("node1"), identity)
 
 
@@ -70,7 +70,7 @@ def test_account_that_goes_takes_the_right_to_its_certificate_with_it(mesh: Mesh
     mesh.pod("shop", "leaver-1", account="leaver", node="node1")
     assert mesh.request(mesh.agent("node1"), identity).serial
     mesh.core.delete_namespaced_service_account("leaver", "shop")
-    with pytest.raises(Refused, match="NoSuchServiceAccount: service account shop/leaver"):
+    with pytest.raises(CsrRejected, match="NoSuchServiceAccount: service account shop/leaver"):
         mesh.request(mesh.agent("node1"), identity)
     mesh.account("shop", "leaver")
     assert mesh.request(mesh.agent("node1"), identity).serial
@@ -82,7 +82,7 @@ def test_account_that_is_being_deleted_is_as_good_as_gone(mesh: Mesh) -> None:
     finalizers = {"metadata": {"finalizers": ["example.com/stay"]}}
     mesh.core.patch_namespaced_service_account("ending", "shop", finalizers)
     mesh.core.delete_namespaced_service_account("ending", "shop")
-    with pytest.raises(Refused, match="NoSuchServiceAccount"):
+    with pytest.raises(CsrRejected, match="NoSuchServiceAccount"):
         mesh.request(mesh.agent("node1"), identity)
 
 

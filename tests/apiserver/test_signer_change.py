@@ -19,7 +19,7 @@ from tests.apiserver.server import ApiServer
 from ztunnel.agent.cluster.certificate_issuer import certifier_of
 from ztunnel.agent.config import Options
 from ztunnel.identity import ca
-from ztunnel.identity.certificate_store import KeyPair, Store
+from ztunnel.identity.certificate_store import CertificateStore, KeyPair
 from ztunnel.ipc.messages import Certificate
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.constants import NAMESPACE, PLUGGED_CA, SELF_MADE_CA
@@ -140,7 +140,7 @@ async def _connect_while_rotating(mesh: Mesh, new: dict[str, bytes], before: byt
 
         def mesh_state() -> list[str]:
             issuers = {
-                "new" if ca.vouches(new[ca.ROOT_CERT], pair[-1].chain_pem) else "old"
+                "new" if ca.chain_is_trusted(new[ca.ROOT_CERT], pair[-1].chain_pem) else "old"
                 for pair in (web, db)
             }
             return [*sorted(issuers), str(len(x509.load_pem_x509_certificates(mesh.roots())))]
@@ -170,8 +170,8 @@ async def _node(mesh: Mesh, node: str, identity: str) -> AsyncIterator[list[KeyP
         )
     )
     pairs: list[KeyPair] = []
-    store = Store(certifier.signer, pairs.append)
-    certifier.start(store.trust)
+    store = CertificateStore(certifier.signer, pairs.append)
+    certifier.start(store.set_roots)
     store.ensure(identity)
     try:
         yield pairs

@@ -92,7 +92,7 @@ def test_deleted_account_gets_nothing_more_until_it_is_made_again(
         return dict(only)
 
     mesh.core.delete_namespaced_service_account("caller", "mesh")
-    wait_until(lambda: caller()["state"] == "withheld", "the agent sees it", timeout_s=10)
+    wait_until(lambda: caller()["state"] == "blocked", "the agent sees it", timeout_s=10)
     before = caller()
     vip = api.lab.get("Service", "shop", "shop")["spec"]["clusterIP"]
 
@@ -108,7 +108,7 @@ def test_deleted_account_gets_nothing_more_until_it_is_made_again(
     wait_until(lambda: events(api, "mesh", "caller"), "an Event", timeout_s=20)
     assert events(api, "mesh", "caller")[0]["reason"] == "MeshCertificateWithheld"
     mesh.account("mesh", "caller")
-    wait_until(lambda: caller()["state"] == "fresh", "a new certificate", timeout_s=10)
+    wait_until(lambda: caller()["state"] == "valid", "a new certificate", timeout_s=10)
     wait_until(is_answered, "the caller speaks again", timeout_s=10)
 
 

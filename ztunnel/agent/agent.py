@@ -49,7 +49,7 @@ from ztunnel.datapath.bpf import stats
 from ztunnel.datapath.netlink import rtnetlink
 from ztunnel.datapath.requirements import cgroup2_root
 from ztunnel.identity import ca
-from ztunnel.identity.certificate_store import Store
+from ztunnel.identity.certificate_store import CertificateStore
 from ztunnel.ipc.messages import LogConfig
 from ztunnel.kube.admin_endpoint import ANNOTATION
 from ztunnel.kube.client.access import AccessError
@@ -187,10 +187,10 @@ class Agent:
             greet=lambda session: session.send(self._logs.settings),
             registry_only=options.registry_only,
         )
-        self._store = Store(
+        self._store = CertificateStore(
             self._certifier.signer,
             self._feed.certified,
-            withheld=lambda identity: service_accounts.missing_of(self._source, identity),
+            blocked_reason=lambda identity: service_accounts.missing_of(self._source, identity),
         )
         self._workers = Workers(
             options.agent_socket, options.proxy_uid, self._feed, self._counter_collector
@@ -233,7 +233,7 @@ class Agent:
         """Serve until `stop` is set, or a part fails for good."""
         await self._admin.start()
         await self._endpoints.start()
-        self._certifier.start(self._store.trust)
+        self._certifier.start(self._store.set_roots)
         parts = [
             asyncio.create_task(part, name=name)
             for name, part in (

@@ -23,7 +23,7 @@ from ztunnel.agent.traffic.udp_authorizer import UdpAuthorizer
 from ztunnel.agent.traffic.udp_redirect import Udp
 from ztunnel.agent.workers import delta_chunks
 from ztunnel.agent.workers.session import Session, Workers
-from ztunnel.identity.certificate_store import KeyPair, Store
+from ztunnel.identity.certificate_store import CertificateStore, KeyPair
 from ztunnel.ipc.messages import (
     Certificate,
     CertificateRemoved,
@@ -55,7 +55,7 @@ class Dispatcher:
         judge: UdpAuthorizer,
         policies: PolicyEngine,
         workers: Callable[[], Workers],
-        store: Callable[[], Store],
+        store: Callable[[], CertificateStore],
         greet: Callable[[Session], None] = lambda _: None,
         registry_only: bool = False,
     ) -> None:
@@ -175,7 +175,7 @@ class Dispatcher:
             store.ensure(identity)
         self._enroller.want(*local)
         for identity in store.identities() - wanted:
-            store.forget(identity)
+            store.remove(identity)
             self._workers().broadcast(CertificateRemoved(identity))
 
 

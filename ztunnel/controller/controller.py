@@ -26,7 +26,7 @@ from ztunnel.controller.leader_election import Leadership, LeaseTimings
 from ztunnel.controller.policy_status_controller import PolicyWatch, Verdicts
 from ztunnel.controller.workqueue import Work
 from ztunnel.identity.ca import CaError
-from ztunnel.identity.csr_signer import Refused
+from ztunnel.identity.csr_signer import CsrRejected
 from ztunnel.kube.client.informers import informer, stop_all
 from ztunnel.kube.constants import (
     AGENT_ACCOUNT,
@@ -41,7 +41,7 @@ from ztunnel.kube.constants import (
 )
 from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
 
-KNOWN = (ApiException, HTTPError, CaNotReadyError, CaError, Refused)  # tell all in their text
+KNOWN = (ApiException, HTTPError, CaNotReadyError, CaError, CsrRejected)  # tell all in their text
 THREADS = 4  # a request waits for the API server four times; so others need not
 
 log = structlog.get_logger()

@@ -111,8 +111,8 @@ def claim(asked: Asked, terms: Terms) -> Claim | Denied:
             Reason.USAGES, f"usages are {', '.join(asked.usages)}; they must be {', '.join(USAGES)}"
         )
     try:
-        identity = csr_signer.requested(asked.csr_pem)
-    except csr_signer.Refused as refused:
+        identity = csr_signer.requested_identity(asked.csr_pem)
+    except csr_signer.CsrRejected as refused:
         return Denied(Reason.REQUEST, str(refused))
     if identity.trust_domain != terms.trust_domain:
         return Denied(

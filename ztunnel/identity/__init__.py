@@ -1,5 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workload identity: the CA, certificate requests, signing and rotation.
-
-Knows X.509 and SPIFFE ids, nothing of pods or sockets.
-"""
+"""Workload identity: CA, certificate requests, signing and renewal."""

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A certificate authority in Istio's `cacerts` form, a directory or a Secret: create or load it.
+"""Creates or loads a certificate authority in Istio's `cacerts` format (directory or Secret).
 
-    ca-cert.pem     the certificate that signs
+    ca-cert.pem     the signing certificate
     ca-key.pem      its private key, mode 0600
     cert-chain.pem  from the signing certificate up to the root
-    root-cert.pem   what everybody trusts
+    root-cert.pem   the trusted roots
 
-A self-signed CA has the same certificate in all three. Keys are P-256 when made here; Istio's own
-tools make RSA ones, and those serve as well.
+A self-signed CA has the same certificate in all three files. Generated keys are P-256; the RSA keys
+that Istio's tools generate are supported too.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ CERT_CHAIN = "cert-chain.pem"
 ROOT_CERT = "root-cert.pem"
 FILES = (CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT)
 
-LIFETIME = timedelta(days=3650)  # istiod's self-signed root lasts as long
-MIN_RSA = 2048  # bits
+ROOT_LIFETIME = timedelta(days=3650)  # as istiod's self-signed root
+MIN_RSA_BITS = 2048  # bits
 BACKDATE = timedelta(minutes=1)  # tolerates nodes whose clocks are behind
 
 
@@ -41,15 +41,15 @@ SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 class CaError(Exception):
-    """The CA can't be used; the text says what to do."""
+    """The CA cannot be used; the text states what to do."""
 
 
 @dataclass(frozen=True)
 class Authority:
     """A CA ready to sign.
 
-    `intermediates_pem` follows a leaf on the wire (empty for a self-signed CA), `roots_pem` is
-    what peers trust.
+    `intermediates_pem` follows the leaf on the wire (empty for a self-signed CA); `roots_pem` are
+    the roots that peers trust.
     """
 
     certificate: x509.Certificate
@@ -59,23 +59,23 @@ class Authority:
 
 
 def create(directory: Path, trust_domain: str, *, now: datetime | None = None) -> bool:
-    """Make a self-signed CA in `directory`; False when a CA is there already.
+    """Create a self-signed CA in `directory`; return False if a CA exists. Raises CaError.
 
-    Several may try at once: each builds a whole CA beside the directory, the rename decides
-    whose it is, and nobody ever sees half of one. Raises CaError.
+    Safe against concurrent calls: each builds a complete CA beside the directory, and the atomic
+    rename of the first one wins.
     """
     parent = directory.parent
     parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=parent))  # mode 0700
     try:
         _write(draft, self_signed(trust_domain, now or datetime.now(UTC)))
-        os.rename(draft, directory)  # takes the place of nothing or of an empty directory only
+        os.rename(draft, directory)  # succeeds only if the target is absent or an empty directory
     except OSError as error:
         if (directory / CA_CERT).exists():
             return False
         raise CaError(
             f"could not create a CA in {directory}: {error.strerror}; "
-            "empty the directory, or give one that holds " + ", ".join(FILES)
+            "hint: empty the directory, or provide one with " + ", ".join(FILES)
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -83,23 +83,23 @@ def create(directory: Path, trust_domain: str, *, now: datetime | None = None) -
 
 
 def load(directory: Path) -> Authority:
-    """The CA of a directory. Raises CaError."""
+    """Load the CA of a directory. Raises CaError."""
     try:
         parts = {
             name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()
         }
     except OSError as error:
-        raise CaError(f"{directory} can't be read: {error.strerror}") from error
+        raise CaError(f"{directory} cannot be read: {error.strerror}") from error
     return assemble(parts, str(directory))
 
 
 def assemble(parts: Mapping[str, bytes], where: str) -> Authority:
-    """A CA from its files' contents, checked to belong together. Raises CaError naming `where`."""
+    """Build a CA from the contents of FILES. Raises CaError, which names `where`."""
     missing = [name for name in FILES if name not in parts]
     if missing:
         raise CaError(
-            f"{where} lacks {', '.join(missing)}; give one in the form of Istio's "
-            "cacerts secret, or none at all to have a CA made"
+            f"{where} lacks {', '.join(missing)}; hint: provide the files of Istio's "
+            "cacerts Secret, or none, so that a CA is created"
         )
     try:
         certificate = x509.load_pem_x509_certificate(parts[CA_CERT])
@@ -107,15 +107,15 @@ def assemble(parts: Mapping[str, bytes], where: str) -> Authority:
         chain = x509.load_pem_x509_certificates(parts[CERT_CHAIN])
         roots = x509.load_pem_x509_certificates(parts[ROOT_CERT])
     except (ValueError, TypeError) as error:
-        raise CaError(f"{where} holds no usable CA: {error}") from error
+        raise CaError(f"{where} does not contain a usable CA: {error}") from error
     if not _is_usable(key):
         raise CaError(
-            f"{where}: {CA_KEY} is neither an elliptic curve key nor RSA of {MIN_RSA} bits or more"
+            f"{where}: {CA_KEY} must be an elliptic curve key or an RSA key of {MIN_RSA_BITS} bits"
         )
     assert isinstance(key, SigningKey)
-    _check(where, certificate, key)
-    if not leads_to(certificate, chain, roots):
-        raise CaError(f"{where}: no root of {ROOT_CERT} vouches for {CA_CERT}")
+    _check_certificate(where, certificate, key)
+    if not has_path_to_root(certificate, chain, roots):
+        raise CaError(f"{where}: {CA_CERT} does not chain to a root of {ROOT_CERT}")
     return Authority(
         certificate=certificate,
         key=key,
@@ -124,32 +124,32 @@ def assemble(parts: Mapping[str, bytes], where: str) -> Authority:
     )
 
 
-def vouches(roots_pem: bytes, chain_pem: bytes) -> bool:
-    """Whether one of the roots stands behind a leaf with its intermediates. Broken PEM: no."""
+def chain_is_trusted(roots_pem: bytes, chain_pem: bytes) -> bool:
+    """Return whether a leaf with its intermediates chains to one of the roots; False if invalid."""
     try:
         leaf, *above = x509.load_pem_x509_certificates(chain_pem)
         roots = x509.load_pem_x509_certificates(roots_pem)
     except ValueError:
         return False
-    return leads_to(leaf, above, roots)
+    return has_path_to_root(leaf, above, roots)
 
 
-def leads_to(
+def has_path_to_root(
     certificate: x509.Certificate, chain: list[x509.Certificate], roots: list[x509.Certificate]
 ) -> bool:
-    """Whether `chain`, in any order, leads from a certificate to a root: each step signed."""
+    """Return whether `chain`, in any order, links a certificate to a root by signatures."""
     current = certificate
     for _ in range(len(chain) + 1):
-        if current in roots or any(_issued(current, root) for root in roots):
+        if current in roots or any(_is_issued_by(current, root) for root in roots):
             return True
-        above = [one for one in chain if one != current and _issued(current, one)]
+        above = [one for one in chain if one != current and _is_issued_by(current, one)]
         if not above:
             return False
         current = above[0]
     return False
 
 
-def _issued(lower: x509.Certificate, upper: x509.Certificate) -> bool:
+def _is_issued_by(lower: x509.Certificate, upper: x509.Certificate) -> bool:
     try:
         lower.verify_directly_issued_by(upper)
     except (ValueError, TypeError, InvalidSignature):
@@ -159,19 +159,19 @@ def _issued(lower: x509.Certificate, upper: x509.Certificate) -> bool:
 
 def _is_usable(key: object) -> bool:
     if isinstance(key, rsa.RSAPrivateKey):
-        return key.key_size >= MIN_RSA
+        return key.key_size >= MIN_RSA_BITS
     return isinstance(key, ec.EllipticCurvePrivateKey)
 
 
 def load_or_create(directory: Path, trust_domain: str) -> Authority:
-    """The CA of a directory, made first when there is none. Raises CaError."""
+    """Load the CA of a directory; create it first if absent. Raises CaError."""
     if not directory.exists() or not any(directory.iterdir()):
         create(directory, trust_domain)
     return load(directory)
 
 
 def self_signed(trust_domain: str, now: datetime) -> dict[str, bytes]:
-    """A new CA as the contents of FILES."""
+    """Create a self-signed CA; return the contents of FILES."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, trust_domain)])
     builder = (
@@ -181,7 +181,7 @@ def self_signed(trust_domain: str, now: datetime) -> dict[str, bytes]:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - BACKDATE)
-        .not_valid_after(now + LIFETIME)
+        .not_valid_after(now + ROOT_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(key_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -198,7 +198,7 @@ def self_signed(trust_domain: str, now: datetime) -> dict[str, bytes]:
 def key_usage(
     *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
 ) -> x509.KeyUsage:
-    """The keyUsage extension with only what is named."""
+    """Return a keyUsage extension with only the named usages."""
     return x509.KeyUsage(
         digital_signature=digital_signature,
         content_commitment=False,
@@ -222,7 +222,7 @@ def _write(directory: Path, parts: Mapping[str, bytes]) -> None:
             os.fsync(fd)
 
 
-def _check(where: str, certificate: x509.Certificate, key: SigningKey) -> None:
+def _check_certificate(where: str, certificate: x509.Certificate, key: SigningKey) -> None:
     if certificate.public_key() != key.public_key():
         raise CaError(f"{where}: {CA_KEY} is not the key of {CA_CERT}")
     try:
@@ -232,13 +232,13 @@ def _check(where: str, certificate: x509.Certificate, key: SigningKey) -> None:
     else:
         is_ca = constraints.value.ca
     if not is_ca:
-        raise CaError(f"{where}: {CA_CERT} is no CA certificate (basicConstraints CA:TRUE)")
+        raise CaError(f"{where}: {CA_CERT} is not a CA certificate (basicConstraints CA:TRUE)")
 
 
 def _intermediates(
     certificate: x509.Certificate, chain: list[x509.Certificate]
 ) -> list[x509.Certificate]:
-    """What a leaf needs between itself and the root; roots themselves are never sent."""
+    """Return the certificates between a leaf and the root; roots are never sent."""
     above = chain if certificate in chain else [certificate, *chain]
     return [one for one in above if one.issuer != one.subject]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A certificate and its key into a TLS context, without a file."""
+"""Loads a certificate and its key into an SSLContext without a file on disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ssl
 
 
 def load(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None:
-    """Python loads keys from paths only; a memfd is one that never reaches a disk."""
+    """Load chain and key. Python loads keys only from paths; a memfd never reaches a disk."""
     fd = os.memfd_create("zt-key", os.MFD_CLOEXEC)
     try:
         with open(fd, "wb", closefd=False) as file:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decide on a certificate request and sign it: the same code for the lab and for Kubernetes.
+"""Validates and signs certificate requests, for the lab and for Kubernetes.
 
-Pure: bytes and a time in, a certificate or a refusal out. Nothing of the request but its key
-reaches the certificate. Who may ask for which identity is the caller's question, answered before.
+Pure: bytes and a time in, a certificate or a rejection out. Only the public key of the request is
+used in the certificate. The caller has authorized the requester for the identity before.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ztunnel.mesh.spiffe import SpiffeError, SpiffeId, parse
 
 DEFAULT_TTL = timedelta(hours=24)  # Istio's SECRET_TTL
 _EXTENSION_REQUEST = x509.ObjectIdentifier("1.2.840.113549.1.9.14")  # RFC 2985, 5.4.2
-MAX_CSR = 16 * 1024  # bytes; a P-256 request with one name has under 600
+MAX_CSR_BYTES = 16 * 1024  # a P-256 request with one name has less than 600
 
 
-class Reason(StrEnum):
-    """Why a request was refused."""
+class RejectionReason(StrEnum):
+    """Why a request was rejected."""
 
     MALFORMED = "malformed"
     SIGNATURE = "signature"
@@ -39,19 +39,19 @@ class Reason(StrEnum):
     IDENTITY = "identity"
     AUTHORITY = "authority"
     CA_EXPIRED = "ca-expired"
-    DENIED = "denied"  # by a signer elsewhere
+    DENIED = "denied"  # by the signer of the CSR API
 
 
-class Refused(Exception):  # noqa: N818  a decision, not a defect
-    """The request will not be signed; asking again with the same one is of no use."""
+class CsrRejected(Exception):  # noqa: N818  a decision, not a defect
+    """The request is rejected; a retry with the same request fails again."""
 
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"certificate refused ({reason.value}): {detail}")
+    def __init__(self, reason: RejectionReason, detail: str) -> None:
+        super().__init__(f"certificate request rejected ({reason.value}): {detail}")
         self.reason = reason
 
 
 @dataclass(frozen=True)
-class Issued:
+class IssuedCertificate:
     """A signed certificate. `chain_pem` starts with the leaf; `not_after` is in Unix seconds."""
 
     chain_pem: bytes
@@ -62,15 +62,15 @@ class Issued:
 
 
 class Signer(Protocol):
-    """Whoever gets certificates signed: a CA on disk, or Kubernetes' CSR API."""
+    """Signs certificate requests: with a CA on disk, or through the Kubernetes CSR API."""
 
-    async def sign(self, identity: str, csr_pem: bytes) -> Issued:
-        """Raises Refused, or any other exception when trying again may help."""
+    async def sign(self, identity: str, csr_pem: bytes) -> IssuedCertificate:
+        """Sign a request. Raises CsrRejected, or another exception if a retry can succeed."""
         ...
 
 
 class DiskSigner:
-    """Signs with a CA held in this process: the lab's signer."""
+    """Signs with a CA in this process; used by the lab."""
 
     def __init__(
         self,
@@ -83,8 +83,8 @@ class DiskSigner:
         self._ttl = ttl
         self._clock = clock
 
-    async def sign(self, identity: str, csr_pem: bytes) -> Issued:
-        await asyncio.sleep(0)  # many at once must not keep the agent from its sockets
+    async def sign(self, identity: str, csr_pem: bytes) -> IssuedCertificate:
+        await asyncio.sleep(0)  # yields, so that many requests do not block the event loop
         return sign(self._authority, csr_pem, identity, now=self._clock(), ttl=self._ttl)
 
 
@@ -95,17 +95,17 @@ def sign(
     *,
     now: datetime,
     ttl: timedelta = DEFAULT_TTL,
-) -> Issued:
-    """Certify the request's key for `identity`, which the caller was authorised for.
+) -> IssuedCertificate:
+    """Sign the key of a request for `identity`, for which the requester is authorized.
 
-    Raises Refused. The certificate never outlives the CA.
+    Raises CsrRejected. The certificate never outlives the CA.
     """
     key = verify(csr_pem, identity)
     end = authority.certificate.not_valid_after_utc
     if not authority.certificate.not_valid_before_utc <= now < end:
-        raise Refused(Reason.CA_EXPIRED, f"the CA's certificate is not valid at {now}")
+        raise CsrRejected(RejectionReason.CA_EXPIRED, f"the CA's certificate is not valid at {now}")
     leaf = _leaf(authority, key, identity, now - BACKDATE, min(now + ttl, end))
-    return Issued(
+    return IssuedCertificate(
         chain_pem=leaf.public_bytes(serialization.Encoding.PEM) + authority.intermediates_pem,
         roots_pem=authority.roots_pem,
         serial=leaf.serial_number,
@@ -115,30 +115,35 @@ def sign(
 
 
 def verify(csr_pem: bytes, identity: str) -> ec.EllipticCurvePublicKey:
-    """The request's key, if it asks for exactly `identity` and nothing more. Raises Refused."""
+    """Return the key of a request for exactly `identity` and nothing else. Raises CsrRejected."""
     key, name = _key_and_name(csr_pem)
     _identity(identity)
     if name != identity:
-        raise Refused(Reason.IDENTITY, f"asked for {name!r}, authorised {identity!r}")
+        raise CsrRejected(
+            RejectionReason.IDENTITY, f"requested {name!r}, authorized for {identity!r}"
+        )
     return key
 
 
-def requested(csr_pem: bytes) -> SpiffeId:
-    """What a request asks for, if that is one identity and nothing more. Raises Refused."""
+def requested_identity(csr_pem: bytes) -> SpiffeId:
+    """Return the identity of a request that has one identity and nothing else.
+
+    Raises CsrRejected.
+    """
     return _identity(_key_and_name(csr_pem)[1])
 
 
 def _key_and_name(csr_pem: bytes) -> tuple[ec.EllipticCurvePublicKey, str]:
-    csr = _parsed(csr_pem)
-    key = _proven_key(csr)
+    csr = _parse_csr(csr_pem)
+    key = _verified_key(csr)
     _check_authority(csr)
-    name = _only_name(csr)
+    name = _single_uri_name(csr)
     _check_extras(csr)
     return key, name
 
 
 def spiffe_names(certificate: x509.Certificate) -> list[str]:
-    """All its names, which are one SPIFFE id in a workload's; none when it has no extension."""
+    """Return all subject alternative names; a workload certificate has exactly one SPIFFE ID."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
@@ -150,33 +155,35 @@ def _identity(name: str) -> SpiffeId:
     try:
         return parse(name)
     except SpiffeError as error:
-        raise Refused(Reason.IDENTITY, str(error)) from error
+        raise CsrRejected(RejectionReason.IDENTITY, str(error)) from error
 
 
-def _parsed(csr_pem: bytes) -> x509.CertificateSigningRequest:
-    if len(csr_pem) > MAX_CSR:
-        raise Refused(Reason.MALFORMED, f"{len(csr_pem)} bytes, limit {MAX_CSR}")
+def _parse_csr(csr_pem: bytes) -> x509.CertificateSigningRequest:
+    if len(csr_pem) > MAX_CSR_BYTES:
+        raise CsrRejected(RejectionReason.MALFORMED, f"{len(csr_pem)} bytes, limit {MAX_CSR_BYTES}")
     try:
         csr = x509.load_pem_x509_csr(csr_pem)
         csr.extensions  # noqa: B018  parsed on first use
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise Refused(Reason.MALFORMED, f"not a certificate request: {error}") from error
+        raise CsrRejected(
+            RejectionReason.MALFORMED, f"not a certificate request: {error}"
+        ) from error
     return csr
 
 
-def _proven_key(csr: x509.CertificateSigningRequest) -> ec.EllipticCurvePublicKey:
-    """The public key, once the request proves that its sender has the private one."""
+def _verified_key(csr: x509.CertificateSigningRequest) -> ec.EllipticCurvePublicKey:
+    """Return the public key after verifying that the requester has the private key."""
     try:
         key = csr.public_key()
         valid = csr.is_signature_valid
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise Refused(Reason.KEY, str(error)) from error
+        raise CsrRejected(RejectionReason.KEY, str(error)) from error
     except InvalidSignature:
         valid = False
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
-        raise Refused(Reason.KEY, "the key is not on curve P-256")
+        raise CsrRejected(RejectionReason.KEY, "the key is not on curve P-256")
     if not valid:
-        raise Refused(Reason.SIGNATURE, "the request is not signed by its own key")
+        raise CsrRejected(RejectionReason.SIGNATURE, "the request is not signed by its own key")
     return key
 
 
@@ -184,31 +191,40 @@ def _check_authority(csr: x509.CertificateSigningRequest) -> None:
     for extension in csr.extensions:
         value = extension.value
         if isinstance(value, x509.BasicConstraints) and value.ca:
-            raise Refused(Reason.AUTHORITY, "the request asks to be a CA")
+            raise CsrRejected(RejectionReason.AUTHORITY, "the request is for a CA certificate")
         if isinstance(value, x509.KeyUsage) and (value.key_cert_sign or value.crl_sign):
-            raise Refused(Reason.AUTHORITY, "the request asks for a key that signs certificates")
+            raise CsrRejected(
+                RejectionReason.AUTHORITY, "the request is for a key that signs certificates"
+            )
 
 
-def _only_name(csr: x509.CertificateSigningRequest) -> str:
+def _single_uri_name(csr: x509.CertificateSigningRequest) -> str:
     try:
         extension = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
-        raise Refused(Reason.NAMES, "the request has no SPIFFE id") from None
+        raise CsrRejected(RejectionReason.NAMES, "the request has no SPIFFE ID") from None
     names = list(extension.value)
     if len(names) != 1 or not isinstance(names[0], x509.UniformResourceIdentifier):
-        raise Refused(Reason.NAMES, f"one URI name is allowed, found {len(names)} names")
+        raise CsrRejected(
+            RejectionReason.NAMES, f"one URI name is allowed, found {len(names)} names"
+        )
     return names[0].value
 
 
 def _check_extras(csr: x509.CertificateSigningRequest) -> None:
-    """None of it would be signed; who asks for it expects something that we do not give."""
+    """Reject extensions that would not be signed, rather than drop them silently."""
     if len(csr.subject.rdns):
-        raise Refused(Reason.EXTRAS, "the request has a subject besides its SPIFFE id")
+        raise CsrRejected(
+            RejectionReason.EXTRAS, "the request has a subject in addition to its SPIFFE ID"
+        )
     known = x509.SubjectAlternativeName.oid
     extra = [each.oid.dotted_string for each in csr.extensions if each.oid != known]
     extra += [each.oid.dotted_string for each in csr.attributes if each.oid != _EXTENSION_REQUEST]
     if extra:
-        raise Refused(Reason.EXTRAS, f"the request asks for more than a name: {', '.join(extra)}")
+        raise CsrRejected(
+            RejectionReason.EXTRAS,
+            f"the request has extensions other than a name: {', '.join(extra)}",
+        )
 
 
 def _leaf(

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When to ask for a certificate: a pure state machine, its clock and jitter passed in.
+"""When to request a certificate: a pure state machine; clock and jitter are parameters.
 
-                  issued                     half life
-    WANTED ------------------> FRESH ------------------------> DUE
-      |  ^                       ^                            |   ^
-      |  | delay over            +---------- issued ----------+   | delay over
-      v  |                       |                            v   |
-     WAITING ------------------ issued ------------------- WAITING (old one still serves)
+                   issued                    half life
+    PENDING ------------------> VALID ----------------------> DUE
+      |  ^                        ^                          |   ^
+      |  | delay over             +--------- issued ---------+   | delay over
+      v  |                        |                          v   |
+     BACKOFF ------------------ issued ------------------ BACKOFF (valid certificate in use)
 
-A failure leads to WAITING for a growing delay; what is valid stays in use until `not_after`.
+A failure leads to BACKOFF for a growing delay. A valid certificate stays in use until `not_after`.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-HALF_LIFE = 0.5  # of the time that is left when a certificate is issued
-SPREAD = 0.05  # of the same: so that a node's certificates do not fall due at once
-FIRST_DELAY = 0.5  # seconds after a first failure
-LONGEST_DELAY = 60.0
+RENEW_FRACTION = 0.5  # of the remaining lifetime at issuance
+JITTER_FRACTION = 0.05  # of the same, so that the certificates of a node are not all due at once
+FIRST_RETRY_S = 0.5  # after the first failure
+MAX_RETRY_S = 60.0
 
 
 class Phase(StrEnum):
-    """What a rotation is about to do."""
+    """The state of a certificate."""
 
-    WANTED = "wanted"
-    FRESH = "fresh"
+    PENDING = "pending"
+    VALID = "valid"
     DUE = "due"
-    WAITING = "waiting"
+    BACKOFF = "backoff"
 
 
 @dataclass(frozen=True)
-class Rotation:
+class RenewalSchedule:
     """One identity's schedule. Times are Unix seconds; `not_after` is 0 without a certificate."""
 
     attempt_at: float
@@ -43,38 +43,38 @@ class Rotation:
     def phase(self, now: float) -> Phase:
         """The state at `now`."""
         if self.failures and now < self.attempt_at:
-            return Phase.WAITING
+            return Phase.BACKOFF
         if not self.has_valid(now):
-            return Phase.WANTED
-        return Phase.FRESH if now < self.attempt_at else Phase.DUE
+            return Phase.PENDING
+        return Phase.VALID if now < self.attempt_at else Phase.DUE
 
     def has_valid(self, now: float) -> bool:
-        """Whether there is a certificate to serve with."""
+        """Return whether a valid certificate is available."""
         return now < self.not_after
 
     def due_in(self, now: float) -> float:
-        """Seconds until the next attempt; 0 when it is time. An expired one is always due."""
+        """Return the seconds until the next attempt; 0 if it is due, as after expiry."""
         if not self.failures and not self.has_valid(now):
             return 0.0
         return max(0.0, self.attempt_at - now)
 
-    def issued(self, now: float, not_after: float, jitter: float) -> Rotation:
-        """A certificate came. `jitter` in [-1, 1] moves the renewal around the half life."""
-        left = max(0.0, not_after - now)
-        return Rotation(
-            attempt_at=now + left * (HALF_LIFE + SPREAD * jitter),
+    def issued(self, now: float, not_after: float, jitter: float) -> RenewalSchedule:
+        """Record an issued certificate. `jitter` in [-1, 1] varies the renewal time."""
+        remaining = max(0.0, not_after - now)
+        return RenewalSchedule(
+            attempt_at=now + remaining * (RENEW_FRACTION + JITTER_FRACTION * jitter),
             not_after=not_after,
             issued_count=self.issued_count + 1,
         )
 
-    def failed(self, now: float, jitter: float) -> Rotation:
-        """An attempt failed: wait twice as long as before, but ask again before expiry."""
-        delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(self.failures, 16))
-        delay *= 1 + SPREAD * jitter
+    def failed(self, now: float, jitter: float) -> RenewalSchedule:
+        """Record a failure: double the delay, but retry before expiry."""
+        delay = min(MAX_RETRY_S, FIRST_RETRY_S * 2.0 ** min(self.failures, 16))
+        delay *= 1 + JITTER_FRACTION * jitter
         if self.has_valid(now):
-            delay = min(delay, max(FIRST_DELAY, (self.not_after - now) / 2))
+            delay = min(delay, max(FIRST_RETRY_S, (self.not_after - now) / 2))
         return replace(self, attempt_at=now + delay, failures=self.failures + 1)
 
-    def forgiven(self, now: float) -> Rotation:
-        """What made attempts fail is over: do not wait for the next one."""
+    def reset_backoff(self, now: float) -> RenewalSchedule:
+        """Make the next attempt due at once: the cause of the failures is gone."""
         return replace(self, attempt_at=now, failures=0) if self.failures else self

@@ -28,7 +28,7 @@ from ztunnel.agent.traffic.udp_redirect import Udp
 from ztunnel.agent.traffic.udp_routes import UdpRouteTable
 from ztunnel.agent.workers.session import Workers
 from ztunnel.identity import ca
-from ztunnel.identity.certificate_store import Store
+from ztunnel.identity.certificate_store import CertificateStore
 from ztunnel.identity.csr_signer import DiskSigner
 from ztunnel.ipc.messages import (
     Certificate,
@@ -116,7 +116,7 @@ class Agent:
         )
         authority = ca.load_or_create(directory / "ca", "cluster.local")
         signer = DiskSigner(authority, ttl=timedelta(hours=1))
-        self.store = Store(signer, self.feed.certified)
+        self.store = CertificateStore(signer, self.feed.certified)
         self.options = Options(
             node="n1",
             manifests=directory,

@@ -13,8 +13,8 @@ from cryptography import x509
 
 from tests.support.waiting import wait_until_async
 from ztunnel.identity import ca
-from ztunnel.identity.certificate_store import KeyPair, Store
-from ztunnel.identity.csr_signer import DiskSigner, Issued
+from ztunnel.identity.certificate_store import CertificateStore, KeyPair
+from ztunnel.identity.csr_signer import DiskSigner, IssuedCertificate
 
 WEB = "spiffe://cluster.local/ns/shop/sa/web"
 DB = "spiffe://cluster.local/ns/shop/sa/db"
@@ -28,7 +28,7 @@ class _Flaky:
         self.broken = False
         self.calls = 0
 
-    async def sign(self, identity: str, csr_pem: bytes) -> Issued:
+    async def sign(self, identity: str, csr_pem: bytes) -> IssuedCertificate:
         self.calls += 1
         if self.broken:
             raise ConnectionError("signer unreachable")
@@ -42,7 +42,7 @@ def _flaky(tmp_path: Path, seconds: float) -> _Flaky:
 
 async def test_certificate_arrives_and_is_renewed_with_a_new_key(tmp_path: Path) -> None:
     got: list[KeyPair] = []
-    store = Store(_flaky(tmp_path, 2), got.append)
+    store = CertificateStore(_flaky(tmp_path, 2), got.append)
     store.ensure(WEB)
     store.ensure(WEB)
     await wait_until_async(lambda: len(got) >= 2)
@@ -54,7 +54,7 @@ async def test_certificate_arrives_and_is_renewed_with_a_new_key(tmp_path: Path)
 async def test_old_certificate_is_kept_while_the_signer_fails(tmp_path: Path) -> None:
     got: list[KeyPair] = []
     signer = _flaky(tmp_path, 4)
-    store = Store(signer, got.append)
+    store = CertificateStore(signer, got.append)
     store.ensure(WEB)
     await wait_until_async(lambda: bool(got))
     signer.broken = True
@@ -71,12 +71,12 @@ async def test_withheld_certificate_is_used_but_not_renewed_until_it_may_be(tmp_
     got: list[KeyPair] = []
     reasons = {WEB: ""}
     signer = _flaky(tmp_path, 2)
-    store = Store(signer, got.append, withheld=reasons.__getitem__)
+    store = CertificateStore(signer, got.append, blocked_reason=reasons.__getitem__)
     store.ensure(WEB)
     await wait_until_async(lambda: bool(got))
     reasons[WEB] = "no such account"
     (status,) = store.statuses()
-    assert (status.state, status.last_error) == ("withheld", "no such account")
+    assert (status.state, status.last_error) == ("blocked", "no such account")
     assert status.not_after == got[-1].not_after
     asked = signer.calls
     await wait_until_async(lambda: store.current() == [])  # it ends when it expires, not before
@@ -84,7 +84,7 @@ async def test_withheld_certificate_is_used_but_not_renewed_until_it_may_be(tmp_
     reasons[WEB] = ""
     await wait_until_async(lambda: len(got) > 1)
     (status,) = store.statuses()
-    assert (status.state, status.last_error) == ("fresh", "")
+    assert (status.state, status.last_error) == ("valid", "")
     await store.close()
 
 
@@ -95,13 +95,13 @@ async def test_certificate_never_asked_for_while_withheld_is_asked_for_at_once_a
     reasons = {WEB: "", DB: "no such account"}
     signer = _flaky(tmp_path, 3600)
     signer.broken = True
-    store = Store(signer, got.append, withheld=reasons.__getitem__)
+    store = CertificateStore(signer, got.append, blocked_reason=reasons.__getitem__)
     store.ensure(WEB)
     store.ensure(DB)
     await wait_until_async(lambda: signer.calls >= 5)  # the next would come in 8 seconds
     assert all(status.identity == WEB for status in store.statuses() if not status.last_error)
     reasons[WEB] = "no such account"
-    await wait_until_async(lambda: store._entries[WEB].withheld != "")
+    await wait_until_async(lambda: store._entries[WEB].blocked_reason != "")
     signer.broken, reasons[WEB], reasons[DB] = False, "", ""
     async with asyncio.timeout(4):
         while {pair.identity for pair in got} != {WEB, DB}:
@@ -111,11 +111,11 @@ async def test_certificate_never_asked_for_while_withheld_is_asked_for_at_once_a
 
 async def test_forgotten_identity_is_not_renewed(tmp_path: Path) -> None:
     got: list[KeyPair] = []
-    store = Store(_flaky(tmp_path, 3600), got.append)
+    store = CertificateStore(_flaky(tmp_path, 3600), got.append)
     store.ensure(WEB)
     store.ensure(DB)
     await wait_until_async(lambda: len(got) == 2)
-    store.forget(WEB)
+    store.remove(WEB)
     assert store.identities() == {DB}
     assert [pair.identity for pair in store.current()] == [DB]
     await store.close()
@@ -124,7 +124,7 @@ async def test_forgotten_identity_is_not_renewed(tmp_path: Path) -> None:
 
 async def test_certificate_that_has_expired_already_is_an_error_not_a_loop(tmp_path: Path) -> None:
     signer = _flaky(tmp_path, 1)
-    store = Store(signer, lambda _: None, clock=lambda: 4e9)
+    store = CertificateStore(signer, lambda _: None, clock=lambda: 4e9)
     store.ensure(WEB)
     await wait_until_async(lambda: bool(store.statuses()[0].last_error))
     assert "compare the clocks" in store.statuses()[0].last_error
@@ -134,21 +134,21 @@ async def test_certificate_that_has_expired_already_is_an_error_not_a_loop(tmp_p
 
 async def test_listing_names_the_certificate_that_is_served(tmp_path: Path) -> None:
     got: list[KeyPair] = []
-    store = Store(_flaky(tmp_path, 3600), got.append)
+    store = CertificateStore(_flaky(tmp_path, 3600), got.append)
     store.ensure(WEB)
     await wait_until_async(lambda: bool(got))
     leaf = x509.load_pem_x509_certificate(got[0].chain_pem)
     status = store.statuses()[0]
     assert status.serial == f"{leaf.serial_number:x}"
     assert status.not_after == leaf.not_valid_after_utc.timestamp()
-    assert status.state == "fresh"
+    assert status.state == "valid"
     await store.close()
 
 
 async def test_key_is_in_no_repr_listing_or_log(tmp_path: Path) -> None:
     got: list[KeyPair] = []
     with structlog.testing.capture_logs() as lines:
-        store = Store(_flaky(tmp_path, 3600), got.append)
+        store = CertificateStore(_flaky(tmp_path, 3600), got.append)
         store.ensure(WEB)
         await wait_until_async(lambda: bool(got))
         shown = repr(got) + repr(vars(store)) + msgspec.json.encode(store.statuses()).decode()
@@ -161,12 +161,12 @@ async def test_key_is_in_no_repr_listing_or_log(tmp_path: Path) -> None:
 
 async def test_new_roots_are_told_with_the_certificates_that_are_held(tmp_path: Path) -> None:
     got: list[KeyPair] = []
-    store = Store(_flaky(tmp_path, 3600), got.append)
+    store = CertificateStore(_flaky(tmp_path, 3600), got.append)
     store.ensure(WEB)
     await wait_until_async(lambda: bool(got))
     both = got[0].roots_pem + _other_root(tmp_path)
-    store.trust(both)
-    store.trust(both)
+    store.set_roots(both)
+    store.set_roots(both)
     assert [pair.roots_pem for pair in got] == [got[0].roots_pem, both]
     assert got[1].serial == got[0].serial
     assert store.current() == got[1:]
@@ -177,11 +177,11 @@ async def test_certificate_that_no_root_vouches_for_any_more_is_renewed_at_once(
     tmp_path: Path,
 ) -> None:
     got: list[KeyPair] = []
-    store = Store(_flaky(tmp_path, 3600), got.append)
+    store = CertificateStore(_flaky(tmp_path, 3600), got.append)
     store.ensure(WEB)
     await wait_until_async(lambda: bool(got))
     await asyncio.sleep(0)  # its task sleeps until half life
-    store.trust(_other_root(tmp_path))
+    store.set_roots(_other_root(tmp_path))
     await wait_until_async(lambda: got[-1].serial != got[0].serial)
     await store.close()
 
@@ -198,7 +198,7 @@ class _Late(_Flaky):
         self.answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waits = False
 
-    async def sign(self, identity: str, csr_pem: bytes) -> Issued:
+    async def sign(self, identity: str, csr_pem: bytes) -> IssuedCertificate:
         issued = await super().sign(identity, csr_pem)
         self.waits = True
         await self.answer
@@ -208,13 +208,13 @@ class _Late(_Flaky):
 async def test_an_answer_in_the_moment_of_forgetting_is_forgotten_too(tmp_path: Path) -> None:
     got: list[KeyPair] = []
     signer = _Late(_flaky(tmp_path, 3600).signer)
-    store = Store(signer, got.append)
+    store = CertificateStore(signer, got.append)
     store.ensure(WEB)
     task = store._entries[WEB].task
     assert task is not None
     await wait_until_async(lambda: signer.waits)
     signer.answer.set_result(None)
-    store.forget(WEB)
+    store.remove(WEB)
     done, _ = await asyncio.wait([task], timeout=5)
     assert done == {task}
     assert got == []

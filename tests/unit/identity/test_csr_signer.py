@@ -18,7 +18,14 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 
 from ztunnel.identity import ca
 from ztunnel.identity.csr import new_request
-from ztunnel.identity.csr_signer import MAX_CSR, Issued, Reason, Refused, requested, sign
+from ztunnel.identity.csr_signer import (
+    MAX_CSR_BYTES,
+    CsrRejected,
+    IssuedCertificate,
+    RejectionReason,
+    requested_identity,
+    sign,
+)
 
 IDENTITY = "spiffe://cluster.local/ns/shop/sa/web"
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -47,7 +54,7 @@ def _csr(
     return signed.public_bytes(serialization.Encoding.PEM)
 
 
-def _leaf(issued: Issued) -> x509.Certificate:
+def _leaf(issued: IssuedCertificate) -> x509.Certificate:
     return x509.load_pem_x509_certificate(issued.chain_pem)
 
 
@@ -99,7 +106,7 @@ def test_another_ca_does_not_vouch_for_it(authority: ca.Authority, tmp_path: Pat
         _verified_names(issued, stranger.roots_pem)
 
 
-def _verified_names(issued: Issued, roots: bytes) -> list[x509.GeneralName]:
+def _verified_names(issued: IssuedCertificate, roots: bytes) -> list[x509.GeneralName]:
     store = Store(x509.load_pem_x509_certificates(roots))
     verifier = PolicyBuilder().store(store).time(NOW).build_client_verifier()
     return list(verifier.verify(_leaf(issued), []).subjects or [])
@@ -144,42 +151,45 @@ def _client_only(builder: Builder) -> Builder:
     return builder.add_extension(usage, critical=False)
 
 
-REFUSALS: dict[str, tuple[Reason, Callable[[], bytes]]] = {
-    "not pem": (Reason.MALFORMED, lambda: b"hello"),
-    "empty": (Reason.MALFORMED, lambda: b""),
-    "oversize": (Reason.MALFORMED, lambda: b"x" * (MAX_CSR + 1)),
-    "broken signature": (Reason.SIGNATURE, lambda: _flipped(_csr(URI(IDENTITY)))),
+REFUSALS: dict[str, tuple[RejectionReason, Callable[[], bytes]]] = {
+    "not pem": (RejectionReason.MALFORMED, lambda: b"hello"),
+    "empty": (RejectionReason.MALFORMED, lambda: b""),
+    "oversize": (RejectionReason.MALFORMED, lambda: b"x" * (MAX_CSR_BYTES + 1)),
+    "broken signature": (RejectionReason.SIGNATURE, lambda: _flipped(_csr(URI(IDENTITY)))),
     "rsa key": (
-        Reason.KEY,
+        RejectionReason.KEY,
         lambda: _csr(URI(IDENTITY), key=rsa.generate_private_key(65537, 2048)),
     ),
     "p-384 key": (
-        Reason.KEY,
+        RejectionReason.KEY,
         lambda: _csr(URI(IDENTITY), key=ec.generate_private_key(ec.SECP384R1())),
     ),
-    "no name": (Reason.NAMES, _csr),
-    "two identities": (Reason.NAMES, lambda: _csr(URI(IDENTITY), URI(OTHER))),
-    "dns name besides": (Reason.NAMES, lambda: _csr(URI(IDENTITY), x509.DNSName("a.b"))),
-    "dns name only": (Reason.NAMES, lambda: _csr(x509.DNSName("a.b"))),
+    "no name": (RejectionReason.NAMES, _csr),
+    "two identities": (RejectionReason.NAMES, lambda: _csr(URI(IDENTITY), URI(OTHER))),
+    "dns name besides": (RejectionReason.NAMES, lambda: _csr(URI(IDENTITY), x509.DNSName("a.b"))),
+    "dns name only": (RejectionReason.NAMES, lambda: _csr(x509.DNSName("a.b"))),
     "ip address": (
-        Reason.NAMES,
+        RejectionReason.NAMES,
         lambda: _csr(x509.IPAddress(ipaddress.ip_address("10.0.0.1"))),
     ),
-    "other identity": (Reason.IDENTITY, lambda: _csr(URI(OTHER))),
-    "identity in upper case": (Reason.IDENTITY, lambda: _csr(URI(IDENTITY.upper()))),
-    "identity as a prefix": (Reason.IDENTITY, lambda: _csr(URI(IDENTITY + "/x"))),
-    "wants to be a ca": (Reason.AUTHORITY, lambda: _csr(URI(IDENTITY), more=_ca_request)),
-    "wants to sign": (Reason.AUTHORITY, lambda: _csr(URI(IDENTITY), more=_cert_sign_request)),
-    "another extension": (Reason.EXTRAS, lambda: _csr(URI(IDENTITY), more=_client_only)),
-    "an attribute": (Reason.EXTRAS, lambda: _csr(URI(IDENTITY), more=_attributed)),
-    "a subject": (Reason.EXTRAS, lambda: _csr(URI(IDENTITY), subject="system:masters")),
+    "other identity": (RejectionReason.IDENTITY, lambda: _csr(URI(OTHER))),
+    "identity in upper case": (RejectionReason.IDENTITY, lambda: _csr(URI(IDENTITY.upper()))),
+    "identity as a prefix": (RejectionReason.IDENTITY, lambda: _csr(URI(IDENTITY + "/x"))),
+    "wants to be a ca": (RejectionReason.AUTHORITY, lambda: _csr(URI(IDENTITY), more=_ca_request)),
+    "wants to sign": (
+        RejectionReason.AUTHORITY,
+        lambda: _csr(URI(IDENTITY), more=_cert_sign_request),
+    ),
+    "another extension": (RejectionReason.EXTRAS, lambda: _csr(URI(IDENTITY), more=_client_only)),
+    "an attribute": (RejectionReason.EXTRAS, lambda: _csr(URI(IDENTITY), more=_attributed)),
+    "a subject": (RejectionReason.EXTRAS, lambda: _csr(URI(IDENTITY), subject="system:masters")),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_request_is_refused(authority: ca.Authority, case: str) -> None:
     reason, make = REFUSALS[case]
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(CsrRejected) as caught:
         sign(authority, make(), IDENTITY, now=NOW)
     assert caught.value.reason is reason
 
@@ -192,23 +202,23 @@ def test_ed25519_key_is_refused(authority: ca.Authority) -> None:
         .add_extension(names, critical=True)
         .sign(ed25519.Ed25519PrivateKey.generate(), None)
     )
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(CsrRejected) as caught:
         sign(authority, signed.public_bytes(serialization.Encoding.PEM), IDENTITY, now=NOW)
-    assert caught.value.reason is Reason.KEY
+    assert caught.value.reason is RejectionReason.KEY
 
 
 @pytest.mark.parametrize("identity", ["", "web", "https://cluster.local/ns/shop/sa/web"])
 def test_what_is_no_spiffe_id_is_never_signed(authority: ca.Authority, identity: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(CsrRejected) as caught:
         sign(authority, _csr(URI(identity)), identity, now=NOW)
-    assert caught.value.reason is Reason.IDENTITY
+    assert caught.value.reason is RejectionReason.IDENTITY
 
 
 def test_expired_ca_signs_nothing(authority: ca.Authority) -> None:
     later = authority.certificate.not_valid_after_utc
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(CsrRejected) as caught:
         sign(authority, new_request(IDENTITY).csr_pem, IDENTITY, now=later)
-    assert caught.value.reason is Reason.CA_EXPIRED
+    assert caught.value.reason is RejectionReason.CA_EXPIRED
 
 
 def test_request_hides_its_key() -> None:
@@ -216,11 +226,11 @@ def test_request_hides_its_key() -> None:
 
 
 def test_what_a_request_asks_for_is_read_from_it() -> None:
-    assert str(requested(new_request(IDENTITY).csr_pem)) == IDENTITY
+    assert str(requested_identity(new_request(IDENTITY).csr_pem)) == IDENTITY
 
 
 @pytest.mark.parametrize("name", ["spiffe://cluster.local/ns/shop", "https://a.b/ns/x/sa/y"])
 def test_what_is_no_identity_is_not_asked_for(name: str) -> None:
-    with pytest.raises(Refused) as caught:
-        requested(_csr(URI(name)))
-    assert caught.value.reason is Reason.IDENTITY
+    with pytest.raises(CsrRejected) as caught:
+        requested_identity(_csr(URI(name)))
+    assert caught.value.reason is RejectionReason.IDENTITY

@@ -16,7 +16,7 @@ from ztunnel.agent.pods.enroller import Enroller
 from ztunnel.agent.pods.pod import Pod, PodState
 from ztunnel.agent.traffic.same_node import SameNodeTraffic
 from ztunnel.agent.workers.session import Workers
-from ztunnel.identity.certificate_store import Store
+from ztunnel.identity.certificate_store import CertificateStore
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.policy.engine import PolicyEngine
 
@@ -34,7 +34,7 @@ class AgentViews:
         enroller: Enroller,
         workers: Workers,
         same_node: SameNodeTraffic,
-        store: Store,
+        store: CertificateStore,
         policies: PolicyEngine,
         source: Callable[[], Json],
         data_path: Callable[[], Json],

@@ -20,7 +20,7 @@ import structlog
 
 from ztunnel.agent.workers.session import WorkerAnswer
 from ztunnel.datapath.bpf import stats
-from ztunnel.identity.certificate_store import WITHHELD
+from ztunnel.identity.certificate_store import BLOCKED
 from ztunnel.telemetry.dns_counters import DnsCounters
 from ztunnel.telemetry.exposition import Snapshot, render
 from ztunnel.telemetry.labels import WorkloadLabels
@@ -164,7 +164,7 @@ class Metrics:
                     "ztunnel_certificate_expiry_timestamp_seconds", row.not_after, row.identity
                 )
             snapshot.set("ztunnel_certificate_renewals", row.renewals, row.identity)
-        withheld = sum(row.state == WITHHELD for row in rows)
+        withheld = sum(row.state == BLOCKED for row in rows)
         failing = sum(bool(row.last_error) for row in rows)
         snapshot.set("ztunnel_certificates_failing", failing - withheld)
         snapshot.set("ztunnel_certificates_blocked", withheld, "service_account_missing")

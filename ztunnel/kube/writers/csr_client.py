@@ -23,7 +23,12 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from ztunnel.identity import ca
-from ztunnel.identity.csr_signer import Issued, Reason, Refused, spiffe_names
+from ztunnel.identity.csr_signer import (
+    CsrRejected,
+    IssuedCertificate,
+    RejectionReason,
+    spiffe_names,
+)
 from ztunnel.kube.constants import SIGNER_NAME, USAGES
 
 TIMEOUT = (5, 10)  # seconds to connect, to answer
@@ -44,7 +49,7 @@ class CsrSigner:
         self._roots = roots
         self._ttl = max(ttl, SHORTEST_TTL)
 
-    async def sign(self, identity: str, csr_pem: bytes) -> Issued:
+    async def sign(self, identity: str, csr_pem: bytes) -> IssuedCertificate:
         """Raises Refused or SigningError."""
         if not self._roots():
             raise SigningError(
@@ -76,7 +81,7 @@ class CsrSigner:
         return self._api.read_certificate_signing_request(name, _request_timeout=TIMEOUT)
 
 
-def issued(identity: str, csr_pem: bytes, chain_pem: bytes, roots_pem: bytes) -> Issued:
+def issued(identity: str, csr_pem: bytes, chain_pem: bytes, roots_pem: bytes) -> IssuedCertificate:
     """What the signer gave, if it is what was asked for and peers will take it.
 
     Raises SigningError.
@@ -90,9 +95,9 @@ def issued(identity: str, csr_pem: bytes, chain_pem: bytes, roots_pem: bytes) ->
         raise SigningError("the signer certified another key")
     if spiffe_names(leaf) != [identity]:
         raise SigningError(f"the signer certified {spiffe_names(leaf)}, asked was {identity}")
-    if not ca.leads_to(leaf, above, roots):
+    if not ca.has_path_to_root(leaf, above, roots):
         raise SigningError("no published root vouches for the signer's certificate yet")
-    return Issued(
+    return IssuedCertificate(
         chain_pem=chain_pem,
         roots_pem=roots_pem,
         serial=leaf.serial_number,
@@ -106,7 +111,7 @@ def _answer(csr: Any) -> bytes:
     status = csr.status
     for condition in (status.conditions if status else None) or []:
         if condition.type in ("Denied", "Failed"):
-            raise Refused(Reason.DENIED, f"{condition.reason}: {condition.message}")
+            raise CsrRejected(RejectionReason.DENIED, f"{condition.reason}: {condition.message}")
     if not (status and status.certificate):
         return b""
     return base64.b64decode(status.certificate)
