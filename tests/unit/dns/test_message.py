@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DNS messages: what is answered and how, what is forwarded, and what hostile bytes get."""
+"""DNS messages: answers, forwarding, and the handling of hostile input."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def _texts(reply: dns.message.Message | None) -> list[str]:
 @pytest.mark.parametrize(
     ("rdtype", "data"), [("A", "10.96.0.7"), ("AAAA", "fd00:96::7")], ids=["A", "AAAA"]
 )
-def test_addresses_of_the_asked_family_for_thirty_seconds(rdtype: str, data: str) -> None:
+def test_answers_contain_the_queried_family_with_a_ttl_of_thirty_seconds(
+    rdtype: str, data: str
+) -> None:
     reply = _ask(WEB, rdtype)
     assert _texts(reply) == [f"{WEB}. 30 {data}"]
     assert reply is not None
@@ -63,13 +65,13 @@ def test_addresses_of_the_asked_family_for_thirty_seconds(rdtype: str, data: str
     assert reply.rcode() == dns.rcode.NOERROR
 
 
-def test_name_keeps_the_case_it_was_asked_in() -> None:
+def test_answer_repeats_the_case_of_the_queried_name() -> None:
     reply = _ask("WeB.sHop.svc.cluster.LOCAL")
     assert _texts(reply) == ["WeB.sHop.svc.cluster.LOCAL. 30 10.96.0.7"]
 
 
 @pytest.mark.parametrize("rdtype", ["AAAA", "MX", "TXT", "TYPE65", "ANY"])
-def test_a_name_without_the_asked_type_has_no_data(rdtype: str) -> None:
+def test_missing_record_type_is_answered_with_nodata(rdtype: str) -> None:
     reply = _ask("v4.shop.svc.cluster.local", rdtype)
     assert reply is not None
     assert (reply.rcode(), reply.answer) == (dns.rcode.NOERROR, [])
@@ -77,14 +79,14 @@ def test_a_name_without_the_asked_type_has_no_data(rdtype: str) -> None:
     assert reply.authority[0][0].minimum == 30
 
 
-def test_a_name_that_does_not_exist() -> None:
+def test_unknown_name_is_answered_with_nxdomain() -> None:
     reply = _ask("gone.web.shop.svc.cluster.local")
     assert reply is not None
     assert (reply.rcode(), reply.answer) == (dns.rcode.NXDOMAIN, [])
     assert reply.authority[0].name.to_text() == "cluster.local."
 
 
-def test_an_alias_names_what_it_stands_for() -> None:
+def test_alias_is_answered_with_cname_and_target() -> None:
     assert _texts(_ask("alias.example")) == [
         f"alias.example. 30 {WEB}.",
         f"{WEB}. 30 10.96.0.7",
@@ -95,14 +97,14 @@ def test_an_alias_names_what_it_stands_for() -> None:
     assert reply.authority
 
 
-def test_a_port_leads_to_host_and_its_addresses() -> None:
+def test_srv_answer_includes_host_addresses() -> None:
     reply = _ask("_http._tcp.web.shop.svc.cluster.local", "SRV")
     assert reply is not None
     assert [rdata.to_text() for rdata in reply.answer[0]] == [f"0 100 80 {WEB}."]
     assert {rrset.rdtype for rrset in reply.additional} == {dns.rdatatype.A, dns.rdatatype.AAAA}
 
 
-def test_a_host_that_is_no_name_is_a_failure_of_ours() -> None:
+def test_invalid_host_name_is_answered_with_servfail() -> None:
     entry = DnsAnswer(
         "cluster.local", targets=(SrvTarget(80, f"{'x' * 70}.{WEB}", ("10.96.0.7",)),)
     )
@@ -112,7 +114,7 @@ def test_a_host_that_is_no_name_is_a_failure_of_ours() -> None:
     assert dns.message.from_wire(raw).rcode() == dns.rcode.SERVFAIL
 
 
-def test_what_does_not_fit_is_cut_and_says_so() -> None:
+def test_oversized_response_is_truncated_with_tc() -> None:
     wire = dns.message.make_query("big.example", "A").to_wire()
     assert message.udp_limit(wire) == 512
     reply = _answered(wire, message.udp_limit(wire))
@@ -125,7 +127,7 @@ def test_what_does_not_fit_is_cut_and_says_so() -> None:
     assert len(whole.answer[0]) == message.MAX_ANSWER_RECORDS
 
 
-def test_addresses_come_in_any_order() -> None:
+def test_addresses_are_shuffled() -> None:
     wire = dns.message.make_query("big.example", "A").to_wire()
     firsts = set()
     for seed in range(5):
@@ -135,7 +137,7 @@ def test_addresses_come_in_any_order() -> None:
     assert len(firsts) > 1
 
 
-def test_by_default_a_reply_is_what_the_client_takes_in_a_datagram() -> None:
+def test_default_response_limit_is_the_clients_udp_payload_size() -> None:
     for query, limit in (({}, 512), ({"use_edns": 0, "payload": 1232}, 1232)):
         wire = dns.message.make_query("big.example", "A", **query).to_wire()  # type: ignore[arg-type]
         raw = message.answer(wire, ENTRIES.get, shuffle=random.Random(1))
@@ -145,7 +147,7 @@ def test_by_default_a_reply_is_what_the_client_takes_in_a_datagram() -> None:
 
 
 @pytest.mark.parametrize(("payload", "limit"), [(400, 512), (800, 800), (4096, 4096)])
-def test_edns_says_how_much_a_client_takes(payload: int, limit: int) -> None:
+def test_edns_payload_size_limits_the_response(payload: int, limit: int) -> None:
     wire = dns.message.make_query(WEB, "A", use_edns=0, payload=payload).to_wire()
     assert message.udp_limit(wire) == limit
     reply = _answered(wire)
@@ -153,13 +155,13 @@ def test_edns_says_how_much_a_client_takes(payload: int, limit: int) -> None:
     assert (reply.edns, reply.payload) == (0, message.EDNS_PAYLOAD_BYTES)
 
 
-def test_no_edns_is_answered_without_it() -> None:
+def test_response_has_no_edns_if_the_query_has_none() -> None:
     reply = _ask(WEB)
     assert reply is not None
     assert reply.edns == -1
 
 
-def test_edns_of_a_version_to_come_is_refused() -> None:
+def test_unknown_edns_version_is_answered_with_badvers() -> None:
     reply = _ask(WEB, use_edns=1)
     assert reply is not None
     assert reply.rcode() == dns.rcode.BADVERS
@@ -175,7 +177,7 @@ def test_edns_of_a_version_to_come_is_refused() -> None:
     ],
     ids=["other name", "other class", "update", "no question"],
 )
-def test_what_is_not_ours_is_not_answered_but_may_be_forwarded(wire: bytes) -> None:
+def test_query_outside_the_mesh_is_not_answered_but_forwardable(wire: bytes) -> None:
     assert _answered(wire) is None
     assert isinstance(message.read_question(wire), Question)
 
@@ -187,7 +189,7 @@ def test_a_response_is_neither_answered_nor_forwarded() -> None:
     assert message.error_response(wire, dns.rcode.SERVFAIL) is None
 
 
-def test_a_query_of_ours_with_rubbish_after_it_is_a_format_error() -> None:
+def test_trailing_garbage_is_answered_with_formerr() -> None:
     wire = dns.message.make_query(WEB, "A").to_wire()
     reply = message.answer(
         wire[:10] + b"\0\1" + wire[12:] + b"\xff\xff",
@@ -199,7 +201,7 @@ def test_a_query_of_ours_with_rubbish_after_it_is_a_format_error() -> None:
     assert dns.message.from_wire(reply).rcode() == dns.rcode.FORMERR
 
 
-def test_a_failure_repeats_the_question() -> None:
+def test_error_response_repeats_the_question() -> None:
     query = dns.message.make_query("example.org", "MX")
     raw = message.error_response(query.to_wire(), dns.rcode.SERVFAIL)
     assert raw is not None
@@ -214,7 +216,7 @@ def _question_of(query: dns.message.Message) -> Question:
     return question
 
 
-def test_only_the_answer_to_what_was_asked_counts() -> None:
+def test_response_must_match_id_and_question() -> None:
     query = dns.message.make_query("example.org", "A")
     question = _question_of(query)
     good = dns.message.make_response(query).to_wire()
@@ -235,7 +237,7 @@ def test_only_the_answer_to_what_was_asked_counts() -> None:
 
 
 def _hostile() -> st.SearchStrategy[bytes]:
-    """Rubbish, and queries of ours with a few bytes other than they were."""
+    """Arbitrary bytes, and valid queries with a few bytes changed."""
     wires = [
         dns.message.make_query(name, rdtype, use_edns=edns, payload=payload).to_wire()
         for name in ENTRIES
@@ -258,7 +260,7 @@ def _hostile() -> st.SearchStrategy[bytes]:
 
 @settings(max_examples=3000, deadline=None)
 @given(_hostile(), st.sampled_from([512, 1232, 65535]))
-def test_hostile_bytes_never_raise_and_replies_are_bounded(wire: bytes, limit: int) -> None:
+def test_hostile_input_never_raises_and_responses_are_bounded(wire: bytes, limit: int) -> None:
     question = message.read_question(wire)
     reply = message.answer(wire, ENTRIES.get, limit=limit, shuffle=random.Random(1))
     assert question is not None or reply is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CA's directory: made once, whoever comes first; loaded only when its parts fit."""
+"""The CA directory: created once despite concurrency; loaded only if its files match."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_empty_directory_is_filled(tmp_path: Path) -> None:
     assert ca.load_or_create(tmp_path / "ca", TRUST_DOMAIN).roots_pem
 
 
-def test_directory_with_other_files_is_refused_with_a_mend(tmp_path: Path) -> None:
+def test_directory_with_other_files_is_rejected_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "ca").mkdir()
     (tmp_path / "ca" / "notes.txt").write_text("mine")
     with pytest.raises(ca.CaError, match="empty the directory"):
@@ -94,7 +94,7 @@ def test_directory_with_other_files_is_refused_with_a_mend(tmp_path: Path) -> No
         ca.load_or_create(tmp_path / "ca", TRUST_DOMAIN)
 
 
-def test_foreign_key_is_refused(tmp_path: Path) -> None:
+def test_key_of_another_certificate_is_rejected(tmp_path: Path) -> None:
     ca.create(tmp_path / "one", TRUST_DOMAIN)
     ca.create(tmp_path / "two", TRUST_DOMAIN)
     (tmp_path / "one" / ca.CA_KEY).write_bytes((tmp_path / "two" / ca.CA_KEY).read_bytes())
@@ -102,7 +102,7 @@ def test_foreign_key_is_refused(tmp_path: Path) -> None:
         ca.load(tmp_path / "one")
 
 
-def test_garbage_is_refused(tmp_path: Path) -> None:
+def test_garbage_is_rejected(tmp_path: Path) -> None:
     ca.create(tmp_path / "ca", TRUST_DOMAIN)
     (tmp_path / "ca" / ca.CA_CERT).write_text("no certificate")
     with pytest.raises(ca.CaError, match="does not contain a usable CA"):
@@ -164,7 +164,7 @@ def test_intermediate_is_sent_with_the_leaf_but_the_root_is_not(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("bits", "usable"), [(2048, True), (1024, False)])
-def test_rsa_key_of_istios_tools_serves_if_it_is_long_enough(bits: int, usable: bool) -> None:
+def test_rsa_key_is_accepted_from_2048_bits(bits: int, usable: bool) -> None:
     parts = _with_key(rsa.generate_private_key(65537, bits))
     if not usable:
         with pytest.raises(ca.CaError, match="2048 bits"):
@@ -178,12 +178,12 @@ def test_rsa_key_of_istios_tools_serves_if_it_is_long_enough(bits: int, usable: 
     )
 
 
-def test_missing_part_is_named_with_its_place() -> None:
+def test_missing_file_is_named_with_its_directory() -> None:
     with pytest.raises(ca.CaError, match=r"secret a/b lacks ca-key\.pem"):
         ca.assemble({name: b"" for name in ca.FILES if name != ca.CA_KEY}, "secret a/b")
 
 
-def test_root_of_another_ca_is_noticed() -> None:
+def test_root_of_another_ca_is_rejected() -> None:
     now = datetime.now(UTC)
     one, two = (ca.self_signed(TRUST_DOMAIN, now) for _ in range(2))
     with pytest.raises(ca.CaError, match=r"does not chain to a root of root-cert\.pem"):

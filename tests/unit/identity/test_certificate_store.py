@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's certificates: fetched, renewed at half life, kept while renewal fails, forgotten."""
+"""The node's certificates: issued, renewed at half life, blocked and removed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DB = "spiffe://cluster.local/ns/shop/sa/db"
 
 
 class _Flaky:
-    """Passes requests on, unless told to fail."""
+    """Forwards requests unless the test makes it fail."""
 
     def __init__(self, signer: DiskSigner) -> None:
         self.signer = signer
@@ -67,7 +67,9 @@ async def test_old_certificate_is_kept_while_the_signer_fails(tmp_path: Path) ->
     await store.close()
 
 
-async def test_withheld_certificate_is_used_but_not_renewed_until_it_may_be(tmp_path: Path) -> None:
+async def test_blocked_certificate_stays_in_use_and_is_renewed_once_unblocked(
+    tmp_path: Path,
+) -> None:
     got: list[KeyPair] = []
     reasons = {WEB: ""}
     signer = _flaky(tmp_path, 2)
@@ -88,7 +90,7 @@ async def test_withheld_certificate_is_used_but_not_renewed_until_it_may_be(tmp_
     await store.close()
 
 
-async def test_certificate_never_asked_for_while_withheld_is_asked_for_at_once_after(
+async def test_certificate_is_requested_immediately_once_unblocked(
     tmp_path: Path,
 ) -> None:
     got: list[KeyPair] = []
@@ -109,7 +111,7 @@ async def test_certificate_never_asked_for_while_withheld_is_asked_for_at_once_a
     await store.close()
 
 
-async def test_forgotten_identity_is_not_renewed(tmp_path: Path) -> None:
+async def test_removed_identity_is_not_renewed(tmp_path: Path) -> None:
     got: list[KeyPair] = []
     store = CertificateStore(_flaky(tmp_path, 3600), got.append)
     store.ensure(WEB)
@@ -122,7 +124,7 @@ async def test_forgotten_identity_is_not_renewed(tmp_path: Path) -> None:
     assert store.current() == []
 
 
-async def test_certificate_that_has_expired_already_is_an_error_not_a_loop(tmp_path: Path) -> None:
+async def test_expired_issued_certificate_is_an_error_with_backoff(tmp_path: Path) -> None:
     signer = _flaky(tmp_path, 1)
     store = CertificateStore(signer, lambda _: None, clock=lambda: 4e9)
     store.ensure(WEB)
@@ -132,7 +134,7 @@ async def test_certificate_that_has_expired_already_is_an_error_not_a_loop(tmp_p
     await store.close()
 
 
-async def test_listing_names_the_certificate_that_is_served(tmp_path: Path) -> None:
+async def test_status_shows_the_certificate_in_use(tmp_path: Path) -> None:
     got: list[KeyPair] = []
     store = CertificateStore(_flaky(tmp_path, 3600), got.append)
     store.ensure(WEB)
@@ -145,7 +147,7 @@ async def test_listing_names_the_certificate_that_is_served(tmp_path: Path) -> N
     await store.close()
 
 
-async def test_key_is_in_no_repr_listing_or_log(tmp_path: Path) -> None:
+async def test_key_never_appears_in_repr_status_or_log(tmp_path: Path) -> None:
     got: list[KeyPair] = []
     with structlog.testing.capture_logs() as lines:
         store = CertificateStore(_flaky(tmp_path, 3600), got.append)
@@ -159,7 +161,7 @@ async def test_key_is_in_no_repr_listing_or_log(tmp_path: Path) -> None:
     assert secret not in repr(lines)
 
 
-async def test_new_roots_are_told_with_the_certificates_that_are_held(tmp_path: Path) -> None:
+async def test_new_roots_are_reported_with_every_certificate(tmp_path: Path) -> None:
     got: list[KeyPair] = []
     store = CertificateStore(_flaky(tmp_path, 3600), got.append)
     store.ensure(WEB)
@@ -173,7 +175,7 @@ async def test_new_roots_are_told_with_the_certificates_that_are_held(tmp_path: 
     await store.close()
 
 
-async def test_certificate_that_no_root_vouches_for_any_more_is_renewed_at_once(
+async def test_certificate_without_trusted_root_is_renewed_immediately(
     tmp_path: Path,
 ) -> None:
     got: list[KeyPair] = []
@@ -191,7 +193,7 @@ def _other_root(tmp_path: Path) -> bytes:
 
 
 class _Late(_Flaky):
-    """Answers when the test says so, perhaps in the moment nobody wants it any more."""
+    """Responds when the test releases it, possibly after the identity was removed."""
 
     def __init__(self, signer: DiskSigner) -> None:
         super().__init__(signer)
@@ -205,7 +207,7 @@ class _Late(_Flaky):
         return issued
 
 
-async def test_an_answer_in_the_moment_of_forgetting_is_forgotten_too(tmp_path: Path) -> None:
+async def test_response_during_removal_is_discarded(tmp_path: Path) -> None:
     got: list[KeyPair] = []
     signer = _Late(_flaky(tmp_path, 3600).signer)
     store = CertificateStore(signer, got.append)

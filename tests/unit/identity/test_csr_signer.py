@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the signer signs, and everything it refuses."""
+"""Requests that the signer signs, and requests that it rejects."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _leaf(issued: IssuedCertificate) -> x509.Certificate:
     return x509.load_pem_x509_certificate(issued.chain_pem)
 
 
-def test_leaf_carries_the_identity_and_nothing_else(authority: ca.Authority) -> None:
+def test_leaf_contains_only_the_identity(authority: ca.Authority) -> None:
     leaf = _leaf(sign(authority, new_request(IDENTITY).csr_pem, IDENTITY, now=NOW))
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     assert names.critical
@@ -73,7 +73,7 @@ def test_leaf_carries_the_identity_and_nothing_else(authority: ca.Authority) -> 
     assert leaf.not_valid_after_utc == NOW + timedelta(hours=24)
 
 
-def test_certified_key_is_the_requests(authority: ca.Authority) -> None:
+def test_leaf_has_the_key_of_the_request(authority: ca.Authority) -> None:
     request = new_request(IDENTITY)
     key = serialization.load_pem_private_key(request.key_pem, None)
     leaf = _leaf(sign(authority, request.csr_pem, IDENTITY, now=NOW))
@@ -99,7 +99,7 @@ def test_chain_verifies_with_openssl_and_cryptography(
     assert _verified_names(issued, issued.roots_pem) == [URI(IDENTITY)]
 
 
-def test_another_ca_does_not_vouch_for_it(authority: ca.Authority, tmp_path: Path) -> None:
+def test_leaf_does_not_verify_with_another_ca(authority: ca.Authority, tmp_path: Path) -> None:
     issued = sign(authority, new_request(IDENTITY).csr_pem, IDENTITY, now=NOW)
     stranger = ca.load_or_create(tmp_path / "ca", "cluster.local")
     with pytest.raises(VerificationError):
@@ -118,7 +118,7 @@ def test_leaf_never_outlives_the_ca(authority: ca.Authority) -> None:
     assert _leaf(issued).not_valid_after_utc == end
 
 
-def test_ttl_is_what_was_asked(authority: ca.Authority) -> None:
+def test_leaf_has_the_requested_ttl(authority: ca.Authority) -> None:
     csr = new_request(IDENTITY).csr_pem
     issued = sign(authority, csr, IDENTITY, now=NOW, ttl=timedelta(seconds=6))
     assert issued.not_after == NOW.timestamp() + 6
@@ -187,14 +187,14 @@ REFUSALS: dict[str, tuple[RejectionReason, Callable[[], bytes]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_request_is_refused(authority: ca.Authority, case: str) -> None:
+def test_invalid_request_is_rejected(authority: ca.Authority, case: str) -> None:
     reason, make = REFUSALS[case]
     with pytest.raises(CsrRejected) as caught:
         sign(authority, make(), IDENTITY, now=NOW)
     assert caught.value.reason is reason
 
 
-def test_ed25519_key_is_refused(authority: ca.Authority) -> None:
+def test_ed25519_key_is_rejected(authority: ca.Authority) -> None:
     names = x509.SubjectAlternativeName([URI(IDENTITY)])
     signed = (
         Builder()
@@ -208,7 +208,7 @@ def test_ed25519_key_is_refused(authority: ca.Authority) -> None:
 
 
 @pytest.mark.parametrize("identity", ["", "web", "https://cluster.local/ns/shop/sa/web"])
-def test_what_is_no_spiffe_id_is_never_signed(authority: ca.Authority, identity: str) -> None:
+def test_invalid_spiffe_id_is_never_signed(authority: ca.Authority, identity: str) -> None:
     with pytest.raises(CsrRejected) as caught:
         sign(authority, _csr(URI(identity)), identity, now=NOW)
     assert caught.value.reason is RejectionReason.IDENTITY
@@ -225,12 +225,12 @@ def test_request_hides_its_key() -> None:
     assert "PRIVATE" not in repr(new_request(IDENTITY))
 
 
-def test_what_a_request_asks_for_is_read_from_it() -> None:
+def test_requested_identity_is_parsed_from_the_request() -> None:
     assert str(requested_identity(new_request(IDENTITY).csr_pem)) == IDENTITY
 
 
 @pytest.mark.parametrize("name", ["spiffe://cluster.local/ns/shop", "https://a.b/ns/x/sa/y"])
-def test_what_is_no_identity_is_not_asked_for(name: str) -> None:
+def test_request_without_spiffe_id_has_no_requested_identity(name: str) -> None:
     with pytest.raises(CsrRejected) as caught:
         requested_identity(_csr(URI(name)))
     assert caught.value.reason is RejectionReason.IDENTITY

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The schedule of renewals, driven by hypothesis through long lives of success and failure."""
+"""The renewal schedule under random sequences of success and failure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JITTER = st.floats(-1, 1)
 NOW = st.floats(0, 4e9)
 
 
-def test_new_rotation_wants_a_certificate_at_once() -> None:
+def test_new_schedule_is_due_immediately() -> None:
     rotation = RenewalSchedule(attempt_at=100.0)
     assert rotation.phase(100.0) is Phase.PENDING
     assert rotation.due_in(100.0) == 0
@@ -40,7 +40,7 @@ def test_failed_renewal_keeps_the_old_certificate_until_it_expires() -> None:
     assert rotation.phase(1000) is Phase.PENDING
 
 
-def test_success_forgets_failures() -> None:
+def test_success_resets_backoff() -> None:
     rotation = RenewalSchedule(attempt_at=0)
     for _ in range(5):
         rotation = rotation.failed(0, 0)
@@ -78,7 +78,7 @@ def test_delays_grow_but_stay_bounded(now: float, jitters: list[float]) -> None:
     lifetime=st.floats(10, 1e5),
     steps=st.lists(st.tuples(st.booleans(), JITTER), max_size=60),
 )
-def test_whatever_happens_it_asks_again_before_expiry(
+def test_next_attempt_is_always_before_expiry(
     lifetime: float, steps: list[tuple[bool, float]]
 ) -> None:
     now = 1000.0
@@ -92,6 +92,6 @@ def test_whatever_happens_it_asks_again_before_expiry(
             assert rotation.has_valid(now)
         else:
             rotation = rotation.failed(now, jitter)
-            assert rotation.not_after == before.not_after  # what is valid is kept
+            assert rotation.not_after == before.not_after  # the valid certificate stays in use
             if rotation.has_valid(now) and rotation.not_after - now > 2 * FIRST_RETRY_S:
                 assert rotation.attempt_at < rotation.not_after

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Short ways to say workloads, services and deltas; strategies for addresses of any form."""
+"""Builders for workloads, services and deltas; hypothesis strategies for addresses."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ ports = st.integers(1, 65535)
 
 
 def mapped(ip: str) -> str:
-    """The v4-mapped form of an IPv4 text."""
+    """Return the v4-mapped form of an IPv4 address."""
     return f"::ffff:{IPv4Address(ip)}"
 
 
 @dataclass
 class Delta:
-    """What `MeshState.apply` takes."""
+    """The argument of `MeshState.apply`."""
 
     workloads: tuple[Workload, ...] = ()
     services: tuple[Service, ...] = ()
@@ -46,7 +46,7 @@ class Delta:
 
 @dataclass
 class Mesh:
-    """A state and how to change it in one line."""
+    """A mesh state with one-line changes."""
 
     state: MeshState = field(default_factory=MeshState)
 
@@ -70,7 +70,7 @@ class Mesh:
 
 
 def mesh(*values: Workload | Service) -> MeshState:
-    """A state that holds just these."""
+    """Return a state with exactly these objects."""
     return Mesh().put(*values).state
 
 

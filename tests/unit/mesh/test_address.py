@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Address texts: one canonical form, and a CONNECT authority that is taken strictly."""
+"""Addresses have one canonical form; CONNECT authorities are parsed strictly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ near_authorities = st.text(alphabet="0123456789abcdefF.:[]%/@ \n\x00٣", max_siz
 
 
 @given(addresses, ports)
-def test_authority_of_an_address_reads_back_as_that_address(ip: str, port: int) -> None:
+def test_formatted_authority_parses_to_the_same_address(ip: str, port: int) -> None:
     address = SocketAddress(ip, port)
     assert parse_authority(str(address)) == address
 
@@ -93,17 +93,17 @@ def test_any_text_parses_to_a_canonical_address_or_raises_address_error(text: st
         "[" + "0" * 100 + "::1]:80",
     ],
 )
-def test_what_is_not_exactly_ip_and_port_is_refused(text: str) -> None:
+def test_authority_other_than_ip_and_port_is_rejected(text: str) -> None:
     with pytest.raises(AddressError):
         parse_authority(text)
 
 
-def test_longest_ipv6_authority_is_taken() -> None:
+def test_longest_ipv6_authority_is_accepted() -> None:
     text = "[0000:0000:0000:0000:0000:ffff:255.255.255.255]:65535"
     assert parse_authority(text) == SocketAddress("255.255.255.255", 65535)
 
 
-def test_port_bounds_are_taken() -> None:
+def test_minimum_and_maximum_port_are_accepted() -> None:
     assert parse_authority("10.0.0.1:1").port == 1
     assert parse_authority("[::1]:65535").port == 65535
 
@@ -138,7 +138,7 @@ def test_canonical_of_any_text_is_an_address_or_raises_address_error(text: str) 
 @pytest.mark.parametrize(
     "text", ["fe80::1%eth0", "fe80::1%", "%eth0", "10.0.0.1/32", "fd00::/64", "my-app", "::ffff:0:"]
 )
-def test_scopes_prefixes_and_names_are_no_addresses(text: str) -> None:
+def test_scope_ids_prefixes_and_names_are_rejected(text: str) -> None:
     with pytest.raises(AddressError):
         canonical(text)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `baggage` header: the keys istio/ztunnel sends, and no harm from what a peer sends."""
+"""The `baggage` header: the keys of istio/ztunnel, and hostile input."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_any_bytes_parse_to_printable_text_or_raise_baggage_error(value: bytes) 
         (b"a=%zz", {"a": "%zz"}),
     ],
 )
-def test_forms_of_w3c_baggage_are_read(value: bytes, expected: dict[str, str]) -> None:
+def test_w3c_baggage_forms_are_parsed(value: bytes, expected: dict[str, str]) -> None:
     assert parse_baggage(value) == expected
 
 
@@ -149,7 +149,7 @@ def test_forms_of_w3c_baggage_are_read(value: bytes, expected: dict[str, str]) -
         "a=ü".encode(),
     ],
 )
-def test_what_is_no_baggage_or_could_harm_a_terminal_is_refused(value: bytes) -> None:
+def test_malformed_baggage_and_control_characters_are_rejected(value: bytes) -> None:
     with pytest.raises(BaggageError):
         parse_baggage(value)
 

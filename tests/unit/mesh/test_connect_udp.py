@@ -19,7 +19,7 @@ from ztunnel.mesh.model import SocketAddress
         (SocketAddress("2001:db8::42", 443), "/.well-known/masque/udp/2001%3Adb8%3A%3A42/443/"),
     ],
 )
-def test_paths_are_those_of_rfc_9298(target: SocketAddress, path: str) -> None:
+def test_paths_have_the_form_of_rfc_9298(target: SocketAddress, path: str) -> None:
     assert format_target(target) == path
     assert parse_target(path.encode()) == target
 
@@ -51,13 +51,13 @@ def test_round_trip(ip: str, port: int) -> None:
         b"x/.well-known/masque/udp/192.0.2.6/443/",
     ],
 )
-def test_anything_else_is_refused(path: bytes) -> None:
+def test_any_other_path_is_rejected(path: bytes) -> None:
     with pytest.raises(AddressError):
         parse_target(path)
 
 
 @given(st.binary(max_size=120))
-def test_hostile_paths_raise_nothing_else(tail: bytes) -> None:
+def test_hostile_paths_raise_only_address_error(tail: bytes) -> None:
     for path in (tail, b"/.well-known/masque/udp/" + tail):
         try:
             parse_target(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of the mesh: services, endpoints, ports, wildcards, short forms, and what there is not."""
+"""Names in the mesh: services, endpoints, ports, wildcards, short forms, absent names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _hosted(address: str, hostname: str = "", *, ready: bool = True) -> Endpoint
 
 
 def _outside(host: str, *vips: str) -> Service:
-    """As a ServiceEntry makes it."""
+    """Build the service of a ServiceEntry host."""
     return Service(
         namespace="shop", name=host, vips=vips, ports=(HTTP,), hostname=host, is_service_entry=True
     )
@@ -57,7 +57,7 @@ FOUND = {
     "fd00--4.db.shop.svc.cluster.local": ("", ("fd00::4",)),
     "10-244-1-2.web.shop.svc.cluster.local": ("", ("10.244.1.2",)),
     "_tcp.web.shop.svc.cluster.local": ("", ()),
-    # short forms that were asked as they are
+    # short forms queried without a search domain
     "web": ("", WEB),
     "web.shop": ("", WEB),
     "web.shop.svc": ("", WEB),
@@ -105,7 +105,7 @@ NOT_OURS = [
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_names_of_the_mesh(state: MeshState, name: str) -> None:
+def test_mesh_names_resolve(state: MeshState, name: str) -> None:
     found = lookup(state, "shop", name)
     assert found is not None
     assert found.exists
@@ -113,12 +113,12 @@ def test_names_of_the_mesh(state: MeshState, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ABSENT)
-def test_names_that_are_sure_not_to_exist(state: MeshState, name: str) -> None:
+def test_absent_names_of_the_cluster_do_not_exist(state: MeshState, name: str) -> None:
     assert lookup(state, "shop", name) == DnsAnswer("cluster.local", exists=False)
 
 
 @pytest.mark.parametrize("name", NOT_OURS)
-def test_names_that_another_resolver_must_be_asked_for(state: MeshState, name: str) -> None:
+def test_names_outside_the_mesh_are_left_to_the_pods_resolver(state: MeshState, name: str) -> None:
     assert lookup(state, "shop", name) is None
 
 
@@ -138,7 +138,7 @@ def test_port_of_a_virtual_address(state: MeshState) -> None:
     assert [target.port for target in found.targets] == [53]
 
 
-def test_port_of_a_headless_service_leads_to_each_endpoint(state: MeshState) -> None:
+def test_srv_of_a_headless_service_lists_each_endpoint(state: MeshState) -> None:
     found = lookup(state, "shop", f"_http._tcp.{DB}")
     assert found is not None
     assert set(found.targets) == {
@@ -153,13 +153,13 @@ def test_port_of_a_service_without_endpoints_exists_without_data(state: MeshStat
     assert found == DnsAnswer("cluster.local")
 
 
-def test_denials_are_of_the_zone_that_was_asked(state: MeshState) -> None:
+def test_negative_answers_name_the_queried_zone(state: MeshState) -> None:
     found = lookup(state, "shop", "www.example.com")
     assert found is not None
     assert found.zone == "example.com"
 
 
 @given(st.text(alphabet="abwe-_.shopvclutrd0", max_size=300))
-def test_any_text_is_looked_up_without_an_error(name: str) -> None:
+def test_lookup_of_any_text_never_raises(name: str) -> None:
     found = lookup(mesh(service("web", "10.96.0.7")), "shop", name)
     assert found is None or found.zone == "cluster.local"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is of the mesh: Istio's labels and exceptions, row by row."""
+"""Enrollment: Istio's labels and exceptions as a table."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def labels(mode: str | None) -> dict[str, str]:
         ("enabled", "true", NotEnrolled("istio.io/dataplane-mode=true")),
     ],
 )
-def test_labels_of_namespace_and_pod_decide(
+def test_namespace_and_pod_labels_decide_enrollment(
     namespace: str | None, pod: str | None, expected: EnrollmentDecision
 ) -> None:
     decision = decide(
@@ -84,7 +84,7 @@ def test_labels_of_namespace_and_pod_decide(
     ],
 )
 @pytest.mark.parametrize("where", ["namespace", "pod"])
-def test_who_asks_for_it_must_also_be_able_to(
+def test_selected_pod_that_cannot_be_captured_is_rejected(
     *,
     where: str,
     annotations: dict[str, str],
@@ -105,7 +105,7 @@ def test_who_asks_for_it_must_also_be_able_to(
 
 
 @pytest.mark.parametrize("pod", [None, "none"])
-def test_nobody_is_told_to_mend_what_was_not_asked_for(pod: str | None) -> None:
+def test_pod_outside_the_mesh_gets_no_hint(pod: str | None) -> None:
     decision = decide(
         labels(None), labels(pod), SIDECAR, host_network=True, phase="Running", addresses=IPS
     )

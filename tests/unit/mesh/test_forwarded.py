@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `forwarded` header: what we write is read back, and nothing else is taken for it."""
+"""The `forwarded` header: formatting, parsing, and rejection of everything else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ near_headers = st.text(alphabet='for=host"10.0.0.1:80[fd::];, \t\\\n\x00', max_s
 
 
 @given(addresses, ports, hosts)
-def test_what_is_written_reads_back(ip: str, port: int, host: str) -> None:
+def test_formatted_header_parses_back(ip: str, port: int, host: str) -> None:
     said = Forwarded(SocketAddress(ip, port), host)
     assert parse_forwarded(format_forwarded(said.client, host).encode()) == said
 
@@ -55,7 +55,7 @@ def test_any_bytes_parse_or_raise_forwarded_error(value: bytes) -> None:
         (b'for="[fd00::1]:80"', Forwarded(SocketAddress("fd00::1", 80))),
     ],
 )
-def test_forms_of_rfc_7239_are_read(value: bytes, expected: Forwarded) -> None:
+def test_rfc_7239_forms_are_parsed(value: bytes, expected: Forwarded) -> None:
     assert parse_forwarded(value) == expected
 
 
@@ -92,12 +92,12 @@ def test_forms_of_rfc_7239_are_read(value: bytes, expected: Forwarded) -> None:
         'for="10.0.0.1:80";host=wéb'.encode(),
     ],
 )
-def test_what_names_no_client_cleanly_is_refused(value: bytes) -> None:
+def test_header_without_valid_client_is_rejected(value: bytes) -> None:
     with pytest.raises(ForwardedError):
         parse_forwarded(value)
 
 
-def test_header_beyond_the_limit_is_refused_whatever_it_says() -> None:
+def test_oversized_header_is_rejected() -> None:
     said = b'for="10.0.0.1:80";x="'
     fits = said + b"a" * (MAX_FORWARDED_BYTES - len(said) - 1) + b'"'
     assert parse_forwarded(fits) == Forwarded(CLIENT)
@@ -106,7 +106,7 @@ def test_header_beyond_the_limit_is_refused_whatever_it_says() -> None:
 
 
 @given(addresses, ports, st.text(alphabet='web.shop;host=",/ ', max_size=30))
-def test_the_short_way_reads_what_the_long_way_reads(ip: str, port: int, rest: str) -> None:
+def test_fast_parser_agrees_with_the_full_parser(ip: str, port: int, rest: str) -> None:
     for text in (f'for="{SocketAddress(ip, port)}"{rest}', f'for="{ip}";host={rest}'):
         short = forwarded._parse_own_format(text)
         if short:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes into a pod: who is let through, as whom, and what the others are answered."""
+"""Inbound decisions: accepted clients and their identity, and the status of rejections."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SERVICE = "web.shop.svc.cluster.local"
 
 @dataclass(frozen=True)
 class Connect:
-    """A request as the codec gives it."""
+    """A request as decoded by the codec."""
 
     authority: bytes = b"10.244.2.2:80"
     headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -78,7 +78,7 @@ def test_connect_over_ipv6_is_accepted() -> None:
         ("[fd00:0010:0244:0002::0002]:80", LOCAL6),
     ],
 )
-def test_authority_may_spell_this_pods_address_in_any_way(
+def test_authority_may_use_any_spelling_of_the_pod_address(
     authority: str, local: SocketAddress
 ) -> None:
     decision = check(Connect(authority.encode()), local=local)
@@ -160,19 +160,19 @@ def test_connect_to_an_unknown_workload_is_unavailable() -> None:
 # Whom the peer may speak for
 
 
-def test_forwarded_source_of_the_connection_itself_is_believed_with_its_port() -> None:
+def test_forwarded_source_equal_to_the_connection_source_is_trusted() -> None:
     decision = accepted(Connect(headers=(forwarded(PEER.ip, 55555, SERVICE),)))
     assert decision == Accept(SocketAddress(PEER.ip, 55555), DESTINATION, CLIENT, SERVER, SERVICE)
 
 
-def test_forwarded_source_is_believed_for_a_workload_of_the_proven_identity() -> None:
+def test_forwarded_source_of_a_workload_with_the_proven_identity_is_trusted() -> None:
     decision = accepted(Connect(headers=(forwarded("10.244.1.3", 5),)))
     assert decision.client == SocketAddress("10.244.1.3", 5)
     assert decision.source == SIBLING
 
 
 @pytest.mark.parametrize("ip", ["10.244.1.4", "10.244.2.2", "192.0.2.1", "127.0.0.1", "fd00::1"])
-def test_forwarded_source_of_anyone_else_is_not_believed(ip: str) -> None:
+def test_forwarded_source_of_any_other_workload_is_not_trusted(ip: str) -> None:
     decision = accepted(Connect(headers=(forwarded(ip, 5, SERVICE),)))
     assert decision == Accept(PEER, DESTINATION, CLIENT, SERVER, SERVICE)
 
@@ -197,7 +197,7 @@ def test_only_the_first_forwarded_header_counts() -> None:
 @pytest.mark.parametrize(
     "value", [b"", b"for=", b"for=unknown", b'for="10.244.1.3"', b"\xff" * 99, b"x" * 100_000]
 )
-def test_senseless_forwarded_header_is_as_none(value: bytes) -> None:
+def test_malformed_forwarded_header_is_ignored(value: bytes) -> None:
     assert accepted(Connect(headers=((b"forwarded", value),))) == accepted(Connect())
 
 
@@ -220,7 +220,7 @@ headers = st.lists(
     | st.binary(max_size=100),
     headers,
 )
-def test_hostile_request_never_raises_nor_leads_elsewhere(
+def test_hostile_request_never_raises_or_reaches_another_pod(
     method: bytes, authority: bytes, fields: tuple[tuple[bytes, bytes], ...]
 ) -> None:
     decision = check(Connect(authority, fields, method))
@@ -278,7 +278,7 @@ def udp(path: bytes, protocol: bytes = b"connect-udp") -> Connect:
     return Connect(authority=b"10.244.2.2:15008", protocol=protocol, path=path)
 
 
-def test_connect_udp_goes_by_its_path() -> None:
+def test_connect_udp_destination_is_its_path() -> None:
     decision = accepted(udp(b"/.well-known/masque/udp/10.244.2.2/53/"))
     assert decision.udp
     assert decision.destination == SocketAddress("10.244.2.2", 53)
@@ -295,7 +295,7 @@ def test_connect_udp_goes_by_its_path() -> None:
         udp(b"/.well-known/masque/udp/10.244.2.2/53/", b"websocket"),
     ],
 )
-def test_connect_udp_to_elsewhere_is_refused(request_: Connect) -> None:
+def test_connect_udp_to_another_pod_is_rejected(request_: Connect) -> None:
     decision = check(request_)
     assert isinstance(decision, Reject)
     assert decision.status == 400

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a connection goes: the table of destinations, and which endpoint of a service is chosen."""
+"""Outbound decisions: the table of destinations, and endpoint selection."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def tunnelled(ip: str, port: int, service_name: str = "") -> Hbone:
         ("10.96.0.1", 87, Passthrough(SocketAddress("172.30.0.2", 9100), None, WEB_NAME)),
     ],
 )
-def test_destination_is_tunnelled_or_passed_as_it_is(ip: str, port: int, expected: Route) -> None:
+def test_destination_uses_hbone_or_passthrough(ip: str, port: int, expected: Route) -> None:
     assert decide(ip, port) == expected
 
 
@@ -124,13 +124,13 @@ def test_destination_is_tunnelled_or_passed_as_it_is(ip: str, port: int, expecte
         ("10.96.0.1", 15008, "port 15008 is reserved for the mesh"),
     ],
 )
-def test_service_that_leads_nowhere_is_refused(ip: str, port: int, reason: str) -> None:
+def test_service_without_usable_backend_is_refused(ip: str, port: int, reason: str) -> None:
     assert decide(ip, port) == Refuse(reason)
 
 
 @pytest.mark.parametrize("port", sorted(RESERVED))
 @pytest.mark.parametrize("ip", ["10.244.2.2", "10.244.2.4", "10.96.0.1", "192.0.2.1", "::1"])
-def test_our_own_ports_are_no_destination(ip: str, port: int) -> None:
+def test_reserved_ports_are_refused(ip: str, port: int) -> None:
     assert decide(ip, port) == Refuse(f"port {port} is reserved for the mesh")
 
 
@@ -157,7 +157,7 @@ def test_registry_only_mesh_reaches_services_and_workloads_and_nothing_else(
 
 
 @given(addresses, ports, st.floats(0, 1, exclude_max=True))
-def test_what_nobody_knows_is_passed_to_itself(ip: str, port: int, chance: float) -> None:
+def test_unknown_destination_is_passed_through(ip: str, port: int, chance: float) -> None:
     destination = SocketAddress(ip, port)
     known = {*CLIENT.addresses, *MESHED.addresses, *OTHER.addresses, *PLAIN_POD.addresses}
     if ip in known | {*WEB.vips, *UNNAMED.vips, *EMPTY.vips} or port in RESERVED:
@@ -165,14 +165,14 @@ def test_what_nobody_knows_is_passed_to_itself(ip: str, port: int, chance: float
     assert route(STATE, CLIENT, destination, chance) == Passthrough(destination)
 
 
-def test_pod_of_the_mesh_is_never_reached_in_the_clear_through_a_service() -> None:
+def test_service_never_reaches_a_mesh_pod_in_plaintext() -> None:
     stale = endpoint(MESHED.addresses[0], http=8080)  # the slice does not say whose it is
     web = service("web", "10.96.0.1", ports=(ServicePort(80, "http"),), endpoints=(stale,))
     decision = route(mesh(MESHED, web), CLIENT, SocketAddress("10.96.0.1", 80), 0.0)
     assert decision == tunnelled("10.244.2.2", 8080, WEB_NAME)
 
 
-def test_expected_identity_is_of_who_has_the_address_now() -> None:
+def test_expected_identity_is_that_of_the_current_owner() -> None:
     reused = workload("reused", "10.244.2.2", account="new")
     web = service(
         "web",
@@ -221,12 +221,12 @@ def test_share_of_an_endpoint_is_exactly_its_capacity(capacities: list[int]) -> 
 
 
 @given(st.lists(st.integers(1, 10**9), min_size=1, max_size=12))
-def test_ends_of_chance_choose_the_first_and_the_last(capacities: list[int]) -> None:
+def test_extremes_of_chance_choose_the_first_and_the_last(capacities: list[int]) -> None:
     assert chosen(capacities, [0.0, ALMOST_ONE]) == ["10.244.3.1", f"10.244.3.{len(capacities)}"]
 
 
 @given(st.lists(st.integers(-1, 2**70), min_size=1, max_size=12), st.floats(0, 1, exclude_max=True))
-def test_any_capacity_and_chance_choose_someone(capacities: list[int], chance: float) -> None:
+def test_any_capacity_and_chance_choose_a_backend(capacities: list[int], chance: float) -> None:
     assert len(chosen(capacities, [chance, ALMOST_ONE])) == 2
 
 
@@ -238,7 +238,7 @@ def test_capacity_below_one_counts_as_one() -> None:
     }
 
 
-def test_endpoint_without_a_pod_weighs_one() -> None:
+def test_endpoint_without_a_pod_has_weight_one() -> None:
     heavy = workload("heavy", "10.244.3.1", capacity=3)
     spread = service(
         "mixed",
@@ -255,7 +255,7 @@ def test_endpoint_without_a_pod_weighs_one() -> None:
 
 
 @pytest.mark.parametrize("changed", ["capacity", "endpoints", "ports"])
-def test_change_counts_at_once(changed: str) -> None:
+def test_change_takes_effect_immediately(changed: str) -> None:
     ips, spread, _ = farm([1, 1])
     first, second = (workload(ip, ip) for ip in ips)
     change = Mesh().put(first, second, spread)
@@ -279,7 +279,7 @@ def test_change_counts_at_once(changed: str) -> None:
         assert after.workload == first
 
 
-def test_removed_service_is_no_destination_of_its_own_any_more() -> None:
+def test_removed_service_is_no_longer_resolved() -> None:
     change = Mesh().put(MESHED, WEB)
     destination = SocketAddress("10.96.0.1", 80)
     assert isinstance(route(change.state, CLIENT, destination, 0.0), Hbone)
@@ -297,7 +297,7 @@ def test_removed_service_is_no_destination_of_its_own_any_more() -> None:
         ("192.0.2.1:53", "no workload in the mesh owns the address 192.0.2.1"),
     ],
 )
-def test_datagrams_go_to_the_mesh_only(destination: str, wanted: str) -> None:
+def test_datagrams_go_only_to_hbone_workloads(destination: str, wanted: str) -> None:
     ip, _, port = destination.rpartition(":")
     decision = route_udp(STATE, CLIENT, SocketAddress(ip, int(port)), 0.0)
     if isinstance(decision, Refuse):
@@ -308,7 +308,7 @@ def test_datagrams_go_to_the_mesh_only(destination: str, wanted: str) -> None:
 
 
 @given(st.integers(0, 2**53 - 1).map(lambda n: n / 2**53))
-def test_an_answer_is_one_object_until_the_mesh_changes(chance: float) -> None:
+def test_route_is_one_object_until_the_mesh_changes(chance: float) -> None:
     change = Mesh().put(CLIENT, MESHED, OTHER, WEB)
     for asked in (SocketAddress("10.244.2.2", 5000), SocketAddress("10.96.0.1", 80)):
         first = route(change.state, CLIENT, asked, chance)
@@ -319,7 +319,7 @@ def test_an_answer_is_one_object_until_the_mesh_changes(chance: float) -> None:
         assert second is not first
 
 
-def test_answers_are_remembered_within_bounds() -> None:
+def test_route_cache_is_bounded() -> None:
     change = Mesh().put(CLIENT, MESHED)
     for port in range(1, ROUTE_CACHE_SIZE + 100):
         route(change.state, CLIENT, SocketAddress("192.0.2.1", port), 0.0)

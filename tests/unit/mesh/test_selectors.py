@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label selectors mean what Kubernetes means by them."""
+"""Label selectors have the semantics of Kubernetes."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def test_selection(case: str) -> None:
         '[{"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["1"]}]}]',
     ],
 )
-def test_what_is_no_list_of_selectors_is_refused(text: str) -> None:
+def test_invalid_selector_list_is_rejected(text: str) -> None:
     with pytest.raises(SelectorError):
         parse(text)

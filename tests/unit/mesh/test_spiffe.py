@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SPIFFE ids: exactly Istio's form, for an id that is nearly another's is an attack."""
+"""SPIFFE IDs: exactly Istio's form; near misses are attacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ names = st.lists(labels, min_size=1, max_size=3).map(".".join)
 
 
 @given(names, labels, names)
-def test_an_id_reads_back_as_its_parts(domain: str, namespace: str, account: str) -> None:
+def test_formatted_id_parses_to_its_parts(domain: str, namespace: str, account: str) -> None:
     made = SpiffeId(domain, namespace, account)
     assert parse(str(made)) == made
 
@@ -30,7 +30,7 @@ def test_any_text_parses_to_itself_or_raises_spiffe_error(text: str) -> None:
         assert str(found) == candidate
 
 
-def test_a_workloads_identity_is_such_an_id() -> None:
+def test_workload_identity_is_a_valid_spiffe_id() -> None:
     found = parse(workload("a", "10.0.0.1", account="web").identity)
     assert found == ("cluster.local", "shop", "web")
 
@@ -76,6 +76,6 @@ def test_a_workloads_identity_is_such_an_id() -> None:
         "spiffe://" + "a." * 1100 + "a/ns/shop/sa/web",
     ],
 )
-def test_what_is_near_an_id_is_none(text: str) -> None:
+def test_near_miss_of_an_id_is_rejected(text: str) -> None:
     with pytest.raises(SpiffeError):
         parse(text)

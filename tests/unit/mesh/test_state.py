@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mesh state: random deltas against a naive rebuild, and the ways addresses change hands."""
+"""The mesh state: random deltas against a naive rebuild, and moves of addresses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ deltas = st.builds(
 
 @dataclass(frozen=True)
 class Claim:
-    """Someone has an address since a tick, without a break."""
+    """A claimant has claimed an address continuously since a tick."""
 
     ip: str
     name: str
@@ -50,7 +50,7 @@ class Claim:
 
 
 class Oracle:
-    """The same by scanning everything at each question."""
+    """A reference implementation that scans everything for each lookup."""
 
     def __init__(self) -> None:
         self.workloads: dict[str, Workload] = {}
@@ -105,7 +105,7 @@ def assert_agree(state: MeshState, oracle: Oracle) -> None:
 
 
 @given(st.lists(deltas, max_size=12))
-def test_any_deltas_give_what_a_rebuild_would(changes: list[Delta]) -> None:
+def test_any_sequence_of_deltas_equals_a_rebuild(changes: list[Delta]) -> None:
     state, oracle = MeshState(), Oracle()
     for delta in changes:
         state.apply(delta)
@@ -114,7 +114,7 @@ def test_any_deltas_give_what_a_rebuild_would(changes: list[Delta]) -> None:
 
 
 @given(st.lists(deltas, max_size=12))
-def test_nothing_is_left_when_all_is_removed(changes: list[Delta]) -> None:
+def test_state_is_empty_after_all_removals(changes: list[Delta]) -> None:
     state = MeshState()
     for delta in changes:
         state.apply(delta)
@@ -129,13 +129,13 @@ def test_nothing_is_left_when_all_is_removed(changes: list[Delta]) -> None:
 
 
 def holds_something(part: object, name: str) -> bool:
-    """Whether that attribute is a dict with content; a compiled object has no `vars`."""
+    """Return whether the attribute is a non-empty dict; compiled objects have no `vars`."""
     value = None if name.startswith("__") else getattr(part, name)
     return isinstance(value, dict) and bool(value)
 
 
 @given(st.permutations([*PODS]))
-def test_removals_of_the_unknown_change_nothing(names: list[str]) -> None:
+def test_removals_of_unknown_keys_change_nothing(names: list[str]) -> None:
     known = workload("known", "10.0.0.1")
     change = Mesh().put(known)
     change.drop(*(workload(name, "10.0.0.1") for name in names))
@@ -157,13 +157,13 @@ def test_pod_ip_reused_with_the_old_pods_removal_last() -> None:
     assert change.drop(old).state.workload_at("10.0.0.1") == new
 
 
-def test_late_update_of_the_old_pod_does_not_take_the_address_back() -> None:
+def test_late_update_of_the_old_pod_does_not_reclaim_the_address() -> None:
     old, new = workload("old", "10.0.0.1"), workload("new", "10.0.0.1")
     change = Mesh().put(old).put(new).put(old)
     assert change.state.workload_at("10.0.0.1") == new
 
 
-def test_contested_address_goes_to_the_mesh_so_that_nothing_is_sent_in_the_clear() -> None:
+def test_contested_address_belongs_to_the_hbone_workload() -> None:
     meshed = workload("meshed", "10.0.0.1")
     plain = workload("plain", "10.0.0.1", protocol=PLAIN)
     for first, second in ((meshed, plain), (plain, meshed)):
@@ -172,7 +172,7 @@ def test_contested_address_goes_to_the_mesh_so_that_nothing_is_sent_in_the_clear
         assert change.drop(meshed).state.workload_at("10.0.0.1") == plain
 
 
-def test_losing_the_contest_returns_the_address_to_who_still_claims_it() -> None:
+def test_released_address_returns_to_the_remaining_claimant() -> None:
     first, second = workload("first", "10.0.0.1"), workload("second", "10.0.0.1")
     moved = workload("second", "10.0.0.2")
     change = Mesh().put(first, second).put(moved)
@@ -180,7 +180,7 @@ def test_losing_the_contest_returns_the_address_to_who_still_claims_it() -> None
     assert change.state.workload_at("10.0.0.2") == moved
 
 
-def test_address_listed_twice_is_given_up_without_harm_to_another_claim() -> None:
+def test_duplicate_address_is_released_without_affecting_other_claims() -> None:
     twice, other = workload("twice", "10.0.0.1", "10.0.0.1"), workload("other", "10.0.0.1")
     assert Mesh().put(twice, other).drop(twice).state.workload_at("10.0.0.1") == other
 
@@ -193,13 +193,13 @@ def test_host_network_pod_is_never_found_by_the_nodes_address() -> None:
     assert change.drop(node_pod).state.workload(node_pod.uid) is None
 
 
-def test_pod_that_turns_host_network_gives_up_its_address() -> None:
+def test_pod_that_becomes_host_network_releases_its_address() -> None:
     change = Mesh().put(workload("a", "10.0.0.1"))
     change.put(workload("a", "10.0.0.1", host_network=True))
     assert change.state.workload_at("10.0.0.1") is None
 
 
-def test_recreated_pod_named_in_both_lists_of_a_delta_is_there_after() -> None:
+def test_pod_in_both_lists_of_a_delta_exists_afterwards() -> None:
     again = workload("a", "10.0.0.2")
     state = Mesh().put(workload("a", "10.0.0.1")).state
     state.apply(Delta(workloads=(again,), removed_workloads=(again.uid,)))
@@ -219,14 +219,14 @@ def test_vip_taken_over_by_another_service_survives_the_late_removal_of_the_firs
     assert Mesh().put(old).put(new).drop(old).state.service_at("10.96.0.1") == new
 
 
-def test_vip_survives_a_late_update_and_removal_of_the_service_that_had_it() -> None:
+def test_vip_survives_a_late_update_and_removal_of_its_former_service() -> None:
     old, new = service("old", "10.96.0.1"), service("new", "10.96.0.1")
     change = Mesh().put(old).put(new).put(old)
     assert change.state.service_at("10.96.0.1") == new
     assert change.drop(old).state.service_at("10.96.0.1") == new
 
 
-def test_headless_service_is_known_by_name_only() -> None:
+def test_headless_service_is_found_only_by_name() -> None:
     headless = service("db")
     state = Mesh().put(headless).state
     assert state.service_by_hostname("db.shop.svc.cluster.local") == headless
