@@ -96,12 +96,14 @@ def work(run_dir: Path, bench: Connection) -> None:
         mesh = context.mesh
         workload = mesh.workload_at(HERE.ip) if mesh is not None else None
         if mesh is not None and workload is not None:
-            while len(context.guard) < CONNECTIONS:
-                number = len(context.guard)
-                context.guard.admit(mesh, Bystander(), accepted(workload, number), f"{IDENTITY}2")
-            if len(context.guard) == CONNECTIONS:
+            while len(context.admissions) < CONNECTIONS:
+                number = len(context.admissions)
+                context.admissions.admit(
+                    mesh, Bystander(), accepted(workload, number), f"{IDENTITY}2"
+                )
+            if len(context.admissions) == CONNECTIONS:
                 probe = Probe(bench)
-                if context.guard.admit(mesh, probe, accepted(workload, 0), IDENTITY).allowed:
+                if context.admissions.admit(mesh, probe, accepted(workload, 0), IDENTITY).allowed:
                     bench.send("admitted")
         context.loop.call_later(0.002, admit)
 

@@ -19,7 +19,7 @@ from tests.lab.udp_lab import ECHO, WHOAMI, say, serving, udp_servers
 from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 from ztunnel.lab.components import admin_get
-from ztunnel.proxy.conntrack.udp_flow_table import LIMIT
+from ztunnel.proxy.conntrack.udp_flow_table import MAX_FLOWS
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
 NODES = pytest.mark.parametrize("node", ["node1", "node2"])
@@ -194,14 +194,14 @@ def test_a_pods_flows_are_bounded(servers: Lab) -> None:
         return int((status or {})["data_path"]["udp"]["dropped"]["flow_limit"])
 
     before = drops()
-    say(servers, "sweep", addresses(servers, "udp-far2")[4], 20_000, LIMIT + 500)
+    say(servers, "sweep", addresses(servers, "udp-far2")[4], 20_000, MAX_FLOWS + 500)
     wait_until(
         lambda: drops() > before or "gave way" in proxy_log(servers, "node1"),
         "the limit to be reached",
         timeout_s=60,
     )
     _, rows = _connections(servers)
-    assert sum(row.get("protocol") == "udp" for row in rows) <= LIMIT
+    assert sum(row.get("protocol") == "udp" for row in rows) <= MAX_FLOWS
     assert "dropped" in ztctl(servers, "--node", "node1", "status").stdout
     wait_until(
         lambda: (

@@ -107,7 +107,7 @@ def command(
             return worker.run()
         from ztunnel.telemetry.tracing import SpanMaker  # noqa: PLC0415  heavy, and an extra
 
-        tracer = context.report.tracer = SpanMaker.to(
+        tracer = context.tracker.tracer = SpanMaker.to(
             otlp_endpoint, node
         )  # its thread does not survive a fork
         try:

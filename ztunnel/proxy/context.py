@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all connections of one worker share, handed to them instead of being global."""
+"""The state that all connections of one worker share. It is passed to them explicitly."""
 
 from __future__ import annotations
 
@@ -23,22 +23,21 @@ from ztunnel.telemetry.access_log import AccessLog, configured_renderer
 
 @dataclass(slots=True, eq=False)
 class Context:
-    """One per worker. `mesh` is None until a snapshot is complete: then everything is refused."""
+    """One per worker. While `mesh` is None, before the first complete snapshot, the worker refuses
+    every connection."""
 
     loop: Loop
     buffers: BufferPool
     pool: Pool
-    report: ConnectionTracker
-    guard: AdmissionTable = field(default_factory=AdmissionTable)
-    told: SameNodeReporter | None = (
-        None  # who tells the agent whom we let in; None when nobody listens
-    )
+    tracker: ConnectionTracker
+    admissions: AdmissionTable = field(default_factory=AdmissionTable)
+    same_node_reporter: SameNodeReporter | None = None
     mesh: MeshState | None = None
     credentials: dict[str, Credentials] = field(default_factory=dict)  # by identity
-    workers: int = 1  # that serve this node
-    choose: Callable[[], float] = random.random  # in [0, 1), which endpoint of a service
-    shuffle: random.Random = field(default_factory=random.Random)  # the order of addresses
-    asked_server: Callable[[socket.socket, int], SocketAddress] = sockopt.asked_server
+    workers: int = 1  # worker processes of this node
+    choose: Callable[[], float] = random.random  # in [0, 1): selects an endpoint
+    shuffle: random.Random = field(default_factory=random.Random)  # orders addresses in DNS answers
+    original_dns_server: Callable[[socket.socket, int], SocketAddress] = sockopt.asked_server
     original_destination: Callable[[socket.socket], SocketAddress] = sockopt.original_destination
     udp_token: Callable[[socket.socket, SocketAddress], str] = sockopt.udp_token
     udp_remote: Callable[[socket.socket, str], SocketAddress] = sockopt.udp_remote
@@ -46,8 +45,8 @@ class Context:
 
 
 def new_context(workers: int = 1) -> Context:
-    """A fresh one with its own loop, for one of so many workers."""
+    """A context with its own event loop. `workers` is the number of worker processes."""
     loop, buffers = Loop(), BufferPool()
-    report = ConnectionTracker(AccessLog(loop.after_flushes, configured_renderer()))
+    tracker = ConnectionTracker(AccessLog(loop.after_flushes, configured_renderer()))
     pool = Pool(loop, buffers)
-    return Context(loop=loop, buffers=buffers, pool=pool, report=report, workers=workers)
+    return Context(loop=loop, buffers=buffers, pool=pool, tracker=tracker, workers=workers)

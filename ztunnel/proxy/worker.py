@@ -85,8 +85,8 @@ class Worker:
         self.pods: dict[str, Pod] = {}
         self.session = Session(context.loop, str(run_dir / SOCKET_NAME), self._greet, self.receive)
         self._told = SameNodeReporter(self.session.send, lambda: context.loop.now)
-        context.told = self._told
-        self._counter_reporter = CounterReporter(self.session.send, context.report.counters)
+        context.same_node_reporter = self._told
+        self._counter_reporter = CounterReporter(self.session.send, context.tracker.counters)
         context.loop.call_later(INTERVAL_S, self._report_counters_periodically)
         self._index = index
         self._beat = beat
@@ -119,7 +119,7 @@ class Worker:
                 self._counter_reporter.acknowledged(message.seq)
             case LogConfig():
                 set_level(message.process)
-                self.context.report.access.settings = message
+                self.context.tracker.access.settings = message
             case MeshDelta():
                 self._mesh_changed(message)  # also in a drain: what is denied now ends now
             case _ if self._draining:
@@ -139,7 +139,7 @@ class Worker:
                 self._udp_sockets(message, fds)
             case IntrospectionRequest():
                 self._report_counters()
-                body = view(message.what, self.context.report, self.context.pool)
+                body = view(message.what, self.context.tracker, self.context.pool)
                 self.session.send(IntrospectionReply(message.id, msgspec.Raw(body)))
         while fds:
             os.close(fds.pop())
@@ -178,7 +178,7 @@ class Worker:
     def _mesh_is_new(self, revision: int, *, recheck: bool) -> None:
         mesh = self.context.mesh
         if recheck and mesh is not None:
-            self.context.guard.recheck(mesh)
+            self.context.admissions.recheck(mesh)
         self._told.revision = revision
         self.context.pool.retire(self._is_stale, "workload changed", fail_waiting=True)
 
@@ -245,7 +245,7 @@ class Worker:
 
     def _report_counters(self) -> None:
         if self.session.is_up:
-            self.context.report.count_bytes()
+            self.context.tracker.count_bytes()
             self._counter_reporter.report()
 
     def _report_counters_periodically(self) -> None:
@@ -320,7 +320,7 @@ class Worker:
             self.context.loop,
             sock,
             server.accepted,
-            self.context.report.accept_paused,
+            self.context.tracker.accept_paused,
             resets=not isinstance(server, HboneServer),
             shared=self.context.workers > 1,
         )
@@ -337,7 +337,7 @@ class Worker:
     def drain(self, deadline: float) -> None:
         """Take nothing new, let live connections end, reset the rest at the deadline."""
         self._draining = True
-        log.info("draining", connections=len(self.context.report.live()), deadline=deadline)
+        log.info("draining", connections=len(self.context.tracker.live()), deadline=deadline)
         self.session.leave(Draining())  # the agent lets go of its copies: new ones are refused
         self.context.pool.retire(lambda _: True, "draining", fail_waiting=False)
         for pod in self.pods.values():

@@ -59,7 +59,7 @@ class SpanMaker:
         exporter = OTLPSpanExporter(endpoint=url, timeout=5)
         return cls(BatchSpanProcessor(exporter, max_queue_size=QUEUE), node)
 
-    def ended(
+    def connection_closed(
         self,
         trace: str,
         *,

@@ -303,7 +303,7 @@ class Node:
         context.original_destination = lambda sock: self.target
         context.udp_token = lambda sock, remote: self.token(remote)
         context.udp_remote = lambda sock, token: self.tokens[token]
-        context.asked_server = lambda sock, port: self.target
+        context.original_dns_server = lambda sock, port: self.target
         context.set_client_address = lambda sock, client: self.told.append(client)
         return context
 

@@ -59,7 +59,7 @@ def test_a_connection_counts_at_both_ends_with_its_bytes(pair: Pair) -> None:
     assert (live["sent"], live["received"]) == (1000, 300)  # while it lives
     client.close()
     server.close()
-    wait_until(lambda: not pair.a.context.report.live() and not pair.b.context.report.live())
+    wait_until(lambda: not pair.a.context.tracker.live() and not pair.b.context.tracker.live())
     for node, reporter in ((pair.a, "source"), (pair.b, "destination")):
         found = sums(node)
         assert (found["opened"], found["closed"], found["failed"]) == (1, 1, 0)
@@ -144,7 +144,7 @@ def test_counts_wait_for_an_agent_and_are_told_once(pair: Pair) -> None:
     pair.a.agent.stop()
     client.close()
     server.close()
-    wait_until(lambda: not pair.a.context.report.live())
+    wait_until(lambda: not pair.a.context.tracker.live())
     before = len(pair.a.agent.counted)
     pair.a.agent.takes_counts = True
     pair.a.agent.start()
@@ -175,12 +175,12 @@ def test_access_lines_are_what_the_agent_says(
 ) -> None:
     def lines(settings: LogConfig) -> int:
         pair.a.agent.send(settings)
-        wait_until(lambda: pair.a.context.report.access.settings == settings)
+        wait_until(lambda: pair.a.context.tracker.access.settings == settings)
         capfd.readouterr()
         client, server = pair.a.dial(), pair.app.accept()
         client.close()
         server.close()
-        wait_until(lambda: not pair.a.context.report.live())
+        wait_until(lambda: not pair.a.context.tracker.live())
         pair.a.query("stats")  # a turn later what it wrote is written
         return capfd.readouterr().err.count("direction=outbound")
 

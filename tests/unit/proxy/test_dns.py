@@ -321,9 +321,9 @@ def test_a_query_that_nobody_redirected_is_dropped(node: Node, app: socket.socke
     def nobody(sock: socket.socket, port: int) -> SocketAddress:
         raise OSError
 
-    node.in_loop(lambda: setattr(node.context, "asked_server", nobody))
+    node.in_loop(lambda: setattr(node.context, "original_dns_server", nobody))
     app.send(dns.message.make_query("example.org", "A").to_wire())
-    wait_until(lambda: node.context.report.stats.queries_failed == 1, "the query to be dropped")
+    wait_until(lambda: node.context.tracker.stats.queries_failed == 1, "the query to be dropped")
     app.setblocking(False)
     with pytest.raises(BlockingIOError):
         app.recv(512)

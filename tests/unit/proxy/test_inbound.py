@@ -144,7 +144,7 @@ def refused(pair: Pair, certificate: Certificate | None, alpn: str = "h2") -> No
                 assert sock.recv(1) == b""
         except (ssl.SSLError, ConnectionResetError):
             pass
-    wait_until(lambda: pair.b.context.report.stats.handshakes_failed == 1)
+    wait_until(lambda: pair.b.context.tracker.stats.handshakes_failed == 1)
     still_serves(pair)
 
 
@@ -195,7 +195,7 @@ def test_silent_connections_are_closed_at_the_deadline(
 
 def test_unfinished_handshakes_are_capped_and_the_oldest_gives_way(pair: Pair) -> None:
     idle = [socket.create_connection((pair.b.ip, 15008), DEADLINE) for _ in range(300)]
-    wait_until(lambda: pair.b.context.report.stats.handshakes_failed >= 44)
+    wait_until(lambda: pair.b.context.tracker.stats.handshakes_failed >= 44)
     assert idle[0].recv(1) == b""
     still_serves(pair)
     for sock in idle:
@@ -325,7 +325,7 @@ def exactly(sock: ssl.SSLSocket, count: int) -> bytes:
     return read
 
 
-def test_agent_is_told_once_of_whom_we_let_in(pair: Pair) -> None:
+def test_allowed_same_node_pair_is_reported_once(pair: Pair) -> None:
     with client(pair) as peer:
         for _ in range(3):
             assert peer.status(peer.connect(str(pair.app.address))) == 200

@@ -229,7 +229,7 @@ def test_last_bytes_of_a_retired_tunnel_all_arrive(pair: Pair) -> None:
     total = 3 << 20  # less than the window: the server ends long before the client reads
     server.sendall(bytes(total))
     server.close()
-    wait_until(lambda: not pair.b.context.report.live(), "the server's end")
+    wait_until(lambda: not pair.b.context.tracker.live(), "the server's end")
     got = 0
     while data := client.recv(1 << 16):
         got += len(data)
@@ -242,7 +242,7 @@ class Held:
 
     def __init__(self, pair: Pair) -> None:
         ping(pair)
-        self.live = pair.a.context.report.live
+        self.live = pair.a.context.tracker.live
         wait_until(lambda: not self.live(), "the tunnel to be idle")
         self.accepted, self.arrived = threading.Event(), threading.Event()
         self._where = pair.a.context.original_destination

@@ -59,7 +59,7 @@ def deny(name: str = "p", **source: Any) -> Json:
 
 
 def stats(node: Node) -> Stats:
-    return node.context.report.stats
+    return node.context.tracker.stats
 
 
 def denial(capfd: pytest.CaptureFixture[str]) -> dict[str, str]:
@@ -106,7 +106,7 @@ def test_denied_by_principal_is_401_and_logged(
     assert line["policy"] == "AuthorizationPolicy test/p"
     assert line["rule"] == "rules[0]"
     assert line["dst.addr"] == str(pair.app.address)
-    assert len(pair.b.context.guard) == 0
+    assert len(pair.b.context.admissions) == 0
     assert stats(pair.b).opened == 0
 
 
@@ -169,7 +169,7 @@ def test_live_connection_that_is_denied_now_is_closed_and_others_go_on(
         sock.sendall(b"hello")
         server = pair.app.accept()
         assert server.recv(5) == b"hello"
-        assert len(pair.b.context.guard) == 1
+        assert len(pair.b.context.admissions) == 1
         rules.say(deny(namespaces=["elsewhere"]))
         rules.settle()
         server.sendall(b"still")
@@ -182,7 +182,7 @@ def test_live_connection_that_is_denied_now_is_closed_and_others_go_on(
     line = denial(capfd)
     assert line["policy"] == "AuthorizationPolicy test/p"
     assert line["bytes_recv"] == "5"
-    assert len(pair.b.context.guard) == 0
+    assert len(pair.b.context.admissions) == 0
 
 
 def test_connection_that_is_being_dialled_when_the_policy_comes_is_denied(
@@ -199,7 +199,7 @@ def test_connection_that_is_being_dialled_when_the_policy_comes_is_denied(
     with client(pair) as h2:
         stream = h2.connect(f"{pair.b.ip}:{slow.getsockname()[1]}")
         h2.flush()
-        wait_until(lambda: len(pair.b.context.guard) == 1, "the connection to be let in")
+        wait_until(lambda: len(pair.b.context.admissions) == 1, "the connection to be let in")
         rules.say(deny())
         assert h2.status(stream) == 401
     wait_until(lambda: stats(pair.b).denied == 1)

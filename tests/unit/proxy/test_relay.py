@@ -79,8 +79,8 @@ def test_client_half_close_reaches_server_which_still_answers(pair: Pair) -> Non
     assert client.recv(100) == b"answer"
     server.close()
     assert client.recv(100) == b""
-    wait_until(lambda: pair.a.context.report.stats.closed == 1)
-    assert pair.a.context.report.stats.failed == 0
+    wait_until(lambda: pair.a.context.tracker.stats.closed == 1)
+    assert pair.a.context.tracker.stats.failed == 0
 
 
 def test_server_half_close_reaches_client_which_still_sends(pair: Pair) -> None:
@@ -318,8 +318,8 @@ def test_1000_connections_stay_open_and_all_answer(pair: Pair) -> None:
             assert server.recv(4) == b"ping"
             server.sendall(b"pong")
             assert client.recv(4) == b"pong"
-    assert pair.a.context.report.stats.failed == pair.b.context.report.stats.failed == 0
-    assert len(pair.a.context.report.live()) == 1000
+    assert pair.a.context.tracker.stats.failed == pair.b.context.tracker.stats.failed == 0
+    assert len(pair.a.context.tracker.live()) == 1000
 
 
 def test_sockets_are_recycled_while_the_agent_is_away(pair: Pair) -> None:

@@ -71,13 +71,13 @@ def collector() -> Iterator[Collector]:
 def test_both_ends_of_a_connection_are_one_trace(pair: Pair, collector: Collector) -> None:
     makers = {node.name: SpanMaker.to(collector.url, node.name) for node in (pair.a, pair.b)}
     for node in (pair.a, pair.b):
-        node.context.report.tracer = makers[node.name]
+        node.context.tracker.tracer = makers[node.name]
     client, server = pair.a.dial(), pair.app.accept()
     client.sendall(b"traced")
     assert server.recv(6) == b"traced"
     client.close()
     server.close()
-    wait_until(lambda: not pair.a.context.report.live() and not pair.b.context.report.live())
+    wait_until(lambda: not pair.a.context.tracker.live() and not pair.b.context.tracker.live())
     for maker in makers.values():
         maker.close()
     spans = collector.spans()
@@ -94,11 +94,11 @@ def test_both_ends_of_a_connection_are_one_trace(pair: Pair, collector: Collecto
 
 
 def test_a_failure_is_an_error_of_its_span(pair: Pair, collector: Collector) -> None:
-    maker = pair.a.context.report.tracer = SpanMaker.to(collector.url, "a")
+    maker = pair.a.context.tracker.tracer = SpanMaker.to(collector.url, "a")
     pair.app.close()
     with pytest.raises(ConnectionResetError):
         pair.a.dial().recv(1)
-    wait_until(lambda: not pair.a.context.report.live())
+    wait_until(lambda: not pair.a.context.tracker.live())
     maker.close()
     span = collector.spans()["a"]
     assert span.status.code == Status.STATUS_CODE_ERROR
@@ -108,18 +108,18 @@ def test_a_failure_is_an_error_of_its_span(pair: Pair, collector: Collector) -> 
 def test_who_does_not_sample_makes_no_span_at_the_other_end(
     pair: Pair, collector: Collector
 ) -> None:
-    maker = pair.b.context.report.tracer = SpanMaker.to(collector.url, "b")
+    maker = pair.b.context.tracker.tracer = SpanMaker.to(collector.url, "b")
     client, server = pair.a.dial(), pair.app.accept()
     client.close()
     server.close()
-    wait_until(lambda: not pair.b.context.report.live())
+    wait_until(lambda: not pair.b.context.tracker.live())
     maker.close()
     assert collector.requests == []
 
 
 def test_without_a_collector_nothing_is_recorded(pair: Pair) -> None:
     client, server = pair.a.dial(), pair.app.accept()
-    (record,) = pair.a.context.report.live()
+    (record,) = pair.a.context.tracker.live()
     assert record.trace.endswith("-00")
     client.close()
     server.close()

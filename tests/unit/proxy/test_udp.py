@@ -132,9 +132,9 @@ def test_full_table_drops_and_counts_until_a_flow_is_idle(
             client.sendto(b"in", a.udp_to(there))
             assert server.recv(100) == b"in"
         three.sendto(b"no room", a.udp_to(there))
-        wait_until(lambda: a.context.report.stats.udp_refused == 1, "refusal")
-        assert a.context.report.stats.udp_dropped == 1
-        monkeypatch.setattr(flows_module, "IN_USE", 0.0)
+        wait_until(lambda: a.context.tracker.stats.udp_refused == 1, "refusal")
+        assert a.context.tracker.stats.udp_dropped == 1
+        monkeypatch.setattr(flows_module, "IN_USE_S", 0.0)
         three.sendto(b"now", a.udp_to(there))
         assert server.recv(100) == b"now"
         assert len(udp(a).flows) == 2
@@ -145,11 +145,11 @@ def test_idle_flows_end_on_both_sides(ready: Pair, monkeypatch: pytest.MonkeyPat
     with app(a) as (client, _), app(b) as (server, there):
         client.sendto(b"x", a.udp_to(there))
         assert server.recv(100) == b"x"
-        monkeypatch.setattr(flows_module, "ONE_WAY_IDLE", 0.0)
+        monkeypatch.setattr(flows_module, "ONE_WAY_IDLE_TIMEOUT_S", 0.0)
         wait_until(lambda: not len(udp(a).flows) and not len(udp(b).flows), "flows to end")
         monkeypatch.undo()
-        assert not a.context.report.live()
-        assert not b.context.report.live()
+        assert not a.context.tracker.live()
+        assert not b.context.tracker.live()
         client.sendto(b"again", a.udp_to(there))
         assert server.recv(100) == b"again"
 
@@ -158,10 +158,10 @@ def test_unknown_destination_is_not_sent_anywhere(ready: Pair) -> None:
     a = ready.a
     with app(a) as (client, _):
         client.sendto(b"x", a.udp_to(SocketAddress("192.0.2.9", 9)))
-        wait_until(lambda: a.context.report.stats.refused == 1, "refusal")
+        wait_until(lambda: a.context.tracker.stats.refused == 1, "refusal")
         client.sendto(b"y", a.udp_to(SocketAddress("192.0.2.9", 9)))
-        wait_until(lambda: a.context.report.stats.udp_dropped == 2, "drop")
-        assert a.context.report.stats.refused == 1  # not decided, nor logged, for each datagram
+        wait_until(lambda: a.context.tracker.stats.udp_dropped == 2, "drop")
+        assert a.context.tracker.stats.refused == 1  # not decided, nor logged, for each datagram
     assert len(udp(a).flows) == 0
 
 
@@ -232,7 +232,7 @@ def test_destination_that_left_the_mesh_gets_nothing(ready: Pair) -> None:
         a.agent.send(MeshDelta(revision=2, workloads=(plain,)))
         wait_until(lambda: not a.context.pool.tunnels(), "retirement")
         client.sendto(b"two", a.udp_to(there))
-        wait_until(lambda: a.context.report.stats.refused == 1, "refusal")
+        wait_until(lambda: a.context.tracker.stats.refused == 1, "refusal")
 
 
 def test_a_removed_pod_lets_go_of_its_socket(ready: Pair) -> None:
@@ -255,10 +255,10 @@ def test_stalled_peer_costs_datagrams_and_no_memory(
         client.sendto(b"open", a.udp_to(there))
         assert server.recv(100) == b"open"
         monkeypatch.setattr(Tunnel, "claim", lambda *_: None)  # as when TLS takes no more
-        before = a.context.report.stats.udp_dropped
+        before = a.context.tracker.stats.udp_dropped
         for _ in range(50):
             client.sendto(bytes(1000), a.udp_to(there))
-        wait_until(lambda: a.context.report.stats.udp_dropped == before + 50, "drops")
+        wait_until(lambda: a.context.tracker.stats.udp_dropped == before + 50, "drops")
         monkeypatch.undo()
         client.sendto(b"after", a.udp_to(there))
         assert server.recv(2000) == b"after"
@@ -273,7 +273,7 @@ def test_policy_judges_flows_and_ends_those_it_denies_later(ready: Pair) -> None
         rules.say(deny(principals=[a.me.identity.removeprefix("spiffe://")]))
         wait_until(lambda: not len(udp(b).flows), "the flow's end")
         other.sendto(b"denied", a.udp_to(there))
-        wait_until(lambda: b.context.report.stats.denied == 2, "the denial")
+        wait_until(lambda: b.context.tracker.stats.denied == 2, "the denial")
         server.settimeout(0.2)
         with pytest.raises(TimeoutError):
             server.recv(100)

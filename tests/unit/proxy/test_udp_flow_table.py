@@ -6,47 +6,52 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ztunnel.proxy.conntrack.udp_flow_table import IN_USE, ONE_WAY_IDLE, TWO_WAY_IDLE, Flows
+from ztunnel.proxy.conntrack.udp_flow_table import (
+    IN_USE_S,
+    ONE_WAY_IDLE_TIMEOUT_S,
+    TWO_WAY_IDLE_TIMEOUT_S,
+    UdpFlowTable,
+)
 
 
 def test_an_unanswered_flow_ends_sooner() -> None:
-    flows: Flows[str] = Flows()
+    flows: UdpFlowTable[str] = UdpFlowTable()
     flows.add("asked", 0.0)
     flows.add("answered", 0.0)
-    flows.answered("answered", 0.0)
-    assert flows.expired(ONE_WAY_IDLE - 0.1) == []
-    assert flows.expired(ONE_WAY_IDLE) == ["asked"]
-    assert flows.expired(TWO_WAY_IDLE) == ["asked", "answered"]
+    flows.touch_reply("answered", 0.0)
+    assert flows.expired(ONE_WAY_IDLE_TIMEOUT_S - 0.1) == []
+    assert flows.expired(ONE_WAY_IDLE_TIMEOUT_S) == ["asked"]
+    assert flows.expired(TWO_WAY_IDLE_TIMEOUT_S) == ["asked", "answered"]
 
 
 def test_use_keeps_a_flow() -> None:
-    flows: Flows[str] = Flows()
+    flows: UdpFlowTable[str] = UdpFlowTable()
     flows.add("a", 0.0)
-    flows.used("a", 20.0)
-    assert flows.expired(20.0 + ONE_WAY_IDLE - 0.1) == []
-    flows.answered("a", 40.0)
-    flows.used("a", 50.0)
-    assert flows.expired(50.0 + TWO_WAY_IDLE - 0.1) == []
-    assert flows.expired(50.0 + TWO_WAY_IDLE) == ["a"]
+    flows.touch("a", 20.0)
+    assert flows.expired(20.0 + ONE_WAY_IDLE_TIMEOUT_S - 0.1) == []
+    flows.touch_reply("a", 40.0)
+    flows.touch("a", 50.0)
+    assert flows.expired(50.0 + TWO_WAY_IDLE_TIMEOUT_S - 0.1) == []
+    assert flows.expired(50.0 + TWO_WAY_IDLE_TIMEOUT_S) == ["a"]
 
 
 def test_the_longest_idle_unanswered_flow_gives_way_first() -> None:
-    flows: Flows[str] = Flows(limit=3)
+    flows: UdpFlowTable[str] = UdpFlowTable(limit=3)
     flows.add("old answered", 0.0)
-    flows.answered("old answered", 0.0)
+    flows.touch_reply("old answered", 0.0)
     flows.add("unanswered", 1.0)
     flows.add("new", 9.0)
     assert flows.is_full
-    assert flows.spare(10.0) == "unanswered"
+    assert flows.eviction_candidate(10.0) == "unanswered"
     flows.remove("unanswered")
-    assert flows.spare(10.0) == "old answered"
+    assert flows.eviction_candidate(10.0) == "old answered"
 
 
 def test_what_is_in_use_never_gives_way() -> None:
-    flows: Flows[str] = Flows(limit=1)
+    flows: UdpFlowTable[str] = UdpFlowTable(limit=1)
     flows.add("a", 0.0)
-    assert flows.spare(IN_USE - 0.1) is None
-    assert flows.spare(IN_USE) == "a"
+    assert flows.eviction_candidate(IN_USE_S - 0.1) is None
+    assert flows.eviction_candidate(IN_USE_S) == "a"
 
 
 @given(
@@ -58,7 +63,7 @@ def test_what_is_in_use_never_gives_way() -> None:
     )
 )
 def test_it_agrees_with_a_plain_list_of_times(steps: list[tuple[str, int]]) -> None:
-    flows: Flows[int] = Flows(limit=4)
+    flows: UdpFlowTable[int] = UdpFlowTable(limit=4)
     known: dict[int, tuple[float, bool]] = {}
     now = 0.0
     for step, flow in steps:
@@ -68,11 +73,11 @@ def test_it_agrees_with_a_plain_list_of_times(steps: list[tuple[str, int]]) -> N
             flows.add(flow, now)
             known[flow] = now, False
         elif step == "used":
-            flows.used(flow, now)
+            flows.touch(flow, now)
             if flow in known:
                 known[flow] = now, known[flow][1]
         elif step == "answered":
-            flows.answered(flow, now)
+            flows.touch_reply(flow, now)
             if flow in known:
                 known[flow] = now, True
         elif step == "remove":
@@ -81,12 +86,12 @@ def test_it_agrees_with_a_plain_list_of_times(steps: list[tuple[str, int]]) -> N
         over = {
             one
             for one, (used, both) in known.items()
-            if now - used >= (TWO_WAY_IDLE if both else ONE_WAY_IDLE)
+            if now - used >= (TWO_WAY_IDLE_TIMEOUT_S if both else ONE_WAY_IDLE_TIMEOUT_S)
         }
         assert set(flows.expired(now)) == over
         assert set(flows.all()) == set(known)
         assert len(flows) == len(known)
         assert flows.is_full is (len(known) >= 4)
-        spare = flows.spare(now)
-        idle = [used for used, _ in known.values() if now - used >= IN_USE]
+        spare = flows.eviction_candidate(now)
+        idle = [used for used, _ in known.values() if now - used >= IN_USE_S]
         assert (spare is None) is (not idle)

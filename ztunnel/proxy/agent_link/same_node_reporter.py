@@ -28,7 +28,7 @@ class SameNodeReporter:
         self._clock = clock
         self._when: dict[SameNodeAllowed, float] = {}
 
-    def let_in(self, accepted: Accept, pod_uid: str) -> None:
+    def report_allowed(self, accepted: Accept, pod_uid: str) -> None:
         """A pod of this node was let in by its proven identity and its believed address."""
         source = accepted.source
         if source is None or source.node != accepted.workload.node or not self.revision:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tracks the connections that a worker carries, and re-authorizes them."""
+"""Tracks a worker's connections, and re-authorizes them after a policy change."""

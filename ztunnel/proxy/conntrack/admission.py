@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who came in, and what was asked for each: so that a change of policy finds the now denied.
+"""The inbound connections that policy admitted, with what policy decided on.
 
-    admit: noted ─▶ decided ─▶ allowed: stays noted until `leave`
-                            └▶ denied: forgotten
-    recheck, after every change: decided again ─▶ denied: `deny` ends it
+After a policy change, every admitted connection is authorized again and terminated if denied.
 
-Noted before it is decided, so a change that comes in between can't miss it. One per worker.
+    admit: registered ─▶ authorized ─▶ allowed: stays until `remove`
+                                   └▶ denied: removed
+    recheck, after every change: authorized again ─▶ denied: `deny` terminates it
+
+A connection is registered before it is authorized, so a change in between cannot miss it.
 """
 
 from __future__ import annotations
@@ -19,19 +21,18 @@ from ztunnel.mesh.state import MeshState
 
 
 class AdmittedConnection(Protocol):
-    """A connection that was let in."""
+    """A connection that policy admitted."""
 
     def deny(self, decision: Decision) -> None:
-        """End it now: policy is against it."""
+        """Terminate it: policy now denies it."""
 
 
 class AdmissionTable:
-    """The connections that policy let in to pods of this worker."""
+    """The admitted connections to the pods of one worker."""
 
     def __init__(self) -> None:
-        self._admitted: dict[
-            AdmittedConnection, tuple[str, AuthzRequest]
-        ] = {}  # by Workload.uid, and what was asked
+        # Each connection's Workload.uid and request.
+        self._admitted: dict[AdmittedConnection, tuple[str, AuthzRequest]] = {}
 
     def __len__(self) -> int:
         return len(self._admitted)
@@ -39,28 +40,31 @@ class AdmissionTable:
     def admit(
         self, mesh: MeshState, connection: AdmittedConnection, accepted: Accept, identity: str
     ) -> Decision:
-        """Decide on a connection of who has proven `identity` (empty: came in plaintext)."""
-        asked = AuthzRequest(accepted.client.ip, identity, accepted.destination)
-        self._admitted[connection] = accepted.workload.uid, asked
-        decision = mesh.policies.decide(accepted.workload, asked)
+        """Authorize a connection. `identity` is the peer's proven identity; empty: plaintext."""
+        request = AuthzRequest(accepted.client.ip, identity, accepted.destination)
+        self._admitted[connection] = accepted.workload.uid, request
+        decision = mesh.policies.decide(accepted.workload, request)
         if not decision.allowed:
-            self.leave(connection)
+            self.remove(connection)
         return decision
 
-    def leave(self, connection: AdmittedConnection) -> None:
-        """It is over; one that was never let in is no error."""
+    def remove(self, connection: AdmittedConnection) -> None:
+        """Remove a connection that closed, if it is there."""
         self._admitted.pop(connection, None)
 
     def recheck(self, mesh: MeshState) -> None:
-        """Decide again on all, alike ones once. A workload that is gone is the agent's to end."""
-        decided: dict[tuple[str, AuthzRequest], Decision] = {}
-        for connection, question in list(self._admitted.items()):
-            decision = decided.get(question)
+        """Authorize all connections again, equal requests once.
+
+        Connections to a deleted workload are skipped: the agent removes its pod.
+        """
+        decisions: dict[tuple[str, AuthzRequest], Decision] = {}
+        for connection, admitted in list(self._admitted.items()):
+            decision = decisions.get(admitted)
             if decision is None:
-                workload = mesh.workload(question[0])
+                workload = mesh.workload(admitted[0])
                 if workload is None:
                     continue
-                decision = decided[question] = mesh.policies.decide(workload, question[1])
+                decision = decisions[admitted] = mesh.policies.decide(workload, admitted[1])
             if not decision.allowed:
-                self.leave(connection)
+                self.remove(connection)
                 connection.deny(decision)

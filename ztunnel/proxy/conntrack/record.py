@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker knows of a connection while it lives, and the sums of all. Pure data."""
+"""What a worker knows of a live connection, and sums over all connections. Data only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Direction(StrEnum):
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """One end of a connection as far as we know it."""
+    """One side of a connection, as far as it is known."""
 
     address: str
     workload: str = ""
@@ -23,8 +23,8 @@ class Peer(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, kw_only=True):
-    """A connection while it lives. `sent` counts bytes that the pod of this node sent, as in
-    Istio's access log: the client's when outbound, the server's when inbound."""
+    """A live connection. `sent` counts the bytes sent by this node's pod, as in Istio's access
+    log: those of the client if outbound, those of the server if inbound."""
 
     id: int
     direction: Direction
@@ -37,28 +37,28 @@ class Record(msgspec.Struct, kw_only=True):
     received: int = 0
     protocol: str = "tcp"
     dropped: int = 0  # datagrams
-    flags: str = ""  # Istio's response flag, DENY when policy ended it
-    policy: str = ""  # which one
+    flags: str = ""  # Istio's response flag; DENY if policy terminated the connection
+    policy: str = ""  # the policy that decided
     rule: str = ""
-    dry_run: str = ""  # what policies in dry run would have done
-    trace: str = ""  # W3C traceparent: ours when outbound, the peer's when inbound
-    established: bool = False  # bytes could flow: what ends it now is no failure to connect
+    dry_run: str = ""  # the decision of dry-run policies
+    trace: str = ""  # W3C traceparent: sent if outbound, received if inbound
+    established: bool = False  # once bytes can flow, an error is no longer a failure to connect
 
 
 class Stats(msgspec.Struct):
-    """Sums since the worker started."""
+    """Sums since the worker started, for introspection. Metrics use `WorkerCounters`."""
 
     opened: int = 0
     closed: int = 0
     failed: int = 0
     refused: int = 0
-    denied: int = 0  # by policy, new ones and live ones
+    denied: int = 0  # by policy: new and live connections
     sent: int = 0
     received: int = 0
     handshakes_failed: int = 0
     accepts_paused: int = 0
-    udp_refused: int = 0  # flows for which a pod had no room
+    udp_refused: int = 0  # flows beyond a pod's limit
     udp_dropped: int = 0  # datagrams
     queries: int = 0  # DNS, by UDP and TCP
-    queries_answered: int = 0  # from the mesh
-    queries_failed: int = 0  # SERVFAIL, or dropped
+    queries_answered: int = 0  # by the mesh
+    queries_failed: int = 0  # SERVFAIL or dropped

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker tells of its connections: the live ones, counters, one log line at each end."""
+"""Tracks a worker's connections: live records, counters, spans, and access log lines."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ log = structlog.get_logger()
 
 
 class Tracer(Protocol):
-    """Makes spans, see `ztunnel.telemetry.tracing`."""
+    """Creates spans (`ztunnel.telemetry.tracing`)."""
 
-    def ended(
+    def connection_closed(
         self, trace: str, *, outbound: bool, started: float, fields: Fields, error: str
     ) -> None:
-        """A connection is over."""
+        """Create the span of a connection that closed."""
 
 
 _REPORTERS = {
@@ -44,7 +44,7 @@ _REPORTERS = {
 
 
 class _Live:
-    """A live connection with what was counted of it."""
+    """A live connection, and the bytes of it that are counted."""
 
     __slots__ = ("received", "record", "sent", "series")
 
@@ -55,15 +55,15 @@ class _Live:
 
 
 def make_peer(address: SocketAddress, workload: Workload | None, identity: str = "") -> Peer:
-    """A party from what the mesh says of it; `identity` only when it was proven."""
+    """A peer with its workload's names; `identity` must be proven."""
     if workload is None:
         return Peer(str(address), identity=identity)
     return Peer(str(address), workload.name, workload.namespace, identity)
 
 
-def with_identity(one: Peer, identity: str) -> Peer:
-    """The same party, now that it has proven who it is."""
-    return msgspec.structs.replace(one, identity=identity)
+def with_identity(peer: Peer, identity: str) -> Peer:
+    """The same peer with its proven identity."""
+    return msgspec.structs.replace(peer, identity=identity)
 
 
 class ConnectionTracker:
@@ -77,7 +77,7 @@ class ConnectionTracker:
         self._live: dict[int, _Live] = {}
         self._ids = itertools.count(1)
 
-    def begin(
+    def connection_opened(
         self,
         direction: Direction,
         source: Peer,
@@ -85,10 +85,10 @@ class ConnectionTracker:
         *,
         hbone_addr: str = "",
         service: str = "",
-        ends: ConnectionPeers = UNKNOWN_PEERS,
+        peers: ConnectionPeers = UNKNOWN_PEERS,
         protocol: str = "tcp",
     ) -> Record:
-        """A connection was let in, or a flow of UDP; `ends` says between whom it counts."""
+        """Track an admitted connection or UDP flow; `peers` selects the series it counts in."""
         record = Record(
             id=next(self._ids),
             direction=direction,
@@ -99,14 +99,14 @@ class ConnectionTracker:
             service=service,
             protocol=protocol,
         )
-        series = self.counters.traffic.series(_REPORTERS[direction], ends, protocol)
+        series = self.counters.traffic.series(_REPORTERS[direction], peers, protocol)
         self.counters.traffic.count_opened(series)
         self._live[record.id] = _Live(record, series)
         self.stats.opened += 1
         return record
 
-    def end(self, record: Record, error: str = "") -> None:
-        """The connection is over; `error` is empty when both sides ended in order."""
+    def connection_closed(self, record: Record, error: str = "") -> None:
+        """Count, trace and log a connection that closed; without `error`, in order. Idempotent."""
         live = self._live.pop(record.id, None)
         if live is None:
             return
@@ -123,38 +123,38 @@ class ConnectionTracker:
         stats.sent += record.sent
         stats.received += record.received
         if self.tracer is not None and record.trace:
-            self.tracer.ended(
+            self.tracer.connection_closed(
                 record.trace,
                 outbound=record.direction is Direction.OUTBOUND,
                 started=record.started,
                 fields=_access_fields(record, error),
                 error=error,
             )
-        if self._is_wanted(record, failed=bool(error)):
+        if self._is_logged(record, failed=bool(error)):
             self.access.write("info", "connection", _access_fields(record, error))
 
-    def refused(
+    def connection_refused(
         self,
         direction: Direction,
         source: str,
         destination: str,
         reason: str,
         *,
-        ends: ConnectionPeers = UNKNOWN_PEERS,
+        peers: ConnectionPeers = UNKNOWN_PEERS,
         protocol: str = "tcp",
     ) -> None:
-        """A connection was turned away before it became one."""
+        """Count and log a connection that was rejected, other than by policy."""
         self.stats.refused += 1
-        series = self.counters.traffic.series(_REPORTERS[direction], ends, protocol)
+        series = self.counters.traffic.series(_REPORTERS[direction], peers, protocol)
         self.counters.traffic.count_refused(series, flag_of(reason, established=False))
-        ours = ends.source if direction is Direction.OUTBOUND else ends.destination
-        if self.access.wants(ours.namespace if ours is not None else "", failed=True):
+        local = peers.source if direction is Direction.OUTBOUND else peers.destination
+        if self.access.wants(local.namespace if local is not None else "", failed=True):
             fields = {"direction": direction.value, "src": source, "dst": destination}
             if protocol != "tcp":
                 fields["protocol"] = protocol
             self.access.write("warning", "refused", {**fields, "error": reason})
 
-    def denied(
+    def connection_denied(
         self,
         direction: Direction,
         source: Peer,
@@ -163,10 +163,10 @@ class ConnectionTracker:
         *,
         hbone_addr: str = "",
         service: str = "",
-        ends: ConnectionPeers = UNKNOWN_PEERS,
+        peers: ConnectionPeers = UNKNOWN_PEERS,
         protocol: str = "tcp",
     ) -> None:
-        """Policy did not let a connection in; both parties are as far as they are known."""
+        """Count and log a new connection that policy denied."""
         record = Record(
             id=0,
             direction=direction,
@@ -178,41 +178,54 @@ class ConnectionTracker:
             protocol=protocol,
         )
         self.mark_denied(record, decision)
-        series = self.counters.traffic.series(_REPORTERS[direction], ends, protocol)
+        series = self.counters.traffic.series(_REPORTERS[direction], peers, protocol)
         self.counters.traffic.count_refused(series, Flag.DENY)
-        if self._is_wanted(record, failed=True):
+        if self._is_logged(record, failed=True):
             self.access.write("warning", "denied", _access_fields(record, decision.reason))
 
     def mark_denied(self, record: Record, decision: Decision) -> None:
-        """Policy is against a connection; its line says which."""
+        """Note the policy that denies a connection, for its access log line."""
         self.stats.denied += 1
         record.flags = Flag.DENY.value
         record.policy = display_name(decision.policy)
         record.rule = f"rules[{decision.rule}]" if decision.rule >= 0 else ""
 
-    def query_ended(self, outcome: Outcome) -> None:
-        """A DNS query got an answer, or none."""
+    def dns_query_ended(self, outcome: Outcome) -> None:
+        """Count a DNS query."""
         self.stats.queries_answered += outcome is Outcome.MESH
         self.stats.queries_failed += outcome is Outcome.FAILED
         self.counters.dns.count_query(outcome)
 
+    def udp_dropped(self, reason: UdpDropReason) -> None:
+        """Count a dropped datagram or flow of redirected UDP."""
+        self.counters.udp_drops.count(reason)
+        if reason is UdpDropReason.FLOW_LIMIT:
+            self.stats.udp_refused += 1
+        else:
+            self.stats.udp_dropped += 1
+
     def accept_paused(self) -> None:
-        """Descriptors or memory ran out for a moment."""
+        """Count that a listener paused because descriptors or memory ran out."""
         self.stats.accepts_paused += 1
 
     def handshake_failed(
-        self, direction: Direction, source: str, destination: str, why: str, ends: ConnectionPeers
+        self,
+        direction: Direction,
+        source: str,
+        destination: str,
+        reason: str,
+        peers: ConnectionPeers,
     ) -> None:
-        """Quiet, because anybody who reaches the port can cause it."""
+        """Count a failed handshake. It is logged at debug only: any host can cause it."""
         self.stats.handshakes_failed += 1
-        series = self.counters.traffic.series(_REPORTERS[direction], ends)
-        self.counters.traffic.count_refused(series, flag_of(why, established=False))
+        series = self.counters.traffic.series(_REPORTERS[direction], peers)
+        self.counters.traffic.count_refused(series, flag_of(reason, established=False))
         log.debug(
-            "handshake failed", direction=direction.value, src=source, dst=destination, error=why
+            "handshake failed", direction=direction.value, src=source, dst=destination, error=reason
         )
 
     def live(self) -> list[Record]:
-        """The connections there are now."""
+        """The live connections."""
         return [live.record for live in self._live.values()]
 
     def count_bytes(self) -> None:
@@ -220,26 +233,18 @@ class ConnectionTracker:
         for live in self._live.values():
             self._count_bytes(live)
 
-    def udp_dropped(self, reason: UdpDropReason) -> None:
-        """Count a datagram or a flow of redirected UDP that was dropped."""
-        self.counters.udp_drops.count(reason)
-        if reason is UdpDropReason.FLOW_LIMIT:
-            self.stats.udp_refused += 1
-        else:
-            self.stats.udp_dropped += 1
-
-    def _is_wanted(self, record: Record, *, failed: bool) -> bool:
-        """By the namespace of this node's pod."""
-        ours = record.source if record.direction is Direction.OUTBOUND else record.destination
-        return self.access.wants(ours.namespace, failed=failed)
+    def _is_logged(self, record: Record, *, failed: bool) -> bool:
+        """The namespace of this node's pod selects the access log rule."""
+        local = record.source if record.direction is Direction.OUTBOUND else record.destination
+        return self.access.wants(local.namespace, failed=failed)
 
     def _count_bytes(self, live: _Live) -> None:
         record = live.record
         sent, received = record.sent - live.sent, record.received - live.received
         if sent or received:
             live.sent, live.received = record.sent, record.received
-            is_ours = record.direction is Direction.OUTBOUND
-            client, server = (sent, received) if is_ours else (received, sent)
+            is_outbound = record.direction is Direction.OUTBOUND
+            client, server = (sent, received) if is_outbound else (received, sent)
             self.counters.traffic.count_bytes(live.series, client, server)
 
 

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which UDP flows a pod has, which of them are over for lack of use, whether one more may come.
+"""The UDP flows of a pod: which ones have expired, and which one may be evicted for a new one.
 
-A flow has no end of its own: it is over when nothing was sent for a while, sooner if it was
-never answered. A full table makes room by its longest idle flow, first among those that were
-never answered (queries that nobody answers must not push out what lives), but never by one in use.
+UDP has no end of a flow, so a flow expires when it is idle, sooner if it never had a reply. A full
+table evicts its longest idle flow, first among those without a reply (unanswered queries must not
+displace flows in use), but never one that is in use.
 
-    ONE_WAY --both directions--> TWO_WAY
-       | idle ONE_WAY_IDLE          | idle TWO_WAY_IDLE
-       v                            v
-      over                         over
+    ONE_WAY --first reply--> TWO_WAY
+       | idle for              | idle for
+       | ONE_WAY_IDLE_TIMEOUT  | TWO_WAY_IDLE_TIMEOUT
+       v                       v
+    expired                 expired
 
-Pure: the caller brings the time.
+Does no I/O. The caller provides the time in seconds.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-LIMIT = 4096  # flows of one pod
-ONE_WAY_IDLE = 30.0  # seconds; nf_conntrack_udp_timeout's default
-TWO_WAY_IDLE = 120.0  # seconds; RFC 4787 4.3 (REQ-5) wants 2 minutes at least
-IN_USE = 5.0  # seconds since its last datagram that protect a flow from making room
+MAX_FLOWS = 4096  # of one pod
+ONE_WAY_IDLE_TIMEOUT_S = 30.0  # the default of nf_conntrack_udp_timeout
+TWO_WAY_IDLE_TIMEOUT_S = 120.0  # RFC 4787 section 4.3 (REQ-5): at least two minutes
+IN_USE_S = 5.0  # a flow with a more recent datagram is never evicted
 
 Flow = TypeVar("Flow", bound=Hashable)
 
 
-class Flows(Generic[Flow]):
-    """The flows of one pod, each with the time of its last use."""
+class UdpFlowTable(Generic[Flow]):
+    """The flows of one pod with the time of their last datagram."""
 
-    def __init__(self, limit: int = LIMIT) -> None:
+    def __init__(self, limit: int = MAX_FLOWS) -> None:
         self._limit = limit
-        self._one_way: OrderedDict[Flow, float] = OrderedDict()  # longest idle first, as is
+        self._one_way: OrderedDict[Flow, float] = OrderedDict()  # both: longest idle first
         self._two_way: OrderedDict[Flow, float] = OrderedDict()
 
     def __len__(self) -> int:
@@ -46,41 +47,41 @@ class Flows(Generic[Flow]):
         return len(self) >= self._limit
 
     def add(self, flow: Flow, now: float) -> None:
-        """A flow began."""
+        """Add a new flow."""
         self._one_way[flow] = now
 
     def remove(self, flow: Flow) -> None:
-        """It is over; nothing if it was not there."""
+        """Remove a flow, if it is there."""
         self._one_way.pop(flow, None)
         self._two_way.pop(flow, None)
 
-    def used(self, flow: Flow, now: float) -> None:
-        """A datagram passed, the way the first one went."""
+    def touch(self, flow: Flow, now: float) -> None:
+        """Record a datagram in the direction of the first one."""
         table = self._two_way if flow in self._two_way else self._one_way
         if flow in table:
             table[flow] = now
             table.move_to_end(flow)
 
-    def answered(self, flow: Flow, now: float) -> None:
-        """A datagram passed the other way."""
+    def touch_reply(self, flow: Flow, now: float) -> None:
+        """Record a datagram in the opposite direction."""
         if self._one_way.pop(flow, None) is not None or flow in self._two_way:
             self._two_way[flow] = now
             self._two_way.move_to_end(flow)
 
     def expired(self, now: float) -> list[Flow]:
-        """Those that are over by now; the caller removes them."""
+        """The flows whose idle timeout has passed; the caller removes them."""
         return [
-            *_older(self._one_way, now - ONE_WAY_IDLE),
-            *_older(self._two_way, now - TWO_WAY_IDLE),
+            *_idle_since(self._one_way, now - ONE_WAY_IDLE_TIMEOUT_S),
+            *_idle_since(self._two_way, now - TWO_WAY_IDLE_TIMEOUT_S),
         ]
 
-    def spare(self, now: float) -> Flow | None:
-        """Whom to end so that another may come; None when all are in use."""
+    def eviction_candidate(self, now: float) -> Flow | None:
+        """The flow to evict so that another can be added; None if all are in use."""
         for table in (self._one_way, self._two_way):
             for flow, used in table.items():
-                if used <= now - IN_USE:
+                if used <= now - IN_USE_S:
                     return flow
-                break  # the longest idle one is first
+                break  # the longest idle flow is the first one
         return None
 
     def all(self) -> list[Flow]:
@@ -88,10 +89,10 @@ class Flows(Generic[Flow]):
         return [*self._one_way, *self._two_way]
 
 
-def _older(table: OrderedDict[Flow, float], before: float) -> list[Flow]:
-    found = []
+def _idle_since(table: OrderedDict[Flow, float], when: float) -> list[Flow]:
+    flows = []
     for flow, used in table.items():
-        if used > before:
+        if used > when:
             break
-        found.append(flow)
-    return found
+        flows.append(flow)
+    return flows

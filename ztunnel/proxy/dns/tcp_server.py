@@ -161,7 +161,7 @@ class QueryStream:
                 self._client.put(wire)
             return
         for wire in messages:
-            self._context.report.stats.queries += 1
+            self._context.tracker.stats.queries += 1
             self._serve(wire)
 
     def _serve(self, wire: bytes) -> None:
@@ -175,7 +175,7 @@ class QueryStream:
             return
         answer = message.answer(wire, look, limit=65535, shuffle=context.shuffle)
         if answer is not None:
-            context.report.query_ended(Outcome.MESH)
+            context.tracker.dns_query_ended(Outcome.MESH)
             self._client.put(answer)
         elif self._server is not None:
             self._pass_on(self._server, wire)
@@ -195,7 +195,7 @@ class QueryStream:
         waiting, self._waiting = self._waiting, []
         if sock is None:
             for wire in waiting:
-                self._context.report.counters.dns.count_forward_failure()
+                self._context.tracker.counters.dns.count_forward_failure()
                 self._fail(wire)
         else:
             self._server = _End(self, sock)
@@ -210,11 +210,11 @@ class QueryStream:
             self.ready(self._client, 0)
 
     def _pass_on(self, server: _End, wire: bytes) -> None:
-        self._context.report.query_ended(Outcome.FORWARDED)
+        self._context.tracker.dns_query_ended(Outcome.FORWARDED)
         server.put(wire)
 
     def _fail(self, wire: bytes) -> None:
-        self._context.report.query_ended(Outcome.FAILED)
+        self._context.tracker.dns_query_ended(Outcome.FAILED)
         failed = message.error_response(wire, dns.rcode.SERVFAIL)
         if failed is not None:
             self._client.put(failed)

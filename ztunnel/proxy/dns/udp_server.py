@@ -79,7 +79,7 @@ class QueryServer:
                 wire, source = self.sock.recvfrom(LARGEST)
             except OSError:  # nothing left, or an ICMP error for a client that has gone
                 return
-            self._context.report.stats.queries += 1
+            self._context.tracker.stats.queries += 1
             self._serve(wire, source)
 
     def on_failure(self, error: Exception) -> None:
@@ -95,7 +95,7 @@ class QueryServer:
 
     def fail(self, wire: bytes, source: Source) -> None:
         """SERVFAIL: the client may ask another server."""
-        self._context.report.query_ended(Outcome.FAILED)
+        self._context.tracker.dns_query_ended(Outcome.FAILED)
         self.reply(message.error_response(wire, dns.rcode.SERVFAIL), source)
 
     def forget(self, key: tuple[object, ...]) -> None:
@@ -113,16 +113,16 @@ class QueryServer:
             return
         answer = message.answer(wire, look, shuffle=context.shuffle)
         if answer is not None:
-            context.report.query_ended(Outcome.MESH)
+            context.tracker.dns_query_ended(Outcome.MESH)
             self.reply(answer, source)
             return
         self._forward(wire, source, question)
 
     def _forward(self, wire: bytes, source: Source, question: Question) -> None:
         try:
-            server = self._context.asked_server(self.sock, source[1])
+            server = self._context.original_dns_server(self.sock, source[1])
         except OSError:  # nobody was asked: it came to our port directly, or its sender has gone
-            self._context.report.query_ended(Outcome.FAILED)
+            self._context.tracker.dns_query_ended(Outcome.FAILED)
             return
         forwarded = Forwarded(self._context, self._pod, self, Asked(server, wire, question), source)
         if forwarded.key in self._pending:
@@ -192,11 +192,11 @@ class Forwarded:
         self._home.forget(self.key)
         if exchange is not None:
             exchange.cancel()
-        report = self._context.report
+        tracker = self._context.tracker
         if wire is None:
-            report.counters.dns.count_forward_failure()
+            tracker.counters.dns.count_forward_failure()
             self._home.fail(self._asked.wire, self._source)
             return
-        report.counters.dns.observe_forward(self._context.loop.now - self._asked_at)
-        report.query_ended(Outcome.FORWARDED)
+        tracker.counters.dns.observe_forward(self._context.loop.now - self._asked_at)
+        tracker.dns_query_ended(Outcome.FORWARDED)
         self._home.reply(wire, self._source)

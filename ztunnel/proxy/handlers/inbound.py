@@ -107,7 +107,7 @@ class HboneConnection:
     def handshake_failed(self, handshake: Handshake, reason: str) -> None:
         self._server.handshake_over(handshake)
         mesh = self.context.mesh
-        self.context.report.handshake_failed(
+        self.context.tracker.handshake_failed(
             Direction.INBOUND,
             str(self.peer_address),
             str(self.local_address),
@@ -181,31 +181,31 @@ class InboundStream:
         source = make_peer(accepted.client, accepted.source, self._tunnel.peer)
         destination = make_peer(accepted.destination, accepted.workload, self._pod.identity)
         hbone_addr, service = self._connection.hbone_addr, accepted.service
-        report, ends = self._context.report, self._ends(mesh, accepted)
-        decision = self._context.guard.admit(mesh, self, accepted, self._tunnel.peer)
+        tracker, peers = self._context.tracker, self._peers(mesh, accepted)
+        decision = self._context.admissions.admit(mesh, self, accepted, self._tunnel.peer)
         if decision.allowed:
-            self._record = report.begin(
+            self._record = tracker.connection_opened(
                 Direction.INBOUND,
                 source,
                 destination,
                 hbone_addr=hbone_addr,
                 service=service,
-                ends=ends,
+                peers=peers,
                 protocol="udp" if accepted.udp else "tcp",
             )
             self._record.dry_run = decision.dry_run
-            if report.tracer is not None:
+            if tracker.tracer is not None:
                 self._record.trace = _traceparent(self._request)
             self._begin(accepted)
             return
-        report.denied(
+        tracker.connection_denied(
             Direction.INBOUND,
             source,
             destination,
             decision,
             hbone_addr=hbone_addr,
             service=service,
-            ends=ends,
+            peers=peers,
             protocol="udp" if accepted.udp else "tcp",
         )
         self._over = True  # its line is written
@@ -249,7 +249,7 @@ class InboundStream:
     def _udp_ended(self, error: str) -> None:
         self._ended(None, error)
 
-    def _ends(self, mesh: MeshState, accepted: Accept) -> ConnectionPeers:
+    def _peers(self, mesh: MeshState, accepted: Accept) -> ConnectionPeers:
         """Between whom it counts; a service the peer names counts only if the mesh has it."""
         called = mesh.service_by_name(accepted.service) if accepted.service else None
         principals = (self._tunnel.peer, self._pod.identity)
@@ -267,8 +267,8 @@ class InboundStream:
         # a full measure of first words is one of many: who has more to say waits for our answer
         is_asked = self._has_words or 0 < sum(map(len, self._early)) < EARLY_DATA_BYTES
         self._tunnel.respond(self.stream_id, 200, headers, may_wait=is_asked)
-        if self._context.told is not None and self._accepted is not None:
-            self._context.told.let_in(self._accepted, self._pod.uid)
+        if self._context.same_node_reporter is not None and self._accepted is not None:
+            self._context.same_node_reporter.report_allowed(self._accepted, self._pod.uid)
         self._relay = relay = StreamRelay(
             self._context.loop,
             self._tunnel,
@@ -316,7 +316,7 @@ class InboundStream:
     def deny(self, decision: Decision) -> None:
         """Policy has changed against it."""
         if self._record is not None:
-            self._context.report.mark_denied(self._record, decision)
+            self._context.tracker.mark_denied(self._record, decision)
         if self._relay is not None:
             self._relay.abort(decision.reason)
         else:
@@ -346,11 +346,11 @@ class InboundStream:
         if self._over:
             return
         self._over = True
-        self._context.guard.leave(self)
+        self._context.admissions.remove(self)
         if self._record is not None:
-            self._context.report.end(self._record, error)
+            self._context.tracker.connection_closed(self._record, error)
         else:
-            self._context.report.refused(
+            self._context.tracker.connection_refused(
                 Direction.INBOUND,
                 str(self._connection.peer_address),
                 self._request.authority.decode("latin-1"),

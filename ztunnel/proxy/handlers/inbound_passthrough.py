@@ -78,16 +78,18 @@ class PlainInbound:
     def _judge(self, mesh: MeshState, accepted: Accept) -> None:
         """Let in only whom policy allows; nobody has proven anything here."""
         source = make_peer(accepted.client, accepted.source)
-        report, ends = self._context.report, ConnectionPeers(accepted.source, accepted.workload)
-        decision = self._context.guard.admit(mesh, self, accepted, identity="")
+        tracker, peers = self._context.tracker, ConnectionPeers(accepted.source, accepted.workload)
+        decision = self._context.admissions.admit(mesh, self, accepted, identity="")
         if decision.allowed:
             destination = make_peer(accepted.destination, accepted.workload)
-            self._record = report.begin(Direction.INBOUND, source, destination, ends=ends)
+            self._record = tracker.connection_opened(
+                Direction.INBOUND, source, destination, peers=peers
+            )
             self._record.dry_run = decision.dry_run
             self._begin(accepted)
             return
         destination = make_peer(accepted.destination, accepted.workload, self._pod.identity)
-        report.denied(Direction.INBOUND, source, destination, decision, ends=ends)
+        tracker.connection_denied(Direction.INBOUND, source, destination, decision, peers=peers)
         self._over = True  # its line is written
         self._pod.live.discard(self)
         self._context.loop.close(self._sock)  # a reset, see `sockets.reset_on_close`
@@ -132,7 +134,7 @@ class PlainInbound:
     def deny(self, decision: Decision) -> None:
         """Policy has changed against it."""
         if self._record is not None:
-            self._context.report.mark_denied(self._record, decision)
+            self._context.tracker.mark_denied(self._record, decision)
         self.abort(decision.reason)
 
     def abort(self, reason: str) -> None:
@@ -160,10 +162,12 @@ class PlainInbound:
 
     def _finish(self, error: str) -> None:
         self._over = True
-        self._context.guard.leave(self)
+        self._context.admissions.remove(self)
         self._pod.live.discard(self)
         self._relay = self._dial = None
         if self._record is not None:
-            self._context.report.end(self._record, error)
+            self._context.tracker.connection_closed(self._record, error)
         else:
-            self._context.report.refused(Direction.INBOUND, str(self._client), self._target, error)
+            self._context.tracker.connection_refused(
+                Direction.INBOUND, str(self._client), self._target, error
+            )

@@ -74,7 +74,7 @@ class OutboundServer:
                 if credentials is None:
                     reason = f"no certificate for {self._pod.identity} yet"
                     refusal = Reason(reason, Flag.IDENTITY_ERROR)
-                    self._refuse(sock, client, str(destination), refusal, plan.ends)
+                    self._refuse(sock, client, str(destination), refusal, plan.peers)
                     return
                 HboneOutbound(self._context, self._pod, sock, client, plan).start(credentials)
 
@@ -102,7 +102,9 @@ class OutboundServer:
         peers: ConnectionPeers = UNKNOWN_PEERS,
     ) -> None:
         self._context.loop.close(sock)  # a reset, see `sockets.reset_on_close`
-        self._context.report.refused(Direction.OUTBOUND, str(client), target, reason, ends=peers)
+        self._context.tracker.connection_refused(
+            Direction.OUTBOUND, str(client), target, reason, peers=peers
+        )
 
 
 def _service(mesh: MeshState, name: str) -> Service | None:

@@ -124,4 +124,4 @@ class OutboundConnection:
         self._state = CLOSED
         self._pod.live.discard(self)
         self._relay = None  # no cycles for the garbage collector
-        self._context.report.end(self._record, error)
+        self._context.tracker.connection_closed(self._record, error)

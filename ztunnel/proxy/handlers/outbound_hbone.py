@@ -43,13 +43,13 @@ class HboneOutbound(OutboundConnection):
     def __init__(
         self, context: Context, pod: Pod, sock: socket.socket, client: SocketAddress, plan: Plan
     ) -> None:
-        record = context.report.begin(
+        record = context.tracker.connection_opened(
             Direction.OUTBOUND,
             make_peer(client, plan.source, plan.identity),
             plan.destination,
             hbone_addr=plan.authority,
             service=plan.decision.service,
-            ends=plan.ends,
+            peers=plan.peers,
         )
         super().__init__(context, pod, sock, record, AWAITING_TUNNEL)
         self.stream_id = 0
@@ -80,7 +80,7 @@ class HboneOutbound(OutboundConnection):
     def _headers(self) -> tuple[Header, ...]:
         """The request headers that differ between connections of one plan."""
         ids = (random.getrandbits(192) | _NONZERO_IDS).to_bytes(24, "big").hex()
-        sampled = "00" if self._context.report.tracer is None else "01"
+        sampled = "00" if self._context.tracker.tracer is None else "01"
         self._record.trace = f"00-{ids[:32]}-{ids[32:]}-{sampled}"
         forwarded = format_forwarded(self._client, self._plan.decision.service)
         return (

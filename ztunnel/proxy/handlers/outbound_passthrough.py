@@ -32,12 +32,12 @@ class PassthroughOutbound(OutboundConnection):
         service: Service | None,
     ) -> None:
         """`service`: the service that the application addressed, if the mesh knows it."""
-        record = context.report.begin(
+        record = context.tracker.connection_opened(
             Direction.OUTBOUND,
             make_peer(client, source),
             make_peer(decision.address, decision.workload),
             service=decision.service,
-            ends=ConnectionPeers(source, decision.workload, service),
+            peers=ConnectionPeers(source, decision.workload, service),
         )
         super().__init__(context, pod, sock, record, DIALING)
         self._stock = pod.stock_for(decision.address)

@@ -29,7 +29,7 @@ from ztunnel.mesh.routing.decisions import Accept, Hbone, Refuse
 from ztunnel.mesh.routing.outbound import route_udp
 from ztunnel.proxy.conntrack.record import Direction, Record
 from ztunnel.proxy.conntrack.tracker import make_peer, with_identity
-from ztunnel.proxy.conntrack.udp_flow_table import Flows
+from ztunnel.proxy.conntrack.udp_flow_table import UdpFlowTable
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.io.event_loop import READ, Timer
 from ztunnel.proxy.local_pod import Pod
@@ -69,7 +69,7 @@ class PodUdp:
         """`silent` is told of workloads whose proxy does not take connect-udp, with what waited."""
         self.port: int = socks[0].getsockname()[1]
         self.ways = {way.family: way for way in _ways(pod, socks)}
-        self.flows: Flows[UdpFlow] = Flows()
+        self.flows: UdpFlowTable[UdpFlow] = UdpFlowTable()
         self._context = context
         self._pod = pod
         self._silent = silent
@@ -108,22 +108,22 @@ class PodUdp:
         if flow is None:
             flow = self._begin(way, pair)
             if flow is None:
-                self._context.report.udp_dropped(UdpDropReason.BUFFER_FULL)
+                self._context.tracker.udp_dropped(UdpDropReason.BUFFER_FULL)
                 return
         if flow.app != app or flow.connected is not connected:
             flow.see(app, connected=connected)
         flow.send(payload)
         if flow.inbound:
-            self.flows.answered(flow, self._context.loop.now)
+            self.flows.touch_reply(flow, self._context.loop.now)
         else:
-            self.flows.used(flow, self._context.loop.now)
+            self.flows.touch(flow, self._context.loop.now)
 
     def _begin(self, way: TokenCodec, pair: Pair) -> UdpFlow | None:
         """A flow for the app's first datagram to a remote, unless there may be none."""
         if pair in self._refused:
             return None
         if not self._make_room():
-            self._context.report.udp_dropped(UdpDropReason.FLOW_LIMIT)
+            self._context.tracker.udp_dropped(UdpDropReason.FLOW_LIMIT)
             return None
         client = SocketAddress(way.pod_ip, pair[1])
         target = "unknown"
@@ -133,7 +133,7 @@ class PodUdp:
             return self._ask(way, pair, client, remote)
         except (_RefusedError, OSError) as error:
             self._refuse(pair)
-            self._context.report.refused(
+            self._context.tracker.connection_refused(
                 Direction.OUTBOUND, str(client), target, str(error), protocol="udp"
             )
             return None
@@ -152,13 +152,13 @@ class PodUdp:
         if isinstance(decision, Refuse):
             raise _RefusedError(decision.reason)
         workload = decision.workload
-        record = context.report.begin(
+        record = context.tracker.connection_opened(
             Direction.OUTBOUND,
             make_peer(client, source, source.identity),
             make_peer(decision.authority, workload),
             hbone_addr=str(decision.tunnel),
             service=decision.service,
-            ends=ConnectionPeers(
+            peers=ConnectionPeers(
                 source,
                 workload,
                 mesh.service_by_name(decision.service) if decision.service else None,
@@ -245,7 +245,7 @@ class PodUdp:
         Raises OSError when the kernel has no token for the client.
         """
         if not self._make_room():
-            self._context.report.udp_dropped(UdpDropReason.FLOW_LIMIT)
+            self._context.tracker.udp_dropped(UdpDropReason.FLOW_LIMIT)
             return None
         way = self.ways.get(family_of(accepted.destination.ip))
         if way is None or family_of(accepted.client.ip) != way.family:
@@ -271,13 +271,13 @@ class PodUdp:
             self.dropped(flow)
         now = self._context.loop.now
         if flow.inbound:
-            self.flows.used(flow, now)
+            self.flows.touch(flow, now)
         else:
-            self.flows.answered(flow, now)
+            self.flows.touch_reply(flow, now)
 
     def dropped(self, flow: UdpFlow) -> None:
         flow.record.dropped += 1
-        self._context.report.udp_dropped(UdpDropReason.BUFFER_FULL)
+        self._context.tracker.udp_dropped(UdpDropReason.BUFFER_FULL)
 
     def over(self, flow: UdpFlow, error: str) -> None:
         self.flows.remove(flow)
@@ -288,7 +288,7 @@ class PodUdp:
         if flow.ended is not None:
             flow.ended(error)
         else:
-            self._context.report.end(flow.record, error)
+            self._context.tracker.connection_closed(flow.record, error)
 
     # All flows
 
@@ -316,7 +316,7 @@ class PodUdp:
     def _make_room(self) -> bool:
         if not self.flows.is_full:
             return True
-        spare = self.flows.spare(self._context.loop.now)
+        spare = self.flows.eviction_candidate(self._context.loop.now)
         if spare is not None:
             spare.end("gave way to a newer flow")
         return spare is not None

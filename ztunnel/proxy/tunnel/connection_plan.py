@@ -22,7 +22,7 @@ class Plan:
     """For connections of `source` through a tunnel."""
 
     __slots__ = (
-        *("authority", "decision", "destination", "ends", "head", "identity", "key", "proven"),
+        *("authority", "decision", "destination", "head", "identity", "key", "peers", "proven"),
         "source",
     )
 
@@ -42,7 +42,7 @@ class Plan:
         self.decision = decision
         self.identity = source.identity
         # the peer either proves to be the workload or gets nothing
-        self.ends = ConnectionPeers(source, workload, service, (self.identity, workload.identity))
+        self.peers = ConnectionPeers(source, workload, service, (self.identity, workload.identity))
         self.authority = str(decision.authority)
         self.destination = make_peer(decision.tunnel, workload)
         self.proven = with_identity(self.destination, workload.identity)
