@@ -80,7 +80,7 @@ def test_every_variable_is_defined(dashboard: dict[str, Any]) -> None:
 
 
 def test_documentation_names_every_metric() -> None:
-    text = (ROOT / "docs" / "tasks" / "telemetry.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     missing = [name for name in exposed() if name not in text and not name.endswith(_HISTOGRAM)]
     assert missing == []
 

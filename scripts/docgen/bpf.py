@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reference of the BPF programs, maps and counters, from the C sources."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from scripts.docgen.markdown import ROOT, code, sentence, table
+
+_PROGRAM = re.compile(
+    r"^int (zt_\w+)\(struct (\w+) \*ctx\)|^int (zt_\w+)\(struct (\w+) \*ops\)", re.M
+)
+_MAP = re.compile(r'ZT_MAP\("(\w+)",\s*([\w ]+),\s*([\w ]+),\s*(\w+),\s*(\w+),\s*(\w+)\)', re.S)
+_STAT = re.compile(r"\bZT_STAT_(\w+)(?: = 0)?,\s*/\*(.*?)\*/", re.S)
+_FIELD = re.compile(r"__u64 (\w+);\s*/\*(.*?)\*/|__u64 (\w+);", re.S)
+_STRUCT = re.compile(r"^struct (zt_pod_stats|zt_udp_stats) \{(.*?)^\};", re.S | re.M)
+
+HOOKS = {
+    "connect": (
+        "cgroup/connect4, connect6",
+        "Redirect TCP and connected UDP, or bypass the proxy.",
+    ),
+    "sendmsg": ("cgroup/sendmsg4, sendmsg6", "Redirect DNS queries and carried UDP."),
+    "recvmsg": ("cgroup/recvmsg4, recvmsg6", "Restore the remote address of received datagrams."),
+    "getpeername": ("cgroup/getpeername4, getpeername6", "Return the original destination."),
+    "getsockname": ("cgroup/getsockname4, getsockname6", "Return the address the app expects."),
+    "getsockopt": ("cgroup/getsockopt", "`SO_ORIGINAL_DST` and the proxy's queries."),
+    "setsockopt": ("cgroup/setsockopt", "Accept the client address from the proxy."),
+    "sockops": (
+        "cgroup/sock_ops",
+        "Copy metadata to accepted sockets; track bypassed connections.",
+    ),
+    "sk_lookup": ("sk_lookup, per pod", "Redirect inbound traffic; admit bypassed connections."),
+}
+
+
+def programs() -> str:
+    """Each program with its attach point."""
+    rows = []
+    for path in _sources("*.c"):
+        for match in _PROGRAM.finditer(path.read_text(encoding="utf-8")):
+            name = match[1] or match[3]
+            hook, purpose = HOOKS[name.removeprefix("zt_").rstrip("46")]
+            rows.append((code(name), hook, purpose, code(f"bpf/{path.relative_to(ROOT / 'bpf')}")))
+    return table(("program", "attach point", "purpose", "source"), sorted(rows))
+
+
+def maps() -> str:
+    """Each pinned map with its type and size."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in _sources("*.h"))
+    rows = [
+        (code(name), kind, " ".join(key.split()), " ".join(value.split()), code(room))
+        for kind, key, value, name, room, _ in _MAP.findall(text)
+    ]
+    return table(("map", "type", "key", "value", "entries"), sorted(rows))
+
+
+def counters() -> str:
+    """Counters of the programs: node-wide ones and those of each pod."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in _sources("*.h"))
+    rows = [
+        (code(name.lower()), "node", sentence(_flat(words))) for name, words in _STAT.findall(text)
+    ]
+    for struct, body in _STRUCT.findall(text):
+        prefix = "udp_" if struct == "zt_udp_stats" else ""
+        for name, words, bare in _FIELD.findall(body):
+            if not (name or bare).endswith("_ns"):
+                rows.append((code(prefix + (name or bare)), "pod", sentence(_flat(words))))
+    return table(("counter", "scope", "meaning"), rows)
+
+
+def identifiers() -> set[str]:
+    """Every `zt_` name in the sources."""
+    return {
+        name
+        for path in _sources("*.[ch]")
+        for name in re.findall(r"\bzt_\w+", path.read_text(encoding="utf-8"))
+    }
+
+
+def _sources(pattern: str) -> list[Path]:
+    return sorted((ROOT / "bpf").rglob(pattern))
+
+
+def _flat(words: str) -> str:
+    return " ".join(words.replace("*", " ").split())

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Descriptions for names that the generators find in the code. A found name without a description
+renders as UNDESCRIBED, which `scripts/docs check` reports."""
+
+from __future__ import annotations
+
+EVENTS = {
+    "MeshCaptureRefused": "The pod requested enrollment but can never be captured (host network, "
+    "sidecar). The message contains a hint.",
+    "MeshCaptureFailed": "The pod has not been captured for 15 s, or the node cannot run the data "
+    "path at all. The message contains the cause and a hint.",
+    "MeshCertificateWithheld": "The pod's service account has been missing for 15 s; the agent "
+    "requests no certificate for it.",
+    "MeshCertificateBlocked": "The pod's service account has been missing for 15 s; the agent "
+    "requests no certificate for it.",
+}
+
+CSR_REASONS = {
+    "PodRunsOnNode": "Approved: a pod of the service account runs on the requester's node.",
+    "RequesterNotAgent": "The requester is not the agent's service account.",
+    "TokenNotBoundToNode": "The requester's token is not bound to a pod on a node.",
+    "UsagesNotAllowed": "The request does not have exactly the usages digital signature, server "
+    "auth and client auth.",
+    "RequestNotAllowed": "The request asks for more than, or something other than, one SPIFFE ID "
+    "for a P-256 key.",
+    "ForeignTrustDomain": "Agent and controller have different trust domains.",
+    "NoSuchPodOnNode": "No pod of that service account runs on the requester's node.",
+    "PodOnHostNetwork": "All pods of that service account on the node use the host network.",
+    "NoSuchServiceAccount": "A pod of the service account runs on the node, but the account does "
+    "not exist or is being deleted.",
+}
+
+# Name → (object, meaning).
+LABELS = {
+    "ambient.istio.io/redirection": (
+        "Pod annotation, written by the agent",
+        "`enabled`: the pod is captured; peers use HBONE to reach it.",
+    ),
+    "ambient.ztunnel.dev/capacity": ("Pod annotation", "Relative weight of a workload, 1 or more."),
+    "app.kubernetes.io/name": ("Pod label", "Canonical service, if no Istio label is set."),
+    "app.kubernetes.io/version": ("Pod label", "Canonical revision, if no Istio label is set."),
+    "authentication.kubernetes.io/node-name": (
+        "CSR `spec.extra`, set by the API server",
+        "Node that the requester's token is bound to.",
+    ),
+    "istio.io/dataplane-mode": (
+        "Namespace or pod label",
+        "`ambient` enrolls; `none` on a pod opts out.",
+    ),
+    "istio.io/dry-run": (
+        "AuthorizationPolicy annotation",
+        "`true`: the policy is evaluated and logged but not enforced.",
+    ),
+    "kubernetes.io/service-name": ("EndpointSlice label", "Service that the slice belongs to."),
+    "networking.istio.io/tunnel": (
+        "Pod label, set by Istio's injection",
+        "`http`: the pod's sidecar accepts HBONE.",
+    ),
+    "service.istio.io/canonical-name": ("Pod label", "Canonical service in metrics."),
+    "service.istio.io/canonical-revision": ("Pod label", "Canonical revision in metrics."),
+    "sidecar.istio.io/status": (
+        "Pod annotation, set by Istio's injection",
+        "The pod has a sidecar; the agent does not capture it.",
+    ),
+    "topology.kubernetes.io/region": ("Node label", "Region in the `baggage` header."),
+    "topology.kubernetes.io/zone": ("Node label", "Zone in the `baggage` header."),
+    "ztunnel.dev/admin": (
+        "Agent pod annotation, written by the agent",
+        "Port and certificate digest of the agent's admin API.",
+    ),
+    "ztunnel.dev/retiring-roots": (
+        "ConfigMap annotation, written by the controller",
+        "JSON object: SHA-256 of a root that is being phased out, to the Unix time of its removal.",
+    ),
+}
+
+NOT_LABELS = frozenset({"ztunnel.dev/workload"})  # a signer name
+
+# Options in the pages that belong to other programs.
+FOREIGN_OPTIONS = frozenset(
+    {
+        "--abort", "--check", "--continue", "--field-selector", "--force", "--from-file", "--group",
+        "--keep", "--only", "--path", "--privileged", "--provider", "--role", "--rounds", "--root",
+        "--runroot", "--runs", "--seconds", "--seed", "--server-side", "--contenders", "--unix-socket",
+        "--bind-interfaces", "--net", "--resolve", "--cov", "--strict", "--version", "--help",
+    }
+)  # fmt: skip

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reference of the limits, from `ZT_MAX_*` in bpf/ and `MAX_*` constants of the packages."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from scripts.docgen.markdown import ROOT, code, sentence, sources, table, trailing_comment
+
+_DEFINE = re.compile(r"^#define (ZT_MAX_\w+|ZT_EVENT_BYTES)\s+(.+?)\s*(?:/\*(.*?)\*/)?$", re.M)
+
+
+def bpf() -> str:
+    """Sizes of the maps."""
+    text = "\n".join(
+        path.read_text(encoding="utf-8") for path in sorted((ROOT / "bpf").rglob("*.h"))
+    )
+    rows = ((code(n), value, sentence(words or "")) for n, value, words in _DEFINE.findall(text))
+    return table(("constant", "value", "meaning"), sorted(rows))
+
+
+def python() -> str:
+    """Module-level constants named MAX_* of the data plane, the agent and the controller."""
+    rows = []
+    for path in sources("ztunnel"):
+        module = str(path.relative_to(ROOT)).removesuffix(".py").replace("/", ".")
+        if module.startswith("ztunnel.lab"):
+            continue
+        source = path.read_text(encoding="utf-8")
+        for statement in ast.parse(source).body:
+            if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
+                continue
+            target = statement.targets[0]
+            if isinstance(target, ast.Name) and target.id.lstrip("_").startswith("MAX_"):
+                value = ast.unparse(statement.value)
+                comment = trailing_comment(source.splitlines(), statement)
+                rows.append((code(module), code(target.id.lstrip("_")), value, sentence(comment)))
+    return table(("module", "constant", "value", "meaning"), sorted(rows))
