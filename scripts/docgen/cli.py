@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 
 import click
@@ -81,6 +82,7 @@ def _help(text: str) -> Iterator[str]:
     """Paragraphs as prose; those that click must not wrap (after \\b) as code."""
     for paragraph in re.split(r"\n\s*\n", text.strip()):
         if "\b" in paragraph:
-            yield f"```\n{paragraph.replace(chr(8), '').strip(chr(10))}\n```"
+            text = textwrap.dedent(paragraph.replace("\b", "")).strip("\n")
+            yield f"```\n{text}\n```"
         elif paragraph.strip():
             yield " ".join(paragraph.split())

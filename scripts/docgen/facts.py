@@ -15,6 +15,18 @@ EVENTS = {
     "requests no certificate for it.",
 }
 
+FLAGS = {
+    "-": "No failure: the connection ended in order, or was reset after it was established.",
+    "DENY": "Denied by policy, here or at the destination; also a live connection that a policy "
+    "change terminated.",
+    "CONNECT": "The destination could not be reached: refused, no answer, no endpoint, or the app "
+    "closed first.",
+    "TLS_FAILURE": "No TLS session: certificate, version, or the peer disconnected.",
+    "H2_HANDSHAKE_FAILURE": "TLS was established, but the peer never sent HTTP/2.",
+    "IDENTITY_ERROR": "No certificate of our own yet, or the peer has another identity than "
+    "expected.",
+}
+
 CSR_REASONS = {
     "PodRunsOnNode": "Approved: a pod of the service account runs on the requester's node.",
     "RequesterNotAgent": "The requester is not the agent's service account.",
@@ -81,7 +93,10 @@ FOREIGN_OPTIONS = frozenset(
     {
         "--abort", "--check", "--continue", "--field-selector", "--force", "--from-file", "--group",
         "--keep", "--only", "--path", "--privileged", "--provider", "--role", "--rounds", "--root",
-        "--runroot", "--runs", "--seconds", "--seed", "--server-side", "--contenders", "--unix-socket",
+        "--runroot", "--runs", "--seconds", "--seed", "--server-side", "--contenders",
+        "--unix-socket",
         "--bind-interfaces", "--net", "--resolve", "--cov", "--strict", "--version", "--help",
     }
 )  # fmt: skip
+
+WRITTEN_FILES = frozenset({"bench/results.json"})  # made by a run

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from scripts.docgen import facts
 from scripts.docgen.markdown import code, enum_members, sentence, table
-from ztunnel.telemetry.exposition import OWN
+from ztunnel.telemetry.exposition import OWN_METRICS
 from ztunnel.telemetry.node_counters import METRICS
 
 _SUFFIX = {"counter": "_total"}
@@ -25,21 +26,19 @@ def node() -> str:
             ", ".join(map(code, labels)),
             sentence(text),
         )
-        for name, (kind, text, labels) in sorted(OWN.items())
+        for name, (kind, text, labels) in sorted(OWN_METRICS.items())
     )
     return table(("metric", "type", "labels", "meaning"), rows)
 
 
 def names() -> set[str]:
     """Every metric name that Prometheus reads."""
-    own = {name + _SUFFIX.get(kind, "") for name, (kind, _, _) in OWN.items()}
+    own = {name + _SUFFIX.get(kind, "") for name, (kind, _, _) in OWN_METRICS.items()}
     return own | {f"{name}_total" for name in METRICS}
 
 
 def response_flags() -> str:
     """Values of the label `response_flags`."""
-    rows = (
-        (code(value), sentence(comment) or "No failure.")
-        for _, value, comment in enum_members("ztunnel/telemetry/response_flags.py", "Flag")
-    )
+    members = enum_members("ztunnel/telemetry/response_flags.py", "Flag")
+    rows = ((code(value), facts.FLAGS.get(value, "UNDESCRIBED flag")) for _, value, _ in members)
     return table(("flag", "meaning"), rows)
