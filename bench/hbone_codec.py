@@ -82,12 +82,12 @@ class Theirs:
             code = h2.settings.SettingCodes
             connection.update_settings(
                 {
-                    code.INITIAL_WINDOW_SIZE: constants.STREAM_WINDOW,
-                    code.MAX_FRAME_SIZE: constants.MAX_FRAME_SIZE,
+                    code.INITIAL_WINDOW_SIZE: constants.STREAM_WINDOW_BYTES,
+                    code.MAX_FRAME_SIZE: constants.MAX_FRAME_BYTES,
                 }
             )
             connection.increment_flow_control_window(
-                constants.CONNECTION_WINDOW - constants.DEFAULT_WINDOW
+                constants.CONNECTION_WINDOW_BYTES - constants.DEFAULT_WINDOW_BYTES
             )
             return connection
 

@@ -199,7 +199,7 @@ def handshake(client: KeyPair, server: KeyPair) -> None:
 
 
 def _credentials(pair: KeyPair) -> credentials.Credentials:
-    return credentials.credentials(
+    return credentials.load_credentials(
         Certificate(
             identity=pair.identity,
             chain_pem=pair.chain_pem,

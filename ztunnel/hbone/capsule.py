@@ -11,15 +11,15 @@ from __future__ import annotations
 
 DATAGRAM = 0  # RFC 9297 3.5: the capsule type
 UDP_CONTEXT = 0  # RFC 9298 4: the context id of UDP payloads
-MAX_PAYLOAD = 65_527  # RFC 9298 5: octets; UDP's length field less its header
-MAX_HEADER = 6  # octets: type and context of 1 each, length of up to 4
-_LONGEST_VARINT = 8
+MAX_UDP_PAYLOAD_BYTES = 65_527  # RFC 9298 5: octets; UDP's length field less its header
+MAX_DATAGRAM_HEADER_BYTES = 6  # octets: type and context of 1 each, length of up to 4
+_MAX_VARINT_BYTES = 8
 _ONE, _TWO, _FOUR = 1 << 6, 1 << 14, 1 << 30
 
 
 def datagram_header(size: int) -> bytes:
     """What goes before a UDP payload of `size` octets. Raises ValueError when it is too large."""
-    if not 0 <= size <= MAX_PAYLOAD:
+    if not 0 <= size <= MAX_UDP_PAYLOAD_BYTES:
         raise ValueError(f"a UDP payload of {size} octets")
     return b"\0" + varint(size + 1) + b"\0"
 
@@ -77,7 +77,7 @@ class CapsuleReader:
         """Go on with the capsule that began in an earlier piece; what is left of `data`."""
         before = len(self._held)
         # A capsule we keep is never longer than this; of any other only the head counts.
-        self._held += data[: 2 * _LONGEST_VARINT + 1 + _LONGEST_VARINT + MAX_PAYLOAD]
+        self._held += data[: 2 * _MAX_VARINT_BYTES + 1 + _MAX_VARINT_BYTES + MAX_UDP_PAYLOAD_BYTES]
         whole = memoryview(bytes(self._held))
         self._held.clear()
         size = self._capsule(whole, found)
@@ -113,7 +113,7 @@ class CapsuleReader:
         if context != UDP_CONTEXT:
             self._skip = end - payload
             return payload
-        if end - payload > MAX_PAYLOAD:
+        if end - payload > MAX_UDP_PAYLOAD_BYTES:
             self.error = f"a UDP payload of {end - payload} octets"
             return 0
         if len(data) < end:

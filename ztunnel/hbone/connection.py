@@ -61,7 +61,7 @@ class Connection(FrameHandlers):
             and self._goaway_sent is None
             and self._goaway_received is None
             and len(self._live) < self._peer.max_streams
-            and self._streams.next_id <= constants.LARGEST_STREAM_ID
+            and self._streams.next_id <= constants.MAX_STREAM_ID
         )
 
     @property
@@ -166,7 +166,7 @@ class Connection(FrameHandlers):
 
     def data_frame_header(self, stream_id: int, length: int, *, end_stream: bool = False) -> bytes:
         """The 9 octets for a DATA frame of `length` ≤ `sendable`; takes it from the windows."""
-        header = bytearray(constants.FRAME_HEADER)
+        header = bytearray(constants.FRAME_HEADER_BYTES)
         self.write_data_header_into(header, 0, stream_id, length, end_stream=end_stream)
         return bytes(header)
 
@@ -237,7 +237,7 @@ class Connection(FrameHandlers):
                         self._on_frame(unit, events)
                 except StreamError as one:
                     self._on_stream_error(one, events)
-            if len(self._out) > constants.MAX_QUEUED_OUTPUT:
+            if len(self._out) > constants.MAX_QUEUED_OUTPUT_BYTES:
                 raise H2ConnectionError(
                     ErrorCode.ENHANCE_YOUR_CALM, "the peer does not read our answers"
                 )

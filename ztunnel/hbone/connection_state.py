@@ -12,7 +12,7 @@ from ztunnel.hbone.frame_reader import FrameReader
 from ztunnel.hbone.frames import Setting
 from ztunnel.hbone.headers import NO_DYNAMIC_TABLE, HeaderDecoder
 from ztunnel.hbone.peer_settings import PeerSettings
-from ztunnel.hbone.rate_limit import Budget
+from ztunnel.hbone.rate_limit import TokenBucket
 from ztunnel.hbone.streams import StreamTable
 
 
@@ -28,9 +28,9 @@ class ConnectionState:
         self,
         role: Role,
         *,
-        stream_window: int = constants.STREAM_WINDOW,
-        connection_window: int = constants.CONNECTION_WINDOW,
-        max_frame_size: int = constants.MAX_FRAME_SIZE,
+        stream_window: int = constants.STREAM_WINDOW_BYTES,
+        connection_window: int = constants.CONNECTION_WINDOW_BYTES,
+        max_frame_size: int = constants.MAX_FRAME_BYTES,
         max_header_list: int | None = None,
         max_streams: int = constants.MAX_CONCURRENT_STREAMS,
         extended_connect: bool = False,
@@ -41,12 +41,15 @@ class ConnectionState:
         `max_streams`: how many the peer may have open (server). Windows and frame size are
         never below RFC 9113's defaults, as the peer uses those until it has read our SETTINGS.
         """
-        if min(stream_window, connection_window) < constants.DEFAULT_WINDOW:
-            raise ApiMisuseError(f"windows start at {constants.DEFAULT_WINDOW} octets")
+        if min(stream_window, connection_window) < constants.DEFAULT_WINDOW_BYTES:
+            raise ApiMisuseError(f"windows start at {constants.DEFAULT_WINDOW_BYTES} octets")
         self._is_server = role is Role.SERVER
         if max_header_list is None:
-            client, server = constants.CLIENT_MAX_HEADER_LIST, constants.SERVER_MAX_HEADER_LIST
-            max_header_list = server if self._is_server else client
+            max_header_list = (
+                constants.SERVER_MAX_HEADER_LIST_BYTES
+                if self._is_server
+                else constants.CLIENT_MAX_HEADER_LIST_BYTES
+            )
         self._max_streams = max_streams
         self._extended_connect = extended_connect
         self._reader = FrameReader(
@@ -55,13 +58,13 @@ class ConnectionState:
         self._decoder = HeaderDecoder(max_header_list)
         self._streams = StreamTable(stream_window)
         self._live = self._streams.live
-        self._send_window = SendWindow(constants.DEFAULT_WINDOW)
+        self._send_window = SendWindow(constants.DEFAULT_WINDOW_BYTES)
         self._receive_window = ReceiveWindow(connection_window)
-        self._held = HeldCredit(constants.HELD_LIMIT)
+        self._held = HeldCredit(constants.MAX_HELD_BYTES)
         self._peer = PeerSettings(is_server=not self._is_server)
         self._peer_settled = False  # its first SETTINGS came
-        self._chatter = Budget(constants.CHATTER_BURST, constants.CHATTER_PER_SECOND)
-        self._resets = Budget(constants.RESET_BURST, constants.RESET_PER_SECOND)
+        self._chatter = TokenBucket(constants.OVERHEAD_FRAME_BURST, constants.OVERHEAD_FRAMES_PER_S)
+        self._resets = TokenBucket(constants.RESET_BURST, constants.RESETS_PER_S)
         self._now = 0.0
         self._out = bytearray()
         self._block_prefix = NO_DYNAMIC_TABLE  # only the first block carries it
@@ -84,8 +87,8 @@ class ConnectionState:
             values.append((Setting.ENABLE_PUSH, 0))
             self._out += frames.PREFACE
         self._out += frames.settings_frame(values)
-        if connection > constants.DEFAULT_WINDOW:
-            self._out += frames.window_update(0, connection - constants.DEFAULT_WINDOW)
+        if connection > constants.DEFAULT_WINDOW_BYTES:
+            self._out += frames.window_update(0, connection - constants.DEFAULT_WINDOW_BYTES)
 
     # Resets
 

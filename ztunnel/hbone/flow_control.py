@@ -22,7 +22,7 @@ class SendWindow:
         """Add the peer's credit (negative: take it back); says if none became some."""
         before = self.available
         self.available = before + increment
-        if self.available > constants.LARGEST_WINDOW:
+        if self.available > constants.MAX_WINDOW_BYTES:
             raise H2ConnectionError(ErrorCode.FLOW_CONTROL_ERROR, "window widened beyond 2^31-1")
         return before <= 0 < self.available
 

@@ -179,7 +179,7 @@ class FrameHandlers(ConnectionState):
             handler(self, frame, events)
 
     def _on_window_update(self, frame: Frame, events: list[Event]) -> None:
-        increment = int.from_bytes(frame.payload, "big") & constants.LARGEST_WINDOW
+        increment = int.from_bytes(frame.payload, "big") & constants.MAX_WINDOW_BYTES
         stream_id = frame.stream_id
         window = self._send_window
         if stream_id:
@@ -233,7 +233,7 @@ class FrameHandlers(ConnectionState):
         events.append(SettingsReceived())
 
     def _on_goaway(self, frame: Frame, events: list[Event]) -> None:
-        last = int.from_bytes(frame.payload[:4], "big") & constants.LARGEST_STREAM_ID
+        last = int.from_bytes(frame.payload[:4], "big") & constants.MAX_STREAM_ID
         if self._goaway_received is not None and last > self._goaway_received:
             raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "GOAWAY takes back an earlier one")
         self._spend_chatter()

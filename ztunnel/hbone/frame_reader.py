@@ -22,7 +22,7 @@ from ztunnel.hbone.parsed_frames import DataPiece, Frame, HeaderBlock
 
 # Plain ints under module names: looking up a member of an Enum costs as much as the rest of a step.
 _PREFACE, _HEAD, _PAD, _DATA, _KEEP, _SKIP = range(6)
-_FRAME_HEADER = constants.FRAME_HEADER
+_FRAME_HEADER = constants.FRAME_HEADER_BYTES
 _TYPE_DATA, _TYPE_HEADERS = int(FrameType.DATA), int(FrameType.HEADERS)
 _TYPE_CONTINUATION = int(FrameType.CONTINUATION)
 

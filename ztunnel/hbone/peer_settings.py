@@ -16,9 +16,9 @@ class PeerSettings:
     def __init__(self, *, is_server: bool) -> None:
         """`is_server`: whether the peer is."""
         self._is_server = is_server
-        self.initial_window = constants.DEFAULT_WINDOW
-        self.max_frame = constants.DEFAULT_FRAME_SIZE
-        self.max_streams = constants.ASSUMED_PEER_STREAMS
+        self.initial_window = constants.DEFAULT_WINDOW_BYTES
+        self.max_frame = constants.DEFAULT_MAX_FRAME_BYTES
+        self.max_streams = constants.INITIAL_PEER_MAX_STREAMS
         self.extended_connect = False
 
     def apply(self, values: list[tuple[int, int]]) -> int:
@@ -30,15 +30,15 @@ class PeerSettings:
 
     def first(self) -> None:
         """The first SETTINGS came: what it does not limit is not limited."""
-        self.max_streams = constants.LARGEST_STREAM_ID
+        self.max_streams = constants.MAX_STREAM_ID
 
     def _apply(self, key: int, value: int) -> None:
         if key == Setting.INITIAL_WINDOW_SIZE:
-            if value > constants.LARGEST_WINDOW:
+            if value > constants.MAX_WINDOW_BYTES:
                 raise _invalid(key, value, ErrorCode.FLOW_CONTROL_ERROR)
             self.initial_window = value
         elif key == Setting.MAX_FRAME_SIZE:
-            if not constants.DEFAULT_FRAME_SIZE <= value <= constants.LARGEST_FRAME_SIZE:
+            if not constants.DEFAULT_MAX_FRAME_BYTES <= value <= constants.MAX_ALLOWED_FRAME_BYTES:
                 raise _invalid(key, value)
             self.max_frame = value
         elif key == Setting.MAX_CONCURRENT_STREAMS:

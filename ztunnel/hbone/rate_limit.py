@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 
-class Budget:
+class TokenBucket:
     """A token bucket: `burst` at once, then `per_second`. The caller brings the time."""
 
     __slots__ = ("_burst", "_left", "_per_second", "_then")

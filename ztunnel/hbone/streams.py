@@ -120,5 +120,5 @@ class StreamTable:
         self.live.pop(stream_id, None)
         self.highest = max(self.highest, stream_id)
         self._reset[stream_id] = None
-        if len(self._reset) > constants.MAX_RESET_MEMORY:
+        if len(self._reset) > constants.MAX_REMEMBERED_RESETS:
             del self._reset[next(iter(self._reset))]

@@ -15,9 +15,9 @@ from ztunnel.proxy.agent_link.same_node_reporter import SameNodeReporter
 from ztunnel.proxy.conntrack.admission import AdmissionTable
 from ztunnel.proxy.conntrack.tracker import ConnectionTracker
 from ztunnel.proxy.io.buffers import BufferPool
-from ztunnel.proxy.io.event_loop import Loop
+from ztunnel.proxy.io.event_loop import EventLoop
 from ztunnel.proxy.tls.credentials import Credentials
-from ztunnel.proxy.tunnel.pool import Pool
+from ztunnel.proxy.tunnel.pool import TunnelPool
 from ztunnel.telemetry.access_log import AccessLog, configured_renderer
 
 
@@ -26,9 +26,9 @@ class Context:
     """One per worker. While `mesh` is None, before the first complete snapshot, the worker refuses
     every connection."""
 
-    loop: Loop
+    loop: EventLoop
     buffers: BufferPool
-    pool: Pool
+    pool: TunnelPool
     tracker: ConnectionTracker
     admissions: AdmissionTable = field(default_factory=AdmissionTable)
     same_node_reporter: SameNodeReporter | None = None
@@ -46,7 +46,7 @@ class Context:
 
 def new_context(workers: int = 1) -> Context:
     """A context with its own event loop. `workers` is the number of worker processes."""
-    loop, buffers = Loop(), BufferPool()
+    loop, buffers = EventLoop(), BufferPool()
     tracker = ConnectionTracker(AccessLog(loop.after_flushes, configured_renderer()))
-    pool = Pool(loop, buffers)
+    pool = TunnelPool(loop, buffers)
     return Context(loop=loop, buffers=buffers, pool=pool, tracker=tracker, workers=workers)

@@ -14,10 +14,10 @@ from ztunnel.mesh.headers.baggage import baggage
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.routing.decisions import Accept
 from ztunnel.proxy.conntrack.record import Record
-from ztunnel.proxy.io.event_loop import Loop
-from ztunnel.proxy.io.socket_pool import DatagramStock, SocketPool
+from ztunnel.proxy.io.event_loop import EventLoop
+from ztunnel.proxy.io.socket_pool import DatagramSocketPool, SocketPool
 from ztunnel.proxy.io.sockets import adopt
-from ztunnel.proxy.tunnel.connection_plan import Plans
+from ztunnel.proxy.tunnel.connection_plan import PlanCache
 from ztunnel.proxy.tunnel.datagram_relay import UdpFlow
 from ztunnel.proxy.tunnel.tunnel import Tunnel
 
@@ -63,7 +63,7 @@ Ask = Callable[[int, int, bool], None]
 class Pod:
     """A pod of this node."""
 
-    def __init__(self, loop: Loop, added: PodAdded, ask: Ask) -> None:
+    def __init__(self, loop: EventLoop, added: PodAdded, ask: Ask) -> None:
         """`ask(family, count, udp)` requests sockets of the agent."""
         self.uid = added.pod_uid
         self.workload = added.workload  # Workload.uid
@@ -73,12 +73,12 @@ class Pod:
         self.listeners: dict[ListenerKind, Door] = {}
         self.stock = {family: SocketPool(loop, _asker(ask, family)) for family in (4, 6)}
         self.datagrams = {
-            family: DatagramStock(loop, _asker(ask, family, udp=True)) for family in (4, 6)
+            family: DatagramSocketPool(loop, _asker(ask, family, udp=True)) for family in (4, 6)
         }
         self.live: set[Abortable] = set()
         self.udp: Udp | None = None  # once the agent has given us the socket
         self.queries: set[Abortable] = set()  # those of `live` that are DNS: bounded
-        self.plans = Plans()
+        self.plans = PlanCache()
         self._described: Workload | None = None
         self._baggage = b""
 

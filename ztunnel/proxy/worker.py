@@ -47,7 +47,7 @@ from ztunnel.proxy.context import Context
 from ztunnel.proxy.dns.tcp_server import QueryStreamServer
 from ztunnel.proxy.dns.udp_server import QueryServer
 from ztunnel.proxy.handlers.inbound import HboneServer
-from ztunnel.proxy.handlers.inbound_passthrough import PlainServer
+from ztunnel.proxy.handlers.inbound_passthrough import PassthroughServer
 from ztunnel.proxy.handlers.outbound import OutboundServer
 from ztunnel.proxy.handlers.udp import PodUdp
 from ztunnel.proxy.io.listener import Listener
@@ -56,7 +56,7 @@ from ztunnel.proxy.local_pod import Ask, Pod, take_sockets
 from ztunnel.proxy.process.heartbeat import WorkerState
 from ztunnel.proxy.process.signals import Signals
 from ztunnel.proxy.tls import credentials
-from ztunnel.proxy.tunnel.pool_key import Key
+from ztunnel.proxy.tunnel.pool_key import PoolKey
 from ztunnel.telemetry.logs import set_level
 
 DRAIN_TIMEOUT_S = 5.0  # the default of Istio's ztunnel
@@ -182,7 +182,7 @@ class Worker:
         self._told.revision = revision
         self.context.pool.retire(self._is_stale, "workload changed", fail_waiting=True)
 
-    def _is_stale(self, key: Key) -> bool:
+    def _is_stale(self, key: PoolKey) -> bool:
         """Whether the tunnel's destination is not any more the workload it was made for."""
         mesh = self.context.mesh
         workload = mesh.workload_at(key.address.ip) if mesh is not None else None
@@ -193,7 +193,7 @@ class Worker:
 
     def _certificate(self, message: Certificate) -> None:
         try:
-            self.context.credentials[message.identity] = credentials.credentials(message)
+            self.context.credentials[message.identity] = credentials.load_credentials(message)
         except ValueError as error:
             log.error("certificate unusable", identity=message.identity, error=str(error))
             return
@@ -306,11 +306,11 @@ class Worker:
         if kind.is_query:
             pod.listen(kind, QueryServer(self.context, pod, adopt(fd, family, udp=True)))
             return
-        server: OutboundServer | PlainServer | HboneServer | QueryStreamServer
+        server: OutboundServer | PassthroughServer | HboneServer | QueryStreamServer
         if kind in (ListenerKind.OUTBOUND4, ListenerKind.OUTBOUND6):
             server = OutboundServer(self.context, pod)
         elif kind in (ListenerKind.INBOUND4, ListenerKind.INBOUND6):
-            server = PlainServer(self.context, pod)
+            server = PassthroughServer(self.context, pod)
         elif kind in (ListenerKind.DNS4, ListenerKind.DNS6):
             server = QueryStreamServer(self.context, pod)
         else:

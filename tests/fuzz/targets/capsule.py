@@ -9,14 +9,14 @@ from zlib import crc32
 
 from tests.fuzz.target import Target, rearranged
 from ztunnel.hbone.capsule import (
-    MAX_PAYLOAD,
+    MAX_UDP_PAYLOAD_BYTES,
     CapsuleReader,
     datagram_header,
     read_varint,
     varint,
 )
 
-HELD = MAX_PAYLOAD + 64  # octets a reader may keep: one capsule
+HELD = MAX_UDP_PAYLOAD_BYTES + 64  # octets a reader may keep: one capsule
 
 
 def _read(octets: bytes, size: int) -> tuple[list[bytes], str, bool]:
@@ -75,7 +75,7 @@ TARGET = Target(
         _datagram(b"hello") + _datagram(b""),
         _datagram(b"x" * 70) + varint(0x1234) + varint(5) + b"other" + _datagram(b"y"),
         b"\0" + varint(1),
-        b"\0" + varint(MAX_PAYLOAD + 2) + b"\0",
+        b"\0" + varint(MAX_UDP_PAYLOAD_BYTES + 2) + b"\0",
     ),
     mutate=_mutate,
     words=(b"\0", b"\x40\x00", b"\x80\0\0\0", b"\xc0" + bytes(7), b"\xff" * 8),

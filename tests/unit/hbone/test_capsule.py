@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ztunnel.hbone.capsule import (
-    MAX_HEADER,
-    MAX_PAYLOAD,
+    MAX_DATAGRAM_HEADER_BYTES,
+    MAX_UDP_PAYLOAD_BYTES,
     CapsuleReader,
     datagram_header,
     read_varint,
@@ -56,9 +56,11 @@ def test_varint_round_trip(value: int) -> None:
     assert read_varint(memoryview(b"x" + varint(value)), 1) == (value, 1 + len(varint(value)))
 
 
-@pytest.mark.parametrize("size", [0, 1, 62, 63, 64, 1472, 16_382, 16_383, 16_384, MAX_PAYLOAD])
+@pytest.mark.parametrize(
+    "size", [0, 1, 62, 63, 64, 1472, 16_382, 16_383, 16_384, MAX_UDP_PAYLOAD_BYTES]
+)
 def test_payloads_of_every_size(size: int) -> None:
-    assert len(datagram_header(size)) <= MAX_HEADER
+    assert len(datagram_header(size)) <= MAX_DATAGRAM_HEADER_BYTES
     payload = bytes(n & 0xFF for n in range(size))
     found, reader = read(datagram(payload) + datagram(b"next"))
     assert found == [payload, b"next"]
@@ -67,7 +69,7 @@ def test_payloads_of_every_size(size: int) -> None:
 
 def test_too_large_a_payload_is_not_sent() -> None:
     with pytest.raises(ValueError, match="65528"):
-        datagram_header(MAX_PAYLOAD + 1)
+        datagram_header(MAX_UDP_PAYLOAD_BYTES + 1)
 
 
 @given(
@@ -116,7 +118,7 @@ def test_hostile_octets_never_raise_and_pieces_do_not_matter(
         (b"\0\0", "too short for its context"),
         (b"\0\1\x40", "too short for its context"),
         (b"\0\7\xc0" + bytes(20), "too short for its context"),
-        (varint(0) + varint(MAX_PAYLOAD + 2) + b"\0", "65528 octets"),
+        (varint(0) + varint(MAX_UDP_PAYLOAD_BYTES + 2) + b"\0", "65528 octets"),
         (varint(0) + varint(2**62 - 1) + b"\0", "octets"),
     ],
 )

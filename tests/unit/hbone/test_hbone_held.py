@@ -56,17 +56,17 @@ def credited(server: Connection) -> set[int]:
 
 def test_held_octets_return_the_connections_window_but_not_the_streams() -> None:
     server = serving(1)
-    stall(server, 1, constants.STREAM_WINDOW)
+    stall(server, 1, constants.STREAM_WINDOW_BYTES)
     assert credited(server) == {0}
-    server.consumed_held(1, constants.STREAM_WINDOW)
+    server.consumed_held(1, constants.STREAM_WINDOW_BYTES)
     assert credited(server) == {1}
 
 
 def test_a_peer_can_make_us_hold_the_limit_and_one_connection_window_no_more() -> None:
-    bound = constants.HELD_LIMIT + constants.CONNECTION_WINDOW
-    full = bound // constants.STREAM_WINDOW
+    bound = constants.MAX_HELD_BYTES + constants.CONNECTION_WINDOW_BYTES
+    full = bound // constants.STREAM_WINDOW_BYTES
     server = serving(full + 1)
     for number in range(full):
-        stall(server, 2 * number + 1, constants.STREAM_WINDOW)
+        stall(server, 2 * number + 1, constants.STREAM_WINDOW_BYTES)
     (event,) = server.receive(memoryview(data(2 * full + 1, b"one more")), 0)
     assert isinstance(event, ConnectionFailed)

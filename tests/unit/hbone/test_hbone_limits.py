@@ -98,7 +98,7 @@ def test_answers_that_are_never_read_end_the_connection() -> None:
     for second in range(10_000):
         events += server.receive(memoryview(frames.ping(bytes(8)) * 100), float(second))
     assert isinstance(events[-1], ConnectionFailed)
-    assert len(server.take_output()) < 2 * constants.MAX_QUEUED_OUTPUT
+    assert len(server.take_output()) < 2 * constants.MAX_QUEUED_OUTPUT_BYTES
 
 
 def test_unfinished_frames_hold_no_more_than_the_header_limit() -> None:
@@ -107,7 +107,7 @@ def test_unfinished_frames_hold_no_more_than_the_header_limit() -> None:
     server.respond(1, 200)
     chunk = memoryview(bytes(64 * 1024))
     tracemalloc.start()
-    server.receive(memoryview(data(1, bytes(constants.MAX_FRAME_SIZE))[:9]), 0.0)
+    server.receive(memoryview(data(1, bytes(constants.MAX_FRAME_BYTES))[:9]), 0.0)
     for _ in range(15):
         server.receive(chunk, 0.0)
     held, _peak = tracemalloc.get_traced_memory()
@@ -128,12 +128,12 @@ def test_payload_is_passed_on_before_its_frame_is_complete_and_without_a_copy() 
 def test_credit_comes_back_in_large_updates() -> None:
     client = client_with_stream(200)
     for _ in range(4):
-        client.receive(memoryview(data(1, bytes(constants.MAX_FRAME_SIZE))), 0.0)
-    client.consumed(1, constants.MAX_FRAME_SIZE - 1)
+        client.receive(memoryview(data(1, bytes(constants.MAX_FRAME_BYTES))), 0.0)
+    client.consumed(1, constants.MAX_FRAME_BYTES - 1)
     assert client.take_output() == b""
     client.consumed(1, 1)
-    assert client.take_output() == frames.window_update(1, constants.MAX_FRAME_SIZE)
-    client.consumed(1, 3 * constants.MAX_FRAME_SIZE)
+    assert client.take_output() == frames.window_update(1, constants.MAX_FRAME_BYTES)
+    client.consumed(1, 3 * constants.MAX_FRAME_BYTES)
     increments = {sid: payload for _, _, sid, payload in split(client.take_output())}
     assert increments.keys() == {0, 1}
 
@@ -153,7 +153,7 @@ def test_padding_is_given_back_by_the_codec_itself() -> None:
 def test_late_data_of_a_reset_stream_does_not_eat_the_connection_window() -> None:
     client = client_with_stream(200)
     client.reset(1)
-    frame = data(1, bytes(constants.MAX_FRAME_SIZE))
+    frame = data(1, bytes(constants.MAX_FRAME_BYTES))
     for _ in range(100):
         assert client.receive(memoryview(frame), 0.0) == []
     assert not client.failed
@@ -192,7 +192,7 @@ def test_smaller_initial_window_makes_a_stream_window_negative() -> None:
 
 def test_frames_grow_to_what_the_peer_takes() -> None:
     client = client_with_stream(200)
-    assert client.sendable(1) == constants.DEFAULT_FRAME_SIZE
+    assert client.sendable(1) == constants.DEFAULT_MAX_FRAME_BYTES
     wide = frames.settings_frame(
         [(Setting.MAX_FRAME_SIZE, 1 << 20), (Setting.INITIAL_WINDOW_SIZE, 1 << 22)]
     ) + frames.window_update(0, 1 << 24)
@@ -247,7 +247,7 @@ def test_without_a_limit_by_the_peer_only_the_first_hundred_are_careful() -> Non
     client = Connection(Role.CLIENT)
     while client.can_open_stream:
         client.request(CONNECT)
-    assert client.open_streams == constants.ASSUMED_PEER_STREAMS
+    assert client.open_streams == constants.INITIAL_PEER_MAX_STREAMS
     client.receive(memoryview(frames.settings_frame([])), 0.0)
     assert client.can_open_stream
 

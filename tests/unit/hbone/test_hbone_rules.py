@@ -125,7 +125,7 @@ LONG = struct.Struct(">L")
 BLOCK = headers.encode(wire_helpers.CONNECT)
 TRAILERS = raw_request(1, [(b"grpc-status", b"0")], END_HEADERS | END_STREAM)
 UNKNOWN = 0x4B
-WINDOW = constants.STREAM_WINDOW
+WINDOW = constants.STREAM_WINDOW_BYTES
 
 
 def setting(key: int, value: int) -> bytes:
@@ -185,7 +185,7 @@ CASES = [
         frames.HEAD.pack(0xFFFF, 0xFF, UNKNOWN, 0, 0),
         fails(E.FRAME_SIZE_ERROR),
     ),
-    Case("DATA of our maximum", answering_server, data(1, bytes(constants.MAX_FRAME_SIZE)), OK),
+    Case("DATA of our maximum", answering_server, data(1, bytes(constants.MAX_FRAME_BYTES)), OK),
     # 4.3 and 6.10 header blocks
     Case(
         "PING inside a header block",
@@ -246,7 +246,7 @@ CASES = [
     Case(
         "block larger than the list we take",
         server,
-        frame(FrameType.HEADERS, 0, 1, bytes(constants.SERVER_MAX_HEADER_LIST + 1)),
+        frame(FrameType.HEADERS, 0, 1, bytes(constants.SERVER_MAX_HEADER_LIST_BYTES + 1)),
         fails(E.ENHANCE_YOUR_CALM),
     ),
     Case(
@@ -534,20 +534,20 @@ CASES = [
     Case(
         "stream window beyond 2^31-1 by SETTINGS",
         answering_server,
-        window_update(1, 2**31 - 1 - constants.DEFAULT_WINDOW)
-        + setting(Setting.INITIAL_WINDOW_SIZE, constants.DEFAULT_WINDOW + 1),
+        window_update(1, 2**31 - 1 - constants.DEFAULT_WINDOW_BYTES)
+        + setting(Setting.INITIAL_WINDOW_SIZE, constants.DEFAULT_WINDOW_BYTES + 1),
         fails(E.FLOW_CONTROL_ERROR),
     ),
     Case(
         "more DATA than the stream window",
         answering_server,
-        data(1, bytes(constants.MAX_FRAME_SIZE)) * 4 + data(1, b"x"),
+        data(1, bytes(constants.MAX_FRAME_BYTES)) * 4 + data(1, b"x"),
         fails(E.FLOW_CONTROL_ERROR),
     ),
     Case(
         "padding beyond the stream window",
         answering_server,
-        data(1, bytes(constants.MAX_FRAME_SIZE)) * 4 + data(1, b"\x00", PADDED),
+        data(1, bytes(constants.MAX_FRAME_BYTES)) * 4 + data(1, b"\x00", PADDED),
         fails(E.FLOW_CONTROL_ERROR),
     ),
     # 8.1 messages

@@ -7,11 +7,11 @@ import socket
 
 import pytest
 
-from ztunnel.proxy.io.event_loop import READ, Loop
+from ztunnel.proxy.io.event_loop import READ, EventLoop
 
 
 def test_limits_and_timers_are_called_in_time_and_only_then() -> None:
-    loop, called = Loop(), list[str]()
+    loop, called = EventLoop(), list[str]()
     loop.limit(0.02, lambda: called.append("limit"))
     loop.call_later(0.01, lambda: called.append("timer"))
     loop.turn(0)
@@ -22,7 +22,7 @@ def test_limits_and_timers_are_called_in_time_and_only_then() -> None:
 
 
 def test_a_cancelled_limit_is_not_called_and_does_not_keep_a_later_one() -> None:
-    loop, called = Loop(), list[str]()
+    loop, called = EventLoop(), list[str]()
     first = loop.limit(0.01, lambda: called.append("first"))
     loop.limit(0.01, lambda: called.append("second"))
     first.cancel()
@@ -32,14 +32,14 @@ def test_a_cancelled_limit_is_not_called_and_does_not_keep_a_later_one() -> None
 
 
 def test_cancelled_limits_are_not_kept() -> None:
-    loop = Loop()
+    loop = EventLoop()
     for _ in range(1000):
         loop.limit(20.0, lambda: None).cancel()
     assert sum(map(len, loop._limits.values())) == 1
 
 
 def test_a_limit_that_fails_does_not_stop_the_loop(capfd: pytest.CaptureFixture[str]) -> None:
-    loop, called = Loop(), list[str]()
+    loop, called = EventLoop(), list[str]()
 
     def fail() -> None:
         raise RuntimeError("on purpose")
@@ -65,7 +65,7 @@ class Counter:
 
 
 def test_a_socket_of_ours_alone_leaves_the_epoll_by_its_close() -> None:
-    loop, counter = Loop(), Counter()
+    loop, counter = EventLoop(), Counter()
     ours, theirs = socket.socketpair()
     number = ours.fileno()
     loop.register(number, READ, counter)

@@ -14,9 +14,9 @@ from ztunnel.hbone.events import DataReceived
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.conntrack.record import Direction, Record
 from ztunnel.proxy.conntrack.tracker import make_peer
-from ztunnel.proxy.io.buffers import BUFFER_SIZE, BufferPool
-from ztunnel.proxy.io.event_loop import READ, Loop
-from ztunnel.proxy.tunnel.relay import WATCH, StreamRelay
+from ztunnel.proxy.io.buffers import BUFFER_BYTES, BufferPool
+from ztunnel.proxy.io.event_loop import READ, EventLoop
+from ztunnel.proxy.tunnel.relay import APP_EVENTS, StreamRelay
 from ztunnel.proxy.tunnel.tunnel import Tunnel
 
 CONNECT = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80")]
@@ -26,7 +26,7 @@ class Side:
     """One tunnel over a Wire, with apps, and a codec in the place of the peer."""
 
     def __init__(self) -> None:
-        self.loop = Loop()
+        self.loop = EventLoop()
         mine, self.other = socket.socketpair()
         self.wire = Wire(mine)
         self.socks = [mine, self.other]
@@ -58,7 +58,7 @@ class Side:
         self.socks += [ours, theirs]
         for sock in (ours, theirs):
             sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * BUFFER_SIZE)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * BUFFER_BYTES)
         nowhere = make_peer(SocketAddress("127.0.0.1", 1), None)
         record = Record(
             id=1, direction=Direction.OUTBOUND, source=nowhere, destination=nowhere, started=0.0
@@ -69,7 +69,7 @@ class Side:
         relay.stream_id = self.tunnel.open(CONNECT, relay)
         self.sync()
         self.peer.respond(relay.stream_id, 200)
-        self.loop.register(ours.fileno(), WATCH, relay)
+        self.loop.register(ours.fileno(), APP_EVENTS, relay)
         relay.begin()
         self.sync()
         return theirs, relay.stream_id
@@ -101,7 +101,7 @@ def test_a_small_request_leaves_in_its_own_turn_behind_one_buffer_at_most(side: 
         ids = [data.stream_id for data in arrived]
         assert small_id in ids
         before = arrived[: ids.index(small_id)]
-        assert sum(len(data.payload) for data in before) <= 2 * BUFFER_SIZE
+        assert sum(len(data.payload) for data in before) <= 2 * BUFFER_BYTES
         for data in arrived:
             side.peer.consumed(data.stream_id, len(data.payload))
     assert bulk_id in ids

@@ -188,7 +188,7 @@ def test_junk_before_tls_is_closed_quietly(pair: Pair, junk: bytes) -> None:
 def test_silent_connections_are_closed_at_the_deadline(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT", 0.2)
+    monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT_S", 0.2)
     with socket.create_connection((pair.b.ip, 15008), DEADLINE) as raw:
         assert raw.recv(1) == b""
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.waiting import wait_until
 from tests.unit.proxy.harness import DEADLINE, fresh_ip, listen
-from ztunnel.proxy.io.event_loop import Loop
+from ztunnel.proxy.io.event_loop import EventLoop
 from ztunnel.proxy.io.listener import Listener
 
 CONNECTIONS = 40
@@ -34,7 +34,7 @@ def test_connections_that_come_one_by_one_are_spread_over_the_workers() -> None:
     stop = threading.Event()
 
     def work(index: int) -> None:
-        loop = Loop()
+        loop = EventLoop()
 
         def take(sock: socket.socket) -> None:
             took[index] += 1

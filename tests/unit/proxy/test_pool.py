@@ -12,7 +12,7 @@ from tests.support.waiting import wait_until
 from tests.unit.proxy.conftest import Pair
 from tests.unit.proxy.test_outbound import dial_is_reset, ping
 from ztunnel.proxy.tls import credentials
-from ztunnel.proxy.tunnel.pool import PREWARM_AT
+from ztunnel.proxy.tunnel.pool import PREWARM_STREAMS
 from ztunnel.proxy.tunnel.tunnel import Tunnel, TunnelState
 
 
@@ -82,7 +82,7 @@ def test_tunnel_is_not_joined_once_the_peers_certificate_has_expired(
 def test_next_tunnel_is_made_before_the_last_is_full(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = PREWARM_AT + 1
+    few = PREWARM_STREAMS + 1
     monkeypatch.setattr("ztunnel.proxy.tunnel.pool.POOL_STREAMS", few)
     clients = [pair.a.dial()]
     servers = [pair.app.accept()]

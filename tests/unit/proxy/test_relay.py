@@ -17,7 +17,7 @@ import pytest
 from tests.support.waiting import wait_until
 from tests.unit.proxy.conftest import Pair
 from tests.unit.proxy.harness import DEADLINE
-from ztunnel.hbone.constants import CONNECTION_WINDOW, HELD_LIMIT
+from ztunnel.hbone.constants import CONNECTION_WINDOW_BYTES, MAX_HELD_BYTES
 from ztunnel.proxy.handlers.inbound import HboneConnection
 from ztunnel.proxy.tunnel.relay import StreamRelay
 
@@ -220,8 +220,8 @@ def test_200_stalled_streams_take_bounded_memory_and_lose_nothing(pair: Pair) ->
     streams = [connect(pair) for _ in range(200)]
     sent = send_until_stuck([client for client, _ in streams])
     tunnels = len(pair.a.context.pool.tunnels())
-    assert sum(sent) > tunnels * (HELD_LIMIT + CONNECTION_WINDOW)
-    assert held(pair) <= tunnels * (HELD_LIMIT + CONNECTION_WINDOW)
+    assert sum(sent) > tunnels * (MAX_HELD_BYTES + CONNECTION_WINDOW_BYTES)
+    assert held(pair) <= tunnels * (MAX_HELD_BYTES + CONNECTION_WINDOW_BYTES)
     for client, _ in streams:
         client.close()
     assert read_all([server for _, server in streams]) == sent

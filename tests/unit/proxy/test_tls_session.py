@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from tests.unit.proxy.certs import Authority
 from tests.unit.proxy.h2client import tls_context
 from tests.unit.proxy.harness import DEADLINE
-from ztunnel.proxy.io.buffers import BUFFER_SIZE, Buffer, BufferPool
+from ztunnel.proxy.io.buffers import BUFFER_BYTES, Buffer, BufferPool
 from ztunnel.proxy.io.event_loop import READ, WRITE
 from ztunnel.proxy.tls import credentials
-from ztunnel.proxy.tls.session import RECORD, CertificateError, TlsError, TlsSession
+from ztunnel.proxy.tls.session import RECORD_BYTES, CertificateError, TlsError, TlsSession
 
 US, PEER = "spiffe://cluster.local/ns/n/sa/us", "spiffe://cluster.local/ns/n/sa/peer"
 MANY_UPDATES = 200
@@ -100,7 +100,7 @@ def served(authority: Authority, context: ssl.SSLContext | None = None) -> Itera
     """A server session of ours and a client that has finished, but not told us."""
     if context is None:
         context = tls_context(authority.issue(PEER), authority.root_pem, "h2")
-    ours = credentials.credentials(authority.issue(US)).server
+    ours = credentials.load_credentials(authority.issue(US)).server
     with sockets() as (mine, theirs):
         session = TlsSession(mine, ours, BufferPool(), server_side=True)
         peer = Peer(context)
@@ -154,19 +154,19 @@ def test_a_whole_buffer_leaves_in_one_send(ends: Ends) -> None:
             return super().send(data, flags)
 
     mine = ends.session.sock
-    mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * BUFFER_SIZE)
+    mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * BUFFER_BYTES)
     ends.session.sock = Counted(fileno=mine.detach())
     with ends.session.sock:
         ends.session.sock.setblocking(False)
-        ends.write(bytes(BUFFER_SIZE))
-    assert sends[0] > BUFFER_SIZE
+        ends.write(bytes(BUFFER_BYTES))
+    assert sends[0] > BUFFER_BYTES
     assert sum(sends[1:]) == 0 or len(sends) == 2  # a second one only if the first was cut short
 
 
 def test_what_the_socket_does_not_take_waits_and_arrives_in_order(ends: Ends) -> None:
-    plain = bytes(range(256)) * (BUFFER_SIZE // 256)
+    plain = bytes(range(256)) * (BUFFER_BYTES // 256)
     mine = ends.session.sock
-    mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECORD)
+    mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECORD_BYTES)
     rounds = 0
     while ends.write(plain):
         rounds += 1
@@ -184,7 +184,7 @@ def test_what_the_socket_does_not_take_waits_and_arrives_in_order(ends: Ends) ->
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    sizes=st.lists(st.integers(1, 3 * RECORD), min_size=1, max_size=6),
+    sizes=st.lists(st.integers(1, 3 * RECORD_BYTES), min_size=1, max_size=6),
     cuts=st.lists(st.integers(1, 40_000), min_size=1, max_size=8),
 )
 def test_nothing_is_left_behind_wherever_the_octets_are_cut(
@@ -267,7 +267,7 @@ def test_who_shows_no_certificate_is_refused(authority: Authority) -> None:
 
 
 def test_who_hangs_up_during_the_handshake_is_told_of(authority: Authority) -> None:
-    context = credentials.credentials(authority.issue(US)).server
+    context = credentials.load_credentials(authority.issue(US)).server
     with sockets() as (mine, theirs):
         session = TlsSession(mine, context, BufferPool(), server_side=True)
         assert session.handshake() == READ
@@ -278,13 +278,13 @@ def test_who_hangs_up_during_the_handshake_is_told_of(authority: Authority) -> N
 
 
 def test_a_handshake_waits_to_write_where_nothing_can_be_sent(authority: Authority) -> None:
-    context = credentials.credentials(authority.issue(US)).client
+    context = credentials.load_credentials(authority.issue(US)).client
     with sockets() as (mine, theirs):
         mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         with contextlib.suppress(BlockingIOError):
             while True:
-                mine.send(bytes(RECORD))
+                mine.send(bytes(RECORD_BYTES))
         session = TlsSession(mine, context, BufferPool(), server_side=False)
         assert session.handshake() == WRITE
         assert session.pending
@@ -292,7 +292,7 @@ def test_a_handshake_waits_to_write_where_nothing_can_be_sent(authority: Authori
 
 def test_key_updates_are_answered_though_nothing_else_is_said(authority: Authority) -> None:
     """`openssl s_client` asks for a new key at each line K."""
-    context = credentials.credentials(authority.issue(US)).server
+    context = credentials.load_credentials(authority.issue(US)).server
     client = authority.issue(PEER)
     with (
         tempfile.TemporaryDirectory(prefix="zt-") as directory,

@@ -19,8 +19,8 @@ from ztunnel.ipc.messages import ConnectUdpUnsupported, MeshDelta, PodRemoved
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol
 from ztunnel.proxy.conntrack import udp_flow_table as flows_module
 from ztunnel.proxy.handlers.udp import PodUdp
-from ztunnel.proxy.tunnel.pool import Source, Taker
-from ztunnel.proxy.tunnel.pool_key import Key
+from ztunnel.proxy.tunnel.pool import DialContext, TunnelCallback
+from ztunnel.proxy.tunnel.pool_key import PoolKey
 from ztunnel.proxy.tunnel.tunnel import Tunnel
 
 
@@ -177,7 +177,9 @@ def test_a_proxy_without_connect_udp_is_told_of(
         def __getattr__(self, name: str) -> object:
             return getattr(pool, name)
 
-        def acquire(self, key: Key, source: Source, taker: Taker, *, settled: bool = False) -> None:
+        def acquire(
+            self, key: PoolKey, source: DialContext, taker: TunnelCallback, *, settled: bool = False
+        ) -> None:
             def took(tunnel: Tunnel | None, reason: str) -> None:
                 assert tunnel is not None
                 tunnel.connection._peer.extended_connect = False

@@ -20,7 +20,7 @@ from ztunnel.hbone.events import (
     StreamReset,
 )
 from ztunnel.proxy.io.buffers import BufferPool
-from ztunnel.proxy.io.event_loop import READ, Loop
+from ztunnel.proxy.io.event_loop import READ, EventLoop
 from ztunnel.proxy.tunnel.tunnel import Tunnel
 from ztunnel.proxy.tunnel.write_coalescer import BUSY_GAP_S
 
@@ -40,7 +40,7 @@ class End:
     """One end of a tunnel; the peer is a codec."""
 
     def __init__(self, role: Role) -> None:
-        self.loop = Loop()
+        self.loop = EventLoop()
         mine, other = socket.socketpair()
         self.socks = (mine, other)
         self.wire = Wire(mine)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import msgspec
 
 from ztunnel.proxy.conntrack.tracker import ConnectionTracker
-from ztunnel.proxy.tunnel.pool import Pool
+from ztunnel.proxy.tunnel.pool import TunnelPool
 
 LARGEST_ANSWER = 900 * 1024  # bytes: a link packet holds 1 MiB
 
 
-def view(what: str, report: ConnectionTracker, pool: Pool) -> bytes:
+def view(what: str, report: ConnectionTracker, pool: TunnelPool) -> bytes:
     """MessagePack of "connections" (list), "tunnels" (list) or "stats" (object); nil for others."""
     if what == "connections":
         return _fitting(report.live())
@@ -24,7 +24,7 @@ def view(what: str, report: ConnectionTracker, pool: Pool) -> bytes:
     return msgspec.msgpack.encode(None)
 
 
-def _tunnels(pool: Pool) -> list[object]:
+def _tunnels(pool: TunnelPool) -> list[object]:
     return [
         {
             "source": key.source,

@@ -18,7 +18,7 @@ import structlog
 
 from ztunnel.ipc.channel import Channel, LinkError
 from ztunnel.ipc.messages import ToWorker
-from ztunnel.proxy.io.event_loop import READ, WRITE, Loop
+from ztunnel.proxy.io.event_loop import READ, WRITE, EventLoop
 
 FIRST_DELAY = 0.05  # seconds before the first redial
 LONGEST_DELAY = 1.0
@@ -34,7 +34,7 @@ class Session:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: EventLoop,
         path: str,
         greet: Callable[[], list[Message]],
         receive: Callable[[ToWorker, list[int]], None],

@@ -20,9 +20,9 @@ from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.dns.udp_server import MOST, looker, plain_way
 from ztunnel.proxy.handlers.outbound import OutboundServer
-from ztunnel.proxy.io.connector import Dial
+from ztunnel.proxy.io.connector import Connector
 from ztunnel.proxy.io.event_loop import HANGUP, READ, WRITE
-from ztunnel.proxy.io.sockets import end_on_close
+from ztunnel.proxy.io.sockets import fin_on_close
 from ztunnel.proxy.local_pod import Pod
 from ztunnel.telemetry.dns_counters import Outcome
 
@@ -120,7 +120,7 @@ class QueryStream:
         self._client = _End(self, sock)
         self._server: _End | None = None
         self._waiting: list[bytes] = []  # queries until the server is reached
-        self._dial: Dial | None = None
+        self._dial: Connector | None = None
         self._has_passed_end = False
         self._touched = context.loop.now
         self._over = False
@@ -187,7 +187,7 @@ class QueryStream:
         if self._dial is not None:
             return
         stock = self._pod.stock_for(self._address)
-        self._dial = Dial(self._context.loop, stock, self._address, self._dialled)
+        self._dial = Connector(self._context.loop, stock, self._address, self._dialled)
         self._dial.start()
 
     def _dialled(self, sock: socket.socket | None, reason: str) -> None:
@@ -261,5 +261,5 @@ class QueryStream:
         for end in (self._client, self._server):
             if end is not None:
                 if orderly:
-                    end_on_close(end.sock)
+                    fin_on_close(end.sock)
                 self._context.loop.close(end.sock)

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from ztunnel.dns.message import Question, is_response_to, with_id
 from ztunnel.mesh.address import family as family_of
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.proxy.io.connector import Dial
-from ztunnel.proxy.io.event_loop import READ, WRITE, Loop, Timer
-from ztunnel.proxy.io.sockets import end_on_close
+from ztunnel.proxy.io.connector import Connector
+from ztunnel.proxy.io.event_loop import READ, WRITE, EventLoop, Timer
+from ztunnel.proxy.io.sockets import fin_on_close
 from ztunnel.proxy.local_pod import Pod
 
 SILENCE = 1.5  # seconds until a query is sent again; clients ask anew after 2.5 (musl) or 5 (glibc)
@@ -46,7 +46,7 @@ class Asked:
 class DatagramExchange:
     """By UDP."""
 
-    def __init__(self, loop: Loop, pod: Pod, asked: Asked, done: Done) -> None:
+    def __init__(self, loop: EventLoop, pod: Pod, asked: Asked, done: Done) -> None:
         self._loop = loop
         self._stock = pod.datagrams[family_of(asked.server.ip)]
         self._server = asked.server
@@ -131,7 +131,7 @@ class DatagramExchange:
 class StreamExchange:
     """By TCP: one message each way (RFC 7766 section 8), then the end."""
 
-    def __init__(self, loop: Loop, pod: Pod, asked: Asked, done: Done) -> None:
+    def __init__(self, loop: EventLoop, pod: Pod, asked: Asked, done: Done) -> None:
         self._loop = loop
         self._number = secrets.randbits(16)
         self._left = len(asked.wire).to_bytes(2, "big") + with_id(asked.wire, self._number)
@@ -140,7 +140,7 @@ class StreamExchange:
         self._sock: socket.socket | None = None
         self._read = bytearray()
         self._timer = loop.call_later(STREAM_TIME, self._expired)
-        self._dial: Dial | None = Dial(
+        self._dial: Connector | None = Connector(
             loop, pod.stock_for(asked.server), asked.server, self._dialled
         )
 
@@ -205,7 +205,7 @@ class StreamExchange:
             dial.cancel()
         sock, self._sock = self._sock, None
         if sock is not None:
-            end_on_close(sock)
+            fin_on_close(sock)
             self._loop.close(sock)
         done, self._done = self._done, None
         if done is not None:

@@ -21,14 +21,14 @@ from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.conntrack.record import Direction, Record
 from ztunnel.proxy.conntrack.tracker import make_peer
 from ztunnel.proxy.context import Context
-from ztunnel.proxy.io.connector import Dial
+from ztunnel.proxy.io.connector import Connector
 from ztunnel.proxy.io.socket_pool import SocketPool
 from ztunnel.proxy.io.sockets import local_address, peer_address, reset_on_close
 from ztunnel.proxy.local_pod import Pod
 from ztunnel.proxy.tls import credentials as tls_credentials
 from ztunnel.proxy.tls.handshake import Handshake
 from ztunnel.proxy.tls.session import TlsSession
-from ztunnel.proxy.tunnel.datagram_relay import CAPSULES, UdpFlow
+from ztunnel.proxy.tunnel.datagram_relay import CAPSULE_PROTOCOL, UdpFlow
 from ztunnel.proxy.tunnel.relay import StreamRelay
 from ztunnel.proxy.tunnel.tunnel import EARLY_DATA_BYTES, Tunnel
 from ztunnel.telemetry.response_flags import with_prefix
@@ -149,7 +149,7 @@ class InboundStream:
         self._record: Record | None = None
         self._accepted: Accept | None = None
         self._stock: SocketPool | None = None
-        self._dial: Dial | None = None
+        self._dial: Connector | None = None
         self._relay: StreamRelay | UdpFlow | None = None
         self._early: list[bytes] = []  # data before our answer; the stream's window bounds it
         self._early_end = False
@@ -219,7 +219,7 @@ class InboundStream:
             self._serve_udp(accepted)
             return
         self._stock = self._pod.stock_for(accepted.destination)
-        self._dial = Dial(
+        self._dial = Connector(
             context.loop,
             self._stock,
             accepted.destination,
@@ -244,7 +244,7 @@ class InboundStream:
             self._refuse(503, "no room for a further flow")
             return
         self._relay, record.established = flow, True
-        self._tunnel.respond(self.stream_id, 200, [CAPSULES])
+        self._tunnel.respond(self.stream_id, 200, [CAPSULE_PROTOCOL])
 
     def _udp_ended(self, error: str) -> None:
         self._ended(None, error)

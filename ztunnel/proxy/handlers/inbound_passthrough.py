@@ -18,16 +18,16 @@ from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.conntrack.record import Direction, Record
 from ztunnel.proxy.conntrack.tracker import make_peer
 from ztunnel.proxy.context import Context
-from ztunnel.proxy.io.connector import Dial
+from ztunnel.proxy.io.connector import Connector
 from ztunnel.proxy.io.event_loop import HANGUP
 from ztunnel.proxy.io.socket_pool import SocketPool
 from ztunnel.proxy.io.sockets import local_address, peer_address
 from ztunnel.proxy.local_pod import Pod
-from ztunnel.proxy.tunnel.relay import WATCH, PlainRelay
+from ztunnel.proxy.tunnel.relay import APP_EVENTS, SocketRelay
 from ztunnel.telemetry.worker_counters import ConnectionPeers
 
 
-class PlainServer:
+class PassthroughServer:
     """A pod's listeners on 15006: the kernel gives us what others sent to the pod's own ports."""
 
     def __init__(self, context: Context, pod: Pod) -> None:
@@ -36,10 +36,10 @@ class PlainServer:
 
     def accepted(self, sock: socket.socket) -> None:
         """Serve one connection from outside the mesh."""
-        PlainInbound(self._context, self._pod, sock).start()
+        PassthroughInbound(self._context, self._pod, sock).start()
 
 
-class PlainInbound:
+class PassthroughInbound:
     """One connection in the clear to an app."""
 
     def __init__(self, context: Context, pod: Pod, sock: socket.socket) -> None:
@@ -50,14 +50,14 @@ class PlainInbound:
         self._target = "unknown"
         self._record: Record | None = None
         self._stock: SocketPool | None = None
-        self._dial: Dial | None = None
-        self._relay: PlainRelay | None = None
+        self._dial: Connector | None = None
+        self._relay: SocketRelay | None = None
         self._seen = 0
         self._over = False
 
     def start(self) -> None:
         context, sock = self._context, self._sock
-        context.loop.register(sock.fileno(), WATCH, self)
+        context.loop.register(sock.fileno(), APP_EVENTS, self)
         self._pod.live.add(self)
         try:
             self._client = peer_address(sock)
@@ -97,7 +97,7 @@ class PlainInbound:
     def _begin(self, accepted: Accept) -> None:
         context = self._context
         self._stock = self._pod.stock_for(accepted.destination)
-        self._dial = Dial(
+        self._dial = Connector(
             context.loop,
             self._stock,
             accepted.destination,
@@ -112,7 +112,7 @@ class PlainInbound:
             self._fail(reason)
             return
         assert self._record is not None
-        self._relay = PlainRelay(
+        self._relay = SocketRelay(
             self._context.loop,
             self._context.buffers,
             self._sock,

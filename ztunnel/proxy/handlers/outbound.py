@@ -19,7 +19,7 @@ from ztunnel.proxy.context import Context
 from ztunnel.proxy.handlers.outbound_hbone import HboneOutbound
 from ztunnel.proxy.handlers.outbound_passthrough import PassthroughOutbound
 from ztunnel.proxy.local_pod import Pod
-from ztunnel.proxy.tunnel.connection_plan import Plan
+from ztunnel.proxy.tunnel.connection_plan import ConnectionPlan
 from ztunnel.telemetry.response_flags import Flag, Reason
 from ztunnel.telemetry.worker_counters import UNKNOWN_PEERS, ConnectionPeers
 
@@ -78,11 +78,11 @@ class OutboundServer:
                     return
                 HboneOutbound(self._context, self._pod, sock, client, plan).start(credentials)
 
-    def _plan(self, mesh: MeshState, source: Workload, decision: Hbone) -> Plan:
+    def _plan(self, mesh: MeshState, source: Workload, decision: Hbone) -> ConnectionPlan:
         pod = self._pod
         plan = pod.plans.get(source, decision)
         if plan is None:
-            plan = Plan(
+            plan = ConnectionPlan(
                 source,
                 decision,
                 pod_uid=pod.uid,

@@ -20,7 +20,7 @@ from ztunnel.proxy.conntrack.record import Record
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.io.event_loop import HANGUP, INPUT
 from ztunnel.proxy.local_pod import Pod
-from ztunnel.proxy.tunnel.relay import WATCH, PlainRelay, StreamRelay
+from ztunnel.proxy.tunnel.relay import APP_EVENTS, SocketRelay, StreamRelay
 
 
 class OutboundState(Enum):
@@ -58,9 +58,9 @@ class OutboundConnection:
         self._sock = sock
         self._record = record
         self._state = state
-        self._relay: StreamRelay | PlainRelay | None = None
+        self._relay: StreamRelay | SocketRelay | None = None
         self._seen_events = 0  # of the application's socket; the relay must act on them
-        context.loop.register(sock.fileno(), WATCH, self)
+        context.loop.register(sock.fileno(), APP_EVENTS, self)
         pod.live.add(self)
 
     # Steps that differ
@@ -89,7 +89,7 @@ class OutboundConnection:
     def on_failure(self, error: Exception) -> None:
         self._fail(f"internal error: {error}")
 
-    def _start_relay(self, relay: StreamRelay | PlainRelay) -> None:
+    def _start_relay(self, relay: StreamRelay | SocketRelay) -> None:
         self._state = RELAYING
         self._relay = relay
         relay.begin(self._seen_events)

@@ -20,11 +20,11 @@ from ztunnel.proxy.handlers.outbound_connection import (
     OutboundConnection,
 )
 from ztunnel.proxy.io.event_loop import Timer
-from ztunnel.proxy.io.sockets import end_on_close
+from ztunnel.proxy.io.sockets import fin_on_close
 from ztunnel.proxy.local_pod import Pod
 from ztunnel.proxy.tls.credentials import Credentials
-from ztunnel.proxy.tunnel.connection_plan import Plan
-from ztunnel.proxy.tunnel.pool import Source
+from ztunnel.proxy.tunnel.connection_plan import ConnectionPlan
+from ztunnel.proxy.tunnel.pool import DialContext
 from ztunnel.proxy.tunnel.relay import StreamRelay
 from ztunnel.proxy.tunnel.tunnel import EARLY_DATA_BYTES, Tunnel
 from ztunnel.telemetry.response_flags import Flag, Reason
@@ -41,7 +41,12 @@ class HboneOutbound(OutboundConnection):
     """
 
     def __init__(
-        self, context: Context, pod: Pod, sock: socket.socket, client: SocketAddress, plan: Plan
+        self,
+        context: Context,
+        pod: Pod,
+        sock: socket.socket,
+        client: SocketAddress,
+        plan: ConnectionPlan,
     ) -> None:
         record = context.tracker.connection_opened(
             Direction.OUTBOUND,
@@ -61,7 +66,7 @@ class HboneOutbound(OutboundConnection):
 
     def start(self, credentials: Credentials) -> None:
         """Request a tunnel from the pool."""
-        dial = Source(self._pod.stock_for(self._plan.decision.tunnel), credentials)
+        dial = DialContext(self._pod.stock_for(self._plan.decision.tunnel), credentials)
         self._context.pool.acquire(self._plan.key, dial, self._tunnel_ready)
 
     def _tunnel_ready(self, tunnel: Tunnel | None, reason: str) -> None:
@@ -163,7 +168,7 @@ class HboneOutbound(OutboundConnection):
             self._tunnel.reset(self.stream_id, ErrorCode.CANCEL)
 
     def _release_socket(self, sock: socket.socket) -> None:
-        end_on_close(sock)
+        fin_on_close(sock)
         self._context.loop.close(sock, sole=True)
 
     def _finish(self, error: str) -> None:

@@ -11,9 +11,9 @@ from ztunnel.proxy.conntrack.record import Direction
 from ztunnel.proxy.conntrack.tracker import make_peer
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.handlers.outbound_connection import DIALING, OutboundConnection
-from ztunnel.proxy.io.connector import Dial
+from ztunnel.proxy.io.connector import Connector
 from ztunnel.proxy.local_pod import Pod
-from ztunnel.proxy.tunnel.relay import PlainRelay
+from ztunnel.proxy.tunnel.relay import SocketRelay
 from ztunnel.telemetry.worker_counters import ConnectionPeers
 
 
@@ -41,7 +41,9 @@ class PassthroughOutbound(OutboundConnection):
         )
         super().__init__(context, pod, sock, record, DIALING)
         self._stock = pod.stock_for(decision.address)
-        self._dial: Dial | None = Dial(context.loop, self._stock, decision.address, self._dialled)
+        self._dial: Connector | None = Connector(
+            context.loop, self._stock, decision.address, self._dialled
+        )
 
     def start(self) -> None:
         """Dial the destination."""
@@ -54,7 +56,7 @@ class PassthroughOutbound(OutboundConnection):
             self._fail(reason)
             return
         context = self._context
-        relay = PlainRelay(
+        relay = SocketRelay(
             context.loop,
             context.buffers,
             self._sock,

@@ -33,9 +33,9 @@ from ztunnel.proxy.conntrack.udp_flow_table import UdpFlowTable
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.io.event_loop import READ, Timer
 from ztunnel.proxy.local_pod import Pod
-from ztunnel.proxy.tunnel.datagram_relay import CAPSULES, Pair, UdpFlow
-from ztunnel.proxy.tunnel.pool import Source
-from ztunnel.proxy.tunnel.pool_key import Key
+from ztunnel.proxy.tunnel.datagram_relay import CAPSULE_PROTOCOL, FlowKey, UdpFlow
+from ztunnel.proxy.tunnel.pool import DialContext
+from ztunnel.proxy.tunnel.pool_key import PoolKey
 from ztunnel.proxy.tunnel.tunnel import Tunnel
 from ztunnel.proxy.tunnel.udp_token_address import (
     CONTROL_SPACE,
@@ -47,10 +47,10 @@ from ztunnel.proxy.tunnel.udp_token_address import (
 from ztunnel.telemetry.udp_drop_counters import UdpDropReason
 from ztunnel.telemetry.worker_counters import ConnectionPeers
 
-SWEEP = 1.0  # seconds between looks for idle flows
-PATIENCE = 1.0  # seconds in which datagrams to whom we just failed to reach are dropped
-DATAGRAMS = 128  # read in one turn, so that others keep their share
-MOST_REFUSED = 4096  # pairs remembered for PATIENCE
+SWEEP_INTERVAL_S = 1.0  # seconds between looks for idle flows
+REFUSED_TTL_S = 1.0  # seconds in which datagrams to whom we just failed to reach are dropped
+READ_BATCH = 128  # read in one turn, so that others keep their share
+MAX_REFUSED_FLOWS = 4096  # pairs remembered for PATIENCE
 
 log = structlog.get_logger()
 
@@ -73,9 +73,9 @@ class PodUdp:
         self._context = context
         self._pod = pod
         self._silent = silent
-        self._pairs: dict[Pair, UdpFlow] = {}  # by which flow the app's datagrams go
-        self._refused: dict[Pair, float] = {}  # until when
-        self._timer: Timer = context.loop.call_later(SWEEP, self._sweep)
+        self._pairs: dict[FlowKey, UdpFlow] = {}  # by which flow the app's datagrams go
+        self._refused: dict[FlowKey, float] = {}  # until when
+        self._timer: Timer = context.loop.call_later(SWEEP_INTERVAL_S, self._sweep)
         for way in self.ways.values():
             context.loop.register(way.sock.fileno(), READ, _Reader(self, way))
 
@@ -85,7 +85,7 @@ class PodUdp:
         """Take what apps have sent, up to one turn's share."""
         view = self._context.buffers.scratch.view
         receive = way.sock.recvmsg_into
-        for _ in range(DATAGRAMS):
+        for _ in range(READ_BATCH):
             try:
                 size, control, _, source = receive([view], CONTROL_SPACE)
             except BlockingIOError:
@@ -118,7 +118,7 @@ class PodUdp:
         else:
             self.flows.touch(flow, self._context.loop.now)
 
-    def _begin(self, way: TokenCodec, pair: Pair) -> UdpFlow | None:
+    def _begin(self, way: TokenCodec, pair: FlowKey) -> UdpFlow | None:
         """A flow for the app's first datagram to a remote, unless there may be none."""
         if pair in self._refused:
             return None
@@ -139,7 +139,7 @@ class PodUdp:
             return None
 
     def _ask(
-        self, way: TokenCodec, pair: Pair, client: SocketAddress, remote: SocketAddress
+        self, way: TokenCodec, pair: FlowKey, client: SocketAddress, remote: SocketAddress
     ) -> UdpFlow:
         """Decide, and ask the pool for a tunnel. Raises _RefusedError."""
         context = self._context
@@ -169,7 +169,7 @@ class PodUdp:
         flow = UdpFlow(self, way, pair, record)
         flow.remote = remote
         self._keep(flow)
-        key = Key(
+        key = PoolKey(
             pod_uid=self._pod.uid,
             source=self._pod.identity,
             expected=frozenset(decision.identities),
@@ -178,7 +178,7 @@ class PodUdp:
             workload_pod=workload.pod_uid,
         )
         headers = self._request(source, client, decision)
-        lent = Source(self._pod.stock_for(decision.tunnel), credentials)
+        lent = DialContext(self._pod.stock_for(decision.tunnel), credentials)
 
         def ready(tunnel: Tunnel | None, reason: str) -> None:
             self._tunnel_ready(flow, workload, headers, tunnel, reason)
@@ -194,7 +194,7 @@ class PodUdp:
             (b":scheme", b"https"),
             (b":authority", str(decision.tunnel).encode()),
             (b":path", format_target(decision.authority).encode()),
-            CAPSULES,
+            CAPSULE_PROTOCOL,
             (b"baggage", self._pod.baggage(source)),
             (b"forwarded", format_forwarded(client, decision.service).encode()),
             (b"traceparent", f"00-{trace:032x}-{span:016x}-00".encode()),
@@ -321,13 +321,13 @@ class PodUdp:
             spare.end("gave way to a newer flow")
         return spare is not None
 
-    def _refuse(self, pair: Pair) -> None:
-        if len(self._refused) < MOST_REFUSED:
-            self._refused[pair] = self._context.loop.now + PATIENCE
+    def _refuse(self, pair: FlowKey) -> None:
+        if len(self._refused) < MAX_REFUSED_FLOWS:
+            self._refused[pair] = self._context.loop.now + REFUSED_TTL_S
 
     def _sweep(self) -> None:
         now = self._context.loop.now
-        self._timer = self._context.loop.call_later(SWEEP, self._sweep)
+        self._timer = self._context.loop.call_later(SWEEP_INTERVAL_S, self._sweep)
         for flow in self.flows.expired(now):
             flow.end("")
         if self._refused:

@@ -8,22 +8,22 @@ import socket
 from collections.abc import Callable
 
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.proxy.io.event_loop import EDGE, READ, WRITE, Loop, Timer
+from ztunnel.proxy.io.event_loop import EDGE, READ, WRITE, EventLoop, Timer
 from ztunnel.proxy.io.socket_pool import SocketPool
-from ztunnel.proxy.io.sockets import CONNECT_TIMEOUT, start_connect
+from ztunnel.proxy.io.sockets import CONNECT_TIMEOUT_S, start_connect
 
 Prepare = Callable[[socket.socket], None]
 Done = Callable[[socket.socket | None, str], None]
 
 
-class Dial:
+class Connector:
     """Ends with one call of `done`: a connected socket the loop watches, or None and why."""
 
     __slots__ = ("_done", "_loop", "_prepare", "_sock", "_stock", "_timer", "_to")
 
     def __init__(
         self,
-        loop: Loop,
+        loop: EventLoop,
         stock: SocketPool,
         to: SocketAddress,
         done: Done,
@@ -84,10 +84,10 @@ class Dial:
             self._finish()
         else:
             self._loop.register(sock.fileno(), READ | WRITE | EDGE, self)
-            self._timer = self._loop.limit(CONNECT_TIMEOUT, self._expired)
+            self._timer = self._loop.limit(CONNECT_TIMEOUT_S, self._expired)
 
     def _expired(self) -> None:
-        self._failed(f"no answer within {CONNECT_TIMEOUT:.0f} s")
+        self._failed(f"no answer within {CONNECT_TIMEOUT_S:.0f} s")
 
     def _finish(self) -> None:
         sock, self._sock = self._sock, None

@@ -63,7 +63,7 @@ class Timer:
         return self.when < other.when
 
 
-class Loop:
+class EventLoop:
     """The loop. All methods are for the thread that runs it."""
 
     def __init__(self) -> None:

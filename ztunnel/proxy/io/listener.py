@@ -14,13 +14,13 @@ from collections.abc import Callable
 
 import structlog
 
-from ztunnel.proxy.io.event_loop import ACCEPT, Loop, Timer
+from ztunnel.proxy.io.event_loop import ACCEPT, EventLoop, Timer
 from ztunnel.proxy.io.sockets import no_delay, reset_on_close
 
 # Of one turn. More would be cheaper by themselves; but what one turn accepts travels on together,
 # so that both proxies, client and server end up working one after the other, and CPUs idle.
-ACCEPTS = 4
-PAUSE = 0.1  # seconds without accepting when descriptors or memory run out
+ACCEPT_BATCH = 4
+ACCEPT_PAUSE_S = 0.1  # seconds without accepting when descriptors or memory run out
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 log = structlog.get_logger()
@@ -31,7 +31,7 @@ class Listener:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: EventLoop,
         sock: socket.socket,
         accepted: Callable[[socket.socket], None],
         paused: Callable[[], None],
@@ -52,7 +52,7 @@ class Listener:
         self._closed = False
         self._resets = resets
         self._shared = shared
-        self._accepts = 1 if shared else ACCEPTS
+        self._accepts = 1 if shared else ACCEPT_BATCH
         no_delay(sock)  # accepted sockets inherit it
         self._watch()
 
@@ -109,10 +109,10 @@ class Listener:
         if error.errno not in _EXHAUSTED:
             log.warning("accept failed", error=error.strerror)
             return
-        log.warning("accept paused", error=error.strerror, seconds=PAUSE)
+        log.warning("accept paused", error=error.strerror, seconds=ACCEPT_PAUSE_S)
         self._paused()
         self._loop.unregister(self.sock.fileno())
-        self._resume_timer = self._loop.call_later(PAUSE, self._resume)
+        self._resume_timer = self._loop.call_later(ACCEPT_PAUSE_S, self._resume)
 
     def _resume(self) -> None:
         if not self._closed:

@@ -12,29 +12,29 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
-from ztunnel.proxy.io.event_loop import Loop, Timer
+from ztunnel.proxy.io.event_loop import EventLoop, Timer
 from ztunnel.proxy.io.sockets import (
     disconnect,
     disconnect_datagram,
-    end_on_close,
+    fin_on_close,
     no_delay,
     reset_on_close,
 )
 
-BATCH = 16  # sockets asked for at once at least
-LOW = 8  # ask for more below this
-LARGEST_BATCH = 128  # well below SCM_MAX_FD
-KEPT = 64  # recycled sockets kept of each kind
-WAIT = 5.0  # seconds a connection waits for a socket before it is refused
-ASK_AGAIN = 1.0  # seconds after which an unanswered request is repeated
+MIN_REQUEST_BATCH = 16  # sockets asked for at once at least
+LOW_WATERMARK = 8  # ask for more below this
+MAX_REQUEST_BATCH = 128  # well below SCM_MAX_FD
+MAX_RECYCLED = 64  # recycled sockets kept of each kind
+ACQUIRE_TIMEOUT_S = 5.0  # seconds a connection waits for a socket before it is refused
+REQUEST_RETRY_S = 1.0  # seconds after which an unanswered request is repeated
 
-Taker = Callable[[socket.socket | None], None]
+SocketCallback = Callable[[socket.socket | None], None]
 
 
 class SocketPool:
     """The sockets of one pod and one family."""
 
-    def __init__(self, loop: Loop, ask: Callable[[int], None]) -> None:
+    def __init__(self, loop: EventLoop, ask: Callable[[int], None]) -> None:
         """`ask(count)` requests sockets from the agent, or does nothing while it is away."""
         self._loop = loop
         self._ask = ask
@@ -49,10 +49,10 @@ class SocketPool:
     def size(self) -> int:
         return len(self._fresh) + len(self._inbound)
 
-    def take(self, taker: Taker, *, inbound: bool = False) -> None:
+    def take(self, taker: SocketCallback, *, inbound: bool = False) -> None:
         """Call `taker` with a socket, at once if there is one, or with None after WAIT."""
         sock = self._pop(inbound=inbound)
-        if self.size < LOW and not self._closed:
+        if self.size < LOW_WATERMARK and not self._closed:
             self.order()
         if sock is not None:
             taker(sock)
@@ -77,8 +77,8 @@ class SocketPool:
     def give_back(self, sock: socket.socket, *, inbound: bool = False) -> None:
         """Recycle a socket after an orderly end, or close it; the loop must not watch it."""
         kept = self._inbound if inbound else self._fresh
-        if self._closed or len(kept) >= KEPT or not self._renew(sock):
-            end_on_close(sock)
+        if self._closed or len(kept) >= MAX_RECYCLED or not self._renew(sock):
+            fin_on_close(sock)
             self._loop.close(sock)
             return
         kept.append(sock)
@@ -86,18 +86,18 @@ class SocketPool:
 
     def order(self) -> None:
         """Ask the agent for as many as are wanted, unless it was asked just now."""
-        overdue = self._loop.now - self._asked_at > ASK_AGAIN
-        wanted = len(self._waiting) + BATCH - (0 if overdue else self._asked)
-        if wanted < LOW:
+        overdue = self._loop.now - self._asked_at > REQUEST_RETRY_S
+        wanted = len(self._waiting) + MIN_REQUEST_BATCH - (0 if overdue else self._asked)
+        if wanted < LOW_WATERMARK:
             return
-        count = min(max(BATCH, wanted), LARGEST_BATCH)
+        count = min(max(MIN_REQUEST_BATCH, wanted), MAX_REQUEST_BATCH)
         self._asked = count if overdue else self._asked + count
         self._asked_at = self._loop.now
         self._ask(count)
 
     def restock(self) -> None:
         """Order if the stock is low."""
-        if self.size < LOW:
+        if self.size < LOW_WATERMARK:
             self.order()
 
     def forget_orders(self) -> None:
@@ -140,7 +140,7 @@ class SocketPool:
                 waiter.give(sock)
 
 
-class DatagramStock(SocketPool):
+class DatagramSocketPool(SocketPool):
     """The same of UDP sockets: each query to a name server has one, so a port of its own."""
 
     def _fit(self, sock: socket.socket) -> None:
@@ -155,10 +155,10 @@ class _Waiter:
 
     __slots__ = ("_taker", "_timer", "inbound", "waits")
 
-    def __init__(self, loop: Loop, taker: Taker, inbound: bool) -> None:
+    def __init__(self, loop: EventLoop, taker: SocketCallback, inbound: bool) -> None:
         self.inbound = inbound
         self._taker = taker
-        self._timer: Timer = loop.limit(WAIT, self._expired)
+        self._timer: Timer = loop.limit(ACQUIRE_TIMEOUT_S, self._expired)
         self.waits = True
 
     def give(self, sock: socket.socket | None) -> None:

@@ -12,13 +12,13 @@ from ipaddress import ip_address
 
 from ztunnel.mesh.model import SocketAddress
 
-CONNECT_TIMEOUT = 10.0  # seconds; istio ztunnel's connection timeout
+CONNECT_TIMEOUT_S = 10.0  # seconds; istio ztunnel's connection timeout
 
 _LINGER_NONE = struct.pack("ii", 1, 0)  # struct linger: close() sends RST
 _LINGER_DEFAULT = struct.pack("ii", 0, 0)  # close() delivers what was written, then FIN
 _AF_UNSPEC_ADDRESS = bytes(16)  # a sockaddr whose family is AF_UNSPEC (0)
 _TCP_CLOSE = 7  # include/net/tcp_states.h
-_MOST_STALE = 64  # datagrams in a queue that are worth reading away
+_MAX_STALE_DATAGRAMS = 64  # datagrams in a queue that are worth reading away
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -50,7 +50,7 @@ def start_connect(sock: socket.socket, address: SocketAddress) -> bool:
     raise OSError(error, os.strerror(error))
 
 
-def end_on_close(sock: socket.socket) -> None:
+def fin_on_close(sock: socket.socket) -> None:
     """Make the coming close() an orderly one that loses nothing: undoes `reset_on_close`."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_DEFAULT)
 
@@ -91,7 +91,7 @@ def disconnect_datagram(sock: socket.socket) -> bool:
     """Make a UDP socket as good as new: no peer, no port, nothing left to read. False on error."""
     if _libc.connect(sock.fileno(), _AF_UNSPEC_ADDRESS, len(_AF_UNSPEC_ADDRESS)) != 0:
         return False
-    for _ in range(_MOST_STALE):
+    for _ in range(_MAX_STALE_DATAGRAMS):
         try:
             sock.recv(1)
         except BlockingIOError:

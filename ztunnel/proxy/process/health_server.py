@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
-from ztunnel.proxy.io.event_loop import READ, Loop, Timer
+from ztunnel.proxy.io.event_loop import READ, EventLoop, Timer
 
 REQUEST_TIMEOUT_S = 2.0  # a kubelet waits for one second by default
 MAX_REQUEST_BYTES = 4096
@@ -28,7 +28,7 @@ Check = Callable[[], list[str]]  # the reasons for a failure; empty if the check
 class HealthServer:
     """Answers probes on `sock`, a listening socket; `checks` by path."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, checks: dict[str, Check]) -> None:
+    def __init__(self, loop: EventLoop, sock: socket.socket, checks: dict[str, Check]) -> None:
         sock.setblocking(False)
         self.loop = loop
         self.open = 0  # connections

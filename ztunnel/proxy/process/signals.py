@@ -7,14 +7,17 @@ import signal
 import socket
 from collections.abc import Callable, Iterable
 
-from ztunnel.proxy.io.event_loop import READ, Loop
+from ztunnel.proxy.io.event_loop import READ, EventLoop
 
 
 class Signals:
     """The process's signal handling, for the rest of its life. One per process."""
 
     def __init__(
-        self, loop: Loop, numbers: Iterable[signal.Signals], on_signals: Callable[[bytes], None]
+        self,
+        loop: EventLoop,
+        numbers: Iterable[signal.Signals],
+        on_signals: Callable[[bytes], None],
     ) -> None:
         """The loop calls `on_signals` with the numbers of the received signals, one per byte."""
         self._loop = loop

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import structlog
 
-from ztunnel.proxy.io.event_loop import Loop
+from ztunnel.proxy.io.event_loop import EventLoop
 from ztunnel.proxy.process.health_server import HealthServer
 from ztunnel.proxy.process.heartbeat import HeartbeatTable, WorkerState
 from ztunnel.proxy.process.signals import Signals
@@ -48,7 +48,7 @@ class Supervisor:
         self._work = work
         self._watchdog_timeout = watchdog_timeout
         self._heartbeats = HeartbeatTable(count)
-        self._loop = Loop()
+        self._loop = EventLoop()
         self._children: dict[int, int] = {}  # pid → index
         self._health_listener: socket.socket | None = None
         self._checked_at = 0.0

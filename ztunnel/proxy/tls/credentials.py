@@ -38,7 +38,7 @@ class Credentials:
     server: SSL.Context
 
 
-def credentials(certificate: Certificate) -> Credentials:
+def load_credentials(certificate: Certificate) -> Credentials:
     """Contexts of both roles. Raises ValueError when the material does not fit together."""
     roots = x509.load_pem_x509_certificates(certificate.roots_pem)
     chain = x509.load_pem_x509_certificates(certificate.chain_pem)
@@ -73,14 +73,14 @@ def check_peer(session: TlsSession) -> str:
         raise PeerVerificationError(f"ALPN is {session.protocol.decode('latin-1') or None}, not h2")
     try:
         certificate = session.peer_certificate
-        if session.resumed and has_outlived(certificate):
+        if session.resumed and is_expired(certificate):
             raise PeerVerificationError("the certificate of the resumed session has expired")
         return _spiffe_id(certificate)
     except ValueError as error:  # OpenSSL took it, a stricter parser does not
         raise PeerVerificationError(f"certificate cannot be read: {error}") from error
 
 
-def has_outlived(certificate: x509.Certificate) -> bool:
+def is_expired(certificate: x509.Certificate) -> bool:
     """Whether it has expired since the handshake."""
     return certificate.not_valid_after_utc.timestamp() < time.time()
 

@@ -18,13 +18,13 @@ from OpenSSL import SSL
 
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.io.buffers import BufferPool
-from ztunnel.proxy.io.event_loop import READ, WRITE, Loop
-from ztunnel.proxy.io.sockets import end_on_close, start_connect
+from ztunnel.proxy.io.event_loop import READ, WRITE, EventLoop
+from ztunnel.proxy.io.sockets import fin_on_close, start_connect
 from ztunnel.proxy.tls import credentials
 from ztunnel.proxy.tls.session import CertificateError, TlsError, TlsSession
 from ztunnel.telemetry.response_flags import Flag, Reason
 
-HANDSHAKE_TIMEOUT = 10.0  # seconds for TCP connect and TLS together; istio ztunnel's
+HANDSHAKE_TIMEOUT_S = 10.0  # seconds for TCP connect and TLS together; istio ztunnel's
 
 
 class HandshakeOwner(Protocol):
@@ -40,7 +40,7 @@ class Handshake:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: EventLoop,
         sock: socket.socket,
         context: SSL.Context,
         buffers: BufferPool,
@@ -60,12 +60,12 @@ class Handshake:
         self._session: TlsSession | None = None
         self._mask = 0
         self._over = False
-        self._timer = loop.call_later(HANDSHAKE_TIMEOUT, self._expired)
+        self._timer = loop.call_later(HANDSHAKE_TIMEOUT_S, self._expired)
 
     def connect(self, address: SocketAddress) -> None:
         """Client: dial, then speak TLS."""
         try:
-            end_on_close(self._sock)  # GOAWAY and close_notify are to arrive
+            fin_on_close(self._sock)  # GOAWAY and close_notify are to arrive
             connected = start_connect(self._sock, address)
         except OSError as error:
             self._fail(f"connect to {address}: {error.strerror or error}")
@@ -143,7 +143,7 @@ class Handshake:
 
     def _expired(self) -> None:
         flag = Flag.CONNECT if self._session is None else Flag.TLS_FAILURE
-        self._fail(Reason(f"no handshake within {HANDSHAKE_TIMEOUT:.0f} s", flag))
+        self._fail(Reason(f"no handshake within {HANDSHAKE_TIMEOUT_S:.0f} s", flag))
 
     def _fail(self, reason: str) -> None:
         if self._over:

@@ -17,15 +17,15 @@ from cryptography import x509
 from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 
-from ztunnel.proxy.io.buffers import BUFFER_SIZE, Buffer, BufferPool
+from ztunnel.proxy.io.buffers import BUFFER_BYTES, Buffer, BufferPool
 from ztunnel.proxy.io.event_loop import READ, WRITE
 
-RECORD = 16 * 1024  # RFC 8446 5.1: most plaintext of a record
-SLICE = 4 * RECORD  # bytes encrypted at a time: as much stays in cache, and in OpenSSL's memory
-MAX_READ = 192 * 1024  # bytes of ciphertext a turn; with what is left over, plaintext for a buffer
-RECORD_OVERHEAD = 22  # bytes: header 5, content type 1, tag 16 (RFC 8446 5.2)
-SELDOM = 64  # reads of one record each after which we look for answers all the same
-MAX_ANSWERS = 64 * 1024  # bytes of answers to key updates that a peer may leave unread
+RECORD_BYTES = 16 * 1024  # RFC 8446 5.1: maximum plaintext of a record
+RECORD_OVERHEAD_BYTES = 22  # header 5, content type 1, tag 16 (RFC 8446 5.2)
+ENCRYPT_BATCH_BYTES = 4 * RECORD_BYTES  # per SSL_write: stays in cache and in OpenSSL's memory
+MAX_READ_BYTES = 192 * 1024  # ciphertext per turn; with a partial record, it fits one buffer
+KEY_UPDATE_CHECK_READS = 64  # look for key update responses at least once per so many reads
+MAX_UNREAD_KEY_UPDATE_BYTES = 64 * 1024  # key update responses that a peer may leave unread
 
 _lib: Any = Binding.lib
 _NULL: Final[Any] = Binding.ffi.NULL
@@ -146,7 +146,7 @@ class TlsSession:
             self._with_handshake = False
             return self._decrypt(buffer, self._incoming)
         try:
-            count = self.sock.recv_into(self._buffers.wire.view, MAX_READ)
+            count = self.sock.recv_into(self._buffers.wire.view, MAX_READ_BYTES)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -158,7 +158,7 @@ class TlsSession:
         source = self._feed(count)
         filled = self._decrypt(buffer, source)
         self._reads += 1
-        if count - filled > RECORD_OVERHEAD or not self._reads % SELDOM:
+        if count - filled > RECORD_OVERHEAD_BYTES or not self._reads % KEY_UPDATE_CHECK_READS:
             self._answer()
         return filled
 
@@ -169,7 +169,9 @@ class TlsSession:
         """
         source, taken = buffer.pointer, 0
         while taken < length:
-            result: int = _SSL_write(self._ssl, source + taken, min(SLICE, length - taken))
+            result: int = _SSL_write(
+                self._ssl, source + taken, min(ENCRYPT_BATCH_BYTES, length - taken)
+            )
             if result <= 0:
                 raise OSError(self._reason(result) or "waits to read")
             taken += result
@@ -206,7 +208,7 @@ class TlsSession:
     def discard(self) -> None:
         """Let go of what was not sent."""
         if self._out is not None:
-            self._buffers.give(self._out)
+            self._buffers.release(self._out)
         self._out = None
         self._held = self._sent = 0
 
@@ -216,7 +218,7 @@ class TlsSession:
         """Give OpenSSL what the socket has, a little at a time: it comes from anybody."""
         wire = self._buffers.wire
         try:
-            count = self.sock.recv_into(wire.view, RECORD)
+            count = self.sock.recv_into(wire.view, RECORD_BYTES)
         except BlockingIOError:
             return 0
         if not count:
@@ -240,7 +242,7 @@ class TlsSession:
         """
         target, filled = buffer.pointer, 0
         while True:
-            result: int = _SSL_read(self._ssl, target + filled, BUFFER_SIZE - filled)
+            result: int = _SSL_read(self._ssl, target + filled, BUFFER_BYTES - filled)
             if result <= 0:
                 self.end = self._reason(result)
                 return filled
@@ -250,7 +252,7 @@ class TlsSession:
 
     def _gather(self) -> None:
         """Move OpenSSL's ciphertext to where it is sent from."""
-        out = self._out or self._buffers.take()
+        out = self._out or self._buffers.acquire()
         pointer, room = out.pointer + self._held, len(out.view) - self._held
         moved: int = _BIO_read(self._outgoing, pointer, room) if room else 0
         if moved > 0:
@@ -258,7 +260,7 @@ class TlsSession:
         if self._held:
             self._out = out
         else:
-            self._buffers.give(out)
+            self._buffers.release(out)
 
     def _answer(self) -> None:
         """Send what OpenSSL answers to key updates; a peer must read that."""
@@ -266,7 +268,7 @@ class TlsSession:
         if not waiting:
             return
         try:
-            if not self.flush() and waiting > MAX_ANSWERS:
+            if not self.flush() and waiting > MAX_UNREAD_KEY_UPDATE_BYTES:
                 self.end = self.end or "does not read our answers to key updates"
         except OSError as error:
             self.end = self.end or f"write: {error.strerror or error}"

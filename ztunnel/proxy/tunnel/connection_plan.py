@@ -12,13 +12,13 @@ from ztunnel.mesh.model import Service, Workload
 from ztunnel.mesh.routing.decisions import Hbone
 from ztunnel.proxy.conntrack.record import Peer
 from ztunnel.proxy.conntrack.tracker import make_peer, with_identity
-from ztunnel.proxy.tunnel.pool_key import Key
+from ztunnel.proxy.tunnel.pool_key import PoolKey
 from ztunnel.telemetry.worker_counters import ConnectionPeers
 
-MOST_KNOWN = 1024  # plans of a pod
+MAX_PLANS = 1024  # plans of a pod
 
 
-class Plan:
+class ConnectionPlan:
     """For connections of `source` through a tunnel."""
 
     __slots__ = (
@@ -46,7 +46,7 @@ class Plan:
         self.authority = str(decision.authority)
         self.destination = make_peer(decision.tunnel, workload)
         self.proven = with_identity(self.destination, workload.identity)
-        self.key = Key(
+        self.key = PoolKey(
             pod_uid=pod_uid,
             source=pod_identity,
             expected=frozenset(decision.identities),
@@ -69,22 +69,22 @@ class Plan:
         return with_identity(self.destination, peer)
 
 
-class Plans:
+class PlanCache:
     """Those of one pod."""
 
     __slots__ = ("_known",)
 
     def __init__(self) -> None:
-        self._known: dict[int, Plan] = {}
+        self._known: dict[int, ConnectionPlan] = {}
 
-    def get(self, source: Workload, decision: Hbone) -> Plan | None:
+    def get(self, source: Workload, decision: Hbone) -> ConnectionPlan | None:
         """The plan for a decision about connections of `source`, if it is known."""
         known = self._known.get(id(decision))
         return known if known is not None and known.source is source else None
 
-    def add(self, plan: Plan) -> None:
+    def add(self, plan: ConnectionPlan) -> None:
         """Remember a plan."""
-        if len(self._known) >= MOST_KNOWN:
+        if len(self._known) >= MAX_PLANS:
             self._known.clear()
         self._known[id(plan.decision)] = plan
 

@@ -21,14 +21,14 @@ from ztunnel.proxy.conntrack.record import Record
 from ztunnel.proxy.tunnel.tunnel import Tunnel, TunnelState
 from ztunnel.proxy.tunnel.udp_token_address import Address, TokenCodec
 
-EARLY = 16  # datagrams that wait for the tunnel to be made
-EARLY_BYTES = 256 * 1024  # of all of them: a link message holds 1 MiB
-CAPSULES = (b"capsule-protocol", b"?1")  # RFC 9297 3.4
+MAX_EARLY_DATAGRAMS = 16  # datagrams that wait for the tunnel to be made
+MAX_EARLY_BYTES = 256 * 1024  # of all of them: a link message holds 1 MiB
+CAPSULE_PROTOCOL = (b"capsule-protocol", b"?1")  # RFC 9297 3.4
 
-Pair = tuple[int, int, bytes]  # IP family, the app's port, the token of the remote (4 bytes)
+FlowKey = tuple[int, int, bytes]  # IP family, the app's port, the token of the remote (4 bytes)
 
 
-class Pod(Protocol):
+class FlowOwner(Protocol):
     """Where flows live: `ztunnel.proxy.handlers.udp.PodUdp`."""
 
     def deliver(self, flow: UdpFlow, payload: memoryview) -> None:
@@ -44,7 +44,7 @@ class Pod(Protocol):
 class UdpFlow:
     """A flow with its stream. `app` is where the app's socket was last seen: it may be loopback."""
 
-    def __init__(self, pod: Pod, way: TokenCodec, pair: Pair, record: Record) -> None:
+    def __init__(self, pod: FlowOwner, way: TokenCodec, pair: FlowKey, record: Record) -> None:
         self.stream_id = 0
         self.pair = pair
         self.way = way
@@ -107,7 +107,10 @@ class UdpFlow:
         """Send a datagram of the app, or drop it."""
         if self._tunnel is not None:
             self._write(payload)
-        elif len(self._early) < EARLY and self._early_bytes + len(payload) <= EARLY_BYTES:
+        elif (
+            len(self._early) < MAX_EARLY_DATAGRAMS
+            and self._early_bytes + len(payload) <= MAX_EARLY_BYTES
+        ):
             self._early_bytes += len(payload)
             self._early.append(bytes(payload))
         else:

@@ -21,23 +21,23 @@ from ztunnel.hbone.connection import Role
 from ztunnel.hbone.constants import POOL_STREAMS
 from ztunnel.hbone.events import RequestReceived
 from ztunnel.proxy.io.buffers import BufferPool
-from ztunnel.proxy.io.event_loop import Loop
+from ztunnel.proxy.io.event_loop import EventLoop
 from ztunnel.proxy.io.socket_pool import SocketPool
 from ztunnel.proxy.tls.credentials import Credentials
 from ztunnel.proxy.tls.handshake import Handshake
 from ztunnel.proxy.tls.session import TlsSession
-from ztunnel.proxy.tunnel.pool_key import Key
+from ztunnel.proxy.tunnel.pool_key import PoolKey
 from ztunnel.proxy.tunnel.tunnel import Tunnel
 
-IDLE_RELEASE = 300.0  # seconds; istio ztunnel: pool_unused_release_timeout
-SWEEP = 15.0  # seconds between looks for idle tunnels
-PREWARM_AT = POOL_STREAMS // 10  # so little room left makes the next tunnel ahead of need
-SESSION_KEPT = 900.0  # seconds after the last tunnel that its TLS session is kept
+IDLE_TIMEOUT_S = 300.0  # seconds; istio ztunnel: pool_unused_release_timeout
+SWEEP_INTERVAL_S = 15.0  # seconds between looks for idle tunnels
+PREWARM_STREAMS = POOL_STREAMS // 10  # so little room left makes the next tunnel ahead of need
+SESSION_TTL_S = 900.0  # seconds after the last tunnel that its TLS session is kept
 
-Taker = Callable[[Tunnel | None, str], None]
+TunnelCallback = Callable[[Tunnel | None, str], None]
 
 
-class Source:
+class DialContext:
     """What the source pod lends to make a tunnel."""
 
     __slots__ = ("credentials", "stock")
@@ -47,17 +47,19 @@ class Source:
         self.credentials = credentials
 
 
-class Pool:
+class TunnelPool:
     """All outbound tunnels of one worker."""
 
-    def __init__(self, loop: Loop, buffers: BufferPool) -> None:
+    def __init__(self, loop: EventLoop, buffers: BufferPool) -> None:
         self._loop = loop
         self._buffers = buffers
-        self._groups: dict[Key, _Group] = {}
+        self._groups: dict[PoolKey, PoolEntry] = {}
         self.open: set[Tunnel] = set()  # also retired ones, until they are closed
-        loop.call_later(SWEEP, self._sweep)
+        loop.call_later(SWEEP_INTERVAL_S, self._sweep)
 
-    def acquire(self, key: Key, source: Source, taker: Taker, *, settled: bool = False) -> None:
+    def acquire(
+        self, key: PoolKey, source: DialContext, taker: TunnelCallback, *, settled: bool = False
+    ) -> None:
         """Call `taker` with a tunnel that has room for one stream, or with None and the reason.
 
         The taker opens its stream before it returns. `settled`: it wants to know what the peer
@@ -65,20 +67,20 @@ class Pool:
         """
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = _Group(self._loop, self._buffers, key, self.open)
+            group = self._groups[key] = PoolEntry(self._loop, self._buffers, key, self.open)
         group.acquire(PendingAcquire(source, taker, settled))
 
-    def retire(self, stale: Callable[[Key], bool], reason: str, *, fail_waiting: bool) -> None:
+    def retire(self, stale: Callable[[PoolKey], bool], reason: str, *, fail_waiting: bool) -> None:
         """Let no new stream join the tunnels whose key is `stale`; open streams go on."""
         for key in [key for key in self._groups if stale(key)]:
             self._groups.pop(key).retire(reason, fail_waiting=fail_waiting)
 
-    def tunnels(self) -> list[tuple[Key, Tunnel]]:
+    def tunnels(self) -> list[tuple[PoolKey, Tunnel]]:
         """The open tunnels that new connections may join."""
         return [(key, tunnel) for key, group in self._groups.items() for tunnel in group.tunnels]
 
     def _sweep(self) -> None:
-        self._loop.call_later(SWEEP, self._sweep)
+        self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
         for key, group in list(self._groups.items()):
             group.release_idle()
             if group.is_empty:
@@ -90,7 +92,7 @@ class PendingAcquire:
 
     __slots__ = ("settled", "source", "taker")
 
-    def __init__(self, source: Source, taker: Taker, settled: bool) -> None:
+    def __init__(self, source: DialContext, taker: TunnelCallback, settled: bool) -> None:
         self.source = source
         self.taker = taker
         self.settled = settled
@@ -99,10 +101,12 @@ class PendingAcquire:
         return _has_room(tunnel) and (not self.settled or tunnel.connection.peer_settled)
 
 
-class _Group:
+class PoolEntry:
     """The tunnels of one key. Owner of its tunnels and of the handshake that makes the next."""
 
-    def __init__(self, loop: Loop, buffers: BufferPool, key: Key, opened: set[Tunnel]) -> None:
+    def __init__(
+        self, loop: EventLoop, buffers: BufferPool, key: PoolKey, opened: set[Tunnel]
+    ) -> None:
         self.loop = loop
         self.buffers = buffers
         self.key = key
@@ -119,13 +123,13 @@ class _Group:
     def is_empty(self) -> bool:
         if self.tunnels or self.waiting or self.making:
             return False
-        return self.resumable is None or self.loop.now - self.used > SESSION_KEPT
+        return self.resumable is None or self.loop.now - self.used > SESSION_TTL_S
 
     def acquire(self, wanted: PendingAcquire) -> None:
         for tunnel in self.tunnels:
             if wanted.fits(tunnel):
                 wanted.taker(tunnel, "")
-                if not tunnel.can_open or len(tunnel.streams) > POOL_STREAMS - PREWARM_AT:
+                if not tunnel.can_open or len(tunnel.streams) > POOL_STREAMS - PREWARM_STREAMS:
                     self._prewarm(wanted.source)
                 return
         self.waiting.append(wanted)
@@ -141,27 +145,27 @@ class _Group:
 
     def release_idle(self) -> None:
         for tunnel in list(self.tunnels):
-            if not tunnel.streams and self.loop.now - tunnel.last_used_at > IDLE_RELEASE:
+            if not tunnel.streams and self.loop.now - tunnel.last_used_at > IDLE_TIMEOUT_S:
                 self.tunnels.remove(tunnel)
                 tunnel.drain()
 
     # Making a tunnel
 
-    def _prewarm(self, source: Source) -> None:
+    def _prewarm(self, source: DialContext) -> None:
         room = sum(POOL_STREAMS - len(one.streams) for one in self.tunnels if one.can_open)
-        if room < PREWARM_AT:
+        if room < PREWARM_STREAMS:
             self._make(source)
 
     def _make_for_waiting(self) -> None:
-        if self.waiting and not any(map(_is_fresh, self.tunnels)):
+        if self.waiting and not any(map(_awaits_settings, self.tunnels)):
             self._make(self.waiting[0].source)
 
-    def _make(self, source: Source) -> None:
+    def _make(self, source: DialContext) -> None:
         if not self.making:
             self.making = True
             source.stock.take(partial(self._dial, source))
 
-    def _dial(self, source: Source, sock: socket.socket | None) -> None:
+    def _dial(self, source: DialContext, sock: socket.socket | None) -> None:
         if sock is None:
             self._failed("no socket inside the pod: the agent does not answer")
             return
@@ -233,7 +237,7 @@ class _Group:
         self._make_for_waiting()
 
 
-def _is_fresh(tunnel: Tunnel) -> bool:
+def _awaits_settings(tunnel: Tunnel) -> bool:
     """Whether those who wait may still get on it: its peer has not said what it can do."""
     return _has_room(tunnel) and not tunnel.connection.peer_settled
 

@@ -8,7 +8,7 @@ import msgspec
 from ztunnel.mesh.model import SocketAddress
 
 
-class Key(msgspec.Struct, frozen=True):
+class PoolKey(msgspec.Struct, frozen=True):
     """All that two connections must have in common to share a tunnel."""
 
     pod_uid: str  # the source pod: its namespace, hence its source address

@@ -19,16 +19,16 @@ from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header
 from ztunnel.proxy.conntrack.record import Record
 from ztunnel.proxy.io.buffers import BufferPool
-from ztunnel.proxy.io.event_loop import EDGE, ENDING, HANGUP, READ, WRITE, Loop
-from ztunnel.proxy.io.sockets import end_on_close
+from ztunnel.proxy.io.event_loop import EDGE, ENDING, HANGUP, READ, WRITE, EventLoop
+from ztunnel.proxy.io.sockets import fin_on_close
 from ztunnel.proxy.tunnel.tunnel import Tunnel, TunnelState
 
 _CLOSED: Final[TunnelState] = TunnelState.CLOSED
-WATCH = READ | EDGE  # an application's socket; WRITE is added the first time a write blocks
+APP_EVENTS = READ | EDGE  # an application's socket; WRITE is added the first time a write blocks
 
 # What ended a relay: empty for both FINs seen, else the error. The socket is given only after an
 # orderly end, still watched by the loop; after an error it is reset and closed already.
-Ended = Callable[[socket.socket | None, str], None]
+RelayEnded = Callable[[socket.socket | None, str], None]
 
 
 class StreamRelay:
@@ -44,13 +44,13 @@ class StreamRelay:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: EventLoop,
         tunnel: Tunnel,
         stream_id: int,
         sock: socket.socket,
         *,
         record: Record,
-        ended: Ended,
+        ended: RelayEnded,
     ) -> None:
         self.stream_id = stream_id
         self._loop = loop
@@ -188,7 +188,7 @@ class StreamRelay:
     def _watch_write(self) -> None:
         if not self._watches_write:
             self._watches_write = True
-            self._loop.modify(self._sock.fileno(), WATCH | WRITE)
+            self._loop.modify(self._sock.fileno(), APP_EVENTS | WRITE)
 
     def _shut_app(self) -> None:
         if self._app_shut or self._over:
@@ -232,12 +232,12 @@ class StreamRelay:
         self._ended(None, reason)
 
 
-class _End:
+class SocketSide:
     """One socket of a PlainRelay: what was read from it, and what waits to be written to it."""
 
     __slots__ = ("closed", "ending", "pending", "queued", "relay", "shut", "sock", "writes")
 
-    def __init__(self, relay: PlainRelay, sock: socket.socket) -> None:
+    def __init__(self, relay: SocketRelay, sock: socket.socket) -> None:
         self.relay = relay
         self.sock = sock
         self.pending = memoryview(b"")
@@ -260,18 +260,18 @@ class _End:
         self.relay.abort(f"internal error: {error}")
 
 
-class PlainRelay:
+class SocketRelay:
     """Two sockets, both ways, each watched by the loop with WATCH already."""
 
     def __init__(
         self,
-        loop: Loop,
+        loop: EventLoop,
         buffers: BufferPool,
         near: socket.socket,
         far: socket.socket,
         *,
         record: Record,
-        ended: Ended,
+        ended: RelayEnded,
         inbound: bool = False,
     ) -> None:
         """`far` is given to `ended`. The pod is the near side, or the far one when `inbound`."""
@@ -281,8 +281,8 @@ class PlainRelay:
         record.established = True
         self._ended = ended
         self._over = False
-        self._near = _End(self, near)
-        self._far = _End(self, far)
+        self._near = SocketSide(self, near)
+        self._far = SocketSide(self, far)
         self._pod = self._far if inbound else self._near
 
     def begin(self, seen: int = 0) -> None:
@@ -295,7 +295,7 @@ class PlainRelay:
         if seen:
             self._near.on_ready(seen)
 
-    def on_ready(self, end: _End, mask: int) -> None:
+    def on_ready(self, end: SocketSide, mask: int) -> None:
         if self._over:
             return
         if mask & WRITE and end.pending:
@@ -305,12 +305,12 @@ class PlainRelay:
             if mask & HANGUP and self._other(end).pending and not self._over:
                 self._hung_up(end)
 
-    def pump(self, source: _End) -> None:
+    def pump(self, source: SocketSide) -> None:
         """Read once from `source`, write to the other; again later if there was more."""
         target = self._other(source)
         if self._over or source.closed or target.pending:
             return
-        buffer = self._buffers.take()
+        buffer = self._buffers.acquire()
         try:
             count = source.sock.recv_into(buffer.view)
             if count:
@@ -322,7 +322,7 @@ class PlainRelay:
             self.abort(f"{self._name(source)}: {error.strerror}")
             return
         finally:
-            self._buffers.give(buffer)
+            self._buffers.release(buffer)
         if not count:
             source.closed = True
             self._shut(target)
@@ -339,7 +339,7 @@ class PlainRelay:
             self._loop.close(end.sock)  # a reset, see `sockets.reset_on_close`
         self._ended(None, reason)
 
-    def _write(self, target: _End, payload: memoryview) -> None:
+    def _write(self, target: SocketSide, payload: memoryview) -> None:
         try:
             count = target.sock.send(payload)
         except BlockingIOError:
@@ -351,9 +351,9 @@ class PlainRelay:
             target.pending = memoryview(bytes(payload[count:]))
             if not target.writes:
                 target.writes = True
-                self._loop.modify(target.sock.fileno(), WATCH | WRITE)
+                self._loop.modify(target.sock.fileno(), APP_EVENTS | WRITE)
 
-    def _flush(self, target: _End) -> None:
+    def _flush(self, target: SocketSide) -> None:
         try:
             count = target.sock.send(target.pending)
         except BlockingIOError:
@@ -370,7 +370,7 @@ class PlainRelay:
         else:
             self.pump(source)
 
-    def _shut(self, target: _End) -> None:
+    def _shut(self, target: SocketSide) -> None:
         if target.pending or target.shut:
             return
         target.shut = True
@@ -381,21 +381,21 @@ class PlainRelay:
             return
         if self._near.shut and self._far.shut:
             self._over = True
-            end_on_close(self._near.sock)
+            fin_on_close(self._near.sock)
             self._loop.close(self._near.sock, sole=True)
             self._ended(self._far.sock, "")
 
-    def _hung_up(self, end: _End) -> None:
+    def _hung_up(self, end: SocketSide) -> None:
         if end.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self.abort(f"{self._name(end)}: connection reset")
 
-    def _other(self, end: _End) -> _End:
+    def _other(self, end: SocketSide) -> SocketSide:
         return self._far if end is self._near else self._near
 
-    def _name(self, end: _End) -> str:
+    def _name(self, end: SocketSide) -> str:
         return "client" if end is self._near else "server"
 
-    def _count(self, source: _End, count: int) -> None:
+    def _count(self, source: SocketSide, count: int) -> None:
         if source is self._pod:
             self._record.sent += count
         else:

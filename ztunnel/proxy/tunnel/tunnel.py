@@ -41,16 +41,16 @@ from ztunnel.hbone.events import (
     WindowOpened,
 )
 from ztunnel.proxy.io.buffers import BufferPool
-from ztunnel.proxy.io.event_loop import READ, WRITE, Loop
+from ztunnel.proxy.io.event_loop import READ, WRITE, EventLoop
 from ztunnel.proxy.tls import credentials
-from ztunnel.proxy.tls.session import RECORD
+from ztunnel.proxy.tls.session import RECORD_BYTES
 from ztunnel.proxy.tunnel import keepalive
 from ztunnel.proxy.tunnel.interfaces import Session, TunnelStream
 from ztunnel.proxy.tunnel.keepalive import PING_PAYLOAD, Keepalive
 from ztunnel.proxy.tunnel.send_queue import SendQueue
 from ztunnel.proxy.tunnel.write_coalescer import WriteCoalescer
 
-EARLY_DATA_BYTES = RECORD  # of an application, sent together with its CONNECT
+EARLY_DATA_BYTES = RECORD_BYTES  # of an application, sent together with its CONNECT
 MAX_CONTROL_BYTES = 64 * 1024  # unsent control frames at which reading from the peer stops
 LINGER_TIMEOUT_S = 2.0  # how long a half-closed tunnel waits for the peer's FIN
 
@@ -90,7 +90,7 @@ class Tunnel:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: EventLoop,
         buffers: BufferPool,
         session: Session,
         role: Role,
@@ -433,7 +433,7 @@ class Tunnel:
         if reason:
             self.close(reason)
             return
-        if self.state is _OPEN and credentials.has_outlived(self._session.peer_certificate):
+        if self.state is _OPEN and credentials.is_expired(self._session.peer_certificate):
             self.drain()  # a peer that is still valid has a new certificate by now
         if self._keepalive.ping_due(now):
             self.connection.ping(PING_PAYLOAD)

@@ -16,9 +16,9 @@ import contextlib
 from collections.abc import Callable
 
 from ztunnel.hbone.connection import Connection
-from ztunnel.hbone.constants import FRAME_HEADER
-from ztunnel.proxy.io.buffers import BUFFER_SIZE, Buffer, BufferPool
-from ztunnel.proxy.io.event_loop import Loop, Timer
+from ztunnel.hbone.constants import FRAME_HEADER_BYTES
+from ztunnel.proxy.io.buffers import BUFFER_BYTES, Buffer, BufferPool
+from ztunnel.proxy.io.event_loop import EventLoop, Timer
 from ztunnel.proxy.tunnel.interfaces import Session
 
 MIN_READ_BYTES = 16 * 1024  # flush first rather than offer less room than this to a reader
@@ -33,7 +33,7 @@ class WriteCoalescer:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: EventLoop,
         buffers: BufferPool,
         connection: Connection,
         session: Session,
@@ -64,20 +64,20 @@ class WriteCoalescer:
         """
         if self._connection.has_output or self._control:
             self._append_control()
-        free = BUFFER_SIZE - self._filled - FRAME_HEADER
+        free = BUFFER_BYTES - self._filled - FRAME_HEADER_BYTES
         if self._control or (free < wanted and free < MIN_READ_BYTES):
             self._flush()
             if self.blocked or self._closed:
                 return None
         buffer = self._buffer or self._acquire_buffer()
-        start = self._filled + FRAME_HEADER
-        return buffer.view[start : min(start + wanted, BUFFER_SIZE)]
+        start = self._filled + FRAME_HEADER_BYTES
+        return buffer.view[start : min(start + wanted, BUFFER_BYTES)]
 
     def commit(self, stream_id: int, length: int) -> None:
         """The reserved room holds `length` ≥ 1 bytes: the stream's next DATA frame."""
         assert self._buffer is not None
         self._connection.write_data_header_into(self._buffer.data, self._filled, stream_id, length)
-        self._filled += FRAME_HEADER + length
+        self._filled += FRAME_HEADER_BYTES + length
         self.schedule_flush()
 
     def abandon(self) -> None:
@@ -166,19 +166,19 @@ class WriteCoalescer:
         """Move control frames into the buffer, behind what is there, as far as they fit."""
         control = self._control + self._connection.take_output()
         buffer = self._buffer or self._acquire_buffer()
-        end = min(self._filled + len(control), BUFFER_SIZE)
+        end = min(self._filled + len(control), BUFFER_BYTES)
         count = end - self._filled
         buffer.view[self._filled : end] = control[:count]
         self._control = control[count:]
         self._filled = end
 
     def _acquire_buffer(self) -> Buffer:
-        self._buffer = self._buffers.take()
+        self._buffer = self._buffers.acquire()
         return self._buffer
 
     def _release_buffer(self) -> None:
         if self._buffer is not None:
-            self._buffers.give(self._buffer)
+            self._buffers.release(self._buffer)
         self._buffer = None
         self._filled = 0
 
