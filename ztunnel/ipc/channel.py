@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One message and its descriptors per packet, over an AF_UNIX SOCK_SEQPACKET socket.
+"""Sends and receives messages with file descriptors over an AF_UNIX SOCK_SEQPACKET socket.
 
-SEQPACKET keeps message boundaries and the descriptors that belong to them together, which a
-stream does not (docs/decisions/0002).
+One packet is one message with its descriptors. A stream socket preserves neither message
+boundaries nor the association of descriptors with messages (docs/decisions/0002).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-MAX_MESSAGE = 1 << 20  # bytes of one packet; larger news is split by the sender
+MAX_MESSAGE_BYTES = 1 << 20  # of one packet; senders split larger content
 MAX_FDS = 253  # SCM_MAX_FD, include/net/scm.h
-SEND_BUFFER = 4 << 20  # holds several of the largest packets
+SEND_BUFFER_BYTES = 4 << 20  # several packets of the maximum size
 
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h; needs CAP_NET_ADMIN
 
@@ -25,49 +25,51 @@ Incoming = TypeVar("Incoming")
 
 
 class LinkError(Exception):
-    """The peer broke the link protocol; the session must end."""
+    """The peer violated the protocol; close the session."""
 
 
 class Channel(Generic[Incoming]):
-    """A typed end of the link. `Incoming` is the union this side accepts.
+    """One side of the link. `Incoming` is the union of messages that this side accepts.
 
-    Blocking behaviour is the socket's own: a non-blocking socket raises BlockingIOError.
+    A non-blocking socket raises BlockingIOError.
     """
 
     def __init__(self, sock: socket.socket, incoming: type[Incoming]) -> None:
         self.sock = sock
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Incoming] = msgspec.msgpack.Decoder(incoming)
-        self._buffer = bytearray(MAX_MESSAGE)
+        self._buffer = bytearray(MAX_MESSAGE_BYTES)
         _enlarge_send_buffer(sock)
 
     def fileno(self) -> int:
-        """The socket's descriptor, for poll loops."""
+        """The socket's descriptor, for event loops."""
         return self.sock.fileno()
 
     def encode(self, message: msgspec.Struct) -> bytes:
-        """The packet of a message; LinkError if it exceeds MAX_MESSAGE."""
+        """The packet of a message. Raises LinkError if it exceeds MAX_MESSAGE_BYTES."""
         packet = self._encoder.encode(message)
-        if len(packet) > MAX_MESSAGE:
-            raise LinkError(f"{type(message).__name__} is {len(packet)} bytes; limit {MAX_MESSAGE}")
+        if len(packet) > MAX_MESSAGE_BYTES:
+            raise LinkError(
+                f"{type(message).__name__} is {len(packet)} bytes; limit {MAX_MESSAGE_BYTES}"
+            )
         return packet
 
     def send(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> None:
-        """Send one message with its descriptors, which stay open on this side."""
+        """Send one message with its descriptors. The caller still owns them."""
         self.send_packet(self.encode(message), fds)
 
     def send_packet(self, packet: bytes, fds: Sequence[int] = ()) -> None:
-        """Send what `encode` returned: lets one encoding serve several workers."""
+        """Send a packet from `encode`, which may be sent to several workers."""
         if len(fds) > MAX_FDS:
             raise LinkError(f"{len(fds)} descriptors in one message; limit {MAX_FDS}")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self.sock.sendmsg([packet], rights, socket.MSG_NOSIGNAL)
 
     def receive(self) -> tuple[Incoming, list[int]] | None:
-        """The next message and its descriptors (close-on-exec), or None at end of file.
+        """The next message and its close-on-exec descriptors; None at end of file.
 
-        The caller owns the descriptors. A packet that is no valid message raises LinkError and
-        leaks none.
+        The caller owns the descriptors. Raises LinkError for an invalid message, and closes its
+        descriptors.
         """
         size, rights, flags, _ = self.sock.recvmsg_into(
             [self._buffer], socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
@@ -83,18 +85,18 @@ class Channel(Generic[Incoming]):
             return self._decoder.decode(memoryview(self._buffer)[:size]), fds
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             _close_all(fds)
-            raise LinkError(f"not a message of this link: {error}") from error
+            raise LinkError(f"invalid message: {error}") from error
 
     def close(self) -> None:
-        """Close the socket; the peer reads end of file."""
+        """Close the socket. The peer reads end of file."""
         self.sock.close()
 
 
 def _enlarge_send_buffer(sock: socket.socket) -> None:
     try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER)
-    except PermissionError:  # an unprivileged worker sends only small messages
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER_BYTES)
+    except PermissionError:  # workers are unprivileged, and send only small messages
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
 
 def _descriptors(rights: list[tuple[int, int, bytes]]) -> list[int]:

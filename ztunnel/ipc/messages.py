@@ -1,26 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent and a proxy worker say to each other over the node's unix socket.
+"""The messages of the agent link: the UNIX socket between the agent and the proxy's workers.
 
-Every message is one frame (see `ztunnel.ipc.channel`); some carry file descriptors
-by SCM_RIGHTS. The agent listens, workers dial.
+The agent listens and workers connect. Each message is one packet (see `ztunnel.ipc.channel`) and
+starts with its tag; some messages carry file descriptors by SCM_RIGHTS.
 
-    worker                                      agent
-      | Hello (+ listener fds it already holds)   |
-      |------------------------------------------>|
-      |   MeshDelta(reset=True) ... MeshDelta(complete=True)
-      |<------------------------------------------|
-      |   Certificate, PodAdded (+ fds), Sockets (+ fds)
-      |<------------------------------------------|
-      | PodReady, NeedSockets, Allowed, Answer    |
-      |------------------------------------------>|
-      | Counted                                   |
-      |------------------------------------------>|
-      |                               CountsTaken |
-      |<------------------------------------------|
-      | Draining                                  |
-      |------------------------------------------>|
+    worker                                                    agent
+      | Hello (+ descriptors of the listeners it holds)         |
+      |-------------------------------------------------------->|
+      |         MeshDelta(reset=True) ... MeshDelta(complete=True)
+      |<--------------------------------------------------------|
+      |   Certificate, PodAdded (+ descriptors), Sockets (+ descriptors)
+      |<--------------------------------------------------------|
+      | PodReady, SocketRequest, SameNodeAllowed, IntrospectionReply
+      |-------------------------------------------------------->|
+      | CounterReport                                           |
+      |-------------------------------------------------------->|
+      |                                              CounterAck |
+      |<--------------------------------------------------------|
+      | Draining                                                |
+      |-------------------------------------------------------->|
 
-A lost agent changes nothing for the worker: it keeps what it has and dials again.
+A worker that loses the agent continues with the state that it has, and reconnects.
+
+An upgrade runs agents and workers of two versions side by side, so tags and the meaning of fields
+must not change. A new field needs a default.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from ztunnel.mesh.policy.model import Policy
 
 
 class ListenerKind(StrEnum):
-    """Which in-pod listener a descriptor is; the value says port and family."""
+    """The in-pod socket that a descriptor refers to; the value determines port and family."""
 
     OUTBOUND4 = "outbound4"  # 127.0.0.1:15001
     OUTBOUND6 = "outbound6"  # [::1]:15001
@@ -45,7 +48,7 @@ class ListenerKind(StrEnum):
     HBONE6 = "hbone6"  # [::]:15008, v6 only
     DNS4 = "dns4"  # TCP 127.0.0.1:15053
     DNS6 = "dns6"  # TCP [::1]:15053
-    QUERY4 = "query4"  # UDP 127.0.0.1:15053, as are the following: one a name server
+    QUERY4 = "query4"  # UDP 127.0.0.1:15053; one port for each name server
     QUERY6 = "query6"  # UDP [::1]:15053
     QUERY4_SECOND = "query4-second"  # UDP 127.0.0.1:15054
     QUERY6_SECOND = "query6-second"
@@ -59,12 +62,12 @@ class ListenerKind(StrEnum):
 
     @property
     def is_query(self) -> bool:
-        """Whether it is a UDP socket that queries arrive on, and no listener for connections."""
+        """Whether it is a UDP socket that receives DNS queries."""
         return self.value.startswith("query")
 
 
 class HeldListeners(msgspec.Struct, frozen=True):
-    """A pod whose listeners a worker already holds; fds follow in `listeners` order."""
+    """A pod whose listeners the worker holds. Their descriptors are in the order of `listeners`."""
 
     pod_uid: str
     netns_cookie: int
@@ -72,7 +75,10 @@ class HeldListeners(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", kw_only=True):
-    """First message of a worker. Carries the fds of all `pods`' listeners, concatenated."""
+    """The first message of a worker. Carries the descriptors of all listeners in `pods`, in order.
+
+    A worker with more listeners than one packet can carry sends several.
+    """
 
     version: str
     pid: int
@@ -81,13 +87,13 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", kw_only=True):
 
 
 class PodReady(msgspec.Struct, frozen=True, tag="pod_ready"):
-    """The worker accepts on this pod's listeners and holds its certificate."""
+    """The worker accepts connections on this pod's listeners and has its certificate."""
 
     pod_uid: str
 
 
 class SocketRequest(msgspec.Struct, frozen=True, tag="socket_request"):
-    """The worker's stock of unconnected in-pod sockets runs low; `family` is 4 or 6."""
+    """The worker needs more unconnected sockets in the pod's netns; `family` is 4 or 6."""
 
     pod_uid: str
     family: int
@@ -96,16 +102,16 @@ class SocketRequest(msgspec.Struct, frozen=True, tag="socket_request"):
 
 
 class UdpSocketRequest(msgspec.Struct, frozen=True, tag="udp_socket_request"):
-    """The worker would carry the pod's UDP. `port` is that of the socket it has; 0 asks for one."""
+    """The worker forwards the pod's UDP. `port` is that of its socket; 0 requests a socket."""
 
     pod_uid: str
     port: int = 0
 
 
 class ConnectUdpUnsupported(msgspec.Struct, frozen=True, tag="connect_udp_unsupported"):
-    """The proxy of this workload (its uid) does not take connect-udp: UDP to it passes as it is.
+    """The proxy of `workload` (Workload.uid) rejected connect-udp: UDP to it is not tunneled.
 
-    `datagrams` waited for the answer: a pod's, from its app at `source` to `destination`.
+    `datagrams` were buffered meanwhile: the pod's app sent them from `source` to `destination`.
     """
 
     workload: str
@@ -116,9 +122,9 @@ class ConnectUdpUnsupported(msgspec.Struct, frozen=True, tag="connect_udp_unsupp
 
 
 class SameNodeAllowed(msgspec.Struct, frozen=True, tag="same_node_allowed", kw_only=True):
-    """A pod of this node was let in at another one: by what it proved, and by this revision.
+    """Policy, as of `revision`, allowed a connection between two pods of this node.
 
-    The agent may let the kernel connect the two without the proxy from now on.
+    `source_identity` is proven. The agent may let later connections of the pair bypass the proxy.
     """
 
     source_ip: str
@@ -129,7 +135,7 @@ class SameNodeAllowed(msgspec.Struct, frozen=True, tag="same_node_allowed", kw_o
 
 
 class IntrospectionReply(msgspec.Struct, frozen=True, tag="introspection_reply"):
-    """The reply to `IntrospectionRequest(id)`: any data, as MessagePack."""
+    """The reply to `IntrospectionRequest(id)`; `body` is MessagePack of any shape."""
 
     id: int
     body: msgspec.Raw
@@ -179,14 +185,14 @@ class CounterReport(msgspec.Struct, frozen=True, tag="counter_report", kw_only=T
 
 
 class Draining(msgspec.Struct, frozen=True, tag="draining"):
-    """The worker takes nothing new from now on; it is still to be heard until it hangs up."""
+    """The worker accepts no new work. It still sends counter reports until it disconnects."""
 
 
 class MeshDelta(msgspec.Struct, frozen=True, tag="mesh_delta", kw_only=True):
-    """A change of mesh state. `reset` opens a fresh snapshot, `complete` closes it.
+    """A change of mesh state. `reset` begins a snapshot, `complete` ends it.
 
-    Between `reset` and `complete` the worker goes on deciding by the old state (if it had
-    one) and swaps at `complete`. Later deltas have both false and apply at once.
+    Until `complete`, the worker uses its previous state, if it has one, and then replaces it.
+    Later deltas have both flags false and apply immediately.
     """
 
     revision: int
@@ -197,13 +203,13 @@ class MeshDelta(msgspec.Struct, frozen=True, tag="mesh_delta", kw_only=True):
     policies: tuple[Policy, ...] = ()
     removed_policies: tuple[str, ...] = ()  # their keys
     reset: bool = False
-    registry_only: bool = False  # with `reset`: apps reach services and workloads only
+    registry_only: bool = False  # with `reset`: unknown destinations are refused
     complete: bool = False
-    more: bool = False  # further parts of this revision follow; all are in force at once
+    more: bool = False  # parts of this revision follow; they apply together
 
 
 class Certificate(msgspec.Struct, frozen=True, tag="certificate", kw_only=True):
-    """A workload certificate with its key, and the trust roots. Never logged."""
+    """A workload certificate with its private key, and the trust roots. Never logged."""
 
     identity: str
     chain_pem: bytes
@@ -216,15 +222,15 @@ class Certificate(msgspec.Struct, frozen=True, tag="certificate", kw_only=True):
 
 
 class CertificateRemoved(msgspec.Struct, frozen=True, tag="certificate_removed"):
-    """No pod of this node has the identity any more: forget its key."""
+    """No pod of this node has this identity any more: delete its key."""
 
     identity: str
 
 
 class PodAdded(msgspec.Struct, frozen=True, tag="pod_added", kw_only=True):
-    """A local pod to serve. Carries one fd per entry of `listeners`, in that order.
+    """A local pod to serve. Carries one descriptor per entry of `listeners`, in that order.
 
-    `listeners` is empty when the worker already holds them (it said so in Hello).
+    `listeners` is empty if the worker already holds them, according to its Hello.
     """
 
     pod_uid: str
@@ -236,14 +242,14 @@ class PodAdded(msgspec.Struct, frozen=True, tag="pod_added", kw_only=True):
 
 
 class PodRemoved(msgspec.Struct, frozen=True, tag="pod_removed"):
-    """Stop accepting for this pod. Live connections end on their own, or now if `gone`."""
+    """Stop accepting for this pod. If `gone`, reset its live connections; else they continue."""
 
     pod_uid: str
     gone: bool = False
 
 
 class Sockets(msgspec.Struct, frozen=True, tag="sockets"):
-    """Fresh unconnected non-blocking TCP or UDP sockets in the pod's netns, tagged as ours."""
+    """Unconnected, non-blocking TCP or UDP sockets in the pod's netns, exempt from redirection."""
 
     pod_uid: str
     family: int  # 4 or 6
@@ -251,20 +257,26 @@ class Sockets(msgspec.Struct, frozen=True, tag="sockets"):
 
 
 class UdpSockets(msgspec.Struct, frozen=True, tag="udp_sockets"):
-    """Bound UDP sockets in the pod, tagged as ours, for this worker alone: IPv4, perhaps IPv6."""
+    """Bound UDP sockets in the pod's netns, exempt from redirection, for this worker only.
+
+    One for IPv4, and a second one if the pod has IPv6.
+    """
 
     pod_uid: str
 
 
 class IntrospectionRequest(msgspec.Struct, frozen=True, tag="introspection_request"):
-    """Ask the worker for its view: `what` is "connections", "tunnels" or "stats"."""
+    """Request a view of the worker: "connections", "tunnels" or "stats".
+
+    The worker sends a CounterReport first, so its counters are current when the reply arrives.
+    """
 
     id: int
     what: str
 
 
 class LogLevel(StrEnum):
-    """What is logged. For access lines `warning` are those of what failed or was refused."""
+    """The least severe level to log. In the access log, `warning` selects failed connections."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -274,14 +286,14 @@ class LogLevel(StrEnum):
 
 
 class AccessRule(msgspec.Struct, frozen=True):
-    """Which access lines are written. `sample` is the share of those without an error, 0 to 1."""
+    """Selects access log lines. `sample` is the fraction of successful connections, 0 to 1."""
 
     level: LogLevel = LogLevel.INFO
     sample: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
 
 
 class LogConfig(msgspec.Struct, frozen=True, tag="log_config", kw_only=True):
-    """How to log from now on; of access lines by the namespace of this node's pod."""
+    """Logging configuration. `namespaces` overrides `access` by the local pod's namespace."""
 
     process: LogLevel = LogLevel.INFO
     access: AccessRule = AccessRule()
