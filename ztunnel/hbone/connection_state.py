@@ -106,12 +106,12 @@ class ConnectionState:
         """
         if self._failed:
             return
-        increment = self._receive_window.give_back(n)  # in line: once for each piece of payload
+        increment = self._receive_window.credit(n)  # in line: once for each piece of payload
         if increment:
             self._out += frames.window_update(0, increment)
         stream = self._live.get(stream_id)
         if stream is not None and stream.remote_open:
-            increment = stream.receive_window.give_back(n)
+            increment = stream.receive_window.credit(n)
             if increment:
                 self._out += frames.window_update(stream_id, increment)
 
@@ -132,11 +132,11 @@ class ConnectionState:
     def _credit_stream(self, stream_id: int, n: int) -> None:
         stream = self._live.get(stream_id)
         if stream is not None and stream.remote_open:
-            increment = stream.receive_window.give_back(n)
+            increment = stream.receive_window.credit(n)
             if increment:
                 self._out += frames.window_update(stream_id, increment)
 
     def _credit_connection(self, n: int) -> None:
-        increment = self._receive_window.give_back(n)
+        increment = self._receive_window.credit(n)
         if increment:
             self._out += frames.window_update(0, increment)

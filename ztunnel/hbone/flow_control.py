@@ -49,7 +49,7 @@ class ReceiveWindow:
             )
         self.available -= n
 
-    def give_back(self, n: int) -> int:
+    def credit(self, n: int) -> int:
         """`n` octets were used; returns the increment to announce now, mostly 0."""
         if self._credit + n + self.available > self._limit:
             raise ApiMisuseError(f"{n} octets given back: more than were received")

@@ -28,7 +28,7 @@ class Abortable(Protocol):
     def abort(self, reason: str) -> None:
         """Reset it now."""
 
-    def retire(self) -> None:
+    def drain(self) -> None:
         """Take nothing new, and end when idle."""
 
 
@@ -71,8 +71,8 @@ class Pod:
         self.netns_cookie = added.netns_cookie
         self.addresses = added.addresses
         self.listeners: dict[ListenerKind, Door] = {}
-        self.stock = {family: SocketPool(loop, _asker(ask, family)) for family in (4, 6)}
-        self.datagrams = {
+        self.tcp_pools = {family: SocketPool(loop, _asker(ask, family)) for family in (4, 6)}
+        self.udp_pools = {
             family: DatagramSocketPool(loop, _asker(ask, family, udp=True)) for family in (4, 6)
         }
         self.live: set[Abortable] = set()
@@ -96,9 +96,9 @@ class Pod:
                 return address
         return ""
 
-    def stock_for(self, address: SocketAddress) -> SocketPool:
+    def socket_pool_for(self, address: SocketAddress) -> SocketPool:
         """The sockets that can reach `address`."""
-        return self.stock[family_of(address.ip)]
+        return self.tcp_pools[family_of(address.ip)]
 
     def update(self, added: PodAdded) -> None:
         """The agent told of the pod again, perhaps with other addresses."""
@@ -122,43 +122,43 @@ class Pod:
             [self.listeners[kind].sock.fileno() for kind in kinds],
         )
 
-    def forget_orders(self) -> None:
+    def reset_socket_requests(self) -> None:
         """The agent is another one: sockets asked for before will not come."""
-        for stock in (*self.stock.values(), *self.datagrams.values()):
-            stock.forget_orders()
+        for pool in (*self.tcp_pools.values(), *self.udp_pools.values()):
+            pool.reset_requests()
 
-    def restock(self) -> None:
+    def refill(self) -> None:
         """Order what is low, for the families that the pod has."""
         for family in {family_of(address) for address in self.addresses}:
-            self.stock[family].restock()
-            self.datagrams[family].restock()
+            self.tcp_pools[family].refill()
+            self.udp_pools[family].refill()
 
     def close(self, reason: str, *, abort: bool) -> None:
         """Stop serving; live connections are reset if `abort`, else they go on."""
         for listener in self.listeners.values():
             listener.close()
         self.listeners.clear()
-        for stock in (*self.stock.values(), *self.datagrams.values()):
-            stock.close()
+        for pool in (*self.tcp_pools.values(), *self.udp_pools.values()):
+            pool.close()
         if self.udp is not None:
-            self.udp.retire()
+            self.udp.drain()
             self.udp = None
         for connection in list(self.live):
             if abort:
                 connection.abort(reason)
             else:
-                connection.retire()
+                connection.drain()
 
 
 def take_sockets(pod: Pod | None, family: int, fds: list[int], *, udp: bool) -> None:
     """Put the agent's sockets in the pod's stock; `fds` is emptied."""
     while fds:
         fd = fds.pop()
-        if pod is None or family not in pod.stock:
+        if pod is None or family not in pod.tcp_pools:
             os.close(fd)
             continue
-        stock = pod.datagrams[family] if udp else pod.stock[family]
-        stock.add([adopt(fd, family, udp=udp)])
+        pool = pod.udp_pools[family] if udp else pod.tcp_pools[family]
+        pool.add([adopt(fd, family, udp=udp)])
 
 
 def _asker(ask: Ask, family: int, *, udp: bool = False) -> Callable[[int], None]:

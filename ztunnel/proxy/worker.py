@@ -180,7 +180,7 @@ class Worker:
         if recheck and mesh is not None:
             self.context.admissions.recheck(mesh)
         self._told.revision = revision
-        self.context.pool.retire(self._is_stale, "workload changed", fail_waiting=True)
+        self.context.pool.invalidate(self._is_stale, "workload changed", fail_waiting=True)
 
     def _is_stale(self, key: PoolKey) -> bool:
         """Whether the tunnel's destination is not any more the workload it was made for."""
@@ -198,7 +198,7 @@ class Worker:
             log.error("certificate unusable", identity=message.identity, error=str(error))
             return
         log.info("certificate", identity=message.identity, not_after=message.not_after)
-        self.context.pool.retire(
+        self.context.pool.invalidate(
             lambda key: key.source == message.identity, "certificate renewed", fail_waiting=False
         )
         for pod in self.pods.values():
@@ -214,7 +214,7 @@ class Worker:
             pod.update(added)
         for kind in added.listeners:
             self._listen(pod, kind, fds.pop(0))
-        pod.restock()
+        pod.refill()
         self.session.send(UdpSocketRequest(pod.uid, pod.udp.port if pod.udp is not None else 0))
         self._announce(pod)
 
@@ -223,7 +223,7 @@ class Worker:
         if pod is None or not fds:
             return
         if pod.udp is not None:
-            pod.udp.retire()
+            pod.udp.drain()
         socks = [socket.socket(fileno=fds.pop(0)) for _ in fds[:2]]
         for sock in socks:
             sock.setblocking(False)
@@ -235,7 +235,7 @@ class Worker:
         if pod is None:
             return
         log.info("pod removed", pod=pod.workload, gone=removed.gone)
-        self.context.pool.retire(
+        self.context.pool.invalidate(
             lambda key: key.pod_uid == pod.uid, "pod removed", fail_waiting=True
         )
         pod.close("pod removed", abort=removed.gone)
@@ -270,7 +270,7 @@ class Worker:
                 greetings.append(self._hello(pods))
                 pods = []
             if pod is not None:
-                pod.forget_orders()
+                pod.reset_socket_requests()
                 pods.append(pod)
         greetings += ((report, ()) for report in self._counter_reporter.pending)
         return greetings
@@ -339,7 +339,7 @@ class Worker:
         self._draining = True
         log.info("draining", connections=len(self.context.tracker.live()), deadline=deadline)
         self.session.leave(Draining())  # the agent lets go of its copies: new ones are refused
-        self.context.pool.retire(lambda _: True, "draining", fail_waiting=False)
+        self.context.pool.invalidate(lambda _: True, "draining", fail_waiting=False)
         for pod in self.pods.values():
             pod.close("draining", abort=False)
         self._end_by = self.context.loop.now + deadline

@@ -10,9 +10,9 @@ import pytest
 from ztunnel.proxy.io.event_loop import READ, EventLoop
 
 
-def test_limits_and_timers_are_called_in_time_and_only_then() -> None:
+def test_timeouts_and_timers_are_called_in_time_and_only_then() -> None:
     loop, called = EventLoop(), list[str]()
-    loop.limit(0.02, lambda: called.append("limit"))
+    loop.add_timeout(0.02, lambda: called.append("limit"))
     loop.call_later(0.01, lambda: called.append("timer"))
     loop.turn(0)
     assert called == []
@@ -23,19 +23,19 @@ def test_limits_and_timers_are_called_in_time_and_only_then() -> None:
 
 def test_a_cancelled_limit_is_not_called_and_does_not_keep_a_later_one() -> None:
     loop, called = EventLoop(), list[str]()
-    first = loop.limit(0.01, lambda: called.append("first"))
-    loop.limit(0.01, lambda: called.append("second"))
+    first = loop.add_timeout(0.01, lambda: called.append("first"))
+    loop.add_timeout(0.01, lambda: called.append("second"))
     first.cancel()
     while not called:
         loop.turn(60)
     assert called == ["second"]
 
 
-def test_cancelled_limits_are_not_kept() -> None:
+def test_cancelled_timeouts_are_not_kept() -> None:
     loop = EventLoop()
     for _ in range(1000):
-        loop.limit(20.0, lambda: None).cancel()
-    assert sum(map(len, loop._limits.values())) == 1
+        loop.add_timeout(20.0, lambda: None).cancel()
+    assert sum(map(len, loop._timeouts.values())) == 1
 
 
 def test_a_limit_that_fails_does_not_stop_the_loop(capfd: pytest.CaptureFixture[str]) -> None:
@@ -44,8 +44,8 @@ def test_a_limit_that_fails_does_not_stop_the_loop(capfd: pytest.CaptureFixture[
     def fail() -> None:
         raise RuntimeError("on purpose")
 
-    loop.limit(0.0, fail)
-    loop.limit(0.0, lambda: called.append("next"))
+    loop.add_timeout(0.0, fail)
+    loop.add_timeout(0.0, lambda: called.append("next"))
     loop.turn(0)
     loop.turn(0)
     assert called == ["next"]
@@ -70,7 +70,7 @@ def test_a_socket_of_ours_alone_leaves_the_epoll_by_its_close() -> None:
     number = ours.fileno()
     loop.register(number, READ, counter)
     theirs.send(b"x")
-    loop.close(ours, sole=True)
+    loop.close(ours, unshared=True)
     loop.turn(0)
     again, other = socket.socketpair()
     assert number in (again.fileno(), other.fileno())

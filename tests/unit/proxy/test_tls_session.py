@@ -230,7 +230,7 @@ def test_octets_that_are_no_record_of_the_session_end_it(ends: Ends) -> None:
 
 
 def test_our_goodbye_reaches_the_peer(ends: Ends) -> None:
-    ends.session.say_goodbye()
+    ends.session.send_close_notify()
     while not is_over(ends.peer.tls):
         said = ends.sock.recv(1 << 16)
         assert said, "the connection ended, the session did not"

@@ -42,7 +42,7 @@ class Wire:
     def discard(self) -> None:
         self.kept = []
 
-    def say_goodbye(self) -> None:
+    def send_close_notify(self) -> None:
         """TLS's goodbye is not looked at."""
 
 

@@ -136,7 +136,7 @@ class QueryStream:
         """Reset it now."""
         self._close(orderly=False)
 
-    def retire(self) -> None:
+    def drain(self) -> None:
         """It goes on until the client or the server ends it, or nobody speaks."""
 
     def ready(self, end: _End, mask: int) -> None:
@@ -186,7 +186,7 @@ class QueryStream:
     def _reach(self) -> None:
         if self._dial is not None:
             return
-        stock = self._pod.stock_for(self._address)
+        stock = self._pod.socket_pool_for(self._address)
         self._dial = Connector(self._context.loop, stock, self._address, self._dialled)
         self._dial.start()
 

@@ -162,7 +162,7 @@ class Forwarded:
         """Give up."""
         self._end(None)
 
-    def retire(self) -> None:
+    def drain(self) -> None:
         """It ends soon by itself."""
 
     def _answered(self, wire: bytes | None) -> None:

@@ -48,7 +48,7 @@ class DatagramExchange:
 
     def __init__(self, loop: EventLoop, pod: Pod, asked: Asked, done: Done) -> None:
         self._loop = loop
-        self._stock = pod.datagrams[family_of(asked.server.ip)]
+        self._sockets = pod.udp_pools[family_of(asked.server.ip)]
         self._server = asked.server
         self._number = secrets.randbits(16)
         self._query = with_id(asked.wire, self._number)
@@ -60,7 +60,7 @@ class DatagramExchange:
 
     def start(self) -> None:
         """Go; `done` may be called before this returns."""
-        self._stock.take(self._got)
+        self._sockets.acquire(self._got)
 
     def cancel(self) -> None:
         """Nobody waits for it any more: `done` is not called."""
@@ -89,7 +89,7 @@ class DatagramExchange:
     def _got(self, sock: socket.socket | None) -> None:
         if sock is None or self._done is None:
             if sock is not None:
-                self._stock.give_back(sock)
+                self._sockets.recycle(sock)
             self._finish(None)
             return
         self._sock = sock
@@ -122,7 +122,7 @@ class DatagramExchange:
         sock, self._sock = self._sock, None
         if sock is not None:
             self._loop.unregister(sock.fileno())
-            self._stock.give_back(sock)
+            self._sockets.recycle(sock)
         done, self._done = self._done, None
         if done is not None:
             done(answer)
@@ -141,7 +141,7 @@ class StreamExchange:
         self._read = bytearray()
         self._timer = loop.call_later(STREAM_TIME, self._expired)
         self._dial: Connector | None = Connector(
-            loop, pod.stock_for(asked.server), asked.server, self._dialled
+            loop, pod.socket_pool_for(asked.server), asked.server, self._dialled
         )
 
     def start(self) -> None:

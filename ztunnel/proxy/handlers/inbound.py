@@ -129,7 +129,7 @@ class HboneConnection:
         if self._tunnel is not None:
             self._tunnel.close(reason)
 
-    def retire(self) -> None:
+    def drain(self) -> None:
         if self._tunnel is not None:
             self._tunnel.drain()
 
@@ -148,7 +148,7 @@ class InboundStream:
         self._request = request
         self._record: Record | None = None
         self._accepted: Accept | None = None
-        self._stock: SocketPool | None = None
+        self._sockets: SocketPool | None = None
         self._dial: Connector | None = None
         self._relay: StreamRelay | UdpFlow | None = None
         self._early: list[bytes] = []  # data before our answer; the stream's window bounds it
@@ -218,10 +218,10 @@ class InboundStream:
         if accepted.udp:
             self._serve_udp(accepted)
             return
-        self._stock = self._pod.stock_for(accepted.destination)
+        self._sockets = self._pod.socket_pool_for(accepted.destination)
         self._dial = Connector(
             context.loop,
-            self._stock,
+            self._sockets,
             accepted.destination,
             self._dialled,
             lambda sock: context.set_client_address(sock, accepted.client),
@@ -337,9 +337,9 @@ class InboundStream:
 
     def _ended(self, sock: socket.socket | None, error: str) -> None:
         self._relay = None
-        if sock is not None and self._stock is not None:
+        if sock is not None and self._sockets is not None:
             self._context.loop.unregister(sock.fileno())
-            self._stock.give_back(sock, inbound=True)
+            self._sockets.recycle(sock, inbound=True)
         self._finish(error)
 
     def _finish(self, error: str) -> None:

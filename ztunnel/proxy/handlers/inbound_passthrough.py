@@ -49,7 +49,7 @@ class PassthroughInbound:
         self._client = SocketAddress("", 0)
         self._target = "unknown"
         self._record: Record | None = None
-        self._stock: SocketPool | None = None
+        self._sockets: SocketPool | None = None
         self._dial: Connector | None = None
         self._relay: SocketRelay | None = None
         self._seen = 0
@@ -96,10 +96,10 @@ class PassthroughInbound:
 
     def _begin(self, accepted: Accept) -> None:
         context = self._context
-        self._stock = self._pod.stock_for(accepted.destination)
+        self._sockets = self._pod.socket_pool_for(accepted.destination)
         self._dial = Connector(
             context.loop,
-            self._stock,
+            self._sockets,
             accepted.destination,
             self._dialled,
             lambda sock: context.set_client_address(sock, accepted.client),
@@ -143,13 +143,13 @@ class PassthroughInbound:
         else:
             self._fail(reason)
 
-    def retire(self) -> None:
+    def drain(self) -> None:
         """A connection goes on until it ends by itself."""
 
     def _ended(self, sock: socket.socket | None, error: str) -> None:
-        if sock is not None and self._stock is not None:
+        if sock is not None and self._sockets is not None:
             self._context.loop.unregister(sock.fileno())
-            self._stock.give_back(sock, inbound=True)
+            self._sockets.recycle(sock, inbound=True)
         self._finish(error)
 
     def _fail(self, reason: str) -> None:

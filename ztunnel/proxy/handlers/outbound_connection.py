@@ -103,7 +103,7 @@ class OutboundConnection:
         else:
             self._fail(reason)
 
-    def retire(self) -> None:
+    def drain(self) -> None:
         """Draining waits until the connection ends by itself."""
 
     def _relay_ended(self, sock: socket.socket | None, error: str) -> None:

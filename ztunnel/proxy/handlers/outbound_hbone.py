@@ -66,7 +66,7 @@ class HboneOutbound(OutboundConnection):
 
     def start(self, credentials: Credentials) -> None:
         """Request a tunnel from the pool."""
-        dial = DialContext(self._pod.stock_for(self._plan.decision.tunnel), credentials)
+        dial = DialContext(self._pod.socket_pool_for(self._plan.decision.tunnel), credentials)
         self._context.pool.acquire(self._plan.key, dial, self._tunnel_ready)
 
     def _tunnel_ready(self, tunnel: Tunnel | None, reason: str) -> None:
@@ -77,9 +77,9 @@ class HboneOutbound(OutboundConnection):
             return
         self._tunnel = tunnel
         self._state = AWAITING_RESPONSE
-        self._record.destination = self._plan.told_by(tunnel.peer)
+        self._record.destination = self._plan.proven_destination(tunnel.peer)
         self.stream_id = tunnel.open(self._headers(), self, self._plan.head)
-        self._timer = self._context.loop.limit(RESPONSE_TIMEOUT_S, self._no_response)
+        self._timer = self._context.loop.add_timeout(RESPONSE_TIMEOUT_S, self._no_response)
         self._send_early_data(tunnel)
 
     def _headers(self) -> tuple[Header, ...]:
@@ -169,7 +169,7 @@ class HboneOutbound(OutboundConnection):
 
     def _release_socket(self, sock: socket.socket) -> None:
         fin_on_close(sock)
-        self._context.loop.close(sock, sole=True)
+        self._context.loop.close(sock, unshared=True)
 
     def _finish(self, error: str) -> None:
         self._tunnel = None

@@ -40,9 +40,9 @@ class PassthroughOutbound(OutboundConnection):
             peers=ConnectionPeers(source, decision.workload, service),
         )
         super().__init__(context, pod, sock, record, DIALING)
-        self._stock = pod.stock_for(decision.address)
+        self._sockets = pod.socket_pool_for(decision.address)
         self._dial: Connector | None = Connector(
-            context.loop, self._stock, decision.address, self._dialled
+            context.loop, self._sockets, decision.address, self._dialled
         )
 
     def start(self) -> None:
@@ -73,4 +73,4 @@ class PassthroughOutbound(OutboundConnection):
 
     def _release_socket(self, sock: socket.socket) -> None:
         self._context.loop.unregister(sock.fileno())
-        self._stock.give_back(sock)
+        self._sockets.recycle(sock)

@@ -178,7 +178,7 @@ class PodUdp:
             workload_pod=workload.pod_uid,
         )
         headers = self._request(source, client, decision)
-        lent = DialContext(self._pod.stock_for(decision.tunnel), credentials)
+        lent = DialContext(self._pod.socket_pool_for(decision.tunnel), credentials)
 
         def ready(tunnel: Tunnel | None, reason: str) -> None:
             self._tunnel_ready(flow, workload, headers, tunnel, reason)
@@ -298,10 +298,10 @@ class PodUdp:
             flow.abort(reason)
         self._close()
 
-    def retire(self) -> None:
+    def drain(self) -> None:
         """The pod goes out of our hands: flows have no end that one could wait for."""
         for flow in self.flows.all():
-            flow.retire()
+            flow.drain()
         self._close()
 
     def _close(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One TCP connection from inside a pod: a socket from the stock, dialled, with a deadline."""
+"""Establishes one TCP connection from inside a pod: acquires a socket and dials with a timeout."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Done = Callable[[socket.socket | None, str], None]
 
 
 class Connector:
-    """Ends with one call of `done`: a connected socket the loop watches, or None and why."""
+    """Calls `done` once: with a connected socket that the loop watches, or with None and why."""
 
-    __slots__ = ("_done", "_loop", "_prepare", "_sock", "_stock", "_timer", "_to")
+    __slots__ = ("_done", "_loop", "_prepare", "_sock", "_sockets", "_timer", "_to")
 
     def __init__(
         self,
         loop: EventLoop,
-        stock: SocketPool,
+        sockets: SocketPool,
         to: SocketAddress,
         done: Done,
         prepare: Prepare | None = None,
     ) -> None:
-        """`prepare` is done to the socket before it is dialled: to tell the app the client."""
+        """`prepare` is called before dialing: it sets the client address that the server sees."""
         self._loop = loop
-        self._stock = stock
+        self._sockets = sockets
         self._to = to
         self._done: Done | None = done
         self._prepare = prepare
@@ -39,11 +39,11 @@ class Connector:
         self._timer: Timer | None = None
 
     def start(self) -> None:
-        """Go; `done` may be called before this returns."""
-        self._stock.take(self._dial, inbound=self._prepare is not None)
+        """Start; `done` may be called before this returns."""
+        self._sockets.acquire(self._dial, inbound=self._prepare is not None)
 
     def cancel(self) -> None:
-        """Nobody waits for it any more: `done` is not called."""
+        """Stop; `done` is not called."""
         self._done = None
         if self._timer is not None:
             self._timer.cancel()
@@ -56,20 +56,20 @@ class Connector:
             return
         error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
-            self._failed(os.strerror(error))
+            self._fail(os.strerror(error))
         elif mask & WRITE:
-            self._loop.modify(self._sock.fileno(), READ | WRITE | EDGE)  # report all anew
+            self._loop.modify(self._sock.fileno(), READ | WRITE | EDGE)  # report all events again
             self._finish()
 
     def on_failure(self, error: Exception) -> None:
-        self._failed(f"internal error: {error}")
+        self._fail(f"internal error: {error}")
 
     def _dial(self, sock: socket.socket | None) -> None:
         if sock is None:
-            self._failed("no socket inside the pod: the agent does not answer")
+            self._fail("no socket inside the pod: the agent does not respond")
             return
         if self._done is None:  # cancelled while it waited for the socket
-            self._stock.give_back(sock, inbound=self._prepare is not None)
+            self._sockets.recycle(sock, inbound=self._prepare is not None)
             return
         self._sock = sock
         try:
@@ -77,17 +77,17 @@ class Connector:
                 self._prepare(sock)
             connected = start_connect(sock, self._to)
         except OSError as error:
-            self._failed(error.strerror or str(error))
+            self._fail(error.strerror or str(error))
             return
         if connected:
             self._loop.register(sock.fileno(), READ | EDGE, self)
             self._finish()
         else:
             self._loop.register(sock.fileno(), READ | WRITE | EDGE, self)
-            self._timer = self._loop.limit(CONNECT_TIMEOUT_S, self._expired)
+            self._timer = self._loop.add_timeout(CONNECT_TIMEOUT_S, self._expired)
 
     def _expired(self) -> None:
-        self._failed(f"no answer within {CONNECT_TIMEOUT_S:.0f} s")
+        self._fail(f"no answer within {CONNECT_TIMEOUT_S:.0f} s")
 
     def _finish(self) -> None:
         sock, self._sock = self._sock, None
@@ -97,13 +97,13 @@ class Connector:
         if done is not None:
             done(sock, "")
 
-    def _failed(self, reason: str) -> None:
+    def _fail(self, reason: str) -> None:
         if self._timer is not None:
             self._timer.cancel()
         sock, self._sock = self._sock, None
         if sock is not None:
             self._loop.unregister(sock.fileno())
-            self._stock.give_back(sock, inbound=self._prepare is not None)
+            self._sockets.recycle(sock, inbound=self._prepare is not None)
         done, self._done = self._done, None
         if done is not None:
             done(None, f"connect to {self._to}: {reason}")

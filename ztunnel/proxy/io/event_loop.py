@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """One readiness loop per worker: epoll, timers, deferred calls. No threads, no asyncio.
 
-An exception in a handler ends what that handler serves and nothing else. One turn is:
+One turn is:
 
-    epoll → ready handlers → deferred calls → due timers → flushes → aftermath → closing of sockets
+    epoll → ready handlers → deferred calls → due timers → flushes → cleanups → closing of sockets
 
-Sockets are closed only at the end of a turn, so that an event already fetched can never reach
-a newer socket that got the same descriptor number.
+An exception in a handler ends only the connection or tunnel of that handler. Sockets are closed at
+the end of a turn, so that an event that was already fetched never reaches a newer socket with the
+same descriptor number.
 """
 
 from __future__ import annotations
@@ -25,30 +26,30 @@ INPUT = select.EPOLLIN
 READ = INPUT | select.EPOLLRDHUP
 WRITE = select.EPOLLOUT
 EDGE = select.EPOLLET
-ACCEPT = select.EPOLLIN | select.EPOLLEXCLUSIVE  # one of the workers that share it wakes
+ACCEPT = select.EPOLLIN | select.EPOLLEXCLUSIVE  # wakes one of the workers that share it
 HANGUP = select.EPOLLHUP | select.EPOLLERR
-ENDING = select.EPOLLRDHUP | HANGUP  # a read must go on until it meets the end
+ENDING = select.EPOLLRDHUP | HANGUP  # read until the end of the data
 
-MAX_EVENTS = 512  # of one turn: bounds how long timers and flushes wait
+MAX_EVENTS = 512  # per turn: bounds the delay of timers and flushes
 NEVER = float("inf")
-COMPACT_AT = 4096  # cancelled timers that make it worth to rebuild the heap
+COMPACT_TIMERS = 4096  # rebuild the heap if it is larger and its first timer is cancelled
 
 Callback = Callable[[], None]
 log = structlog.get_logger()
 
 
 class Handler(Protocol):
-    """What serves a descriptor."""
+    """Receives the events of a descriptor."""
 
     def on_ready(self, mask: int) -> None:
-        """The descriptor has these epoll events; spurious ones must do no harm."""
+        """The descriptor has these epoll events. Spurious calls must be harmless."""
 
     def on_failure(self, error: Exception) -> None:
-        """`on_ready` or a callback of this object raised: let go of what it serves."""
+        """`on_ready` or a callback of this object raised: release its resources."""
 
 
 class Timer:
-    """A call at a time; `cancel` is cheap and may come twice."""
+    """A scheduled call; `cancel` is cheap and may be repeated."""
 
     __slots__ = ("callback", "when")
 
@@ -64,37 +65,37 @@ class Timer:
 
 
 class EventLoop:
-    """The loop. All methods are for the thread that runs it."""
+    """The loop. Call its methods only from the thread that runs it."""
 
     def __init__(self) -> None:
-        self.now = time.monotonic()  # seconds, read once a turn
+        self.now = time.monotonic()  # monotonic seconds, read once per turn
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._deferred: deque[Callback] = deque()
         self._flushes: deque[Callback] = deque()
-        self._aftermath: deque[Callback] = deque()
+        self._cleanups: deque[Callback] = deque()
         self._timers: list[Timer] = []
-        self._limits: dict[float, deque[Timer]] = {}  # by delay, so each in order
+        self._timeouts: dict[float, deque[Timer]] = {}  # by delay, so each deque is in order
         self._closing: list[socket.socket] = []
         self._running = False
 
     # Descriptors
 
     def register(self, fd: int, mask: int, handler: Handler) -> None:
-        """Watch `fd`; without EDGE in the mask it is level-triggered."""
+        """Watch `fd`; level-triggered unless the mask includes EDGE."""
         self._epoll.register(fd, mask)
         self._handlers[fd] = handler
 
     def modify(self, fd: int, mask: int) -> None:
-        """Change the mask; with EDGE, what is ready already is reported again."""
+        """Change the mask; with EDGE, current readiness is reported again."""
         self._epoll.modify(fd, mask)
 
     def rebind(self, fd: int, handler: Handler) -> None:
-        """Give a registered descriptor to another handler: no system call."""
+        """Replace the handler of a registered descriptor, without a system call."""
         self._handlers[fd] = handler
 
     def unregister(self, fd: int) -> None:
-        """Stop watching `fd`; nothing if it is not watched."""
+        """Stop watching `fd`; no effect if it is not watched."""
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
@@ -102,54 +103,54 @@ class EventLoop:
         """Drop the handler of a descriptor that is closed already."""
         self._handlers.pop(fd, None)
 
-    def close(self, sock: socket.socket, *, sole: bool = False) -> None:
-        """Forget the socket now and close it at the end of the turn.
+    def close(self, sock: socket.socket, *, unshared: bool = False) -> None:
+        """Drop the handler now and close the socket at the end of the turn.
 
-        `sole`: no other process or object has a descriptor of it, as with what was accepted here:
-        then the close itself takes it out of the epoll.
+        `unshared`: no other process or object has a descriptor of the socket, as with one that was
+        accepted here. Then closing it removes it from the epoll, and a system call is saved.
         """
-        if self._handlers.pop(sock.fileno(), None) is not None and not sole:
+        if self._handlers.pop(sock.fileno(), None) is not None and not unshared:
             self._epoll.unregister(sock.fileno())
         self._closing.append(sock)
 
     # Calls
 
     def defer(self, callback: Callback) -> None:
-        """Call in the next pass over the deferred calls, after I/O had its turn."""
+        """Call after the handlers of this turn; a deferred call defers to the next turn."""
         self._deferred.append(callback)
 
     def at_end_of_turn(self, callback: Callback) -> None:
-        """Call before the loop waits again: where small writes are gathered and sent."""
+        """Call before the loop waits again: writes collected during the turn are sent there."""
         self._flushes.append(callback)
 
     def after_flushes(self, callback: Callback) -> None:
-        """Call once all that others wait for has been sent: what is over can be tidied then."""
-        self._aftermath.append(callback)
+        """Call after the flushes: for cleanup that must not delay writes."""
+        self._cleanups.append(callback)
 
     def call_later(self, delay: float, callback: Callback) -> Timer:
-        """Call after `delay` seconds unless cancelled."""
+        """Call after `delay` seconds unless it is cancelled."""
         timer = Timer(self.now + delay, callback)
         heapq.heappush(self._timers, timer)
         return timer
 
-    def limit(self, delay: float, callback: Callback) -> Timer:
-        """`call_later` for what is nearly always cancelled, with one of few delays.
+    def add_timeout(self, delay: float, callback: Callback) -> Timer:
+        """`call_later` for calls that are nearly always cancelled and share few delays.
 
-        Costs no sorting, and those that are cancelled go when those before them have.
+        Needs no sorting. Cancelled timers are removed once those before them are gone.
         """
-        limits = self._limits.get(delay)
-        if limits is None:
-            limits = self._limits[delay] = deque()
-        while limits and limits[0].callback is None:
-            limits.popleft()
+        timeouts = self._timeouts.get(delay)
+        if timeouts is None:
+            timeouts = self._timeouts[delay] = deque()
+        while timeouts and timeouts[0].callback is None:
+            timeouts.popleft()
         timer = Timer(self.now + delay, callback)
-        limits.append(timer)
+        timeouts.append(timer)
         return timer
 
     # Running
 
     def run(self) -> None:
-        """Turn until `stop`."""
+        """Run turns until `stop`."""
         self._running = True
         while self._running:
             self.turn()
@@ -159,7 +160,7 @@ class EventLoop:
         self._running = False
 
     def turn(self, timeout: float | None = None) -> None:
-        """One turn; waits at most `timeout` seconds, or until the next timer."""
+        """Run one turn; wait at most `timeout` seconds, or until the next timer."""
         events = self._epoll.poll(self._wait(timeout), MAX_EVENTS)
         self.now = now = time.monotonic()
         handlers = self._handlers
@@ -175,32 +176,32 @@ class EventLoop:
             self._run_deferred()
         if self._timers and self._timers[0].when <= now:
             self._run_timers()
-        for limits in self._limits.values():
-            if limits and limits[0].when <= now:
-                self._run_limits(limits)
+        for timeouts in self._timeouts.values():
+            if timeouts and timeouts[0].when <= now:
+                self._run_timeouts(timeouts)
         flushes = self._flushes
         while flushes:
             _call(flushes.popleft())
-        aftermath = self._aftermath
-        while aftermath:
-            _call(aftermath.popleft())
+        cleanups = self._cleanups
+        while cleanups:
+            _call(cleanups.popleft())
         if self._closing:
             self._close_all()
 
     def _wait(self, timeout: float | None) -> float | None:
-        if self._deferred or self._flushes or self._aftermath or self._closing:
+        if self._deferred or self._flushes or self._cleanups or self._closing:
             return 0.0
         first = self._timers[0].when if self._timers else NEVER
-        for limits in self._limits.values():
-            if limits and limits[0].when < first:
-                first = limits[0].when
+        for timeouts in self._timeouts.values():
+            if timeouts and timeouts[0].when < first:
+                first = timeouts[0].when
         if first == NEVER:
             return timeout
         until = max(0.0, first - time.monotonic())
         return until if timeout is None else min(until, timeout)
 
     def _run_deferred(self) -> None:
-        for _ in range(len(self._deferred)):  # those added meanwhile wait for I/O
+        for _ in range(len(self._deferred)):  # calls added meanwhile wait for the next turn
             _call(self._deferred.popleft())
 
     def _run_timers(self) -> None:
@@ -209,13 +210,13 @@ class EventLoop:
             callback = heapq.heappop(timers).callback
             if callback is not None:
                 _call(callback)
-        if len(timers) > COMPACT_AT and timers[0].callback is None:
+        if len(timers) > COMPACT_TIMERS and timers[0].callback is None:
             self._timers = [timer for timer in timers if timer.callback is not None]
             heapq.heapify(self._timers)
 
-    def _run_limits(self, limits: deque[Timer]) -> None:
-        while limits and (limits[0].callback is None or limits[0].when <= self.now):
-            callback = limits.popleft().callback
+    def _run_timeouts(self, timeouts: deque[Timer]) -> None:
+        while timeouts and (timeouts[0].callback is None or timeouts[0].when <= self.now):
+            callback = timeouts.popleft().callback
             if callback is not None:
                 _call(callback)
 
@@ -236,7 +237,7 @@ def _call(callback: Callback) -> None:
 
 
 def _fail(owner: object, error: Exception) -> None:
-    """Log the bug and let the owner, if it can, release what it serves."""
+    """Log the exception and let the owner release its resources, if it can."""
     log.error("handler failed", handler=type(owner).__name__, exc_info=error)
     on_failure = getattr(owner, "on_failure", None)
     if on_failure is None:

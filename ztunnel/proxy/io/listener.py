@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accepting connections on an in-pod listener that the agent made.
+"""Accepts connections on an in-pod listener that the agent created.
 
-Several workers share a listener: the kernel wakes one of them, always the one that has watched it
-longest. So who has accepted one goes to the end of that queue: they take turns. When descriptors
+Several workers may share a listener. The kernel wakes the worker that has watched it longest, so a
+worker that accepted a connection registers the listener again: they take turns. When descriptors
 run out, accepting pauses briefly instead of spinning.
 """
 
@@ -17,17 +17,17 @@ import structlog
 from ztunnel.proxy.io.event_loop import ACCEPT, EventLoop, Timer
 from ztunnel.proxy.io.sockets import no_delay, reset_on_close
 
-# Of one turn. More would be cheaper by themselves; but what one turn accepts travels on together,
-# so that both proxies, client and server end up working one after the other, and CPUs idle.
+# Connections per turn. A larger batch is cheaper for this worker, but a batch moves on as a whole:
+# client, both proxies and server then work one after the other, and CPUs idle.
 ACCEPT_BATCH = 4
-ACCEPT_PAUSE_S = 0.1  # seconds without accepting when descriptors or memory run out
+ACCEPT_PAUSE_S = 0.1  # when descriptors or memory run out
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 log = structlog.get_logger()
 
 
 class Listener:
-    """One listening socket; each connection goes to `accepted`, non-blocking."""
+    """One listening socket. `accepted` gets each connection as a non-blocking socket."""
 
     def __init__(
         self,
@@ -39,9 +39,10 @@ class Listener:
         resets: bool,
         shared: bool = False,
     ) -> None:
-        """`resets`: accepted sockets end in RST unless ended in order (`end_on_close`).
+        """`resets`: closing an accepted socket sends RST unless `fin_on_close` was called.
 
-        `shared`: other workers listen too.
+        `shared`: other workers accept from this listener too. `paused` is called when accepting
+        pauses.
         """
         self.sock = sock
         self._family = sock.family
@@ -57,7 +58,7 @@ class Listener:
         self._watch()
 
     def close(self) -> None:
-        """Stop accepting; with the last holder the kernel refuses new connections."""
+        """Stop accepting. The kernel refuses connections once all copies of it are closed."""
         self._closed = True
         if self._resume_timer is not None:
             self._resume_timer.cancel()
@@ -74,38 +75,38 @@ class Listener:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                self._trouble(error)
+                self._on_accept_error(error)
                 return
             sock.setblocking(False)
             if self._resets:
                 reset_on_close(sock)
-            self._hand_over(sock)
+            self._deliver(sock)
         if self._shared and not self._closed:
-            self._go_behind()
+            self._yield_turn()
 
     def _accept(self) -> socket.socket:
-        """`socket.accept` without asking for what is known: that took longer than the call."""
+        """`socket.accept` without its queries for family, type and protocol, which cost more."""
         fd, _ = self.sock._accept()  # type: ignore[attr-defined]  # CPython's, under `accept`
         return socket.socket(self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fd)
 
     def on_failure(self, error: Exception) -> None:
-        """Keep listening: one bad turn must not close the pod's door."""
+        """Keep listening: one failed turn must not close the pod's listener."""
 
-    def _hand_over(self, sock: socket.socket) -> None:
+    def _deliver(self, sock: socket.socket) -> None:
         try:
             self._accepted(sock)
         except Exception as error:
             log.error("accept failed", exc_info=error)
             self._loop.close(sock)
 
-    def _go_behind(self) -> None:
+    def _yield_turn(self) -> None:
         self._loop.unregister(self.sock.fileno())
         self._watch()
 
     def _watch(self) -> None:
         self._loop.register(self.sock.fileno(), ACCEPT, self)
 
-    def _trouble(self, error: OSError) -> None:
+    def _on_accept_error(self, error: OSError) -> None:
         if error.errno not in _EXHAUSTED:
             log.warning("accept failed", error=error.strerror)
             return

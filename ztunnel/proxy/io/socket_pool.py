@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unconnected sockets inside a pod, made by the agent because only it may enter the pod.
+"""Unconnected sockets inside a pod. The agent creates them: only it may enter the pod's netns.
 
-A socket whose connection ended in order is made connectable again and kept, so that a missing
-agent does not stop new connections. Sockets that once told the app a client address are kept
-apart: they serve only connections that tell one anew.
+After an orderly end of its connection a socket is disconnected and reused, so that new connections
+work while the agent is down. Sockets that once carried a client address (`set_client_address`) form
+a second set: they serve only connections that set the address again.
 """
 
 from __future__ import annotations
@@ -21,106 +21,106 @@ from ztunnel.proxy.io.sockets import (
     reset_on_close,
 )
 
-MIN_REQUEST_BATCH = 16  # sockets asked for at once at least
-LOW_WATERMARK = 8  # ask for more below this
-MAX_REQUEST_BATCH = 128  # well below SCM_MAX_FD
-MAX_RECYCLED = 64  # recycled sockets kept of each kind
-ACQUIRE_TIMEOUT_S = 5.0  # seconds a connection waits for a socket before it is refused
-REQUEST_RETRY_S = 1.0  # seconds after which an unanswered request is repeated
+MIN_REQUEST_BATCH = 16  # sockets per request to the agent, at least
+MAX_REQUEST_BATCH = 128  # sockets per request; well below SCM_MAX_FD
+LOW_WATERMARK = 8  # request more below this
+MAX_RECYCLED = 64  # reusable sockets of each set
+ACQUIRE_TIMEOUT_S = 5.0  # a connection that waits longer for a socket is refused
+REQUEST_RETRY_S = 1.0  # an unanswered request is repeated after this time
 
 SocketCallback = Callable[[socket.socket | None], None]
 
 
 class SocketPool:
-    """The sockets of one pod and one family."""
+    """The sockets of one pod and one address family."""
 
-    def __init__(self, loop: EventLoop, ask: Callable[[int], None]) -> None:
-        """`ask(count)` requests sockets from the agent, or does nothing while it is away."""
+    def __init__(self, loop: EventLoop, request: Callable[[int], None]) -> None:
+        """`request(count)` asks the agent for sockets; it does nothing while the agent is down."""
         self._loop = loop
-        self._ask = ask
+        self._request = request
         self._fresh: list[socket.socket] = []
-        self._inbound: list[socket.socket] = []  # have told a client address before
+        self._inbound: list[socket.socket] = []  # carried a client address before
         self._waiting: deque[_Waiter] = deque()
         self._closed = False
-        self._asked = 0
-        self._asked_at = 0.0
+        self._requested = 0
+        self._requested_at = 0.0
 
     @property
     def size(self) -> int:
         return len(self._fresh) + len(self._inbound)
 
-    def take(self, taker: SocketCallback, *, inbound: bool = False) -> None:
-        """Call `taker` with a socket, at once if there is one, or with None after WAIT."""
+    def acquire(self, callback: SocketCallback, *, inbound: bool = False) -> None:
+        """Call `callback` with a socket, at once if there is one, or None after a timeout."""
         sock = self._pop(inbound=inbound)
         if self.size < LOW_WATERMARK and not self._closed:
-            self.order()
+            self.request()
         if sock is not None:
-            taker(sock)
+            callback(sock)
             return
         if self._closed:
-            taker(None)
+            callback(None)
             return
-        self._waiting.append(_Waiter(self._loop, taker, inbound))
-        self.order()
+        self._waiting.append(_Waiter(self._loop, callback, inbound))
+        self.request()
 
     def add(self, socks: list[socket.socket]) -> None:
-        """Fresh sockets from the agent."""
-        self._asked = max(0, self._asked - len(socks))
+        """Add fresh sockets from the agent."""
+        self._requested = max(0, self._requested - len(socks))
         for sock in socks:
-            self._fit(sock)
+            self._prepare(sock)
             if self._closed:
                 self._loop.close(sock)
             else:
                 self._fresh.append(sock)
         self._serve_waiting()
 
-    def give_back(self, sock: socket.socket, *, inbound: bool = False) -> None:
-        """Recycle a socket after an orderly end, or close it; the loop must not watch it."""
-        kept = self._inbound if inbound else self._fresh
-        if self._closed or len(kept) >= MAX_RECYCLED or not self._renew(sock):
+    def recycle(self, sock: socket.socket, *, inbound: bool = False) -> None:
+        """Reuse a socket after an orderly end, or close it; the loop must not watch it."""
+        reusable = self._inbound if inbound else self._fresh
+        if self._closed or len(reusable) >= MAX_RECYCLED or not self._disconnect(sock):
             fin_on_close(sock)
             self._loop.close(sock)
             return
-        kept.append(sock)
+        reusable.append(sock)
         self._serve_waiting()
 
-    def order(self) -> None:
-        """Ask the agent for as many as are wanted, unless it was asked just now."""
-        overdue = self._loop.now - self._asked_at > REQUEST_RETRY_S
-        wanted = len(self._waiting) + MIN_REQUEST_BATCH - (0 if overdue else self._asked)
-        if wanted < LOW_WATERMARK:
+    def request(self) -> None:
+        """Request as many sockets as are needed, unless a recent request covers them."""
+        overdue = self._loop.now - self._requested_at > REQUEST_RETRY_S
+        needed = len(self._waiting) + MIN_REQUEST_BATCH - (0 if overdue else self._requested)
+        if needed < LOW_WATERMARK:
             return
-        count = min(max(MIN_REQUEST_BATCH, wanted), MAX_REQUEST_BATCH)
-        self._asked = count if overdue else self._asked + count
-        self._asked_at = self._loop.now
-        self._ask(count)
+        count = min(max(MIN_REQUEST_BATCH, needed), MAX_REQUEST_BATCH)
+        self._requested = count if overdue else self._requested + count
+        self._requested_at = self._loop.now
+        self._request(count)
 
-    def restock(self) -> None:
-        """Order if the stock is low."""
+    def refill(self) -> None:
+        """Request sockets if the pool is low."""
         if self.size < LOW_WATERMARK:
-            self.order()
+            self.request()
 
-    def forget_orders(self) -> None:
-        """A new agent knows nothing of what was asked of the former."""
-        self._asked = 0
+    def reset_requests(self) -> None:
+        """The agent restarted: earlier requests are lost."""
+        self._requested = 0
 
     def close(self) -> None:
-        """The pod is gone: its sockets would keep its network namespace alive."""
+        """Close all sockets: they would keep the removed pod's network namespace alive."""
         self._closed = True
         for sock in (*self._fresh, *self._inbound):
             self._loop.close(sock)
         self._fresh.clear()
         self._inbound.clear()
         while self._waiting:
-            self._waiting.popleft().give(None)
+            self._waiting.popleft().resolve(None)
 
-    def _fit(self, sock: socket.socket) -> None:
-        """What a fresh socket needs."""
+    def _prepare(self, sock: socket.socket) -> None:
+        """Set the options of a fresh socket."""
         no_delay(sock)
         reset_on_close(sock)
 
-    def _renew(self, sock: socket.socket) -> bool:
-        """Make it as good as fresh, if that is possible."""
+    def _disconnect(self, sock: socket.socket) -> bool:
+        """Make a used socket connectable again; False if that is not possible."""
         return disconnect(sock)
 
     def _pop(self, *, inbound: bool) -> socket.socket | None:
@@ -131,41 +131,42 @@ class SocketPool:
     def _serve_waiting(self) -> None:
         for _ in range(len(self._waiting)):
             waiter = self._waiting.popleft()
-            if not waiter.waits:
+            if not waiter.is_pending:
                 continue
             sock = self._pop(inbound=waiter.inbound)
             if sock is None:
-                self._waiting.append(waiter)  # the other kind may still be served
+                self._waiting.append(waiter)  # waiters for the other set may still be served
             else:
-                waiter.give(sock)
+                waiter.resolve(sock)
 
 
 class DatagramSocketPool(SocketPool):
-    """The same of UDP sockets: each query to a name server has one, so a port of its own."""
+    """UDP sockets: each query to a name server uses its own, hence its own source port."""
 
-    def _fit(self, sock: socket.socket) -> None:
-        """Nothing."""
+    def _prepare(self, sock: socket.socket) -> None:
+        """UDP sockets need no options."""
 
-    def _renew(self, sock: socket.socket) -> bool:
+    def _disconnect(self, sock: socket.socket) -> bool:
         return disconnect_datagram(sock)
 
 
 class _Waiter:
     """A connection that waits for a socket."""
 
-    __slots__ = ("_taker", "_timer", "inbound", "waits")
+    __slots__ = ("_callback", "_timer", "inbound", "is_pending")
 
-    def __init__(self, loop: EventLoop, taker: SocketCallback, inbound: bool) -> None:
+    def __init__(self, loop: EventLoop, callback: SocketCallback, inbound: bool) -> None:
         self.inbound = inbound
-        self._taker = taker
-        self._timer: Timer = loop.limit(ACQUIRE_TIMEOUT_S, self._expired)
-        self.waits = True
+        self.is_pending = True
+        self._callback = callback
+        self._timer: Timer = loop.add_timeout(ACQUIRE_TIMEOUT_S, self._expired)
 
-    def give(self, sock: socket.socket | None) -> None:
-        if self.waits:
-            self.waits = False
+    def resolve(self, sock: socket.socket | None) -> None:
+        """Deliver the result; only the first one counts."""
+        if self.is_pending:
+            self.is_pending = False
             self._timer.cancel()
-            self._taker(sock)
+            self._callback(sock)
 
     def _expired(self) -> None:
-        self.give(None)
+        self.resolve(None)

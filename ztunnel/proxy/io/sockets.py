@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the proxy does to TCP sockets: dial, reset, recycle. No state of its own."""
+"""Operations on sockets: dial, reset, disconnect. No state."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ipaddress import ip_address
 
 from ztunnel.mesh.model import SocketAddress
 
-CONNECT_TIMEOUT_S = 10.0  # seconds; istio ztunnel's connection timeout
+CONNECT_TIMEOUT_S = 10.0  # istio ztunnel's connection timeout
 
 _LINGER_NONE = struct.pack("ii", 1, 0)  # struct linger: close() sends RST
 _LINGER_DEFAULT = struct.pack("ii", 0, 0)  # close() delivers what was written, then FIN
 _AF_UNSPEC_ADDRESS = bytes(16)  # a sockaddr whose family is AF_UNSPEC (0)
 _TCP_CLOSE = 7  # include/net/tcp_states.h
-_MAX_STALE_DATAGRAMS = 64  # datagrams in a queue that are worth reading away
+_MAX_STALE_DATAGRAMS = 64  # a socket with more unread datagrams is not reused
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -36,8 +36,8 @@ def adopt(fd: int, family: int, *, udp: bool = False) -> socket.socket:
 def start_connect(sock: socket.socket, address: SocketAddress) -> bool:
     """Dial without blocking; True when it is connected already. Raises OSError when refused.
 
-    A connection inside one kernel is made within the first call, which still answers
-    EINPROGRESS: asking a second time saves a round through the loop.
+    A connection inside one kernel is established by the first call, which still returns
+    EINPROGRESS: a second call saves a turn of the loop.
     """
     target = (address.ip, address.port)
     error = sock.connect_ex(target)
@@ -51,18 +51,18 @@ def start_connect(sock: socket.socket, address: SocketAddress) -> bool:
 
 
 def fin_on_close(sock: socket.socket) -> None:
-    """Make the coming close() an orderly one that loses nothing: undoes `reset_on_close`."""
+    """Make close() deliver unsent bytes and send FIN: undoes `reset_on_close`."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_DEFAULT)
 
 
 def reset_on_close(sock: socket.socket) -> None:
-    """Make close() send RST: the peer must not take it for an orderly end.
+    """Make close() send RST, so that the peer does not mistake it for an orderly end.
 
-    Application sockets have this from the start, so that a worker that dies resets them.
+    Sockets of applications have this from the start: if the worker dies, the kernel resets them.
     """
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
-    except OSError:  # the peer was faster: there is nothing left to reset
+    except OSError:  # the peer has reset it already
         return
 
 
@@ -72,10 +72,10 @@ def no_delay(sock: socket.socket) -> None:
 
 
 def disconnect(sock: socket.socket) -> bool:
-    """Make an ended TCP socket connectable again, port and all state forgotten.
+    """Reset a closed TCP socket, including its port, so that it can connect again.
 
-    Only if the kernel is done with the connection: to disconnect one that still has bytes
-    in flight would lose them. False when it is not, or on any error.
+    Works only in state CLOSE: disconnecting a socket with bytes in flight would lose them. False in
+    any other state, or on error.
     """
     try:
         state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
@@ -88,7 +88,7 @@ def disconnect(sock: socket.socket) -> bool:
 
 
 def disconnect_datagram(sock: socket.socket) -> bool:
-    """Make a UDP socket as good as new: no peer, no port, nothing left to read. False on error."""
+    """Reset a UDP socket: no peer, no port, nothing to read. False on error."""
     if _libc.connect(sock.fileno(), _AF_UNSPEC_ADDRESS, len(_AF_UNSPEC_ADDRESS)) != 0:
         return False
     for _ in range(_MAX_STALE_DATAGRAMS):
@@ -96,7 +96,7 @@ def disconnect_datagram(sock: socket.socket) -> bool:
             sock.recv(1)
         except BlockingIOError:
             return True
-        except OSError:  # an ICMP error that came late
+        except OSError:  # a late ICMP error
             continue
     return False
 
@@ -108,7 +108,7 @@ def peer_address(sock: socket.socket) -> SocketAddress:
 
 
 def local_address(sock: socket.socket) -> SocketAddress:
-    """Our end's address in canonical text."""
+    """The local address in canonical text."""
     name = sock.getsockname()
     return canonical(name[0], name[1])
 

@@ -198,7 +198,7 @@ class TlsSession:
     def pending(self) -> bool:
         return self._out is not None
 
-    def say_goodbye(self) -> None:
+    def send_close_notify(self) -> None:
         """Tell the peer that nothing more comes, if it still listens."""
         with suppress(OSError):
             _lib.SSL_shutdown(self._ssl)

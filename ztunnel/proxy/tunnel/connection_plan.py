@@ -62,7 +62,7 @@ class ConnectionPlan:
             )
         )
 
-    def told_by(self, peer: str) -> Peer:
+    def proven_destination(self, peer: str) -> Peer:
         """The destination, now that the peer has proven who it is."""
         if peer == self.proven.identity:
             return self.proven

@@ -205,6 +205,6 @@ class UdpFlow:
         """End it now, as a relay is aborted."""
         self.end(reason, ErrorCode.CANCEL)
 
-    def retire(self) -> None:
+    def drain(self) -> None:
         """A flow has no end of its own: it goes at once."""
         self.end("")

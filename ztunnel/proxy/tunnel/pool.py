@@ -40,10 +40,10 @@ TunnelCallback = Callable[[Tunnel | None, str], None]
 class DialContext:
     """What the source pod lends to make a tunnel."""
 
-    __slots__ = ("credentials", "stock")
+    __slots__ = ("credentials", "sockets")
 
-    def __init__(self, stock: SocketPool, credentials: Credentials) -> None:
-        self.stock = stock
+    def __init__(self, sockets: SocketPool, credentials: Credentials) -> None:
+        self.sockets = sockets
         self.credentials = credentials
 
 
@@ -70,10 +70,12 @@ class TunnelPool:
             group = self._groups[key] = PoolEntry(self._loop, self._buffers, key, self.open)
         group.acquire(PendingAcquire(source, taker, settled))
 
-    def retire(self, stale: Callable[[PoolKey], bool], reason: str, *, fail_waiting: bool) -> None:
+    def invalidate(
+        self, stale: Callable[[PoolKey], bool], reason: str, *, fail_waiting: bool
+    ) -> None:
         """Let no new stream join the tunnels whose key is `stale`; open streams go on."""
         for key in [key for key in self._groups if stale(key)]:
-            self._groups.pop(key).retire(reason, fail_waiting=fail_waiting)
+            self._groups.pop(key).invalidate(reason, fail_waiting=fail_waiting)
 
     def tunnels(self) -> list[tuple[PoolKey, Tunnel]]:
         """The open tunnels that new connections may join."""
@@ -135,7 +137,7 @@ class PoolEntry:
         self.waiting.append(wanted)
         self._make_for_waiting()
 
-    def retire(self, reason: str, *, fail_waiting: bool) -> None:
+    def invalidate(self, reason: str, *, fail_waiting: bool) -> None:
         self.retired = True
         for tunnel in list(self.tunnels):
             tunnel.drain()
@@ -163,7 +165,7 @@ class PoolEntry:
     def _make(self, source: DialContext) -> None:
         if not self.making:
             self.making = True
-            source.stock.take(partial(self._dial, source))
+            source.sockets.acquire(partial(self._dial, source))
 
     def _dial(self, source: DialContext, sock: socket.socket | None) -> None:
         if sock is None:

@@ -382,7 +382,7 @@ class SocketRelay:
         if self._near.shut and self._far.shut:
             self._over = True
             fin_on_close(self._near.sock)
-            self._loop.close(self._near.sock, sole=True)
+            self._loop.close(self._near.sock, unshared=True)
             self._ended(self._far.sock, "")
 
     def _hung_up(self, end: SocketSide) -> None:

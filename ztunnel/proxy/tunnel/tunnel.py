@@ -379,7 +379,7 @@ class Tunnel:
         self._writer.cancel_delay()
         if can_write:
             self._writer.send_delayed()
-            self._session.say_goodbye()
+            self._session.send_close_notify()
         self._loop.close(self._sock)
         self._writer.close()
         self._session.discard()
@@ -407,7 +407,7 @@ class Tunnel:
         self.state = _HALF_CLOSED
         self._timer.cancel()
         self._timer = self._loop.call_later(LINGER_TIMEOUT_S, self._close_drained)
-        self._session.say_goodbye()
+        self._session.send_close_notify()
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
