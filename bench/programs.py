@@ -46,9 +46,9 @@ def _by_verdict(stage: Stage) -> Report:
 def _measure(name: str, pins: Path, work: Callable[[], Report]) -> None:
     print(f"{name}: p50 {work()['p50']:.1f} µs without counting")
     with _counting():
-        before = {one.program: one for one in stats.runs(pins)}
+        before = {one.program: one for one in stats.program_runs(pins)}
         report = work()
-        after = stats.runs(pins)
+        after = stats.program_runs(pins)
     made = report["count"]
     total = 0.0
     for one in after:

@@ -107,7 +107,7 @@ class AgentProcess:
         stack.callback(self.end)
 
     def _prepare(self, stack: ExitStack) -> None:
-        if not requirements.bpffs().mounted:
+        if not requirements.bpffs_mount().mounted:
             subprocess.run(["mount", "-t", "bpf", "bpf", str(requirements.BPFFS)], check=True)
             stack.callback(subprocess.run, ["umount", str(requirements.BPFFS)], check=False)
         self.cgroup.mkdir()

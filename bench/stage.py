@@ -171,7 +171,7 @@ class Stage:
     def _direct(self) -> int:
         maps = Maps(self.lab.names.pin_dir("node1"), read_only=True)
         try:
-            return sum(counters.direct for counters in maps.pod_stats().values())
+            return sum(counters.same_node_bypass for counters in maps.pod_stats().values())
         finally:
             maps.close()
 

@@ -11,12 +11,12 @@
 
 enum zt_capture { ZT_PASS, ZT_REFUSE, ZT_REDIRECT, ZT_DIRECT };
 
-static __always_inline enum zt_capture zt_judge(struct bpf_sock_addr *ctx, struct zt_sock *dialled,
+static __always_inline enum zt_capture zt_classify_tcp(struct bpf_sock_addr *ctx, struct zt_sock *dialled,
 						struct zt_sock *known, struct zt_pod_stats *stats)
 {
-	if (known && known->role == ZT_ROLE_OWN) {
+	if (known && known->role == ZT_ROLE_PROXY) {
 		if (stats)
-			__sync_fetch_and_add(&stats->own, 1);
+			__sync_fetch_and_add(&stats->proxy_originated, 1);
 		return ZT_PASS;
 	}
 	if (zt_is_our_port(dialled->port))
@@ -70,13 +70,13 @@ static __always_inline enum zt_capture zt_capture(struct bpf_sock_addr *ctx,
 		return ZT_REFUSE;
 	stats = zt_pod_stats.lookup(&netns);
 	known = zt_socks.sk_storage_get(ctx->sk, 0, 0);
-	verdict = zt_judge(ctx, dialled, known, stats);
+	verdict = zt_classify_tcp(ctx, dialled, known, stats);
 	if (verdict == ZT_REDIRECT) {
 		if (zt_is_dns(dialled->port) && !zt_is_pods_own(pod, dialled->ip))
 			*to = bpf_htons(ZT_PORT_DNS);
-		else if (zt_authorised(netns, dialled->ip, dialled->port))
+		else if (zt_same_node_allowed(netns, dialled->ip, dialled->port))
 			verdict = ZT_DIRECT;
-		dialled->role = verdict == ZT_DIRECT ? ZT_ROLE_DIRECT : ZT_ROLE_REDIRECTED;
+		dialled->role = verdict == ZT_DIRECT ? ZT_ROLE_SAME_NODE : ZT_ROLE_REDIRECTED;
 		known = zt_socks.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (known)
 			*known = *dialled;
@@ -86,7 +86,7 @@ static __always_inline enum zt_capture zt_capture(struct bpf_sock_addr *ctx,
 	if (stats && verdict == ZT_REDIRECT)
 		__sync_fetch_and_add(*to == bpf_htons(ZT_PORT_DNS) ? &stats->dns : &stats->redirected, 1);
 	if (stats && verdict == ZT_DIRECT)
-		__sync_fetch_and_add(&stats->direct, 1);
+		__sync_fetch_and_add(&stats->same_node_bypass, 1);
 	if (stats && verdict == ZT_REFUSE)
 		__sync_fetch_and_add(&stats->refused, 1);
 	return verdict;

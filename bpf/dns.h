@@ -4,8 +4,8 @@
  * resolver's sockets in the pod, which are one port for each of the servers that the app's socket
  * asks; so an answer's port says from whom it is. The app is shown the server's own address.
  *
- *   app asks 10.96.0.10:53 ─▶ zt_asked of its socket: server[0] ─▶ 127.0.0.1:15053
- *   proxy reads the query  ─▶ who sent it? its socket's server[0] ─▶ zt_queries ─▶ ZT_SOCKOPT_ASKED
+ *   app asks 10.96.0.10:53 ─▶ zt_dns_server_slots of its socket: server[0] ─▶ 127.0.0.1:15053
+ *   proxy reads the query  ─▶ who sent it? its socket's server[0] ─▶ zt_dns_pending ─▶ ZT_SOCKOPT_DNS_SERVER
  *   app reads the answer from 127.0.0.1:15053 ─▶ shown: 10.96.0.10:53
  */
 #ifndef ZT_DNS_H
@@ -40,13 +40,13 @@ static __always_inline int zt_dns_index(__u16 port)
 }
 
 /* The barrier keeps the mask, which the compiler finds needless and the verifier wants. */
-static __always_inline struct zt_addr *zt_server_at(struct zt_asked *asked, __u64 index)
+static __always_inline struct zt_addr *zt_server_at(struct zt_dns_slots *asked, __u64 index)
 {
 	asm volatile("" : "+r"(index));
 	return &asked->server[index & 3];
 }
 
-static __always_inline int zt_remember_server(struct zt_asked *asked, const __u8 ip[16])
+static __always_inline int zt_remember_server(struct zt_dns_slots *asked, const __u8 ip[16])
 {
 	__u32 free = asked->next < ZT_DNS_SERVERS ? asked->next : 0;
 
@@ -64,7 +64,7 @@ static __always_inline int zt_remember_server(struct zt_asked *asked, const __u8
 static __always_inline int zt_dns_server(struct bpf_sock_addr *ctx, const struct zt_sock *to)
 {
 	struct bpf_sock *sk = ctx->sk;
-	struct zt_asked *asked;
+	struct zt_dns_slots *asked;
 	struct zt_sock *known;
 	struct zt_pod *pod;
 	__u64 netns;
@@ -78,9 +78,9 @@ static __always_inline int zt_dns_server(struct bpf_sock_addr *ctx, const struct
 	if (!sk)
 		return ZT_DNS_FAILED;
 	known = zt_socks.sk_storage_get(sk, 0, 0);
-	if ((known && known->role == ZT_ROLE_OWN) || sk->src_port == ZT_DNS_PORT)
+	if ((known && known->role == ZT_ROLE_PROXY) || sk->src_port == ZT_DNS_PORT)
 		return ZT_DNS_NOT;
-	asked = zt_asked.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	asked = zt_dns_server_slots.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	return asked ? zt_remember_server(asked, to->ip) : ZT_DNS_FAILED;
 }
 
@@ -89,12 +89,12 @@ static __always_inline struct zt_addr *zt_dns_shown(struct bpf_sock_addr *ctx, c
 {
 	int index = zt_dns_index(bpf_ntohs((__u16)ctx->user_port));
 	struct bpf_sock *sk = ctx->sk;
-	struct zt_asked *asked;
+	struct zt_dns_slots *asked;
 	struct zt_addr *server;
 
 	if (index < 0 || !sk || !zt_is_local(ip))
 		return 0;
-	asked = zt_asked.sk_storage_get(sk, 0, 0);
+	asked = zt_dns_server_slots.sk_storage_get(sk, 0, 0);
 	if (!asked)
 		return 0;
 	server = zt_server_at(asked, index);
@@ -136,8 +136,8 @@ static __always_inline int zt_dns_show6(struct bpf_sock_addr *ctx)
 static __always_inline void zt_dns_note(struct bpf_sock_addr *ctx, struct bpf_sock *from, int index,
 					__u8 family)
 {
-	struct zt_asked *asked = zt_asked.sk_storage_get(from, 0, 0);
-	struct zt_query_key key = {};
+	struct zt_dns_slots *asked = zt_dns_server_slots.sk_storage_get(from, 0, 0);
+	struct zt_dns_pending_key key = {};
 	struct zt_pod_stats *stats;
 	struct zt_addr server;
 
@@ -150,7 +150,7 @@ static __always_inline void zt_dns_note(struct bpf_sock_addr *ctx, struct bpf_so
 	server = *zt_server_at(asked, index);
 	if (zt_is_unset(server.ip))
 		return;
-	zt_queries.update(&key, &server);
+	zt_dns_pending.update(&key, &server);
 	stats = zt_pod_stats.lookup(&key.netns);
 	if (stats)
 		__sync_fetch_and_add(&stats->dns, 1);

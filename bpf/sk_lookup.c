@@ -25,21 +25,21 @@ static __always_inline void zt_lookup_ips(struct bpf_sk_lookup *ctx, struct zt_a
 static __always_inline int zt_passes(struct bpf_sk_lookup *ctx, const struct zt_addr *local,
 				     const struct zt_addr *remote)
 {
-	struct zt_direct_key key = {};
-	struct zt_direct *direct;
+	struct zt_four_tuple key = {};
+	struct zt_same_node_conn *direct;
 
 	__builtin_memcpy(key.src, remote->ip, 16);
 	__builtin_memcpy(key.dst, local->ip, 16);
 	key.sport = ctx->remote_port;
 	key.dport = bpf_htons((__u16)ctx->local_port);
-	direct = zt_direct.lookup(&key);
-	if (!direct || direct->state == ZT_DIRECT_ACCEPTED)
+	direct = zt_same_node_conns.lookup(&key);
+	if (!direct || direct->state == ZT_SAME_NODE_ESTABLISHED)
 		return 0;
-	if (!direct->generation || direct->generation != zt_generation_now()) {
-		direct->state = ZT_DIRECT_STOLEN;
+	if (!direct->epoch || direct->epoch != zt_current_epoch()) {
+		direct->state = ZT_SAME_NODE_INTERCEPTED;
 		return 0;
 	}
-	direct->state = ZT_DIRECT_PASSED;
+	direct->state = ZT_SAME_NODE_ADMITTED;
 	return 1;
 }
 
@@ -50,7 +50,7 @@ static __always_inline int zt_passes(struct bpf_sk_lookup *ctx, const struct zt_
 static __always_inline int zt_is_nodes(struct bpf_sk_lookup *ctx, const struct zt_addr *local,
 				       const struct zt_addr *remote)
 {
-	struct zt_direct_key key = {};
+	struct zt_four_tuple key = {};
 
 	if (!zt_node_addrs.lookup(remote))
 		return 0;
@@ -67,13 +67,13 @@ static __always_inline int zt_is_nodes(struct bpf_sk_lookup *ctx, const struct z
 static __always_inline int zt_lookup_udp(struct bpf_sk_lookup *ctx, struct zt_addr *local,
 					 const struct zt_addr *remote)
 {
-	struct zt_direct_key key = {};
+	struct zt_four_tuple key = {};
 	enum zt_udp_entry entry;
 	struct bpf_sock *judge;
 	long failed;
 
 	if (zt_is_token_ip6(remote->ip) &&
-	    zt_is_brought(remote->ip, local->ip, ctx->remote_port))
+	    zt_udp_from_proxy(remote->ip, local->ip, ctx->remote_port))
 		return SK_PASS;
 	__builtin_memcpy(key.src, remote->ip, 16);
 	__builtin_memcpy(key.dst, local->ip, 16);
@@ -86,9 +86,9 @@ static __always_inline int zt_lookup_udp(struct bpf_sk_lookup *ctx, struct zt_ad
 		zt_count(ZT_STAT_UDP_DENIED);
 		return SK_DROP;
 	}
-	judge = (void *)zt_udp_judges.lookup(local);
+	judge = (void *)zt_udp_authz_socks.lookup(local);
 	if (!judge) {
-		zt_count(ZT_STAT_UDP_UNJUDGED);
+		zt_count(ZT_STAT_UDP_NO_AUTHORIZER);
 		return SK_DROP;
 	}
 	failed = bpf_sk_assign((void *)ctx, judge, 0);
@@ -110,7 +110,7 @@ int zt_sk_lookup(struct bpf_sk_lookup *ctx)
 		return SK_PASS; /* inside the pod: for IPv4 the kernel reports the address' device */
 	if (zt_is_nodes(ctx, &local, &remote)) {
 		if (ctx->protocol == ZT_IPPROTO_TCP)
-			zt_count(ZT_STAT_NODE);
+			zt_count(ZT_STAT_NODE_LOCAL_BYPASS);
 		return SK_PASS;
 	}
 	if (ctx->protocol != ZT_IPPROTO_TCP)
@@ -122,7 +122,7 @@ int zt_sk_lookup(struct bpf_sk_lookup *ctx)
 	}
 	if (zt_passes(ctx, &local, &remote)) {
 		bpf_sk_release(listener);
-		zt_count(ZT_STAT_DIRECT);
+		zt_count(ZT_STAT_SAME_NODE_BYPASS);
 		return SK_PASS;
 	}
 	failed = bpf_sk_assign((void *)ctx, listener, 0);
@@ -131,6 +131,6 @@ int zt_sk_lookup(struct bpf_sk_lookup *ctx)
 		zt_count(ZT_STAT_NO_LISTENER);
 		return SK_DROP;
 	}
-	zt_count(ZT_STAT_STOLEN);
+	zt_count(ZT_STAT_INBOUND_INTERCEPTED);
 	return SK_PASS;
 }

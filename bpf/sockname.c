@@ -13,7 +13,7 @@ static __always_inline struct zt_sock *zt_app_socket(struct bpf_sock_addr *ctx)
 	if (!sk)
 		return 0;
 	known = zt_socks.sk_storage_get(sk, 0, 0);
-	if (!known || (known->role != ZT_ROLE_REDIRECTED && known->role != ZT_ROLE_SERVED))
+	if (!known || (known->role != ZT_ROLE_REDIRECTED && known->role != ZT_ROLE_UPSTREAM_ACCEPTED))
 		return 0;
 	return known;
 }
@@ -53,7 +53,7 @@ static __always_inline int zt_is_asking(struct bpf_sock_addr *ctx)
 	struct bpf_sock *sk = ctx->sk;
 
 	return sk && zt_dns_index(bpf_ntohs((__u16)sk->dst_port)) >= 0 &&
-	       zt_asked.sk_storage_get(sk, 0, 0);
+	       zt_dns_server_slots.sk_storage_get(sk, 0, 0);
 }
 
 /* A redirected socket has a loopback source; the app expects the pod's address. */

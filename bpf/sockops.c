@@ -8,7 +8,7 @@
  * The entry is written when the SYN leaves and deleted when the connecting socket closes, by its
  * owner only. The accepted socket has its own copy, so a port used again finds nothing old.
  *
- * A connection by verdict (DIRECT) has its entry in zt_direct under its exact four-tuple:
+ * A connection by verdict (DIRECT) has its entry in zt_same_node_conns under its exact four-tuple:
  *
  *   SYN leaves ─▶ SENT ─ destination's sk_lookup ─▶ PASSED ─ accepted ─▶ ACCEPTED ─▶ closed: event
  *                   │                            └▶ STOLEN: the proxy's from here on
@@ -57,12 +57,12 @@ static __always_inline struct zt_sock *zt_known(struct bpf_sock_ops *ops)
 	return sk ? zt_socks.sk_storage_get(sk, 0, 0) : 0;
 }
 
-static __always_inline int zt_has_news(struct zt_sock *known)
+static __always_inline int zt_needs_flow(struct zt_sock *known)
 {
-	return known->role == ZT_ROLE_REDIRECTED || (known->role == ZT_ROLE_OWN && known->port);
+	return known->role == ZT_ROLE_REDIRECTED || (known->role == ZT_ROLE_PROXY && known->port);
 }
 
-static __always_inline void zt_direct_out(struct bpf_sock_ops *ops, struct zt_direct_key *key)
+static __always_inline void zt_client_tuple(struct bpf_sock_ops *ops, struct zt_four_tuple *key)
 {
 	zt_local_ip(ops, key->src);
 	zt_remote_ip(ops, key->dst);
@@ -70,7 +70,7 @@ static __always_inline void zt_direct_out(struct bpf_sock_ops *ops, struct zt_di
 	key->dport = bpf_htons((__u16)bpf_ntohl(ops->remote_port));
 }
 
-static __always_inline void zt_direct_in(struct bpf_sock_ops *ops, struct zt_direct_key *key)
+static __always_inline void zt_server_tuple(struct bpf_sock_ops *ops, struct zt_four_tuple *key)
 {
 	zt_remote_ip(ops, key->src);
 	zt_local_ip(ops, key->dst);
@@ -92,22 +92,22 @@ static __always_inline int zt_is_own_of(__u64 netns, const __u8 ip[16])
 }
 
 /* The verdict is asked again, for what really leaves; without it the entry lets nothing through. */
-static __always_inline void zt_on_direct_connect(struct bpf_sock_ops *ops)
+static __always_inline void zt_on_same_node_connect(struct bpf_sock_ops *ops)
 {
-	struct zt_direct_key key = {};
-	struct zt_direct direct = {};
-	struct zt_verdict *verdict;
+	struct zt_four_tuple key = {};
+	struct zt_same_node_conn direct = {};
+	struct zt_same_node_allow *verdict;
 
-	zt_direct_out(ops, &key);
+	zt_client_tuple(ops, &key);
 	direct.netns = bpf_get_netns_cookie(ops);
 	direct.owner = zt_socket_cookie(ops);
-	direct.born_ns = bpf_ktime_get_ns();
-	verdict = zt_authorised(direct.netns, key.dst, key.dport);
+	direct.start_ns = bpf_ktime_get_ns();
+	verdict = zt_same_node_allowed(direct.netns, key.dst, key.dport);
 	if (verdict && zt_is_own_of(direct.netns, key.src)) {
-		direct.generation = verdict->generation;
+		direct.epoch = verdict->epoch;
 		direct.dst_netns = verdict->dst_netns;
 	}
-	if (zt_direct.update(&key, &direct))
+	if (zt_same_node_conns.update(&key, &direct))
 		zt_count(ZT_STAT_FLOW_FULL);
 	zt_watch_states(ops);
 }
@@ -115,7 +115,7 @@ static __always_inline void zt_on_direct_connect(struct bpf_sock_ops *ops)
 /* The node itself connects: what bears its address without this entry is only forwarded by it. */
 static __always_inline void zt_on_node_connect(struct bpf_sock_ops *ops)
 {
-	struct zt_direct_key key = {};
+	struct zt_four_tuple key = {};
 	struct zt_addr from = {};
 	__u64 netns = bpf_get_netns_cookie(ops);
 	__u64 owner;
@@ -125,7 +125,7 @@ static __always_inline void zt_on_node_connect(struct bpf_sock_ops *ops)
 	zt_local_ip(ops, from.ip);
 	if (!zt_node_addrs.lookup(&from))
 		return;
-	zt_direct_out(ops, &key);
+	zt_client_tuple(ops, &key);
 	owner = zt_socket_cookie(ops);
 	if (!zt_node_conns.update(&key, &owner))
 		zt_watch_states(ops);
@@ -133,10 +133,10 @@ static __always_inline void zt_on_node_connect(struct bpf_sock_ops *ops)
 
 static __always_inline void zt_on_node_close(struct bpf_sock_ops *ops)
 {
-	struct zt_direct_key key = {};
+	struct zt_four_tuple key = {};
 	__u64 *owner;
 
-	zt_direct_out(ops, &key);
+	zt_client_tuple(ops, &key);
 	owner = zt_node_conns.lookup(&key);
 	if (owner && *owner == zt_socket_cookie(ops))
 		zt_node_conns.delete(&key);
@@ -148,40 +148,40 @@ static __always_inline void zt_on_connect(struct bpf_sock_ops *ops)
 	struct zt_flow flow = {};
 	struct zt_sock *known = zt_known(ops);
 
-	if (known && known->role == ZT_ROLE_DIRECT) {
-		zt_on_direct_connect(ops);
+	if (known && known->role == ZT_ROLE_SAME_NODE) {
+		zt_on_same_node_connect(ops);
 		return;
 	}
 	if (!known) {
 		zt_on_node_connect(ops);
 		return;
 	}
-	if (!zt_has_news(known))
+	if (!zt_needs_flow(known))
 		return;
 	zt_key_out(ops, &key);
 	flow.owner = zt_socket_cookie(ops);
-	flow.born_ns = bpf_ktime_get_ns();
-	flow.note = *known;
+	flow.start_ns = bpf_ktime_get_ns();
+	flow.sock = *known;
 	if (zt_flows.update(&key, &flow))
 		zt_count(ZT_STAT_FLOW_FULL);
 	else
 		zt_watch_states(ops);
 }
 
-static __always_inline void zt_tell(struct zt_event *event)
+static __always_inline void zt_emit_event(struct zt_event *event)
 {
 	if (zt_events.ringbuf_output(event, sizeof(*event), ZT_RB_NO_WAKEUP))
 		zt_count(ZT_STAT_EVENT_LOST);
 }
 
-static __always_inline void zt_describe(struct zt_event *event, const struct zt_direct_key *key,
-					const struct zt_direct *direct)
+static __always_inline void zt_describe(struct zt_event *event, const struct zt_four_tuple *key,
+					const struct zt_same_node_conn *direct)
 {
 	event->key = *key;
 	event->owner = direct->owner;
 	event->netns = direct->netns;
 	event->dst_netns = direct->dst_netns;
-	event->duration_ns = bpf_ktime_get_ns() - direct->born_ns;
+	event->duration_ns = bpf_ktime_get_ns() - direct->start_ns;
 }
 
 /* The SYN was answered. Not by the pod of the verdict, if its sk_lookup did not see it: then that
@@ -189,44 +189,44 @@ static __always_inline void zt_describe(struct zt_event *event, const struct zt_
  * the agent destroys it. */
 static __always_inline void zt_on_connected(struct bpf_sock_ops *ops)
 {
-	struct zt_direct_key key = {};
+	struct zt_four_tuple key = {};
 	struct zt_event event = {};
-	struct zt_direct *direct;
+	struct zt_same_node_conn *direct;
 	struct zt_sock *known;
 	char loopback[] = "lo";
 
 	if (!(ops->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG))
 		return;
 	known = zt_known(ops);
-	if (!known || known->role != ZT_ROLE_DIRECT)
+	if (!known || known->role != ZT_ROLE_SAME_NODE)
 		return;
-	zt_direct_out(ops, &key);
-	direct = zt_direct.lookup(&key);
-	if (direct && direct->owner == zt_socket_cookie(ops) && direct->state != ZT_DIRECT_SENT)
+	zt_client_tuple(ops, &key);
+	direct = zt_same_node_conns.lookup(&key);
+	if (direct && direct->owner == zt_socket_cookie(ops) && direct->state != ZT_SAME_NODE_SYN_SENT)
 		return;
 	bpf_setsockopt(ops, ZT_SOL_SOCKET, ZT_SO_BINDTODEVICE, loopback, sizeof(loopback));
-	zt_count(ZT_STAT_FOREIGN);
+	zt_count(ZT_STAT_UNEXPECTED_PEER);
 	if (!direct)
 		return;
 	zt_describe(&event, &key, direct);
-	event.ending = ZT_END_FOREIGN;
-	zt_tell(&event);
+	event.close_reason = ZT_CLOSE_UNEXPECTED_PEER;
+	zt_emit_event(&event);
 }
 
 /* The destination pod has it: from now on the entry lets nothing through. */
-static __always_inline void zt_on_direct_accept(struct bpf_sock_ops *ops)
+static __always_inline void zt_on_same_node_accept(struct bpf_sock_ops *ops)
 {
-	struct zt_direct_key key = {};
-	struct zt_direct *direct;
+	struct zt_four_tuple key = {};
+	struct zt_same_node_conn *direct;
 	__u64 netns = bpf_get_netns_cookie(ops);
 
 	if (!zt_pods.lookup(&netns))
 		return;
-	zt_direct_in(ops, &key);
-	direct = zt_direct.lookup(&key);
-	if (!direct || direct->dst_netns != netns || direct->state != ZT_DIRECT_PASSED)
+	zt_server_tuple(ops, &key);
+	direct = zt_same_node_conns.lookup(&key);
+	if (!direct || direct->dst_netns != netns || direct->state != ZT_SAME_NODE_ADMITTED)
 		return;
-	direct->state = ZT_DIRECT_ACCEPTED;
+	direct->state = ZT_SAME_NODE_ESTABLISHED;
 	zt_watch_states(ops);
 }
 
@@ -241,9 +241,9 @@ static __always_inline void zt_on_accept(struct bpf_sock_ops *ops)
 	flow = zt_flows.lookup(&key);
 	if (!flow) {
 		if (key.dport == bpf_htons(ZT_PORT_OUTBOUND))
-			zt_count(ZT_STAT_NO_NOTE);
+			zt_count(ZT_STAT_ORIGINAL_DST_MISSING);
 		else
-			zt_on_direct_accept(ops);
+			zt_on_same_node_accept(ops);
 		return;
 	}
 	sk = ops->sk;
@@ -252,13 +252,13 @@ static __always_inline void zt_on_accept(struct bpf_sock_ops *ops)
 	mine = zt_socks.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!mine)
 		return;
-	*mine = flow->note;
-	mine->role = flow->note.role == ZT_ROLE_REDIRECTED ? ZT_ROLE_ACCEPTED : ZT_ROLE_SERVED;
+	*mine = flow->sock;
+	mine->role = flow->sock.role == ZT_ROLE_REDIRECTED ? ZT_ROLE_REDIRECT_ACCEPTED : ZT_ROLE_UPSTREAM_ACCEPTED;
 }
 
 /* Payload from the kernel's counts, in which SYN and FIN are a byte each. */
 static __always_inline void zt_count_bytes(struct bpf_sock_ops *ops, int from,
-					   const struct zt_direct *direct, struct zt_event *event)
+					   const struct zt_same_node_conn *direct, struct zt_event *event)
 {
 	int fin_sent = from == BPF_TCP_FIN_WAIT1 || from == BPF_TCP_FIN_WAIT2 ||
 		       from == BPF_TCP_LAST_ACK || from == BPF_TCP_CLOSING;
@@ -276,40 +276,40 @@ static __always_inline void zt_count_bytes(struct bpf_sock_ops *ops, int from,
 		event->received -= 1;
 }
 
-static __always_inline void zt_on_direct_close(struct bpf_sock_ops *ops)
+static __always_inline void zt_on_same_node_close(struct bpf_sock_ops *ops)
 {
-	struct zt_direct_key key = {};
+	struct zt_four_tuple key = {};
 	struct zt_event event = {};
-	struct zt_direct *direct;
+	struct zt_same_node_conn *direct;
 	int from = ops->args[0];
 
-	zt_direct_out(ops, &key);
-	direct = zt_direct.lookup(&key);
+	zt_client_tuple(ops, &key);
+	direct = zt_same_node_conns.lookup(&key);
 	if (!direct || direct->owner != zt_socket_cookie(ops))
 		return;
-	if (direct->state != ZT_DIRECT_STOLEN && direct->generation) {
+	if (direct->state != ZT_SAME_NODE_INTERCEPTED && direct->epoch) {
 		zt_describe(&event, &key, direct);
 		zt_count_bytes(ops, from, direct, &event);
 		event.srtt_us = ops->srtt_us >> 3;
 		event.retransmits = ops->total_retrans;
 		if (from == BPF_TCP_SYN_SENT)
-			event.ending = ZT_END_REFUSED;
+			event.close_reason = ZT_CLOSE_REFUSED;
 		else if (from == BPF_TCP_ESTABLISHED || from == BPF_TCP_FIN_WAIT1 ||
 			 from == BPF_TCP_CLOSE_WAIT)
-			event.ending = ZT_END_RESET;
-		zt_tell(&event);
+			event.close_reason = ZT_CLOSE_RESET;
+		zt_emit_event(&event);
 	}
-	zt_direct.delete(&key);
+	zt_same_node_conns.delete(&key);
 }
 
 /* The accepting side sends its FIN: the source can't tell one that came from one that did not. */
 static __always_inline void zt_on_server_fin(struct bpf_sock_ops *ops)
 {
-	struct zt_direct_key key = {};
-	struct zt_direct *direct;
+	struct zt_four_tuple key = {};
+	struct zt_same_node_conn *direct;
 
-	zt_direct_in(ops, &key);
-	direct = zt_direct.lookup(&key);
+	zt_server_tuple(ops, &key);
+	direct = zt_same_node_conns.lookup(&key);
 	if (direct)
 		direct->server_fin = 1;
 }
@@ -333,8 +333,8 @@ static __always_inline void zt_on_state(struct bpf_sock_ops *ops)
 		zt_on_node_close(ops);
 		return;
 	}
-	if (known->role == ZT_ROLE_DIRECT) {
-		zt_on_direct_close(ops);
+	if (known->role == ZT_ROLE_SAME_NODE) {
+		zt_on_same_node_close(ops);
 		return;
 	}
 	zt_key_out(ops, &key);

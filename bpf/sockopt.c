@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * cgroup/getsockopt answers SO_ORIGINAL_DST, and of a query that the resolver has read which name
- * server was asked (ZT_SOCKOPT_ASKED); cgroup/setsockopt takes the true client's address from the
+ * server was asked (ZT_SOCKOPT_DNS_SERVER); cgroup/setsockopt takes the true client's address from the
  * proxy (ZT_SOCKOPT_CLIENT), and the proxy asks here what a UDP token stands for. Every other
  * option goes through untouched.
  */
@@ -27,7 +27,7 @@ struct zt_sockaddr_in6 {
 	__u32 scope;
 };
 
-static __always_inline int zt_untouched(struct bpf_sockopt *ctx)
+static __always_inline int zt_passthrough(struct bpf_sockopt *ctx)
 {
 	if (ctx->optlen > ZT_MAX_OPTLEN)
 		ctx->optlen = 0;
@@ -47,7 +47,7 @@ static __always_inline int zt_answer4(struct bpf_sockopt *ctx, struct zt_sock *k
 	struct zt_sockaddr_in *out = ctx->optval;
 
 	if ((void *)(out + 1) > ctx->optval_end)
-		return zt_untouched(ctx);
+		return zt_passthrough(ctx);
 	__builtin_memset(out, 0, sizeof(*out));
 	out->family = ZT_AF_INET;
 	out->port = known->port;
@@ -60,7 +60,7 @@ static __always_inline int zt_answer6(struct bpf_sockopt *ctx, struct zt_sock *k
 	struct zt_sockaddr_in6 *out = ctx->optval;
 
 	if ((void *)(out + 1) > ctx->optval_end)
-		return zt_untouched(ctx);
+		return zt_passthrough(ctx);
 	__builtin_memset(out, 0, sizeof(*out));
 	out->family = ZT_AF_INET6;
 	out->port = known->port;
@@ -70,20 +70,20 @@ static __always_inline int zt_answer6(struct bpf_sockopt *ctx, struct zt_sock *k
 
 static __always_inline int zt_answer_asked(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 {
-	struct zt_query_key key = {};
+	struct zt_dns_pending_key key = {};
 	struct zt_sock server = {};
 	struct zt_addr *asked;
 	struct zt_sock *known = zt_socks.sk_storage_get(sk, 0, 0);
 
 	if (!known || known->role != ZT_ROLE_RESOLVER)
-		return zt_untouched(ctx);
+		return zt_passthrough(ctx);
 	key.netns = bpf_get_netns_cookie(ctx);
 	key.port = bpf_htons((__u16)ctx->optname);
 	key.server = (__u16)sk->src_port - ZT_PORT_DNS;
 	key.family = sk->family == ZT_AF_INET ? 4 : 6;
-	asked = zt_queries.lookup(&key);
+	asked = zt_dns_pending.lookup(&key);
 	if (!asked)
-		return zt_untouched(ctx);
+		return zt_passthrough(ctx);
 	__builtin_memcpy(server.ip, asked->ip, 16);
 	server.port = bpf_htons(53);
 	return zt_answer6(ctx, &server);
@@ -91,11 +91,11 @@ static __always_inline int zt_answer_asked(struct bpf_sockopt *ctx, struct bpf_s
 
 static __always_inline int zt_original_dst(struct bpf_sockopt *ctx, struct zt_sock *known)
 {
-	if (!known || known->role != ZT_ROLE_ACCEPTED)
-		return zt_untouched(ctx);
+	if (!known || known->role != ZT_ROLE_REDIRECT_ACCEPTED)
+		return zt_passthrough(ctx);
 	if (ctx->level == ZT_SOL_IPV6)
 		return zt_answer6(ctx, known);
-	return zt_is_mapped(known->ip) ? zt_answer4(ctx, known) : zt_untouched(ctx);
+	return zt_is_mapped(known->ip) ? zt_answer4(ctx, known) : zt_passthrough(ctx);
 }
 
 int zt_getsockopt(struct bpf_sockopt *ctx)
@@ -104,16 +104,16 @@ int zt_getsockopt(struct bpf_sockopt *ctx)
 	struct zt_sock *known;
 
 	if (!sk)
-		return zt_untouched(ctx);
-	if (ctx->level == ZT_SOCKOPT_LEVEL && (ctx->optname & ~0xffff) == ZT_SOCKOPT_ASKED)
+		return zt_passthrough(ctx);
+	if (ctx->level == ZT_SOCKOPT_LEVEL && (ctx->optname & ~0xffff) == ZT_SOCKOPT_DNS_SERVER)
 		return zt_answer_asked(ctx, sk);
 	if (ctx->optname == ZT_SO_ORIGINAL_DST &&
 	    (ctx->level == ZT_SOL_IP || ctx->level == ZT_SOL_IPV6))
 		return zt_original_dst(ctx, zt_socks.sk_storage_get(sk, 0, 0));
-	if (ctx->level != ZT_SOCKOPT_LEVEL || ctx->optname != ZT_SOCKOPT_UDP_ANSWER)
-		return zt_untouched(ctx);
+	if (ctx->level != ZT_SOCKOPT_LEVEL || ctx->optname != ZT_SOCKOPT_UDP_RESULT)
+		return zt_passthrough(ctx);
 	known = zt_socks.sk_storage_get(sk, 0, 0);
-	return known && known->role == ZT_ROLE_OWN ? zt_answer6(ctx, known) : zt_untouched(ctx);
+	return known && known->role == ZT_ROLE_PROXY ? zt_answer6(ctx, known) : zt_passthrough(ctx);
 }
 
 /* A token for `in`, carried from now on by the worker that asks; the answer is kept with its socket. */
@@ -122,7 +122,7 @@ static __always_inline int zt_ask_token(struct bpf_sockopt *ctx, struct zt_socka
 {
 	__u64 netns = bpf_get_netns_cookie(ctx);
 	struct zt_udp_remote remote = {};
-	struct zt_udp_peer peer = {};
+	struct zt_udp_token peer = {};
 	struct zt_udp_pod *pod = zt_udp_pods.lookup(&netns);
 
 	__builtin_memcpy(remote.ip, in->ip, 16);
@@ -130,7 +130,7 @@ static __always_inline int zt_ask_token(struct bpf_sockopt *ctx, struct zt_socka
 	if (!pod || !zt_peer_of(netns, pod, &remote, bpf_htons((__u16)ctx->sk->src_port), &peer))
 		return 0;
 	zt_map4(known->ip, zt_token_ip4(peer.token));
-	known->port = peer.via;
+	known->port = peer.worker_port;
 	return 1;
 }
 
@@ -158,11 +158,11 @@ int zt_setsockopt(struct bpf_sockopt *ctx)
 
 	if (ctx->level != ZT_SOCKOPT_LEVEL || !sk || asked < ZT_SOCKOPT_CLIENT ||
 	    asked > ZT_SOCKOPT_UDP_TOKEN)
-		return zt_untouched(ctx);
+		return zt_passthrough(ctx);
 	if ((void *)(in + 1) > ctx->optval_end || in->family != ZT_AF_INET6)
 		return ZT_DENY;
 	known = zt_socks.sk_storage_get(sk, 0, 0);
-	if (!known || known->role != ZT_ROLE_OWN)
+	if (!known || known->role != ZT_ROLE_PROXY)
 		return ZT_DENY; /* only the proxy's sockets may speak for a client, or ask */
 	if (asked == ZT_SOCKOPT_UDP_REMOTE) {
 		if (!zt_ask_token(ctx, in, known))

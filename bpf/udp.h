@@ -46,10 +46,10 @@ static __always_inline __be16 zt_udp_worker(const struct zt_udp_pod *pod, __be16
 
 	if (!workers)
 		return 0;
-	for (int i = 0; wish && i < ZT_MAX_UDP_PORTS; i++) /* unused ones are zero */
+	for (int i = 0; wish && i < ZT_MAX_UDP_WORKERS; i++) /* unused ones are zero */
 		if (pod->ports[i] == wish)
 			return wish;
-	return pod->ports[(token % workers) & (ZT_MAX_UDP_PORTS - 1)];
+	return pod->ports[(token % workers) & (ZT_MAX_UDP_WORKERS - 1)];
 }
 
 /* A token that stands for nothing yet, by chance: a pod's tokens are few among all there are. */
@@ -76,19 +76,19 @@ static __always_inline int zt_new_token(__u64 netns, const struct zt_udp_remote 
  */
 static __always_inline int zt_peer_of(__u64 netns, const struct zt_udp_pod *pod,
 				      const struct zt_udp_remote *remote, __be16 via,
-				      struct zt_udp_peer *peer)
+				      struct zt_udp_token *peer)
 {
 	struct zt_udp_remote_key key = {};
 	struct zt_udp_remote *stands_for = 0;
-	struct zt_udp_peer *known;
+	struct zt_udp_token *known;
 	__be16 before = 0;
 
 	key.netns = netns;
 	key.remote = *remote;
-	known = zt_udp_peers.lookup(&key);
+	known = zt_udp_tokens.lookup(&key);
 	if (known) {
 		*peer = *known;
-		before = peer->via;
+		before = peer->worker_port;
 		stands_for = zt_remote_of(netns, peer->token);
 	}
 	if (!stands_for || !zt_same_remote(stands_for, remote)) {
@@ -96,52 +96,52 @@ static __always_inline int zt_peer_of(__u64 netns, const struct zt_udp_pod *pod,
 		if (!zt_new_token(netns, remote, &peer->token))
 			return 0;
 	}
-	peer->via = zt_udp_worker(pod, via ? via : peer->via, peer->token);
-	if (!peer->via)
+	peer->worker_port = zt_udp_worker(pod, via ? via : peer->worker_port, peer->token);
+	if (!peer->worker_port)
 		return 0;
-	if (via == peer->via) {
-		peer->carried_ns = bpf_ktime_get_ns();
+	if (via == peer->worker_port) {
+		peer->redirected_ns = bpf_ktime_get_ns();
 		before = 0;
 	}
-	return before == peer->via || !zt_udp_peers.update(&key, peer);
+	return before == peer->worker_port || !zt_udp_tokens.update(&key, peer);
 }
 
 /* Whether a remote has spoken to the pod by the proxy, so that it is to be answered that way: a
  * service's client on this node, to whom UDP is native else. */
-static __always_inline struct zt_udp_peer *zt_carried_peer(__u64 netns,
+static __always_inline struct zt_udp_token *zt_carried_peer(__u64 netns,
 							   const struct zt_udp_remote *remote)
 {
 	struct zt_udp_remote_key key = {};
-	struct zt_udp_peer *peer;
+	struct zt_udp_token *peer;
 
 	key.netns = netns;
 	key.remote = *remote;
-	peer = zt_udp_peers.lookup(&key);
-	if (!peer || !peer->carried_ns || bpf_ktime_get_ns() - peer->carried_ns > ZT_UDP_IDLE_NS)
+	peer = zt_udp_tokens.lookup(&key);
+	if (!peer || !peer->redirected_ns || bpf_ktime_get_ns() - peer->redirected_ns > ZT_UDP_IDLE_NS)
 		return 0;
 	return peer;
 }
 
 /* An app reads what came from a remote by the proxy. */
-static __always_inline void zt_is_heard(__u64 netns, const struct zt_udp_remote *remote)
+static __always_inline void zt_udp_touch(__u64 netns, const struct zt_udp_remote *remote)
 {
-	struct zt_udp_peer *peer = zt_carried_peer(netns, remote);
+	struct zt_udp_token *peer = zt_carried_peer(netns, remote);
 
 	if (peer)
-		peer->carried_ns = bpf_ktime_get_ns();
+		peer->redirected_ns = bpf_ktime_get_ns();
 }
 
-/* What policy and the peers make of UDP to an address: enum zt_udp_dst. */
+/* What policy and the peers make of UDP to an address: enum zt_udp_route. */
 static __always_inline __u8 zt_udp_dst_of(const struct zt_udp_remote *remote)
 {
 	struct zt_udp_remote any = *remote;
-	__u8 *found = zt_udp_dsts.lookup(&any);
+	__u8 *found = zt_udp_routes.lookup(&any);
 
 	if (!found) {
 		any.port = 0;
-		found = zt_udp_dsts.lookup(&any);
+		found = zt_udp_routes.lookup(&any);
 	}
-	return found ? *found : ZT_UDP_DST_PLAIN;
+	return found ? *found : ZT_UDP_ROUTE_NATIVE;
 }
 
 /* The agent logs it; a pod that floods is told of now and then. */
@@ -153,9 +153,9 @@ static __always_inline void zt_tell_strict(__u64 netns, const struct zt_pod *pod
 	struct zt_event event = {};
 
 	__sync_fetch_and_add(&stats->strict, 1);
-	if (now - stats->told_ns < ZT_UDP_TELL_NS)
+	if (now - stats->last_event_ns < ZT_UDP_EVENT_INTERVAL_NS)
 		return;
-	stats->told_ns = now;
+	stats->last_event_ns = now;
 	if (zt_is_mapped(to->ip))
 		zt_map4(event.key.src, pod->ip4);
 	else
@@ -164,15 +164,15 @@ static __always_inline void zt_tell_strict(__u64 netns, const struct zt_pod *pod
 	event.key.sport = port;
 	event.key.dport = to->port;
 	event.netns = netns;
-	event.ending = ZT_END_STRICT;
+	event.close_reason = ZT_CLOSE_UDP_STRICT;
 	if (zt_events.ringbuf_output(&event, sizeof(event), ZT_RB_NO_WAKEUP))
 		zt_count(ZT_STAT_EVENT_LOST);
 }
 
 /* What becomes of a datagram or a connect() to `remote`. */
-static __always_inline enum zt_udp_way zt_udp_judge(struct bpf_sock_addr *ctx,
+static __always_inline enum zt_udp_way zt_udp_classify(struct bpf_sock_addr *ctx,
 						    const struct zt_udp_remote *remote,
-						    struct zt_udp_peer *peer)
+						    struct zt_udp_token *peer)
 {
 	__u64 netns = bpf_get_netns_cookie(ctx);
 	struct zt_pod *pod = zt_pods.lookup(&netns);
@@ -186,16 +186,16 @@ static __always_inline enum zt_udp_way zt_udp_judge(struct bpf_sock_addr *ctx,
 	if (ctx->protocol != ZT_IPPROTO_UDP || !remote->port || !pod || !ctx->sk)
 		return ZT_UDP_PASS;
 	known = zt_socks.sk_storage_get(ctx->sk, 0, 0);
-	if (known && known->role == ZT_ROLE_OWN)
+	if (known && known->role == ZT_ROLE_PROXY)
 		return ZT_UDP_PASS;
 	port = bpf_htons((__u16)ctx->sk->src_port);
 	dst = zt_udp_dst_of(remote);
-	if (dst == ZT_UDP_DST_PLAIN && !zt_carried_peer(netns, remote)) {
-		zt_note_sent(netns, pod, port, remote);
+	if (dst == ZT_UDP_ROUTE_NATIVE && !zt_carried_peer(netns, remote)) {
+		zt_udp_ct_outgoing(netns, pod, port, remote);
 		return ZT_UDP_PASS;
 	}
 	stats = zt_udp_stats.lookup(&netns);
-	if (dst == ZT_UDP_DST_STRICT) {
+	if (dst == ZT_UDP_ROUTE_STRICT) {
 		if (stats)
 			zt_tell_strict(netns, pod, port, remote, stats);
 		return ZT_UDP_REFUSE;
@@ -210,9 +210,9 @@ static __always_inline enum zt_udp_way zt_udp_judge(struct bpf_sock_addr *ctx,
 /* connect(): the socket remembers what it dialled, for getpeername and getsockname. */
 static __always_inline enum zt_udp_way zt_udp_dial(struct bpf_sock_addr *ctx,
 						   const struct zt_udp_remote *remote,
-						   struct zt_udp_peer *peer)
+						   struct zt_udp_token *peer)
 {
-	enum zt_udp_way way = zt_udp_judge(ctx, remote, peer);
+	enum zt_udp_way way = zt_udp_classify(ctx, remote, peer);
 	struct zt_sock *known;
 
 	if (!ctx->sk)
@@ -221,7 +221,7 @@ static __always_inline enum zt_udp_way zt_udp_dial(struct bpf_sock_addr *ctx,
 					way == ZT_UDP_CARRY ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	if (way == ZT_UDP_CARRY && !known)
 		return ZT_UDP_REFUSE;
-	if (!known || known->role == ZT_ROLE_OWN)
+	if (!known || known->role == ZT_ROLE_PROXY)
 		return way;
 	known->role = ZT_ROLE_NONE;
 	if (way == ZT_UDP_CARRY) {
@@ -256,31 +256,31 @@ static __always_inline void zt_remote6(struct bpf_sock_addr *ctx, struct zt_udp_
 
 /* To the proxy, by the token as the destination. */
 static __always_inline int zt_to_token4(struct bpf_sock_addr *ctx, enum zt_udp_way way,
-					const struct zt_udp_peer *peer)
+					const struct zt_udp_token *peer)
 {
 	if (way == ZT_UDP_REFUSE)
 		return zt_refuse();
 	if (way == ZT_UDP_CARRY) {
 		ctx->user_ip4 = zt_token_ip4(peer->token);
-		ctx->user_port = peer->via;
+		ctx->user_port = peer->worker_port;
 	}
 	return ZT_ALLOW;
 }
 
 /* To the proxy, which is at [::1]; the caller sees to the token. */
-static __always_inline void zt_to_proxy6(struct bpf_sock_addr *ctx, const struct zt_udp_peer *peer)
+static __always_inline void zt_to_proxy6(struct bpf_sock_addr *ctx, const struct zt_udp_token *peer)
 {
 	ctx->user_ip6[0] = 0;
 	ctx->user_ip6[1] = 0;
 	ctx->user_ip6[2] = 0;
 	ctx->user_ip6[3] = bpf_htonl(1);
-	ctx->user_port = peer->via;
+	ctx->user_port = peer->worker_port;
 }
 
 static __always_inline int zt_udp_connect4(struct bpf_sock_addr *ctx)
 {
 	struct zt_udp_remote remote = {};
-	struct zt_udp_peer peer = {};
+	struct zt_udp_token peer = {};
 	enum zt_udp_way way;
 
 	zt_remote4(ctx, &remote);
@@ -291,7 +291,7 @@ static __always_inline int zt_udp_connect4(struct bpf_sock_addr *ctx)
 static __always_inline int zt_udp_connect6(struct bpf_sock_addr *ctx)
 {
 	struct zt_udp_remote remote = {};
-	struct zt_udp_peer peer = {};
+	struct zt_udp_token peer = {};
 	enum zt_udp_way way;
 
 	zt_remote6(ctx, &remote);
@@ -305,7 +305,7 @@ static __always_inline int zt_udp_connect6(struct bpf_sock_addr *ctx)
 		return ZT_ALLOW;
 	}
 	ctx->user_ip6[3] = zt_token_ip4(peer.token);
-	ctx->user_port = peer.via;
+	ctx->user_port = peer.worker_port;
 	return ZT_ALLOW;
 }
 

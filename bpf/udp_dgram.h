@@ -11,11 +11,11 @@
 static __always_inline int zt_udp_sendmsg4(struct bpf_sock_addr *ctx)
 {
 	struct zt_udp_remote remote = {};
-	struct zt_udp_peer peer = {};
+	struct zt_udp_token peer = {};
 	enum zt_udp_way way;
 
 	zt_remote4(ctx, &remote);
-	way = zt_udp_judge(ctx, &remote, &peer);
+	way = zt_udp_classify(ctx, &remote, &peer);
 	return zt_to_token4(ctx, way, &peer);
 }
 
@@ -35,7 +35,7 @@ static __always_inline int zt_udp_recvmsg4(struct bpf_sock_addr *ctx)
 	struct zt_udp_remote *remote = zt_true_source(ctx, ctx->user_ip4);
 
 	if (remote) {
-		zt_is_heard(bpf_get_netns_cookie(ctx), remote);
+		zt_udp_touch(bpf_get_netns_cookie(ctx), remote);
 		ctx->user_ip4 = zt_word(remote->ip, 3);
 		ctx->user_port = remote->port;
 	}
@@ -45,12 +45,12 @@ static __always_inline int zt_udp_recvmsg4(struct bpf_sock_addr *ctx)
 static __always_inline int zt_udp_sendmsg6(struct bpf_sock_addr *ctx)
 {
 	struct zt_udp_remote remote = {};
-	struct zt_udp_peer peer = {};
+	struct zt_udp_token peer = {};
 	enum zt_udp_way way;
 
-	zt_note_brought(ctx);
+	zt_udp_ct_proxy_delivery(ctx);
 	zt_remote6(ctx, &remote);
-	way = zt_udp_judge(ctx, &remote, &peer);
+	way = zt_udp_classify(ctx, &remote, &peer);
 	if (way == ZT_UDP_REFUSE)
 		return zt_refuse();
 	if (way == ZT_UDP_CARRY) {
@@ -95,7 +95,7 @@ static __always_inline void zt_show_token6(struct bpf_sock_addr *ctx, const __u8
 	__u64 netns = bpf_get_netns_cookie(ctx);
 	struct zt_udp_pod *pod = zt_udp_pods.lookup(&netns);
 	struct zt_udp_remote remote = {};
-	struct zt_udp_peer peer = {};
+	struct zt_udp_token peer = {};
 
 	if (!pod || !zt_dialled(ctx, ip, &remote) || !zt_peer_of(netns, pod, &remote, 0, &peer))
 		return;
@@ -122,19 +122,19 @@ static __always_inline void zt_native6(struct bpf_sock_addr *ctx, const __u8 ip[
 	struct zt_udp_remote *remote;
 
 	if (zt_is_token_ip6(ip)) {
-		if (known && known->role == ZT_ROLE_OWN)
+		if (known && known->role == ZT_ROLE_PROXY)
 			return;
 		remote = zt_remote_of(bpf_get_netns_cookie(ctx),
 				      bpf_ntohl(zt_word(ip, 3)) & ZT_TOKEN_MASK);
 		if (remote && !zt_is_mapped(remote->ip)) {
-			zt_is_heard(bpf_get_netns_cookie(ctx), remote);
+			zt_udp_touch(bpf_get_netns_cookie(ctx), remote);
 			zt_show6(ctx, remote->ip, remote->port);
 		}
 		return;
 	}
 	if (!known)
 		return;
-	if (known->role == ZT_ROLE_OWN)
+	if (known->role == ZT_ROLE_PROXY)
 		zt_show_token6(ctx, ip);
 	else if (known->role == ZT_ROLE_REDIRECTED && zt_is_local(ip) &&
 		 (__be16)sk->dst_port == (__be16)ctx->user_port)
@@ -153,7 +153,7 @@ static __always_inline int zt_udp_recvmsg6(struct bpf_sock_addr *ctx)
 	}
 	remote = zt_true_source(ctx, zt_word(ip, 3));
 	if (remote) {
-		zt_is_heard(bpf_get_netns_cookie(ctx), remote);
+		zt_udp_touch(bpf_get_netns_cookie(ctx), remote);
 		ctx->user_ip6[3] = zt_word(remote->ip, 3);
 		ctx->user_port = remote->port;
 	}

@@ -97,33 +97,33 @@ static __always_inline __u64 zt_node_netns_now(void)
 	return cookie ? *cookie : 0;
 }
 
-static __always_inline __u64 zt_generation_now(void)
+static __always_inline __u64 zt_current_epoch(void)
 {
 	__u32 zero = 0;
-	struct zt_lease *lease = zt_generation.lookup(&zero);
+	struct zt_policy_epoch *lease = zt_policy_epoch.lookup(&zero);
 
-	return lease ? lease->generation : 0;
+	return lease ? lease->epoch : 0;
 }
 
-/* The verdict on a pod's connection to a destination, if it holds now: of this generation, with a
+/* The verdict on a pod's connection to a destination, if it holds now: of this epoch, with a
  * living agent, both pods enrolled. */
-static __always_inline struct zt_verdict *zt_authorised(__u64 netns, const __u8 ip[16], __be16 port)
+static __always_inline struct zt_same_node_allow *zt_same_node_allowed(__u64 netns, const __u8 ip[16], __be16 port)
 {
-	struct zt_verdict_key key = {};
-	struct zt_verdict *verdict;
-	struct zt_lease *lease;
+	struct zt_same_node_key key = {};
+	struct zt_same_node_allow *verdict;
+	struct zt_policy_epoch *lease;
 	__u32 zero = 0;
 	__u64 there;
 
 	key.netns = netns;
 	__builtin_memcpy(key.ip, ip, 16);
 	key.port = port;
-	verdict = zt_verdicts.lookup(&key);
+	verdict = zt_same_node_allow.lookup(&key);
 	if (!verdict)
 		return 0;
-	lease = zt_generation.lookup(&zero);
-	if (!lease || !lease->generation || verdict->generation != lease->generation ||
-	    bpf_ktime_get_ns() >= lease->until_ns)
+	lease = zt_policy_epoch.lookup(&zero);
+	if (!lease || !lease->epoch || verdict->epoch != lease->epoch ||
+	    bpf_ktime_get_ns() >= lease->lease_until_ns)
 		return 0;
 	there = verdict->dst_netns;
 	return zt_pods.lookup(&there) ? verdict : 0;

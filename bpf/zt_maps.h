@@ -10,7 +10,7 @@
 #ifndef ZT_MAPS_H
 #define ZT_MAPS_H
 
-#define ZT_ABI 4 /* raise when a struct or a map below changes shape */
+#define ZT_ABI 5 /* raise when a struct or a map below changes shape */
 
 #define ZT_PORT_OUTBOUND 15001
 #define ZT_PORT_INBOUND 15006
@@ -20,36 +20,36 @@
 
 #define ZT_MAX_PODS 1024        /* Kubernetes' own limit is 110 pods a node by default */
 #define ZT_MAX_FLOWS 262144     /* live redirected connections of one node */
-#define ZT_MAX_VERDICTS 65536   /* authorised pairs; one that is pushed out takes the slow path */
-#define ZT_MAX_DIRECT 262144    /* live same-node connections without the proxy */
+#define ZT_MAX_SAME_NODE_ALLOW 65536   /* authorised pairs; one that is pushed out takes the slow path */
+#define ZT_MAX_SAME_NODE_CONNS 262144    /* live same-node connections without the proxy */
 #define ZT_EVENT_BYTES 2097152  /* 15,000 ended connections until the agent reads; power of two */
 #define ZT_MAX_NODE_ADDRS 1024
 #define ZT_MAX_NODE_CONNS 65536 /* live connections of the node; one pushed out counts as forwarded */
 #define ZT_MAX_LISTENERS (2 * ZT_MAX_PODS)
-#define ZT_MAX_ASKED 16384      /* queries between their arrival and the proxy's question */
-#define ZT_MAX_UDP_DSTS 65536  /* addresses whose UDP is carried; beyond, it passes as it is */
-#define ZT_MAX_UDP_PEERS 65536 /* remote ends of one node's flows; one pushed out is made anew */
-#define ZT_MAX_UDP_PORTS 32    /* workers of the node that carry UDP */
-#define ZT_MAX_UDP_TALKS 131072 /* who spoke first, of native UDP; one pushed out is asked anew */
+#define ZT_MAX_DNS_PENDING 16384      /* queries between their arrival and the proxy's question */
+#define ZT_MAX_UDP_ROUTES 65536  /* addresses whose UDP is carried; beyond, it passes as it is */
+#define ZT_MAX_UDP_TOKENS 65536 /* remote ends of one node's flows; one pushed out is made anew */
+#define ZT_MAX_UDP_WORKERS 32    /* workers of the node that carry UDP */
+#define ZT_MAX_UDP_CONNTRACK 131072 /* who spoke first, of native UDP; one pushed out is asked anew */
 #define ZT_UDP_IDLE_NS 120000000000ULL /* RFC 4787 4.3: as long as what came back counts as an answer */
-#define ZT_UDP_BROUGHT_NS 1000000000ULL /* from a worker to an app inside the pod: more than enough */
-#define ZT_UDP_TELL_NS 50000000 /* between two events of one pod's refused datagrams */
+#define ZT_UDP_PROXY_DELIVERY_NS 1000000000ULL /* from a worker to an app inside the pod: more than enough */
+#define ZT_UDP_EVENT_INTERVAL_NS 50000000 /* between two events of one pod's refused datagrams */
 
 #define ZT_SOCKOPT_LEVEL 0x5A54 /* "ZT"; sockopt.py says the same */
 #define ZT_SOCKOPT_CLIENT 1
 #define ZT_SOCKOPT_UDP_REMOTE 2 /* set: which token stands for this remote address? */
 #define ZT_SOCKOPT_UDP_TOKEN 3  /* set: which remote address does this token stand for? */
-#define ZT_SOCKOPT_UDP_ANSWER 4 /* get: the answer to the last of these two */
-#define ZT_SOCKOPT_ASKED 0x10000 /* plus the client's port, host order */
+#define ZT_SOCKOPT_UDP_RESULT 4 /* get: the answer to the last of these two */
+#define ZT_SOCKOPT_DNS_SERVER 0x10000 /* plus the client's port, host order */
 
 /* What a socket is to us. Kept in sk_storage: it dies with the socket, so it can't go stale. */
 enum zt_role {
 	ZT_ROLE_NONE = 0,
-	ZT_ROLE_OWN = 1,        /* made by the agent for the proxy: never redirected */
+	ZT_ROLE_PROXY = 1,        /* made by the agent for the proxy: never redirected */
 	ZT_ROLE_REDIRECTED = 2, /* the app's; the address is the one it dialled */
-	ZT_ROLE_ACCEPTED = 3,   /* the proxy's end of a REDIRECTED one; same address */
-	ZT_ROLE_SERVED = 4,     /* the app's end of an OWN one; the address is the true client */
-	ZT_ROLE_DIRECT = 5,     /* the app's, left alone by verdict; the address is the one it dialled */
+	ZT_ROLE_REDIRECT_ACCEPTED = 3,   /* the proxy's end of a REDIRECTED one; same address */
+	ZT_ROLE_UPSTREAM_ACCEPTED = 4,     /* the app's end of an OWN one; the address is the true client */
+	ZT_ROLE_SAME_NODE = 5,     /* the app's, left alone by verdict; the address is the one it dialled */
 	ZT_ROLE_RESOLVER = 6,   /* the proxy's UDP socket that queries of the pod are sent to */
 };
 
@@ -75,39 +75,39 @@ struct zt_meta {
 };
 
 /*
- * What makes verdicts valid: they carry the generation they were given in, and the agent must have
+ * What makes verdicts valid: they carry the epoch they were given in, and the agent must have
  * renewed its lease. Generation 0 is nobody's.
  */
-struct zt_lease {
-	__u64 generation;
-	__u64 until_ns; /* CLOCK_MONOTONIC */
+struct zt_policy_epoch {
+	__u64 epoch;
+	__u64 lease_until_ns; /* CLOCK_MONOTONIC */
 };
 
-#define ZT_UDP_GENERATION 1 /* index of that of UDP's verdicts; they have no lease */
+#define ZT_UDP_EPOCH 1 /* index of that of UDP's verdicts; they have no lease */
 
 /* A destination in a pod of this node that a pod of this node may connect to. */
-struct zt_verdict_key {
+struct zt_same_node_key {
 	__u64 netns; /* cookie of the source pod */
 	__u8 ip[16];
 	__be16 port;
 	__u8 pad[6];
 };
 
-struct zt_verdict {
-	__u64 generation;
+struct zt_same_node_allow {
+	__u64 epoch;
 	__u64 dst_netns; /* cookie of the destination pod */
 };
 
 /* How far a connection by verdict has got. */
-enum zt_direct_state {
-	ZT_DIRECT_SENT = 0,    /* its SYN left; the destination has not seen it */
-	ZT_DIRECT_PASSED = 1,  /* the destination pod's sk_lookup let it through */
-	ZT_DIRECT_STOLEN = 2,  /* ... gave it to the proxy, as the verdict was no longer valid */
-	ZT_DIRECT_ACCEPTED = 3,/* both ends are established: nobody may use the entry again */
+enum zt_same_node_state {
+	ZT_SAME_NODE_SYN_SENT = 0,    /* its SYN left; the destination has not seen it */
+	ZT_SAME_NODE_ADMITTED = 1,  /* the destination pod's sk_lookup let it through */
+	ZT_SAME_NODE_INTERCEPTED = 2,  /* ... gave it to the proxy, as the verdict was no longer valid */
+	ZT_SAME_NODE_ESTABLISHED = 3,/* both ends are established: nobody may use the entry again */
 };
 
 /* A live connection by verdict, as its source sees it. */
-struct zt_direct_key {
+struct zt_four_tuple {
 	__u8 src[16];
 	__u8 dst[16];
 	__be16 sport;
@@ -115,28 +115,28 @@ struct zt_direct_key {
 	__u32 pad;
 };
 
-struct zt_direct {
-	__u64 generation; /* of its verdict; 0 when there was none any more */
+struct zt_same_node_conn {
+	__u64 epoch; /* of its verdict; 0 when there was none any more */
 	__u64 owner;      /* cookie of the connecting socket: only it may delete the entry */
 	__u64 netns;
 	__u64 dst_netns;
-	__u64 born_ns;    /* CLOCK_MONOTONIC */
-	__u8 state;       /* enum zt_direct_state */
+	__u64 start_ns;    /* CLOCK_MONOTONIC */
+	__u8 state;       /* enum zt_same_node_state */
 	__u8 server_fin;  /* the accepting side has said that it will send no more */
 	__u8 pad[6];
 };
 
-enum zt_ending {
-	ZT_END_ORDERLY = 0,
-	ZT_END_RESET = 1,   /* by either side */
-	ZT_END_REFUSED = 2, /* never established */
-	ZT_END_FOREIGN = 3, /* answered by who is not the pod of the verdict: cut off, still open */
-	ZT_END_STRICT = 4,  /* no connection: UDP that a pod may not send in the clear */
+enum zt_close_reason {
+	ZT_CLOSE_ORDERLY = 0,
+	ZT_CLOSE_RESET = 1,   /* by either side */
+	ZT_CLOSE_REFUSED = 2, /* never established */
+	ZT_CLOSE_UNEXPECTED_PEER = 3, /* answered by who is not the pod of the verdict: cut off, still open */
+	ZT_CLOSE_UDP_STRICT = 4,  /* no connection: UDP that a pod may not send in the clear */
 };
 
 /* What the agent is told of a connection by verdict. Bytes are payload. */
 struct zt_event {
-	struct zt_direct_key key;
+	struct zt_four_tuple key;
 	__u64 owner;
 	__u64 netns;
 	__u64 dst_netns;
@@ -145,7 +145,7 @@ struct zt_event {
 	__u64 received;
 	__u32 srtt_us;
 	__u32 retransmits;
-	__u8 ending; /* enum zt_ending */
+	__u8 close_reason; /* enum zt_close_reason */
 	__u8 pad[7];
 };
 
@@ -160,8 +160,8 @@ struct zt_flow_key {
 
 struct zt_flow {
 	__u64 owner;   /* cookie of the connecting socket: only it may delete the entry */
-	__u64 born_ns; /* CLOCK_MONOTONIC */
-	struct zt_sock note;
+	__u64 start_ns; /* CLOCK_MONOTONIC */
+	struct zt_sock sock;
 };
 
 struct zt_addr {
@@ -169,13 +169,13 @@ struct zt_addr {
 };
 
 /* The name servers that an app's UDP socket asks; the index is that of the resolver's port. */
-struct zt_asked {
+struct zt_dns_slots {
 	struct zt_addr server[4]; /* zero: unused, as the last is: a power of two is bounded by a mask */
 	__u32 next; /* the one to forget when a further server is asked */
 };
 
 /* A query that the proxy reads: whom did it go to? */
-struct zt_query_key {
+struct zt_dns_pending_key {
 	__u64 netns;
 	__be16 port;   /* the client's */
 	__u8 server;   /* index of the resolver's port */
@@ -185,10 +185,10 @@ struct zt_query_key {
 
 struct zt_pod_stats {
 	__u64 redirected;
-	__u64 own;     /* connects of the proxy's sockets */
+	__u64 proxy_originated;     /* connects of the proxy's sockets */
 	__u64 refused; /* connects to our ports, or of a kind we can't carry */
 	__u64 local;   /* connects to the pod's own loopback, left alone */
-	__u64 direct;  /* connects to authorised pods of this node, left alone */
+	__u64 same_node_bypass;  /* connects to authorised pods of this node, left alone */
 	__u64 dns;     /* queries by UDP, connections to name servers by TCP: given to the proxy */
 };
 
@@ -208,17 +208,17 @@ struct zt_udp_remote_key {
 };
 
 /* What becomes of UDP to an address; by port, else by port 0. */
-enum zt_udp_dst {
-	ZT_UDP_DST_PLAIN = 0,  /* passes as it is, as what is not in the map */
-	ZT_UDP_DST_CARRY = 1,  /* goes to the proxy */
-	ZT_UDP_DST_STRICT = 2, /* would go in the clear, and policy forbids: refused */
+enum zt_udp_route {
+	ZT_UDP_ROUTE_NATIVE = 0,  /* passes as it is, as what is not in the map */
+	ZT_UDP_ROUTE_REDIRECT = 1,  /* goes to the proxy */
+	ZT_UDP_ROUTE_STRICT = 2, /* would go in the clear, and policy forbids: refused */
 };
 
-struct zt_udp_peer {
+struct zt_udp_token {
 	__u32 token;
-	__be16 via; /* the port of the worker that carries it */
+	__be16 worker_port; /* the port of the worker that carries it */
 	__u16 pad;
-	__u64 carried_ns; /* CLOCK_MONOTONIC: when it last spoke by the proxy; 0: never first */
+	__u64 redirected_ns; /* CLOCK_MONOTONIC: when it last spoke by the proxy; 0: never first */
 };
 
 struct zt_udp_token_key {
@@ -230,7 +230,7 @@ struct zt_udp_token_key {
 /* A pod whose UDP is carried; the key is its netns cookie. */
 struct zt_udp_pod {
 	__u32 workers; /* how many of `ports` there are */
-	__be16 ports[ZT_MAX_UDP_PORTS];
+	__be16 ports[ZT_MAX_UDP_WORKERS];
 };
 
 /* Datagrams and connects; only those to a carried destination count. */
@@ -238,20 +238,20 @@ struct zt_udp_stats {
 	__u64 redirected;
 	__u64 refused; /* no worker carries UDP for the pod now */
 	__u64 strict;  /* in the clear, where policy forbids it */
-	__u64 told_ns; /* CLOCK_MONOTONIC: when the agent was last told of these */
+	__u64 last_event_ns; /* CLOCK_MONOTONIC: when the agent was last told of these */
 };
 
 /*
- * Native UDP of captured pods, from whom spoke first: zt_direct_key, sport 0 for a socket that was
+ * Native UDP of captured pods, from whom spoke first: zt_four_tuple, sport 0 for a socket that was
  * connected before it had a port. What goes the other way is an answer.
  */
-struct zt_udp_talk {
+struct zt_udp_ct_entry {
 	__u64 netns;   /* cookie of the pod of this node that spoke first; 0: somebody from elsewhere */
 	__u64 seen_ns; /* CLOCK_MONOTONIC */
 };
 
 /* Who asks to be let in; all zero but `dst`: everybody. */
-struct zt_udp_verdict_key {
+struct zt_udp_decision_key {
 	__u64 netns; /* cookie of the source pod; 0: from elsewhere */
 	__u8 src[16];
 	__u8 dst[16];
@@ -259,24 +259,24 @@ struct zt_udp_verdict_key {
 	__u8 pad[6];
 };
 
-struct zt_udp_verdict {
-	__u64 generation; /* it holds while this is ZT_UDP_GENERATION's */
+struct zt_udp_decision {
+	__u64 epoch; /* it holds while this is ZT_UDP_EPOCH's */
 	__u64 datagrams;
 	__u8 allowed;
 	__u8 pad[7];
 };
 
 enum zt_stat {
-	ZT_STAT_STOLEN = 0,    /* inbound connections given to the proxy */
+	ZT_STAT_INBOUND_INTERCEPTED = 0,    /* inbound connections given to the proxy */
 	ZT_STAT_NO_LISTENER,   /* inbound connections refused: no proxy listens */
-	ZT_STAT_NODE,          /* connections of the node itself, left alone */
+	ZT_STAT_NODE_LOCAL_BYPASS,          /* connections of the node itself, left alone */
 	ZT_STAT_FLOW_FULL,     /* zt_flows had no room: the proxy refuses that connection */
-	ZT_STAT_NO_NOTE,       /* a connection to the proxy without an original destination */
-	ZT_STAT_DIRECT,        /* inbound connections let through by verdict */
-	ZT_STAT_FOREIGN,       /* connections by verdict that somebody else answered: cut off */
+	ZT_STAT_ORIGINAL_DST_MISSING,       /* a connection to the proxy without an original destination */
+	ZT_STAT_SAME_NODE_BYPASS,        /* inbound connections let through by verdict */
+	ZT_STAT_UNEXPECTED_PEER,       /* connections by verdict that somebody else answered: cut off */
 	ZT_STAT_EVENT_LOST,    /* ends of connections that the agent was too slow to read */
 	ZT_STAT_UDP_DENIED,    /* datagrams that policy did not let in */
-	ZT_STAT_UDP_UNJUDGED,  /* datagrams dropped, as no agent was there to judge them */
+	ZT_STAT_UDP_NO_AUTHORIZER,  /* datagrams dropped, as no agent was there to judge them */
 	ZT_STAT_MAX,
 };
 
@@ -307,26 +307,26 @@ ZT_MAP("hash", struct zt_addr, __u8, zt_node_addrs, ZT_MAX_NODE_ADDRS, 0);
  * when the node's processes are not below the hooks' cgroup: its addresses must do then. */
 ZT_MAP("array", __u32, __u64, zt_node_netns, 1, 0);
 /* From an address of the node, out of its netns; the value is the cookie of the socket. */
-ZT_MAP("lru_hash", struct zt_direct_key, __u64, zt_node_conns, ZT_MAX_NODE_CONNS, 0);
+ZT_MAP("lru_hash", struct zt_four_tuple, __u64, zt_node_conns, ZT_MAX_NODE_CONNS, 0);
 ZT_MAP("sockhash", struct zt_addr, __u64, zt_listeners, ZT_MAX_LISTENERS, 0);
-ZT_MAP("lru_hash", struct zt_verdict_key, struct zt_verdict, zt_verdicts, ZT_MAX_VERDICTS, 0);
-ZT_MAP("hash", struct zt_direct_key, struct zt_direct, zt_direct, ZT_MAX_DIRECT,
+ZT_MAP("lru_hash", struct zt_same_node_key, struct zt_same_node_allow, zt_same_node_allow, ZT_MAX_SAME_NODE_ALLOW, 0);
+ZT_MAP("hash", struct zt_four_tuple, struct zt_same_node_conn, zt_same_node_conns, ZT_MAX_SAME_NODE_CONNS,
        BPF_F_NO_PREALLOC);
-ZT_MAP("sk_storage", int, struct zt_asked, zt_asked, 0, BPF_F_NO_PREALLOC);
-ZT_MAP("lru_hash", struct zt_query_key, struct zt_addr, zt_queries, ZT_MAX_ASKED, 0);
-ZT_MAP("array", __u32, struct zt_lease, zt_generation, 2, 0); /* [1]: of UDP, without a lease */
+ZT_MAP("sk_storage", int, struct zt_dns_slots, zt_dns_server_slots, 0, BPF_F_NO_PREALLOC);
+ZT_MAP("lru_hash", struct zt_dns_pending_key, struct zt_addr, zt_dns_pending, ZT_MAX_DNS_PENDING, 0);
+ZT_MAP("array", __u32, struct zt_policy_epoch, zt_policy_epoch, 2, 0); /* [1]: of UDP, without a lease */
 ZT_MAP("percpu_array", __u32, __u64, zt_stats, ZT_STAT_MAX, 0);
 ZT_MAP("array", __u32, struct zt_meta, zt_meta, 1, 0);
-ZT_MAP("hash", struct zt_udp_remote, __u8, zt_udp_dsts, ZT_MAX_UDP_DSTS, BPF_F_NO_PREALLOC);
-ZT_MAP("sockhash", struct zt_addr, __u64, zt_udp_judges, ZT_MAX_LISTENERS, 0);
-ZT_MAP("lru_hash", struct zt_direct_key, struct zt_udp_talk, zt_udp_talks, ZT_MAX_UDP_TALKS, 0);
-ZT_MAP("lru_hash", struct zt_udp_verdict_key, struct zt_udp_verdict, zt_udp_verdicts,
-       ZT_MAX_VERDICTS, 0);
+ZT_MAP("hash", struct zt_udp_remote, __u8, zt_udp_routes, ZT_MAX_UDP_ROUTES, BPF_F_NO_PREALLOC);
+ZT_MAP("sockhash", struct zt_addr, __u64, zt_udp_authz_socks, ZT_MAX_LISTENERS, 0);
+ZT_MAP("lru_hash", struct zt_four_tuple, struct zt_udp_ct_entry, zt_udp_conntrack, ZT_MAX_UDP_CONNTRACK, 0);
+ZT_MAP("lru_hash", struct zt_udp_decision_key, struct zt_udp_decision, zt_udp_decisions,
+       ZT_MAX_SAME_NODE_ALLOW, 0);
 ZT_MAP("hash", __u64, struct zt_udp_pod, zt_udp_pods, ZT_MAX_PODS, 0);
 ZT_MAP("hash", __u64, struct zt_udp_stats, zt_udp_stats, ZT_MAX_PODS, 0);
-ZT_MAP("lru_hash", struct zt_udp_remote_key, struct zt_udp_peer, zt_udp_peers, ZT_MAX_UDP_PEERS, 0);
+ZT_MAP("lru_hash", struct zt_udp_remote_key, struct zt_udp_token, zt_udp_tokens, ZT_MAX_UDP_TOKENS, 0);
 ZT_MAP("lru_hash", struct zt_udp_token_key, struct zt_udp_remote, zt_udp_remotes,
-       ZT_MAX_UDP_PEERS, 0);
+       ZT_MAX_UDP_TOKENS, 0);
 ZT_RING(zt_events, ZT_EVENT_BYTES);
 
 #endif

@@ -68,7 +68,7 @@ class Pocket:
         self._cleanup.close()
 
     def _mount_bpffs(self) -> None:
-        if not requirements.bpffs().mounted:
+        if not requirements.bpffs_mount().mounted:
             run("mount", "-t", "bpf", "bpf", str(requirements.BPFFS))
             self._cleanup.callback(run, "umount", str(requirements.BPFFS))
 
@@ -103,21 +103,21 @@ class Pocket:
 
     def enrol(self) -> None:
         """Open the listeners, enrol the pod, steal its inbound connections."""
-        self.listeners = netns.listeners(self.pod, self.maps)
+        self.listeners = netns.open_listeners(self.pod, self.maps)
         self._cleanup.callback(self.close_listeners)
         self.maps.set_listener(POD4, self.listeners[ListenerKind.INBOUND4])
         self.maps.set_listener(POD6, self.listeners[ListenerKind.INBOUND6])
-        self.maps.enrol(PodEntry(self.cookie, (POD4, POD6)))
+        self.maps.enroll(PodEntry(self.cookie, (POD4, POD6)))
         links.attach_sk_lookup(self.pin_dir, self.pod, self.cookie)
 
     def enrol_peer(self) -> None:
         """Make the neighbour a second pod of the node."""
-        self.peer_listeners = netns.listeners(self.peer, self.maps)
+        self.peer_listeners = netns.open_listeners(self.peer, self.maps)
         self._cleanup.callback(close_all, self.peer_listeners)
         self.peer_cookie = netns.cookie(self.peer)
         self.maps.set_listener(PEER4, self.peer_listeners[ListenerKind.INBOUND4])
         self.maps.set_listener(PEER6, self.peer_listeners[ListenerKind.INBOUND6])
-        self.maps.enrol(PodEntry(self.peer_cookie, (PEER4, PEER6)))
+        self.maps.enroll(PodEntry(self.peer_cookie, (PEER4, PEER6)))
         links.attach_sk_lookup(self.pin_dir, self.peer, self.peer_cookie)
 
     def close_listeners(self) -> None:

@@ -104,7 +104,7 @@ async def test_pod_is_captured_served_and_released(bare: Pocket, tmp_path: Path)
         assert _reached(bare)
         worker.channel.send(SocketRequest("pocket-uid", 4, 4))
         await wait_until_async(lambda: len(worker.stock) == 4)
-        assert all(bare.maps.socket_role(sock).name == "OWN" for sock in worker.stock)
+        assert all(bare.maps.socket_role(sock).name == "PROXY" for sock in worker.stock)
         agent.enroller.want({}, {"pocket-uid"})
         assert agent.kernel.enrolled() == {}
         assert agent.kernel.attached() == set()
@@ -207,6 +207,6 @@ def test_setting_the_same_listener_again_loses_no_connection(bare: Pocket) -> No
 
 def test_nodes_addresses_are_those_that_reach_beyond_a_link(pocket: Pocket) -> None:
     with netns.entered(pocket.peer):
-        found = rtnetlink.reachable()
+        found = rtnetlink.reachable_addresses()
     assert PEER4 in found
     assert not [ip for ip in found if ip.startswith(("127.", "fe80:")) or ip == "::1"]

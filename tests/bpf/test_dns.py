@@ -12,7 +12,7 @@ import pytest
 from tests.bpf.netns_fixture import POD4, POD6, Pocket
 from ztunnel.datapath import netns, sockopt
 from ztunnel.datapath.bpf.layout import Role
-from ztunnel.datapath.udp_admission_maps import UdpEntry
+from ztunnel.datapath.udp_admission_maps import UdpAdmissionMaps
 from ztunnel.ipc.messages import ListenerKind
 from ztunnel.mesh.model import SocketAddress
 
@@ -44,7 +44,7 @@ def _answer(pocket: Pocket, kind: ListenerKind, expected: bytes, server: str) ->
     sock.settimeout(5)
     query, source = sock.recvfrom(512)
     assert query == expected
-    assert sockopt.asked_server(sock, source[1]) == SocketAddress(server, 53)
+    assert sockopt.original_dns_server(sock, source[1]) == SocketAddress(server, 53)
     sock.sendto(b"re " + query, source)
 
 
@@ -223,7 +223,7 @@ def test_a_datagram_that_was_not_redirected_has_no_server(pocket: Pocket) -> Non
         app.sendto(b"direct", ("127.0.0.1", 15053))
         _, source = resolver.recvfrom(64)
         with pytest.raises(OSError):
-            sockopt.asked_server(resolver, source[1])
+            sockopt.original_dns_server(resolver, source[1])
 
 
 def test_only_the_resolver_may_ask_who_was_asked(pocket: Pocket) -> None:
@@ -231,13 +231,13 @@ def test_only_the_resolver_may_ask_who_was_asked(pocket: Pocket) -> None:
         app.sendto(b"query", ("10.96.0.10", 53))
         _answer(pocket, ListenerKind.QUERY4, b"query", "10.96.0.10")
         with pytest.raises(OSError):
-            sockopt.asked_server(app, app.getsockname()[1])
+            sockopt.original_dns_server(app, app.getsockname()[1])
         assert pocket.maps.socket_role(app) is Role.NONE
 
 
 def test_a_pod_that_is_not_enrolled_asks_its_server(pocket: Pocket) -> None:
-    entry = UdpEntry(pocket.pin_dir, pocket.maps)
-    entry.publish([POD4])
+    entry = UdpAdmissionMaps(pocket.pin_dir, pocket.maps)
+    entry.begin_epoch([POD4])
     entry.close()
     with netns.entered(pocket.pod):
         server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

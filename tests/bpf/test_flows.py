@@ -90,7 +90,7 @@ def test_inbound_flow_names_the_true_client(pocket: Pocket) -> None:
         server.accept()[0].close()
         found = [flow for flow in pocket.maps.flows() if flow.port == 8200]
         assert [(flow.role, flow.address) for flow in found] == [
-            (Role.OWN, SocketAddress("10.244.1.9", 4242))
+            (Role.PROXY, SocketAddress("10.244.1.9", 4242))
         ]
 
 
@@ -115,5 +115,5 @@ def test_inspection_has_no_write_access(pocket: Pocket) -> None:
     reader = Maps(pocket.pin_dir, read_only=True)
     assert [pod.netns_cookie for pod in reader.pods()] == [pocket.cookie]
     with pytest.raises(PermissionError):
-        reader.unenrol(pocket.cookie)
+        reader.unenroll(pocket.cookie)
     reader.close()

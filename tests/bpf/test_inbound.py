@@ -12,7 +12,7 @@ from tests.bpf.netns_fixture import PEER4, PEER6, POD4, POD6, Pocket
 from tests.support.waiting import wait_until
 from ztunnel.datapath import netns, sockopt
 from ztunnel.datapath.bpf import links
-from ztunnel.datapath.bpf.layout import DirectKey, Role
+from ztunnel.datapath.bpf.layout import FourTuple, Role
 from ztunnel.datapath.bpf.syscall import RawMap
 from ztunnel.ipc.messages import ListenerKind
 from ztunnel.mesh.model import SocketAddress
@@ -55,7 +55,7 @@ def test_app_may_not_claim_to_be_another_client(pocket: Pocket) -> None:
 def test_app_socket_is_never_taken_for_ours(pocket: Pocket) -> None:
     with pocket.app_socket() as app, pocket.own(4) as own:
         assert pocket.maps.socket_role(app) is Role.NONE
-        assert pocket.maps.socket_role(own) is Role.OWN
+        assert pocket.maps.socket_role(own) is Role.PROXY
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_what_the_node_forwards_is_not_its_own(
             forwarded.connect((target, 8085))
             pocket.accepted(listener).close()
     path = pocket.pin_dir / "maps/zt_node_conns"
-    kept = RawMap.open(path, ctypes.sizeof(DirectKey), 8, read_only=True)
+    kept = RawMap.open(path, ctypes.sizeof(FourTuple), 8, read_only=True)
     wait_until(lambda: not list(kept.keys()), "nothing is kept of a connection that is over")
     kept.close()
 

@@ -40,11 +40,16 @@ def _c_program() -> str:
         "ZT_PORT_DNS",
     ):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
-    for constant in ("ZT_SOCKOPT_LEVEL", "ZT_SOCKOPT_CLIENT", "ZT_STAT_MAX", "ZT_MAX_UDP_PORTS"):
+    for constant in ("ZT_SOCKOPT_LEVEL", "ZT_SOCKOPT_CLIENT", "ZT_STAT_MAX", "ZT_MAX_UDP_WORKERS"):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
-    for constant in ("ZT_ROLE_DIRECT", "ZT_DIRECT_ACCEPTED", "ZT_END_FOREIGN", "ZT_EVENT_BYTES"):
+    for constant in (
+        "ZT_ROLE_SAME_NODE",
+        "ZT_SAME_NODE_ESTABLISHED",
+        "ZT_CLOSE_UNEXPECTED_PEER",
+        "ZT_EVENT_BYTES",
+    ):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
-    for constant in ("ZT_DNS_SERVERS", "ZT_SOCKOPT_ASKED", "ZT_ROLE_RESOLVER"):
+    for constant in ("ZT_DNS_SERVERS", "ZT_SOCKOPT_DNS_SERVER", "ZT_ROLE_RESOLVER"):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
     body = "\n".join(lines)
     return f'{STUBS}\nint main(void) {{ printf("{{"); {body} printf("\\"end\\": 0}}"); }}\n'
@@ -62,19 +67,19 @@ def test_mirrors_have_the_compilers_sizes_and_offsets(tmp_path: Path) -> None:
         assert said[name] == [ctypes.sizeof(mirror), *offsets], name
     assert said["zt_event"][0] == ring_buffer._EVENT.size
     assert said["ZT_EVENT_BYTES"] == ring_buffer.RING_BYTES
-    assert said["ZT_ABI"] == layout.ABI
+    assert said["ZT_ABI"] == layout.ABI_VERSION
     assert said["ZT_STAT_MAX"] == len(layout.Stat)
-    assert said["ZT_ROLE_DIRECT"] == layout.Role.DIRECT
-    assert said["ZT_DIRECT_ACCEPTED"] == layout.DirectState.ACCEPTED
-    assert said["ZT_END_FOREIGN"] == layout.Ending.FOREIGN
+    assert said["ZT_ROLE_SAME_NODE"] == layout.Role.SAME_NODE
+    assert said["ZT_SAME_NODE_ESTABLISHED"] == layout.SameNodeState.ESTABLISHED
+    assert said["ZT_CLOSE_UNEXPECTED_PEER"] == layout.CloseReason.UNEXPECTED_PEER
     assert [said["ZT_PORT_OUTBOUND"], said["ZT_PORT_INBOUND"], said["ZT_PORT_HBONE"]] == [
         ports.OUTBOUND,
         ports.INBOUND,
         ports.HBONE,
     ]
     assert (said["ZT_PORT_DNS"], said["ZT_DNS_SERVERS"]) == (ports.DNS, ports.DNS_SERVERS)
-    assert said["ZT_SOCKOPT_ASKED"] == sockopt.ZT_ASKED
+    assert said["ZT_SOCKOPT_DNS_SERVER"] == sockopt.ZT_SOCKOPT_DNS_SERVER
     assert said["ZT_ROLE_RESOLVER"] == layout.Role.RESOLVER
-    assert said["ZT_SOCKOPT_LEVEL"] == sockopt.ZT_LEVEL
-    assert said["ZT_SOCKOPT_CLIENT"] == sockopt.ZT_CLIENT
-    assert said["ZT_MAX_UDP_PORTS"] == layout.UDP_PORTS
+    assert said["ZT_SOCKOPT_LEVEL"] == sockopt.SOL_ZTUNNEL
+    assert said["ZT_SOCKOPT_CLIENT"] == sockopt.ZT_SOCKOPT_CLIENT
+    assert said["ZT_MAX_UDP_WORKERS"] == layout.MAX_UDP_WORKERS

@@ -226,7 +226,7 @@ def test_without_the_proxy_connections_are_refused(fresh_pocket: Pocket) -> None
 
 
 def test_unenrolled_pod_connects_directly(fresh_pocket: Pocket) -> None:
-    assert fresh_pocket.maps.unenrol(fresh_pocket.cookie)
+    assert fresh_pocket.maps.unenroll(fresh_pocket.cookie)
     with netns.entered(fresh_pocket.peer):
         server = socket.create_server((PEER4, 8904))
     with server, fresh_pocket.app_socket() as app:

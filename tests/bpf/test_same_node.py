@@ -14,11 +14,11 @@ import pytest
 from tests.bpf.netns_fixture import PEER4, PEER6, POD4, Pocket, close_all, run
 from tests.support.waiting import wait_until
 from ztunnel.datapath import netns
-from ztunnel.datapath.bpf.layout import DirectState, Ending, Role
+from ztunnel.datapath.bpf.layout import CloseReason, Role, SameNodeState
 from ztunnel.datapath.bpf.maps import PodEntry
-from ztunnel.datapath.bpf.ring_buffer import Ended, Events
+from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent, EventReader
 from ztunnel.datapath.netlink import sock_diag
-from ztunnel.datapath.same_node_maps import BypassEntry, DirectEntry
+from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
 from ztunnel.ipc.messages import ListenerKind
 from ztunnel.mesh.model import SocketAddress
 
@@ -40,21 +40,21 @@ class Pair:
     def __init__(self, pocket: Pocket) -> None:
         self.pocket = pocket
         pocket.enrol_peer()
-        self.events = Events(pocket.pin_dir)
-        self.verdicts = pocket.maps.verdicts
-        self.verdicts.renew(LEASE)
+        self.events = EventReader(pocket.pin_dir)
+        self.verdicts = pocket.maps.same_node
+        self.verdicts.renew_lease(LEASE)
         self.app = pocket.server(socket.AF_INET6, ("::", PORT), in_peer=True)
 
     def allow(self, destination: SocketAddress = TO4) -> None:
         pocket = self.pocket
         self.verdicts.allow(BypassEntry(pocket.cookie, destination, pocket.peer_cookie))
 
-    def live(self) -> list[DirectEntry]:
-        return list(self.verdicts.direct())
+    def live(self) -> list[SameNodeConnection]:
+        return list(self.verdicts.connections())
 
-    def told(self, count: int) -> list[Ended]:
+    def told(self, count: int) -> list[ConnectionEvent]:
         """The next events, once there are so many."""
-        found: list[Ended] = []
+        found: list[ConnectionEvent] = []
 
         def enough() -> bool:
             found.extend(self.events.drain(1 << 20))
@@ -110,9 +110,9 @@ def test_authorised_connection_is_native(pair: Pair, way: str) -> None:
             assert peer[1] == sock.getsockname()[1]
             entry = pair.live()[0]
             assert entry.destination == destination
-            assert entry.state is DirectState.ACCEPTED
-            assert pair.pocket.maps.socket_role(sock) is Role.DIRECT
-            assert pair.pocket.maps.pod_stats()[pair.pocket.cookie].direct == 1
+            assert entry.state is SameNodeState.ESTABLISHED
+            assert pair.pocket.maps.socket_role(sock) is Role.SAME_NODE
+            assert pair.pocket.maps.pod_stats()[pair.pocket.cookie].same_node_bypass == 1
     wait_until(lambda: not pair.live(), "the entry to go with its socket")
 
 
@@ -132,24 +132,24 @@ def test_revoked_verdicts_are_void_at_once(pair: Pair) -> None:
     assert not pair.goes_to_the_proxy()
     pair.verdicts.revoke()
     assert pair.goes_to_the_proxy()
-    assert pair.verdicts.valid() == []
+    assert pair.verdicts.entries() == []
     pair.allow()
     assert not pair.goes_to_the_proxy()
 
 
 def test_verdicts_lapse_without_the_agent(pair: Pair) -> None:
     pair.allow()
-    pair.verdicts.renew(0)
+    pair.verdicts.renew_lease(0)
     assert pair.goes_to_the_proxy()
-    pair.verdicts.renew(LEASE)
+    pair.verdicts.renew_lease(LEASE)
     assert not pair.goes_to_the_proxy()
 
 
 def test_any_enrolment_or_release_revokes(pair: Pair) -> None:
     maps = pair.pocket.maps
     for change in (
-        lambda: maps.enrol(PodEntry(4711, ("10.1.1.1",))),
-        lambda: maps.unenrol(4711),
+        lambda: maps.enroll(PodEntry(4711, ("10.1.1.1",))),
+        lambda: maps.unenroll(4711),
     ):
         pair.allow()
         assert not pair.goes_to_the_proxy()
@@ -176,7 +176,7 @@ def test_syn_without_a_connecting_socket_is_stolen(pair: Pair) -> None:
         forged.connect((PEER4, PORT))
         pair.stolen(ListenerKind.INBOUND4).close()
     assert pair.live() == []
-    assert pair.stat("direct") == 0
+    assert pair.stat("same_node_bypass") == 0
 
 
 def test_foreign_source_address_is_not_vouched_for(pair: Pair) -> None:
@@ -187,7 +187,7 @@ def test_foreign_source_address_is_not_vouched_for(pair: Pair) -> None:
         sock.connect((PEER4, PORT))
         with pair.stolen(ListenerKind.INBOUND4) as stolen:
             assert stolen.getpeername()[0] == "10.98.0.77"
-    assert pair.stat("direct") == 0
+    assert pair.stat("same_node_bypass") == 0
 
 
 def test_revoked_between_connect_and_syn_is_the_proxys(pair: Pair) -> None:
@@ -203,14 +203,14 @@ def test_revoked_between_connect_and_syn_is_the_proxys(pair: Pair) -> None:
     with pair.pocket.app_socket() as sock:
         sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
         sock.connect((PEER4, PORT))
-        assert pair.pocket.maps.socket_role(sock) is Role.DIRECT
+        assert pair.pocket.maps.socket_role(sock) is Role.SAME_NODE
         pair.verdicts.revoke()
         sock.sendall(b"x")
         with pair.stolen(ListenerKind.INBOUND4) as stolen:
             assert stolen.recv(1) == b"x"
-        assert [entry.state for entry in pair.live()] == [DirectState.STOLEN]
-    assert pair.stat("direct") == 1
-    assert pair.stat("foreign") == 0
+        assert [entry.state for entry in pair.live()] == [SameNodeState.INTERCEPTED]
+    assert pair.stat("same_node_bypass") == 1
+    assert pair.stat("unexpected_peer") == 0
 
 
 def test_without_the_proxys_listener_nobody_gets_in(pair: Pair) -> None:
@@ -219,7 +219,7 @@ def test_without_the_proxys_listener_nobody_gets_in(pair: Pair) -> None:
     close_all(pair.pocket.peer_listeners)
     with pair.pocket.app_socket() as sock, pytest.raises(ConnectionRefusedError):
         sock.connect((PEER4, PORT))
-    assert pair.told(1)[0].ending is Ending.REFUSED
+    assert pair.told(1)[0].close_reason is CloseReason.REFUSED
     assert pair.live() == []
 
 
@@ -246,10 +246,10 @@ def test_reused_address_never_gets_a_byte(pair: Pair, way: str) -> None:
             with pytest.raises(TimeoutError):  # not even the handshake's last word gets there
                 thief.accept()
             event = pair.told(1)[0]
-            assert event.ending is Ending.FOREIGN
-            assert pair.stat("foreign") == 1
+            assert event.close_reason is CloseReason.UNEXPECTED_PEER
+            assert pair.stat("unexpected_peer") == 1
             cut_off = event.source, event.destination, event.owner
-            sock_diag.destroy(pocket.pod, *cut_off, interface=sock_diag.LOOPBACK)
+            sock_diag.destroy(pocket.pod, *cut_off, interface=sock_diag.LOOPBACK_IFINDEX)
             with pytest.raises(OSError):
                 sock.recv(1)
     finally:
@@ -259,8 +259,8 @@ def test_reused_address_never_gets_a_byte(pair: Pair, way: str) -> None:
 def test_pods_new_namespace_inherits_nothing(pair: Pair) -> None:
     """Re-created with the same address: enrolled anew, so verdicts for the old one are void."""
     pair.allow()
-    pair.pocket.maps.unenrol(pair.pocket.peer_cookie)
-    pair.pocket.maps.enrol(PodEntry(pair.pocket.peer_cookie + 1, (PEER4, PEER6)))
+    pair.pocket.maps.unenroll(pair.pocket.peer_cookie)
+    pair.pocket.maps.enroll(PodEntry(pair.pocket.peer_cookie + 1, (PEER4, PEER6)))
     assert pair.goes_to_the_proxy()
 
 
@@ -287,7 +287,7 @@ def test_end_tells_payload_exactly(pair: Pair, first: str) -> None:
         served.close()
     event = pair.told(1)[0]
     assert (event.sent, event.received) == (1000, 70_000)
-    assert event.ending is Ending.ORDERLY
+    assert event.close_reason is CloseReason.ORDERLY
     assert (event.netns_cookie, event.destination_cookie) == (
         pair.pocket.cookie,
         pair.pocket.peer_cookie,
@@ -315,7 +315,10 @@ def test_resets_and_refusals_are_told(pair: Pair) -> None:
             sock.recv(1)
     with pair.pocket.app_socket() as sock, pytest.raises(ConnectionRefusedError):
         sock.connect((PEER4, 9))
-    assert [event.ending for event in pair.told(2)] == [Ending.RESET, Ending.REFUSED]
+    assert [event.close_reason for event in pair.told(2)] == [
+        CloseReason.RESET,
+        CloseReason.REFUSED,
+    ]
 
 
 @pytest.mark.timeout(120)
@@ -332,11 +335,15 @@ def test_entries_never_leak_and_every_end_is_told(pair: Pair) -> None:
                         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
                     if number % 2:
                         served.close()
-    wait_until(lambda: not pair.live(), "zt_direct to be empty")
+    wait_until(lambda: not pair.live(), "zt_same_node_conns to be empty")
     assert len(pair.told(rounds)) == rounds
-    assert pair.pocket.maps.pod_stats()[pair.pocket.cookie].direct == rounds
-    assert pair.stat("direct") >= rounds
-    assert (pair.stat("event_lost"), pair.stat("flow_full"), pair.stat("foreign")) == (0, 0, 0)
+    assert pair.pocket.maps.pod_stats()[pair.pocket.cookie].same_node_bypass == rounds
+    assert pair.stat("same_node_bypass") >= rounds
+    assert (pair.stat("event_lost"), pair.stat("flow_full"), pair.stat("unexpected_peer")) == (
+        0,
+        0,
+        0,
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)

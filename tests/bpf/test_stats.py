@@ -8,10 +8,10 @@ import os
 
 from tests.bpf.netns_fixture import Pocket
 from ztunnel.datapath.bpf import layout, stats
-from ztunnel.datapath.bpf.syscall import BATCH, RawMap
+from ztunnel.datapath.bpf.syscall import LOOKUP_BATCH_ENTRIES, RawMap
 from ztunnel.ipc.messages import ListenerKind
 
-ENTRIES = 2 * BATCH + 7
+ENTRIES = 2 * LOOKUP_BATCH_ENTRIES + 7
 
 
 def _flows(pocket: Pocket) -> RawMap:
@@ -28,7 +28,7 @@ def test_maps_are_counted_in_batches_as_one_by_one(fresh_pocket: Pocket) -> None
             flows.update(bytes(layout.FlowKey(netns=number + 1)), value)
         assert fresh_pocket.maps.flow_count() == before + ENTRIES == len(set(flows.keys()))
         (found,) = [
-            each for each in stats.occupancy(fresh_pocket.pin_dir) if each.name == "zt_flows"
+            each for each in stats.map_occupancy(fresh_pocket.pin_dir) if each.name == "zt_flows"
         ]
         assert (found.entries, found.room) == (before + ENTRIES, 262144)
     finally:
@@ -36,14 +36,20 @@ def test_maps_are_counted_in_batches_as_one_by_one(fresh_pocket: Pocket) -> None
 
 
 def test_what_can_be_full_is_listed_with_its_room(pocket: Pocket) -> None:
-    found = {each.name: each for each in stats.occupancy(pocket.pin_dir)}
-    assert {"zt_pods", "zt_flows", "zt_verdicts", "zt_direct", "zt_node_addrs"} <= set(found)
+    found = {each.name: each for each in stats.map_occupancy(pocket.pin_dir)}
+    assert {
+        "zt_pods",
+        "zt_flows",
+        "zt_same_node_allow",
+        "zt_same_node_conns",
+        "zt_node_addrs",
+    } <= set(found)
     assert "zt_stats" not in found
     assert (found["zt_pods"].entries, found["zt_pods"].room) == (1, 1024)
 
 
-def _runs(pocket: Pocket) -> dict[str, stats.Runs]:
-    return {each.program: each for each in stats.runs(pocket.pin_dir)}
+def _runs(pocket: Pocket) -> dict[str, stats.ProgramRuns]:
+    return {each.program: each for each in stats.program_runs(pocket.pin_dir)}
 
 
 def test_programs_are_timed_while_somebody_asks(pocket: Pocket) -> None:

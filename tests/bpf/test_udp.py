@@ -16,10 +16,10 @@ import pytest
 
 from tests.bpf.netns_fixture import PEER4, PEER6, POD4, POD6, Pocket
 from ztunnel.datapath import netns, sockopt
-from ztunnel.datapath.bpf.layout import Ending, UdpDst
-from ztunnel.datapath.bpf.ring_buffer import Events
+from ztunnel.datapath.bpf.layout import CloseReason, UdpRoute
+from ztunnel.datapath.bpf.ring_buffer import EventReader
 from ztunnel.datapath.sockopt import IP_PKTINFO
-from ztunnel.datapath.udp_admission_maps import UdpEntry
+from ztunnel.datapath.udp_admission_maps import UdpAdmissionMaps
 from ztunnel.datapath.udp_maps import UdpMaps, udp_sockets
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.tunnel.udp_token_address import CONTROL_SPACE, TokenCodec4, TokenCodec6
@@ -104,20 +104,20 @@ def maps(pocket: Pocket) -> Iterator[UdpMaps]:
     made = UdpMaps(pocket.pin_dir)
     away = {*AWAY.values(), *AWAY2.values()}
     for address in away:
-        made.set_destination(SocketAddress(address, 0), UdpDst.CARRY)
-    assert made.destinations() == {SocketAddress(ip, 0): UdpDst.CARRY for ip in away}
+        made.set_route(SocketAddress(address, 0), UdpRoute.REDIRECT)
+    assert made.routes() == {SocketAddress(ip, 0): UdpRoute.REDIRECT for ip in away}
     yield made
     made.remove(pocket.cookie)
-    for to in made.destinations():
-        made.remove_destination(to)
+    for to in made.routes():
+        made.remove_route(to)
     made.close()
 
 
 @pytest.fixture
-def entry(pocket: Pocket) -> Iterator[UdpEntry]:
-    made = UdpEntry(pocket.pin_dir, pocket.maps)
+def entry(pocket: Pocket) -> Iterator[UdpAdmissionMaps]:
+    made = UdpAdmissionMaps(pocket.pin_dir, pocket.maps)
     yield made
-    made.publish([])
+    made.begin_epoch([])
     made.close()
 
 
@@ -127,11 +127,11 @@ def test_where_policy_is_strict_nothing_goes_in_the_clear(
 ) -> None:
     """By port: another port of the same address may be exempt."""
     peer = {4: PEER4, 6: PEER6}[family]
-    maps.set_ports(pocket.cookie, [])
-    maps.set_destination(SocketAddress(peer, 0), UdpDst.STRICT)
-    maps.set_destination(SocketAddress(peer, 53), UdpDst.PLAIN)
+    maps.set_worker_ports(pocket.cookie, [])
+    maps.set_route(SocketAddress(peer, 0), UdpRoute.STRICT)
+    maps.set_route(SocketAddress(peer, 53), UdpRoute.NATIVE)
     before = maps.counters()[pocket.cookie].strict
-    events = Events(pocket.pin_dir)
+    events = EventReader(pocket.pin_dir)
     try:
         with _app(pocket, family) as app:
             with pytest.raises(ConnectionRefusedError):
@@ -139,7 +139,7 @@ def test_where_policy_is_strict_nothing_goes_in_the_clear(
             with pytest.raises(ConnectionRefusedError):
                 app.connect((peer, 7))
             app.sendto(b"x", (peer, 53))
-        told = [one for one in events.drain(100) if one.ending is Ending.STRICT]
+        told = [one for one in events.drain(100) if one.close_reason is CloseReason.UDP_STRICT]
     finally:
         events.close()
     assert maps.counters()[pocket.cookie].strict == before + 2
@@ -151,7 +151,7 @@ def test_where_policy_is_strict_nothing_goes_in_the_clear(
 @pytest.fixture
 def proxy(pocket: Pocket, maps: UdpMaps) -> Iterator[Proxy]:
     made = _proxy(pocket)
-    maps.set_ports(pocket.cookie, [made.port])
+    maps.set_worker_ports(pocket.cookie, [made.port])
     yield made
     made.close()
 
@@ -374,10 +374,10 @@ def test_other_destinations_are_left_alone(pocket: Pocket, proxy: Proxy) -> None
 
 
 def test_an_unenrolled_pod_is_left_alone(
-    pocket: Pocket, proxy: Proxy, maps: UdpMaps, entry: UdpEntry
+    pocket: Pocket, proxy: Proxy, maps: UdpMaps, entry: UdpAdmissionMaps
 ) -> None:
-    entry.publish([POD4])
-    maps.set_destination(SocketAddress(POD4, 0), UdpDst.CARRY)
+    entry.begin_epoch([POD4])
+    maps.set_route(SocketAddress(POD4, 0), UdpRoute.REDIRECT)
     with _app(pocket) as server, netns.entered(pocket.peer):
         server.bind((POD4, 0))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
@@ -389,7 +389,7 @@ def test_an_unenrolled_pod_is_left_alone(
 def test_without_a_worker_carried_udp_is_refused(
     pocket: Pocket, maps: UdpMaps, family: int
 ) -> None:
-    maps.set_ports(pocket.cookie, [])
+    maps.set_worker_ports(pocket.cookie, [])
     before = maps.counters()[pocket.cookie].refused
     with _app(pocket, family) as app:
         with pytest.raises(ConnectionRefusedError):
@@ -408,7 +408,7 @@ def test_answers_go_to_the_worker_that_brought_the_question(
         for other in others:
             stack.callback(other.close)
         workers = [proxy, *others]
-        maps.set_ports(pocket.cookie, [worker.port for worker in workers])
+        maps.set_worker_ports(pocket.cookie, [worker.port for worker in workers])
         server = stack.enter_context(_app(pocket, family))
         server.bind((ANY[family], 0))
         app = (POD[family], server.getsockname()[1])
@@ -418,7 +418,7 @@ def test_answers_go_to_the_worker_that_brought_the_question(
             _, source = server.recvfrom(100)
             server.sendto(b"answer %d" % number, source)
             assert worker.destined(family) == (b"answer %d" % number, client)
-        maps.set_ports(pocket.cookie, [proxy.port])  # the last worker's socket is gone
+        maps.set_worker_ports(pocket.cookie, [proxy.port])  # the last worker's socket is gone
         server.sendto(b"later", (client.ip, client.port))
         assert proxy.destined(family) == (b"later", client)
 

@@ -13,8 +13,8 @@ import pytest
 
 from tests.bpf.netns_fixture import PEER4, PEER6, POD4, POD6, Pocket
 from ztunnel.datapath import netns
-from ztunnel.datapath.udp_admission_maps import UdpDecision, UdpEntry, deliver, receive
-from ztunnel.datapath.udp_maps import UdpMaps, UdpPath, udp_sockets
+from ztunnel.datapath.udp_admission_maps import UdpAdmissionMaps, UdpDecision, deliver, receive
+from ztunnel.datapath.udp_maps import UdpKernelApi, UdpMaps, udp_sockets
 from ztunnel.mesh.model import SocketAddress
 
 POD, PEER = {4: POD4, 6: POD6}, {4: PEER4, 6: PEER6}
@@ -29,12 +29,12 @@ class Gate:
 
     def __init__(self, pocket: Pocket) -> None:
         self.pocket = pocket
-        self.entry = UdpEntry(pocket.pin_dir, pocket.maps)
+        self.entry = UdpAdmissionMaps(pocket.pin_dir, pocket.maps)
         self.judges = self.entry.sockets(pocket.pod, ipv6=True)
         for family, sock in self.judges.items():
-            self.entry.set_judge(POD[family], sock)
+            self.entry.set_authorizer_socket(POD[family], sock)
             sock.settimeout(5)
-        self.entry.publish([])
+        self.entry.begin_epoch([])
 
     def judged(self, family: int) -> tuple[bytes, SocketAddress, SocketAddress]:
         """The next datagram that waits for judgement."""
@@ -44,13 +44,13 @@ class Gate:
 
     def give(self, family: int, port: int, *, allowed: bool, cookie: int = 0) -> None:
         to = SocketAddress(POD[family], port)
-        self.entry.give(UdpDecision(cookie, PEER[family], to, allowed))
+        self.entry.set_decision(UdpDecision(cookie, PEER[family], to, allowed))
 
     def count(self, name: str) -> int:
         return self.pocket.maps.stats()[name]
 
     def close(self) -> None:
-        self.entry.publish([])
+        self.entry.begin_epoch([])
         for sock in self.judges.values():
             sock.close()
         self.entry.close()
@@ -82,7 +82,7 @@ def test_what_has_no_verdict_is_judged_and_the_first_datagram_is_not_lost(
 ) -> None:
     workers = UdpMaps(pocket.pin_dir)
     worker = udp_sockets(pocket.pod, pocket.maps, ipv6=True)
-    workers.set_ports(pocket.cookie, [_port(worker[0])])
+    workers.set_worker_ports(pocket.cookie, [_port(worker[0])])
     with _sock(pocket, family) as app, _sock(pocket, family, in_peer=True) as peer:
         port = _port(app)
         peer.sendto(b"first", (POD[family], port))
@@ -121,10 +121,10 @@ def test_a_new_generation_voids_what_was_given(pocket: Pocket, gate: Gate, famil
         gate.give(family, _port(app), allowed=True)
         peer.sendto(b"one", (POD[family], _port(app)))
         app.sendto(b"answer", app.recvfrom(100)[1])  # which makes the peer no one's answerer
-        gate.entry.publish([])
+        gate.entry.begin_epoch([])
         peer.sendto(b"two", (POD[family], _port(app)))
         assert gate.judged(family)[0] == b"two"
-        gate.entry.publish([POD[family]])
+        gate.entry.begin_epoch([POD[family]])
         peer.sendto(b"three", (POD[family], _port(app)))
         assert app.recvfrom(100)[0] == b"three"
 
@@ -154,7 +154,7 @@ def test_answers_come_in_without_a_verdict(
 def test_what_waited_is_sent_from_the_apps_own_port_and_answered(
     pocket: Pocket, gate: Gate, family: int, size: int
 ) -> None:
-    path = UdpPath(pocket.pin_dir, pocket.maps, gate.entry)
+    path = UdpKernelApi(pocket.pin_dir, pocket.maps, gate.entry)
     with _sock(pocket, family) as app, _sock(pocket, family, in_peer=True) as peer:
         source = SocketAddress(POD[family], _port(app))
         path.send(pocket.pod, source, SocketAddress(PEER[family], _port(peer)), [bytes(size), b"2"])
@@ -170,10 +170,10 @@ def test_without_an_agent_what_is_not_decided_stays_out(pocket: Pocket, gate: Ga
     for sock in gate.judges.values():
         sock.close()
     with _sock(pocket, 4) as app, _sock(pocket, 4, in_peer=True) as peer:
-        before = gate.count("udp_unjudged")
+        before = gate.count("udp_no_authorizer")
         peer.sendto(b"x", (POD4, _port(app)))
-        assert gate.count("udp_unjudged") == before + 1
-        gate.entry.open(POD4)
+        assert gate.count("udp_no_authorizer") == before + 1
+        gate.entry.allow_all_sources(POD4)
         peer.sendto(b"open", (POD4, _port(app)))
         assert app.recvfrom(100)[0] == b"open"
 
@@ -203,7 +203,7 @@ def test_a_pod_of_this_node_is_known_by_its_namespace(
                 if connected:
                     near.send(b"x")
                 _, source, destination = gate.judged(family)
-                assert gate.entry.speaker(source, destination) == pocket.peer_cookie
+                assert gate.entry.source_pod(source, destination) == pocket.peer_cookie
                 gate.give(family, to[1], allowed=True, cookie=pocket.peer_cookie)
                 near.send(b"in") if connected else near.sendto(b"in", to)
                 data, shown = app.recvfrom(100)

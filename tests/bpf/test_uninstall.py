@@ -27,7 +27,7 @@ def test_uninstall_leaves_no_pin_and_no_hook(fresh_pocket: Pocket, tmp_path: Pat
     pocket, run_dir = fresh_pocket, tmp_path / "run"
     run_dir.mkdir()
     (run_dir / "agent.lock").touch()
-    held = syscall.get(pocket.pin_dir / "links" / "zt_connect4")
+    held = syscall.open_pinned(pocket.pin_dir / "links" / "zt_connect4")
     pins = {str(path) for path in pocket.pin_dir.rglob("*") if not path.is_dir()}
     done = _uninstall(pocket.pin_dir, run_dir, "-o", "json")
     try:

@@ -127,6 +127,6 @@ def test_probe_from_the_nodes_own_address_reaches_the_app_directly(lab: Lab) -> 
 def _node_connections(lab: Lab) -> int:
     maps = Maps(lab.names.pin_dir("node2"), read_only=True)
     try:
-        return maps.stats()["node"]
+        return maps.stats()["node_local_bypass"]
     finally:
         maps.close()

@@ -342,7 +342,7 @@ class Agent:
         known: set[str] = set()
         while True:
             try:
-                own = rtnetlink.reachable()  # the kubelet's probes come from one of them
+                own = rtnetlink.reachable_addresses()  # the kubelet's probes come from one of them
                 now = {*own, *self._mirror.node_addresses(self._options.node)}
                 if now != known:
                     self._kernel.set_node_addresses(now)

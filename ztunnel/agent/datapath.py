@@ -16,11 +16,11 @@ from typing import Protocol
 from ztunnel.datapath import netns, requirements
 from ztunnel.datapath.bpf import links
 from ztunnel.datapath.bpf.maps import Maps, PodEntry
-from ztunnel.datapath.bpf.ring_buffer import Ended, Events
+from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent, EventReader
 from ztunnel.datapath.netlink import sock_diag
-from ztunnel.datapath.same_node_maps import BypassEntry, DirectEntry
-from ztunnel.datapath.udp_admission_maps import UdpEntry
-from ztunnel.datapath.udp_maps import UdpPath
+from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
+from ztunnel.datapath.udp_admission_maps import UdpAdmissionMaps
+from ztunnel.datapath.udp_maps import UdpKernelApi
 from ztunnel.ipc.messages import ListenerKind
 
 OWN_NETNS = Path("/proc/self/ns/net")
@@ -101,16 +101,20 @@ class DataPath(Protocol):
         """Those that hold."""
         ...
 
-    def direct(self) -> list[DirectEntry]:
+    def direct(self) -> list[SameNodeConnection]:
         """The connections by verdict that live now."""
         ...
 
-    def ended(self, most: int) -> list[Ended]:
+    def ended(self, most: int) -> list[ConnectionEvent]:
         """What the kernel tells of connections by verdict, each once."""
         ...
 
     def destroy(
-        self, netns_fd: int, connection: DirectEntry | Ended, *, is_cut_off: bool = False
+        self,
+        netns_fd: int,
+        connection: SameNodeConnection | ConnectionEvent,
+        *,
+        is_cut_off: bool = False,
     ) -> bool:
         """End a connection by verdict; False when it is over already. Raises OSError."""
         ...
@@ -146,17 +150,17 @@ class KernelDataPath:
     def __init__(self, pin_dir: Path) -> None:
         self._pin_dir = pin_dir
         self._maps = Maps(pin_dir)
-        self._events = Events(pin_dir)
-        self.udp_entry = UdpEntry(pin_dir, self._maps)
-        self.udp = UdpPath(pin_dir, self._maps, self.udp_entry)
-        self._maps.verdicts.revoke()  # what an earlier agent believed is not ours to vouch for
+        self._events = EventReader(pin_dir)
+        self.udp_entry = UdpAdmissionMaps(pin_dir, self._maps)
+        self.udp = UdpKernelApi(pin_dir, self._maps, self.udp_entry)
+        self._maps.same_node.revoke()  # what an earlier agent believed is not ours to vouch for
 
     def find_node(self, cgroup: Path) -> bool:
         """Tell the node's own connections by their sockets, if hooks at `cgroup` see them made.
 
         Called in the node's network namespace; False when its addresses alone must do.
         """
-        seen = requirements.holds_the_node(cgroup)
+        seen = requirements.contains_init_process(cgroup)
         with OWN_NETNS.open() as own:
             self._maps.set_node_netns(netns.cookie(own.fileno()) if seen else 0)
         return seen
@@ -165,7 +169,7 @@ class KernelDataPath:
         return netns.cookie(netns_fd)
 
     def listeners(self, netns_fd: int, *, ipv6: bool) -> dict[ListenerKind, socket.socket]:
-        return netns.listeners(netns_fd, self._maps, ipv6=ipv6)
+        return netns.open_listeners(netns_fd, self._maps, ipv6=ipv6)
 
     def is_listener(self, sock: socket.socket, kind: ListenerKind, cookie: int) -> bool:
         return netns.is_listener(sock, kind, cookie)
@@ -183,11 +187,11 @@ class KernelDataPath:
         return set(links.sk_lookup_cookies(self._pin_dir))
 
     def enrol(self, netns_fd: int, cookie: int, addresses: tuple[str, ...]) -> None:
-        self._maps.enrol(PodEntry(cookie, addresses))
+        self._maps.enroll(PodEntry(cookie, addresses))
         links.attach_sk_lookup(self._pin_dir, netns_fd, cookie)
 
     def unenrol(self, cookie: int) -> None:
-        self._maps.unenrol(cookie)
+        self._maps.unenroll(cookie)
         self.udp.remove(cookie)
         links.detach_sk_lookup(self._pin_dir, cookie)
 
@@ -212,35 +216,39 @@ class KernelDataPath:
         }
 
     def revoke_verdicts(self) -> None:
-        self._maps.verdicts.revoke()
+        self._maps.same_node.revoke()
 
     def renew_verdicts(self, seconds: float) -> None:
-        self._maps.verdicts.renew(seconds)
+        self._maps.same_node.renew_lease(seconds)
 
     def give_verdict(self, verdict: BypassEntry) -> None:
-        self._maps.verdicts.allow(verdict)
+        self._maps.same_node.allow(verdict)
 
     def purge_verdicts(self) -> None:
-        self._maps.verdicts.purge()
+        self._maps.same_node.purge_stale()
 
     def verdicts(self) -> list[BypassEntry]:
-        return self._maps.verdicts.valid()
+        return self._maps.same_node.entries()
 
-    def direct(self) -> list[DirectEntry]:
-        return list(self._maps.verdicts.direct())
+    def direct(self) -> list[SameNodeConnection]:
+        return list(self._maps.same_node.connections())
 
-    def ended(self, most: int) -> list[Ended]:
+    def ended(self, most: int) -> list[ConnectionEvent]:
         return self._events.drain(most)
 
     def destroy(
-        self, netns_fd: int, connection: DirectEntry | Ended, *, is_cut_off: bool = False
+        self,
+        netns_fd: int,
+        connection: SameNodeConnection | ConnectionEvent,
+        *,
+        is_cut_off: bool = False,
     ) -> bool:
         return sock_diag.destroy(
             netns_fd,
             connection.source,
             connection.destination,
             connection.owner,
-            interface=sock_diag.LOOPBACK if is_cut_off else 0,
+            interface=sock_diag.LOOPBACK_IFINDEX if is_cut_off else 0,
         )
 
     def close(self) -> None:

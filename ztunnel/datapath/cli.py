@@ -23,5 +23,5 @@ def command(cgroup: Path | None, pin_dir: Path) -> None:
     """
     try:
         click.echo(loader.load(cgroup or requirements.cgroup2_root(), pin_dir))
-    except (loader.LoadError, OSError, requirements.PreflightError) as error:
+    except (loader.LoadError, OSError, requirements.RequirementError) as error:
         raise click.ClickException(str(error)) from error

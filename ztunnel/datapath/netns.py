@@ -21,9 +21,9 @@ from ztunnel.mesh.ports import DNS, HBONE, INBOUND, OUTBOUND
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _libc = ctypes.CDLL(None, use_errno=True)
-BACKLOG = 4096  # capped by net.core.somaxconn
+LISTEN_BACKLOG = 4096  # capped by net.core.somaxconn
 
-BOUND: dict[ListenerKind, tuple[socket.AddressFamily, str, int]] = {
+LISTEN_ADDRESSES: dict[ListenerKind, tuple[socket.AddressFamily, str, int]] = {
     ListenerKind.OUTBOUND4: (socket.AF_INET, "127.0.0.1", OUTBOUND),
     ListenerKind.OUTBOUND6: (socket.AF_INET6, "::1", OUTBOUND),
     ListenerKind.INBOUND4: (socket.AF_INET, "127.0.0.1", INBOUND),
@@ -74,7 +74,9 @@ def cookie(netns_fd: int) -> int:
     return int.from_bytes(raw, sys.byteorder)
 
 
-def listeners(netns_fd: int, maps: Maps, *, ipv6: bool = True) -> dict[ListenerKind, socket.socket]:
+def open_listeners(
+    netns_fd: int, maps: Maps, *, ipv6: bool = True
+) -> dict[ListenerKind, socket.socket]:
     """The proxy's listeners in a pod, all or none.
 
     Raises OSError (EADDRINUSE when a process of the pod has one of our ports).
@@ -82,7 +84,7 @@ def listeners(netns_fd: int, maps: Maps, *, ipv6: bool = True) -> dict[ListenerK
     made: dict[ListenerKind, socket.socket] = {}
     try:
         with entered(netns_fd):
-            for kind, (family, host, port) in BOUND.items():
+            for kind, (family, host, port) in LISTEN_ADDRESSES.items():
                 if ipv6 or family is socket.AF_INET:
                     make = _query_socket if kind.is_query else _listener
                     made[kind] = make(family, host, port)
@@ -98,7 +100,7 @@ def listeners(netns_fd: int, maps: Maps, *, ipv6: bool = True) -> dict[ListenerK
 
 def is_listener(sock: socket.socket, kind: ListenerKind, netns_cookie: int) -> bool:
     """Whether a socket is what it is said to be, in the namespace it is said to be in."""
-    family, _, port = BOUND[kind]
+    family, _, port = LISTEN_ADDRESSES[kind]
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
         listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
@@ -134,7 +136,7 @@ def _own_sockets(
             for _ in range(count):
                 made.append(socket.socket(domain, kind | socket.SOCK_NONBLOCK))
         for sock in made:
-            maps.tag_own(sock)
+            maps.tag_proxy(sock)
     except OSError:
         for sock in made:
             sock.close()
@@ -161,7 +163,7 @@ def _listener(family: socket.AddressFamily, host: str, port: int) -> socket.sock
         with suppress(OSError):  # a hint only: accepted sockets inherit it
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.bind((host, port))
-        sock.listen(BACKLOG)
+        sock.listen(LISTEN_BACKLOG)
     except OSError:
         sock.close()
         raise

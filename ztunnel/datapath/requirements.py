@@ -25,7 +25,7 @@ _CAPABILITIES = {
 }  # linux/capability.h
 
 
-class PreflightError(Exception):
+class RequirementError(Exception):
     """Something the data path can't do without is missing; the text says the mend."""
 
 
@@ -47,7 +47,7 @@ class Headers:
 
 
 @dataclass(frozen=True)
-class BpfFs:
+class BpffsMount:
     """Whether a path lies on a mounted bpffs, and where that is mounted."""
 
     mounted: bool
@@ -78,18 +78,18 @@ def cgroup2_root(root: Path = ROOT) -> Path:
     """
     candidates = [mount for mount in mounts(root) if mount.kind == "cgroup2"]
     if not candidates:
-        raise PreflightError(
+        raise RequirementError(
             "no cgroup v2 mount found; boot with systemd.unified_cgroup_hierarchy=1 "
             "or mount one: mount -t cgroup2 none /sys/fs/cgroup/unified"
         )
     whole = [mount for mount in candidates if mount.root == "/"]
     if not whole:
-        raise PreflightError(
+        raise RequirementError(
             f"the cgroup v2 mount {candidates[0].point} shows only {candidates[0].root}; "
             "mount the host's cgroup root into this container"
         )
     if in_nested_cgroup_namespace(root) or _is_a_part(whole[0].point, root):
-        raise PreflightError(
+        raise RequirementError(
             "this process is in a cgroup namespace of its own, where even the whole mount is a "
             "part; run the agent in the host's cgroup namespace (hostPID and cgroupns=host)"
         )
@@ -103,7 +103,7 @@ def in_nested_cgroup_namespace(root: Path = ROOT) -> bool:
     return "/.." in own or "/.." in init
 
 
-def holds_the_node(cgroup: Path, root: Path = ROOT) -> bool:
+def contains_init_process(cgroup: Path, root: Path = ROOT) -> bool:
     """Whether the node's first process is below `cgroup`, so that hooks there see all it does."""
     init = _cgroup2_path(root / "proc/1/cgroup")
     points = [each.point for each in mounts(root) if each.kind == "cgroup2" and each.root == "/"]
@@ -127,15 +127,15 @@ def _cgroup2_path(path: Path) -> str:
     return next((line[3:] for line in text.splitlines() if line.startswith("0::")), "")
 
 
-def bpffs(path: Path = BPFFS, root: Path = ROOT) -> BpfFs:
+def bpffs_mount(path: Path = BPFFS, root: Path = ROOT) -> BpffsMount:
     """Whether `path` (which need not exist) lies on a bpffs."""
     holding = [
         mount for mount in mounts(root) if path == mount.point or mount.point in path.parents
     ]
     if not holding:
-        return BpfFs(mounted=False, point=BPFFS)
+        return BpffsMount(mounted=False, point=BPFFS)
     deepest = max(enumerate(holding), key=lambda item: (len(item[1].point.parts), item[0]))[1]
-    return BpfFs(mounted=deepest.kind == "bpf", point=deepest.point)
+    return BpffsMount(mounted=deepest.kind == "bpf", point=deepest.point)
 
 
 def header_arch(machine: str = "") -> str:
@@ -190,12 +190,12 @@ def _common_trees(build: Path) -> Iterator[Path]:
         stem, _, flavour = stem.rpartition("-")
 
 
-def btf(root: Path = ROOT) -> bool:
+def has_btf(root: Path = ROOT) -> bool:
     """Whether the kernel describes its own types; sk_storage maps need it."""
     return (root / "sys/kernel/btf/vmlinux").is_file()
 
 
-def ipv6(root: Path = ROOT) -> bool:
+def has_ipv6(root: Path = ROOT) -> bool:
     """Whether the kernel has IPv6."""
     return (root / "proc/net/if_inet6").exists() or (root / "proc/sys/net/ipv6").is_dir()
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which connections between pods of this node go without the proxy, and which do so now.
 
-A verdict is good in the generation it was given in, while the agent's lease runs: one write takes
+A verdict is good in the epoch it was given in, while the agent's lease runs: one write takes
 all of them back.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ztunnel.datapath.bpf import layout
-from ztunnel.datapath.bpf.layout import DirectState
+from ztunnel.datapath.bpf.layout import SameNodeState
 from ztunnel.datapath.bpf.syscall import RawMap
 from ztunnel.mesh.model import SocketAddress
 
@@ -31,20 +31,20 @@ class BypassEntry:
 
 
 @dataclass(frozen=True)
-class DirectEntry:
+class SameNodeConnection:
     """A live connection by verdict. `owner` is the cookie of the connecting socket."""
 
     source: SocketAddress
     destination: SocketAddress
     netns_cookie: int
     destination_cookie: int
-    generation: int
+    epoch: int
     owner: int
-    born_ns: int
-    state: DirectState
+    start_ns: int
+    state: SameNodeState
 
 
-class Verdicts:
+class SameNodeMaps:
     """The maps of verdicts and of the connections by them. Raises FileNotFoundError."""
 
     def __init__(self, pin_dir: Path, *, read_only: bool = False) -> None:
@@ -52,92 +52,96 @@ class Verdicts:
             path = pin_dir / "maps" / name
             return RawMap.open(path, key_size, ctypes.sizeof(value), read_only=read_only)
 
-        self._purged = -1  # the generation in which we last did
-        self._lease = opened("zt_generation", len(_ZERO), layout.Lease)
-        self._verdicts = opened("zt_verdicts", ctypes.sizeof(layout.VerdictKey), layout.Verdict)
-        self._direct = opened("zt_direct", ctypes.sizeof(layout.DirectKey), layout.Direct)
+        self._purged = -1  # the epoch in which we last did
+        self._lease = opened("zt_policy_epoch", len(_ZERO), layout.PolicyEpoch)
+        self._entries = opened(
+            "zt_same_node_allow", ctypes.sizeof(layout.SameNodeKey), layout.SameNodeAllow
+        )
+        self._connections = opened(
+            "zt_same_node_conns", ctypes.sizeof(layout.FourTuple), layout.SameNodeConn
+        )
 
     @property
-    def generation(self) -> int:
+    def epoch(self) -> int:
         """What valid verdicts carry; 0 before the first agent."""
-        return int(self._read_lease().generation)
+        return int(self._read_lease().epoch)
 
     def revoke(self) -> None:
         """Take back every verdict given so far. Connections that are established go on."""
         lease = self._read_lease()
-        lease.generation += 1
+        lease.epoch += 1
         self._lease.update(_ZERO, bytes(lease))
 
-    def renew(self, seconds: float) -> None:
+    def renew_lease(self, seconds: float) -> None:
         """Verdicts hold for so long from now, unless renewed again."""
         lease = self._read_lease()
-        lease.until_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(seconds * 1e9)
+        lease.lease_until_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(seconds * 1e9)
         self._lease.update(_ZERO, bytes(lease))
 
     def allow(self, verdict: BypassEntry) -> None:
-        """Let new connections go without the proxy, as long as the generation lasts."""
-        generation = self.generation
-        if not generation:
-            raise ValueError("no generation yet; call revoke() once before the first verdict")
-        key = layout.VerdictKey(netns=verdict.netns_cookie)
+        """Let new connections go without the proxy, as long as the epoch lasts."""
+        epoch = self.epoch
+        if not epoch:
+            raise ValueError("no epoch yet; call revoke() once before the first verdict")
+        key = layout.SameNodeKey(netns=verdict.netns_cookie)
         key.ip[:] = layout.packed(verdict.destination.ip)
         key.port[:] = verdict.destination.port.to_bytes(2, "big")
-        value = layout.Verdict(generation=generation, dst_netns=verdict.destination_cookie)
-        self._verdicts.update(bytes(key), bytes(value))
+        value = layout.SameNodeAllow(epoch=epoch, dst_netns=verdict.destination_cookie)
+        self._entries.update(bytes(key), bytes(value))
 
-    def valid(self) -> list[BypassEntry]:
-        """The verdicts of this generation."""
-        generation = self.generation
+    def entries(self) -> list[BypassEntry]:
+        """The verdicts of this epoch."""
+        epoch = self.epoch
         return [
             verdict
-            for key, value in self._verdicts.items()
-            if layout.Verdict.from_buffer_copy(value).generation == generation
+            for key, value in self._entries.items()
+            if layout.SameNodeAllow.from_buffer_copy(value).epoch == epoch
             for verdict in [_verdict(key, value)]
         ]
 
-    def purge(self) -> None:
+    def purge_stale(self) -> None:
         """Remove what earlier generations left: memory only, it is void already."""
-        generation = self.generation
-        if generation == self._purged:
+        epoch = self.epoch
+        if epoch == self._purged:
             return
-        self._purged = generation
-        for key, value in self._verdicts.items():
-            if layout.Verdict.from_buffer_copy(value).generation != generation:
-                self._verdicts.delete(key)
+        self._purged = epoch
+        for key, value in self._entries.items():
+            if layout.SameNodeAllow.from_buffer_copy(value).epoch != epoch:
+                self._entries.delete(key)
 
-    def direct(self) -> Iterator[DirectEntry]:
+    def connections(self) -> Iterator[SameNodeConnection]:
         """The connections by verdict that live now."""
-        for key, value in self._direct.items():
+        for key, value in self._connections.items():
             yield _direct_entry(key, value)
 
     def close(self) -> None:
         """Close every descriptor; the pins keep the maps."""
-        for table in (self._lease, self._verdicts, self._direct):
+        for table in (self._lease, self._entries, self._connections):
             table.close()
 
-    def _read_lease(self) -> layout.Lease:
+    def _read_lease(self) -> layout.PolicyEpoch:
         raw = self._lease.lookup(_ZERO)
-        return layout.Lease.from_buffer_copy(raw) if raw else layout.Lease()
+        return layout.PolicyEpoch.from_buffer_copy(raw) if raw else layout.PolicyEpoch()
 
 
 def _verdict(key: bytes, value: bytes) -> BypassEntry:
-    at = layout.VerdictKey.from_buffer_copy(key)
-    given = layout.Verdict.from_buffer_copy(value)
+    at = layout.SameNodeKey.from_buffer_copy(key)
+    given = layout.SameNodeAllow.from_buffer_copy(value)
     return BypassEntry(
         at.netns, layout.socket_address(bytes(at.ip), bytes(at.port)), given.dst_netns
     )
 
 
-def _direct_entry(key: bytes, value: bytes) -> DirectEntry:
-    at = layout.DirectKey.from_buffer_copy(key)
-    entry = layout.Direct.from_buffer_copy(value)
-    return DirectEntry(
+def _direct_entry(key: bytes, value: bytes) -> SameNodeConnection:
+    at = layout.FourTuple.from_buffer_copy(key)
+    entry = layout.SameNodeConn.from_buffer_copy(value)
+    return SameNodeConnection(
         source=layout.socket_address(bytes(at.src), bytes(at.sport)),
         destination=layout.socket_address(bytes(at.dst), bytes(at.dport)),
         netns_cookie=entry.netns,
         destination_cookie=entry.dst_netns,
-        generation=entry.generation,
+        epoch=entry.epoch,
         owner=entry.owner,
-        born_ns=entry.born_ns,
-        state=DirectState(entry.state),
+        start_ns=entry.start_ns,
+        state=SameNodeState(entry.state),
     )

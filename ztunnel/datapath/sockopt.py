@@ -18,12 +18,12 @@ from ztunnel.mesh.model import SocketAddress
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h, and IP6T_SO_ORIGINAL_DST in netfilter_ipv6
 IP_PKTINFO = 8  # linux/in.h; Python has no name for it
 IPV6_FREEBIND = 78  # linux/in6.h; needs no capability
-ZT_LEVEL = 0x5A54  # "ZT": a level no protocol uses; bpf/zt_maps.h says the same
-ZT_CLIENT = 1
-ZT_UDP_REMOTE = 2
-ZT_UDP_TOKEN = 3
-ZT_UDP_ANSWER = 4
-ZT_ASKED = 0x10000  # plus the client's port
+SOL_ZTUNNEL = 0x5A54  # "ZT": a level no protocol uses; bpf/zt_maps.h says the same
+ZT_SOCKOPT_CLIENT = 1
+ZT_SOCKOPT_UDP_REMOTE = 2
+ZT_SOCKOPT_UDP_TOKEN = 3
+ZT_SOCKOPT_UDP_RESULT = 4
+ZT_SOCKOPT_DNS_SERVER = 0x10000  # plus the client's port
 
 Control = list[tuple[int, int, bytes]]
 
@@ -39,7 +39,7 @@ SOCKADDR_IN6_SIZE = _SOCKADDR_IN6.size
 
 
 @lru_cache(maxsize=4096)  # most connections go where others went
-def address(raw: bytes) -> SocketAddress:
+def unpack_sockaddr(raw: bytes) -> SocketAddress:
     """What a `struct sockaddr_in` or `sockaddr_in6` says; a v4-mapped address is an IPv4 one."""
     if len(raw) == _SOCKADDR_IN.size:
         _, port, ip4 = _SOCKADDR_IN.unpack(raw)
@@ -55,16 +55,20 @@ def original_destination(sock: socket.socket) -> SocketAddress:
     Raises OSError (ENOENT, ENOPROTOOPT) when the connection was not redirected by us.
     """
     if sock.family == socket.AF_INET:
-        return address(sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, _SOCKADDR_IN.size))
-    return address(sock.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, SOCKADDR_IN6_SIZE))
+        return unpack_sockaddr(
+            sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, _SOCKADDR_IN.size)
+        )
+    return unpack_sockaddr(sock.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, SOCKADDR_IN6_SIZE))
 
 
-def asked_server(sock: socket.socket, client_port: int) -> SocketAddress:
+def original_dns_server(sock: socket.socket, client_port: int) -> SocketAddress:
     """The name server that a query went to, asked right after the query was read from `sock`.
 
     Raises OSError (ENOPROTOOPT) when the query did not come by our redirect.
     """
-    return address(sock.getsockopt(ZT_LEVEL, ZT_ASKED + client_port, SOCKADDR_IN6_SIZE))
+    return unpack_sockaddr(
+        sock.getsockopt(SOL_ZTUNNEL, ZT_SOCKOPT_DNS_SERVER + client_port, SOCKADDR_IN6_SIZE)
+    )
 
 
 def set_client_address(sock: socket.socket, client: SocketAddress) -> None:
@@ -73,26 +77,26 @@ def set_client_address(sock: socket.socket, client: SocketAddress) -> None:
     `sock` is an unconnected in-pod socket tagged as ours; call before connect(). Raises OSError
     (ENOPROTOOPT when our programs are not attached, EPERM when the socket is not ours).
     """
-    sock.setsockopt(ZT_LEVEL, ZT_CLIENT, _mapped(client))
+    sock.setsockopt(SOL_ZTUNNEL, ZT_SOCKOPT_CLIENT, _mapped(client))
 
 
 def udp_token(sock: socket.socket, remote: SocketAddress) -> str:
-    """The loopback address that stands for `remote` to the apps of a pod (bpf/zt_udp.h).
+    """The loopback address that stands for `remote` to the apps of a pod (bpf/lib/udp_token.h).
 
     `sock` is a UDP socket in the pod, tagged as ours: it carries what apps send to `remote` from
     now on. Raises OSError (EPERM) when the pod is not captured, or the socket is not ours.
     """
-    sock.setsockopt(ZT_LEVEL, ZT_UDP_REMOTE, _mapped(remote))
+    sock.setsockopt(SOL_ZTUNNEL, ZT_SOCKOPT_UDP_REMOTE, _mapped(remote))
     return _udp_answer(sock).ip
 
 
 def udp_remote(sock: socket.socket, token: str) -> SocketAddress:
     """Which remote address a token stands for. Raises OSError (EPERM) when it stands for none."""
-    sock.setsockopt(ZT_LEVEL, ZT_UDP_TOKEN, _mapped(SocketAddress(token, 0)))
+    sock.setsockopt(SOL_ZTUNNEL, ZT_SOCKOPT_UDP_TOKEN, _mapped(SocketAddress(token, 0)))
     return _udp_answer(sock)
 
 
-def from_token(family: int, token: bytes) -> Control:
+def token_source_control(family: int, token: bytes) -> Control:
     """What makes a datagram of our socket (`family` 4 or 6) come from a token (4 bytes)."""
     if family == 4:
         return [(socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, token, bytes(4)))]
@@ -101,7 +105,7 @@ def from_token(family: int, token: bytes) -> Control:
 
 
 def _udp_answer(sock: socket.socket) -> SocketAddress:
-    return address(sock.getsockopt(ZT_LEVEL, ZT_UDP_ANSWER, SOCKADDR_IN6_SIZE))
+    return unpack_sockaddr(sock.getsockopt(SOL_ZTUNNEL, ZT_SOCKOPT_UDP_RESULT, SOCKADDR_IN6_SIZE))
 
 
 def _mapped(address: SocketAddress) -> bytes:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Native UDP that comes into captured pods: who was let in, and the sockets that take the rest.
 
-A verdict holds in its generation, `publish` begins a new one. There is no lease: policy can't
+A verdict holds in its epoch, `publish` begins a new one. There is no lease: policy can't
 change without an agent, and a pod's cookie is never another's. See bpf/udp_talk.h.
 """
 
@@ -22,12 +22,12 @@ from ztunnel.datapath.bpf.syscall import RawMap
 from ztunnel.datapath.sockopt import IPV6_FREEBIND
 from ztunnel.mesh.model import SocketAddress
 
-_UDP_GENERATION = (1).to_bytes(4, sys.byteorder)  # ZT_UDP_GENERATION
+_UDP_EPOCH_INDEX = (1).to_bytes(4, sys.byteorder)  # ZT_UDP_EPOCH_INDEX
 _ADDRESS = 16
 _NOBODY = bytes(_ADDRESS)
 _IP_ORIGDSTADDR = 20  # linux/in.h; Python has no names for these
 _IPV6_ORIGDSTADDR = 74  # linux/in6.h
-CONTROL_SPACE = socket.CMSG_SPACE(sockopt.SOCKADDR_IN6_SIZE)
+CONTROL_BUFFER_BYTES = socket.CMSG_SPACE(sockopt.SOCKADDR_IN6_SIZE)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class UdpDecision:
     allowed: bool
 
 
-class UdpEntry:
+class UdpAdmissionMaps:
     """The maps of native UDP. Raises FileNotFoundError when nothing is pinned."""
 
     def __init__(self, pin_dir: Path, maps: Maps) -> None:
@@ -49,58 +49,61 @@ class UdpEntry:
             return RawMap.open(pin_dir / "maps" / name, key_size, value_size, read_only=False)
 
         self._maps = maps
-        self._generation = opened("zt_generation", 4, ctypes.sizeof(layout.Lease))
-        self._verdicts = opened(
-            "zt_udp_verdicts",
-            ctypes.sizeof(layout.UdpVerdictKey),
-            ctypes.sizeof(layout.UdpVerdict),
+        self._epoch = opened("zt_policy_epoch", 4, ctypes.sizeof(layout.PolicyEpoch))
+        self._entries = opened(
+            "zt_udp_decisions",
+            ctypes.sizeof(layout.UdpDecisionKey),
+            ctypes.sizeof(layout.UdpDecision),
         )
         self._talks = opened(
-            "zt_udp_talks", ctypes.sizeof(layout.DirectKey), ctypes.sizeof(layout.UdpTalk)
+            "zt_udp_conntrack",
+            ctypes.sizeof(layout.FourTuple),
+            ctypes.sizeof(layout.UdpConntrackEntry),
         )
-        self._judges = opened("zt_udp_judges", _ADDRESS, 8)
+        self._judges = opened("zt_udp_authz_socks", _ADDRESS, 8)
 
     @property
-    def generation(self) -> int:
+    def epoch(self) -> int:
         """What valid verdicts carry; 0 before the first agent."""
-        raw = self._generation.lookup(_UDP_GENERATION)
-        return int(layout.Lease.from_buffer_copy(raw).generation) if raw else 0
+        raw = self._epoch.lookup(_UDP_EPOCH_INDEX)
+        return int(layout.PolicyEpoch.from_buffer_copy(raw).epoch) if raw else 0
 
-    def publish(self, open_addresses: Iterable[str]) -> None:
+    def begin_epoch(self, open_addresses: Iterable[str]) -> None:
         """Void every verdict; from the same moment on these addresses let everybody in."""
-        following = self.generation + 1
+        following = self.epoch + 1
         for address in open_addresses:
             self._open(address, following)
-        self._generation.update(_UDP_GENERATION, bytes(layout.Lease(generation=following)))
+        self._epoch.update(_UDP_EPOCH_INDEX, bytes(layout.PolicyEpoch(epoch=following)))
 
-    def open(self, address: str) -> None:
-        """Let everybody in to an address, for this generation."""
-        self._open(address, self.generation)
+    def allow_all_sources(self, address: str) -> None:
+        """Let everybody in to an address, for this epoch."""
+        self._open(address, self.epoch)
 
-    def give(self, verdict: UdpDecision) -> None:
-        """Let in, or keep out, for this generation."""
-        key = layout.UdpVerdictKey(netns=verdict.netns_cookie)
+    def set_decision(self, verdict: UdpDecision) -> None:
+        """Let in, or keep out, for this epoch."""
+        key = layout.UdpDecisionKey(netns=verdict.netns_cookie)
         key.src[:] = layout.packed(verdict.source_ip)
         key.dst[:] = layout.packed(verdict.destination.ip)
         key.port[:] = verdict.destination.port.to_bytes(2, "big")
-        value = layout.UdpVerdict(generation=self.generation, allowed=verdict.allowed)
-        self._verdicts.update(bytes(key), bytes(value))
+        value = layout.UdpDecision(epoch=self.epoch, allowed=verdict.allowed)
+        self._entries.update(bytes(key), bytes(value))
 
-    def speaker(self, source: SocketAddress, destination: SocketAddress) -> int:
+    def source_pod(self, source: SocketAddress, destination: SocketAddress) -> int:
         """The cookie of the pod of this node that was seen to send such datagrams; 0 for nobody."""
         for port in (source.port, 0):
             raw = self._talks.lookup(_talk(SocketAddress(source.ip, port), destination))
-            if raw and (cookie := int(layout.UdpTalk.from_buffer_copy(raw).netns)):
+            if raw and (cookie := int(layout.UdpConntrackEntry.from_buffer_copy(raw).netns)):
                 return cookie
         return 0
 
-    def note_sent(
+    def track_outgoing(
         self, netns_cookie: int, source: SocketAddress, destination: SocketAddress
     ) -> None:
         """A pod has sent this: what comes back is an answer."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         self._talks.update(
-            _talk(source, destination), bytes(layout.UdpTalk(netns=netns_cookie, seen_ns=now))
+            _talk(source, destination),
+            bytes(layout.UdpConntrackEntry(netns=netns_cookie, seen_ns=now)),
         )
 
     def sockets(self, netns_fd: int, *, ipv6: bool) -> dict[int, socket.socket]:
@@ -109,31 +112,31 @@ class UdpEntry:
         try:
             for family in (4, 6) if ipv6 else (4,):
                 made[family] = _socket(netns_fd, family)
-                self._maps.tag_own(made[family])
+                self._maps.tag_proxy(made[family])
         except OSError:
             for sock in made.values():
                 sock.close()
             raise
         return made
 
-    def set_judge(self, address: str, sock: socket.socket) -> None:
+    def set_authorizer_socket(self, address: str, sock: socket.socket) -> None:
         """What is for this address and has no verdict goes to `sock` while that is open."""
         self._judges.update(layout.packed(address), sock.fileno().to_bytes(8, sys.byteorder))
 
     def close(self) -> None:
         """Close every descriptor; the pins keep the maps."""
-        for table in (self._generation, self._verdicts, self._talks, self._judges):
+        for table in (self._epoch, self._entries, self._talks, self._judges):
             table.close()
 
-    def _open(self, address: str, generation: int) -> None:
-        key = layout.UdpVerdictKey()
+    def _open(self, address: str, epoch: int) -> None:
+        key = layout.UdpDecisionKey()
         key.dst[:] = layout.packed(address)
-        value = layout.UdpVerdict(generation=generation, allowed=1)
-        self._verdicts.update(bytes(key), bytes(value))
+        value = layout.UdpDecision(epoch=epoch, allowed=1)
+        self._entries.update(bytes(key), bytes(value))
 
 
 def _talk(source: SocketAddress, destination: SocketAddress) -> bytes:
-    key = layout.DirectKey()
+    key = layout.FourTuple()
     key.src[:], key.dst[:] = layout.packed(source.ip), layout.packed(destination.ip)
     key.sport[:] = source.port.to_bytes(2, "big")
     key.dport[:] = destination.port.to_bytes(2, "big")
@@ -167,10 +170,10 @@ def receive(
 
     Raises OSError (BlockingIOError when there is none).
     """
-    size, control, _, source = sock.recvmsg_into([buffer], CONTROL_SPACE)
+    size, control, _, source = sock.recvmsg_into([buffer], CONTROL_BUFFER_BYTES)
     for _, kind, data in control:
         if kind in (_IP_ORIGDSTADDR, _IPV6_ORIGDSTADDR):
-            return size, SocketAddress(*source[:2]), sockopt.address(data)
+            return size, SocketAddress(*source[:2]), sockopt.unpack_sockaddr(data)
     return None
 
 
@@ -181,5 +184,8 @@ def deliver(
     family = 4 if sock.family == socket.AF_INET else 6
     token = socket.inet_aton(sockopt.udp_token(sock, source))
     sock.sendmsg(
-        [payload], sockopt.from_token(family, token), 0, (destination.ip, destination.port)
+        [payload],
+        sockopt.token_source_control(family, token),
+        0,
+        (destination.ip, destination.port),
     )

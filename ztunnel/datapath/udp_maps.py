@@ -14,17 +14,17 @@ from pathlib import Path
 
 from ztunnel.datapath import netns
 from ztunnel.datapath.bpf import layout
-from ztunnel.datapath.bpf.layout import UdpDst
+from ztunnel.datapath.bpf.layout import UdpRoute
 from ztunnel.datapath.bpf.maps import Maps
 from ztunnel.datapath.bpf.syscall import RawMap
 from ztunnel.datapath.sockopt import IP_PKTINFO, IPV6_FREEBIND
-from ztunnel.datapath.udp_admission_maps import UdpEntry
+from ztunnel.datapath.udp_admission_maps import UdpAdmissionMaps
 from ztunnel.mesh.model import SocketAddress
 
-MAX_WORKERS = layout.UDP_PORTS
-RECEIVE_BUFFER = 4 * 1024 * 1024  # bytes of one pod's datagrams that wait for a worker
+MAX_WORKERS = layout.MAX_UDP_WORKERS
+RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024  # bytes of one pod's datagrams that wait for a worker
 
-PORT_ATTEMPTS = 8  # IPv4's free port may be taken in IPv6
+MAX_PORT_ATTEMPTS = 8  # IPv4's free port may be taken in IPv6
 _COOKIE = 8
 _SO_LOCK_FILTER = 44  # asm-generic/socket.h; Python has no names for these
 _SO_ATTACH_FILTER = 26
@@ -60,28 +60,28 @@ class UdpMaps:
             path = pin_dir / "maps" / name
             return RawMap.open(path, key_size, value_size, read_only=read_only)
 
-        self._destinations = opened("zt_udp_dsts", ctypes.sizeof(layout.UdpRemote), 1)
+        self._routes = opened("zt_udp_routes", ctypes.sizeof(layout.UdpRemote), 1)
         self._pods = opened("zt_udp_pods", _COOKIE, ctypes.sizeof(layout.UdpPod))
         self._stats = opened("zt_udp_stats", _COOKIE, ctypes.sizeof(layout.UdpStats))
 
-    def set_destination(self, to: SocketAddress, what: UdpDst) -> None:
+    def set_route(self, to: SocketAddress, what: UdpRoute) -> None:
         """What becomes of UDP to an address; port 0: of all ports that have no entry of their own.
         OSError (E2BIG) when there are too many. Sockets that are connected stay where they are."""
-        self._destinations.update(_destination(to), bytes([what]))
+        self._routes.update(_destination(to), bytes([what]))
 
-    def remove_destination(self, to: SocketAddress) -> None:
-        """Undo `set_destination`."""
-        self._destinations.delete(_destination(to))
+    def remove_route(self, to: SocketAddress) -> None:
+        """Undo `set_route`."""
+        self._routes.delete(_destination(to))
 
-    def destinations(self) -> dict[SocketAddress, UdpDst]:
-        """What `set_destination` set."""
+    def routes(self) -> dict[SocketAddress, UdpRoute]:
+        """What `set_route` set."""
         found = {}
-        for key, value in self._destinations.items():
+        for key, value in self._routes.items():
             at = layout.UdpRemote.from_buffer_copy(key)
-            found[layout.socket_address(bytes(at.ip), bytes(at.port))] = UdpDst(value[0])
+            found[layout.socket_address(bytes(at.ip), bytes(at.port))] = UdpRoute(value[0])
         return found
 
-    def set_ports(self, netns_cookie: int, ports: Sequence[int]) -> None:
+    def set_worker_ports(self, netns_cookie: int, ports: Sequence[int]) -> None:
         """The ports of the workers' sockets in a pod; with none, carried UDP is refused there."""
         key = netns_cookie.to_bytes(_COOKIE, sys.byteorder)
         ports = ports[:MAX_WORKERS]
@@ -92,8 +92,8 @@ class UdpMaps:
             self._stats.update(key, bytes(layout.UdpStats()))
         self._pods.update(key, bytes(value))
 
-    def ports(self, netns_cookie: int) -> list[int]:
-        """What `set_ports` set."""
+    def worker_ports(self, netns_cookie: int) -> list[int]:
+        """What `set_worker_ports` set."""
         raw = self._pods.lookup(netns_cookie.to_bytes(_COOKIE, sys.byteorder))
         if raw is None:
             return []
@@ -102,7 +102,7 @@ class UdpMaps:
         return [int.from_bytes(packed[2 * n : 2 * n + 2], "big") for n in range(value.workers)]
 
     def pods(self) -> set[int]:
-        """The netns cookies that `set_ports` was called for."""
+        """The netns cookies that `set_worker_ports` was called for."""
         return {int.from_bytes(key, sys.byteorder) for key in self._pods.keys()}  # noqa: SIM118
 
     def remove(self, netns_cookie: int) -> None:
@@ -123,14 +123,14 @@ class UdpMaps:
 
     def close(self) -> None:
         """Close every descriptor; the pins keep the maps."""
-        for table in (self._destinations, self._pods, self._stats):
+        for table in (self._routes, self._pods, self._stats):
             table.close()
 
 
-class UdpPath(UdpMaps):
+class UdpKernelApi(UdpMaps):
     """What the agent needs: the maps, and sockets in pods."""
 
-    def __init__(self, pin_dir: Path, maps: Maps, entry: UdpEntry) -> None:
+    def __init__(self, pin_dir: Path, maps: Maps, entry: UdpAdmissionMaps) -> None:
         super().__init__(pin_dir)
         self._maps = maps
         self._entry = entry
@@ -148,7 +148,7 @@ class UdpPath(UdpMaps):
     ) -> None:
         """Send datagrams as the app at `source` would have, by a raw socket in the pod: its own
         port is taken. What comes back is an answer. Raises OSError."""
-        self._entry.note_sent(netns.cookie(netns_fd), source, destination)
+        self._entry.track_outgoing(netns.cookie(netns_fd), source, destination)
         send_raw(netns_fd, source, destination, payloads)
 
 
@@ -176,18 +176,18 @@ def udp_sockets(netns_fd: int, maps: Maps, *, ipv6: bool) -> list[socket.socket]
     The IPv4 one takes only what is addressed to a token, and says which by IP_PKTINFO; the IPv6
     one is on loopback, may send from any address, and sees tokens as sources. Raises OSError.
     """
-    for attempt in range(PORT_ATTEMPTS):
+    for attempt in range(MAX_PORT_ATTEMPTS):
         made = [_socket4(netns_fd)]
         try:
             if ipv6:
                 made.append(_socket6(netns_fd, made[0].getsockname()[1]))
             for sock in made:
-                sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
-                maps.tag_own(sock)
+                sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
+                maps.tag_proxy(sock)
         except OSError as error:
             for sock in made:
                 sock.close()
-            if error.errno != errno.EADDRINUSE or attempt == PORT_ATTEMPTS - 1:
+            if error.errno != errno.EADDRINUSE or attempt == MAX_PORT_ATTEMPTS - 1:
                 raise
             continue
         break

@@ -37,7 +37,7 @@ class Context:
     workers: int = 1  # worker processes of this node
     choose: Callable[[], float] = random.random  # in [0, 1): selects an endpoint
     shuffle: random.Random = field(default_factory=random.Random)  # orders addresses in DNS answers
-    original_dns_server: Callable[[socket.socket, int], SocketAddress] = sockopt.asked_server
+    original_dns_server: Callable[[socket.socket, int], SocketAddress] = sockopt.original_dns_server
     original_destination: Callable[[socket.socket], SocketAddress] = sockopt.original_destination
     udp_token: Callable[[socket.socket, SocketAddress], str] = sockopt.udp_token
     udp_remote: Callable[[socket.socket, str], SocketAddress] = sockopt.udp_remote

@@ -30,8 +30,8 @@ POD_COLUMNS = (
     Column("REDIRECTED", "redirected"),
     Column("REFUSED", "refused"),
     Column("LOCAL", "local"),
-    Column("PROXY", "own"),
-    Column("DIRECT", "direct"),
+    Column("PROXY", "proxy_originated"),
+    Column("SAME-NODE", "same_node_bypass"),
     Column("DNS", "dns"),
     Column("OPEN", "open"),
 )
@@ -55,7 +55,7 @@ def redirect() -> None:
     refused     connections to reserved ports, or of a type that cannot be proxied
     local       connections inside the pod, not redirected
     proxy       connections opened by the proxy in the pod's network namespace
-    direct      connections to authorized pods of the node, by the same-node bypass
+    same-node   connections to authorized pods of the node, by the same-node bypass
     dns         UDP queries and TCP connections to name servers, redirected to the proxy
     open        open connections between app and proxy
     """

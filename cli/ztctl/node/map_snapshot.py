@@ -18,7 +18,7 @@ from ztunnel.datapath.bpf.layout import Role
 from ztunnel.datapath.bpf.maps import FlowEntry, Maps, PodCounters, PodEntry
 
 NO_COUNTS = PodCounters(0, 0, 0, 0)
-_KINDS = {Role.REDIRECTED: "outbound", Role.OWN: "inbound"}
+_KINDS = {Role.REDIRECTED: "outbound", Role.PROXY: "inbound"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def flow_row(snapshot: Snapshot, flow: FlowEntry, names: PodNames) -> dict[str, 
     """A connection. `original_dst` of an inbound one is the client's address."""
     by_cookie = {pod.netns_cookie: pod for pod in snapshot.pods}
     pod = by_cookie.get(flow.netns_cookie)
-    age_s = (time.clock_gettime_ns(time.CLOCK_MONOTONIC) - flow.born_ns) / 1e9
+    age_s = (time.clock_gettime_ns(time.CLOCK_MONOTONIC) - flow.start_ns) / 1e9
     return {
         "node": snapshot.target.node,
         "pod": names.of(pod) if pod else str(flow.netns_cookie),

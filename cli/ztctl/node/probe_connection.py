@@ -62,7 +62,7 @@ def run(cgroup: Path) -> Iterator[Step]:
         ipr.link("set", index=1, state="up")  # lo
     with closing(Maps(PIN_DIR)) as maps, _current_netns() as space:
         yield _attach_inbound(space)
-        maps.enrol(PodEntry(netns.cookie(space), ("192.0.2.2", "2001:db8::2")))
+        maps.enroll(PodEntry(netns.cookie(space), ("192.0.2.2", "2001:db8::2")))
         for family in _families():
             yield _connect(space, family, maps)
 
@@ -90,7 +90,7 @@ def _connect(space: int, family: socket.AddressFamily, maps: Maps) -> Step:
     """Connect to an address without a route: only a redirect to the listener can succeed."""
     name = "connect hook IPv6" if family is socket.AF_INET6 else "connect hook IPv4"
     destination = _DESTINATIONS[family]
-    listening = netns.listeners(space, maps, ipv6=family is socket.AF_INET6)
+    listening = netns.open_listeners(space, maps, ipv6=family is socket.AF_INET6)
     try:
         listener = listening[_LISTENERS[family]]
         listener.settimeout(TIMEOUT_S)
@@ -118,7 +118,7 @@ def _connect(space: int, family: socket.AddressFamily, maps: Maps) -> Step:
 
 
 def _families() -> list[socket.AddressFamily]:
-    return [socket.AF_INET, socket.AF_INET6] if requirements.ipv6() else [socket.AF_INET]
+    return [socket.AF_INET, socket.AF_INET6] if requirements.has_ipv6() else [socket.AF_INET]
 
 
 @contextmanager

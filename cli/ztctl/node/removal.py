@@ -55,7 +55,10 @@ def _listener_pid(path: Path, kind: socket.SocketKind) -> int | None:
 def _remove_pins(pin_dir: Path) -> Iterator[tuple[str, Path]]:
     if not pin_dir.exists():
         return
-    if not requirements.bpffs(pin_dir).mounted or pin_dir == requirements.bpffs(pin_dir).point:
+    if (
+        not requirements.bpffs_mount(pin_dir).mounted
+        or pin_dir == requirements.bpffs_mount(pin_dir).point
+    ):
         raise CommandError(
             f"{pin_dir} is not a directory inside a bpffs; hint: set another --pin-dir"
         )
@@ -75,7 +78,7 @@ def _remove_pins(pin_dir: Path) -> Iterator[tuple[str, Path]]:
 
 def _detach(pin: Path) -> None:
     """Detach a link at once. Unpinning alone does not, if another process has the link open."""
-    link = syscall.get(pin)
+    link = syscall.open_pinned(pin)
     try:
         syscall.link_detach(link)
     finally:

@@ -75,7 +75,7 @@ def _cgroup() -> CheckResult:
     name = "cgroup v2 root"
     try:
         root = requirements.cgroup2_root()
-    except (requirements.PreflightError, OSError) as error:
+    except (requirements.RequirementError, OSError) as error:
         result, _, hint = str(error).partition("; ")
         return CheckResult(name, Status.FAIL, result, hint.removeprefix("hint: "))
     if not os.access(root, os.W_OK):
@@ -85,13 +85,13 @@ def _cgroup() -> CheckResult:
 
 
 def _bpffs() -> CheckResult:
-    bpffs = requirements.bpffs()
+    bpffs = requirements.bpffs_mount()
     result = f"mounted at {bpffs.point}" if bpffs.mounted else f"not mounted: {requirements.BPFFS}"
     return _check("bpffs", bpffs.mounted, result, f"mount -t bpf bpf {requirements.BPFFS}")
 
 
 def _btf() -> CheckResult:
-    has_btf = requirements.btf()
+    has_btf = requirements.has_btf()
     result = "/sys/kernel/btf/vmlinux" if has_btf else "/sys/kernel/btf/vmlinux does not exist"
     return _check("BTF", has_btf, result, "boot a kernel with CONFIG_DEBUG_INFO_BTF=y")
 
@@ -118,7 +118,7 @@ def _headers() -> CheckResult:
 
 
 def _ipv6() -> CheckResult:
-    has_ipv6 = requirements.ipv6()
+    has_ipv6 = requirements.has_ipv6()
     result = "available" if has_ipv6 else "not available in the kernel: pods are IPv4-only"
     hint = "boot without ipv6.disable=1, if pods have IPv6 addresses"
     return _check("IPv6", has_ipv6, result, hint, Status.WARN)

@@ -16,9 +16,9 @@ import msgspec
 from ztunnel.agent.pods.enroller import Enroller
 from ztunnel.agent.pods.netns_finder import HostNamespaceError, NetnsHandle
 from ztunnel.agent.workers.session import Session
-from ztunnel.datapath.bpf.layout import UdpDst
-from ztunnel.datapath.bpf.ring_buffer import Ended
-from ztunnel.datapath.same_node_maps import BypassEntry, DirectEntry
+from ztunnel.datapath.bpf.layout import UdpRoute
+from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent
+from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
 from ztunnel.datapath.udp_admission_maps import UdpDecision as UdpVerdict
 from ztunnel.ipc.channel import Channel
 from ztunnel.ipc.messages import (
@@ -102,9 +102,9 @@ class FakeDataPath:
         self.broken = False
         self.given: list[BypassEntry] = []
         self.void: list[BypassEntry] = []
-        self.events: list[Ended] = []
-        self.connections: list[DirectEntry] = []
-        self.destroyed: list[DirectEntry | Ended] = []
+        self.events: list[ConnectionEvent] = []
+        self.connections: list[SameNodeConnection] = []
+        self.destroyed: list[SameNodeConnection | ConnectionEvent] = []
         self.on_revoke: Callable[[], None] = lambda: None
         self.revocations = 0
         self.lease = 0.0
@@ -183,15 +183,19 @@ class FakeDataPath:
     def verdicts(self) -> list[BypassEntry]:
         return list(self.given)
 
-    def direct(self) -> list[DirectEntry]:
+    def direct(self) -> list[SameNodeConnection]:
         return list(self.connections)
 
-    def ended(self, most: int) -> list[Ended]:
+    def ended(self, most: int) -> list[ConnectionEvent]:
         taken, self.events = self.events[:most], self.events[most:]
         return taken
 
     def destroy(
-        self, netns_fd: int, connection: DirectEntry | Ended, *, is_cut_off: bool = False
+        self,
+        netns_fd: int,
+        connection: SameNodeConnection | ConnectionEvent,
+        *,
+        is_cut_off: bool = False,
     ) -> bool:
         self.destroyed.append(connection)
         return True
@@ -214,7 +218,7 @@ class FakeUdpPath:
     """The kernel's maps of carried UDP as plain values; sockets are real ones on loopback."""
 
     def __init__(self) -> None:
-        self.ways: dict[SocketAddress, UdpDst] = {}
+        self.ways: dict[SocketAddress, UdpRoute] = {}
         self.writes = 0
         self.room = 1 << 30
         self.sent: list[tuple[SocketAddress, SocketAddress, tuple[bytes, ...]]] = []
@@ -228,10 +232,10 @@ class FakeUdpPath:
         sock.bind(("127.0.0.1", 0))
         return [sock]
 
-    def ports(self, netns_cookie: int) -> list[int]:
+    def worker_ports(self, netns_cookie: int) -> list[int]:
         return self.given.get(netns_cookie, [])
 
-    def set_ports(self, netns_cookie: int, ports: list[int]) -> None:
+    def set_worker_ports(self, netns_cookie: int, ports: list[int]) -> None:
         self.given[netns_cookie] = ports
 
     def pods(self) -> set[int]:
@@ -246,22 +250,22 @@ class FakeUdpPath:
     ) -> None:
         self.sent.append((source, destination, tuple(payloads)))
 
-    def destinations(self) -> dict[SocketAddress, UdpDst]:
+    def routes(self) -> dict[SocketAddress, UdpRoute]:
         return dict(self.ways)
 
-    def set_destination(self, to: SocketAddress, what: UdpDst) -> None:
+    def set_route(self, to: SocketAddress, what: UdpRoute) -> None:
         if len(self.ways) >= self.room:
             raise OSError(errno.E2BIG, "no room")
         self.writes += 1
         self.ways[to] = what
 
-    def remove_destination(self, to: SocketAddress) -> None:
+    def remove_route(self, to: SocketAddress) -> None:
         self.writes += 1
         del self.ways[to]
 
     @property
     def carried(self) -> set[str]:
-        return {at.ip for at, what in self.ways.items() if what is UdpDst.CARRY}
+        return {at.ip for at, what in self.ways.items() if what is UdpRoute.REDIRECT}
 
 
 class FakeUdpEntry:
@@ -274,18 +278,18 @@ class FakeUdpEntry:
         self.speakers: dict[SocketAddress, int] = {}
         self.judges: dict[str, socket.socket] = {}
 
-    def publish(self, open_addresses: Iterable[str]) -> None:
+    def begin_epoch(self, open_addresses: Iterable[str]) -> None:
         self.opened = set(open_addresses)
         self.published += 1
         self.verdicts.clear()
 
-    def open(self, address: str) -> None:
+    def allow_all_sources(self, address: str) -> None:
         self.opened.add(address)
 
-    def give(self, verdict: UdpVerdict) -> None:
+    def set_decision(self, verdict: UdpVerdict) -> None:
         self.verdicts.append(verdict)
 
-    def speaker(self, source: SocketAddress, destination: SocketAddress) -> int:
+    def source_pod(self, source: SocketAddress, destination: SocketAddress) -> int:
         return self.speakers.get(source, 0)
 
     def sockets(self, netns_fd: int, *, ipv6: bool) -> dict[int, socket.socket]:
@@ -295,7 +299,7 @@ class FakeUdpEntry:
         sock.bind(("127.0.0.1", 0))
         return {4: sock}
 
-    def set_judge(self, address: str, sock: socket.socket) -> None:
+    def set_authorizer_socket(self, address: str, sock: socket.socket) -> None:
         self.judges[address] = sock
 
 

@@ -25,9 +25,11 @@ FLOW = FlowEntry(
     role=Role.REDIRECTED,
     address=SocketAddress("10.96.0.7", 80),
     owner=1,
-    born_ns=0,
+    start_ns=0,
 )
-ACCEPTED = replace(FLOW, role=Role.OWN, address=SocketAddress("10.244.9.9", 5), owner=2, port=8080)
+ACCEPTED = replace(
+    FLOW, role=Role.PROXY, address=SocketAddress("10.244.9.9", 5), owner=2, port=8080
+)
 
 
 @pytest.fixture
@@ -45,7 +47,11 @@ def snapshot(
 ) -> Snapshot:
     """A snapshot of the maps."""
     return Snapshot(
-        node, pods, {7: counters or PodCounters(0, 0, 0, 0)}, flows, stats or {"stolen": 0}
+        node,
+        pods,
+        {7: counters or PodCounters(0, 0, 0, 0)},
+        flows,
+        stats or {"inbound_intercepted": 0},
     )
 
 
@@ -74,10 +80,10 @@ def test_reused_port_is_another_connection(node: Target) -> None:
 
 
 def test_short_connections_appear_in_the_counters(node: Target) -> None:
-    after = snapshot(node, counters=PodCounters(3, 0, 1, 0), stats={"stolen": 2})
+    after = snapshot(node, counters=PodCounters(3, 0, 1, 0), stats={"inbound_intercepted": 2})
     assert events(snapshot(node), after) == [
         ("counted", "10.244.1.2", "redirected+3 refused+1"),
-        ("counted", "", "stolen+2"),
+        ("counted", "", "inbound_intercepted+2"),
     ]
 
 
@@ -95,7 +101,12 @@ def test_rows_have_addresses_if_names_are_unknown(node: Target) -> None:
     names = PodNames(node)
     (row,) = pod_rows(snapshot(node, FLOW, ACCEPTED, counters=PodCounters(4, 3, 2, 1)), names)
     assert row["pod"] == "10.244.1.2"
-    assert (row["redirected"], row["own"], row["refused"], row["local"]) == (4, 3, 2, 1)
+    assert (row["redirected"], row["proxy_originated"], row["refused"], row["local"]) == (
+        4,
+        3,
+        2,
+        1,
+    )
     assert row["open"] == 2
     flow = flow_row(snapshot(node, ACCEPTED), ACCEPTED, names)
     assert (flow["kind"], flow["original_dst"], flow["to"]) == ("inbound", "10.244.9.9:5", 8080)

@@ -52,14 +52,16 @@ def test_every_failed_check_has_a_hint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def no_root() -> Path:
-        raise requirements.PreflightError("no cgroup v2 mount found; hint: mount one")
+        raise requirements.RequirementError("no cgroup v2 mount found; hint: mount one")
 
     monkeypatch.setattr(requirements, "cgroup2_root", no_root)
     monkeypatch.setattr(requirements, "missing_capabilities", lambda: ["CAP_BPF"])
     monkeypatch.setattr(
-        requirements, "bpffs", lambda: requirements.BpfFs(mounted=False, point=Path("/sys/fs/bpf"))
+        requirements,
+        "bpffs_mount",
+        lambda: requirements.BpffsMount(mounted=False, point=Path("/sys/fs/bpf")),
     )
-    monkeypatch.setattr(requirements, "btf", lambda: False)
+    monkeypatch.setattr(requirements, "has_btf", lambda: False)
     monkeypatch.setattr(requirements, "kernel_headers", lambda: None)
     failed = {
         result.check: result

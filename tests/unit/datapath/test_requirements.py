@@ -60,13 +60,13 @@ def test_mount_point_with_a_space_is_unescaped(tmp_path: Path) -> None:
 
 
 def test_mount_of_a_part_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(requirements.PreflightError, match="shows only /kubepods/pod1/app"):
+    with pytest.raises(requirements.RequirementError, match="shows only /kubepods/pod1/app"):
         requirements.cgroup2_root(machine(tmp_path, BIND_MOUNTED))
 
 
 def test_nested_namespace_is_refused_when_init_is_seen_outside_of_it(tmp_path: Path) -> None:
     root = machine(tmp_path, PURE_V2, own="0::/", init="0::/../../../init.scope")
-    with pytest.raises(requirements.PreflightError, match="cgroup namespace of its own"):
+    with pytest.raises(requirements.RequirementError, match="cgroup namespace of its own"):
         requirements.cgroup2_root(root)
 
 
@@ -74,12 +74,12 @@ def test_nested_namespace_is_refused_even_when_it_hides_init_too(tmp_path: Path)
     """With a pid namespace as well every path reads `/`, but a part has cgroup.events."""
     root = machine(tmp_path, PURE_V2, own="0::/", init="0::/")
     write(root / "sys/fs/cgroup/cgroup.events", "populated 1\nfrozen 0\n")
-    with pytest.raises(requirements.PreflightError, match="cgroup namespace of its own"):
+    with pytest.raises(requirements.RequirementError, match="cgroup namespace of its own"):
         requirements.cgroup2_root(root)
 
 
 def test_without_cgroup_v2_the_mend_is_named(tmp_path: Path) -> None:
-    with pytest.raises(requirements.PreflightError, match="mount -t cgroup2"):
+    with pytest.raises(requirements.RequirementError, match="mount -t cgroup2"):
         requirements.cgroup2_root(machine(tmp_path, ONLY_V1))
 
 
@@ -99,21 +99,21 @@ def test_hooks_see_the_node_where_its_first_process_is_below_them(
     tmp_path: Path, init: str, cgroup: str, holds: bool
 ) -> None:
     root = machine(tmp_path, PURE_V2, init=init)
-    assert requirements.holds_the_node(Path(cgroup), root) is holds
+    assert requirements.contains_init_process(Path(cgroup), root) is holds
 
 
 def test_pin_directory_on_bpffs_is_recognised_before_it_exists(tmp_path: Path) -> None:
-    found = requirements.bpffs(Path("/sys/fs/bpf/ztunnel"), machine(tmp_path, PURE_V2))
-    assert found == requirements.BpfFs(mounted=True, point=Path("/sys/fs/bpf"))
+    found = requirements.bpffs_mount(Path("/sys/fs/bpf/ztunnel"), machine(tmp_path, PURE_V2))
+    assert found == requirements.BpffsMount(mounted=True, point=Path("/sys/fs/bpf"))
 
 
 def test_no_bpffs_is_recognised(tmp_path: Path) -> None:
-    assert not requirements.bpffs(root=machine(tmp_path, HYBRID)).mounted
+    assert not requirements.bpffs_mount(root=machine(tmp_path, HYBRID)).mounted
 
 
 def test_mount_over_the_bpffs_hides_it(tmp_path: Path) -> None:
     over = PURE_V2 + "40 31 0:50 / /sys/fs/bpf rw - tmpfs tmpfs rw\n"
-    assert not requirements.bpffs(root=machine(tmp_path, over)).mounted
+    assert not requirements.bpffs_mount(root=machine(tmp_path, over)).mounted
 
 
 def debian_headers(root: Path, version: str, flavour: str = "amd64") -> tuple[Path, Path]:
@@ -181,7 +181,7 @@ def test_missing_capabilities_are_named(tmp_path: Path) -> None:
 
 
 def test_btf_and_ipv6_are_files(tmp_path: Path) -> None:
-    assert (requirements.btf(tmp_path), requirements.ipv6(tmp_path)) == (False, False)
+    assert (requirements.has_btf(tmp_path), requirements.has_ipv6(tmp_path)) == (False, False)
     write(tmp_path / "sys/kernel/btf/vmlinux")
     write(tmp_path / "proc/net/if_inet6")
-    assert (requirements.btf(tmp_path), requirements.ipv6(tmp_path)) == (True, True)
+    assert (requirements.has_btf(tmp_path), requirements.has_ipv6(tmp_path)) == (True, True)

@@ -103,11 +103,11 @@ class Metrics:
         return render(snapshot, accept)
 
     def _look_at_programs(self, snapshot: Snapshot) -> None:
-        for program in stats.runs(self._pin_dir):
+        for program in stats.program_runs(self._pin_dir):
             if program.count:
                 snapshot.set("ztunnel_bpf_program_runs", program.count, program.program)
                 snapshot.set("ztunnel_bpf_program_run_seconds", program.seconds, program.program)
-        for each in stats.occupancy(self._pin_dir):
+        for each in stats.map_occupancy(self._pin_dir):
             snapshot.set("ztunnel_bpf_map_entries", each.entries, each.name)
             snapshot.set("ztunnel_bpf_map_max_entries", each.room, each.name)
 

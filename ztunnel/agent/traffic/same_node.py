@@ -25,9 +25,9 @@ from ztunnel.agent.config import SameNode
 from ztunnel.agent.datapath import DataPath
 from ztunnel.agent.pods.pod import Pod, PodState
 from ztunnel.agent.traffic.same_node_metrics import KernelCounts
-from ztunnel.datapath.bpf.layout import DirectState, Ending
-from ztunnel.datapath.bpf.ring_buffer import Ended
-from ztunnel.datapath.same_node_maps import BypassEntry, DirectEntry
+from ztunnel.datapath.bpf.layout import CloseReason, SameNodeState
+from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent
+from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
 from ztunnel.ipc.messages import LogConfig, SameNodeAllowed
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.policy.engine import Decision, PolicyEngine, display_name
@@ -47,11 +47,11 @@ log = structlog.get_logger()
 access_log = access_logger()
 
 _ERRORS = {
-    Ending.ORDERLY: "",
-    Ending.RESET: "connection reset",
-    Ending.REFUSED: "connection refused",
-    Ending.FOREIGN: "answered by who is not the destination pod: cut off",
-    Ending.STRICT: "plaintext, where mTLS is required",
+    CloseReason.ORDERLY: "",
+    CloseReason.RESET: "connection reset",
+    CloseReason.REFUSED: "connection refused",
+    CloseReason.UNEXPECTED_PEER: "answered by who is not the destination pod: cut off",
+    CloseReason.UDP_STRICT: "plaintext, where mTLS is required",
 }
 
 
@@ -161,7 +161,7 @@ class SameNodeTraffic:
             if not decision.allowed:
                 self._deny(entry, decision)
 
-    def _deny(self, entry: DirectEntry, decision: Decision) -> None:
+    def _deny(self, entry: SameNodeConnection, decision: Decision) -> None:
         self.sums.denied += 1
         self._denied[entry.owner] = None
         while len(self._denied) > MOST_EVENTS:
@@ -207,9 +207,9 @@ class SameNodeTraffic:
         if not ended:
             return
         for event in ended:
-            if event.ending is Ending.STRICT:
+            if event.close_reason is CloseReason.UDP_STRICT:
                 self.strict(event.source, event.destination)
-        ended = [event for event in ended if event.ending is not Ending.STRICT]
+        ended = [event for event in ended if event.close_reason is not CloseReason.UDP_STRICT]
         self._meet_pods()
         for event in ended:
             self._count(event)
@@ -229,11 +229,11 @@ class SameNodeTraffic:
                 "direction": "outbound",
                 "source": self._party(entry.netns_cookie, str(entry.source)),
                 "destination": self._party(entry.destination_cookie, str(entry.destination)),
-                "started": now - (boot - entry.born_ns) / 1e9,
+                "started": now - (boot - entry.start_ns) / 1e9,
                 "same_node": True,
             }
             for entry in self._datapath.direct()
-            if entry.generation and entry.state is DirectState.ACCEPTED
+            if entry.epoch and entry.state is SameNodeState.ESTABLISHED
         ]
 
     def status(self) -> dict[str, Any]:
@@ -244,17 +244,17 @@ class SameNodeTraffic:
             **msgspec.to_builtins(self.sums),
         }
 
-    def _is_wanted(self, event: Ended) -> bool:
+    def _is_wanted(self, event: ConnectionEvent) -> bool:
         source = self._known.get(event.netns_cookie)
-        failed = event.ending is not Ending.ORDERLY
+        failed = event.close_reason is not CloseReason.ORDERLY
         return is_wanted(self.logging, source.namespace if source else "", failed=failed)
 
-    def _count(self, event: Ended) -> None:
-        if event.ending is Ending.FOREIGN:
+    def _count(self, event: ConnectionEvent) -> None:
+        if event.close_reason is CloseReason.UNEXPECTED_PEER:
             self._distrust(event)
             return
         self.sums.closed += 1
-        self.sums.failed += event.ending is not Ending.ORDERLY
+        self.sums.failed += event.close_reason is not CloseReason.ORDERLY
         self.sums.sent += event.sent
         self.sums.received += event.received
         self.sums.retransmits += event.retransmits
@@ -264,7 +264,7 @@ class SameNodeTraffic:
             denied = self._denied.pop(event.owner, "") is None
             self._counts.add(event, source, destination, denied=denied)
 
-    def _distrust(self, event: Ended) -> None:
+    def _distrust(self, event: ConnectionEvent) -> None:
         """Not the pod of the verdict answered, or one behind address translation: the two go
         through the proxy from now on, as long as they live in these namespaces."""
         self._datapath.revoke_verdicts()
@@ -273,11 +273,11 @@ class SameNodeTraffic:
             del self._distrusted[next(iter(self._distrusted))]
         self._destroy(event)
 
-    def _destroy(self, connection: DirectEntry | Ended) -> None:
+    def _destroy(self, connection: SameNodeConnection | ConnectionEvent) -> None:
         pod = next((pod for pod in self._pods() if pod.cookie == connection.netns_cookie), None)
         if pod is None or pod.netns is None:
             return  # its sockets went with it, or it left the mesh
-        is_cut_off = isinstance(connection, Ended)
+        is_cut_off = isinstance(connection, ConnectionEvent)
         try:
             found = self._datapath.destroy(pod.netns.fd, connection, is_cut_off=is_cut_off)
         except OSError as error:
@@ -304,7 +304,7 @@ class SameNodeTraffic:
             "identity": workload.identity,
         }
 
-    def _line(self, event: Ended) -> dict[str, Any]:
+    def _line(self, event: ConnectionEvent) -> dict[str, Any]:
         fields: dict[str, Any] = {
             "direction": "outbound",
             **_fields("src", self._party(event.netns_cookie, str(event.source))),
@@ -316,16 +316,21 @@ class SameNodeTraffic:
             "rtt_us": event.srtt_us,
             "retransmits": event.retransmits,
         }
-        if error := _ERRORS[event.ending]:
+        if error := _ERRORS[event.close_reason]:
             fields["error"] = error
         return fields
 
-    def _summarise(self, ended: list[Ended]) -> None:
+    def _summarise(self, ended: list[ConnectionEvent]) -> None:
         """One line for all connections of a pair that end the same way: the log must not cost more
         than the traffic."""
-        alike: dict[tuple[object, ...], list[Ended]] = defaultdict(list)
+        alike: dict[tuple[object, ...], list[ConnectionEvent]] = defaultdict(list)
         for event in ended:
-            pair = event.netns_cookie, event.destination_cookie, event.destination, event.ending
+            pair = (
+                event.netns_cookie,
+                event.destination_cookie,
+                event.destination,
+                event.close_reason,
+            )
             alike[pair].append(event)
         for events in alike.values():
             line = self._line(events[-1])
@@ -337,7 +342,7 @@ class SameNodeTraffic:
             access_log.info("connections", **line)
 
 
-def _pair(one: BypassEntry | Ended) -> tuple[int, int]:
+def _pair(one: BypassEntry | ConnectionEvent) -> tuple[int, int]:
     return one.netns_cookie, one.destination_cookie
 
 

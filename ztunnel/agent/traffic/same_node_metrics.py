@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ztunnel.datapath.bpf.layout import Ending
-from ztunnel.datapath.bpf.ring_buffer import Ended
+from ztunnel.datapath.bpf.layout import CloseReason
+from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent
 from ztunnel.ipc.messages import SeriesCounts
 from ztunnel.mesh.model import Workload
 from ztunnel.telemetry import labels
@@ -68,7 +68,7 @@ class KernelCounts:
 
     def add(
         self,
-        event: Ended,
+        event: ConnectionEvent,
         source: Workload | None,
         destination: Workload | None,
         *,
@@ -84,7 +84,7 @@ class KernelCounts:
         flag = Flag.NONE
         if denied:
             flag = Flag.DENY
-        elif event.ending is Ending.REFUSED:
+        elif event.close_reason is CloseReason.REFUSED:
             flag = Flag.CONNECT
         pair.flagged[flag] = pair.flagged.get(flag, 0) + 1
         self._paths.add(pair.path, event.srtt_us / 1e6, event.retransmits)

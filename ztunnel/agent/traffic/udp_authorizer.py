@@ -48,14 +48,14 @@ access_log = access_logger()
 
 
 class Entry(Protocol):
-    """What is needed of the kernel; `datapath.udp_entry.UdpEntry` is the real one."""
+    """The kernel operations used here; implemented by `UdpAdmissionMaps`."""
 
-    def publish(self, open_addresses: Iterable[str]) -> None: ...
-    def open(self, address: str) -> None: ...
-    def give(self, verdict: UdpDecision) -> None: ...
-    def speaker(self, source: SocketAddress, destination: SocketAddress) -> int: ...
+    def begin_epoch(self, open_addresses: Iterable[str]) -> None: ...
+    def allow_all_sources(self, address: str) -> None: ...
+    def set_decision(self, decision: UdpDecision) -> None: ...
+    def source_pod(self, source: SocketAddress, destination: SocketAddress) -> int: ...
     def sockets(self, netns_fd: int, *, ipv6: bool) -> dict[int, socket.socket]: ...
-    def set_judge(self, address: str, sock: socket.socket) -> None: ...
+    def set_authorizer_socket(self, address: str, sock: socket.socket) -> None: ...
 
 
 class UdpAuthorizer:
@@ -94,14 +94,14 @@ class UdpAuthorizer:
         for address in pod.addresses:
             judge = self._sockets.get(pod.cookie, {}).get(6 if ":" in address else 4)
             if judge is not None:
-                self._entry.set_judge(address, judge)
+                self._entry.set_authorizer_socket(address, judge)
             if self._policies.allows_any_source(pod.workload):
-                self._entry.open(address)
+                self._entry.allow_all_sources(address)
 
     def changed(self) -> None:
         """Pods of this node, or policies, are others: whoever was let in is asked again."""
         captured = self._captured()
-        self._entry.publish(
+        self._entry.begin_epoch(
             address
             for pod in captured.values()
             if self._policies.allows_any_source(pod.workload)
@@ -182,7 +182,7 @@ class UdpAuthorizer:
         source: SocketAddress,
         destination: SocketAddress,
     ) -> None:
-        sender = self._captured().get(self._entry.speaker(source, destination))
+        sender = self._captured().get(self._entry.source_pod(source, destination))
         near = sender.workload if sender and self._is_known(sender, source) else None
         identity = near.identity if near else ""
         pair = _Pair(source, near or self._workload_at(source.ip), identity, pod, destination)
@@ -190,7 +190,7 @@ class UdpAuthorizer:
             pod.workload, AuthzRequest(source.ip, identity, destination)
         )
         cookie = sender.cookie if sender else 0
-        self._entry.give(UdpDecision(cookie, source.ip, destination, decision.allowed))
+        self._entry.set_decision(UdpDecision(cookie, source.ip, destination, decision.allowed))
         if not decision.allowed:
             self.denied += 1
             self._deny(pair, decision)

@@ -19,7 +19,7 @@ import structlog
 from ztunnel.agent.pods.pod import Pod
 from ztunnel.agent.traffic.udp_routes import UdpRouteTable
 from ztunnel.agent.workers.session import Session
-from ztunnel.datapath.bpf.layout import UdpDst
+from ztunnel.datapath.bpf.layout import UdpRoute
 from ztunnel.ipc.messages import ConnectUdpUnsupported, UdpSocketRequest, UdpSockets
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.state import Delta
@@ -47,12 +47,12 @@ class UdpPath(Protocol):
         """Send datagrams as the app of a pod would have. Raises OSError."""
         ...
 
-    def ports(self, netns_cookie: int) -> list[int]: ...
-    def set_ports(self, netns_cookie: int, ports: list[int]) -> None: ...
+    def worker_ports(self, netns_cookie: int) -> list[int]: ...
+    def set_worker_ports(self, netns_cookie: int, ports: list[int]) -> None: ...
     def pods(self) -> set[int]: ...
-    def destinations(self) -> dict[SocketAddress, UdpDst]: ...
-    def set_destination(self, to: SocketAddress, what: UdpDst) -> None: ...
-    def remove_destination(self, to: SocketAddress) -> None: ...
+    def routes(self) -> dict[SocketAddress, UdpRoute]: ...
+    def set_route(self, to: SocketAddress, what: UdpRoute) -> None: ...
+    def remove_route(self, to: SocketAddress) -> None: ...
 
 
 class Udp:
@@ -75,7 +75,7 @@ class Udp:
         self._owed: list[tuple[Session, UdpSocketRequest]] = []  # what failed, to be tried again
         self._began = clock()
         self._settled = False
-        self._known = path.destinations()  # perhaps an earlier agent's
+        self._known = path.routes()  # perhaps an earlier agent's
         self._unplaced: set[SocketAddress] = set(self._known)  # to be looked at next time
         self._is_full = False
         self.released = 0  # datagrams sent on to who does not take connect-udp
@@ -113,7 +113,7 @@ class Udp:
             return
         if source.ip not in pod.addresses or to.ip not in workload.addresses:
             return
-        if self._ways.at(to) is not UdpDst.PLAIN:
+        if self._ways.at(to) is not UdpRoute.NATIVE:
             log.warning(
                 "UDP refused: plaintext, where mTLS is required",
                 datagrams=len(news.datagrams),
@@ -149,8 +149,8 @@ class Udp:
         """For people."""
         count = Counter(self._known.values())
         return {
-            "destinations": count[UdpDst.CARRY],
-            "strict_destinations": count[UdpDst.STRICT],
+            "destinations": count[UdpRoute.REDIRECT],
+            "strict_destinations": count[UdpRoute.STRICT],
             "silent_nodes": sorted(self._silent),
             "released": self.released,
         }
@@ -166,12 +166,12 @@ class Udp:
         self._ways.touched.clear()
         wanted = self._ways.wanted
         for at in due & self._known.keys() - wanted.keys():
-            self._path.remove_destination(at)
+            self._path.remove_route(at)
             del self._known[at]
         try:
             for at in due & wanted.keys():
                 if self._known.get(at) is not wanted[at]:
-                    self._path.set_destination(at, wanted[at])
+                    self._path.set_route(at, wanted[at])
                     self._known[at] = wanted[at]
             self._is_full = False
         except OSError as error:
@@ -187,7 +187,7 @@ class Udp:
         pod = next((one for one in self._pods() if one.uid == need.pod_uid), None)
         if pod is None or pod.netns is None:
             return
-        if need.port and need.port in self._path.ports(pod.cookie):
+        if need.port and need.port in self._path.worker_ports(pod.cookie):
             session.udp[pod.cookie] = need.port
             return
         try:
@@ -211,4 +211,4 @@ class Udp:
 
     def _write(self, cookie: int, sessions: list[Session]) -> None:
         ports = dict.fromkeys(one.udp[cookie] for one in sessions if cookie in one.udp)
-        self._path.set_ports(cookie, list(ports))
+        self._path.set_worker_ports(cookie, list(ports))

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from operator import attrgetter
 
-from ztunnel.datapath.bpf.layout import UdpDst
+from ztunnel.datapath.bpf.layout import UdpRoute
 from ztunnel.mesh.address import family
 from ztunnel.mesh.address_index import AddressIndex
 from ztunnel.mesh.enrollment import has_native_tunnel
@@ -26,7 +26,7 @@ from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.mesh.policy.model import MtlsMode, PeerAuthentication
 from ztunnel.mesh.state import Delta
 
-Wanted = dict[SocketAddress, UdpDst]
+Wanted = dict[SocketAddress, UdpRoute]
 
 
 class UdpRouteTable:
@@ -45,7 +45,7 @@ class UdpRouteTable:
             attrgetter("uid"), lambda one: one.protocol is TunnelProtocol.HBONE
         )
         self._users: defaultdict[str, set[str]] = defaultdict(set)  # services by endpoint's address
-        self._claims: defaultdict[SocketAddress, dict[str, UdpDst]] = defaultdict(dict)
+        self._claims: defaultdict[SocketAddress, dict[str, UdpRoute]] = defaultdict(dict)
         self._said: dict[str, Wanted] = {}  # by who claims: a workload's uid, a service's key
 
     def workload(self, uid: str) -> Workload | None:
@@ -81,15 +81,15 @@ class UdpRouteTable:
         for key, service in self._services.items():
             self._say(key, self._of_service(service))
 
-    def at(self, target: SocketAddress) -> UdpDst:
+    def at(self, target: SocketAddress) -> UdpRoute:
         """What becomes of UDP to a pod's address and port, by the workload there."""
         workload = self._at.owner(target.ip)
         if workload is None:
-            return UdpDst.PLAIN
+            return UdpRoute.NATIVE
         if self._is_carried(workload):
-            return UdpDst.CARRY
+            return UdpRoute.REDIRECT
         strict = self._policies.modes(workload).at(target.port).mode is MtlsMode.STRICT
-        return UdpDst.STRICT if strict and not self._is_near(workload) else UdpDst.PLAIN
+        return UdpRoute.STRICT if strict and not self._is_near(workload) else UdpRoute.NATIVE
 
     def _put_workload(self, uid: str, workload: Workload | None) -> set[str]:
         """The services that may be concerned."""
@@ -123,21 +123,21 @@ class UdpRouteTable:
             self._users[one.address].add(key)
         self._say(key, self._of_service(service))
 
-    def _of_workload(self, workload: Workload) -> Iterator[tuple[SocketAddress, UdpDst]]:
+    def _of_workload(self, workload: Workload) -> Iterator[tuple[SocketAddress, UdpRoute]]:
         if self._is_near(workload):
             return
         carried = self._is_carried(workload)
         modes = self._policies.modes(workload)
         for ip in workload.addresses:
             if carried:
-                yield SocketAddress(ip, 0), UdpDst.CARRY
+                yield SocketAddress(ip, 0), UdpRoute.REDIRECT
                 continue
             strict = modes.general.mode is MtlsMode.STRICT
             if strict:
-                yield SocketAddress(ip, 0), UdpDst.STRICT
+                yield SocketAddress(ip, 0), UdpRoute.STRICT
             for port, mode in modes.ports.items():
                 if (mode.mode is MtlsMode.STRICT) is not strict:
-                    yield SocketAddress(ip, port), UdpDst.PLAIN if strict else UdpDst.STRICT
+                    yield SocketAddress(ip, port), UdpRoute.NATIVE if strict else UdpRoute.STRICT
 
     def _of_service(self, service: Service) -> Wanted:
         wanted: Wanted = {}
@@ -150,16 +150,16 @@ class UdpRouteTable:
                     for one in service.endpoints
                     if one.ready and port.name in one.ports and family(one.address) == family(vip)
                 }
-                if UdpDst.STRICT in ways:
-                    wanted[SocketAddress(vip, port.port)] = UdpDst.STRICT
-                elif ways == {UdpDst.CARRY}:
-                    wanted[SocketAddress(vip, port.port)] = UdpDst.CARRY
+                if UdpRoute.STRICT in ways:
+                    wanted[SocketAddress(vip, port.port)] = UdpRoute.STRICT
+                elif ways == {UdpRoute.REDIRECT}:
+                    wanted[SocketAddress(vip, port.port)] = UdpRoute.REDIRECT
         return wanted
 
-    def _of_endpoint(self, target: SocketAddress) -> UdpDst:
+    def _of_endpoint(self, target: SocketAddress) -> UdpRoute:
         workload = self._at.owner(target.ip)
         near = workload is not None and self._is_near(workload)
-        return UdpDst.CARRY if near else self.at(target)
+        return UdpRoute.REDIRECT if near else self.at(target)
 
     def _is_near(self, workload: Workload) -> bool:
         """Whether it is captured on this node, and reached without the proxy."""

@@ -12,60 +12,60 @@ from ipaddress import IPv6Address, ip_address
 
 from ztunnel.mesh.model import SocketAddress
 
-ABI = 4  # ZT_ABI
+ABI_VERSION = 5  # ZT_ABI
 
 
 class Role(IntEnum):
     """enum zt_role: what a socket is to us."""
 
     NONE = 0
-    OWN = 1
+    PROXY = 1
     REDIRECTED = 2
-    ACCEPTED = 3
-    SERVED = 4
-    DIRECT = 5
+    REDIRECT_ACCEPTED = 3
+    UPSTREAM_ACCEPTED = 4
+    SAME_NODE = 5
     RESOLVER = 6
 
 
-class DirectState(IntEnum):
-    """enum zt_direct_state: how far a connection by verdict has got."""
+class SameNodeState(IntEnum):
+    """enum zt_same_node_state: how far a connection by verdict has got."""
 
-    SENT = 0
-    PASSED = 1
-    STOLEN = 2
-    ACCEPTED = 3
+    SYN_SENT = 0
+    ADMITTED = 1
+    INTERCEPTED = 2
+    ESTABLISHED = 3
 
 
-class Ending(IntEnum):
-    """enum zt_ending: how a connection by verdict ended."""
+class CloseReason(IntEnum):
+    """enum zt_close_reason: how a connection by verdict ended."""
 
     ORDERLY = 0
     RESET = 1
     REFUSED = 2
-    FOREIGN = 3
-    STRICT = 4
+    UNEXPECTED_PEER = 3
+    UDP_STRICT = 4
 
 
 class Stat(IntEnum):
     """enum zt_stat: the index of a node-wide counter."""
 
-    STOLEN = 0
+    INBOUND_INTERCEPTED = 0
     NO_LISTENER = 1
-    NODE = 2
+    NODE_LOCAL_BYPASS = 2
     FLOW_FULL = 3
-    NO_NOTE = 4
-    DIRECT = 5
-    FOREIGN = 6
+    ORIGINAL_DST_MISSING = 4
+    SAME_NODE_BYPASS = 5
+    UNEXPECTED_PEER = 6
     EVENT_LOST = 7
     UDP_DENIED = 8
-    UDP_UNJUDGED = 9
+    UDP_NO_AUTHORIZER = 9
 
 
-class UdpDst(IntEnum):
-    """enum zt_udp_dst: what becomes of UDP to an address."""
+class UdpRoute(IntEnum):
+    """enum zt_udp_route: what becomes of UDP to an address."""
 
-    PLAIN = 0
-    CARRY = 1
+    NATIVE = 0
+    REDIRECT = 1
     STRICT = 2
 
 
@@ -105,7 +105,7 @@ class FlowKey(ctypes.Structure):
 class Flow(ctypes.Structure):
     """struct zt_flow"""
 
-    _fields_ = (("owner", ctypes.c_uint64), ("born_ns", ctypes.c_uint64), ("note", Sock))
+    _fields_ = (("owner", ctypes.c_uint64), ("start_ns", ctypes.c_uint64), ("sock", Sock))
 
 
 class PodStats(ctypes.Structure):
@@ -113,16 +113,16 @@ class PodStats(ctypes.Structure):
 
     _fields_ = (
         ("redirected", ctypes.c_uint64),
-        ("own", ctypes.c_uint64),
+        ("proxy_originated", ctypes.c_uint64),
         ("refused", ctypes.c_uint64),
         ("local", ctypes.c_uint64),
-        ("direct", ctypes.c_uint64),
+        ("same_node_bypass", ctypes.c_uint64),
         ("dns", ctypes.c_uint64),
     )
 
 
-class QueryKey(ctypes.Structure):
-    """struct zt_query_key"""
+class DnsPendingKey(ctypes.Structure):
+    """struct zt_dns_pending_key"""
 
     _fields_ = (
         ("netns", ctypes.c_uint64),
@@ -133,14 +133,14 @@ class QueryKey(ctypes.Structure):
     )
 
 
-class Lease(ctypes.Structure):
-    """struct zt_lease"""
+class PolicyEpoch(ctypes.Structure):
+    """struct zt_policy_epoch"""
 
-    _fields_ = (("generation", ctypes.c_uint64), ("until_ns", ctypes.c_uint64))
+    _fields_ = (("epoch", ctypes.c_uint64), ("lease_until_ns", ctypes.c_uint64))
 
 
-class VerdictKey(ctypes.Structure):
-    """struct zt_verdict_key"""
+class SameNodeKey(ctypes.Structure):
+    """struct zt_same_node_key"""
 
     _fields_ = (
         ("netns", ctypes.c_uint64),
@@ -150,14 +150,14 @@ class VerdictKey(ctypes.Structure):
     )
 
 
-class Verdict(ctypes.Structure):
-    """struct zt_verdict"""
+class SameNodeAllow(ctypes.Structure):
+    """struct zt_same_node_allow"""
 
-    _fields_ = (("generation", ctypes.c_uint64), ("dst_netns", ctypes.c_uint64))
+    _fields_ = (("epoch", ctypes.c_uint64), ("dst_netns", ctypes.c_uint64))
 
 
-class DirectKey(ctypes.Structure):
-    """struct zt_direct_key"""
+class FourTuple(ctypes.Structure):
+    """struct zt_four_tuple"""
 
     _fields_ = (
         ("src", ctypes.c_ubyte * 16),
@@ -168,15 +168,15 @@ class DirectKey(ctypes.Structure):
     )
 
 
-class Direct(ctypes.Structure):
-    """struct zt_direct"""
+class SameNodeConn(ctypes.Structure):
+    """struct zt_same_node_conn"""
 
     _fields_ = (
-        ("generation", ctypes.c_uint64),
+        ("epoch", ctypes.c_uint64),
         ("owner", ctypes.c_uint64),
         ("netns", ctypes.c_uint64),
         ("dst_netns", ctypes.c_uint64),
-        ("born_ns", ctypes.c_uint64),
+        ("start_ns", ctypes.c_uint64),
         ("state", ctypes.c_uint8),
         ("server_fin", ctypes.c_uint8),
         ("pad", ctypes.c_ubyte * 6),
@@ -187,7 +187,7 @@ class Event(ctypes.Structure):
     """struct zt_event"""
 
     _fields_ = (
-        ("key", DirectKey),
+        ("key", FourTuple),
         ("owner", ctypes.c_uint64),
         ("netns", ctypes.c_uint64),
         ("dst_netns", ctypes.c_uint64),
@@ -196,12 +196,12 @@ class Event(ctypes.Structure):
         ("received", ctypes.c_uint64),
         ("srtt_us", ctypes.c_uint32),
         ("retransmits", ctypes.c_uint32),
-        ("ending", ctypes.c_uint8),
+        ("close_reason", ctypes.c_uint8),
         ("pad", ctypes.c_ubyte * 7),
     )
 
 
-UDP_PORTS = 32  # ZT_MAX_UDP_PORTS
+MAX_UDP_WORKERS = 32  # ZT_MAX_UDP_WORKERS
 
 
 class UdpRemote(ctypes.Structure):
@@ -220,14 +220,14 @@ class UdpRemoteKey(ctypes.Structure):
     _fields_ = (("netns", ctypes.c_uint64), ("remote", UdpRemote))
 
 
-class UdpPeer(ctypes.Structure):
-    """struct zt_udp_peer"""
+class UdpToken(ctypes.Structure):
+    """struct zt_udp_token"""
 
     _fields_ = (
         ("token", ctypes.c_uint32),
-        ("via", ctypes.c_ubyte * 2),
+        ("worker_port", ctypes.c_ubyte * 2),
         ("pad", ctypes.c_uint16),
-        ("carried_ns", ctypes.c_uint64),
+        ("redirected_ns", ctypes.c_uint64),
     )
 
 
@@ -246,7 +246,7 @@ class UdpPod(ctypes.Structure):
 
     _fields_ = (
         ("workers", ctypes.c_uint32),
-        ("ports", ctypes.c_ubyte * (2 * UDP_PORTS)),
+        ("ports", ctypes.c_ubyte * (2 * MAX_UDP_WORKERS)),
     )
 
 
@@ -257,18 +257,18 @@ class UdpStats(ctypes.Structure):
         ("redirected", ctypes.c_uint64),
         ("refused", ctypes.c_uint64),
         ("strict", ctypes.c_uint64),
-        ("told_ns", ctypes.c_uint64),
+        ("last_event_ns", ctypes.c_uint64),
     )
 
 
-class UdpTalk(ctypes.Structure):
-    """struct zt_udp_talk"""
+class UdpConntrackEntry(ctypes.Structure):
+    """struct zt_udp_ct_entry"""
 
     _fields_ = (("netns", ctypes.c_uint64), ("seen_ns", ctypes.c_uint64))
 
 
-class UdpVerdictKey(ctypes.Structure):
-    """struct zt_udp_verdict_key"""
+class UdpDecisionKey(ctypes.Structure):
+    """struct zt_udp_decision_key"""
 
     _fields_ = (
         ("netns", ctypes.c_uint64),
@@ -279,11 +279,11 @@ class UdpVerdictKey(ctypes.Structure):
     )
 
 
-class UdpVerdict(ctypes.Structure):
-    """struct zt_udp_verdict"""
+class UdpDecision(ctypes.Structure):
+    """struct zt_udp_decision"""
 
     _fields_ = (
-        ("generation", ctypes.c_uint64),
+        ("epoch", ctypes.c_uint64),
         ("datagrams", ctypes.c_uint64),
         ("allowed", ctypes.c_uint8),
         ("pad", ctypes.c_ubyte * 7),
@@ -306,22 +306,22 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "zt_flow_key": FlowKey,
     "zt_flow": Flow,
     "zt_pod_stats": PodStats,
-    "zt_query_key": QueryKey,
-    "zt_lease": Lease,
-    "zt_verdict_key": VerdictKey,
-    "zt_verdict": Verdict,
-    "zt_direct_key": DirectKey,
-    "zt_direct": Direct,
+    "zt_dns_pending_key": DnsPendingKey,
+    "zt_policy_epoch": PolicyEpoch,
+    "zt_same_node_key": SameNodeKey,
+    "zt_same_node_allow": SameNodeAllow,
+    "zt_four_tuple": FourTuple,
+    "zt_same_node_conn": SameNodeConn,
     "zt_event": Event,
     "zt_udp_remote": UdpRemote,
     "zt_udp_remote_key": UdpRemoteKey,
-    "zt_udp_peer": UdpPeer,
+    "zt_udp_token": UdpToken,
     "zt_udp_token_key": UdpTokenKey,
     "zt_udp_pod": UdpPod,
     "zt_udp_stats": UdpStats,
-    "zt_udp_talk": UdpTalk,
-    "zt_udp_verdict_key": UdpVerdictKey,
-    "zt_udp_verdict": UdpVerdict,
+    "zt_udp_ct_entry": UdpConntrackEntry,
+    "zt_udp_decision_key": UdpDecisionKey,
+    "zt_udp_decision": UdpDecision,
     "zt_meta": Meta,
 }
 

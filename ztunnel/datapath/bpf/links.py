@@ -20,7 +20,7 @@ _POD_PREFIX = "sk_lookup_"
 def attach(pin: Path, program: int, target: int, kind: AttachType) -> bool:
     """Attach `program` to `target` under the name `pin`; True when a link was updated in place."""
     try:
-        link = syscall.get(pin)
+        link = syscall.open_pinned(pin)
     except FileNotFoundError:
         link = None
     if link is not None:
@@ -43,7 +43,7 @@ def attach(pin: Path, program: int, target: int, kind: AttachType) -> bool:
 
 def attach_sk_lookup(pin_dir: Path, netns_fd: int, cookie: int) -> None:
     """Steal inbound connections of a pod's netns. Idempotent."""
-    program = syscall.get(pin_dir / "progs" / SK_LOOKUP_PROGRAM)
+    program = syscall.open_pinned(pin_dir / "progs" / SK_LOOKUP_PROGRAM)
     try:
         attach(_pod_pin(pin_dir, cookie), program, netns_fd, AttachType.SK_LOOKUP)
     finally:
@@ -58,7 +58,7 @@ def detach_sk_lookup(pin_dir: Path, cookie: int) -> bool:
     """
     path = _pod_pin(pin_dir, cookie)
     try:
-        link = syscall.get(path)
+        link = syscall.open_pinned(path)
     except FileNotFoundError:
         return False
     try:

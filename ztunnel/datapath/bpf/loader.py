@@ -119,9 +119,9 @@ def load(cgroup: Path, pin_dir: Path) -> str:
     _require_bpffs(pin_dir)
     wanted = fingerprint(source_dir(), cgroup)
     meta = pinned_meta(pin_dir)
-    if meta is not None and meta.abi not in (0, layout.ABI):
+    if meta is not None and meta.abi not in (0, layout.ABI_VERSION):
         raise LoadError(
-            f"{pin_dir} holds maps of ABI {meta.abi}, this build has {layout.ABI}; "
+            f"{pin_dir} holds maps of ABI {meta.abi}, this build has {layout.ABI_VERSION}; "
             "drain the node and run `ztctl uninstall` first"
         )
     if meta is not None and bytes(meta.fingerprint) == wanted and _complete(pin_dir):
@@ -139,7 +139,7 @@ def load(cgroup: Path, pin_dir: Path) -> str:
 
 
 def _require_bpffs(pin_dir: Path) -> None:
-    found = requirements.bpffs(pin_dir)
+    found = requirements.bpffs_mount(pin_dir)
     if not found.mounted:
         raise LoadError(f"{pin_dir} is not on a bpffs; run `mount -t bpf bpf /sys/fs/bpf` first")
 
@@ -236,7 +236,7 @@ def _attach_all(programs: dict[str, int], cgroup: Path, pin_dir: Path) -> bool:
 
 
 def _update_or_drop(pin: Path, program: int) -> None:
-    link = syscall.get(pin)
+    link = syscall.open_pinned(pin)
     try:
         syscall.link_update(link, program)
     except OSError:  # its netns is gone
@@ -246,7 +246,7 @@ def _update_or_drop(pin: Path, program: int) -> None:
 
 
 def _write_meta(pin_dir: Path, wanted: bytes) -> None:
-    meta = layout.Meta(abi=layout.ABI)
+    meta = layout.Meta(abi=layout.ABI_VERSION)
     meta.fingerprint[:] = wanted
     table = RawMap.open(pin_dir / "maps" / "zt_meta", 4, _META_SIZE, read_only=False)
     try:

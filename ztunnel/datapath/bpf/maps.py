@@ -14,7 +14,7 @@ from pathlib import Path
 from ztunnel.datapath.bpf import layout
 from ztunnel.datapath.bpf.layout import Role, Stat
 from ztunnel.datapath.bpf.syscall import RawMap, possible_cpus
-from ztunnel.datapath.same_node_maps import Verdicts
+from ztunnel.datapath.same_node_maps import SameNodeMaps
 from ztunnel.mesh.model import SocketAddress
 
 _INT = 4
@@ -34,7 +34,7 @@ class PodEntry:
 class FlowEntry:
     """A live connection between an app and the proxy, from the connecting side.
 
-    `role` REDIRECTED: `address` is what the app dialled. OWN: `address` is the true client of a
+    `role` REDIRECTED: `address` is what the app dialled. PROXY: `address` is the true client of a
     connection the proxy makes to the app. `age` is in nanoseconds of CLOCK_MONOTONIC at birth.
     """
 
@@ -44,7 +44,7 @@ class FlowEntry:
     role: Role
     address: SocketAddress
     owner: int
-    born_ns: int
+    start_ns: int
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class PodCounters:
     """What the connect hooks did for one pod since it was enrolled."""
 
     redirected: int
-    own: int
+    proxy_originated: int
     refused: int
     local: int
-    direct: int = 0
+    same_node_bypass: int = 0
     dns: int = 0
 
 
@@ -77,14 +77,14 @@ class Maps:
         self._flows = opened("zt_flows", ctypes.sizeof(layout.FlowKey), ctypes.sizeof(layout.Flow))
         self._node_addrs = opened("zt_node_addrs", _ADDRESS, 1)
         self._stats = opened("zt_stats", _INT, 8 * self._cpus)
-        self.verdicts = Verdicts(pin_dir, read_only=read_only)
+        self.same_node = SameNodeMaps(pin_dir, read_only=read_only)
         self._read_only = read_only
         if not read_only:
             self._sockets = opened("zt_socks", _INT, ctypes.sizeof(layout.Sock))
             self._listeners = opened("zt_listeners", _ADDRESS, 8)
             self._node_netns = opened("zt_node_netns", _INT, _COOKIE)
 
-    def enrol(self, entry: PodEntry) -> None:
+    def enroll(self, entry: PodEntry) -> None:
         """From now on new connections of this netns go to the proxy. No verdict survives it."""
         value = layout.Pod()
         for ip in entry.addresses:
@@ -96,15 +96,15 @@ class Maps:
         key = entry.netns_cookie.to_bytes(_COOKIE, sys.byteorder)
         if self._pod_stats.lookup(key) is None:
             self._pod_stats.update(key, bytes(layout.PodStats()))
-        self.verdicts.revoke()
+        self.same_node.revoke()
         self._pods.update(key, bytes(value))
 
-    def unenrol(self, netns_cookie: int) -> bool:
+    def unenroll(self, netns_cookie: int) -> bool:
         """New connections of this netns are left alone; False when it was not enrolled.
 
         No verdict survives it.
         """
-        self.verdicts.revoke()
+        self.same_node.revoke()
         key = netns_cookie.to_bytes(_COOKIE, sys.byteorder)
         was = self._pods.delete(key)
         self._pod_stats.delete(key)
@@ -125,7 +125,7 @@ class Maps:
     def flows(self) -> list[FlowEntry]:
         """The live connections, oldest first."""
         found = [_flow_entry(key, value) for key, value in self._flows.items()]
-        return sorted(found, key=lambda flow: flow.born_ns)
+        return sorted(found, key=lambda flow: flow.start_ns)
 
     def flow_count(self) -> int:
         """How many entries zt_flows holds."""
@@ -167,9 +167,9 @@ class Maps:
         """Forget the listener of an address; False when there was none."""
         return self._listeners.delete(layout.packed(address))
 
-    def tag_own(self, sock: socket.socket) -> None:
+    def tag_proxy(self, sock: socket.socket) -> None:
         """Mark a socket as the proxy's: the connect hooks let it pass."""
-        self._tag(sock, Role.OWN)
+        self._tag(sock, Role.PROXY)
 
     def tag_resolver(self, sock: socket.socket) -> None:
         """Mark a UDP socket as one that the pod's queries are sent to."""
@@ -188,7 +188,7 @@ class Maps:
         """Close every descriptor; the pins keep the maps."""
         for name in ("_pods", "_pod_stats", "_flows", "_node_addrs", "_stats"):
             getattr(self, name).close()
-        self.verdicts.close()
+        self.same_node.close()
         if not self._read_only:
             self._sockets.close()
             self._listeners.close()
@@ -203,7 +203,9 @@ def _pod_entry(key: bytes, value: bytes) -> PodEntry:
 
 def _counters(value: bytes) -> PodCounters:
     raw = layout.PodStats.from_buffer_copy(value)
-    return PodCounters(raw.redirected, raw.own, raw.refused, raw.local, raw.direct, raw.dns)
+    return PodCounters(
+        raw.redirected, raw.proxy_originated, raw.refused, raw.local, raw.same_node_bypass, raw.dns
+    )
 
 
 def _flow_entry(key: bytes, value: bytes) -> FlowEntry:
@@ -213,8 +215,8 @@ def _flow_entry(key: bytes, value: bytes) -> FlowEntry:
         netns_cookie=at.netns,
         source=layout.socket_address(bytes(at.ip), bytes(at.sport)),
         port=int.from_bytes(bytes(at.dport), "big"),
-        role=Role(flow.note.role),
-        address=layout.socket_address(bytes(flow.note.ip), bytes(flow.note.port)),
+        role=Role(flow.sock.role),
+        address=layout.socket_address(bytes(flow.sock.ip), bytes(flow.sock.port)),
         owner=flow.owner,
-        born_ns=flow.born_ns,
+        start_ns=flow.start_ns,
     )

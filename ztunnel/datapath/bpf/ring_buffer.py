@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from ztunnel.datapath.bpf import layout, syscall
-from ztunnel.datapath.bpf.layout import Ending
+from ztunnel.datapath.bpf.layout import CloseReason
 from ztunnel.mesh.model import SocketAddress
 
 RING_BYTES = 2097152  # ZT_EVENT_BYTES
@@ -28,10 +28,10 @@ _POSITION = struct.Struct("=Q")
 _LENGTH = struct.Struct("=I")
 _EVENT = struct.Struct("=16s16s2s2s4xQQQQQQIIB7x")  # layout.Event, which tests compare with C's
 _text = lru_cache(maxsize=4096)(layout.unpacked)
-_ENDINGS = tuple(Ending)  # by number: faster than to call the class
+_ENDINGS = tuple(CloseReason)  # by number: faster than to call the class
 
 
-class Ended(msgspec.Struct, frozen=True):
+class ConnectionEvent(msgspec.Struct, frozen=True):
     """A connection by verdict that is over; FOREIGN: one that is cut off and must be destroyed.
 
     `sent` and `received` are payload as the source counts it; `duration` is in seconds.
@@ -47,14 +47,14 @@ class Ended(msgspec.Struct, frozen=True):
     received: int
     srtt_us: int
     retransmits: int
-    ending: Ending
+    close_reason: CloseReason
 
 
-class Events:
+class EventReader:
     """The reading end; there must be one only. Raises FileNotFoundError."""
 
     def __init__(self, pin_dir: Path) -> None:
-        fd = syscall.get(pin_dir / "maps" / "zt_events")
+        fd = syscall.open_pinned(pin_dir / "maps" / "zt_events")
         page = mmap.PAGESIZE
         try:
             self._reader = mmap.mmap(fd, page)
@@ -64,9 +64,9 @@ class Events:
         finally:
             os.close(fd)
 
-    def drain(self, most: int) -> list[Ended]:
+    def drain(self, most: int) -> list[ConnectionEvent]:
         """The next events, at most so many."""
-        found: list[Ended] = []
+        found: list[ConnectionEvent] = []
         at = _POSITION.unpack_from(self._reader)[0]
         end = _POSITION.unpack_from(self._writer)[0]
         while at < end and len(found) < most:
@@ -88,11 +88,11 @@ class Events:
         self._writer.close()
 
 
-def _ended(record: bytes) -> Ended:
+def _ended(record: bytes) -> ConnectionEvent:
     """One unpack and cached addresses: thousands a second must not cost a core."""
     source, destination, sport, dport, *rest = _EVENT.unpack_from(record)
-    owner, netns, there, duration, sent, received, srtt, retransmits, ending = rest
-    return Ended(
+    owner, netns, there, duration, sent, received, srtt, retransmits, close_reason = rest
+    return ConnectionEvent(
         source=SocketAddress(_text(source), int.from_bytes(sport, "big")),
         destination=SocketAddress(_text(destination), int.from_bytes(dport, "big")),
         netns_cookie=netns,
@@ -103,5 +103,5 @@ def _ended(record: bytes) -> Ended:
         received=received,
         srtt_us=srtt,
         retransmits=retransmits,
-        ending=_ENDINGS[ending],
+        close_reason=_ENDINGS[close_reason],
     )

@@ -23,7 +23,7 @@ _COUNTED = frozenset({1, 9})  # BPF_MAP_TYPE_HASH, _LRU_HASH: what can be full
 
 
 @dataclass(frozen=True)
-class Runs:
+class ProgramRuns:
     """Of one program since it was loaded, while run statistics were on."""
 
     program: str
@@ -32,7 +32,7 @@ class Runs:
 
 
 @dataclass(frozen=True)
-class Occupancy:
+class MapOccupancy:
     """How full a map is."""
 
     name: str
@@ -45,29 +45,31 @@ def enable_run_stats() -> int:
     return syscall.enable_stats()
 
 
-def runs(pin_dir: Path) -> list[Runs]:
+def program_runs(pin_dir: Path) -> list[ProgramRuns]:
     """Of every pinned program."""
     found = []
     for pin in sorted((pin_dir / "progs").glob("*")):
-        fd = syscall.get(pin)
+        fd = syscall.open_pinned(pin)
         try:
-            nanoseconds, count = _RUNS.unpack_from(syscall.info(fd, _INFO_SIZE), _RUNS_AT)
+            nanoseconds, count = _RUNS.unpack_from(syscall.object_info(fd, _INFO_SIZE), _RUNS_AT)
         finally:
             os.close(fd)
-        found.append(Runs(pin.name, count, nanoseconds / 1e9))
+        found.append(ProgramRuns(pin.name, count, nanoseconds / 1e9))
     return found
 
 
-def occupancy(pin_dir: Path) -> list[Occupancy]:
+def map_occupancy(pin_dir: Path) -> list[MapOccupancy]:
     """Of every pinned map that can be full. Takes milliseconds per ten thousand entries."""
     found = []
     for pin in sorted((pin_dir / "maps").glob("*")):
-        fd = syscall.get(pin, read_only=True)
+        fd = syscall.open_pinned(pin, read_only=True)
         try:
-            kind, _, key, value, room, *_ = _MAP_INFO.unpack_from(syscall.info(fd, _INFO_SIZE))
+            kind, _, key, value, room, *_ = _MAP_INFO.unpack_from(
+                syscall.object_info(fd, _INFO_SIZE)
+            )
             if kind in _COUNTED:
                 entries = syscall.RawMap(fd, key, value).count()
-                found.append(Occupancy(pin.name, entries, room))
+                found.append(MapOccupancy(pin.name, entries, room))
         finally:
             os.close(fd)
     return found

@@ -21,7 +21,7 @@ _ATTR_SIZE = 128
 BPF_F_RDONLY = 1 << 3
 BPF_ANY = 0
 BPF_NOEXIST = 1
-BATCH = 4096  # entries of a map taken at a time
+LOOKUP_BATCH_ENTRIES = 4096  # entries of a map taken at a time
 
 
 class Command(IntEnum):
@@ -98,7 +98,7 @@ def pin(fd: int, path: Path) -> None:
     _bpf(Command.OBJ_PIN, struct.pack("=QII", ctypes.addressof(name), fd, 0))
 
 
-def get(path: Path, *, read_only: bool = False) -> int:
+def open_pinned(path: Path, *, read_only: bool = False) -> int:
     """Open a pinned object: a new descriptor. FileNotFoundError when there is none."""
     name = ctypes.create_string_buffer(os.fsencode(path))
     flags = BPF_F_RDONLY if read_only else 0
@@ -125,7 +125,7 @@ def enable_stats() -> int:
     return _bpf(Command.ENABLE_STATS, struct.pack("=I", 0))
 
 
-def info(fd: int, size: int) -> bytes:
+def object_info(fd: int, size: int) -> bytes:
     """The kernel's description of a program or map, `size` bytes of it, zeroes where it ends."""
     buffer = ctypes.create_string_buffer(size)
     _bpf(Command.OBJ_GET_INFO, struct.pack("=IIQ", fd, size, ctypes.addressof(buffer)))
@@ -143,7 +143,7 @@ class RawMap:
     @classmethod
     def open(cls, path: Path, key_size: int, value_size: int, *, read_only: bool) -> RawMap:
         """Open a pinned map. Raises FileNotFoundError, PermissionError."""
-        return cls(get(path, read_only=read_only), key_size, value_size)
+        return cls(open_pinned(path, read_only=read_only), key_size, value_size)
 
     def _call(self, command: Command, key: bytes | None, value: object, flags: int = 0) -> None:
         key_buffer = None if key is None else ctypes.create_string_buffer(key, self.key_size)
@@ -195,8 +195,8 @@ class RawMap:
 
     def count(self) -> int:
         """How many entries a hash map has; those that come and go meanwhile may be missed."""
-        keys = ctypes.create_string_buffer(BATCH * self.key_size)
-        values = ctypes.create_string_buffer(BATCH * self.value_size)
+        keys = ctypes.create_string_buffer(LOOKUP_BATCH_ENTRIES * self.key_size)
+        values = ctypes.create_string_buffer(LOOKUP_BATCH_ENTRIES * self.value_size)
         total, cursor = 0, None
         while True:
             found, cursor = _lookup_batch(self.fd, cursor, keys, values)
@@ -230,7 +230,9 @@ def _lookup_batch(
     at = [ctypes.addressof(each) for each in (start, after, keys, values)]
     if cursor is None:
         at[0] = 0
-    attr = ctypes.create_string_buffer(struct.pack("=QQQQIIQQ", *at, BATCH, fd, 0, 0), _ATTR_SIZE)
+    attr = ctypes.create_string_buffer(
+        struct.pack("=QQQQIIQQ", *at, LOOKUP_BATCH_ENTRIES, fd, 0, 0), _ATTR_SIZE
+    )
     is_end = False
     try:
         _bpf_at(Command.MAP_LOOKUP_BATCH, attr)

@@ -28,7 +28,7 @@ _ERROR = struct.Struct("=i")
 _ANSWER = 64 * 1024  # bytes; the kernel fills a page or two at a time
 
 
-def reachable() -> list[str]:
+def reachable_addresses() -> list[str]:
     """Those that other hosts may use: neither loopback nor of one link only. Raises OSError."""
     body = _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     size = _HEADER.size + len(body)

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from ztunnel.datapath import netns
 from ztunnel.mesh.model import SocketAddress
 
-LOOPBACK = 1  # lo is always the first interface of a netns
+LOOPBACK_IFINDEX = 1  # lo is always the first interface of a netns
 
 _NETLINK_SOCK_DIAG = 4  # linux/netlink.h
 _SOCK_DESTROY = 21  # linux/sock_diag.h

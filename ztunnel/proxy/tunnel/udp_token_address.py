@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 
-from ztunnel.datapath.sockopt import PKTINFO4_SIZE, TOKEN_NET6, Control, from_token
+from ztunnel.datapath.sockopt import PKTINFO4_SIZE, TOKEN_NET6, Control, token_source_control
 
 Address = tuple[str, int]
 
@@ -33,7 +33,7 @@ class TokenCodec4:
 
     def control(self, token: bytes, *, connected: bool) -> Control:
         """What makes a datagram come from the token."""
-        return from_token(4, token)
+        return token_source_control(4, token)
 
 
 class TokenCodec6:
@@ -56,7 +56,7 @@ class TokenCodec6:
 
     def control(self, token: bytes, *, connected: bool) -> Control:
         """As `TokenCodec4.control`; a connected socket hears only [::1], as ours does."""
-        return [] if connected else from_token(6, token)
+        return [] if connected else token_source_control(6, token)
 
 
 TokenCodec = TokenCodec4 | TokenCodec6

@@ -20,9 +20,9 @@ from ztunnel.agent.pods.netns_finder import NetnsHandle
 from ztunnel.agent.pods.pod import Pod, PodState
 from ztunnel.agent.traffic import same_node
 from ztunnel.agent.traffic.same_node import SameNodeTraffic, believe
-from ztunnel.datapath.bpf.layout import DirectState, Ending
-from ztunnel.datapath.bpf.ring_buffer import Ended
-from ztunnel.datapath.same_node_maps import BypassEntry, DirectEntry
+from ztunnel.datapath.bpf.layout import CloseReason, SameNodeState
+from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent
+from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
 from ztunnel.ipc.messages import SameNodeAllowed
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.policy.engine import PolicyEngine
@@ -217,21 +217,21 @@ async def test_status_shows_mode_and_verdicts(tmp_path: Path) -> None:
 # What is told of connections
 
 
-def _entry(source: int = 11, target: int = 12) -> DirectEntry:
-    return DirectEntry(
+def _entry(source: int = 11, target: int = 12) -> SameNodeConnection:
+    return SameNodeConnection(
         source=SocketAddress("10.244.1.2", 40000),
         destination=SocketAddress("10.244.1.3", 80),
         netns_cookie=source,
         destination_cookie=target,
-        generation=1,
+        epoch=1,
         owner=99,
-        born_ns=0,
-        state=DirectState.ACCEPTED,
+        start_ns=0,
+        state=SameNodeState.ESTABLISHED,
     )
 
 
-def _ended(port: int = 40000, ending: Ending = Ending.ORDERLY) -> Ended:
-    return Ended(
+def _ended(port: int = 40000, close_reason: CloseReason = CloseReason.ORDERLY) -> ConnectionEvent:
+    return ConnectionEvent(
         source=SocketAddress("10.244.1.2", port),
         destination=SocketAddress("10.244.1.3", 80),
         netns_cookie=11,
@@ -242,7 +242,7 @@ def _ended(port: int = 40000, ending: Ending = Ending.ORDERLY) -> Ended:
         received=1000,
         srtt_us=40,
         retransmits=1,
-        ending=ending,
+        close_reason=close_reason,
     )
 
 
@@ -253,7 +253,7 @@ def _traffic(kernel: FakeDataPath) -> SameNodeTraffic:
 def test_end_is_a_line_like_the_proxys() -> None:
     kernel = FakeDataPath()
     traffic = _traffic(kernel)
-    kernel.events = [_ended(), _ended(ending=Ending.RESET)]
+    kernel.events = [_ended(), _ended(close_reason=CloseReason.RESET)]
     with structlog.testing.capture_logs() as lines:
         traffic.read()
     assert [line["event"] for line in lines] == ["connection", "connection"]
@@ -312,9 +312,9 @@ def test_capture_destroys_what_the_pod_had_open_before(tmp_path: Path) -> None:
     kernel.connections = [_entry(), _entry(13, 14)]
     traffic.captured(B)
     assert kernel.destroyed == [_entry()]
-    kernel.events = [_ended(ending=Ending.FOREIGN)]
+    kernel.events = [_ended(close_reason=CloseReason.UNEXPECTED_PEER)]
     traffic.read()
-    assert kernel.destroyed[1:] == [_ended(ending=Ending.FOREIGN)]
+    assert kernel.destroyed[1:] == [_ended(close_reason=CloseReason.UNEXPECTED_PEER)]
     assert traffic.sums.closed == 0
     a.close()
 
@@ -325,7 +325,7 @@ def test_pair_whose_connection_somebody_else_answered_is_not_believed_again() ->
     traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: pods, PolicyEngine())
     traffic.allowed(NEWS, REVISION)
     assert kernel.given
-    kernel.events = [_ended(ending=Ending.FOREIGN)]
+    kernel.events = [_ended(close_reason=CloseReason.UNEXPECTED_PEER)]
     traffic.read()
     assert kernel.given == []
     traffic.allowed(NEWS, REVISION)

@@ -9,15 +9,15 @@ import pytest
 from tests.unit.telemetry.builders import pod
 from ztunnel.agent.traffic import same_node_metrics
 from ztunnel.agent.traffic.same_node_metrics import KernelCounts
-from ztunnel.datapath.bpf.layout import Ending
-from ztunnel.datapath.bpf.ring_buffer import Ended
+from ztunnel.datapath.bpf.layout import CloseReason
+from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.telemetry.labels import LABELS
 from ztunnel.telemetry.node_counters import METRICS, TrafficTotals
 from ztunnel.telemetry.same_node_rtt import RttTable
 
 WEB, DB = pod("web"), pod("db")
-EVENT = Ended(
+EVENT = ConnectionEvent(
     source=SocketAddress("10.0.0.1", 40000),
     destination=SocketAddress("10.0.0.2", 80),
     netns_cookie=1,
@@ -28,15 +28,15 @@ EVENT = Ended(
     received=2000,
     srtt_us=40,
     retransmits=1,
-    ending=Ending.ORDERLY,
+    close_reason=CloseReason.ORDERLY,
 )
 
 
-def counted(ending: Ending, *, denied: bool = False) -> dict[tuple[str, str, str], int]:
+def counted(close_reason: CloseReason, *, denied: bool = False) -> dict[tuple[str, str, str], int]:
     """Values by metric, reporter and flag."""
     totals = TrafficTotals(10)
     counts = KernelCounts(totals, RttTable(10))
-    counts.add(msgspec.structs.replace(EVENT, ending=ending), WEB, DB, denied=denied)
+    counts.add(msgspec.structs.replace(EVENT, close_reason=close_reason), WEB, DB, denied=denied)
     counts.tell()
     found = {}
     for name, series in totals.snapshot().items():
@@ -52,18 +52,18 @@ def counted(ending: Ending, *, denied: bool = False) -> dict[tuple[str, str, str
 
 @pytest.mark.parametrize("reporter", ["source", "destination"])
 @pytest.mark.parametrize(
-    ("ending", "denied", "flag", "failed"),
+    ("close_reason", "denied", "flag", "failed"),
     [
-        (Ending.ORDERLY, False, "-", 0),
-        (Ending.RESET, False, "-", 0),
-        (Ending.RESET, True, "DENY", 0),
-        (Ending.REFUSED, False, "CONNECT", 1),
+        (CloseReason.ORDERLY, False, "-", 0),
+        (CloseReason.RESET, False, "-", 0),
+        (CloseReason.RESET, True, "DENY", 0),
+        (CloseReason.REFUSED, False, "CONNECT", 1),
     ],
 )
 def test_it_counts_as_both_ends_would(
-    reporter: str, ending: Ending, denied: bool, flag: str, failed: int
+    reporter: str, close_reason: CloseReason, denied: bool, flag: str, failed: int
 ) -> None:
-    found = counted(ending, denied=denied)
+    found = counted(close_reason, denied=denied)
     assert found["opened", reporter, "-"] == found["closed", reporter, flag] == 1
     assert found.get(("failed", reporter, flag), 0) == failed
     assert found["sent", reporter, "-"] == 100
@@ -99,8 +99,8 @@ def test_each_is_told_once_however_many_there_are(monkeypatch: pytest.MonkeyPatc
     pods = [pod(f"pod{number}") for number in range(3)]
     for _ in range(2):
         for one in pods:
-            for ending in (Ending.ORDERLY, Ending.REFUSED):
-                counts.add(msgspec.structs.replace(EVENT, ending=ending), one, DB)
+            for close_reason in (CloseReason.ORDERLY, CloseReason.REFUSED):
+                counts.add(msgspec.structs.replace(EVENT, close_reason=close_reason), one, DB)
         counts.tell()
     for name, value in (("opened", 4), ("closed", 2)):
         series = totals.snapshot()[f"istio_tcp_connections_{name}"]

@@ -14,7 +14,7 @@ from ztunnel.agent.pods.pod import Pod
 from ztunnel.agent.traffic.udp_redirect import ASK_AGAIN, REJOIN, Udp
 from ztunnel.agent.traffic.udp_routes import UdpRouteTable
 from ztunnel.agent.workers.session import Session
-from ztunnel.datapath.bpf.layout import UdpDst
+from ztunnel.datapath.bpf.layout import UdpRoute
 from ztunnel.ipc.messages import ConnectUdpUnsupported, UdpSocketRequest, UdpSockets
 from ztunnel.kube.view.cluster_view import Change
 from ztunnel.mesh.enrollment import TUNNEL_HTTP, TUNNEL_LABEL
@@ -139,7 +139,7 @@ def test_a_destination_the_kernel_had_no_room_for_is_tried_again() -> None:
 
 def test_a_new_agent_takes_back_what_is_no_longer_true() -> None:
     agent = Agent()
-    agent.path.ways = {SocketAddress(ip, 0): UdpDst.CARRY for ip in ("10.2.0.1", "10.9.9.9")}
+    agent.path.ways = {SocketAddress(ip, 0): UdpRoute.REDIRECT for ip in ("10.2.0.1", "10.9.9.9")}
     agent.udp = agent.start()
     assert agent.path.carried == {"10.2.0.1", "10.9.9.9"}  # until it knows better
     agent.udp.changed(Change((far("one", "10.2.0.1"),)))

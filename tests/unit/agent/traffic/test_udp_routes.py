@@ -7,7 +7,7 @@ import msgspec
 
 from tests.unit.agent.fakes import workload
 from ztunnel.agent.traffic.udp_routes import UdpRouteTable
-from ztunnel.datapath.bpf.layout import UdpDst
+from ztunnel.datapath.bpf.layout import UdpRoute
 from ztunnel.kube.view.cluster_view import Change
 from ztunnel.mesh.model import (
     Endpoint,
@@ -20,7 +20,7 @@ from ztunnel.mesh.model import (
 from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.mesh.policy.model import Level, MtlsMode, PeerAuthentication, Selection
 
-CARRY, STRICT, PLAIN = UdpDst.CARRY, UdpDst.STRICT, UdpDst.PLAIN
+CARRY, STRICT, PLAIN = UdpRoute.REDIRECT, UdpRoute.STRICT, UdpRoute.NATIVE
 VIP = SocketAddress("10.96.0.1", 53)
 
 
