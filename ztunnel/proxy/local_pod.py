@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker holds for one local pod: listeners, sockets in stock, live connections."""
+"""A worker's state for one local pod: listeners, socket pools, and live connections."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from ztunnel.proxy.tunnel.datagram_relay import UdpFlow
 from ztunnel.proxy.tunnel.tunnel import Tunnel
 
 
-class Abortable(Protocol):
-    """A connection, or a tunnel that others opened to the pod."""
+class LiveConnection(Protocol):
+    """A connection of the pod, or a tunnel that a peer opened to it."""
 
     def abort(self, reason: str) -> None:
         """Reset it now."""
 
     def drain(self) -> None:
-        """Take nothing new, and end when idle."""
+        """Accept nothing new, and close when idle."""
 
 
-class Udp(Abortable, Protocol):
-    """Carries the pod's UDP: `ztunnel.proxy.handlers.udp.PodUdp`."""
+class Udp(LiveConnection, Protocol):
+    """Forwards the pod's UDP: `ztunnel.proxy.handlers.udp.PodUdp`."""
 
     @property
     def port(self) -> int: ...
@@ -48,97 +48,108 @@ class Udp(Abortable, Protocol):
     ) -> UdpFlow | None: ...
 
 
-class Door(Protocol):
-    """What takes connections, or queries, on a socket that the agent made."""
+class InPodListener(Protocol):
+    """Accepts connections, or DNS queries by UDP, on a socket that the agent created."""
 
     sock: socket.socket
 
     def close(self) -> None:
-        """Take no more."""
+        """Accept no more."""
 
 
-Ask = Callable[[int, int, bool], None]
+RequestSockets = Callable[[int, int, bool], None]  # family, count, udp
 
 
 class Pod:
     """A pod of this node."""
 
-    def __init__(self, loop: EventLoop, added: PodAdded, ask: Ask) -> None:
-        """`ask(family, count, udp)` requests sockets of the agent."""
+    def __init__(self, loop: EventLoop, added: PodAdded, request_sockets: RequestSockets) -> None:
+        """`request_sockets(family, count, udp)` requests sockets from the agent."""
         self.uid = added.pod_uid
         self.workload = added.workload  # Workload.uid
         self.identity = added.identity
         self.netns_cookie = added.netns_cookie
         self.addresses = added.addresses
-        self.listeners: dict[ListenerKind, Door] = {}
-        self.tcp_pools = {family: SocketPool(loop, _asker(ask, family)) for family in (4, 6)}
-        self.udp_pools = {
-            family: DatagramSocketPool(loop, _asker(ask, family, udp=True)) for family in (4, 6)
+        self.listeners: dict[ListenerKind, InPodListener] = {}
+        self.tcp_pools = {
+            family: SocketPool(loop, _of_family(request_sockets, family)) for family in (4, 6)
         }
-        self.live: set[Abortable] = set()
-        self.udp: Udp | None = None  # once the agent has given us the socket
-        self.queries: set[Abortable] = set()  # those of `live` that are DNS: bounded
+        self.udp_pools = {
+            family: DatagramSocketPool(loop, _of_family(request_sockets, family, udp=True))
+            for family in (4, 6)
+        }
+        self.live: set[LiveConnection] = set()
+        self.dns_queries: set[LiveConnection] = set()  # those of `live` that are DNS: limited
+        self.udp: Udp | None = None  # after the agent sent its sockets
         self.plans = PlanCache()
-        self._described: Workload | None = None
+        self._baggage_workload: Workload | None = None
         self._baggage = b""
 
     def baggage(self, workload: Workload) -> bytes:
-        """The header's value for this pod; made anew only when the mesh says something new."""
-        if workload is not self._described:
-            self._described = workload
+        """The `baggage` header of this pod, cached until the mesh replaces the workload."""
+        if workload is not self._baggage_workload:
+            self._baggage_workload = workload
             self._baggage = baggage(workload).encode("ascii")
         return self._baggage
 
     def address(self, family: int) -> str:
-        """The pod's own IP of that family (4 or 6), empty when it has none."""
+        """The pod's IP of that family (4 or 6), empty if it has none."""
         for address in self.addresses:
             if family_of(address) == family:
                 return address
         return ""
 
     def socket_pool_for(self, address: SocketAddress) -> SocketPool:
-        """The sockets that can reach `address`."""
+        """The TCP sockets that can connect to `address`."""
         return self.tcp_pools[family_of(address.ip)]
 
     def update(self, added: PodAdded) -> None:
-        """The agent told of the pod again, perhaps with other addresses."""
+        """Apply a repeated PodAdded, perhaps with other addresses."""
         self.workload = added.workload
         self.identity = added.identity
         self.addresses = added.addresses
         self.plans.clear()
 
-    def listen(self, kind: ListenerKind, listener: Door) -> None:
-        """Hold a listener in place of the one of the same kind, if there is one."""
-        former = self.listeners.pop(kind, None)
-        if former is not None:
-            former.close()
+    def set_listener(self, kind: ListenerKind, listener: InPodListener) -> None:
+        """Add a listener. Closes a previous one of the same kind."""
+        previous = self.listeners.pop(kind, None)
+        if previous is not None:
+            previous.close()
         self.listeners[kind] = listener
 
-    def held(self) -> tuple[HeldListeners, list[int]]:
-        """What we tell a new agent, with the descriptors."""
+    def held_listeners(self) -> tuple[HeldListeners, list[int]]:
+        """The listeners for a Hello message, with their descriptors."""
         kinds = tuple(self.listeners)
         return (
             HeldListeners(self.uid, self.netns_cookie, kinds),
             [self.listeners[kind].sock.fileno() for kind in kinds],
         )
 
+    def add_socket(self, family: int, fd: int, *, udp: bool) -> None:
+        """Add a socket from the agent to its pool. Takes ownership of `fd`."""
+        pools = self.udp_pools if udp else self.tcp_pools
+        if family in pools:
+            pools[family].add([adopt(fd, family, udp=udp)])
+        else:
+            os.close(fd)
+
     def reset_socket_requests(self) -> None:
-        """The agent is another one: sockets asked for before will not come."""
-        for pool in (*self.tcp_pools.values(), *self.udp_pools.values()):
+        """A new agent does not answer the socket requests sent to the previous one."""
+        for pool in self._pools():
             pool.reset_requests()
 
     def refill(self) -> None:
-        """Order what is low, for the families that the pod has."""
+        """Request sockets for the families of the pod's addresses, where a pool is low."""
         for family in {family_of(address) for address in self.addresses}:
             self.tcp_pools[family].refill()
             self.udp_pools[family].refill()
 
     def close(self, reason: str, *, abort: bool) -> None:
-        """Stop serving; live connections are reset if `abort`, else they go on."""
+        """Stop serving. Live connections are reset if `abort`; otherwise they continue."""
         for listener in self.listeners.values():
             listener.close()
         self.listeners.clear()
-        for pool in (*self.tcp_pools.values(), *self.udp_pools.values()):
+        for pool in self._pools():
             pool.close()
         if self.udp is not None:
             self.udp.drain()
@@ -149,20 +160,24 @@ class Pod:
             else:
                 connection.drain()
 
+    def _pools(self) -> list[SocketPool]:
+        return [*self.tcp_pools.values(), *self.udp_pools.values()]
 
-def take_sockets(pod: Pod | None, family: int, fds: list[int], *, udp: bool) -> None:
-    """Put the agent's sockets in the pod's stock; `fds` is emptied."""
+
+def add_sockets(pod: Pod | None, family: int, fds: list[int], *, udp: bool) -> None:
+    """Add the agent's sockets to the pod's pool, or close them. Empties `fds`."""
     while fds:
         fd = fds.pop()
-        if pod is None or family not in pod.tcp_pools:
+        if pod is None:
             os.close(fd)
-            continue
-        pool = pod.udp_pools[family] if udp else pod.tcp_pools[family]
-        pool.add([adopt(fd, family, udp=udp)])
+        else:
+            pod.add_socket(family, fd, udp=udp)
 
 
-def _asker(ask: Ask, family: int, *, udp: bool = False) -> Callable[[int], None]:
-    def of_family(count: int) -> None:
-        ask(family, count, udp)
+def _of_family(
+    request_sockets: RequestSockets, family: int, *, udp: bool = False
+) -> Callable[[int], None]:
+    def request(count: int) -> None:
+        request_sockets(family, count, udp)
 
-    return of_family
+    return request

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker answers to the agent's queries, in MessagePack."""
+"""The views of a worker that the agent can request, as MessagePack."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import msgspec
 from ztunnel.proxy.conntrack.tracker import ConnectionTracker
 from ztunnel.proxy.tunnel.pool import TunnelPool
 
-LARGEST_ANSWER = 900 * 1024  # bytes: a link packet holds 1 MiB
+MAX_BODY_BYTES = 900 * 1024  # below `channel.MAX_MESSAGE_BYTES`
 
 
-def view(what: str, report: ConnectionTracker, pool: TunnelPool) -> bytes:
-    """MessagePack of "connections" (list), "tunnels" (list) or "stats" (object); nil for others."""
+def view(what: str, tracker: ConnectionTracker, pool: TunnelPool) -> bytes:
+    """The view "connections" (list), "tunnels" (list) or "stats" (object); nil for others."""
     if what == "connections":
-        return _fitting(report.live())
+        return _truncated(tracker.live())
     if what == "tunnels":
-        return _fitting(_tunnels(pool))
+        return _truncated(_tunnels(pool))
     if what == "stats":
-        return msgspec.msgpack.encode(report.stats)
+        return msgspec.msgpack.encode(tracker.stats)
     return msgspec.msgpack.encode(None)
 
 
@@ -38,10 +38,10 @@ def _tunnels(pool: TunnelPool) -> list[object]:
     ]
 
 
-def _fitting(rows: Sequence[object]) -> bytes:
-    """As many rows as one message can carry: a view for people, not an account."""
+def _truncated(rows: Sequence[object]) -> bytes:
+    """As many rows as fit into one message."""
     encoded = msgspec.msgpack.encode(rows)
-    while len(encoded) > LARGEST_ANSWER:
-        rows = rows[: len(rows) * LARGEST_ANSWER // len(encoded)]
+    while len(encoded) > MAX_BODY_BYTES:
+        rows = rows[: len(rows) * MAX_BODY_BYTES // len(encoded)]
         encoded = msgspec.msgpack.encode(rows)
     return encoded

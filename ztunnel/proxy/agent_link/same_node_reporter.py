@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells the agent which connections between pods of this node we have let in.
+"""Reports to the agent which connections between pods of this node policy allowed.
 
-The agent may then let the kernel connect such pods without us; it judges by itself whether it may
-(`ztunnel.agent.traffic.same_node`). Connections to a virtual address come here each time, so the
-same news
-is told once a second at most.
+The agent may then let later connections of the pair bypass the proxy, after its own check
+(`ztunnel.agent.traffic.same_node`). Connections to a service's virtual address never bypass the
+proxy, so the same pair would be reported often: each is reported once per REPEAT_INTERVAL_S.
 """
 
 from __future__ import annotations
@@ -14,26 +13,26 @@ from collections.abc import Callable
 from ztunnel.ipc.messages import SameNodeAllowed
 from ztunnel.mesh.routing.decisions import Accept
 
-AGAIN = 1.0  # seconds until the same is worth telling again: the agent may have taken it back
-MOST = 4096  # pairs remembered
+REPEAT_INTERVAL_S = 1.0  # the agent may have revoked the bypass entry meanwhile
+MAX_REMEMBERED = 4096  # reports
 
 
 class SameNodeReporter:
-    """What was told when. `revision` is that of the mesh state we decide by; 0 when it is none
-    that the agent knows whole."""
+    """One per worker. `revision` is the mesh revision that decisions are based on; 0 while it is
+    not a complete revision of the present agent."""
 
-    def __init__(self, tell: Callable[[SameNodeAllowed], None], clock: Callable[[], float]) -> None:
+    def __init__(self, send: Callable[[SameNodeAllowed], None], clock: Callable[[], float]) -> None:
         self.revision = 0
-        self._tell = tell
+        self._send = send
         self._clock = clock
-        self._when: dict[SameNodeAllowed, float] = {}
+        self._sent_at: dict[SameNodeAllowed, float] = {}
 
     def report_allowed(self, accepted: Accept, pod_uid: str) -> None:
-        """A pod of this node was let in by its proven identity and its believed address."""
+        """Report an allowed connection if its source, by proven identity, is a pod of this node."""
         source = accepted.source
         if source is None or source.node != accepted.workload.node or not self.revision:
             return
-        news = SameNodeAllowed(
+        message = SameNodeAllowed(
             source_ip=accepted.client.ip,
             source_identity=source.identity,
             pod_uid=pod_uid,
@@ -41,9 +40,9 @@ class SameNodeReporter:
             revision=self.revision,
         )
         now = self._clock()
-        if now - self._when.get(news, -AGAIN) < AGAIN:
+        if now - self._sent_at.get(message, -REPEAT_INTERVAL_S) < REPEAT_INTERVAL_S:
             return
-        if len(self._when) >= MOST:
-            self._when.clear()
-        self._when[news] = now
-        self._tell(news)
+        if len(self._sent_at) >= MAX_REMEMBERED:
+            self._sent_at.clear()
+        self._sent_at[message] = now
+        self._send(message)

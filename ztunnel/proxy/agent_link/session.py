@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker's side of the link to the agent: dial, say what we hold, listen, dial again.
+"""The worker's side of the agent link: connects, greets, exchanges messages, and reconnects.
 
-    AWAY --dial--> SPEAKING --EOF or error--> AWAY (next dial after a growing delay)
+    disconnected --dial--> connected --EOF or error--> disconnected (dials after a growing delay)
 
-A lost agent changes nothing for connections: the worker goes on with what it knows.
+The loss of the agent does not affect connections: the worker continues with the state it has.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ztunnel.ipc.channel import Channel, LinkError
 from ztunnel.ipc.messages import ToWorker
 from ztunnel.proxy.io.event_loop import READ, WRITE, EventLoop
 
-FIRST_DELAY = 0.05  # seconds before the first redial
-LONGEST_DELAY = 1.0
-MAX_QUEUE = 4096  # messages a stuck agent may leave with us
-MAX_MESSAGES = 64  # handled in one turn, so that connections are not kept waiting
+MIN_RECONNECT_DELAY_S = 0.05
+MAX_RECONNECT_DELAY_S = 1.0
+MAX_QUEUED_MESSAGES = 4096  # then an agent that does not read is disconnected
+MAX_MESSAGES_PER_TURN = 64  # limits the delay of connections
 
 Message = tuple[msgspec.Struct, Sequence[int]]
 log = structlog.get_logger()
 
 
 class Session:
-    """Keeps one link alive."""
+    """One worker's connection to the agent."""
 
     def __init__(
         self,
@@ -39,14 +39,15 @@ class Session:
         greet: Callable[[], list[Message]],
         receive: Callable[[ToWorker, list[int]], None],
     ) -> None:
-        """`greet` gives the first messages of each session; `receive` owns the fds it is given."""
+        """`greet` returns the first messages of each session. `receive` removes the descriptors
+        that it uses from the list."""
         self._loop = loop
         self._path = path
         self._greet = greet
         self._receive = receive
         self._channel: Channel[ToWorker] | None = None
         self._queue: deque[Message] = deque()
-        self._delay = FIRST_DELAY
+        self._delay = MIN_RECONNECT_DELAY_S
         self._stopped = False
 
     @property
@@ -54,7 +55,7 @@ class Session:
         return self._channel is not None
 
     def dial(self) -> None:
-        """Connect to the agent; if it is not there, try again later."""
+        """Connect to the agent; retry later if that fails."""
         if self._stopped:
             return
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -63,13 +64,13 @@ class Session:
             sock.connect(self._path)
         except OSError as error:
             sock.close()
-            self._retry(f"dialled {self._path}: {error.strerror}")
+            self._retry(f"connect to {self._path}: {error.strerror}")
             return
         self.adopt(sock)
 
     def adopt(self, sock: socket.socket) -> None:
-        """Speak over a connected socket."""
-        self._channel = Channel(sock, ToWorker)  # type: ignore[arg-type]  # a union is no type
+        """Start a session over a connected socket."""
+        self._channel = Channel(sock, ToWorker)  # type: ignore[arg-type]  # a union
         self._loop.register(sock.fileno(), READ, self)
         self._queue.clear()
         for message, fds in self._greet():
@@ -77,22 +78,22 @@ class Session:
         log.info("agent connected", path=self._path)
 
     def send(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> None:
-        """Send, or queue what the socket does not take; dropped while the agent is away."""
+        """Send or queue a message; dropped while no agent is connected."""
         if self._channel is None:
             return
         self._queue.append((message, fds))
         if len(self._queue) == 1:
             self._flush()
-        elif len(self._queue) > MAX_QUEUE:
+        elif len(self._queue) > MAX_QUEUED_MESSAGES:
             self._lost("agent does not read")
 
-    def leave(self, word: msgspec.Struct) -> None:
-        """Say a last word and dial no more; what is still to be said can be, until `stop`."""
+    def close_after(self, message: msgspec.Struct) -> None:
+        """Send a message and never reconnect. Messages can still be sent until `stop`."""
         self._stopped = True
-        self.send(word)
+        self.send(message)
 
     def stop(self) -> None:
-        """End the session for good."""
+        """Close the session and never reconnect."""
         self._stopped = True
         if self._channel is not None:
             self._loop.close(self._channel.sock)
@@ -102,13 +103,13 @@ class Session:
         if mask & WRITE:
             self._flush()
         if mask & ~WRITE:
-            self._listen()
+            self._read()
 
     def on_failure(self, error: Exception) -> None:
         self._lost(f"internal error: {error}")
 
-    def _listen(self) -> None:
-        for _ in range(MAX_MESSAGES):
+    def _read(self) -> None:
+        for _ in range(MAX_MESSAGES_PER_TURN):
             if self._channel is None:
                 return
             try:
@@ -121,14 +122,14 @@ class Session:
             if received is None:
                 self._lost("closed by agent")
                 return
-            self._delay = FIRST_DELAY
+            self._delay = MIN_RECONNECT_DELAY_S
             self._handle(*received)
 
     def _handle(self, message: ToWorker, fds: list[int]) -> None:
         try:
             self._receive(message, fds)
         except Exception as error:
-            for fd in fds:  # the receiver empties the list as it takes them over
+            for fd in fds:  # those that `receive` did not use
                 os.close(fd)
             log.error("message failed", message=type(message).__name__, exc_info=error)
 
@@ -158,7 +159,9 @@ class Session:
     def _retry(self, reason: str) -> None:
         if self._stopped:
             return
-        if self._delay == FIRST_DELAY:  # once an absence
-            log.warning("agent away", reason=reason, mend="start `ztunnel agent` on this node")
+        if self._delay == MIN_RECONNECT_DELAY_S:  # log it once
+            log.warning(
+                "agent unreachable", reason=reason, hint="start `ztunnel agent` on this node"
+            )
         self._loop.call_later(self._delay, self.dial)
-        self._delay = min(self._delay * 2, LONGEST_DELAY)
+        self._delay = min(self._delay * 2, MAX_RECONNECT_DELAY_S)

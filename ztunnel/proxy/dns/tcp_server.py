@@ -50,7 +50,7 @@ class QueryStreamServer:
         way = plain_way(context, pod, server)
         if way is None:
             self._outbound.accepted(sock)
-        elif len(pod.queries) >= MOST:
+        elif len(pod.dns_queries) >= MOST:
             context.loop.close(sock)  # a reset, see `sockets.reset_on_close`
         else:
             QueryStream(context, pod, sock, way).start()
@@ -129,7 +129,7 @@ class QueryStream:
     def start(self) -> None:
         """Begin to read."""
         self._pod.live.add(self)
-        self._pod.queries.add(self)
+        self._pod.dns_queries.add(self)
         self._context.loop.register(self._client.sock.fileno(), READ, self._client)
 
     def abort(self, reason: str) -> None:
@@ -257,7 +257,7 @@ class QueryStream:
         if self._dial is not None:
             self._dial.cancel()
         self._pod.live.discard(self)
-        self._pod.queries.discard(self)
+        self._pod.dns_queries.discard(self)
         for end in (self._client, self._server):
             if end is not None:
                 if orderly:

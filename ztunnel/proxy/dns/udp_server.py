@@ -127,7 +127,7 @@ class QueryServer:
         forwarded = Forwarded(self._context, self._pod, self, Asked(server, wire, question), source)
         if forwarded.key in self._pending:
             return
-        if len(self._pod.queries) >= MOST:
+        if len(self._pod.dns_queries) >= MOST:
             self.fail(wire, source)
             return
         self._pending.add(forwarded.key)
@@ -153,7 +153,7 @@ class Forwarded:
     def start(self) -> None:
         """Ask; the client gets an answer, whatever happens."""
         self._pod.live.add(self)
-        self._pod.queries.add(self)
+        self._pod.dns_queries.add(self)
         exchange = DatagramExchange(self._context.loop, self._pod, self._asked, self._answered)
         self._exchange = exchange
         exchange.start()
@@ -185,9 +185,9 @@ class Forwarded:
 
     def _end(self, wire: bytes | None) -> None:
         exchange, self._exchange = self._exchange, None
-        if self not in self._pod.queries:
+        if self not in self._pod.dns_queries:
             return
-        self._pod.queries.discard(self)
+        self._pod.dns_queries.discard(self)
         self._pod.live.discard(self)
         self._home.forget(self.key)
         if exchange is not None:
