@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-# The doors to this project. As root on Debian 12; every target is safe to repeat.
+# Entry points of this project, for root on Debian 12. Every target installs what it needs and is safe to repeat.
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-all lint bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo    install what is missing, bring the lab up, show the main job, take it down'
-	@echo 'make test    install what is missing, run the whole suite'
-	@echo 'make setup   install what is missing: packages by apt, the rest into .venv'
-	@echo 'make lint    style, types, layer contract'
-	@echo 'make bench   install peers, measure us beside them; BENCH=quick takes two minutes'
-	@echo 'make clean   remove the venv and caches; packages stay'
+	@echo 'make demo      start a lab of two nodes, show the main features, remove the lab'
+	@echo 'make test      style, types, layers, unit, BPF and lab tests: what needs no Kubernetes'
+	@echo 'make test-all  the same, then tests with a real API server and real kubelets'
+	@echo 'make lint      style, types, layers'
+	@echo 'make bench     measure ztunnel beside Envoy and HAProxy; BENCH=quick takes two minutes'
+	@echo 'make setup     install dependencies only: apt packages, the rest into .venv'
+	@echo 'make clean     remove .venv and caches; apt packages stay'
 
 setup:
 	@scripts/setup
@@ -21,6 +22,10 @@ demo: setup
 test:
 	@scripts/setup test
 	@scripts/test
+
+test-all:
+	@scripts/setup test-all
+	@scripts/test all
 
 lint:
 	@scripts/setup test

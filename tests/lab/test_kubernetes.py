@@ -22,6 +22,8 @@ from tests.support.waiting import wait_until
 from ztunnel.lab.components import admin_get
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
 
+pytestmark = pytest.mark.kubernetes
+
 MODE = "istio.io/dataplane-mode"
 Object = dict[str, Any]
 

@@ -32,6 +32,8 @@ from ztunnel.kube.constants import NAMESPACE, SELF_MADE_CA
 from ztunnel.lab.components import admin_get
 from ztunnel.proxy.tunnel.keepalive import PING_INTERVAL_S
 
+pytestmark = pytest.mark.kubernetes
+
 TTL = 16  # seconds; renewed at half of it
 
 

@@ -28,6 +28,8 @@ from tests.lab.test_kubernetes import (
 )
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.kubernetes
+
 Object = dict[str, Any]
 
 

@@ -38,7 +38,7 @@ def test_takes_long(lab):
 """
 
 
-@pytest.mark.parametrize("number", conftest.ENDS)
+@pytest.mark.parametrize("number", conftest.END_SIGNALS)
 def test_signal_ends_a_run_in_order(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "conftest.py").write_text(Path(conftest.__file__).read_text())
     (tmp_path / "test_it.py").write_text(SUITE)
