@@ -19,12 +19,15 @@ import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from ztunnel.agent.workers import delta_chunks
-from ztunnel.agent.workers.session import Session, Workers
-from ztunnel.ipc.messages import MeshDelta
+from ztunnel.agent.workers.handlers import MessageHandlers
+from ztunnel.agent.workers.mesh_broadcast import MeshBroadcast
+from ztunnel.agent.workers.registry import SessionTable
+from ztunnel.agent.workers.server import AgentLinkServer
+from ztunnel.ipc.messages import Draining, IntrospectionReply, ToAgent
 from ztunnel.kube.view.cluster_view import ClusterView
+from ztunnel.kube.view.publisher import ViewPublisher
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.policy.engine import Decision
 from ztunnel.mesh.routing.decisions import Accept
@@ -115,39 +118,31 @@ class Agent:
     """The part of an agent that a change of policy passes."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.mirror = ClusterView("cluster.local", "Kubernetes")
-        self.revision = 0
-        self.workers = Workers(run_dir / "agent.sock", os.getuid(), self)  # type: ignore[arg-type]
-
-    def adopt(self, session: Session, hello: object, fds: list[int]) -> None:
-        """It holds nothing."""
-
-    def joined(self, session: Session) -> None:
-        now = self.mirror.snapshot()
-        for part in delta_chunks.snapshot(self.revision, now.workloads, now.services, now.policies):
-            packet = session.encode(part)
-            session.allow(len(packet))
-            session.send_packet(packet)
-
-    def left(self, session: Session) -> None:
-        """The bench is over."""
+        self.view = ClusterView("cluster.local", "Kubernetes")
+        self.publisher = ViewPublisher(self.view)
+        self.sessions = SessionTable()
+        broadcast = MeshBroadcast(self.view, self.sessions)
+        self.publisher.subscribe((broadcast,))
+        handlers = MessageHandlers()
+        for kind in get_args(ToAgent):
+            if kind not in (Draining, IntrospectionReply):  # the session handles these itself
+                handlers.register(kind, lambda session, message, fds: None)
+        self.server = AgentLinkServer(
+            run_dir / "agent.sock", os.getuid(), self.sessions, handlers, (broadcast,)
+        )
 
     def say(self, obj: dict[str, Any]) -> None:
-        self.mirror.upsert(obj)
-        change = self.mirror.drain()
-        self.revision += 1
-        delta = MeshDelta(revision=self.revision, policies=change.policies)
-        for part in delta_chunks.change(delta):
-            self.workers.broadcast(part)
+        self.view.upsert(obj)
+        self.publisher.publish()
 
 
 async def measure(run_dir: Path, bench: Connection) -> list[float]:
     agent = Agent(run_dir)
-    agent.mirror.upsert(pod())
+    agent.view.upsert(pod())
     for number in range(POLICIES):
-        agent.mirror.upsert(policy(f"p{number}", f"a{number}"))
-    agent.mirror.drain()
-    agent.workers.start()
+        agent.view.upsert(policy(f"p{number}", f"a{number}"))
+    agent.publisher.publish()
+    agent.server.start()
     times = []
     for _ in range(ROUNDS):
         agent.say(policy("switch", "nobody"))
@@ -156,7 +151,7 @@ async def measure(run_dir: Path, bench: Connection) -> list[float]:
         agent.say(policy("switch", "client"))
         times.append(await heard(bench) - start)
     bench.send("stop")
-    agent.workers.close()
+    agent.server.close()
     return times
 
 

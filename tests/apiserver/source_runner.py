@@ -13,7 +13,7 @@ from typing import Any
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.client.list_watch import SILENCE
 from ztunnel.kube.sources.api_server import ApiSource, granted
-from ztunnel.kube.view.cluster_view import Change, ClusterView
+from ztunnel.kube.view.cluster_view import ClusterView, ViewChange
 from ztunnel.mesh.state import MeshState
 
 
@@ -27,7 +27,7 @@ class Following:
         self, kubeconfig: Path, node: str = "n1", *, silence: float = SILENCE, patience: float = 30
     ) -> None:
         self.state = MeshState()
-        self.changes: list[Change] = []
+        self.changes: list[ViewChange] = []
         self.mirror = ClusterView("cluster.local", "Kubernetes")
         self._access = Access(kubeconfig)
         self._node = node

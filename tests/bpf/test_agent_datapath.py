@@ -13,10 +13,9 @@ import pytest
 
 from tests.bpf.netns_fixture import PEER4, POD4, POD6, Pocket
 from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import EventEnroller, FakeWorker, workload
+from tests.unit.agent.fakes import EnrollerNode, FakeWorker, workload
 from ztunnel.agent.datapath import KernelDataPath
 from ztunnel.agent.pods.netns_finder import NetnsHandle
-from ztunnel.agent.workers.session import Workers
 from ztunnel.datapath import netns
 from ztunnel.datapath.netlink import rtnetlink
 from ztunnel.ipc.messages import HeldListeners, ListenerKind, PodAdded, PodRemoved, SocketRequest
@@ -44,15 +43,15 @@ class RealAgent:
     def __init__(self, pocket: Pocket, path: Path) -> None:
         self.kernel = KernelDataPath(pocket.pin_dir)
         self.path = path
-        self.enroller = EventEnroller(self.kernel, OnePod(pocket), lambda: self.workers)
-        self.workers = Workers(path, 0, self.enroller)
+        made = EnrollerNode(self.kernel, OnePod(pocket), path)
+        self.enroller, self.sessions, self.server = made.enroller, made.sessions, made.server
 
     def want(self, *pods: Workload) -> None:
         self.enroller.want({pod.pod_uid: pod for pod in pods}, {pod.pod_uid for pod in pods})
-        self.workers.start()
+        self.server.start()
 
     def end(self) -> None:
-        self.workers.close()
+        self.server.close()
         self.enroller.close()
         self.kernel.close()
 
@@ -126,7 +125,7 @@ async def test_without_worker_connections_are_refused(bare: Pocket, tmp_path: Pa
             await wait_until_async(lambda: bare.cookie in agent.kernel.enrolled())
             assert _reached(bare)
             worker.close()
-            await wait_until_async(lambda: not agent.workers.sessions)
+            await wait_until_async(lambda: not agent.sessions.sessions)
             assert not _dials(bare)
             assert not _reached(bare)  # although the app listens there
     finally:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the agent's parts together and runs them until a signal.
+"""Starts the agent's components and runs them until a signal.
 
-    claim the run directory -> load or adopt the data path -> CA -> watch the API or manifests
-        -> first complete view: capture pods -> let workers dial -> until SIGTERM or SIGINT
+    lock the run directory -> load or adopt the data path -> CA -> watch the API or manifests
+        -> first complete view: capture pods -> accept workers -> until SIGTERM or SIGINT
 
-Stopping closes sockets and descriptors only: pins, and so the pods' traffic, stay.
+A stop closes sockets and descriptors only: the pins stay, and so does the pods' traffic.
 """
 
 from __future__ import annotations
@@ -13,69 +13,47 @@ import asyncio
 import gc
 import os
 import signal
-import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
 
 import structlog
 
-from ztunnel.agent import datapath, process_lock
-from ztunnel.agent.api.admin_server import Admin, Json
-from ztunnel.agent.api.admin_views import AgentViews
-from ztunnel.agent.api.log_level import LogControl
-from ztunnel.agent.api.metrics_collector import Metrics
-from ztunnel.agent.api.metrics_health_server import Endpoints, PortTakenError
-from ztunnel.agent.api.remote_admin_server import AnnotationStore, Door
-from ztunnel.agent.cluster import service_accounts
-from ztunnel.agent.cluster.certificate_issuer import certifier_of
-from ztunnel.agent.cluster.config_source import source_of
-from ztunnel.agent.cluster.pod_status import PodStatusReporter
+from ztunnel.agent import datapath, process_lock, wiring
+from ztunnel.agent.api.metrics_health_server import PortTakenError
+from ztunnel.agent.api.remote_admin_server import serve_remote_admin
+from ztunnel.agent.cluster.node_addresses import sync_node_addresses
+from ztunnel.agent.cluster.pod_status import run_pod_status
 from ztunnel.agent.cluster.service_entry_dns import ServiceEntryResolver
-from ztunnel.agent.config import Options, SameNode
+from ztunnel.agent.config import Options
 from ztunnel.agent.datapath import KernelDataPath
-from ztunnel.agent.dispatcher import Dispatcher
-from ztunnel.agent.pods.cgroup_discovery import Discovery
-from ztunnel.agent.pods.cri_discovery import RuntimeDiscovery, dialler
-from ztunnel.agent.pods.enroller import Enroller
-from ztunnel.agent.pods.pod import Pod
-from ztunnel.agent.traffic.same_node import READ_EVERY, RENEWAL, SameNodeTraffic
-from ztunnel.agent.traffic.same_node_metrics import KernelCounts
-from ztunnel.agent.traffic.udp_authorizer import UdpAuthorizer
-from ztunnel.agent.traffic.udp_redirect import Udp
-from ztunnel.agent.traffic.udp_routes import UdpRouteTable
-from ztunnel.agent.workers.counter_collector import CounterCollector
-from ztunnel.agent.workers.session import Workers
+from ztunnel.agent.periodic import every
+from ztunnel.agent.traffic.policy_update import PolicyUpdate
+from ztunnel.agent.traffic.same_node import (
+    READ_EVERY,
+    RENEWAL,
+    SameNodeRecheck,
+    SameNodeRevocation,
+)
+from ztunnel.agent.wiring import Api, Cluster, Core, Link, Pods, Traffic
+from ztunnel.agent.workers.handlers import MessageHandlers, SessionObserver
+from ztunnel.agent.workers.server import AgentLinkServer
 from ztunnel.datapath.bpf import stats
-from ztunnel.datapath.netlink import rtnetlink
-from ztunnel.datapath.requirements import cgroup2_root
 from ztunnel.identity import ca
-from ztunnel.identity.certificate_store import CertificateStore
-from ztunnel.ipc.messages import LogConfig
-from ztunnel.kube.admin_endpoint import ANNOTATION
 from ztunnel.kube.client.access import AccessError
-from ztunnel.kube.view.cluster_view import ClusterView
-from ztunnel.kube.writers.pod_writer import PodWriter
-from ztunnel.mesh.model import DEFAULT_CLUSTER
-from ztunnel.mesh.policy.engine import PolicyEngine
-from ztunnel.telemetry import labels
-from ztunnel.telemetry.logs import set_level
-from ztunnel.telemetry.node_counters import NodeCounters, TrafficTotals
-from ztunnel.telemetry.same_node_rtt import RttTable
+from ztunnel.kube.view.publisher import ViewConsumer
 
-FIRST_RETRY = 0.05  # seconds until a pod that could not be captured is tried again
-RETIRE = 10.0  # seconds between looks for series of workloads that are gone
-STEP = 250  # workloads looked at before others have their turn
-RECHECK = 2.0  # seconds between looks at what nothing tells us of
+UDP_SWEEP_INTERVAL_S = 2.0
 
 log = structlog.get_logger()
 
 
 class StartupError(Exception):
-    """The agent can't start; the text says what to do."""
+    """The agent can't start; the text contains a hint."""
 
 
 def main(options: Options) -> None:
-    """Run until a signal. Raises StartError."""
+    """Run until a signal. Raises StartupError."""
     if os.geteuid() != 0:
         raise StartupError("the agent enters pods' namespaces and loads BPF; run it as root")
     try:
@@ -104,7 +82,7 @@ async def _until_signal(options: Options) -> None:
     try:
         loaded = await datapath.load(options.cgroup, options.pin_dir)
     except datapath.LoadFailedError as error:
-        with suppress(ModuleNotFoundError):  # without Kubernetes' client there is nobody to tell
+        with suppress(ModuleNotFoundError):  # without Kubernetes' client there are no Events
             from ztunnel.agent.cluster import node_failure_events  # noqa: PLC0415  the client is 20 MB
 
             await asyncio.to_thread(node_failure_events.tell, options, str(error))
@@ -115,320 +93,174 @@ async def _until_signal(options: Options) -> None:
         await agent.run(stop)
     finally:
         await agent.close()
-        log.info("agent ended", note="data path and traffic stay")
+        log.info("agent stopped", note="data path and traffic stay")
+
+
+def view_consumers(
+    core: Core, traffic: Traffic, pods: Pods, cluster: Cluster, link: Link
+) -> tuple[ViewConsumer, ...]:
+    """All consumers of the cluster view. Their order is part of the enforcement of policy."""
+    return (
+        # Bypass entries rest on the old state: none may admit a connection once a part of the
+        # agent has the new one.
+        SameNodeRevocation(traffic.same_node),
+        # Every decision that the agent makes below is by the new policies.
+        PolicyUpdate(core.policies),
+        # Workers decide most connections, so they get the change before slower steps. They know a
+        # workload before the enroller adds its pod.
+        link.broadcast,
+        # Routes depend on policies (mTLS modes), but not on which pods are captured.
+        traffic.udp_redirect,
+        # Captures and releases pods by the new state of their workloads.
+        pods.selection,
+        pods.loop,
+        # The identities are those of the pods that the enroller has. A certificate is removed
+        # after its last pod.
+        cluster.certificates,
+        # Decisions about the pods that are captured now, by the new policies.
+        traffic.udp_authorizer,
+        # Last: terminates what is denied by the new policies between the pods that are captured
+        # now. Entries were revoked first, so no connection that this check misses used one.
+        SameNodeRecheck(traffic.same_node),
+    )
+
+
+def session_observers(
+    traffic: Traffic, pods: Pods, cluster: Cluster, link: Link, api: Api
+) -> tuple[SessionObserver, ...]:
+    """All observers of worker sessions, in the order in which they are notified.
+
+    A worker that joins gets its log configuration, the mesh snapshot, certificates and pods: in
+    this order, it can serve each pod at once. When the last worker leaves, bypass entries are
+    revoked before anything else.
+    """
+    return (
+        api.logs,
+        traffic.same_node,
+        link.broadcast,
+        cluster.certificates,
+        traffic.udp_redirect,
+        pods.enroller,
+        link.counters,
+    )
+
+
+def message_handlers(traffic: Traffic, pods: Pods, link: Link) -> MessageHandlers:
+    """The handlers of all messages from workers."""
+    handlers = MessageHandlers()
+    pods.enroller.register(handlers)
+    traffic.same_node.register(handlers)
+    traffic.udp_redirect.register(handlers)
+    link.counters.register(handlers)
+    return handlers
 
 
 class Agent:
-    """All parts of a running agent."""
+    """All components of a running agent."""
 
     def __init__(self, options: Options, kernel: KernelDataPath, loaded: str) -> None:
         self._options = options
         self._kernel = kernel
-        self._loaded = loaded
-        self._cgroup = options.cgroup or cgroup2_root()
-        self._sees_node = kernel.find_node(self._cgroup)
-        self._certifier = certifier_of(options)
-        self._mirror = ClusterView(
-            options.trust_domain,
-            DEFAULT_CLUSTER,
-            root_namespace=options.root_namespace,
-            discovery=options.discovery,
-            marks=options.access is not None,
+        sees_node = kernel.find_node(wiring.cgroup_of(options))
+        self._core = core = wiring.build_core(options, kernel)
+        self._traffic = traffic = wiring.build_traffic(core)
+        self._cluster = cluster = wiring.build_cluster(core)
+        self._pods = pods = wiring.build_pods(core, traffic)
+        self._link = link = wiring.build_link(core)
+        data_path = wiring.build_data_path_view(
+            core, traffic, pods, link, loaded=loaded, sees_node=sees_node
         )
-        self._policies = PolicyEngine()
-        totals, paths = TrafficTotals(options.most_series), RttTable(options.most_series)
-        self._counters = NodeCounters(totals)
-        self._counter_collector = CounterCollector(self._counters)
-        self._same_node = SameNodeTraffic(
-            kernel,
-            options.same_node,
-            lambda: self._enroller.pods,
-            self._policies,
-            KernelCounts(totals, paths),
-        )
-        self._discovery = RuntimeDiscovery(
-            dialler(options.cri_socket), Discovery(self._cgroup), self._runtime_answered
-        )
-        self._enroller = Enroller(
-            kernel,
-            self._discovery,
-            lambda: self._workers,
-            self._captured,
-        )
-        ways = UdpRouteTable(
-            options.node, self._policies, encrypted=options.same_node is SameNode.ENCRYPT
-        )
-        self._judge = UdpAuthorizer(
-            kernel.udp_entry,
-            self._policies,
-            lambda: self._enroller.pods,
-            ways.workload_at,
-            mode=options.same_node,
-            count=totals.add,
-        )
-        self._same_node.strict = self._judge.refused
-        self._udp = Udp(
-            kernel.udp,
-            ways,
-            lambda: self._enroller.pods,
-            lambda: self._workers.sessions,
-            time.monotonic,
-        )
-        self._feed = Dispatcher(
-            node=options.node,
-            mirror=self._mirror,
-            enroller=self._enroller,
-            same_node=self._same_node,
-            udp=self._udp,
-            judge=self._judge,
-            policies=self._policies,
-            workers=lambda: self._workers,
-            store=lambda: self._store,
-            greet=lambda session: session.send(self._logs.settings),
-            registry_only=options.registry_only,
-        )
-        self._store = CertificateStore(
-            self._certifier.signer,
-            self._feed.certified,
-            blocked_reason=lambda identity: service_accounts.missing_of(self._source, identity),
-        )
-        self._workers = Workers(
-            options.agent_socket, options.proxy_uid, self._feed, self._counter_collector
-        )
-        self._source = source_of(options, self._mirror, self._changed)
-        self._nudge = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        views = AgentViews(
-            options=options,
-            mirror=self._mirror,
-            enroller=self._enroller,
-            workers=self._workers,
-            same_node=self._same_node,
-            store=self._store,
-            policies=self._policies,
-            source=self._source_view,
-            data_path=self._data_path_view,
-        )
-        self._logs = LogControl(self._log_as)
-        self._admin = Admin(options.admin_socket, views, self._logs)
-        self._metrics = Metrics(
-            totals=totals,
-            paths=paths,
-            dns=self._counters.dns,
-            status=views,
-            workers=self._workers,
-            read_events=self._same_node.read,
-            pin_dir=options.pin_dir,
-        )
-        self._endpoints = Endpoints(
-            page=self._metrics.page,
-            waiting_for=views.waiting_for,
-            listen=options.listen,
-            metrics_port=options.metrics_port,
-            health_port=options.health_port,
+        self._api = api = wiring.build_api(core, cluster, traffic, link, data_path)
+        core.publisher.subscribe(view_consumers(core, traffic, pods, cluster, link))
+        self._server = AgentLinkServer(
+            options.agent_socket,
+            options.proxy_uid,
+            core.sessions,
+            message_handlers(traffic, pods, link),
+            session_observers(traffic, pods, cluster, link, api),
         )
         self._bpf_stats = stats.enable_run_stats() if options.bpf_stats else -1
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set, or a part fails for good."""
-        await self._admin.start()
-        await self._endpoints.start()
-        self._certifier.start(self._store.set_roots)
-        parts = [
-            asyncio.create_task(part, name=name)
-            for name, part in (
-                ("stop", _waited(stop)),
-                ("source", self._source.run()),
-                (
-                    "names outside",
-                    ServiceEntryResolver(self._mirror.entries, self._changed_outside).run(),
-                ),
-                ("pods", self._keep_pods()),
-                ("node addresses", self._keep_node_addresses()),
-                ("workers", self._serve_workers()),
-                ("verdicts", _every(RENEWAL, self._same_node.renew)),
-                ("UDP", _every(RECHECK, self._udp.sweep)),
-                ("UDP judge", _every(RECHECK, self._judge.keep)),
-                ("events", _every(READ_EVERY, self._same_node.read)),
-                ("series", self._retire_series()),
-                ("signs", self._show_signs()),
-                ("admin port", self._open_door()),
-            )
+        """Serve until `stop` is set, or a component fails for good."""
+        await self._api.admin.start()
+        await self._api.endpoints.start()
+        self._cluster.issuer.start(self._cluster.certificates.store.set_roots)
+        tasks: list[asyncio.Task[Any]] = [
+            asyncio.create_task(stop.wait(), name="stop"),
+            *(
+                asyncio.create_task(component, name=name)
+                for name, component in (*self._always(), *self._once_synced())
+            ),
         ]
         try:
-            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for part in done:
-                part.result()  # raises what it failed with
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # raises the failure
         finally:
-            for part in parts:
-                part.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _always(self) -> list[tuple[str, Coroutine[None, None, None]]]:
+        """The tasks that run from the start."""
+        core, traffic, cluster = self._core, self._traffic, self._cluster
+        publish = wiring.publish_when_synced(cluster, core)
+        return [
+            ("configuration source", cluster.source.run()),
+            ("ServiceEntry DNS", ServiceEntryResolver(core.view.entries, publish).run()),
+            ("node addresses", sync_node_addresses(self._kernel, core.view, self._options.node)),
+            ("same-node lease", every(RENEWAL, traffic.same_node.renew)),
+            ("same-node events", every(READ_EVERY, traffic.same_node.read)),
+            ("UDP redirect", every(UDP_SWEEP_INTERVAL_S, traffic.udp_redirect.sweep)),
+            ("UDP authorizer", every(UDP_SWEEP_INTERVAL_S, traffic.udp_authorizer.keep)),
+        ]
+
+    def _once_synced(self) -> list[tuple[str, Coroutine[None, None, None]]]:
+        """The tasks that need the first complete view."""
+        options, view = self._options, self._core.view
+        series = self._api.metrics.run_expiry(view, options.retire_after)
+        tasks = [
+            ("pods", self._pods.loop.run()),
+            ("workers", self._accept_workers()),
+            ("metric series", series),
+        ]
+        if options.access is not None:
+            status = run_pod_status(
+                options.access, options.node, view, self._core.pods, self._cluster.source
+            )
+            tasks.append(("pod status", status))
+        if options.access is not None and options.pod:
+            tasks.append(("remote admin", serve_remote_admin(options.access, options, view)))
+        return [(name, self._when_synced(task)) for name, task in tasks]
+
+    async def _when_synced(self, task: Coroutine[None, None, None]) -> None:
+        try:
+            await self._cluster.source.synced.wait()
+        except asyncio.CancelledError:
+            task.close()
+            raise
+        await task
+
+    async def _accept_workers(self) -> None:
+        """Only with a complete view: a worker must not drop a pod that the agent does not know."""
+        gc.collect()
+        gc.freeze()  # the first view is most of the heap: the collector need not walk it again
+        self._server.start()
+        log.info("agent accepting workers", socket=str(self._options.agent_socket))
+        await asyncio.Event().wait()
 
     async def close(self) -> None:
-        """Let go of everything but the pins."""
-        await self._endpoints.close()
-        await self._admin.close()
-        self._workers.close()
-        self._counter_collector.close()
-        self._judge.close()
-        await self._store.close()
-        await asyncio.to_thread(self._certifier.close)
-        self._enroller.close()
-        await asyncio.to_thread(self._discovery.close)
+        """Release everything but the pins."""
+        await self._api.endpoints.close()
+        await self._api.admin.close()
+        self._server.close()
+        self._link.counters.close()
+        self._traffic.udp_authorizer.close()
+        await self._cluster.certificates.store.close()
+        await asyncio.to_thread(self._cluster.issuer.close)
+        self._pods.enroller.close()
+        await asyncio.to_thread(self._pods.discovery.close)
         self._kernel.close()
         if self._bpf_stats >= 0:
             os.close(self._bpf_stats)
-
-    def _log_as(self, settings: LogConfig) -> None:
-        set_level(settings.process)
-        self._same_node.logging = self._judge.logging = settings
-        self._workers.broadcast(settings)
-
-    def _captured(self, pod: Pod) -> None:
-        self._same_node.captured(pod)
-        self._judge.captured(pod)
-
-    async def _retire_series(self) -> None:
-        """In steps: to name 20,000 workloads takes as long as others may wait for their turn."""
-        await self._source.synced.wait()
-        while True:
-            living: set[labels.WorkloadLabels] = set()
-            for number, workload in enumerate(self._mirror.snapshot().workloads, 1):
-                living.add(labels.workload_labels(workload))
-                if number % STEP == 0:
-                    await asyncio.sleep(0)
-            self._metrics.retire(living, self._options.retire_after)
-            await asyncio.sleep(RETIRE)
-
-    def _changed(self) -> None:
-        self._feed.changed()
-        self._nudge.set()
-
-    def _changed_outside(self) -> None:
-        if self._source.synced.is_set():  # before, the first view will have it
-            self._changed()
-
-    def _runtime_answered(self) -> None:
-        """From the thread that asks."""
-        with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._nudge.set)
-
-    async def _serve_workers(self) -> None:
-        """Only once we know which pods there are: a worker must not drop one for our ignorance."""
-        await self._source.synced.wait()
-        gc.collect()
-        gc.freeze()  # the first view is most of the heap: the collector need not walk it again
-        self._workers.start()
-        log.info("agent serves", socket=str(self._options.agent_socket))
-        await asyncio.Event().wait()
-
-    async def _keep_pods(self) -> None:
-        """Try again what did not work, soon at first; look at all pods now and then."""
-        await self._source.synced.wait()
-        delay = FIRST_RETRY
-        while True:
-            self._nudge.clear()
-            if self._enroller.is_settled:
-                delay = RECHECK
-            try:
-                async with asyncio.timeout(delay):
-                    await self._nudge.wait()
-                delay = FIRST_RETRY
-            except TimeoutError:
-                delay = min(delay * 2, RECHECK)
-            _attempt(self._enroller.recheck if delay == RECHECK else self._enroller.advance)
-
-    async def _keep_node_addresses(self) -> None:
-        known: set[str] = set()
-        while True:
-            try:
-                own = rtnetlink.reachable_addresses()  # the kubelet's probes come from one of them
-                now = {*own, *self._mirror.node_addresses(self._options.node)}
-                if now != known:
-                    self._kernel.set_node_addresses(now)
-                    known = now
-            except OSError as error:
-                log.warning("node addresses unknown", error=str(error))
-            await asyncio.sleep(RECHECK)
-
-    async def _show_signs(self) -> None:
-        """Only an API server has a place for them."""
-        if self._options.access is None:
-            await asyncio.Event().wait()
-            return
-        await self._source.synced.wait()
-        with closing(PodWriter(self._options.access.client(), self._options.node)) as marker:
-            signs = PodStatusReporter(
-                self._options.node,
-                self._mirror,
-                self._enroller,
-                marker,
-                lambda pod: service_accounts.missing(
-                    self._source, pod.namespace, pod.service_account
-                ),
-            )
-            await signs.run()
-
-    async def _open_door(self) -> None:
-        """Only a pod has a place to say where it is."""
-        options = self._options
-        if options.access is None or not options.pod:
-            await asyncio.Event().wait()
-            return
-        from ztunnel.kube.writers.token_review import TokenReviewer  # noqa: PLC0415  imports Kubernetes' client
-
-        await self._source.synced.wait()
-        place = options.namespace, options.pod
-        with closing(PodWriter(options.access.client(), options.node)) as marker:
-            pod = AnnotationStore(
-                said=lambda: self._mirror.annotation(*place, ANNOTATION),
-                say=lambda text: marker.note(*place, ANNOTATION, text),
-            )
-            door = Door(
-                options.admin_socket, TokenReviewer(marker.client, options.namespace).refusal
-            )
-            try:
-                await asyncio.gather(door.serve(), door.announce(pod))
-            finally:
-                await door.close()
-
-    def _source_view(self) -> Json:
-        return {
-            **self._source.view(),
-            "synced": self._source.synced.is_set(),
-            "revision": self._feed.revision,
-            "errors": {**self._source.errors(), **self._mirror.errors()},
-        }
-
-    def _data_path_view(self) -> Json:
-        return {
-            "cgroup": str(self._cgroup),
-            "node_known_by": "socket" if self._sees_node else "address",
-            "pin_dir": str(self._options.pin_dir),
-            "loaded": self._loaded,
-            "stats": self._kernel.stats(),
-            "udp": {
-                **self._udp.view(),
-                "judged": self._judge.view(),
-                "dropped": dict(self._counters.udp_drops.by_reason),
-            },
-            "container_runtime": self._discovery.view(),
-        }
-
-
-async def _every(seconds: float, step: Callable[[], None]) -> None:
-    while True:
-        _attempt(step)
-        await asyncio.sleep(seconds)
-
-
-async def _waited(event: asyncio.Event) -> None:
-    await event.wait()
-
-
-def _attempt(step: Callable[[], None]) -> None:
-    """What fails is tried again at the next turn; the agent goes on."""
-    try:
-        step()
-    except OSError as error:
-        log.error("step failed, tried again", step=step.__name__, error=str(error))

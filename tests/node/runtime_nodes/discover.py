@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ztunnel.agent.pods.cgroup_discovery import Discovery
 from ztunnel.agent.pods.cri_discovery import AUTO, RuntimeDiscovery, dialler
-from ztunnel.agent.pods.enroller import Finder
+from ztunnel.agent.pods.enroller import PodDiscovery
 from ztunnel.agent.pods.netns_finder import HostNamespaceError
 from ztunnel.datapath.requirements import mounts
 
@@ -46,7 +46,7 @@ def by_runtime(uids: list[str]) -> dict[str, int | str | None]:
     return found
 
 
-def _inode(finder: Finder, uid: str) -> int | str | None:
+def _inode(finder: PodDiscovery, uid: str) -> int | str | None:
     try:
         found = finder.open(uid)
     except HostNamespaceError:

@@ -10,11 +10,20 @@ import os
 import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Protocol, get_args
 
 import msgspec
 
-from ztunnel.agent.pods.enroller import Enroller
+from ztunnel.agent.config import SameNode
+from ztunnel.agent.datapath import DataPath
+from ztunnel.agent.log_settings import LogSettings
+from ztunnel.agent.pods.enroller import Enroller, PodDiscovery
 from ztunnel.agent.pods.netns_finder import HostNamespaceError, NetnsHandle
+from ztunnel.agent.pods.registry import PodTable
+from ztunnel.agent.traffic.same_node import SameNodeTraffic
+from ztunnel.agent.workers.handlers import MessageHandlers
+from ztunnel.agent.workers.registry import SessionTable
+from ztunnel.agent.workers.server import AgentLinkServer
 from ztunnel.agent.workers.session import Session
 from ztunnel.datapath.bpf.layout import UdpRoute
 from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent
@@ -22,19 +31,20 @@ from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
 from ztunnel.datapath.udp_admission_maps import UdpDecision as UdpVerdict
 from ztunnel.ipc.channel import Channel
 from ztunnel.ipc.messages import (
-    ConnectUdpUnsupported,
+    Draining,
     Hello,
+    IntrospectionReply,
     IntrospectionRequest,
     ListenerKind,
     PodAdded,
     PodReady,
     PodRemoved,
-    SameNodeAllowed,
     Sockets,
+    ToAgent,
     ToWorker,
-    UdpSocketRequest,
 )
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
+from ztunnel.mesh.policy.engine import PolicyEngine
 
 _ips = itertools.count(2)
 
@@ -109,6 +119,7 @@ class FakeDataPath:
         self.revocations = 0
         self.lease = 0.0
         self.made = 0
+        self.udp, self.udp_entry = FakeUdpPath(), FakeUdpEntry()
 
     def cookie(self, netns_fd: int) -> int:
         return os.fstat(netns_fd).st_ino
@@ -201,17 +212,50 @@ class FakeDataPath:
         return True
 
 
-class EventEnroller(Enroller):
-    """A reconciler that hears workers itself, without a feed between."""
+class Component(Protocol):
+    """What registers handlers of messages."""
 
-    def need_udp(self, session: Session, need: UdpSocketRequest) -> None:
-        """Nothing is carried here."""
+    def register(self, handlers: MessageHandlers) -> None: ...
 
-    def no_udp(self, session: Session, news: ConnectUdpUnsupported) -> None:
-        raise AssertionError(f"nobody asked for {news}")
 
-    def allowed(self, session: Session, news: SameNodeAllowed) -> None:
-        raise AssertionError(f"nobody asked for {news}")
+def handlers_of(*components: Component) -> MessageHandlers:
+    """The handlers of some components; every other message to the agent is an error."""
+    handlers = MessageHandlers()
+    for component in components:
+        component.register(handlers)
+    for kind in get_args(ToAgent):
+        if kind.__name__ in handlers.missing() and kind not in (Draining, IntrospectionReply):
+            handlers.register(kind, _unexpected)
+    return handlers
+
+
+def _unexpected(session: Session, message: msgspec.Struct, fds: list[int]) -> None:
+    raise AssertionError(f"no test expects {message}")
+
+
+class EnrollerNode:
+    """An enroller and its worker sessions over a data path."""
+
+    def __init__(self, datapath: DataPath, discovery: PodDiscovery, path: Path) -> None:
+        self.pods, self.sessions = PodTable(), SessionTable()
+        self.enroller = Enroller(datapath, discovery, self.pods, self.sessions)
+        self.server = AgentLinkServer(
+            path, 0, self.sessions, handlers_of(self.enroller), [self.enroller]
+        )
+
+
+def same_node_traffic(
+    kernel: FakeDataPath, pods: PodTable, policies: PolicyEngine | None = None
+) -> SameNodeTraffic:
+    """The bypass in an agent without workers."""
+    return SameNodeTraffic(
+        kernel,
+        SameNode.DIRECT,
+        pods,
+        PolicyEngine() if policies is None else policies,
+        SessionTable(),
+        logs=LogSettings(),
+    )
 
 
 class FakeUdpPath:

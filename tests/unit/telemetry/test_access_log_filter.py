@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -12,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ztunnel.agent.api.log_level import LogControl
+from ztunnel.agent.log_settings import LogSettings
+from ztunnel.agent.workers.registry import SessionRegistry
 from ztunnel.ipc.messages import AccessRule, LogConfig, LogLevel
 from ztunnel.telemetry import logs
 from ztunnel.telemetry.access_log_filter import is_wanted
+from ztunnel.telemetry.logs import set_level
 
 Levels = st.sampled_from(LogLevel)
 
@@ -56,9 +60,37 @@ def test_a_share_is_a_share_of_the_orderly_ones_only() -> None:
 # Changing it
 
 
-def control() -> tuple[LogControl, list[LogConfig]]:
-    applied: list[LogConfig] = []
-    return LogControl(applied.append), applied
+class Workers(SessionRegistry):
+    """Records what is sent to all workers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[object] = []
+
+    def broadcast(self, message: msgspec.Struct) -> None:
+        self.sent.append(message)
+
+
+class Control(LogControl):
+    def __init__(self) -> None:
+        self.current, self.workers = LogSettings(), Workers()
+        super().__init__(self.current, self.workers)
+
+    @property
+    def settings(self) -> LogConfig:
+        return self.current.current
+
+
+@pytest.fixture(autouse=True)
+def unchanged_level() -> Iterator[None]:
+    """The tests change the level of their own process."""
+    yield
+    set_level(LogLevel.INFO)
+
+
+def control() -> tuple[Control, list[object]]:
+    made = Control()
+    return made, made.workers.sent
 
 
 def say(one: LogControl, **change: object) -> None:

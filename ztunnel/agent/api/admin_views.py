@@ -11,11 +11,12 @@ import msgspec
 from ztunnel import __version__
 from ztunnel.agent.api.admin_server import Json
 from ztunnel.agent.api.policy_simulator import PolicySimulator
+from ztunnel.agent.cluster.config_source import Source
 from ztunnel.agent.config import Options
-from ztunnel.agent.pods.enroller import Enroller
 from ztunnel.agent.pods.pod import Pod, PodState
+from ztunnel.agent.pods.registry import CapturedPods
 from ztunnel.agent.traffic.same_node import SameNodeTraffic
-from ztunnel.agent.workers.session import Workers
+from ztunnel.agent.workers.registry import SessionRegistry
 from ztunnel.identity.certificate_store import CertificateStore
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.policy.engine import PolicyEngine
@@ -31,18 +32,18 @@ class AgentViews:
         *,
         options: Options,
         mirror: ClusterView,
-        enroller: Enroller,
-        workers: Workers,
+        pods: CapturedPods,
+        sessions: SessionRegistry,
         same_node: SameNodeTraffic,
         store: CertificateStore,
         policies: PolicyEngine,
-        source: Callable[[], Json],
+        source: Source,
         data_path: Callable[[], Json],
     ) -> None:
         self._options = options
         self._mirror = mirror
-        self._enroller = enroller
-        self._workers = workers
+        self._captured_pods = pods
+        self._sessions = sessions
         self._same_node = same_node
         self._store = store
         self._what_if = PolicySimulator(mirror, policies)
@@ -53,25 +54,25 @@ class AgentViews:
         """What readiness waits for; empty when ready. What is wrong with single pods is told by
         `pods`, metrics and Events: one sick app must not take its node out of service."""
         missing = []
-        source = self._source()
+        source = self._source_status()
         if not source["synced"]:
             wrong = "; ".join(f"{name}: {text}" for name, text in source["errors"].items())
             missing.append("first complete view of the mesh" + (f" ({wrong})" if wrong else ""))
-        if not any(session.is_synced for session in self._workers.sessions):
+        if not any(session.is_synced for session in self._sessions.sessions):
             missing.append("a proxy worker")
         return missing
 
     def status(self) -> Json:
         """Everything about the agent itself; the shape is the keys below."""
         options, waiting_for = self._options, self.waiting_for()
-        pods = [self._pod(pod) for pod in self._enroller.pods]
+        pods = [self._pod(pod) for pod in self._captured_pods]
         return {
             "node": options.node,
             "version": __version__,
             "trust_domain": options.trust_domain,
             "ready": not waiting_for,
             "waiting_for": waiting_for,
-            "source": self._source(),
+            "source": self._source_status(),
             "workers": [
                 {
                     "worker": session.worker,
@@ -81,7 +82,7 @@ class AgentViews:
                     "synced": session.is_synced,
                     "queued_bytes": session.queued_bytes,
                 }
-                for session in self._workers.sessions
+                for session in self._sessions.sessions
             ],
             "pods": {
                 "captured": sum(pod["state"] == PodState.CAPTURED for pod in pods),
@@ -101,7 +102,7 @@ class AgentViews:
         return {"services": [{**_data(row), "key": row.key} for row in rows]}
 
     def pods(self) -> Json:
-        rows = sorted(map(self._pod, self._enroller.pods), key=lambda row: str(row["workload"]))
+        rows = sorted(map(self._pod, self._captured_pods), key=lambda row: str(row["workload"]))
         return {"pods": rows, "refused": self._refused()}
 
     def certificates(self) -> Json:
@@ -121,11 +122,19 @@ class AgentViews:
 
         Connections that go without a worker are among them.
         """
-        answers = await self._workers.ask(what, ASK_TIMEOUT)
+        answers = await self._sessions.query(what, ASK_TIMEOUT)
         rows = [{**row, "worker": answer.worker} for answer in answers for row in answer.body or []]
         return {
             what: rows + (self._same_node.live() if what == "connections" else []),
             "unanswered": [answer.pid for answer in answers if answer.body is None],
+        }
+
+    def _source_status(self) -> Json:
+        return {
+            **self._source.view(),
+            "synced": self._source.synced.is_set(),
+            "revision": self._mirror.revision,
+            "errors": {**self._source.errors(), **self._mirror.errors()},
         }
 
     def _refused(self) -> list[Json]:
@@ -147,14 +156,14 @@ class AgentViews:
             "sandbox_pid": pod.netns.pid if pod.netns else 0,
             "listeners": sorted(kind.value for kind in pod.listeners),
             "served_by": [
-                session.peer.pid for session in self._workers.sessions if pod.uid in session.ready
+                session.peer.pid for session in self._sessions.sessions if pod.uid in session.ready
             ],
         }
 
     def _problem(self, pod: Pod) -> str:
         if pod.problem:
             return pod.problem
-        served = any(pod.uid in session.ready for session in self._workers.sessions)
+        served = any(pod.uid in session.ready for session in self._sessions.sessions)
         return "" if served else "no proxy worker serves it: its connections are refused"
 
 

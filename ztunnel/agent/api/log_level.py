@@ -6,13 +6,17 @@ What is set here lasts until the agent ends: an incident's settings do not outli
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
 import structlog
 
+from ztunnel.agent.log_settings import LogSettings
+from ztunnel.agent.workers.handlers import SessionObserver
+from ztunnel.agent.workers.registry import SessionRegistry
+from ztunnel.agent.workers.session import Session
 from ztunnel.ipc.messages import AccessRule, LogConfig, LogLevel
+from ztunnel.telemetry.logs import set_level
 
 MOST_NAMESPACES = 1000  # with a rule of their own
 
@@ -30,16 +34,19 @@ class _Change(msgspec.Struct, forbid_unknown_fields=True):
     namespaces: dict[str, _RuleChange | None] = {}
 
 
-class LogControl:
-    """`apply` is called with each new setting."""
+class LogControl(SessionObserver):
+    """Applies settings to this process, and sends them to the workers."""
 
-    def __init__(self, apply: Callable[[LogConfig], None]) -> None:
-        self.settings = LogConfig()
-        self._apply = apply
+    def __init__(self, settings: LogSettings, sessions: SessionRegistry) -> None:
+        self._settings = settings
+        self._sessions = sessions
+
+    def joined(self, session: Session) -> None:
+        session.send(self._settings.current)
 
     def view(self) -> dict[str, Any]:
         """What is in force, in the form that `change` takes."""
-        found: dict[str, Any] = msgspec.to_builtins(self.settings)
+        found: dict[str, Any] = msgspec.to_builtins(self._settings.current)
         found.pop("type", None)
         return found
 
@@ -49,9 +56,10 @@ class LogControl:
             change = msgspec.json.decode(wanted, type=_Change)
         except msgspec.DecodeError as error:
             raise ValueError(str(error)) from error
-        self.settings = changed(self.settings, change)
+        config = self._settings.current = changed(self._settings.current, change)
         log.info("log settings", **self.view())
-        self._apply(self.settings)
+        set_level(config.process)
+        self._sessions.broadcast(config)
         return self.view()
 
 

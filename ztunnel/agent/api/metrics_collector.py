@@ -18,17 +18,20 @@ from typing import Any, Protocol
 
 import structlog
 
-from ztunnel.agent.workers.session import WorkerAnswer
+from ztunnel.agent.workers.registry import SessionRegistry
 from ztunnel.datapath.bpf import stats
 from ztunnel.identity.certificate_store import BLOCKED
+from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.telemetry.dns_counters import DnsCounters
 from ztunnel.telemetry.exposition import Snapshot, render
-from ztunnel.telemetry.labels import WorkloadLabels
+from ztunnel.telemetry.labels import WorkloadLabels, workload_labels
 from ztunnel.telemetry.node_counters import TrafficTotals
 from ztunnel.telemetry.same_node_rtt import RttTable
 
 FRESH = 0.25  # seconds a page may be old
 ASK_TIMEOUT = 1.0  # seconds a worker may take; what it does not tell comes with the next page
+EXPIRY_INTERVAL_S = 10.0
+EXPIRY_BATCH = 250  # workloads between two yields to the event loop
 _POD_STATES = ("captured", "waiting", "refused")
 
 log = structlog.get_logger()
@@ -41,12 +44,6 @@ class Status(Protocol):
     def certificates(self) -> dict[str, Any]: ...
 
 
-class Workers(Protocol):
-    """The hub, see `ztunnel.agent.workers.session`."""
-
-    async def ask(self, what: str, timeout: float) -> list[WorkerAnswer]: ...
-
-
 class Metrics:
     """One per agent."""
 
@@ -57,7 +54,7 @@ class Metrics:
         paths: RttTable,
         dns: DnsCounters,
         status: Status,
-        workers: Workers,
+        sessions: SessionRegistry,
         read_events: Callable[[], None],
         pin_dir: Path,
         clock: Callable[[], float] = time.monotonic,
@@ -66,7 +63,7 @@ class Metrics:
         self._paths = paths
         self._dns = dns
         self._status = status
-        self._workers = workers
+        self._sessions = sessions
         self._read_events = read_events
         self._pin_dir = pin_dir
         self._clock = clock
@@ -81,7 +78,7 @@ class Metrics:
             if known is not None and self._clock() - known[0] < FRESH:
                 return known[1]
             began = time.time()
-            await self._workers.ask("stats", ASK_TIMEOUT)  # they tell their counts before
+            await self._sessions.query("stats", ASK_TIMEOUT)  # they tell their counts before
             self._read_events()
             snapshot = self._snapshot()
             snapshot.set("ztunnel_scrape_generated_timestamp_seconds", began)
@@ -93,6 +90,17 @@ class Metrics:
         """Forget series of workloads that are gone for so many seconds."""
         for each in (self._totals, self._paths):
             each.expire(living, self._clock(), grace)
+
+    async def run_expiry(self, view: ClusterView, ttl_s: float) -> None:
+        """Expire the series of workloads that are gone, until cancelled."""
+        while True:
+            live: set[WorkloadLabels] = set()
+            for number, workload in enumerate(view.snapshot().workloads, 1):
+                live.add(workload_labels(workload))
+                if number % EXPIRY_BATCH == 0:  # 20,000 workloads would block the event loop
+                    await asyncio.sleep(0)
+            self.retire(live, ttl_s)
+            await asyncio.sleep(EXPIRY_INTERVAL_S)
 
     def _rendered(self, snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
         """In a thread: neither the kernel's maps nor thousands of lines may stop the agent."""

@@ -15,7 +15,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,9 +25,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from ztunnel.agent.config import Options
 from ztunnel.identity import chain
 from ztunnel.kube import admin_endpoint
 from ztunnel.kube.admin_endpoint import AdminEndpoint
+from ztunnel.kube.client.access import Access
+from ztunnel.kube.view.cluster_view import ClusterView
+from ztunnel.kube.writers.pod_writer import PodWriter
 
 WAYS = 8  # connections at once; more wait in a backlog as long
 REVIEWS = 2  # of tokens at once: the threads are not ours alone
@@ -209,3 +213,24 @@ def _identity() -> tuple[ssl.SSLContext, str]:
         ),
     )
     return context, certificate.fingerprint(hashes.SHA256()).hex()
+
+
+async def serve_remote_admin(access: Access, options: Options, view: ClusterView) -> None:
+    """Serve the port and announce it on the agent's own pod, until cancelled.
+
+    Raises AccessError, OSError.
+    """
+    from ztunnel.kube.writers.token_review import TokenReviewer  # noqa: PLC0415  imports Kubernetes' client
+
+    place = options.namespace, options.pod
+    with closing(PodWriter(access.client(), options.node)) as writer:
+        pod = AnnotationStore(
+            said=lambda: view.annotation(*place, admin_endpoint.ANNOTATION),
+            say=lambda text: writer.note(*place, admin_endpoint.ANNOTATION, text),
+        )
+        reviewer = TokenReviewer(writer.client, options.namespace)
+        door = Door(options.admin_socket, reviewer.refusal)
+        try:
+            await asyncio.gather(door.serve(), door.announce(pod))
+        finally:
+            await door.close()

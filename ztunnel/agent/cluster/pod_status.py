@@ -17,13 +17,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Protocol
 
 import structlog
 
-from ztunnel.agent.pods.pod import Pod, PodState
+from ztunnel.agent.cluster import service_accounts
+from ztunnel.agent.cluster.service_accounts import Accounts
+from ztunnel.agent.pods.pod import PodState
+from ztunnel.agent.pods.registry import CapturedPods
+from ztunnel.kube.client.access import Access
 from ztunnel.kube.view.cluster_view import ClusterView
-from ztunnel.kube.writers.pod_writer import WriteError
+from ztunnel.kube.writers.pod_writer import PodWriter, WriteError
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION, REDIRECTION_ENABLED
 from ztunnel.mesh.model import Workload
 
@@ -46,13 +51,6 @@ class Writer(Protocol):
     def event(self, pod: Workload, reason: str, message: str) -> None: ...
 
 
-class Enrolled(Protocol):
-    """`enrol.Enroller` is one."""
-
-    @property
-    def pods(self) -> list[Pod]: ...
-
-
 class PodStatusReporter:
     """For the pods of one node."""
 
@@ -60,14 +58,14 @@ class PodStatusReporter:
         self,
         node: str,
         mirror: ClusterView,
-        enroller: Enrolled,
+        pods: CapturedPods,
         writer: Writer,
         withheld: Callable[[Workload], str] = lambda _: "",
     ) -> None:
         """`withheld` says why no certificate is asked for a pod; empty when one is."""
         self._node = node
         self._mirror = mirror
-        self._enroller = enroller
+        self._pods = pods
         self._writer = writer
         self._withheld = withheld
         self._tried: dict[str, tuple[str, float]] = {}  # pod uid → mark last written, and when
@@ -99,7 +97,7 @@ class PodStatusReporter:
     def _unmarked(self, local: list[Workload], now: float) -> Iterator[Write]:
         captured = {
             pod.uid
-            for pod in self._enroller.pods
+            for pod in self._pods
             if pod.state is PodState.CAPTURED and not pod.capture_problem
         }
         for pod in local:
@@ -128,7 +126,7 @@ class PodStatusReporter:
         return pod.enrolled and now - self._uncaptured.setdefault(pod.pod_uid, now) < PATIENCE
 
     def _untold(self, local: list[Workload], now: float) -> Iterator[Write]:
-        problems = {pod.uid: pod.problem for pod in self._enroller.pods if pod.problem}
+        problems = {pod.uid: pod.problem for pod in self._pods if pod.problem}
         withheld = {
             pod.pod_uid: reason for pod in local if pod.enrolled and (reason := self._withheld(pod))
         }
@@ -160,3 +158,17 @@ class PodStatusReporter:
         for kept in (self._tried, self._told, self._uncaptured):
             for uid in kept.keys() - present:
                 del kept[uid]
+
+
+async def run_pod_status(
+    access: Access, node: str, view: ClusterView, pods: CapturedPods, accounts: Accounts
+) -> None:
+    """Report to the API server, until cancelled. Raises AccessError."""
+    with closing(PodWriter(access.client(), node)) as writer:
+        await PodStatusReporter(
+            node,
+            view,
+            pods,
+            writer,
+            lambda pod: service_accounts.missing(accounts, pod.namespace, pod.service_account),
+        ).run()

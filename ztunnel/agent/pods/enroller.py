@@ -23,9 +23,13 @@ import structlog
 from ztunnel.agent.datapath import DataPath
 from ztunnel.agent.pods.netns_finder import HostNamespaceError, NetnsHandle
 from ztunnel.agent.pods.pod import Pod, PodState, close_shown
+from ztunnel.agent.pods.registry import PodTable
+from ztunnel.agent.workers.handlers import MessageHandlers, SessionObserver
+from ztunnel.agent.workers.registry import SessionRegistry
 from ztunnel.agent.workers.session import Session
 from ztunnel.ipc.messages import (
     Hello,
+    PodReady,
     PodRemoved,
     SocketRequest,
     Sockets,
@@ -39,89 +43,86 @@ MOST_SOCKETS = 512  # handed out for one request
 log = structlog.get_logger()
 
 
-class Hub(Protocol):
-    """The sessions to tell; `workers.Workers` is one."""
-
-    @property
-    def sessions(self) -> list[Session]: ...
-
-
-class Finder(Protocol):
-    """Where pods' namespaces come from; `discovery.Discovery` is one."""
+class PodDiscovery(Protocol):
+    """Locates the network namespaces of pods; see `cgroup_discovery` and `cri_discovery`."""
 
     def refresh(self, wanted: Iterable[str]) -> None: ...
     def open(self, pod_uid: str) -> NetnsHandle | None: ...
 
 
-class Enroller:
+class Enroller(SessionObserver):
     """All local pods. Use from the event loop only."""
 
     def __init__(
         self,
         datapath: DataPath,
-        discovery: Finder,
-        hub: Callable[[], Hub],
-        captured: Callable[[Pod], None] = lambda _: None,
+        discovery: PodDiscovery,
+        pods: PodTable,
+        sessions: SessionRegistry,
+        *,
+        on_captured: Sequence[Callable[[Pod], None]] = (),
     ) -> None:
-        """`captured` is told of each pod whose new connections the kernel takes from now on."""
+        """`on_captured` is called, in order, with each pod when the kernel starts to redirect its
+        new connections."""
         self._datapath = datapath
         self._discovery = discovery
-        self._hub = hub
-        self._captured = captured
-        self._pods: dict[str, Pod] = {}
+        self._pods = pods
+        self._sessions = sessions
+        self._on_captured = on_captured
         self._present: set[str] = set()
         self._inherited = datapath.enrolled()
         self._unswept = datapath.attached() | set(self._inherited)
 
-    @property
-    def pods(self) -> list[Pod]:
-        """The pods that should be captured, and how far each is."""
-        return list(self._pods.values())
+    def register(self, handlers: MessageHandlers) -> None:
+        """Register the handlers of the messages about pods and their sockets."""
+        handlers.register(Hello, self._adopt)
+        handlers.register(PodReady, self._pod_ready)
+        handlers.register(SocketRequest, self._send_sockets)
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing is left to try again soon."""
-        return not self._unswept and not any(pod.problem for pod in self._pods.values())
+        return not self._unswept and not any(pod.problem for pod in self._pods)
 
     def want(self, enrolled: Mapping[str, Workload], present: set[str]) -> None:
         """Set which pods (by pod uid) to capture, and all pod uids that exist on this node."""
         self._present = present
-        for pod in self.pods:
+        for pod in self._pods:
             if pod.uid not in enrolled:
                 self._release(pod, gone=pod.uid not in present)
         for uid, workload in enrolled.items():
             known = self._pods.get(uid)
             if known is None:
-                self._pods[uid] = Pod(workload)
+                self._pods.put(Pod(workload))
             elif known.workload != workload:
                 self._guarded(self._changed, known, workload)
         self.recheck()
 
     def recheck(self) -> None:
         """Notice pods whose namespace has gone or been replaced, then `advance`."""
-        self._discovery.refresh(self._pods)
-        for pod in self.pods:
+        self._discovery.refresh([pod.uid for pod in self._pods])
+        for pod in self._pods:
             if pod.netns is not None and not self._is_same(pod):
                 log.info("pod lost its namespace", pod=pod.workload.uid, cookie=pod.cookie)
                 self._release(pod, gone=True)
-                self._pods[pod.uid] = Pod(pod.workload)
+                self._pods.put(Pod(pod.workload))
         self.advance()
 
     def advance(self) -> None:
         """Take every pod as far as it goes now."""
-        self._discovery.refresh(self._pods)
-        for pod in self.pods:
+        self._discovery.refresh([pod.uid for pod in self._pods])
+        for pod in self._pods:
             self._guarded(self._advance, pod)
         self._sweep()
 
     def close(self) -> None:
         """Let go of every descriptor; what is in the kernel stays."""
-        for pod in self._pods.values():
+        for pod in self._pods:
             pod.close()
 
     # What workers say
 
-    def adopt(self, session: Session, hello: Hello, fds: list[int]) -> None:
+    def _adopt(self, session: Session, hello: Hello, fds: list[int]) -> None:
         """Take copies of the listeners a worker holds; those of other pods it must drop."""
         for held in hello.pods:
             group = {kind: socket.socket(fileno=fds.pop(0)) for kind in held.listeners}
@@ -138,7 +139,7 @@ class Enroller:
 
     def _offer_to_earlier(self, pod: Pod, holder: Session) -> None:
         """A worker that joined before the listeners' holder got none: their ports were taken."""
-        for session in self._hub().sessions:
+        for session in self._sessions.sessions:
             if session is not holder and any(
                 (pod.uid, kind) not in session.held for kind in pod.listeners
             ):
@@ -146,19 +147,19 @@ class Enroller:
 
     def joined(self, session: Session) -> None:
         """A worker is there: it gets every pod whose namespace we know."""
-        for pod in self.pods:
+        for pod in self._pods:
             if pod.netns is not None:
                 self._open_listeners(pod)
                 self._offer(pod, session)
 
-    def pod_ready(self, session: Session, pod_uid: str) -> None:
+    def _pod_ready(self, session: Session, message: PodReady, fds: list[int]) -> None:
         """A worker serves the pod."""
-        session.ready.add(pod_uid)
-        pod = self._pods.get(pod_uid)
+        session.ready.add(message.pod_uid)
+        pod = self._pods.get(message.pod_uid)
         if pod is not None and pod.state is PodState.STARTING:
             self._guarded(self._commit, pod)
 
-    def need_sockets(self, session: Session, need: SocketRequest) -> None:
+    def _send_sockets(self, session: Session, need: SocketRequest, fds: list[int]) -> None:
         """Open sockets in the pod for a worker."""
         pod = self._pods.get(need.pod_uid)
         if pod is None or pod.netns is None or need.family not in (4, 6):
@@ -173,9 +174,9 @@ class Enroller:
 
     def left(self, session: Session) -> None:
         """A worker is gone; with the last one go our listeners."""
-        if self._hub().sessions:
+        if self._sessions.sessions:
             return
-        for pod in self.pods:
+        for pod in self._pods:
             pod.close_listeners()
             pod.listen_problem = ""
 
@@ -187,7 +188,7 @@ class Enroller:
             self._start(pod)
         if pod.netns is None:
             return
-        sessions = self._hub().sessions
+        sessions = self._sessions.sessions
         if sessions and not pod.listeners:
             self._open_listeners(pod)
             is_news |= bool(pod.listeners)
@@ -217,7 +218,7 @@ class Enroller:
         else:
             loop = asyncio.get_running_loop()
             pod.timer = loop.call_later(READY_WAIT, self._waited, pod)
-        self._take_shown(pod, self._hub().sessions)
+        self._take_shown(pod, self._sessions.sessions)
 
     def _is_same(self, pod: Pod) -> bool:
         """Whether the pod still lives in the namespace we hold."""
@@ -302,7 +303,8 @@ class Enroller:
         self._datapath.enrol(pod.netns.fd, pod.cookie, pod.addresses)
         pod.capture_problem = ""
         if is_new:
-            self._captured(pod)
+            for notify in self._on_captured:
+                notify(pod)
         log.info("pod captured", pod=pod.workload.uid, cookie=pod.cookie)
 
     def _changed(self, pod: Pod, workload: Workload) -> None:
@@ -313,18 +315,18 @@ class Enroller:
             self._remove_listener(address)
         if pod.state is PodState.CAPTURED:
             self._commit(pod)
-        for session in self._hub().sessions:
+        for session in self._sessions.sessions:
             self._offer(pod, session)
 
     def _release(self, pod: Pod, *, gone: bool) -> None:
         """Leave the pod alone: the kernel first, so that nothing is sent where nobody listens."""
-        self._pods.pop(pod.uid, None)
+        self._pods.remove(pod.uid)
         if pod.cookie:
             self._drop(pod.cookie)
             for address in pod.addresses:
                 self._remove_listener(address)
             log.info("pod released", pod=pod.workload.uid, cookie=pod.cookie, gone=gone)
-        for session in self._hub().sessions:
+        for session in self._sessions.sessions:
             self._forget_in(session, pod.uid, gone=gone)
         pod.close()
 
@@ -347,7 +349,7 @@ class Enroller:
 
     def _remove_listener(self, address: str) -> None:
         """Unless another pod has that address by now."""
-        for other in self._pods.values():
+        for other in self._pods:
             for claimed, listener in other.steering():
                 if claimed == address:
                     self._datapath.set_listener(address, listener)
@@ -368,7 +370,7 @@ class Enroller:
         """Remove what an earlier agent left for namespaces that are nobody's now."""
         claimed = {
             address
-            for pod in self._pods.values()
+            for pod in self._pods
             if pod.state is PodState.PENDING
             for address in pod.addresses
         }

@@ -23,12 +23,19 @@ import structlog
 
 from ztunnel.agent.config import SameNode
 from ztunnel.agent.datapath import DataPath
+from ztunnel.agent.log_settings import LogSettings
 from ztunnel.agent.pods.pod import Pod, PodState
+from ztunnel.agent.pods.registry import CapturedPods
 from ztunnel.agent.traffic.same_node_metrics import KernelCounts
+from ztunnel.agent.workers.handlers import MessageHandlers, SessionObserver
+from ztunnel.agent.workers.registry import SessionRegistry
+from ztunnel.agent.workers.session import Session
 from ztunnel.datapath.bpf.layout import CloseReason, SameNodeState
 from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent
 from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
-from ztunnel.ipc.messages import LogConfig, SameNodeAllowed
+from ztunnel.ipc.messages import SameNodeAllowed
+from ztunnel.kube.view.cluster_view import ViewChange
+from ztunnel.kube.view.publisher import ViewConsumer
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.policy.engine import Decision, PolicyEngine, display_name
 from ztunnel.mesh.policy.rule_index import AuthzRequest
@@ -97,22 +104,29 @@ def _contradiction(news: SameNodeAllowed, source: Pod, target: Pod) -> str:
     return ""
 
 
-class SameNodeTraffic:
+class SameNodeTraffic(SessionObserver):
     """The verdicts of this node and what becomes of connections by them."""
 
     def __init__(
         self,
         datapath: DataPath,
         mode: SameNode,
-        pods: Callable[[], list[Pod]],
+        pods: CapturedPods,
         policies: PolicyEngine,
-        counts: KernelCounts | None = None,
+        sessions: SessionRegistry,
+        *,
+        logs: LogSettings,
+        metrics: KernelCounts | None = None,
+        on_strict_drop: Callable[[SocketAddress, SocketAddress], None] = lambda *_: None,
     ) -> None:
-        """`counts` adds up the connections for metrics."""
+        """`metrics` sums the connections; `on_strict_drop` gets the source and the destination of
+        UDP that the kernel dropped because the destination requires mTLS."""
         self.sums = SameNodeStats()
-        self.logging = LogConfig()
-        self.strict: Callable[[SocketAddress, SocketAddress], None] = lambda *_: None  # UDP's
-        self._counts = counts
+        self._sessions = sessions
+        self._revision = 0  # of the view that `policies` and `pods` correspond to
+        self._logs = logs
+        self._on_strict_drop = on_strict_drop
+        self._counts = metrics
         self._denied: dict[int, None] = {}  # sockets whose connections policy ended, oldest first
         self._policies = policies
         self._unchecked = True  # connections there may be whose pods we did not know when we looked
@@ -122,9 +136,22 @@ class SameNodeTraffic:
         self._distrusted: dict[tuple[int, int], None] = {}  # pairs of cookies, oldest first
         self._known: dict[int, Workload] = {}  # by namespace cookie, the gone included
 
-    def allowed(self, news: SameNodeAllowed, revision: int) -> None:
+    def register(self, handlers: MessageHandlers) -> None:
+        """Register the handler of `SameNodeAllowed`."""
+        handlers.register(SameNodeAllowed, self._worker_allowed)
+
+    def left(self, session: Session) -> None:
+        """Without a worker nothing may be admitted, by the kernel either."""
+        if not self._sessions.sessions:
+            self.revoke()
+
+    def _worker_allowed(self, session: Session, news: SameNodeAllowed, fds: list[int]) -> None:
+        if news.pod_uid in session.ready:
+            self.allowed(news)
+
+    def allowed(self, news: SameNodeAllowed) -> None:
         """A worker let a pod in at another one."""
-        verdict = believe(news, self._pods(), revision, self._mode)
+        verdict = believe(news, self._pods, self._revision, self._mode)
         if isinstance(verdict, BypassEntry) and _pair(verdict) in self._distrusted:
             verdict = "the last connection by verdict was answered by somebody else"
         if isinstance(verdict, BypassEntry):
@@ -138,7 +165,8 @@ class SameNodeTraffic:
 
     def _permitted(self, news: SameNodeAllowed, verdict: BypassEntry) -> BypassEntry | str:
         """The verdict, if policy allows the connection by our own reckoning too."""
-        target = next(pod for pod in self._pods() if pod.cookie == verdict.destination_cookie)
+        target = self._pods.by_cookie(verdict.destination_cookie)
+        assert target is not None  # `believe` found it
         asked = AuthzRequest(news.source_ip, news.source_identity, news.destination)
         decision = self._policies.decide(target.workload, asked)
         return verdict if decision.allowed else decision.reason
@@ -149,7 +177,7 @@ class SameNodeTraffic:
         self._unchecked = False
         if not len(self._policies):
             return
-        pods = {pod.cookie: pod for pod in self._pods() if pod.cookie}
+        pods = {pod.cookie: pod for pod in self._pods if pod.cookie}
         self._meet_pods()
         for entry in self._datapath.direct():
             source, target = pods.get(entry.netns_cookie), pods.get(entry.destination_cookie)
@@ -168,7 +196,7 @@ class SameNodeTraffic:
             del self._denied[next(iter(self._denied))]
         target = self._known.get(entry.destination_cookie)
         self._destroy(entry)
-        if not is_wanted(self.logging, target.namespace if target else "", failed=True):
+        if not is_wanted(self._logs.current, target.namespace if target else "", failed=True):
             return
         access_log.warning(
             "denied",
@@ -181,6 +209,10 @@ class SameNodeTraffic:
             **({"rule": f"rules[{decision.rule}]"} if decision.rule >= 0 else {}),
             error=decision.reason,
         )
+
+    def set_revision(self, revision: int) -> None:
+        """Only what workers decided by this revision of the view is accepted from now on."""
+        self._revision = revision
 
     def revoke(self) -> None:
         """Something that verdicts rest on is about to change."""
@@ -208,7 +240,7 @@ class SameNodeTraffic:
             return
         for event in ended:
             if event.close_reason is CloseReason.UDP_STRICT:
-                self.strict(event.source, event.destination)
+                self._on_strict_drop(event.source, event.destination)
         ended = [event for event in ended if event.close_reason is not CloseReason.UDP_STRICT]
         self._meet_pods()
         for event in ended:
@@ -247,7 +279,7 @@ class SameNodeTraffic:
     def _is_wanted(self, event: ConnectionEvent) -> bool:
         source = self._known.get(event.netns_cookie)
         failed = event.close_reason is not CloseReason.ORDERLY
-        return is_wanted(self.logging, source.namespace if source else "", failed=failed)
+        return is_wanted(self._logs.current, source.namespace if source else "", failed=failed)
 
     def _count(self, event: ConnectionEvent) -> None:
         if event.close_reason is CloseReason.UNEXPECTED_PEER:
@@ -274,7 +306,7 @@ class SameNodeTraffic:
         self._destroy(event)
 
     def _destroy(self, connection: SameNodeConnection | ConnectionEvent) -> None:
-        pod = next((pod for pod in self._pods() if pod.cookie == connection.netns_cookie), None)
+        pod = self._pods.by_cookie(connection.netns_cookie)
         if pod is None or pod.netns is None:
             return  # its sockets went with it, or it left the mesh
         is_cut_off = isinstance(connection, ConnectionEvent)
@@ -287,7 +319,7 @@ class SameNodeTraffic:
 
     def _meet_pods(self) -> None:
         """Remember who is who: a connection's end may be told after its pod's."""
-        for pod in self._pods():
+        for pod in self._pods:
             if pod.cookie:
                 self._known[pod.cookie] = pod.workload
         while len(self._known) > REMEMBERED:
@@ -340,6 +372,29 @@ class SameNodeTraffic:
             line["bytes_recv"] = sum(event.received for event in events)
             line["retransmits"] = sum(event.retransmits for event in events)
             access_log.info("connections", **line)
+
+
+class SameNodeRevocation(ViewConsumer):
+    """Before a change that affects authorization, every bypass entry is void."""
+
+    def __init__(self, traffic: SameNodeTraffic) -> None:
+        self._traffic = traffic
+
+    def before(self, change: ViewChange) -> None:
+        self._traffic.set_revision(change.revision)
+        if change.affects_authorization:
+            self._traffic.revoke()
+
+
+class SameNodeRecheck(ViewConsumer):
+    """After such a change, terminates the connections that are denied now."""
+
+    def __init__(self, traffic: SameNodeTraffic) -> None:
+        self._traffic = traffic
+
+    def apply(self, change: ViewChange) -> None:
+        if change.affects_authorization:
+            self._traffic.recheck()
 
 
 def _pair(one: BypassEntry | ConnectionEvent) -> tuple[int, int]:

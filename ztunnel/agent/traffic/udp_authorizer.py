@@ -25,10 +25,14 @@ from typing import Any, Protocol
 import structlog
 
 from ztunnel.agent.config import SameNode
-from ztunnel.agent.pods.pod import Pod, PodState
+from ztunnel.agent.log_settings import LogSettings
+from ztunnel.agent.pods.pod import Pod
+from ztunnel.agent.pods.registry import CapturedPods
 from ztunnel.datapath import udp_admission_maps
 from ztunnel.datapath.udp_admission_maps import UdpDecision
-from ztunnel.ipc.messages import LogConfig, SeriesCounts
+from ztunnel.ipc.messages import SeriesCounts
+from ztunnel.kube.view.cluster_view import ViewChange
+from ztunnel.kube.view.publisher import ViewConsumer
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.policy.engine import Decision, PolicyEngine, display_name
 from ztunnel.mesh.policy.rule_index import AuthzRequest
@@ -58,24 +62,25 @@ class Entry(Protocol):
     def set_authorizer_socket(self, address: str, sock: socket.socket) -> None: ...
 
 
-class UdpAuthorizer:
+class UdpAuthorizer(ViewConsumer):
     """One per agent; used from the event loop only."""
 
     def __init__(
         self,
         entry: Entry,
         policies: PolicyEngine,
-        pods: Callable[[], list[Pod]],
+        pods: CapturedPods,
         workload_at: Callable[[str], Workload | None],
         *,
+        logs: LogSettings,
         mode: SameNode,
         count: Callable[[SeriesCounts], None] = lambda _: None,
     ) -> None:
-        self.logging = LogConfig()
         self.allowed = self.denied = 0  # pairs, each once a generation
         self._entry = entry
         self._policies = policies
         self._pods = pods
+        self._logs = logs
         self._workload_at = workload_at
         self._mode = mode
         self._count = count
@@ -98,9 +103,14 @@ class UdpAuthorizer:
             if self._policies.allows_any_source(pod.workload):
                 self._entry.allow_all_sources(address)
 
+    def apply(self, change: ViewChange) -> None:
+        """Revoke all decisions if they may be different now."""
+        if change.affects_authorization:
+            self.changed()
+
     def changed(self) -> None:
         """Pods of this node, or policies, are others: whoever was let in is asked again."""
-        captured = self._captured()
+        captured = self._pods.redirected()
         self._entry.begin_epoch(
             address
             for pod in captured.values()
@@ -112,7 +122,7 @@ class UdpAuthorizer:
     def keep(self) -> None:
         """Let go of pods that are gone; what stays open keeps their namespaces alive. Try again
         where there is no socket yet."""
-        captured = self._captured()
+        captured = self._pods.redirected()
         for cookie in self._sockets.keys() - captured.keys():
             self._close(cookie)
         for cookie, pod in captured.items():
@@ -127,7 +137,7 @@ class UdpAuthorizer:
         if not self._lines.take():
             return
         ours, theirs = self._workload_at(source.ip), self._workload_at(destination.ip)
-        if is_wanted(self.logging, ours.namespace if ours else "", failed=True):
+        if is_wanted(self._logs.current, ours.namespace if ours else "", failed=True):
             access_log.warning(
                 "refused",
                 direction="outbound",
@@ -146,16 +156,13 @@ class UdpAuthorizer:
         for cookie in list(self._sockets):
             self._close(cookie)
 
-    def _captured(self) -> dict[int, Pod]:
-        return {pod.cookie: pod for pod in self._pods() if pod.state is PodState.CAPTURED}
-
     def _close(self, cookie: int) -> None:
         for sock in self._sockets.pop(cookie).values():
             asyncio.get_running_loop().remove_reader(sock)
             sock.close()
 
     def _read(self, cookie: int, sock: socket.socket) -> None:
-        pod = self._captured().get(cookie)
+        pod = self._pods.redirected().get(cookie)
         for _ in range(TURN):
             try:
                 came = udp_admission_maps.receive(sock, self._buffer)
@@ -182,7 +189,7 @@ class UdpAuthorizer:
         source: SocketAddress,
         destination: SocketAddress,
     ) -> None:
-        sender = self._captured().get(self._entry.source_pod(source, destination))
+        sender = self._pods.redirected().get(self._entry.source_pod(source, destination))
         near = sender.workload if sender and self._is_known(sender, source) else None
         identity = near.identity if near else ""
         pair = _Pair(source, near or self._workload_at(source.ip), identity, pod, destination)
@@ -208,7 +215,7 @@ class UdpAuthorizer:
 
     def _let_in(self, pair: _Pair) -> None:
         """A line, once for each verdict."""
-        wanted = is_wanted(self.logging, pair.pod.workload.namespace, failed=False)
+        wanted = is_wanted(self._logs.current, pair.pod.workload.namespace, failed=False)
         if wanted and self._lines.take():
             access_log.info("let in", **pair.line(), note="native datagrams")
 
@@ -222,7 +229,7 @@ class UdpAuthorizer:
             protocol="udp",
         )
         self._count(SeriesCounts(labels.with_flag(series, Flag.DENY), failed=1))
-        wanted = is_wanted(self.logging, ours.namespace, failed=True)
+        wanted = is_wanted(self._logs.current, ours.namespace, failed=True)
         if not wanted or not self._lines.take():
             return
         access_log.warning(

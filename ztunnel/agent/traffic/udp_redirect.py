@@ -16,13 +16,16 @@ from typing import Protocol
 
 import structlog
 
-from ztunnel.agent.pods.pod import Pod
+from ztunnel.agent.pods.registry import CapturedPods
 from ztunnel.agent.traffic.udp_routes import UdpRouteTable
+from ztunnel.agent.workers.handlers import MessageHandlers, SessionObserver
+from ztunnel.agent.workers.registry import SessionRegistry
 from ztunnel.agent.workers.session import Session
 from ztunnel.datapath.bpf.layout import UdpRoute
 from ztunnel.ipc.messages import ConnectUdpUnsupported, UdpSocketRequest, UdpSockets
+from ztunnel.kube.view.cluster_view import ViewChange
+from ztunnel.kube.view.publisher import ViewConsumer
 from ztunnel.mesh.model import SocketAddress, Workload
-from ztunnel.mesh.state import Delta
 
 ASK_AGAIN = 600.0  # seconds until a node whose proxy did not take connect-udp is tried again
 REJOIN = 10.0  # seconds in which workers that outlived the last agent are back
@@ -55,15 +58,15 @@ class UdpPath(Protocol):
     def remove_route(self, to: SocketAddress) -> None: ...
 
 
-class Udp:
+class Udp(ViewConsumer, SessionObserver):
     """One per agent; used from the event loop only."""
 
     def __init__(
         self,
         path: UdpPath,
         ways: UdpRouteTable,
-        pods: Callable[[], list[Pod]],
-        sessions: Callable[[], list[Session]],
+        pods: CapturedPods,
+        sessions: SessionRegistry,
         clock: Callable[[], float],
     ) -> None:
         self._path = path
@@ -80,14 +83,20 @@ class Udp:
         self._is_full = False
         self.released = 0  # datagrams sent on to who does not take connect-udp
 
+    def register(self, handlers: MessageHandlers) -> None:
+        """Register the handlers of the messages about UDP."""
+        handlers.register(UdpSocketRequest, self.need)
+        handlers.register(ConnectUdpUnsupported, self.silent)
+
     # Destinations
 
-    def changed(self, change: Delta) -> None:
-        """What is new of the mesh; its policies are in force already."""
-        self._ways.changed(change)
-        self._apply()
+    def apply(self, change: ViewChange) -> None:
+        """Update the routes; the policy engine has applied the change already."""
+        if change:
+            self._ways.changed(change)
+            self._apply()
 
-    def silent(self, news: ConnectUdpUnsupported) -> None:
+    def silent(self, session: Session, news: ConnectUdpUnsupported, fds: list[int]) -> None:
         """A worker found that the proxy of a workload's node does not take connect-udp."""
         workload = self._ways.workload(news.workload)
         if workload is None:
@@ -108,7 +117,7 @@ class Udp:
         """Send on what waited. The worker says from whom and to whom: it is believed only what it
         could have had from that pod."""
         source, to = news.source, news.destination
-        pod = next((one for one in self._pods() if one.uid == news.pod_uid), None)
+        pod = self._pods.get(news.pod_uid)
         if pod is None or pod.netns is None or source is None or to is None:
             return
         if source.ip not in pod.addresses or to.ip not in workload.addresses:
@@ -138,12 +147,12 @@ class Udp:
             self._apply()
         owed, self._owed = self._owed, []
         for session, need in owed:
-            if session in self._sessions():
-                self.need(session, need)
+            if session in self._sessions.sessions:
+                self.need(session, need, [])
         if not self._settled and now - self._began >= REJOIN:
             self._settled = True
             for cookie in self._path.pods():
-                self._write(cookie, self._sessions())
+                self._write(cookie, self._sessions.sessions)
 
     def view(self) -> dict[str, object]:
         """For people."""
@@ -182,9 +191,9 @@ class Udp:
 
     # Sockets
 
-    def need(self, session: Session, need: UdpSocketRequest) -> None:
+    def need(self, session: Session, need: UdpSocketRequest, fds: list[int]) -> None:
         """A worker would carry a pod's UDP: it gets a socket, or has one of an earlier agent."""
-        pod = next((one for one in self._pods() if one.uid == need.pod_uid), None)
+        pod = self._pods.get(need.pod_uid)
         if pod is None or pod.netns is None:
             return
         if need.port and need.port in self._path.worker_ports(pod.cookie):
@@ -198,7 +207,7 @@ class Udp:
             return
         try:
             session.udp[pod.cookie] = made[0].getsockname()[1]
-            self._write(pod.cookie, [*self._sessions(), session])
+            self._write(pod.cookie, [*self._sessions.sessions, session])
             session.send(UdpSockets(pod.uid), [sock.fileno() for sock in made])
         finally:
             for sock in made:
@@ -207,7 +216,7 @@ class Udp:
     def left(self, session: Session) -> None:
         """A worker is gone, and with it its sockets."""
         for cookie in self._path.pods().intersection(session.udp):
-            self._write(cookie, self._sessions())
+            self._write(cookie, self._sessions.sessions)
 
     def _write(self, cookie: int, sessions: list[Session]) -> None:
         ports = dict.fromkeys(one.udp[cookie] for one in sessions if cookie in one.udp)

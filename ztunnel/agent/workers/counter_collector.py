@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collects the counters of worker processes for as long as these live: a `session.CounterSink`.
+"""Collects the counters of worker processes for as long as these live.
 
 CounterReport ──▶ NodeCounters
 session closed, process exited  ──▶ its open connections count as closed: the kernel reset them
@@ -14,8 +14,9 @@ import select
 
 import structlog
 
+from ztunnel.agent.workers.handlers import MessageHandlers, SessionObserver
 from ztunnel.agent.workers.session import Session
-from ztunnel.ipc.messages import CounterReport
+from ztunnel.ipc.messages import CounterAck, CounterReport
 from ztunnel.telemetry.node_counters import NodeCounters
 
 MAX_INSTANCES = 1024  # worker processes of a node that are tracked at a time
@@ -23,7 +24,7 @@ MAX_INSTANCES = 1024  # worker processes of a node that are tracked at a time
 log = structlog.get_logger()
 
 
-class CounterCollector:
+class CounterCollector(SessionObserver):
     """One per agent. Its methods are called from the agent's event loop."""
 
     def __init__(self, counters: NodeCounters) -> None:
@@ -31,12 +32,17 @@ class CounterCollector:
         self._instances: dict[Session, int] = {}  # of open sessions
         self._pidfds: dict[int, int] = {}  # by instance; -1 if the process could not be opened
 
-    def collect(self, session: Session, report: CounterReport) -> None:
+    def register(self, handlers: MessageHandlers) -> None:
+        """Register the handler of `CounterReport`."""
+        handlers.register(CounterReport, self._collect)
+
+    def _collect(self, session: Session, report: CounterReport, fds: list[int]) -> None:
         """Count a worker's report. A session may report for one instance only."""
         if self._bind(session, report.instance):
             self._counters.apply(report)
+        session.send(CounterAck(report.seq))
 
-    def session_closed(self, session: Session) -> None:
+    def closed(self, session: Session) -> None:
         """All reports of the session are read. Finish its worker if the process has exited."""
         instance = self._instances.pop(session, None)
         if instance is None or instance in self._instances.values():
@@ -65,7 +71,7 @@ class CounterCollector:
         return True
 
     def _process_exited(self, instance: int) -> None:
-        if instance in self._instances.values():  # it reconnected: `session_closed` follows
+        if instance in self._instances.values():  # it reconnected: `closed` follows
             asyncio.get_running_loop().remove_reader(self._pidfds[instance])
         else:
             self._finish(instance)

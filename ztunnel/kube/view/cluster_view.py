@@ -28,9 +28,14 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """Whole new values, and the names of what is gone: `Workload.uid`, `Service.key`, the keys of
-    policies."""
+class ViewChange:
+    """Complete new values, and the names of removed ones: `Workload.uid`, `Service.key`, the keys
+    of policies.
+
+    `revision` numbers the states of the view; an empty change has the revision of the last one.
+    `local_pods` are all pods of the view's node in this state, enrolled or not. `local_changed`:
+    one of them is new, different or gone.
+    """
 
     workloads: tuple[Workload, ...] = ()
     services: tuple[Service, ...] = ()
@@ -38,6 +43,14 @@ class Change:
     removed_services: tuple[str, ...] = ()
     policies: tuple[Policy, ...] = ()
     removed_policies: tuple[str, ...] = ()
+    revision: int = 0
+    local_pods: tuple[Workload, ...] = ()
+    local_changed: bool = False
+
+    @property
+    def affects_authorization(self) -> bool:
+        """Whether connections between pods of this node may be decided differently now."""
+        return self.local_changed or bool(self.policies or self.removed_policies)
 
     def __bool__(self) -> bool:
         return bool(
@@ -61,12 +74,18 @@ class ClusterView:
         root_namespace: str = DEFAULT_ROOT_NAMESPACE,
         discovery: Sequence[Selector] = (),
         *,
+        node: str = "",
         marks: bool = False,
     ) -> None:
-        """`discovery`: only namespaces whose labels one of them selects are of the mesh's world.
+        """`node`: the one whose pods are `ViewChange.local_pods`.
+
+        `discovery`: only namespaces whose labels one of them selects are of the mesh's world.
 
         `marks`: see `translate.Cluster`.
         """
+        self.revision = 0
+        self._node = node
+        self._local_uids: set[str] = set()  # as of the last drain
         self._discovery = discovery
         self._cluster = translation.Cluster(trust_domain, cluster, cluster_domain, marks)
         self._workloads: TrackedMap[Workload] = TrackedMap()
@@ -126,20 +145,43 @@ class ClusterView:
             self._drops[kind](key)
             self._note(str(key), "")
 
-    def drain(self) -> Change:
-        """What is different from the last `drain`, however often it changed in between."""
+    def drain(self) -> ViewChange:
+        """The difference to the last `drain`, however often it changed in between."""
         self._join_services()
         workloads, removed_workloads = self._workloads.drain()
         services, removed_services = self._services.drain()
-        return Change(
-            workloads, services, removed_workloads, removed_services, *self._policies.drain()
+        policies, removed_policies = self._policies.drain()
+        if any(
+            (workloads, services, removed_workloads, removed_services, policies, removed_policies)
+        ):
+            self.revision += 1
+        return ViewChange(
+            workloads,
+            services,
+            removed_workloads,
+            removed_services,
+            policies,
+            removed_policies,
+            self.revision,
+            tuple(self.pods_on(self._node)),
+            self._is_local({workload.uid for workload in workloads}.union(removed_workloads)),
         )
 
-    def snapshot(self) -> Change:
-        """Everything, as now; the next `drain` is not affected."""
+    def _is_local(self, uids: set[str]) -> bool:
+        """Whether one of the workloads is, or was at the last drain, on the view's node."""
+        before = self._local_uids
+        self._local_uids = set(self._uids_on.get(self._node, ()))
+        return not uids.isdisjoint(before | self._local_uids)
+
+    def snapshot(self) -> ViewChange:
+        """The complete state; the next `drain` is not affected."""
         self._join_services()
-        return Change(
-            tuple(self._workloads), tuple(self._services), policies=tuple(self._policies.all())
+        return ViewChange(
+            tuple(self._workloads),
+            tuple(self._services),
+            policies=tuple(self._policies.all()),
+            revision=self.revision,
+            local_pods=tuple(self.pods_on(self._node)),
         )
 
     def pods_on(self, node: str) -> list[Workload]:

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.waiting import wait_until_async
 from tests.unit.agent.fakes import FakeWorker
-from tests.unit.agent.test_dispatcher import Agent, agent, namespace, pod
+from tests.unit.agent.test_agent import Agent, agent, namespace, pod
 from tests.unit.telemetry.builders import between
 from ztunnel.agent.api import metrics_collector as metrics_module
 from ztunnel.agent.api.metrics_collector import Metrics
@@ -138,7 +138,7 @@ def metrics_of(a: Agent, totals: TrafficTotals, directory: Path) -> Metrics:
         paths=RttTable(10),
         dns=DnsCounters(),
         status=a.admin._views,
-        workers=a.workers,
+        sessions=a.sessions,
         read_events=a.same_node.read,
         pin_dir=directory,
     )

@@ -10,6 +10,7 @@ import pytest
 from tests.support.kube_objects import namespace
 from ztunnel.agent.cluster.pod_status import AGAIN, PATIENCE, PodStatusReporter
 from ztunnel.agent.pods.pod import Pod, PodState
+from ztunnel.agent.pods.registry import PodTable
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.kube.writers.pod_writer import WriteError, event
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
@@ -22,12 +23,12 @@ class World:
     def __init__(self) -> None:
         self.mirror = ClusterView("td", "c", marks=True)
         self.mirror.upsert(namespace("shop", {"istio.io/dataplane-mode": "ambient"}))
-        self.pods: list[Pod] = []
+        self.pods = PodTable()
         self.marks: list[tuple[str, bool]] = []
         self.events: list[tuple[str, str]] = []
         self.fails = False
         self.withheld = ""
-        self.signs = PodStatusReporter("n1", self.mirror, self, self, lambda _: self.withheld)
+        self.signs = PodStatusReporter("n1", self.mirror, self.pods, self, lambda _: self.withheld)
         self.now = 1000.0
 
     def pod(self, annotations: dict[str, str] | None = None, **spec: Any) -> Workload:
@@ -74,7 +75,7 @@ async def test_a_captured_pod_is_marked_once() -> None:
     workload = world.pod()
     await world.turn()
     assert world.marks == []
-    world.pods = [captured(workload)]
+    world.pods.put(captured(workload))
     await world.turn()
     await world.turn()
     assert world.marks == [("a", True)]
@@ -85,7 +86,7 @@ async def test_a_captured_pod_is_marked_once() -> None:
 
 async def test_a_mark_that_does_not_appear_is_written_again() -> None:
     world = World()
-    world.pods = [captured(world.pod())]
+    world.pods.put(captured(world.pod()))
     await world.turn()
     await world.turn(AGAIN)
     assert world.marks == [("a", True), ("a", True)]
@@ -93,7 +94,7 @@ async def test_a_mark_that_does_not_appear_is_written_again() -> None:
 
 async def test_a_pod_that_is_to_leave_is_unmarked_while_it_is_still_captured() -> None:
     world = World()
-    world.pods = [captured(world.pod({REDIRECTION_ANNOTATION: "enabled"}))]
+    world.pods.put(captured(world.pod({REDIRECTION_ANNOTATION: "enabled"})))
     world.mirror.upsert(namespace("shop", {}))
     await world.turn()
     assert world.marks == [("a", False)]
@@ -112,9 +113,9 @@ async def test_an_agent_that_starts_leaves_marks_of_pods_it_has_not_found_yet() 
     workload = world.pod({REDIRECTION_ANNOTATION: "enabled"})
     await world.turn()
     await world.turn(PATIENCE / 2)
-    world.pods = [captured(workload)]
+    world.pods.put(captured(workload))
     await world.turn(PATIENCE)
-    world.pods = []  # its processes ended, and begin anew
+    world.pods.remove(workload.pod_uid)  # its processes ended, and begin anew
     await world.turn(PATIENCE / 2)
     await world.turn(PATIENCE / 3)
     assert world.marks == []
@@ -132,7 +133,7 @@ async def test_a_changed_mind_does_not_wait_for_the_watch() -> None:
     world = World()
     workload = world.pod({REDIRECTION_ANNOTATION: "x"})
     await world.turn()
-    world.pods = [captured(workload)]
+    world.pods.put(captured(workload))
     await world.turn()
     assert world.marks == [("a", False), ("a", True)]
 
@@ -160,7 +161,7 @@ async def what_is_told_in_the_end(world: World) -> tuple[str, str]:
 
 async def test_a_problem_is_told_only_when_it_lasts() -> None:
     world = World()
-    world.pods = [Pod(world.pod())]
+    world.pods.put(Pod(world.pod()))
     reason, message = await what_is_told_in_the_end(world)
     assert reason == "MeshCaptureFailed"
     assert "no process of the pod" in message
@@ -168,7 +169,7 @@ async def test_a_problem_is_told_only_when_it_lasts() -> None:
 
 async def test_a_pod_whose_account_stays_away_is_told_of_with_the_mend() -> None:
     world = World()
-    world.pods = [captured(world.pod({REDIRECTION_ANNOTATION: "enabled"}))]
+    world.pods.put(captured(world.pod({REDIRECTION_ANNOTATION: "enabled"})))
     world.withheld = "service account shop/default does not exist"
     reason, message = await what_is_told_in_the_end(world)
     assert reason == "MeshCertificateWithheld"
@@ -187,7 +188,8 @@ async def test_a_pod_outside_the_mesh_needs_no_account() -> None:
 
 async def test_a_server_that_is_away_is_asked_again() -> None:
     world = World()
-    world.pods, world.fails = [captured(world.pod(hostNetwork=False))], True
+    world.pods.put(captured(world.pod(hostNetwork=False)))
+    world.fails = True
     await world.turn()
     world.fails = False
     await world.turn(AGAIN)

@@ -12,14 +12,20 @@ import msgspec
 import pytest
 
 from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import EventEnroller, FakeDataPath, FakeWorker, Namespaces, workload
+from tests.unit.agent.fakes import (
+    EnrollerNode,
+    FakeDataPath,
+    FakeWorker,
+    Namespaces,
+    workload,
+)
 from ztunnel.agent.pods import enroller
-from ztunnel.agent.pods.pod import PodState
-from ztunnel.agent.workers.session import Workers
+from ztunnel.agent.pods.pod import Pod, PodState
 from ztunnel.ipc.messages import (
     HeldListeners,
     ListenerKind,
     PodAdded,
+    PodReady,
     PodRemoved,
     SocketRequest,
     Sockets,
@@ -34,20 +40,26 @@ class Node:
         self.kernel = kernel
         self.namespaces = Namespaces(tmp_path)
         self.path = tmp_path / "agent.sock"
-        self.enroller = EventEnroller(kernel, self.namespaces, lambda: self.workers)
-        self.workers = Workers(self.path, 0, self.enroller)
-        self.workers.start()
+        made = EnrollerNode(kernel, self.namespaces, self.path)
+        self.enroller, self.pods = made.enroller, made.pods
+        self.sessions, self.server = made.sessions, made.server
+        self.server.start()
 
     def want(self, *pods: Workload, present: tuple[Workload, ...] = ()) -> None:
         self.enroller.want(
             {pod.pod_uid: pod for pod in pods}, {pod.pod_uid for pod in (*pods, *present)}
         )
 
+    def pod(self, pod: Workload) -> Pod:
+        found = self.pods.get(pod.pod_uid)
+        assert found is not None
+        return found
+
     def state(self, pod: Workload) -> PodState:
-        return next(one.state for one in self.enroller.pods if one.uid == pod.pod_uid)
+        return self.pod(pod).state
 
     def problem(self, pod: Workload) -> str:
-        return next(one.problem for one in self.enroller.pods if one.uid == pod.pod_uid)
+        return self.pod(pod).problem
 
     async def captured(self, pod: Workload) -> None:
         await wait_until_async(lambda: self.state(pod) is PodState.CAPTURED, "captured")
@@ -61,9 +73,9 @@ class Node:
         return pod, cookie
 
     async def worker(self, *, ready: bool = True, number: int = 0) -> FakeWorker:
-        before = len(self.workers.sessions)
+        before = len(self.sessions.sessions)
         made = FakeWorker(self.path, ready=ready, worker=number).greet()
-        await wait_until_async(lambda: len(self.workers.sessions) > before, "worker joins")
+        await wait_until_async(lambda: len(self.sessions.sessions) > before, "worker joins")
         return made
 
 
@@ -73,7 +85,7 @@ async def node(tmp_path: Path, kernel: FakeDataPath | None = None) -> AsyncItera
     try:
         yield made
     finally:
-        made.workers.close()
+        made.server.close()
         made.enroller.close()
 
 
@@ -85,7 +97,8 @@ async def test_kernel_redirects_only_after_a_worker_is_ready(tmp_path: Path) -> 
         n.want(pod)
         await wait_until_async(lambda: bool(worker.of(PodAdded)))
         assert n.kernel.journal == [("listen", cookie)]
-        n.enroller.pod_ready(n.workers.sessions[0], pod.pod_uid)
+        worker.channel.send(PodReady(pod.pod_uid))
+        await wait_until_async(lambda: len(n.kernel.journal) > 1)
         assert n.kernel.journal[1:] == [("enrol", cookie, pod.addresses)]
         assert set(n.kernel.steered) == set(pod.addresses)
         worker.close()
@@ -133,7 +146,7 @@ async def test_pod_that_is_gone_leaves_nothing(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         worker = await n.worker()
         pod, _ = await n.capture()
-        held = n.enroller.pods[0]
+        held = n.pod(pod)
         n.want()
         assert held.netns is None
         assert held.listeners == {}
@@ -157,7 +170,7 @@ async def test_recreated_pod_inherits_nothing_of_its_namesake(tmp_path: Path) ->
         assert n.kernel.pods == {new: second.addresses}
         assert n.kernel.links == {new}
         assert old not in n.kernel.pods
-        holder = n.enroller.pods[0]
+        holder = n.pod(second)
         assert n.kernel.steered == dict(holder.steering())
         await wait_until_async(lambda: bool(worker.of(PodRemoved)))
         assert worker.of(PodRemoved) == [PodRemoved(first.pod_uid, gone=True)]
@@ -292,12 +305,12 @@ async def test_last_worker_takes_the_listeners_with_it_but_not_the_redirect(tmp_
         first, second = await n.worker(number=1), await n.worker(number=2)
         pod, cookie = await n.capture()
         first.close()
-        await wait_until_async(lambda: len(n.workers.sessions) == 1)
-        held = n.enroller.pods[0]
+        await wait_until_async(lambda: len(n.sessions.sessions) == 1)
+        held = n.pod(pod)
         listeners = list(held.listeners.values())
         assert all(sock.fileno() >= 0 for sock in listeners)
         second.close()
-        await wait_until_async(lambda: not n.workers.sessions)
+        await wait_until_async(lambda: not n.sessions.sessions)
         assert all(sock.fileno() < 0 for sock in listeners)
         assert cookie in n.kernel.pods
         third = await n.worker(number=3)
@@ -372,7 +385,7 @@ async def test_restarted_agent_takes_listeners_from_the_worker(tmp_path: Path) -
         assert isinstance(added, PodAdded)
         assert added.listeners == ()
         assert ("listen", cookie) not in n.kernel.journal
-        assert set(n.enroller.pods[0].listeners) == set(ListenerKind)
+        assert set(n.pod(pod).listeners) == set(ListenerKind)
         names = {sock.getsockname() for sock in socks}
         assert {sock.getsockname() for sock in n.kernel.steered.values()} <= names
         second = await n.worker(number=2)
@@ -420,11 +433,11 @@ async def test_listeners_shown_before_the_namespace_is_known_are_kept_for_it(
         worker = FakeWorker(n.path)
         held, socks = _held(pod, cookie)
         worker.greet((worker.hello(held), [sock.fileno() for sock in socks]))
-        await wait_until_async(lambda: bool(n.workers.sessions))
+        await wait_until_async(lambda: bool(n.sessions.sessions))
         assert cookie in n.kernel.pods  # not swept: it may be this pod's
         n.namespaces.start(pod.pod_uid, "a")
         n.enroller.advance()
-        assert set(n.enroller.pods[0].listeners) == set(ListenerKind)
+        assert set(n.pod(pod).listeners) == set(ListenerKind)
         await wait_until_async(lambda: bool(worker.of(PodAdded)))
         assert worker.of(PodRemoved) == []
         for sock in socks:

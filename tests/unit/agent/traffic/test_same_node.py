@@ -13,11 +13,12 @@ import pytest
 import structlog
 
 from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import FakeDataPath, FakeWorker, workload
-from tests.unit.agent.test_dispatcher import Agent, agent, namespace, pod
+from tests.unit.agent.fakes import FakeDataPath, FakeWorker, same_node_traffic, workload
+from tests.unit.agent.test_agent import Agent, agent, namespace, pod
 from ztunnel.agent.config import SameNode
 from ztunnel.agent.pods.netns_finder import NetnsHandle
 from ztunnel.agent.pods.pod import Pod, PodState
+from ztunnel.agent.pods.registry import PodTable
 from ztunnel.agent.traffic import same_node
 from ztunnel.agent.traffic.same_node import SameNodeTraffic, believe
 from ztunnel.datapath.bpf.layout import CloseReason, SameNodeState
@@ -25,7 +26,6 @@ from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent
 from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
 from ztunnel.ipc.messages import SameNodeAllowed
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.mesh.policy.engine import PolicyEngine
 
 REVISION = 7
 
@@ -112,7 +112,7 @@ def _news(a: Agent, **other: Any) -> SameNodeAllowed:
         source_identity="spiffe://cluster.local/ns/shop/sa/web",
         pod_uid="db-uid",
         destination=SocketAddress("10.244.1.3", 80),
-        revision=a.feed.revision,
+        revision=a.view.revision,
     )
     return msgspec.structs.replace(news, **other)
 
@@ -121,7 +121,7 @@ async def test_change_here_voids_verdicts_before_workers_hear_of_it(tmp_path: Pa
     async with agent(tmp_path) as a:
         worker = await _pair(a)
         heard: list[int] = []
-        a.kernel.on_revoke = lambda: heard.append(a.feed.revision)
+        a.kernel.on_revoke = lambda: heard.append(a.probe.revision)
         for change in (
             {"uid": "another"},  # re-created under its name
             {"serviceAccountName": "other"},
@@ -129,14 +129,14 @@ async def test_change_here_voids_verdicts_before_workers_hear_of_it(tmp_path: Pa
             {},
         ):
             a.kernel.given.append(BypassEntry(1, SocketAddress("10.244.1.3", 80), 2))
-            before = a.feed.revision
+            before = a.probe.revision
             heard.clear()
             a.say(pod("db", 3, **change))
             assert heard[0] == before
             assert a.kernel.given == []
         a.kernel.given.append(BypassEntry(1, SocketAddress("10.244.1.3", 80), 2))
-        a.mirror.delete("Pod", "shop", "db")
-        a.feed.changed()
+        a.view.delete("Pod", "shop", "db")
+        a.publish()
         assert a.kernel.given == []
         worker.close()
 
@@ -177,12 +177,12 @@ async def test_with_the_last_worker_go_the_verdicts(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _pair(a)
         second = FakeWorker(a.options.agent_socket, worker=1).greet()
-        await wait_until_async(lambda: len(a.workers.sessions) == 2)
+        await wait_until_async(lambda: len(a.sessions.sessions) == 2)
         second.close()
-        await wait_until_async(lambda: len(a.workers.sessions) == 1)
+        await wait_until_async(lambda: len(a.sessions.sessions) == 1)
         assert a.kernel.given
         worker.close()
-        await wait_until_async(lambda: not a.workers.sessions)
+        await wait_until_async(lambda: not a.sessions.sessions)
         assert a.kernel.given == []
 
 
@@ -192,10 +192,10 @@ async def test_news_of_an_old_revision_or_of_a_pod_it_does_not_serve_is_void(
     async with agent(tmp_path) as a:
         worker = await _pair(a)
         a.kernel.given.clear()
-        worker.channel.send(_news(a, revision=a.feed.revision - 1))
+        worker.channel.send(_news(a, revision=a.view.revision - 1))
         worker.channel.send(_news(a, pod_uid="other-uid"))
         mute = FakeWorker(a.options.agent_socket, ready=False, worker=1).greet()
-        await wait_until_async(lambda: len(a.workers.sessions) == 2)
+        await wait_until_async(lambda: len(a.sessions.sessions) == 2)
         mute.channel.send(_news(a))
         await wait_until_async(lambda: a.same_node.sums.allowed_disbelieved == 1)
         assert a.kernel.given == []
@@ -247,7 +247,7 @@ def _ended(port: int = 40000, close_reason: CloseReason = CloseReason.ORDERLY) -
 
 
 def _traffic(kernel: FakeDataPath) -> SameNodeTraffic:
-    return SameNodeTraffic(kernel, SameNode.DIRECT, lambda: [A, B], PolicyEngine())
+    return same_node_traffic(kernel, PodTable([A, B]))
 
 
 def test_end_is_a_line_like_the_proxys() -> None:
@@ -285,11 +285,12 @@ def test_many_ends_are_summed_up_and_none_is_lost() -> None:
 
 def test_ends_are_named_after_the_pod_is_gone() -> None:
     kernel = FakeDataPath()
-    pods = [A, B]
-    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: pods, PolicyEngine())
+    pods = PodTable([A, B])
+    traffic = same_node_traffic(kernel, pods)
     assert traffic.live() == []
     kernel.events = [_ended()]
-    pods.clear()
+    pods.remove(A.uid)
+    pods.remove(B.uid)
     with structlog.testing.capture_logs() as lines:
         traffic.read()
     assert lines[0]["src.workload"] == "a"
@@ -308,7 +309,7 @@ def test_capture_destroys_what_the_pod_had_open_before(tmp_path: Path) -> None:
     kernel = FakeDataPath()
     a = captured("a", "10.244.1.2", 11)
     a.netns = NetnsHandle(os.open(tmp_path, os.O_RDONLY), 1)
-    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: [a, B], PolicyEngine())
+    traffic = same_node_traffic(kernel, PodTable([a, B]))
     kernel.connections = [_entry(), _entry(13, 14)]
     traffic.captured(B)
     assert kernel.destroyed == [_entry()]
@@ -321,15 +322,16 @@ def test_capture_destroys_what_the_pod_had_open_before(tmp_path: Path) -> None:
 
 def test_pair_whose_connection_somebody_else_answered_is_not_believed_again() -> None:
     kernel = FakeDataPath()
-    pods = [A, B]
-    traffic = SameNodeTraffic(kernel, SameNode.DIRECT, lambda: pods, PolicyEngine())
-    traffic.allowed(NEWS, REVISION)
+    pods = PodTable([A, B])
+    traffic = same_node_traffic(kernel, pods)
+    traffic.set_revision(REVISION)
+    traffic.allowed(NEWS)
     assert kernel.given
     kernel.events = [_ended(close_reason=CloseReason.UNEXPECTED_PEER)]
     traffic.read()
     assert kernel.given == []
-    traffic.allowed(NEWS, REVISION)
+    traffic.allowed(NEWS)
     assert kernel.given == []
-    pods[1] = captured("b", "10.244.1.3", 20)  # the pod in a new namespace
-    traffic.allowed(NEWS, REVISION)
+    pods.put(captured("b", "10.244.1.3", 20))  # the pod in a new namespace
+    traffic.allowed(NEWS)
     assert kernel.given

@@ -10,8 +10,8 @@ import pytest
 import structlog
 
 from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import FakeDataPath, FakeWorker
-from tests.unit.agent.test_dispatcher import agent
+from tests.unit.agent.fakes import FakeDataPath, FakeWorker, same_node_traffic
+from tests.unit.agent.test_agent import agent
 from tests.unit.agent.traffic.test_same_node import (
     NEWS,
     REVISION,
@@ -22,10 +22,8 @@ from tests.unit.agent.traffic.test_same_node import (
     captured,
 )
 from tests.unit.policy.fixtures import Json, policies, policy
-from ztunnel.agent.config import SameNode
 from ztunnel.agent.pods.netns_finder import NetnsHandle
-from ztunnel.agent.pods.pod import Pod
-from ztunnel.agent.traffic.same_node import SameNodeTraffic
+from ztunnel.agent.pods.registry import PodTable
 from ztunnel.datapath.same_node_maps import BypassEntry
 from ztunnel.ipc.messages import MeshDelta
 from ztunnel.mesh.model import SocketAddress
@@ -48,8 +46,8 @@ async def test_worker_gets_policies_in_snapshot_and_delta(tmp_path: Path) -> Non
         worker = FakeWorker(a.options.agent_socket).greet()
         await wait_until_async(lambda: any(d.complete for d in _deltas(worker)), "the snapshot")
         assert [p.key for p in _deltas(worker)[0].policies] == ["AuthorizationPolicy/shop/p"]
-        a.mirror.delete("AuthorizationPolicy", "shop", "p")
-        a.feed.changed()
+        a.view.delete("AuthorizationPolicy", "shop", "p")
+        a.publish()
         await wait_until_async(lambda: bool(_deltas(worker)[-1].removed_policies), "the removal")
         assert _deltas(worker)[-1].removed_policies == ("AuthorizationPolicy/shop/p",)
         assert len(a.policies) == 0
@@ -64,10 +62,10 @@ async def test_any_policy_voids_verdicts_before_workers_hear_of_it(tmp_path: Pat
     async with agent(tmp_path) as a:
         worker = await _pair(a)
         heard: list[int] = []
-        a.kernel.on_revoke = lambda: heard.append(a.feed.revision)
+        a.kernel.on_revoke = lambda: heard.append(a.probe.revision)
         for obj in (denying(), denying("other"), policy(namespace="elsewhere")):
             a.kernel.given.append(VERDICT)
-            before = a.feed.revision
+            before = a.probe.revision
             heard.clear()
             a.say(obj)
             assert heard == [before]
@@ -98,10 +96,8 @@ class Pair:
         self.policies = PolicyEngine()
         self.a, self.b = captured("a", "10.244.1.2", 11), captured("b", "10.244.1.3", 12)
         self.a.netns = NetnsHandle(os.open(directory, os.O_RDONLY), 1)
-        self.pods: list[Pod] = [self.a, self.b]
-        self.traffic = SameNodeTraffic(
-            self.kernel, SameNode.DIRECT, lambda: self.pods, self.policies
-        )
+        self.pods = PodTable([self.a, self.b])
+        self.traffic = same_node_traffic(self.kernel, self.pods, self.policies)
 
     def put(self, *objects: Json) -> None:
         for each in policies(*objects):
@@ -141,10 +137,12 @@ def test_live_connection_that_is_allowed_goes_on(pair: Pair) -> None:
 def test_connection_of_pods_not_met_yet_is_judged_when_they_are(pair: Pair) -> None:
     """An agent that starts finds connections of its predecessor before it has found the pods."""
     pair.put(denying("a", pair.b.workload.namespace))
-    pair.pods.clear()
+    for pod in (pair.a, pair.b):
+        pair.pods.remove(pod.uid)
     pair.traffic.recheck()
     assert pair.kernel.destroyed == []
-    pair.pods += [pair.a, pair.b]
+    for pod in (pair.a, pair.b):
+        pair.pods.put(pod)
     pair.traffic.renew()
     assert pair.kernel.destroyed == [_entry()]
     pair.kernel.destroyed.clear()
@@ -158,7 +156,8 @@ def test_strict_lets_pods_of_the_node_speak(pair: Pair) -> None:
     from tests.unit.policy.fixtures import peer
 
     pair.put(peer("STRICT", namespace=pair.b.workload.namespace))
-    pair.traffic.allowed(NEWS, REVISION)
+    pair.traffic.set_revision(REVISION)
+    pair.traffic.allowed(NEWS)
     assert pair.kernel.given
     pair.traffic.recheck()
     assert pair.kernel.destroyed == []

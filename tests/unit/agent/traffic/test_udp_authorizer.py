@@ -13,7 +13,9 @@ import structlog
 
 from tests.unit.agent.fakes import FakeUdpEntry, workload
 from ztunnel.agent.config import SameNode
+from ztunnel.agent.log_settings import LogSettings
 from ztunnel.agent.pods.pod import Pod, PodState
+from ztunnel.agent.pods.registry import PodTable
 from ztunnel.agent.traffic.udp_authorizer import TURN, UdpAuthorizer
 from ztunnel.datapath import udp_admission_maps
 from ztunnel.datapath.udp_admission_maps import UdpDecision
@@ -41,15 +43,17 @@ def pod(name: str, cookie: int, *addresses: str) -> Pod:
 class Agent:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, mode: SameNode = SameNode.DIRECT) -> None:
         self.entry, self.policies = FakeUdpEntry(), PolicyEngine()
-        self.pods = [pod("web", 7, HOST)]
+        self.web = pod("web", 7, HOST)
+        self.pods = PodTable([self.web])
         self.brought: list[bytes] = []
         self.counted: list[SeriesCounts] = []
         self.known: dict[str, Workload] = {}
         self.judge = UdpAuthorizer(
             self.entry,
             self.policies,
-            lambda: self.pods,
+            self.pods,
             self.known.get,
+            logs=LogSettings(),
             mode=mode,
             count=self.counted.append,
         )
@@ -114,16 +118,17 @@ async def test_pods_of_this_node_are_known_by_their_namespace(
     """Not where traffic inside the node is to be encrypted: who comes so has proven nothing."""
 
     agent = Agent(monkeypatch, mode)
-    agent.pods.append(pod("near", 8, HOST))
+    near = pod("near", 8, HOST)
+    agent.pods.put(near)
     agent.policies.put(STRICT)
-    agent.judge.captured(agent.pods[0])
+    agent.judge.captured(agent.web)
     with client() as sock:
         agent.entry.speakers[SocketAddress(*sock.getsockname())] = 8
         with structlog.testing.capture_logs() as lines:
             await agent.hears(sock, b"hello")
     allowed = mode is SameNode.DIRECT
     assert [line["event"] for line in lines] == ["let in" if allowed else "denied"]
-    assert lines[0].get("src.identity") == (agent.pods[1].workload.identity if allowed else None)
+    assert lines[0].get("src.identity") == (near.workload.identity if allowed else None)
     assert agent.entry.verdicts == [UdpDecision(8, HOST, agent.at, allowed)]
     assert agent.brought == ([b"hello"] if allowed else [])
     agent.judge.close()
@@ -131,9 +136,9 @@ async def test_pods_of_this_node_are_known_by_their_namespace(
 
 async def test_who_has_anothers_address_is_not_it(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent(monkeypatch)
-    agent.pods.append(pod("near", 8, "10.1.0.8"))
+    agent.pods.put(pod("near", 8, "10.1.0.8"))
     agent.policies.put(STRICT)
-    agent.judge.captured(agent.pods[0])
+    agent.judge.captured(agent.web)
     with client() as sock:
         agent.entry.speakers[SocketAddress(*sock.getsockname())] = 8
         await agent.hears(sock, b"hello")
@@ -143,7 +148,7 @@ async def test_who_has_anothers_address_is_not_it(monkeypatch: pytest.MonkeyPatc
 
 async def test_many_questions_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent(monkeypatch)
-    agent.judge.captured(agent.pods[0])
+    agent.judge.captured(agent.web)
     with client() as sock:
         await agent.hears(sock, *(b"%d" % number for number in range(2 * TURN + 1)))
     assert len(agent.brought) == 2 * TURN + 1
@@ -154,6 +159,6 @@ async def test_sockets_go_with_their_pod(monkeypatch: pytest.MonkeyPatch) -> Non
     agent = Agent(monkeypatch)
     agent.judge.keep()
     sock = agent.entry.judges[HOST]
-    agent.pods.clear()
+    agent.pods.remove(agent.web.uid)
     agent.judge.changed()
     assert sock.fileno() == -1

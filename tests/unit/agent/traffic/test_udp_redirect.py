@@ -11,12 +11,14 @@ import msgspec
 
 from tests.unit.agent.fakes import FakeUdpPath, workload
 from ztunnel.agent.pods.pod import Pod
+from ztunnel.agent.pods.registry import PodTable
 from ztunnel.agent.traffic.udp_redirect import ASK_AGAIN, REJOIN, Udp
 from ztunnel.agent.traffic.udp_routes import UdpRouteTable
+from ztunnel.agent.workers.registry import SessionRegistry
 from ztunnel.agent.workers.session import Session
 from ztunnel.datapath.bpf.layout import UdpRoute
 from ztunnel.ipc.messages import ConnectUdpUnsupported, UdpSocketRequest, UdpSockets
-from ztunnel.kube.view.cluster_view import Change
+from ztunnel.kube.view.cluster_view import ViewChange
 from ztunnel.mesh.enrollment import TUNNEL_HTTP, TUNNEL_LABEL
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
 from ztunnel.mesh.policy.engine import PolicyEngine
@@ -53,16 +55,19 @@ class Agent:
         return Udp(
             self.path,
             ways,
-            lambda: [self.pod],
-            lambda: cast("list[Session]", self.sessions),
+            PodTable([self.pod]),
+            cast("SessionRegistry", SimpleNamespace(sessions=self.sessions)),
             lambda: self.now,
         )
 
     def joins(self, port: int = 0, uid: str = "web-uid") -> FakeSession:
         session = FakeSession()
-        self.udp.need(cast("Session", session), UdpSocketRequest(uid, port))
+        self.udp.need(cast("Session", session), UdpSocketRequest(uid, port), [])
         self.sessions.append(session)
         return session
+
+    def silent(self, message: ConnectUdpUnsupported) -> None:
+        self.udp.silent(cast("Session", FakeSession()), message, [])
 
     def leaves(self, session: FakeSession) -> None:
         self.sessions.remove(session)
@@ -72,8 +77,8 @@ class Agent:
 def test_carried_is_the_mesh_on_other_nodes() -> None:
     agent = Agent()
     plain = msgspec.structs.replace(far("plain", "10.2.0.9"), protocol=TunnelProtocol.NONE)
-    agent.udp.changed(
-        Change(
+    agent.udp.apply(
+        ViewChange(
             (
                 far("far", "10.2.0.1", "fd00::1"),
                 far("near", "10.1.0.1", node="n1"),
@@ -88,16 +93,16 @@ def test_carried_is_the_mesh_on_other_nodes() -> None:
 def test_destinations_follow_the_mesh() -> None:
     agent = Agent()
     one, two = far("one", "10.2.0.1"), far("two", "10.2.0.2")
-    agent.udp.changed(Change((one, two)))
-    agent.udp.changed(
-        Change(
+    agent.udp.apply(ViewChange((one, two)))
+    agent.udp.apply(
+        ViewChange(
             (msgspec.structs.replace(one, addresses=("10.2.0.3",)),),
             removed_workloads=(two.uid,),
         )
     )
     assert agent.path.carried == {"10.2.0.3"}
-    agent.udp.changed(
-        Change(
+    agent.udp.apply(
+        ViewChange(
             (msgspec.structs.replace(one, protocol=TunnelProtocol.NONE),),
         )
     )
@@ -108,29 +113,29 @@ def test_an_address_stays_while_one_of_its_pods_is_there() -> None:
     """A pod's address may be another's before the API tells that the first is gone."""
     agent = Agent()
     old, new = far("old", "10.2.0.1"), far("new", "10.2.0.1", node="n3")
-    agent.udp.changed(Change((old,)))
-    agent.udp.changed(Change((new,)))
-    agent.udp.changed(Change(removed_workloads=(old.uid,)))
+    agent.udp.apply(ViewChange((old,)))
+    agent.udp.apply(ViewChange((new,)))
+    agent.udp.apply(ViewChange(removed_workloads=(old.uid,)))
     assert agent.path.carried == {"10.2.0.1"}
-    agent.udp.changed(Change(removed_workloads=(new.uid,)))
+    agent.udp.apply(ViewChange(removed_workloads=(new.uid,)))
     assert agent.path.carried == set()
 
 
 def test_a_change_writes_only_what_it_is_about() -> None:
     agent = Agent()
     pods = tuple(far(f"p{number}", f"10.2.0.{number}") for number in range(1, 50))
-    agent.udp.changed(Change(pods))
+    agent.udp.apply(ViewChange(pods))
     written = agent.path.writes
-    agent.udp.changed(Change((msgspec.structs.replace(pods[0], labels={"a": "b"}),)))
+    agent.udp.apply(ViewChange((msgspec.structs.replace(pods[0], labels={"a": "b"}),)))
     assert agent.path.writes == written
-    agent.udp.changed(Change(removed_workloads=(pods[0].uid,)))
+    agent.udp.apply(ViewChange(removed_workloads=(pods[0].uid,)))
     assert agent.path.writes == written + 1
 
 
 def test_a_destination_the_kernel_had_no_room_for_is_tried_again() -> None:
     agent = Agent()
     agent.path.room = 1
-    agent.udp.changed(Change((far("one", "10.2.0.1"), far("two", "10.2.0.2"))))
+    agent.udp.apply(ViewChange((far("one", "10.2.0.1"), far("two", "10.2.0.2"))))
     assert len(agent.path.carried) == 1
     agent.path.room = 2
     agent.udp.sweep()
@@ -142,18 +147,18 @@ def test_a_new_agent_takes_back_what_is_no_longer_true() -> None:
     agent.path.ways = {SocketAddress(ip, 0): UdpRoute.REDIRECT for ip in ("10.2.0.1", "10.9.9.9")}
     agent.udp = agent.start()
     assert agent.path.carried == {"10.2.0.1", "10.9.9.9"}  # until it knows better
-    agent.udp.changed(Change((far("one", "10.2.0.1"),)))
+    agent.udp.apply(ViewChange((far("one", "10.2.0.1"),)))
     assert agent.path.carried == {"10.2.0.1"}
 
 
 def test_udp_to_a_node_without_connect_udp_passes_for_a_while() -> None:
     agent = Agent()
     pods = [far("a", "10.2.0.1"), far("b", "10.2.0.2"), far("c", "10.3.0.1", node="n3")]
-    agent.udp.changed(Change(tuple(pods)))
-    agent.udp.silent(ConnectUdpUnsupported(pods[0].uid))
-    agent.udp.silent(ConnectUdpUnsupported("unknown"))
+    agent.udp.apply(ViewChange(tuple(pods)))
+    agent.silent(ConnectUdpUnsupported(pods[0].uid))
+    agent.silent(ConnectUdpUnsupported("unknown"))
     assert agent.path.carried == {"10.3.0.1"}
-    agent.udp.changed(Change((far("d", "10.2.0.4"),)))
+    agent.udp.apply(ViewChange((far("d", "10.2.0.4"),)))
     assert agent.path.carried == {"10.3.0.1"}
     agent.now = ASK_AGAIN
     agent.udp.sweep()
@@ -216,14 +221,14 @@ def test_what_waited_is_sent_on_to_who_does_not_take_it() -> None:
     agent = Agent()
     agent.pod.addresses = ("10.1.0.1",)  # type: ignore[misc]
     there = far("old", "10.2.0.1")
-    agent.udp.changed(Change((there,)))
+    agent.udp.apply(ViewChange((there,)))
     source, to = SocketAddress("10.1.0.1", 4000), SocketAddress("10.2.0.1", 53)
-    agent.udp.silent(ConnectUdpUnsupported(there.uid, "web-uid", source, to, (b"one", b"two")))
+    agent.silent(ConnectUdpUnsupported(there.uid, "web-uid", source, to, (b"one", b"two")))
     assert agent.path.sent == [(source, to, (b"one", b"two"))]
     forged = SocketAddress("10.1.0.9", 4000), SocketAddress("10.9.9.9", 53)
-    agent.udp.silent(ConnectUdpUnsupported(there.uid, "web-uid", forged[0], to, (b"x",)))
-    agent.udp.silent(ConnectUdpUnsupported(there.uid, "web-uid", source, forged[1], (b"x",)))
-    agent.udp.silent(ConnectUdpUnsupported(there.uid, "other", source, to, (b"x",)))
+    agent.silent(ConnectUdpUnsupported(there.uid, "web-uid", forged[0], to, (b"x",)))
+    agent.silent(ConnectUdpUnsupported(there.uid, "web-uid", source, forged[1], (b"x",)))
+    agent.silent(ConnectUdpUnsupported(there.uid, "other", source, to, (b"x",)))
     assert len(agent.path.sent) == 1
 
 
@@ -231,5 +236,5 @@ def test_a_sidecar_that_takes_hbone_itself_is_not_sent_datagrams() -> None:
     """It would refuse connect-udp, and its whole node be taken for one that does."""
     agent = Agent()
     sidecar = msgspec.structs.replace(far("side", "10.2.0.1"), labels={TUNNEL_LABEL: TUNNEL_HTTP})
-    agent.udp.changed(Change((sidecar, far("other", "10.2.0.2"))))
+    agent.udp.apply(ViewChange((sidecar, far("other", "10.2.0.2"))))
     assert agent.path.carried == {"10.2.0.2"}

@@ -8,7 +8,7 @@ import msgspec
 from tests.unit.agent.fakes import workload
 from ztunnel.agent.traffic.udp_routes import UdpRouteTable
 from ztunnel.datapath.bpf.layout import UdpRoute
-from ztunnel.kube.view.cluster_view import Change
+from ztunnel.kube.view.cluster_view import ViewChange
 from ztunnel.mesh.model import (
     Endpoint,
     Service,
@@ -60,7 +60,7 @@ def test_pods_of_this_node_are_carried_only_if_encrypted() -> None:
     near = pod("10.1.0.1", node="n1")
     for encrypted in (False, True):
         made, _ = ways(encrypted=encrypted)
-        made.changed(Change((near,)))
+        made.changed(ViewChange((near,)))
         assert made.wanted == ({at("10.1.0.1"): CARRY} if encrypted else {})
 
 
@@ -68,20 +68,20 @@ def test_strict_refuses_only_where_nobody_takes_connect_udp() -> None:
     made, policies = ways()
     policies.put(strict())
     pods = pod("10.2.0.1"), pod("10.2.0.2", plain=True), pod("10.1.0.1", node="n1")
-    made.changed(Change(pods))
+    made.changed(ViewChange(pods))
     assert made.wanted == {at("10.2.0.1"): CARRY, at("10.2.0.2"): STRICT}
     made.silent = {"n2"}
     made.reckon()
     assert made.wanted == {at("10.2.0.1"): STRICT, at("10.2.0.2"): STRICT}
     policies.remove(strict().key)
-    made.changed(Change(removed_policies=(strict().key,)))
+    made.changed(ViewChange(removed_policies=(strict().key,)))
     assert made.wanted == {}
 
 
 def test_ports_may_be_exempt() -> None:
     made, policies = ways()
     there = pod("10.2.0.1", plain=True)
-    made.changed(Change((there,)))
+    made.changed(ViewChange((there,)))
     mine = msgspec.structs.replace(
         strict({53: MtlsMode.PERMISSIVE}),
         level=Level.WORKLOAD,
@@ -98,17 +98,17 @@ def test_ports_may_be_exempt() -> None:
 def test_a_service_is_carried_while_all_its_endpoints_can_be() -> None:
     made, policies = ways()
     far, near, plain = pod("10.2.0.1"), pod("10.1.0.1", node="n1"), pod("10.2.0.9", plain=True)
-    made.changed(Change((far, near, plain), (service("10.2.0.1", "10.1.0.1"),)))
+    made.changed(ViewChange((far, near, plain), (service("10.2.0.1", "10.1.0.1"),)))
     assert made.wanted[VIP] is CARRY
     assert at(VIP.ip, 80) not in made.wanted
-    made.changed(Change((), (service("10.2.0.1", "10.2.0.9"),)))
+    made.changed(ViewChange((), (service("10.2.0.1", "10.2.0.9"),)))
     assert VIP not in made.wanted
     policies.put(strict())
     made.reckon()
     assert made.wanted[VIP] is STRICT
-    made.changed(Change((msgspec.structs.replace(plain, protocol=TunnelProtocol.HBONE),)))
+    made.changed(ViewChange((msgspec.structs.replace(plain, protocol=TunnelProtocol.HBONE),)))
     assert made.wanted[VIP] is CARRY  # by the workload's change alone
-    made.changed(Change(removed_services=("shop/dns",), removed_workloads=(plain.uid,)))
+    made.changed(ViewChange(removed_services=("shop/dns",), removed_workloads=(plain.uid,)))
     assert made.wanted == {at("10.2.0.1"): CARRY}
 
 
@@ -117,8 +117,8 @@ def test_of_two_claims_on_an_address_the_stricter_counts_until_one_goes() -> Non
     policies.put(strict())
     old = msgspec.structs.replace(pod("10.2.0.1", plain=True), uid="old")
     new = pod("10.2.0.1")
-    made.changed(Change((old, new)))
+    made.changed(ViewChange((old, new)))
     assert made.wanted == {at("10.2.0.1"): STRICT}
-    made.changed(Change(removed_workloads=("old",)))
+    made.changed(ViewChange(removed_workloads=("old",)))
     assert made.wanted == {at("10.2.0.1"): CARRY}
     assert made.workload_at("10.2.0.1") == new

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -15,10 +14,9 @@ import pytest
 
 from tests.support.waiting import wait_until_async
 from tests.unit.agent.fakes import FakeWorker
-from tests.unit.agent.workers.test_session import Recorder
+from tests.unit.agent.workers.test_session import Hub, Recorder
 from tests.unit.telemetry.builders import between
 from ztunnel.agent.workers.counter_collector import CounterCollector
-from ztunnel.agent.workers.session import Workers
 from ztunnel.ipc.messages import CounterAck, CounterReport, Draining, SeriesCounts
 from ztunnel.telemetry.node_counters import NodeCounters, TrafficTotals
 
@@ -55,9 +53,9 @@ class Node:
 
 
 @asynccontextmanager
-async def hub(tmp_path: Path) -> AsyncIterator[tuple[Workers, Recorder, Node, Path]]:
+async def hub(tmp_path: Path) -> AsyncIterator[tuple[Hub, Recorder, Node, Path]]:
     recorder, node, path = Recorder(), Node(), tmp_path / "agent.sock"
-    made = Workers(path, os.getuid(), recorder, node.collector)
+    made = Hub(path, recorder, node.collector)
     made.start()
     try:
         yield made, recorder, node, path

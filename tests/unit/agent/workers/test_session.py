@@ -10,16 +10,19 @@ import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
 
 from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import FakeWorker
-from ztunnel.agent.workers import session as workers_module
-from ztunnel.agent.workers.session import Session, Workers
+from tests.unit.agent.fakes import Component, FakeWorker, handlers_of
+from ztunnel.agent.workers import server as server_module
+from ztunnel.agent.workers.handlers import MessageHandlers, SessionObserver
+from ztunnel.agent.workers.registry import SessionTable
+from ztunnel.agent.workers.server import AgentLinkServer
+from ztunnel.agent.workers.session import Peer, Session
 from ztunnel.ipc.messages import (
-    ConnectUdpUnsupported,
     HeldListeners,
     Hello,
     IntrospectionReply,
@@ -27,52 +30,73 @@ from ztunnel.ipc.messages import (
     MeshDelta,
     PodReady,
     PodRemoved,
-    SameNodeAllowed,
     SocketRequest,
-    UdpSocketRequest,
 )
 
 
-class Recorder:
-    """Notes what the hub says."""
+class Recorder(SessionObserver):
+    """Records events of sessions, and the messages that its handlers get."""
 
     def __init__(self) -> None:
         self.events: list[tuple[object, ...]] = []
 
-    def adopt(self, session: Session, hello: Hello, fds: list[int]) -> None:
-        self.events.append(("adopt", hello.worker, len(fds)))
+    def register(self, handlers: MessageHandlers) -> None:
+        handlers.register(Hello, self._hello)
+        handlers.register(PodReady, self._ready)
+        handlers.register(SocketRequest, self._need)
+
+    def _hello(self, session: Session, message: Hello, fds: list[int]) -> None:
+        self.events.append(("adopt", message.worker, len(fds)))
+
+    def _ready(self, session: Session, message: PodReady, fds: list[int]) -> None:
+        self.events.append(("ready", message.pod_uid))
+
+    def _need(self, session: Session, message: SocketRequest, fds: list[int]) -> None:
+        self.events.append(("need", message.count))
 
     def joined(self, session: Session) -> None:
         self.events.append(("joined", session.worker))
-
-    def pod_ready(self, session: Session, pod_uid: str) -> None:
-        self.events.append(("ready", pod_uid))
-
-    def need_sockets(self, session: Session, need: SocketRequest) -> None:
-        self.events.append(("need", need.count))
-
-    def need_udp(self, session: Session, need: UdpSocketRequest) -> None:
-        self.events.append(("udp", need.port))
-
-    def no_udp(self, session: Session, news: ConnectUdpUnsupported) -> None:
-        self.events.append(("no udp", news.workload))
-
-    def allowed(self, session: Session, news: SameNodeAllowed) -> None:
-        self.events.append(("allowed", news.pod_uid))
 
     def left(self, session: Session) -> None:
         self.events.append(("left", session.worker))
 
 
+class Hub:
+    """A server with the sessions that it accepts."""
+
+    def __init__(self, path: Path, *components: SessionObserver) -> None:
+        self.registry = SessionTable()
+        handlers = handlers_of(*cast("tuple[Component, ...]", components))
+        self._server = AgentLinkServer(path, os.getuid(), self.registry, handlers, components)
+        self.start, self.close = self._server.start, self._server.close
+        self.broadcast, self.query = self.registry.broadcast, self.registry.query
+
+    @property
+    def sessions(self) -> list[Session]:
+        return self.registry.sessions
+
+
 @asynccontextmanager
-async def hub(tmp_path: Path) -> AsyncIterator[tuple[Workers, Recorder, Path]]:
+async def hub(tmp_path: Path) -> AsyncIterator[tuple[Hub, Recorder, Path]]:
     recorder, path = Recorder(), tmp_path / "agent.sock"
-    made = Workers(path, os.getuid(), recorder)
+    made = Hub(path, recorder)
     made.start()
     try:
         yield made, recorder, path
     finally:
         made.close()
+
+
+def test_message_without_a_handler_is_found_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="PodReady, SameNodeAllowed"):
+        AgentLinkServer(tmp_path / "agent.sock", 0, SessionTable(), MessageHandlers(), ())
+
+
+def test_message_has_one_handler() -> None:
+    handlers = MessageHandlers()
+    Recorder().register(handlers)
+    with pytest.raises(ValueError, match="Hello has two handlers"):
+        Recorder().register(handlers)
 
 
 async def test_worker_joins_says_ready_and_asks_for_sockets(tmp_path: Path) -> None:
@@ -95,7 +119,7 @@ async def test_socket_is_for_the_proxys_user_only(tmp_path: Path) -> None:
 
 
 async def test_stranger_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers_module, "_peer", lambda _: workers_module.Peer(1, 4242))
+    monkeypatch.setattr(server_module, "_peer", lambda _: Peer(1, 4242))
 
     async with hub(tmp_path) as (workers, recorder, path):
         worker = FakeWorker(path)
@@ -107,7 +131,7 @@ async def test_stranger_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_kernel_tells_who_dials() -> None:
     one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with one, two:
-        assert workers_module._peer(one) == workers_module.Peer(os.getpid(), os.getuid())
+        assert server_module._peer(one) == Peer(os.getpid(), os.getuid())
 
 
 async def test_snapshot_waits_for_all_greetings(tmp_path: Path) -> None:
@@ -192,7 +216,7 @@ async def test_answers_find_their_questions_and_silence_is_named(tmp_path: Path)
             number, msgspec.Raw(msgspec.msgpack.encode([what]))
         )
         await wait_until_async(lambda: len(workers.sessions) == 2)
-        answers = await workers.ask("connections", timeout=0.2)
+        answers = await workers.query("connections", timeout_s=0.2)
         bodies = {answer.worker: answer.body for answer in answers}
         assert bodies == {1: ["connections"], 2: None}
         talker.close()
@@ -203,7 +227,7 @@ async def test_question_to_a_worker_that_dies_ends_at_once(tmp_path: Path) -> No
     async with hub(tmp_path) as (workers, _, path):
         worker = FakeWorker(path).greet()
         await wait_until_async(lambda: len(workers.sessions) == 1)
-        asking = asyncio.create_task(workers.ask("stats", timeout=60))
+        asking = asyncio.create_task(workers.query("stats", timeout_s=60))
         await wait_until_async(lambda: bool(worker.messages))
         worker.close()
         async with asyncio.timeout(5):

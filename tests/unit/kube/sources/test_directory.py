@@ -20,7 +20,7 @@ from tests.support.waiting import wait_until_async
 from ztunnel.kube.objects.fields import Object
 from ztunnel.kube.sources import directory
 from ztunnel.kube.sources.directory import DirectorySource
-from ztunnel.kube.view.cluster_view import Change, ClusterView
+from ztunnel.kube.view.cluster_view import ClusterView, ViewChange
 from ztunnel.mesh.model import TunnelProtocol
 
 DEADLINE = 10.0
@@ -91,7 +91,7 @@ async def test_what_is_there_at_the_start_is_in_the_mirror_when_synced(tmp_path:
 
 async def test_empty_directory_is_synced(tmp_path: Path) -> None:
     async with following(tmp_path) as follower:
-        assert follower.mirror.snapshot() == Change()
+        assert follower.mirror.snapshot() == ViewChange()
         assert follower.calls == 1
 
 

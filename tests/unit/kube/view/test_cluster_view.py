@@ -14,7 +14,7 @@ from tests.support import kube_objects as objects
 from tests.support.kube_objects import AMBIENT
 from ztunnel.kube.objects import translation
 from ztunnel.kube.objects.fields import Object, ObjectKey, key_of
-from ztunnel.kube.view.cluster_view import Change, ClusterView
+from ztunnel.kube.view.cluster_view import ClusterView, ViewChange
 from ztunnel.mesh.model import TunnelProtocol, Workload
 from ztunnel.mesh.selectors import parse
 from ztunnel.mesh.state import MeshState
@@ -27,7 +27,7 @@ def make(*objs: Object) -> ClusterView:
     return mirror
 
 
-def names(change: Change) -> list[str]:
+def names(change: ViewChange) -> list[str]:
     return [w.name for w in change.workloads] + [s.name for s in change.services]
 
 
@@ -124,7 +124,7 @@ def test_finished_pod_is_removed() -> None:
     mirror = make(objects.pod("a", "10.0.0.1"))
     mirror.drain()
     mirror.upsert(objects.pod("a", "10.0.0.1", phase="Succeeded"))
-    assert mirror.drain() == Change(removed_workloads=("c//Pod/default/a",))
+    assert mirror.drain() == ViewChange(removed_workloads=("c//Pod/default/a",), revision=2)
     assert mirror.pods_on("node1") == []
 
 
@@ -264,7 +264,7 @@ STEPS = st.lists(
 )
 
 
-def content(change: Change) -> tuple[dict[str, Workload], dict[str, Any]]:
+def content(change: ViewChange) -> tuple[dict[str, Workload], dict[str, Any]]:
     return {w.uid: w for w in change.workloads}, {s.key: s for s in change.services}
 
 
@@ -336,3 +336,21 @@ def test_namespace_that_was_not_seen_is_not_discovered() -> None:
     mirror = _only_mesh_yes()
     mirror.upsert(objects.pod("a", "10.0.0.1"))
     assert not mirror.snapshot()
+
+
+def test_change_has_the_pods_of_the_node_and_whether_they_changed() -> None:
+    view = ClusterView("td", "c", node="node1")
+    view.upsert(objects.pod("a", "10.0.0.1"))
+    first = view.drain()
+    assert ([pod.name for pod in first.local_pods], first.local_changed) == (["a"], True)
+    view.upsert(objects.pod("b", "10.0.0.2", node="node2"))
+    second = view.drain()
+    assert [pod.name for pod in second.local_pods] == ["a"]
+    assert (second.local_changed, second.affects_authorization) == (False, False)
+    assert second.revision == first.revision + 1
+    view.delete("Pod", "default", "a")
+    third = view.drain()
+    assert (third.local_pods, third.local_changed) == ((), True)
+    empty = view.drain()
+    assert (bool(empty), empty.revision, empty.local_changed) == (False, third.revision, False)
+    assert view.snapshot().revision == third.revision

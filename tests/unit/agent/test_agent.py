@@ -3,42 +3,46 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import msgspec
 import structlog
 
 from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import FakeDataPath, FakeUdpEntry, FakeUdpPath, FakeWorker, Namespaces
+from tests.unit.agent.fakes import (
+    FakeDataPath,
+    FakeWorker,
+    Namespaces,
+)
+from ztunnel.agent import wiring
+from ztunnel.agent.agent import message_handlers, session_observers, view_consumers
 from ztunnel.agent.api import admin_views as views_module
-from ztunnel.agent.api.admin_server import Admin
-from ztunnel.agent.api.admin_views import AgentViews
-from ztunnel.agent.config import Options, SameNode
-from ztunnel.agent.dispatcher import Dispatcher
+from ztunnel.agent.api.data_path_view import DataPathView
+from ztunnel.agent.cluster.certificate_issuer import certifier_of
+from ztunnel.agent.cluster.certificates import NodeCertificates
+from ztunnel.agent.config import Options
+from ztunnel.agent.datapath import KernelDataPath
+from ztunnel.agent.pods.cri_discovery import RuntimeDiscovery
 from ztunnel.agent.pods.enroller import Enroller
-from ztunnel.agent.traffic.same_node import SameNodeTraffic
-from ztunnel.agent.traffic.udp_authorizer import UdpAuthorizer
-from ztunnel.agent.traffic.udp_redirect import Udp
-from ztunnel.agent.traffic.udp_routes import UdpRouteTable
-from ztunnel.agent.workers.session import Workers
-from ztunnel.identity import ca
-from ztunnel.identity.certificate_store import CertificateStore
-from ztunnel.identity.csr_signer import DiskSigner
+from ztunnel.agent.pods.reconcile_loop import ReconcileLoop
+from ztunnel.agent.pods.selection import PodSelection
+from ztunnel.agent.workers.server import AgentLinkServer
 from ztunnel.ipc.messages import (
     Certificate,
     IntrospectionReply,
+    LogConfig,
     MeshDelta,
     PodAdded,
     PodRemoved,
 )
-from ztunnel.kube.view.cluster_view import ClusterView
-from ztunnel.mesh.policy.engine import PolicyEngine
+from ztunnel.kube.view.cluster_view import ViewChange
+from ztunnel.kube.view.publisher import ViewConsumer
 
 Json = dict[str, Any]
 PATHS = (
@@ -74,49 +78,41 @@ def pod(name: str, number: int, node: str = "n1", uid: str = "", **spec: Any) ->
     }
 
 
+class FakeSource:
+    """A source of configuration that the test feeds by hand."""
+
+    def __init__(self) -> None:
+        self.synced = asyncio.Event()
+        self.synced.set()
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    def lacks_account(self, namespace: str, name: str) -> bool:
+        return False
+
+    def errors(self) -> dict[str, str]:
+        return {}
+
+    def view(self) -> dict[str, Any]:
+        return {}
+
+
+class Probe(ViewConsumer):
+    """Records the revision that the consumers behind it have applied."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+
+    def apply(self, change: ViewChange) -> None:
+        self.revision = change.revision
+
+
 class Agent:
-    """All of the agent but the kernel and the source."""
+    """The agent as it is wired, without kernel, source, and the tasks of `Agent.run`."""
 
     def __init__(self, directory: Path) -> None:
         self.kernel, self.namespaces = FakeDataPath(), Namespaces(directory)
-        self.mirror = ClusterView("cluster.local", "Kubernetes")
-        self.policies = PolicyEngine()
-        self.same_node = SameNodeTraffic(
-            self.kernel, SameNode.DIRECT, lambda: self.enroller.pods, self.policies
-        )
-        self.enroller = Enroller(
-            self.kernel, self.namespaces, lambda: self.workers, self.same_node.captured
-        )
-        self.udp_path, self.now = FakeUdpPath(), 0.0
-        ways = UdpRouteTable("n1", self.policies, encrypted=False)
-        self.judge = UdpAuthorizer(
-            FakeUdpEntry(),
-            self.policies,
-            lambda: self.enroller.pods,
-            ways.workload_at,
-            mode=SameNode.DIRECT,
-        )
-        self.udp = Udp(
-            self.udp_path,
-            ways,
-            lambda: self.enroller.pods,
-            lambda: self.workers.sessions,
-            lambda: self.now,
-        )
-        self.feed = Dispatcher(
-            node="n1",
-            mirror=self.mirror,
-            enroller=self.enroller,
-            same_node=self.same_node,
-            udp=self.udp,
-            judge=self.judge,
-            policies=self.policies,
-            workers=lambda: self.workers,
-            store=lambda: self.store,
-        )
-        authority = ca.load_or_create(directory / "ca", "cluster.local")
-        signer = DiskSigner(authority, ttl=timedelta(hours=1))
-        self.store = CertificateStore(signer, self.feed.certified)
         self.options = Options(
             node="n1",
             manifests=directory,
@@ -125,25 +121,49 @@ class Agent:
             run_dir=directory,
             ca_dir=directory / "ca",
         )
-        self.workers = Workers(self.options.agent_socket, 0, self.feed)
-        self.source = {"synced": True, "errors": {}}
-        views = AgentViews(
-            options=self.options,
-            mirror=self.mirror,
-            enroller=self.enroller,
-            workers=self.workers,
-            same_node=self.same_node,
-            store=self.store,
-            policies=self.policies,
-            source=lambda: self.source,
-            data_path=self.kernel.stats,
+        core = wiring.build_core(self.options, cast("KernelDataPath", self.kernel))
+        self.core, self.view, self.policies = core, core.view, core.policies
+        self.sessions = core.sessions
+        traffic = wiring.build_traffic(core)
+        self.same_node = traffic.same_node
+        self.enroller = Enroller(
+            self.kernel,
+            self.namespaces,
+            core.pods,
+            core.sessions,
+            on_captured=(traffic.same_node.captured,),
         )
-        self.admin = Admin(self.options.admin_socket, views)
+        pods = wiring.Pods(
+            cast("RuntimeDiscovery", self.namespaces),
+            self.enroller,
+            PodSelection(self.enroller, core.publisher.publish),
+            ReconcileLoop(self.enroller, core.wakeup),
+        )
+        self.source = FakeSource()
+        issuer = certifier_of(self.options)
+        certificates = NodeCertificates(issuer.signer, core.pods, core.sessions)
+        self.store = certificates.store
+        cluster = wiring.Cluster(self.source, issuer, certificates)
+        link = wiring.build_link(core)
+        data_path = cast("DataPathView", lambda: {"stats": {}})
+        api = wiring.build_api(core, cluster, traffic, link, data_path)
+        self.admin, self.counters = api.admin, link.counters
+        self.probe = Probe()
+        first, *others = view_consumers(core, traffic, pods, cluster, link)
+        core.publisher.subscribe((first, self.probe, *others))
+        self.publish = core.publisher.publish
+        self.server = AgentLinkServer(
+            self.options.agent_socket,
+            0,
+            core.sessions,
+            message_handlers(traffic, pods, link),
+            session_observers(traffic, pods, cluster, link, api),
+        )
 
     def say(self, *objects: Json) -> None:
         for each in objects:
-            self.mirror.upsert(each)
-        self.feed.changed()
+            self.view.upsert(each)
+        self.publish()
 
     def is_serving(self) -> bool:
         """Ready, and so is every pod."""
@@ -162,13 +182,14 @@ class Agent:
 @asynccontextmanager
 async def agent(directory: Path) -> AsyncIterator[Agent]:
     made = Agent(directory)
-    made.workers.start()
+    made.server.start()
     await made.admin.start()
     try:
         yield made
     finally:
         await made.admin.close()
-        made.workers.close()
+        made.server.close()
+        made.counters.close()
         await made.store.close()
         made.enroller.close()
 
@@ -188,8 +209,8 @@ async def test_worker_gets_mesh_then_certificates_then_pods(tmp_path: Path) -> N
     async with agent(tmp_path) as a:
         worker = await _served(a, "web", 2)
         kinds = [type(message) for message in worker.messages]
-        assert kinds == [MeshDelta, Certificate, PodAdded]
-        first = worker.messages[0]
+        assert kinds == [LogConfig, MeshDelta, Certificate, PodAdded]
+        first = worker.messages[1]
         assert isinstance(first, MeshDelta)
         assert (first.reset, first.complete) == (True, True)
         worker.close()
@@ -199,8 +220,8 @@ async def test_news_reach_workers_as_deltas_with_growing_revisions(tmp_path: Pat
     async with agent(tmp_path) as a:
         worker = await _served(a, "web", 2)
         a.say(pod("far", 3, node="n2"))
-        a.mirror.delete("Pod", "shop", "far")
-        a.feed.changed()
+        a.view.delete("Pod", "shop", "far")
+        a.publish()
         await wait_until_async(lambda: len(worker.of(MeshDelta)) == 3)
         deltas = [delta for delta in worker.of(MeshDelta) if isinstance(delta, MeshDelta)]
         assert [each.name for each in deltas[1].workloads] == ["far"]
@@ -227,8 +248,8 @@ async def test_label_change_enrols_and_releases(tmp_path: Path) -> None:
 async def test_deleted_pod_is_gone_for_workers(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _served(a, "web", 2)
-        a.mirror.delete("Pod", "shop", "web")
-        a.feed.changed()
+        a.view.delete("Pod", "shop", "web")
+        a.publish()
         await wait_until_async(lambda: bool(worker.of(PodRemoved)))
         assert worker.of(PodRemoved) == [PodRemoved("web-uid", gone=True)]
         worker.close()
@@ -267,15 +288,15 @@ async def test_admin_shows_what_the_agent_knows(tmp_path: Path) -> None:
 
 async def test_readiness_says_what_it_waits_for(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
-        a.source = {"synced": False, "errors": {}}
+        a.source.synced.clear()
         code, body = await a.get("/healthz/ready")
         assert code == 503
         assert body["waiting_for"] == ["first complete view of the mesh", "a proxy worker"]
-        a.source = {"synced": True, "errors": {}}
+        a.source.synced.set()
         worker = await _served(a, "web", 2)
         assert (await a.get("/healthz/ready")) == (200, {"ready": True})
         worker.close()
-        await wait_until_async(lambda: not a.workers.sessions)
+        await wait_until_async(lambda: not a.sessions.sessions)
         assert (await a.get("/healthz/ready"))[0] == 503
 
 
@@ -299,7 +320,7 @@ async def test_connections_of_all_workers_and_those_that_are_silent(
     async with agent(tmp_path) as a:
         talker = await _served(a, "web", 2)
         silent = FakeWorker(a.options.agent_socket, worker=1).greet()
-        await wait_until_async(lambda: len(a.workers.sessions) == 2)
+        await wait_until_async(lambda: len(a.sessions.sessions) == 2)
         row = {"id": 1, "direction": "outbound"}
         talker.answers = lambda number, _: IntrospectionReply(
             number, msgspec.Raw(msgspec.msgpack.encode([row]))

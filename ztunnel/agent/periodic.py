@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps that the agent repeats: a failed one is logged and tried again at its next turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+log = structlog.get_logger()
+
+
+async def every(interval_s: float, step: Callable[[], None]) -> None:
+    """Repeat a step until cancelled."""
+    while True:
+        attempt(step)
+        await asyncio.sleep(interval_s)
+
+
+def attempt(step: Callable[[], None]) -> None:
+    """Run a step; log an OSError instead of raising it."""
+    try:
+        step()
+    except OSError as error:
+        log.error("step failed, will retry", step=step.__qualname__, error=str(error))

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the agent's components, area by area.
+
+    Core --> Traffic, Cluster, Link --> Pods --> Api
+
+Each area gets the earlier ones that it needs; nothing is set after construction.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ztunnel.agent.api.admin_server import Admin
+from ztunnel.agent.api.admin_views import AgentViews
+from ztunnel.agent.api.data_path_view import DataPathView
+from ztunnel.agent.api.log_level import LogControl
+from ztunnel.agent.api.metrics_collector import Metrics
+from ztunnel.agent.api.metrics_health_server import Endpoints
+from ztunnel.agent.cluster import service_accounts
+from ztunnel.agent.cluster.certificate_issuer import CertificateIssuer, certifier_of
+from ztunnel.agent.cluster.certificates import NodeCertificates
+from ztunnel.agent.cluster.config_source import Source, source_of
+from ztunnel.agent.config import Options, SameNode
+from ztunnel.agent.datapath import KernelDataPath
+from ztunnel.agent.log_settings import LogSettings
+from ztunnel.agent.pods.cgroup_discovery import Discovery
+from ztunnel.agent.pods.cri_discovery import RuntimeDiscovery, dialler
+from ztunnel.agent.pods.enroller import Enroller
+from ztunnel.agent.pods.reconcile_loop import ReconcileLoop, Wakeup
+from ztunnel.agent.pods.registry import PodTable
+from ztunnel.agent.pods.selection import PodSelection
+from ztunnel.agent.traffic.same_node import SameNodeTraffic
+from ztunnel.agent.traffic.same_node_metrics import KernelCounts
+from ztunnel.agent.traffic.udp_authorizer import UdpAuthorizer
+from ztunnel.agent.traffic.udp_redirect import Udp
+from ztunnel.agent.traffic.udp_routes import UdpRouteTable
+from ztunnel.agent.workers.counter_collector import CounterCollector
+from ztunnel.agent.workers.mesh_broadcast import MeshBroadcast
+from ztunnel.agent.workers.registry import SessionTable
+from ztunnel.datapath.requirements import cgroup2_root
+from ztunnel.kube.view.cluster_view import ClusterView
+from ztunnel.kube.view.publisher import ViewPublisher
+from ztunnel.mesh.model import DEFAULT_CLUSTER
+from ztunnel.mesh.policy.engine import PolicyEngine
+from ztunnel.telemetry.node_counters import NodeCounters, TrafficTotals
+from ztunnel.telemetry.same_node_rtt import RttTable
+
+
+@dataclass(frozen=True)
+class Core:
+    """The state that components share, each part with a single writer."""
+
+    options: Options
+    kernel: KernelDataPath
+    view: ClusterView
+    publisher: ViewPublisher
+    totals: TrafficTotals
+    rtt: RttTable
+    policies: PolicyEngine = field(default_factory=PolicyEngine)
+    pods: PodTable = field(default_factory=PodTable)
+    sessions: SessionTable = field(default_factory=SessionTable)
+    logs: LogSettings = field(default_factory=LogSettings)
+    wakeup: Wakeup = field(default_factory=Wakeup)
+
+
+def build_core(options: Options, kernel: KernelDataPath) -> Core:
+    view = ClusterView(
+        options.trust_domain,
+        DEFAULT_CLUSTER,
+        root_namespace=options.root_namespace,
+        discovery=options.discovery,
+        node=options.node,
+        marks=options.access is not None,
+    )
+    totals, rtt = TrafficTotals(options.most_series), RttTable(options.most_series)
+    return Core(options, kernel, view, ViewPublisher(view), totals, rtt)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Connections and datagrams that are authorized outside the proxy."""
+
+    same_node: SameNodeTraffic
+    udp_authorizer: UdpAuthorizer
+    udp_redirect: Udp
+
+
+def build_traffic(core: Core) -> Traffic:
+    options, kernel = core.options, core.kernel
+    routes = UdpRouteTable(
+        options.node, core.policies, encrypted=options.same_node is SameNode.ENCRYPT
+    )
+    authorizer = UdpAuthorizer(
+        kernel.udp_entry,
+        core.policies,
+        core.pods,
+        routes.workload_at,
+        logs=core.logs,
+        mode=options.same_node,
+        count=core.totals.add,
+    )
+    same_node = SameNodeTraffic(
+        kernel,
+        options.same_node,
+        core.pods,
+        core.policies,
+        core.sessions,
+        logs=core.logs,
+        metrics=KernelCounts(core.totals, core.rtt),
+        on_strict_drop=authorizer.refused,
+    )
+    redirect = Udp(kernel.udp, routes, core.pods, core.sessions, time.monotonic)
+    return Traffic(same_node, authorizer, redirect)
+
+
+@dataclass(frozen=True)
+class Pods:
+    """Discovery and enrollment of this node's pods."""
+
+    discovery: RuntimeDiscovery
+    enroller: Enroller
+    selection: PodSelection
+    loop: ReconcileLoop
+
+
+def build_pods(core: Core, traffic: Traffic) -> Pods:
+    discovery = RuntimeDiscovery(
+        dialler(core.options.cri_socket),
+        Discovery(cgroup_of(core.options)),
+        core.wakeup.set_from_thread,
+    )
+    enroller = Enroller(
+        core.kernel,
+        discovery,
+        core.pods,
+        core.sessions,
+        on_captured=(traffic.same_node.captured, traffic.udp_authorizer.captured),
+    )
+    selection = PodSelection(enroller, core.publisher.publish)
+    return Pods(discovery, enroller, selection, ReconcileLoop(enroller, core.wakeup))
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Configuration source and certificates."""
+
+    source: Source
+    issuer: CertificateIssuer
+    certificates: NodeCertificates
+
+
+def build_cluster(core: Core) -> Cluster:
+    """Raises CaError, AccessError."""
+    issuer = certifier_of(core.options)
+    source = source_of(core.options, core.view, core.publisher.publish)
+    certificates = NodeCertificates(
+        issuer.signer,
+        core.pods,
+        core.sessions,
+        blocked_reason=lambda identity: service_accounts.missing_of(source, identity),
+    )
+    return Cluster(source, issuer, certificates)
+
+
+@dataclass(frozen=True)
+class Link:
+    """What workers send and receive beside pods and traffic."""
+
+    broadcast: MeshBroadcast
+    counters: CounterCollector
+    node_counters: NodeCounters
+
+
+def build_link(core: Core) -> Link:
+    counters = NodeCounters(core.totals)
+    broadcast = MeshBroadcast(core.view, core.sessions, registry_only=core.options.registry_only)
+    return Link(broadcast, CounterCollector(counters), counters)
+
+
+@dataclass(frozen=True)
+class Api:
+    """What the agent serves to operators, Prometheus and the kubelet."""
+
+    logs: LogControl
+    admin: Admin
+    metrics: Metrics
+    endpoints: Endpoints
+
+
+def build_api(
+    core: Core, cluster: Cluster, traffic: Traffic, link: Link, data_path: DataPathView
+) -> Api:
+    options = core.options
+    views = AgentViews(
+        options=options,
+        mirror=core.view,
+        pods=core.pods,
+        sessions=core.sessions,
+        same_node=traffic.same_node,
+        store=cluster.certificates.store,
+        policies=core.policies,
+        source=cluster.source,
+        data_path=data_path,
+    )
+    logs = LogControl(core.logs, core.sessions)
+    metrics = Metrics(
+        totals=core.totals,
+        paths=core.rtt,
+        dns=link.node_counters.dns,
+        status=views,
+        sessions=core.sessions,
+        read_events=traffic.same_node.read,
+        pin_dir=options.pin_dir,
+    )
+    endpoints = Endpoints(
+        page=metrics.page,
+        waiting_for=views.waiting_for,
+        listen=options.listen,
+        metrics_port=options.metrics_port,
+        health_port=options.health_port,
+    )
+    return Api(logs, Admin(options.admin_socket, views, logs), metrics, endpoints)
+
+
+def build_data_path_view(
+    core: Core, traffic: Traffic, pods: Pods, link: Link, *, loaded: str, sees_node: bool
+) -> DataPathView:
+    return DataPathView(
+        cgroup=cgroup_of(core.options),
+        node_known_by="socket" if sees_node else "address",
+        pin_dir=core.options.pin_dir,
+        loaded=loaded,
+        stats=core.kernel.stats,
+        udp=traffic.udp_redirect.view,
+        udp_authorizer=traffic.udp_authorizer.view,
+        udp_drops=link.node_counters.udp_drops.by_reason,
+        container_runtime=pods.discovery.view,
+    )
+
+
+def cgroup_of(options: Options) -> Path:
+    """Where the hooks are attached."""
+    return options.cgroup or cgroup2_root()
+
+
+def publish_when_synced(cluster: Cluster, core: Core) -> Callable[[], None]:
+    """Publishes only a view that is complete: before, the first one will include the change."""
+
+    def publish() -> None:
+        if cluster.source.synced.is_set():
+            core.publisher.publish()
+
+    return publish

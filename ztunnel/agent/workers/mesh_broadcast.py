@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sends the mesh state to workers: a snapshot when one joins, then every change."""
+
+from __future__ import annotations
+
+from ztunnel.agent.workers import delta_chunks
+from ztunnel.agent.workers.handlers import SessionObserver
+from ztunnel.agent.workers.registry import SessionRegistry
+from ztunnel.agent.workers.session import Session
+from ztunnel.ipc.messages import MeshDelta
+from ztunnel.kube.view.cluster_view import ClusterView, ViewChange
+from ztunnel.kube.view.publisher import ViewConsumer
+
+
+class MeshBroadcast(ViewConsumer, SessionObserver):
+    """A worker that joins has the same state as one that received every change."""
+
+    def __init__(
+        self, view: ClusterView, sessions: SessionRegistry, *, registry_only: bool = False
+    ) -> None:
+        self._view = view
+        self._sessions = sessions
+        self._registry_only = registry_only
+
+    def apply(self, change: ViewChange) -> None:
+        if not change:
+            return
+        delta = MeshDelta(
+            revision=change.revision,
+            workloads=change.workloads,
+            services=change.services,
+            removed_workloads=change.removed_workloads,
+            removed_services=change.removed_services,
+            policies=change.policies,
+            removed_policies=change.removed_policies,
+        )
+        for part in delta_chunks.change(delta):
+            self._sessions.broadcast(part)
+
+    def joined(self, session: Session) -> None:
+        now = self._view.snapshot()
+        for part in delta_chunks.snapshot(
+            now.revision,
+            now.workloads,
+            now.services,
+            now.policies,
+            registry_only=self._registry_only,
+        ):
+            packet = session.encode(part)
+            session.raise_queue_limit(len(packet))
+            session.send_packet(packet)
