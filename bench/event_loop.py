@@ -28,7 +28,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # bench/ has a dns.py
 
 from ztunnel import compiled  # noqa: E402
 
-compiled.use()
+compiled.load()
 
 import uvloop  # noqa: E402
 
@@ -304,7 +304,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    print("proxy's loop:", "compiled" if compiled.in_use() else "interpreted")
+    print("proxy's loop:", "compiled" if compiled.is_loaded() else "interpreted")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = fork(lambda: serve(listener))
         try:

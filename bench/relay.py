@@ -30,7 +30,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not here: dns.py is
 
 from ztunnel import compiled  # noqa: E402
 
-compiled.use()
+compiled.load()
 
 from bench.load import Load, build  # noqa: E402
 from tests.unit.proxy.certs import Authority  # noqa: E402
@@ -206,7 +206,7 @@ def run(options: argparse.Namespace) -> None:
         ("new connections", "1/s", connections, "connection"),
         (f"{CROWD} at a time", "1/s", crowd, "connection"),
     ]
-    print("hot modules:", "compiled" if compiled.in_use() else "sources")
+    print("hot modules:", "compiled" if compiled.is_loaded() else "sources")
     setup = Setup(options.profile)
     try:
         for name, unit, measure, piece in works:

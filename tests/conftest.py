@@ -23,7 +23,7 @@ END_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _, _hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # a login starts with 1,024
 resource.setrlimit(resource.RLIMIT_NOFILE, (_hard_limit, _hard_limit))
 if os.environ.get(compiled.VARIABLE) == "yes":
-    compiled.use()
+    compiled.load()
 # An example that is slow on a busy machine is no failure.
 hypothesis.settings.register_profile("ztunnel", deadline=None)
 hypothesis.settings.load_profile("ztunnel")
@@ -31,7 +31,7 @@ hypothesis.settings.load_profile("ztunnel")
 
 def pytest_report_header() -> str:
     """State which form of the hot modules is tested."""
-    return f"hot modules: {'compiled' if compiled.in_use() else 'sources'}"
+    return f"hot modules: {'compiled' if compiled.is_loaded() else 'sources'}"
 
 
 def pytest_configure() -> None:

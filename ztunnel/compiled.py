@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hot modules of the data plane as machine code: the same sources, compiled by mypyc.
+"""Finds and loads the machine code of the data plane's hot modules, compiled from them by mypyc.
 
-    scripts/setup   ─▶ <venv>/.../ztunnel-compiled/<digest>/ztunnel/hbone/reader.*.so, ...
-    ztunnel proxy   ─▶ use(): is there a directory for the digest of these sources? import from it
+    scripts/setup ─▶ ztunnel.compiling ─▶ <venv>/.../ztunnel-compiled/<digest>/ztunnel/hbone/*.so
+    ztunnel proxy ─▶ load(): import the hot modules from the directory of the present digest, if any
 
-The digest is of all sources that compiled code was checked against, so what was compiled from
-others is never found: then, and where nothing was compiled, the sources themselves are imported.
-Nothing else differs. Decision 0017 says why.
+The digest covers all sources that the machine code depends on. Machine code of other sources is
+therefore never found, and the sources are interpreted instead; they behave the same. Decision 0017
+has the reasons.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import ModuleType
 
-VARIABLE = "ZTUNNEL_COMPILED"  # no: never; yes: fail if there is none for these sources
+VARIABLE = "ZTUNNEL_COMPILED"  # "no": never use them; "yes": fail without them
 PACKAGE = Path(__file__).parent
 ROOT = Path(sysconfig.get_path("platlib")) / "ztunnel-compiled"
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-GROUP = "zt_compiled"  # mypyc puts all code in one library, and a shim for each module beside it
+GROUP = "zt_compiled"  # of the library with all code; each module is a stub beside it
 
-# No module with msgspec structs or dataclasses: mypyc ignores their options.
+# Modules without msgspec structs and dataclasses: mypyc ignores their options.
 HOT = tuple(
     f"ztunnel.{name}"
     for name in (
@@ -78,16 +78,16 @@ HOT = tuple(
         "telemetry.worker_counters",
     )
 )
-# All that hot modules may import: their types are compiled in.
+# The packages that hot modules may import: the machine code depends on their types.
 _LAYERS = ("mesh", "hbone", "dns", "ipc", "datapath", "identity", "telemetry", "proxy")
 
 
 class CompiledError(Exception):
-    """Compiled modules were asked for and can't be used; the text says why, and the mend."""
+    """ZTUNNEL_COMPILED=yes cannot be met; the text has the reason and a hint."""
 
 
 class _Finder(MetaPathFinder):
-    """Imports what is in one directory, and only that."""
+    """Finds the compiled modules of one directory."""
 
     def __init__(self, directory: Path) -> None:
         self._files = {name: module_file(directory, name) for name in (*HOT, f"{GROUP}__mypyc")}
@@ -103,12 +103,12 @@ class _Finder(MetaPathFinder):
 
 
 def module_file(directory: Path, name: str) -> Path:
-    """Where a compiled module is."""
+    """The path of a compiled module."""
     return directory / f"{name.replace('.', '/')}{SUFFIX}"
 
 
 def digest(package: Path = PACKAGE) -> str:
-    """What the sources of a copy of this package are called, for this Python on this machine."""
+    """The digest of a copy of this package's sources, and of the Python that runs here."""
     found = hashlib.sha256(f"{sys.version} {SUFFIX}".encode())
     files = [package / "compiled.py"]
     for layer in _LAYERS:
@@ -120,35 +120,35 @@ def digest(package: Path = PACKAGE) -> str:
     return found.hexdigest()[:32]
 
 
-def current() -> Path | None:
-    """The directory of what was compiled from these very sources."""
+def available() -> Path | None:
+    """The directory of the modules compiled from the present sources, if there is one."""
     directory = ROOT / digest()
     return directory if directory.is_dir() else None
 
 
-def use() -> bool:
-    """Import hot modules compiled from now on, if they can be; says whether.
+def load() -> bool:
+    """Import compiled modules from now on, if they are available; whether they are.
 
-    Raises CompiledError when the environment insists on it in vain.
+    Raises CompiledError if ZTUNNEL_COMPILED=yes and they cannot be used.
     """
-    wish = os.environ.get(VARIABLE, "")
-    if wish == "no":
+    setting = os.environ.get(VARIABLE, "")
+    if setting == "no":
         return False
-    if in_use():
+    if is_loaded():
         return True
-    directory = current()
+    directory = available()
     if directory is None:
-        if wish == "yes":
-            raise CompiledError(f"nothing in {ROOT} is of these sources; mend: scripts/setup")
+        if setting == "yes":
+            raise CompiledError(f"{ROOT} has none of these sources; hint: run scripts/setup")
         return False
-    if early := sorted(name for name in HOT if name in sys.modules):
-        if wish == "yes":
-            raise CompiledError(f"imported as source before: {', '.join(early)}")
+    if imported := sorted(name for name in HOT if name in sys.modules):
+        if setting == "yes":
+            raise CompiledError(f"already imported as source: {', '.join(imported)}")
         return False
     sys.meta_path.insert(0, _Finder(directory))
     return True
 
 
-def in_use() -> bool:
-    """Whether this process imports hot modules compiled."""
+def is_loaded() -> bool:
+    """Whether this process imports compiled modules."""
     return any(isinstance(finder, _Finder) for finder in sys.meta_path)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m ztunnel.compiling`: the hot modules as machine code, for this environment.
+"""`python -m ztunnel.compiling`: compiles the hot modules for this environment, if not yet done.
 
-Needs the extra `compiled`, gcc and Python's headers. Does nothing when what is there is current;
-else replaces it. `ztunnel.compiled` tells where it goes and how it is found; it is all of this
-package that may be imported here.
+Requires the extra `compiled`, gcc, and Python's headers. Replaces the result for other sources.
+`ztunnel.compiled` defines what is compiled and where the result is found.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ OPTIONS = [
 
 
 def main() -> None:
-    """Compile a copy of the package and put the result in its place."""
-    if compiled.current() is not None:
+    """Compile a copy of the package, and move the result to its final directory."""
+    if compiled.available() is not None:
         return
     compiled.ROOT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="building-", dir=compiled.ROOT) as work:
-        os.chdir(work)  # the sources may change meanwhile: what counts is this copy of them
+        os.chdir(work)  # the sources may change meanwhile: the digest is that of this copy
         ignored = shutil.ignore_patterns("__pycache__", "lab", "agent", "kube", "controller")
         shutil.copytree(compiled.PACKAGE, "ztunnel", ignore=ignored)
         done = build(Path(work) / "done")
@@ -44,7 +43,7 @@ def main() -> None:
 
 
 def build(into: Path) -> Path:
-    """Compile `ztunnel` of the working directory."""
+    """Compile the package `ztunnel` in the working directory; returns `into`."""
     sources = [f"{name.replace('.', '/')}.py" for name in compiled.HOT]
     modules = mypycify([*OPTIONS, *sources], opt_level="2", group_name=compiled.GROUP)
     command = Distribution({"name": "ztunnel-compiled", "ext_modules": modules}).get_command_obj(

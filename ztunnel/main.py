@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `ztunnel` command: the mesh's processes. Each is imported only when it is run.
+"""The `ztunnel` command: the processes of the mesh. Each subcommand imports only its own package.
 
-The proxy must never load the agent's libraries (nor BCC), and the other way round.
+The proxy must never load the agent's libraries or BCC, and the agent must never load the proxy's.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _COMMANDS = {
 }
 
 
-# structlog loads rich, 3 MB, wherever something brought it (as import-linter does): for tracebacks
-# in colour with the variables of every frame, which no log of ours may have (`telemetry.logs`).
+# If rich is installed, structlog imports it (3 MB) for tracebacks that show the variables of every
+# frame. Logs must not contain these (`telemetry.logs`).
 sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
 
 
@@ -36,7 +36,7 @@ class _Lazy(click.Group):
             return None
         if cmd_name == "proxy":
             try:
-                compiled.use()
+                compiled.load()
             except compiled.CompiledError as error:
                 raise click.ClickException(f"{compiled.VARIABLE}: {error}") from None
         found: click.Command = importlib.import_module(module).command
@@ -46,9 +46,9 @@ class _Lazy(click.Group):
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ztunnel")
 def cli() -> None:
-    """An ambient service mesh: a node's agent, proxy and BPF loader, and the cluster's signer.
+    """An ambient service mesh: a node's agent, proxy and BPF loader, and the cluster's controller.
 
-    People mostly use `ztctl`; these are the processes that it talks to.
+    These are the processes of the mesh. To operate it, use `ztctl`.
     """
 
 

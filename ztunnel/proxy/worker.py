@@ -99,7 +99,9 @@ class Worker:
         gc.collect()
         gc.freeze()  # all present objects are permanent: exclude them from collections
         gc.set_threshold(GC_THRESHOLD)  # closed connections leave no cycles
-        log.info("proxy started", worker=self._index, pid=os.getpid(), compiled=compiled.in_use())
+        log.info(
+            "proxy started", worker=self._index, pid=os.getpid(), compiled=compiled.is_loaded()
+        )
         self.context.loop.run()
         log.info("proxy stopped", worker=self._index)
         return 0

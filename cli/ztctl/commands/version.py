@@ -25,6 +25,6 @@ def version(context: Context) -> None:
         "version": __version__,
         "python": platform.python_version(),
         "kernel": platform.release(),
-        "compiled": compiled.current() is not None,
+        "compiled": compiled.available() is not None,
     }
     click.echo(output.render_data(versions, context.output_format))

@@ -135,7 +135,7 @@ def openssl() -> CheckResult:
 
 
 def _compiled() -> CheckResult:
-    is_compiled = compiled.current() is not None
+    is_compiled = compiled.available() is not None
     result = "available" if is_compiled else "not available: the proxy runs as interpreted Python"
     return CheckResult("compiled data plane", Status.INFO, result)
 

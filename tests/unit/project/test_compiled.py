@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled modules: used only if they are of these very sources, and never in silence without."""
+"""Compiled modules are used only if they were compiled from the present sources."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ import pytest
 
 from ztunnel import compiled
 
-SAY = (
+PRINT_ORIGIN = (
     "from ztunnel import compiled\n"
     "compiled.ROOT = compiled.Path({root!r})\n"
-    "print(compiled.use())\n"
+    "print(compiled.load())\n"
     "import ztunnel.hbone.flow_control as flow\n"
     "print(flow.__file__)\n"
 )
 
 
-def run(root: Path, wish: str = "") -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter that uses what is compiled below `root`."""
-    env = {**os.environ, compiled.VARIABLE: wish}
-    argv = [sys.executable, "-c", SAY.format(root=str(root))]
+def run(root: Path, setting: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a fresh interpreter that looks for compiled modules below `root`."""
+    env = {**os.environ, compiled.VARIABLE: setting}
+    argv = [sys.executable, "-c", PRINT_ORIGIN.format(root=str(root))]
     return subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
-def made() -> Path:
-    """What `ztunnel.compiling` made of these sources, as `scripts/setup test` has it done."""
-    directory = compiled.current()
+def built() -> Path:
+    """The modules that `scripts/setup test` compiled from the present sources."""
+    directory = compiled.available()
     if directory is None:
-        pytest.skip("no compiled modules of these sources; mend: scripts/setup test")
+        pytest.skip("no compiled modules of these sources; hint: scripts/setup test")
     return directory
 
 
-def test_modules_of_these_sources_are_used(made: Path) -> None:
-    said = run(made.parent).stdout.split()
-    assert said == ["True", str(compiled.module_file(made, "ztunnel.hbone.flow_control"))]
+def test_modules_of_present_sources_are_used(built: Path) -> None:
+    printed = run(built.parent).stdout.split()
+    assert printed == ["True", str(compiled.module_file(built, "ztunnel.hbone.flow_control"))]
 
 
-def test_all_hot_modules_are_there(made: Path) -> None:
-    assert all(compiled.module_file(made, name).is_file() for name in compiled.HOT)
+def test_all_hot_modules_are_compiled(built: Path) -> None:
+    assert all(compiled.module_file(built, name).is_file() for name in compiled.HOT)
 
 
-def test_modules_of_other_sources_are_not_used(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made, tmp_path / "0123456789abcdef0123456789abcdef")
+def test_modules_of_other_sources_are_not_used(built: Path, tmp_path: Path) -> None:
+    shutil.copytree(built, tmp_path / "0123456789abcdef0123456789abcdef")
     used, file = run(tmp_path).stdout.split()
     assert used == "False"
     assert file.endswith(".py")
 
 
-def test_the_environment_may_forbid_them(made: Path) -> None:
-    used, file = run(made.parent, "no").stdout.split()
+def test_environment_can_disable_compiled_modules(built: Path) -> None:
+    used, file = run(built.parent, "no").stdout.split()
     assert used == "False"
     assert file.endswith(".py")
 
 
-def test_the_environment_may_insist_on_them(tmp_path: Path) -> None:
+def test_environment_can_require_compiled_modules(tmp_path: Path) -> None:
     failed = run(tmp_path, "yes")
     assert failed.returncode != 0
-    assert "mend: scripts/setup" in failed.stderr
+    assert "hint: run scripts/setup" in failed.stderr
 
 
 def add(package: Path) -> None:
@@ -77,7 +77,7 @@ def remove(package: Path) -> None:
 
 
 def change(package: Path) -> None:
-    file = package / "mesh" / "model.py"  # not hot itself: its types are compiled in
+    file = package / "mesh" / "model.py"  # not compiled itself, but hot modules depend on its types
     file.write_bytes(file.read_bytes() + b"\n")
 
 
@@ -86,7 +86,7 @@ def rename(package: Path) -> None:
 
 
 @pytest.mark.parametrize("edit", [add, remove, change, rename])
-def test_any_change_of_the_sources_has_another_digest(
+def test_every_change_of_the_sources_changes_the_digest(
     edit: Callable[[Path], None], tmp_path: Path
 ) -> None:
     copy = tmp_path / "ztunnel"
@@ -97,8 +97,8 @@ def test_any_change_of_the_sources_has_another_digest(
 
 
 @pytest.mark.parametrize("name", compiled.HOT)
-def test_no_hot_module_defines_what_mypyc_gets_wrong(name: str) -> None:
-    """It ignores the options of structs and dataclasses: frozen ones can't be hashed then."""
+def test_hot_modules_define_no_structs_and_dataclasses(name: str) -> None:
+    """mypyc ignores their options, so that frozen ones cannot be hashed."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
     source = (compiled.PACKAGE.parent / f"{name.replace('.', '/')}.py").read_text()
