@@ -54,6 +54,7 @@ HOT = tuple(
         "proxy.io.connector",
         "proxy.conntrack.admission",
         "proxy.handlers.inbound",
+        "proxy.handlers.inbound_stream",
         "proxy.io.listener",
         "proxy.io.event_loop",
         "proxy.handlers.outbound",

@@ -196,7 +196,7 @@ def test_a_pods_flows_are_bounded(servers: Lab) -> None:
     before = drops()
     say(servers, "sweep", addresses(servers, "udp-far2")[4], 20_000, MAX_FLOWS + 500)
     wait_until(
-        lambda: drops() > before or "gave way" in proxy_log(servers, "node1"),
+        lambda: drops() > before or "evicted for a newer flow" in proxy_log(servers, "node1"),
         "the limit to be reached",
         timeout_s=60,
     )

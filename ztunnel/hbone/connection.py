@@ -70,19 +70,14 @@ class Connection(FrameHandlers):
         return self._failed
 
     @property
-    def is_greeted(self) -> bool:
-        """The peer's first SETTINGS came: it does speak HTTP/2."""
-        return self._peer_settled
-
-    @property
     def peer_extended_connect(self) -> bool:
         """Client: the peer takes extended CONNECT (RFC 8441)."""
         return self._peer.extended_connect
 
     @property
-    def peer_settled(self) -> bool:
-        """Whether the peer's SETTINGS came: before, `peer_extended_connect` says nothing."""
-        return self._peer_settled
+    def settings_received(self) -> bool:
+        """The peer's first SETTINGS arrived: it speaks HTTP/2, and its capabilities are known."""
+        return self._settings_received
 
     # What to send
 

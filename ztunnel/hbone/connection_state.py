@@ -62,7 +62,7 @@ class ConnectionState:
         self._receive_window = ReceiveWindow(connection_window)
         self._held = HeldCredit(constants.MAX_HELD_BYTES)
         self._peer = PeerSettings(is_server=not self._is_server)
-        self._peer_settled = False  # its first SETTINGS came
+        self._settings_received = False
         self._chatter = TokenBucket(constants.OVERHEAD_FRAME_BURST, constants.OVERHEAD_FRAMES_PER_S)
         self._resets = TokenBucket(constants.RESET_BURST, constants.RESETS_PER_S)
         self._now = 0.0

@@ -221,8 +221,8 @@ class FrameHandlers(ConnectionState):
         self._spend_chatter()
         if frame.flags & ACK:
             return
-        if not self._peer_settled:
-            self._peer_settled = True
+        if not self._settings_received:
+            self._settings_received = True
             self._peer.first()
         change = self._peer.apply(frames.parse_settings(frame.payload))
         if change:

@@ -176,7 +176,7 @@ class Worker:
         socks = [socket.socket(fileno=fds.pop(0)) for _ in fds[:2]]
         for sock in socks:
             sock.setblocking(False)
-        pod.udp = PodUdp(self.context, pod, socks, silent=self.session.send)
+        pod.udp = PodUdp(self.context, pod, socks, on_unsupported=self.session.send)
 
     def _on_pod_removed(self, removed: PodRemoved) -> None:
         pod = self.pods.pop(removed.pod_uid, None)

@@ -31,9 +31,9 @@ def test_our_client_speaks_to_h2() -> None:
     server.initiate_connection()
     server.update_settings({h2.settings.SettingCodes.ENABLE_CONNECT_PROTOCOL: 1})
     client = Connection(Role.CLIENT)
-    assert not client.peer_settled
+    assert not client.settings_received
     client.receive(memoryview(server.data_to_send()), 0.0)
-    assert client.peer_settled
+    assert client.settings_received
     assert client.peer_extended_connect
     stream = client.request(REQUEST)
     header = client.data_frame_header(stream, 7)

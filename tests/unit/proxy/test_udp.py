@@ -244,7 +244,7 @@ def test_a_removed_pod_lets_go_of_its_socket(ready: Pair) -> None:
         assert server.recv(100) == b"one"
         held = udp(a)
         a.agent.send(PodRemoved(a.me.pod_uid, gone=True))
-        wait_until(lambda: held.ways[4].sock.fileno() < 0, "the socket to close")
+        wait_until(lambda: held.codecs[4].sock.fileno() < 0, "the socket to close")
         wait_until(lambda: not len(udp(b).flows), "the far end to notice")
 
 

@@ -153,7 +153,7 @@ class HboneOutbound(OutboundConnection):
 
     def on_reset(self, reason: str) -> None:
         tunnel, self._tunnel = self._tunnel, None  # the stream does not exist any more
-        if tunnel is not None and not tunnel.connection.is_greeted:
+        if tunnel is not None and not tunnel.connection.settings_received:
             reason = Reason(reason, Flag.H2_HANDSHAKE_FAILURE)
         self._fail(reason)
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The UDP of a pod, as far as one worker carries it: a socket a family in the pod, many flows.
+"""The UDP of a pod in one worker: one socket per IP family inside the pod, and many flows.
 
-To the sockets in the pod a token stands for each remote address (bpf/zt_udp.h): what an app sends
-to a remote comes to us with its token, and what we send from the token the app reads as from the
-remote.
+A token address stands for each remote address (decision 0015): a datagram that an application sends
+arrives with the token of its destination, and the application sees a datagram that the proxy sends
+from the token as sent by the remote.
 
-    app ── datagram ──▶ token? port? ─ known ──▶ flow ──▶ stream
-                                     └ new ────▶ remote? ─▶ decided ─▶ tunnel asked for ─▶ CONNECT
-    app ◀── datagram ── token ◀── flow ◀── stream (of ours, or one that a peer opened)
+    app ── datagram ──▶ (port, token) ─ known flow ──────────────────▶ stream
+                                      └ new ─▶ remote ─▶ routed ─▶ tunnel ─▶ CONNECT
+    app ◀── datagram ── token ◀── flow ◀── stream (opened here, or by a peer)
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from ztunnel.proxy.tunnel.udp_token_address import (
 from ztunnel.telemetry.udp_drop_counters import UdpDropReason
 from ztunnel.telemetry.worker_counters import ConnectionPeers
 
-SWEEP_INTERVAL_S = 1.0  # seconds between looks for idle flows
-REFUSED_TTL_S = 1.0  # seconds in which datagrams to whom we just failed to reach are dropped
-READ_BATCH = 128  # read in one turn, so that others keep their share
-MAX_REFUSED_FLOWS = 4096  # pairs remembered for PATIENCE
+SWEEP_INTERVAL_S = 1.0  # between checks for idle flows
+REFUSED_TTL_S = 1.0  # after a failure, datagrams of the same flow are dropped for this time
+READ_BATCH = 128  # datagrams per turn, so that other sockets are served too
+MAX_REFUSED_FLOWS = 4096  # remembered for REFUSED_TTL_S
 
 log = structlog.get_logger()
 
 
 class PodUdp:
-    """One pod's UDP in this worker; the sockets are the agent's (`datapath.udp.udp_sockets`)."""
+    """One pod's UDP in this worker. The agent creates the sockets."""
 
     def __init__(
         self,
@@ -64,84 +64,84 @@ class PodUdp:
         pod: Pod,
         socks: list[socket.socket],
         *,
-        silent: Callable[[ConnectUdpUnsupported], None] = lambda _: None,
+        on_unsupported: Callable[[ConnectUdpUnsupported], None] = lambda _: None,
     ) -> None:
-        """`silent` is told of workloads whose proxy does not take connect-udp, with what waited."""
+        """`on_unsupported` is called for workloads whose proxy does not support connect-udp."""
         self.port: int = socks[0].getsockname()[1]
-        self.ways = {way.family: way for way in _ways(pod, socks)}
+        self.codecs = {codec.family: codec for codec in _codecs(pod, socks)}
         self.flows: UdpFlowTable[UdpFlow] = UdpFlowTable()
         self._context = context
         self._pod = pod
-        self._silent = silent
-        self._pairs: dict[FlowKey, UdpFlow] = {}  # by which flow the app's datagrams go
-        self._refused: dict[FlowKey, float] = {}  # until when
+        self._on_unsupported = on_unsupported
+        self._flows_by_key: dict[FlowKey, UdpFlow] = {}  # for datagrams of applications
+        self._refused: dict[FlowKey, float] = {}  # monotonic seconds of expiry
         self._timer: Timer = context.loop.call_later(SWEEP_INTERVAL_S, self._sweep)
-        for way in self.ways.values():
-            context.loop.register(way.sock.fileno(), READ, _Reader(self, way))
+        for codec in self.codecs.values():
+            context.loop.register(codec.sock.fileno(), READ, _Reader(self, codec))
 
-    # From the app
+    # From the application
 
-    def read(self, way: TokenCodec) -> None:
-        """Take what apps have sent, up to one turn's share."""
+    def read(self, codec: TokenCodec) -> None:
+        """Read datagrams of applications, up to READ_BATCH."""
         view = self._context.buffers.scratch.view
-        receive = way.sock.recvmsg_into
+        receive = codec.sock.recvmsg_into
         for _ in range(READ_BATCH):
             try:
                 size, control, _, source = receive([view], CONTROL_SPACE)
             except BlockingIOError:
                 return
-            except OSError as error:  # an ICMP error that belongs to nobody's flow
-                log.debug("UDP receive failed", error=str(error))
+            except OSError as error:  # an ICMP error without a flow
+                log.debug("udp receive failed", error=str(error))
                 return
-            read = way.read(control, source)
+            read = codec.read(control, source)
             if read is not None:
-                self._from_app(way, view[:size], *read)
+                self._from_app(codec, view[:size], *read)
 
     def _from_app(
-        self, way: TokenCodec, payload: memoryview, token: bytes, app: Address, connected: bool
+        self, codec: TokenCodec, payload: memoryview, token: bytes, app: Address, connected: bool
     ) -> None:
-        pair = (way.family, app[1], token)
-        flow = self._pairs.get(pair)
+        key = (codec.family, app[1], token)
+        flow = self._flows_by_key.get(key)
         if flow is not None and flow.is_stale:
-            flow.end("")
+            flow.close("")
             flow = None
         if flow is None:
-            flow = self._begin(way, pair)
+            flow = self._begin(codec, key)
             if flow is None:
                 self._context.tracker.udp_dropped(UdpDropReason.BUFFER_FULL)
                 return
         if flow.app != app or flow.connected is not connected:
-            flow.see(app, connected=connected)
+            flow.set_app(app, connected=connected)
         flow.send(payload)
         if flow.inbound:
             self.flows.touch_reply(flow, self._context.loop.now)
         else:
             self.flows.touch(flow, self._context.loop.now)
 
-    def _begin(self, way: TokenCodec, pair: FlowKey) -> UdpFlow | None:
-        """A flow for the app's first datagram to a remote, unless there may be none."""
-        if pair in self._refused:
+    def _begin(self, codec: TokenCodec, key: FlowKey) -> UdpFlow | None:
+        """A flow for the first datagram to a remote; None if it is refused."""
+        if key in self._refused:
             return None
         if not self._make_room():
             self._context.tracker.udp_dropped(UdpDropReason.FLOW_LIMIT)
             return None
-        client = SocketAddress(way.pod_ip, pair[1])
+        client = SocketAddress(codec.pod_ip, key[1])
         target = "unknown"
         try:
-            remote = self._context.udp_remote(way.sock, socket.inet_ntoa(pair[2]))
+            remote = self._context.udp_remote(codec.sock, socket.inet_ntoa(key[2]))
             target = str(remote)
-            return self._ask(way, pair, client, remote)
+            return self._open_flow(codec, key, client, remote)
         except (_RefusedError, OSError) as error:
-            self._refuse(pair)
+            self._block(key)
             self._context.tracker.connection_refused(
                 Direction.OUTBOUND, str(client), target, str(error), protocol="udp"
             )
             return None
 
-    def _ask(
-        self, way: TokenCodec, pair: FlowKey, client: SocketAddress, remote: SocketAddress
+    def _open_flow(
+        self, codec: TokenCodec, key: FlowKey, client: SocketAddress, remote: SocketAddress
     ) -> UdpFlow:
-        """Decide, and ask the pool for a tunnel. Raises _RefusedError."""
+        """Route the flow and request a tunnel. Raises _RefusedError."""
         context = self._context
         mesh = context.mesh
         source = mesh.workload(self._pod.workload) if mesh is not None else None
@@ -166,10 +166,10 @@ class PodUdp:
             ),
             protocol="udp",
         )
-        flow = UdpFlow(self, way, pair, record)
+        flow = UdpFlow(self, codec, key, record)
         flow.remote = remote
-        self._keep(flow)
-        key = PoolKey(
+        self._add_flow(flow)
+        pool_key = PoolKey(
             pod_uid=self._pod.uid,
             source=self._pod.identity,
             expected=frozenset(decision.identities),
@@ -178,12 +178,12 @@ class PodUdp:
             workload_pod=workload.pod_uid,
         )
         headers = self._request(source, client, decision)
-        lent = DialContext(self._pod.socket_pool_for(decision.tunnel), credentials)
+        dial = DialContext(self._pod.socket_pool_for(decision.tunnel), credentials)
 
-        def ready(tunnel: Tunnel | None, reason: str) -> None:
+        def tunnel_ready(tunnel: Tunnel | None, reason: str) -> None:
             self._tunnel_ready(flow, workload, headers, tunnel, reason)
 
-        context.pool.acquire(key, lent, ready, settled=True)
+        context.pool.acquire(pool_key, dial, tunnel_ready, settled=True)
         return flow
 
     def _request(self, source: Workload, client: SocketAddress, decision: Hbone) -> list[Header]:
@@ -208,27 +208,30 @@ class PodUdp:
         tunnel: Tunnel | None,
         reason: str,
     ) -> None:
-        if flow.is_over:
+        if flow.is_closed:
             return
         if tunnel is None:
-            flow.end(reason)
+            flow.close(reason)
         elif not tunnel.connection.peer_extended_connect:
-            self._silent(self._unsent(flow, workload))
-            flow.end("the destination's proxy does not take connect-udp")
+            self._on_unsupported(self._unsent(flow, workload))
+            flow.close("the destination's proxy does not support connect-udp")
         else:
             flow.record.destination = with_identity(flow.record.destination, tunnel.peer)
             flow.open(tunnel, headers)
 
     def _unsent(self, flow: UdpFlow, workload: Workload) -> ConnectUdpUnsupported:
-        """What waited is to be sent as it is, but not to a service's endpoint: the answer would
-        come from whom the app does not know."""
-        waited = flow.take_early()
+        """The early datagrams, for the agent to send without a tunnel.
+
+        Datagrams to a service are dropped instead: the endpoint's reply would come from an address
+        that the application does not know.
+        """
+        waiting = flow.pop_early()
         if flow.record.service:
-            for _ in waited:
-                self.dropped(flow)
+            for _ in waiting:
+                self.datagram_dropped(flow)
             return ConnectUdpUnsupported(workload.uid)
-        source = SocketAddress(flow.way.pod_ip, flow.pair[1])
-        return ConnectUdpUnsupported(workload.uid, self._pod.uid, source, flow.remote, waited)
+        source = SocketAddress(flow.codec.pod_ip, flow.key[1])
+        return ConnectUdpUnsupported(workload.uid, self._pod.uid, source, flow.remote, waiting)
 
     # From a peer
 
@@ -240,115 +243,115 @@ class PodUdp:
         record: Record,
         ended: Callable[[str], None],
     ) -> UdpFlow | None:
-        """Carry a flow that a peer asked for and that was let in; None when there is no room.
+        """Start a flow that a peer requested and policy authorized; None at the flow limit.
 
-        Raises OSError when the kernel has no token for the client.
+        Raises OSError when the kernel has no token for the client. `ended` is called at the end.
         """
         if not self._make_room():
             self._context.tracker.udp_dropped(UdpDropReason.FLOW_LIMIT)
             return None
-        way = self.ways.get(family_of(accepted.destination.ip))
-        if way is None or family_of(accepted.client.ip) != way.family:
+        codec = self.codecs.get(family_of(accepted.destination.ip))
+        if codec is None or family_of(accepted.client.ip) != codec.family:
             raise OSError(errno.EAFNOSUPPORT, "the client's address is of another family")
-        token = socket.inet_aton(self._context.udp_token(way.sock, accepted.client))
-        pair = (way.family, accepted.destination.port, token)
-        flow = UdpFlow(self, way, pair, record)
-        flow.ended = ended
-        former = self._pairs.get(pair)
+        token = socket.inet_aton(self._context.udp_token(codec.sock, accepted.client))
+        key = (codec.family, accepted.destination.port, token)
+        flow = UdpFlow(self, codec, key, record)
+        flow.on_closed = ended
+        former = self._flows_by_key.get(key)
         if former is not None and former.inbound:
-            flow.see(former.app, connected=former.connected)
-            former.end("")  # the client has moved to another tunnel
+            flow.set_app(former.app, connected=former.connected)
+            former.close("")  # the client moved to another tunnel
         flow.serve(tunnel, stream_id)
-        self._keep(flow)
+        self._add_flow(flow)
         return flow
 
-    # What flows tell
+    # Events of the flows
 
     def deliver(self, flow: UdpFlow, payload: memoryview) -> None:
         try:
-            flow.way.sock.sendmsg([payload], flow.control, 0, flow.app)
-        except OSError:  # the app's buffer is full, or nobody is there
-            self.dropped(flow)
+            flow.codec.sock.sendmsg([payload], flow.control, 0, flow.app)
+        except OSError:  # the application's buffer is full, or its socket is closed
+            self.datagram_dropped(flow)
         now = self._context.loop.now
         if flow.inbound:
             self.flows.touch(flow, now)
         else:
             self.flows.touch_reply(flow, now)
 
-    def dropped(self, flow: UdpFlow) -> None:
+    def datagram_dropped(self, flow: UdpFlow) -> None:
         flow.record.dropped += 1
         self._context.tracker.udp_dropped(UdpDropReason.BUFFER_FULL)
 
-    def over(self, flow: UdpFlow, error: str) -> None:
+    def flow_closed(self, flow: UdpFlow, error: str) -> None:
         self.flows.remove(flow)
-        if self._pairs.get(flow.pair) is flow:
-            del self._pairs[flow.pair]
+        if self._flows_by_key.get(flow.key) is flow:
+            del self._flows_by_key[flow.key]
             if error and not flow.inbound:
-                self._refuse(flow.pair)
-        if flow.ended is not None:
-            flow.ended(error)
+                self._block(flow.key)
+        if flow.on_closed is not None:
+            flow.on_closed(error)
         else:
             self._context.tracker.connection_closed(flow.record, error)
 
     # All flows
 
     def abort(self, reason: str) -> None:
-        """End every flow, and the socket."""
+        """Close every flow with an error, and the sockets."""
         for flow in self.flows.all():
             flow.abort(reason)
         self._close()
 
     def drain(self) -> None:
-        """The pod goes out of our hands: flows have no end that one could wait for."""
+        """Close every flow and the sockets: flows do not end by themselves."""
         for flow in self.flows.all():
             flow.drain()
         self._close()
 
     def _close(self) -> None:
         self._timer.cancel()
-        for way in self.ways.values():
-            self._context.loop.close(way.sock)
+        for codec in self.codecs.values():
+            self._context.loop.close(codec.sock)
 
-    def _keep(self, flow: UdpFlow) -> None:
+    def _add_flow(self, flow: UdpFlow) -> None:
         self.flows.add(flow, self._context.loop.now)
-        self._pairs.setdefault(flow.pair, flow)
+        self._flows_by_key.setdefault(flow.key, flow)
 
     def _make_room(self) -> bool:
         if not self.flows.is_full:
             return True
-        spare = self.flows.eviction_candidate(self._context.loop.now)
-        if spare is not None:
-            spare.end("gave way to a newer flow")
-        return spare is not None
+        candidate = self.flows.eviction_candidate(self._context.loop.now)
+        if candidate is not None:
+            candidate.close("evicted for a newer flow")
+        return candidate is not None
 
-    def _refuse(self, pair: FlowKey) -> None:
+    def _block(self, key: FlowKey) -> None:
         if len(self._refused) < MAX_REFUSED_FLOWS:
-            self._refused[pair] = self._context.loop.now + REFUSED_TTL_S
+            self._refused[key] = self._context.loop.now + REFUSED_TTL_S
 
     def _sweep(self) -> None:
         now = self._context.loop.now
         self._timer = self._context.loop.call_later(SWEEP_INTERVAL_S, self._sweep)
         for flow in self.flows.expired(now):
-            flow.end("")
+            flow.close("")
         if self._refused:
-            self._refused = {pair: end for pair, end in self._refused.items() if end > now}
+            self._refused = {key: end for key, end in self._refused.items() if end > now}
 
 
 class _Reader:
-    """What the loop wakes for one of the sockets."""
+    """Handles the loop's events of one socket."""
 
-    def __init__(self, udp: PodUdp, way: TokenCodec) -> None:
+    def __init__(self, udp: PodUdp, codec: TokenCodec) -> None:
         self._udp = udp
-        self._way = way
+        self._way = codec
 
     def on_ready(self, mask: int) -> None:
         self._udp.read(self._way)
 
     def on_failure(self, error: Exception) -> None:
-        """Keep the socket: one bad datagram must not end a pod's UDP."""
+        """Keep the socket: one bad datagram must not stop a pod's UDP."""
 
 
-def _ways(pod: Pod, socks: list[socket.socket]) -> list[TokenCodec]:
+def _codecs(pod: Pod, socks: list[socket.socket]) -> list[TokenCodec]:
     return [
         TokenCodec6(sock, pod.address(6))
         if sock.family == socket.AF_INET6
@@ -358,4 +361,4 @@ def _ways(pod: Pod, socks: list[socket.socket]) -> list[TokenCodec]:
 
 
 class _RefusedError(Exception):
-    """There may be no such flow; the text says why."""
+    """The flow is refused; the text is the reason."""

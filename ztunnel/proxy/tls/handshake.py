@@ -36,7 +36,7 @@ class HandshakeOwner(Protocol):
 
 
 class Handshake:
-    """One handshake. `peer_ok` says why a SPIFFE id is not acceptable, or empty."""
+    """One handshake. `check_identity` says why a SPIFFE id is not acceptable, or empty."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Handshake:
         buffers: BufferPool,
         owner: HandshakeOwner,
         *,
-        peer_ok: Callable[[str], str],
+        check_identity: Callable[[str], str],
         resume: SSL.Session | None = None,
     ) -> None:
         """`resume`: a session of `context` to take up (client), if the server still knows it."""
@@ -55,7 +55,7 @@ class Handshake:
         self._context = context
         self._buffers = buffers
         self._owner = owner
-        self._peer_ok = peer_ok
+        self._check_identity = check_identity
         self._resume = resume
         self._session: TlsSession | None = None
         self._mask = 0
@@ -125,7 +125,7 @@ class Handshake:
                 self._finish(session, peer)
 
     def _finish(self, session: TlsSession, peer: str) -> None:
-        refusal = self._peer_ok(peer)
+        refusal = self._check_identity(peer)
         if refusal:
             self._fail(Reason(refusal, Flag.IDENTITY_ERROR))
             return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all connections of a pod to one destination have in common, worked out for the first.
+"""What all connections of a pod to one destination have in common, computed once.
 
-A plan is of one decision, the very object: `mesh.route` gives the same one until the mesh changes,
-and then another. A plan keeps its decision alive, so no other gets its place in memory.
+A plan belongs to one decision object: `route` returns the same object until the mesh changes. A
+plan references its decision, so the decision's id() is not reused while the plan is cached.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ztunnel.proxy.conntrack.tracker import make_peer, with_identity
 from ztunnel.proxy.tunnel.pool_key import PoolKey
 from ztunnel.telemetry.worker_counters import ConnectionPeers
 
-MAX_PLANS = 1024  # plans of a pod
+MAX_PLANS = 1024  # per pod
 
 
 class ConnectionPlan:
-    """For connections of `source` through a tunnel."""
+    """For connections from `source` through a tunnel."""
 
     __slots__ = (
         *("authority", "decision", "destination", "head", "identity", "key", "peers", "proven"),
@@ -36,12 +36,12 @@ class ConnectionPlan:
         service: Service | None,
         baggage: bytes,
     ) -> None:
-        """`service`: the one that was called, as the mesh knows it; `baggage` is the source's."""
+        """`service`: what the application addressed; `baggage`: header of the source."""
         workload = decision.workload
         self.source = source
         self.decision = decision
         self.identity = source.identity
-        # the peer either proves to be the workload or gets nothing
+        # the peer must prove this identity before it receives any data
         self.peers = ConnectionPeers(source, workload, service, (self.identity, workload.identity))
         self.authority = str(decision.authority)
         self.destination = make_peer(decision.tunnel, workload)
@@ -63,31 +63,31 @@ class ConnectionPlan:
         )
 
     def proven_destination(self, peer: str) -> Peer:
-        """The destination, now that the peer has proven who it is."""
+        """The destination with the identity that the peer has proven."""
         if peer == self.proven.identity:
             return self.proven
         return with_identity(self.destination, peer)
 
 
 class PlanCache:
-    """Those of one pod."""
+    """The plans of one pod."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("_plans",)
 
     def __init__(self) -> None:
-        self._known: dict[int, ConnectionPlan] = {}
+        self._plans: dict[int, ConnectionPlan] = {}
 
     def get(self, source: Workload, decision: Hbone) -> ConnectionPlan | None:
-        """The plan for a decision about connections of `source`, if it is known."""
-        known = self._known.get(id(decision))
+        """The cached plan for a decision about connections from `source`."""
+        known = self._plans.get(id(decision))
         return known if known is not None and known.source is source else None
 
     def add(self, plan: ConnectionPlan) -> None:
-        """Remember a plan."""
-        if len(self._known) >= MAX_PLANS:
-            self._known.clear()
-        self._known[id(plan.decision)] = plan
+        """Cache a plan."""
+        if len(self._plans) >= MAX_PLANS:
+            self._plans.clear()
+        self._plans[id(plan.decision)] = plan
 
     def clear(self) -> None:
-        """The pod itself has changed."""
-        self._known.clear()
+        """Invalidate all plans: the pod itself has changed."""
+        self._plans.clear()

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One UDP flow: the datagrams between an app's port and a remote address, on one stream.
+"""One UDP flow: the datagrams between an application's port and a remote address, on one stream.
 
-    outbound: ASKING (tunnel awaited) → OPEN (CONNECT sent, datagrams may follow) → over
-    inbound:                            OPEN (200 sent)                            → over
+    outbound: AWAITING_TUNNEL ─▶ OPEN (CONNECT sent, datagrams may follow) ─▶ CLOSED
+    inbound:                     OPEN (200 sent)                           ─▶ CLOSED
 
-Nothing waits for long: what the tunnel does not take now is dropped and counted, as any router
-would. Only a datagram that was begun is finished.
+A datagram that the tunnel does not accept now is dropped and counted, as a router would do. Only a
+datagram that was sent in part is completed later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import Protocol
 
 from ztunnel.hbone.capsule import CapsuleReader, datagram_header
@@ -21,90 +22,96 @@ from ztunnel.proxy.conntrack.record import Record
 from ztunnel.proxy.tunnel.tunnel import Tunnel, TunnelState
 from ztunnel.proxy.tunnel.udp_token_address import Address, TokenCodec
 
-MAX_EARLY_DATAGRAMS = 16  # datagrams that wait for the tunnel to be made
-MAX_EARLY_BYTES = 256 * 1024  # of all of them: a link message holds 1 MiB
+MAX_EARLY_DATAGRAMS = 16  # that wait until the tunnel is established
+MAX_EARLY_BYTES = 256 * 1024  # of all of them: a message of the agent link holds 1 MiB
 CAPSULE_PROTOCOL = (b"capsule-protocol", b"?1")  # RFC 9297 3.4
 
-FlowKey = tuple[int, int, bytes]  # IP family, the app's port, the token of the remote (4 bytes)
+FlowKey = tuple[int, int, bytes]  # IP family, the application's port, token of the remote (4 bytes)
+
+
+class FlowState(Enum):
+    AWAITING_TUNNEL = auto()
+    OPEN = auto()
+    CLOSED = auto()
 
 
 class FlowOwner(Protocol):
-    """Where flows live: `ztunnel.proxy.handlers.udp.PodUdp`."""
+    """The pod's UDP, see `ztunnel.proxy.handlers.udp.PodUdp`."""
 
     def deliver(self, flow: UdpFlow, payload: memoryview) -> None:
-        """Bring the app a datagram."""
+        """Send a datagram to the application."""
 
-    def dropped(self, flow: UdpFlow) -> None:
-        """A datagram was lost for want of room."""
+    def datagram_dropped(self, flow: UdpFlow) -> None:
+        """A datagram was dropped for lack of buffer space."""
 
-    def over(self, flow: UdpFlow, error: str) -> None:
-        """The flow has let go of its stream."""
+    def flow_closed(self, flow: UdpFlow, error: str) -> None:
+        """The flow has released its stream."""
 
 
 class UdpFlow:
-    """A flow with its stream. `app` is where the app's socket was last seen: it may be loopback."""
+    """A flow and its stream. `app` is the current address of the application's socket."""
 
-    def __init__(self, pod: FlowOwner, way: TokenCodec, pair: FlowKey, record: Record) -> None:
+    def __init__(self, owner: FlowOwner, codec: TokenCodec, key: FlowKey, record: Record) -> None:
         self.stream_id = 0
-        self.pair = pair
-        self.way = way
+        self.key = key
+        self.codec = codec
         self.record = record
         self.inbound = False
-        self.see((way.pod_ip, pair[1]), connected=False)
+        self.set_app((codec.pod_ip, key[1]), connected=False)
         self.dropped = 0
-        self.remote: SocketAddress | None = None  # what the app sends to, when it began the flow
-        self.ended: Callable[[str], None] | None = None  # told at the end, instead of the report
-        self._pod = pod
+        self.remote: SocketAddress | None = None  # the application's destination, if it began
+        self.on_closed: Callable[[str], None] | None = None  # called instead of the tracker
+        self._owner = owner
+        self._state = FlowState.AWAITING_TUNNEL
         self._tunnel: Tunnel | None = None
         self._reader = CapsuleReader()
         self._early: list[bytes] = []
         self._early_bytes = 0
-        self._rest = b""  # of a datagram that was begun
-        self._over = False
+        self._unsent = b""  # the rest of a datagram that was sent in part
 
     @property
     def is_stale(self) -> bool:
-        """Whether its tunnel takes no new streams: a flow has no end, so who asked for it moves."""
-        return (
-            not self.inbound
-            and self._tunnel is not None
-            and self._tunnel.state is not TunnelState.OPEN
-        )
+        """Whether the tunnel drains. A flow does not end by itself, so it moves to a new tunnel."""
+        if self.inbound or self._tunnel is None:
+            return False
+        return self._tunnel.state is not TunnelState.OPEN
 
     @property
-    def is_over(self) -> bool:
-        return self._over
+    def is_closed(self) -> bool:
+        return self._state is FlowState.CLOSED
 
-    def see(self, app: Address, *, connected: bool) -> None:
-        """Where the app's socket is now, and whether it is connected (see `Way6`)."""
+    def set_app(self, app: Address, *, connected: bool) -> None:
+        """Set the application's address, and whether its socket is connected (`TokenCodec6`)."""
         self.app = app
         self.connected = connected
-        self.control = self.way.control(self.pair[2], connected=connected)
+        self.control = self.codec.control(self.key[2], connected=connected)
 
     # The stream
 
     def open(self, tunnel: Tunnel, headers: list[Header]) -> None:
-        """Ask for the flow, and send what waits at once (RFC 9298 3.5 lets us)."""
+        """Send the request, and the early datagrams without waiting (allowed by RFC 9298 3.5)."""
         self._tunnel = tunnel
+        self._state = FlowState.OPEN
         self.stream_id = tunnel.open(headers, self)
-        for payload in self.take_early():
+        for payload in self.pop_early():
             self._write(memoryview(payload))
 
-    def take_early(self) -> tuple[bytes, ...]:
-        """The datagrams that wait for the tunnel: they are the caller's now."""
+    def pop_early(self) -> tuple[bytes, ...]:
+        """Remove and return the datagrams that wait for the tunnel."""
         early, self._early = tuple(self._early), []
         return early
 
     def serve(self, tunnel: Tunnel, stream_id: int) -> None:
-        """Grant the flow that a peer asked for."""
+        """Attach to the stream of a peer's request."""
         self.inbound = True
+        self._state = FlowState.OPEN
         self._tunnel, self.stream_id = tunnel, stream_id
         tunnel.attach(stream_id, self)
 
-    # From the app
+    # From the application
 
     def send(self, payload: memoryview) -> None:
-        """Send a datagram of the app, or drop it."""
+        """Send a datagram of the application, or drop it."""
         if self._tunnel is not None:
             self._write(payload)
         elif (
@@ -117,10 +124,10 @@ class UdpFlow:
             self._drop()
 
     def _write(self, payload: memoryview) -> None:
-        tunnel, head = self._tunnel, datagram_header(len(payload))
+        tunnel, header = self._tunnel, datagram_header(len(payload))
         assert tunnel is not None
-        total = len(head) + len(payload)
-        if self._rest or tunnel.connection.window(self.stream_id) < total:
+        total = len(header) + len(payload)
+        if self._unsent or tunnel.connection.window(self.stream_id) < total:
             self._drop()
             return
         room = tunnel.claim(self)
@@ -128,83 +135,77 @@ class UdpFlow:
             self._drop()
             return
         if len(room) >= total:
-            room[: len(head)] = head
-            room[len(head) : total] = payload
+            room[: len(header)] = header
+            room[len(header) : total] = payload
             tunnel.commit(self.stream_id, total)
         else:
             tunnel.abandon()
-            self._rest = head + bytes(payload)
+            self._unsent = header + bytes(payload)
             self.pump()
-        self._count(len(payload), from_app=True)
+        self.record.sent += len(payload)
 
     def pump(self) -> None:
-        """Finish the datagram that was begun."""
-        while self._rest and self._tunnel is not None:
+        """Send the rest of a datagram that was sent in part."""
+        while self._unsent and self._tunnel is not None:
             room = self._tunnel.claim(self)
             if room is None:
                 return
-            count = min(len(room), len(self._rest))
-            room[:count] = self._rest[:count]
-            self._rest = self._rest[count:]
+            count = min(len(room), len(self._unsent))
+            room[:count] = self._unsent[:count]
+            self._unsent = self._unsent[count:]
             self._tunnel.commit(self.stream_id, count)
 
     def _drop(self) -> None:
         self.dropped += 1
-        self._pod.dropped(self)
-
-    def _count(self, size: int, *, from_app: bool) -> None:
-        if from_app:
-            self.record.sent += size
-        else:
-            self.record.received += size
+        self._owner.datagram_dropped(self)
 
     # From the tunnel
 
     def on_response(self, status: int, headers: tuple[Header, ...]) -> None:
         if not 200 <= status <= 299:
-            self.end(f"the destination's proxy answered {status}")
+            self.close(f"the destination's proxy answered {status}")
         else:
             self.record.established = True
 
     def on_data(self, payload: memoryview) -> None:
         tunnel = self._tunnel
         for datagram in self._reader.feed(payload):
-            self._count(len(datagram), from_app=False)
-            self._pod.deliver(self, datagram)
+            self.record.received += len(datagram)
+            self._owner.deliver(self, datagram)
         if tunnel is not None:
             tunnel.consumed(self.stream_id, len(payload))
         if self._reader.error:
-            self.end(self._reader.error, ErrorCode.PROTOCOL_ERROR)
+            self.close(self._reader.error, ErrorCode.PROTOCOL_ERROR)
 
     def on_end(self) -> None:
-        self.end("")
+        self.close("")
 
     def on_reset(self, reason: str) -> None:
-        self._tunnel = None  # the stream is gone already
-        self.end(reason)
+        self._tunnel = None  # the stream does not exist any more
+        self.close(reason)
 
     def on_failure(self, error: Exception) -> None:
-        self.end(f"internal error: {error}", ErrorCode.INTERNAL_ERROR)
+        self.close(f"internal error: {error}", ErrorCode.INTERNAL_ERROR)
 
-    # Ends
+    # Closing
 
-    def end(self, error: str, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
-        """Let go of the stream. Idempotent."""
-        if self._over:
+    def close(self, error: str, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
+        """Release the stream. Idempotent."""
+        if self._state is FlowState.CLOSED:
             return
-        self._over = True
+        self._state = FlowState.CLOSED
         self._early.clear()
         if self._tunnel is not None:
-            if not self._rest and code is ErrorCode.NO_ERROR:
+            if not self._unsent and code is ErrorCode.NO_ERROR:
                 self._tunnel.end_stream(self.stream_id)
             self._tunnel.reset(self.stream_id, code)
             self._tunnel = None
-        self._pod.over(self, error)
+        self._owner.flow_closed(self, error)
 
     def abort(self, reason: str) -> None:
-        """End it now, as a relay is aborted."""
-        self.end(reason, ErrorCode.CANCEL)
+        """Close with an error."""
+        self.close(reason, ErrorCode.CANCEL)
 
     def drain(self) -> None:
-        """A flow has no end of its own: it goes at once."""
-        self.end("")
+        """A flow does not end by itself: close it now."""
+        self.close("")

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outbound tunnels, shared by the connections that may share them and by no others.
+"""Outbound tunnels, shared by connections with the same `PoolKey` and by no others.
 
-A key names both ends completely: who we are, from which pod, whom we expect, at which address,
-and which incarnation of that workload. So a reused pod IP, a renewed pod or another expected
-identity is another key and can never join a tunnel made before. One tunnel at a time is made per
-key; who comes meanwhile waits. The next one is made before the last is full, and resumes the TLS
-session of an earlier one of its key.
+A key identifies both ends completely: source identity and pod, expected identity, address, and the
+destination's pod UID. A reused pod IP, a replaced pod or another expected identity is therefore
+another key, and never joins a tunnel that was established before.
+
+Each key establishes one tunnel at a time; connections that need it wait. The next tunnel is
+established before the last one is full, and resumes the TLS session of an earlier tunnel.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from ztunnel.proxy.tls.session import TlsSession
 from ztunnel.proxy.tunnel.pool_key import PoolKey
 from ztunnel.proxy.tunnel.tunnel import Tunnel
 
-IDLE_TIMEOUT_S = 300.0  # seconds; istio ztunnel: pool_unused_release_timeout
-SWEEP_INTERVAL_S = 15.0  # seconds between looks for idle tunnels
-PREWARM_STREAMS = POOL_STREAMS // 10  # so little room left makes the next tunnel ahead of need
-SESSION_TTL_S = 900.0  # seconds after the last tunnel that its TLS session is kept
+IDLE_TIMEOUT_S = 300.0  # istio ztunnel: pool_unused_release_timeout
+SWEEP_INTERVAL_S = 15.0  # between checks for idle tunnels
+PREWARM_STREAMS = POOL_STREAMS // 10  # establish the next tunnel when fewer streams are free
+SESSION_TTL_S = 900.0  # a TLS session expires this long after its key's last tunnel
 
 TunnelCallback = Callable[[Tunnel | None, str], None]
 
 
 class DialContext:
-    """What the source pod lends to make a tunnel."""
+    """What the source pod provides to establish a tunnel."""
 
     __slots__ = ("credentials", "sockets")
 
@@ -53,58 +54,58 @@ class TunnelPool:
     def __init__(self, loop: EventLoop, buffers: BufferPool) -> None:
         self._loop = loop
         self._buffers = buffers
-        self._groups: dict[PoolKey, PoolEntry] = {}
-        self.open: set[Tunnel] = set()  # also retired ones, until they are closed
+        self._entries: dict[PoolKey, PoolEntry] = {}
+        self.open: set[Tunnel] = set()  # draining tunnels too, until they are closed
         loop.call_later(SWEEP_INTERVAL_S, self._sweep)
 
     def acquire(
-        self, key: PoolKey, source: DialContext, taker: TunnelCallback, *, settled: bool = False
+        self, key: PoolKey, dial: DialContext, callback: TunnelCallback, *, settled: bool = False
     ) -> None:
-        """Call `taker` with a tunnel that has room for one stream, or with None and the reason.
+        """Call `callback` with a tunnel that has room for one stream, or with None and the reason.
 
-        The taker opens its stream before it returns. `settled`: it wants to know what the peer
-        can do, so the tunnel's peer must have sent its SETTINGS.
+        The callback opens its stream before it returns. `settled` waits for the peer's SETTINGS,
+        which announce what the peer supports.
         """
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = PoolEntry(self._loop, self._buffers, key, self.open)
-        group.acquire(PendingAcquire(source, taker, settled))
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = PoolEntry(self._loop, self._buffers, key, self.open)
+        entry.acquire(PendingAcquire(dial, callback, settled))
 
     def invalidate(
-        self, stale: Callable[[PoolKey], bool], reason: str, *, fail_waiting: bool
+        self, is_stale: Callable[[PoolKey], bool], reason: str, *, fail_waiting: bool
     ) -> None:
-        """Let no new stream join the tunnels whose key is `stale`; open streams go on."""
-        for key in [key for key in self._groups if stale(key)]:
-            self._groups.pop(key).invalidate(reason, fail_waiting=fail_waiting)
+        """Drain the tunnels with stale keys: no new stream joins them, open streams continue."""
+        for key in [key for key in self._entries if is_stale(key)]:
+            self._entries.pop(key).invalidate(reason, fail_waiting=fail_waiting)
 
     def tunnels(self) -> list[tuple[PoolKey, Tunnel]]:
         """The open tunnels that new connections may join."""
-        return [(key, tunnel) for key, group in self._groups.items() for tunnel in group.tunnels]
+        return [(key, tunnel) for key, entry in self._entries.items() for tunnel in entry.tunnels]
 
     def _sweep(self) -> None:
         self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
-        for key, group in list(self._groups.items()):
-            group.release_idle()
-            if group.is_empty:
-                del self._groups[key]
+        for key, entry in list(self._entries.items()):
+            entry.drain_idle()
+            if entry.is_empty:
+                del self._entries[key]
 
 
 class PendingAcquire:
-    """Who waits for a tunnel."""
+    """A connection that waits for a tunnel."""
 
-    __slots__ = ("settled", "source", "taker")
+    __slots__ = ("callback", "dial", "settled")
 
-    def __init__(self, source: DialContext, taker: TunnelCallback, settled: bool) -> None:
-        self.source = source
-        self.taker = taker
+    def __init__(self, dial: DialContext, callback: TunnelCallback, settled: bool) -> None:
+        self.dial = dial
+        self.callback = callback
         self.settled = settled
 
-    def fits(self, tunnel: Tunnel) -> bool:
-        return _has_room(tunnel) and (not self.settled or tunnel.connection.peer_settled)
+    def accepts(self, tunnel: Tunnel) -> bool:
+        return _has_room(tunnel) and (not self.settled or tunnel.connection.settings_received)
 
 
 class PoolEntry:
-    """The tunnels of one key. Owner of its tunnels and of the handshake that makes the next."""
+    """The tunnels of one key. Owns them, and the handshake that establishes the next one."""
 
     def __init__(
         self, loop: EventLoop, buffers: BufferPool, key: PoolKey, opened: set[Tunnel]
@@ -115,133 +116,139 @@ class PoolEntry:
         self.open = opened
         self.tunnels: list[Tunnel] = []
         self.waiting: deque[PendingAcquire] = deque()
-        self.making = False
-        self.retired = False
+        self.establishing = False
+        self.invalidated = False
         self.resumable: tuple[SSL.Context, SSL.Session] | None = None
-        self.fresh: Tunnel | None = None  # the newest, until its session can be resumed
-        self.used = 0.0  # when there last was a tunnel
+        self.newest: Tunnel | None = None  # until its TLS session can be resumed
+        self.last_used_at = 0.0  # when the latest tunnel closed
 
     @property
     def is_empty(self) -> bool:
-        if self.tunnels or self.waiting or self.making:
+        if self.tunnels or self.waiting or self.establishing:
             return False
-        return self.resumable is None or self.loop.now - self.used > SESSION_TTL_S
+        return self.resumable is None or self.loop.now - self.last_used_at > SESSION_TTL_S
 
-    def acquire(self, wanted: PendingAcquire) -> None:
+    def acquire(self, pending: PendingAcquire) -> None:
         for tunnel in self.tunnels:
-            if wanted.fits(tunnel):
-                wanted.taker(tunnel, "")
+            if pending.accepts(tunnel):
+                pending.callback(tunnel, "")
                 if not tunnel.can_open or len(tunnel.streams) > POOL_STREAMS - PREWARM_STREAMS:
-                    self._prewarm(wanted.source)
+                    self._prewarm(pending.dial)
                 return
-        self.waiting.append(wanted)
-        self._make_for_waiting()
+        self.waiting.append(pending)
+        self._establish_for_waiting()
 
     def invalidate(self, reason: str, *, fail_waiting: bool) -> None:
-        self.retired = True
+        self.invalidated = True
         for tunnel in list(self.tunnels):
             tunnel.drain()
         self.tunnels.clear()
         if fail_waiting:
             self._fail_waiting(reason)
 
-    def release_idle(self) -> None:
+    def drain_idle(self) -> None:
         for tunnel in list(self.tunnels):
             if not tunnel.streams and self.loop.now - tunnel.last_used_at > IDLE_TIMEOUT_S:
                 self.tunnels.remove(tunnel)
                 tunnel.drain()
 
-    # Making a tunnel
+    # Establishing a tunnel
 
-    def _prewarm(self, source: DialContext) -> None:
+    def _prewarm(self, dial: DialContext) -> None:
         room = sum(POOL_STREAMS - len(one.streams) for one in self.tunnels if one.can_open)
         if room < PREWARM_STREAMS:
-            self._make(source)
+            self._establish(dial)
 
-    def _make_for_waiting(self) -> None:
+    def _establish_for_waiting(self) -> None:
         if self.waiting and not any(map(_awaits_settings, self.tunnels)):
-            self._make(self.waiting[0].source)
+            self._establish(self.waiting[0].dial)
 
-    def _make(self, source: DialContext) -> None:
-        if not self.making:
-            self.making = True
-            source.sockets.acquire(partial(self._dial, source))
+    def _establish(self, dial: DialContext) -> None:
+        if not self.establishing:
+            self.establishing = True
+            dial.sockets.acquire(partial(self._dial, dial))
 
-    def _dial(self, source: DialContext, sock: socket.socket | None) -> None:
+    def _dial(self, dial: DialContext, sock: socket.socket | None) -> None:
         if sock is None:
-            self._failed("no socket inside the pod: the agent does not answer")
+            self._fail("no socket inside the pod: the agent does not respond")
             return
-        context = source.credentials.client
+        context = dial.credentials.client
         resume = None
         if self.resumable is not None and self.resumable[0] is context:
             resume = self.resumable[1]
         handshake = Handshake(
-            self.loop, sock, context, self.buffers, self, peer_ok=self._peer_ok, resume=resume
+            self.loop,
+            sock,
+            context,
+            self.buffers,
+            self,
+            check_identity=self._check_identity,
+            resume=resume,
         )
         handshake.connect(self.key.address)
 
-    def _peer_ok(self, peer: str) -> str:
+    def _check_identity(self, peer: str) -> str:
         if peer in self.key.expected:
             return ""
         return f"identity {peer} is not the expected {' or '.join(sorted(self.key.expected))}"
 
     def handshake_done(self, handshake: Handshake, session: TlsSession, peer: str) -> None:
-        self.making = False
+        self.establishing = False
         tunnel = Tunnel(self.loop, self.buffers, session, Role.CLIENT, peer=peer, owner=self)
         self.open.add(tunnel)
         self.tunnels.append(tunnel)
-        self.fresh = tunnel
-        self._serve(tunnel)
-        if self.retired:
+        self.newest = tunnel
+        self._serve_waiting(tunnel)
+        if self.invalidated:
             self.tunnels.clear()
             tunnel.drain()
 
     def handshake_failed(self, handshake: Handshake, reason: str) -> None:
-        self._failed(reason)
+        self._fail(reason)
 
-    def _failed(self, reason: str) -> None:
-        self.making = False
-        self.resumable = None  # it may be what failed
+    def _fail(self, reason: str) -> None:
+        self.establishing = False
+        self.resumable = None  # resuming may be what failed
         self._fail_waiting(reason)
 
     def _fail_waiting(self, reason: str) -> None:
         waiting, self.waiting = self.waiting, deque()
-        for wanted in waiting:
-            wanted.taker(None, reason)
+        for pending in waiting:
+            pending.callback(None, reason)
 
-    def _serve(self, tunnel: Tunnel) -> None:
+    def _serve_waiting(self, tunnel: Tunnel) -> None:
         for _ in range(len(self.waiting)):
-            wanted = self.waiting.popleft()
-            if wanted.fits(tunnel):
-                wanted.taker(tunnel, "")
+            pending = self.waiting.popleft()
+            if pending.accepts(tunnel):
+                pending.callback(tunnel, "")
             else:
-                self.waiting.append(wanted)
-        self._make_for_waiting()
+                self.waiting.append(pending)
+        self._establish_for_waiting()
 
-    # What tunnels tell
+    # Events of the tunnels
 
     def on_request(self, tunnel: Tunnel, request: RequestReceived) -> None:
-        """A server does not open streams: the codec refuses them before we hear of it."""
+        """Never called: the codec rejects streams that a server opens."""
 
     def on_capacity(self, tunnel: Tunnel) -> None:
         if self.waiting:
-            self._serve(tunnel)
-        if tunnel is self.fresh and (resumable := tunnel.resumable):
-            self.resumable, self.fresh = resumable, None
+            self._serve_waiting(tunnel)
+        if tunnel is self.newest and (resumable := tunnel.resumable):
+            self.resumable, self.newest = resumable, None
 
     def on_closed(self, tunnel: Tunnel, reason: str) -> None:
         self.open.discard(tunnel)
         if tunnel in self.tunnels:
             self.tunnels.remove(tunnel)
-        if tunnel is self.fresh:
-            self.fresh = None
-        self.used = self.loop.now
-        self._make_for_waiting()
+        if tunnel is self.newest:
+            self.newest = None
+        self.last_used_at = self.loop.now
+        self._establish_for_waiting()
 
 
 def _awaits_settings(tunnel: Tunnel) -> bool:
-    """Whether those who wait may still get on it: its peer has not said what it can do."""
-    return _has_room(tunnel) and not tunnel.connection.peer_settled
+    """Whether waiting connections may still join: the peer's SETTINGS have not arrived."""
+    return _has_room(tunnel) and not tunnel.connection.settings_received
 
 
 def _has_room(tunnel: Tunnel) -> bool:

@@ -9,11 +9,11 @@ from ztunnel.mesh.model import SocketAddress
 
 
 class PoolKey(msgspec.Struct, frozen=True):
-    """All that two connections must have in common to share a tunnel."""
+    """Everything that two connections must have in common to share a tunnel."""
 
-    pod_uid: str  # the source pod: its namespace, hence its source address
-    source: str  # our SPIFFE id
-    expected: frozenset[str]  # the peer must prove one of these
-    address: SocketAddress  # where the tunnel goes
-    workload: str  # the destination's Workload.uid
-    workload_pod: str  # and its pod_uid, so that a successor at the address differs
+    pod_uid: str  # the source pod, hence the source address and network namespace
+    source: str  # SPIFFE ID of the source
+    expected: frozenset[str]  # SPIFFE IDs, one of which the peer must prove
+    address: SocketAddress  # destination of the tunnel
+    workload: str  # Workload.uid of the destination
+    workload_pod: str  # its pod_uid: a successor at the same address has another key

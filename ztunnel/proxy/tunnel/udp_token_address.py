@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a datagram says which remote it is for, by family: what bpf/zt_udp.h does, seen from here.
+"""How the address of a datagram carries the token of its remote, for each IP family.
 
-IPv4: the token is the destination it came to; an answer is sent from there.
-IPv6: the token is the source it came from, with where the app's socket truly is; an answer is
-      sent from the token, or from [::1] to a socket that is connected there.
+The BPF programs replace the application's destination by a token (decision 0015).
+
+IPv4: the token is the destination address. A reply is sent from that address.
+IPv6: the token is the source address, together with where the application's socket really is. A
+      reply is sent from the token, or from [::1] to a socket that is connected there.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from ztunnel.datapath.sockopt import PKTINFO4_SIZE, TOKEN_NET6, Control, token_s
 
 Address = tuple[str, int]
 
-_UNCONNECTED, _FROM_LOOPBACK, _FROM_POD = 0, 1, 2  # the word after it
+# The second word of an IPv6 token: the kind of socket that sent the datagram.
+_UNCONNECTED, _FROM_LOOPBACK, _FROM_POD = 0, 1, 2
 CONTROL_SPACE = socket.CMSG_SPACE(PKTINFO4_SIZE)
 
 
 class TokenCodec4:
-    """The pod's IPv4 socket."""
+    """Tokens on the pod's IPv4 socket."""
 
     family = 4
 
@@ -28,16 +31,19 @@ class TokenCodec4:
         self.pod_ip = pod_ip
 
     def read(self, control: Control, source: Address) -> tuple[bytes, Address, bool] | None:
-        """The token, where the app is, and whether it is connected and must be answered as such."""
+        """The token, the application's address, and whether its socket is connected.
+
+        None for a datagram without a token.
+        """
         return (control[0][2][8:12], source, False) if control else None
 
     def control(self, token: bytes, *, connected: bool) -> Control:
-        """What makes a datagram come from the token."""
+        """The ancillary data that sends a datagram from the token's address."""
         return token_source_control(4, token)
 
 
 class TokenCodec6:
-    """The pod's IPv6 socket."""
+    """Tokens on the pod's IPv6 socket."""
 
     family = 6
 
@@ -46,7 +52,7 @@ class TokenCodec6:
         self.pod_ip = pod_ip
 
     def read(self, control: Control, source: Address) -> tuple[bytes, Address, bool] | None:
-        """As `TokenCodec4.read`; None for what comes from no token: an app that found our port."""
+        """As `TokenCodec4.read`. An application that sends to the proxy's port has no token."""
         packed = socket.inet_pton(socket.AF_INET6, source[0])
         if packed[:8] != TOKEN_NET6:
             return None
@@ -55,7 +61,7 @@ class TokenCodec6:
         return packed[12:], (app, source[1]), where != _UNCONNECTED
 
     def control(self, token: bytes, *, connected: bool) -> Control:
-        """As `TokenCodec4.control`; a connected socket hears only [::1], as ours does."""
+        """As `TokenCodec4.control`. A connected socket accepts replies from [::1] only."""
         return [] if connected else token_source_control(6, token)
 
 
