@@ -63,10 +63,18 @@ def _option(param: click.Parameter, context: click.Context) -> tuple[str, ...]:
     if (match := _DEFAULT.search(text)) is not None:
         text, default = text[: match.start()], match[1]
     spellings = ", ".join(map(code, (*param.opts, *param.secondary_opts)))
-    value = "" if param.is_flag else code(param.make_metavar(context))
+    value = "" if param.is_flag else _value(param, context)
     variable = param.envvar if isinstance(param.envvar, str) else ""
     required = "required" if param.required else default
     return spellings, value, required, code(variable), sentence(text)
+
+
+def _value(param: click.Option, context: click.Context) -> str:
+    if isinstance(param.type, click.IntRange | click.FloatRange):
+        low, high = param.type.min, param.type.max
+        kind = "integer" if isinstance(param.type, click.IntRange) else "number"
+        return f"{kind}, {low} to {high}" if high is not None else f"{kind}, {low} or more"
+    return code(param.make_metavar(context))
 
 
 def _default(param: click.Option, context: click.Context) -> str:

@@ -33,7 +33,16 @@ def python() -> str:
                 continue
             target = statement.targets[0]
             if isinstance(target, ast.Name) and target.id.lstrip("_").startswith("MAX_"):
-                value = ast.unparse(statement.value)
+                value = _value(statement.value)
                 comment = trailing_comment(source.splitlines(), statement)
                 rows.append((code(module), code(target.id.lstrip("_")), value, sentence(comment)))
     return table(("module", "constant", "value", "meaning"), sorted(rows))
+
+
+def _value(expression: ast.expr) -> str:
+    """A number if the expression consists of numbers only, else its source."""
+    names = any(isinstance(node, ast.Name) for node in ast.walk(expression))
+    if names or not isinstance(expression, (ast.Constant, ast.BinOp, ast.UnaryOp)):
+        return code(ast.unparse(expression))
+    value = eval(compile(ast.Expression(expression), "<constant>", "eval"), {"__builtins__": {}})
+    return f"{value:,}" if isinstance(value, int | float) else code(repr(value))
