@@ -91,7 +91,7 @@ def _only_one(sources: dict[str, object]) -> None:
     envvar="POD_NAME",
     default="",
     help="This agent's own pod in there. The admin API is then served on a port of loopback too, "
-    "for `ztctl --via port-forward`: by TLS, to who shows a token of ztunnel-admin.",
+    "for `ztctl --transport port-forward`: by TLS, to who shows a token of ztunnel-admin.",
 )
 @click.option(
     "--cgroup",
