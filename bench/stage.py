@@ -80,7 +80,7 @@ class Stage:
         cgroup = self.lab.names.cgroup / "bare" / "system"
         cgroup.mkdir(parents=True, exist_ok=True)
         space = self.lab.names.node_netns("node1")
-        return process.joined(cgroup, [*netns.enter_argv(space), *argv])
+        return process.in_cgroup_argv(cgroup, [*netns.enter_argv(space), *argv])
 
     def pids(self, kind: str) -> tuple[int, ...]:
         """Our agents or the supervisors of our proxies, node1's first."""

@@ -48,8 +48,9 @@ class ApiLab:
         self.server = server
         kubeconfigs = server.directory / "{node}.kubeconfig"
         options = ("--kubeconfig", str(kubeconfigs), *agent_options)
-        self.lab = Lab(name, nodes=nodes, mesh=False, agent_options=options)
-        self.lab.pod_uid = self._create_pod
+        self.lab = Lab(
+            name, nodes=nodes, mesh=False, agent_options=options, pod_uid=self._create_pod
+        )
         self.relays: dict[str, Relay] = {}
         self._posted: dict[Key, Object] = {}
         self._seen: dict[Path, tuple[int, int]] = {}
@@ -87,7 +88,7 @@ class ApiLab:
             found = agent_kubeconfig(self.server, name)
             found.rename(self.server.directory / f"{name}.kubeconfig")
         self._thread.start()
-        self.lab.mesh = True
+        self.lab.settings.mesh = True
         assert self.lab.up([]) == []
 
     def _stop(self) -> None:

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.harness import named, python_pod
-from ztunnel.lab import Lab
-from ztunnel.lab.lab import demo_manifests
+from ztunnel.lab import Lab, demo_manifests
 
 AMBIENT = {"istio.io/dataplane-mode": "ambient"}
 

@@ -208,7 +208,7 @@ def _as_root(lab: Lab, pod: str, *argv: str) -> list[str]:
     inside = lab.names.pod_cgroup(found["spec"]["nodeName"], found["metadata"]["uid"])
     container = next(each.parent for each in inside.rglob("cgroup.procs") if each.read_text())
     enter = ["nsenter", f"--target={cgroups.pids(container)[0]}", "--net", "--mount"]
-    return process.joined(container, [*enter, *argv])
+    return process.in_cgroup_argv(container, [*enter, *argv])
 
 
 def _run(*argv: str) -> subprocess.CompletedProcess[str]:

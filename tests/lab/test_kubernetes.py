@@ -19,7 +19,7 @@ from tests.lab.apilab import ApiLab
 from tests.lab.harness import APPS, addresses, named, python_pod
 from tests.lab.test_enrolment import enrolled
 from tests.support.waiting import wait_until
-from ztunnel.lab.components import admin_get
+from ztunnel.lab import admin_get
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
 
 pytestmark = pytest.mark.kubernetes

@@ -29,7 +29,7 @@ from tests.lab.test_kubernetes import (
 from tests.support.waiting import wait_until
 from ztunnel.identity import ca
 from ztunnel.kube.constants import NAMESPACE, SELF_MADE_CA
-from ztunnel.lab.components import admin_get
+from ztunnel.lab import admin_get
 from ztunnel.proxy.tunnel.keepalive import PING_INTERVAL_S
 
 pytestmark = pytest.mark.kubernetes

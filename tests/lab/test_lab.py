@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab itself: its network, its kubelet, its traces; mostly without agents and proxies."""
+"""The lab: network, kubelet, and what it leaves behind; mostly without agents and proxies."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def ips(lab: Lab, pod: str) -> tuple[str, str]:
 
 
 def traces() -> dict[str, object]:
-    """Everything a lab could leave behind on the machine."""
+    """Everything that a lab could leave behind on the machine."""
     root = cgroups.cgroup2_root()
     bpffs = Path("/sys/fs/bpf")
-    own = NAME.encode()
+    marker = NAME.encode()
     processes = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            ended = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            named = own in (entry / "cmdline").read_bytes()
-            if not ended and (named or NAME in (entry / "cgroup").read_text()):
+            is_zombie = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            named = marker in (entry / "cmdline").read_bytes()
+            if not is_zombie and (named or NAME in (entry / "cgroup").read_text()):
                 processes.append(entry.name)
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return {
@@ -98,38 +98,38 @@ def test_service_name_resolves_and_its_virtual_address_works(lab: Lab, family: s
 
 
 @pytest.mark.parametrize("family", ["-4", "-6"])
-def test_a_pod_reaches_itself_through_its_service(lab: Lab, family: str) -> None:
+def test_pod_reaches_itself_through_its_service(lab: Lab, family: str) -> None:
     assert whoami(lab, "deploy/my-app", "my-app", family)["pod"].startswith("my-app-")
 
 
-def test_a_node_reaches_pods_from_its_own_address_and_services_too(lab: Lab) -> None:
+def test_node_reaches_pods_and_services_from_its_own_address(lab: Lab) -> None:
     pod = ips(lab, "deploy/my-app")[0]
     for host in (pod, lab.get("Service", "my-app")["spec"]["clusterIP"]):
         done = lab.node_exec("node1", "curl", "-sS", "--max-time", "5", WHOAMI.format(host))
         assert json.loads(done.stdout)["client"] == "172.30.0.1"
 
 
-def test_names_outside_the_cluster_fail_at_once(lab: Lab) -> None:
+def test_name_outside_the_cluster_is_refused_at_once(lab: Lab) -> None:
     done = lab.exec("client", "curl", "-sS", "http://example.com", timeout=10)
     assert done.returncode == 6  # could not resolve host
 
 
-def test_a_service_address_without_endpoint_refuses(lab: Lab) -> None:
+def test_service_without_endpoint_refuses_connections(lab: Lab) -> None:
     service: Object = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": "lonely", "namespace": "default"},
-        "spec": {"selector": {"app": "nobody"}, "ports": [{"port": 80}]},
+        "metadata": {"name": "unselected", "namespace": "default"},
+        "spec": {"selector": {"app": "none"}, "ports": [{"port": 80}]},
     }
     lab.apply(service)
-    for ip in lab.get("Service", "lonely")["spec"]["clusterIPs"]:
+    for ip in lab.get("Service", "unselected")["spec"]["clusterIPs"]:
         url = f"http://[{ip}]" if ":" in ip else f"http://{ip}"
         done = lab.exec("client", "curl", "-sSg", "--max-time", "5", url)
         assert done.returncode == 7  # could not connect, not 28: timed out
-    lab.delete("svc", "lonely")
+    lab.delete("svc", "unselected")
 
 
-def test_connections_to_a_service_spread_over_its_ready_pods(lab: Lab) -> None:
+def test_connections_to_a_service_are_balanced_over_its_ready_pods(lab: Lab) -> None:
     lab.apply(_echo_deployment(3), _echo_service())
     seen = {whoami(lab, "client", "echo")["pod"] for _ in range(40)}
     assert len(seen) == 3
@@ -139,26 +139,30 @@ def test_connections_to_a_service_spread_over_its_ready_pods(lab: Lab) -> None:
     lab.delete("svc", "echo")
 
 
-def test_a_pod_cannot_send_from_an_address_that_is_not_its_own(lab: Lab) -> None:
+def test_pod_cannot_send_from_a_foreign_address(lab: Lab) -> None:
     app = ips(lab, "deploy/my-app")
-    for family, ip, stolen in (("-4", app[0], "10.244.1.99/32"), ("-6", app[1], "fd00:9::9/128")):
-        lab.exec("client", "ip", "address", "add", stolen, "dev", "lo", privileged=True, check=True)
-        source = ["--interface", stolen.partition("/")[0]]
+    for family, ip, foreign in (("-4", app[0], "10.244.1.99/32"), ("-6", app[1], "fd00:9::9/128")):
+        lab.exec(
+            "client", "ip", "address", "add", foreign, "dev", "lo", privileged=True, check=True
+        )
+        source = ["--interface", foreign.partition("/")[0]]
         host = f"[{ip}]" if ":" in ip else ip
         argv = ["curl", "-sSg", family, "--max-time", "1", *source, WHOAMI.format(host)]
-        assert lab.exec("client", *argv).returncode == 28  # timed out: dropped on the way
-        lab.exec("client", "ip", "address", "del", stolen, "dev", "lo", privileged=True, check=True)
+        assert lab.exec("client", *argv).returncode == 28  # timed out: dropped by the node
+        lab.exec(
+            "client", "ip", "address", "del", foreign, "dev", "lo", privileged=True, check=True
+        )
 
 
 # -- pods and containers -----------------------------------------------------------------------
 
 
-def test_exec_passes_the_exit_code_and_the_output_on(lab: Lab) -> None:
+def test_exec_returns_exit_code_and_output(lab: Lab) -> None:
     done = lab.exec("client", "sh", "-c", "echo out; echo err >&2; exit 42")
     assert (done.returncode, done.stdout, done.stderr) == (42, "out\n", "err\n")
 
 
-def test_exec_runs_in_the_pods_cgroup_network_and_files(lab: Lab) -> None:
+def test_exec_runs_in_the_cgroup_network_and_files_of_the_pod(lab: Lab) -> None:
     script = "cat /proc/self/cgroup; hostname; cat /etc/resolv.conf; ls /sys/fs/cgroup >/dev/null"
     done = lab.exec("client", "sh", "-c", script)
     uid = lab.pod("client")["metadata"]["uid"]
@@ -167,18 +171,18 @@ def test_exec_runs_in_the_pods_cgroup_network_and_files(lab: Lab) -> None:
     assert "nameserver 10.96.0.10" in done.stdout
 
 
-def test_a_container_has_a_runtimes_capabilities_and_no_more(lab: Lab) -> None:
+def test_container_has_the_default_capabilities_of_containerd(lab: Lab) -> None:
     done = lab.exec("client", "grep", "CapEff", "/proc/self/status")
     assert int(done.stdout.split()[1], 16) == 0xA80425FB  # containerd's default set
     assert lab.exec("client", "ip", "link", "set", "lo", "down").returncode != 0
 
 
-def test_a_pod_that_does_not_exist_is_an_error_that_says_where_to_look(lab: Lab) -> None:
+def test_missing_pod_is_an_error_with_hint(lab: Lab) -> None:
     with pytest.raises(LabError, match="ztctl lab status"):
-        lab.exec("nobody", "true")
+        lab.exec("missing", "true")
 
 
-def test_a_killed_container_is_started_again_by_up(lab: Lab) -> None:
+def test_up_restarts_a_killed_container(lab: Lab) -> None:
     pod = lab.pod("deploy/my-app")
     cgroups.kill(lab.names.pod_cgroup(pod["spec"]["nodeName"], pod["metadata"]["uid"]) / "my-app")
     assert lab.exec("client", "curl", "-sS", WHOAMI.format(ips(lab, "deploy/my-app")[0])).returncode
@@ -187,7 +191,7 @@ def test_a_killed_container_is_started_again_by_up(lab: Lab) -> None:
     assert whoami(lab, "client", "my-app")["pod"] == pod["metadata"]["name"]
 
 
-def test_a_pod_whose_sandbox_died_is_made_anew_by_up(lab: Lab) -> None:
+def test_up_recreates_a_pod_without_sandbox(lab: Lab) -> None:
     uid = lab.pod("client")["metadata"]["uid"]
     cgroups.kill(lab.names.pod_cgroup("node1", uid))
     lab.up()
@@ -195,22 +199,22 @@ def test_a_pod_whose_sandbox_died_is_made_anew_by_up(lab: Lab) -> None:
     assert whoami(lab, "client", "my-app")["pod"].startswith("my-app-")
 
 
-def test_dns_restarts_after_a_kill(lab: Lab) -> None:
+def test_killed_dns_can_be_restarted(lab: Lab) -> None:
     lab.restart("node1", "dns", kill=True)
     assert whoami(lab, "client", "my-app")["pod"].startswith("my-app-")
 
 
-def test_unready_pod_is_reported_with_its_reason_and_gets_no_traffic(lab: Lab) -> None:
-    deaf = _pod("deaf", command=["sleep", "infinity"], ports=[{"containerPort": 80}])
-    problems = lab.apply(deaf, timeout=0.5)
+def test_unready_pods_are_reported_with_the_reason(lab: Lab) -> None:
+    unready = _pod("unready", command=["sleep", "infinity"], ports=[{"containerPort": 80}])
+    problems = lab.apply(unready, timeout=0.5)
     assert "container main runs but is not ready" in problems[0]
     unknown = _pod("unknown", image="mystery")
-    assert "no program is known for image 'mystery'" in lab.apply(unknown, timeout=0.5)[-1]
-    for name in ("deaf", "unknown"):
+    assert "image 'mystery' has no command in the lab" in lab.apply(unknown, timeout=0.5)[-1]
+    for name in ("unready", "unknown"):
         lab.delete("pod", name)
 
 
-def test_http_readiness_probe_decides(lab: Lab) -> None:
+def test_http_readiness_probe_determines_readiness(lab: Lab) -> None:
     probe = {"httpGet": {"path": "/missing", "port": 80}}
     problems = lab.apply(_pod("probed", image="nginx", readinessProbe=probe), timeout=0.5)
     assert problems
@@ -219,7 +223,7 @@ def test_http_readiness_probe_decides(lab: Lab) -> None:
     lab.delete("pod", "probed")
 
 
-def test_host_network_pod_shares_its_nodes_namespace(lab: Lab) -> None:
+def test_host_network_pod_shares_the_namespace_of_its_node(lab: Lab) -> None:
     made = _pod("hostly")
     made["spec"] |= {"hostNetwork": True, "nodeName": "node2"}
     assert not lab.apply(made)
@@ -236,13 +240,13 @@ def test_label_changes_the_stored_object(lab: Lab) -> None:
     assert lab.get("ns", "default")["metadata"]["labels"] == {key: "ambient"}
 
 
-def test_a_second_up_changes_nothing(lab: Lab) -> None:
+def test_second_up_changes_no_object(lab: Lab) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in lab.names.objects.iterdir()}
     lab.up()
     assert {p.name: p.stat().st_mtime_ns for p in lab.names.objects.iterdir()} == before
 
 
-def test_pod_namespace_holds_no_rules_and_the_two_routes_of_its_gateway(lab: Lab) -> None:
+def test_pod_namespace_has_no_rules_and_only_the_routes_of_its_gateway(lab: Lab) -> None:
     rules = lab.exec("client", "nft", "list", "ruleset", privileged=True)
     assert (rules.returncode, rules.stdout) == (0, "")
     routes = lab.exec("client", "ip", "route").stdout.splitlines()
@@ -252,7 +256,7 @@ def test_pod_namespace_holds_no_rules_and_the_two_routes_of_its_gateway(lab: Lab
 # -- traces ----------------------------------------------------------------------------------
 
 
-def test_down_leaves_the_machine_as_it_was_and_may_be_repeated() -> None:
+def test_down_restores_the_machine_and_is_idempotent() -> None:
     before = traces()
     with bare_lab("b") as lab:
         assert traces() != before
@@ -261,7 +265,7 @@ def test_down_leaves_the_machine_as_it_was_and_may_be_repeated() -> None:
         assert lab.down() == []
 
 
-def test_down_works_after_kills_and_without_the_state_directory() -> None:
+def test_down_works_after_crashes_and_without_the_state_directory() -> None:
     before = traces()
     with bare_lab("c") as lab:
         for node in ("node1", "node2"):
@@ -277,7 +281,7 @@ def test_down_works_after_kills_and_without_the_state_directory() -> None:
         assert traces() == before
 
 
-def test_down_of_a_crashed_mesh_leaves_no_pin_and_up_mends_one() -> None:
+def test_up_repairs_a_crashed_mesh_and_down_removes_its_pins() -> None:
     before = traces()
     lab = Lab(f"{NAME}f")
     try:
@@ -298,7 +302,7 @@ def test_down_of_a_crashed_mesh_leaves_no_pin_and_up_mends_one() -> None:
     assert traces() == before
 
 
-def test_up_of_a_broken_manifest_creates_nothing(tmp_path: Path) -> None:
+def test_up_with_an_invalid_manifest_creates_nothing(tmp_path: Path) -> None:
     before = traces()
     (tmp_path / "bad.yaml").write_text("kind: Pod")
     with pytest.raises(LabError, match=r"bad\.yaml"):
@@ -306,7 +310,7 @@ def test_up_of_a_broken_manifest_creates_nothing(tmp_path: Path) -> None:
     assert traces() == before
 
 
-def test_command_line_brings_up_runs_and_takes_down(tmp_path: Path) -> None:
+def test_command_line_creates_runs_and_removes_a_lab(tmp_path: Path) -> None:
     before = traces()
     name = f"{NAME}e"
 

@@ -18,8 +18,7 @@ from tests.lab.harness import APPS, addresses, client, proxy_log
 from tests.lab.test_same_node import _until_direct
 from tests.lab.test_ztctl import ZTCTL, rows, ztctl
 from tests.support.waiting import wait_until
-from ztunnel.lab import Lab
-from ztunnel.lab.components import admin_get
+from ztunnel.lab import Lab, admin_get
 from ztunnel.lab.objects import write_atomically
 
 Json = dict[str, Any]

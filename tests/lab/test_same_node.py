@@ -14,9 +14,7 @@ import pytest
 from tests.lab.harness import APPS, addresses, client, named, python_pod
 from tests.support.waiting import wait_until
 from ztunnel.datapath.bpf.maps import Maps, PodCounters
-from ztunnel.lab import Lab
-from ztunnel.lab.components import admin_get
-from ztunnel.lab.lab import demo_manifests
+from ztunnel.lab import Lab, admin_get, demo_manifests
 
 MODE = "istio.io/dataplane-mode"
 

@@ -19,9 +19,7 @@ from tests.lab.scrape import Page, readiness, scrape
 from tests.lab.test_policy import Policies, authorization, port
 from tests.lab.test_ztctl import ztctl
 from tests.support.waiting import wait_until
-from ztunnel.lab import Lab
-from ztunnel.lab.components import Component, admin_get
-from ztunnel.lab.lab import demo_manifests
+from ztunnel.lab import Lab, admin_get, demo_manifests
 from ztunnel.proxy.agent_link.counter_reporter import INTERVAL_S
 from ztunnel.telemetry.labels import LABELS
 from ztunnel.telemetry.node_counters import METRICS
@@ -387,7 +385,7 @@ def test_spans_of_both_ends_reach_a_collector(two: Lab) -> None:
 
 def test_drain_is_seen_at_once_and_lets_a_transfer_finish(two: Lab) -> None:
     target = addresses(two, "server")[4]
-    proxy = Component(two.names, "node1", "proxy", two.proxy_options)
+    proxy = two.component("node1", "proxy")
     before = scrape(two, "node1")
     ends = {"reporter": "source", "destination_workload": "server"}
     with held(two, "client", target) as connection:
@@ -413,7 +411,7 @@ def test_drain_is_seen_at_once_and_lets_a_transfer_finish(two: Lab) -> None:
 
 def test_drain_resets_at_the_deadline(two: Lab) -> None:
     target = addresses(two, "server")[4]
-    proxy = Component(two.names, "node1", "proxy", two.proxy_options)
+    proxy = two.component("node1", "proxy")
     with held(two, "client", target) as connection:
         say(connection, "before")
         supervisor = proxy.pid
@@ -452,7 +450,7 @@ def test_series_of_a_deleted_workload_are_forgotten(two: Lab) -> None:
 
 
 def test_stopped_agent_is_not_ready(two: Lab) -> None:
-    agent = Component(two.names, "node2", "agent", two.agent_options)
+    agent = two.component("node2", "agent")
     assert readiness(two, "node2")[0] == 200
     agent.stop()
     assert readiness(two, "node2") == (0, None)

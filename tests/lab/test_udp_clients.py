@@ -17,8 +17,7 @@ from tests.lab.test_udp_policy import udp_counts
 from tests.lab.test_ztctl import ztctl
 from tests.lab.udp_lab import ECHO, WHOAMI, say, serving, udp_servers
 from tests.support.waiting import wait_until
-from ztunnel.lab import Lab
-from ztunnel.lab.components import admin_get
+from ztunnel.lab import Lab, admin_get
 from ztunnel.proxy.conntrack.udp_flow_table import MAX_FLOWS
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6])

@@ -17,8 +17,7 @@ from tests.lab.scrape import scrape
 from tests.lab.test_policy import authorization, source, strict
 from tests.lab.udp_lab import ECHO, WHOAMI, say, udp_servers
 from tests.support.waiting import wait_until
-from ztunnel.lab import Lab
-from ztunnel.lab.components import admin_get
+from ztunnel.lab import Lab, admin_get
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
 DEFAULT, PLAIN = "default", "plain"

@@ -16,8 +16,7 @@ import pytest
 
 from tests.lab.harness import APPS, addresses, client
 from tests.support.waiting import wait_until
-from ztunnel.lab import Lab
-from ztunnel.lab.components import admin_get
+from ztunnel.lab import Lab, admin_get
 
 HELD = 12
 

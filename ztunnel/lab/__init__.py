@@ -6,9 +6,19 @@ DNS. The agents and proxies on its nodes are the real ones. `Lab` is its Python 
 the tests use, and `ztctl lab` its command line.
 """
 
+from ztunnel.lab.admin_client import admin_get
 from ztunnel.lab.errors import LabError
-from ztunnel.lab.lab import READY_TIMEOUT_S, Lab
+from ztunnel.lab.lab import READY_TIMEOUT_S, Lab, demo_manifests
 from ztunnel.lab.network import netns
 from ztunnel.lab.objects import key_of, read_manifests
 
-__all__ = ["READY_TIMEOUT_S", "Lab", "LabError", "key_of", "netns", "read_manifests"]
+__all__ = [
+    "READY_TIMEOUT_S",
+    "Lab",
+    "LabError",
+    "admin_get",
+    "demo_manifests",
+    "key_of",
+    "netns",
+    "read_manifests",
+]

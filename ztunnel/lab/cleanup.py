@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Taking a lab down by what the kernel has, not by what a state file remembers.
+"""Removes a lab by what exists in the kernel, not by saved state.
 
-Everything of a lab is found by its name: its cgroup, its namespaces' prefix, its pin directories.
-So it works after any crash, twice, and with the state directory gone.
+All parts of a lab are found by its name: its cgroup, its namespaces and its pin directories. So
+the removal works after crashes, without the state directory, and repeatedly.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from ztunnel.lab.names import STATE_ROOT, LabNames
 from ztunnel.lab.network import netns
 from ztunnel.lab.runtime import cgroups, mounts
 
-_DEADLINE = 10.0  # seconds for killed processes to be gone
+_KILL_TIMEOUT_S = 10.0
+_POLL_INTERVAL_S = 0.05
 
 
-def remove_everything(names: LabNames) -> list[str]:
-    """Remove the lab; what was removed, one line each. Removing nothing is fine."""
+def remove_all(names: LabNames) -> list[str]:
+    """Remove the lab. Returns a line for each item that was removed."""
     removed = []
     if names.cgroup.exists():
         cgroups.kill(names.cgroup)
-    spaces = netns.with_prefix(names.netns_prefix)
-    removed += _end_strangers(spaces)
+    namespaces = netns.with_prefix(names.netns_prefix)
+    removed += _kill_processes_in(namespaces)
     for directory in names.pin_dirs():
         shutil.rmtree(directory)
         removed.append(f"pins {directory}")
-    for space in spaces:
-        netns.remove(space)
-        removed.append(f"network namespace {space}")
+    for namespace in namespaces:
+        netns.remove(namespace)
+        removed.append(f"network namespace {namespace}")
     if names.cgroup.exists():
         cgroups.remove(names.cgroup)
         removed.append(f"cgroup {names.cgroup}")
@@ -42,33 +43,34 @@ def remove_everything(names: LabNames) -> list[str]:
         shutil.rmtree(names.state)
         removed.append(f"state {names.state}")
     (STATE_ROOT / f".{names.name}.lock").unlink(missing_ok=True)
-    with suppress(OSError):  # other labs live there, or it never existed
+    with suppress(OSError):  # it has other labs, or does not exist
         STATE_ROOT.rmdir()
     mounts.release(names.cgroup_root)
     return removed
 
 
-def _end_strangers(spaces: list[str]) -> list[str]:
-    """Kill what sits in the lab's namespaces but outside its cgroup."""
-    inodes = {os.stat(netns.path_of(space)).st_ino for space in spaces if netns.is_live(space)}
-    ended = []
-    deadline = time.monotonic() + _DEADLINE
-    while found := _processes_in(inodes):
-        for pid, command in found:
+def _kill_processes_in(namespaces: list[str]) -> list[str]:
+    """Kill processes that are in the lab's namespaces but outside its cgroup."""
+    inodes = {os.stat(netns.path_of(name)).st_ino for name in namespaces if netns.is_live(name)}
+    killed = []
+    deadline = time.monotonic() + _KILL_TIMEOUT_S
+    while processes := _processes_in(inodes):
+        for pid, command in processes:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-                ended.append(f"process {pid} ({command})")
+                killed.append(f"process {pid} ({command})")
         if time.monotonic() > deadline:
-            raise LabError(f"processes {found} survived SIGKILL; see /proc/PID/stack")
-        time.sleep(0.05)
-    return sorted(set(ended))
+            raise LabError(f"processes {processes} survived SIGKILL; hint: see /proc/PID/stack")
+        time.sleep(_POLL_INTERVAL_S)
+    return sorted(set(killed))
 
 
 def _processes_in(inodes: set[int]) -> list[tuple[int, str]]:
-    found = []
+    """The pids and commands of the processes in the network namespaces with these inodes."""
+    processes = []
     for entry in Path("/proc").glob("[0-9]*"):
         pid = int(entry.name)
-        with suppress(OSError):  # ended meanwhile, or a zombie
+        with suppress(OSError):  # exited in the meantime, or a zombie
             if pid != os.getpid() and os.stat(entry / "ns/net").st_ino in inodes:
-                found.append((pid, (entry / "comm").read_text().strip()))
-    return found
+                processes.append((pid, (entry / "comm").read_text().strip()))
+    return processes

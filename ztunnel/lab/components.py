@@ -1,157 +1,168 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs on a node besides pods: the real agent and proxy, and the lab's DNS responder.
+"""The components of a node besides pods: agent, proxy and the lab's DNS server.
 
-Each in its own cgroup under the node's, in the node's network namespace, its output in
+Each runs in a cgroup of its own below the node's and in the node's network namespace. Its log is
 `<run-dir>/<component>.log`.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
+from ztunnel.lab.admin_client import admin_get
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import LabNames
 from ztunnel.lab.network import addresses, netns
 from ztunnel.lab.runtime import cgroups, process
+from ztunnel.lab.state import LabSettings
 
-_STOP_GRACE = 10.0  # seconds: what the proxy may take to drain
-_POLL = 0.05
+STOP_GRACE_S = 10.0  # limits the drain of the proxy
+_POLL_INTERVAL_S = 0.05
+_NO_ADMIN_SOCKET = "the agent's admin socket"
+
+
+class ComponentKind(StrEnum):
+    """The components, in the order in which they are started."""
+
+    DNS = "dns"
+    AGENT = "agent"
+    PROXY = "proxy"
 
 
 @dataclass(frozen=True)
 class Component:
-    """One process of one node."""
+    """A component of a node. `options`: more arguments of its command line."""
 
     names: LabNames
     node: str
-    kind: str
+    kind: ComponentKind
     options: tuple[str, ...] = ()
 
     @property
     def cgroup(self) -> Path:
+        """The component's cgroup."""
         return self.names.node_cgroup(self.node) / self.kind
 
     @property
     def log(self) -> Path:
+        """The component's log file."""
         return self.names.run_dir(self.node) / f"{self.kind}.log"
 
     @property
     def pid(self) -> int | None:
+        """The component's main process; None if it does not run."""
         return cgroups.main_pid(self.cgroup)
 
     def start(self) -> bool:
-        """Start it unless it runs; says whether it was started."""
-        if process.running(self.cgroup):
+        """Start the component unless it runs. Returns whether it was started."""
+        if process.is_running(self.cgroup):
             return False
         argv = [*netns.enter_argv(self.names.node_netns(self.node)), *self._argv()]
         process.spawn(argv, self.cgroup, self.log)
         return True
 
     def stop(self, *, kill: bool = False) -> None:
-        """End it: SIGTERM with time to drain, or SIGKILL at once."""
+        """Stop the component: with SIGTERM and time to drain, or with SIGKILL."""
         if kill:
             cgroups.kill(self.cgroup)
         else:
-            cgroups.terminate(self.cgroup, _STOP_GRACE)
+            cgroups.terminate(self.cgroup, STOP_GRACE_S)
 
     def wait_ready(self, deadline: float) -> None:
-        """Return when it serves; LabError with the end of its log when it does not."""
-        while True:
-            if self.is_ready():
-                return
-            alive = process.running(self.cgroup)
-            if not alive or time.monotonic() > deadline:
-                found = f"not ready in time{self._waiting_for()}" if alive else "ended"
-                raise LabError(f"{self.node}: {self.kind} {found}; {process.tail(self.log)}")
-            time.sleep(_POLL)
+        """Wait until the component is ready. Raises LabError with the end of its log."""
+        while not self.is_ready():
+            is_running = process.is_running(self.cgroup)
+            if not is_running or time.monotonic() > deadline:
+                state = f"is not ready{self._waiting_for()}" if is_running else "has exited"
+                raise LabError(f"{self.node}: {self.kind} {state}; {process.tail(self.log)}")
+            time.sleep(_POLL_INTERVAL_S)
 
     def is_ready(self) -> bool:
-        """Whether it serves. The agent answers for the proxy, as only it knows; dead it can't."""
-        if not process.running(self.cgroup):
+        """Whether the component is ready.
+
+        The agent reports the readiness of its proxy. If the agent does not run, a running proxy
+        counts as ready.
+        """
+        if not process.is_running(self.cgroup):
             return False
-        if self.kind == "dns":
+        if self.kind is ComponentKind.DNS:
             return _accepts(self.names.node_netns(self.node), addresses.DNS_ADDRESSES[-1], 53)
-        if self.kind == "proxy" and not process.running(self.cgroup.with_name("agent")):
+        if self.kind is ComponentKind.PROXY and not process.is_running(
+            self.cgroup.with_name(ComponentKind.AGENT)
+        ):
             return True
-        return not self._reasons()
+        return not self._unready_reasons()
 
     def _waiting_for(self) -> str:
-        """What it waits for, as a clause of a message."""
-        return "" if self.kind == "dns" else f", waiting for {', '.join(self._reasons())}"
+        if self.kind is ComponentKind.DNS:
+            return ""
+        return f", waiting for {', '.join(self._unready_reasons())}"
 
-    def _reasons(self) -> list[str]:
-        """What the agent waits for, and what is wrong with pods: in a lab all are to serve."""
-        status, answer = admin_get(self.names, self.node, "/healthz/ready")
+    def _unready_reasons(self) -> list[str]:
+        """What the agent waits for, and the problems of pods: in a lab, all must be captured."""
+        status, response = admin_get(self.names, self.node, "/healthz/ready")
         if status != 200:
-            return list((answer or {}).get("waiting_for") or ["its admin socket to answer"])
-        _, answer = admin_get(self.names, self.node, "/v1/pods")
-        pods = (answer or {}).get("pods")
+            return list((response or {}).get("waiting_for") or [_NO_ADMIN_SOCKET])
+        _, response = admin_get(self.names, self.node, "/v1/pods")
+        pods = (response or {}).get("pods")
         if pods is None:
-            return ["its admin socket to answer"]
+            return [_NO_ADMIN_SOCKET]
         return [f"{pod['workload']}: {pod['problem']}" for pod in pods if pod["problem"]]
 
     def _argv(self) -> list[str]:
+        if self.kind is ComponentKind.DNS:
+            served = [word for ip in addresses.DNS_ADDRESSES for word in ("--address", ip)]
+            module = [sys.executable, "-m", "ztunnel.lab.cluster.dns"]
+            return [*module, "--objects", str(self.names.objects), *served]
         common = ["--node", self.node, "--run-dir", str(self.names.run_dir(self.node))]
-        if self.kind == "agent":
-            return [_ztunnel(), "agent", *common, *self._agent_options(), *self._own_options()]
-        if self.kind == "proxy":
-            return [_ztunnel(), "proxy", *common, *self.options]
-        served = [word for ip in addresses.DNS_ADDRESSES for word in ("--address", ip)]
-        module = [sys.executable, "-m", "ztunnel.lab.cluster.dns"]
-        return [*module, "--objects", str(self.names.objects), *served]
+        options = [word.replace("{node}", self.node) for word in self.options]
+        if self.kind is ComponentKind.AGENT:
+            common += self._agent_argv()
+        return [_ztunnel_command(), self.kind.value, *common, *options]
 
-    def _own_options(self) -> list[str]:
-        return [word.replace("{node}", self.node) for word in self.options]
-
-    def _agent_options(self) -> list[str]:
+    def _agent_argv(self) -> list[str]:
         paths = {
             "--cgroup": self.names.node_cgroup(self.node),
             "--pin-dir": self.names.pin_dir(self.node),
         }
         if "--kubeconfig" not in self.options:
             paths["--manifests"] = self.names.objects
-        if "--namespace" not in self.options:  # where a cluster's signer publishes its roots
+        if "--namespace" not in self.options:  # of the controller, which has the CA
             paths["--ca-dir"] = self.names.ca
         return [word for option, path in paths.items() for word in (option, str(path))]
 
 
-def admin_get(names: LabNames, node: str, path: str) -> tuple[int, Any]:
-    """GET from the node's agent: status and decoded JSON; (0, None) when it does not answer."""
-    connection = _UnixConnection(names.run_dir(node) / "admin.sock")
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        body = response.read()
-        is_json = "json" in response.headers.get("content-type", "")
-        return response.status, json.loads(body) if is_json else None
-    except (OSError, http.client.HTTPException, ValueError):
-        return 0, None
-    finally:
-        connection.close()
+def components_of(names: LabNames, node: str, settings: LabSettings) -> list[Component]:
+    """The components of a node, in the order in which they are started."""
+    dns = Component(names, node, ComponentKind.DNS)
+    if not settings.mesh:
+        return [dns]
+    agent = Component(names, node, ComponentKind.AGENT, settings.agent_options)
+    return [dns, agent, Component(names, node, ComponentKind.PROXY, settings.proxy_options)]
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=2)
-        self._path = path
+def start_all(
+    components: Iterable[Component], deadline: float, progress: Callable[[str], None]
+) -> None:
+    """Start all components, then wait until all are ready. Raises LabError."""
+    components = list(components)
+    for component in components:
+        if component.start():
+            progress(f"{component.node}: {component.kind} started, pid {component.pid}")
+    for component in components:
+        component.wait_ready(deadline)
+        progress(f"{component.node}: {component.kind} ready")
 
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
-
-def _accepts(space: str, ip: str, port: int) -> bool:
-    with netns.inside(space):
+def _accepts(node_netns: str, ip: str, port: int) -> bool:
+    with netns.inside(node_netns):
         try:
             socket.create_connection((ip, port), timeout=1).close()
         except OSError:
@@ -159,29 +170,13 @@ def _accepts(space: str, ip: str, port: int) -> bool:
     return True
 
 
-def _ztunnel() -> str:
+def _ztunnel_command() -> str:
     """The `ztunnel` command that belongs to this interpreter."""
     beside = Path(sys.executable).with_name("ztunnel")
-    found = str(beside) if beside.exists() else shutil.which("ztunnel")
-    if not found:
+    command = str(beside) if beside.exists() else shutil.which("ztunnel")
+    if not command:
         raise LabError(
-            f"no ztunnel command beside {sys.executable} nor in PATH; "
-            "mend: install the package (pip install .) and run ztctl from that environment"
+            f"no ztunnel command beside {sys.executable} or in PATH; "
+            "hint: install the package (pip install .) and run ztctl from that environment"
         )
-    return found
-
-
-def of_node(
-    names: LabNames,
-    node: str,
-    *,
-    mesh: bool,
-    agent_options: Sequence[str] = (),
-    proxy_options: Sequence[str] = (),
-) -> list[Component]:
-    """The components a node should run, in the order of their start."""
-    dns = Component(names, node, "dns")
-    if not mesh:
-        return [dns]
-    agent = Component(names, node, "agent", tuple(agent_options))
-    return [dns, agent, Component(names, node, "proxy", tuple(proxy_options))]
+    return command

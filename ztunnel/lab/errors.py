@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one error people see from the lab."""
+"""The exception of the lab's public interface."""
 
 
 class LabError(Exception):
-    """What was tried, what was found, and what to do about it, in one message."""
+    """What failed, what was found and, after `hint: `, what to do. `ztctl lab` prints it."""

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every name and path of one lab, from its own name alone: so that `down` finds what a crash left.
-
-Pure but for `pin_dirs`, which looks.
-"""
+"""All names and paths of a lab. They follow from its name, so `down` works without saved state."""
 
 from __future__ import annotations
 
@@ -18,8 +15,8 @@ NETNS_ROOT = Path("/run/netns")
 BPFFS = Path("/sys/fs/bpf")
 CGROUP_PREFIX = "ztunnel-lab-"
 
-_NAME = re.compile(r"[a-z][a-z0-9]{0,15}")  # no dash: it ends the name in a namespace's prefix
-_NETNS_NAME_MAX = 60
+_NAME = re.compile(r"[a-z][a-z0-9]{0,15}")  # no dash: it is the separator after the lab's name
+_MAX_NETNS_NAME = 60  # characters
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,8 @@ class LabNames:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise LabError(
-                f"lab name {self.name!r} is not usable: take a lower-case letter followed by up to "
-                "15 letters or digits, for instance --name lab2"
+                f"lab name {self.name!r} is not usable; hint: use a lower-case letter followed by "
+                "up to 15 lower-case letters or digits, for example --name lab2"
             )
 
     @property
@@ -68,12 +65,12 @@ class LabNames:
         return f"{self.netns_prefix}{node}"
 
     def pod_netns(self, namespace: str, pod: str) -> str:
-        """`zt<lab>-<namespace>-<pod>`, its tail hashed when it grows too long to read."""
+        """`zt<lab>-<namespace>-<pod>`; the end of a long name is replaced by a hash."""
         full = f"{self.netns_prefix}{namespace}-{pod}"
-        if len(full) <= _NETNS_NAME_MAX:
+        if len(full) <= _MAX_NETNS_NAME:
             return full
         digest = hashlib.sha256(full.encode()).hexdigest()[:8]
-        return f"{full[: _NETNS_NAME_MAX - 9]}-{digest}"
+        return f"{full[: _MAX_NETNS_NAME - 9]}-{digest}"
 
     def run_dir(self, node: str) -> Path:
         return self.state / node
@@ -85,7 +82,7 @@ class LabNames:
         return BPFFS / f"ztunnel-{self.name}-{node}"
 
     def pin_dirs(self) -> list[Path]:
-        """The pin directories that exist, of whatever nodes."""
+        """The existing pin directories of all nodes."""
         return sorted(BPFFS.glob(f"ztunnel-{self.name}-*"))
 
     def node_cgroup(self, node: str) -> Path:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's API server: a directory of Kubernetes objects, one file each, replaced atomically.
+"""The lab's API server: a directory of Kubernetes objects, with one file for each.
 
-The agents watch this directory; every lab command reads it, plans, and writes it back. Kinds the
-lab does not know (policies, gateways) are stored as they came.
+The agents watch this directory. Each lab command reads it, makes a plan, and writes the result.
+Files are replaced atomically. Kinds that the lab does not implement, such as policies and
+gateways, are stored unchanged.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ztunnel.lab.errors import LabError
 
 Object = dict[str, Any]
 
+SERVICE_LABEL = "kubernetes.io/service-name"  # of EndpointSlices
 CLUSTER_SCOPED = frozenset(
     {
         "ClusterRole",
@@ -34,61 +36,63 @@ CLUSTER_SCOPED = frozenset(
 
 
 class Key(NamedTuple):
-    """What names an object; `namespace` is empty for cluster-scoped kinds."""
+    """Identifies an object; `namespace` is empty for cluster-scoped kinds."""
 
     kind: str
     namespace: str
     name: str
 
     def __str__(self) -> str:
-        place = f"{self.namespace}/" if self.namespace else ""
-        return f"{self.kind} {place}{self.name}"
+        namespace = f"{self.namespace}/" if self.namespace else ""
+        return f"{self.kind} {namespace}{self.name}"
 
 
 Objects = Mapping[Key, Object]
 
 
 def key_of(obj: Object) -> Key:
-    """The key of an object; a namespaced one without a namespace is in `default`."""
+    """The key of an object. The namespace of a namespaced object defaults to `default`."""
     kind, metadata = obj["kind"], obj["metadata"]
     namespace = "" if kind in CLUSTER_SCOPED else metadata.get("namespace") or "default"
     return Key(kind, namespace, metadata["name"])
 
 
 def of_kind(objects: Objects, kind: str) -> Iterator[Object]:
-    """All objects of a kind, by namespace and name."""
+    """All objects of a kind, sorted by namespace and name."""
     return (objects[key] for key in sorted(objects) if key.kind == kind)
 
 
 def read_manifests(sources: Iterable[Path]) -> list[Object]:
     """Every object in the given files and directories (*.yaml, *.yml, *.json; not recursive)."""
-    return [obj for source in sources for path in _files(source) for obj in parse(path)]
+    return [obj for source in sources for path in _files(source) for obj in parse_manifest(path)]
 
 
-def parse(path: Path) -> Iterator[Object]:
-    """The objects of one manifest, its lists unpacked and `default` filled in."""
+def parse_manifest(path: Path) -> Iterator[Object]:
+    """The objects in a manifest. Lists are flattened, and namespaces are set."""
     try:
         documents = list(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
     except (OSError, yaml.YAMLError) as error:
-        raise LabError(f"could not read manifest {path}: {error}") from error
+        raise LabError(f"cannot read manifest {path}: {error}") from error
     for document in documents:
         if document is None:
             continue
         if not isinstance(document, dict):
-            raise LabError(f"{path}: a manifest is a mapping, found {type(document).__name__}")
+            raise LabError(f"{path}: expected a mapping, found {type(document).__name__}")
         is_list = document.get("kind") == "List"
         for obj in document.get("items") or [] if is_list else [document]:
-            yield _checked(obj, str(path))
+            yield _validated(obj, str(path))
 
 
-def _checked(obj: Any, where: str) -> Object:
-    named = isinstance(obj, dict) and isinstance(obj.get("metadata"), dict)
-    if not named or not all((obj.get("apiVersion"), obj.get("kind"), obj["metadata"].get("name"))):
-        raise LabError(f"{where}: an object needs apiVersion, kind and metadata.name")
+def _validated(obj: Any, source: str) -> Object:
+    has_metadata = isinstance(obj, dict) and isinstance(obj.get("metadata"), dict)
+    if not has_metadata or not all(
+        (obj.get("apiVersion"), obj.get("kind"), obj["metadata"].get("name"))
+    ):
+        raise LabError(f"{source}: an object must have apiVersion, kind and metadata.name")
     if obj["kind"] not in CLUSTER_SCOPED:
         obj["metadata"].setdefault("namespace", "default")
-    found: Object = obj
-    return found
+    validated: Object = obj
+    return validated
 
 
 def _files(source: Path) -> list[Path]:
@@ -101,28 +105,28 @@ def _files(source: Path) -> list[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step: readers and crashes meet the old text or the new, no mixture."""
+    """Replace a file atomically: readers see either the old text or the new, even after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
     temporary.rename(path)
 
 
 class ObjectStore:
-    """The directory itself. One writer at a time (the lab's lock); readers need no lock."""
+    """The directory of objects. Writers hold the lab's lock; readers need none."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def load(self) -> dict[Key, Object]:
-        """All objects now in the directory."""
-        found = {}
+        """All objects in the directory."""
+        objects = {}
         for path in self.directory.glob("*.yaml"):
-            for obj in parse(path):
-                found[key_of(obj)] = obj
-        return found
+            for obj in parse_manifest(path):
+                objects[key_of(obj)] = obj
+        return objects
 
     def put(self, obj: Object) -> bool:
-        """Write an object unless it is there already, as it is; says whether it wrote."""
+        """Write an object, unless it is unchanged. Returns whether it was written."""
         path = self._path(key_of(obj))
         text = yaml.dump(obj, Dumper=_Dumper, sort_keys=False, width=100)
         try:
@@ -134,7 +138,7 @@ class ObjectStore:
         return True
 
     def remove(self, key: Key) -> bool:
-        """Remove an object; says whether it was there."""
+        """Remove an object. Returns whether it existed."""
         path = self._path(key)
         existed = path.exists()
         path.unlink(missing_ok=True)
@@ -146,5 +150,5 @@ class ObjectStore:
 
 class _Dumper(yaml.CSafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
-        """People read these files: repeat a value rather than refer to it."""
+        """Write repeated values in full: users read these files."""
         return True

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ztunnel.lab import demo_manifests
 from ztunnel.lab.errors import LabError
-from ztunnel.lab.lab import demo_manifests
 from ztunnel.lab.names import LabNames
 from ztunnel.lab.objects import Key, Object, ObjectStore, key_of, read_manifests
 from ztunnel.lab.runtime import images
@@ -103,7 +103,7 @@ def test_a_config_map_extends_the_table() -> None:
         "metadata": {"name": "ztunnel-lab-images", "namespace": "default"},
         "data": {"app": 'exec ./app "$@"'},
     }
-    table = images.extensions({key_of(config): config})
+    table = images.user_commands({key_of(config): config})
     argv = images.argv({"name": "c", "image": "team/app:2", "args": ["-v"]}, table)
     assert argv == ["sh", "-c", 'exec ./app "$@"', "app", "-v"]
 

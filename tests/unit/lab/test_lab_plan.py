@@ -10,16 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ztunnel.lab.cluster import scheduler
+from ztunnel.lab.cluster.admission import admit, unbound
+from ztunnel.lab.cluster.deployments import deployment_of, deployment_pods
+from ztunnel.lab.cluster.pod_fields import pod_ips
+from ztunnel.lab.cluster.system_objects import system_objects
+from ztunnel.lab.network.addresses import make_nodes
 from ztunnel.lab.objects import Key, Object, key_of
 
 NOW = "2026-01-01T00:00:00Z"
-NODES = scheduler.make_nodes(2)
+NODES = make_nodes(2)
 UIDS = itertools.count(1)
 
 
 def store(*objects: Object) -> dict[Key, Object]:
     seeded = {key_of(obj): obj for obj in objects}
-    return seeded | {key_of(obj): obj for obj in scheduler.system_objects(seeded, NODES)}
+    return seeded | {key_of(obj): obj for obj in system_objects(seeded, NODES)}
 
 
 def pod(name: str, **spec: Any) -> Object:
@@ -67,7 +72,7 @@ def test_every_pod_has_an_address_of_each_family_on_its_own_node() -> None:
     planned = make(store(deployment("web", 5)))
     for made in planned.pods:
         index = made["spec"]["nodeName"].removeprefix("node")
-        ip4, ip6 = scheduler.pod_ips(made)
+        ip4, ip6 = pod_ips(made)
         assert ip4.startswith(f"10.244.{index}.")
         assert ip6.startswith(f"fd00:10:244:{index}::")
 
@@ -104,7 +109,7 @@ def test_a_pod_whose_sandbox_is_gone_is_made_anew_with_another_uid() -> None:
     objects = store(pod("client"))
     first = make(objects)
     uid = first.pods[0]["metadata"]["uid"]
-    gone = scheduler.unbound(first.pods[0])
+    gone = unbound(first.pods[0])
     second = make(after(objects, first) | {key_of(gone): gone})
     assert second.pods[0]["metadata"]["uid"] != uid
 
@@ -113,19 +118,19 @@ def test_a_node_named_by_the_pod_is_honoured_and_an_unknown_one_is_a_problem() -
     planned = make(store(pod("here", nodeName="node2"), pod("nowhere", nodeName="node9")))
     placed = {p["metadata"]["name"]: p["spec"].get("nodeName") for p in planned.pods}
     assert placed["here"] == "node2"
-    assert not any(scheduler.pod_ips(p) for p in planned.pods if p["metadata"]["name"] == "nowhere")
+    assert not any(pod_ips(p) for p in planned.pods if p["metadata"]["name"] == "nowhere")
     assert "this lab has node1, node2" in planned.problems[0]
 
 
 def test_host_network_pod_has_its_nodes_addresses() -> None:
     planned = make(store(pod("agent", hostNetwork=True, nodeName="node2")))
-    assert scheduler.pod_ips(planned.pods[0]) == ["172.30.0.2", "fd00:30::2"]
+    assert pod_ips(planned.pods[0]) == ["172.30.0.2", "fd00:30::2"]
 
 
-def test_missing_service_account_is_a_problem_that_names_the_mend() -> None:
+def test_missing_service_account_is_a_problem_with_hint() -> None:
     planned = make(store(pod("client", serviceAccountName="robot")))
     assert not planned.pods
-    assert "'robot' does not exist; mend" in planned.problems[0]
+    assert "'robot' does not exist; hint" in planned.problems[0]
 
 
 def test_every_namespace_gets_a_default_service_account() -> None:
@@ -134,23 +139,23 @@ def test_every_namespace_gets_a_default_service_account() -> None:
 
 
 def test_deployment_is_found_from_its_pod() -> None:
-    made = next(scheduler.deployment_pods(deployment("my-app", 1)))
-    assert scheduler.deployment_of(made) == "my-app"
+    made = next(deployment_pods(deployment("my-app", 1)))
+    assert deployment_of(made) == "my-app"
 
 
 def test_apply_keeps_labels_set_by_hand_and_what_the_lab_gave() -> None:
-    old = scheduler.admit(pod("client"), None, lambda: "u", NOW)
+    old = admit(pod("client"), None, lambda: "u", NOW)
     bound = make(store(old)).pods[0]
     bound["metadata"]["labels"] = {"by": "hand"}
-    again = scheduler.admit(pod("client"), bound, lambda: "other", NOW)
+    again = admit(pod("client"), bound, lambda: "other", NOW)
     assert again["metadata"]["labels"] == {"by": "hand"}
     assert again["metadata"]["uid"] == bound["metadata"]["uid"]
     assert again["status"] == bound["status"]
 
 
 def test_apply_of_a_changed_pod_unbinds_it() -> None:
-    bound = make(store(scheduler.admit(pod("client"), None, lambda: "u", NOW))).pods[0]
-    changed = scheduler.admit(pod("client", hostNetwork=True), bound, lambda: "other", NOW)
+    bound = make(store(admit(pod("client"), None, lambda: "u", NOW))).pods[0]
+    changed = admit(pod("client", hostNetwork=True), bound, lambda: "other", NOW)
     assert "uid" not in changed["metadata"]
     assert "status" not in changed
 
@@ -162,9 +167,9 @@ def test_apply_of_a_service_keeps_its_address() -> None:
         "metadata": {"name": "s", "namespace": "default"},
         "spec": {"ports": [{"port": 80}]},
     }
-    old = scheduler.admit(service, None, lambda: "u", NOW)
+    old = admit(service, None, lambda: "u", NOW)
     old["spec"] |= {"clusterIP": "10.96.1.1", "clusterIPs": ["10.96.1.1", "fd00:10:96::101"]}
-    again = scheduler.admit(service, old, lambda: "other", NOW)
+    again = admit(service, old, lambda: "other", NOW)
     assert again["spec"]["clusterIPs"] == ["10.96.1.1", "fd00:10:96::101"]
 
 
@@ -183,7 +188,5 @@ def test_no_two_pods_ever_share_an_address(sizes: list[int]) -> None:
                 }
             ),
         )
-        ips = [
-            ip for key, obj in objects.items() if key.kind == "Pod" for ip in scheduler.pod_ips(obj)
-        ]
+        ips = [ip for key, obj in objects.items() if key.kind == "Pod" for ip in pod_ips(obj)]
         assert len(ips) == len(set(ips)) == 2 * size

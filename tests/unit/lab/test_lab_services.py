@@ -11,9 +11,9 @@ import dns.opcode
 import dns.rcode
 import pytest
 
-from ztunnel.lab.cluster import services
-from ztunnel.lab.cluster.dns import Zone, answer, build_zone
-from ztunnel.lab.network import addresses, kube_proxy
+from ztunnel.lab.cluster import kube_proxy, services
+from ztunnel.lab.cluster.dns_zone import Zone, answer, build_zone
+from ztunnel.lab.network import addresses
 from ztunnel.lab.objects import Key, Object, key_of
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of Kubernetes that the lab emulates: object store, scheduler, services, DNS."""
+"""The parts of Kubernetes that the lab emulates: controllers, scheduler, kube-proxy, DNS."""

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Virtual addresses and endpoints of services: the lab's service and endpoint controllers.
-
-Pure: objects in, objects out.
-"""
+"""The lab's service and EndpointSlice controllers: virtual addresses and endpoints. Pure."""
 
 from __future__ import annotations
 
@@ -10,37 +7,36 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from ztunnel.lab.cluster.scheduler import is_ready, pod_ips
+from ztunnel.lab.cluster.pod_fields import is_ready, pod_ips
 from ztunnel.lab.network import addresses
-from ztunnel.lab.objects import Key, Object, Objects, key_of, of_kind
+from ztunnel.lab.objects import SERVICE_LABEL, Key, Object, Objects, key_of, of_kind
 
-SERVICE_LABEL = "kubernetes.io/service-name"
 MANAGED_LABEL = "endpointslice.kubernetes.io/managed-by"
 MANAGER = "ztunnel-lab"
 
-Ports = tuple[tuple[str, int, str], ...]  # (name, port at the pod, protocol)
+Ports = tuple[tuple[str, int, str], ...]  # name, port of the pod, protocol
 
 
 def plan_services(objects: Objects) -> list[Object]:
-    """All services with their virtual addresses and defaults filled in."""
+    """All services, with virtual addresses and default values."""
     services = [copy.deepcopy(service) for service in of_kind(objects, "Service")]
-    taken = set(addresses.DNS_ADDRESSES)
+    used = set(addresses.DNS_ADDRESSES)
     for service in services:
-        taken.update(service["spec"].get("clusterIPs") or [service["spec"].get("clusterIP", "")])
+        used.update(service["spec"].get("clusterIPs") or [service["spec"].get("clusterIP", "")])
     for service in services:
-        _default_ports(service["spec"])
-        _assign(service, taken)
+        _set_port_defaults(service["spec"])
+        _set_cluster_ips(service, used)
     return services
 
 
-def _default_ports(spec: dict[str, Any]) -> None:
+def _set_port_defaults(spec: dict[str, Any]) -> None:
     spec.setdefault("type", "ClusterIP")
     for port in spec.get("ports") or []:
         port.setdefault("protocol", "TCP")
         port.setdefault("targetPort", port["port"])
 
 
-def _assign(service: Object, taken: set[str]) -> None:
+def _set_cluster_ips(service: Object, used: set[str]) -> None:
     spec = service["spec"]
     if spec["type"] == "ExternalName" or spec.get("clusterIPs"):
         return
@@ -50,9 +46,9 @@ def _assign(service: Object, taken: set[str]) -> None:
         if ips != ["None"]:
             families = ["IPv6" if addresses.is_ipv6(ips[0]) else "IPv4"]
     else:
-        pair = addresses.service_addresses("/".join(key_of(service)[1:]), taken)
+        pair = addresses.service_addresses("/".join(key_of(service)[1:]), used)
         ips = [pair[family == "IPv6"] for family in families]
-    taken.update(ips)
+    used.update(ips)
     spec |= {
         "clusterIP": ips[0],
         "clusterIPs": ips,
@@ -66,18 +62,19 @@ def _families_by_policy(spec: dict[str, Any]) -> list[str]:
 
 
 def plan_slices(objects: Objects) -> list[Object]:
-    """The EndpointSlices of every service that selects pods, one per family and set of ports."""
-    return [piece for service in of_kind(objects, "Service") for piece in _slices(service, objects)]
+    """The EndpointSlices of services with a selector, one per address family and set of ports."""
+    services = of_kind(objects, "Service")
+    return [endpoint_slice for service in services for endpoint_slice in _slices(service, objects)]
 
 
 def stale_slices(objects: Objects, planned: list[Object]) -> list[Key]:
-    """Slices the lab wrote earlier that no service needs any more."""
-    keep = {key_of(piece) for piece in planned}
+    """The EndpointSlices of the lab that are not in the plan."""
+    current = {key_of(endpoint_slice) for endpoint_slice in planned}
     return [
-        key_of(piece)
-        for piece in of_kind(objects, "EndpointSlice")
-        if piece["metadata"].get("labels", {}).get(MANAGED_LABEL) == MANAGER
-        and key_of(piece) not in keep
+        key_of(endpoint_slice)
+        for endpoint_slice in of_kind(objects, "EndpointSlice")
+        if endpoint_slice["metadata"].get("labels", {}).get(MANAGED_LABEL) == MANAGER
+        and key_of(endpoint_slice) not in current
     ]
 
 
@@ -88,19 +85,19 @@ def _slices(service: Object, objects: Objects) -> Iterator[Object]:
         return
     for family in spec.get("ipFamilies", []):
         groups: dict[Ports, list[Object]] = {}
-        for pod in _selected(objects, key.namespace, selector):
-            ports = _resolve(spec.get("ports") or [], pod)
+        for pod in _selected_pods(objects, key.namespace, selector):
+            ports = _resolve_ports(spec.get("ports") or [], pod)
             for ip in pod_ips(pod):
                 if ports is not None and addresses.is_ipv6(ip) == (family == "IPv6"):
                     entry = _endpoint(pod, ip, bool(spec.get("publishNotReadyAddresses")))
                     groups.setdefault(ports, []).append(entry)
-        groups = groups or {_resolve_static(spec.get("ports") or []): []}
+        groups = groups or {_numeric_ports(spec.get("ports") or []): []}
         for number, (ports, endpoints) in enumerate(sorted(groups.items(), key=lambda g: g[0])):
             suffix = f"-{number}" if number else ""
             yield _slice(key, f"{key.name}-{family.lower()}{suffix}", family, ports, endpoints)
 
 
-def _selected(objects: Objects, namespace: str, selector: dict[str, str]) -> Iterator[Object]:
+def _selected_pods(objects: Objects, namespace: str, selector: dict[str, str]) -> Iterator[Object]:
     for pod in of_kind(objects, "Pod"):
         labels = pod["metadata"].get("labels") or {}
         if (
@@ -111,8 +108,8 @@ def _selected(objects: Objects, namespace: str, selector: dict[str, str]) -> Ite
             yield pod
 
 
-def _resolve(ports: list[dict[str, Any]], pod: Object) -> Ports | None:
-    """The service's ports at this pod; None when it lacks a port the service names."""
+def _resolve_ports(ports: list[dict[str, Any]], pod: Object) -> Ports | None:
+    """The service's ports of a pod; None if the pod has no port with a name that is used."""
     named = {
         port["name"]: port["containerPort"]
         for container in pod["spec"]["containers"]
@@ -129,8 +126,8 @@ def _resolve(ports: list[dict[str, Any]], pod: Object) -> Ports | None:
     return tuple(resolved)
 
 
-def _resolve_static(ports: list[dict[str, Any]]) -> Ports:
-    """The ports of a service without endpoints: only those that need no pod to resolve."""
+def _numeric_ports(ports: list[dict[str, Any]]) -> Ports:
+    """The ports of a service without endpoints: those with a numeric targetPort."""
     return tuple(
         (port.get("name", ""), port["targetPort"], port.get("protocol", "TCP"))
         for port in ports

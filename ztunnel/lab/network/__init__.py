@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's wires: address plan, namespaces, links, kube-proxy rules."""
+"""The lab's network: address plan, namespaces and links."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's container runtime: cgroups, sandboxes, containers, probes."""
+"""The lab's kubelet and container runtime: sandboxes, containers, probes, cgroups."""

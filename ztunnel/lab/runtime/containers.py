@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers: programs of this machine, run in a pod's namespaces with a container's privileges."""
+"""Containers: programs of this machine, in a pod's namespaces with a container's privileges."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import LabNames
-from ztunnel.lab.objects import Object
-from ztunnel.lab.runtime import images, process
+from ztunnel.lab.objects import Object, key_of
+from ztunnel.lab.runtime import images, nginx, process
 from ztunnel.lab.runtime.sandbox import Sandbox
 
-# What container runtimes grant by default (containerd and Docker agree on this list).
+# The default of containerd and Docker.
 _DEFAULT_CAPABILITIES = frozenset(
     {
         "audit_write",
@@ -33,29 +34,39 @@ _DEFAULT_CAPABILITIES = frozenset(
 )
 
 
+def find_container(pod: Object, name: str | None) -> Object:
+    """A container of the pod by name, or the first one. Raises LabError."""
+    containers: list[Object] = pod["spec"]["containers"]
+    for container in containers:
+        if name in (None, container["name"]):
+            return container
+    known = ", ".join(container["name"] for container in containers)
+    raise LabError(f"{key_of(pod)} has no container {name!r}; hint: it has {known}")
+
+
 def log_path(names: LabNames, uid: str, container: str) -> Path:
-    """Where a container's output goes."""
+    """The log of a container of the pod with `uid`."""
     return names.pod_dir(uid) / f"{container}.log"
 
 
 def is_running(names: LabNames, sandbox: Sandbox, container: str) -> bool:
-    """Whether the container's program (or a child of it) lives."""
-    return process.running(sandbox.cgroup(names) / container)
+    """Whether the container's program, or a child of it, runs."""
+    return process.is_running(sandbox.cgroup(names) / container)
 
 
 def start(
-    names: LabNames, sandbox: Sandbox, pod: Object, container: Object, table: Mapping[str, str]
+    names: LabNames, sandbox: Sandbox, pod: Object, container: Object, commands: Mapping[str, str]
 ) -> None:
-    """Start a container's program in the background.
+    """Start a container in the background. `commands`: of user-defined images.
 
-    Raises images.UnknownImageError when the lab has no program for its image.
+    Raises images.UnknownImageError if there is no program for the image.
     """
-    if images.is_stock_nginx(container, table):
+    if nginx.is_official_nginx(container, commands):
         argv = _prepare_nginx(names, sandbox, pod, container)
     else:
-        argv = images.argv(container, table)
+        argv = images.argv(container, commands)
     process.spawn(
-        _privileges_argv(names, sandbox, pod, container, argv),
+        _in_container_argv(names, sandbox, pod, container, argv),
         sandbox.cgroup(names) / container["name"],
         log_path(names, sandbox.uid, container["name"]),
         images.environment(container, pod),
@@ -71,19 +82,19 @@ def exec_argv(
     *,
     privileged: bool = False,
 ) -> list[str]:
-    """A command line that runs `argv` as if the container had: namespaces, cgroup, privileges.
+    """A command line that runs `argv` in a container: in its namespaces, cgroup and privileges.
 
-    `privileged` keeps every capability, for looking at what a container may not see.
+    With `privileged`, the command has all capabilities instead.
     """
     if privileged:
         inner = [*sandbox.enter_argv(names), "--", *argv]
     else:
-        inner = _privileges_argv(names, sandbox, pod, container, argv)
-    return process.joined(sandbox.cgroup(names) / container["name"], inner)
+        inner = _in_container_argv(names, sandbox, pod, container, argv)
+    return process.in_cgroup_argv(sandbox.cgroup(names) / container["name"], inner)
 
 
 def exec_environment(pod: Object, container: Object) -> dict[str, str]:
-    """The environment of a command run in a container, with the person's terminal type."""
+    """The environment of a command in a container: the container's, with the user's $TERM."""
     terminal = {"TERM": os.environ["TERM"]} if "TERM" in os.environ else {}
     return images.environment(container, pod) | terminal
 
@@ -91,13 +102,13 @@ def exec_environment(pod: Object, container: Object) -> dict[str, str]:
 def _prepare_nginx(names: LabNames, sandbox: Sandbox, pod: Object, container: Object) -> list[str]:
     process.require("nginx")
     directory = names.pod_dir(sandbox.uid) / container["name"]
-    for path, text in images.nginx_files(directory, container, pod):
+    for path, text in nginx.nginx_files(directory, container, pod):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return images.nginx_argv(directory)
+    return nginx.nginx_argv(directory)
 
 
-def _privileges_argv(
+def _in_container_argv(
     names: LabNames, sandbox: Sandbox, pod: Object, container: Object, argv: Sequence[str]
 ) -> list[str]:
     context = {**(pod["spec"].get("securityContext") or {})}
@@ -112,11 +123,11 @@ def _privileges_argv(
 
 
 def _capability_options(context: Object) -> list[str]:
-    asked = context.get("capabilities") or {}
+    capabilities = context.get("capabilities") or {}
     granted = set(_DEFAULT_CAPABILITIES)
-    for name in asked.get("drop") or []:
+    for name in capabilities.get("drop") or []:
         granted = set() if name == "ALL" else granted - {_capability(name)}
-    granted |= {_capability(name) for name in asked.get("add") or []}
+    granted |= {_capability(name) for name in capabilities.get("add") or []}
     bounding = ",".join(["-all", *(f"+{name}" for name in sorted(granted))])
     return [f"--bounding-set={bounding}", "--inh-caps=-all"]
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting programs that outlive the command that started them, each in a cgroup of its own.
+"""Starts background programs, each in a cgroup of its own.
 
-Nothing of the lab stays resident to look after them: `ztunnel.lab.runtime.cgroups` tells what
-lives.
+The programs outlive the lab command that starts them. `ztunnel.lab.runtime.cgroups` finds them.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from pathlib import Path
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.runtime import cgroups
 
-# Join the cgroup before anything else is executed: what follows can't be outside it for a moment.
-_JOIN = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
+# Joins the cgroup before exec, so that the program never runs outside of it.
+_JOIN_SCRIPT = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
 
-_PACKAGES = {
+_DEBIAN_PACKAGES = {
     "mount": "mount",
     "nft": "nftables",
     "nginx": "nginx-light",
@@ -29,40 +28,40 @@ _PACKAGES = {
 }
 
 
-def joined(cgroup: Path, argv: Sequence[str]) -> list[str]:
-    """A command line that moves itself into `cgroup` and then becomes `argv`."""
-    return ["sh", "-c", _JOIN, str(cgroup), *argv]
+def in_cgroup_argv(cgroup: Path, argv: Sequence[str]) -> list[str]:
+    """A command line that joins `cgroup` and then executes `argv`."""
+    return ["sh", "-c", _JOIN_SCRIPT, str(cgroup), *argv]
 
 
 def spawn(
     argv: Sequence[str], cgroup: Path, log: Path, env: Mapping[str, str] | None = None
 ) -> None:
-    """Start `argv` in the background: own session, output appended to `log`.
+    """Start `argv` in the background, in a new session, with its output appended to `log`.
 
-    When this returns the process exists in `cgroup`, or it has ended already.
+    On return, the process is in `cgroup` or has exited. Raises LabError if it cannot be started.
     """
     cgroup.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        done = subprocess.run(
-            joined(cgroup, ["setsid", "--fork", *argv]),
+        process = subprocess.run(
+            in_cgroup_argv(cgroup, ["setsid", "--fork", *argv]),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             env=None if env is None else dict(env),
             check=False,
         )
-    if done.returncode:
-        raise LabError(f"could not start {argv[0]} in {cgroup}: {tail(log)}")
+    if process.returncode:
+        raise LabError(f"cannot start {argv[0]} in {cgroup}: {tail(log)}")
 
 
-def running(cgroup: Path) -> bool:
-    """Whether what was spawned in `cgroup` (or a child of it) still lives."""
+def is_running(cgroup: Path) -> bool:
+    """Whether a program that was started in `cgroup`, or a child of it, runs."""
     return bool(cgroups.pids(cgroup))
 
 
 def tail(log: Path, lines: int = 8) -> str:
-    """The last lines of a log, for an error message."""
+    """The last lines of a log, for error messages."""
     try:
         text = log.read_text(errors="replace").splitlines()
     except FileNotFoundError:
@@ -71,8 +70,8 @@ def tail(log: Path, lines: int = 8) -> str:
 
 
 def require(*programs: str) -> None:
-    """Raise LabError naming the Debian packages to install when a program is missing."""
+    """Raise LabError with the Debian packages to install if a program is missing."""
     missing = [program for program in programs if not shutil.which(program)]
     if missing:
-        packages = " ".join(sorted({_PACKAGES[program] for program in missing}))
-        raise LabError(f"{', '.join(missing)} not found in PATH; mend: apt-get install {packages}")
+        packages = " ".join(sorted({_DEBIAN_PACKAGES[program] for program in missing}))
+        raise LabError(f"{', '.join(missing)} not found in PATH; hint: apt-get install {packages}")

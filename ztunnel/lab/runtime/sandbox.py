@@ -2,12 +2,11 @@
 """The sandbox of a pod: its network, mount and UTS namespaces, held by a pause process.
 
     <node cgroup>/kubepods/pod<uid>/pause/      sleep infinity: holds the namespaces
-    <state>/pods/<uid>/sandbox.json             what to remove, should the object be gone
-                      /etc/…                    bound over the host's files, in the pod only
+    <state>/pods/<uid>/sandbox.json             for removal after the object was deleted
+                      /etc/…                    mounted over the host's files in the pod
                       /<container>.log, /<container>/
 
-Containers join these namespaces. The host's file system stays visible to the pod: the lab isolates
-networks, it is no jail.
+Containers join these namespaces. Pods share the host's file system: the lab isolates networks only.
 """
 
 from __future__ import annotations
@@ -19,20 +18,22 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ztunnel.lab.cluster.scheduler import NodePlan, host_network, pod_ips
+from ztunnel.lab.cluster.pod_fields import is_host_network, pod_ips
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import LabNames
 from ztunnel.lab.network import addresses, links, netns
+from ztunnel.lab.network.addresses import Node
 from ztunnel.lab.objects import Object, write_atomically
 from ztunnel.lab.runtime import cgroups, process
 from ztunnel.lab.runtime.images import hostname
 
 PAUSE = "pause"
-GRACE = 5.0  # seconds between SIGTERM and SIGKILL at most; Kubernetes' 30 would try one's patience
+STOP_GRACE_S = 5.0  # between SIGTERM and SIGKILL; shorter than in Kubernetes (30)
 
-_START_TIMEOUT = 10.0  # seconds
+_START_TIMEOUT_S = 10.0
+_POLL_INTERVAL_S = 0.005
 
-# Binds follow a symlinked /etc/resolv.conf (systemd-resolved) to its target: still only in here.
+# A bind mount over a symlinked /etc/resolv.conf (systemd-resolved) affects only this namespace.
 _PAUSE_SCRIPT = """\
 set -eu
 for file in resolv.conf hosts hostname nsswitch.conf; do
@@ -45,7 +46,7 @@ exec sleep infinity
 
 @dataclass(frozen=True)
 class Sandbox:
-    """Where a pod lives. `netns` is the node's own for a host-network pod."""
+    """Identifies a pod's sandbox. `netns` is the node's for a host-network pod."""
 
     uid: str
     node: str
@@ -63,26 +64,26 @@ class Sandbox:
         pid = self.pause_pid(names)
         if pid is None:
             raise LabError(
-                f"the sandbox of pod {self.uid} is gone; mend: run `ztctl lab up --name "
-                f"{names.name}`, which makes the pod anew"
+                f"the sandbox of pod {self.uid} does not exist; hint: `ztctl lab up --name "
+                f"{names.name}` creates the pod anew"
             )
         return ["nsenter", "--target", str(pid), "--net", "--mount", "--uts", f"--wd={directory}"]
 
 
 def describe(names: LabNames, pod: Object) -> Sandbox:
-    """The sandbox a pod has or will have."""
+    """The sandbox of a bound pod, whether it exists or not."""
     metadata, node = pod["metadata"], pod["spec"]["nodeName"]
-    shared = host_network(pod)
-    space = (
+    host_network = is_host_network(pod)
+    pod_netns = (
         names.node_netns(node)
-        if shared
+        if host_network
         else names.pod_netns(metadata["namespace"], metadata["name"])
     )
-    return Sandbox(metadata["uid"], node, space, shared)
+    return Sandbox(metadata["uid"], node, pod_netns, host_network)
 
 
 def is_alive(names: LabNames, sandbox: Sandbox) -> bool:
-    """Whether the pause process lives and its namespace is still the named one."""
+    """Whether the pause process runs in the pod's named network namespace."""
     pid = sandbox.pause_pid(names)
     if pid is None or not netns.is_live(sandbox.netns):
         return False
@@ -92,8 +93,8 @@ def is_alive(names: LabNames, sandbox: Sandbox) -> bool:
         return False
 
 
-def create(names: LabNames, node: NodePlan, pod: Object) -> Sandbox:
-    """Wire the pod's network and start its pause process."""
+def create(names: LabNames, node: Node, pod: Object) -> Sandbox:
+    """Create the pod's network and start its pause process. Raises LabError."""
     sandbox = describe(names, pod)
     directory = names.pod_dir(sandbox.uid)
     (directory / "etc").mkdir(parents=True, exist_ok=True)
@@ -112,28 +113,28 @@ def _start_pause(names: LabNames, sandbox: Sandbox, host: str) -> None:
     private = ["unshare", "--mount", "--propagation", "slave", "--uts", "--"]
     script = ["sh", "-c", _PAUSE_SCRIPT, PAUSE, str(directory), host]
     process.spawn([*netns.enter_argv(sandbox.netns), *private, *script], cgroup, log)
-    deadline = time.monotonic() + _START_TIMEOUT
-    while not _is_set_up(cgroup):
-        if not process.running(cgroup) or time.monotonic() > deadline:
-            raise LabError(f"could not set up pod {sandbox.uid}: {process.tail(log)}")
-        time.sleep(0.005)
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while not _is_pausing(cgroup):
+        if not process.is_running(cgroup) or time.monotonic() > deadline:
+            raise LabError(f"cannot create the sandbox of pod {sandbox.uid}: {process.tail(log)}")
+        time.sleep(_POLL_INTERVAL_S)
 
 
-def _is_set_up(cgroup: Path) -> bool:
-    """The script's last act is to become `sleep`, alone in its cgroup."""
-    found = cgroups.pids(cgroup)
+def _is_pausing(cgroup: Path) -> bool:
+    """Whether the script has finished: then `sleep` is the only process."""
+    pids = cgroups.pids(cgroup)
     try:
-        return len(found) == 1 and Path(f"/proc/{found[0]}/comm").read_text() == "sleep\n"
+        return len(pids) == 1 and Path(f"/proc/{pids[0]}/comm").read_text() == "sleep\n"
     except OSError:
         return False
 
 
-def destroy(names: LabNames, sandbox: Sandbox, grace: float = GRACE) -> None:
-    """End the pod's processes and remove its namespace; safe to repeat."""
+def destroy(names: LabNames, sandbox: Sandbox, grace_s: float = STOP_GRACE_S) -> None:
+    """Stop the pod's processes and remove its namespace. Idempotent."""
     cgroup = sandbox.cgroup(names)
     for container in cgroup.glob("*/") if cgroup.exists() else ():
         if container.name != PAUSE:
-            cgroups.terminate(container, grace)
+            cgroups.terminate(container, grace_s)
     cgroups.remove(cgroup)
     if not sandbox.host_network:
         netns.remove(sandbox.netns)
@@ -145,7 +146,7 @@ def destroy(names: LabNames, sandbox: Sandbox, grace: float = GRACE) -> None:
 
 
 def recorded(names: LabNames) -> Iterator[Sandbox]:
-    """Every sandbox the state directory knows of."""
+    """All sandboxes in the state directory."""
     for path in sorted((names.state / "pods").glob("*/sandbox.json")):
         yield Sandbox(**json.loads(path.read_text()))
 
@@ -155,8 +156,8 @@ def _etc_files(pod: Object) -> Iterator[tuple[str, str]]:
     domains = f"{namespace}.svc.cluster.local svc.cluster.local cluster.local"
     server = addresses.DNS_ADDRESSES[0]
     yield "resolv.conf", f"nameserver {server}\nsearch {domains}\noptions ndots:5\n"
-    own = "".join(f"{ip}\t{host}\n" for ip in pod_ips(pod))
-    yield "hosts", f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}"
+    entries = "".join(f"{ip}\t{host}\n" for ip in pod_ips(pod))
+    yield "hosts", f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{entries}"
     yield "hostname", f"{host}\n"
-    # the host's own may ask systemd-resolved by a socket that no network namespace hides
+    # The host's may use systemd-resolved through a unix socket, which network namespaces share.
     yield "nsswitch.conf", "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"

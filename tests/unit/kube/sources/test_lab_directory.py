@@ -9,10 +9,12 @@ from pathlib import Path
 from ztunnel.kube.sources.directory import scan_directory
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.lab.cluster import scheduler, services
+from ztunnel.lab.cluster.system_objects import system_objects
+from ztunnel.lab.network.addresses import make_nodes
 from ztunnel.lab.objects import Key, Object, ObjectStore, key_of
 from ztunnel.mesh.model import TunnelProtocol
 
-NODES = scheduler.make_nodes(2)
+NODES = make_nodes(2)
 METADATA = {"name": "my-app", "namespace": "default"}
 MANIFESTS: list[Object] = [
     {
@@ -44,7 +46,7 @@ MANIFESTS: list[Object] = [
 def planned() -> dict[Key, Object]:
     """The lab's objects when everything runs."""
     found = {key_of(obj): obj for obj in MANIFESTS}
-    found |= {key_of(obj): obj for obj in scheduler.system_objects(found, NODES)}
+    found |= {key_of(obj): obj for obj in system_objects(found, NODES)}
     uids = (f"uid{number}" for number in itertools.count())
     pods = scheduler.plan_pods(found, NODES, uid=lambda _: next(uids), now="now").pods
     for pod in pods:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kube-proxy for pods outside the mesh: ClusterIP to a random ready endpoint, in the node's netns.
+"""The lab's kube-proxy: nftables rules in the node's namespace, from ClusterIP to a ready endpoint.
 
-Enrolled pods never meet these rules, as the mesh resolves virtual addresses before a packet
-exists. Nothing here is ever loaded into a pod's namespace. `render` is pure; `apply` loads the
-whole table in one transaction.
+The rules serve pods outside the mesh: for enrolled pods, the proxy selects the endpoint. No rules
+are loaded into pods' namespaces. `render` is pure; `apply` replaces the table in one transaction.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ztunnel.lab.cluster.services import SERVICE_LABEL
 from ztunnel.lab.network import netns
-from ztunnel.lab.network.addresses import SERVICE_CIDRS, Pair, is_ipv6
-from ztunnel.lab.objects import Key, Object, Objects, key_of, of_kind
+from ztunnel.lab.network.addresses import SERVICE_CIDRS, AddressPair, is_ipv6
+from ztunnel.lab.objects import SERVICE_LABEL, Key, Object, Objects, key_of, of_kind
 
 _TABLE = """\
 table inet ztlab_services
@@ -35,27 +33,27 @@ table inet ztlab_services {{
     jump resolve
   }}
   chain postrouting {{
-    # a pod that reaches itself through its service must see the answer come back through the node
+    # replies to a pod that reaches itself through its service must return through the node
     type nat hook postrouting priority srcnat
     ct status dnat ip saddr . ip daddr @hairpin4 snat ip to {node4}
     ct status dnat ip6 saddr . ip6 daddr @hairpin6 snat ip6 to {node6}
   }}
-  chain unserved {{
-    # what still bears a service address here has no ready endpoint
+  chain no_endpoint {{
+    # packets that still have a service address are for services without a ready endpoint
     fib daddr type local accept
     ip daddr {cidr4} reject
     ip6 daddr {cidr6} reject
   }}
   chain forwarding {{
     type filter hook forward priority filter
-    jump unserved
+    jump no_endpoint
   }}
   chain output_filter {{
     type filter hook output priority filter
-    jump unserved
+    jump no_endpoint
   }}
   chain spoofed {{
-    # strict reverse path for both families: a pod sends from its own address or not at all
+    # strict reverse-path filter for both families: a pod can send only from its own addresses
     type filter hook prerouting priority raw
     iifname "pod*" fib saddr . iif oif missing drop
   }}
@@ -64,7 +62,7 @@ table inet ztlab_services {{
 
 
 class Frontend(NamedTuple):
-    """One virtual address and port with the backends it stands for."""
+    """A virtual address and port, with its backends."""
 
     address: str
     protocol: str
@@ -73,37 +71,38 @@ class Frontend(NamedTuple):
 
 
 def frontends(objects: Objects) -> Iterator[Frontend]:
-    """Every served address and port, from Services and their EndpointSlices."""
+    """The virtual addresses and ports that have a ready endpoint."""
     slices: dict[Key, list[Object]] = {}
-    for piece in of_kind(objects, "EndpointSlice"):
-        name = piece["metadata"].get("labels", {}).get(SERVICE_LABEL, "")
-        slices.setdefault(Key("Service", key_of(piece).namespace, name), []).append(piece)
+    for endpoint_slice in of_kind(objects, "EndpointSlice"):
+        name = endpoint_slice["metadata"].get("labels", {}).get(SERVICE_LABEL, "")
+        key = Key("Service", key_of(endpoint_slice).namespace, name)
+        slices.setdefault(key, []).append(endpoint_slice)
     for service in of_kind(objects, "Service"):
-        pieces = slices.get(key_of(service), [])
+        own_slices = slices.get(key_of(service), [])
         for address in service["spec"].get("clusterIPs") or []:
             for port in service["spec"].get("ports") or [] if address != "None" else []:
-                found = tuple(sorted(_backends(pieces, port, is_ipv6(address))))
+                backends = tuple(sorted(_backends(own_slices, port, is_ipv6(address))))
                 protocol = port.get("protocol", "TCP").lower()
-                if found:
-                    yield Frontend(address, protocol, port["port"], found)
+                if backends:
+                    yield Frontend(address, protocol, port["port"], backends)
 
 
-def _backends(pieces: list[Object], port: Object, ipv6: bool) -> Iterator[tuple[str, int]]:
-    for piece in pieces:
-        if (piece["addressType"] == "IPv6") != ipv6:
+def _backends(slices: list[Object], port: Object, ipv6: bool) -> Iterator[tuple[str, int]]:
+    for endpoint_slice in slices:
+        if (endpoint_slice["addressType"] == "IPv6") != ipv6:
             continue
         numbers = [
             entry["port"]
-            for entry in piece.get("ports") or []
+            for entry in endpoint_slice.get("ports") or []
             if (entry.get("name") or "") == port.get("name", "")
         ]
-        for endpoint in piece.get("endpoints") or []:
+        for endpoint in endpoint_slice.get("endpoints") or []:
             if numbers and (endpoint.get("conditions") or {}).get("ready", True):
                 yield from ((address, numbers[0]) for address in endpoint["addresses"])
 
 
-def render(served: Sequence[Frontend], node: Pair) -> str:
-    """The nftables script that replaces the whole table of the node with these addresses."""
+def render(served: Sequence[Frontend], node: AddressPair) -> str:
+    """The nftables script that replaces the node's table. `node`: the node's addresses."""
     chains = [_chain(number, frontend) for number, frontend in enumerate(served)]
     return _TABLE.format(
         maps="\n".join((_vips(served, ipv6=False), _vips(served, ipv6=True), *_hairpins(served))),
@@ -116,7 +115,7 @@ def render(served: Sequence[Frontend], node: Pair) -> str:
 
 
 def apply(node_netns: str, script: str) -> None:
-    """Load the script in the node's namespace, all or nothing."""
+    """Load the script in the node's namespace, in one transaction."""
     netns.run(node_netns, ["nft", "-f", "-"], stdin=script)
 
 

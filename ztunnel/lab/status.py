@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `ztctl lab status` tells: the objects' view joined with what the kernel has."""
+"""The status of a lab: its objects, with the state of their processes and namespaces."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ztunnel.lab.cluster.scheduler import NodePlan, is_ready, pod_ips
+from ztunnel.lab.cluster.kube_proxy import frontends
+from ztunnel.lab.cluster.pod_fields import is_ready, pod_ips
 from ztunnel.lab.components import Component
 from ztunnel.lab.names import LabNames
 from ztunnel.lab.network import addresses
-from ztunnel.lab.network.kube_proxy import frontends
+from ztunnel.lab.network.addresses import Node
 from ztunnel.lab.objects import Object, Objects, of_kind
 from ztunnel.lab.runtime import capture_gate, containers, sandbox
 
 
 def describe(
     names: LabNames,
-    nodes: Sequence[NodePlan],
+    nodes: Sequence[Node],
     components: Mapping[str, Sequence[Component]],
     objects: Objects,
 ) -> dict[str, Any]:
-    """Plain data, the same for people and machines."""
+    """The status as plain data. `components`: by node."""
     return {
         "name": names.name,
         "nodes": [_node(names, node, components[node.name]) for node in nodes],
@@ -32,22 +33,26 @@ def describe(
     }
 
 
-def _node(names: LabNames, node: NodePlan, components: Sequence[Component]) -> dict[str, Any]:
+def _node(names: LabNames, node: Node, components: Sequence[Component]) -> dict[str, Any]:
     return {
         "name": node.name,
         "addresses": list(addresses.node_addresses(node.index)),
         "netns": names.node_netns(node.name),
         "pinDir": str(names.pin_dir(node.name)),
         "components": {
-            part.kind: {"pid": part.pid, "ready": part.is_ready(), "log": str(part.log)}
-            for part in components
+            component.kind.value: {
+                "pid": component.pid,
+                "ready": component.is_ready(),
+                "log": str(component.log),
+            }
+            for component in components
         },
     }
 
 
 def _pod(names: LabNames, pod: Object, objects: Objects) -> dict[str, Any]:
     metadata, node = pod["metadata"], pod["spec"].get("nodeName")
-    described = {
+    row = {
         "namespace": metadata["namespace"],
         "name": metadata["name"],
         "uid": metadata.get("uid"),
@@ -55,31 +60,31 @@ def _pod(names: LabNames, pod: Object, objects: Objects) -> dict[str, Any]:
         "addresses": pod_ips(pod),
         "ready": False,
         "status": pod.get("status", {}).get("phase", "Pending"),
-        "dataplaneMode": capture_gate.mode(pod, objects),
+        "dataplaneMode": capture_gate.dataplane_mode(pod, objects),
     }
     if node and metadata.get("uid"):
-        box = sandbox.describe(names, pod)
-        alive = sandbox.is_alive(names, box)
-        running = alive and all(
-            containers.is_running(names, box, container["name"])
+        pod_sandbox = sandbox.describe(names, pod)
+        is_alive = sandbox.is_alive(names, pod_sandbox)
+        is_running = is_alive and all(
+            containers.is_running(names, pod_sandbox, container["name"])
             for container in pod["spec"]["containers"]
         )
-        described |= {
-            "netns": box.netns,
-            "pausePid": box.pause_pid(names),
-            "ready": running and is_ready(pod),
-            "status": _phase(pod, alive=alive, running=running),
+        row |= {
+            "netns": pod_sandbox.netns,
+            "pausePid": pod_sandbox.pause_pid(names),
+            "ready": is_running and is_ready(pod),
+            "status": _phase(pod, is_alive=is_alive, is_running=is_running),
         }
-    return described
+    return row
 
 
-def _phase(pod: Object, *, alive: bool, running: bool) -> str:
+def _phase(pod: Object, *, is_alive: bool, is_running: bool) -> str:
     for status in pod["status"].get("containerStatuses", []):
         if waiting := status.get("state", {}).get("waiting"):
             return str(waiting["reason"])
-    if not alive:
+    if not is_alive:
         return "SandboxGone"
-    return "Running" if running else "ContainerEnded"
+    return "Running" if is_running else "ContainerEnded"
 
 
 def _services(objects: Objects) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Client of the admin API of a node's agent: HTTP over the agent's unix socket."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from ztunnel.lab.names import LabNames
+
+_TIMEOUT_S = 2.0
+
+
+def admin_get(names: LabNames, node: str, path: str) -> tuple[int, Any]:
+    """GET `path`: the HTTP status and the decoded JSON, or (0, None) if the agent is unreachable.
+
+    The JSON is None for a response of another content type.
+    """
+    connection = _UnixConnection(names.run_dir(node) / "admin.sock")
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        body = response.read()
+        is_json = "json" in response.headers.get("content-type", "")
+        return response.status, json.loads(body) if is_json else None
+    except (OSError, http.client.HTTPException, ValueError):
+        return 0, None
+    finally:
+        connection.close()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Applying an object over a stored one: the object that the lab stores. Pure."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from ztunnel.lab.cluster.digest import digest
+from ztunnel.lab.objects import Object
+
+APPLIED_ANNOTATION = "ztunnel-lab/applied-spec"  # hash of a pod's spec, as in its manifest
+
+
+def admit(new: Object, old: Object | None, uid: Callable[[], str], now: str) -> Object:
+    """The object to store if `new` is applied over `old`.
+
+    Fields that the lab sets (uid, node, addresses, status) are preserved. Labels and annotations
+    are merged, and those of `new` take precedence, so that labels of `ztctl lab label` survive. A
+    pod without an owner whose spec has changed is unbound, and so is created anew.
+    """
+    stored = copy.deepcopy(new)
+    metadata = stored["metadata"]
+    if new["kind"] == "Pod":
+        annotations = metadata.setdefault("annotations", {})
+        annotations[APPLIED_ANNOTATION] = digest(new.get("spec"))
+    if old is None:
+        metadata.setdefault("uid", uid())
+        metadata.setdefault("creationTimestamp", now)
+        return unbound(stored) if new["kind"] == "Pod" else stored
+    for field in ("labels", "annotations"):
+        merged = {**old["metadata"].get(field, {}), **metadata.get(field, {})}
+        if merged:
+            metadata[field] = merged
+    if new["kind"] == "Pod":
+        return _admit_pod(stored, old)
+    for field in ("uid", "creationTimestamp"):
+        metadata.setdefault(field, old["metadata"].get(field))
+    if new["kind"] == "Service":
+        _preserve_cluster_ips(stored.setdefault("spec", {}), old.get("spec", {}))
+    if "status" in old:
+        stored.setdefault("status", copy.deepcopy(old["status"]))
+    return stored
+
+
+def unbound(pod: Object) -> Object:
+    """The pod without uid and status, as before scheduling: the next plan creates it anew."""
+    metadata = {name: value for name, value in pod["metadata"].items() if name != "uid"}
+    others = {name: value for name, value in pod.items() if name != "status"}
+    return {**others, "metadata": metadata}
+
+
+def _admit_pod(stored: Object, old: Object) -> Object:
+    applied = old["metadata"].get("annotations", {}).get(APPLIED_ANNOTATION)
+    if applied != stored["metadata"]["annotations"][APPLIED_ANNOTATION]:
+        return unbound(stored)
+    unchanged = copy.deepcopy(old)
+    for field in ("labels", "annotations"):
+        if field in stored["metadata"]:
+            unchanged["metadata"][field] = stored["metadata"][field]
+    return unchanged
+
+
+def _preserve_cluster_ips(new: dict[str, Any], old: dict[str, Any]) -> None:
+    if "clusterIP" in new or "clusterIPs" in new:
+        return
+    for field in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
+        if field in old and old.get("clusterIP") != "None":
+            new.setdefault(field, old[field])

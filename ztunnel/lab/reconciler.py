@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reconciles pods, endpoints and kube-proxy rules with the stored objects."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+from ztunnel.lab.cluster import kube_proxy, services
+from ztunnel.lab.cluster.admission import admit, unbound
+from ztunnel.lab.cluster.deployments import deployment_status
+from ztunnel.lab.cluster.pod_fields import pod_ips
+from ztunnel.lab.cluster.scheduler import PodPlan, plan_pods
+from ztunnel.lab.cluster.system_objects import SYSTEM_NAMESPACES, system_objects
+from ztunnel.lab.errors import LabError
+from ztunnel.lab.names import LabNames
+from ztunnel.lab.network.addresses import Node, node_addresses
+from ztunnel.lab.objects import Key, Object, ObjectStore, key_of, of_kind
+from ztunnel.lab.runtime import capture_gate, images
+from ztunnel.lab.runtime.kubelet import Kubelet
+from ztunnel.lab.state import LabSettings
+
+_APPLY_ORDER = ("Namespace", "ServiceAccount", "ConfigMap")  # before all other kinds
+
+
+class Reconciler:
+    """The controllers of a lab. The caller holds the lab's lock.
+
+    `pod_uid` returns the uid of a new pod. `progress` receives a line for each step.
+    """
+
+    def __init__(
+        self,
+        names: LabNames,
+        nodes: Sequence[Node],
+        store: ObjectStore,
+        settings: LabSettings,
+        *,
+        pod_uid: Callable[[Object], str],
+        progress: Callable[[str], None],
+    ) -> None:
+        self._names = names
+        self._nodes = nodes
+        self._store = store
+        self._settings = settings
+        self._pod_uid = pod_uid
+        self._progress = progress
+        self._kubelet = Kubelet(names, nodes, store, self._wait_until_captured)
+
+    def apply(self, objects: Sequence[Object]) -> list[Key]:
+        """Store objects, namespaces first. Returns their keys in that order. Raises LabError."""
+        stored = self._store.load()
+        rank = {kind: number for number, kind in enumerate(_APPLY_ORDER)}
+        ordered = sorted(objects, key=lambda obj: rank.get(obj["kind"], len(rank)))
+        for obj in ordered:
+            key = key_of(obj)
+            if key.namespace and not _has_namespace(stored, key.namespace):
+                raise LabError(
+                    f"{key}: namespace {key.namespace!r} does not exist; hint: apply a Namespace"
+                )
+            stored[key] = admit(obj, stored.get(key), new_uid, _now())
+            self._store.put(stored[key])
+        return [key_of(obj) for obj in ordered]
+
+    def put_system_objects(self) -> None:
+        """Store the objects that a cluster has without manifests."""
+        self._put_all(system_objects(self._store.load(), self._nodes))
+
+    def unbind_dead_pods(self) -> None:
+        """Unbind the pods whose sandbox does not exist any more, so that they are created anew.
+
+        This must precede waiting for agents, which are not ready while a pod cannot be found.
+        """
+        for pod in self._kubelet.dead_pods(self._store.load()):
+            self._store.put(unbound(pod))
+
+    def reconcile(self, deadline: float | None, *, wait_for_new_only: bool = False) -> list[str]:
+        """Reconcile everything, and wait until pods are ready unless `deadline` is None.
+
+        Returns the remaining problems. `wait_for_new_only`: probe other pods once, without waiting.
+        """
+        self.put_system_objects()
+        self._put_all(services.plan_services(self._store.load()))
+        self.unbind_dead_pods()
+        objects = self._store.load()
+        plan = plan_pods(objects, self._nodes, uid=self._pod_uid, now=_now())
+        self._remove_surplus_pods(objects, plan)
+        self._put_all(plan.pods)
+        self.publish()
+        self._kubelet.remove_others(plan.pods)
+        commands = images.user_commands(objects)
+        pods = [self._kubelet.run(pod, commands) for pod in plan.pods if pod_ips(pod)]
+        old = [pod for pod in pods if wait_for_new_only and key_of(pod) in objects]
+        new = [pod for pod in pods if pod not in old]
+        self._kubelet.wait_ready(old, 0, self._progress)
+        unready = self._kubelet.wait_ready(new, deadline or 0, self._progress)
+        self.publish()
+        reasons = [self._kubelet.unready_reason(pod) for pod in unready] if deadline else []
+        return [*plan.problems, *reasons, *self._uncaptured(pods)]
+
+    def publish(self) -> None:
+        """Update endpoints, status of deployments, and the rules of kube-proxy on all nodes."""
+        objects = self._store.load()
+        slices = services.plan_slices(objects)
+        self._put_all(slices)
+        for key in services.stale_slices(objects, slices):
+            self._store.remove(key)
+        for deployment in of_kind(objects, "Deployment"):
+            status = deployment_status(deployment, objects)
+            self._store.put({**deployment, "status": status})
+        frontends = list(kube_proxy.frontends(self._store.load()))
+        for node in self._nodes:
+            script = kube_proxy.render(frontends, node_addresses(node.index))
+            kube_proxy.apply(self._names.node_netns(node.name), script)
+
+    def _wait_until_captured(self, pod: Object) -> None:
+        if self._settings.mesh and capture_gate.must_be_captured(pod, self._store.load()):
+            capture_gate.wait_until_captured(self._names, pod)
+
+    def _uncaptured(self, pods: Sequence[Object]) -> Iterator[str]:
+        """The reasons why pods are not captured that must be."""
+        objects = self._store.load()
+        for pod in pods:
+            if self._settings.mesh and capture_gate.must_be_captured(pod, objects):
+                problem = capture_gate.wait_until_captured(self._names, pod, timeout_s=0)
+                if problem:
+                    yield problem
+
+    def _remove_surplus_pods(self, objects: Mapping[Key, Object], plan: PodPlan) -> None:
+        """Delete the pods of Deployments that are not in the plan."""
+        for pod in of_kind(objects, "Pod"):
+            if pod["metadata"].get("ownerReferences") and key_of(pod) not in plan.keys:
+                self._store.remove(key_of(pod))
+
+    def _put_all(self, objects: Sequence[Object]) -> None:
+        for obj in objects:
+            self._store.put(obj)
+
+
+def new_uid(_: Object | None = None) -> str:
+    """A random uid."""
+    return str(uuid.uuid4())
+
+
+def _has_namespace(objects: Mapping[Key, Object], name: str) -> bool:
+    return name in SYSTEM_NAMESPACES or Key("Namespace", "", name) in objects
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
