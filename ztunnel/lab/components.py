@@ -48,7 +48,7 @@ class Component:
     @property
     def cgroup(self) -> Path:
         """The component's cgroup."""
-        return self.names.node_cgroup(self.node) / self.kind
+        return self.names.node_cgroup(self.node) / self.kind.value
 
     @property
     def log(self) -> Path:
@@ -95,7 +95,7 @@ class Component:
         if self.kind is ComponentKind.DNS:
             return _accepts(self.names.node_netns(self.node), addresses.DNS_ADDRESSES[-1], 53)
         if self.kind is ComponentKind.PROXY and not process.is_running(
-            self.cgroup.with_name(ComponentKind.AGENT)
+            self.cgroup.with_name(ComponentKind.AGENT.value)
         ):
             return True
         return not self._unready_reasons()
