@@ -137,9 +137,9 @@ def test_ztctl_asks_one_node_or_all_through_the_kubelet(
     shop: Nodes, ztctl: Ztctl, via: str
 ) -> None:
     wait_until(lambda: len(_doors(shop)) == 2, "agents name their ports")
-    answer = ztctl("--via", via, "status", "-o", "json")
+    answer = ztctl("--transport", via, "status", "-o", "json")
     assert {one["node"] for one in _nodes(answer)} == {"node-1", "node-2"}
-    done = ztctl("--via", via, "--node", "node-1", "pod", "list", "-o", "json")
+    done = ztctl("--transport", via, "--node", "node-1", "pod", "list", "-o", "json")
     assert "client" in done.stdout
     assert "server" not in done.stdout
 
@@ -163,7 +163,7 @@ def test_who_may_only_forward_ports_looks_that_way_and_changes_nothing_else(
     eve = shop.server.kubeconfig("eve")
     answer = ztctl("status", "-o", "json", login=eve)
     assert {one["node"] for one in _nodes(answer)} == {"node-1", "node-2"}
-    refused = ztctl("--via", "exec", "--node", "node-1", "status", login=eve, code=3)
+    refused = ztctl("--transport", "exec", "--node", "node-1", "status", login=eve, code=3)
     assert "it needs the right get and create pods/exec in ztunnel-system" in refused.stderr
     mallory = shop.server.kubeconfig("mallory")
     assert "403" in ztctl("status", login=mallory, code=1).stderr
