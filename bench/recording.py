@@ -24,8 +24,8 @@ from urllib.parse import parse_qs, quote, urlsplit
 import yaml
 
 from tests.apiserver.pki import Pki
-from ztunnel.kube.client.list_watch import PAGE, Resource
-from ztunnel.kube.sources.api_server import granted
+from ztunnel.kube.client.reflector import PAGE_LIMIT, Resource
+from ztunnel.kube.sources.api_server import watched_resources
 
 BOOKMARKS = 30.0  # seconds of silence before the replay says that it is there
 _END = b""
@@ -34,7 +34,7 @@ _END = b""
 def record_lists(connection: http.client.HTTPSConnection, node: str, directory: Path) -> str:
     """Every list that the agent of a node asks for; the version that the pods' list has."""
     version = ""
-    for resource in granted(node):
+    for resource in watched_resources(node):
         lines, rest = [], ""
         while True:
             text = _get(connection, _list_path(resource, rest))
@@ -52,8 +52,10 @@ def record_lists(connection: http.client.HTTPSConnection, node: str, directory: 
 
 
 def _list_path(resource: Resource, rest: str) -> str:
-    only = f"&fieldSelector={quote(resource.only)}" if resource.only else ""
-    return f"{resource.path}?limit={PAGE}{only}" + (f"&continue={quote(rest)}" if rest else "")
+    only = f"&fieldSelector={quote(resource.field_selector)}" if resource.field_selector else ""
+    return f"{resource.path}?limit={PAGE_LIMIT}{only}" + (
+        f"&continue={quote(rest)}" if rest else ""
+    )
 
 
 def _get(connection: http.client.HTTPSConnection, path: str) -> bytes | None:
@@ -149,7 +151,7 @@ class Replay:
 
 
 def _answers(recording: Path, node: str) -> Iterator[tuple[tuple[str, str], bytes]]:
-    for resource in granted(node):
+    for resource in watched_resources(node):
         file, rest = recording / f"{resource.kind}.list", ""
         for line in file.read_bytes().splitlines() if file.exists() else ():
             yield (resource.path, rest), line

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.recording import Replay
 from bench.rig import NODE
 from ztunnel.kube.client.access import Access
-from ztunnel.kube.sources.api_server import ApiSource, granted
+from ztunnel.kube.sources.api_server import ApiServerSource, watched_resources
 from ztunnel.kube.view.cluster_view import ClusterView
 
 SETTLE = 2.0  # seconds after the last list
@@ -34,8 +34,8 @@ SETTLE = 2.0  # seconds after the last list
 
 async def look(kubeconfig: Path, without: str) -> dict[str, float]:
     """Follow the server; resident MB and CPU seconds when all is listed."""
-    kinds = [kind for kind in granted(NODE) if kind.kind != without]
-    source = ApiSource(Access(kubeconfig), kinds, ClusterView("td", "c"), lambda: None)
+    kinds = [kind for kind in watched_resources(NODE) if kind.kind != without]
+    source = ApiServerSource(Access(kubeconfig), kinds, ClusterView("td", "c"), lambda: None)
     following = asyncio.create_task(source.run())
     wanted = {kind.kind for kind in kinds if not kind.optional}
     while any(source.view()["lists"][kind] == 0 for kind in wanted) or not source.synced.is_set():

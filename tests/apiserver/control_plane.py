@@ -123,7 +123,7 @@ class Mesh:
         """A signer with exactly the rights of deploy/; ended with SIGTERM if it runs still."""
         argv = [sys.executable, "-m", "ztunnel.main", "controller", "--health-port=0"]
         argv += ["--kubeconfig", str(self._signer_kubeconfig), "--identity", identity]
-        argv += ["--log-format=json", "--lease=3", "--settle=1", *options]
+        argv += ["--log-format=json", "--lease-duration=3", "--root-propagation-delay=1", *options]
         log = self.server.directory / f"signer-{identity}.log"
         with log.open("ab") as out:
             process = subprocess.Popen(argv, stderr=out, cwd=ROOT)

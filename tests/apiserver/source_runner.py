@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An `ApiSource` that runs in a thread of its own, and the mesh as its deltas tell of it."""
+"""An `ApiServerSource` that runs in a thread of its own, and the mesh as its deltas tell of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from ztunnel.kube.client.access import Access
-from ztunnel.kube.client.list_watch import SILENCE
-from ztunnel.kube.sources.api_server import ApiSource, granted
+from ztunnel.kube.client.reflector import SILENCE_TIMEOUT_S
+from ztunnel.kube.sources.api_server import ApiServerSource, watched_resources
 from ztunnel.kube.view.cluster_view import ClusterView, ViewChange
 from ztunnel.mesh.state import MeshState
 
@@ -24,14 +24,19 @@ class Following:
     """
 
     def __init__(
-        self, kubeconfig: Path, node: str = "n1", *, silence: float = SILENCE, patience: float = 30
+        self,
+        kubeconfig: Path,
+        node: str = "n1",
+        *,
+        silence_timeout_s: float = SILENCE_TIMEOUT_S,
+        patience: float = 30,
     ) -> None:
         self.state = MeshState()
         self.changes: list[ViewChange] = []
         self.mirror = ClusterView("cluster.local", "Kubernetes")
         self._access = Access(kubeconfig)
         self._node = node
-        self._silence = silence
+        self._silence_timeout_s = silence_timeout_s
         self._patience = patience
         self._stop: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._synced = threading.Event()
@@ -83,9 +88,13 @@ class Following:
 
     async def _follow(self) -> None:
         stop = asyncio.Event()
-        kinds = granted(self._node)
-        self.source = ApiSource(
-            self._access, kinds, self.mirror, self._changed, silence=self._silence
+        kinds = watched_resources(self._node)
+        self.source = ApiServerSource(
+            self._access,
+            kinds,
+            self.mirror,
+            self._changed,
+            silence_timeout_s=self._silence_timeout_s,
         )
         self._stop.set_result((asyncio.get_running_loop(), stop))
         running = asyncio.create_task(self.source.run())

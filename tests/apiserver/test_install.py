@@ -75,7 +75,7 @@ def objects(server: ApiServer) -> dict[str, Any]:
     return found
 
 
-def test_dry_run_lets_the_server_check_and_changes_nothing(
+def test_dry_run_is_validated_by_server_and_changes_nothing(
     ztctl: Ztctl, fresh_server: ApiServer
 ) -> None:
     done = ztctl("install", "--dry-run")
@@ -89,9 +89,7 @@ def test_dry_run_lets_the_server_check_and_changes_nothing(
     assert set(objects(fresh_server)) == {f"Namespace {NAMESPACE}"}
 
 
-def test_everything_is_accepted_and_a_second_time_changes_nothing(
-    ztctl: Ztctl, fresh_server: ApiServer
-) -> None:
+def test_install_is_idempotent(ztctl: Ztctl, fresh_server: ApiServer) -> None:
     first = ztctl("install", "--no-wait")
     assert first.exit_code == 0, first.output
     assert set(objects(fresh_server)) == {manifests.title(obj) for obj in manifests.load()}
@@ -99,7 +97,7 @@ def test_everything_is_accepted_and_a_second_time_changes_nothing(
     assert {line.split()[-1] for line in again.output.splitlines()} == {"unchanged"}
 
 
-def test_istios_own_definitions_are_kept(ztctl: Ztctl, fresh_server: ApiServer) -> None:
+def test_existing_istio_crds_are_not_replaced(ztctl: Ztctl, fresh_server: ApiServer) -> None:
     theirs = next(obj for obj in manifests.load() if obj["kind"] == manifests.CRD)
     theirs["metadata"]["labels"] = {"app": "istio"}
     fresh_server.apply(theirs)
@@ -110,7 +108,7 @@ def test_istios_own_definitions_are_kept(ztctl: Ztctl, fresh_server: ApiServer) 
     assert there["metadata"]["labels"] == {"app": "istio"}
 
 
-def test_kustomize_gives_the_same_objects(ztctl: Ztctl, fresh_server: ApiServer) -> None:
+def test_kustomize_produces_same_objects(ztctl: Ztctl, fresh_server: ApiServer) -> None:
     kustomized = [*yaml.safe_load_all(fresh_server.kubectl("kustomize", str(ROOT / "deploy")))]
     printed = [*yaml.safe_load_all(ztctl("install", "--dry-run", "-o", "yaml").stdout)]
 
@@ -136,7 +134,7 @@ def test_install_waits_until_every_workload_is_ready(ztctl: Ztctl, fresh_server:
     assert "mesh ready" in results[0].output
 
 
-def test_install_that_does_not_become_ready_fails_and_says_what_to_look_at(ztctl: Ztctl) -> None:
+def test_install_timeout_fails_with_hint(ztctl: Ztctl) -> None:
     done = ztctl("install", "--timeout=1")
     assert done.exit_code == 1
     assert "not ready after 1 s" in done.output
@@ -144,7 +142,7 @@ def test_install_that_does_not_become_ready_fails_and_says_what_to_look_at(ztctl
     assert "get events" in done.output
 
 
-def test_settings_of_the_document_are_in_the_cluster(
+def test_config_file_settings_are_applied(
     ztctl: Ztctl, fresh_server: ApiServer, tmp_path: Path
 ) -> None:
     mesh = tmp_path / "mesh.yaml"
@@ -163,9 +161,7 @@ def test_settings_of_the_document_are_in_the_cluster(
     assert " configured" in changed.output
 
 
-def test_fields_of_somebody_else_are_not_taken_without_force(
-    ztctl: Ztctl, fresh_server: ApiServer
-) -> None:
+def test_fields_of_other_managers_require_force(ztctl: Ztctl, fresh_server: ApiServer) -> None:
     assert ztctl("install", "--no-wait").exit_code == 0
     scale = ("-n", NAMESPACE, "scale", "deployment", "ztunnel-controller", "--replicas=5")
     fresh_server.kubectl(*scale)
@@ -177,7 +173,7 @@ def test_fields_of_somebody_else_are_not_taken_without_force(
     assert signer["spec"]["replicas"] == 2
 
 
-def test_user_without_rights_is_told_which(fresh_server: ApiServer) -> None:
+def test_user_without_permissions_sees_missing_permission(fresh_server: ApiServer) -> None:
     nobody = fresh_server.kubeconfig("nobody", ["nothing"])
     done = CliRunner().invoke(cli, ["install", "--kubeconfig", str(nobody)])
     assert done.exit_code == 1
@@ -185,7 +181,7 @@ def test_user_without_rights_is_told_which(fresh_server: ApiServer) -> None:
     assert "administrator" in done.output
 
 
-def test_pod_security_lets_the_privileged_namespace_have_the_agent(
+def test_agent_passes_pod_security_of_privileged_namespace(
     ztctl: Ztctl, fresh_server: ApiServer
 ) -> None:
     """The API server's own Pod Security admission judges the pods that the workloads make."""
@@ -211,7 +207,7 @@ def test_pod_security_lets_the_privileged_namespace_have_the_agent(
         assert (tried.returncode == 0) == (name == "ztunnel-controller"), tried.stderr
 
 
-def test_uninstall_cleans_the_nodes_before_it_takes_the_proxies(
+def test_uninstall_cleans_nodes_before_removing_proxies(
     ztctl: Ztctl, fresh_server: ApiServer
 ) -> None:
     assert ztctl("install", "--no-wait").exit_code == 0
@@ -244,12 +240,12 @@ def test_uninstall_cleans_the_nodes_before_it_takes_the_proxies(
     assert _is_there(fresh_server, "configmap", "istio-ca-root-cert", "default")
 
 
-def test_uninstall_of_nothing_is_no_error(ztctl: Ztctl) -> None:
+def test_uninstall_without_installation_succeeds(ztctl: Ztctl) -> None:
     done = ztctl("uninstall")
     assert (done.exit_code, done.output) == (0, "nothing to remove\n")
 
 
-def test_nodes_that_are_not_cleaned_stop_the_uninstall_with_a_mend(ztctl: Ztctl) -> None:
+def test_node_cleanup_failure_stops_uninstall_with_hint(ztctl: Ztctl) -> None:
     assert ztctl("install", "--no-wait").exit_code == 0
     stuck = ztctl("uninstall", "--timeout=1")
     assert stuck.exit_code == 1

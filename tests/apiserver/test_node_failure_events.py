@@ -60,7 +60,7 @@ def events(server: ApiServer) -> list[dict[str, Any]]:
     return found
 
 
-def test_enrolled_pods_of_the_node_are_told_once(server: ApiServer, way: Path) -> None:
+def test_enrolled_pods_of_node_get_one_event(server: ApiServer, way: Path) -> None:
     options = options_of(way)
     for _ in range(3):  # as the kubelet starts it again
         assert node_failure_events.tell(options, REASON) == 1
@@ -71,7 +71,7 @@ def test_enrolled_pods_of_the_node_are_told_once(server: ApiServer, way: Path) -
     assert "ztctl check" in told[0]["message"]
 
 
-def test_a_server_that_is_away_hides_nothing(way: Path, tmp_path: Path) -> None:
+def test_unreachable_server_is_not_an_error(way: Path, tmp_path: Path) -> None:
     away = tmp_path / "kubeconfig"
     text = way.read_text()
     server = next(line for line in text.splitlines() if "server:" in line)
@@ -102,13 +102,13 @@ def told_of(server: ApiServer, reason: str) -> list[str]:
 
 
 @as_root
-def test_the_agent_says_it_and_ends(server: ApiServer, way: Path, tmp_path: Path) -> None:
+def test_agent_emits_event_and_exits(server: ApiServer, way: Path, tmp_path: Path) -> None:
     """The loader fails for want of a bpffs; nothing is attached anywhere."""
     assert told_of(server, refusal(way, tmp_path)) == ["mine"]
 
 
 @as_root
-def test_a_node_without_cgroup_v2_says_so(server: ApiServer, way: Path, tmp_path: Path) -> None:
+def test_node_without_cgroup_v2_emits_event(server: ApiServer, way: Path, tmp_path: Path) -> None:
     mounts = [str(each.point) for each in requirements.mounts() if each.kind == "cgroup2"]
     without = ("unshare", "--mount", "sh", "-c", f'umount -l {" ".join(mounts)}; exec "$@"', "sh")
     said = refusal(way, tmp_path, *without)

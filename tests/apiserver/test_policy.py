@@ -77,7 +77,7 @@ def put(server: ApiServer, *objects: Json, strict: bool = True) -> None:
 
 
 @pytest.mark.parametrize("version", ["v1", "v1beta1"])
-def test_policies_come_change_and_go(
+def test_policy_create_update_delete(
     cluster: ApiServer, following: Following, version: str
 ) -> None:
     assert allowed(following)
@@ -93,12 +93,14 @@ def test_policies_come_change_and_go(
     wait_until(lambda: allowed(following, identity=""), "plaintext to be let in")
 
 
-def test_root_namespace(cluster: ApiServer, following: Following) -> None:
+def test_root_namespace_policy_applies_to_mesh(cluster: ApiServer, following: Following) -> None:
     put(cluster, obj("AuthorizationPolicy", {}, place="istio-system"))
     wait_until(lambda: not allowed(following), "the mesh's policy")
 
 
-def test_oldest_peer_authentication_counts(cluster: ApiServer, following: Following) -> None:
+def test_oldest_peer_authentication_takes_precedence(
+    cluster: ApiServer, following: Following
+) -> None:
     put(cluster, obj("PeerAuthentication", {"mtls": {"mode": "PERMISSIVE"}}, name="z-first"))
     wait_until(lambda: bool(dates(following)), "the first")
     first = dates(following)["z-first"]
@@ -118,7 +120,7 @@ def test_oldest_peer_authentication_counts(cluster: ApiServer, following: Follow
     ],
     ids=str,
 )
-def test_misspelt_field_reaches_the_agent_which_denies(
+def test_misspelled_field_is_preserved_and_denies(
     cluster: ApiServer, following: Following, spec: Json
 ) -> None:
     """Were it dropped by the server, each of these would allow what it was to deny."""
@@ -140,13 +142,13 @@ def test_misspelt_field_reaches_the_agent_which_denies(
     ],
     ids=str,
 )
-def test_server_refuses_what_the_schema_can_tell(cluster: ApiServer, kind: str, spec: Json) -> None:
+def test_server_rejects_schema_violations(cluster: ApiServer, kind: str, spec: Json) -> None:
     done = cluster.try_kubectl("apply", "-f", "-", stdin=json.dumps(obj(kind, spec)))
     assert done.returncode != 0
     assert "spec" in done.stderr
 
 
-def test_service_entries_come_and_go(cluster: ApiServer, following: Following) -> None:
+def test_service_entry_create_delete(cluster: ApiServer, following: Following) -> None:
     spec = {
         "hosts": ["api.example.com"],
         "ports": [{"number": 443, "name": "tls", "protocol": "TLS"}],

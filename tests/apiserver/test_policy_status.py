@@ -66,7 +66,7 @@ def condition(mesh: Mesh, kind: str, name: str) -> Json:
     return found
 
 
-def test_an_invalid_policy_says_why_and_is_mended(mesh: Mesh) -> None:
+def test_condition_follows_correction_of_invalid_policy(mesh: Mesh) -> None:
     put(mesh, "AuthorizationPolicy", "mended", BAD)
     refused = condition(mesh, "AuthorizationPolicy", "mended")
     assert (refused["status"], refused["reason"]) == ("False", "Invalid")
@@ -94,7 +94,7 @@ def test_an_invalid_policy_says_why_and_is_mended(mesh: Mesh) -> None:
         ("PeerAuthentication", {"mtls": {"mode": "STRICT"}}, "Accepted", "in force"),
     ],
 )
-def test_every_kind_of_verdict(mesh: Mesh, kind: str, spec: Json, reason: str, said: str) -> None:
+def test_condition_reasons(mesh: Mesh, kind: str, spec: Json, reason: str, said: str) -> None:
     name = f"p-{reason.lower()}"
     put(mesh, kind, name, spec)
     found = condition(mesh, kind, name)
@@ -102,7 +102,7 @@ def test_every_kind_of_verdict(mesh: Mesh, kind: str, spec: Json, reason: str, s
     assert said in found["message"]
 
 
-def test_it_is_written_once_and_by_apply(mesh: Mesh) -> None:
+def test_condition_is_written_once_by_server_side_apply(mesh: Mesh) -> None:
     put(mesh, "AuthorizationPolicy", "once", BAD)
     condition(mesh, "AuthorizationPolicy", "once")
     version = read(mesh, "AuthorizationPolicy", "once")["metadata"]["resourceVersion"]
@@ -114,7 +114,7 @@ def test_it_is_written_once_and_by_apply(mesh: Mesh) -> None:
     assert [(m["operation"], m["subresource"]) for m in ours] == [("Apply", "status")]
 
 
-def test_what_another_controller_says_is_left_alone(mesh: Mesh) -> None:
+def test_condition_of_another_controller_is_not_overwritten(mesh: Mesh) -> None:
     """With Istio's CRDs istiod writes this very condition."""
     put(mesh, "AuthorizationPolicy", "theirs", GOOD)
     condition(mesh, "AuthorizationPolicy", "theirs")
@@ -122,12 +122,13 @@ def test_what_another_controller_says_is_left_alone(mesh: Mesh) -> None:
     theirs = {"type": CONDITION, "status": "True", "reason": "Istiod", "observedGeneration": 1}
     mesh.server.request("PATCH", path, {"status": {"conditions": [theirs]}})
     wait_until(
-        lambda: "another controller's" in mesh.log("one") + mesh.log("two"), "the signer's word"
+        lambda: "owned by another controller" in mesh.log("one") + mesh.log("two"),
+        "the signer's word",
     )
     assert condition(mesh, "AuthorizationPolicy", "theirs")["reason"] == "Istiod"
 
 
-def test_the_next_leader_mends_what_was_broken_meanwhile(mesh: Mesh) -> None:
+def test_policy_changed_while_controller_was_stopped_is_reconciled(mesh: Mesh) -> None:
     with mesh.frozen():
         put(mesh, "AuthorizationPolicy", "meanwhile", BAD)
     assert condition(mesh, "AuthorizationPolicy", "meanwhile")["reason"] == "Invalid"
@@ -142,6 +143,6 @@ def test_the_next_leader_mends_what_was_broken_meanwhile(mesh: Mesh) -> None:
         "create authorizationpolicies.security.istio.io -n shop",
     ],
 )
-def test_the_signer_may_change_no_policy(mesh: Mesh, words: str) -> None:
+def test_controller_cannot_change_policies(mesh: Mesh, words: str) -> None:
     who = "--as=system:serviceaccount:ztunnel-system:ztunnel-controller"
     assert mesh.server.try_kubectl("auth", "can-i", *words.split(), who).stdout.strip() == "no"

@@ -15,8 +15,9 @@ from tests.apiserver.server import ApiServer
 from tests.apiserver.source_runner import Following
 from tests.support.waiting import wait_until
 from ztunnel.kube.client.access import Access
-from ztunnel.kube.sources.api_server import granted
-from ztunnel.kube.writers.pod_writer import PodWriter, WriteError
+from ztunnel.kube.client.request import ApiError
+from ztunnel.kube.sources.api_server import watched_resources
+from ztunnel.kube.writers.pod_writer import PodWriter
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
 from ztunnel.mesh.model import TunnelProtocol
 
@@ -91,7 +92,7 @@ def token(server: ApiServer, agent: Path) -> str:
     return server.token(SYSTEM, AGENT, pod="agent-n1")
 
 
-def test_agent_sees_the_mesh_with_exactly_its_rights(agent: Path) -> None:
+def test_agent_role_suffices_to_watch_mesh(agent: Path) -> None:
     with Following(agent) as following:
         assert following.workload("a", "rights").protocol is TunnelProtocol.HBONE
         found = following.state.service("rights/a")
@@ -100,7 +101,7 @@ def test_agent_sees_the_mesh_with_exactly_its_rights(agent: Path) -> None:
         assert following.errors() == {}
 
 
-def test_role_names_what_the_agent_reads_and_nothing_else() -> None:
+def test_agent_role_equals_watched_resources() -> None:
     role = next(obj for obj in manifest("agent-read.yaml") if obj["kind"] == "ClusterRole")
     read = {
         (group, resource)
@@ -110,7 +111,7 @@ def test_role_names_what_the_agent_reads_and_nothing_else() -> None:
         for resource in rule["resources"]
     }
     asked = set()
-    for resource in granted("n1"):
+    for resource in watched_resources("n1"):
         *_, group, _, plural = ["", *resource.path.strip("/").split("/")]
         asked.add(("" if group == "api" else group, plural))
     assert read == asked
@@ -122,23 +123,23 @@ def test_role_names_what_the_agent_reads_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("what", FOREIGN)
-def test_everything_beyond_is_forbidden(server: ApiServer, agent: Path, what: str) -> None:
+def test_agent_has_no_other_permissions(server: ApiServer, agent: Path, what: str) -> None:
     verb, *words = FOREIGN[what].split()
     done = server.try_kubectl("auth", "can-i", verb, *words, kubeconfig=agent)
     assert done.stdout.strip() == "no", done.stdout + done.stderr
 
 
-def test_agent_marks_a_pod_of_its_node(server: ApiServer, agent: Path) -> None:
+def test_agent_annotates_pods_of_own_node_only(server: ApiServer, agent: Path) -> None:
     with Following(agent) as following:
         own, foreign = following.workload("a", "rights"), following.workload("b", "rights")
     marker = PodWriter(Access(agent).client(), "n1")
     try:
-        assert marker.mark(own, True)
+        assert marker.annotate_captured(own, True)
         assert _annotations(server, "a") == {"owner": "me", REDIRECTION_ANNOTATION: "enabled"}
-        assert marker.mark(own, False)
+        assert marker.annotate_captured(own, False)
         assert _annotations(server, "a") == {"owner": "me"}
-        with pytest.raises(WriteError, match="own node"):
-            marker.mark(foreign, True)
+        with pytest.raises(ApiError, match="own node"):
+            marker.annotate_captured(foreign, True)
     finally:
         marker.close()
 
@@ -155,13 +156,13 @@ def test_agent_marks_a_pod_of_its_node(server: ApiServer, agent: Path) -> None:
         ({}, {"phase": "Failed"}, "status"),
     ],
 )
-def test_a_stolen_token_changes_nothing_else_of_a_pod(
+def test_agent_token_cannot_change_other_pod_fields(
     server: ApiServer, token: str, metadata: object, status: object, said: str
 ) -> None:
     assert said in _patch(server, token, "a", metadata, status)
 
 
-def test_a_token_bound_to_no_node_marks_nothing(server: ApiServer, token: str) -> None:
+def test_token_without_node_cannot_annotate_pods(server: ApiServer, token: str) -> None:
     loose = server.token(SYSTEM, AGENT)
     said = _patch(server, loose, "a", {"annotations": {REDIRECTION_ANNOTATION: "enabled"}})
     assert "own node" in said

@@ -18,7 +18,8 @@ from ztctl.transport.base import Agent, TransportError
 from ztctl.transport.port_forward import PortForward, _request_token
 from ztunnel.kube.admin_endpoint import ACCOUNT, ANNOTATION, AdminEndpoint
 from ztunnel.kube.client.access import Access
-from ztunnel.kube.writers.pod_writer import PodWriter, WriteError
+from ztunnel.kube.client.request import ApiError
+from ztunnel.kube.writers.pod_writer import PodWriter
 from ztunnel.kube.writers.token_review import TokenReviewer
 
 HERE, THERE = AdminEndpoint(15, "a" * 64), AdminEndpoint(15, "b" * 64)  # two agents
@@ -65,7 +66,7 @@ def _made(server: ApiServer, name: str, *audiences: str) -> str:
     return str(json.loads(answer)["status"]["token"])
 
 
-def test_token_that_a_person_makes_opens_the_one_agent(
+def test_user_token_is_accepted_by_one_agent_only(
     server: ApiServer, person: Path, reviews: TokenReviewer
 ) -> None:
     token = _request_token(client.CoreV1Api(server.client(person)), HERE)
@@ -74,26 +75,24 @@ def test_token_that_a_person_makes_opens_the_one_agent(
 
 
 STRANGERS: dict[str, tuple[str, Callable[[ApiServer], str]]] = {
-    "no token": ("does not know", lambda _: "nothing"),
-    "another account's": ("it must be", lambda server: _made(server, "other", HERE.audience)),
-    "the agents' own": ("it must be", lambda server: _made(server, AGENT, HERE.audience)),
-    "for the API server": ("does not know", lambda server: server.token(SYSTEM, ACCOUNT)),
+    "no token": ("rejected the token", lambda _: "nothing"),
+    "another account's": ("want ", lambda server: _made(server, "other", HERE.audience)),
+    "the agents' own": ("want ", lambda server: _made(server, AGENT, HERE.audience)),
+    "for the API server": ("rejected the token", lambda server: server.token(SYSTEM, ACCOUNT)),
     "forged": (
-        "does not know",
+        "rejected the token",
         lambda server: _made(server, ACCOUNT, HERE.audience)[:-8] + "A" * 8,
     ),
 }
 
 
 @pytest.mark.parametrize("case", STRANGERS)
-def test_other_tokens_open_nothing(server: ApiServer, reviews: TokenReviewer, case: str) -> None:
+def test_other_tokens_are_rejected(server: ApiServer, reviews: TokenReviewer, case: str) -> None:
     said, make = STRANGERS[case]
     assert said in reviews.refusal(make(server), HERE.audience)
 
 
-def test_token_of_a_deleted_account_opens_nothing(
-    server: ApiServer, reviews: TokenReviewer
-) -> None:
+def test_token_of_deleted_account_is_rejected(server: ApiServer, reviews: TokenReviewer) -> None:
     token = _made(server, ACCOUNT, HERE.audience)
     server.kubectl("-n", SYSTEM, "delete", "serviceaccount", ACCOUNT)
     try:
@@ -102,18 +101,18 @@ def test_token_of_a_deleted_account_opens_nothing(
         server.apply(*manifest("admin.yaml"))
 
 
-def test_agent_without_the_right_to_review_lets_nobody_in(server: ApiServer, person: Path) -> None:
+def test_tokens_are_rejected_without_review_permission(server: ApiServer, person: Path) -> None:
     reviews = TokenReviewer(server.client(person), SYSTEM)
     assert "403" in reviews.refusal(_made(server, ACCOUNT, HERE.audience), HERE.audience)
 
 
-def test_server_that_is_away_lets_nobody_in(fresh_server: ApiServer) -> None:
+def test_tokens_are_rejected_while_server_is_unreachable(fresh_server: ApiServer) -> None:
     reviews = TokenReviewer(fresh_server.client(), SYSTEM)
     fresh_server.stop_api()
-    assert "can't have tokens reviewed" in reviews.refusal("token", HERE.audience)
+    assert "cannot review tokens" in reviews.refusal("token", HERE.audience)
 
 
-def test_role_lets_a_person_forward_and_nothing_else(server: ApiServer, person: Path) -> None:
+def test_admin_role_allows_port_forward_only(server: ApiServer, person: Path) -> None:
     def may(*words: str) -> bool:
         done = server.try_kubectl("auth", "can-i", *words, kubeconfig=person)
         return done.stdout.strip() == "yes"
@@ -133,7 +132,7 @@ def test_role_lets_a_person_forward_and_nothing_else(server: ApiServer, person: 
         assert not may(*words), words
 
 
-def test_account_itself_may_do_nothing(server: ApiServer, agent: Path) -> None:
+def test_admin_account_has_no_permissions(server: ApiServer, agent: Path) -> None:
     login = server.account_kubeconfig(SYSTEM, ACCOUNT)
     for words in (("list", "pods"), ("get", "secrets"), ("create", "pods")):
         done = server.try_kubectl("auth", "can-i", *words, "-n", SYSTEM, kubeconfig=login)
@@ -141,7 +140,7 @@ def test_account_itself_may_do_nothing(server: ApiServer, agent: Path) -> None:
 
 
 @pytest.mark.parametrize("who", ["person", "nobody"])
-def test_port_forward_is_the_api_servers_to_judge(
+def test_port_forward_is_authorized_by_api_server(
     server: ApiServer, person: Path, who: str
 ) -> None:
     """There is no kubelet: who may, gets as far as to the node that does not answer."""
@@ -157,7 +156,7 @@ def test_port_forward_is_the_api_servers_to_judge(
         assert "pods/portforward" in text
 
 
-def test_agent_says_where_it_is_on_its_own_pod_only(server: ApiServer, agent: Path) -> None:
+def test_agent_publishes_admin_endpoint_on_own_pod_only(server: ApiServer, agent: Path) -> None:
     neighbour = pod("neighbour", SYSTEM, "10.66.0.1", on="n1")
     server.apply(account("neighbour", SYSTEM), neighbour)
     marker = PodWriter(Access(agent).client(), "n1")
@@ -179,7 +178,7 @@ def test_agent_says_where_it_is_on_its_own_pod_only(server: ApiServer, agent: Pa
 def _notes(marker: PodWriter, name: str) -> str:
     """What the API server has against it."""
     try:
-        assert marker.note(SYSTEM, name, ANNOTATION, str(HERE))
-    except WriteError as error:
+        assert marker.annotate(SYSTEM, name, ANNOTATION, str(HERE))
+    except ApiError as error:
         return str(error)
     return ""

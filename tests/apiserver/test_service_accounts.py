@@ -36,7 +36,7 @@ def _lacks(following: Following, name: str) -> bool:
     return following.source.lacks_account("shop", name)
 
 
-def test_accounts_are_known_as_they_come_and_go(fresh_server: ApiServer, relay: Relay) -> None:
+def test_account_create_and_delete_are_followed(fresh_server: ApiServer, relay: Relay) -> None:
     with Following(fresh_server.admin_kubeconfig) as following:
         assert not _lacks(following, "web")
         assert _lacks(following, "other")
@@ -48,11 +48,11 @@ def test_accounts_are_known_as_they_come_and_go(fresh_server: ApiServer, relay: 
         assert following.changes == following.changes[:1]  # nothing of it is for the workers
 
 
-def test_nobody_is_said_to_be_gone_while_the_server_is_away(
+def test_no_account_is_reported_missing_while_server_is_down(
     fresh_server: ApiServer, relay: Relay
 ) -> None:
     way = fresh_server.kubeconfig("admin", ["system:masters"], url=relay.url)
-    with Following(way, silence=2.0) as following:
+    with Following(way, silence_timeout_s=2.0) as following:
         assert _lacks(following, "other")
         fresh_server.stop_api(kill=True)
         wait_until(lambda: not _lacks(following, "other"), "nobody knows", timeout_s=30)
@@ -62,11 +62,11 @@ def test_nobody_is_said_to_be_gone_while_the_server_is_away(
         assert _lacks(following, "other")
 
 
-def test_accounts_deleted_while_the_watch_had_lost_its_place_are_gone(
+def test_account_deleted_before_410_is_reported_missing(
     fresh_server: ApiServer, relay: Relay
 ) -> None:
     way = fresh_server.kubeconfig("admin", ["system:masters"], url=relay.url)
-    with Following(way, silence=2.0) as following:
+    with Following(way, silence_timeout_s=2.0) as following:
         relay.refuse()
         fresh_server.kubectl("-n", "shop", "delete", "serviceaccount", "web")
         fresh_server.compact()
@@ -77,7 +77,7 @@ def test_accounts_deleted_while_the_watch_had_lost_its_place_are_gone(
         assert following.view()["lists"]["ServiceAccount"] == 2
 
 
-def test_an_agent_that_may_not_list_accounts_knows_of_none_and_serves(
+def test_agent_without_permission_for_accounts_still_syncs(
     server: ApiServer,
 ) -> None:
     role = next(obj for obj in manifest("agent-read.yaml") if obj["kind"] == "ClusterRole")
@@ -92,7 +92,7 @@ def test_an_agent_that_may_not_list_accounts_knows_of_none_and_serves(
         assert not _lacks(following, "anybody")
 
 
-async def test_nothing_is_asked_for_a_deleted_account_until_it_is_made_again(
+async def test_no_certificate_is_requested_for_deleted_account(
     binaries: Path, tmp_path: Path
 ) -> None:
     directory = tmp_path / "cluster"

@@ -41,7 +41,7 @@ def mesh(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
             yield made
 
 
-def test_agent_gets_a_certificate_for_a_pod_of_its_node(mesh: Mesh) -> None:
+def test_agent_gets_certificate_for_pod_on_own_node(mesh: Mesh) -> None:
     issued = mesh.request(mesh.agent("node1"), WEB)
     leaf, *_ = x509.load_pem_x509_certificates(issued.chain_pem)
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -50,13 +50,13 @@ def test_agent_gets_a_certificate_for_a_pod_of_its_node(mesh: Mesh) -> None:
     assert issued.roots_pem == mesh.roots()
 
 
-def test_agent_gets_none_for_a_pod_of_another_node(mesh: Mesh) -> None:
+def test_agent_gets_no_certificate_for_pod_on_other_node(mesh: Mesh) -> None:
     with pytest.raises(CsrRejected, match="no pod of service account shop/away runs on node1"):
         mesh.request(mesh.agent("node1"), AWAY)
     assert mesh.request(mesh.agent("node2"), AWAY).serial
 
 
-def test_pod_that_goes_takes_the_right_to_its_certificate_with_it(mesh: Mesh) -> None:
+def test_no_certificate_after_pod_is_deleted(mesh: Mesh) -> None:
     identity = "spiffe://cluster.local/ns/shop/sa/brief"
     mesh.pod("shop", "brief-1", account="brief", node="node1")
     assert mesh.request(mesh.agent("node1"), identity).serial
@@ -65,7 +65,7 @@ def test_pod_that_goes_takes_the_right_to_its_certificate_with_it(mesh: Mesh) ->
         mesh.request(mesh.agent("node1"), identity)
 
 
-def test_account_that_goes_takes_the_right_to_its_certificate_with_it(mesh: Mesh) -> None:
+def test_no_certificate_after_account_is_deleted(mesh: Mesh) -> None:
     identity = "spiffe://cluster.local/ns/shop/sa/leaver"
     mesh.pod("shop", "leaver-1", account="leaver", node="node1")
     assert mesh.request(mesh.agent("node1"), identity).serial
@@ -76,7 +76,7 @@ def test_account_that_goes_takes_the_right_to_its_certificate_with_it(mesh: Mesh
     assert mesh.request(mesh.agent("node1"), identity).serial
 
 
-def test_account_that_is_being_deleted_is_as_good_as_gone(mesh: Mesh) -> None:
+def test_no_certificate_while_account_is_terminating(mesh: Mesh) -> None:
     identity = "spiffe://cluster.local/ns/shop/sa/ending"
     mesh.pod("shop", "ending-1", account="ending", node="node1")
     finalizers = {"metadata": {"finalizers": ["example.com/stay"]}}
@@ -156,7 +156,7 @@ REFUSALS: dict[str, tuple[str, Callable[[Mesh], Path | None], bytes]] = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_request_is_denied_with_its_reason(mesh: Mesh, case: str) -> None:
+def test_invalid_request_is_denied_with_reason(mesh: Mesh, case: str) -> None:
     reason, requester, csr = REFUSALS[case]
     name = mesh.submit(requester(mesh), csr)
     assert mesh.outcome(name)[:2] == ("Denied", reason)
@@ -171,7 +171,7 @@ def test_other_usages_are_denied(mesh: Mesh, usages: list[str]) -> None:
     assert mesh.outcome(name)[:2] == ("Denied", "UsagesNotAllowed")
 
 
-def test_requester_cannot_say_that_it_is_another_or_elsewhere(mesh: Mesh) -> None:
+def test_requester_cannot_forge_user_or_node(mesh: Mesh) -> None:
     """The API server overwrites what a requester writes of itself."""
     api = requests_api(mesh.server.client(mesh.agent("node2")))
     body = client.V1CertificateSigningRequest(
@@ -191,7 +191,7 @@ def _encoded(identity: str) -> str:
     return base64.b64encode(new_request(identity).csr_pem).decode()
 
 
-def test_request_that_somebody_else_approved_is_judged_all_the_same(mesh: Mesh) -> None:
+def test_externally_approved_request_is_still_checked(mesh: Mesh) -> None:
     with mesh.frozen():
         name = mesh.submit(mesh.agent("node1"), _csr(AWAY))
         mesh.server.kubectl("certificate", "approve", name)
@@ -199,7 +199,7 @@ def test_request_that_somebody_else_approved_is_judged_all_the_same(mesh: Mesh) 
     assert not mesh.certificates.read_certificate_signing_request(name).status.certificate
 
 
-def test_other_signers_requests_are_left_alone(mesh: Mesh) -> None:
+def test_requests_of_other_signers_are_ignored(mesh: Mesh) -> None:
     foreign = mesh.submit(None, _csr(WEB), signer_name="example.com/other")
     ours = mesh.submit(mesh.agent("node1"), _csr(WEB))  # came later, is done: ours only
     assert mesh.outcome(ours)[0] == "Approved"
@@ -207,7 +207,7 @@ def test_other_signers_requests_are_left_alone(mesh: Mesh) -> None:
     assert not (status and (status.conditions or status.certificate))
 
 
-def test_signer_may_not_do_more_than_it_does(mesh: Mesh) -> None:
+def test_controller_has_no_other_permissions(mesh: Mesh) -> None:
     kubeconfig = mesh.server.account_kubeconfig(NAMESPACE, "ztunnel-controller")
 
     def may(*words: str) -> bool:
@@ -229,7 +229,7 @@ def test_signer_may_not_do_more_than_it_does(mesh: Mesh) -> None:
         assert not may(*words), words
 
 
-def test_agent_may_ask_and_read_roots_but_not_approve_or_list(mesh: Mesh) -> None:
+def test_agent_can_request_but_not_approve_or_list(mesh: Mesh) -> None:
     kubeconfig = mesh.agent("node1")
 
     def may(*words: str) -> bool:
@@ -248,13 +248,13 @@ def test_agent_may_ask_and_read_roots_but_not_approve_or_list(mesh: Mesh) -> Non
         assert not may(*words), words
 
 
-def test_agent_without_the_right_to_ask_says_so(mesh: Mesh) -> None:
+def test_missing_permission_to_request_is_reported(mesh: Mesh) -> None:
     nobody = mesh.server.kubeconfig("nobody", ["nothing"])
     with pytest.raises(SigningError, match=r"403.*cannot create resource"):
         mesh.request(nobody, WEB)
 
 
-def test_roots_are_in_every_namespace_also_in_new_ones(mesh: Mesh) -> None:
+def test_roots_are_published_in_existing_and_new_namespaces(mesh: Mesh) -> None:
     bundle = wait_until(mesh.roots)
     for namespace in ("default", "shop", "kube-system"):
         assert wait_until(partial(mesh.roots, namespace)) == bundle
@@ -262,7 +262,7 @@ def test_roots_are_in_every_namespace_also_in_new_ones(mesh: Mesh) -> None:
     assert wait_until(lambda: mesh.roots("latecomer")) == bundle
 
 
-def test_roots_come_back_when_they_are_deleted(mesh: Mesh) -> None:
+def test_deleted_roots_are_restored(mesh: Mesh) -> None:
     bundle = wait_until(mesh.roots)
     for namespace in ("default", NAMESPACE):
         wait_until(partial(mesh.roots, namespace))
@@ -270,24 +270,24 @@ def test_roots_come_back_when_they_are_deleted(mesh: Mesh) -> None:
         assert wait_until(partial(mesh.roots, namespace)) == bundle
 
 
-def test_roots_of_the_mesh_itself_are_mended_when_they_are_altered(mesh: Mesh) -> None:
+def test_altered_roots_in_own_namespace_are_restored(mesh: Mesh) -> None:
     bundle = wait_until(mesh.roots)
     patch = {"data": {"root-cert.pem": "forged"}}
     mesh.core.patch_namespaced_config_map(ROOTS_CONFIGMAP, NAMESPACE, patch)
     wait_until(lambda: mesh.roots() == bundle, "the mesh's own roots are mended")
 
 
-def test_another_controllers_roots_are_left_alone_and_told(mesh: Mesh) -> None:
+def test_roots_of_another_controller_are_kept_and_logged(mesh: Mesh) -> None:
     mesh.namespace("theirs")
     wait_until(lambda: mesh.roots("theirs"))
     mesh.core.patch_namespaced_config_map(
         ROOTS_CONFIGMAP, "theirs", {"data": {"root-cert.pem": "istiod's"}}, field_manager="istiod"
     )
-    wait_until(lambda: "another controller keeps others there" in mesh.log("tested"))
+    wait_until(lambda: "another controller owns the ConfigMap" in mesh.log("tested"))
     assert mesh.roots("theirs") == b"istiod's"
 
 
-def test_log_tells_what_was_decided_and_no_secret(mesh: Mesh) -> None:
+def test_log_has_decisions_but_no_secrets(mesh: Mesh) -> None:
     mesh.request(mesh.agent("node1"), WEB)
     lines = [json.loads(line) for line in mesh.log("tested").splitlines()]
     signed = [line for line in lines if line["event"] == "certificate signed"]

@@ -22,7 +22,7 @@ from ztunnel.identity import ca
 from ztunnel.identity.certificate_store import CertificateStore, KeyPair
 from ztunnel.ipc.messages import Certificate
 from ztunnel.kube.client.access import Access
-from ztunnel.kube.constants import NAMESPACE, PLUGGED_CA, SELF_MADE_CA
+from ztunnel.kube.constants import NAMESPACE, PLUGGED_CA, SELF_SIGNED_CA
 from ztunnel.proxy.io.buffers import BufferPool
 from ztunnel.proxy.tls import credentials
 from ztunnel.proxy.tls.session import TlsSession
@@ -40,7 +40,7 @@ def mesh(fresh_server: ApiServer) -> Mesh:
     return made
 
 
-def test_when_the_leader_dies_another_signs_with_the_same_ca(mesh: Mesh) -> None:
+def test_standby_takes_over_with_same_ca_when_leader_dies(mesh: Mesh) -> None:
     agent = mesh.agent("node1")
     with mesh.signer("one") as first:
         wait_until(lambda: mesh.leader() == "one")
@@ -54,7 +54,7 @@ def test_when_the_leader_dies_another_signs_with_the_same_ca(mesh: Mesh) -> None
     assert after.serial != before.serial
 
 
-def test_request_made_while_no_signer_runs_is_signed_by_the_next(mesh: Mesh) -> None:
+def test_request_made_without_controller_is_signed_later(mesh: Mesh) -> None:
     from ztunnel.identity.csr import new_request
 
     agent = mesh.agent("node1")
@@ -63,17 +63,17 @@ def test_request_made_while_no_signer_runs_is_signed_by_the_next(mesh: Mesh) -> 
         assert mesh.outcome(name)[0] == "Approved"
 
 
-def test_leader_that_ends_in_order_hands_over_without_waiting_for_the_lease(mesh: Mesh) -> None:
-    with mesh.signer("one", "--lease=200") as first:
+def test_graceful_shutdown_releases_lease(mesh: Mesh) -> None:
+    with mesh.signer("one", "--lease-duration=200") as first:
         wait_until(lambda: mesh.leader() == "one")
-        with mesh.signer("two", "--lease=200"):
+        with mesh.signer("two", "--lease-duration=200"):
             first.send_signal(signal.SIGTERM)
             assert first.wait(60) == 0
             wait_until(lambda: mesh.leader() == "two")
             assert mesh.request(mesh.agent("node1"), WEB).serial
 
 
-def test_signers_that_start_at_once_make_one_ca(mesh: Mesh) -> None:
+def test_concurrent_start_creates_one_ca(mesh: Mesh) -> None:
     with contextlib.ExitStack() as running:
         for name in ("a", "b", "c"):
             running.enter_context(mesh.signer(name))
@@ -81,22 +81,22 @@ def test_signers_that_start_at_once_make_one_ca(mesh: Mesh) -> None:
         assert mesh.request(mesh.agent("node1"), WEB).serial
         assert mesh.leader() in ("a", "b", "c")
     assert len(x509.load_pem_x509_certificates(bundle)) == 1
-    secret = mesh.core.read_namespaced_secret(SELF_MADE_CA, NAMESPACE)
+    secret = mesh.core.read_namespaced_secret(SELF_SIGNED_CA, NAMESPACE)
     assert base64.b64decode(secret.data["root-cert.pem"]) == bundle
 
 
-def test_signer_goes_on_when_the_api_server_comes_back(mesh: Mesh) -> None:
+def test_controller_recovers_after_api_server_restart(mesh: Mesh) -> None:
     agent = mesh.agent("node1")
     with mesh.signer("one") as process:
         assert mesh.request(agent, WEB).serial
         mesh.server.stop_api(kill=True)
-        wait_until(lambda: "leads no more" in mesh.log("one"))
+        wait_until(lambda: "leadership lost" in mesh.log("one"))
         mesh.server.start_api()
         assert mesh.request(agent, WEB, timeout=60).serial
         assert process.poll() is None
 
 
-def test_broken_plugged_in_ca_signs_nothing_and_is_told(mesh: Mesh) -> None:
+def test_invalid_ca_secret_is_logged_and_not_used(mesh: Mesh) -> None:
     parts = new_ca()
     plug(mesh, {**parts, ca.CA_KEY: new_ca()[ca.CA_KEY]})
     with mesh.signer("one"):
@@ -108,7 +108,7 @@ def test_broken_plugged_in_ca_signs_nothing_and_is_told(mesh: Mesh) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["plugged in", "made by the signer"])
-async def test_ca_is_replaced_without_one_failed_connection(mesh: Mesh, first: str) -> None:
+async def test_ca_rotation_without_failed_connections(mesh: Mesh, first: str) -> None:
     """Two nodes connect all the time while the Secret is replaced, until the old root is gone."""
     old, new = new_ca(), new_ca()
     plug(mesh, old) if first == "plugged in" else None
@@ -149,7 +149,7 @@ async def _connect_while_rotating(mesh: Mesh, new: dict[str, bytes], before: byt
         plug(mesh, new)
         await until_connected(["new", "2"])
         with contextlib.suppress(Exception):  # made by the signer: the operator takes it away
-            mesh.core.delete_namespaced_secret(SELF_MADE_CA, NAMESPACE)
+            mesh.core.delete_namespaced_secret(SELF_SIGNED_CA, NAMESPACE)
         await until_connected(["new", "1"])
         return connected
 

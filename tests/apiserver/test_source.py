@@ -13,7 +13,7 @@ from tests.apiserver.objects import Object, ambient, endpoints, namespace, node,
 from tests.apiserver.server import ROOT, ApiServer
 from tests.apiserver.source_runner import Following
 from tests.support.waiting import wait_until
-from ztunnel.kube.client import list_watch
+from ztunnel.kube.client import reflector
 from ztunnel.mesh.model import TunnelProtocol
 
 SHORT = 2.0  # seconds of silence that these tests take for a dead connection
@@ -30,12 +30,12 @@ def following(fresh_server: ApiServer, relay: Relay) -> Iterator[Following]:
     """By the relay, with one enrolled pod `a` of namespace `mesh` in the first view."""
     fresh_server.apply(ambient("mesh"), pod("a", "mesh", "10.1.0.1"))
     kubeconfig = fresh_server.kubeconfig("admin", ["system:masters"], url=relay.url)
-    with Following(kubeconfig, silence=SHORT) as made:
+    with Following(kubeconfig, silence_timeout_s=SHORT) as made:
         assert made.workload("a", "mesh").protocol is TunnelProtocol.HBONE
         yield made
 
 
-def test_every_kind_reaches_the_mesh(server: ApiServer) -> None:
+def test_every_kind_is_translated(server: ApiServer) -> None:
     server.apply(
         ambient("kinds"),
         node("n1", "192.0.2.1", "2001:db8::1"),
@@ -56,7 +56,7 @@ def test_every_kind_reaches_the_mesh(server: ApiServer) -> None:
         assert following.mirror.node_addresses("n2") == []  # another node's is not asked for
 
 
-def test_enrolment_follows_the_namespace_label(server: ApiServer) -> None:
+def test_enrollment_follows_namespace_label(server: ApiServer) -> None:
     server.apply(namespace("labels"), pod("a", "labels", "10.3.0.1"))
     with Following(server.admin_kubeconfig) as following:
         assert following.workload("a", "labels").protocol is TunnelProtocol.NONE
@@ -70,7 +70,7 @@ def test_enrolment_follows_the_namespace_label(server: ApiServer) -> None:
         )
 
 
-def test_a_change_is_told_as_that_change_alone(server: ApiServer) -> None:
+def test_change_is_delivered_as_delta(server: ApiServer) -> None:
     server.apply(ambient("delta"), *(pod(f"p{n}", "delta", f"10.4.0.{n}") for n in range(1, 12)))
     with Following(server.admin_kubeconfig) as following:
         first = len(following.changes)
@@ -83,7 +83,7 @@ def test_a_change_is_told_as_that_change_alone(server: ApiServer) -> None:
         wait_until(lambda: following.workload("p9", "delta") is None, "removal")
 
 
-def test_what_nobody_reads_is_no_delta(server: ApiServer) -> None:
+def test_change_of_unused_field_is_no_delta(server: ApiServer) -> None:
     server.apply(ambient("quiet"), pod("a", "quiet", "10.5.0.1"))
     with Following(server.admin_kubeconfig) as following:
         first = len(following.changes)
@@ -93,7 +93,7 @@ def test_what_nobody_reads_is_no_delta(server: ApiServer) -> None:
         assert len(following.changes) == first + 1
 
 
-def test_a_cut_stream_goes_on_where_it_was(
+def test_cut_watch_continues_without_loss_or_duplicates(
     fresh_server: ApiServer, relay: Relay, following: Following
 ) -> None:
     fresh_server.apply(pod("past", "mesh", "10.1.0.9"))
@@ -112,7 +112,7 @@ def test_a_cut_stream_goes_on_where_it_was(
     assert following.view()["lists"]["Pod"] == 1  # it went on, and did not begin anew
 
 
-def test_a_connection_that_only_falls_silent_is_given_up(
+def test_silent_connection_is_replaced(
     fresh_server: ApiServer, relay: Relay, following: Following
 ) -> None:
     relay.freeze()
@@ -124,7 +124,7 @@ def test_a_connection_that_only_falls_silent_is_given_up(
     wait_until(lambda: following.workload("b", "mesh"), "what was missed", timeout_s=30)
 
 
-def test_a_lost_server_leaves_the_last_state_in_force_and_says_so(
+def test_last_state_stays_in_force_while_server_is_lost(
     fresh_server: ApiServer, relay: Relay, following: Following
 ) -> None:
     known, told = following.workload("a", "mesh"), len(following.changes)
@@ -142,7 +142,7 @@ def test_a_lost_server_leaves_the_last_state_in_force_and_says_so(
 
 
 @pytest.mark.parametrize("kill", [False, True])
-def test_a_restarted_server_is_followed_again(
+def test_watch_continues_after_server_restart(
     fresh_server: ApiServer, following: Following, kill: bool
 ) -> None:
     told = len(following.changes)
@@ -155,7 +155,7 @@ def test_a_restarted_server_is_followed_again(
     assert told_names == ["b"]  # even where kinds were listed again
 
 
-def test_after_compaction_a_real_410_leads_to_the_whole_truth(
+def test_410_after_compaction_leads_to_relist(
     fresh_server: ApiServer, relay: Relay, following: Following
 ) -> None:
     fresh_server.apply(pod("b", "mesh", "10.1.0.2"), pod("c", "mesh", "10.1.0.3"))
@@ -177,7 +177,7 @@ def test_after_compaction_a_real_410_leads_to_the_whole_truth(
     assert sorted(names) == ["c", "d"]  # "a" was listed again, and is told to nobody
 
 
-def test_a_server_that_is_away_at_first_is_waited_for(fresh_server: ApiServer) -> None:
+def test_source_waits_for_server_at_start(fresh_server: ApiServer) -> None:
     fresh_server.apply(ambient("mesh"), pod("a", "mesh", "10.1.0.1"))
     fresh_server.stop_api()
     following = Following(fresh_server.admin_kubeconfig)
@@ -191,10 +191,10 @@ def test_a_server_that_is_away_at_first_is_waited_for(fresh_server: ApiServer) -
     following.__exit__(None, None, None)
 
 
-def test_policies_are_followed_once_their_kinds_are_installed(
+def test_policies_are_followed_after_crds_are_installed(
     fresh_server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(list_watch, "ABSENT", 0.5)
+    monkeypatch.setattr(reflector, "NOT_INSTALLED_RETRY_S", 0.5)
     with Following(fresh_server.admin_kubeconfig) as following:
         assert following.mirror.snapshot().policies == ()
         assert following.errors() == {}  # not installed is no error
@@ -208,7 +208,7 @@ def test_policies_are_followed_once_their_kinds_are_installed(
         wait_until(lambda: not following.mirror.snapshot().policies, "its removal")
 
 
-def test_policies_are_in_the_first_view(fresh_server: ApiServer) -> None:
+def test_first_view_includes_policies(fresh_server: ApiServer) -> None:
     fresh_server.kubectl("apply", "--server-side", "-f", str(ROOT / "deploy/crds"))
     fresh_server.kubectl("wait", "--for=condition=Established", "crd", "--all")
     fresh_server.apply(namespace("guarded"), denial("guarded"))
@@ -226,7 +226,7 @@ def denial(space: str) -> Object:
     }
 
 
-def test_it_stops_at_once_even_while_watches_are_being_opened(server: ApiServer) -> None:
+def test_stop_while_watches_are_opening(server: ApiServer) -> None:
     for _ in range(5):
         following = Following(server.admin_kubeconfig)
         following.__enter__()

@@ -28,7 +28,7 @@ from tests.lab.test_kubernetes import (
 )
 from tests.support.waiting import wait_until
 from ztunnel.identity import ca
-from ztunnel.kube.constants import NAMESPACE, SELF_MADE_CA
+from ztunnel.kube.constants import NAMESPACE, SELF_SIGNED_CA
 from ztunnel.lab import admin_get
 from ztunnel.proxy.tunnel.keepalive import PING_INTERVAL_S
 
@@ -138,7 +138,7 @@ def test_root_is_replaced_under_requests_and_none_fails(cluster: tuple[ApiLab, M
         shake_hands_anew()
         loop.more()
         wait_until(
-            lambda: mesh.log("one").count('"CA signs"') == 2, "the new CA signs", timeout_s=30
+            lambda: mesh.log("one").count('"CA active"') == 2, "the new CA signs", timeout_s=30
         )
         for node in ("node1", "node2"):
             wait_until(
@@ -148,7 +148,7 @@ def test_root_is_replaced_under_requests_and_none_fails(cluster: tuple[ApiLab, M
             )
             shake_hands_anew()
             loop.more()
-        mesh.core.delete_namespaced_secret(SELF_MADE_CA, NAMESPACE)
+        mesh.core.delete_namespaced_secret(SELF_SIGNED_CA, NAMESPACE)
         wait_until(lambda: mesh.roots() == new[ca.ROOT_CERT], "the old root is gone", timeout_s=60)
         shake_hands_anew()
         loop.more()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cluster's signer: certifies workloads through Kubernetes' certificates.k8s.io.
+"""The cluster's control plane: issues workload certificates, publishes roots, reports on policies.
 
-Knows the API server, nothing of sockets or the kernel.
+It talks to the API server only; it needs no access to nodes.
 """

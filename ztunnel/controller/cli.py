@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztunnel controller`: the cluster's signer, from the command line."""
+"""The `ztunnel controller` command."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from ztunnel.kube.client.access import Access, AccessError
 from ztunnel.kube.constants import AGENT_ACCOUNT, NAMESPACE
 from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
@@ -19,58 +20,69 @@ from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 @click.option(
     "--kubeconfig",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="How to reach the API server.  [default: the pod's service account]",
+    help="Kubeconfig of the API server.  [default: the pod's service account]",
 )
-@click.option("--context", help="One of the kubeconfig's.  [default: its current one]")
+@click.option("--context", help="Context of the kubeconfig.  [default: its current context]")
 @click.option(
     "--namespace",
     envvar="POD_NAMESPACE",
     default=NAMESPACE,
     show_default=True,
-    help="Where CA, Lease and the agents are.",
+    help="Namespace of the CA Secrets, the Lease, and the agents.",
 )
 @click.option(
     "--agent-account",
     default=AGENT_ACCOUNT,
     show_default=True,
-    help="The agents' service account there: nobody else gets anything signed.",
+    help="Service account of the agents. Requests from other accounts are denied.",
 )
 @click.option(
     "--identity",
     envvar="POD_NAME",
     default=lambda: f"{os.uname().nodename}-{os.getpid()}",
-    help="Name in the Lease.  [default: host name and pid]",
+    help="Holder identity in the Lease.  [default: host name and PID]",
 )
-@click.option("--trust-domain", default=DEFAULT_TRUST_DOMAIN, show_default=True)
+@click.option(
+    "--trust-domain",
+    default=DEFAULT_TRUST_DOMAIN,
+    show_default=True,
+    help="Trust domain used in SPIFFE IDs.",
+)
 @click.option(
     "--cert-ttl",
     type=click.IntRange(2, 10 * 365 * 86400),
     default=86400,
     show_default=True,
-    help="Seconds that a certificate is valid at most.",
+    help="Longest lifetime of a certificate, in seconds.",
 )
 @click.option(
-    "--settle",
+    "--root-propagation-delay",
     type=click.FloatRange(0, 3600),
     default=10.0,
     show_default=True,
     help="Seconds between publishing the root of a new CA and signing with it.",
 )
 @click.option(
-    "--lease",
+    "--lease-duration",
     type=click.IntRange(3, 300),
     default=15,
     show_default=True,
-    help="Seconds after which another signer takes over from one that is gone.",
+    help="Seconds until a standby replica replaces a leader that does not renew its lease.",
 )
 @click.option(
     "--health-port",
     type=click.IntRange(0, 65535),
     default=15021,
     show_default=True,
-    help="Answers GET /healthz/ready; 0 for none.",
+    help="Port of GET /healthz/live and /healthz/ready; 0 disables it.",
 )
-@click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
+@click.option(
+    "--log-format",
+    type=click.Choice(LOG_FORMATS),
+    default="console",
+    show_default=True,
+    help="Format of the log on standard error.",
+)
 def command(
     *,
     kubeconfig: Path | None,
@@ -80,25 +92,28 @@ def command(
     identity: str,
     trust_domain: str,
     cert_ttl: int,
-    settle: float,
-    lease: int,
+    root_propagation_delay: float,
+    lease_duration: int,
     health_port: int,
     log_format: str,
 ) -> None:
-    """Sign workload certificates that the agents ask for through Kubernetes' API.
+    """Run the mesh's control plane in a cluster.
 
-    A request is signed only if it comes from an agent, by the token of its pod, and a pod of that
-    service account is on the same node. The CA is the Secret `cacerts` in Istio's form, else one
-    that is made and kept in the Secret `ztunnel-ca`. Its roots are put into the ConfigMap
-    istio-ca-root-cert of every namespace. Several may run: one leads.
+    Signs the workload certificates that agents request through the CertificateSigningRequest API.
+    A request is signed only if it was made by an agent with its pod's token, and if a pod of the
+    requested service account runs on the agent's node. The CA is the Secret `cacerts` in Istio's
+    format; without it, a self-signed CA is created in the Secret `ztunnel-ca`. The root
+    certificates are published in the ConfigMap istio-ca-root-cert of every namespace.
+
+    Also reports in the status of each policy whether the nodes enforce it. Several replicas may
+    run; one of them is the leader.
     """
     configure_logs(log_format)
-    from ztunnel.controller.controller import Options, SignerProcess  # noqa: PLC0415
-    from ztunnel.controller.health_server import Health  # noqa: PLC0415  --help needs none of it
-    from ztunnel.kube.client.access import Access, AccessError  # noqa: PLC0415
+    from ztunnel.controller.controller import Controller, Options  # noqa: PLC0415  slow; not for --help
+    from ztunnel.controller.health_server import HealthServer  # noqa: PLC0415
 
     try:
-        api = Access(kubeconfig, context).client()
+        client = Access(kubeconfig, context).client()
     except AccessError as error:
         raise click.ClickException(str(error)) from error
     options = Options(
@@ -107,11 +122,11 @@ def command(
         agent_account=agent_account,
         trust_domain=trust_domain,
         ttl=timedelta(seconds=cert_ttl),
-        settle=settle,
-        lease=lease,
+        root_propagation_delay_s=root_propagation_delay,
+        lease_duration_s=lease_duration,
     )
-    process = SignerProcess(api, options)
+    controller = Controller(client, options)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: process.stop())
-    with Health(health_port or None, process.is_healthy):
-        process.run()
+        signal.signal(number, lambda *_: controller.stop())
+    with HealthServer(health_port or None, controller.is_healthy):
+        controller.run()

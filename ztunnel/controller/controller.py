@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the signer's parts together: whoever leads watches and works, the others wait.
+"""Runs the control plane: the leader watches and reconciles, other replicas stand by.
 
-wait for the lease --> watch Secrets, requests, namespaces, ConfigMaps, policies --> work
-         ^                                                                            |
-         +-------------------------------- lease lost --------------------------------+
+wait for the lease ──▶ watch Secrets, requests, namespaces, ConfigMaps, policies ──▶ reconcile
+        ▲                                                                             │
+        └──────────────────────────────── lease lost ◀────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum
 from typing import Any
 
 import structlog
-from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
 
-from ztunnel.controller.ca_manager import Authorities, CaNotReadyError, Policy
-from ztunnel.controller.csr_controller import Requests, is_over
-from ztunnel.controller.csr_policy import Terms
-from ztunnel.controller.kube_client import Cluster
-from ztunnel.controller.leader_election import Leadership, LeaseTimings
-from ztunnel.controller.policy_status_controller import PolicyWatch, Verdicts
-from ztunnel.controller.workqueue import Work
+from ztunnel.controller.ca_manager import CaManager, CaNotReadyError, RotationConfig
+from ztunnel.controller.csr_controller import CsrController, is_finished
+from ztunnel.controller.csr_policy import CsrPolicyConfig
+from ztunnel.controller.kube_client import CSR_PATH, KubeClient
+from ztunnel.controller.leader_election import LeaderElector, LeaseTimings
+from ztunnel.controller.policy_status_controller import PolicyStatusController, PolicyWatch
+from ztunnel.controller.workqueue import WorkQueue
 from ztunnel.identity.ca import CaError
 from ztunnel.identity.csr_signer import CsrRejected
-from ztunnel.kube.client.informers import informer, stop_all
+from ztunnel.kube.client.informer import Informer
+from ztunnel.kube.client.reflector import Reflector, Resource, stop_all
+from ztunnel.kube.client.request import CONFLICT, ApiError
 from ztunnel.kube.constants import (
     AGENT_ACCOUNT,
     LEASE,
@@ -35,190 +36,215 @@ from ztunnel.kube.constants import (
     PLUGGED_CA,
     ROOTS_CONFIGMAP,
     ROOTS_KEY,
-    SELF_MADE_CA,
+    SELF_SIGNED_CA,
     SIGNER_NAME,
-    user_of,
+    service_account_user,
 )
+from ztunnel.kube.objects.fields import Object
 from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
 
-KNOWN = (ApiException, HTTPError, CaNotReadyError, CaError, CsrRejected)  # tell all in their text
-THREADS = 4  # a request waits for the API server four times; so others need not
+# Expected failures: their text is complete, a traceback adds nothing.
+EXPECTED_ERRORS = (ApiError, CaNotReadyError, CaError, CsrRejected)
+WORKER_THREADS = 4  # a certificate takes several API requests, during which a thread waits
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class Options:
-    """`identity` tells this process from other signers. `settle` is in seconds."""
+    """`identity` is unique among the replicas."""
 
     identity: str
     namespace: str = NAMESPACE
     agent_account: str = AGENT_ACCOUNT
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     ttl: timedelta = timedelta(hours=24)
-    settle: float = 10.0
-    lease: int = 15
+    root_propagation_delay_s: float = 10.0
+    lease_duration_s: int = 15
 
     @property
-    def terms(self) -> Terms:
-        return Terms(self.trust_domain, user_of(self.namespace, self.agent_account), self.ttl)
+    def csr_policy(self) -> CsrPolicyConfig:
+        agent = service_account_user(self.namespace, self.agent_account)
+        return CsrPolicyConfig(self.trust_domain, agent, self.ttl)
 
     @property
-    def policy(self) -> Policy:
-        keep = self.ttl.total_seconds() + self.settle
-        return Policy(self.namespace, self.trust_domain, keep, self.settle)
+    def rotation(self) -> RotationConfig:
+        delay_s = self.root_propagation_delay_s
+        retention_s = self.ttl.total_seconds() + delay_s
+        return RotationConfig(self.namespace, self.trust_domain, retention_s, delay_s)
+
+
+class WorkKind(Enum):
+    """What is reconciled."""
+
+    CA = "ca"
+    REQUEST = "certificate request"
+    ROOTS = "roots"
+    POLICY = "policy"
 
 
 @dataclass(frozen=True)
-class Item:
-    """Something to look at: the CA, a request, a namespace's roots, a policy."""
+class WorkItem:
+    """`name`: of the request, of the roots' namespace, or the policy's key."""
 
-    kind: str
+    kind: WorkKind
     name: str = ""
 
 
-class SignerProcess:
-    """One signer, leading or waiting."""
+CA_ITEM = WorkItem(WorkKind.CA)
 
-    def __init__(self, api: Any, options: Options) -> None:
+
+class Controller:
+    """One replica, leading or standing by."""
+
+    def __init__(self, client: Any, options: Options) -> None:
+        self._client = client
         self._options = options
-        self._cluster = Cluster(api)
-        self._leadership = Leadership(
-            api, options.namespace, LEASE, options.identity, LeaseTimings.of(options.lease)
-        )
+        timings = LeaseTimings.of(options.lease_duration_s)
+        self._elector = LeaderElector(client, options.namespace, LEASE, options.identity, timings)
 
     def run(self) -> None:
-        """Until `stop`."""
-        self._leadership.run(self._lead)
+        """Run until `stop`."""
+        self._elector.run(self._lead)
 
     def stop(self) -> None:
-        """From any thread, or a signal's handler."""
-        self._leadership.stop()
+        """From any thread, or a signal handler."""
+        self._elector.stop()
 
     def is_healthy(self) -> bool:
-        """Whether the API server answered lately, to the leader or to one that waits."""
-        return self._leadership.silence < 2 * self._options.lease
+        """Whether the API server answered recently."""
+        return self._elector.seconds_since_response < 2 * self._options.lease_duration_s
 
     def _lead(self, lost: threading.Event) -> None:
-        term = LeaderSession(self._cluster, self._options, lost)
+        session = LeaderSession(self._client, self._options)
         try:
-            term.start()
+            session.start()
             lost.wait()
         finally:
-            term.close()
+            session.close()
 
 
 class LeaderSession:
-    """All that is known while this process leads; the next term begins with nothing."""
+    """The state of one term as leader; the next term starts without any."""
 
-    def __init__(self, cluster: Cluster, options: Options, lost: threading.Event) -> None:
-        self._lost = lost
-        self._work: Work[Item] = Work()
-        self._authorities = Authorities(cluster, options.policy)
-        self._requests = Requests(cluster, options.terms, self._authorities.current)
-        self._policies = PolicyWatch(
-            cluster.core.api_client, lambda name: self._work.add(Item("policy", name))
-        )
-        verdicts = Verdicts(cluster.core.api_client, self._policies.get)
-        self._handlers: dict[str, Callable[[str], None]] = {
-            "ca": self._look_at_ca,
-            "request": self._requests.handle,
-            "roots": self._look_at_namespace,
-            "policy": verdicts.handle,
+    def __init__(self, client: Any, options: Options) -> None:
+        cluster = KubeClient(client)
+        self._namespace = options.namespace
+        self._queue: WorkQueue[WorkItem] = WorkQueue()
+        self._ca = CaManager(cluster, options.rotation)
+        self._requests = CsrController(cluster, options.csr_policy, self._ca.current)
+        self._policies = PolicyWatch(client, self._policy_changed)
+        policy_status = PolicyStatusController(client, self._policies.get)
+        self._reconcilers: dict[WorkKind, Callable[[str], None]] = {
+            WorkKind.CA: self._reconcile_ca,
+            WorkKind.REQUEST: self._requests.reconcile,
+            WorkKind.ROOTS: self._reconcile_roots,
+            WorkKind.POLICY: policy_status.reconcile,
         }
-        core, home = cluster.core, options.namespace
-        self._namespaces = self._informer(core.list_namespace, self._namespace_came)
-        self._published = self._informer(
-            core.list_config_map_for_all_namespaces,
-            self._roots_changed,
-            field_selector=f"metadata.name={ROOTS_CONFIGMAP}",
+        self._namespaces = Informer(
+            client,
+            Resource("Namespace", "/api/v1/namespaces"),
+            self._namespace_changed,
+            resync=True,
         )
-        self._informers = [
-            self._policies,
-            self._informer(
-                cluster.certificates.list_certificate_signing_request,
-                self._request_came,
-                field_selector=f"spec.signerName={SIGNER_NAME}",
-            ),
-            self._namespaces,
-            self._published,
-            *(
-                self._informer(
-                    core.list_namespaced_secret,
-                    lambda _: self._work.add(Item("ca")),
-                    namespace=home,
-                    field_selector=f"metadata.name={name}",
-                )
-                for name in (PLUGGED_CA, SELF_MADE_CA)
-            ),
+        self._published = Informer(
+            client,
+            Resource("ConfigMap", "/api/v1/configmaps", f"metadata.name={ROOTS_CONFIGMAP}"),
+            self._roots_changed,
+            resync=True,
+        )
+        self._reflectors = [
+            *self._policies.reflectors,
+            self._watch_requests(client),
+            self._namespaces.reflector,
+            self._published.reflector,
+            *(self._watch_secret(client, name) for name in (PLUGGED_CA, SELF_SIGNED_CA)),
         ]
-        self._home = home
         self._threads = [
-            threading.Thread(target=self._serve, name=f"signer-{number}", daemon=True)
-            for number in range(THREADS)
+            threading.Thread(target=self._work, name=f"reconcile-{number}", daemon=True)
+            for number in range(WORKER_THREADS)
         ]
 
     def start(self) -> None:
-        self._work.add(Item("ca"))
-        for each in (*self._informers, *self._threads):
-            each.start()
+        """Start watching and reconciling."""
+        self._queue.add(CA_ITEM)
+        for reflector in self._reflectors:
+            reflector.start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        self._work.close()
-        stop_all(self._informers)
+        """Stop; waits for reconciliations in progress."""
+        self._queue.close()
+        stop_all(self._reflectors)
         for thread in self._threads:
             thread.join()
 
-    def _informer(
-        self, list_func: Callable[..., Any], on_event: Callable[[Any], None], **selectors: Any
-    ) -> Any:
-        return informer(list_func, on_event, self._lost, **selectors)
+    def _watch_requests(self, client: Any) -> Reflector:
+        selector = f"spec.signerName={SIGNER_NAME}"
+        resource = Resource("CertificateSigningRequest", CSR_PATH, selector)
+        return Reflector(
+            client, resource, lambda event: self._request_changed(event.object), resync=True
+        )
 
-    def _request_came(self, csr: Any) -> None:
-        if not is_over(csr):
-            self._work.add(Item("request", csr.metadata.name))
+    def _watch_secret(self, client: Any, name: str) -> Reflector:
+        path = f"/api/v1/namespaces/{self._namespace}/secrets"
+        resource = Resource("Secret", path, f"metadata.name={name}")
+        return Reflector(client, resource, lambda _: self._queue.add(CA_ITEM), resync=True)
 
-    def _namespace_came(self, namespace: Any) -> None:
-        self._work.add(Item("roots", namespace.metadata.name))
+    # Called in the reflectors' threads
 
-    def _roots_changed(self, config_map: Any) -> None:
-        where = config_map.metadata.namespace
-        self._work.add(Item("ca") if where == self._home else Item("roots", where))
+    def _request_changed(self, csr: Object) -> None:
+        if not is_finished(csr):
+            self._queue.add(WorkItem(WorkKind.REQUEST, csr["metadata"]["name"]))
 
-    def _look_at_namespace(self, name: str) -> None:
-        """Cheap when all is well, for every namespace is looked at again and again."""
-        there = self._published.cache.get_by_key(f"{name}/{ROOTS_CONFIGMAP}")
-        bundle = (there.data or {}).get(ROOTS_KEY, "") if there is not None else ""
-        if bundle.encode() != self._authorities.bundle:
-            self._authorities.publish(name)
+    def _namespace_changed(self, namespace: Object) -> None:
+        self._queue.add(WorkItem(WorkKind.ROOTS, namespace["metadata"]["name"]))
 
-    def _look_at_ca(self, _: str) -> None:
-        before = self._authorities.bundle
-        wait = self._authorities.refresh()
-        if wait is not None:
-            self._work.add(Item("ca"), after=wait)
-        if self._authorities.bundle != before:
-            for key in self._namespaces.cache.list_keys():
-                self._work.add(Item("roots", key))
+    def _roots_changed(self, config_map: Object) -> None:
+        namespace = config_map["metadata"]["namespace"]
+        is_own = namespace == self._namespace
+        self._queue.add(CA_ITEM if is_own else WorkItem(WorkKind.ROOTS, namespace))
 
-    def _serve(self) -> None:
-        while (item := self._work.get()) is not None:
+    def _policy_changed(self, key: str) -> None:
+        self._queue.add(WorkItem(WorkKind.POLICY, key))
+
+    # Called in the worker threads
+
+    def _reconcile_roots(self, namespace: str) -> None:
+        """Compares with the cache first: every namespace is reconciled at each resync."""
+        published = self._published.get(namespace, ROOTS_CONFIGMAP) or {}
+        bundle = (published.get("data") or {}).get(ROOTS_KEY, "")
+        if bundle.encode() != self._ca.bundle:
+            self._ca.publish(namespace)
+
+    def _reconcile_ca(self, _: str) -> None:
+        before = self._ca.bundle
+        after_s = self._ca.refresh()
+        if after_s is not None:
+            self._queue.add(CA_ITEM, after_s)
+        if self._ca.bundle != before:
+            for namespace in self._namespaces.names():
+                self._queue.add(WorkItem(WorkKind.ROOTS, namespace))
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
             try:
-                self._handlers[item.kind](item.name)
-                self._work.done(item)
+                self._reconcilers[item.kind](item.name)
+                self._queue.done(item)
             except Exception as error:
-                self._failed(item, error)
+                self._retry(item, error)
 
-    def _failed(self, item: Item, error: Exception) -> None:
-        delay = self._work.retry(item)
-        if isinstance(error, ApiException) and error.status == 409:
-            return  # somebody was quicker: looked at anew
-        known = isinstance(error, KNOWN)
+    def _retry(self, item: WorkItem, error: Exception) -> None:
+        backoff_s = self._queue.retry(item)
+        if isinstance(error, ApiError) and error.status == CONFLICT:
+            return  # the object changed in between: a retry reads it again
+        is_expected = isinstance(error, EXPECTED_ERRORS)
         log.warning(
-            "not done, tried again",
-            kind=item.kind,
+            "reconciliation failed",
+            kind=item.kind.value,
             name=item.name,
             error=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            retry_in=round(delay, 1),
-            exc_info=None if known else error,
+            retry_in_s=round(backoff_s, 1),
+            exc_info=None if is_expected else error,
         )

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes one request from as it is to denied or signed.
+"""Reconciles CertificateSigningRequests with our signer name.
 
-    new --decide--> Approved --sign--> certificate
-        \\--> Denied
-    approved by somebody else, but not by our rules --> Failed
+    new ──check──▶ Approved ──sign──▶ certificate issued
+         └───────▶ Denied
+    approved by someone else, but not allowed by our policy ──▶ Failed
 
-Whoever approved it, the rules are asked before anything is signed, with pods and accounts as they
-are then.
+The policy is evaluated before every signature, also of requests that someone else approved, on the
+pods and service accounts of that moment.
 """
 
 from __future__ import annotations
@@ -16,85 +16,95 @@ from datetime import UTC, datetime
 
 import structlog
 
-from ztunnel.controller.csr_policy import Approved, Denied, Reason, Terms, claim, prove
-from ztunnel.controller.kube_client import Cluster, Csr, asked, conditions
+from ztunnel.controller.csr_policy import (
+    Approved,
+    CsrPolicyConfig,
+    Denied,
+    Reason,
+    check_claim,
+    check_request,
+)
+from ztunnel.controller.kube_client import Condition, KubeClient, condition_types, csr_facts
 from ztunnel.identity import csr_signer
 from ztunnel.identity.ca import Authority
 from ztunnel.kube.constants import SIGNER_NAME
+from ztunnel.kube.objects.fields import Object
 
 log = structlog.get_logger()
 
 
-class Requests:
-    """All requests with our signer name. Thread-safe."""
+class CsrController:
+    """Thread-safe."""
 
     def __init__(
         self,
-        cluster: Cluster,
-        terms: Terms,
+        cluster: KubeClient,
+        config: CsrPolicyConfig,
         authority: Callable[[], Authority],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`authority` raises when there is no CA to sign with yet."""
+        """`authority` raises CaNotReadyError while there is no CA to sign with."""
         self._cluster = cluster
-        self._terms = terms
+        self._config = config
         self._authority = authority
         self._clock = clock
 
-    def handle(self, name: str) -> None:
-        """Bring a request to its end. Any exception means: try again."""
+    def reconcile(self, name: str) -> None:
+        """Deny or sign a request. On any exception the caller retries."""
         csr = self._cluster.csr(name)
-        if csr is None or csr.spec.signer_name != SIGNER_NAME or is_over(csr):
+        if csr is None or csr["spec"].get("signerName") != SIGNER_NAME or is_finished(csr):
             return
-        decided = self._decide(csr)
-        if isinstance(decided, Denied):
-            self._refuse(csr, decided)
+        decision = self._decide(csr)
+        if isinstance(decision, Denied):
+            self._deny(csr, decision)
         else:
-            self._sign(csr, decided)
+            self._sign(csr, decision)
 
-    def _decide(self, csr: Csr) -> Approved | Denied:
-        wanted = claim(asked(csr), self._terms)
-        if isinstance(wanted, Denied):
-            return wanted
-        exists = self._cluster.account_exists(wanted)
-        return prove(wanted, self._cluster.pods(wanted), account_exists=exists)
+    def _decide(self, csr: Object) -> Approved | Denied:
+        claim = check_request(csr_facts(csr), self._config)
+        if isinstance(claim, Denied):
+            return claim
+        exists = self._cluster.account_exists(claim)
+        return check_claim(claim, self._cluster.pods(claim), account_exists=exists)
 
-    def _refuse(self, csr: Csr, denied: Denied) -> None:
-        if "Approved" in conditions(csr):  # the API server allows no Denied any more
-            self._cluster.fail(csr, denied.reason.value, denied.message)
+    def _deny(self, csr: Object, denied: Denied) -> None:
+        name, reason = csr["metadata"]["name"], denied.reason.value
+        if Condition.APPROVED in condition_types(csr):  # the API server rejects Denied then
+            self._cluster.set_failed(csr, reason, denied.message)
         else:
-            self._cluster.judge(csr, "Denied", denied.reason.value, denied.message)
+            self._cluster.set_approval(csr, Condition.DENIED, reason, denied.message)
         log.warning(
-            "request denied",
-            request=csr.metadata.name,
-            reason=denied.reason.value,
+            "certificate request denied",
+            request=name,
+            reason=reason,
             detail=denied.message,
-            user=csr.spec.username,
+            user=csr["spec"].get("username", ""),
         )
 
-    def _sign(self, csr: Csr, approved: Approved) -> None:
-        authority = self._authority()  # first: what can't be signed need not be approved yet
-        if "Approved" not in conditions(csr):
-            csr = self._cluster.judge(csr, "Approved", Reason.APPROVED.value, approved.message)
+    def _sign(self, csr: Object, approved: Approved) -> None:
+        authority = self._authority()  # raises before the request is approved
+        if Condition.APPROVED not in condition_types(csr):
+            reason = Reason.APPROVED.value
+            csr = self._cluster.set_approval(csr, Condition.APPROVED, reason, approved.message)
         issued = csr_signer.sign(
             authority,
-            asked(csr).csr_pem,
+            csr_facts(csr).csr_pem,
             approved.identity,
             now=self._clock(),
             ttl=approved.ttl,
         )
-        self._cluster.deliver(csr, issued.chain_pem)
+        self._cluster.set_certificate(csr, issued.chain_pem)
         log.info(
             "certificate signed",
-            request=csr.metadata.name,
+            request=csr["metadata"]["name"],
             identity=approved.identity,
             serial=f"{issued.serial:x}",
             proof=approved.message,
         )
 
 
-def is_over(csr: Csr) -> bool:
-    """Whether it is answered for good."""
-    if csr.status and csr.status.certificate:
+def is_finished(csr: Object) -> bool:
+    """Whether the request has its final status."""
+    if (csr.get("status") or {}).get("certificate"):
         return True
-    return bool(conditions(csr) & {"Denied", "Failed"})
+    return bool(condition_types(csr) & {Condition.DENIED, Condition.FAILED})

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a request is signed: pure, from what the API server attests.
+"""Decides whether a certificate request is signed. Pure.
 
-    Asked --claim()--> Claim --prove(pods, account)--> Approved
-       \\                  \\
-        +-----> Denied <----+
+    CsrFacts ──check_request()──▶ Claim ──check_claim(pods, account)──▶ Approved
+        └───────────▶ Denied ◀──────┘
 
-The claim comes first, for it tells what to look at. Everything that is believed comes from the API
-server: who asks and from which node (both set by it from the token, never by the requester), which
-pods run there, and whether their service account is there still.
+Only facts from the API server count: the requester and its node (the API server sets both from the
+token), the pods that run there, and whether their service account still exists.
 """
 
 from __future__ import annotations
@@ -21,11 +19,11 @@ from ztunnel.identity import csr_signer
 from ztunnel.kube.constants import USAGES
 from ztunnel.mesh.spiffe import SpiffeId
 
-FINISHED = ("Succeeded", "Failed")  # pod phases in which no container runs any more
+FINISHED_PHASES = ("Succeeded", "Failed")  # no container of such a pod runs
 
 
 class Reason(StrEnum):
-    """Of a condition on the request, as `kubectl describe csr` shows it."""
+    """The reason of a request's condition, shown by `kubectl describe csr`."""
 
     APPROVED = "PodRunsOnNode"
     REQUESTER = "RequesterNotAgent"
@@ -39,17 +37,17 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True)
-class Terms:
-    """`agent` is the user name of the agent's service account; `ttl` the longest lifetime."""
+class CsrPolicyConfig:
+    """`agent_user`: user name of the agents' service account; `max_ttl`: longest lifetime."""
 
     trust_domain: str
-    agent: str
-    ttl: timedelta
+    agent_user: str
+    max_ttl: timedelta
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request. `node` is empty when the requester's token is not bound to one."""
+class CsrFacts:
+    """A request as the API server attests it. `node` is empty if the token is bound to none."""
 
     user: str
     node: str
@@ -72,7 +70,7 @@ class Pod:
 
 @dataclass(frozen=True)
 class Claim:
-    """A well-formed request of an agent: true if a pod of `identity` is on `node`."""
+    """A well-formed request of an agent: a pod with `identity` runs on `node`."""
 
     identity: SpiffeId
     node: str
@@ -81,7 +79,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Approved:
-    """To be signed for `identity`, for `ttl` at most."""
+    """Sign for `identity`, for at most `ttl`."""
 
     identity: str
     ttl: timedelta
@@ -90,66 +88,69 @@ class Approved:
 
 @dataclass(frozen=True)
 class Denied:
-    """Never to be signed; `message` says what was found and what would be right."""
+    """Do not sign, now or later. `message`: what was found and what is required."""
 
     reason: Reason
     message: str
 
 
-def claim(asked: Asked, terms: Terms) -> Claim | Denied:
-    """All that can be judged without looking at pods."""
-    if asked.user != terms.agent:
-        return Denied(Reason.REQUESTER, f"{asked.user!r} asks; only {terms.agent!r} may")
-    if not asked.node:
+def check_request(facts: CsrFacts, config: CsrPolicyConfig) -> Claim | Denied:
+    """Check everything that does not depend on pods."""
+    if facts.user != config.agent_user:
+        return Denied(
+            Reason.REQUESTER, f"requested by {facts.user!r}; only {config.agent_user!r} may request"
+        )
+    if not facts.node:
         return Denied(
             Reason.UNBOUND,
-            "the requester's token names no node; it must be the token of a pod "
-            "(Kubernetes 1.30 or later puts the pod's node in it)",
+            "the requester's token is not bound to a node; use the token of a pod "
+            "(Kubernetes 1.30 or later includes the pod's node)",
         )
-    if sorted(asked.usages) != sorted(USAGES):
+    if sorted(facts.usages) != sorted(USAGES):
         return Denied(
-            Reason.USAGES, f"usages are {', '.join(asked.usages)}; they must be {', '.join(USAGES)}"
+            Reason.USAGES, f"usages are {', '.join(facts.usages)}, want {', '.join(USAGES)}"
         )
     try:
-        identity = csr_signer.requested_identity(asked.csr_pem)
-    except csr_signer.CsrRejected as refused:
-        return Denied(Reason.REQUEST, str(refused))
-    if identity.trust_domain != terms.trust_domain:
+        identity = csr_signer.requested_identity(facts.csr_pem)
+    except csr_signer.CsrRejected as rejected:
+        return Denied(Reason.REQUEST, str(rejected))
+    if identity.trust_domain != config.trust_domain:
         return Denied(
             Reason.TRUST_DOMAIN,
-            f"{identity} is not of the trust domain {terms.trust_domain}; "
-            "give agent and signer the same --trust-domain",
+            f"{identity} is not in the trust domain {config.trust_domain} "
+            "hint: start agent and controller with the same --trust-domain",
         )
-    return Claim(identity, asked.node, min(asked.lifetime or terms.ttl, terms.ttl))
+    ttl = min(facts.lifetime or config.max_ttl, config.max_ttl)
+    return Claim(identity, facts.node, ttl)
 
 
-def prove(wanted: Claim, pods: Sequence[Pod], *, account_exists: bool) -> Approved | Denied:
-    """Whether one of `pods` makes the claim true; others than the claim's are passed over.
+def check_claim(claim: Claim, pods: Sequence[Pod], *, account_exists: bool) -> Approved | Denied:
+    """Whether one of `pods` proves the claim; pods that do not match it are ignored.
 
-    A pod outlives its account, but the account's rights must not: `account_exists` is asked too.
+    A pod can outlive its service account, but the account's rights must end with the account.
     """
-    account = f"{wanted.identity.namespace}/{wanted.identity.service_account}"
-    candidates = [pod for pod in pods if _is_of(pod, wanted)]
+    account = f"{claim.identity.namespace}/{claim.identity.service_account}"
+    candidates = [pod for pod in pods if _matches(pod, claim)]
     running = [pod for pod in candidates if not pod.host_network]
     if running and not account_exists:
         return Denied(
             Reason.NO_ACCOUNT,
-            f"service account {account} does not exist, though pod {running[0].name} runs as it "
-            f"on {wanted.node}; make it again, or delete the pod",
+            f"service account {account} does not exist, but pod {running[0].name} runs as it on "
+            f"{claim.node} hint: recreate the account, or delete the pod",
         )
     if running:
-        text = f"pod {running[0].namespace}/{running[0].name} runs on {wanted.node}"
-        return Approved(str(wanted.identity), wanted.ttl, text)
+        message = f"pod {running[0].namespace}/{running[0].name} runs on {claim.node}"
+        return Approved(str(claim.identity), claim.ttl, message)
     if candidates:
         return Denied(
             Reason.HOST_NETWORK,
-            f"pod {candidates[0].namespace}/{candidates[0].name} uses the host's network, "
-            "so the mesh carries nothing of it",
+            f"pod {candidates[0].namespace}/{candidates[0].name} uses the host network, "
+            "which the mesh does not capture",
         )
-    return Denied(Reason.NO_POD, f"no pod of service account {account} runs on {wanted.node}")
+    return Denied(Reason.NO_POD, f"no pod of service account {account} runs on {claim.node}")
 
 
-def _is_of(pod: Pod, wanted: Claim) -> bool:
-    where = (pod.node, pod.namespace, pod.service_account)
-    expected = (wanted.node, wanted.identity.namespace, wanted.identity.service_account)
-    return where == expected and pod.phase not in FINISHED
+def _matches(pod: Pod, claim: Claim) -> bool:
+    found = (pod.node, pod.namespace, pod.service_account)
+    wanted = (claim.node, claim.identity.namespace, claim.identity.service_account)
+    return found == wanted and pod.phase not in FINISHED_PHASES

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers the kubelet's probes: GET /healthz/live, GET /healthz/ready."""
+"""HTTP endpoints for the kubelet's probes: GET /healthz/live, GET /healthz/ready."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+REQUEST_TIMEOUT_S = 5
 
-class Health:
-    """An HTTP server while it is entered. `port` 0 is any that is free, None is no server."""
+
+class HealthServer:
+    """Serves while the context is entered. Port 0: any free port; None: no server."""
 
     def __init__(self, port: int | None, is_ready: Callable[[], bool]) -> None:
         self._port = port
         self._is_ready = is_ready
         self._server: ThreadingHTTPServer | None = None
 
-    def __enter__(self) -> Health:
+    def __enter__(self) -> HealthServer:
         """Listen. Raises OSError."""
         if self._port is not None:
             self._server = ThreadingHTTPServer(("", self._port), _handler(self._is_ready))
@@ -26,7 +28,7 @@ class Health:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port it listens on."""
         assert self._server is not None
         return self._server.server_port
 
@@ -38,20 +40,19 @@ class Health:
 
 def _handler(is_ready: Callable[[], bool]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        timeout = 5  # seconds for a request to come
+        timeout = REQUEST_TIMEOUT_S
 
         def do_GET(self) -> None:
             if self.path == "/healthz/live":
-                self._answer(HTTPStatus.OK, "live")
-            elif self.path == "/healthz/ready":
-                if is_ready():
-                    self._answer(HTTPStatus.OK, "ready")
-                else:
-                    self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "no answer of the API server")
+                self._respond(HTTPStatus.OK, "live")
+            elif self.path != "/healthz/ready":
+                self._respond(HTTPStatus.NOT_FOUND, "not found")
+            elif is_ready():
+                self._respond(HTTPStatus.OK, "ready")
             else:
-                self._answer(HTTPStatus.NOT_FOUND, "not found")
+                self._respond(HTTPStatus.SERVICE_UNAVAILABLE, "API server not reachable")
 
-        def _answer(self, status: HTTPStatus, text: str) -> None:
+        def _respond(self, status: HTTPStatus, text: str) -> None:
             body = f"{text}\n".encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
@@ -59,6 +60,6 @@ def _handler(is_ready: Callable[[], bool]) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Probes are no news."""
+            """Do not log probes."""
 
     return Handler

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the signer reads from and writes to the API server. Every call is bounded in time.
+"""The controller's reads and writes of Kubernetes objects. Blocking; every method raises ApiError.
 
-Raises kubernetes' ApiException or urllib3's errors; who calls tries again.
+Nothing is cached: decisions on identities are made on the API server's current state.
 """
 
 from __future__ import annotations
@@ -10,215 +10,212 @@ import base64
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
-from kubernetes import client
-from kubernetes.client.exceptions import ApiException
+from ztunnel.controller.csr_policy import Claim, CsrFacts, Pod
+from ztunnel.kube.client.request import APPLY_PATCH, CONFLICT, NOT_FOUND, ApiError, send
+from ztunnel.kube.constants import FIELD_MANAGER, NODE_EXTRA, ROOTS_CONFIGMAP, ROOTS_KEY
+from ztunnel.kube.objects.fields import Object
 
-from ztunnel.controller.csr_policy import Asked, Claim, Pod
-from ztunnel.kube.constants import NODE_EXTRA, ROOTS_CONFIGMAP, ROOTS_KEY
+EXPIRING_ROOTS = "ztunnel.dev/retiring-roots"  # annotation: JSON, SHA-256 → Unix seconds
+CSR_PATH = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
 
-TIMEOUT = (5, 15)  # seconds to connect, to answer
-MANAGER = "ztunnel-controller"  # field manager of what we apply
-RETIRING = "ztunnel.dev/retiring-roots"  # annotation: JSON object, SHA-256 → Unix seconds
-_APPLY = "application/apply-patch+yaml"
-_NOT_FOUND, _CONFLICT = 404, 409
 
-Csr = Any  # client.V1CertificateSigningRequest; kubernetes has no types
+class Condition(StrEnum):
+    """Types of a CertificateSigningRequest's conditions."""
+
+    APPROVED = "Approved"
+    DENIED = "Denied"
+    FAILED = "Failed"
 
 
 class RootsConflictError(Exception):
-    """Somebody else keeps other roots in a namespace's ConfigMap."""
+    """Another field manager owns the roots in a namespace's ConfigMap."""
 
 
-class Cluster:
-    """One API server. Thread-safe."""
+class KubeClient:
+    """Thread-safe."""
 
-    def __init__(self, api: Any) -> None:
-        self.core = client.CoreV1Api(api)
-        self.certificates = client.CertificatesV1Api(api)
+    def __init__(self, client: Any) -> None:
+        self.client = client
 
-    # Requests
+    # Certificate requests
 
-    def csr(self, name: str) -> Csr | None:
-        """A request as it is now; None when it is gone."""
-        return _found(
-            lambda: self.certificates.read_certificate_signing_request(
-                name, _request_timeout=TIMEOUT
-            )
-        )
+    def csr(self, name: str) -> Object | None:
+        """A request; None if it does not exist."""
+        return self._get(f"{CSR_PATH}/{name}")
 
     def pods(self, claim: Claim) -> list[Pod]:
-        """The pods that could make a claim true, read now: no cache decides on identities."""
-        fields = f"spec.nodeName={claim.node},spec.serviceAccountName={claim.identity[2]}"
-        found = self.core.list_namespaced_pod(
-            claim.identity.namespace, field_selector=fields, _request_timeout=TIMEOUT
-        )
-        return [_pod(item) for item in found.items]
+        """The pods on the claim's node with its service account."""
+        _, namespace, account = claim.identity
+        fields = f"spec.nodeName={claim.node},spec.serviceAccountName={account}"
+        path = f"/api/v1/namespaces/{namespace}/pods"
+        found = send(self.client, "GET", path, query={"fieldSelector": fields})
+        return [_pod(item) for item in found.get("items") or ()]
 
     def account_exists(self, claim: Claim) -> bool:
-        """Whether a claim's service account is there now, and is not being deleted."""
-        _, namespace, name = claim.identity
-        found = _found(
-            lambda: self.core.read_namespaced_service_account(
-                name, namespace, _request_timeout=TIMEOUT
-            )
-        )
-        return found is not None and found.metadata.deletion_timestamp is None
+        """Whether a claim's service account exists and is not being deleted."""
+        _, namespace, account = claim.identity
+        found = self._get(f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}")
+        return found is not None and not found["metadata"].get("deletionTimestamp")
 
-    def judge(self, csr: Csr, kind: str, reason: str, message: str) -> Csr:
-        """Add the condition Approved or Denied; the request as it is then."""
-        _add_condition(csr, kind, reason, message)
-        return self.certificates.replace_certificate_signing_request_approval(
-            csr.metadata.name, csr, _request_timeout=TIMEOUT
-        )
+    def set_approval(self, csr: Object, condition: Condition, reason: str, message: str) -> Object:
+        """Set the condition Approved or Denied; returns the updated request."""
+        updated = _with_condition(csr, condition, reason, message)
+        found: Object = send(self.client, "PUT", f"{_csr_path(csr)}/approval", body=updated)
+        return found
 
-    def fail(self, csr: Csr, reason: str, message: str) -> None:
-        """Say of a request that somebody approved that it will not be signed."""
-        _add_condition(csr, "Failed", reason, message)
-        self.certificates.replace_certificate_signing_request_status(
-            csr.metadata.name, csr, _request_timeout=TIMEOUT
-        )
+    def set_failed(self, csr: Object, reason: str, message: str) -> None:
+        """Mark a request that someone else approved as not to be signed."""
+        updated = _with_condition(csr, Condition.FAILED, reason, message)
+        send(self.client, "PUT", f"{_csr_path(csr)}/status", body=updated)
 
-    def deliver(self, csr: Csr, chain_pem: bytes) -> None:
-        """Hand out the certificate."""
-        csr.status.certificate = base64.b64encode(chain_pem).decode()
-        self.certificates.replace_certificate_signing_request_status(
-            csr.metadata.name, csr, _request_timeout=TIMEOUT
-        )
+    def set_certificate(self, csr: Object, chain_pem: bytes) -> None:
+        """Issue the certificate."""
+        status = {**(csr.get("status") or {}), "certificate": _encode(chain_pem)}
+        send(self.client, "PUT", f"{_csr_path(csr)}/status", body={**csr, "status": status})
 
     # The CA
 
     def secret(self, namespace: str, name: str) -> dict[str, bytes] | None:
-        """A Secret's data; None when there is none."""
-        found = _found(
-            lambda: self.core.read_namespaced_secret(name, namespace, _request_timeout=TIMEOUT)
-        )
+        """A Secret's data; None if it does not exist."""
+        found = self._get(f"/api/v1/namespaces/{namespace}/secrets/{name}")
         if found is None:
             return None
-        return {key: base64.b64decode(value) for key, value in (found.data or {}).items()}
+        return {key: base64.b64decode(value) for key, value in (found.get("data") or {}).items()}
 
-    def create_secret(self, namespace: str, name: str, parts: Mapping[str, bytes]) -> bool:
-        """False when another was quicker: the API server lets only one create it."""
-        secret = client.V1Secret(
-            metadata=client.V1ObjectMeta(name=name),
-            type="Opaque",
-            data={key: base64.b64encode(value).decode() for key, value in parts.items()},
-        )
+    def create_secret(self, namespace: str, name: str, data: Mapping[str, bytes]) -> bool:
+        """False if it exists: of several controllers only one creates it."""
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name},
+            "type": "Opaque",
+            "data": {key: _encode(value) for key, value in data.items()},
+        }
         try:
-            self.core.create_namespaced_secret(namespace, secret, _request_timeout=TIMEOUT)
-        except ApiException as error:
-            if error.status != _CONFLICT:
+            send(self.client, "POST", f"/api/v1/namespaces/{namespace}/secrets", body=secret)
+        except ApiError as error:
+            if error.status != CONFLICT:
                 raise
             return False
         return True
 
     # Roots
 
-    def published(self, namespace: str) -> tuple[bytes, dict[str, float]]:
-        """The roots in a namespace's ConfigMap, and which of them retire when."""
-        found = _found(
-            lambda: self.core.read_namespaced_config_map(
-                ROOTS_CONFIGMAP, namespace, _request_timeout=TIMEOUT
-            )
-        )
+    def published_roots(self, namespace: str) -> tuple[bytes, dict[str, float]]:
+        """The bundle in a namespace's ConfigMap, and when roots of it expire."""
+        found = self._get(_roots_path(namespace))
         if found is None:
             return b"", {}
-        bundle = (found.data or {}).get(ROOTS_KEY, "").encode()
-        return bundle, _retiring((found.metadata.annotations or {}).get(RETIRING, ""))
+        bundle = (found.get("data") or {}).get(ROOTS_KEY, "").encode()
+        annotations = found["metadata"].get("annotations") or {}
+        return bundle, _expiring(annotations.get(EXPIRING_ROOTS, ""))
 
-    def publish(
-        self, namespace: str, bundle: bytes, retiring: Mapping[str, float], *, force: bool
+    def apply_roots(
+        self, namespace: str, bundle: bytes, expiring: Mapping[str, float], *, force: bool
     ) -> None:
-        """Put the roots into a namespace's ConfigMap.
+        """Write the bundle to a namespace's ConfigMap by server-side apply.
 
-        Without `force` what another field manager (istiod) keeps there is left alone:
-        ForeignRootsError.
+        Without `force` raises RootsConflictError if another field manager (istiod) owns it.
         """
         metadata: dict[str, Any] = {"name": ROOTS_CONFIGMAP}
-        if retiring:
-            metadata["annotations"] = {RETIRING: json.dumps(dict(retiring), sort_keys=True)}
+        if expiring:
+            metadata["annotations"] = {EXPIRING_ROOTS: json.dumps(dict(expiring), sort_keys=True)}
         try:
-            self.core.patch_namespaced_config_map(
-                ROOTS_CONFIGMAP,
-                namespace,
-                {
+            send(
+                self.client,
+                "PATCH",
+                _roots_path(namespace),
+                query={"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"},
+                body={
                     "apiVersion": "v1",
                     "kind": "ConfigMap",
                     "metadata": metadata,
                     "data": {ROOTS_KEY: bundle.decode()},
                 },
-                field_manager=MANAGER,
-                force=force,
-                _content_type=_APPLY,
-                _request_timeout=TIMEOUT,
+                content_type=APPLY_PATCH,
             )
-        except ApiException as error:
-            if error.status == _CONFLICT and not force:
+        except ApiError as error:
+            if error.status == CONFLICT and not force:
                 raise RootsConflictError(namespace) from error
             raise
 
     def is_active(self, namespace: str) -> bool:
-        """Whether a namespace is there to stay: in one that ends nothing can be created."""
-        found = _found(lambda: self.core.read_namespace(namespace, _request_timeout=TIMEOUT))
-        return found is not None and found.status.phase == "Active"
+        """Whether objects can be created in a namespace: it exists and is not terminating."""
+        found = self._get(f"/api/v1/namespaces/{namespace}")
+        return found is not None and (found.get("status") or {}).get("phase") == "Active"
+
+    def _get(self, path: str) -> Object | None:
+        try:
+            found: Object = send(self.client, "GET", path)
+        except ApiError as error:
+            if error.status != NOT_FOUND:
+                raise
+            return None
+        return found
 
 
-def asked(csr: Csr) -> Asked:
-    """A request's facts. The API server sets user and extra from the requester's token."""
-    spec = csr.spec
-    nodes = (spec.extra or {}).get(NODE_EXTRA) or []
-    seconds = spec.expiration_seconds
-    return Asked(
-        user=spec.username or "",
+def csr_facts(csr: Object) -> CsrFacts:
+    """The API server sets username and extra from the requester's token."""
+    spec = csr["spec"]
+    nodes = (spec.get("extra") or {}).get(NODE_EXTRA) or []
+    seconds = spec.get("expirationSeconds")
+    return CsrFacts(
+        user=spec.get("username") or "",
         node=nodes[0] if len(nodes) == 1 else "",
-        usages=tuple(spec.usages or ()),
-        csr_pem=base64.b64decode(spec.request),
+        usages=tuple(spec.get("usages") or ()),
+        csr_pem=base64.b64decode(spec["request"]),
         lifetime=timedelta(seconds=seconds) if seconds else None,
     )
 
 
-def conditions(csr: Csr) -> set[str]:
-    """The types of a request's true conditions: Approved, Denied, Failed."""
-    found = (csr.status.conditions if csr.status else None) or []
-    return {condition.type for condition in found if condition.status == "True"}
+def condition_types(csr: Object) -> set[str]:
+    """The types of a request's conditions with status True."""
+    conditions = (csr.get("status") or {}).get("conditions") or ()
+    return {condition["type"] for condition in conditions if condition.get("status") == "True"}
 
 
-def _add_condition(csr: Csr, kind: str, reason: str, message: str) -> None:
-    now = datetime.now(UTC)
-    csr.status = csr.status or client.V1CertificateSigningRequestStatus()
-    csr.status.conditions = [
-        *(csr.status.conditions or []),
-        client.V1CertificateSigningRequestCondition(
-            type=kind, status="True", reason=reason, message=message, last_update_time=now
-        ),
-    ]
+def _with_condition(csr: Object, condition: Condition, reason: str, message: str) -> Object:
+    status = csr.get("status") or {}
+    added = {
+        "type": condition.value,
+        "status": "True",
+        "reason": reason,
+        "message": message,
+        "lastUpdateTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    return {**csr, "status": {**status, "conditions": [*(status.get("conditions") or ()), added]}}
 
 
-def _pod(item: Any) -> Pod:
+def _csr_path(csr: Object) -> str:
+    return f"{CSR_PATH}/{csr['metadata']['name']}"
+
+
+def _roots_path(namespace: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/configmaps/{ROOTS_CONFIGMAP}"
+
+
+def _encode(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _pod(item: Object) -> Pod:
+    metadata, spec = item["metadata"], item.get("spec") or {}
     return Pod(
-        namespace=item.metadata.namespace,
-        name=item.metadata.name,
-        service_account=item.spec.service_account_name or "",
-        node=item.spec.node_name or "",
-        phase=(item.status.phase if item.status else "") or "",
-        host_network=bool(item.spec.host_network),
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        service_account=spec.get("serviceAccountName") or "",
+        node=spec.get("nodeName") or "",
+        phase=(item.get("status") or {}).get("phase") or "",
+        host_network=bool(spec.get("hostNetwork")),
     )
 
 
-def _retiring(text: str) -> dict[str, float]:
-    """What the annotation says; nothing when somebody broke it."""
+def _expiring(text: str) -> dict[str, float]:
+    """The annotation's content; empty if someone else broke it."""
     try:
-        found = json.loads(text or "{}")
-        return {str(name): float(end) for name, end in found.items()}
+        return {str(name): float(end) for name, end in json.loads(text or "{}").items()}
     except (ValueError, TypeError, AttributeError):
         return {}
-
-
-def _found(read: Any) -> Any:
-    try:
-        return read()
-    except ApiException as error:
-        if error.status != _NOT_FOUND:
-            raise
-        return None

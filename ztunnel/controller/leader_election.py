@@ -1,163 +1,215 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One signer of several leads, by a Lease. The algorithm is the kubernetes client's.
+"""Leader election by a Lease. The algorithm is the kubernetes package's.
 
-Two that lead at once would do no harm, for the API server lets only one answer a request, and one
-create the CA; the Lease spares the work.
+Two leaders at once would do no harm: the API server accepts one answer to a request, and one CA
+Secret. The Lease avoids duplicate work.
 """
 
 from __future__ import annotations
 
-import functools
+import json
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from kubernetes import client
-from kubernetes.client.exceptions import ApiException
 from kubernetes.leaderelection.electionconfig import Config
 from kubernetes.leaderelection.leaderelection import LeaderElection
-from kubernetes.leaderelection.resourcelock.leaselock import LeaseLock
-from urllib3.exceptions import HTTPError
+from kubernetes.leaderelection.leaderelectionrecord import LeaderElectionRecord
 
-logging.getLogger("leaderelection").setLevel(logging.WARNING)  # it tells of every renewal
+from ztunnel.kube.client.request import ApiError, send
+from ztunnel.kube.objects.fields import Object
+
+logging.getLogger("leaderelection").setLevel(logging.WARNING)  # it logs every renewal
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class LeaseTimings:
-    """In seconds; the defaults are those of Kubernetes' own controllers."""
+    """The defaults are those of Kubernetes' own controllers."""
 
-    lease: int = 15
-    renew: int = 10
-    retry: int = 2
+    duration_s: int = 15
+    renew_deadline_s: int = 10
+    retry_period_s: int = 2
 
     @classmethod
-    def of(cls, lease: int) -> LeaseTimings:
-        """The same for another length, 3 s at least. A retry is also how long an end may take."""
-        return cls(lease, max(2, lease * 2 // 3), 2 if lease >= 15 else 1)
+    def of(cls, duration_s: int) -> LeaseTimings:
+        """Scale to a duration of at least 3 s. Stopping takes up to one retry period."""
+        return cls(duration_s, max(2, duration_s * 2 // 3), 2 if duration_s >= 15 else 1)
 
 
-class Leadership:
-    """Runs `lead(lost)` whenever this process leads, until `lost` is set or `stop` is called."""
+class LeaderElector:
+    """Calls `lead(lost)` while this process is the leader, until `stop` is called."""
 
     def __init__(
-        self, api: Any, namespace: str, lease: str, identity: str, pace: LeaseTimings | None = None
+        self, client: Any, namespace: str, name: str, identity: str, timings: LeaseTimings
     ) -> None:
-        """`identity` tells this process from the others; a pod's name does."""
-        self._pace = pace or LeaseTimings()
-        self._lock = _Lock(api, lease, namespace, identity, self._pace.retry)
+        """`identity` is unique among the candidates: the pod's name."""
+        self._timings = timings
+        self._lock = _LeaseLock(client, namespace, name, identity, timings.retry_period_s)
         self._lost = threading.Event()
 
     def run(self, lead: Callable[[threading.Event], None]) -> None:
-        """Until `stop`. `lead` must return soon after its event is set."""
-        while not self._lock.closed:
-            self._term(lead)
+        """`lead` runs in a thread of its own and must return soon after its event is set."""
+        while not self._lock.is_closed:
+            self._run_term(lead)
         self._lock.release()
 
     def stop(self) -> None:
-        """End, and let go of the lease, so that the next need not wait for it to lapse."""
-        self._lock.closed = True
+        """Stop, and release the lease so that the next leader need not wait for it to expire."""
+        self._lock.is_closed = True
         self._lost.set()
 
     @property
-    def silence(self) -> float:
-        """Seconds since the API server last answered."""
-        return time.monotonic() - self._lock.heard
+    def seconds_since_response(self) -> float:
+        """Since the API server last answered."""
+        return time.monotonic() - self._lock.last_response
 
-    def _term(self, lead: Callable[[threading.Event], None]) -> None:
-        """From waiting for the lease to losing it."""
+    def _run_term(self, lead: Callable[[threading.Event], None]) -> None:
+        """Wait for the lease, lead, and lose it."""
         lost, running = threading.Event(), threading.Lock()
         self._lost = lost
 
-        def started() -> None:
+        def run_leader() -> None:
             with running:
                 if not lost.is_set():
-                    log.info("leads", lease=self._lock.name, identity=self._lock.identity)
-                    lead(lost)
+                    name, identity = self._lock.name, self._lock.identity
+                    log.info("leadership acquired", lease=name, identity=identity)
+                    try:
+                        lead(lost)
+                    finally:
+                        log.info("leadership lost", lease=name)
 
-        pace = self._pace
+        timings = self._timings
         election = LeaderElection(
-            Config(self._lock, pace.lease, pace.renew, pace.retry, started, lost.set)
+            Config(
+                self._lock,
+                timings.duration_s,
+                timings.renew_deadline_s,
+                timings.retry_period_s,
+                run_leader,
+                lost.set,
+            )
         )
         try:
             election.run()
-        except _Closed:
+        except _ClosedError:
             pass
         finally:
             lost.set()
-            with running:  # `lead` has returned
-                log.info("leads no more", lease=self._lock.name)
+            with running:  # until `lead` has returned
+                pass
 
 
-class _Closed(Exception):  # noqa: N818  a way out, not a defect
-    """Leaves the election's loops, which know no other end."""
+class _ClosedError(Exception):
+    """Leaves the package's loops, which have no other exit."""
 
 
-class _Lock:
-    """The client's LeaseLock with our connection, calls bounded in time, and an end."""
+@dataclass(frozen=True)
+class _Failure:
+    """What the package expects instead of a record if the lease could not be read."""
 
-    def __init__(self, api: Any, name: str, namespace: str, identity: str, timeout: float) -> None:
+    body: str
+    reason: str
+
+
+class _LeaseLock:
+    """The package's lock interface, on our requests. Requests take `timeout_s` at most."""
+
+    def __init__(
+        self, client: Any, namespace: str, name: str, identity: str, timeout_s: float
+    ) -> None:
         self.name, self.namespace, self.identity = name, namespace, identity
-        self._lock = _lease_lock(name, namespace, identity)
-        self._api = self._lock.api_instance = _Bounded(client.CoordinationV1Api(api), timeout)
-        self.closed = False
-        self.heard = -math.inf  # by time.monotonic
+        self.is_closed = False
+        self.last_response = -math.inf  # time.monotonic
+        self._client = client
+        self._timeout_s = timeout_s
+        self._collection = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+        self._lease: Object = {}
 
-    def get(self, name: str, namespace: str) -> tuple[bool, Any]:
-        """The lease's record; what can't be reached counts as an answer that is none."""
-        if self.closed:
-            raise _Closed
+    def get(self, name: str, namespace: str) -> tuple[bool, LeaderElectionRecord | _Failure]:
+        """The current record; False and the reason if it cannot be read."""
+        self._raise_if_closed()
         try:
-            found: tuple[bool, Any] = self._lock.get(name, namespace)
-        except HTTPError as error:
-            return False, ApiException(status=0, reason=str(error))
-        self.heard = time.monotonic()
-        return found
+            self._lease = self._send("GET", f"/{self.name}")
+        except ApiError as error:
+            return False, _Failure(json.dumps({"code": error.status}), str(error))
+        spec = self._lease.get("spec") or {}
+        duration_s = spec.get("leaseDurationSeconds")
+        return True, LeaderElectionRecord(
+            spec.get("holderIdentity") or None,
+            str(duration_s) if duration_s else None,
+            spec.get("acquireTime"),
+            spec.get("renewTime"),
+        )
 
-    def create(self, name: str, namespace: str, election_record: Any) -> bool:
-        """Whether the lease is ours now."""
-        return self._done(lambda: self._lock.create(name, namespace, election_record))
+    def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
+        """Whether this process created the lease, and so holds it."""
+        self._raise_if_closed()
+        lease = {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": self.name},
+            "spec": _spec_of(election_record),
+        }
+        return self._write("POST", "", lease)
 
-    def update(self, name: str, namespace: str, updated_record: Any) -> bool:
-        """Whether the lease is ours still."""
-        return self._done(lambda: self._lock.update(name, namespace, updated_record))
+    def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
+        """Whether this process holds the lease. Fails if another wrote it since `get`."""
+        self._raise_if_closed()
+        spec = {**(self._lease.get("spec") or {}), **_spec_of(updated_record)}
+        return self._write("PUT", f"/{self.name}", {**self._lease, "spec": spec})
 
     def release(self) -> None:
-        """Nobody holds it any more, if we did. As well as can be: else it lapses."""
+        """Clear the holder if it is this process. On failure the lease expires by itself."""
         try:
-            lease = self._api.read_namespaced_lease(self.name, self.namespace)
-            if lease.spec.holder_identity == self.identity:
-                lease.spec.holder_identity = None
-                self._api.replace_namespaced_lease(self.name, self.namespace, lease)
-        except (ApiException, HTTPError) as error:
-            log.warning("lease not released, it will lapse", error=str(error))
+            lease = self._send("GET", f"/{self.name}")
+            if lease["spec"].get("holderIdentity") == self.identity:
+                lease["spec"]["holderIdentity"] = None
+                self._send("PUT", f"/{self.name}", lease)
+        except ApiError as error:
+            log.warning("lease not released", error=str(error), note="it expires")
 
-    def _done(self, write: Callable[[], bool]) -> bool:
-        if self.closed:
-            raise _Closed
+    def _raise_if_closed(self) -> None:
+        if self.is_closed:
+            raise _ClosedError
+
+    def _write(self, method: str, suffix: str, lease: Object) -> bool:
         try:
-            return bool(write())
-        except HTTPError as error:
-            log.warning("lease not renewed", error=str(error))
+            self._lease = self._send(method, suffix, lease)
+        except ApiError as error:
+            if not error.status:  # no response; a conflict means that another leads
+                log.warning("lease not renewed", error=str(error))
             return False
+        return True
+
+    def _send(self, method: str, suffix: str, body: Object | None = None) -> Object:
+        path = self._collection + suffix
+        try:
+            lease: Object = send(self._client, method, path, body=body, timeout_s=self._timeout_s)
+        except ApiError as error:
+            if error.status:
+                self.last_response = time.monotonic()
+            raise
+        self.last_response = time.monotonic()
+        return lease
 
 
-def _lease_lock(name: str, namespace: str, identity: str) -> Any:  # it has no types
-    return LeaseLock(name, namespace, identity)
+def _spec_of(record: LeaderElectionRecord) -> Object:
+    return {
+        "holderIdentity": record.holder_identity,
+        "leaseDurationSeconds": int(record.lease_duration),
+        "acquireTime": _micro_time(record.acquire_time),
+        "renewTime": _micro_time(record.renew_time),
+    }
 
 
-class _Bounded:
-    """An API whose calls answer in time or fail."""
-
-    def __init__(self, api: Any, timeout: float) -> None:
-        self._api = api
-        self._timeout = timeout
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        return functools.partial(getattr(self._api, name), _request_timeout=self._timeout)
+def _micro_time(text: str) -> str:
+    """Kubernetes' MicroTime. The package writes local time without a zone."""
+    return datetime.fromisoformat(text).astimezone(UTC).isoformat(timespec="microseconds")

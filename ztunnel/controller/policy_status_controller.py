@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the condition of every policy true, for whoever leads: one writer for all nodes.
+"""Writes the ZtunnelAccepted condition of every policy: one writer for all nodes.
 
-    watch ──▶ the object as it is now ──▶ `kube.verdict.due` ──▶ apply to its status, if it differs
+    watch ──▶ current object ──▶ `policy_status.pending_condition` ──▶ apply to its status
 
-By server-side apply of that one condition and without force: what another controller (istiod)
-holds is left alone.
+Uses server-side apply of that one condition without force: a condition that another controller
+(istiod) owns is left alone.
 """
 
 from __future__ import annotations
@@ -14,116 +14,97 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from kubernetes.client.exceptions import ApiException
-from kubernetes.informer import ADDED, DELETED, MODIFIED, SharedInformer
 
-from ztunnel.controller.kube_client import MANAGER, TIMEOUT
-from ztunnel.kube.client.list_watch import ListWatch, Resource
+from ztunnel.kube.client.informer import Informer
+from ztunnel.kube.client.reflector import Reflector, Resource
+from ztunnel.kube.client.request import APPLY_PATCH, CONFLICT, NOT_FOUND, ApiError, send
+from ztunnel.kube.constants import FIELD_MANAGER
 from ztunnel.kube.objects.fields import Object
-from ztunnel.kube.objects.policy_status import JUDGED, due
-from ztunnel.kube.sources.api_server import granted
-
-_APPLY = "application/apply-patch+yaml"
-_NOT_FOUND, _CONFLICT = 404, 409
+from ztunnel.kube.objects.policy_status import KINDS, pending_condition
+from ztunnel.kube.sources.api_server import watched_resources
 
 log = structlog.get_logger()
 
 
-def kinds() -> list[Resource]:
-    """Of what agents read the kinds that are judged."""
-    return [resource for resource in granted("") if resource.kind in JUDGED]
+def policy_resources() -> list[Resource]:
+    """Those of the agents' resources that have a status condition."""
+    return [resource for resource in watched_resources("") if resource.kind in KINDS]
 
 
 class PolicyWatch:
-    """All policies as they are now. `changed(name)` is called from the watches' threads."""
+    """Caches all policies. `on_change(key)` is called from the reflectors' threads."""
 
-    def __init__(self, api: Any, changed: Callable[[str], None]) -> None:
-        self._changed = changed
-        self._known: dict[str, Object] = {}
-        self._watches = [ListWatch(api, kind, lambda: None) for kind in kinds()]
-        self._informers = [self._informer(watch) for watch in self._watches]
+    def __init__(self, client: Any, on_change: Callable[[str], None]) -> None:
+        self._on_change = on_change
+        self._informers = {
+            resource.kind: Informer(client, resource, self._notify)
+            for resource in policy_resources()
+        }
 
-    def get(self, name: str) -> Object | None:
-        """A policy by the name that `changed` was called with."""
-        return self._known.get(name)
+    @property
+    def reflectors(self) -> list[Reflector]:
+        """To be started and stopped by the caller."""
+        return [informer.reflector for informer in self._informers.values()]
 
-    def start(self) -> None:
-        """Begin to watch."""
-        for informer in self._informers:
-            informer.start()
+    def get(self, key: str) -> Object | None:
+        """The policy with a key that `on_change` was called with; None if it was deleted."""
+        kind, namespace, name = key.split("/")
+        return self._informers[kind].get(namespace, name)
 
-    def stop(self) -> None:
-        """End."""
-        for watch in self._watches:
-            watch.stop()
-        for informer in self._informers:
-            informer.stop()
-
-    def _informer(self, watch: ListWatch) -> SharedInformer:
-        kind = watch.resource.kind
-        made = SharedInformer(watch.request)
-
-        def came(obj: Object) -> None:
-            name = _name(kind, obj)
-            self._known[name] = {**obj, "kind": kind}
-            self._changed(name)
-
-        made.add_event_handler(ADDED, came)
-        made.add_event_handler(MODIFIED, came)
-        made.add_event_handler(DELETED, lambda obj: self._known.pop(_name(kind, obj), None))
-        return made
+    def _notify(self, obj: Object) -> None:
+        metadata = obj["metadata"]
+        self._on_change(f"{obj['kind']}/{metadata['namespace']}/{metadata['name']}")
 
 
-class Verdicts:
-    """Writes what is due. Thread-safe."""
+class PolicyStatusController:
+    """Thread-safe."""
 
-    def __init__(self, api: Any, known: Callable[[str], Object | None]) -> None:
-        self._api = api
-        self._known = known
-        self._paths = {kind.kind: kind.path for kind in kinds()}
-        self._left: set[str] = set()  # policies whose status is another's: said once
+    def __init__(self, client: Any, get_policy: Callable[[str], Object | None]) -> None:
+        self._client = client
+        self._get_policy = get_policy
+        self._paths = {resource.kind: resource.path for resource in policy_resources()}
+        self._conflicts: set[str] = set()  # policies whose condition another controller owns
 
-    def handle(self, name: str) -> None:
-        """Make one policy's condition true. Any exception means: try again."""
-        obj = self._known(name)
-        if obj is None:
-            self._left.discard(name)
+    def reconcile(self, key: str) -> None:
+        """Write a policy's condition if it is outdated. On any exception the caller retries."""
+        policy = self._get_policy(key)
+        if policy is None:
+            self._conflicts.discard(key)
             return
-        condition = due(obj, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        condition = pending_condition(policy, now)
         if condition is None:
             return
-        status = self._apply(obj, condition)
-        if status == _CONFLICT and name not in self._left:
-            self._left.add(name)
-            log.info("policy's status is another controller's, left alone", policy=name)
-        elif status < 300 and condition["status"] == "False":
-            log.warning("policy refused", policy=name, reason=condition["message"])
+        try:
+            self._apply(policy, condition)
+        except ApiError as error:
+            if error.status == CONFLICT:
+                self._report_conflict(key)
+            elif error.status != NOT_FOUND:  # deleted, or a later policy of the same name
+                raise
+            return
+        if condition["status"] == "False":
+            log.warning("policy rejected", policy=key, reason=condition["message"])
 
-    def _apply(self, obj: Object, condition: dict[str, object]) -> int:
-        metadata, kind = obj["metadata"], obj["kind"]
+    def _report_conflict(self, key: str) -> None:
+        if key not in self._conflicts:
+            self._conflicts.add(key)
+            log.info("policy status not written: owned by another controller", policy=key)
+
+    def _apply(self, policy: Object, condition: dict[str, object]) -> None:
+        metadata, kind = policy["metadata"], policy["kind"]
         base, _, plural = self._paths[kind].rpartition("/")
-        path = f"{base}/namespaces/{metadata['namespace']}/{plural}/{metadata['name']}/status"
-        named = {key: metadata[key] for key in ("namespace", "name", "uid")}
-        request = self._api.param_serialize(
+        send(
+            self._client,
             "PATCH",
-            path,
-            query_params=[("fieldManager", MANAGER)],
-            header_params={"Accept": "application/json", "Content-Type": _APPLY},
+            f"{base}/namespaces/{metadata['namespace']}/{plural}/{metadata['name']}/status",
+            query={"fieldManager": FIELD_MANAGER},
             body={
                 "apiVersion": base.removeprefix("/apis/"),
                 "kind": kind,
-                "metadata": named,  # with its uid: a later one of the name is another policy
+                # the uid makes it fail for a later policy of the same name
+                "metadata": {key: metadata[key] for key in ("namespace", "name", "uid")},
                 "status": {"conditions": [condition]},
             },
-            auth_settings=["BearerToken"],
+            content_type=APPLY_PATCH,
         )
-        answer = self._api.call_api(*request, _request_timeout=TIMEOUT)
-        text = answer.read()
-        if answer.status not in (_NOT_FOUND, _CONFLICT) and answer.status >= 300:
-            raise ApiException(status=answer.status, reason=text.decode(errors="replace")[:300])
-        return int(answer.status)
-
-
-def _name(kind: str, obj: Object) -> str:
-    metadata = obj["metadata"]
-    return f"{kind}/{metadata['namespace']}/{metadata['name']}"

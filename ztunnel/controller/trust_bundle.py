@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which roots the mesh trusts while its CA changes: pure, its clock passed in.
+"""Computes the set of trusted roots during a CA rotation. Pure.
 
-    in the CA's Secret ----------------------------------> trusted
-    published, not in the Secret any more --keep----------> trusted, until what it signed is over
-                                           --keep is over-> dropped
+    in a CA Secret ───────────────────────────▶ trusted
+    published, but no longer in a Secret ─────▶ trusted until every certificate it signed expired,
+                                                then removed
 
-So replacing the Secret is a whole rotation: old and new root overlap by themselves. A new CA signs
-only once its root was published for a while.
+Replacing the Secret is therefore a complete rotation: the old and the new root overlap. A new CA
+signs once its root has been published for a while (`ca_manager`).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 
 
 @dataclass(frozen=True)
-class Trust:
-    """`roots` by SHA-256 in hex; `retiring` says of some of them until when, in Unix seconds."""
+class TrustBundle:
+    """`roots`: PEM by SHA-256 in hex; `expiring`: when some of them are removed, Unix seconds."""
 
     roots: Mapping[str, bytes]
-    retiring: Mapping[str, float]
+    expiring: Mapping[str, float]
 
     @property
-    def bundle(self) -> bytes:
-        """All of them as PEM; the same roots always give the same text."""
+    def pem(self) -> bytes:
+        """All roots; equal sets of roots give equal text."""
         return b"".join(pem for _, pem in sorted(self.roots.items()))
 
 
-def read_roots(pem: bytes) -> dict[str, bytes]:
-    """The certificates of a bundle by SHA-256; empty when it holds none or is broken."""
+def parse_roots(pem: bytes) -> dict[str, bytes]:
+    """The certificates of a bundle by SHA-256; empty if the bundle is malformed."""
     try:
         found = x509.load_pem_x509_certificates(pem)
     except ValueError:
@@ -41,26 +41,26 @@ def read_roots(pem: bytes) -> dict[str, bytes]:
     return {one.fingerprint(hashes.SHA256()).hex(): one.public_bytes(encoding) for one in found}
 
 
-def plan(
+def next_bundle(
     wanted: Iterable[bytes],
     published: bytes,
-    retiring: Mapping[str, float],
+    expiring: Mapping[str, float],
     *,
     now: float,
-    keep: float,
-) -> Trust:
-    """What to publish: `wanted` bundles, and what was published as long as it may be needed.
+    retention_s: float,
+) -> TrustBundle:
+    """The `wanted` bundles, and those published roots that certificates may still depend on.
 
-    `keep` is how long a certificate lives that was signed just before its CA went, in seconds.
+    `retention_s`: the lifetime of a certificate that was signed just before its CA was removed.
     """
     roots: dict[str, bytes] = {}
     for bundle in wanted:
-        roots.update(read_roots(bundle))
+        roots.update(parse_roots(bundle))
     ends: dict[str, float] = {}
-    for name, pem in read_roots(published).items():
+    for name, pem in parse_roots(published).items():
         if name in roots:
             continue
-        end = min(retiring.get(name, now + keep), now + keep)
+        end = min(expiring.get(name, now + retention_s), now + retention_s)
         if now < end:
             roots[name], ends[name] = pem, end
-    return Trust(roots, ends)
+    return TrustBundle(roots, ends)

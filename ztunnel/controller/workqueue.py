@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of things to look at, each handled by one thread at a time and tried again on failure.
+"""A queue of items to reconcile, like client-go's rate-limited workqueue.
 
-    add --> due --get--> in hand --done--> gone (or due again, if it was added meanwhile)
-             ^              |
-             +--- retry ----+  later each time
+    add ──▶ due ──get──▶ in progress ──done──▶ gone (or due again, if it was added meanwhile)
+             ▲               │
+             └──── retry ────┘  with exponential backoff
 
-What is added twice before it is taken is handled once: handlers read the present state anyway.
+An item is processed by one thread at a time. Adding an item that is due changes nothing: reconcile
+functions read the current state.
 """
 
 from __future__ import annotations
@@ -15,64 +16,66 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-FIRST_DELAY = 0.2  # seconds before a failed item is tried again
-LONGEST_DELAY = 30.0
+MIN_BACKOFF_S = 0.2
+MAX_BACKOFF_S = 30.0
 
 Item = TypeVar("Item", bound=Hashable)
 
 
-class Work(Generic[Item]):
-    """Thread-safe. `clock` counts seconds and never goes back."""
+class WorkQueue(Generic[Item]):
+    """Thread-safe. `clock` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._changed = threading.Condition()
         self._due: dict[Item, float] = {}
-        self._in_hand: set[Item] = set()
+        self._in_progress: set[Item] = set()
         self._failures: dict[Item, int] = {}
-        self._closed = False
+        self._is_closed = False
 
-    def add(self, item: Item, after: float = 0.0) -> None:
-        """Have an item handled in `after` seconds; sooner, if it was to be sooner already."""
+    def add(self, item: Item, after_s: float = 0.0) -> None:
+        """Make an item due; of several due times the earliest counts."""
         with self._changed:
-            at = self._clock() + after
-            self._due[item] = min(at, self._due.get(item, at))
-            self._changed.notify()
+            self._add(item, after_s)
 
     def get(self) -> Item | None:
-        """The next item, waited for; None once it is closed. Call `done` or `retry` with it."""
+        """Wait for the next item; None once the queue is closed. Call `done` or `retry` next."""
         with self._changed:
-            while not self._closed:
-                ready = {item: at for item, at in self._due.items() if item not in self._in_hand}
+            while not self._is_closed:
+                busy = self._in_progress
+                ready = {item: at for item, at in self._due.items() if item not in busy}
                 first = min(ready, key=ready.__getitem__, default=None)
-                left = None if first is None else ready[first] - self._clock()
-                if first is not None and left is not None and left <= 0:
+                wait_s = None if first is None else ready[first] - self._clock()
+                if first is not None and wait_s is not None and wait_s <= 0:
                     del self._due[first]
-                    self._in_hand.add(first)
+                    self._in_progress.add(first)
                     return first
-                self._changed.wait(left)
+                self._changed.wait(wait_s)
             return None
 
     def done(self, item: Item) -> None:
-        """It was handled."""
+        """Report success."""
         with self._changed:
             self._failures.pop(item, None)
-            self._in_hand.discard(item)
+            self._in_progress.discard(item)
             self._changed.notify()
 
     def retry(self, item: Item) -> float:
-        """It failed: have it handled again; returns in how many seconds."""
+        """Report failure: the item is due again after the returned number of seconds."""
         with self._changed:
             count = self._failures[item] = self._failures.get(item, -1) + 1
-            delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(count, 16))
-            self._in_hand.discard(item)
-            at = self._clock() + delay
-            self._due[item] = min(at, self._due.get(item, at))
-            self._changed.notify()
-            return delay
+            backoff_s = min(MAX_BACKOFF_S, MIN_BACKOFF_S * 2.0 ** min(count, 16))
+            self._in_progress.discard(item)
+            self._add(item, backoff_s)
+            return backoff_s
 
     def close(self) -> None:
-        """Whoever waits in `get` gets None, now and later."""
+        """`get` returns None from now on, in waiting threads too."""
         with self._changed:
-            self._closed = True
+            self._is_closed = True
             self._changed.notify_all()
+
+    def _add(self, item: Item, after_s: float) -> None:
+        at = self._clock() + after_s
+        self._due[item] = min(at, self._due.get(item, at))
+        self._changed.notify()

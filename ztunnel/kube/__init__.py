@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Kubernetes says, kept in step as the mesh's workloads and services.
+"""Kubernetes: API client, sources of objects, their translation, and the resulting cluster view.
 
-    fields ──▶ translate ──▶ mirror ◀── directory (or, in a cluster, informers)
+    sources (API server, or a directory of manifests) ──▶ view ──▶ drain(): changes for the workers
+       │                                                   │
+     client (list, watch, requests)                      objects (translation)
 
-Sources call `Mirror.upsert` and `Mirror.delete`; the agent takes `Mirror.drain` to its workers.
+`writers` update annotations, Events and CertificateSigningRequests.
 """

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The admin API through a forwarded port: what agent and ztctl agree on (0013).
+"""The protocol of the admin API over port-forward, shared by agent and ztctl (decision 0013).
 
-The agent writes on its own pod at which port of loopback it listens and which key it has there;
-who asks brings a token that was made for that key and for nothing else.
+The agent publishes its loopback port and its public key in an annotation of its own pod. The client
+sends a ServiceAccount token whose audience contains that key.
 
     client                                              agent
-      TLS 1.3; is the certificate the one that the pod names?
+      TLS 1.3; the client compares the certificate with the annotation
       <token>\\n ─────────────────────────────────────────▶ TokenReview for `audience`
-      ◀───────────────────────────────────────── ok\\n, or no: <why>\\n
-      from here on the same bytes as on the admin socket
+      ◀───────────────────────────────────── ok\\n, or no: <reason>\\n
+      then the same bytes as on the admin socket
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-ANNOTATION = "ztunnel.dev/admin"  # on the agent's pod: a Doorway's text
-ACCOUNT = "ztunnel-admin"  # whose tokens open it: who may make one may look
-TOKEN_SECONDS = 600  # Kubernetes makes none that is shorter
-LONGEST_TOKEN = 8192  # bytes
-OK, NO = "ok", "no: "
-LONGEST_ANSWER = 1024  # bytes of the line that begins with one of them
+ANNOTATION = "ztunnel.dev/admin"  # of the agent's pod: an AdminEndpoint as text
+ACCOUNT = "ztunnel-admin"  # whoever may create tokens of this account has access
+TOKEN_LIFETIME_S = 600  # Kubernetes' minimum
+MAX_TOKEN_BYTES = 8192
+OK, REJECTED = "ok", "no: "  # the agent's reply is one of these, REJECTED with a reason
+MAX_REPLY_BYTES = 1024
 
 _TEXT = re.compile(r"([0-9]{1,5}) sha256:([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
 class AdminEndpoint:
-    """`port` of the node's loopback; `key`: SHA-256 of the certificate's DER, in hex."""
+    """`port` on the node's loopback; `key`: SHA-256 of the certificate (DER), in hex."""
 
     port: int
     key: str
@@ -38,12 +38,12 @@ class AdminEndpoint:
 
     @property
     def audience(self) -> str:
-        """Of the token: it opens the one agent that has this key, so nobody can pass it on."""
+        """The token's audience. An agent cannot use the token at another agent."""
         return f"ztunnel-admin:{self.key}"
 
 
 def parse(text: str) -> AdminEndpoint | None:
-    """What an annotation says; None when it says nothing usable."""
+    """Parse the annotation; None if it is invalid."""
     match = _TEXT.fullmatch(text)
     if match is None or not 0 < int(match[1]) < 65536:
         return None

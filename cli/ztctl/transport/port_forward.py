@@ -106,7 +106,7 @@ class PortForward:
 def _request_token(core: Any, endpoint: AdminEndpoint) -> str:
     """A token that only this endpoint accepts. Raises TransportError."""
     spec = kube.V1TokenRequestSpec(
-        audiences=[endpoint.audience], expiration_seconds=admin_endpoint.TOKEN_SECONDS
+        audiences=[endpoint.audience], expiration_seconds=admin_endpoint.TOKEN_LIFETIME_S
     )
     try:
         response = core.create_namespaced_service_account_token(
@@ -145,7 +145,7 @@ def _authenticate(tls: ssl.SSLSocket, token: str) -> None:
     """Send the token and read the result. Raises TransportError, OSError."""
     tls.sendall(token.encode() + b"\n")
     line = b""
-    while not line.endswith(b"\n") and len(line) < admin_endpoint.LONGEST_ANSWER:
+    while not line.endswith(b"\n") and len(line) < admin_endpoint.MAX_REPLY_BYTES:
         byte = tls.recv(1)  # the bytes after the line belong to the admin API
         if not byte:
             raise TransportError("the agent closed the connection during authentication")
@@ -153,5 +153,5 @@ def _authenticate(tls: ssl.SSLSocket, token: str) -> None:
     result = line.decode("ascii", "replace").strip()
     if result != admin_endpoint.OK:
         raise TransportError(
-            f"the agent rejects the token: {result.removeprefix(admin_endpoint.NO)}"
+            f"the agent rejects the token: {result.removeprefix(admin_endpoint.REJECTED)}"
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who gets a certificate: every refusal of the signer, as a table."""
+"""Certificate policy: every reason for denying a request, as a table."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 
 from ztunnel.controller.csr_policy import (
     Approved,
-    Asked,
     Claim,
+    CsrFacts,
+    CsrPolicyConfig,
     Denied,
     Pod,
     Reason,
-    Terms,
-    claim,
-    prove,
+    check_claim,
+    check_request,
 )
 from ztunnel.identity.csr import new_request
 
 AGENT = "system:serviceaccount:ztunnel-system:ztunnel-agent"
-TERMS = Terms("cluster.local", AGENT, timedelta(hours=24))
+CONFIG = CsrPolicyConfig("cluster.local", AGENT, timedelta(hours=24))
 WEB = "spiffe://cluster.local/ns/shop/sa/web"
-GOOD = Asked(
+GOOD = CsrFacts(
     user=AGENT,
     node="node1",
     usages=("digital signature", "server auth", "client auth"),
@@ -39,19 +39,19 @@ def _csr(identity: str) -> bytes:
     return new_request(identity).csr_pem
 
 
-def _decide(asked: Asked, *pods: Pod, account_exists: bool = True) -> Approved | Denied:
-    wanted = claim(asked, TERMS)
-    if isinstance(wanted, Denied):
-        return wanted
-    return prove(wanted, pods, account_exists=account_exists)
+def _decide(facts: CsrFacts, *pods: Pod, account_exists: bool = True) -> Approved | Denied:
+    claim = check_request(facts, CONFIG)
+    if isinstance(claim, Denied):
+        return claim
+    return check_claim(claim, pods, account_exists=account_exists)
 
 
-def test_agent_gets_what_a_pod_of_its_node_is() -> None:
+def test_request_for_identity_of_running_pod_is_approved() -> None:
     decided = _decide(GOOD, POD)
     assert decided == Approved(WEB, timedelta(hours=24), "pod shop/web-1 runs on node1")
 
 
-REQUESTS: dict[str, tuple[Reason, Asked]] = {
+REQUESTS: dict[str, tuple[Reason, CsrFacts]] = {
     "another user": (Reason.REQUESTER, replace(GOOD, user="system:admin")),
     "another account of the namespace": (
         Reason.REQUESTER,
@@ -61,7 +61,7 @@ REQUESTS: dict[str, tuple[Reason, Asked]] = {
         Reason.REQUESTER,
         replace(GOOD, user="system:serviceaccount:shop:ztunnel-agent"),
     ),
-    "nobody": (Reason.REQUESTER, replace(GOOD, user="")),
+    "no user": (Reason.REQUESTER, replace(GOOD, user="")),
     "a token without a node": (Reason.UNBOUND, replace(GOOD, node="")),
     "no usages": (Reason.USAGES, replace(GOOD, usages=())),
     "a usage too few": (Reason.USAGES, replace(GOOD, usages=GOOD.usages[:2])),
@@ -80,9 +80,9 @@ REQUESTS: dict[str, tuple[Reason, Asked]] = {
 
 
 @pytest.mark.parametrize("case", REQUESTS)
-def test_request_is_denied_whatever_runs(case: str) -> None:
-    reason, asked = REQUESTS[case]
-    decided = _decide(asked, POD)
+def test_invalid_request_is_denied_even_if_pod_runs(case: str) -> None:
+    reason, facts = REQUESTS[case]
+    decided = _decide(facts, POD)
     assert isinstance(decided, Denied)
     assert decided.reason is reason
 
@@ -100,23 +100,23 @@ PODS: dict[str, tuple[Reason, tuple[Pod, ...]]] = {
 
 
 @pytest.mark.parametrize("case", PODS)
-def test_claim_without_a_pod_is_denied(case: str) -> None:
+def test_claim_without_matching_pod_is_denied(case: str) -> None:
     reason, pods = PODS[case]
     decided = _decide(GOOD, *pods)
     assert isinstance(decided, Denied)
     assert decided.reason is reason
 
 
-def test_pod_that_starts_may_have_its_certificate_already() -> None:
+def test_pending_pod_proves_claim() -> None:
     assert isinstance(_decide(GOOD, replace(POD, phase="Pending")), Approved)
 
 
-def test_pod_on_the_hosts_network_does_not_spoil_the_claim_of_another() -> None:
+def test_host_network_pod_does_not_hide_matching_pod() -> None:
     assert isinstance(_decide(GOOD, replace(POD, host_network=True), POD), Approved)
 
 
 @pytest.mark.parametrize(("asked", "granted"), [(None, 24), (1, 1), (48, 24)])
-def test_lifetime_is_what_was_asked_up_to_the_signers_own(asked: int | None, granted: int) -> None:
+def test_lifetime_is_limited_to_maximum(asked: int | None, granted: int) -> None:
     lifetime = timedelta(hours=asked) if asked else None
     decided = _decide(replace(GOOD, lifetime=lifetime), POD)
     assert isinstance(decided, Approved)
@@ -136,10 +136,10 @@ pods = st.builds(
 
 
 @given(st.lists(pods, max_size=4))
-def test_only_a_matching_pod_ever_proves_a_claim(found: list[Pod]) -> None:
+def test_only_matching_pod_proves_claim(found: list[Pod]) -> None:
     from ztunnel.mesh.spiffe import SpiffeId
 
-    wanted = Claim(SpiffeId("cluster.local", "a", "b"), "b", timedelta(hours=1))
+    claim = Claim(SpiffeId("cluster.local", "a", "b"), "b", timedelta(hours=1))
     matching = [
         pod
         for pod in found
@@ -147,12 +147,12 @@ def test_only_a_matching_pod_ever_proves_a_claim(found: list[Pod]) -> None:
         and pod.phase not in ("Succeeded", "Failed")
         and not pod.host_network
     ]
-    assert isinstance(prove(wanted, found, account_exists=True), Approved) == bool(matching)
-    assert isinstance(prove(wanted, found, account_exists=False), Denied)
+    assert isinstance(check_claim(claim, found, account_exists=True), Approved) == bool(matching)
+    assert isinstance(check_claim(claim, found, account_exists=False), Denied)
 
 
-def test_a_pod_that_outlives_its_account_proves_nothing() -> None:
+def test_pod_of_deleted_account_does_not_prove_claim() -> None:
     denied = _decide(GOOD, POD, account_exists=False)
     assert isinstance(denied, Denied)
     assert denied.reason is Reason.NO_ACCOUNT
-    assert "service account shop/web does not exist, though pod web-1 runs" in denied.message
+    assert "service account shop/web does not exist, but pod web-1 runs" in denied.message

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kubelet is told of a signer."""
+"""Probe endpoints of the controller."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import http.client
 
 import pytest
 
-from ztunnel.controller.health_server import Health
+from ztunnel.controller.health_server import HealthServer
 
 
-def _ask(port: int, path: str) -> int:
+def _get(port: int, path: str) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
         connection.request("GET", path)
@@ -19,13 +19,13 @@ def _ask(port: int, path: str) -> int:
         connection.close()
 
 
-def test_ready_follows_the_api_server_and_live_does_not() -> None:
-    answers = {"ready": True}
-    with Health(0, lambda: answers["ready"]) as health:
+def test_readiness_follows_api_server_and_liveness_does_not() -> None:
+    state = {"ready": True}
+    with HealthServer(0, lambda: state["ready"]) as health:
         port = health.port
-        assert (_ask(port, "/healthz/ready"), _ask(port, "/healthz/live")) == (200, 200)
-        answers["ready"] = False
-        assert (_ask(port, "/healthz/ready"), _ask(port, "/healthz/live")) == (503, 200)
-        assert _ask(port, "/") == 404
+        assert (_get(port, "/healthz/ready"), _get(port, "/healthz/live")) == (200, 200)
+        state["ready"] = False
+        assert (_get(port, "/healthz/ready"), _get(port, "/healthz/live")) == (503, 200)
+        assert _get(port, "/") == 404
     with pytest.raises(ConnectionRefusedError):
-        _ask(port, "/healthz/live")
+        _get(port, "/healthz/live")

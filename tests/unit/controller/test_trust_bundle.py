@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Roots overlap while the CA changes, and the old one goes when nothing needs it any more."""
+"""During a CA rotation, old and new roots overlap until no certificate needs the old root."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ztunnel.controller.trust_bundle import plan, read_roots
+from ztunnel.controller.trust_bundle import next_bundle, parse_roots
 from ztunnel.identity import ca
 
 
@@ -23,49 +23,49 @@ def _root(directory: Path) -> bytes:
 
 
 def _name(root: bytes) -> str:
-    (name,) = read_roots(root)
+    (name,) = parse_roots(root)
     return name
 
 
-def test_first_roots_are_published_as_they_are(roots: tuple[bytes, bytes]) -> None:
-    trust = plan([roots[0]], b"", {}, now=100, keep=10)
-    assert trust.bundle == roots[0]
-    assert not trust.retiring
+def test_first_roots_are_published_unchanged(roots: tuple[bytes, bytes]) -> None:
+    trust = next_bundle([roots[0]], b"", {}, now=100, retention_s=10)
+    assert trust.pem == roots[0]
+    assert not trust.expiring
 
 
-def test_old_root_stays_until_what_it_signed_is_over(roots: tuple[bytes, bytes]) -> None:
+def test_old_root_stays_until_its_certificates_expired(roots: tuple[bytes, bytes]) -> None:
     old, new = roots
-    first = plan([new], old, {}, now=100, keep=10)
+    first = next_bundle([new], old, {}, now=100, retention_s=10)
     assert set(first.roots) == {_name(old), _name(new)}
-    assert first.retiring == {_name(old): 110}
-    later = plan([new], first.bundle, first.retiring, now=109, keep=10)
+    assert first.expiring == {_name(old): 110}
+    later = next_bundle([new], first.pem, first.expiring, now=109, retention_s=10)
     assert later == first
-    last = plan([new], first.bundle, first.retiring, now=110, keep=10)
-    assert last.bundle == new
-    assert not last.retiring
+    last = next_bundle([new], first.pem, first.expiring, now=110, retention_s=10)
+    assert last.pem == new
+    assert not last.expiring
 
 
-def test_root_that_comes_back_does_not_retire(roots: tuple[bytes, bytes]) -> None:
+def test_restored_root_no_longer_expires(roots: tuple[bytes, bytes]) -> None:
     old, new = roots
-    back = plan([old, new], old + new, {_name(old): 105.0}, now=104, keep=10)
+    back = next_bundle([old, new], old + new, {_name(old): 105.0}, now=104, retention_s=10)
     assert set(back.roots) == {_name(old), _name(new)}
-    assert not back.retiring
+    assert not back.expiring
 
 
-def test_retirement_can_be_shortened_but_never_put_off(roots: tuple[bytes, bytes]) -> None:
+def test_expiry_can_be_shortened_but_not_extended(roots: tuple[bytes, bytes]) -> None:
     old, new = roots
-    far = plan([new], old + new, {_name(old): 1e12}, now=100, keep=10)
-    assert far.retiring == {_name(old): 110}
-    soon = plan([new], old + new, {_name(old): 50.0}, now=100, keep=10)
-    assert soon.bundle == new
+    far = next_bundle([new], old + new, {_name(old): 1e12}, now=100, retention_s=10)
+    assert far.expiring == {_name(old): 110}
+    soon = next_bundle([new], old + new, {_name(old): 50.0}, now=100, retention_s=10)
+    assert soon.pem == new
 
 
-def test_bundle_is_the_same_text_for_the_same_roots(roots: tuple[bytes, bytes]) -> None:
+def test_equal_roots_give_equal_bundle(roots: tuple[bytes, bytes]) -> None:
     old, new = roots
-    one = plan([old + new], b"", {}, now=0, keep=1)
-    assert one.bundle == plan([new, old], new, {}, now=5, keep=1).bundle
+    one = next_bundle([old + new], b"", {}, now=0, retention_s=1)
+    assert one.pem == next_bundle([new, old], new, {}, now=5, retention_s=1).pem
 
 
 @pytest.mark.parametrize("pem", [b"", b"hello", b"-----BEGIN CERTIFICATE-----\nAA\n"])
-def test_broken_bundle_has_no_roots(pem: bytes) -> None:
-    assert read_roots(pem) == {}
+def test_malformed_bundle_has_no_roots(pem: bytes) -> None:
+    assert parse_roots(pem) == {}

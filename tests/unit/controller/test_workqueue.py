@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The signer's list of things to do: nothing twice at once, nothing forgotten."""
+"""Work queue: no item is processed twice at once, none is lost."""
 
 from __future__ import annotations
 
 import threading
 
-from ztunnel.controller.workqueue import LONGEST_DELAY, Work
+from ztunnel.controller.workqueue import MAX_BACKOFF_S, WorkQueue
 
 
 class _Clock:
@@ -15,65 +15,65 @@ class _Clock:
         return self.now
 
 
-def test_what_is_added_twice_is_handled_once() -> None:
-    work: Work[str] = Work(_Clock())
-    work.add("a")
-    work.add("a")
-    work.add("b")
-    assert {work.get(), work.get()} == {"a", "b"}
-    work.close()
-    assert work.get() is None
+def test_item_added_twice_is_processed_once() -> None:
+    queue: WorkQueue[str] = WorkQueue(_Clock())
+    queue.add("a")
+    queue.add("a")
+    queue.add("b")
+    assert {queue.get(), queue.get()} == {"a", "b"}
+    queue.close()
+    assert queue.get() is None
 
 
-def test_item_in_hand_is_not_given_to_another_but_kept_for_later() -> None:
-    work: Work[str] = Work(_Clock())
-    work.add("a")
-    assert work.get() == "a"
-    work.add("a")
-    work.add("b")
-    assert work.get() == "b"
-    work.done("a")
-    assert work.get() == "a"
+def test_item_added_while_in_progress_is_processed_again_later() -> None:
+    queue: WorkQueue[str] = WorkQueue(_Clock())
+    queue.add("a")
+    assert queue.get() == "a"
+    queue.add("a")
+    queue.add("b")
+    assert queue.get() == "b"
+    queue.done("a")
+    assert queue.get() == "a"
 
 
-def test_failed_item_comes_again_later_each_time_up_to_a_bound() -> None:
+def test_failed_item_is_retried_with_bounded_backoff() -> None:
     clock = _Clock()
-    work: Work[str] = Work(clock)
-    work.add("a")
+    queue: WorkQueue[str] = WorkQueue(clock)
+    queue.add("a")
     delays = []
     for _ in range(12):
-        assert work.get() == "a"
-        delays.append(work.retry("a"))
+        assert queue.get() == "a"
+        delays.append(queue.retry("a"))
         clock.now += delays[-1]
     assert delays == sorted(delays)
     assert delays[0] < 1
-    assert delays[-1] == LONGEST_DELAY
-    assert work.get() == "a"
-    work.done("a")
-    work.add("a")
-    work.get()
-    assert work.retry("a") == delays[0]
+    assert delays[-1] == MAX_BACKOFF_S
+    assert queue.get() == "a"
+    queue.done("a")
+    queue.add("a")
+    queue.get()
+    assert queue.retry("a") == delays[0]
 
 
-def test_delayed_item_waits_and_the_earlier_date_counts() -> None:
+def test_earliest_due_time_of_delayed_item_counts() -> None:
     clock = _Clock()
-    work: Work[str] = Work(clock)
-    work.add("late", after=100)
-    work.add("late", after=5)
-    work.add("late", after=50)
-    work.add("now")
-    assert work.get() == "now"
+    queue: WorkQueue[str] = WorkQueue(clock)
+    queue.add("late", after_s=100)
+    queue.add("late", after_s=5)
+    queue.add("late", after_s=50)
+    queue.add("now")
+    assert queue.get() == "now"
     clock.now = 5
-    assert work.get() == "late"
+    assert queue.get() == "late"
 
 
-def test_waiting_threads_leave_when_it_closes() -> None:
-    work: Work[str] = Work()
+def test_close_wakes_waiting_threads() -> None:
+    queue: WorkQueue[str] = WorkQueue()
     got: list[str | None] = []
-    threads = [threading.Thread(target=lambda: got.append(work.get())) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: got.append(queue.get())) for _ in range(3)]
     for thread in threads:
         thread.start()
-    work.close()
+    queue.close()
     for thread in threads:
         thread.join(10)
     assert got == [None] * 3

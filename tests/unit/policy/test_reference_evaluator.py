@@ -152,7 +152,7 @@ def told_by_oracle(objects: list[Json], workload: Workload, question: AuthzReque
 
 @settings(max_examples=600, deadline=None)
 @given(objects, st.lists(workloads(), min_size=1, max_size=2), st.lists(questions, min_size=1))
-def test_decides_as_the_oracle(
+def test_decisions_equal_reference_evaluator(
     objects: list[Json], workloads: list[Workload], questions: list[AuthzRequest]
 ) -> None:
     made = policies(*objects)
@@ -175,7 +175,7 @@ def read(obj: Json) -> Policy:
     workloads(),
     st.lists(questions, min_size=1, max_size=5),
 )
-def test_changes_lead_where_a_fresh_start_does(
+def test_incremental_updates_equal_fresh_state(
     steps: list[tuple[bool, Json]], workload: Workload, questions: list[AuthzRequest]
 ) -> None:
     kept, now = PolicyEngine(), {}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.unit.policy.fixtures import DB, OTHER, ROOT, WEB, Json, asked, peer, policies, policy
 from ztunnel.kube.objects.policies import (
-    LARGEST,
+    MAX_POLICY_BYTES,
     read_authorization_policy,
     read_peer_authentication,
 )
@@ -36,7 +36,7 @@ WRONG_RULES: list[tuple[Any, str]] = [
     ({"form": [{"source": {"principals": ["a"]}}]}, "form: no such field"),
     ({"from": {"source": {"principals": ["a"]}}}, "want a list"),
     (rule(principals="a"), "want a list"),
-    (rule(principals=[1]), "want a list of texts"),
+    (rule(principals=[1]), "want a list of strings"),
     (rule(principals=[""]), "with * only"),
     (rule(principals=["a*b"]), "with * only"),
     (rule(principals=["*a*"]), "with * only"),
@@ -49,7 +49,7 @@ WRONG_RULES: list[tuple[Any, str]] = [
     (rule(ipBlocks=["10.0.0.0/255.0.0.0"]), "networks"),
     (rule(ipBlocks=["fe80::1%eth0"]), "networks"),
     (rule(ipBlocks=["client"]), "networks"),
-    ({"to": [{"operation": {"ports": [80]}}]}, "texts"),
+    ({"to": [{"operation": {"ports": [80]}}]}, "strings"),
     ({"to": [{"operation": {"ports": ["http"]}}]}, "port numbers"),
     ({"to": [{"operation": {"ports": ["0"]}}]}, "port numbers"),
     ({"to": [{"operation": {"ports": ["65536"]}}]}, "port numbers"),
@@ -64,7 +64,7 @@ WRONG_RULES: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("written", "reason"), WRONG_RULES, ids=str)
 @pytest.mark.parametrize("action", ["ALLOW", "DENY"])
-def test_wrong_rules(written: Any, reason: str, action: str) -> None:
+def test_invalid_rules_fail_closed(written: Any, reason: str, action: str) -> None:
     made = policies(policy([written], action))
     (refused,) = made
     assert reason in refused.refused
@@ -73,7 +73,7 @@ def test_wrong_rules(written: Any, reason: str, action: str) -> None:
     assert made.decide(OTHER, asked()).allowed
 
 
-def test_refused_allow_takes_nothing_from_other_allows() -> None:
+def test_invalid_allow_does_not_affect_other_allows() -> None:
     """It allows nothing, but what others allow stays allowed; a refused DENY denies all."""
     good = policy([{}], name="good")
     assert policies(good, policy([{"from": []}], "ALLOW")).decide(WEB, asked()).allowed
@@ -100,7 +100,7 @@ def test_refused_allow_takes_nothing_from_other_allows() -> None:
     ],
     ids=str,
 )
-def test_wrong_scope_or_action_takes_the_whole_namespace(spec: Json) -> None:
+def test_invalid_scope_or_action_applies_to_namespace(spec: Json) -> None:
     obj = policy()
     obj["spec"] = spec
     made = policies(obj)
@@ -112,43 +112,43 @@ def test_wrong_scope_or_action_takes_the_whole_namespace(spec: Json) -> None:
 
 
 @pytest.mark.parametrize("spec", ["all", [], 7])
-def test_spec_that_is_none(spec: Any) -> None:
+def test_spec_of_wrong_type_fails_closed(spec: Any) -> None:
     made = policies({**policy(), "spec": spec})
     assert not made.decide(WEB, asked()).allowed
 
 
-def test_refused_in_the_root_namespace_takes_the_mesh() -> None:
+def test_invalid_root_namespace_policy_applies_to_mesh() -> None:
     made = policies(policy(action="nonsense", namespace=ROOT))
     assert not any(made.decide(each, asked()).allowed for each in (WEB, DB, OTHER))
 
 
-def test_refused_keeps_its_selector_when_that_is_clear() -> None:
+def test_invalid_policy_keeps_valid_selector() -> None:
     made = policies(policy([{"from": []}], "DENY", selector={"matchLabels": {"app": "web"}}))
     assert not made.decide(WEB, asked()).allowed
     assert made.decide(DB, asked()).allowed
 
 
-def test_refused_in_dry_run_enforces_nothing() -> None:
+def test_invalid_dry_run_policy_is_not_enforced() -> None:
     made = policies(policy([{"from": []}], "DENY", annotations={"istio.io/dry-run": "true"}))
     decision = made.decide(WEB, asked())
     assert decision.allowed
     assert decision.dry_run
 
 
-def test_unclear_dry_run_is_enforced_with_a_warning() -> None:
+def test_invalid_dry_run_annotation_is_enforced_with_warning() -> None:
     made = policies(policy(annotations={"istio.io/dry-run": "perhaps"}))
     (only,) = made
     assert "dry-run" in only.warnings[0]
     assert not made.decide(WEB, asked()).allowed
 
 
-def test_refused_audit_has_no_effect() -> None:
+def test_invalid_audit_policy_has_no_effect() -> None:
     made = policies(policy([{"from": []}], "AUDIT"))
     assert made.decide(WEB, asked()).allowed
 
 
-def test_too_large_is_refused_not_cut() -> None:
-    count = LARGEST // 20
+def test_oversized_policy_is_rejected() -> None:
+    count = MAX_POLICY_BYTES // 20
     names = [f"cluster.local/ns/n{number}/sa/a" for number in range(count)]
     made = policies(policy([rule(notPrincipals=names)]))
     (refused,) = made
@@ -156,7 +156,7 @@ def test_too_large_is_refused_not_cut() -> None:
     assert not made.decide(WEB, asked()).allowed
 
 
-def test_l7_is_warned_of() -> None:
+def test_l7_fields_give_warning() -> None:
     made = policies(
         policy([{"to": [{"operation": {"methods": ["GET"]}}]}], name="a"),
         policy([{"to": [{"operation": {"methods": ["GET"]}}]}, {}], "DENY", name="d"),
@@ -164,11 +164,11 @@ def test_l7_is_warned_of() -> None:
     by_name = {each.name: each for each in made}
     assert "allows nothing" in by_name["a"].warnings[0]
     assert "spec.rules[0].to[0].operation.methods" in by_name["a"].warnings[0]
-    assert "without regard" in by_name["d"].warnings[0]
+    assert "denies without it" in by_name["d"].warnings[0]
     assert not by_name["a"].refused
 
 
-def test_for_a_waypoint_only_has_no_effect() -> None:
+def test_waypoint_policy_has_no_effect() -> None:
     gateway = {"kind": "Gateway", "group": "gateway.networking.k8s.io", "name": "g"}
     made = policies(
         policy(targetRefs=[gateway]), policy([{"from": []}], "DENY", name="q", targetRefs=[gateway])
@@ -207,7 +207,7 @@ def edited(**spec: Any) -> Json:
     ],
     ids=str,
 )
-def test_refused_peer_authentication_is_strict(obj: Json, db_too: bool) -> None:
+def test_invalid_peer_authentication_is_strict(obj: Json, db_too: bool) -> None:
     made = policies(obj, peer("PERMISSIVE", name="a", created="2020-01-01T00:00:00Z"))
     refused = next(each for each in made if each.name == "p")
     assert refused.refused
@@ -216,12 +216,12 @@ def test_refused_peer_authentication_is_strict(obj: Json, db_too: bool) -> None:
     assert made.modes(OTHER).at(80).mode is MtlsMode.PERMISSIVE
 
 
-def test_disable_is_warned_of() -> None:
+def test_disable_mode_gives_warning() -> None:
     (made,) = policies(peer("DISABLE"))
     assert "PERMISSIVE" in made.warnings[0]
 
 
-def test_dates_of_yaml_count_like_texts() -> None:
+def test_yaml_dates_are_equivalent_to_strings() -> None:
     obj = peer()
     obj["metadata"]["creationTimestamp"] = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
     assert read_peer_authentication(obj, ROOT).created == "2024-01-02T03:04:05Z"
@@ -252,7 +252,7 @@ json_values = st.recursive(
 
 @settings(max_examples=500, deadline=None)
 @given(json_values, json_values)
-def test_anything_is_read_and_what_is_refused_lets_nothing_in(spec: Any, annotations: Any) -> None:
+def test_arbitrary_spec_is_parsed_or_fails_closed(spec: Any, annotations: Any) -> None:
     obj = {**policy(), "spec": spec}
     obj["metadata"]["annotations"] = annotations
     written = read_authorization_policy(obj, ROOT)
@@ -265,7 +265,7 @@ def test_anything_is_read_and_what_is_refused_lets_nothing_in(spec: Any, annotat
         assert authentication.mode is MtlsMode.STRICT
 
 
-def test_mirror_tells_of_a_refused_policy() -> None:
+def test_view_reports_rejected_policy() -> None:
     mirror = ClusterView("cluster.local", "c")
     mirror.upsert(policy([{"from": []}]))
     assert "refused" in mirror.errors()["AuthorizationPolicy shop/p"]

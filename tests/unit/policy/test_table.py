@@ -188,7 +188,7 @@ MATCHES: list[tuple[Json, dict[str, Any], bool]] = [
 
 @pytest.mark.parametrize(("rule", "connection", "matches"), MATCHES, ids=str)
 @pytest.mark.parametrize("action", ["ALLOW", "DENY"])
-def test_a_rule(rule: Json, connection: dict[str, Any], matches: bool, action: str) -> None:
+def test_rule_matching(rule: Json, connection: dict[str, Any], matches: bool, action: str) -> None:
     decision = decide(asked(**connection), policy([rule], action))
     assert decision.allowed == (matches == (action == "ALLOW"))
     assert decision.rule == (0 if matches else -1)
@@ -341,7 +341,7 @@ TOGETHER: list[tuple[str, list[Json], bool, str]] = [
 
 
 @pytest.mark.parametrize(("name", "objects", "allowed", "by"), TOGETHER, ids=lambda v: str(v)[:40])
-def test_policies(name: str, objects: list[Json], allowed: bool, by: str) -> None:
+def test_policy_combinations(name: str, objects: list[Json], allowed: bool, by: str) -> None:
     decision = decide(asked(), *objects)
     told = f"{decision.policy.rpartition('/')[2]}/{decision.rule}" if decision.policy else ""
     assert (decision.allowed, told) == (allowed, by)
@@ -472,7 +472,9 @@ PLAINTEXT: list[tuple[str, list[Json], int, bool, str]] = [
 @pytest.mark.parametrize(
     ("name", "objects", "port", "allowed", "by"), PLAINTEXT, ids=lambda v: str(v)[:40]
 )
-def test_plaintext(name: str, objects: list[Json], port: int, allowed: bool, by: str) -> None:
+def test_plaintext_by_mtls_mode(
+    name: str, objects: list[Json], port: int, allowed: bool, by: str
+) -> None:
     decision = decide(asked(port, identity=""), *objects)
     assert decision.allowed == allowed
     assert decision.policy == (f"PeerAuthentication/{by}" if by else "")
@@ -490,7 +492,7 @@ def test_plaintext(name: str, objects: list[Json], port: int, allowed: bool, by:
         ([policy(), policy([{}], name="q", selector={"matchLabels": {"app": "db"}})], 0, 1, 1),
     ],
 )
-def test_whom_a_policy_takes(objects: list[Json], web: bool, db: bool, other: bool) -> None:
+def test_policy_selection(objects: list[Json], web: bool, db: bool, other: bool) -> None:
     allowed = [decide(asked(), *objects, workload=w).allowed for w in (WEB, DB, OTHER)]
     assert allowed == [web, db, other]
 
@@ -511,7 +513,7 @@ def test_whom_a_policy_takes(objects: list[Json], web: bool, db: bool, other: bo
         ([policy(annotations={"istio.io/dry-run": "yes, please"})], False, ""),  # enforced
     ],
 )
-def test_dry_run_decides_nothing_and_is_told(
+def test_dry_run_is_reported_but_not_enforced(
     objects: list[Json], allowed: bool, would: str
 ) -> None:
     decision = decide(asked(), *objects)

@@ -42,7 +42,7 @@ class Cluster:
         return [text for each in self.state.policies for text in each.warnings]
 
 
-def test_takes_the_pods_that_the_service_selects_before_they_are_endpoints() -> None:
+def test_policy_applies_to_selected_pods_before_they_are_endpoints() -> None:
     cluster = Cluster()
     cluster.say(
         objects.pod("web", "10.0.0.1", labels={"app": "web"}),
@@ -55,7 +55,7 @@ def test_takes_the_pods_that_the_service_selects_before_they_are_endpoints() -> 
     assert not cluster.allowed("late")
 
 
-def test_follows_the_service() -> None:
+def test_policy_follows_service_selector() -> None:
     cluster = Cluster()
     cluster.say(
         aimed("web"),
@@ -73,7 +73,7 @@ def test_follows_the_service() -> None:
     assert (cluster.allowed("web"), cluster.allowed("db")) == (True, True)
 
 
-def test_service_without_selector_is_its_endpoints() -> None:
+def test_service_without_selector_uses_endpoints() -> None:
     cluster = Cluster()
     cluster.say(
         objects.pod("web", "10.0.0.1"),
@@ -89,7 +89,7 @@ def test_service_without_selector_is_its_endpoints() -> None:
     assert (cluster.allowed("web"), cluster.allowed("db")) == (True, False)
 
 
-def test_several_services_and_two_that_take_the_same_pod() -> None:
+def test_several_target_services() -> None:
     cluster = Cluster()
     cluster.say(
         objects.pod("web", "10.0.0.1", labels={"app": "web"}),
@@ -104,7 +104,7 @@ def test_several_services_and_two_that_take_the_same_pod() -> None:
     assert (cluster.allowed("web"), cluster.allowed("db")) == (True, True)
 
 
-def test_policy_that_loses_its_targets_takes_the_namespace() -> None:
+def test_policy_without_target_refs_applies_to_namespace() -> None:
     cluster = Cluster()
     cluster.say(
         objects.pod("web", "10.0.0.1", labels={"app": "web"}),

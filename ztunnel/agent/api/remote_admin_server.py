@@ -32,6 +32,7 @@ from ztunnel.kube.admin_endpoint import AdminEndpoint
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.kube.writers.pod_writer import PodWriter
+from ztunnel.kube.writers.token_review import TokenReviewer
 
 WAYS = 8  # connections at once; more wait in a backlog as long
 REVIEWS = 2  # of tokens at once: the threads are not ours alone
@@ -120,7 +121,7 @@ class Door:
                     await asyncio.sleep(PENALTY)
 
     async def _hear(self, sock: socket.socket) -> None:
-        reader = asyncio.StreamReader(limit=admin_endpoint.LONGEST_TOKEN)
+        reader = asyncio.StreamReader(limit=admin_endpoint.MAX_TOKEN_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
         loop = asyncio.get_running_loop()
         try:
@@ -148,8 +149,10 @@ class Door:
             raise UnauthenticatedError("no token")
         async with self._reviews:
             refusal = await asyncio.to_thread(self._refusal, token, audience)
-        answer = f"{admin_endpoint.NO}{refusal}" if refusal else admin_endpoint.OK
-        writer.write(answer.encode("ascii", "replace")[: admin_endpoint.LONGEST_ANSWER - 1] + b"\n")
+        answer = f"{admin_endpoint.REJECTED}{refusal}" if refusal else admin_endpoint.OK
+        writer.write(
+            answer.encode("ascii", "replace")[: admin_endpoint.MAX_REPLY_BYTES - 1] + b"\n"
+        )
         await writer.drain()
         if refusal:
             raise UnauthenticatedError(refusal)
@@ -220,13 +223,11 @@ async def serve_remote_admin(access: Access, options: Options, view: ClusterView
 
     Raises AccessError, OSError.
     """
-    from ztunnel.kube.writers.token_review import TokenReviewer  # noqa: PLC0415  imports Kubernetes' client
-
     place = options.namespace, options.pod
     with closing(PodWriter(access.client(), options.node)) as writer:
         pod = AnnotationStore(
             said=lambda: view.annotation(*place, admin_endpoint.ANNOTATION),
-            say=lambda text: writer.note(*place, admin_endpoint.ANNOTATION, text),
+            say=lambda text: writer.annotate(*place, admin_endpoint.ANNOTATION, text),
         )
         reviewer = TokenReviewer(writer.client, options.namespace)
         door = Door(options.admin_socket, reviewer.refusal)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from ztunnel.agent.config import Options
 from ztunnel.identity import ca
 from ztunnel.identity.csr_signer import DiskSigner, Signer
+from ztunnel.kube.sources.root_bundle import RootBundleSource
+from ztunnel.kube.writers.csr_client import CsrSigner
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,9 @@ def certifier_of(options: Options) -> CertificateIssuer:
 
 
 def _of_cluster(options: Options) -> CertificateIssuer:
-    from ztunnel.kube.sources.root_bundle import RootsSource  # noqa: PLC0415
-    from ztunnel.kube.writers.csr_client import CsrSigner  # noqa: PLC0415  a library of 40 MB
-
     assert options.access is not None
     api = options.access.client()
-    roots = RootsSource(api, options.namespace)
+    roots = RootBundleSource(api, options.namespace)
 
     def close() -> None:
         roots.close()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ztunnel.agent.config import Options
+from ztunnel.kube.sources.api_server import ApiServerSource, watched_resources
 from ztunnel.kube.sources.directory import DirectorySource
 from ztunnel.kube.view.cluster_view import ClusterView
 
@@ -26,9 +27,7 @@ class Source(Protocol):
 def source_of(options: Options, mirror: ClusterView, on_change: Callable[[], None]) -> Source:
     """The source that the options name. Raises `kube.access.AccessError`."""
     if options.access is not None:
-        from ztunnel.kube.sources.api_server import ApiSource, granted  # noqa: PLC0415  the client is 40 MB
-
-        return ApiSource(options.access, granted(options.node), mirror, on_change)
+        return ApiServerSource(options.access, watched_resources(options.node), mirror, on_change)
     if options.manifests is None:
         raise ValueError("options name neither a directory nor an API server")
     return DirectorySource(options.manifests, mirror, on_change)

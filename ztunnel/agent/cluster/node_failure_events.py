@@ -17,10 +17,11 @@ import structlog
 
 from ztunnel.agent.cluster.pod_status import FAILED, MOST
 from ztunnel.agent.config import Options
-from ztunnel.kube.client.list_watch import ListWatch, Resource
-from ztunnel.kube.sources.api_server import granted
+from ztunnel.kube.client.reflector import Resource, list_objects
+from ztunnel.kube.client.request import ApiError
+from ztunnel.kube.sources.api_server import watched_resources
 from ztunnel.kube.view.cluster_view import ClusterView
-from ztunnel.kube.writers.pod_writer import PodWriter, WriteError
+from ztunnel.kube.writers.pod_writer import PodWriter
 from ztunnel.mesh.model import DEFAULT_CLUSTER, Workload
 
 log = structlog.get_logger()
@@ -34,8 +35,8 @@ def tell(options: Options, reason: str) -> int:
         with closing(PodWriter(options.access.client(), options.node)) as marker:
             pods = list(_asked(marker.client, options))
             for pod in pods[:MOST]:
-                marker.event(pod, FAILED, _message(options.node, reason))
-    except WriteError as error:
+                marker.emit_event(pod, FAILED, _message(options.node, reason))
+    except ApiError as error:
         log.warning("pods not told", error=str(error))
         return 0
     except Exception as error:  # the API's client raises its own and urllib3's
@@ -57,9 +58,9 @@ def _asked(client: Any, options: Options) -> Iterator[Workload]:
     mirror = ClusterView(
         options.trust_domain, DEFAULT_CLUSTER, discovery=options.discovery, marks=True
     )
-    namespaces = next(each for each in granted(options.node) if each.kind == "Namespace")
-    own = Resource("Pod", "/api/v1/pods", only=f"spec.nodeName={options.node}")
+    namespaces = next(each for each in watched_resources(options.node) if each.kind == "Namespace")
+    own = Resource("Pod", "/api/v1/pods", f"spec.nodeName={options.node}")
     for resource in (namespaces, own):
-        for obj in ListWatch(client, resource, lambda: None).request().items:
+        for obj in list_objects(client, resource):
             mirror.upsert(obj)
     return (pod for pod in mirror.pods_on(options.node) if pod.enrolled)

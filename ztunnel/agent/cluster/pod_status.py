@@ -27,8 +27,9 @@ from ztunnel.agent.cluster.service_accounts import Accounts
 from ztunnel.agent.pods.pod import PodState
 from ztunnel.agent.pods.registry import CapturedPods
 from ztunnel.kube.client.access import Access
+from ztunnel.kube.client.request import ApiError
 from ztunnel.kube.view.cluster_view import ClusterView
-from ztunnel.kube.writers.pod_writer import PodWriter, WriteError
+from ztunnel.kube.writers.pod_writer import PodWriter
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION, REDIRECTION_ENABLED
 from ztunnel.mesh.model import Workload
 
@@ -45,10 +46,10 @@ log = structlog.get_logger()
 
 
 class Writer(Protocol):
-    """Blocking; `kube.marks.Marker` is one."""
+    """Blocking; `kube.writers.pod_writer.PodWriter` is one."""
 
-    def mark(self, pod: Workload, captured: bool) -> bool: ...
-    def event(self, pod: Workload, reason: str, message: str) -> None: ...
+    def annotate_captured(self, pod: Workload, captured: bool) -> bool: ...
+    def emit_event(self, pod: Workload, reason: str, message: str) -> None: ...
 
 
 class PodStatusReporter:
@@ -89,7 +90,7 @@ class PodStatusReporter:
             for write, *words in due[:MOST]:
                 await asyncio.to_thread(write, *words)
             self._complaint = ""
-        except WriteError as error:
+        except ApiError as error:
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 log.warning("not written to the API", error=self._complaint, note="tried again")
@@ -119,7 +120,7 @@ class PodStatusReporter:
             tried, at = self._tried.get(uid, ("", -AGAIN))
             if tried != wanted or now - at >= AGAIN:
                 self._tried[uid] = wanted, now
-                yield self._writer.mark, pod, should
+                yield self._writer.annotate_captured, pod, should
 
     def _may_be(self, pod: Workload, now: float) -> bool:
         """Whether an enrolled pod may turn out to be captured soon."""
@@ -151,7 +152,7 @@ class PodStatusReporter:
             yield self._tell, pod, reason, message
 
     def _tell(self, pod: Workload, reason: str, message: str) -> None:
-        self._writer.event(pod, reason, message)
+        self._writer.emit_event(pod, reason, message)
         self._told.setdefault(pod.pod_uid, set()).add(message)
 
     def _forget(self, present: set[str]) -> None:

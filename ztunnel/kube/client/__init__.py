@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Access to the Kubernetes API: credentials, list and watch, informers."""
+"""Kubernetes API client: credentials, requests, list and watch."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way to an API server: a kubeconfig, or the ServiceAccount of the pod one runs in."""
+"""Access to an API server: a kubeconfig, or the pod's ServiceAccount."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 
 class AccessError(Exception):
-    """There is no usable way to an API server; the text says what to do."""
+    """The API server's address or credentials cannot be loaded."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """Where to find it: `kubeconfig`, with `context` or its current one; None means in-cluster."""
+    """`kubeconfig` with `context` (None: its current context); without a kubeconfig, in-cluster."""
 
     kubeconfig: Path | None = None
     context: str | None = None
 
     def client(self) -> Any:
-        """A `kubernetes.client.ApiClient`; the caller closes it. Raises AccessError."""
-        from kubernetes import client, config  # noqa: PLC0415  40 MB, only for who needs them
+        """A new `kubernetes.client.ApiClient`; the caller closes it. Raises AccessError."""
+        from kubernetes import client, config  # noqa: PLC0415  30 MB, only where it is used
 
         settings = client.Configuration()
         try:
@@ -30,13 +30,16 @@ class Access:
             else:
                 config.load_kube_config(str(self.kubeconfig), self.context, settings, False)
         except (config.ConfigException, OSError, ValueError) as error:
-            raise AccessError(self._mend(error)) from error
-        settings.retries = False  # who asks decides when to ask again
-        settings.keep_alive = True  # a peer that is gone is noticed
+            raise AccessError(self._describe(error)) from error
+        settings.retries = False  # callers retry
+        settings.keep_alive = True  # TCP keepalive detects a dead peer
         return client.ApiClient(settings)
 
-    def _mend(self, error: Exception) -> str:
+    def _describe(self, error: Exception) -> str:
         reason = " ".join(str(error).split())
         if self.kubeconfig is None:
-            return f"no access from within a cluster: {reason} Give --kubeconfig outside of one."
-        return f"kubeconfig {self.kubeconfig} can't be used: {reason}"
+            return (
+                f"cannot load in-cluster credentials: {reason} "
+                "hint: outside of a cluster, use --kubeconfig"
+            )
+        return f"cannot use kubeconfig {self.kubeconfig}: {reason}"

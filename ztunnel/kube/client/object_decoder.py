@@ -1,41 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of the API's JSON the mesh reads, cut out while it is decoded. Pure; may import msgspec.
+"""Decodes Kubernetes objects from JSON, without the fields that the mesh does not use. Pure.
 
-A pod of a real cluster has kilobytes of containers, volumes and `managedFields`. They are skipped
-by the decoder and never become Python objects: that is what lets an agent hold 20,000 pods. Texts
-that many have (labels, namespaces, nodes) are kept once. Of kinds there are few of, all but the
-bookkeeping stays; of ServiceAccounts only the name, for there may be as many as pods.
+A pod of a real cluster has kilobytes of containers, volumes and `managedFields`. The decoder skips
+them, so that they never become Python objects: this is what fits 20,000 pods into an agent. Strings
+that repeat (labels, namespaces, nodes) are interned. Kinds with few objects keep `spec` and
+`status` as they are; of ServiceAccounts, which may be as many as pods, only the name is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from enum import Enum
 from sys import intern
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from ztunnel.kube.objects.fields import KINDS, Object
 
-NAME = ""  # where an object that was cut down to its name has it, as `namespace/name`
-_DOMAINS = ("istio.io", "ztunnel.dev")  # of the annotations that mean something to the mesh
-_UNCHANGED = frozenset({"BOOKMARK", "ERROR"})  # events whose object is not one of the kind
-_LONGEST = 256  # characters of an annotation: a sidecar's status counts by its presence only
+_DOMAINS = ("istio.io", "ztunnel.dev")  # of annotations that the mesh uses
+_MAX_ANNOTATION_CHARS = 256  # of sidecar.istio.io/status, which is long, the presence counts
 
 T = TypeVar("T")
 
 
-class _Kept(msgspec.Struct, rename="camel", omit_defaults=True):
-    """Fields that are kept; others are skipped. An explicit null is as good as absent."""
+class _Partial(msgspec.Struct, rename="camel", omit_defaults=True):
+    """The fields that are used; the decoder skips others. Null means absent."""
 
 
-class _Owner(_Kept):
+class _Owner(_Partial):
     kind: str = ""
     name: str = ""
 
 
-class _Named(_Kept):
+class _Named(_Partial):
     name: str = ""
     namespace: str = ""
     resource_version: str = ""
@@ -55,25 +52,30 @@ class _Metadata(_Named):
         if self.labels is not None:
             self.labels = {intern(name): intern(value) for name, value in self.labels.items()}
         if self.annotations is not None:
-            self.annotations = _own(self.annotations) or None
+            self.annotations = _mesh_annotations(self.annotations) or None
 
 
-class _Dated(_Metadata):
-    creation_timestamp: str = ""  # of PeerAuthentications the oldest counts
-    generation: int = 0  # what a policy's status refers to
+class _FullMetadata(_Metadata):
+    creation_timestamp: str = ""  # the oldest PeerAuthentication takes precedence
+    generation: int = 0  # of policies: `observedGeneration` of their conditions
 
 
-class _Any(_Kept):
-    metadata: _Dated
+class _Any(_Partial):
+    metadata: _FullMetadata
     spec: Any = None
     status: Any = None
 
 
-class _Account(_Kept):
+class _NameOnly(_Partial):
     metadata: _Named
 
 
-class _PodSpec(_Kept):
+class _ConfigMap(_Partial):
+    metadata: _Named
+    data: dict[str, str] | None = None
+
+
+class _PodSpec(_Partial):
     node_name: str = ""
     service_account_name: str = ""
     host_network: bool = False
@@ -83,16 +85,16 @@ class _PodSpec(_Kept):
         self.service_account_name = intern(self.service_account_name)
 
 
-class _Condition(_Kept):
+class _Condition(_Partial):
     type: str = ""
     status: str = ""
 
 
-class _Ip(_Kept):
+class _Ip(_Partial):
     ip: str = ""
 
 
-class _PodStatus(_Kept):
+class _PodStatus(_Partial):
     phase: str = ""
     pod_ip: str = msgspec.field(name="podIP", default="")
     pod_ips: list[_Ip] | None = msgspec.field(name="podIPs", default=None)
@@ -104,43 +106,43 @@ class _PodStatus(_Kept):
             self.conditions = [each for each in self.conditions if each.type == "Ready"] or None
 
 
-class _Pod(_Kept):
+class _Pod(_Partial):
     metadata: _Metadata
     spec: _PodSpec = msgspec.field(default_factory=_PodSpec)
     status: _PodStatus = msgspec.field(default_factory=_PodStatus)
 
 
-class _EndpointConditions(_Kept):
+class _EndpointConditions(_Partial):
     ready: bool | None = None
 
 
-class _Target(_Kept):
+class _Target(_Partial):
     kind: str = ""
     namespace: str = ""
     name: str = ""
 
 
-class _Endpoint(_Kept):
+class _Endpoint(_Partial):
     addresses: list[str] | None = None
     conditions: _EndpointConditions | None = None
     target_ref: _Target | None = None
     hostname: str | None = None
 
 
-class _Port(_Kept):
+class _Port(_Partial):
     name: str | None = None
     port: int | None = None
     protocol: str | None = None
 
 
-class _Slice(_Kept):
+class _Slice(_Partial):
     metadata: _Metadata
     address_type: str = ""
     endpoints: list[_Endpoint] | None = None
     ports: list[_Port] | None = None
 
 
-class _ListMetadata(_Kept):
+class _ListMetadata(_Partial):
     resource_version: str = ""
     continue_: str = msgspec.field(name="continue", default="")
 
@@ -150,68 +152,122 @@ class _List(msgspec.Struct, Generic[T]):
     items: list[T] | None = None
 
 
-class _Event(msgspec.Struct):
-    type: str
-    object: msgspec.Raw
+class _Added(msgspec.Struct, Generic[T], tag_field="type", tag="ADDED"):
+    object: T
 
 
-@dataclass(frozen=True)
-class Page:
-    """One answer to a list: plain objects with their kind, and where the next page begins.
+class _Modified(msgspec.Struct, Generic[T], tag_field="type", tag="MODIFIED"):
+    object: T
 
-    Of ServiceAccounts there is `NAME` and nothing else.
-    """
+
+class _Deleted(msgspec.Struct, Generic[T], tag_field="type", tag="DELETED"):
+    object: T
+
+
+class _Bookmark(msgspec.Struct, tag_field="type", tag="BOOKMARK"):
+    object: _NameOnly
+
+
+class _Status(msgspec.Struct, omit_defaults=True):
+    code: int = 0
+    reason: str = ""
+    message: str = ""
+
+
+class _Error(msgspec.Struct, tag_field="type", tag="ERROR"):
+    object: _Status
+
+
+class EventType(Enum):
+    """UPSERT stands for ADDED and MODIFIED."""
+
+    UPSERT = "upsert"
+    DELETE = "delete"
+    BOOKMARK = "bookmark"
+    ERROR = "error"
+
+
+class Event(NamedTuple):
+    """`object`: a plain object with its kind; of BOOKMARK only metadata; of ERROR a Status."""
+
+    type: EventType
+    object: Object
+
+
+class Page(NamedTuple):
+    """One response to a list: plain objects with their kind. `continue_token`: of the next page."""
 
     items: list[Object]
     resource_version: str
-    rest: str
+    continue_token: str
 
 
-_SHAPES: dict[str, Any] = {"Pod": _Pod, "EndpointSlice": _Slice, "ServiceAccount": _Account}
+_SCHEMAS: dict[str, Any] = {
+    "ConfigMap": _ConfigMap,
+    "EndpointSlice": _Slice,
+    "Pod": _Pod,
+    "Secret": _NameOnly,
+    "ServiceAccount": _NameOnly,
+}
+_TYPES = {"ADDED": EventType.UPSERT, "MODIFIED": EventType.UPSERT, "DELETED": EventType.DELETE}
 
 
 class PartialDecoder:
-    """For one kind."""
+    """Decodes lists and watch events of one kind."""
 
     def __init__(self, kind: str) -> None:
         self._kind = {"kind": kind, "apiVersion": KINDS.get(kind, "v1")}
-        shape: Any = _SHAPES.get(kind, _Any)
-        self._lists = msgspec.json.Decoder(_List[shape])
-        self._objects = msgspec.json.Decoder(shape)
-        self._events = msgspec.json.Decoder(_Event)
-        self._encoder = msgspec.json.Encoder()
+        schema: Any = _SCHEMAS.get(kind, _Any)
+        self._lists = msgspec.json.Decoder(_List[schema])
+        self._events = msgspec.json.Decoder(
+            _Added[schema] | _Modified[schema] | _Deleted[schema] | _Bookmark | _Error
+        )
 
     def page(self, body: bytes) -> Page:
-        """A list's objects. Raises msgspec.DecodeError when it is no list of this kind."""
+        """Raises msgspec.DecodeError if it is not a list of this kind."""
         found = self._lists.decode(body)
-        items = [self._shortened(item) for item in found.items or ()]
+        items = [self._kind | _plain(item) for item in found.items or ()]
         return Page(items, found.metadata.resource_version, found.metadata.continue_)
 
-    def _shortened(self, item: Any) -> Object:
-        if isinstance(item, _Account):
-            return {NAME: f"{item.metadata.namespace}/{item.metadata.name}"}
-        return self._kind | _plain(item)
+    def event(self, line: bytes) -> Event:
+        """One line of a watch. Raises msgspec.DecodeError if it is not an event.
 
-    def event(self, line: bytes) -> bytes:
-        """A line of a watch, shorter; what is none is given back for the reader to judge."""
+        An object with a field of an unexpected type is returned with all its fields: the consumer
+        reports the error with the object's name.
+        """
         try:
             event = self._events.decode(line)
-            if event.type in _UNCHANGED:
-                return line
-            kept = self._kind | _plain(self._objects.decode(event.object))
-        except msgspec.DecodeError:
-            return line
-        return self._encoder.encode({"type": event.type, "object": kept})
+        except msgspec.ValidationError:
+            return self._unexpected(line)
+        if isinstance(event, _Bookmark):
+            return Event(EventType.BOOKMARK, _plain(event.object))
+        if isinstance(event, _Error):
+            return Event(EventType.ERROR, _plain(event.object))
+        is_gone = isinstance(event, _Deleted)
+        event_type = EventType.DELETE if is_gone else EventType.UPSERT
+        return Event(event_type, self._kind | _plain(event.object))
+
+    def _unexpected(self, line: bytes) -> Event:
+        event = msgspec.json.decode(line, type=_Untyped)
+        metadata = event.object.get("metadata")
+        if event.type not in _TYPES or not isinstance(metadata, dict) or "name" not in metadata:
+            raise msgspec.DecodeError(f"unexpected event {line[:80]!r}")
+        return Event(_TYPES[event.type], self._kind | event.object)
 
 
-def _plain(kept: Any) -> Object:
-    plain: Object = msgspec.to_builtins(kept)
+class _Untyped(msgspec.Struct):
+    type: str
+    object: dict[str, Any]
+
+
+def _plain(value: Any) -> Object:
+    plain: Object = msgspec.to_builtins(value)
     return plain
 
 
-def _own(annotations: dict[str, str]) -> dict[str, str]:
-    return {name: annotations[name][:_LONGEST] for name in _meant(annotations)}
-
-
-def _meant(names: Iterable[str]) -> Iterable[str]:
-    return (name for name in names if name.partition("/")[0].endswith(_DOMAINS))
+def _mesh_annotations(annotations: dict[str, str]) -> dict[str, str]:
+    return {
+        name: value[:_MAX_ANNOTATION_CHARS]
+        for name, value in annotations.items()
+        if name.partition("/")[0].endswith(_DOMAINS)
+    }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kubernetes objects as plain dicts: what names them, and typed access to what is in them.
+"""Typed access to Kubernetes objects that are plain dicts.
 
-An absent field and an explicit null mean the same, as in Kubernetes' own JSON; a field of the
-wrong type raises TranslateError.
+An absent field and an explicit null mean the same, as in Kubernetes' JSON. A field of the wrong
+type raises TranslateError.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ztunnel.mesh.address import AddressError, canonical
 
 Object = dict[str, Any]
 
-# The kinds the mesh reads, and their API version: another group's `Service` is another thing.
+# The kinds that the mesh uses, and the API version of each; other groups may use the same kind.
 KINDS = {
     "Namespace": "v1",
     "Node": "v1",
@@ -25,17 +25,17 @@ KINDS = {
     "PeerAuthentication": "security.istio.io/v1",
     "ServiceEntry": "networking.istio.io/v1",
 }
-# Groups all of whose versions have one schema: none may be passed over.
+# Groups in which every version has the same schema: no version may be ignored.
 _ANY_VERSION = ("security.istio.io", "networking.istio.io")
 _CLUSTER_SCOPED = frozenset({"Namespace", "Node"})
 
 
 class TranslateError(ValueError):
-    """An object that can't be understood; the text names the object and the field."""
+    """An object is invalid; the text names the object and the field."""
 
 
 class ObjectKey(NamedTuple):
-    """What names an object; `namespace` is empty for cluster-scoped kinds."""
+    """Identifies an object; `namespace` is empty for cluster-scoped kinds."""
 
     kind: str
     namespace: str
@@ -47,35 +47,35 @@ class ObjectKey(NamedTuple):
 
 
 def make_key(kind: str, namespace: str, name: str) -> ObjectKey:
-    """The key of a kind the mesh reads; a namespaced one without a namespace is in `default`."""
+    """The key of an object; the default namespace is `default`."""
     return ObjectKey(kind, "" if kind in _CLUSTER_SCOPED else namespace or "default", name)
 
 
-def is_read(obj: Object) -> bool:
-    """Whether the mesh reads objects of this kind. Items of a list may lack an apiVersion."""
+def is_mesh_kind(obj: Object) -> bool:
+    """Whether the mesh uses objects of this kind. Items of a list may lack an apiVersion."""
     kind = obj.get("kind")
     version = KINDS.get(kind) if isinstance(kind, str) else None
-    written = obj.get("apiVersion")
-    if version is None or written in (None, version):
+    actual = obj.get("apiVersion")
+    if version is None or actual in (None, version):
         return version is not None
     group = version.partition("/")[0]
-    return isinstance(written, str) and group in _ANY_VERSION and written.startswith(f"{group}/")
+    return isinstance(actual, str) and group in _ANY_VERSION and actual.startswith(f"{group}/")
 
 
 def key_of(obj: Object) -> ObjectKey:
-    """The key of an object for which `is_read` holds; TranslateError when it has no name."""
+    """The key of an object for which `is_mesh_kind` holds. Raises TranslateError without a name."""
     kind, metadata = obj["kind"], obj.get("metadata")
     name = metadata.get("name") if isinstance(metadata, dict) else None
     namespace = metadata.get("namespace") if isinstance(metadata, dict) else None
     if not isinstance(name, str) or not name:
         raise TranslateError(f"a {kind} without metadata.name")
     if not isinstance(namespace, str | None):
-        raise TranslateError(f"{kind} {name}: metadata.namespace is {namespace!r}, want a text")
+        raise TranslateError(f"{kind} {name}: metadata.namespace is {namespace!r}, want a string")
     return make_key(kind, namespace or "", name)
 
 
 class Fields:
-    """A mapping inside an object that knows its path, so that every error can say it."""
+    """A mapping inside an object. It knows its path, so that errors can name the field."""
 
     def __init__(self, value: Object, where: str) -> None:
         self._value = value
@@ -86,40 +86,40 @@ class Fields:
         return TranslateError(f"{self._where}{name} is {self._value.get(name)!r:.80}, want {want}")
 
     def path(self, name: str) -> str:
-        """Where a field is, as people write it."""
+        """The path of a field, for messages."""
         return f"{self._where}{name}"
 
-    def complaint(self, text: str) -> TranslateError:
+    def invalid(self, text: str) -> TranslateError:
         """A TranslateError about the mapping itself."""
         return TranslateError(f"{self._where.rstrip('.: ')} {text}")
 
     def has(self, name: str) -> bool:
-        """Whether a field is there and not null."""
+        """Whether a field is present and not null."""
         return self._value.get(name) is not None
 
-    def only(self, *names: str) -> None:
-        """Refuse fields that nobody knows."""
+    def allow_only(self, *names: str) -> None:
+        """Reject unknown fields: they may be misspelled."""
         for name in self._value:
             if name not in names:
                 known = ", ".join(names)
                 raise TranslateError(f"{self._where}{name}: no such field; known: {known}")
 
     def mapping(self, name: str) -> Fields:
-        """A mapping; empty when absent."""
+        """A mapping; empty if absent."""
         value = self._value.get(name)
         if not isinstance(value, dict | None):
             raise self.error(name, "a mapping")
         return Fields(value or {}, f"{self._where}{name}.")
 
     def mappings(self, name: str) -> Iterator[Fields]:
-        """The mappings of a list; none when absent."""
+        """The mappings of a list; none if absent."""
         for number, value in enumerate(self._list(name)):
             if not isinstance(value, dict):
                 raise self.error(name, "a list of mappings")
             yield Fields(value, f"{self._where}{name}[{number}].")
 
-    def numbered(self, name: str) -> dict[int, Fields]:
-        """Mappings by port number; none when absent."""
+    def mappings_by_port(self, name: str) -> dict[int, Fields]:
+        """Mappings by port number; none if absent."""
         value = self._value.get(name)
         if not isinstance(value, dict | None):
             raise self.error(name, "mappings by port number")
@@ -132,21 +132,21 @@ class Fields:
             found[int(text)] = Fields(inner, f"{self._where}{name}.{text}.")
         return found
 
-    def text(self, name: str) -> str:
-        """A text; empty when absent."""
+    def string(self, name: str) -> str:
+        """A string; empty if absent."""
         value = self._value.get(name)
         if not isinstance(value, str | None):
-            raise self.error(name, "a text")
+            raise self.error(name, "a string")
         return value or ""
 
-    def texts(self, name: str) -> list[str]:
-        """A list of texts; empty when absent."""
+    def strings(self, name: str) -> list[str]:
+        """A list of strings; empty if absent."""
         values = self._list(name)
         if not all(isinstance(value, str) for value in values):
-            raise self.error(name, "a list of texts")
+            raise self.error(name, "a list of strings")
         return values
 
-    def flag(self, name: str, default: bool = False) -> bool:
+    def boolean(self, name: str, default: bool = False) -> bool:
         """True or false."""
         value = self._value.get(name)
         if not isinstance(value, bool | None):
@@ -154,7 +154,7 @@ class Fields:
         return default if value is None else value
 
     def port(self, name: str) -> int | None:
-        """A port number; None when absent."""
+        """A port number; None if absent."""
         value = self._value.get(name)
         if value is None:
             return None
@@ -162,8 +162,8 @@ class Fields:
             raise self.error(name, "a port number")
         return value
 
-    def port_numbers(self, name: str) -> dict[str, int]:
-        """Port numbers by name; none when absent."""
+    def ports_by_name(self, name: str) -> dict[str, int]:
+        """Port numbers by name; none if absent."""
         value = self._value.get(name)
         if not isinstance(value, dict | None):
             raise self.error(name, "port numbers by name")
@@ -176,27 +176,27 @@ class Fields:
         return found
 
     def address(self, name: str) -> str:
-        """An IP address in canonical text; empty when absent."""
-        text = self.text(name)
-        return self.ip(text, name) if text else ""
+        """An IP address in canonical form; empty if absent."""
+        text = self.string(name)
+        return self.canonical_address(text, name) if text else ""
 
     def addresses(self, name: str) -> list[str]:
-        """IP addresses in canonical text; empty when absent."""
-        return [self.ip(text, name) for text in self.texts(name)]
+        """IP addresses in canonical form; empty if absent."""
+        return [self.canonical_address(text, name) for text in self.strings(name)]
 
-    def ip(self, text: str, name: str) -> str:
-        """A text found in the field `name`, as a canonical address."""
+    def canonical_address(self, text: str, name: str) -> str:
+        """Canonical form of an address that was found in the field `name`."""
         try:
             return canonical(text)
         except AddressError as error:
             raise self.error(name, "IP addresses") from error
 
     def labels(self, name: str) -> dict[str, str]:
-        """Labels or annotations. A manifest's `version: 1` is read as "1", not refused: a pod
-        must not fall out of the mesh for a missing pair of quotes."""
+        """Labels or annotations. `version: 1` in a manifest is accepted as "1": a pod must not
+        leave the mesh because of missing quotes."""
         value = self._value.get(name)
         if not isinstance(value, dict | None):
-            raise self.error(name, "a mapping of texts")
+            raise self.error(name, "a mapping of strings")
         return {_scalar(key, self, name): _scalar(text, self, name) for key, text in _items(value)}
 
     def _list(self, name: str) -> list[Any]:
@@ -218,5 +218,5 @@ def _scalar(value: Any, fields: Fields, name: str) -> str:
     if value is None:
         return ""
     if isinstance(value, dict | list):
-        raise fields.error(name, "a mapping of texts")
+        raise fields.error(name, "a mapping of strings")
     return str(value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The objects in one manifest file, YAML or JSON, of one document or many."""
+"""Parses manifest files: YAML or JSON, one or several documents."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 import yaml
 
-from ztunnel.kube.objects.fields import Object, ObjectKey, TranslateError, is_read, key_of
+from ztunnel.kube.objects.fields import Object, ObjectKey, TranslateError, is_mesh_kind, key_of
 
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
-# libyaml's loader is some ten times faster; PyYAML may have been built without it
+# libyaml's loader is about ten times faster, but PyYAML may be built without it
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class DocumentError(ValueError):
-    """A file that holds something else than Kubernetes objects, or can't be read."""
+    """A file cannot be parsed, or contains something other than Kubernetes objects."""
 
 
 def read_objects(path: Path) -> dict[ObjectKey, Object]:
-    """The objects the mesh reads, by key; of two with one key the last counts.
+    """The objects of kinds that the mesh uses, by key; of duplicates the last one.
 
-    Raises DocumentError, and OSError when the file can't be opened.
+    Raises DocumentError, and OSError if the file cannot be opened.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ def read_objects(path: Path) -> dict[ObjectKey, Object]:
 
 
 def parse_objects(text: str, name: str) -> dict[ObjectKey, Object]:
-    """The same of a text; `name` is its file's. Raises DocumentError."""
+    """Like `read_objects`, for text; `name` is the file's name. Raises DocumentError."""
     try:
         is_json = name.endswith(".json")
         documents = _json(text) if is_json else yaml.load_all(text, Loader=_LOADER)
@@ -46,11 +46,11 @@ def parse_objects(text: str, name: str) -> dict[ObjectKey, Object]:
 
 
 def _unreadable(name: str, error: Exception) -> DocumentError:
-    return DocumentError(f"{name} is no YAML or JSON: {' '.join(str(error).split())}")
+    return DocumentError(f"{name} is not valid YAML or JSON: {' '.join(str(error).split())}")
 
 
 def _unpacked(document: Any) -> Iterator[Object]:
-    """A document's objects, those of a `List` singly; other kinds than the mesh's left out."""
+    """The objects of a document, or of a `List`; without kinds that the mesh does not use."""
     if document is None:
         return
     if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
@@ -61,7 +61,7 @@ def _unpacked(document: Any) -> Iterator[Object]:
             raise DocumentError(f"items is {items!r:.60}, want a list")
         for item in items:
             yield from _unpacked(item)
-    elif is_read(document):
+    elif is_mesh_kind(document):
         yield document
 
 

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AuthorizationPolicy and PeerAuthentication objects in the mesh's normal form: pure, never fails.
+"""Parses AuthorizationPolicy and PeerAuthentication objects into the mesh's model. Pure.
 
-What can't be understood is refused as a whole, with the reason, and replaced by what is safe:
+An invalid policy is rejected as a whole, with the reason, and replaced by a safe one (fail closed):
 
-    an AuthorizationPolicy that says ALLOW    matches nothing, and so allows nothing
-    any other, or no telling                  denies all
-    a PeerAuthentication                      STRICT
-    a selector that can't be understood       takes the whole namespace (the root's: the mesh)
+    AuthorizationPolicy with action ALLOW     matches nothing, so it allows nothing
+    any other or unknown action               denies everything that it selects
+    PeerAuthentication                        STRICT
+    invalid selector                          selects the whole namespace (root namespace: the mesh)
 
-So is a field that nobody knows: `principal` for `principals` would leave out what was meant to
-narrow. What is about requests (L7) can't be seen by a node: an ALLOW rule with it matches nothing,
-a DENY is enforced on the rest, with a warning.
+Unknown fields are invalid: ignoring the misspelled `principal` would widen a rule. Nodes cannot
+see HTTP requests (L7): an ALLOW rule with L7 fields matches nothing; a DENY rule is enforced
+without them, with a warning.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from ztunnel.mesh.policy.model import (
 )
 
 DRY_RUN = "istio.io/dry-run"
-LARGEST = 192 * 1024  # bytes of one policy as it travels to the proxy: it goes in one message
-MOST_TARGETS = 16  # targetRefs, as in Istio's CRD
+MAX_POLICY_BYTES = 192 * 1024  # as encoded for the proxy: a policy is sent in one message
+MAX_TARGETS = 16  # targetRefs; the limit of Istio's CRD
 
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})  # Go's strconv.ParseBool
 _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
@@ -65,22 +65,22 @@ _CONDITIONS = {
 _L7_SOURCE = frozenset({"requestPrincipals"})
 _L7_OPERATION = frozenset({"hosts", "methods", "paths"})
 _L7_CONDITIONS = ("request.", "connection.sni", "experimental.envoy.filters.")
-_AUDIT = "AUDIT asks for records, which are not made: it has no effect"
-_FOR_WAYPOINTS = frozenset({"Gateway", "GatewayClass", "ServiceEntry"})
+_AUDIT = "AUDIT has no effect: nodes do not write audit records"
+_WAYPOINT_KINDS = frozenset({"Gateway", "GatewayClass", "ServiceEntry"})
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedPolicy:
-    """An AuthorizationPolicy as it was read. `targets` are the services (`namespace/name`) that it
-    is for, to be replaced by what they select."""
+    """`targets`: the services (`namespace/name`) of its targetRefs. The caller replaces them by
+    selections of the pods behind the services."""
 
     policy: AuthorizationPolicy
     targets: tuple[str, ...] = ()
 
 
 @dataclass
-class _Notes:
-    """What comes up while a policy is read."""
+class _Context:
+    """State while a policy is parsed."""
 
     action: Action
     namespace: str
@@ -88,34 +88,34 @@ class _Notes:
 
 
 def read_authorization_policy(obj: Object, root_namespace: str) -> ParsedPolicy:
-    """Read one. Raises TranslateError only when it has no name."""
+    """Raises TranslateError only if the object has no name."""
     key = key_of(obj)
-    whole = Fields(obj, "")
-    place = "" if key.namespace == root_namespace else key.namespace
-    dry_run, complaint = _dry_run(whole)
+    fields = Fields(obj, "")
+    scope = "" if key.namespace == root_namespace else key.namespace
+    dry_run, warning = _dry_run(fields)
     empty = AuthorizationPolicy(namespace=key.namespace, name=key.name, dry_run=dry_run)
     try:
-        written = _authorization_policy(whole, empty, place)
-        policy = written.policy
+        parsed = _authorization_policy(fields, empty, scope)
+        policy = parsed.policy
         size = len(msgspec.msgpack.encode(policy))
-        if size > LARGEST:
-            raise TranslateError(f"it takes {size} bytes, at most {LARGEST} can be distributed")
-        warnings = (*policy.warnings, *((complaint,) if complaint else ()))
-        return ParsedPolicy(msgspec.structs.replace(policy, warnings=warnings), written.targets)
+        if size > MAX_POLICY_BYTES:
+            raise TranslateError(f"its size is {size} bytes, want at most {MAX_POLICY_BYTES}")
+        warnings = (*policy.warnings, *((warning,) if warning else ()))
+        return ParsedPolicy(msgspec.structs.replace(policy, warnings=warnings), parsed.targets)
     except TranslateError as error:
-        return _refused(whole, empty, place, str(error))
+        return _fallback(fields, empty, scope, str(error))
 
 
 def read_peer_authentication(obj: Object, root_namespace: str) -> PeerAuthentication:
-    """Read one. Raises TranslateError only when it has no name."""
+    """Raises TranslateError only if the object has no name."""
     key = key_of(obj)
-    whole = Fields(obj, "")
-    place = "" if key.namespace == root_namespace else key.namespace
+    fields = Fields(obj, "")
+    scope = "" if key.namespace == root_namespace else key.namespace
     created = _created(obj)
     try:
-        return _peer_authentication(whole, key.namespace, key.name, place, created)
+        return _peer_authentication(fields, key.namespace, key.name, scope, created)
     except TranslateError as error:
-        level, selection = _peer_scope(whole, place)
+        level, selection = _fallback_level(fields, scope)
         return PeerAuthentication(
             namespace=key.namespace,
             name=key.name,
@@ -127,17 +127,17 @@ def read_peer_authentication(obj: Object, root_namespace: str) -> PeerAuthentica
         )
 
 
-def _refused(whole: Fields, empty: AuthorizationPolicy, place: str, reason: str) -> ParsedPolicy:
-    """The safe thing instead of a policy that can't be understood."""
-    action, ignored = _refused_action(whole)
-    selections: tuple[Selection, ...] = (Selection(place),)
+def _fallback(fields: Fields, empty: AuthorizationPolicy, scope: str, reason: str) -> ParsedPolicy:
+    """The policy that is enforced instead of an invalid one."""
+    action, ignored = _fallback_action(fields)
+    selections: tuple[Selection, ...] = (Selection(scope),)
     targets: tuple[str, ...] = ()
     try:
-        found, targets, waypoints = _scope(whole.mapping("spec"), empty.namespace, place)
+        found, targets, waypoints = _selections(fields.mapping("spec"), empty.namespace, scope)
         selections = found
         ignored = ignored or ("" if found or targets else waypoints)
     except TranslateError:
-        pass  # the whole namespace, then
+        pass  # select the whole namespace
     policy = msgspec.structs.replace(
         empty,
         action=action,
@@ -149,78 +149,80 @@ def _refused(whole: Fields, empty: AuthorizationPolicy, place: str, reason: str)
     return ParsedPolicy(policy, targets)
 
 
-def _refused_action(whole: Fields) -> tuple[Action, str]:
-    """What a refused policy does, and why nothing, if it would have done nothing anyway."""
+def _fallback_action(fields: Fields) -> tuple[Action, str]:
+    """The action of the fallback, and why it is ignored if a valid policy would be as well."""
     try:
-        written = whole.mapping("spec").text("action")
+        action = fields.mapping("spec").string("action")
     except TranslateError:
         return Action.DENY, ""
-    if written == "AUDIT":
+    if action == "AUDIT":
         return Action.DENY, _AUDIT
-    return (Action.ALLOW if written in ("", "ALLOW") else Action.DENY), ""
+    return (Action.ALLOW if action in ("", "ALLOW") else Action.DENY), ""
 
 
-def _authorization_policy(whole: Fields, empty: AuthorizationPolicy, place: str) -> ParsedPolicy:
-    spec = whole.mapping("spec")
-    spec.only("selector", "targetRef", "targetRefs", "action", "provider", "rules")
-    selections, targets, waypoints = _scope(spec, empty.namespace, place)
-    written = spec.text("action") or "ALLOW"
-    if written not in ("ALLOW", "DENY", "AUDIT", "CUSTOM"):
+def _authorization_policy(fields: Fields, empty: AuthorizationPolicy, scope: str) -> ParsedPolicy:
+    spec = fields.mapping("spec")
+    spec.allow_only("selector", "targetRef", "targetRefs", "action", "provider", "rules")
+    selections, targets, waypoints = _selections(spec, empty.namespace, scope)
+    action = spec.string("action") or "ALLOW"
+    if action not in ("ALLOW", "DENY", "AUDIT", "CUSTOM"):
         raise spec.error("action", "ALLOW, DENY, CUSTOM or AUDIT")
-    notes = _Notes(Action.ALLOW if written == "ALLOW" else Action.DENY, empty.namespace)
+    context = _Context(Action.ALLOW if action == "ALLOW" else Action.DENY, empty.namespace)
     ignored = waypoints if not targets and not selections else ""
-    if written == "AUDIT":
+    if action == "AUDIT":
         ignored = _AUDIT
-    if written == "CUSTOM":
-        notes.warnings.append("CUSTOM: no external authorizer is asked; what it matches is denied")
-    rules = tuple(_rule(n, rule, notes) for n, rule in enumerate(spec.mappings("rules")))
+    if action == "CUSTOM":
+        context.warnings.append(
+            "CUSTOM: external authorization is not supported; matching connections are denied"
+        )
+    rules = tuple(_rule(n, rule, context) for n, rule in enumerate(spec.mappings("rules")))
     if waypoints and not ignored:
-        notes.warnings.append(waypoints)
+        context.warnings.append(waypoints)
     policy = msgspec.structs.replace(
         empty,
-        action=notes.action,
+        action=context.action,
         selections=selections,
         rules=rules,
         ignored=ignored,
-        warnings=tuple(notes.warnings),
+        warnings=tuple(context.warnings),
     )
     return ParsedPolicy(policy, targets)
 
 
-def _scope(
-    spec: Fields, namespace: str, place: str
+def _selections(
+    spec: Fields, namespace: str, scope: str
 ) -> tuple[tuple[Selection, ...], tuple[str, ...], str]:
-    """Selections, target services, and what is to be said of targets that are for waypoints."""
+    """Selections, target services, and a warning about targets that waypoints enforce."""
     references = list(spec.mappings("targetRefs"))
     if spec.has("targetRef"):
         references.append(spec.mapping("targetRef"))
     if not references:
-        return (Selection(place, _selector(spec)),), (), ""
+        return (Selection(scope, _selector(spec)),), (), ""
     if spec.has("selector"):
-        raise spec.error("selector", "none beside targetRefs")
-    if len(references) > MOST_TARGETS:
-        raise TranslateError(f"spec.targetRefs has {len(references)}, want at most {MOST_TARGETS}")
+        raise spec.error("selector", "no selector together with targetRefs")
+    if len(references) > MAX_TARGETS:
+        raise TranslateError(f"spec.targetRefs has {len(references)}, want at most {MAX_TARGETS}")
     targets, others = [], []
     for reference in references:
-        reference.only("group", "kind", "name", "namespace", "sectionName", "port")
-        kind, name = reference.text("kind"), reference.text("name")
+        reference.allow_only("group", "kind", "name", "namespace", "sectionName", "port")
+        kind, name = reference.string("kind"), reference.string("name")
         if not name:
             raise reference.error("name", "a name")
-        if reference.text("namespace") not in ("", namespace):
-            raise reference.error("namespace", f"that of the policy, {namespace}")
-        if kind == "Service" and reference.text("group") in ("", "core"):
+        if reference.string("namespace") not in ("", namespace):
+            raise reference.error("namespace", f"the policy's namespace, {namespace}")
+        if kind == "Service" and reference.string("group") in ("", "core"):
             targets.append(f"{namespace}/{name}")
-        elif kind in _FOR_WAYPOINTS:
+        elif kind in _WAYPOINT_KINDS:
             others.append(f"{kind} {name}")
         else:
             raise reference.error("kind", "Service, Gateway, GatewayClass or ServiceEntry")
-    said = f"for {', '.join(others)}: enforced by waypoints, not by nodes" if others else ""
-    return (), tuple(dict.fromkeys(targets)), said
+    warning = f"for {', '.join(others)}: enforced by waypoints, not by nodes" if others else ""
+    return (), tuple(dict.fromkeys(targets)), warning
 
 
 def _selector(spec: Fields) -> dict[str, str]:
     selector = spec.mapping("selector")
-    selector.only("matchLabels")
+    selector.allow_only("matchLabels")
     labels = selector.labels("matchLabels")
     if any("*" in text or not key for key, value in labels.items() for text in (key, value)):
         raise selector.error("matchLabels", "labels without wildcards")
@@ -230,18 +232,18 @@ def _selector(spec: Fields) -> dict[str, str]:
 # Rules
 
 
-def _rule(number: int, fields: Fields, notes: _Notes) -> Rule:
-    fields.only("from", "to", "when")
-    before = len(notes.warnings)
+def _rule(number: int, fields: Fields, context: _Context) -> Rule:
+    fields.allow_only("from", "to", "when")
+    before = len(context.warnings)
     groups: list[Group] = []
     if fields.has("from"):
-        groups.append(_alternatives(fields, "from", "source", _source, notes))
+        groups.append(_alternatives(fields, "from", "source", _source, context))
     if fields.has("to"):
-        groups.append(_alternatives(fields, "to", "operation", _operation, notes))
-    groups += [(_condition(each, notes),) for each in fields.mappings("when")]
-    of_requests = notes.warnings[before:]
-    if of_requests and notes.action is Action.ALLOW:
-        return Rule(number, never_matches=of_requests[0])
+        groups.append(_alternatives(fields, "to", "operation", _operation, context))
+    groups += [(_condition(each, context),) for each in fields.mappings("when")]
+    l7_warnings = context.warnings[before:]
+    if l7_warnings and context.action is Action.ALLOW:
+        return Rule(number, never_matches=l7_warnings[0])
     return Rule(number, tuple(groups))
 
 
@@ -249,112 +251,108 @@ def _alternatives(
     fields: Fields,
     name: str,
     inner: str,
-    read: Callable[[Fields, _Notes], Clause],
-    notes: _Notes,
+    read: Callable[[Fields, _Context], Clause],
+    context: _Context,
 ) -> Group:
-    """The entries of `from` or `to`, of which there must be one."""
+    """The entries of `from` or `to`; at least one is required."""
     clauses = []
     for entry in fields.mappings(name):
-        entry.only(inner)
-        clauses.append(read(entry.mapping(inner), notes))
+        entry.allow_only(inner)
+        clauses.append(read(entry.mapping(inner), context))
     if not clauses:
-        raise fields.error(name, "at least one entry, or no such field")
+        raise fields.error(name, "at least one entry, or the field left out")
     return tuple(clauses)
 
 
-def _source(fields: Fields, notes: _Notes) -> Clause:
-    return _clause(fields, _SOURCE, _L7_SOURCE, notes)
+def _source(fields: Fields, context: _Context) -> Clause:
+    return _clause(fields, _SOURCE, _L7_SOURCE, context)
 
 
-def _operation(fields: Fields, notes: _Notes) -> Clause:
-    return _clause(fields, _OPERATION, _L7_OPERATION, notes)
+def _operation(fields: Fields, context: _Context) -> Clause:
+    return _clause(fields, _OPERATION, _L7_OPERATION, context)
 
 
 def _clause(
-    fields: Fields, known: Mapping[str, Attribute], of_requests: frozenset[str], notes: _Notes
+    fields: Fields, known: Mapping[str, Attribute], l7: frozenset[str], context: _Context
 ) -> Clause:
-    fields.only(*(each for name in (*known, *of_requests) for each in (name, _negated(name))))
+    fields.allow_only(*(each for name in (*known, *l7) for each in (name, _negated(name))))
     terms = []
     for name, attribute in known.items():
-        values = _values(fields, name, attribute, notes)
-        excluded = _values(fields, _negated(name), attribute, notes)
+        values = _values(fields, name, attribute, context)
+        excluded = _values(fields, _negated(name), attribute, context)
         if values or excluded:
             terms.append(MatchTerms(attribute, values, excluded))
-    seven = [
-        each
-        for name in sorted(of_requests)
-        for each in (name, _negated(name))
-        if fields.texts(each)
+    l7_fields = [
+        each for name in sorted(l7) for each in (name, _negated(name)) if fields.strings(each)
     ]
-    if not terms and not seven:
-        raise fields.complaint("is empty, want at least one field with a value")
-    for name in seven:
-        _warn_of_request(fields.path(name), notes)
+    if not terms and not l7_fields:
+        raise fields.invalid("is empty, want at least one field with a value")
+    for name in l7_fields:
+        _warn_about_l7(fields.path(name), context)
     return tuple(terms)
 
 
-def _condition(fields: Fields, notes: _Notes) -> Clause:
-    fields.only("key", "values", "notValues")
-    key = fields.text("key")
-    if not (fields.texts("values") or fields.texts("notValues")):
-        raise fields.complaint("has neither values nor notValues")
+def _condition(fields: Fields, context: _Context) -> Clause:
+    fields.allow_only("key", "values", "notValues")
+    key = fields.string("key")
+    if not (fields.strings("values") or fields.strings("notValues")):
+        raise fields.invalid("has neither values nor notValues")
     if key.startswith(_L7_CONDITIONS):
-        _warn_of_request(f"{fields.path('key')} {key}", notes)
+        _warn_about_l7(f"{fields.path('key')} {key}", context)
         return ()
     attribute = _CONDITIONS.get(key)
     if attribute is None:
         raise fields.error("key", f"one of {', '.join(_CONDITIONS)}")
-    values = _values(fields, "values", attribute, notes)
-    return (MatchTerms(attribute, values, _values(fields, "notValues", attribute, notes)),)
+    values = _values(fields, "values", attribute, context)
+    return (MatchTerms(attribute, values, _values(fields, "notValues", attribute, context)),)
 
 
-def _warn_of_request(what: str, notes: _Notes) -> None:
-    effect = (
-        "the rule allows nothing" if notes.action is Action.ALLOW else "denied without regard to it"
-    )
-    notes.warnings.append(f"{what} is about requests, which a node does not see: {effect}")
+def _warn_about_l7(what: str, context: _Context) -> None:
+    is_allow = context.action is Action.ALLOW
+    effect = "the rule allows nothing" if is_allow else "the rule denies without it"
+    context.warnings.append(f"{what} matches HTTP requests, which nodes do not see: {effect}")
 
 
-def _values(fields: Fields, name: str, attribute: Attribute, notes: _Notes) -> tuple[str, ...]:
-    return tuple(_normal(text, attribute, fields, name, notes) for text in fields.texts(name))
+def _values(fields: Fields, name: str, attribute: Attribute, context: _Context) -> tuple[str, ...]:
+    return tuple(_normal(text, attribute, fields, name, context) for text in fields.strings(name))
 
 
-def _normal(text: str, attribute: Attribute, fields: Fields, name: str, notes: _Notes) -> str:
+def _normal(text: str, attribute: Attribute, fields: Fields, name: str, context: _Context) -> str:
     if attribute is Attribute.DESTINATION_PORT:
         return _port(text, fields, name)
     if attribute in (Attribute.SOURCE_IP, Attribute.DESTINATION_IP):
         return _network(text, fields, name)
     if attribute is Attribute.ACCOUNT:
-        return _account(text, fields, name, notes.namespace)
+        return _account(text, fields, name, context.namespace)
     if attribute is Attribute.PRINCIPAL:
         text = text.removeprefix("spiffe://")
     stem = text[:-1] if text.endswith("*") else text.removeprefix("*")
     if not text or "*" in stem:
-        raise fields.error(name, "texts, with * only alone, at the beginning or at the end")
+        raise fields.error(name, "strings with * only alone, at the beginning or at the end")
     return text
 
 
 def _port(text: str, fields: Fields, name: str) -> str:
     if not (text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) < 65536):
-        raise fields.error(name, "port numbers as texts")
+        raise fields.error(name, "port numbers as strings")
     return str(int(text))
 
 
 def _account(text: str, fields: Fields, name: str, namespace: str) -> str:
     parts = text.split("/")
     if "*" in text or len(parts) > 2 or not all(parts):
-        raise fields.error(name, "service accounts, `name` or `namespace/name`, no wildcards")
+        raise fields.error(name, "service accounts as `name` or `namespace/name`, no wildcards")
     return text if len(parts) == 2 else f"{namespace}/{text}"
 
 
 def _network(text: str, fields: Fields, name: str) -> str:
-    """Canonical, with host bits cleared; a v4-mapped one as the IPv4 it stands for."""
+    """In canonical form with host bits cleared; v4-mapped networks become IPv4."""
     try:
         if not _NETWORK.fullmatch(text):
             raise ValueError(text)
         network = ip_network(text, strict=False)
     except ValueError as error:
-        raise fields.error(name, "addresses or networks as 10.0.0.0/8") from error
+        raise fields.error(name, "addresses or networks such as 10.0.0.0/8") from error
     if isinstance(network, IPv6Network) and network.prefixlen >= 96:
         mapped = network.network_address.ipv4_mapped
         if mapped is not None:
@@ -366,34 +364,37 @@ def _negated(name: str) -> str:
     return f"not{name[0].upper()}{name[1:]}"
 
 
-def _dry_run(whole: Fields) -> tuple[bool, str]:
-    """Whether it only shows what it would do, and what is wrong with the annotation."""
+def _dry_run(fields: Fields) -> tuple[bool, str]:
+    """Whether the policy is only logged, not enforced; and a warning about the annotation."""
     try:
-        text = whole.mapping("metadata").labels("annotations").get(DRY_RUN, "")
+        text = fields.mapping("metadata").labels("annotations").get(DRY_RUN, "")
     except TranslateError as error:
         return False, str(error)
     if text in _TRUE:
         return True, ""
     if text in _FALSE or not text:
         return False, ""
-    return False, f"annotation {DRY_RUN} is {text!r:.40}, want true or false: it is enforced"
+    return (
+        False,
+        f"annotation {DRY_RUN} is {text!r:.40}, want true or false; enforced",
+    )
 
 
 # PeerAuthentication
 
 
 def _peer_authentication(
-    whole: Fields, namespace: str, name: str, place: str, created: str
+    fields: Fields, namespace: str, name: str, scope: str, created: str
 ) -> PeerAuthentication:
-    spec = whole.mapping("spec")
-    spec.only("selector", "mtls", "portLevelMtls")
-    level, selection = _peer_level(place, _selector(spec))
-    ports = {number: _mode(mode) for number, mode in spec.numbered("portLevelMtls").items()}
+    spec = fields.mapping("spec")
+    spec.allow_only("selector", "mtls", "portLevelMtls")
+    level, selection = _level(scope, _selector(spec))
+    ports = {number: _mode(mode) for number, mode in spec.mappings_by_port("portLevelMtls").items()}
     if ports and level is not Level.WORKLOAD:
-        raise spec.error("portLevelMtls", "a selector beside it")
+        raise spec.error("portLevelMtls", "a selector together with it")
     mode = _mode(spec.mapping("mtls"))
     disabled = MtlsMode.DISABLE in (mode, *ports.values())
-    warning = "DISABLE: plaintext is let in, as with PERMISSIVE; mTLS still is too"
+    warning = "DISABLE: handled as PERMISSIVE; plaintext and mTLS are both accepted"
     return PeerAuthentication(
         namespace=namespace,
         name=name,
@@ -406,33 +407,33 @@ def _peer_authentication(
     )
 
 
-def _peer_scope(whole: Fields, place: str) -> tuple[Level, Selection]:
-    """Of a refused one: as narrow as can be told, and before any other when it can't."""
+def _fallback_level(fields: Fields, scope: str) -> tuple[Level, Selection]:
+    """Of an invalid policy: its own selector if that is valid, else the highest precedence."""
     try:
-        return _peer_level(place, _selector(whole.mapping("spec")))
+        return _level(scope, _selector(fields.mapping("spec")))
     except TranslateError:
-        return Level.WORKLOAD, Selection(place)
+        return Level.WORKLOAD, Selection(scope)
 
 
-def _peer_level(place: str, labels: dict[str, str]) -> tuple[Level, Selection]:
+def _level(scope: str, labels: dict[str, str]) -> tuple[Level, Selection]:
     if labels:
-        return Level.WORKLOAD, Selection(place, labels)
-    return (Level.NAMESPACE if place else Level.MESH), Selection(place)
+        return Level.WORKLOAD, Selection(scope, labels)
+    return (Level.NAMESPACE if scope else Level.MESH), Selection(scope)
 
 
 def _mode(fields: Fields) -> MtlsMode:
-    fields.only("mode")
+    fields.allow_only("mode")
     try:
-        return MtlsMode(fields.text("mode") or "UNSET")
+        return MtlsMode(fields.string("mode") or "UNSET")
     except ValueError:
         raise fields.error("mode", "STRICT, PERMISSIVE, DISABLE or UNSET") from None
 
 
 def _created(obj: Object) -> str:
-    """metadata.creationTimestamp as RFC 3339: YAML may have made a time of it."""
+    """metadata.creationTimestamp as RFC 3339; a YAML loader may return a datetime."""
     metadata = obj.get("metadata")
     value = metadata.get("creationTimestamp") if isinstance(metadata, dict) else None
     if isinstance(value, str) or value is None:
         return value or ""
-    written = getattr(value, "strftime", None)
-    return str(written("%Y-%m-%dT%H:%M:%SZ")) if written else ""
+    strftime = getattr(value, "strftime", None)
+    return str(strftime("%Y-%m-%dT%H:%M:%SZ")) if strftime else ""

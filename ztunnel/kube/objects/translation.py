@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kubernetes objects in the mesh's nouns: a pure translation.
+"""Translates Kubernetes objects into workloads and services. Pure.
 
-Two steps, because what a pod is in the mesh also depends on its namespace, and a service on its
-EndpointSlices: `read_*` checks one object and keeps what matters of it (TranslateError when it
-can't be understood); `workload` and `service` join what was read and never fail.
+There are two steps, because a workload also depends on its namespace, and a service on its
+EndpointSlices: `read_*` validates and parses one object (TranslateError if it is invalid);
+`workload` and `service` combine parsed objects and cannot fail.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ SERVICE_LABEL = "kubernetes.io/service-name"  # of an EndpointSlice
 HASH_LABEL = "pod-template-hash"
 
 _FINISHED = frozenset({"Succeeded", "Failed"})
-_CRON_JOB = re.compile(r"(.+)-[0-9]{8,10}")  # a CronJob's Job: the minute it was due; as in Istio
+_CRON_JOB = re.compile(r"(.+)-[0-9]{8,10}")  # CronJobs add the scheduled minute; as in Istio
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What every workload and service of a cluster has in common.
+    """Properties that all workloads and services of a cluster share.
 
-    `marks`: agents mark the pods they captured, and only those are spoken HBONE to. Without
-    (a directory of manifests) an enrolled pod counts as captured.
+    `marks`: agents annotate the pods that they captured, and peers use HBONE only for those.
+    Otherwise (a directory of manifests) an enrolled pod counts as captured.
     """
 
     trust_domain: str
@@ -52,13 +52,13 @@ class Cluster:
     marks: bool = False
 
     def workload_uid(self, namespace: str, name: str) -> str:
-        """Istio's name of a pod across the mesh."""
+        """Istio's mesh-wide identifier of a pod."""
         return f"{self.cluster}//Pod/{namespace}/{name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """What matters of a Pod. `complaint` is about what could be read only by a default."""
+    """A parsed Pod. `warning`: which invalid field was replaced by its default."""
 
     namespace: str
     name: str
@@ -73,29 +73,29 @@ class Pod:
     addresses: tuple[str, ...]
     owner: tuple[str, str]
     capacity: int
-    complaint: str
+    warning: str
 
     @property
     def is_workload(self) -> bool:
-        """Finished pods keep their addresses in the API, but others may have them by now."""
+        """A finished pod keeps its addresses in the API, but another pod may have them by now."""
         return bool(self.addresses) and self.phase not in _FINISHED
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """What matters of a Service object."""
+    """A parsed Service."""
 
     namespace: str
     name: str
     vips: tuple[str, ...]
     ports: tuple[ServicePort, ...]
     external: bool
-    selector: dict[str, str]  # labels of the pods behind it; empty when others name its endpoints
+    selector: dict[str, str]  # empty if its endpoints are managed by other means
 
 
 @dataclass(frozen=True, slots=True)
 class SliceEntry:
-    """One endpoint of a slice; `pod` is (namespace, name) of what is behind it."""
+    """One endpoint of a slice; `pod` is the target pod's (namespace, name)."""
 
     addresses: tuple[str, ...]
     ready: bool
@@ -105,7 +105,7 @@ class SliceEntry:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What matters of an EndpointSlice; `ports` by the service's port name."""
+    """A parsed EndpointSlice; `ports` by the service's port name."""
 
     namespace: str
     service: str
@@ -114,34 +114,35 @@ class Slice:
 
 
 def read_pod(obj: Object) -> Pod:
-    """Check and read a Pod."""
+    """Validate and parse a Pod. Raises TranslateError."""
     key, fields = key_of(obj), _fields(obj)
     metadata, spec, status = (fields.mapping(name) for name in ("metadata", "spec", "status"))
     labels, annotations = metadata.labels("labels"), metadata.labels("annotations")
-    capacity, complaint = _capacity(annotations)
+    capacity, warning = _capacity(annotations)
+    account = spec.string("serviceAccountName") or spec.string("serviceAccount")
     pod = Pod(
         namespace=key.namespace,
         name=key.name,
-        uid=metadata.text("uid"),
+        uid=metadata.string("uid"),
         labels=labels,
         annotations=annotations,
-        node=spec.text("nodeName"),
-        service_account=spec.text("serviceAccountName") or spec.text("serviceAccount") or "default",
-        host_network=spec.flag("hostNetwork"),
-        phase=status.text("phase"),
+        node=spec.string("nodeName"),
+        service_account=account or "default",
+        host_network=spec.boolean("hostNetwork"),
+        phase=status.string("phase"),
         ready=_is_ready(status),
         addresses=_pod_addresses(status),
         owner=_owner(metadata, labels, key.name),
         capacity=capacity,
-        complaint=f"{key}: {complaint}" if complaint else "",
+        warning=f"{key}: {warning}" if warning else "",
     )
     if pod.is_workload and not pod.uid:
-        raise metadata.error("uid", "the pod's uid, as it has an address")
+        raise metadata.error("uid", "the pod's uid, because it has an address")
     return pod
 
 
 def workload(pod: Pod, namespace_labels: Mapping[str, str], cluster: Cluster) -> Workload | None:
-    """The pod in the mesh; None when it is finished or has no address yet."""
+    """The pod as a workload; None if it is finished or has no address yet."""
     if not pod.is_workload:
         return None
     decision = decide(
@@ -156,8 +157,8 @@ def workload(pod: Pod, namespace_labels: Mapping[str, str], cluster: Cluster) ->
         f"{decision.reason} — {decision.hint}" if isinstance(decision, CaptureRejected) else ""
     )
     enrolled = isinstance(decision, Enrolled)
-    captured = _is_marked(pod) if cluster.marks else enrolled
-    speaks_hbone = captured or (has_native_tunnel(pod.labels) and not pod.host_network)
+    captured = _is_annotated(pod) if cluster.marks else enrolled
+    uses_hbone = captured or (has_native_tunnel(pod.labels) and not pod.host_network)
     return Workload(
         uid=cluster.workload_uid(pod.namespace, pod.name),
         pod_uid=pod.uid,
@@ -166,7 +167,7 @@ def workload(pod: Pod, namespace_labels: Mapping[str, str], cluster: Cluster) ->
         service_account=pod.service_account,
         node=pod.node,
         addresses=pod.addresses,
-        protocol=TunnelProtocol.HBONE if speaks_hbone else TunnelProtocol.NONE,
+        protocol=TunnelProtocol.HBONE if uses_hbone else TunnelProtocol.NONE,
         enrolled=enrolled,
         trust_domain=cluster.trust_domain,
         cluster=cluster.cluster,
@@ -180,47 +181,48 @@ def workload(pod: Pod, namespace_labels: Mapping[str, str], cluster: Cluster) ->
     )
 
 
-def _is_marked(pod: Pod) -> bool:
-    """A mark on a pod of the host's network is nobody's: no agent makes one."""
+def _is_annotated(pod: Pod) -> bool:
+    """Ignores the annotation on host-network pods: agents never set it there."""
     return (
         pod.annotations.get(REDIRECTION_ANNOTATION) == REDIRECTION_ENABLED and not pod.host_network
     )
 
 
 def read_service(obj: Object) -> ServiceSpec:
-    """Check and read a Service."""
+    """Validate and parse a Service. Raises TranslateError."""
     key, spec = key_of(obj), _fields(obj).mapping("spec")
-    ips = spec.texts("clusterIPs") or [spec.text("clusterIP")]
+    ips = spec.strings("clusterIPs") or [spec.string("clusterIP")]
+    vips = [ip for ip in ips if ip not in ("", "None")]  # "None": headless
     return ServiceSpec(
         namespace=key.namespace,
         name=key.name,
-        vips=tuple(spec.ip(ip, "clusterIPs") for ip in ips if ip not in ("", "None")),
+        vips=tuple(spec.canonical_address(ip, "clusterIPs") for ip in vips),
         ports=tuple(_service_port(port) for port in spec.mappings("ports")),
-        external=spec.text("type") == "ExternalName",
+        external=spec.string("type") == "ExternalName",
         selector=spec.labels("selector"),
     )
 
 
 def read_slice(obj: Object) -> Slice | None:
-    """Check and read an EndpointSlice; None when it is no service's, or lists names, not IPs."""
+    """Validate and parse an EndpointSlice; None without a service, or with names as addresses."""
     key, fields = key_of(obj), _fields(obj)
     name = fields.mapping("metadata").labels("labels").get(SERVICE_LABEL, "")
-    if not name or fields.text("addressType") == "FQDN":
+    if not name or fields.string("addressType") == "FQDN":
         return None
-    ports = {port.text("name"): port.port("port") for port in fields.mappings("ports")}
+    ports = {port.string("name"): port.port("port") for port in fields.mappings("ports")}
     return Slice(
         namespace=key.namespace,
         service=name,
         ports={port_name: number for port_name, number in ports.items() if number is not None},
-        entries=tuple(_entry(item, key.namespace) for item in fields.mappings("endpoints")),
+        entries=tuple(_slice_entry(item, key.namespace) for item in fields.mappings("endpoints")),
     )
 
 
 def service(spec: ServiceSpec, slices: Iterable[Slice], cluster: Cluster) -> Service | None:
-    """A service with the endpoints of its slices; None when it is only another name.
+    """A service with the endpoints of its slices; None for an ExternalName service.
 
-    An endpoint may stand in two slices at once while it moves between them (Kubernetes' words);
-    it is one endpoint then, ready when either says so.
+    While an endpoint moves between slices it may be in both (Kubernetes documents this). It is one
+    endpoint then, ready if it is ready in either slice.
     """
     if spec.external:
         return None
@@ -253,10 +255,10 @@ def read_namespace_labels(obj: Object) -> dict[str, str]:
 
 
 def read_node_addresses(obj: Object) -> tuple[str, ...]:
-    """A Node's own addresses, canonical: the sources of the kubelet's probes."""
+    """A Node's internal addresses in canonical form: the sources of kubelet probes."""
     entries = _fields(obj).mapping("status").mappings("addresses")
     return tuple(
-        entry.address("address") for entry in entries if entry.text("type") == "InternalIP"
+        entry.address("address") for entry in entries if entry.string("type") == "InternalIP"
     )
 
 
@@ -265,17 +267,17 @@ def _fields(obj: Object) -> Fields:
 
 
 def _capacity(annotations: Mapping[str, str]) -> tuple[int, str]:
-    """The capacity, and what is wrong with it. A wrong one counts as 1: were the pod dropped for
-    it, others would take it for a plain address outside the mesh."""
+    """The capacity and a warning. An invalid value counts as 1: if the pod were rejected, peers
+    would treat its address as outside the mesh."""
     text = annotations.get(CAPACITY_ANNOTATION, "1").strip()
     if text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0:
         return int(text), ""
-    return 1, f"annotation {CAPACITY_ANNOTATION} is {text!r:.40}, want a positive number; 1 is used"
+    return 1, f"annotation {CAPACITY_ANNOTATION} is {text!r:.40}, want a positive number; using 1"
 
 
 def _is_ready(status: Fields) -> bool:
     return any(
-        condition.text("type") == "Ready" and condition.text("status") == "True"
+        condition.string("type") == "Ready" and condition.string("status") == "True"
         for condition in status.mappings("conditions")
     )
 
@@ -287,9 +289,9 @@ def _pod_addresses(status: Fields) -> tuple[str, ...]:
 
 
 def _owner(metadata: Fields, labels: Mapping[str, str], pod_name: str) -> tuple[str, str]:
-    """Who made the pod, as people know it: the Deployment above the ReplicaSet, and so on."""
+    """The kind and name of the owning resource, for example the ReplicaSet's Deployment."""
     for owner in metadata.mappings("ownerReferences"):
-        kind, name = owner.text("kind"), owner.text("name")
+        kind, name = owner.string("kind"), owner.string("name")
         suffix = f"-{labels.get(HASH_LABEL, '')}"
         if kind == "ReplicaSet" and len(suffix) > 1 and name.endswith(suffix):
             return "deployment", name.removesuffix(suffix)
@@ -305,15 +307,15 @@ def _service_port(fields: Fields) -> ServicePort:
     number = fields.port("port")
     if number is None:
         raise fields.error("port", "a port number")
-    return ServicePort(number, fields.text("name"), fields.text("protocol") or "TCP")
+    return ServicePort(number, fields.string("name"), fields.string("protocol") or "TCP")
 
 
-def _entry(fields: Fields, namespace: str) -> SliceEntry:
+def _slice_entry(fields: Fields, namespace: str) -> SliceEntry:
     target = fields.mapping("targetRef")
-    is_pod = target.text("kind") == "Pod" and target.text("name")
+    is_pod = target.string("kind") == "Pod" and target.string("name")
     return SliceEntry(
         addresses=tuple(fields.addresses("addresses")),
-        ready=fields.mapping("conditions").flag("ready", default=True),  # unset means ready
-        pod=(target.text("namespace") or namespace, target.text("name")) if is_pod else None,
-        hostname=fields.text("hostname").lower(),
+        ready=fields.mapping("conditions").boolean("ready", default=True),  # unset means ready
+        pod=(target.string("namespace") or namespace, target.string("name")) if is_pod else None,
+        hostname=fields.string("hostname").lower(),
     )

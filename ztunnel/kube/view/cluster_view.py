@@ -16,7 +16,14 @@ from dataclasses import dataclass
 import structlog
 
 from ztunnel.kube.objects import translation
-from ztunnel.kube.objects.fields import Object, ObjectKey, TranslateError, is_read, key_of, make_key
+from ztunnel.kube.objects.fields import (
+    Object,
+    ObjectKey,
+    TranslateError,
+    is_mesh_kind,
+    key_of,
+    make_key,
+)
 from ztunnel.kube.view.policy_index import PolicyBook
 from ztunnel.kube.view.service_entry_index import EntryBook
 from ztunnel.kube.view.tracked_map import TrackedMap
@@ -127,7 +134,7 @@ class ClusterView:
 
     def upsert(self, obj: Object) -> None:
         """Take in an object, new or changed. Kinds the mesh does not read are passed over."""
-        if not is_read(obj):
+        if not is_mesh_kind(obj):
             return
         name = str(obj["kind"])
         try:
@@ -240,7 +247,7 @@ class ClusterView:
         pod = translation.read_pod(obj)
         self._pods[key.namespace][key.name] = pod
         self._derive(pod)
-        return pod.complaint
+        return pod.warning
 
     def _drop_pod(self, key: ObjectKey) -> None:
         pods = self._pods.get(key.namespace, {})

@@ -45,7 +45,7 @@ class EntryBook:
             self._stale.add((key.namespace, host))
         if entry.selector is not None:
             self._selecting[key.namespace].add(key)
-        return entry.complaint or self._contested(key, entry)
+        return entry.warning or self._contested(key, entry)
 
     def drop(self, key: ObjectKey) -> None:
         """Forget a ServiceEntry."""

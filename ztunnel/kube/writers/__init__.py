@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes to the Kubernetes API: annotations, CSRs, token reviews."""
+"""Writes to the Kubernetes API: pod annotations, Events, CSRs, token reviews."""

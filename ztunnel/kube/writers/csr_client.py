@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates through the API server: the agent's side of certificates.k8s.io.
+"""Requests certificates from the cluster's controller through certificates.k8s.io.
 
-    request --create--> pending --(the signer approves and signs)--> certificate, checked here
-                           \\--(it denies)--> Refused
+    create request ──▶ pending ──▶ the controller approves and signs ──▶ certificate, verified here
+                          └──────▶ the controller denies ──▶ CsrRejected
 
-Asks for the answer now and then, as a watch for each would need a connection and the right to
-read everybody's requests.
+The status is polled: a watch per request would need a connection each, and the right to read the
+requests of other nodes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 from cryptography import x509
-from kubernetes import client
-from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
 
 from ztunnel.identity import ca
 from ztunnel.identity.csr_signer import (
@@ -29,60 +25,68 @@ from ztunnel.identity.csr_signer import (
     RejectionReason,
     spiffe_names,
 )
+from ztunnel.kube.client.request import ApiError, send
 from ztunnel.kube.constants import SIGNER_NAME, USAGES
 
-TIMEOUT = (5, 10)  # seconds to connect, to answer
-FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0  # seconds between looks for the answer
-SHORTEST_TTL = timedelta(seconds=600)  # Kubernetes takes no shorter spec.expirationSeconds
+MIN_POLL_INTERVAL_S, MAX_POLL_INTERVAL_S = 0.05, 1.0
+MIN_TTL = timedelta(seconds=600)  # Kubernetes' minimum of spec.expirationSeconds
+_PATH = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
 
 
 class SigningError(Exception):
-    """No certificate this time; asking again may help."""
+    """No certificate was issued; a retry may succeed."""
 
 
 class CsrSigner:
-    """An `identity.signer.Signer`. Waits without end: the caller bounds it."""
+    """An `identity.csr_signer.Signer`. `sign` waits without limit: callers set a timeout."""
 
-    def __init__(self, api: Any, roots: Callable[[], bytes], ttl: timedelta) -> None:
-        """`roots` gives the bundle that peers trust now, empty when it is not known yet."""
-        self._api = client.CertificatesV1Api(api)
+    def __init__(self, client: Any, roots: Callable[[], bytes], ttl: timedelta) -> None:
+        """`roots` returns the bundle that peers trust, empty while it is unknown."""
+        self._client = client
         self._roots = roots
-        self._ttl = max(ttl, SHORTEST_TTL)
+        self._ttl = max(ttl, MIN_TTL)
 
     async def sign(self, identity: str, csr_pem: bytes) -> IssuedCertificate:
-        """Raises Refused or SigningError."""
+        """Raises CsrRejected or SigningError."""
         if not self._roots():
             raise SigningError(
-                "the mesh's roots are not known yet; does `ztunnel controller` run, "
-                "and has it published them?"
+                "the mesh's root certificates are not published yet "
+                "hint: check that `ztunnel controller` runs"
             )
-        name = (await _asked(self._create, csr_pem)).metadata.name
-        delay = FIRST_LOOK
+        created = await self._send("POST", _PATH, self._request(csr_pem))
+        path = f"{_PATH}/{created['metadata']['name']}"
+        interval_s = MIN_POLL_INTERVAL_S
         while True:
-            await asyncio.sleep(delay)
-            delay = min(delay * 1.5, LONGEST_LOOK)
-            chain = _answer(await _asked(self._read, name))
+            await asyncio.sleep(interval_s)
+            interval_s = min(interval_s * 1.5, MAX_POLL_INTERVAL_S)
+            chain = _certificate(await self._send("GET", path))
             if chain:
-                return issued(identity, csr_pem, chain, self._roots())
+                return verify_issued(identity, csr_pem, chain, self._roots())
 
-    def _create(self, csr_pem: bytes) -> Any:
-        body = client.V1CertificateSigningRequest(
-            metadata=client.V1ObjectMeta(generate_name="ztunnel-"),
-            spec=client.V1CertificateSigningRequestSpec(
-                request=base64.b64encode(csr_pem).decode(),
-                signer_name=SIGNER_NAME,
-                usages=list(USAGES),
-                expiration_seconds=int(self._ttl.total_seconds()),
-            ),
-        )
-        return self._api.create_certificate_signing_request(body, _request_timeout=TIMEOUT)
+    def _request(self, csr_pem: bytes) -> dict[str, Any]:
+        return {
+            "apiVersion": "certificates.k8s.io/v1",
+            "kind": "CertificateSigningRequest",
+            "metadata": {"generateName": "ztunnel-"},
+            "spec": {
+                "request": base64.b64encode(csr_pem).decode(),
+                "signerName": SIGNER_NAME,
+                "usages": list(USAGES),
+                "expirationSeconds": int(self._ttl.total_seconds()),
+            },
+        }
 
-    def _read(self, name: str) -> Any:
-        return self._api.read_certificate_signing_request(name, _request_timeout=TIMEOUT)
+    async def _send(self, method: str, path: str, body: Any = None) -> Any:
+        try:
+            return await asyncio.to_thread(send, self._client, method, path, body=body)
+        except ApiError as error:
+            raise SigningError(f"certificate request failed: {error}") from error
 
 
-def issued(identity: str, csr_pem: bytes, chain_pem: bytes, roots_pem: bytes) -> IssuedCertificate:
-    """What the signer gave, if it is what was asked for and peers will take it.
+def verify_issued(
+    identity: str, csr_pem: bytes, chain_pem: bytes, roots_pem: bytes
+) -> IssuedCertificate:
+    """The issued certificate, if it matches the request and peers can verify it.
 
     Raises SigningError.
     """
@@ -90,13 +94,13 @@ def issued(identity: str, csr_pem: bytes, chain_pem: bytes, roots_pem: bytes) ->
         leaf, *above = x509.load_pem_x509_certificates(chain_pem)
         roots = x509.load_pem_x509_certificates(roots_pem)
     except ValueError as error:
-        raise SigningError(f"the signer's answer is no certificate: {error}") from error
+        raise SigningError(f"the issued certificate is malformed: {error}") from error
     if leaf.public_key() != x509.load_pem_x509_csr(csr_pem).public_key():
-        raise SigningError("the signer certified another key")
+        raise SigningError("the certificate was issued for another key")
     if spiffe_names(leaf) != [identity]:
-        raise SigningError(f"the signer certified {spiffe_names(leaf)}, asked was {identity}")
+        raise SigningError(f"the certificate is for {spiffe_names(leaf)}, want {identity}")
     if not ca.has_path_to_root(leaf, above, roots):
-        raise SigningError("no published root vouches for the signer's certificate yet")
+        raise SigningError("the certificate's root is not published yet")
     return IssuedCertificate(
         chain_pem=chain_pem,
         roots_pem=roots_pem,
@@ -106,29 +110,11 @@ def issued(identity: str, csr_pem: bytes, chain_pem: bytes, roots_pem: bytes) ->
     )
 
 
-def _answer(csr: Any) -> bytes:
-    """The certificate, empty while there is none. Raises Refused."""
-    status = csr.status
-    for condition in (status.conditions if status else None) or []:
-        if condition.type in ("Denied", "Failed"):
-            raise CsrRejected(RejectionReason.DENIED, f"{condition.reason}: {condition.message}")
-    if not (status and status.certificate):
-        return b""
-    return base64.b64decode(status.certificate)
-
-
-async def _asked(call: Callable[..., Any], argument: Any) -> Any:
-    try:
-        return await asyncio.to_thread(call, argument)
-    except ApiException as error:
-        raise SigningError(f"the API server refused: {error.status}: {_said(error)}") from error
-    except HTTPError as error:
-        raise SigningError(f"the API server did not answer: {error}") from error
-
-
-def _said(error: ApiException) -> str:
-    """The server's own message, without its headers."""
-    try:
-        return str(json.loads(error.body or "")["message"])
-    except (ValueError, TypeError, KeyError):
-        return str(error.reason)
+def _certificate(csr: Any) -> bytes:
+    """The issued chain (PEM), empty while the request is pending. Raises CsrRejected."""
+    status = csr.get("status") or {}
+    for condition in status.get("conditions") or []:
+        if condition["type"] in ("Denied", "Failed"):
+            reason, message = condition.get("reason", ""), condition.get("message", "")
+            raise CsrRejected(RejectionReason.DENIED, f"{reason}: {message}")
+    return base64.b64decode(status.get("certificate") or "")

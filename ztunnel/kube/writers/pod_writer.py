@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent writes into the API: marks of captured pods, Events about refused ones, and on
-its own pod how it is asked by a forwarded port.
-
-Blocking calls, for a thread.
+"""The agent's writes: annotations of captured pods, Events on pods that it cannot capture, and
+the admin endpoint's annotation on the agent's own pod. Blocking calls.
 """
 
 from __future__ import annotations
@@ -11,76 +9,66 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
+from ztunnel.kube.client.request import CONFLICT, MERGE_PATCH, NOT_FOUND, ApiError, send
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION, REDIRECTION_ENABLED
 from ztunnel.mesh.model import Workload
 
 COMPONENT = "ztunnel-agent"
-TIMEOUT = (5.0, 10.0)  # seconds to connect, and for the answer
-_MESSAGE = 1024  # characters, the API server's limit for an Event
-_GONE = frozenset({404, 409})  # the pod is no more, or another one has its name
-
-
-class WriteError(Exception):
-    """The API server did not take it; the text says why."""
+_MAX_MESSAGE_CHARS = 1024  # of an Event, enforced by the API server
+_POD_GONE = frozenset({NOT_FOUND, CONFLICT})  # deleted, or another pod has the name
 
 
 class PodWriter:
-    """Writes by one client, which `close` closes."""
+    """Uses `client` until `close` closes it. Methods raise ApiError."""
 
     def __init__(self, client: Any, node: str) -> None:
         self.client = client
         self._node = node
 
-    def mark(self, pod: Workload, captured: bool) -> bool:
-        """Set or remove a pod's mark; False when that pod is gone. Raises WriteError.
+    def annotate_captured(self, pod: Workload, captured: bool) -> bool:
+        """Set or remove a pod's redirection annotation; False if the pod no longer exists.
 
-        By `pods/status`, which lets annotations through: the right to patch `pods` would be the
-        right to change what they run. The uid makes it fail for a later pod of the same name.
+        Patches `pods/status`, which may change annotations but not what a pod runs: the agent
+        needs no right to patch `pods`. The uid makes the patch fail for a later pod of that name.
         """
         value = REDIRECTION_ENABLED if captured else None
         metadata = {"uid": pod.pod_uid, "annotations": {REDIRECTION_ANNOTATION: value}}
-        return self._patch(pod.namespace, pod.name, metadata)
+        return self._patch_metadata(pod.namespace, pod.name, metadata)
 
-    def note(self, namespace: str, pod: str, annotation: str, value: str) -> bool:
-        """Set an annotation of a pod, the agent's own; False when there is none. WriteError."""
-        return self._patch(namespace, pod, {"annotations": {annotation: value}})
+    def annotate(self, namespace: str, pod: str, annotation: str, value: str) -> bool:
+        """Set an annotation of a pod; False if the pod does not exist."""
+        return self._patch_metadata(namespace, pod, {"annotations": {annotation: value}})
 
-    def event(self, pod: Workload, reason: str, message: str) -> None:
-        """Tell people about a pod, once: the same words again are the same Event."""
-        path = f"/api/v1/namespaces/{pod.namespace}/events"
+    def emit_event(self, pod: Workload, reason: str, message: str) -> None:
+        """Create a Warning Event on a pod, unless the same Event exists."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._send("POST", path, event(pod, reason, message, self._node, now), "application/json")
+        path = f"/api/v1/namespaces/{pod.namespace}/events"
+        try:
+            send(self.client, "POST", path, body=event(pod, reason, message, self._node, now))
+        except ApiError as error:
+            if error.status not in _POD_GONE:
+                raise
 
     def close(self) -> None:
         """Close the client."""
         self.client.close()
 
-    def _patch(self, namespace: str, pod: str, metadata: dict[str, Any]) -> bool:
+    def _patch_metadata(self, namespace: str, pod: str, metadata: dict[str, Any]) -> bool:
         path = f"/api/v1/namespaces/{namespace}/pods/{pod}/status"
-        kind = "application/merge-patch+json"
-        return self._send("PATCH", path, {"metadata": metadata}, kind) not in _GONE
-
-    def _send(self, method: str, path: str, body: Any, kind: str) -> int:
-        from urllib3.exceptions import HTTPError  # noqa: PLC0415  comes with the client
-
-        headers = {"Accept": "application/json", "Content-Type": kind}
-        request = self.client.param_serialize(
-            method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
-        )
+        body = {"metadata": metadata}
         try:
-            answer = self.client.call_api(*request, _request_timeout=TIMEOUT)
-            text = answer.read()
-        except (HTTPError, OSError) as error:
-            raise WriteError(" ".join(str(error).split())) from error
-        if answer.status not in _GONE and not 200 <= answer.status < 300:
-            raise WriteError(f"{answer.status}: {text.decode(errors='replace')[:300]}")
-        return int(answer.status)
+            send(self.client, "PATCH", path, body=body, content_type=MERGE_PATCH)
+        except ApiError as error:
+            if error.status in _POD_GONE:
+                return False
+            raise
+        return True
 
 
 def event(pod: Workload, reason: str, message: str, node: str, now: str) -> dict[str, Any]:
-    """A Warning about a pod. Its name is made of what it says, so that it is there once only."""
-    said = "\0".join((pod.pod_uid, reason, message))
-    digest = hashlib.sha256(said.encode()).hexdigest()[:16]
+    """A Warning Event on a pod. Its name is a hash of its content, so that it exists once."""
+    content = "\0".join((pod.pod_uid, reason, message))
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -94,7 +82,7 @@ def event(pod: Workload, reason: str, message: str, node: str, now: str) -> dict
         },
         "type": "Warning",
         "reason": reason,
-        "message": message[:_MESSAGE],
+        "message": message[:_MAX_MESSAGE_CHARS],
         "source": {"component": COMPONENT, "host": node},
         "reportingComponent": COMPONENT,
         "reportingInstance": node,

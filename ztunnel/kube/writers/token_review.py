@@ -1,51 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks the API server whose token one was shown. Blocking calls, for a thread."""
+"""Authenticates ServiceAccount tokens with the API server's TokenReview. Blocking calls."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from kubernetes import client
-from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
-
 from ztunnel.kube.admin_endpoint import ACCOUNT
-from ztunnel.kube.constants import user_of
+from ztunnel.kube.client.request import ApiError, send
+from ztunnel.kube.constants import service_account_user
 
-TIMEOUT = (5.0, 10.0)  # seconds to connect, to answer
+_PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
 
 
 class TokenReviewer:
-    """By a client of the caller's. `namespace` is where the account is."""
+    """Accepts tokens of one ServiceAccount in `namespace`."""
 
-    def __init__(self, api: Any, namespace: str) -> None:
-        self._api = client.AuthenticationV1Api(api)
-        self._user = user_of(namespace, ACCOUNT)
+    def __init__(self, client: Any, namespace: str) -> None:
+        self._client = client
+        self._user = service_account_user(namespace, ACCOUNT)
 
     def refusal(self, token: str, audience: str) -> str:
-        """Why a token does not open; empty when it does, or rather: not unless it truly does."""
-        spec = client.V1TokenReviewSpec(token=token, audiences=[audience])
+        """Why a token is rejected; empty if the API server confirms every required property."""
+        review = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": [audience]},
+        }
         try:
-            answer = self._api.create_token_review(
-                client.V1TokenReview(spec=spec), _request_timeout=TIMEOUT
-            )
-        except ApiException as error:
-            return f"the agent can't have tokens reviewed: {error.status}: {_said(error)}"
-        except (HTTPError, OSError) as error:
-            return f"the agent can't have tokens reviewed: {' '.join(str(error).split())}"
-        status = answer.status
-        if not (status and status.authenticated and status.user):
-            return "the API server does not know the token: it is invalid, or for another agent"
-        if audience not in (status.audiences or []):
-            return "the token is not for this agent"
-        if status.user.username != self._user:
-            return f"the token is {status.user.username!r}'s; it must be {self._user!r}'s"
+            answer = send(self._client, "POST", _PATH, body=review) or {}
+        except ApiError as error:
+            return f"the agent cannot review tokens: {error}"
+        status = answer.get("status") or {}
+        user = status.get("user")
+        if not (status.get("authenticated") is True and user):
+            return "the API server rejected the token: it is invalid, or issued for another agent"
+        if audience not in (status.get("audiences") or []):
+            return "the token is not issued for this agent"
+        if user.get("username") != self._user:
+            return f"the token belongs to {user.get('username')!r}, want {self._user!r}"
         return ""
-
-
-def _said(error: ApiException) -> str:
-    try:
-        return str(json.loads(error.body or "")["message"])
-    except (ValueError, TypeError, KeyError):
-        return str(error.reason)

@@ -14,7 +14,7 @@ import pytest
 
 from ztunnel.agent.api import remote_admin_server
 from ztunnel.agent.api.remote_admin_server import AnnotationStore, Door
-from ztunnel.kube.admin_endpoint import LONGEST_TOKEN, AdminEndpoint, parse
+from ztunnel.kube.admin_endpoint import MAX_TOKEN_BYTES, AdminEndpoint, parse
 
 GOOD = "a-good-token"
 DEADLINE = 20.0  # seconds
@@ -107,7 +107,7 @@ async def test_who_speaks_no_tls_is_closed_soon(world: World, said: bytes) -> No
     assert world.reviewed == []
 
 
-@pytest.mark.parametrize("said", [b"", b"\n", b"no line's end", b"x" * (2 * LONGEST_TOKEN)])
+@pytest.mark.parametrize("said", [b"", b"\n", b"no line's end", b"x" * (2 * MAX_TOKEN_BYTES)])
 async def test_who_brings_no_token_is_closed_and_nobody_is_asked(world: World, said: bytes) -> None:
     reader, writer = await world.dial()
     writer.write(said)

@@ -11,8 +11,9 @@ from tests.support.kube_objects import namespace
 from ztunnel.agent.cluster.pod_status import AGAIN, PATIENCE, PodStatusReporter
 from ztunnel.agent.pods.pod import Pod, PodState
 from ztunnel.agent.pods.registry import PodTable
+from ztunnel.kube.client.request import ApiError
 from ztunnel.kube.view.cluster_view import ClusterView
-from ztunnel.kube.writers.pod_writer import WriteError, event
+from ztunnel.kube.writers.pod_writer import event
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
 from ztunnel.mesh.model import Workload
 
@@ -52,18 +53,18 @@ class World:
         self.now += later
         await self.signs.turn(self.now)
 
-    def mark(self, pod: Workload, captured: bool) -> bool:
+    def annotate_captured(self, pod: Workload, captured: bool) -> bool:
         self._may_fail()
         self.marks.append((pod.name, captured))
         return True
 
-    def event(self, pod: Workload, reason: str, message: str) -> None:
+    def emit_event(self, pod: Workload, reason: str, message: str) -> None:
         self._may_fail()
         self.events.append((reason, message))
 
     def _may_fail(self) -> None:
         if self.fails:
-            raise WriteError("503: away")
+            raise ApiError(503, "away")
 
 
 def captured(pod: Workload) -> Pod:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.unit.agent.fakes import workload
 from ztunnel.agent.workers import delta_chunks
 from ztunnel.ipc.messages import MeshDelta
-from ztunnel.kube.objects.policies import LARGEST
+from ztunnel.kube.objects.policies import MAX_POLICY_BYTES
 from ztunnel.mesh.model import Endpoint, Service
 from ztunnel.mesh.policy.model import Attribute, AuthorizationPolicy, MatchTerms, Rule
 from ztunnel.mesh.state import MeshState
@@ -83,7 +83,7 @@ def test_policies_travel_whole_and_never_cut() -> None:
         AuthorizationPolicy(namespace="shop", name=f"p{number}", rules=(rule,))
         for number in range(5)
     ]
-    assert LARGEST > len(msgspec.msgpack.encode(large[0])) > LARGEST // 2
+    assert MAX_POLICY_BYTES > len(msgspec.msgpack.encode(large[0])) > MAX_POLICY_BYTES // 2
     gone = tuple(f"AuthorizationPolicy/shop/gone-{number}" for number in range(3000))
     delta = MeshDelta(revision=3, policies=tuple(large), removed_policies=gone)
     for parts in (list(delta_chunks.change(delta)), list(delta_chunks.snapshot(3, (), (), large))):

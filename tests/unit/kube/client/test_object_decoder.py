@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Of the API's JSON all that the mirror reads is kept, and nothing of what it does not."""
+"""The decoder returns every field that the cluster view uses, and no other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ztunnel.kube.client.object_decoder import NAME, PartialDecoder
+from ztunnel.kube.client.object_decoder import Event, EventType, PartialDecoder
 from ztunnel.kube.view.cluster_view import ClusterView
 
 POD: dict[str, Any] = {
@@ -73,73 +73,105 @@ SERVICE: dict[str, Any] = {
 }
 
 
-def trimmed(obj: dict[str, Any]) -> dict[str, Any]:
+def decoded(obj: dict[str, Any]) -> dict[str, Any]:
     line = json.dumps({"type": "ADDED", "object": obj}).encode()
-    event: dict[str, Any] = json.loads(PartialDecoder(obj["kind"]).event(line))
-    kept: dict[str, Any] = event["object"]
-    return kept
+    event = PartialDecoder(obj["kind"]).event(line)
+    assert event.type is EventType.UPSERT
+    return event.object
 
 
-def test_mirror_understands_the_trimmed_as_the_whole() -> None:
-    whole, short = ClusterView("td", "c"), ClusterView("td", "c")
+def test_view_of_partial_objects_equals_view_of_full_objects() -> None:
+    full, partial = ClusterView("td", "c"), ClusterView("td", "c")
     for obj in (SERVICE, SLICE, POD):
-        whole.upsert(obj)
-        short.upsert(trimmed(obj))
-    assert short.snapshot() == whole.snapshot()
-    assert short.errors() == whole.errors() == {}
-    (workload,) = short.snapshot().workloads
+        full.upsert(obj)
+        partial.upsert(decoded(obj))
+    assert partial.snapshot() == full.snapshot()
+    assert partial.errors() == full.errors() == {}
+    (workload,) = partial.snapshot().workloads
     assert (workload.capacity, workload.owner_name, workload.ready) == (3, "j", True)
-    (service,) = short.snapshot().services
+    (service,) = partial.snapshot().services
     assert [endpoint.hostname for endpoint in service.endpoints] == ["a-0"]
 
 
-def test_what_is_not_read_is_gone() -> None:
-    kept = trimmed(POD)
-    assert set(kept["spec"]) == {"nodeName", "serviceAccountName"}
-    assert set(kept["metadata"]["annotations"]) == {
+def test_unused_fields_are_dropped() -> None:
+    pod = decoded(POD)
+    assert set(pod["spec"]) == {"nodeName", "serviceAccountName"}
+    assert set(pod["metadata"]["annotations"]) == {
         "sidecar.istio.io/status",
         "ambient.ztunnel.dev/capacity",
     }
-    assert "managedFields" not in kept["metadata"]
-    assert len(json.dumps(kept)) < 1000
+    assert "managedFields" not in pod["metadata"]
+    assert len(json.dumps(pod)) < 1000
 
 
-def test_of_an_account_the_name_is_kept() -> None:
+def test_only_name_of_service_account_is_decoded() -> None:
     metadata = {"name": "web", "namespace": "shop", "resourceVersion": "7"}
     more = {"uid": "u", "labels": {"a": "b"}, "annotations": {"istio.io/a": "b"}}
     account = {"kind": "ServiceAccount", "metadata": metadata | more, "secrets": [{"name": "s"}]}
     expected = {"kind": "ServiceAccount", "apiVersion": "v1", "metadata": metadata}
-    assert trimmed(account) == expected
+    assert decoded(account) == expected
     body = json.dumps({"metadata": {}, "items": [account]}).encode()
-    assert PartialDecoder("ServiceAccount").page(body).items == [{NAME: "shop/web"}]
+    assert PartialDecoder("ServiceAccount").page(body).items == [expected]
 
 
-def test_version_stays_for_a_watch_to_go_on_from() -> None:
-    assert trimmed(POD)["metadata"]["resourceVersion"] == "7"
+def test_resource_version_is_decoded() -> None:
+    assert decoded(POD)["metadata"]["resourceVersion"] == "7"
 
 
-def test_pages_give_items_their_kind_and_the_way_on() -> None:
+def test_page_has_items_with_kind_and_continue_token() -> None:
     body = {"metadata": {"resourceVersion": "9", "continue": "more"}, "items": [POD]}
     page = PartialDecoder("Pod").page(json.dumps(body).encode())
-    assert (page.resource_version, page.rest) == ("9", "more")
-    assert page.items == [trimmed(POD)]
+    assert (page.resource_version, page.continue_token) == ("9", "more")
+    assert page.items == [decoded(POD)]
     assert PartialDecoder("Pod").page(b'{"metadata":{},"items":null}').items == []
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "expected"),
     [
-        b'{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"5"}}}',
-        b'{"type":"ERROR","object":{"kind":"Status","code":410}}',
-        b'{"type":"ADDED","object":{"metadata":{"labels":{"a":1}}}}',
-        b"no json",
-        b"",
+        (
+            b'{"type":"BOOKMARK","object":{"kind":"Pod","metadata":{"resourceVersion":"5"}}}',
+            Event(EventType.BOOKMARK, {"metadata": {"resourceVersion": "5"}}),
+        ),
+        (
+            b'{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}',
+            Event(EventType.ERROR, {"code": 410, "message": "too old"}),
+        ),
+        (
+            b'{"type":"DELETED","object":{"metadata":{"name":"a","namespace":"b"}}}',
+            Event(
+                EventType.DELETE,
+                {
+                    "kind": "ConfigMap",
+                    "apiVersion": "v1",
+                    "metadata": {"name": "a", "namespace": "b"},
+                },
+            ),
+        ),
     ],
 )
-def test_other_lines_pass_untouched(line: bytes) -> None:
-    assert PartialDecoder("Pod").event(line) == line
+def test_other_event_types(line: bytes, expected: Event) -> None:
+    assert PartialDecoder("ConfigMap").event(line) == expected
 
 
-def test_a_list_that_is_none_is_an_error() -> None:
+def test_object_with_unexpected_field_type_is_decoded_completely() -> None:
+    """The view then reports the error with the object's name."""
+    line = b'{"type":"ADDED","object":{"metadata":{"name":"a","labels":{"a":1}}}}'
+    event = PartialDecoder("Pod").event(line)
+    assert event.object["metadata"] == {"name": "a", "labels": {"a": 1}}
+    view = ClusterView("td", "c")
+    view.upsert(event.object)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"not JSON", b"", b"[]", b'{"type":"NEW","object":{}}', b'{"type":"ADDED","object":{}}'],
+)
+def test_malformed_event_is_an_error(line: bytes) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        PartialDecoder("Pod").event(line)
+
+
+def test_malformed_list_is_an_error() -> None:
     with pytest.raises(msgspec.DecodeError):
         PartialDecoder("Pod").page(b"<html>")

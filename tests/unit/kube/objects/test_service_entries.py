@@ -80,7 +80,7 @@ def only_service(mirror: ClusterView) -> Service:
     return service
 
 
-def test_static_entry_is_found_by_name_and_reached_by_its_address() -> None:
+def test_static_entry_has_name_and_virtual_address() -> None:
     spec = static("192.0.2.7", addresses=["240.240.0.7"], ports=[SQL])
     mesh = state(made(entry(**spec)))
     assert addresses(mesh, "api.example.com") == ("240.240.0.7",)
@@ -89,7 +89,7 @@ def test_static_entry_is_found_by_name_and_reached_by_its_address() -> None:
     assert isinstance(went(mesh, "240.240.0.7", 80), Refuse)
 
 
-def test_without_virtual_addresses_its_name_is_its_endpoints() -> None:
+def test_name_without_virtual_address_resolves_to_endpoints() -> None:
     mesh = state(made(entry(**static("192.0.2.7", "2001:db8::7"))))
     assert set(addresses(mesh, "api.example.com") or ()) == {"192.0.2.7", "2001:db8::7"}
     assert went(mesh, "192.0.2.7") == Passthrough(
@@ -97,7 +97,7 @@ def test_without_virtual_addresses_its_name_is_its_endpoints() -> None:
     )
 
 
-def test_an_answer_on_the_wire() -> None:
+def test_dns_response_for_wildcard_host() -> None:
     mesh = state(made(entry(**static("192.0.2.7", hosts=["*.example.com"]))))
     query = dns.message.make_query("a.b.example.com", "A")
     reply = message.answer(
@@ -109,7 +109,7 @@ def test_an_answer_on_the_wire() -> None:
     ]
 
 
-def test_ports_of_an_endpoint_go_before_the_target_port() -> None:
+def test_endpoint_ports_override_target_port() -> None:
     written = {"address": "192.0.2.7", "ports": {"sql": 7432}}
     places = [written, {"address": "192.0.2.8"}]
     found = only_service(made(entry(ports=[SQL], resolution="STATIC", endpoints=places)))
@@ -130,7 +130,7 @@ def test_each_host_is_a_service() -> None:
     assert not mirror.snapshot()
 
 
-def test_exact_host_goes_before_a_wildcard_even_when_its_own_resolver_answers() -> None:
+def test_exact_host_takes_precedence_over_wildcard() -> None:
     mesh = state(
         made(
             entry("all", hosts=["*.example.com"], **static("192.0.2.7")),
@@ -144,7 +144,7 @@ def test_exact_host_goes_before_a_wildcard_even_when_its_own_resolver_answers() 
 # Selected pods
 
 
-def test_selector_takes_pods_of_its_namespace_as_they_come_and_go() -> None:
+def test_workload_selector_follows_pods_of_namespace() -> None:
     taken = {"labels": {"app": "db"}}
     selecting = entry(resolution="STATIC", workloadSelector=taken, ports=[SQL])
     mirror = made(selecting, objects.pod("other", "10.0.0.9", labels={"app": "web"}))
@@ -165,7 +165,7 @@ def test_selector_takes_pods_of_its_namespace_as_they_come_and_go() -> None:
 # Resolution DNS
 
 
-def test_names_are_resolved_by_someone_else_and_kept() -> None:
+def test_injected_dns_results_become_endpoints() -> None:
     mirror = made(entry(resolution="DNS", addresses=["240.240.0.7"]))
     assert mirror.entries.names() == {"api.example.com"}
     assert isinstance(went(state(mirror), "240.240.0.7"), Refuse)
@@ -178,7 +178,7 @@ def test_names_are_resolved_by_someone_else_and_kept() -> None:
     assert addresses(mesh, "api.example.com") == ("240.240.0.7",)
 
 
-def test_a_host_that_resolves_to_itself_is_left_to_the_pods_resolver() -> None:
+def test_dns_host_without_endpoints_uses_upstream_dns() -> None:
     mirror = made(entry(resolution="DNS"))
     mirror.entries.resolved("api.example.com", ("192.0.2.7",))
     mesh = state(mirror, registry_only=True)
@@ -187,7 +187,7 @@ def test_a_host_that_resolves_to_itself_is_left_to_the_pods_resolver() -> None:
     assert isinstance(went(mesh, "192.0.2.7", 80), Refuse)
 
 
-def test_a_host_that_stands_for_another_name_is_answered() -> None:
+def test_host_with_named_endpoint_resolves_to_its_addresses() -> None:
     mirror = made(entry(resolution="DNS", endpoints=[{"address": "real.example.net"}]))
     assert mirror.entries.names() == {"real.example.net"}
     mirror.entries.resolved("real.example.net", ("192.0.2.9",))
@@ -197,7 +197,7 @@ def test_a_host_that_stands_for_another_name_is_answered() -> None:
 # Resolution NONE, and an outbound policy of REGISTRY_ONLY
 
 
-def test_registry_only_lets_out_to_what_entries_name() -> None:
+def test_registry_only_permits_destinations_of_entries() -> None:
     mesh = state(
         made(
             entry("net", addresses=["198.51.100.0/24"]),
@@ -228,12 +228,12 @@ def test_export_to() -> None:
     assert where == Passthrough(SocketAddress("240.240.0.7", 443))
 
 
-def test_exported_to_nobody() -> None:
+def test_export_to_no_namespace() -> None:
     mesh = state(made(entry(**static("192.0.2.7", exportTo=["~"]))))
     assert addresses(mesh, "api.example.com") is None
 
 
-def test_own_namespaces_entry_goes_before_anothers() -> None:
+def test_entry_of_own_namespace_takes_precedence() -> None:
     mesh = state(
         made(
             entry("a", "one", **static("192.0.2.1")),
@@ -245,7 +245,7 @@ def test_own_namespaces_entry_goes_before_anothers() -> None:
     assert addresses(mesh, "api.example.com", "three") in (("192.0.2.1",), ("192.0.2.2",))
 
 
-def test_of_two_with_one_host_the_first_by_name_counts_and_the_other_says_so() -> None:
+def test_first_entry_by_name_wins_duplicate_host() -> None:
     mirror = made(entry("a", **static("192.0.2.1")), entry("b", **static("192.0.2.2")))
     assert only_service(mirror).endpoints[0].address == "192.0.2.1"
     assert "comes first" in mirror.errors()["ServiceEntry default/b"]
@@ -253,7 +253,7 @@ def test_of_two_with_one_host_the_first_by_name_counts_and_the_other_says_so() -
     assert only_service(mirror).endpoints[0].address == "192.0.2.2"
 
 
-def test_no_entry_takes_a_services_address_or_a_pods() -> None:
+def test_entry_does_not_override_service_or_pod_address() -> None:
     mesh = state(
         made(
             objects.service("web", "10.96.0.1"),
@@ -278,30 +278,33 @@ def test_no_entry_takes_a_services_address_or_a_pods() -> None:
     ("spec", "reason"),
     [
         ({"hosts": []}, "hosts is []"),
-        ({"hosts": ["*"]}, "full names"),
-        ({"hosts": ["web"]}, "full names"),
-        ({"hosts": ["a.*.com"]}, "full names"),
-        ({"hosts": ["bad host.com"]}, "full names"),
+        ({"hosts": ["*"]}, "fully qualified names"),
+        ({"hosts": ["web"]}, "fully qualified names"),
+        ({"hosts": ["a.*.com"]}, "fully qualified names"),
+        ({"hosts": ["bad host.com"]}, "fully qualified names"),
         ({"hosts": ["web.shop.svc.cluster.local"]}, "below cluster.local"),
         ({"ports": None}, "one to 256 ports"),
         ({"ports": [{"number": 0, "name": "a"}]}, "a port number"),
-        ({"ports": [{"number": 80}]}, "a name"),
-        ({"ports": [{"number": 80, "name": "a"}, {"number": 80, "name": "b"}]}, "each once"),
-        ({"ports": [{"number": 80, "name": "a"}, {"number": 81, "name": "a"}]}, "each once"),
+        ({"ports": [{"number": 80}]}, "a unique name"),
+        ({"ports": [{"number": 80, "name": "a"}, {"number": 80, "name": "b"}]}, "unique"),
+        ({"ports": [{"number": 80, "name": "a"}, {"number": 81, "name": "a"}]}, "unique"),
         ({"ports": [{"number": 80, "name": "a", "protocol": "SCTP"}]}, "protocol"),
         ({"resolution": "MAYBE"}, "resolution is 'MAYBE'"),
         ({"location": "MOON"}, "MESH_EXTERNAL or MESH_INTERNAL"),
-        ({"resolution": "STATIC"}, "a workloadSelector, as resolution is STATIC"),
+        ({"resolution": "STATIC"}, "a workloadSelector, because resolution is STATIC"),
         (static("real.example.net"), "an IP address"),
         (static("unix:///run/x"), "an IP address"),
         (static("192.0.2.7", resolution="NONE"), "STATIC or DNS"),
-        (static("192.0.2.7", resolution="DNS", workloadSelector={"labels": {"a": "b"}}), "beside"),
-        (static("192.0.2.7", addresses=["10.0.0.0/8"]), "networks go with resolution NONE"),
-        (static("192.0.2.7", addresses=["127.0.0.1"]), "across nodes"),
+        (
+            static("192.0.2.7", resolution="DNS", workloadSelector={"labels": {"a": "b"}}),
+            "with endpoints",
+        ),
+        (static("192.0.2.7", addresses=["10.0.0.0/8"]), "networks require resolution NONE"),
+        (static("192.0.2.7", addresses=["127.0.0.1"]), "from other nodes"),
         (static("192.0.2.7", addresses=["nowhere"]), "IP addresses or networks"),
         (static("192.0.2.7", exportTo=["a b"]), "namespaces"),
         ({"resolution": "STATIC", "workloadSelector": {}}, "at least one label"),
-        ({"hosts": ["*.example.com"], "resolution": "DNS"}, "no wildcard"),
+        ({"hosts": ["*.example.com"], "resolution": "DNS"}, "no wildcards"),
         ({"endpoint": []}, "no such field"),
         (
             {
@@ -313,32 +316,32 @@ def test_no_entry_takes_a_services_address_or_a_pods() -> None:
     ],
     ids=str,
 )
-def test_wrong_entries_are_refused_with_a_reason(spec: dict[str, Any], reason: str) -> None:
+def test_invalid_entry_is_rejected_with_reason(spec: dict[str, Any], reason: str) -> None:
     mirror = made(entry(**spec))
     assert reason in mirror.errors()["ServiceEntry default/out"]
     assert not mirror.snapshot().services
 
 
-def test_a_refused_change_leaves_what_was() -> None:
+def test_rejected_update_keeps_last_valid_entry() -> None:
     mirror = made(entry(**static("192.0.2.7")))
     mirror.upsert(entry(**static("nowhere")))
     assert mirror.errors()
     assert only_service(mirror).endpoints[0].address == "192.0.2.7"
 
 
-def test_what_a_node_does_not_do_is_said() -> None:
+def test_unsupported_field_is_reported() -> None:
     mirror = made(entry(subjectAltNames=["spiffe://x"], **static("192.0.2.7")))
-    assert "not checked" in mirror.errors()["ServiceEntry default/out"]
+    assert "not verified" in mirror.errors()["ServiceEntry default/out"]
     assert only_service(mirror)
 
 
 @pytest.mark.parametrize("version", ["v1", "v1beta1", "v1alpha3"])
-def test_every_version_is_read(version: str) -> None:
+def test_every_api_version_is_accepted(version: str) -> None:
     obj = {**entry(**static("192.0.2.7")), "apiVersion": f"networking.istio.io/{version}"}
     assert only_service(made(obj))
 
 
-def test_addresses_that_an_istiod_gave_count() -> None:
+def test_addresses_from_status_are_used() -> None:
     obj = {
         **entry(**static("192.0.2.7")),
         "status": {"addresses": [{"value": "240.240.0.9", "host": "api.example.com"}]},

@@ -36,7 +36,7 @@ def owner(kind: str, name: str) -> list[Object]:
     return [{"kind": kind, "name": name, "controller": True}]
 
 
-def test_pod_becomes_a_workload() -> None:
+def test_pod_becomes_workload() -> None:
     obj = objects.pod(
         "web", "10.0.0.1", "fd00::0:1", labels={"app": "web"}, serviceAccountName="sa"
     )
@@ -55,7 +55,7 @@ def test_pod_becomes_a_workload() -> None:
     )
 
 
-def test_bare_pod_gets_every_default() -> None:
+def test_minimal_pod_gets_defaults() -> None:
     found = workload(
         {"kind": "Pod", "metadata": {"name": "a", "uid": "u"}, "status": {"podIP": "10.0.0.1"}}
     )
@@ -82,7 +82,7 @@ def test_explicit_nulls_are_absent_fields() -> None:
         (AMBIENT, {"istio.io/dataplane-mode": "none"}, TunnelProtocol.NONE),
     ],
 )
-def test_enrolment_decides_the_protocol(
+def test_enrollment_determines_protocol(
     namespace_labels: dict[str, str], labels: dict[str, str], protocol: TunnelProtocol
 ) -> None:
     found = workload(objects.pod("web", "10.0.0.1", labels=labels), namespace_labels)
@@ -90,7 +90,7 @@ def test_enrolment_decides_the_protocol(
     assert found.capture_refused == ""
 
 
-def test_refused_capture_says_why_and_what_to_do() -> None:
+def test_rejected_capture_has_reason_and_hint() -> None:
     found = workload(objects.pod("web", "10.0.0.1", hostNetwork=True), AMBIENT)
     assert found.protocol is TunnelProtocol.NONE
     assert "host network" in found.capture_refused
@@ -98,12 +98,12 @@ def test_refused_capture_says_why_and_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
-def test_finished_pod_is_no_workload(phase: str) -> None:
+def test_finished_pod_is_not_a_workload(phase: str) -> None:
     pod = translation.read_pod(objects.pod("web", "10.0.0.1", phase=phase))
     assert translation.workload(pod, AMBIENT, CLUSTER) is None
 
 
-def test_pod_without_address_is_no_workload_and_needs_no_uid() -> None:
+def test_pod_without_address_is_not_a_workload() -> None:
     pod = translation.read_pod({"kind": "Pod", "metadata": {"name": "a"}})
     assert translation.workload(pod, AMBIENT, CLUSTER) is None
 
@@ -120,29 +120,29 @@ def test_pod_without_address_is_no_workload_and_needs_no_uid() -> None:
         ([], ("pod", "web-5d9f-x")),
     ],
 )
-def test_owner_is_what_people_made(owners: list[Object], found: tuple[str, str]) -> None:
+def test_owner_is_top_level_resource(owners: list[Object], found: tuple[str, str]) -> None:
     labels = {"pod-template-hash": "5d9f"}
     got = workload(objects.pod("web-5d9f-x", "10.0.0.1", labels=labels, owners=owners))
     assert (got.owner_kind, got.owner_name) == found
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "", "1.5", "9" * 50, "²"])
-def test_wrong_capacity_counts_as_one_and_is_complained_of(text: str) -> None:
+def test_invalid_capacity_counts_as_one_with_warning(text: str) -> None:
     pod = translation.read_pod(
         objects.pod("web", "10.0.0.1", annotations={translation.CAPACITY_ANNOTATION: text})
     )
     assert pod.capacity == 1
-    assert "default/web" in pod.complaint
-    assert translation.CAPACITY_ANNOTATION in pod.complaint
+    assert "default/web" in pod.warning
+    assert translation.CAPACITY_ANNOTATION in pod.warning
 
 
 def test_capacity_annotation() -> None:
     annotations = {translation.CAPACITY_ANNOTATION: "7"}
     pod = translation.read_pod(objects.pod("web", "10.0.0.1", annotations=annotations))
-    assert (pod.capacity, pod.complaint) == (7, "")
+    assert (pod.capacity, pod.warning) == (7, "")
 
 
-def test_unquoted_label_is_read_as_text() -> None:
+def test_unquoted_label_value_becomes_string() -> None:
     found = workload(objects.pod("web", "10.0.0.1", labels={"version": 1, "canary": True}))
     assert found.labels == {"version": "1", "canary": "true"}
 
@@ -189,7 +189,7 @@ def test_headless_service_has_no_virtual_address(spec: Any) -> None:
     assert service({"kind": "Service", "metadata": {"name": "web"}, "spec": spec}).vips == ()
 
 
-def test_endpoint_in_two_slices_is_one() -> None:
+def test_endpoint_in_two_slices_is_merged() -> None:
     found = service(
         objects.service("web", "10.96.0.1"),
         objects.endpoint_slice("a", "web", objects.endpoint("10.0.0.1", "p", ready=False)),
@@ -213,13 +213,13 @@ def test_endpoint_of_unknown_readiness_is_ready(said: bool | None, ready: bool) 
     assert service(objects.service("web"), piece).endpoints[0].ready is ready
 
 
-def test_slice_of_names_or_of_no_service_is_passed_over() -> None:
+def test_slice_with_fqdn_or_without_service_is_ignored() -> None:
     by_name = objects.endpoint_slice("a", "web", objects.endpoint("example.org"), family="FQDN")
     assert translation.read_slice(by_name) is None
     assert translation.read_slice(objects.endpoint_slice("a", "")) is None
 
 
-def test_external_name_is_no_service_of_the_mesh() -> None:
+def test_external_name_service_is_ignored() -> None:
     spec = translation.read_service(objects.service("web", type="ExternalName"))
     assert translation.service(spec, [], CLUSTER) is None
 
@@ -242,7 +242,7 @@ TEMPLATES = [
 
 
 @given(data=st.data())
-def test_any_field_may_be_anything_and_only_translate_error_comes(data: st.DataObject) -> None:
+def test_malformed_fields_raise_translate_error_only(data: st.DataObject) -> None:
     read, template = data.draw(st.sampled_from(TEMPLATES))
 
     def mangle(value: Any) -> Any:
@@ -265,7 +265,7 @@ def test_any_field_may_be_anything_and_only_translate_error_comes(data: st.DataO
         ("https", False, TunnelProtocol.NONE),
     ],
 )
-def test_a_sidecar_that_says_so_is_spoken_hbone_to(
+def test_sidecar_with_tunnel_label_uses_hbone(
     label: str, host_network: bool, protocol: TunnelProtocol
 ) -> None:
     obj = objects.pod(

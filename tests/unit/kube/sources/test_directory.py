@@ -78,7 +78,7 @@ def write_text(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
-async def test_what_is_there_at_the_start_is_in_the_mirror_when_synced(tmp_path: Path) -> None:
+async def test_initial_content_is_in_view_when_synced(tmp_path: Path) -> None:
     write(tmp_path / "many.yaml", objects.namespace("default", AMBIENT), objects.service("s"))
     (tmp_path / "pod.json").write_text(json.dumps(objects.pod("a", "10.0.0.1")))
     (tmp_path / ".half.yaml").write_text("{")
@@ -95,7 +95,7 @@ async def test_empty_directory_is_synced(tmp_path: Path) -> None:
         assert follower.calls == 1
 
 
-async def test_directory_may_appear_later(tmp_path: Path) -> None:
+async def test_directory_created_later_is_followed(tmp_path: Path) -> None:
     path = tmp_path / "later"
     async with following(path, synced=False) as follower:
         await asyncio.sleep(0)
@@ -105,7 +105,7 @@ async def test_directory_may_appear_later(tmp_path: Path) -> None:
         await follower.until_names("a")
 
 
-async def test_file_lives_changes_and_goes(tmp_path: Path) -> None:
+async def test_file_create_update_delete(tmp_path: Path) -> None:
     async with following(tmp_path) as follower:
         file = tmp_path / "a.yaml"
         write(file, objects.pod("a", "10.0.0.1"), objects.pod("b", "10.0.0.2"))
@@ -116,7 +116,7 @@ async def test_file_lives_changes_and_goes(tmp_path: Path) -> None:
         await follower.until_names()
 
 
-async def test_label_change_arrives_well_within_a_second(tmp_path: Path) -> None:
+async def test_label_change_is_applied_within_a_second(tmp_path: Path) -> None:
     """Typically 40 ms; the wide limit is for a machine that is busy with other tests."""
 
     file = tmp_path / "ns.yaml"
@@ -137,7 +137,7 @@ async def test_label_change_arrives_well_within_a_second(tmp_path: Path) -> None
         assert sorted(times)[len(times) // 2] < 0.2, times
 
 
-async def test_write_in_place_is_seen_too(tmp_path: Path) -> None:
+async def test_write_in_place_is_detected(tmp_path: Path) -> None:
     async with following(tmp_path) as follower:
         (tmp_path / "a.yaml").write_text(yaml.safe_dump(objects.pod("a", "10.0.0.1")))
         await follower.until_names("a")
@@ -159,9 +159,7 @@ async def test_write_in_place_is_seen_too(tmp_path: Path) -> None:
         "\x00",
     ],
 )
-async def test_file_that_is_no_manifest_keeps_its_last_good_content(
-    tmp_path: Path, text: str
-) -> None:
+async def test_invalid_file_keeps_last_valid_content(tmp_path: Path, text: str) -> None:
     file = tmp_path / "a.yaml"
     write(file, objects.pod("a", "10.0.0.1"))
     async with following(tmp_path) as follower:
@@ -178,7 +176,7 @@ async def test_file_that_is_no_manifest_keeps_its_last_good_content(
         assert follower.source.errors() == {}
 
 
-async def test_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
+async def test_invalid_file_does_not_affect_others(tmp_path: Path) -> None:
     async with following(tmp_path) as follower:
         (tmp_path / "bad.json").write_bytes(b'{"kind": "\xff"}')
         (tmp_path / "dir.yaml").mkdir()
@@ -190,7 +188,7 @@ async def test_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
         await follower.until_names("a", "b")
 
 
-async def test_unreadable_file_at_the_start_holds_the_first_view_back(tmp_path: Path) -> None:
+async def test_unreadable_file_at_start_delays_first_view(tmp_path: Path) -> None:
     """It may hold a policy: a view without it could let in what it denies."""
 
     write_text(tmp_path / "policy.yaml", "kind: [")
@@ -207,7 +205,7 @@ async def test_unreadable_file_at_the_start_holds_the_first_view_back(tmp_path: 
         assert follower.calls == 1
 
 
-async def test_renamed_file_changes_nothing(tmp_path: Path) -> None:
+async def test_renaming_file_changes_nothing(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", objects.pod("a", "10.0.0.1"))
     async with following(tmp_path) as follower:
         follower.mirror.drain()
@@ -219,7 +217,7 @@ async def test_renamed_file_changes_nothing(tmp_path: Path) -> None:
         assert not change.removed_workloads
 
 
-async def test_object_in_two_files_goes_with_the_last_of_them(tmp_path: Path) -> None:
+async def test_last_file_takes_precedence_for_duplicate_object(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", objects.pod("a", "10.0.0.1"))
     write(tmp_path / "b.yaml", objects.pod("a", "10.0.0.2"))
 
@@ -237,7 +235,7 @@ async def test_object_in_two_files_goes_with_the_last_of_them(tmp_path: Path) ->
         await follower.until_names()
 
 
-async def test_list_and_documents_in_a_row_are_unpacked(tmp_path: Path) -> None:
+async def test_lists_and_multiple_documents_are_unpacked(tmp_path: Path) -> None:
     pods = [objects.pod(name, f"10.0.0.{n}") for n, name in enumerate("abcd", 1)]
     write(tmp_path / "a.yaml", {"apiVersion": "v1", "kind": "List", "items": pods[:2]})
     (tmp_path / "b.json").write_text("\n".join(map(json.dumps, pods[2:])))
@@ -245,7 +243,7 @@ async def test_list_and_documents_in_a_row_are_unpacked(tmp_path: Path) -> None:
         assert follower.names() == ["a", "b", "c", "d"]
 
 
-async def test_directory_that_vanishes_keeps_its_objects_until_it_is_back(tmp_path: Path) -> None:
+async def test_removed_directory_keeps_objects_until_restored(tmp_path: Path) -> None:
     path = tmp_path / "d"
     path.mkdir()
     write(path / "a.yaml", objects.pod("a", "10.0.0.1"))
@@ -263,7 +261,7 @@ async def test_directory_that_vanishes_keeps_its_objects_until_it_is_back(tmp_pa
         await follower.until_names("b", "c", "d")
 
 
-async def test_without_inotify_it_still_follows(
+async def test_changes_are_found_without_inotify(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refused(*_: object, **__: object) -> AsyncIterator[object]:
@@ -271,13 +269,13 @@ async def test_without_inotify_it_still_follows(
         yield
 
     monkeypatch.setattr(directory, "awatch", refused)
-    monkeypatch.setattr(directory, "RESCAN", 20)
+    monkeypatch.setattr(directory, "RESCAN_INTERVAL_MS", 20)
     async with following(tmp_path) as follower:
         write(tmp_path / "a.yaml", objects.pod("a", "10.0.0.1"))
         await follower.until_names("a")
 
 
-async def test_burst_of_files_ends_in_what_the_directory_holds(tmp_path: Path) -> None:
+async def test_burst_of_changes_converges(tmp_path: Path) -> None:
     async with following(tmp_path) as follower:
         for round_number in range(5):
             for number in range(40):
@@ -299,8 +297,8 @@ async def test_burst_of_files_ends_in_what_the_directory_holds(tmp_path: Path) -
         )
 
 
-async def test_cancelled_source_ends_at_once(tmp_path: Path) -> None:
+async def test_cancellation_is_immediate(tmp_path: Path) -> None:
     began = 0.0
     async with following(tmp_path):
         began = time.monotonic()
-    assert time.monotonic() - began < directory.RESCAN / 1000 / 2
+    assert time.monotonic() - began < directory.RESCAN_INTERVAL_MS / 1000 / 2

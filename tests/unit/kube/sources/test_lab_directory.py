@@ -57,7 +57,7 @@ def planned() -> dict[Key, Object]:
     return found | {key_of(obj): obj for obj in services.plan_slices(found)}
 
 
-def test_labs_directory_is_understood_whole(tmp_path: Path) -> None:
+def test_lab_directory_is_read_completely(tmp_path: Path) -> None:
     store, mirror = ObjectStore(tmp_path), ClusterView("cluster.local", "Kubernetes")
     for obj in planned().values():
         store.put(obj)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reflector against scripted API server responses."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from urllib3.exceptions import ProtocolError
+
+from ztunnel.kube.client import reflector
+from ztunnel.kube.client.object_decoder import Event, EventType
+from ztunnel.kube.client.reflector import Reflector, Resource, backoff_s
+
+PODS = Resource("Pod", "/api/v1/pods")
+POLICIES = Resource("AuthorizationPolicy", "/apis/security/policies", optional=True)
+WAIT_S = 10.0
+
+
+@dataclass
+class Response:
+    """What `urllib3.HTTPResponse` offers to the client. An exception in `chunks` is raised."""
+
+    status: int
+    chunks: list[bytes | Exception] = field(default_factory=list)
+    reason: str = "reason"
+    connection: None = None
+
+    @property
+    def response(self) -> Response:
+        return self
+
+    def read(self) -> bytes:
+        return b"".join(self.stream())
+
+    def stream(self, **_: Any) -> Iterator[bytes]:
+        for chunk in self.chunks:
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield chunk
+
+    def close(self) -> None: ...
+    def release_conn(self) -> None: ...
+
+
+class ScriptedClient:
+    """Answers requests in order; the test ends when the script does."""
+
+    def __init__(self, *script: Response) -> None:
+        self._script = list(script)
+        self.queries: list[dict[str, str]] = []
+        self.finished = threading.Event()
+        self.on_finished: Callable[[], None] = lambda: None
+
+    def param_serialize(self, method: str, path: str, **options: Any) -> tuple[Any, ...]:
+        self.queries.append(dict(options["query_params"]))
+        return ()
+
+    def call_api(self, *_: Any, _request_timeout: Any) -> Response:
+        if not self._script:
+            self.on_finished()
+            self.finished.set()
+            raise OSError("end of the script")
+        return self._script.pop(0)
+
+
+def pod(name: str, version: int = 1) -> dict[str, Any]:
+    return {"metadata": {"name": name, "namespace": "shop", "resourceVersion": str(version)}}
+
+
+def listed(*objects: dict[str, Any], version: str = "10", token: str = "") -> Response:
+    metadata = {"resourceVersion": version, "continue": token}
+    return Response(200, [json.dumps({"metadata": metadata, "items": objects}).encode()])
+
+
+def watched(*events: tuple[str, dict[str, Any]], cut: bool = False) -> Response:
+    lines = [json.dumps({"type": kind, "object": obj}).encode() + b"\n" for kind, obj in events]
+    return Response(200, [*lines, *([ProtocolError("connection reset")] if cut else [])])
+
+
+def failed(status: int, message: str = "") -> Response:
+    return Response(status, [json.dumps({"kind": "Status", "message": message}).encode()])
+
+
+GONE = ("ERROR", {"kind": "Status", "code": 410, "message": "too old resource version"})
+
+
+class Run:
+    """A reflector that follows a script to its end."""
+
+    def __init__(self, *script: Response, resource: Resource = PODS, **options: Any) -> None:
+        self.client = ScriptedClient(*script)
+        self.events: list[Event] = []
+        self.listed = 0
+        self.reflector = Reflector(self.client, resource, self.receive, self.count, **options)
+        self.client.on_finished = self.reflector.stop
+        self.reflector.start()
+        assert self.client.finished.wait(WAIT_S)
+        self.reflector.join(WAIT_S)
+
+    def receive(self, event: Event) -> None:
+        self.events.append(event)
+
+    def count(self) -> None:
+        self.listed += 1
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the objects, with a minus if deleted."""
+        signs = {EventType.UPSERT: "", EventType.DELETE: "-"}
+        return [signs[event.type] + event.object["metadata"]["name"] for event in self.events]
+
+    @property
+    def versions(self) -> list[str]:
+        """The version that each watch started from; `list` for a page of a list."""
+        return [query.get("resourceVersion", "list") for query in self.client.queries]
+
+
+@pytest.fixture(autouse=True)
+def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reflector, "BACKOFF_S", (0.0, 0.0))
+    monkeypatch.setattr(reflector, "NOT_INSTALLED_RETRY_S", 0.0)
+
+
+def test_pages_are_listed_then_watched_from_their_version() -> None:
+    run = Run(listed(pod("a"), token="more"), listed(pod("b")), watched(("ADDED", pod("c", 11))))
+    assert run.names == ["a", "b", "c"]
+    assert run.versions == ["list", "list", "10", "11"]
+    assert run.client.queries[1]["continue"] == "more"
+    assert (run.listed, run.reflector.lists) == (1, 1)
+    assert run.reflector.has("shop", "c")
+    assert not run.reflector.has("shop", "d")
+
+
+def test_cut_watch_continues_after_last_event_or_bookmark() -> None:
+    bookmark = ("BOOKMARK", {"metadata": {"resourceVersion": "20"}})
+    run = Run(
+        listed(),
+        watched(("ADDED", pod("a", 11)), cut=True),
+        watched(bookmark, cut=True),
+        watched(("DELETED", pod("a", 21))),
+    )
+    assert run.names == ["a", "-a"]
+    assert run.versions == ["list", "10", "11", "20", "21"]
+    assert run.reflector.lists == 1
+
+
+def test_gone_lists_again_and_deletes_vanished_objects_first() -> None:
+    run = Run(
+        listed(pod("a"), pod("b")),
+        watched(GONE),
+        listed(pod("b"), pod("c"), version="30"),
+        watched(),
+    )
+    assert run.names == ["a", "b", "-a", "b", "c"]
+    assert run.versions == ["list", "10", "list", "30", "30"]
+    assert not run.reflector.has("shop", "a")
+
+
+def test_gone_as_http_status_lists_again() -> None:
+    run = Run(listed(), failed(410), listed(version="30"), watched())
+    assert run.versions == ["list", "10", "list", "30", "30"]
+
+
+def test_list_that_expires_between_pages_is_restarted() -> None:
+    run = Run(listed(pod("a"), token="more"), failed(410), listed(pod("b")), watched())
+    assert run.names == ["a", "-a", "b"]
+    assert run.reflector.lists == 1
+
+
+def test_missing_optional_kind_counts_as_listed_until_it_is_installed() -> None:
+    run = Run(failed(404), failed(404), listed(pod("p")), watched(), resource=POLICIES)
+    assert run.names == ["p"]
+    assert (run.listed, run.reflector.lists) == (3, 1)
+
+
+def test_missing_required_kind_is_an_error() -> None:
+    run = Run(failed(404, "not found"))
+    assert run.listed == 0
+
+
+def test_error_is_reported_and_retried() -> None:
+    errors: list[str] = []
+
+    class Recorder(Run):
+        def receive(self, event: Event) -> None:
+            errors.append(self.reflector.health.error)
+            super().receive(event)
+
+    run = Recorder(failed(403, "pods is forbidden"), listed(pod("a")), failed(500, "broken"))
+    assert run.names == ["a"]
+    assert errors == [""]
+    assert run.reflector.health.error == "OSError: end of the script"
+    assert not run.reflector.health.connected
+
+
+def test_event_may_span_chunks() -> None:
+    line = json.dumps({"type": "ADDED", "object": pod("a", 11)}).encode() + b"\n"
+    run = Run(listed(), Response(200, [line[:20], line[20:] + line[:5], line[5:]]))
+    assert run.names == ["a", "a"]
+
+
+@pytest.mark.parametrize("line", [b"not JSON\n", b'{"type":"NEW","object":{}}\n'])
+def test_malformed_event_ends_watch_without_losing_its_place(line: bytes) -> None:
+    run = Run(listed(), Response(200, [line]), watched(("ADDED", pod("a", 11))))
+    assert run.names == ["a"]
+    assert run.versions == ["list", "10", "10", "11"]
+
+
+def test_resync_delivers_every_object_again() -> None:
+    run = Run(listed(pod("a")), watched(), listed(pod("a")), watched(), resync=True)
+    assert run.names == ["a", "a"]
+    assert run.reflector.lists == 2
+
+
+def test_failing_consumer_does_not_end_the_reflector() -> None:
+    class Failing(Run):
+        def receive(self, event: Event) -> None:
+            super().receive(event)
+            if event.object["metadata"]["name"] == "bad":
+                raise RuntimeError("defect")
+
+    events = watched(("ADDED", pod("bad", 11)), ("ADDED", pod("skipped", 12)))
+    run = Failing(listed(), events, watched(("ADDED", pod("skipped", 12))))
+    assert run.names == ["bad", "skipped"]
+    assert run.versions == ["list", "10", "11", "12"]
+
+
+def test_field_selector_is_part_of_every_request() -> None:
+    run = Run(listed(), watched(), resource=Resource("Node", "/nodes", "metadata.name=n1"))
+    assert {query["fieldSelector"] for query in run.client.queries} == {"metadata.name=n1"}
+
+
+def test_backoff_grows_to_its_limit_with_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reflector, "BACKOFF_S", (0.2, 5.0))
+    for failures, longest in ((1, 0.2), (2, 0.4), (5, 3.2), (6, 5.0), (1000, 5.0)):
+        assert longest / 2 <= backoff_s(failures) <= longest
