@@ -308,6 +308,8 @@ async def test_a_sick_pod_does_not_take_the_node_out_of_service(tmp_path: Path) 
         _, body = await a.get("/v1/pods")
         problems = {row["workload"]: row["problem"] for row in body["pods"]}
         assert problems == {"shop/web": "", "shop/sick": "no process of the pod found yet"}
+        reasons = {row["workload"]: row["reason"] for row in body["pods"]}
+        assert reasons == {"shop/web": "", "shop/sick": "NetnsNotFound"}
         assert (await a.get("/v1/status"))[1]["pods"]["waiting"] == 1
         worker.close()
 

@@ -24,6 +24,9 @@ from ztunnel.mesh.policy.engine import PolicyEngine
 ASK_TIMEOUT = 2.0  # seconds a worker may take for its view
 
 
+NOT_SERVED = "NotServed"  # beside the values of `pod.RetryReason`
+
+
 class AgentViews:
     """Implements `admin.Views`."""
 
@@ -145,11 +148,13 @@ class AgentViews:
         ]
 
     def _pod(self, pod: Pod) -> Json:
+        reason, problem = self._problem(pod)
         return {
             "workload": _name(pod),
             "pod_uid": pod.uid,
             "state": pod.state.value,
-            "problem": self._problem(pod),
+            "problem": problem,
+            "reason": reason,
             "identity": pod.workload.identity,
             "addresses": list(pod.workload.addresses),
             "netns_cookie": pod.cookie,
@@ -160,11 +165,13 @@ class AgentViews:
             ],
         }
 
-    def _problem(self, pod: Pod) -> str:
-        if pod.problem:
-            return pod.problem
-        served = any(pod.uid in session.ready for session in self._sessions.sessions)
-        return "" if served else "no proxy worker serves it: its connections are refused"
+    def _problem(self, pod: Pod) -> tuple[str, str]:
+        """Reason and message; both empty if the pod is captured and served."""
+        if pod.error:
+            return pod.error.reason.value, pod.error.message
+        if any(pod.uid in session.ready for session in self._sessions.sessions):
+            return "", ""
+        return NOT_SERVED, "no proxy worker serves the pod: its connections are refused"
 
 
 def _name(pod: Pod) -> str:

@@ -99,7 +99,7 @@ class PodStatusReporter:
         captured = {
             pod.uid
             for pod in self._pods
-            if pod.state is PodState.CAPTURED and not pod.capture_problem
+            if pod.state is PodState.CAPTURED and not pod.capture_error
         }
         for pod in local:
             uid, has = (
@@ -127,7 +127,7 @@ class PodStatusReporter:
         return pod.enrolled and now - self._uncaptured.setdefault(pod.pod_uid, now) < PATIENCE
 
     def _untold(self, local: list[Workload], now: float) -> Iterator[Write]:
-        problems = {pod.uid: pod.problem for pod in self._pods if pod.problem}
+        problems = {pod.uid: pod.error.message for pod in self._pods if pod.error}
         withheld = {
             pod.pod_uid: reason for pod in local if pod.enrolled and (reason := self._withheld(pod))
         }

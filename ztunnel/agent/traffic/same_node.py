@@ -84,7 +84,7 @@ def believe(
         return "same-node traffic is encrypted"
     if news.revision != revision:
         return f"decided by revision {news.revision}, not {revision}"
-    captured = [pod for pod in pods if pod.state is PodState.CAPTURED and not pod.problem]
+    captured = [pod for pod in pods if pod.state is PodState.CAPTURED and not pod.error]
     source = next((pod for pod in captured if news.source_ip in pod.addresses), None)
     target = next((pod for pod in captured if pod.uid == news.pod_uid), None)
     if source is None or target is None or source is target:

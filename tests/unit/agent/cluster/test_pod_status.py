@@ -68,7 +68,7 @@ class World:
 
 
 def captured(pod: Workload) -> Pod:
-    return Pod(pod, state=PodState.CAPTURED, capture_problem="")
+    return Pod(pod, state=PodState.CAPTURED, capture_error=None)
 
 
 async def test_a_captured_pod_is_marked_once() -> None:

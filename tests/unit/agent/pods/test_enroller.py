@@ -20,7 +20,7 @@ from tests.unit.agent.fakes import (
     workload,
 )
 from ztunnel.agent.pods import enroller
-from ztunnel.agent.pods.pod import Pod, PodState
+from ztunnel.agent.pods.pod import Pod, PodError, PodState, RetryReason
 from ztunnel.ipc.messages import (
     HeldListeners,
     ListenerKind,
@@ -58,8 +58,12 @@ class Node:
     def state(self, pod: Workload) -> PodState:
         return self.pod(pod).state
 
-    def problem(self, pod: Workload) -> str:
-        return self.pod(pod).problem
+    def error(self, pod: Workload) -> PodError | None:
+        return self.pod(pod).error
+
+    def reason(self, pod: Workload) -> RetryReason | None:
+        error = self.error(pod)
+        return error.reason if error else None
 
     async def captured(self, pod: Workload) -> None:
         await wait_until_async(lambda: self.state(pod) is PodState.CAPTURED, "captured")
@@ -118,7 +122,7 @@ async def test_worker_gets_all_listeners_and_who_the_pod_is(tmp_path: Path) -> N
 async def test_without_a_worker_the_pod_is_captured_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(enroller, "READY_WAIT", 0.05)
+    monkeypatch.setattr(enroller, "READY_TIMEOUT_S", 0.05)
 
     async with node(tmp_path) as n:
         pod, cookie = await n.capture()
@@ -171,7 +175,7 @@ async def test_recreated_pod_inherits_nothing_of_its_namesake(tmp_path: Path) ->
         assert n.kernel.links == {new}
         assert old not in n.kernel.pods
         holder = n.pod(second)
-        assert n.kernel.steered == dict(holder.steering())
+        assert n.kernel.steered == dict(holder.inbound_listeners())
         await wait_until_async(lambda: bool(worker.of(PodRemoved)))
         assert worker.of(PodRemoved) == [PodRemoved(first.pod_uid, gone=True)]
         worker.close()
@@ -197,7 +201,7 @@ async def test_pod_whose_processes_ended_is_released_until_they_are_back(tmp_pat
         n.enroller.recheck()
         assert n.kernel.pods == {}
         assert n.state(pod) is PodState.PENDING
-        assert "no process" in n.problem(pod)
+        assert n.reason(pod) is RetryReason.NETNS_NOT_FOUND
         worker.close()
 
 
@@ -220,7 +224,8 @@ async def test_nodes_own_namespace_is_never_captured(tmp_path: Path) -> None:
         n.namespaces.host.add(pod.pod_uid)
         n.want(pod)
         assert n.kernel.journal == []
-        assert "own network namespace" in n.problem(pod)
+        assert n.reason(pod) is RetryReason.HOST_NETNS
+        assert "own network namespace" in str(n.error(pod))
 
 
 async def test_changed_address_reaches_kernel_and_workers(tmp_path: Path) -> None:
@@ -251,7 +256,7 @@ async def test_changed_labels_disturb_nobody(tmp_path: Path) -> None:
 async def test_taken_port_is_reported_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(enroller, "READY_WAIT", 0.02)
+    monkeypatch.setattr(enroller, "READY_TIMEOUT_S", 0.02)
 
     async with node(tmp_path) as n:
         worker = await n.worker()
@@ -260,11 +265,12 @@ async def test_taken_port_is_reported_and_tried_again(
         n.kernel.port_taken.add(cookie)
         n.want(pod)
         await n.captured(pod)
-        assert "15008" in n.problem(pod)
+        assert n.reason(pod) is RetryReason.PORT_IN_USE
+        assert "15008" in str(n.error(pod))
         assert cookie in n.kernel.pods  # fails closed
         n.kernel.port_taken.clear()
         n.enroller.advance()
-        assert n.problem(pod) == ""
+        assert n.error(pod) is None
         await wait_until_async(lambda: pod.pod_uid in worker.listeners)
         worker.close()
 
@@ -276,10 +282,10 @@ async def test_kernel_failure_of_one_pod_is_tried_again(tmp_path: Path) -> None:
         cookie = n.namespaces.start(pod.pod_uid, "a")
         n.kernel.broken = True
         n.want(pod)
-        await wait_until_async(lambda: "No space left" in n.problem(pod))
+        await wait_until_async(lambda: "No space left" in str(n.error(pod)))
         n.kernel.broken = False
         n.enroller.advance()
-        assert n.problem(pod) == ""
+        assert n.error(pod) is None
         assert cookie in n.kernel.pods
         worker.close()
 
@@ -336,7 +342,7 @@ async def test_greedy_worker_gets_a_bounded_number(tmp_path: Path) -> None:
         worker = await n.worker()
         pod, _ = await n.capture()
         worker.channel.send(SocketRequest(pod.pod_uid, 4, 1_000_000))
-        await wait_until_async(lambda: len(worker.stock) == enroller.MOST_SOCKETS)
+        await wait_until_async(lambda: len(worker.stock) == enroller.MAX_SOCKETS)
         worker.close()
 
 
@@ -409,14 +415,15 @@ async def test_worker_that_came_before_the_holder_of_the_listeners_gets_them_too
         n.want(pod)
         newer = await n.worker(number=2)
         await wait_until_async(lambda: bool(newer.of(PodAdded)))
-        assert "15008" in n.problem(pod)
+        assert n.reason(pod) is RetryReason.PORT_IN_USE
+        assert "15008" in str(n.error(pod))
         older = FakeWorker(n.path)
         held, socks = _held(pod, cookie)
         older.greet((older.hello(held), [sock.fileno() for sock in socks]))
         await wait_until_async(
             lambda: set(newer.listeners.get(pod.pod_uid, ())) == set(ListenerKind)
         )
-        assert n.problem(pod) == ""
+        assert n.error(pod) is None
         for sock in socks:
             sock.close()
         newer.close()
@@ -526,7 +533,7 @@ async def test_missing_link_of_an_adopted_pod_is_mended(tmp_path: Path) -> None:
         n.namespaces.start(pod.pod_uid, "a")
         n.want(pod)
         assert n.kernel.links == {cookie}
-        assert n.problem(pod) == ""
+        assert n.error(pod) is None
 
 
 async def test_ending_agent_leaves_the_kernel_as_it_is(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.unit.agent.fakes import FakeDataPath, FakeWorker, same_node_traffic, 
 from tests.unit.agent.test_agent import Agent, agent, namespace, pod
 from ztunnel.agent.config import SameNode
 from ztunnel.agent.pods.netns_finder import NetnsHandle
-from ztunnel.agent.pods.pod import Pod, PodState
+from ztunnel.agent.pods.pod import Pod, PodError, PodState, RetryReason
 from ztunnel.agent.pods.registry import PodTable
 from ztunnel.agent.traffic import same_node
 from ztunnel.agent.traffic.same_node import SameNodeTraffic, believe
@@ -32,7 +32,7 @@ REVISION = 7
 
 def captured(name: str, ip: str, cookie: int) -> Pod:
     made = workload(name, pod_uid=f"{name}-uid", addresses=(ip,), account=name)
-    return Pod(made, PodState.CAPTURED, "", cookie=cookie)
+    return Pod(made, PodState.CAPTURED, None, cookie=cookie)
 
 
 A, B = captured("a", "10.244.1.2", 11), captured("b", "10.244.1.3", 12)
@@ -77,7 +77,8 @@ def test_not_believed_of_pods_that_are_not_captured(state: PodState) -> None:
     late = captured("b", "10.244.1.3", 12)
     late.state = state
     assert isinstance(believe(NEWS, [A, late], REVISION, SameNode.DIRECT), str)
-    late.state, late.capture_problem = PodState.CAPTURED, "not in the kernel yet"
+    late.state = PodState.CAPTURED
+    late.capture_error = PodError(RetryReason.NOT_REDIRECTED, "not in the kernel yet")
     assert isinstance(believe(NEWS, [A, late], REVISION, SameNode.DIRECT), str)
 
 
