@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from ztunnel.ipc.messages import ListenerKind
 from ztunnel.proxy.context import Context
-from ztunnel.proxy.dns.tcp_server import QueryStreamServer
-from ztunnel.proxy.dns.udp_server import QueryServer
+from ztunnel.proxy.dns.tcp_server import DnsTcpServer
+from ztunnel.proxy.dns.udp_server import DnsUdpServer
 from ztunnel.proxy.handlers.inbound import HboneServer
 from ztunnel.proxy.handlers.inbound_passthrough import PassthroughServer
 from ztunnel.proxy.handlers.outbound import OutboundServer
@@ -22,7 +22,7 @@ def add_listener(context: Context, pod: Pod, kind: ListenerKind, fd: int) -> Non
     """Serve a listening socket of the pod. Takes ownership of `fd`."""
     family = kind.family
     if kind.is_query:
-        pod.set_listener(kind, QueryServer(context, pod, adopt(fd, family, udp=True)))
+        pod.set_listener(kind, DnsUdpServer(context, pod, adopt(fd, family, udp=True)))
         return
     listener = Listener(
         context.loop,
@@ -42,6 +42,6 @@ def _on_accept(context: Context, pod: Pod, kind: ListenerKind) -> Callable[[sock
         case ListenerKind.INBOUND4 | ListenerKind.INBOUND6:
             return PassthroughServer(context, pod).accepted
         case ListenerKind.DNS4 | ListenerKind.DNS6:
-            return QueryStreamServer(context, pod).accepted
+            return DnsTcpServer(context, pod).accepted
         case _:
             return HboneServer(context, pod).accepted

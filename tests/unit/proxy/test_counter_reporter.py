@@ -48,7 +48,7 @@ def labels(node: Node) -> list[dict[str, str]]:
     return [dict(zip(LABELS, row.labels, strict=True)) for row in node.agent.rows()]
 
 
-def test_a_connection_counts_at_both_ends_with_its_bytes(pair: Pair) -> None:
+def test_connection_and_bytes_count_at_both_proxies(pair: Pair) -> None:
     client, server = pair.a.dial(), pair.app.accept()
     client.sendall(b"x" * 1000)
     assert len(server.recv(1000)) == 1000
@@ -71,7 +71,7 @@ def test_a_connection_counts_at_both_ends_with_its_bytes(pair: Pair) -> None:
         assert ends == (pair.a.me.identity, pair.b.me.identity)
 
 
-def test_nobody_at_the_destination_counts_as_connect(pair: Pair) -> None:
+def test_closed_destination_port_counts_as_connect_failure(pair: Pair) -> None:
     pair.app.close()
     client = pair.a.dial()
     with pytest.raises(ConnectionResetError):
@@ -81,7 +81,7 @@ def test_nobody_at_the_destination_counts_as_connect(pair: Pair) -> None:
     assert flags(pair.b) == {"CONNECT": 1}
 
 
-def test_one_of_our_ports_counts_as_connect_though_it_never_opened(pair: Pair) -> None:
+def test_reserved_port_counts_as_connect_failure_without_opening(pair: Pair) -> None:
     pair.a.target = SocketAddress(pair.app.address.ip, 15008)
     with pytest.raises(ConnectionResetError):
         pair.a.dial().recv(1)
@@ -90,7 +90,7 @@ def test_one_of_our_ports_counts_as_connect_though_it_never_opened(pair: Pair) -
     assert sums(pair.a)["opened"] == sums(pair.a)["closed"] == 0
 
 
-def test_no_certificate_counts_as_identity_error(fresh_pair: Pair) -> None:
+def test_missing_certificate_counts_as_identity_error(fresh_pair: Pair) -> None:
     a = fresh_pair.a
     a.start(None)
     wait_until(lambda: a.me.pod_uid in a.worker.pods and a.context.mesh is not None)
@@ -100,7 +100,7 @@ def test_no_certificate_counts_as_identity_error(fresh_pair: Pair) -> None:
     assert flags(a) == {"IDENTITY_ERROR": 1}
 
 
-def test_another_identity_than_expected_counts_as_identity_error(fresh_pair: Pair) -> None:
+def test_unexpected_peer_identity_counts_as_identity_error(fresh_pair: Pair) -> None:
     a, b = fresh_pair.a, fresh_pair.b
     a.start(fresh_pair.authority.issue(a.me.identity))
     wrong = fresh_pair.authority.issue("spiffe://cluster.local/ns/test/sa/somebody")
@@ -111,7 +111,7 @@ def test_another_identity_than_expected_counts_as_identity_error(fresh_pair: Pai
     assert flags(a) == {"IDENTITY_ERROR": 1}
 
 
-def test_a_peer_that_speaks_no_http2_counts_as_that(fresh_pair: Pair) -> None:
+def test_peer_without_http2_counts_as_handshake_failure(fresh_pair: Pair) -> None:
     a, b = fresh_pair.a, fresh_pair.b
     a.start(fresh_pair.authority.issue(a.me.identity))
     peer = server_context(fresh_pair.authority.issue(b.me.identity))
@@ -128,7 +128,7 @@ def test_a_peer_that_speaks_no_http2_counts_as_that(fresh_pair: Pair) -> None:
     assert flags(a) == {"H2_HANDSHAKE_FAILURE": 1}
 
 
-def test_what_is_no_tls_counts_at_its_destination(pair: Pair) -> None:
+def test_plaintext_on_hbone_port_counts_as_tls_failure(pair: Pair) -> None:
     with socket.create_connection((pair.b.ip, 15008), DEADLINE) as stranger:
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
         wait_until(lambda: sums(pair.b)["failed"])
@@ -137,7 +137,7 @@ def test_what_is_no_tls_counts_at_its_destination(pair: Pair) -> None:
     assert (row["source_workload"], row["destination_workload"]) == ("unknown", "b")
 
 
-def test_counts_wait_for_an_agent_and_are_told_once(pair: Pair) -> None:
+def test_unacknowledged_reports_are_sent_to_next_agent(pair: Pair) -> None:
     pair.a.agent.takes_counts = False
     client, server = pair.a.dial(), pair.app.accept()
     wait_until(lambda: sums(pair.a)["opened"] == 1)
@@ -155,7 +155,7 @@ def test_counts_wait_for_an_agent_and_are_told_once(pair: Pair) -> None:
     assert len(told) > len(set(told))
 
 
-def test_drain_tells_the_last_of_it_before_the_worker_ends(pair: Pair) -> None:
+def test_drained_worker_sends_last_report_before_exit(pair: Pair) -> None:
     client, server = pair.a.dial(), pair.app.accept()
     pair.a.in_loop(lambda: pair.a.worker.drain(5.0))
     wait_until(lambda: pair.a.agent.draining, "the word of it")
@@ -170,9 +170,7 @@ def test_drain_tells_the_last_of_it_before_the_worker_ends(pair: Pair) -> None:
     assert sum(row.sent for row in rows) == len(b"last words")
 
 
-def test_access_lines_are_what_the_agent_says(
-    pair: Pair, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_log_config_selects_access_log_lines(pair: Pair, capfd: pytest.CaptureFixture[str]) -> None:
     def lines(settings: LogConfig) -> int:
         pair.a.agent.send(settings)
         wait_until(lambda: pair.a.context.tracker.access.settings == settings)

@@ -111,7 +111,7 @@ def _replied(app: socket.socket) -> dns.message.Message:
     return dns.message.from_wire(app.recv(65535))
 
 
-def test_a_name_of_the_mesh_is_answered_without_asking(
+def test_mesh_name_is_answered_without_name_server(
     node: Node, app: socket.socket, server: NameServer
 ) -> None:
     query = dns.message.make_query("web.test.svc.cluster.local", "A")
@@ -126,7 +126,7 @@ def test_a_name_of_the_mesh_is_answered_without_asking(
         server.query()
 
 
-def test_another_name_is_asked_of_the_server_under_another_id(
+def test_other_name_is_forwarded_with_random_id(
     node: Node, app: socket.socket, server: NameServer
 ) -> None:
     ids, ports = set(), set()
@@ -145,7 +145,7 @@ def test_another_name_is_asked_of_the_server_under_another_id(
     assert len(ports) > 1
 
 
-def test_forged_answers_do_not_count(node: Node, app: socket.socket, server: NameServer) -> None:
+def test_forged_responses_are_ignored(node: Node, app: socket.socket, server: NameServer) -> None:
     query = dns.message.make_query("example.org", "A")
     app.send(query.to_wire())
     seen, source = server.query()
@@ -162,11 +162,11 @@ def test_forged_answers_do_not_count(node: Node, app: socket.socket, server: Nam
     assert _replied(app).answer[0][0].to_text() == "192.0.2.1"
 
 
-def test_a_query_that_is_lost_is_sent_again(
+def test_lost_query_is_sent_again(
     node: Node, app: socket.socket, server: NameServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream, "SILENCE", 0.05)
-    monkeypatch.setattr(upstream, "TRIES", 100)
+    monkeypatch.setattr(upstream, "UDP_RETRY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(upstream, "MAX_UDP_ATTEMPTS", 100)
     app.send(dns.message.make_query("example.org", "A").to_wire())
     first, _ = server.query()
     second, source = server.query()
@@ -175,10 +175,10 @@ def test_a_query_that_is_lost_is_sent_again(
     assert _replied(app).rcode() == dns.rcode.NOERROR
 
 
-def test_a_silent_server_is_a_failure(
+def test_unresponsive_name_server_yields_servfail(
     node: Node, app: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream, "SILENCE", 0.05)
+    monkeypatch.setattr(upstream, "UDP_RETRY_TIMEOUT_S", 0.05)
     query = dns.message.make_query("example.org", "A")
     app.send(query.to_wire())
     reply = _replied(app)
@@ -186,7 +186,7 @@ def test_a_silent_server_is_a_failure(
     assert reply.rcode() == dns.rcode.SERVFAIL
 
 
-def test_a_server_that_is_not_there_is_a_failure_at_once(
+def test_closed_port_yields_servfail_immediately(
     node: Node, app: socket.socket, server: NameServer
 ) -> None:
     server.udp.close()
@@ -194,10 +194,10 @@ def test_a_server_that_is_not_there_is_a_failure_at_once(
     assert _replied(app).rcode() == dns.rcode.SERVFAIL
 
 
-def test_a_repeated_query_is_asked_once(
+def test_repeated_query_is_forwarded_once(
     node: Node, app: socket.socket, server: NameServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream, "SILENCE", DEADLINE)
+    monkeypatch.setattr(upstream, "UDP_RETRY_TIMEOUT_S", DEADLINE)
     query = dns.message.make_query("example.org", "A").to_wire()
     for _ in range(5):
         app.send(query)
@@ -206,11 +206,11 @@ def test_a_repeated_query_is_asked_once(
     assert names == ["example.org.", "example.net."]
 
 
-def test_queries_under_way_are_bounded(
+def test_pending_queries_are_limited(
     node: Node, app: socket.socket, server: NameServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(udp_server, "MOST", 3)
-    monkeypatch.setattr(upstream, "SILENCE", DEADLINE)
+    monkeypatch.setattr(udp_server, "MAX_PENDING_QUERIES", 3)
+    monkeypatch.setattr(upstream, "UDP_RETRY_TIMEOUT_S", DEADLINE)
     for index in range(3):
         app.send(dns.message.make_query(f"n{index}.example.org", "A").to_wire())
         server.query()
@@ -220,7 +220,7 @@ def test_queries_under_way_are_bounded(
     assert _replied(app).rcode() == dns.rcode.NOERROR
 
 
-def test_a_cut_answer_is_fetched_by_tcp_when_the_client_takes_more(
+def test_truncated_response_is_fetched_by_tcp_if_client_accepts_more(
     node: Node, app: socket.socket, server: NameServer
 ) -> None:
     query = dns.message.make_query("example.org", "A", use_edns=0, payload=4096)
@@ -240,7 +240,7 @@ def test_a_cut_answer_is_fetched_by_tcp_when_the_client_takes_more(
     assert not reply.flags & dns.flags.TC
 
 
-def test_a_client_that_takes_no_more_gets_the_cut_answer(
+def test_client_without_edns_gets_truncated_response(
     node: Node, app: socket.socket, server: NameServer
 ) -> None:
     query = dns.message.make_query("example.org", "A")
@@ -252,7 +252,7 @@ def test_a_client_that_takes_no_more_gets_the_cut_answer(
     assert _replied(app).flags & dns.flags.TC
 
 
-def test_one_tcp_connection_gets_answers_of_both_kinds(node: Node, server: NameServer) -> None:
+def test_tcp_connection_mixes_mesh_and_forwarded_answers(node: Node, server: NameServer) -> None:
     with _stream(node) as app:
         ours = dns.message.make_query("web.test.svc.cluster.local", "A")
         other = dns.message.make_query("example.org", "A")
@@ -271,9 +271,7 @@ def test_one_tcp_connection_gets_answers_of_both_kinds(node: Node, server: NameS
         assert app.recv(1) == b""  # the server's end is the client's
 
 
-def test_a_client_that_ends_its_sending_still_gets_its_answer(
-    node: Node, server: NameServer
-) -> None:
+def test_half_closed_client_still_gets_its_response(node: Node, server: NameServer) -> None:
     with _stream(node) as app:
         query = dns.message.make_query("example.org", "A")
         _send(app, query.to_wire())
@@ -288,7 +286,7 @@ def test_a_client_that_ends_its_sending_still_gets_its_answer(
         assert app.recv(1) == b""
 
 
-def test_a_server_without_tcp_is_a_failure(node: Node, server: NameServer) -> None:
+def test_name_server_without_tcp_yields_servfail(node: Node, server: NameServer) -> None:
     server.tcp.close()
     with _stream(node) as app:
         query = dns.message.make_query("example.org", "A")
@@ -298,14 +296,14 @@ def test_a_server_without_tcp_is_a_failure(node: Node, server: NameServer) -> No
         assert reply.rcode() == dns.rcode.SERVFAIL
 
 
-def test_rubbish_by_tcp_ends_the_connection(node: Node) -> None:
+def test_malformed_message_by_tcp_resets_connection(node: Node) -> None:
     with _stream(node) as app:
         _send(app, b"short")
         with pytest.raises(ConnectionResetError):
             app.recv(1)
 
 
-def test_tcp_to_a_name_server_of_the_mesh_goes_through_its_tunnel(pair: Pair) -> None:
+def test_tcp_to_name_server_in_mesh_is_tunneled(pair: Pair) -> None:
     """In the clear it would lose what the mesh promises; the server answers all names itself."""
     pair.a.target = pair.app.address
     with _stream(pair.a) as app:
@@ -317,7 +315,7 @@ def test_tcp_to_a_name_server_of_the_mesh_goes_through_its_tunnel(pair: Pair) ->
     assert pair.b.told  # by HBONE: the far proxy told the app who its client is
 
 
-def test_a_query_that_nobody_redirected_is_dropped(node: Node, app: socket.socket) -> None:
+def test_query_that_was_not_redirected_is_dropped(node: Node, app: socket.socket) -> None:
     def nobody(sock: socket.socket, port: int) -> SocketAddress:
         raise OSError
 
@@ -329,7 +327,7 @@ def test_a_query_that_nobody_redirected_is_dropped(node: Node, app: socket.socke
         app.recv(512)
 
 
-def test_how_queries_ended_is_told_with_what_servers_took(
+def test_outcomes_and_response_times_are_reported(
     node: Node, app: socket.socket, server: NameServer
 ) -> None:
     app.send(dns.message.make_query("web.test.svc.cluster.local", "A").to_wire())
@@ -358,7 +356,7 @@ def test_how_queries_ended_is_told_with_what_servers_took(
     assert total.seconds > 0
 
 
-def test_without_the_mesh_known_nothing_is_answered(pair_unsynced: Node) -> None:
+def test_servfail_before_first_mesh_snapshot(pair_unsynced: Node) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as app:
         app.settimeout(DEADLINE)
         wait_until(lambda: pair_unsynced.dns[1] != 0, "the resolver")
@@ -375,7 +373,7 @@ def pair_unsynced(fresh_pair: Pair) -> Node:
     return node
 
 
-def test_names_are_answered_while_the_agent_is_away(
+def test_mesh_names_resolve_while_agent_is_unreachable(
     node: Node, app: socket.socket, server: NameServer
 ) -> None:
     """Sockets to ask with are used again: there are more queries than the agent ever gave."""

@@ -16,7 +16,7 @@ from ztunnel.telemetry.access_log import AccessLog, configured_renderer, render_
 
 
 @pytest.mark.parametrize("name", logs.LOG_FORMATS)
-def test_the_form_is_the_one_configured_for_all_logs(name: str) -> None:
+def test_format_follows_configure_logs(name: str) -> None:
     before = structlog.get_config()
     try:
         logs.configure_logs(name)
@@ -32,7 +32,7 @@ def bound() -> Iterator[None]:
 
 
 @given(st.text())
-def test_json_line_gives_any_text_back_and_stays_one_line(text: str) -> None:
+def test_json_line_round_trips_any_text_on_one_line(text: str) -> None:
     text = text.encode("utf-8", "replace").decode()
     line = render_json("info", "connection", {"error": text})
     assert line.count(b"\n") == 1
@@ -41,7 +41,7 @@ def test_json_line_gives_any_text_back_and_stays_one_line(text: str) -> None:
 
 
 @given(st.text())
-def test_console_line_has_no_break_no_control_and_no_field_by_a_text(text: str) -> None:
+def test_console_line_escapes_control_characters_and_forged_fields(text: str) -> None:
     line = render_console("info", "connection", {"error": text}).decode()
     assert line[:-1].isprintable()
     assert line[-1] == "\n"
@@ -50,7 +50,7 @@ def test_console_line_has_no_break_no_control_and_no_field_by_a_text(text: str) 
 
 
 @pytest.mark.usefixtures("bound")
-def test_lines_of_a_turn_are_written_at_its_end_in_order(
+def test_lines_are_written_in_order_at_end_of_turn(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     calls: list[Callable[[], None]] = []
@@ -66,7 +66,7 @@ def test_lines_of_a_turn_are_written_at_its_end_in_order(
 
 
 @pytest.mark.usefixtures("bound")
-def test_console_line_reads_like_the_others(
+def test_console_line_has_structlogs_layout(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     calls: list[Callable[[], None]] = []

@@ -33,14 +33,16 @@ Levels = st.sampled_from(LogLevel)
         (LogLevel.OFF, False, False),
     ],
 )
-def test_level_says_which(level: LogLevel, orderly: bool, failed: bool) -> None:
+def test_level_selects_lines(level: LogLevel, orderly: bool, failed: bool) -> None:
     settings = LogConfig(access=AccessRule(level))
     assert is_wanted(settings, "shop", failed=False) is orderly
     assert is_wanted(settings, "shop", failed=True) is failed
 
 
 @given(Levels, Levels, st.booleans())
-def test_a_namespaces_rule_is_its_own(of_all: LogLevel, own: LogLevel, failed: bool) -> None:
+def test_namespace_rule_overrides_general_rule(
+    of_all: LogLevel, own: LogLevel, failed: bool
+) -> None:
     settings = LogConfig(access=AccessRule(of_all), namespaces={"shop": AccessRule(own)})
     alone = LogConfig(access=AccessRule(own))
     general = LogConfig(access=AccessRule(of_all))
@@ -48,7 +50,7 @@ def test_a_namespaces_rule_is_its_own(of_all: LogLevel, own: LogLevel, failed: b
     assert is_wanted(settings, "other", failed=failed) == is_wanted(general, "x", failed=failed)
 
 
-def test_a_share_is_a_share_of_the_orderly_ones_only() -> None:
+def test_sampling_applies_to_successful_connections_only() -> None:
     tenth = LogConfig(access=AccessRule(sample=0.1))
     written = sum(is_wanted(tenth, "", failed=False) for _ in range(10_000))
     assert 600 < written < 1400
@@ -97,7 +99,7 @@ def say(one: LogControl, **change: object) -> None:
     one.change(json.dumps(change).encode())
 
 
-def test_only_what_is_named_changes() -> None:
+def test_only_named_settings_change() -> None:
     one, applied = control()
     say(one, access={"level": "warning"})
     say(one, namespaces={"shop": {"sample": 0.5}})
@@ -125,7 +127,7 @@ def test_only_what_is_named_changes() -> None:
         json.dumps({"namespaces": {f"n{n}": {"level": "off"} for n in range(1001)}}).encode(),
     ],
 )
-def test_nonsense_changes_nothing(wrong: bytes) -> None:
+def test_invalid_request_changes_nothing(wrong: bytes) -> None:
     one, applied = control()
     with pytest.raises(ValueError):
         one.change(wrong)
@@ -133,7 +135,7 @@ def test_nonsense_changes_nothing(wrong: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_refused_or_taken(raw: bytes) -> None:
+def test_any_request_body_is_applied_or_rejected(raw: bytes) -> None:
     one, _ = control()
     try:
         one.change(raw)
@@ -142,7 +144,7 @@ def test_any_bytes_are_refused_or_taken(raw: bytes) -> None:
     msgspec.json.encode(one.view())
 
 
-def test_level_of_a_process_changes_for_loggers_that_exist(
+def test_process_level_applies_to_existing_loggers(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     before = structlog.get_config()

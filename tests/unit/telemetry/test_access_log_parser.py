@@ -30,6 +30,6 @@ def test_json_lines(fields: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "nothing here", "{not json", "{}x"])
-def test_what_is_no_line(text: str) -> None:
+def test_malformed_line_is_rejected(text: str) -> None:
     with pytest.raises(LineError):
         parse(text)

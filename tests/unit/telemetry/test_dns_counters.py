@@ -23,7 +23,7 @@ def _told() -> DnsCounts:
     return told
 
 
-def test_told_twice_counts_once() -> None:
+def test_repeated_report_counts_once() -> None:
     ledger = NodeCounters(TrafficTotals(10))
     for _ in range(2):
         ledger.apply(CounterReport(instance=1, seq=1, series=(), dns=_told()))
@@ -35,7 +35,7 @@ def test_told_twice_counts_once() -> None:
     assert ledger.dns.forward_failures == 1
 
 
-def test_a_worker_that_lies_takes_nothing_away() -> None:
+def test_malformed_report_never_decreases_totals() -> None:
     queries = DnsCounters()
     queries.add(_told())
     before = (dict(queries.outcomes), list(queries.buckets), queries.seconds)
@@ -43,7 +43,7 @@ def test_a_worker_that_lies_takes_nothing_away() -> None:
     assert (queries.outcomes, queries.buckets, queries.seconds) == before
 
 
-def test_the_histogram_on_the_page() -> None:
+def test_forward_latency_is_exposed_as_histogram() -> None:
     snapshot = Snapshot()
     snapshot.dns.add(_told())
     page = render(snapshot, "")[0].decode()

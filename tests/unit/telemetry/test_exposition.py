@@ -28,7 +28,7 @@ def parsed(snapshot: Snapshot, accept: str = "") -> Samples:
 
 
 @pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
-def test_both_forms_say_the_same(accept: str) -> None:
+def test_both_formats_have_the_same_samples(accept: str) -> None:
     totals = TrafficTotals(10)
     label_set = between('we"ird\\name\n', "db")
     totals.add(SeriesCounts(label_set, opened=3, sent=1 << 50))
@@ -42,11 +42,11 @@ def test_both_forms_say_the_same(accept: str) -> None:
     assert found["ztunnel_pods", (("state", "captured"),)] == 4
 
 
-def test_names_have_no_total_of_their_own() -> None:
+def test_metric_names_do_not_end_in_total() -> None:
     assert not [name for name in (*METRICS, *OWN_METRICS) if name.endswith("_total")]
 
 
-def test_round_trips_are_a_histogram() -> None:
+def test_round_trip_times_are_exposed_as_histogram() -> None:
     paths = RttTable(10)
     pair = labels.workload_labels(pod("a")), labels.workload_labels(pod("db"))
     for rtt in (20e-6, 30e-6, 30e-6, 7.0, 0):
@@ -71,7 +71,7 @@ def test_round_trips_are_a_histogram() -> None:
     assert paths.snapshot()[0][1].retransmits == 10
 
 
-def test_pairs_are_capped_and_retired() -> None:
+def test_pairs_are_limited_and_expire() -> None:
     paths = RttTable(2)
     for name in ("a", "b", "c"):
         paths.add((labels.workload_labels(pod(name)), labels.workload_labels(pod("db"))), 1e-3, 1)
@@ -81,6 +81,6 @@ def test_pairs_are_capped_and_retired() -> None:
     assert {key[0] for key, _ in paths.snapshot()} == {"a", "overflow"}
 
 
-def test_a_sample_must_have_the_metrics_labels() -> None:
+def test_sample_with_wrong_labels_is_rejected() -> None:
     with pytest.raises(ValueError, match="has the labels"):
         Snapshot().set("ztunnel_pods", 1)

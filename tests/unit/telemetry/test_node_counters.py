@@ -26,7 +26,7 @@ def report(instance: int, seq: int, *series: SeriesCounts) -> CounterReport:
     return CounterReport(instance=instance, seq=seq, series=series)
 
 
-def test_each_field_is_its_metric_as_istio_turns_them() -> None:
+def test_fields_map_to_istio_metrics() -> None:
     totals = TrafficTotals(10)
     totals.add(SeriesCounts(A, opened=5, closed=4, failed=3, sent=200, received=100))
     assert {name: value(totals, name) for name in METRICS} == {
@@ -38,7 +38,7 @@ def test_each_field_is_its_metric_as_istio_turns_them() -> None:
     }
 
 
-def test_what_is_told_again_does_not_count_again() -> None:
+def test_repeated_sequence_number_is_ignored() -> None:
     totals = TrafficTotals(10)
     ledger = NodeCounters(totals)
     for number in (1, 1, 2, 1, 2):
@@ -47,7 +47,7 @@ def test_what_is_told_again_does_not_count_again() -> None:
     assert value(totals, OPENED) == 3
 
 
-def test_what_a_dead_worker_had_open_is_closed() -> None:
+def test_open_connections_of_exited_worker_are_closed() -> None:
     totals = TrafficTotals(10)
     ledger = NodeCounters(totals)
     denied = labels.with_flag(A, "DENY")
@@ -81,7 +81,7 @@ Told = st.tuples(
 
 
 @given(st.lists(Told))
-def test_any_history_of_workers_adds_up(
+def test_totals_match_any_history_of_workers(
     history: list[tuple[int, Labels, int, int, bool, bool]],
 ) -> None:
     totals = TrafficTotals(10)
@@ -110,7 +110,7 @@ def test_any_history_of_workers_adds_up(
         assert now[OPENED] - now[CLOSED] == is_open.total()
 
 
-def test_each_metric_is_capped_and_its_sum_stays_right() -> None:
+def test_series_limit_preserves_totals() -> None:
     totals = TrafficTotals(3)
     for number in range(10):
         totals.add(SeriesCounts(between(f"p{number}", "db"), opened=1, sent=5))
@@ -123,14 +123,14 @@ def test_each_metric_is_capped_and_its_sum_stays_right() -> None:
     assert totals.overflowed == 14
 
 
-def test_a_known_series_is_counted_when_there_is_no_more_room() -> None:
+def test_existing_series_counts_at_the_limit() -> None:
     totals = TrafficTotals(1)
     for key in (A, B, A):
         totals.add(SeriesCounts(key, opened=1))
     assert value(totals, OPENED, A) == 2
 
 
-def test_rows_that_are_no_label_set_are_not_believed() -> None:
+def test_malformed_label_sets_count_as_overflow() -> None:
     totals = TrafficTotals(10)
     totals.add(SeriesCounts(("source",), opened=1))
     totals.add(SeriesCounts((*A[:-1], "x" * 1000), opened=1))
@@ -139,7 +139,7 @@ def test_rows_that_are_no_label_set_are_not_believed() -> None:
     assert value(totals, OPENED, A) == 0
 
 
-def test_series_of_the_gone_are_forgotten_after_grace() -> None:
+def test_series_of_deleted_workload_expire_after_ttl() -> None:
     totals = TrafficTotals(10)
     totals.add(SeriesCounts(A, opened=1, closed=1))
     totals.add(SeriesCounts(B, opened=1, closed=1))
@@ -158,7 +158,7 @@ def test_series_of_the_gone_are_forgotten_after_grace() -> None:
     assert totals.expired == 2
 
 
-def test_series_with_open_connections_are_kept() -> None:
+def test_series_with_open_connections_do_not_expire() -> None:
     totals = TrafficTotals(10)
     totals.add(SeriesCounts(A, opened=1))
     totals.expire(set(), 0, 0)
@@ -168,7 +168,7 @@ def test_series_with_open_connections_are_kept() -> None:
     assert totals.snapshot()[OPENED] == []
 
 
-def test_retired_series_give_their_room_back() -> None:
+def test_expired_series_free_their_slot() -> None:
     totals = TrafficTotals(1)
     totals.add(SeriesCounts(A, opened=1, closed=1))
     totals.expire(set(), 0, 0)
@@ -176,7 +176,7 @@ def test_retired_series_give_their_room_back() -> None:
     assert value(totals, OPENED, B) == 1
 
 
-def test_unknown_ends_and_overflow_are_never_retired() -> None:
+def test_unknown_and_overflow_series_never_expire() -> None:
     totals = TrafficTotals(1)
     nobody = labels.connection_labels(labels.Reporter.DESTINATION, None, None)
     for key in (nobody, A):

@@ -22,7 +22,7 @@ DB = pod("db-0", "db", **{"service.istio.io/canonical-name": "data"})
 SERVICE = Service(namespace="shop", name="db", hostname="db.shop.svc.cluster.local")
 
 
-def test_labels_are_istios() -> None:
+def test_labels_match_istio() -> None:
     both = ConnectionPeers(WEB, DB, SERVICE, (WEB.identity, DB.identity))
     counts = TrafficCounters()
     counts.count_opened(counts.series(Reporter.SOURCE, both))
@@ -54,7 +54,7 @@ def test_labels_are_istios() -> None:
     }
 
 
-def test_what_is_missing_is_unknown() -> None:
+def test_missing_values_are_unknown() -> None:
     counts = TrafficCounters()
     counts.count_opened(counts.series(Reporter.DESTINATION, ConnectionPeers()))
     (row,) = counts.flush()
@@ -75,7 +75,7 @@ def test_replicas_of_one_owner_share_a_series() -> None:
     assert counts.series(Reporter.DESTINATION, ConnectionPeers(other, DB)) is not first
 
 
-def test_a_workload_that_changed_counts_by_its_new_labels() -> None:
+def test_changed_workload_counts_with_new_labels() -> None:
     counts = TrafficCounters()
     counts.count_opened(counts.series(Reporter.SOURCE, ConnectionPeers(WEB, DB)))
     newer = msgspec.structs.replace(WEB, labels={"app": "web", "version": "v3"})
@@ -84,7 +84,7 @@ def test_a_workload_that_changed_counts_by_its_new_labels() -> None:
     assert versions == {"v2", "v3"}
 
 
-def test_failures_have_their_flag_and_opened_has_none() -> None:
+def test_only_failures_have_response_flag() -> None:
     counts = TrafficCounters()
     series = counts.series(Reporter.SOURCE, ConnectionPeers(WEB, DB))
     counts.count_opened(series)
@@ -100,7 +100,7 @@ Steps = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["open", "close", 
 
 
 @given(Steps)
-def test_all_that_is_taken_adds_up_to_all_that_was_counted(steps: list[tuple[int, str]]) -> None:
+def test_flushed_counts_add_up(steps: list[tuple[int, str]]) -> None:
     counts, told_rows = TrafficCounters(), []
     series = [counts.series(Reporter.SOURCE, ConnectionPeers(pod(f"p{n}"), DB)) for n in range(4)]
     for number, what in steps:
@@ -124,7 +124,7 @@ def test_all_that_is_taken_adds_up_to_all_that_was_counted(steps: list[tuple[int
         assert sum(row.received for row in mine) == 3 * done.count("move")
 
 
-def test_while_nobody_listens_series_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreported_series_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counts_module, "MAX_SERIES", 50)
     monkeypatch.setattr(counts_module, "MAX_CACHED_PEERS", 20)
     counts = TrafficCounters()
@@ -149,7 +149,5 @@ def test_while_nobody_listens_series_are_bounded(monkeypatch: pytest.MonkeyPatch
         (with_prefix("no such port", "503: "), False, Flag.CONNECT),
     ],
 )
-def test_flag_comes_from_where_the_failure_is_known(
-    reason: str, established: bool, flag: Flag
-) -> None:
+def test_reason_determines_response_flag(reason: str, established: bool, flag: Flag) -> None:
     assert flag_of(reason, established=established) is flag

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries of a pod's apps by TCP, which the kernel brought to 15053 instead of a name server.
+"""Serves the TCP DNS connections of a pod, which the kernel redirects to port 15053.
 
-    accepted → the server is of the mesh: a connection like any other, through its tunnel
-             → not: each message of the mesh is answered, the others go to the server on one
-               connection, and all that comes from there to the client: transfers of zones too
+    accepted → name server in the mesh: proxied like any other outbound connection
+             → otherwise: queries for names of the mesh are answered; the others are forwarded to
+               the original name server on one connection, and everything it sends, zone transfers
+               included, goes to the client
 
-The client's end of sending is passed on; the server's end is the end of all. A server that can't be
-reached is SERVFAIL for what it was to be asked.
+The client's end of stream is forwarded; that of the name server closes the connection. If the name
+server cannot be reached, the queries for it are answered with SERVFAIL.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import dns.rcode
 from ztunnel.dns import message
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.context import Context
-from ztunnel.proxy.dns.udp_server import MOST, looker, plain_way
+from ztunnel.proxy.dns.udp_server import MAX_PENDING_QUERIES, name_lookup, passthrough_address
 from ztunnel.proxy.handlers.outbound import OutboundServer
 from ztunnel.proxy.io.connector import Connector
 from ztunnel.proxy.io.event_loop import HANGUP, READ, WRITE
@@ -26,13 +27,13 @@ from ztunnel.proxy.io.sockets import fin_on_close
 from ztunnel.proxy.local_pod import Pod
 from ztunnel.telemetry.dns_counters import Outcome
 
-IDLE = 30.0  # seconds without a byte from either side
-PIECE = 16 * 1024  # bytes of one read
-HIGH = 256 * 1024  # bytes waiting for one side until the other is not read any more
+IDLE_TIMEOUT_S = 30.0  # without data in either direction
+READ_BYTES = 16 * 1024  # of one read
+MAX_BUFFERED_BYTES = 256 * 1024  # for one side; then the other side is not read
 
 
-class QueryStreamServer:
-    """A pod's TCP listeners on 15053."""
+class DnsTcpServer:
+    """A pod's TCP listeners on port 15053."""
 
     def __init__(self, context: Context, pod: Pod) -> None:
         self._context = context
@@ -40,75 +41,75 @@ class QueryStreamServer:
         self._outbound = OutboundServer(context, pod)
 
     def accepted(self, sock: socket.socket) -> None:
-        """Serve one connection of an app."""
+        """Serve one connection of an application."""
         context, pod = self._context, self._pod
         try:
             server = context.original_destination(sock)
-        except OSError:  # nobody was dialled: it came to our port by itself
+        except OSError:  # not redirected, but made to this port
             context.loop.close(sock)
             return
-        way = plain_way(context, pod, server)
-        if way is None:
+        address = passthrough_address(context, pod, server)
+        if address is None:
             self._outbound.accepted(sock)
-        elif len(pod.dns_queries) >= MOST:
+        elif len(pod.dns_queries) >= MAX_PENDING_QUERIES:
             context.loop.close(sock)  # a reset, see `sockets.reset_on_close`
         else:
-            QueryStream(context, pod, sock, way).start()
+            DnsTcpConnection(context, pod, sock, address).start()
 
 
-class _End:
-    """One of the two sockets: what is read of it, what is to be written to it."""
+class _StreamSide:
+    """One of the two sockets with its buffers."""
 
-    def __init__(self, stream: QueryStream, sock: socket.socket) -> None:
+    def __init__(self, connection: DnsTcpConnection, sock: socket.socket) -> None:
         self.sock = sock
-        self.read = bytearray()
-        self.left = bytearray()
-        self.ended = False  # it will send no more
-        self._stream = stream
+        self.received = bytearray()  # an incomplete message
+        self.unsent = bytearray()
+        self.at_eof = False
+        self._connection = connection
         self._mask = READ
 
-    def watch(self, context: Context, *, wants: bool) -> None:
-        """Read if `wants`, and write if there is something left."""
-        mask = (READ if wants and not self.ended else 0) | (WRITE if self.left else 0)
+    def watch(self, context: Context, *, readable: bool) -> None:
+        """Wait for data if `readable`, and for buffer space if there is unsent data."""
+        mask = (READ if readable and not self.at_eof else 0) | (WRITE if self.unsent else 0)
         if mask != self._mask:
             self._mask = mask
             context.loop.modify(self.sock.fileno(), mask)
 
     def on_ready(self, mask: int) -> None:
-        self._stream.ready(self, mask)
+        self._connection.on_side_ready(self, mask)
 
     def on_failure(self, error: Exception) -> None:
-        self._stream.abort(f"internal error: {error}")
+        self._connection.abort(f"internal error: {error}")
 
     def receive(self) -> list[bytes]:
-        """The whole messages that have come. Raises OSError."""
-        piece = self.sock.recv(PIECE)
-        if not piece:
-            self.ended = True
-        self.read += piece
-        whole = []
-        while len(self.read) >= 2:
-            size = int.from_bytes(self.read[:2], "big")
-            if len(self.read) < 2 + size:
+        """The complete messages received. Raises OSError."""
+        data = self.sock.recv(READ_BYTES)
+        if not data:
+            self.at_eof = True
+        self.received += data
+        messages = []
+        while len(self.received) >= 2:
+            size = int.from_bytes(self.received[:2], "big")
+            if len(self.received) < 2 + size:
                 break
-            whole.append(bytes(self.read[2 : 2 + size]))
-            del self.read[: 2 + size]
-        return whole
+            messages.append(bytes(self.received[2 : 2 + size]))
+            del self.received[: 2 + size]
+        return messages
 
-    def put(self, wire: bytes) -> None:
-        """Queue a message to this side."""
-        self.left += len(wire).to_bytes(2, "big") + wire
+    def send(self, wire: bytes) -> None:
+        """Buffer a message; `flush` sends it."""
+        self.unsent += len(wire).to_bytes(2, "big") + wire
 
     def flush(self) -> None:
-        """Write what there is. Raises OSError."""
-        if self.left:
+        """Send what the socket accepts. Raises OSError."""
+        if self.unsent:
             try:
-                del self.left[: self.sock.send(self.left)]
+                del self.unsent[: self.sock.send(self.unsent)]
             except BlockingIOError:
                 return
 
 
-class QueryStream:
+class DnsTcpConnection:
     """One connection of a client."""
 
     def __init__(
@@ -116,18 +117,18 @@ class QueryStream:
     ) -> None:
         self._context = context
         self._pod = pod
-        self._address = server
-        self._client = _End(self, sock)
-        self._server: _End | None = None
-        self._waiting: list[bytes] = []  # queries until the server is reached
-        self._dial: Connector | None = None
-        self._has_passed_end = False
-        self._touched = context.loop.now
-        self._over = False
-        self._timer = context.loop.call_later(IDLE, self._check_idle)
+        self._server_address = server
+        self._client = _StreamSide(self, sock)
+        self._server: _StreamSide | None = None
+        self._unforwarded: list[bytes] = []  # queries, until the name server is connected
+        self._connector: Connector | None = None
+        self._forwarded_eof = False
+        self._active_at = context.loop.now
+        self._closed = False
+        self._timer = context.loop.call_later(IDLE_TIMEOUT_S, self._check_idle)
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start reading."""
         self._pod.live.add(self)
         self._pod.dns_queries.add(self)
         self._context.loop.register(self._client.sock.fileno(), READ, self._client)
@@ -137,28 +138,28 @@ class QueryStream:
         self._close(orderly=False)
 
     def drain(self) -> None:
-        """It goes on until the client or the server ends it, or nobody speaks."""
+        """Draining waits until a side closes the connection, or it is idle."""
 
-    def ready(self, end: _End, mask: int) -> None:
-        """One side has something to read, or room."""
-        self._touched = self._context.loop.now
-        if mask & HANGUP and end.ended:
+    def on_side_ready(self, side: _StreamSide, mask: int) -> None:
+        """A socket has data or buffer space."""
+        self._active_at = self._context.loop.now
+        if mask & HANGUP and side.at_eof:
             self._close(orderly=False)
             return
         try:
-            if mask & (READ | HANGUP) and not end.ended:
-                self._take(end, end.receive())
-            if not self._over:
+            if mask & (READ | HANGUP) and not side.at_eof:
+                self._on_messages(side, side.receive())
+            if not self._closed:
                 self._flush()
         except BlockingIOError:
             return
         except OSError:
             self._close(orderly=False)
 
-    def _take(self, end: _End, messages: list[bytes]) -> None:
-        if end is self._server:
+    def _on_messages(self, side: _StreamSide, messages: list[bytes]) -> None:
+        if side is self._server:
             for wire in messages:
-                self._client.put(wire)
+                self._client.send(wire)
             return
         for wire in messages:
             self._context.tracker.stats.queries += 1
@@ -167,99 +168,101 @@ class QueryStream:
     def _serve(self, wire: bytes) -> None:
         context = self._context
         if message.read_question(wire) is None:
-            self._close(orderly=False)  # what is no query is no client
+            self._close(orderly=False)  # not a DNS client
             return
-        look = looker(context, self._pod)
-        if look is None:
+        lookup_name = name_lookup(context, self._pod)
+        if lookup_name is None:
             self._fail(wire)
             return
-        answer = message.answer(wire, look, limit=65535, shuffle=context.shuffle)
+        answer = message.answer(wire, lookup_name, limit=65535, shuffle=context.shuffle)
         if answer is not None:
             context.tracker.dns_query_ended(Outcome.MESH)
-            self._client.put(answer)
+            self._client.send(answer)
         elif self._server is not None:
-            self._pass_on(self._server, wire)
+            self._forward(self._server, wire)
         else:
-            self._waiting.append(wire)
-            self._reach()
+            self._unforwarded.append(wire)
+            self._connect()
 
-    def _reach(self) -> None:
-        if self._dial is not None:
+    def _connect(self) -> None:
+        if self._connector is not None:
             return
-        stock = self._pod.socket_pool_for(self._address)
-        self._dial = Connector(self._context.loop, stock, self._address, self._dialled)
-        self._dial.start()
+        pool = self._pod.socket_pool_for(self._server_address)
+        self._connector = Connector(
+            self._context.loop, pool, self._server_address, self._on_connected
+        )
+        self._connector.start()
 
-    def _dialled(self, sock: socket.socket | None, reason: str) -> None:
-        self._dial = None
-        waiting, self._waiting = self._waiting, []
+    def _on_connected(self, sock: socket.socket | None, reason: str) -> None:
+        self._connector = None
+        queries, self._unforwarded = self._unforwarded, []
         if sock is None:
-            for wire in waiting:
+            for wire in queries:
                 self._context.tracker.counters.dns.count_forward_failure()
                 self._fail(wire)
         else:
-            self._server = _End(self, sock)
+            self._server = _StreamSide(self, sock)
             self._context.loop.rebind(sock.fileno(), self._server)
             self._context.loop.modify(sock.fileno(), READ)
-            for wire in waiting:
-                self._pass_on(self._server, wire)
-        self._context.loop.defer(self._settle)
+            for wire in queries:
+                self._forward(self._server, wire)
+        self._context.loop.defer(self._flush_deferred)
 
-    def _settle(self) -> None:
-        if not self._over:
-            self.ready(self._client, 0)
+    def _flush_deferred(self) -> None:
+        if not self._closed:
+            self.on_side_ready(self._client, 0)
 
-    def _pass_on(self, server: _End, wire: bytes) -> None:
+    def _forward(self, server: _StreamSide, wire: bytes) -> None:
         self._context.tracker.dns_query_ended(Outcome.FORWARDED)
-        server.put(wire)
+        server.send(wire)
 
     def _fail(self, wire: bytes) -> None:
         self._context.tracker.dns_query_ended(Outcome.FAILED)
-        failed = message.error_response(wire, dns.rcode.SERVFAIL)
-        if failed is not None:
-            self._client.put(failed)
+        response = message.error_response(wire, dns.rcode.SERVFAIL)
+        if response is not None:
+            self._client.send(response)
 
     def _flush(self) -> None:
         client, server = self._client, self._server
         client.flush()
         if server is not None:
             server.flush()
-            self._pass_end(server)
-            if server.ended and not client.left:
+            self._forward_eof(server)
+            if server.at_eof and not client.unsent:
                 self._close(orderly=True)
                 return
-        elif client.ended and not client.left and self._dial is None:
+        elif client.at_eof and not client.unsent and self._connector is None:
             self._close(orderly=True)
             return
-        waiting = len(client.left) + (len(server.left) if server is not None else 0)
-        waiting += sum(map(len, self._waiting))
-        client.watch(self._context, wants=waiting < HIGH)
+        buffered = len(client.unsent) + (len(server.unsent) if server is not None else 0)
+        buffered += sum(map(len, self._unforwarded))
+        client.watch(self._context, readable=buffered < MAX_BUFFERED_BYTES)
         if server is not None:
-            server.watch(self._context, wants=len(client.left) < HIGH)
+            server.watch(self._context, readable=len(client.unsent) < MAX_BUFFERED_BYTES)
 
-    def _pass_end(self, server: _End) -> None:
-        if self._client.ended and not server.left and not self._has_passed_end:
-            self._has_passed_end = True
+    def _forward_eof(self, server: _StreamSide) -> None:
+        if self._client.at_eof and not server.unsent and not self._forwarded_eof:
+            self._forwarded_eof = True
             server.sock.shutdown(socket.SHUT_WR)
 
     def _check_idle(self) -> None:
-        left = self._touched + IDLE - self._context.loop.now
-        if left <= 0:
+        remaining = self._active_at + IDLE_TIMEOUT_S - self._context.loop.now
+        if remaining <= 0:
             self._close(orderly=True)
         else:
-            self._timer = self._context.loop.call_later(left, self._check_idle)
+            self._timer = self._context.loop.call_later(remaining, self._check_idle)
 
     def _close(self, *, orderly: bool) -> None:
-        if self._over:
+        if self._closed:
             return
-        self._over = True
+        self._closed = True
         self._timer.cancel()
-        if self._dial is not None:
-            self._dial.cancel()
+        if self._connector is not None:
+            self._connector.cancel()
         self._pod.live.discard(self)
         self._pod.dns_queries.discard(self)
-        for end in (self._client, self._server):
-            if end is not None:
+        for side in (self._client, self._server):
+            if side is not None:
                 if orderly:
-                    fin_on_close(end.sock)
-                self._context.loop.close(end.sock)
+                    fin_on_close(side.sock)
+                self._context.loop.close(side.sock)

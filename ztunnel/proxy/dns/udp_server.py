@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries of a pod's apps by UDP, which the kernel brought to 15053 instead of a name server.
+"""Serves the UDP DNS queries of a pod, which the kernel redirects to port 15053 and up.
 
-    read → of the mesh: answered at once
-         → not: to the server that was asked → answered → cut: by TCP, if the client takes more
-                                             → silence, refusal → SERVFAIL
+    query → for a name of the mesh: answered immediately
+          → otherwise forwarded to the original name server
+                → response
+                → truncated response: repeated by TCP, if the client accepts more
+                → timeout or error: SERVFAIL
 
-Several workers share the socket; the one that reads a query answers it. A client that repeats its
-question while it is being asked waits for the same answer.
+Workers share the socket; the one that reads a query answers it. A query that is repeated while it
+is pending is not forwarded again.
 """
 
 from __future__ import annotations
@@ -25,20 +27,25 @@ from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.routing.decisions import Passthrough
 from ztunnel.mesh.routing.outbound import route
 from ztunnel.proxy.context import Context
-from ztunnel.proxy.dns.upstream import LARGEST, Asked, DatagramExchange, StreamExchange
+from ztunnel.proxy.dns.upstream import (
+    MAX_MESSAGE_BYTES,
+    DatagramExchange,
+    DnsQuery,
+    StreamExchange,
+)
 from ztunnel.proxy.io.event_loop import ACCEPT
 from ztunnel.proxy.local_pod import Pod
 from ztunnel.telemetry.dns_counters import Outcome
 
-QUERIES = 32  # read in one turn, so that connections keep their share
-MOST = 256  # of one pod under way at a time, TCP connections of clients included
+MAX_QUERIES_PER_TURN = 32  # limits the delay of connections
+MAX_PENDING_QUERIES = 256  # of one pod, including its DNS connections by TCP
 
 log = structlog.get_logger()
-Source = tuple[str, int] | tuple[str, int, int, int]
+ClientAddress = tuple[str, int] | tuple[str, int, int, int]
 
 
-def looker(context: Context, pod: Pod) -> Callable[[str], DnsAnswer | None] | None:
-    """What answers names for a pod; None as long as the mesh is not known whole."""
+def name_lookup(context: Context, pod: Pod) -> Callable[[str], DnsAnswer | None] | None:
+    """The function that resolves names of the mesh for a pod; None before the first snapshot."""
     mesh = context.mesh
     workload = mesh.workload(pod.workload) if mesh is not None else None
     if mesh is None or workload is None:
@@ -46,8 +53,8 @@ def looker(context: Context, pod: Pod) -> Callable[[str], DnsAnswer | None] | No
     return lambda name: lookup(mesh, workload.namespace, name)
 
 
-def plain_way(context: Context, pod: Pod, server: SocketAddress) -> SocketAddress | None:
-    """Where to dial a name server in the clear; None when it must not be: the mesh has it."""
+def passthrough_address(context: Context, pod: Pod, server: SocketAddress) -> SocketAddress | None:
+    """The address to reach a name server in plaintext; None if it must be reached otherwise."""
     mesh = context.mesh
     workload = mesh.workload(pod.workload) if mesh is not None else None
     if mesh is None or workload is None:
@@ -59,8 +66,8 @@ def plain_way(context: Context, pod: Pod, server: SocketAddress) -> SocketAddres
             return None
 
 
-class QueryServer:
-    """One of a pod's UDP sockets on 15053 and after."""
+class DnsUdpServer:
+    """One of a pod's UDP sockets on port 15053 and up."""
 
     def __init__(self, context: Context, pod: Pod, sock: socket.socket) -> None:
         self.sock = sock
@@ -70,133 +77,139 @@ class QueryServer:
         context.loop.register(sock.fileno(), ACCEPT, self)
 
     def close(self) -> None:
-        """Take no more queries; answers to those under way are lost."""
+        """Read no more queries. Responses to pending ones are lost."""
         self._context.loop.close(self.sock)
 
     def on_ready(self, mask: int) -> None:
-        for _ in range(QUERIES):
+        for _ in range(MAX_QUERIES_PER_TURN):
             try:
-                wire, source = self.sock.recvfrom(LARGEST)
-            except OSError:  # nothing left, or an ICMP error for a client that has gone
+                wire, client = self.sock.recvfrom(MAX_MESSAGE_BYTES)
+            except OSError:  # no more queries, or an ICMP error about a former client
                 return
             self._context.tracker.stats.queries += 1
-            self._serve(wire, source)
+            self._serve(wire, client)
 
     def on_failure(self, error: Exception) -> None:
-        """Keep reading: one bad query must not end the pod's DNS."""
+        """Keep reading: one query must not stop the pod's DNS."""
 
-    def reply(self, wire: bytes | None, source: Source) -> None:
-        """Send an answer; without one, or when the client's buffer is full, it is lost."""
+    def reply(self, wire: bytes | None, client: ClientAddress) -> None:
+        """Send a response. It is lost if the client's buffer is full."""
         try:
             if wire is not None:
-                self.sock.sendto(wire, source)
+                self.sock.sendto(wire, client)
         except OSError as error:
-            log.debug("DNS answer lost", pod=self._pod.workload, error=str(error))
+            log.debug("DNS response lost", pod=self._pod.workload, error=str(error))
 
-    def fail(self, wire: bytes, source: Source) -> None:
-        """SERVFAIL: the client may ask another server."""
+    def fail(self, wire: bytes, client: ClientAddress) -> None:
+        """Send SERVFAIL, so that the client can query another name server."""
         self._context.tracker.dns_query_ended(Outcome.FAILED)
-        self.reply(message.error_response(wire, dns.rcode.SERVFAIL), source)
+        self.reply(message.error_response(wire, dns.rcode.SERVFAIL), client)
 
-    def forget(self, key: tuple[object, ...]) -> None:
-        """A question is not under way any more."""
+    def remove_pending(self, key: tuple[object, ...]) -> None:
+        """A forwarded query ended."""
         self._pending.discard(key)
 
-    def _serve(self, wire: bytes, source: Source) -> None:
+    def _serve(self, wire: bytes, client: ClientAddress) -> None:
         context = self._context
         question = message.read_question(wire)
         if question is None:
             return
-        look = looker(context, self._pod)
-        if look is None:
-            self.fail(wire, source)
+        lookup_name = name_lookup(context, self._pod)
+        if lookup_name is None:
+            self.fail(wire, client)
             return
-        answer = message.answer(wire, look, shuffle=context.shuffle)
+        answer = message.answer(wire, lookup_name, shuffle=context.shuffle)
         if answer is not None:
             context.tracker.dns_query_ended(Outcome.MESH)
-            self.reply(answer, source)
+            self.reply(answer, client)
             return
-        self._forward(wire, source, question)
+        self._forward(wire, client, question)
 
-    def _forward(self, wire: bytes, source: Source, question: Question) -> None:
+    def _forward(self, wire: bytes, client: ClientAddress, question: Question) -> None:
         try:
-            server = self._context.original_dns_server(self.sock, source[1])
-        except OSError:  # nobody was asked: it came to our port directly, or its sender has gone
+            server = self._context.original_dns_server(self.sock, client[1])
+        except OSError:  # not redirected but sent to this port, or the sender's socket is closed
             self._context.tracker.dns_query_ended(Outcome.FAILED)
             return
-        forwarded = Forwarded(self._context, self._pod, self, Asked(server, wire, question), source)
+        query = DnsQuery(server, wire, question)
+        forwarded = ForwardedQuery(self._context, self._pod, self, query, client)
         if forwarded.key in self._pending:
             return
-        if len(self._pod.dns_queries) >= MOST:
-            self.fail(wire, source)
+        if len(self._pod.dns_queries) >= MAX_PENDING_QUERIES:
+            self.fail(wire, client)
             return
         self._pending.add(forwarded.key)
         forwarded.start()
 
 
-class Forwarded:
-    """One query on its way to the server that was asked."""
+class ForwardedQuery:
+    """One query that is forwarded to its original name server."""
 
     def __init__(
-        self, context: Context, pod: Pod, home: QueryServer, asked: Asked, source: Source
+        self,
+        context: Context,
+        pod: Pod,
+        server: DnsUdpServer,
+        query: DnsQuery,
+        client: ClientAddress,
     ) -> None:
-        self.key = (source[:2], asked.server, asked.question)
+        self.key = (client[:2], query.server, query.question)
         self._context = context
         self._pod = pod
-        self._home = home
-        self._asked = asked
-        self._source = source
-        self._asked_at = context.loop.now
-        self._cut = b""  # what came by UDP, truncated
+        self._server = server
+        self._query = query
+        self._client = client
+        self._started_at = context.loop.now
+        self._truncated = b""  # the response by UDP, if it is truncated
         self._exchange: DatagramExchange | StreamExchange | None = None
 
     def start(self) -> None:
-        """Ask; the client gets an answer, whatever happens."""
+        """Forward the query. In every case the client gets a response."""
         self._pod.live.add(self)
         self._pod.dns_queries.add(self)
-        exchange = DatagramExchange(self._context.loop, self._pod, self._asked, self._answered)
+        exchange = DatagramExchange(self._context.loop, self._pod, self._query, self._on_response)
         self._exchange = exchange
         exchange.start()
 
     def abort(self, reason: str) -> None:
-        """Give up."""
-        self._end(None)
+        """Stop, and send SERVFAIL."""
+        self._finish(None)
 
     def drain(self) -> None:
-        """It ends soon by itself."""
+        """Draining waits for it: it ends within seconds."""
 
-    def _answered(self, wire: bytes | None) -> None:
+    def _on_response(self, wire: bytes | None) -> None:
         if wire is None or not message.is_truncated(wire):
-            self._end(wire)
+            self._finish(wire)
             return
-        self._cut = wire
-        way = plain_way(self._context, self._pod, self._asked.server)
-        if way is None or message.udp_limit(self._asked.wire) <= message.UDP_PAYLOAD_BYTES:
-            self._end(wire)  # the client will come by TCP itself
+        self._truncated = wire
+        address = passthrough_address(self._context, self._pod, self._query.server)
+        if address is None or message.udp_limit(self._query.wire) <= message.UDP_PAYLOAD_BYTES:
+            self._finish(wire)  # the client repeats the query by TCP
             return
-        asked = replace(self._asked, server=way)
-        exchange = StreamExchange(self._context.loop, self._pod, asked, self._whole)
+        query = replace(self._query, server=address)
+        exchange = StreamExchange(self._context.loop, self._pod, query, self._on_tcp_response)
         self._exchange = exchange
         exchange.start()
 
-    def _whole(self, wire: bytes | None) -> None:
-        fits = wire is not None and len(wire) <= message.udp_limit(self._asked.wire)
-        self._end(wire if fits else self._cut)
+    def _on_tcp_response(self, wire: bytes | None) -> None:
+        fits = wire is not None and len(wire) <= message.udp_limit(self._query.wire)
+        self._finish(wire if fits else self._truncated)
 
-    def _end(self, wire: bytes | None) -> None:
+    def _finish(self, wire: bytes | None) -> None:
         exchange, self._exchange = self._exchange, None
         if self not in self._pod.dns_queries:
             return
         self._pod.dns_queries.discard(self)
         self._pod.live.discard(self)
-        self._home.forget(self.key)
+        self._server.remove_pending(self.key)
         if exchange is not None:
             exchange.cancel()
         tracker = self._context.tracker
         if wire is None:
             tracker.counters.dns.count_forward_failure()
-            self._home.fail(self._asked.wire, self._source)
+            self._server.fail(self._query.wire, self._client)
             return
-        tracker.counters.dns.observe_forward(self._context.loop.now - self._asked_at)
+        tracker.counters.dns.observe_forward(self._context.loop.now - self._started_at)
         tracker.dns_query_ended(Outcome.FORWARDED)
-        self._home.reply(wire, self._source)
+        self._server.reply(wire, self._client)

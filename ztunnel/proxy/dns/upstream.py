@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One question to a name server that an app of a pod asked, from inside that pod.
+"""One query to a name server, sent from inside the pod of the application that addressed it.
 
-    DatagramExchange: socket from the stock → sent → answered
-                                            → silence → sent again → answered | failed
-    StreamExchange:   dialled → sent → answered | failed
+    DatagramExchange: socket from the pool → sent → response
+                                           → timeout → sent again → response | failed
+    StreamExchange:   connected → sent → response | failed
 
-Each has a socket, so a port, and a random id of its own. A datagram counts only when it comes from
-the server that was asked (the socket is connected), under the id, with the question as it was.
-`done` is called once, with the answer under the client's id, or None.
+Each exchange has its own socket, hence its own port, and a random id. A response by UDP is accepted
+only from the name server (the socket is connected), with that id and the unchanged question.
+`on_done` is called once, with the response under the client's id, or with None.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ztunnel.proxy.io.event_loop import READ, WRITE, EventLoop, Timer
 from ztunnel.proxy.io.sockets import fin_on_close
 from ztunnel.proxy.local_pod import Pod
 
-SILENCE = 1.5  # seconds until a query is sent again; clients ask anew after 2.5 (musl) or 5 (glibc)
-TRIES = 2
-STREAM_TIME = 3.0  # seconds for an answer by TCP, with its connection
-MOST_WRONG = 64  # datagrams that are no answer: beyond, somebody is guessing
-LARGEST = 65535  # bytes of a message
+UDP_RETRY_TIMEOUT_S = 1.5  # clients retry after 2.5 s (musl) or 5 s (glibc)
+MAX_UDP_ATTEMPTS = 2
+TCP_TIMEOUT_S = 3.0  # including the connect
+MAX_WRONG_DATAGRAMS = 64  # then the exchange fails: somebody guesses ids
+MAX_MESSAGE_BYTES = 65535
 
-Done = Callable[[bytes | None], None]
+OnDone = Callable[[bytes | None], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A query as it came, and whom it was for."""
+class DnsQuery:
+    """A query as received, and the name server that it was addressed to."""
 
     server: SocketAddress
     wire: bytes
@@ -44,50 +44,50 @@ class Asked:
 
 
 class DatagramExchange:
-    """By UDP."""
+    """A query by UDP."""
 
-    def __init__(self, loop: EventLoop, pod: Pod, asked: Asked, done: Done) -> None:
+    def __init__(self, loop: EventLoop, pod: Pod, query: DnsQuery, on_done: OnDone) -> None:
         self._loop = loop
-        self._sockets = pod.udp_pools[family_of(asked.server.ip)]
-        self._server = asked.server
-        self._number = secrets.randbits(16)
-        self._query = with_id(asked.wire, self._number)
-        self._question = asked.question
-        self._done: Done | None = done
+        self._sockets = pod.udp_pools[family_of(query.server.ip)]
+        self._server = query.server
+        self._id = secrets.randbits(16)
+        self._wire = with_id(query.wire, self._id)
+        self._question = query.question
+        self._on_done: OnDone | None = on_done
         self._sock: socket.socket | None = None
         self._timer: Timer | None = None
-        self._tries = self._wrong = 0
+        self._attempts = self._wrong = 0
 
     def start(self) -> None:
-        """Go; `done` may be called before this returns."""
-        self._sockets.acquire(self._got)
+        """Send the query. `on_done` may be called before this returns."""
+        self._sockets.acquire(self._on_socket)
 
     def cancel(self) -> None:
-        """Nobody waits for it any more: `done` is not called."""
-        self._done = None
+        """Stop without calling `on_done`."""
+        self._on_done = None
         self._finish(None)
 
     def on_ready(self, mask: int) -> None:
         while self._sock is not None:
             try:
-                wire = self._sock.recv(LARGEST)
+                wire = self._sock.recv(MAX_MESSAGE_BYTES)
             except BlockingIOError:
                 return
-            except OSError:  # the server's host says that nobody listens
+            except OSError:  # ICMP: the port is closed
                 self._finish(None)
                 return
-            if is_response_to(self._question, self._number, wire):
+            if is_response_to(self._question, self._id, wire):
                 self._finish(with_id(wire, self._question.id))
                 return
             self._wrong += 1
-            if self._wrong >= MOST_WRONG:
+            if self._wrong >= MAX_WRONG_DATAGRAMS:
                 self._finish(None)
 
     def on_failure(self, error: Exception) -> None:
         self._finish(None)
 
-    def _got(self, sock: socket.socket | None) -> None:
-        if sock is None or self._done is None:
+    def _on_socket(self, sock: socket.socket | None) -> None:
+        if sock is None or self._on_done is None:
             if sock is not None:
                 self._sockets.recycle(sock)
             self._finish(None)
@@ -103,55 +103,55 @@ class DatagramExchange:
 
     def _send(self) -> None:
         assert self._sock is not None
-        if self._tries == TRIES:
+        if self._attempts == MAX_UDP_ATTEMPTS:
             self._finish(None)
             return
-        self._tries += 1
+        self._attempts += 1
         try:
-            self._sock.send(self._query)
+            self._sock.send(self._wire)
         except BlockingIOError:
-            pass  # as if it were lost on the way
+            pass  # equivalent to a lost datagram
         except OSError:
             self._finish(None)
             return
-        self._timer = self._loop.call_later(SILENCE, self._send)
+        self._timer = self._loop.call_later(UDP_RETRY_TIMEOUT_S, self._send)
 
-    def _finish(self, answer: bytes | None) -> None:
+    def _finish(self, response: bytes | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         sock, self._sock = self._sock, None
         if sock is not None:
             self._loop.unregister(sock.fileno())
             self._sockets.recycle(sock)
-        done, self._done = self._done, None
-        if done is not None:
-            done(answer)
+        on_done, self._on_done = self._on_done, None
+        if on_done is not None:
+            on_done(response)
 
 
 class StreamExchange:
-    """By TCP: one message each way (RFC 7766 section 8), then the end."""
+    """A query by TCP (RFC 7766 section 8): one message in each direction, then the close."""
 
-    def __init__(self, loop: EventLoop, pod: Pod, asked: Asked, done: Done) -> None:
+    def __init__(self, loop: EventLoop, pod: Pod, query: DnsQuery, on_done: OnDone) -> None:
         self._loop = loop
-        self._number = secrets.randbits(16)
-        self._left = len(asked.wire).to_bytes(2, "big") + with_id(asked.wire, self._number)
-        self._question = asked.question
-        self._done: Done | None = done
+        self._id = secrets.randbits(16)
+        self._unsent = len(query.wire).to_bytes(2, "big") + with_id(query.wire, self._id)
+        self._question = query.question
+        self._on_done: OnDone | None = on_done
         self._sock: socket.socket | None = None
-        self._read = bytearray()
-        self._timer = loop.call_later(STREAM_TIME, self._expired)
-        self._dial: Connector | None = Connector(
-            loop, pod.socket_pool_for(asked.server), asked.server, self._dialled
+        self._received = bytearray()
+        self._timer = loop.call_later(TCP_TIMEOUT_S, self._on_timeout)
+        self._connector: Connector | None = Connector(
+            loop, pod.socket_pool_for(query.server), query.server, self._on_connected
         )
 
     def start(self) -> None:
-        """Go; `done` may be called before this returns."""
-        if self._dial is not None:
-            self._dial.start()
+        """Connect. `on_done` may be called before this returns."""
+        if self._connector is not None:
+            self._connector.start()
 
     def cancel(self) -> None:
-        """Nobody waits for it any more: `done` is not called."""
-        self._done = None
+        """Stop without calling `on_done`."""
+        self._on_done = None
         self._finish(None)
 
     def on_ready(self, mask: int) -> None:
@@ -159,7 +159,7 @@ class StreamExchange:
             return
         try:
             self._write(self._sock)
-            self._receive(self._sock)
+            self._read(self._sock)
         except BlockingIOError:
             return
         except OSError:
@@ -168,8 +168,8 @@ class StreamExchange:
     def on_failure(self, error: Exception) -> None:
         self._finish(None)
 
-    def _dialled(self, sock: socket.socket | None, reason: str) -> None:
-        self._dial = None
+    def _on_connected(self, sock: socket.socket | None, reason: str) -> None:
+        self._connector = None
         self._sock = sock
         if sock is None:
             self._finish(None)
@@ -178,35 +178,35 @@ class StreamExchange:
         self._loop.modify(sock.fileno(), READ | WRITE)
 
     def _write(self, sock: socket.socket) -> None:
-        if not self._left:
+        if not self._unsent:
             return
-        self._left = self._left[sock.send(self._left) :]
-        if not self._left:
+        self._unsent = self._unsent[sock.send(self._unsent) :]
+        if not self._unsent:
             self._loop.modify(sock.fileno(), READ)
 
-    def _receive(self, sock: socket.socket) -> None:
-        piece = sock.recv(LARGEST)
-        self._read += piece
-        size = int.from_bytes(self._read[:2], "big")
-        if len(self._read) >= 2 + size and len(self._read) > 2:
-            wire = bytes(self._read[2 : 2 + size])
-            is_good = is_response_to(self._question, self._number, wire)
-            self._finish(with_id(wire, self._question.id) if is_good else None)
-        elif not piece:
+    def _read(self, sock: socket.socket) -> None:
+        data = sock.recv(MAX_MESSAGE_BYTES)
+        self._received += data
+        size = int.from_bytes(self._received[:2], "big")
+        if len(self._received) >= 2 + size and len(self._received) > 2:
+            wire = bytes(self._received[2 : 2 + size])
+            is_valid = is_response_to(self._question, self._id, wire)
+            self._finish(with_id(wire, self._question.id) if is_valid else None)
+        elif not data:
             self._finish(None)
 
-    def _expired(self) -> None:
+    def _on_timeout(self) -> None:
         self._finish(None)
 
-    def _finish(self, answer: bytes | None) -> None:
+    def _finish(self, response: bytes | None) -> None:
         self._timer.cancel()
-        dial, self._dial = self._dial, None
-        if dial is not None:
-            dial.cancel()
+        connector, self._connector = self._connector, None
+        if connector is not None:
+            connector.cancel()
         sock, self._sock = self._sock, None
         if sock is not None:
             fin_on_close(sock)
             self._loop.close(sock)
-        done, self._done = self._done, None
-        if done is not None:
-            done(answer)
+        on_done, self._on_done = self._on_done, None
+        if on_done is not None:
+            on_done(response)
