@@ -48,7 +48,10 @@ LABELS = {
         "Pod annotation, written by the agent",
         "`enabled`: the pod is captured; peers use HBONE to reach it.",
     ),
-    "ambient.ztunnel.dev/capacity": ("Pod annotation", "Relative weight of a workload, 1 or more."),
+    "ambient.ztunnel.dev/capacity": (
+        "Pod annotation",
+        "Relative weight in load balancing, 1 or more.",
+    ),
     "app.kubernetes.io/name": ("Pod label", "Canonical service, if no Istio label is set."),
     "app.kubernetes.io/version": ("Pod label", "Canonical revision, if no Istio label is set."),
     "authentication.kubernetes.io/node-name": (
@@ -74,8 +77,8 @@ LABELS = {
         "Pod annotation, set by Istio's injection",
         "The pod has a sidecar; the agent does not capture it.",
     ),
-    "topology.kubernetes.io/region": ("Node label", "Region in the `baggage` header."),
-    "topology.kubernetes.io/zone": ("Node label", "Zone in the `baggage` header."),
+    "topology.kubernetes.io/region": ("Pod label", "Region in the `baggage` header."),
+    "topology.kubernetes.io/zone": ("Pod label", "Zone in the `baggage` header."),
     "ztunnel.dev/admin": (
         "Agent pod annotation, written by the agent",
         "Port and certificate digest of the agent's admin API.",

@@ -9,6 +9,8 @@ import pytest
 
 from scripts.docgen import checks, cli, log_events, regions
 
+LOST = "lost.md"  # a page that nothing links to
+
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -50,8 +52,8 @@ def test_problem_is_reported(page: Path, text: str, problem: str) -> None:
 
 
 def test_page_without_link_to_it_is_reported(page: Path) -> None:
-    (page.parent / "docs" / "lost.md").write_text("# Lost\n", encoding="utf-8")
-    assert problems(page, "# Title\n") == ["docs/lost.md: no page links to it"]
+    (page.parent / "docs" / LOST).write_text("# Lost\n", encoding="utf-8")
+    assert problems(page, "# Title\n") == [f"docs/{LOST}: no page links to it"]
 
 
 def test_generated_parts_do_not_depend_on_order_or_time() -> None:
