@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.population import Writers, say
 from bench.scale import quantiles
-from tests.apiserver.control_plane import Mesh, until
+from tests.apiserver.control_plane import ControlPlane, until
 from tests.apiserver.server import ApiServer
 from ztunnel.identity.csr import CertificateRequest, new_request
 from ztunnel.kube.writers.csr_client import CsrSigner
@@ -33,7 +33,7 @@ from ztunnel.kube.writers.csr_client import CsrSigner
 SPACE = "accounts"
 
 
-def populate(mesh: Mesh, args: argparse.Namespace) -> None:
+def populate(mesh: ControlPlane, args: argparse.Namespace) -> None:
     """A pod for each account, spread over the nodes."""
     mesh.namespace(SPACE)
     writers = Writers(mesh.server)
@@ -74,14 +74,14 @@ async def ask(
 
 def measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     with ApiServer(directory) as server:
-        mesh = Mesh(server)
+        mesh = ControlPlane(server)
         populate(mesh, args)
         agents = [server.client(mesh.agent(f"node-{number}")) for number in range(args.nodes)]
         requests = [
             new_request(f"spiffe://cluster.local/ns/{SPACE}/sa/account-{number}")
             for number in range(args.accounts)
         ]
-        with mesh.signer("bench") as process:
+        with mesh.controller("bench") as process:
             roots = until(mesh.roots, "roots are published")
             say("signing: begins")
             signers = [CsrSigner(api, lambda: roots, timedelta(hours=1)) for api in agents]

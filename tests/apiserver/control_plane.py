@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mesh's control plane on a real API server: what `deploy/` grants, signers, agents' tokens.
+"""The mesh's control plane on a real API server: RBAC of deploy/, controllers, agents' tokens.
 
-    mesh = Mesh(server)                  # applies deploy/'s accounts and roles, nothing else
+    mesh = Mesh(server)                  # applies the accounts and roles of deploy/ only
     mesh.pod("shop", "web-1", account="web", node="node1")
-    with mesh.signer("one"):
+    with mesh.controller("one"):
         mesh.request(mesh.agent("node1"), "spiffe://cluster.local/ns/shop/sa/web")
 
-There is no kubelet: pods are written with the node and phase a test wants them to have.
+There is no kubelet: tests set the node and phase of pods.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def requests_api(api: Any) -> Any:
     return client.CertificatesV1Api(api)
 
 
-class Mesh:
-    """The mesh's namespace, accounts and roles on a server."""
+class ControlPlane:
+    """The namespace, accounts and roles of the mesh on a server."""
 
     def __init__(self, server: ApiServer) -> None:
         self.server = server
@@ -64,7 +64,7 @@ class Mesh:
         self.api = server.client()
         self.core: Any = client.CoreV1Api(self.api)
         self.certificates = requests_api(self.api)
-        self._signer_kubeconfig = server.account_kubeconfig(NAMESPACE, "ztunnel-controller")
+        self._controller_kubeconfig = server.account_kubeconfig(NAMESPACE, "ztunnel-controller")
         self._agents: dict[str, Path] = {}
         self._running: list[subprocess.Popen[bytes]] = []
 
@@ -107,7 +107,7 @@ class Mesh:
         )
 
     def agent(self, node: str) -> Path:
-        """The kubeconfig that a node's agent has: the token of its pod there."""
+        """The kubeconfig of a node's agent: with a token bound to its pod."""
         if node not in self._agents:
             name = f"ztunnel-{node}"
             node_object = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}}
@@ -119,12 +119,12 @@ class Mesh:
         return self._agents[node]
 
     @contextlib.contextmanager
-    def signer(self, identity: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A signer with exactly the rights of deploy/; ended with SIGTERM if it runs still."""
+    def controller(self, identity: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A controller process with the permissions of deploy/; terminated at the end."""
         argv = [sys.executable, "-m", "ztunnel.main", "controller", "--health-port=0"]
-        argv += ["--kubeconfig", str(self._signer_kubeconfig), "--identity", identity]
+        argv += ["--kubeconfig", str(self._controller_kubeconfig), "--identity", identity]
         argv += ["--log-format=json", "--lease-duration=3", "--root-propagation-delay=1", *options]
-        log = self.server.directory / f"signer-{identity}.log"
+        log = self.server.directory / f"controller-{identity}.log"
         with log.open("ab") as out:
             process = subprocess.Popen(argv, stderr=out, cwd=ROOT)
         self._running.append(process)
@@ -143,7 +143,7 @@ class Mesh:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """The signers do nothing meanwhile."""
+        """Stop all controllers with SIGSTOP meanwhile."""
         for process in self._running:
             process.send_signal(signal.SIGSTOP)
         try:
@@ -153,7 +153,7 @@ class Mesh:
                 process.send_signal(signal.SIGCONT)
 
     def log(self, identity: str) -> str:
-        return (self.server.directory / f"signer-{identity}.log").read_text("utf-8")
+        return (self.server.directory / f"controller-{identity}.log").read_text("utf-8")
 
     def roots(self, namespace: str = NAMESPACE) -> bytes:
         """The published roots, empty before there are any."""
@@ -166,7 +166,7 @@ class Mesh:
     def request(
         self, kubeconfig: Path, identity: str, timeout: float = WAIT_S
     ) -> IssuedCertificate:
-        """Ask as the agent does; raises what its signer raises."""
+        """Request a certificate as an agent does. Raises CsrRejected, SigningError."""
         api = self.server.client(kubeconfig)
         wait_until(self.roots, "roots are published")
         signer = CsrSigner(api, self.roots, timedelta(hours=1))
@@ -181,7 +181,7 @@ class Mesh:
         usages: Sequence[str] = USAGES,
         signer_name: str = SIGNER_NAME,
     ) -> str:
-        """Create any request at all; its name."""
+        """Create an arbitrary request; returns its name."""
         api = requests_api(self.server.client(kubeconfig))
         made = api.create_certificate_signing_request(
             client.V1CertificateSigningRequest(
@@ -196,7 +196,7 @@ class Mesh:
         return str(made.metadata.name)
 
     def outcome(self, name: str) -> tuple[str, str, str]:
-        """Type, reason and message of a request's last condition, waited for."""
+        """Wait for the final condition of a request: type, reason, message."""
 
         def ended() -> tuple[str, str, str] | None:
             status = self.certificates.read_certificate_signing_request(name).status
@@ -212,7 +212,7 @@ class Mesh:
         return result
 
     def leader(self) -> str:
-        """Who holds the lease, empty if nobody does."""
+        """The holder of the lease; empty if there is none."""
         try:
             leases: Any = client.CoordinationV1Api(self.api)
             lease: Any = leases.read_namespaced_lease("ztunnel-controller", NAMESPACE)

@@ -19,7 +19,7 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
 _CHUNK = 1 << 16
 
 
-class Relay:
+class FaultProxy:
     """From a port of its own on loopback to another. `listener` may be made elsewhere, so that
     another network namespace reaches the target through it."""
 
@@ -42,7 +42,7 @@ class Relay:
         """Of the API server, by this way."""
         return f"https://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> Relay:
+    def __enter__(self) -> FaultProxy:
         self._thread.start()
         return self
 

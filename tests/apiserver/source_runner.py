@@ -17,7 +17,7 @@ from ztunnel.kube.view.cluster_view import ClusterView, ViewChange
 from ztunnel.mesh.state import MeshState
 
 
-class Following:
+class SourceRunner:
     """Follows a server as the agent of `node` would.
 
     `state` is built of the deltas alone, `changes` has them: what would go to the workers.
@@ -43,7 +43,7 @@ class Following:
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Following:
+    def __enter__(self) -> SourceRunner:
         self.start()
         assert self._synced.wait(self._patience), f"not synced: {self.errors()}"
         return self

@@ -13,7 +13,7 @@ import pytest
 
 from tests.apiserver.objects import ambient, namespace, pod
 from tests.apiserver.server import ApiServer
-from tests.apiserver.source_runner import Following
+from tests.apiserver.source_runner import SourceRunner
 from tests.support.waiting import wait_until
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.policy.model import PeerAuthentication
@@ -49,21 +49,21 @@ def obj(kind: str, spec: Json, name: str = "p", version: str = "v1", place: str 
 
 
 @pytest.fixture
-def following(cluster: ApiServer) -> Iterator[Following]:
-    with Following(cluster.admin_kubeconfig) as made:
+def following(cluster: ApiServer) -> Iterator[SourceRunner]:
+    with SourceRunner(cluster.admin_kubeconfig) as made:
         yield made
     for plural in PLURALS.values():
         for place in ("policy", "istio-system"):
             cluster.kubectl("delete", plural, "--all", "-n", place)
 
 
-def allowed(following: Following, *, identity: str = "spiffe://cluster.local/ns/x/sa/y") -> bool:
+def allowed(following: SourceRunner, *, identity: str = "spiffe://cluster.local/ns/x/sa/y") -> bool:
     workload = following.workload("a", "policy")
     asked = AuthzRequest("10.9.0.9", identity, SocketAddress("10.9.0.1", 80))
     return bool(following.state.policies.decide(workload, asked).allowed)
 
 
-def dates(following: Following) -> dict[str, str]:
+def dates(following: SourceRunner) -> dict[str, str]:
     """When PeerAuthentications were made, by name; the API counts seconds."""
     found = list(following.state.policies)
     return {each.name: each.created for each in found if isinstance(each, PeerAuthentication)}
@@ -78,7 +78,7 @@ def put(server: ApiServer, *objects: Json, strict: bool = True) -> None:
 
 @pytest.mark.parametrize("version", ["v1", "v1beta1"])
 def test_policy_create_update_delete(
-    cluster: ApiServer, following: Following, version: str
+    cluster: ApiServer, following: SourceRunner, version: str
 ) -> None:
     assert allowed(following)
     rule = {"from": [{"source": {"namespaces": ["x"]}}]}
@@ -93,13 +93,13 @@ def test_policy_create_update_delete(
     wait_until(lambda: allowed(following, identity=""), "plaintext to be let in")
 
 
-def test_root_namespace_policy_applies_to_mesh(cluster: ApiServer, following: Following) -> None:
+def test_root_namespace_policy_applies_to_mesh(cluster: ApiServer, following: SourceRunner) -> None:
     put(cluster, obj("AuthorizationPolicy", {}, place="istio-system"))
     wait_until(lambda: not allowed(following), "the mesh's policy")
 
 
 def test_oldest_peer_authentication_takes_precedence(
-    cluster: ApiServer, following: Following
+    cluster: ApiServer, following: SourceRunner
 ) -> None:
     put(cluster, obj("PeerAuthentication", {"mtls": {"mode": "PERMISSIVE"}}, name="z-first"))
     wait_until(lambda: bool(dates(following)), "the first")
@@ -121,7 +121,7 @@ def test_oldest_peer_authentication_takes_precedence(
     ids=str,
 )
 def test_misspelled_field_is_preserved_and_denies(
-    cluster: ApiServer, following: Following, spec: Json
+    cluster: ApiServer, following: SourceRunner, spec: Json
 ) -> None:
     """Were it dropped by the server, each of these would allow what it was to deny."""
     put(cluster, obj("AuthorizationPolicy", spec), strict=False)
@@ -148,7 +148,7 @@ def test_server_rejects_schema_violations(cluster: ApiServer, kind: str, spec: J
     assert "spec" in done.stderr
 
 
-def test_service_entry_create_delete(cluster: ApiServer, following: Following) -> None:
+def test_service_entry_create_delete(cluster: ApiServer, following: SourceRunner) -> None:
     spec = {
         "hosts": ["api.example.com"],
         "ports": [{"number": 443, "name": "tls", "protocol": "TLS"}],

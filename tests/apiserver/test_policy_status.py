@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.apiserver.control_plane import Mesh, wait_until
+from tests.apiserver.control_plane import ControlPlane, wait_until
 from tests.apiserver.server import ROOT, ApiServer
 from ztunnel.kube.objects.policy_status import CONDITION
 
@@ -21,15 +21,15 @@ GROUP = "security.istio.io"
 
 
 @pytest.fixture(scope="module")
-def mesh(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+def mesh(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A server with our CRDs, a namespace `shop`, and two signers: one leads."""
     with ApiServer(tmp_path_factory.mktemp("status"), binaries) as server:
         server.kubectl("apply", "--server-side", "-f", str(ROOT / "deploy" / "crds"))
         crds = [f"crd/{plural}.{GROUP}" for plural in PLURALS.values()]
         server.kubectl("wait", "--for=condition=Established", "--timeout=30s", *crds)
-        made = Mesh(server)
+        made = ControlPlane(server)
         made.namespace("shop")
-        with made.signer("one"), made.signer("two"):
+        with made.controller("one"), made.controller("two"):
             yield made
 
 
@@ -39,19 +39,19 @@ PLURALS = {
 }
 
 
-def put(mesh: Mesh, kind: str, name: str, spec: Json) -> None:
+def put(mesh: ControlPlane, kind: str, name: str, spec: Json) -> None:
     metadata = {"name": name, "namespace": "shop"}
     obj = {"apiVersion": f"{GROUP}/v1", "kind": kind, "metadata": metadata, "spec": spec}
     mesh.server.kubectl("apply", "--validate=ignore", "-f", "-", stdin=json.dumps(obj))
 
 
-def read(mesh: Mesh, kind: str, name: str) -> Json:
+def read(mesh: ControlPlane, kind: str, name: str) -> Json:
     words = ("-n", "shop", "get", PLURALS[kind], name, "-o", "json", "--show-managed-fields")
     found: Json = json.loads(mesh.server.kubectl(*words))
     return found
 
 
-def condition(mesh: Mesh, kind: str, name: str) -> Json:
+def condition(mesh: ControlPlane, kind: str, name: str) -> Json:
     """The condition of the object as it is written now, waited for."""
 
     def current() -> Json | None:
@@ -66,7 +66,7 @@ def condition(mesh: Mesh, kind: str, name: str) -> Json:
     return found
 
 
-def test_condition_follows_correction_of_invalid_policy(mesh: Mesh) -> None:
+def test_condition_follows_correction_of_invalid_policy(mesh: ControlPlane) -> None:
     put(mesh, "AuthorizationPolicy", "mended", BAD)
     refused = condition(mesh, "AuthorizationPolicy", "mended")
     assert (refused["status"], refused["reason"]) == ("False", "Invalid")
@@ -94,7 +94,9 @@ def test_condition_follows_correction_of_invalid_policy(mesh: Mesh) -> None:
         ("PeerAuthentication", {"mtls": {"mode": "STRICT"}}, "Accepted", "in force"),
     ],
 )
-def test_condition_reasons(mesh: Mesh, kind: str, spec: Json, reason: str, said: str) -> None:
+def test_condition_reasons(
+    mesh: ControlPlane, kind: str, spec: Json, reason: str, said: str
+) -> None:
     name = f"p-{reason.lower()}"
     put(mesh, kind, name, spec)
     found = condition(mesh, kind, name)
@@ -102,7 +104,7 @@ def test_condition_reasons(mesh: Mesh, kind: str, spec: Json, reason: str, said:
     assert said in found["message"]
 
 
-def test_condition_is_written_once_by_server_side_apply(mesh: Mesh) -> None:
+def test_condition_is_written_once_by_server_side_apply(mesh: ControlPlane) -> None:
     put(mesh, "AuthorizationPolicy", "once", BAD)
     condition(mesh, "AuthorizationPolicy", "once")
     version = read(mesh, "AuthorizationPolicy", "once")["metadata"]["resourceVersion"]
@@ -114,7 +116,7 @@ def test_condition_is_written_once_by_server_side_apply(mesh: Mesh) -> None:
     assert [(m["operation"], m["subresource"]) for m in ours] == [("Apply", "status")]
 
 
-def test_condition_of_another_controller_is_not_overwritten(mesh: Mesh) -> None:
+def test_condition_of_another_controller_is_not_overwritten(mesh: ControlPlane) -> None:
     """With Istio's CRDs istiod writes this very condition."""
     put(mesh, "AuthorizationPolicy", "theirs", GOOD)
     condition(mesh, "AuthorizationPolicy", "theirs")
@@ -128,7 +130,7 @@ def test_condition_of_another_controller_is_not_overwritten(mesh: Mesh) -> None:
     assert condition(mesh, "AuthorizationPolicy", "theirs")["reason"] == "Istiod"
 
 
-def test_policy_changed_while_controller_was_stopped_is_reconciled(mesh: Mesh) -> None:
+def test_policy_changed_while_controller_was_stopped_is_reconciled(mesh: ControlPlane) -> None:
     with mesh.frozen():
         put(mesh, "AuthorizationPolicy", "meanwhile", BAD)
     assert condition(mesh, "AuthorizationPolicy", "meanwhile")["reason"] == "Invalid"
@@ -143,6 +145,6 @@ def test_policy_changed_while_controller_was_stopped_is_reconciled(mesh: Mesh) -
         "create authorizationpolicies.security.istio.io -n shop",
     ],
 )
-def test_controller_cannot_change_policies(mesh: Mesh, words: str) -> None:
+def test_controller_cannot_change_policies(mesh: ControlPlane, words: str) -> None:
     who = "--as=system:serviceaccount:ztunnel-system:ztunnel-controller"
     assert mesh.server.try_kubectl("auth", "can-i", *words.split(), who).stdout.strip() == "no"

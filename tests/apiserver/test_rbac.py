@@ -12,7 +12,7 @@ import pytest
 from tests.apiserver.objects import ambient, endpoints, pod, service
 from tests.apiserver.rbac_fixture import AGENT, SYSTEM, agent_kubeconfig, grant, manifest
 from tests.apiserver.server import ApiServer
-from tests.apiserver.source_runner import Following
+from tests.apiserver.source_runner import SourceRunner
 from tests.support.waiting import wait_until
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.client.request import ApiError
@@ -93,7 +93,7 @@ def token(server: ApiServer, agent: Path) -> str:
 
 
 def test_agent_role_suffices_to_watch_mesh(agent: Path) -> None:
-    with Following(agent) as following:
+    with SourceRunner(agent) as following:
         assert following.workload("a", "rights").protocol is TunnelProtocol.HBONE
         found = following.state.service("rights/a")
         assert found is not None
@@ -130,7 +130,7 @@ def test_agent_has_no_other_permissions(server: ApiServer, agent: Path, what: st
 
 
 def test_agent_annotates_pods_of_own_node_only(server: ApiServer, agent: Path) -> None:
-    with Following(agent) as following:
+    with SourceRunner(agent) as following:
         own, foreign = following.workload("a", "rights"), following.workload("b", "rights")
     marker = PodWriter(Access(agent).client(), "n1")
     try:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.apiserver.control_plane import Mesh
-from tests.apiserver.fault_proxy import Relay
+from tests.apiserver.control_plane import ControlPlane
+from tests.apiserver.fault_proxy import FaultProxy
 from tests.apiserver.objects import account, namespace
 from tests.apiserver.rbac_fixture import manifest
 from tests.apiserver.server import ApiServer
-from tests.apiserver.source_runner import Following
+from tests.apiserver.source_runner import SourceRunner
 from tests.support.waiting import wait_until, wait_until_async
 from ztunnel.agent.cluster.service_accounts import missing_of
 from ztunnel.identity import ca
@@ -26,18 +26,18 @@ WEB = "spiffe://cluster.local/ns/shop/sa/web"
 
 
 @pytest.fixture
-def relay(fresh_server: ApiServer) -> Iterator[Relay]:
+def relay(fresh_server: ApiServer) -> Iterator[FaultProxy]:
     fresh_server.apply(namespace("shop"), account("web", "shop"))
-    with Relay(fresh_server.port) as made:
+    with FaultProxy(fresh_server.port) as made:
         yield made
 
 
-def _lacks(following: Following, name: str) -> bool:
+def _lacks(following: SourceRunner, name: str) -> bool:
     return following.source.lacks_account("shop", name)
 
 
-def test_account_create_and_delete_are_followed(fresh_server: ApiServer, relay: Relay) -> None:
-    with Following(fresh_server.admin_kubeconfig) as following:
+def test_account_create_and_delete_are_followed(fresh_server: ApiServer, relay: FaultProxy) -> None:
+    with SourceRunner(fresh_server.admin_kubeconfig) as following:
         assert not _lacks(following, "web")
         assert _lacks(following, "other")
         fresh_server.kubectl("-n", "shop", "delete", "serviceaccount", "web")
@@ -49,10 +49,10 @@ def test_account_create_and_delete_are_followed(fresh_server: ApiServer, relay: 
 
 
 def test_no_account_is_reported_missing_while_server_is_down(
-    fresh_server: ApiServer, relay: Relay
+    fresh_server: ApiServer, relay: FaultProxy
 ) -> None:
     way = fresh_server.kubeconfig("admin", ["system:masters"], url=relay.url)
-    with Following(way, silence_timeout_s=2.0) as following:
+    with SourceRunner(way, silence_timeout_s=2.0) as following:
         assert _lacks(following, "other")
         fresh_server.stop_api(kill=True)
         wait_until(lambda: not _lacks(following, "other"), "nobody knows", timeout_s=30)
@@ -63,10 +63,10 @@ def test_no_account_is_reported_missing_while_server_is_down(
 
 
 def test_account_deleted_before_410_is_reported_missing(
-    fresh_server: ApiServer, relay: Relay
+    fresh_server: ApiServer, relay: FaultProxy
 ) -> None:
     way = fresh_server.kubeconfig("admin", ["system:masters"], url=relay.url)
-    with Following(way, silence_timeout_s=2.0) as following:
+    with SourceRunner(way, silence_timeout_s=2.0) as following:
         relay.refuse()
         fresh_server.kubectl("-n", "shop", "delete", "serviceaccount", "web")
         fresh_server.compact()
@@ -87,7 +87,7 @@ def test_agent_without_permission_for_accounts_still_syncs(
     server.apply(role)
     words = ("create", "clusterrolebinding", "no-accounts", "--clusterrole=no-accounts")
     server.kubectl(*words, "--user=no-accounts")
-    with Following(server.kubeconfig("no-accounts")) as following:
+    with SourceRunner(server.kubeconfig("no-accounts")) as following:
         wait_until(lambda: "403" in following.errors().get("ServiceAccount", ""), "it is told")
         assert not _lacks(following, "anybody")
 
@@ -98,11 +98,11 @@ async def test_no_certificate_is_requested_for_deleted_account(
     directory = tmp_path / "cluster"
     directory.mkdir()
     with ApiServer(directory, binaries) as server:
-        mesh = Mesh(server)
+        mesh = ControlPlane(server)
         server.apply(*manifest("agent-read.yaml"))
         mesh.pod("shop", "web-1", account="web", node="node1")
         agent = mesh.agent("node1")
-        with mesh.signer("one"), Following(agent) as following:
+        with mesh.controller("one"), SourceRunner(agent) as following:
             wait_until(mesh.roots, "roots are published")
             signer = CsrSigner(server.client(agent), mesh.roots, timedelta(hours=1))
             other = ca.load_or_create(tmp_path / "other", "cluster.local").roots_pem
@@ -110,7 +110,7 @@ async def test_no_certificate_is_requested_for_deleted_account(
 
 
 async def _lose_account(
-    mesh: Mesh, signer: CsrSigner, following: Following, other_roots: bytes
+    mesh: ControlPlane, signer: CsrSigner, following: SourceRunner, other_roots: bytes
 ) -> None:
     got: list[KeyPair] = []
 
@@ -134,5 +134,5 @@ async def _lose_account(
     await store.close()
 
 
-def _requests(mesh: Mesh) -> int:
+def _requests(mesh: ControlPlane) -> int:
     return len(mesh.certificates.list_certificate_signing_request().items)

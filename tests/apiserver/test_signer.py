@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from kubernetes import client
 
-from tests.apiserver.control_plane import Mesh, requests_api, wait_until
+from tests.apiserver.control_plane import ControlPlane, requests_api, wait_until
 from tests.apiserver.server import ApiServer
 from ztunnel.identity.csr import new_request
 from ztunnel.identity.csr_signer import CsrRejected
@@ -29,19 +29,19 @@ DONE = "spiffe://cluster.local/ns/shop/sa/done"
 
 
 @pytest.fixture(scope="module")
-def mesh(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+def mesh(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A server of this module's own with a running signer and some pods."""
     with ApiServer(tmp_path_factory.mktemp("signing"), binaries) as server:
-        made = Mesh(server)
+        made = ControlPlane(server)
         made.pod("shop", "web-1", account="web", node="node1")
         made.pod("shop", "away-1", account="away", node="node2")
         made.pod("shop", "host-1", account="host", node="node1", host_network=True)
         made.pod("shop", "done-1", account="done", node="node1", phase="Succeeded")
-        with made.signer("tested"):
+        with made.controller("tested"):
             yield made
 
 
-def test_agent_gets_certificate_for_pod_on_own_node(mesh: Mesh) -> None:
+def test_agent_gets_certificate_for_pod_on_own_node(mesh: ControlPlane) -> None:
     issued = mesh.request(mesh.agent("node1"), WEB)
     leaf, *_ = x509.load_pem_x509_certificates(issued.chain_pem)
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -50,13 +50,13 @@ def test_agent_gets_certificate_for_pod_on_own_node(mesh: Mesh) -> None:
     assert issued.roots_pem == mesh.roots()
 
 
-def test_agent_gets_no_certificate_for_pod_on_other_node(mesh: Mesh) -> None:
+def test_agent_gets_no_certificate_for_pod_on_other_node(mesh: ControlPlane) -> None:
     with pytest.raises(CsrRejected, match="no pod of service account shop/away runs on node1"):
         mesh.request(mesh.agent("node1"), AWAY)
     assert mesh.request(mesh.agent("node2"), AWAY).serial
 
 
-def test_no_certificate_after_pod_is_deleted(mesh: Mesh) -> None:
+def test_no_certificate_after_pod_is_deleted(mesh: ControlPlane) -> None:
     identity = "spiffe://cluster.local/ns/shop/sa/brief"
     mesh.pod("shop", "brief-1", account="brief", node="node1")
     assert mesh.request(mesh.agent("node1"), identity).serial
@@ -65,7 +65,7 @@ def test_no_certificate_after_pod_is_deleted(mesh: Mesh) -> None:
         mesh.request(mesh.agent("node1"), identity)
 
 
-def test_no_certificate_after_account_is_deleted(mesh: Mesh) -> None:
+def test_no_certificate_after_account_is_deleted(mesh: ControlPlane) -> None:
     identity = "spiffe://cluster.local/ns/shop/sa/leaver"
     mesh.pod("shop", "leaver-1", account="leaver", node="node1")
     assert mesh.request(mesh.agent("node1"), identity).serial
@@ -76,7 +76,7 @@ def test_no_certificate_after_account_is_deleted(mesh: Mesh) -> None:
     assert mesh.request(mesh.agent("node1"), identity).serial
 
 
-def test_no_certificate_while_account_is_terminating(mesh: Mesh) -> None:
+def test_no_certificate_while_account_is_terminating(mesh: ControlPlane) -> None:
     identity = "spiffe://cluster.local/ns/shop/sa/ending"
     mesh.pod("shop", "ending-1", account="ending", node="node1")
     finalizers = {"metadata": {"finalizers": ["example.com/stay"]}}
@@ -86,15 +86,15 @@ def test_no_certificate_while_account_is_terminating(mesh: Mesh) -> None:
         mesh.request(mesh.agent("node1"), identity)
 
 
-def _unbound(mesh: Mesh) -> Path:
+def _unbound(mesh: ControlPlane) -> Path:
     return mesh.server.account_kubeconfig(NAMESPACE, "ztunnel-agent")
 
 
-def _node1(mesh: Mesh) -> Path:
+def _node1(mesh: ControlPlane) -> Path:
     return mesh.agent("node1")
 
 
-def _app(mesh: Mesh) -> Path:
+def _app(mesh: ControlPlane) -> Path:
     """The token of an app's own pod, from an account that may create requests."""
     account = {"namespace": "shop", "name": "web"}
     mesh.server.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
@@ -126,7 +126,7 @@ def _csr(
     return signed.public_bytes(serialization.Encoding.PEM)
 
 
-REFUSALS: dict[str, tuple[str, Callable[[Mesh], Path | None], bytes]] = {
+REFUSALS: dict[str, tuple[str, Callable[[ControlPlane], Path | None], bytes]] = {
     "cluster-admin is no agent": ("RequesterNotAgent", lambda _: None, _csr(WEB)),
     "an app's own account": ("RequesterNotAgent", _app, _csr(WEB)),
     "the agent's account without a pod": ("TokenNotBoundToNode", _unbound, _csr(WEB)),
@@ -156,7 +156,7 @@ REFUSALS: dict[str, tuple[str, Callable[[Mesh], Path | None], bytes]] = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_invalid_request_is_denied_with_reason(mesh: Mesh, case: str) -> None:
+def test_invalid_request_is_denied_with_reason(mesh: ControlPlane, case: str) -> None:
     reason, requester, csr = REFUSALS[case]
     name = mesh.submit(requester(mesh), csr)
     assert mesh.outcome(name)[:2] == ("Denied", reason)
@@ -166,12 +166,12 @@ def test_invalid_request_is_denied_with_reason(mesh: Mesh, case: str) -> None:
 @pytest.mark.parametrize(
     "usages", [["server auth"], ["digital signature", "server auth", "client auth", "cert sign"]]
 )
-def test_other_usages_are_denied(mesh: Mesh, usages: list[str]) -> None:
+def test_other_usages_are_denied(mesh: ControlPlane, usages: list[str]) -> None:
     name = mesh.submit(mesh.agent("node1"), _csr(WEB), usages=usages)
     assert mesh.outcome(name)[:2] == ("Denied", "UsagesNotAllowed")
 
 
-def test_requester_cannot_forge_user_or_node(mesh: Mesh) -> None:
+def test_requester_cannot_forge_user_or_node(mesh: ControlPlane) -> None:
     """The API server overwrites what a requester writes of itself."""
     api = requests_api(mesh.server.client(mesh.agent("node2")))
     body = client.V1CertificateSigningRequest(
@@ -191,7 +191,7 @@ def _encoded(identity: str) -> str:
     return base64.b64encode(new_request(identity).csr_pem).decode()
 
 
-def test_externally_approved_request_is_still_checked(mesh: Mesh) -> None:
+def test_externally_approved_request_is_still_checked(mesh: ControlPlane) -> None:
     with mesh.frozen():
         name = mesh.submit(mesh.agent("node1"), _csr(AWAY))
         mesh.server.kubectl("certificate", "approve", name)
@@ -199,7 +199,7 @@ def test_externally_approved_request_is_still_checked(mesh: Mesh) -> None:
     assert not mesh.certificates.read_certificate_signing_request(name).status.certificate
 
 
-def test_requests_of_other_signers_are_ignored(mesh: Mesh) -> None:
+def test_requests_of_other_signers_are_ignored(mesh: ControlPlane) -> None:
     foreign = mesh.submit(None, _csr(WEB), signer_name="example.com/other")
     ours = mesh.submit(mesh.agent("node1"), _csr(WEB))  # came later, is done: ours only
     assert mesh.outcome(ours)[0] == "Approved"
@@ -207,7 +207,7 @@ def test_requests_of_other_signers_are_ignored(mesh: Mesh) -> None:
     assert not (status and (status.conditions or status.certificate))
 
 
-def test_controller_has_no_other_permissions(mesh: Mesh) -> None:
+def test_controller_has_no_other_permissions(mesh: ControlPlane) -> None:
     kubeconfig = mesh.server.account_kubeconfig(NAMESPACE, "ztunnel-controller")
 
     def may(*words: str) -> bool:
@@ -229,7 +229,7 @@ def test_controller_has_no_other_permissions(mesh: Mesh) -> None:
         assert not may(*words), words
 
 
-def test_agent_can_request_but_not_approve_or_list(mesh: Mesh) -> None:
+def test_agent_can_request_but_not_approve_or_list(mesh: ControlPlane) -> None:
     kubeconfig = mesh.agent("node1")
 
     def may(*words: str) -> bool:
@@ -248,13 +248,13 @@ def test_agent_can_request_but_not_approve_or_list(mesh: Mesh) -> None:
         assert not may(*words), words
 
 
-def test_missing_permission_to_request_is_reported(mesh: Mesh) -> None:
+def test_missing_permission_to_request_is_reported(mesh: ControlPlane) -> None:
     nobody = mesh.server.kubeconfig("nobody", ["nothing"])
     with pytest.raises(SigningError, match=r"403.*cannot create resource"):
         mesh.request(nobody, WEB)
 
 
-def test_roots_are_published_in_existing_and_new_namespaces(mesh: Mesh) -> None:
+def test_roots_are_published_in_existing_and_new_namespaces(mesh: ControlPlane) -> None:
     bundle = wait_until(mesh.roots)
     for namespace in ("default", "shop", "kube-system"):
         assert wait_until(partial(mesh.roots, namespace)) == bundle
@@ -262,7 +262,7 @@ def test_roots_are_published_in_existing_and_new_namespaces(mesh: Mesh) -> None:
     assert wait_until(lambda: mesh.roots("latecomer")) == bundle
 
 
-def test_deleted_roots_are_restored(mesh: Mesh) -> None:
+def test_deleted_roots_are_restored(mesh: ControlPlane) -> None:
     bundle = wait_until(mesh.roots)
     for namespace in ("default", NAMESPACE):
         wait_until(partial(mesh.roots, namespace))
@@ -270,14 +270,14 @@ def test_deleted_roots_are_restored(mesh: Mesh) -> None:
         assert wait_until(partial(mesh.roots, namespace)) == bundle
 
 
-def test_altered_roots_in_own_namespace_are_restored(mesh: Mesh) -> None:
+def test_altered_roots_in_own_namespace_are_restored(mesh: ControlPlane) -> None:
     bundle = wait_until(mesh.roots)
     patch = {"data": {"root-cert.pem": "forged"}}
     mesh.core.patch_namespaced_config_map(ROOTS_CONFIGMAP, NAMESPACE, patch)
     wait_until(lambda: mesh.roots() == bundle, "the mesh's own roots are mended")
 
 
-def test_roots_of_another_controller_are_kept_and_logged(mesh: Mesh) -> None:
+def test_roots_of_another_controller_are_kept_and_logged(mesh: ControlPlane) -> None:
     mesh.namespace("theirs")
     wait_until(lambda: mesh.roots("theirs"))
     mesh.core.patch_namespaced_config_map(
@@ -287,7 +287,7 @@ def test_roots_of_another_controller_are_kept_and_logged(mesh: Mesh) -> None:
     assert mesh.roots("theirs") == b"istiod's"
 
 
-def test_log_has_decisions_but_no_secrets(mesh: Mesh) -> None:
+def test_log_has_decisions_but_no_secrets(mesh: ControlPlane) -> None:
     mesh.request(mesh.agent("node1"), WEB)
     lines = [json.loads(line) for line in mesh.log("tested").splitlines()]
     signed = [line for line in lines if line["event"] == "certificate signed"]

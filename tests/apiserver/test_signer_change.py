@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import pytest
 from cryptography import x509
 
-from tests.apiserver.control_plane import Mesh, wait_until
+from tests.apiserver.control_plane import ControlPlane, wait_until
 from tests.apiserver.server import ApiServer
 from ztunnel.agent.cluster.certificate_issuer import certifier_of
 from ztunnel.agent.config import Options
@@ -32,20 +32,20 @@ DB = "spiffe://cluster.local/ns/shop/sa/db"
 
 
 @pytest.fixture
-def mesh(fresh_server: ApiServer) -> Mesh:
+def mesh(fresh_server: ApiServer) -> ControlPlane:
     """A control plane of the test's own, without a signer yet."""
-    made = Mesh(fresh_server)
+    made = ControlPlane(fresh_server)
     made.pod("shop", "web-1", account="web", node="node1")
     made.pod("shop", "db-1", account="db", node="node2")
     return made
 
 
-def test_standby_takes_over_with_same_ca_when_leader_dies(mesh: Mesh) -> None:
+def test_standby_takes_over_with_same_ca_when_leader_dies(mesh: ControlPlane) -> None:
     agent = mesh.agent("node1")
-    with mesh.signer("one") as first:
+    with mesh.controller("one") as first:
         wait_until(lambda: mesh.leader() == "one")
         before = mesh.request(agent, WEB)
-        with mesh.signer("two"):
+        with mesh.controller("two"):
             first.send_signal(signal.SIGKILL)
             first.wait(10)
             after = mesh.request(agent, WEB, timeout=60)
@@ -54,29 +54,29 @@ def test_standby_takes_over_with_same_ca_when_leader_dies(mesh: Mesh) -> None:
     assert after.serial != before.serial
 
 
-def test_request_made_without_controller_is_signed_later(mesh: Mesh) -> None:
+def test_request_made_without_controller_is_signed_later(mesh: ControlPlane) -> None:
     from ztunnel.identity.csr import new_request
 
     agent = mesh.agent("node1")
     name = mesh.submit(agent, new_request(WEB).csr_pem)
-    with mesh.signer("late"):
+    with mesh.controller("late"):
         assert mesh.outcome(name)[0] == "Approved"
 
 
-def test_graceful_shutdown_releases_lease(mesh: Mesh) -> None:
-    with mesh.signer("one", "--lease-duration=200") as first:
+def test_graceful_shutdown_releases_lease(mesh: ControlPlane) -> None:
+    with mesh.controller("one", "--lease-duration=200") as first:
         wait_until(lambda: mesh.leader() == "one")
-        with mesh.signer("two", "--lease-duration=200"):
+        with mesh.controller("two", "--lease-duration=200"):
             first.send_signal(signal.SIGTERM)
             assert first.wait(60) == 0
             wait_until(lambda: mesh.leader() == "two")
             assert mesh.request(mesh.agent("node1"), WEB).serial
 
 
-def test_concurrent_start_creates_one_ca(mesh: Mesh) -> None:
+def test_concurrent_start_creates_one_ca(mesh: ControlPlane) -> None:
     with contextlib.ExitStack() as running:
         for name in ("a", "b", "c"):
-            running.enter_context(mesh.signer(name))
+            running.enter_context(mesh.controller(name))
         bundle = wait_until(mesh.roots)
         assert mesh.request(mesh.agent("node1"), WEB).serial
         assert mesh.leader() in ("a", "b", "c")
@@ -85,9 +85,9 @@ def test_concurrent_start_creates_one_ca(mesh: Mesh) -> None:
     assert base64.b64decode(secret.data["root-cert.pem"]) == bundle
 
 
-def test_controller_recovers_after_api_server_restart(mesh: Mesh) -> None:
+def test_controller_recovers_after_api_server_restart(mesh: ControlPlane) -> None:
     agent = mesh.agent("node1")
-    with mesh.signer("one") as process:
+    with mesh.controller("one") as process:
         assert mesh.request(agent, WEB).serial
         mesh.server.stop_api(kill=True)
         wait_until(lambda: "leadership lost" in mesh.log("one"))
@@ -96,10 +96,10 @@ def test_controller_recovers_after_api_server_restart(mesh: Mesh) -> None:
         assert process.poll() is None
 
 
-def test_invalid_ca_secret_is_logged_and_not_used(mesh: Mesh) -> None:
+def test_invalid_ca_secret_is_logged_and_not_used(mesh: ControlPlane) -> None:
     parts = new_ca()
     plug(mesh, {**parts, ca.CA_KEY: new_ca()[ca.CA_KEY]})
-    with mesh.signer("one"):
+    with mesh.controller("one"):
         wait_until(lambda: "ca-key.pem is not the key of ca-cert.pem" in mesh.log("one"))
         assert not mesh.roots()
         plug(mesh, parts)
@@ -108,11 +108,11 @@ def test_invalid_ca_secret_is_logged_and_not_used(mesh: Mesh) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["plugged in", "made by the signer"])
-async def test_ca_rotation_without_failed_connections(mesh: Mesh, first: str) -> None:
+async def test_ca_rotation_without_failed_connections(mesh: ControlPlane, first: str) -> None:
     """Two nodes connect all the time while the Secret is replaced, until the old root is gone."""
     old, new = new_ca(), new_ca()
     plug(mesh, old) if first == "plugged in" else None
-    with mesh.signer("one", "--cert-ttl=12"):
+    with mesh.controller("one", "--cert-ttl=12"):
         wait_until(mesh.roots)
         before = mesh.roots()
         connected = await _connect_while_rotating(mesh, new, before)
@@ -120,7 +120,7 @@ async def test_ca_rotation_without_failed_connections(mesh: Mesh, first: str) ->
     assert mesh.roots() == new[ca.ROOT_CERT]
 
 
-async def _connect_while_rotating(mesh: Mesh, new: dict[str, bytes], before: bytes) -> int:
+async def _connect_while_rotating(mesh: ControlPlane, new: dict[str, bytes], before: bytes) -> int:
     async with _node(mesh, "node1", WEB) as web, _node(mesh, "node2", DB) as db:
         async with asyncio.timeout(30):
             while not (web and db):
@@ -155,7 +155,7 @@ async def _connect_while_rotating(mesh: Mesh, new: dict[str, bytes], before: byt
 
 
 @contextlib.asynccontextmanager
-async def _node(mesh: Mesh, node: str, identity: str) -> AsyncIterator[list[KeyPair]]:
+async def _node(mesh: ControlPlane, node: str, identity: str) -> AsyncIterator[list[KeyPair]]:
     """An agent's certificates, the newest last."""
     nowhere = mesh.server.directory / "unused"
     certifier = certifier_of(
@@ -214,7 +214,7 @@ def new_ca() -> dict[str, bytes]:
     return ca.self_signed("cluster.local", datetime.now(UTC))
 
 
-def plug(mesh: Mesh, parts: dict[str, bytes]) -> None:
+def plug(mesh: ControlPlane, parts: dict[str, bytes]) -> None:
     """What an operator does: kubectl apply of the Secret."""
     data = {name: base64.b64encode(part).decode() for name, part in parts.items()}
     metadata = {"name": PLUGGED_CA, "namespace": NAMESPACE}

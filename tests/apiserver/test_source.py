@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.apiserver.fault_proxy import Relay
+from tests.apiserver.fault_proxy import FaultProxy
 from tests.apiserver.objects import Object, ambient, endpoints, namespace, node, pod, service
 from tests.apiserver.server import ROOT, ApiServer
-from tests.apiserver.source_runner import Following
+from tests.apiserver.source_runner import SourceRunner
 from tests.support.waiting import wait_until
 from ztunnel.kube.client import reflector
 from ztunnel.mesh.model import TunnelProtocol
@@ -20,17 +20,17 @@ SHORT = 2.0  # seconds of silence that these tests take for a dead connection
 
 
 @pytest.fixture
-def relay(fresh_server: ApiServer) -> Iterator[Relay]:
-    with Relay(fresh_server.port) as made:
+def relay(fresh_server: ApiServer) -> Iterator[FaultProxy]:
+    with FaultProxy(fresh_server.port) as made:
         yield made
 
 
 @pytest.fixture
-def following(fresh_server: ApiServer, relay: Relay) -> Iterator[Following]:
+def following(fresh_server: ApiServer, relay: FaultProxy) -> Iterator[SourceRunner]:
     """By the relay, with one enrolled pod `a` of namespace `mesh` in the first view."""
     fresh_server.apply(ambient("mesh"), pod("a", "mesh", "10.1.0.1"))
     kubeconfig = fresh_server.kubeconfig("admin", ["system:masters"], url=relay.url)
-    with Following(kubeconfig, silence_timeout_s=SHORT) as made:
+    with SourceRunner(kubeconfig, silence_timeout_s=SHORT) as made:
         assert made.workload("a", "mesh").protocol is TunnelProtocol.HBONE
         yield made
 
@@ -44,7 +44,7 @@ def test_every_kind_is_translated(server: ApiServer) -> None:
         service("web", "kinds"),
         endpoints("web", "kinds", ("a", "10.2.0.1")),
     )
-    with Following(server.admin_kubeconfig) as following:
+    with SourceRunner(server.admin_kubeconfig) as following:
         workload = following.workload("a", "kinds")
         assert workload.identity == "spiffe://cluster.local/ns/kinds/sa/a"
         assert (workload.protocol, workload.node) == (TunnelProtocol.HBONE, "n1")
@@ -58,7 +58,7 @@ def test_every_kind_is_translated(server: ApiServer) -> None:
 
 def test_enrollment_follows_namespace_label(server: ApiServer) -> None:
     server.apply(namespace("labels"), pod("a", "labels", "10.3.0.1"))
-    with Following(server.admin_kubeconfig) as following:
+    with SourceRunner(server.admin_kubeconfig) as following:
         assert following.workload("a", "labels").protocol is TunnelProtocol.NONE
         server.kubectl("label", "ns", "labels", "istio.io/dataplane-mode=ambient")
         wait_until(
@@ -72,7 +72,7 @@ def test_enrollment_follows_namespace_label(server: ApiServer) -> None:
 
 def test_change_is_delivered_as_delta(server: ApiServer) -> None:
     server.apply(ambient("delta"), *(pod(f"p{n}", "delta", f"10.4.0.{n}") for n in range(1, 12)))
-    with Following(server.admin_kubeconfig) as following:
+    with SourceRunner(server.admin_kubeconfig) as following:
         first = len(following.changes)
         server.kubectl("-n", "delta", "label", "pod", "p7", "colour=blue")
         wait_until(lambda: len(following.changes) > first, "a delta")
@@ -85,7 +85,7 @@ def test_change_is_delivered_as_delta(server: ApiServer) -> None:
 
 def test_change_of_unused_field_is_no_delta(server: ApiServer) -> None:
     server.apply(ambient("quiet"), pod("a", "quiet", "10.5.0.1"))
-    with Following(server.admin_kubeconfig) as following:
+    with SourceRunner(server.admin_kubeconfig) as following:
         first = len(following.changes)
         server.kubectl("-n", "quiet", "annotate", "pod", "a", "example.com/note=x")
         server.kubectl("-n", "quiet", "label", "pod", "a", "seen=1")
@@ -94,7 +94,7 @@ def test_change_of_unused_field_is_no_delta(server: ApiServer) -> None:
 
 
 def test_cut_watch_continues_without_loss_or_duplicates(
-    fresh_server: ApiServer, relay: Relay, following: Following
+    fresh_server: ApiServer, relay: FaultProxy, following: SourceRunner
 ) -> None:
     fresh_server.apply(pod("past", "mesh", "10.1.0.9"))
     fresh_server.kubectl("-n", "mesh", "delete", "pod", "past", "--grace-period=0", "--force")
@@ -113,7 +113,7 @@ def test_cut_watch_continues_without_loss_or_duplicates(
 
 
 def test_silent_connection_is_replaced(
-    fresh_server: ApiServer, relay: Relay, following: Following
+    fresh_server: ApiServer, relay: FaultProxy, following: SourceRunner
 ) -> None:
     relay.freeze()
     fresh_server.apply(pod("b", "mesh", "10.1.0.2"))
@@ -125,7 +125,7 @@ def test_silent_connection_is_replaced(
 
 
 def test_last_state_stays_in_force_while_server_is_lost(
-    fresh_server: ApiServer, relay: Relay, following: Following
+    fresh_server: ApiServer, relay: FaultProxy, following: SourceRunner
 ) -> None:
     known, told = following.workload("a", "mesh"), len(following.changes)
     relay.refuse()
@@ -143,7 +143,7 @@ def test_last_state_stays_in_force_while_server_is_lost(
 
 @pytest.mark.parametrize("kill", [False, True])
 def test_watch_continues_after_server_restart(
-    fresh_server: ApiServer, following: Following, kill: bool
+    fresh_server: ApiServer, following: SourceRunner, kill: bool
 ) -> None:
     told = len(following.changes)
     fresh_server.stop_api(kill=kill)
@@ -156,7 +156,7 @@ def test_watch_continues_after_server_restart(
 
 
 def test_410_after_compaction_leads_to_relist(
-    fresh_server: ApiServer, relay: Relay, following: Following
+    fresh_server: ApiServer, relay: FaultProxy, following: SourceRunner
 ) -> None:
     fresh_server.apply(pod("b", "mesh", "10.1.0.2"), pod("c", "mesh", "10.1.0.3"))
     wait_until(lambda: following.workload("c", "mesh"), "both pods")
@@ -180,7 +180,7 @@ def test_410_after_compaction_leads_to_relist(
 def test_source_waits_for_server_at_start(fresh_server: ApiServer) -> None:
     fresh_server.apply(ambient("mesh"), pod("a", "mesh", "10.1.0.1"))
     fresh_server.stop_api()
-    following = Following(fresh_server.admin_kubeconfig)
+    following = SourceRunner(fresh_server.admin_kubeconfig)
     following.start()
     with_error = wait_until(following.errors, "an error to show")
     assert "Pod" in with_error
@@ -195,7 +195,7 @@ def test_policies_are_followed_after_crds_are_installed(
     fresh_server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reflector, "NOT_INSTALLED_RETRY_S", 0.5)
-    with Following(fresh_server.admin_kubeconfig) as following:
+    with SourceRunner(fresh_server.admin_kubeconfig) as following:
         assert following.mirror.snapshot().policies == ()
         assert following.errors() == {}  # not installed is no error
         fresh_server.kubectl("apply", "--server-side", "-f", str(ROOT / "deploy/crds"))
@@ -212,7 +212,7 @@ def test_first_view_includes_policies(fresh_server: ApiServer) -> None:
     fresh_server.kubectl("apply", "--server-side", "-f", str(ROOT / "deploy/crds"))
     fresh_server.kubectl("wait", "--for=condition=Established", "crd", "--all")
     fresh_server.apply(namespace("guarded"), denial("guarded"))
-    with Following(fresh_server.admin_kubeconfig) as following:
+    with SourceRunner(fresh_server.admin_kubeconfig) as following:
         assert len(following.changes[0].policies) == 1  # never a view without it
 
 
@@ -228,7 +228,7 @@ def denial(space: str) -> Object:
 
 def test_stop_while_watches_are_opening(server: ApiServer) -> None:
     for _ in range(5):
-        following = Following(server.admin_kubeconfig)
+        following = SourceRunner(server.admin_kubeconfig)
         following.__enter__()
         began = time.monotonic()
         following.__exit__(None, None, None)

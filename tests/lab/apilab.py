@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 from urllib.error import HTTPError
 
-from tests.apiserver.fault_proxy import Relay
+from tests.apiserver.fault_proxy import FaultProxy
 from tests.apiserver.objects import account
 from tests.apiserver.rbac_fixture import agent_kubeconfig, grant
 from tests.apiserver.server import ApiServer
@@ -51,7 +51,7 @@ class ApiLab:
         self.lab = Lab(
             name, nodes=nodes, mesh=False, agent_options=options, pod_uid=self._create_pod
         )
-        self.relays: dict[str, Relay] = {}
+        self.relays: dict[str, FaultProxy] = {}
         self._posted: dict[Key, Object] = {}
         self._seen: dict[Path, tuple[int, int]] = {}
         self._keys: dict[Path, Key] = {}
@@ -84,7 +84,7 @@ class ApiLab:
         for name in names:
             with netns.inside(self.lab.names.node_netns(name)):
                 listener = socket.create_server(("127.0.0.1", self.server.port))
-            self.relays[name] = self._stack.enter_context(Relay(self.server.port, listener))
+            self.relays[name] = self._stack.enter_context(FaultProxy(self.server.port, listener))
             found = agent_kubeconfig(self.server, name)
             found.rename(self.server.directory / f"{name}.kubeconfig")
         self._thread.start()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.apiserver.control_plane import Mesh
+from tests.apiserver.control_plane import ControlPlane
 from tests.apiserver.objects import ambient
 from tests.apiserver.server import ApiServer
 from tests.apiserver.test_signer_change import new_ca, plug
@@ -38,13 +38,15 @@ TTL = 16  # seconds; renewed at half of it
 
 
 @pytest.fixture(scope="module")
-def cluster(_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ApiLab, Mesh]]:
+def cluster(
+    _root: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[ApiLab, ControlPlane]]:
     """A caller on node1, a shop on node2, both in the mesh; a signer on the API server."""
     with ApiServer(tmp_path_factory.mktemp("cluster")) as server:
-        mesh = Mesh(server)
+        mesh = ControlPlane(server)
         options = ("--namespace", NAMESPACE)
         with (
-            mesh.signer("one", f"--cert-ttl={TTL}"),
+            mesh.controller("one", f"--cert-ttl={TTL}"),
             ApiLab(f"c{os.getpid() % 100000}", server, agent_options=options) as made,
         ):
             problems = made.lab.apply(
@@ -74,7 +76,7 @@ def certificates(api: ApiLab, node: str) -> dict[str, Any]:
     return {row["identity"]: row for row in (answer or {}).get("certificates", ())}
 
 
-def test_each_node_holds_what_its_own_pods_are(cluster: tuple[ApiLab, Mesh]) -> None:
+def test_each_node_holds_what_its_own_pods_are(cluster: tuple[ApiLab, ControlPlane]) -> None:
     api, _ = cluster
     assert not api.lab.names.ca.joinpath("ca-key.pem").exists()  # no CA on any node
     for node, account in (("node1", "mesh/sa/caller"), ("node2", "shop/sa/shop")):
@@ -85,7 +87,7 @@ def test_each_node_holds_what_its_own_pods_are(cluster: tuple[ApiLab, Mesh]) -> 
 
 
 def test_deleted_account_gets_nothing_more_until_it_is_made_again(
-    cluster: tuple[ApiLab, Mesh],
+    cluster: tuple[ApiLab, ControlPlane],
 ) -> None:
     api, mesh = cluster
 
@@ -114,7 +116,9 @@ def test_deleted_account_gets_nothing_more_until_it_is_made_again(
     wait_until(is_answered, "the caller speaks again", timeout_s=10)
 
 
-def test_root_is_replaced_under_requests_and_none_fails(cluster: tuple[ApiLab, Mesh]) -> None:
+def test_root_is_replaced_under_requests_and_none_fails(
+    cluster: tuple[ApiLab, ControlPlane],
+) -> None:
     """At each step the shop leaves the mesh and comes back, so that new tunnels are made."""
     api, mesh = cluster
     new = new_ca()
