@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztctl` on a real node: what it shows of a lab, also while agent and proxy are down."""
+"""`ztctl` with a lab, also while agent and proxy are down."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ZTCTL = Path(sys.executable).with_name("ztctl")
 
 
 def ztctl(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run the command as a person would."""
+    """Run `ztctl WORDS...` for the lab."""
     argv = [str(ZTCTL), "--lab", lab.names.name, *words]
     return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
 
 
 def rows(lab: Lab, *words: str) -> list[dict[str, Any]]:
-    """What it shows, as data."""
+    """The output as data."""
     done = ztctl(lab, *words, "-o", "json")
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
@@ -36,16 +36,16 @@ def test_workloads_services_and_certificates_are_listed(lab: Lab) -> None:
     assert workloads["plain", "client"]["protocol"] == "NONE"
     services = {(row["namespace"], row["name"]) for row in rows(lab, "service", "list")}
     assert ("default", "my-app") in services
-    held = {(row["node"], row["identity"]) for row in rows(lab, "certificate", "list")}
-    assert ("node2", "spiffe://cluster.local/ns/default/sa/server") in held
+    certificates = {(row["node"], row["identity"]) for row in rows(lab, "certificate", "list")}
+    assert ("node2", "spiffe://cluster.local/ns/default/sa/server") in certificates
     assert not any("key" in field for row in rows(lab, "certificate", "list") for field in row)
 
 
-def test_status_tells_of_every_node(lab: Lab) -> None:
+def test_status_covers_all_nodes(lab: Lab) -> None:
     assert [row["node"] for row in rows(lab, "status")] == ["node1", "node2"]
 
 
-def test_a_live_connection_is_shown_from_both_sides(lab: Lab) -> None:
+def test_open_connection_is_listed_on_both_nodes(lab: Lab) -> None:
     target = addresses(lab, "server")[4]
     script = Path(__file__).with_name("apps") / "client.py"
     held = lab.popen("client", sys.executable, str(script), "hold", target, "7000")
@@ -56,15 +56,15 @@ def test_a_live_connection_is_shown_from_both_sides(lab: Lab) -> None:
         held.stdin.write(b"through\n")
         held.stdin.flush()
         assert held.stdout.readline() == b"through\n"
-        both = {
+        sides = {
             (row["node"], row["direction"])
             for row in rows(lab, "connection", "list")
             if f"{target}:7000" in (row["destination"]["address"], row["hbone_addr"])
         }
-        assert both == {("node1", "outbound"), ("node2", "inbound")}
+        assert sides == {("node1", "outbound"), ("node2", "inbound")}
         done = ztctl(lab, "--node", "node1", "redirect", "show", "default/client", "-o", "json")
-        shown = json.loads(done.stdout)["connections"]
-        assert f"{target}:7000" in {row["original_dst"] for row in shown}
+        flows = json.loads(done.stdout)["connections"]
+        assert f"{target}:7000" in {row["original_dst"] for row in flows}
     finally:
         held.stdin.close()
         held.wait(10)
@@ -80,13 +80,13 @@ def test_redirect_works_while_agent_and_proxy_are_down(lab: Lab) -> None:
         assert client(lab, "client", "poke", addresses(lab, "server")[4], 7000)
         after = {row["pod"]: row for row in rows(lab, "--node", "node1", "redirect", "list")}
         assert set(after) == set(before)
-        grown = after["default/client"]["redirected"] - before["default/client"]["redirected"]
-        assert grown == 1
+        increase = after["default/client"]["redirected"] - before["default/client"]["redirected"]
+        assert increase == 1
         done = ztctl(lab, "--node", "node1", "workload", "list")
         assert done.returncode == 3
         assert "node1" in done.stderr
     finally:
-        lab.up()  # mends: each of the two is ready only with the other
+        lab.up()  # starts both: each is ready only with the other
     target = addresses(lab, "server")[4]
     wait_until(
         lambda: client(lab, "client", "poke", target, 7000) == {"end": "data"},
@@ -94,8 +94,8 @@ def test_redirect_works_while_agent_and_proxy_are_down(lab: Lab) -> None:
     )
 
 
-def test_watch_reports_connections_as_they_come(lab: Lab) -> None:
-    """There is traffic until the watch has seen some, however long it takes to start."""
+def test_watch_reports_connections(lab: Lab) -> None:
+    """The traffic continues until the watch has reported some."""
     argv = [str(ZTCTL), "--lab", lab.names.name, "--node", "node1", "redirect", "watch"]
     argv += ["--interval", "0.02", "--for", "50", "-o", "json"]
     script, target = Path(__file__).with_name("apps") / "client.py", addresses(lab, "server")[4]
@@ -113,7 +113,7 @@ def test_watch_reports_connections_as_they_come(lab: Lab) -> None:
     assert (event["node"], event["pod"]) == ("node1", "default/client")
 
 
-def test_uninstall_refuses_a_node_whose_agent_runs(lab: Lab) -> None:
+def test_uninstall_fails_while_the_agent_runs(lab: Lab) -> None:
     done = ztctl(lab, "--node", "node1", "uninstall")
     assert done.returncode == 1
     assert f"ztctl lab down --name {lab.names.name}" in done.stderr

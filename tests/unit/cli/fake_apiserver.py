@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An API server as far as `ztctl --context` needs one: pods, tokens, exec and port-forward.
+"""A fake API server with what `ztctl --context` uses: pods, tokens, exec and port-forward.
 
-A real one hands exec and port-forward on to a kubelet, which tests have none of. This one runs the
-command, or dials the port, here, and speaks the kubelet's side of the websocket protocol
-v4.channel.k8s.io. Ports are those of real `ztunnel.agent.api.remote_admin_server.Door`s in front
-of the agents.
+A real one forwards exec and port-forward to a kubelet. The fake runs the command, or connects to
+the port, on this machine, and implements the server side of the websocket protocol
+v4.channel.k8s.io. The ports are those of `ztunnel.agent.api.remote_admin_server`, the real server,
+in front of the fake agents.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ _STDOUT, _STDERR, _ERROR = b"\1", b"\2", b"\3"
 
 
 class ApiServer:
-    """`agents` maps a node to the run directory of its agent; `forbidden` ones answer 403.
+    """`agents` maps nodes to the run directories of their agents.
 
-    `notes` maps a node to its agent's annotation; `denied` has `exec`, `portforward`, `token`.
+    `annotations` maps nodes to the annotations of their agents' pods. Requests for the nodes in
+    `forbidden` get 403, as do the requests in `denied`: `exec`, `portforward` or `token`. `execs`,
+    `forwards` and `tokens` record the requests.
     """
 
     def __init__(self, directory: Path) -> None:
         self.agents: dict[str, Path] = {}
         self.forbidden: set[str] = set()
-        self.notes: dict[str, str] = {}
+        self.annotations: dict[str, str] = {}
         self.denied: set[str] = set()
         self.execs: list[list[str]] = []
         self.forwards: list[int] = []
         self.tokens: dict[str, str] = {}  # token → audience
-        self.is_strict = False  # no token is good enough
+        self.is_strict = False  # reject all tokens
         self._endpoints: list[tuple[Door, asyncio.Task[None]]] = []
         self.kubeconfig = directory / "kubeconfig"
         self._loop = asyncio.new_event_loop()
@@ -68,7 +70,7 @@ class ApiServer:
         endpoint = asyncio.run_coroutine_threadsafe(self._open_endpoint(node), self._loop).result(
             10
         )
-        self.notes[node] = str(endpoint.doorway)
+        self.annotations[node] = str(endpoint.doorway)
         return endpoint
 
     async def _open_endpoint(self, node: str) -> Door:
@@ -83,7 +85,7 @@ class ApiServer:
 
     def _refusal(self, token: str, audience: str) -> str:
         is_good = self.tokens.get(token) == audience and not self.is_strict
-        return "" if is_good else "a stranger's token"
+        return "" if is_good else "unknown token"
 
     async def _start(self) -> int:
         application = web.Application()
@@ -105,7 +107,9 @@ class ApiServer:
             {
                 "metadata": {
                     "name": f"agent-{node}",
-                    "annotations": {ANNOTATION: self.notes[node]} if node in self.notes else None,
+                    "annotations": {ANNOTATION: self.annotations[node]}
+                    if node in self.annotations
+                    else None,
                 },
                 "spec": {"nodeName": node},
             }
@@ -131,16 +135,16 @@ class ApiServer:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        await self._carry(socket, process)
+        await self._forward_streams(socket, process)
         return socket
 
     async def _token(self, request: web.Request) -> web.Response:
         if "token" in self.denied:
             return web.json_response({"message": "serviceaccounts/token is forbidden"}, status=403)
-        asked = await request.json()
+        review = await request.json()
         token = f"token-{len(self.tokens)}"
-        (self.tokens[token],) = asked["spec"]["audiences"]
-        return web.json_response(asked | {"status": {"token": token}}, status=201)
+        (self.tokens[token],) = review["spec"]["audiences"]
+        return web.json_response(review | {"status": {"token": token}}, status=201)
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         node = request.match_info["name"].removeprefix("agent-")
@@ -173,7 +177,7 @@ class ApiServer:
         writer.close()
         return socket
 
-    async def _carry(
+    async def _forward_streams(
         self, socket: web.WebSocketResponse, process: asyncio.subprocess.Process
     ) -> None:
         async def out(stream: asyncio.StreamReader, channel: bytes) -> None:

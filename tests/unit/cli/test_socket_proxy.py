@@ -193,11 +193,11 @@ def test_errors_of_both_transports_are_reported(
     assert "by exec: get and create pods/exec: " in done.output
 
 
-@pytest.mark.parametrize("note", ["", "80", "80 sha256:abc", "99999 sha256:" + "a" * 64])
+@pytest.mark.parametrize("annotation", ["", "80", "80 sha256:abc", "99999 sha256:" + "a" * 64])
 def test_exec_is_used_without_a_valid_annotation(
-    ztctl: Ztctl, cluster: ApiServer, agents: dict[str, Agent], note: str
+    ztctl: Ztctl, cluster: ApiServer, agents: dict[str, Agent], annotation: str
 ) -> None:
-    cluster.notes = dict.fromkeys(agents, note)
+    cluster.annotations = dict.fromkeys(agents, annotation)
     assert ztctl(*_list(cluster)).exit_code == 0
     assert len(cluster.execs) == 2
     done = ztctl(*_list(cluster, "--transport", "port-forward"))
@@ -211,7 +211,7 @@ def test_rejected_token_is_reported(
     cluster.is_strict = True
     done = ztctl(*_list(cluster, "--node", "node1", "--transport", "port-forward"))
     assert done.exit_code == 3
-    assert "the agent rejects the token: a stranger's token" in done.output
+    assert "the agent rejects the token: unknown token" in done.output
 
 
 def test_impostor_at_the_port_gets_no_token_and_is_reported(
@@ -219,7 +219,7 @@ def test_impostor_at_the_port_gets_no_token_and_is_reported(
 ) -> None:
     """Another process of the node is bound to the agent's port."""
     with _Impostor() as impostor:
-        cluster.notes["node1"] = f"{impostor.port} sha256:{'a' * 64}"
+        cluster.annotations["node1"] = f"{impostor.port} sha256:{'a' * 64}"
         done = ztctl(*_list(cluster, "--node", "node1"))
     assert done.exit_code == 3
     assert "expected the key in the annotation of pod agent-node1" in done.output
@@ -233,7 +233,7 @@ def test_closed_port_is_reported_with_the_kubelet_error(
 ) -> None:
     with _Impostor() as gone:
         pass
-    cluster.notes["node1"] = f"{gone.port} sha256:{'a' * 64}"
+    cluster.annotations["node1"] = f"{gone.port} sha256:{'a' * 64}"
     done = ztctl(*_list(cluster, "--node", "node1", "--transport", "port-forward"))
     assert done.exit_code == 3
     assert f"port {gone.port} of pod agent-node1: dial: " in done.output

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests, the object directory, names and images."""
+"""The lab's manifests, object directory, names and images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ POLICY: Object = {
 }
 
 
-def test_the_demo_holds_a_client_the_deployment_its_service_and_an_enrolled_namespace() -> None:
+def test_demo_has_client_deployment_service_and_enrolled_namespace() -> None:
     found = {str(key_of(obj)) for obj in read_manifests([demo_manifests()])}
     assert found == {
         "Namespace default",
@@ -31,7 +31,7 @@ def test_the_demo_holds_a_client_the_deployment_its_service_and_an_enrolled_name
     }
 
 
-def test_lists_and_several_documents_are_unpacked(tmp_path: Path) -> None:
+def test_lists_and_documents_are_flattened(tmp_path: Path) -> None:
     manifest = tmp_path / "all.yaml"
     manifest.write_text(
         "apiVersion: v1\nkind: List\nitems:\n"
@@ -43,20 +43,20 @@ def test_lists_and_several_documents_are_unpacked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["kind: Pod\n", "- 1\n", "a: [\n"])
-def test_a_bad_manifest_is_refused_by_its_path(tmp_path: Path, text: str) -> None:
+def test_invalid_manifest_is_an_error_with_its_path(tmp_path: Path, text: str) -> None:
     manifest = tmp_path / "bad.yaml"
     manifest.write_text(text)
     with pytest.raises(LabError, match=r"bad\.yaml"):
         read_manifests([manifest])
 
 
-def test_unknown_kinds_are_stored_verbatim(tmp_path: Path) -> None:
+def test_unknown_kinds_are_stored_unchanged(tmp_path: Path) -> None:
     objects = ObjectStore(tmp_path)
     assert objects.put(POLICY)
     assert objects.load() == {Key("AuthorizationPolicy", "shop", "deny"): POLICY}
 
 
-def test_writing_the_same_object_again_touches_nothing(tmp_path: Path) -> None:
+def test_unchanged_object_is_not_written_again(tmp_path: Path) -> None:
     objects = ObjectStore(tmp_path)
     objects.put(POLICY)
     assert not objects.put(POLICY)
@@ -66,12 +66,12 @@ def test_writing_the_same_object_again_touches_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a-b", "A", "1a", "x" * 17, "../x"])
-def test_lab_names_that_could_reach_another_labs_things_are_refused(name: str) -> None:
+def test_ambiguous_lab_names_are_rejected(name: str) -> None:
     with pytest.raises(LabError, match="not usable"):
         LabNames(name, Path("/sys/fs/cgroup"))
 
 
-def test_long_pod_names_stay_distinct_namespaces() -> None:
+def test_long_pod_names_have_distinct_namespaces() -> None:
     names = LabNames("lab", Path("/sys/fs/cgroup"))
     one, two = (names.pod_netns("default", "x" * 80 + end) for end in "ab")
     assert one != two
@@ -88,16 +88,16 @@ def test_long_pod_names_stay_distinct_namespaces() -> None:
         ("registry:5000/team/app", "app"),
     ],
 )
-def test_images_are_known_by_their_base_name(image: str, name: str) -> None:
+def test_images_are_identified_by_their_base_name(image: str, name: str) -> None:
     assert images.base_name(image) == name
 
 
-def test_command_and_args_of_the_spec_come_first() -> None:
+def test_command_and_args_of_the_container_take_precedence() -> None:
     container = {"name": "c", "image": "whatever", "command": ["echo"], "args": [1]}
     assert images.argv(container, {}) == ["echo", "1"]
 
 
-def test_a_config_map_extends_the_table() -> None:
+def test_config_map_adds_images() -> None:
     config = {
         "kind": "ConfigMap",
         "metadata": {"name": "ztunnel-lab-images", "namespace": "default"},
@@ -108,12 +108,12 @@ def test_a_config_map_extends_the_table() -> None:
     assert argv == ["sh", "-c", 'exec ./app "$@"', "app", "-v"]
 
 
-def test_an_unknown_image_without_a_command_says_how_to_mend_it() -> None:
+def test_unknown_image_without_command_is_an_error_with_hint() -> None:
     with pytest.raises(images.UnknownImageError, match="ztunnel-lab-images"):
         images.argv({"name": "c", "image": "mystery"}, {})
 
 
-def test_downward_api_fields_reach_the_environment() -> None:
+def test_downward_api_fields_are_in_the_environment() -> None:
     container = {
         "name": "c",
         "image": "x",

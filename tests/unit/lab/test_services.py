@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Virtual addresses, endpoints, the rules and the names made of them."""
+"""The lab's services: virtual addresses, EndpointSlices, kube-proxy rules and DNS."""
 
 from __future__ import annotations
 
@@ -58,29 +58,29 @@ def planned(*objects: Object) -> dict[Key, Object]:
 
 
 def endpoints(objects: dict[Key, Object], name: str) -> dict[str, bool]:
-    piece = objects[Key("EndpointSlice", "default", name)]
-    return {e["addresses"][0]: e["conditions"]["ready"] for e in piece["endpoints"]}
+    endpoint_slice = objects[Key("EndpointSlice", "default", name)]
+    return {e["addresses"][0]: e["conditions"]["ready"] for e in endpoint_slice["endpoints"]}
 
 
-def test_a_service_gets_a_stable_address_of_each_family() -> None:
+def test_service_gets_a_stable_address_of_each_family() -> None:
     first = services.plan_services(planned(service()))[0]["spec"]
     assert [addresses.is_ipv6(ip) for ip in first["clusterIPs"]] == [False, True]
     assert first == services.plan_services(planned(service(), service("other")))[-1]["spec"]
 
 
-def test_addresses_that_collide_take_the_next_free_one() -> None:
+def test_colliding_service_gets_the_next_free_address() -> None:
     first = addresses.service_addresses("default/web", ())
     assert addresses.service_addresses("default/web", first) != first
 
 
-def test_an_address_asked_for_is_given_and_single_stack_is_honoured() -> None:
+def test_requested_address_and_single_stack_are_respected() -> None:
     fixed = planned(service(clusterIP="10.96.7.7"))[Key("Service", "default", "web")]["spec"]
     assert fixed["clusterIPs"] == ["10.96.7.7"]
     six = planned(service(ipFamilies=["IPv6"]))[Key("Service", "default", "web")]["spec"]
     assert [addresses.is_ipv6(ip) for ip in six["clusterIPs"]] == [True]
 
 
-def test_slices_hold_selected_pods_of_each_family_with_readiness() -> None:
+def test_slices_contain_selected_pods_of_each_family_with_readiness() -> None:
     objects = planned(service(), pod(2), pod(3, ready=False), pod(4, app="other"))
     assert endpoints(objects, "web-ipv4") == {"10.244.1.2": True, "10.244.1.3": False}
     assert endpoints(objects, "web-ipv6") == {
@@ -100,7 +100,7 @@ def test_named_target_port_is_resolved_per_pod() -> None:
     assert ports == {"web-ipv4": 1000, "web-ipv4-1": 2000}
 
 
-def test_slices_of_a_removed_service_are_stale_but_those_written_by_hand_are_not() -> None:
+def test_slices_of_a_deleted_service_are_stale_but_manual_ones_are_not() -> None:
     objects = planned(service(), pod(2))
     del objects[Key("Service", "default", "web")]
     objects[Key("EndpointSlice", "default", "mine")] = {
@@ -111,7 +111,7 @@ def test_slices_of_a_removed_service_are_stale_but_those_written_by_hand_are_not
     assert {key.name for key in stale} == {"web-ipv4", "web-ipv6"}
 
 
-def test_rules_choose_among_ready_endpoints_only() -> None:
+def test_rules_select_only_ready_endpoints() -> None:
     objects = planned(service(clusterIP="10.96.7.7"), pod(2), pod(3), pod(4, ready=False))
     script = kube_proxy.render(list(kube_proxy.frontends(objects)), ("172.30.0.1", "fd00:30::1"))
     assert "numgen random mod 2 map { 0 : 10.244.1.2 . 8080, 1 : 10.244.1.3 . 8080 }" in script
@@ -119,12 +119,12 @@ def test_rules_choose_among_ready_endpoints_only() -> None:
     assert "10.96.7.7 . tcp . 80 : goto svc0" in script
 
 
-def test_rules_hold_nothing_for_headless_services_and_those_without_endpoints() -> None:
-    objects = planned(service(clusterIP="None"), service("lonely"), pod(2))
+def test_headless_services_and_services_without_endpoints_have_no_rules() -> None:
+    objects = planned(service(clusterIP="None"), service("unselected"), pod(2))
     assert not list(kube_proxy.frontends(objects))
 
 
-def ask(zone: Zone, name: str, kind: str = "A") -> tuple[str, set[str]]:
+def resolve(zone: Zone, name: str, kind: str = "A") -> tuple[str, set[str]]:
     reply = answer(dns.message.make_query(name, kind), zone)
     return dns.rcode.to_text(reply.rcode()), {str(r) for rrset in reply.answer for r in rrset}
 
@@ -143,44 +143,48 @@ def zone() -> Zone:
     )
 
 
-def test_service_name_has_both_families(zone: Zone) -> None:
-    assert ask(zone, "web.default.svc.cluster.local") == ("NOERROR", {"10.96.7.7"})
-    assert ask(zone, "WEB.default.svc.cluster.local", "AAAA")[1] == {"fd00:10:96::707"}
+def test_service_name_resolves_to_both_families(zone: Zone) -> None:
+    assert resolve(zone, "web.default.svc.cluster.local") == ("NOERROR", {"10.96.7.7"})
+    assert resolve(zone, "WEB.default.svc.cluster.local", "AAAA")[1] == {"fd00:10:96::707"}
 
 
-def test_headless_service_is_its_ready_pods(zone: Zone) -> None:
-    found = ask(zone, "bare.default.svc.cluster.local")
+def test_headless_service_resolves_to_its_ready_pods(zone: Zone) -> None:
+    found = resolve(zone, "bare.default.svc.cluster.local")
     assert found == ("NOERROR", {"10.244.1.2", "10.244.1.3"})
 
 
 def test_external_name_is_an_alias(zone: Zone) -> None:
-    assert ask(zone, "outside.default.svc.cluster.local")[1] == {"example.com."}
+    assert resolve(zone, "outside.default.svc.cluster.local")[1] == {"example.com."}
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "rcode"),
     [
         ("nothing.default.svc.cluster.local", "A", "NXDOMAIN"),
-        ("web.default.svc.cluster.local", "TXT", "NOERROR"),  # it exists, it has no such data
-        ("default.svc.cluster.local", "A", "NOERROR"),  # exists because names below it do
+        (
+            "web.default.svc.cluster.local",
+            "TXT",
+            "NOERROR",
+        ),  # the name has no TXT record
+        ("default.svc.cluster.local", "A", "NOERROR"),  # an empty non-terminal
         ("example.com", "A", "REFUSED"),
         ("10.1.96.10.in-addr.arpa", "PTR", "REFUSED"),
     ],
 )
-def test_what_is_not_there_is_said_in_the_right_way(
+def test_negative_responses_have_the_right_code(
     zone: Zone, name: str, kind: str, rcode: str
 ) -> None:
-    assert ask(zone, name, kind) == (rcode, set())
+    assert resolve(zone, name, kind) == (rcode, set())
 
 
-def test_negative_answers_carry_the_soa_so_that_resolvers_may_cache_them(zone: Zone) -> None:
+def test_negative_responses_have_the_soa_for_caching(zone: Zone) -> None:
     query = dns.message.make_query("nothing.default.svc.cluster.local", "A")
     reply = answer(query, zone)
     assert [rrset.rdtype.name for rrset in reply.authority] == ["SOA"]
     assert reply.flags & dns.flags.AA
 
 
-def test_what_is_no_query_is_not_implemented(zone: Zone) -> None:
+def test_other_opcodes_are_not_implemented(zone: Zone) -> None:
     query = dns.message.make_query("web.default.svc.cluster.local", "A")
     query.set_opcode(dns.opcode.NOTIFY)
     assert answer(query, zone).rcode() == dns.rcode.NOTIMP
