@@ -37,6 +37,9 @@ def problems() -> Iterator[str]:
         name = str(path.relative_to(ROOT))
         for problem in (*_links(path, text), *_commands(text), *_names(text, name)):
             yield f"{name}: {problem}"
+    for path in sorted((ROOT / "tests").rglob("README.md")):
+        for problem in _links(path, path.read_text(encoding="utf-8")):
+            yield f"{path.relative_to(ROOT)}: {problem}"
     yield from _unreachable(pages)
     yield from _mentions()
 
