@@ -117,7 +117,7 @@ def check_request(facts: CsrFacts, config: CsrPolicyConfig) -> Claim | Denied:
     if identity.trust_domain != config.trust_domain:
         return Denied(
             Reason.TRUST_DOMAIN,
-            f"{identity} is not in the trust domain {config.trust_domain} "
+            f"{identity} is not in the trust domain {config.trust_domain}; "
             "hint: start agent and controller with the same --trust-domain",
         )
     ttl = min(facts.lifetime or config.max_ttl, config.max_ttl)
@@ -136,7 +136,7 @@ def check_claim(claim: Claim, pods: Sequence[Pod], *, account_exists: bool) -> A
         return Denied(
             Reason.NO_ACCOUNT,
             f"service account {account} does not exist, but pod {running[0].name} runs as it on "
-            f"{claim.node} hint: recreate the account, or delete the pod",
+            f"{claim.node}; hint: recreate the account, or delete the pod",
         )
     if running:
         message = f"pod {running[0].namespace}/{running[0].name} runs on {claim.node}"

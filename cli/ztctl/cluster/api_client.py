@@ -6,7 +6,6 @@ Only the kinds in deploy/ are supported, so API discovery is not needed.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -14,15 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
-
 from ztctl.cluster.manifests import Object, title
 from ztctl.errors import CommandError, NotReachableError
 from ztunnel.kube.client.access import Access, AccessError
+from ztunnel.kube.client.request import (
+    APPLY_PATCH,
+    CONFLICT,
+    FORBIDDEN,
+    JSON,
+    NOT_FOUND,
+    UNAUTHORIZED,
+    ApiError,
+    send,
+)
 
 FIELD_MANAGER = "ztctl"
-REQUEST_TIMEOUT_S = (5, 30)  # to connect, to respond
+REQUEST_TIMEOUT_S = 30.0
 POLL_INTERVAL_S = 0.5
 _PLURALS = {  # kind: plural, and whether it is namespaced
     "ClusterRole": ("clusterroles", False),
@@ -126,31 +132,26 @@ class ApiServer:
         query: Mapping[str, str] | None = None,
         missing_ok: bool = False,
     ) -> Object | None:
-        kind = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
         try:
-            response = self._api.call_api(
-                *self._api.param_serialize(
-                    method,
-                    path,
-                    query_params=list((query or {}).items()),
-                    header_params={"Accept": "application/json", "Content-Type": kind},
-                    body=body,
-                    auth_settings=["BearerToken"],
-                ),
-                _request_timeout=REQUEST_TIMEOUT_S,
+            response: Object = send(
+                self._api,
+                method,
+                path,
+                query=query,
+                body=body,
+                content_type=APPLY_PATCH if method == "PATCH" else JSON,
+                timeout_s=REQUEST_TIMEOUT_S,
             )
-            response.read()
-        except (HTTPError, OSError) as error:
+        except ApiError as error:
+            if error.status == NOT_FOUND and missing_ok:
+                return None
+            if error.status:
+                raise _status_error(method, path, error) from error
             raise NotReachableError(
-                f"{method} {path} at {self.url} failed: {_first_line(error)}; "
+                f"{method} {path} at {self.url} failed: {error}; "
                 "hint: check the cluster, or set --kubeconfig or --context"
             ) from error
-        if response.status == 404 and missing_ok:
-            return None
-        if not 200 <= response.status < 300:
-            raise _status_error(method, path, ApiException(http_resp=response))
-        decoded: Object = json.loads(response.data)
-        return decoded
+        return response
 
 
 def path_of(obj: Object) -> str:
@@ -199,19 +200,10 @@ def _without_volatile(obj: Object) -> Object:
     return stable
 
 
-def _status_error(method: str, path: str, error: ApiException) -> CommandError:
-    try:
-        message = str(json.loads(error.body or "")["message"])
-    except (ValueError, TypeError, KeyError):
-        message = str(error.reason)
-    text = f"{method} {path} failed: the API server responded {error.status}: {message}"
-    if error.status == 409 and method == "PATCH":
+def _status_error(method: str, path: str, error: ApiError) -> CommandError:
+    text = f"{method} {path} failed: the API server responded {error.status}: {error.message}"
+    if error.status == CONFLICT and method == "PATCH":
         return CommandError(f"{text}; hint: --force takes ownership of these fields")
-    if error.status in (401, 403):
+    if error.status in (UNAUTHORIZED, FORBIDDEN):
         return CommandError(f"{text}; hint: use the credentials of a cluster administrator")
     return CommandError(text)
-
-
-def _first_line(error: Exception) -> str:
-    cause = getattr(error, "reason", None) or error
-    return str(cause).splitlines()[0] if str(cause) else type(error).__name__

@@ -39,7 +39,7 @@ class Access:
         reason = " ".join(str(error).split())
         if self.kubeconfig is None:
             return (
-                f"cannot load in-cluster credentials: {reason} "
+                f"cannot load in-cluster credentials: {reason}; "
                 "hint: outside of a cluster, use --kubeconfig"
             )
         return f"cannot use kubeconfig {self.kubeconfig}: {reason}"

@@ -23,9 +23,9 @@ JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
-BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE = 400, 401, 403, 404, 409, 410
+UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE = 401, 403, 404, 409, 410
 
-_MAX_MESSAGE_CHARS = 320
+_MAX_LINE_CHARS = 320
 
 Json = Any  # a decoded response
 
@@ -33,13 +33,15 @@ Json = Any  # a decoded response
 class ApiError(Exception):
     """A request failed. `status` is the HTTP status, 0 if there was no response.
 
-    The text is one line: the status and the server's own message, or the cause of the failure.
+    `message` is the server's message or the cause of the failure. The exception's text is one line
+    of limited length, for logs and status.
     """
 
     def __init__(self, status: int, message: str) -> None:
         self.status = status
-        self.message = message[:_MAX_MESSAGE_CHARS]
-        super().__init__(f"{status}: {self.message}" if status else self.message)
+        self.message = message
+        line = " ".join(message.split())[:_MAX_LINE_CHARS]
+        super().__init__(f"{status}: {line}" if status else line)
 
 
 class _Status(msgspec.Struct):
@@ -157,7 +159,7 @@ def _open(client: Any, request: Request) -> Any:
 def _message_of(text: bytes, reason: str) -> str:
     """The message of a Status object; the HTTP reason if the body is something else."""
     try:
-        return " ".join(msgspec.json.decode(text, type=_Status).message.split())
+        return msgspec.json.decode(text, type=_Status).message
     except msgspec.DecodeError:
         return reason
 

@@ -50,7 +50,7 @@ class CsrSigner:
         """Raises CsrRejected or SigningError."""
         if not self._roots():
             raise SigningError(
-                "the mesh's root certificates are not published yet "
+                "the mesh's root certificates are not published yet; "
                 "hint: check that `ztunnel controller` runs"
             )
         created = await self._send("POST", _PATH, self._request(csr_pem))
