@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""client → proxy → HBONE → proxy → server on loopback, beside plain TCP in the same run.
+"""Measures client → proxy → HBONE → proxy → server on loopback, and plain TCP in the same run.
 
     python bench/relay.py [--rounds 5] [--only crowd] [--profile DIR]
 
-No root, no BPF, but gcc for the load: what the relay itself costs. Prints medians, ratios to plain
-TCP, and the CPU of both workers for one unit of work, which a busy machine blurs least. With
---profile both workers run under cProfile and leave `a.prof` and `b.prof` there. ZTUNNEL_COMPILED=no
-measures the sources where compiled modules are there.
+Measures the cost of the relay alone: needs no root and no BPF, but gcc for the load generator.
+Prints medians, ratios to plain TCP, and the CPU time of both workers per unit of work, which
+depends least on other load. With --profile both workers run under cProfile and write `a.prof` and
+`b.prof` to that directory. ZTUNNEL_COMPILED=no measures the sources even if compiled modules exist.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not here: dns.py is no library
+sys.path[0] = str(
+    Path(__file__).resolve().parent.parent
+)  # not this directory: dns.py would shadow a library
 
 from ztunnel import compiled  # noqa: E402
 
 compiled.load()
 
 from bench.load import Load, build  # noqa: E402
+from tests.support.waiting import wait_until  # noqa: E402
 from tests.unit.proxy.certs import Authority  # noqa: E402
-from tests.unit.proxy.harness import Node, fresh_ip, wait_for, workload  # noqa: E402
+from tests.unit.proxy.harness import Node, fresh_ip, workload  # noqa: E402
 from ztunnel.mesh.model import SocketAddress  # noqa: E402
 from ztunnel.telemetry.logs import configure_logs  # noqa: E402
 
@@ -46,21 +49,21 @@ CROWD, CROWD_SECONDS = 16, 1.0  # connections at a time
 SINK, ECHO = b"S", b"E"
 
 
-class Way(NamedTuple):
-    """How to the server: through the mesh, or not."""
+class Route(NamedTuple):
+    """A route to the server: through the mesh, or plain TCP."""
 
     dial: Callable[[], socket.socket]
     address: tuple[str, int]
     load: Load
 
 
-Found = tuple[float, float]  # what was measured, and for how many pieces of work
+Result = tuple[float, float]  # the measured value, and the number of units of work
 
 
-def bulk(way: Way) -> Found:
-    """Gbit/s of one stream, until the server says it has all."""
+def bulk(route: Route) -> Result:
+    """Gbit/s of one stream, until the server confirms the last byte."""
     block = memoryview(os.urandom(BLOCK))
-    sock = way.dial()
+    sock = route.dial()
     sock.sendall(SINK)
     started = time.perf_counter()
     for _ in range(BULK // BLOCK):
@@ -72,9 +75,9 @@ def bulk(way: Way) -> Found:
     return BULK * 8 / took / 1e9, BULK / 1e6
 
 
-def trip(way: Way) -> Found:
-    """Median µs of a 64-byte round trip."""
-    sock = way.dial()
+def trip(route: Route) -> Result:
+    """Median of a 64-byte round trip, in µs."""
+    sock = route.dial()
     sock.sendall(ECHO)
     times = []
     for _ in range(TRIPS):
@@ -86,11 +89,11 @@ def trip(way: Way) -> Found:
     return statistics.median(times) * 1e6, TRIPS
 
 
-def connections(way: Way) -> Found:
-    """New connections a second, one at a time, each with one round trip."""
+def connections(route: Route) -> Result:
+    """New connections per second, one at a time, each with one round trip."""
     started = time.perf_counter()
     for _ in range(CONNECTIONS):
-        sock = way.dial()
+        sock = route.dial()
         sock.sendall(ECHO + b"x" * 64)
         got = 0
         while got < 64:
@@ -99,16 +102,16 @@ def connections(way: Way) -> Found:
     return CONNECTIONS / (time.perf_counter() - started), CONNECTIONS
 
 
-def crowd(way: Way) -> Found:
-    """New connections a second, CROWD at a time, each with one round trip."""
-    words = ("connect", *way.address, CROWD, CROWD_SECONDS)
-    report = way.load.run(list, *words, seconds=CROWD_SECONDS)
-    # the load warms up for 0.1 s, which costs CPU too
+def crowd(route: Route) -> Result:
+    """New connections per second, CROWD at a time, each with one round trip."""
+    args = ("connect", *route.address, CROWD, CROWD_SECONDS)
+    report = route.load.run(list, *args, seconds=CROWD_SECONDS)
+    # the load generator warms up for 0.1 s, which costs CPU too
     return report["count"] / report["seconds"], report["count"] * (1 + 0.1 / CROWD_SECONDS)
 
 
 class Setup:
-    """Two workers in processes of their own, their agents here."""
+    """Two workers in their own processes; their fake agents run in this one."""
 
     def __init__(self, profile: Path | None) -> None:
         mesh = [workload("a", fresh_ip()), workload("b", fresh_ip())]
@@ -126,7 +129,7 @@ class Setup:
         for node in self.nodes:
             node.agent.start()
         for node in self.nodes:
-            wait_for(partial(_is_ready, node), "workers")
+            wait_until(partial(_is_ready, node), "workers to be ready")
 
     @property
     def workers(self) -> list[int]:
@@ -142,12 +145,12 @@ class Setup:
         self.directory.cleanup()
 
     @property
-    def ways(self) -> tuple[Way, Way]:
-        """Through the mesh, and without it."""
+    def routes(self) -> tuple[Route, Route]:
+        """Through the mesh, and plain."""
         target = (self.target.ip, self.target.port)
         return (
-            Way(self.meshed, self.nodes[0].outbound, self.load),
-            Way(self.plain, target, self.load),
+            Route(self.meshed, self.nodes[0].outbound, self.load),
+            Route(self.plain, target, self.load),
         )
 
     def meshed(self) -> socket.socket:
@@ -178,7 +181,7 @@ class Setup:
 
 
 def free_port() -> int:
-    """One that nobody has now."""
+    """A port that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     return port
@@ -194,13 +197,15 @@ def main() -> None:
     parser.add_argument("--profile", type=Path)
     parser.add_argument("--only", choices=["bulk", "trip", "connections", "crowd"])
     options = parser.parse_args()
-    with open(os.devnull, "w", encoding="utf-8") as sys.stderr:  # written, and its cost counted
+    with open(
+        os.devnull, "w", encoding="utf-8"
+    ) as sys.stderr:  # logs are rendered, so their cost counts
         configure_logs("json")
         run(options)
 
 
 def run(options: argparse.Namespace) -> None:
-    works = [
+    measurements = [
         ("bulk, 1 stream", "Gbit/s", bulk, "MB"),
         ("round trip 64 B p50", "µs", trip, "trip"),
         ("new connections", "1/s", connections, "connection"),
@@ -209,14 +214,14 @@ def run(options: argparse.Namespace) -> None:
     print("hot modules:", "compiled" if compiled.is_loaded() else "sources")
     setup = Setup(options.profile)
     try:
-        for name, unit, measure, piece in works:
+        for name, unit, measure, piece in measurements:
             if options.only not in (None, measure.__name__):
                 continue
             before = cpu(setup.workers)
             ours, plain, pieces = rounds(setup, measure, options.rounds)
             report(name, unit, ours, plain)
             spent = (cpu(setup.workers) - before) / pieces
-            print(f"{'':22} CPU of both workers {spent * 1e6:.1f} µs a {piece}", flush=True)
+            print(f"{'':22} CPU of both workers {spent * 1e6:.1f} µs per {piece}", flush=True)
         for pid in setup.workers:
             status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
             rss = next(line for line in status.splitlines() if line.startswith("VmRSS"))
@@ -228,7 +233,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def cpu(pids: list[int]) -> float:
-    """Seconds of CPU that these processes have used."""
+    """CPU seconds that these processes have used."""
     return sum(
         int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0]) / 1e9
         for pid in pids
@@ -236,10 +241,10 @@ def cpu(pids: list[int]) -> float:
 
 
 def rounds(
-    setup: Setup, measure: Callable[[Way], Found], count: int
+    setup: Setup, measure: Callable[[Route], Result], count: int
 ) -> tuple[list[float], list[float], float]:
-    """Peers interleaved, so that a noisy neighbour hits both; and how many pieces were ours."""
-    meshed, bare = setup.ways
+    """Interleaves both routes, so that other load affects both; also returns the units of work."""
+    meshed, bare = setup.routes
     ours, plain = [], []
     for _ in range(count):
         plain.append(measure(bare)[0])

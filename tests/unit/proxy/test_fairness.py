@@ -16,7 +16,7 @@ from ztunnel.proxy.conntrack.record import Direction, Record
 from ztunnel.proxy.conntrack.tracker import make_peer
 from ztunnel.proxy.io.buffers import BUFFER_BYTES, BufferPool
 from ztunnel.proxy.io.event_loop import READ, EventLoop
-from ztunnel.proxy.tunnel.relay import APP_EVENTS, StreamRelay
+from ztunnel.proxy.tunnel.stream_relay import APP_EVENTS, StreamRelay
 from ztunnel.proxy.tunnel.tunnel import Tunnel
 
 CONNECT = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80")]

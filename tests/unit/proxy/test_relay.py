@@ -19,7 +19,7 @@ from tests.unit.proxy.conftest import Pair
 from tests.unit.proxy.harness import DEADLINE
 from ztunnel.hbone.constants import CONNECTION_WINDOW_BYTES, MAX_HELD_BYTES
 from ztunnel.proxy.handlers.inbound import HboneConnection
-from ztunnel.proxy.tunnel.relay import StreamRelay
+from ztunnel.proxy.tunnel.stream_relay import StreamRelay
 
 MIB = 1 << 20
 RST = struct.pack("ii", 1, 0)
@@ -106,7 +106,7 @@ def test_request_and_fin_sent_before_the_tunnel_exists_arrive(pair: Pair) -> Non
 
 def test_a_small_message_is_read_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     again: list[StreamRelay] = []
-    monkeypatch.setattr(StreamRelay, "_again", again.append)  # what reads a socket once more
+    monkeypatch.setattr(StreamRelay, "_defer_pump", again.append)  # what reads a socket once more
     client, server = connect(pair)
     for _ in range(10):
         client.sendall(b"question")

@@ -66,7 +66,7 @@ class Ends:
     def read(self) -> bytes:
         """What there is now, with what came with the handshake."""
         plain = bytes(self.buffer.view[: self.session.read_into(self.buffer)])
-        while not self.session.end and select.select([self.session.sock], [], [], 0)[0]:
+        while not self.session.end_reason and select.select([self.session.sock], [], [], 0)[0]:
             plain += bytes(self.buffer.view[: self.session.read_into(self.buffer)])
         return plain
 
@@ -208,25 +208,25 @@ def test_nothing_is_left_behind_wherever_the_octets_are_cut(
             wait_readable(ends.session.sock)
             received += ends.read()
         assert received == plain
-        assert not ends.session.end
+        assert not ends.session.end_reason
 
 
 def test_the_peers_end_is_told_apart_from_silence(ends: Ends) -> None:
     assert ends.read() == b""
-    assert ends.session.end == ""
+    assert ends.session.end_reason == ""
     with contextlib.suppress(ssl.SSLWantReadError):
         ends.peer.tls.unwrap()
     ends.sock.sendall(ends.peer.outgoing.read())
     wait_readable(ends.session.sock)
     ends.read()
-    assert ends.session.end == "closed by peer"
+    assert ends.session.end_reason == "closed by peer"
 
 
 def test_octets_that_are_no_record_of_the_session_end_it(ends: Ends) -> None:
     ends.sock.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
     wait_readable(ends.session.sock)
     assert ends.read() == b""
-    assert "bad record mac" in ends.session.end
+    assert "bad record mac" in ends.session.end_reason
 
 
 def test_our_goodbye_reaches_the_peer(ends: Ends) -> None:
@@ -323,13 +323,13 @@ def test_key_updates_are_answered_though_nothing_else_is_said(authority: Authori
                         program.stdin.flush()
                         wait_readable(mine)
                         received += bytes(buffer.view[: session.read_into(buffer)])
-                        assert not session.end, session.end
+                        assert not session.end_reason, session.end_reason
                 session.write(buffer, 1)  # with the newest key
                 assert not session.pending
                 program.stdin.close()
                 wait_readable(mine)
-                while not session.end:
+                while not session.end_reason:
                     session.read_into(buffer)
             program.wait(DEADLINE)
             assert received.count(b"and on\n") == MANY_UPDATES // 10
-            assert session.end == "closed by peer"
+            assert session.end_reason == "closed by peer"

@@ -19,7 +19,7 @@ class Wire:
     written: list[bytes] = field(default_factory=list)
     kept: list[bytes] = field(default_factory=list)
     stuck: bool = False
-    end: str = ""
+    end_reason: str = ""
 
     @property
     def pending(self) -> bool:

@@ -27,7 +27,8 @@ from ztunnel.proxy.io.event_loop import HANGUP
 from ztunnel.proxy.io.socket_pool import SocketPool
 from ztunnel.proxy.io.sockets import local_address, peer_address
 from ztunnel.proxy.local_pod import Pod
-from ztunnel.proxy.tunnel.relay import APP_EVENTS, SocketRelay
+from ztunnel.proxy.tunnel.socket_relay import SocketRelay
+from ztunnel.proxy.tunnel.stream_relay import APP_EVENTS
 from ztunnel.telemetry.worker_counters import ConnectionPeers
 
 

@@ -32,7 +32,7 @@ from ztunnel.proxy.io.connector import Connector
 from ztunnel.proxy.io.socket_pool import SocketPool
 from ztunnel.proxy.local_pod import Pod
 from ztunnel.proxy.tunnel.datagram_relay import CAPSULE_PROTOCOL, UdpFlow
-from ztunnel.proxy.tunnel.relay import StreamRelay
+from ztunnel.proxy.tunnel.stream_relay import StreamRelay
 from ztunnel.proxy.tunnel.tunnel import EARLY_DATA_BYTES, Tunnel
 from ztunnel.telemetry.response_flags import with_prefix
 from ztunnel.telemetry.worker_counters import ConnectionPeers

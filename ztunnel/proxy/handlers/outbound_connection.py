@@ -20,7 +20,8 @@ from ztunnel.proxy.conntrack.record import Record
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.io.event_loop import HANGUP, INPUT
 from ztunnel.proxy.local_pod import Pod
-from ztunnel.proxy.tunnel.relay import APP_EVENTS, SocketRelay, StreamRelay
+from ztunnel.proxy.tunnel.socket_relay import SocketRelay
+from ztunnel.proxy.tunnel.stream_relay import APP_EVENTS, StreamRelay
 
 
 class OutboundState(Enum):

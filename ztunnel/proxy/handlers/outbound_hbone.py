@@ -25,7 +25,7 @@ from ztunnel.proxy.local_pod import Pod
 from ztunnel.proxy.tls.credentials import Credentials
 from ztunnel.proxy.tunnel.connection_plan import ConnectionPlan
 from ztunnel.proxy.tunnel.pool import DialContext
-from ztunnel.proxy.tunnel.relay import StreamRelay
+from ztunnel.proxy.tunnel.stream_relay import StreamRelay
 from ztunnel.proxy.tunnel.tunnel import EARLY_DATA_BYTES, Tunnel
 from ztunnel.telemetry.response_flags import Flag, Reason
 

@@ -13,7 +13,7 @@ from ztunnel.proxy.context import Context
 from ztunnel.proxy.handlers.outbound_connection import DIALING, OutboundConnection
 from ztunnel.proxy.io.connector import Connector
 from ztunnel.proxy.local_pod import Pod
-from ztunnel.proxy.tunnel.relay import SocketRelay
+from ztunnel.proxy.tunnel.socket_relay import SocketRelay
 from ztunnel.telemetry.worker_counters import ConnectionPeers
 
 

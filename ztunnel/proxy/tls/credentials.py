@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutual TLS 1.3 between workloads: contexts from certificates, and who the peer is."""
+"""Mutual TLS 1.3 between workloads: TLS contexts from certificates, and the peer's identity."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ztunnel.proxy.tls.session import TlsSession
 ALPN = b"h2"
 CIPHERS = frozenset({"TLS_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256"})  # istio ztunnel: tls
 _Key = EllipticCurvePrivateKey | RSAPrivateKey
-_SESSION_ID = b"ztunnel"  # whose sessions a server takes up again; OpenSSL demands a name
+_SESSION_ID_CONTEXT = b"ztunnel"  # session ID context: OpenSSL requires one to resume sessions
 
 
 class PeerVerificationError(Exception):
-    """The handshake was good TLS but not a peer we talk to; the text says why."""
+    """TLS succeeded, but the peer is not acceptable; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Credentials:
-    """What one identity shows and trusts. A renewal makes a new object."""
+    """The certificate and roots of one identity. A renewal creates a new object."""
 
     identity: str
     not_after: float  # Unix seconds
@@ -39,20 +39,20 @@ class Credentials:
 
 
 def load_credentials(certificate: Certificate) -> Credentials:
-    """Contexts of both roles. Raises ValueError when the material does not fit together."""
+    """TLS contexts for both roles. Raises ValueError for an inconsistent certificate message."""
     roots = x509.load_pem_x509_certificates(certificate.roots_pem)
     chain = x509.load_pem_x509_certificates(certificate.chain_pem)
     key = load_pem_private_key(certificate.key_pem, None)
     if not isinstance(key, _Key):
-        raise ValueError("the key is neither of an elliptic curve nor RSA")
+        raise ValueError("the private key is neither EC nor RSA")
     try:
         client = _context(SSL.TLS_CLIENT_METHOD, roots, chain, key)
         server = _context(SSL.TLS_SERVER_METHOD, roots, chain, key)
     except SSL.Error as error:
-        raise ValueError(f"certificate, key and roots do not fit together: {error}") from error
+        raise ValueError(f"certificate, key and roots are inconsistent: {error}") from error
     client.set_alpn_protos([ALPN])
     server.set_alpn_select_callback(_choose_protocol)
-    server.set_session_id(_SESSION_ID)
+    server.set_session_id(_SESSION_ID_CONTEXT)
     return Credentials(
         identity=certificate.identity,
         not_after=certificate.not_after,
@@ -62,10 +62,11 @@ def load_credentials(certificate: Certificate) -> Credentials:
 
 
 def check_peer(session: TlsSession) -> str:
-    """The peer's SPIFFE id after the handshake; RefusedPeerError if this is not HBONE's TLS.
+    """The peer's SPIFFE ID after the handshake; PeerVerificationError if TLS is not HBONE's.
 
-    A resumed session proves who the peer was when it was made: that ends with its certificate.
-    New roots or a new certificate of ours are a new context, which resumes nothing old.
+    A resumed session proves the peer's identity at the time of the full handshake. It is valid
+    until the peer's certificate expires. New roots or a new certificate of this side create a new
+    context, which cannot resume older sessions.
     """
     if session.cipher not in CIPHERS:
         raise PeerVerificationError(f"cipher {session.cipher} is not one of {sorted(CIPHERS)}")
@@ -76,17 +77,17 @@ def check_peer(session: TlsSession) -> str:
         if session.resumed and is_expired(certificate):
             raise PeerVerificationError("the certificate of the resumed session has expired")
         return _spiffe_id(certificate)
-    except ValueError as error:  # OpenSSL took it, a stricter parser does not
+    except ValueError as error:  # OpenSSL accepted it, the stricter parser does not
         raise PeerVerificationError(f"certificate cannot be read: {error}") from error
 
 
 def is_expired(certificate: x509.Certificate) -> bool:
-    """Whether it has expired since the handshake."""
+    """Whether the certificate has expired since the handshake."""
     return certificate.not_valid_after_utc.timestamp() < time.time()
 
 
 def trust_domain(identity: str) -> str:
-    """The trust domain of a SPIFFE id, empty when it is not one."""
+    """The trust domain of a SPIFFE ID; empty for any other text."""
     try:
         return spiffe.parse(identity).trust_domain
     except spiffe.SpiffeError:
@@ -94,28 +95,28 @@ def trust_domain(identity: str) -> str:
 
 
 def _spiffe_id(certificate: x509.Certificate) -> str:
-    """The first URI SAN that is a workload's SPIFFE id."""
+    """The first URI SAN that is the SPIFFE ID of a workload."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
-        raise PeerVerificationError("certificate has no SPIFFE id") from None
+        raise PeerVerificationError("certificate has no SPIFFE ID") from None
     for value in names.get_values_for_type(x509.UniformResourceIdentifier):
         if trust_domain(value):
             return value
-    raise PeerVerificationError("certificate has no SPIFFE id")
+    raise PeerVerificationError("certificate has no SPIFFE ID")
 
 
 def _choose_protocol(
     _: SSL.Connection, offered: Sequence[bytes]
 ) -> bytes | SSL._NoOverlappingProtocols:
-    """A server's choice; who offers no HTTP/2 is told by `check_peer`."""
+    """Select h2; `check_peer` rejects a client that does not offer it."""
     return ALPN if ALPN in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 
 
 def _context(
     method: int, roots: list[x509.Certificate], chain: list[x509.Certificate], key: _Key
 ) -> SSL.Context:
-    """No name is checked: peers are known by SPIFFE id, see `check_peer`."""
+    """Without host name checks: `check_peer` checks the SPIFFE ID."""
     context = SSL.Context(method)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
@@ -124,9 +125,9 @@ def _context(
     assert store is not None
     for root in roots:
         store.add_cert(X509.from_cryptography(root))
-    own, *above = chain
-    context.use_certificate(own)
-    for issuer in above:
+    leaf, *issuers = chain
+    context.use_certificate(leaf)
+    for issuer in issuers:
         context.add_extra_chain_cert(issuer)
     context.use_privatekey(key)
     context.check_privatekey()

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a TCP socket to a verified TLS session, without blocking and with a deadline.
+"""Turns a TCP socket into a verified TLS session, without blocking and with a timeout.
 
-      client: CONNECTING → TLS → done | failed
-      server:              TLS → done | failed
+    client: CONNECTING ─▶ HANDSHAKING ─▶ DONE
+    server:               HANDSHAKING ─▶ DONE
+                          (any failure)─▶ DONE, the socket is closed
 
-The socket belongs to the handshake until `done` gives it away; on failure it is closed here.
+The handshake owns the socket until it passes the session to its owner.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from ztunnel.proxy.tls import credentials
 from ztunnel.proxy.tls.session import CertificateError, TlsError, TlsSession
 from ztunnel.telemetry.response_flags import Flag, Reason
 
-HANDSHAKE_TIMEOUT_S = 10.0  # seconds for TCP connect and TLS together; istio ztunnel's
+HANDSHAKE_TIMEOUT_S = 10.0  # for TCP connect and TLS together, as in istio ztunnel
 
 
 class HandshakeOwner(Protocol):
-    """Who waits for the outcome; exactly one of the two is called, once."""
+    """Receives the outcome: exactly one of the two methods is called, once."""
 
     def handshake_done(self, handshake: Handshake, session: TlsSession, peer: str) -> None: ...
 
@@ -36,7 +37,7 @@ class HandshakeOwner(Protocol):
 
 
 class Handshake:
-    """One handshake. `check_identity` says why a SPIFFE id is not acceptable, or empty."""
+    """One handshake. `check_identity` returns why a SPIFFE ID is not acceptable, or ''."""
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class Handshake:
         check_identity: Callable[[str], str],
         resume: SSL.Session | None = None,
     ) -> None:
-        """`resume`: a session of `context` to take up (client), if the server still knows it."""
+        """`resume` (client): a session of `context` to resume, if the server still accepts it."""
         self._loop = loop
         self._sock = sock
         self._context = context
@@ -63,9 +64,9 @@ class Handshake:
         self._timer = loop.call_later(HANDSHAKE_TIMEOUT_S, self._expired)
 
     def connect(self, address: SocketAddress) -> None:
-        """Client: dial, then speak TLS."""
+        """Client: dial, then start TLS."""
         try:
-            fin_on_close(self._sock)  # GOAWAY and close_notify are to arrive
+            fin_on_close(self._sock)  # so that GOAWAY and close_notify are delivered
             connected = start_connect(self._sock, address)
         except OSError as error:
             self._fail(f"connect to {address}: {error.strerror or error}")
@@ -76,11 +77,11 @@ class Handshake:
             self._watch(WRITE)
 
     def accept(self) -> None:
-        """Server: speak TLS on an accepted connection."""
+        """Server: start TLS on an accepted connection."""
         self._begin(server_side=True)
 
     def abort(self, reason: str) -> None:
-        """Give up from outside (drain, pod removal); the owner hears of it."""
+        """Fail the handshake from outside, for a drain or a pod removal."""
         self._fail(reason)
 
     def on_ready(self, mask: int) -> None:
@@ -110,8 +111,8 @@ class Handshake:
         try:
             wait_for = session.handshake()
             peer = "" if wait_for else credentials.check_peer(session)
-        except credentials.PeerVerificationError as refusal:
-            self._fail(Reason(str(refusal), Flag.IDENTITY_ERROR))
+        except credentials.PeerVerificationError as error:
+            self._fail(Reason(str(error), Flag.IDENTITY_ERROR))
         except CertificateError as error:
             self._fail(Reason(f"certificate: {error}", Flag.TLS_FAILURE))
         except TlsError as error:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One TLS session over a non-blocking socket: plaintext here, ciphertext there, few system calls.
+"""One TLS session over a non-blocking socket: plaintext on this side, ciphertext on the socket.
 
-OpenSSL works on memory, not on the socket. So a whole buffer of records is one `send`, which TCP
-makes into segments of 64 KiB where record by record it would make them of 16, and one `recv`
-takes whatever has come. The OpenSSL is that of the `cryptography` package. pyOpenSSL sets sessions
-up; its own reads and writes copy once more each, so records go past it. Decision 0023 says why.
+OpenSSL works on memory instead of the socket. A whole buffer of records is one `send`, which TCP
+segments into 64 KiB; record by record it would be 16 KiB. One `recv` reads everything that has
+arrived. pyOpenSSL sets sessions up, but its reads and writes copy once more, so records bypass it.
+The OpenSSL is the one in the `cryptography` package. See decision 0023.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ _BIO_get_mem_data: Final[Any] = _lib.BIO_get_mem_data
 
 
 class TlsError(Exception):
-    """TLS with this peer failed; the text says why."""
+    """TLS with this peer failed; the text is the reason."""
 
 
 class CertificateError(TlsError):
-    """The peer's certificate is not trusted; the text says why."""
+    """The peer's certificate is not trusted; the text is the reason."""
 
 
 class TlsSession:
-    """Owns neither socket nor loop: who does, calls when the socket is ready.
+    """Owns neither socket nor loop: the owner calls it when the socket is ready.
 
-    `end` is empty while the peer may still speak, else how its side ended. `pending` says that
-    ciphertext waits for the socket to be writable; then `flush`, before anything more is written.
+    `end_reason` is empty until the peer's side ends. While `pending` is true, ciphertext waits for
+    the socket to become writable: call `flush` before the next `write`.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class TlsSession:
         server_side: bool,
         resume: SSL.Session | None = None,
     ) -> None:
-        """`resume`: a session of `context` to take up (client), if the server still knows it."""
+        """`resume` (client): a session of `context` to resume, if the server still accepts it."""
         self.sock = sock
         self.context = context
-        self.end = ""
+        self.end_reason = ""
         self._connection = SSL.Connection(context, None)
         _lib.SSL_clear_mode(self._connection._ssl, _lib.SSL_MODE_ENABLE_PARTIAL_WRITE)
         if resume is not None:
@@ -79,19 +79,19 @@ class TlsSession:
         self._ssl = self._connection._ssl
         self._incoming = self._connection._into_ssl
         self._outgoing = self._connection._from_ssl
-        self._with_handshake = True  # what came with its end is in OpenSSL's own memory
+        self._has_handshake_rest = True  # bytes behind the handshake are in OpenSSL's memory
         self._reads = 0
-        self._made: SSL.Session | None = None  # as the handshake left it; a ticket makes another
+        self._initial: SSL.Session | None = None  # after the handshake; a ticket replaces it
         self._buffers = buffers
-        self._out: Buffer | None = None  # ciphertext that the socket did not take yet
-        self._held = self._sent = 0  # bytes of `_out`: filled, gone
+        self._out: Buffer | None = None  # ciphertext that the socket did not accept yet
+        self._filled = self._sent = 0  # bytes of `_out`
 
     # The handshake
 
     def handshake(self) -> int:
-        """Go on with it: 0 when it is done, else the mask to wait for.
+        """Continue the handshake: 0 when it is complete, else the event mask to wait for.
 
-        Raises TlsError, after the peer was told of it, or OSError.
+        Raises TlsError, after sending the alert, or OSError.
         """
         while True:
             result = _lib.SSL_do_handshake(self._ssl)
@@ -101,7 +101,7 @@ class TlsSession:
             if reason:
                 raise self._handshake_error(reason)
             if result == 1:
-                self._made = self._connection.get_session()
+                self._initial = self._connection.get_session()
                 return 0
             if not self._feed_handshake():
                 return READ
@@ -112,7 +112,7 @@ class TlsSession:
 
     @property
     def protocol(self) -> bytes:
-        """By ALPN; empty if there is none."""
+        """Negotiated by ALPN; empty if there is none."""
         return self._connection.get_alpn_proto_negotiated()
 
     @property
@@ -124,48 +124,48 @@ class TlsSession:
         """Verified. Raises ValueError for one that cannot be parsed."""
         certificate = self._connection.get_peer_certificate(as_cryptography=True)
         if certificate is None:
-            raise ValueError("there is none")
+            raise ValueError("the peer sent none")
         return certificate
 
     @property
     def resumable(self) -> SSL.Session | None:
-        """Client: what a later session may resume; None before the peer's ticket has come."""
+        """Client: the session that a later one may resume; None before the first ticket."""
         session = self._connection.get_session()
-        if session is None or self._made is None or session._session == self._made._session:
+        if session is None or self._initial is None or session._session == self._initial._session:
             return None
         return session
 
     # Bytes
 
     def read_into(self, buffer: Buffer) -> int:
-        """Take what has come, at most a turn's share; how many bytes of plaintext there are now.
+        """Read and decrypt, at most MAX_READ_BYTES; returns the number of plaintext bytes.
 
-        Nothing that came is left where no event would tell of it.
+        No decryptable bytes stay behind in OpenSSL, where no event of the socket announces them.
         """
-        if self._with_handshake:
-            self._with_handshake = False
+        if self._has_handshake_rest:
+            self._has_handshake_rest = False
             return self._decrypt(buffer, self._incoming)
         try:
             count = self.sock.recv_into(self._buffers.wire.view, MAX_READ_BYTES)
         except BlockingIOError:
             return 0
         except OSError as error:
-            self.end = f"read: {error.strerror or error}"
+            self.end_reason = f"read: {error.strerror or error}"
             return 0
         if not count:
-            self.end = "closed by peer"
+            self.end_reason = "closed by peer"
             return 0
         source = self._feed(count)
         filled = self._decrypt(buffer, source)
         self._reads += 1
         if count - filled > RECORD_OVERHEAD_BYTES or not self._reads % KEY_UPDATE_CHECK_READS:
-            self._answer()
+            self._send_key_updates()
         return filled
 
     def write(self, buffer: Buffer, length: int) -> bool:
-        """Encrypt the first `length` bytes, at most BUFFER_SIZE, and send.
+        """Encrypt the first `length` bytes, at most BUFFER_BYTES, and send.
 
-        False when some of it is `pending`; the buffer is free in any case. Raises OSError.
+        False when some of it is `pending`; the buffer is free in both cases. Raises OSError.
         """
         source, taken = buffer.pointer, 0
         while taken < length:
@@ -175,23 +175,23 @@ class TlsSession:
             if result <= 0:
                 raise OSError(self._reason(result) or "waits to read")
             taken += result
-            self._gather()
+            self._collect()
         return self.flush()
 
     def flush(self) -> bool:
-        """Send what waits; True when there is nothing more. Raises OSError."""
-        if not self._held:
-            self._gather()
+        """Send pending ciphertext; True when nothing is left. Raises OSError."""
+        if not self._filled:
+            self._collect()
         while self._out is not None:
             try:
-                self._sent += self.sock.send(self._out.view[self._sent : self._held])
+                self._sent += self.sock.send(self._out.view[self._sent : self._filled])
             except BlockingIOError:
                 return False
-            if self._sent == self._held:
-                was_full = self._held == len(self._out.view)
+            if self._sent == self._filled:
+                was_full = self._filled == len(self._out.view)
                 self.discard()
                 if was_full:
-                    self._gather()
+                    self._collect()
         return True
 
     @property
@@ -199,23 +199,23 @@ class TlsSession:
         return self._out is not None
 
     def send_close_notify(self) -> None:
-        """Tell the peer that nothing more comes, if it still listens."""
+        """Send close_notify, if the connection still works."""
         with suppress(OSError):
             _lib.SSL_shutdown(self._ssl)
             _lib.ERR_clear_error()
             self.flush()
 
     def discard(self) -> None:
-        """Let go of what was not sent."""
+        """Drop pending ciphertext."""
         if self._out is not None:
             self._buffers.release(self._out)
         self._out = None
-        self._held = self._sent = 0
+        self._filled = self._sent = 0
 
-    # Within
+    # Internals
 
     def _feed_handshake(self) -> int:
-        """Give OpenSSL what the socket has, a little at a time: it comes from anybody."""
+        """Pass socket data to OpenSSL, one record at a time: the peer is not authenticated yet."""
         wire = self._buffers.wire
         try:
             count = self.sock.recv_into(wire.view, RECORD_BYTES)
@@ -227,54 +227,54 @@ class TlsSession:
         return count
 
     def _feed(self, count: int) -> Any:
-        """Let OpenSSL read what came from where it is. `_decrypt` leaves nothing of it."""
+        """Let OpenSSL read the received bytes in place. `_decrypt` consumes all of them."""
         source = _BIO_new_mem_buf(self._buffers.wire.pointer, count)
         if source == _NULL:
             raise MemoryError
-        _BIO_set_mem_eof_return(source, -1)  # at its end OpenSSL waits
+        _BIO_set_mem_eof_return(source, -1)  # an empty BIO means retry, not EOF
         _SSL_set_bio(self._ssl, source, self._outgoing)
         return source
 
     def _decrypt(self, buffer: Buffer, source: Any) -> int:
-        """Plaintext of all whole records; OpenSSL keeps the last one's beginning itself.
+        """Decrypt all complete records; OpenSSL stores the beginning of an incomplete one.
 
-        It takes no more of `source` than the record it works on: nothing there, no whole record.
+        OpenSSL reads one record at a time from `source`: once it is empty, no record is complete.
         """
         target, filled = buffer.pointer, 0
         while True:
             result: int = _SSL_read(self._ssl, target + filled, BUFFER_BYTES - filled)
             if result <= 0:
-                self.end = self._reason(result)
+                self.end_reason = self._reason(result)
                 return filled
             filled += result
             if not _BIO_get_mem_data(source, _NULL):
                 return filled
 
-    def _gather(self) -> None:
-        """Move OpenSSL's ciphertext to where it is sent from."""
+    def _collect(self) -> None:
+        """Move ciphertext from OpenSSL to the send buffer."""
         out = self._out or self._buffers.acquire()
-        pointer, room = out.pointer + self._held, len(out.view) - self._held
+        pointer, room = out.pointer + self._filled, len(out.view) - self._filled
         moved: int = _BIO_read(self._outgoing, pointer, room) if room else 0
         if moved > 0:
-            self._held += moved
-        if self._held:
+            self._filled += moved
+        if self._filled:
             self._out = out
         else:
             self._buffers.release(out)
 
-    def _answer(self) -> None:
-        """Send what OpenSSL answers to key updates; a peer must read that."""
+    def _send_key_updates(self) -> None:
+        """Send OpenSSL's responses to key updates; a peer must read them."""
         waiting = _BIO_get_mem_data(self._outgoing, _NULL)
         if not waiting:
             return
         try:
             if not self.flush() and waiting > MAX_UNREAD_KEY_UPDATE_BYTES:
-                self.end = self.end or "does not read our answers to key updates"
+                self.end_reason = self.end_reason or "the peer does not read key update responses"
         except OSError as error:
-            self.end = self.end or f"write: {error.strerror or error}"
+            self.end_reason = self.end_reason or f"write: {error.strerror or error}"
 
     def _reason(self, result: int) -> str:
-        """Why a call of OpenSSL's gave `result`; empty if it only waits for the peer."""
+        """Why an OpenSSL call returned `result`; empty if it waits for the peer."""
         error = _lib.SSL_get_error(self._ssl, result)
         if error == _WANT_READ:
             return ""
@@ -286,7 +286,7 @@ class TlsSession:
         return _text(text).decode("ascii", "replace") if text != _NULL else "failed"
 
     def _handshake_error(self, reason: str) -> TlsError:
-        verdict = _lib.SSL_get_verify_result(self._ssl)
-        if verdict != _lib.X509_V_OK:
-            return CertificateError(_text(_lib.X509_verify_cert_error_string(verdict)).decode())
+        result = _lib.SSL_get_verify_result(self._ssl)
+        if result != _lib.X509_V_OK:
+            return CertificateError(_text(_lib.X509_verify_cert_error_string(result)).decode())
         return TlsError(reason)

@@ -18,7 +18,7 @@ class Session(Protocol):
 
     sock: socket.socket
     context: SSL.Context
-    end: str
+    end_reason: str
 
     @property
     def pending(self) -> bool: ...

@@ -294,8 +294,8 @@ class Tunnel:
         if filled:
             self._keepalive.last_read_at = self._loop.now
             self._dispatch(self.connection.receive(scratch.view[:filled], self._loop.now))
-        if session.end:
-            self.close(session.end)
+        if session.end_reason:
+            self.close(session.end_reason)
         elif session.pending and not self._writer.blocked and self.state is not _CLOSED:
             self._block()
 
