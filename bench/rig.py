@@ -92,7 +92,7 @@ class AgentProcess:
             "--cgroup": self.cgroup,
             "--pin-dir": self.pin_dir,
             "--run-dir": self.run_dir,
-            "--listen": "127.0.0.1",
+            "--metrics-bind-address": "127.0.0.1",
             "--metrics-port": metrics,
             "--health-port": health,
         }

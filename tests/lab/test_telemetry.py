@@ -270,7 +270,7 @@ def two(_root: None) -> Iterator[Lab]:
     """Two workers on each node, short lives of series, kernel timing on."""
     made = Lab(
         f"t{os.getpid() % 100000}",
-        agent_options=("--bpf-stats", "--metrics-retire-after", "1"),
+        agent_options=("--bpf-stats", "--metrics-series-ttl", "1"),
         proxy_options=("--workers", "2", "--drain-timeout", "4", "--otlp-endpoint", COLLECTOR),
     )
     objects = [

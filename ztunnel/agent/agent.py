@@ -219,7 +219,7 @@ class Agent:
     def _once_synced(self) -> list[tuple[str, Coroutine[None, None, None]]]:
         """The tasks that need the first complete view."""
         options, view = self._options, self._core.view
-        series = self._api.metrics.run_expiry(view, options.retire_after)
+        series = self._api.metrics.run_expiry(view, options.series_ttl_s)
         tasks = [
             ("pods", self._pods.loop.run()),
             ("workers", self._accept_workers()),
@@ -230,7 +230,7 @@ class Agent:
                 options.access, options.node, view, self._core.pods, self._cluster.source
             )
             tasks.append(("pod status", status))
-        if options.access is not None and options.pod:
+        if options.access is not None and options.pod_name:
             tasks.append(("remote admin", serve_remote_admin(options.access, options, view)))
         return [(name, self._when_synced(task)) for name, task in tasks]
 

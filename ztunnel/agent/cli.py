@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztunnel agent`: the privileged process of a node, from the command line."""
+"""`ztunnel agent`: the command line of the privileged process of a node."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 OUTBOUND = ("ALLOW_ANY", "REGISTRY_ONLY")  # Istio's outboundTrafficPolicy.mode
-_MAX_NAME = 253  # characters, RFC 1123
+_MAX_NAME_CHARS = 253  # RFC 1123
 
 
 def _dns_name(_: click.Context, option: click.Parameter, value: str) -> str:
-    if len(value) > _MAX_NAME or not _DNS_NAME.fullmatch(value):
-        raise click.BadParameter(f"{value!r} is no DNS name in lower case")
+    if len(value) > _MAX_NAME_CHARS or not _DNS_NAME.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is not a DNS name in lower case")
     return value
 
 
 def _cgroup2(_: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
     if value is not None and not (value / "cgroup.procs").is_file():
-        raise click.BadParameter(f"{value} is no cgroup v2 directory; `ztctl check` tells the root")
+        raise click.BadParameter(
+            f"{value} is not a cgroup v2 directory; hint: `ztctl check` prints the root"
+        )
     return value
 
 
@@ -51,22 +53,24 @@ def _only_one(sources: dict[str, object]) -> None:
     given = [option for option, value in sources.items() if value]
     if len(given) != 1:
         found = " and ".join(given) or "none"
-        raise click.UsageError(f"give one of {', '.join(sources)}: where the cluster is; {found}")
+        raise click.UsageError(
+            f"exactly one configuration source is required: {', '.join(sources)}; found {found}"
+        )
 
 
 @click.command("agent")
-@click.option("--node", required=True, callback=_dns_name, help="This node's name in the objects.")
+@click.option("--node", required=True, callback=_dns_name, help="Name of this node's Node object.")
 @click.option(
     "--in-cluster",
     is_flag=True,
-    help="Watch the API server of the cluster that the agent runs in, by its ServiceAccount.",
+    help="Watch the API server of the agent's own cluster, with its ServiceAccount.",
 )
 @click.option(
     "--kubeconfig",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Watch the API server that this file leads to.",
+    help="Watch the API server that this file configures.",
 )
-@click.option("--context", help="The kubeconfig's context.  [default: its current one]")
+@click.option("--context", help="Context of the kubeconfig.  [default: its current context]")
 @click.option(
     "--manifests",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -75,8 +79,8 @@ def _only_one(sources: dict[str, object]) -> None:
 @click.option(
     "--ca-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="CA in the form of Istio's cacerts; made there when there is none.  "
-    "[default: ask the cluster's signer]",
+    help="Directory with a CA in the layout of Istio's cacerts Secret; created if it is empty.  "
+    "[default: request certificates from the controller by CertificateSigningRequest]",
 )
 @click.option(
     "--namespace",
@@ -84,21 +88,23 @@ def _only_one(sources: dict[str, object]) -> None:
     default=NAMESPACE,
     show_default=True,
     callback=_dns_name,
-    help="The mesh's own, where the signer publishes the roots.",
+    help="Namespace of the mesh, in which the controller publishes the root certificates.",
 )
 @click.option(
-    "--pod",
+    "--pod-name",
     envvar="POD_NAME",
     default="",
-    help="This agent's own pod in there. The admin API is then served on a port of loopback too, "
-    "for `ztctl --transport port-forward`: by TLS, to who shows a token of ztunnel-admin.",
+    help="Name of the agent's pod in --namespace. Enables the admin API on a TLS port of the "
+    "loopback interface, for `ztctl --transport port-forward`; clients need a token of the "
+    "ServiceAccount ztunnel-admin.",
 )
 @click.option(
     "--cgroup",
-    envvar="ZTUNNEL_CGROUP",  # of a node that shares its kernel with others, as kind's do
+    envvar="ZTUNNEL_CGROUP",  # for nodes that share a kernel, such as those of kind
     type=click.Path(path_type=Path, file_okay=False),
     callback=_cgroup2,
-    help="Where to attach, above all pods.  [default: the cgroup v2 root]",
+    help="Cgroup to attach the BPF programs to; it must contain all pods.  "
+    "[default: the cgroup v2 root]",
 )
 @click.option(
     "--cri-socket",
@@ -106,105 +112,106 @@ def _only_one(sources: dict[str, object]) -> None:
     show_default=True,
     callback=_cri_socket,
     metavar="auto|none|PATH",
-    help="The container runtime's, which tells where pods are; without it they are looked for by "
-    "cgroup.",
+    help="CRI socket used to locate pods. With `none`, or if the runtime does not respond, the "
+    "agent discovers pods by cgroup.",
 )
 @click.option(
     "--pin-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("/sys/fs/bpf/ztunnel"),
     show_default=True,
-    help="Where programs, maps and links are pinned.",
+    help="bpffs directory for the pinned programs, maps and links.",
 )
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("/run/ztunnel"),
     show_default=True,
-    help="Where the agent's sockets are.",
+    help="Directory for the agent's sockets.",
 )
 @click.option(
     "--trust-domain",
     default=DEFAULT_TRUST_DOMAIN,
     show_default=True,
     callback=_dns_name,
-    help="Of the SPIFFE ids.",
+    help="Trust domain used in SPIFFE IDs.",
 )
 @click.option(
     "--root-namespace",
     default=DEFAULT_ROOT_NAMESPACE,
     show_default=True,
     callback=_dns_name,
-    help="Whose policies are in force in the whole mesh.",
+    help="Root namespace: its policies apply to the whole mesh.",
 )
 @click.option(
     "--cert-ttl",
     type=click.IntRange(2, 10 * 365 * 86400),
     default=86400,
     show_default=True,
-    help="Seconds a workload certificate is valid; it is renewed at half of that.",
+    help="Validity of a workload certificate in seconds; it is renewed after half of it.",
 )
 @click.option(
     "--proxy-uid",
     type=click.IntRange(min=1),
     default=1337,
     show_default=True,
-    help="The user the proxy runs as.",
+    help="User ID that the proxy runs as.",
 )
 @click.option(
     "--same-node",
     type=click.Choice([mode.value for mode in SameNode]),
     default=SameNode.DIRECT.value,
     show_default=True,
-    help="Connections between pods of this node: authorised once and then without the proxy, "
-    "or always by mTLS through it.",
+    help="Connections between pods of this node. `direct`: the proxy authorizes a pair once, then "
+    "the kernel connects it without the proxy. `encrypt`: always mTLS through the proxy.",
 )
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65535),
     default=Options.metrics_port,
     show_default=True,
-    help="TCP port of /metrics; 0 for none.",
+    help="TCP port of /metrics; 0 disables it.",
 )
 @click.option(
     "--health-port",
     type=click.IntRange(0, 65535),
     default=Options.health_port,
     show_default=True,
-    help="TCP port of /healthz/ready and /healthz/live; 0 for none.",
+    help="TCP port of /healthz/ready and /healthz/live; 0 disables it.",
 )
 @click.option(
-    "--listen",
-    default=Options.listen,
-    help="Address of these two ports.  [default: all of the node]",
+    "--metrics-bind-address",
+    default=Options.metrics_bind_address,
+    help="IP address of the metrics and health ports.  [default: all addresses of the node]",
 )
 @click.option(
     "--metrics-max-series",
     type=click.IntRange(min=1),
-    default=Options.most_series,
+    default=Options.max_series,
     show_default=True,
-    help="Series a metric of connections may have; what exceeds them counts as `overflow`.",
+    help="Maximum number of series of a traffic metric; excess series are aggregated into one "
+    "series with all labels set to `overflow`.",
 )
 @click.option(
-    "--metrics-retire-after",
+    "--metrics-series-ttl",
     type=click.FloatRange(min=0),
-    default=Options.retire_after,
+    default=Options.series_ttl_s,
     show_default=True,
-    help="Seconds after which series of a workload that is gone are forgotten.",
+    help="Seconds until the series of a deleted workload expire.",
 )
 @click.option(
     "--bpf-stats/--no-bpf-stats",
     default=Options.bpf_stats,
     show_default=True,
-    help="Let the kernel time the BPF programs: all of the machine's, and each run costs more.",
+    help="Measure the run time of BPF programs. This affects all programs of the machine and "
+    "makes each run slower.",
 )
 @click.option(
     "--discovery-selectors",
     "discovery",
     default="[]",
     callback=_selectors,
-    help="Istio's discoverySelectors as JSON: of other namespaces the mesh knows nothing.  "
-    "[default: all]",
+    help="Istio's discoverySelectors as JSON; the mesh ignores other namespaces.  [default: all]",
 )
 @click.option(
     "--outbound-traffic-policy",
@@ -212,7 +219,7 @@ def _only_one(sources: dict[str, object]) -> None:
     type=click.Choice(OUTBOUND),
     default=OUTBOUND[0],
     show_default=True,
-    help="REGISTRY_ONLY: apps reach services and workloads, and nothing else.",
+    help="Istio's outboundTrafficPolicy. REGISTRY_ONLY: apps reach only services and workloads.",
 )
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
 def command(
@@ -224,7 +231,7 @@ def command(
     manifests: Path | None,
     ca_dir: Path | None,
     namespace: str,
-    pod: str,
+    pod_name: str,
     cgroup: Path | None,
     cri_socket: str,
     pin_dir: Path,
@@ -236,9 +243,9 @@ def command(
     same_node: str,
     metrics_port: int,
     health_port: int,
-    listen: str,
+    metrics_bind_address: str,
     metrics_max_series: int,
-    metrics_retire_after: float,
+    metrics_series_ttl: float,
     bpf_stats: bool,
     discovery: tuple[Selector, ...],
     outbound: str,
@@ -246,16 +253,18 @@ def command(
 ) -> None:
     """Capture this node's enrolled pods and serve the proxy. Needs root.
 
-    What the cluster has comes from one of --in-cluster, --kubeconfig and --manifests.
+    The configuration comes from one of --in-cluster, --kubeconfig and --manifests.
 
-    SIGTERM ends the agent and nothing else: traffic goes on with what the kernel and the proxy
-    hold, and the next agent takes over. `ztctl uninstall` removes the data path.
+    SIGTERM stops only the agent: traffic continues with the state of the kernel and the proxy,
+    and the next agent takes over. `ztctl uninstall` removes the data path.
     """
     _only_one({"--in-cluster": in_cluster, "--kubeconfig": kubeconfig, "--manifests": manifests})
     if context and not kubeconfig:
-        raise click.UsageError("--context chooses within a --kubeconfig; give that too")
+        raise click.UsageError("--context selects a context of --kubeconfig, which is missing")
     if manifests and not ca_dir:
-        raise click.UsageError("--manifests needs a --ca-dir: a directory has no signer to ask")
+        raise click.UsageError(
+            "--manifests needs a --ca-dir: without an API server there is no controller to sign"
+        )
     configure_logs(log_format)
     structlog.contextvars.bind_contextvars(node=node)
     options = Options(
@@ -273,13 +282,13 @@ def command(
         same_node=SameNode(same_node),
         metrics_port=metrics_port,
         health_port=health_port,
-        listen=listen,
-        most_series=metrics_max_series,
-        retire_after=metrics_retire_after,
+        metrics_bind_address=metrics_bind_address,
+        max_series=metrics_max_series,
+        series_ttl_s=metrics_series_ttl,
         bpf_stats=bpf_stats,
         access=None if manifests else Access(kubeconfig, context),
         namespace=namespace,
-        pod=pod,
+        pod_name=pod_name,
         discovery=discovery,
         registry_only=outbound == OUTBOUND[1],
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent is told when it starts."""
+"""The agent's configuration, as given on its command line."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ztunnel.mesh.selectors import Selector
 
 
 class SameNode(StrEnum):
-    """How pods of this node speak to each other once the proxy has let one in at the other."""
+    """How connections between pods of this node travel once the proxy has authorized the pair."""
 
-    DIRECT = "direct"  # without the proxy, while nothing changes
-    ENCRYPT = "encrypt"  # always through it, by mTLS
+    DIRECT = "direct"  # without the proxy, until a policy or a pod changes
+    ENCRYPT = "encrypt"  # always through the proxy, with mTLS
 
 
 @dataclass(frozen=True)
 class Options:
-    """`cgroup` is where the hooks are attached and below which the pods of the node live; None is
-    the cgroup v2 root, if the node has one.
+    """`cgroup` is where the BPF programs are attached; the node's pods live below it. None stands
+    for the cgroup v2 root.
 
-    The cluster is learnt of from the API server that `access` leads to, else from `manifests`.
-    Certificates come from a CA in `ca_dir`, else from the signer behind `access`, whose roots are
-    in `namespace`.
+    The configuration of the mesh comes from the API server that `access` configures, or from
+    `manifests`. Certificates come from a CA in `ca_dir`, or from the controller behind `access`,
+    which publishes its roots in `namespace`.
     """
 
     node: str
@@ -41,26 +41,26 @@ class Options:
     certificate_ttl: timedelta = timedelta(hours=24)
     proxy_uid: int = 1337
     same_node: SameNode = SameNode.DIRECT
-    metrics_port: int = 15020  # 0: none
-    health_port: int = 15021  # 0: none
-    listen: str = ""  # address of both; empty: all
-    most_series: int = 5000  # of one metric
-    retire_after: float = 300.0  # seconds that series of a workload that is gone stay
+    metrics_port: int = 15020  # 0: disabled
+    health_port: int = 15021  # 0: disabled
+    metrics_bind_address: str = ""  # of both ports; empty: all addresses
+    max_series: int = 5000  # of one metric
+    series_ttl_s: float = 300.0  # after the workload is deleted
     bpf_stats: bool = False
     access: Access | None = None
     namespace: str = NAMESPACE
-    pod: str = ""  # the agent's own, in `namespace`: asked by port-forward too, if it is named
+    pod_name: str = ""  # the agent's own; enables the remote admin port
     discovery: tuple[Selector, ...] = ()  # empty: all namespaces
     registry_only: bool = False
-    cri_socket: str = "auto"  # of the container runtime; a path on the host, or none
-    root_namespace: str = DEFAULT_ROOT_NAMESPACE  # whose policies are the whole mesh's
+    cri_socket: str = "auto"  # or "none", or a path on the host
+    root_namespace: str = DEFAULT_ROOT_NAMESPACE
 
     @property
     def agent_socket(self) -> Path:
-        """Where workers dial."""
+        """The socket that workers dial."""
         return self.run_dir / "agent.sock"
 
     @property
     def admin_socket(self) -> Path:
-        """Where ztctl asks."""
+        """The socket of the admin API."""
         return self.run_dir / "admin.sock"

@@ -18,7 +18,7 @@ from ztunnel.agent.api.admin_views import AgentViews
 from ztunnel.agent.api.data_path_view import DataPathView
 from ztunnel.agent.api.log_level import LogControl
 from ztunnel.agent.api.metrics_collector import Metrics
-from ztunnel.agent.api.metrics_health_server import Endpoints
+from ztunnel.agent.api.metrics_health_server import MetricsHealthServer
 from ztunnel.agent.cluster import service_accounts
 from ztunnel.agent.cluster.certificate_issuer import CertificateIssuer, certifier_of
 from ztunnel.agent.cluster.certificates import NodeCertificates
@@ -75,7 +75,7 @@ def build_core(options: Options, kernel: KernelDataPath) -> Core:
         node=options.node,
         marks=options.access is not None,
     )
-    totals, rtt = TrafficTotals(options.most_series), RttTable(options.most_series)
+    totals, rtt = TrafficTotals(options.max_series), RttTable(options.max_series)
     return Core(options, kernel, view, ViewPublisher(view), totals, rtt)
 
 
@@ -187,7 +187,7 @@ class Api:
     logs: LogControl
     admin: Admin
     metrics: Metrics
-    endpoints: Endpoints
+    endpoints: MetricsHealthServer
 
 
 def build_api(
@@ -215,10 +215,10 @@ def build_api(
         read_events=traffic.same_node.read,
         pin_dir=options.pin_dir,
     )
-    endpoints = Endpoints(
+    endpoints = MetricsHealthServer(
         page=metrics.page,
         waiting_for=views.waiting_for,
-        listen=options.listen,
+        bind_address=options.metrics_bind_address,
         metrics_port=options.metrics_port,
         health_port=options.health_port,
     )

@@ -44,7 +44,7 @@ class PortForward:
         if agent.endpoint is None:
             raise TransportError(
                 f"pod {agent.pod} has no valid annotation {admin_endpoint.ANNOTATION}; hint: the "
-                "agent may be starting, older than this feature, or running without --pod"
+                "agent may be starting, older than this feature, or running without --pod-name"
             )
         api = agent.access.client()  # not shared: `portforward` modifies it while it connects
         core = kube.CoreV1Api(api)

@@ -41,10 +41,10 @@ def good(tmp_path: Path) -> list[str]:
 
 BAD = {
     "no such option": (["--frob"], "--frob"),
-    "node name": (["--node", "Node_1"], "no DNS name"),
-    "trust domain": (["--trust-domain", "a b"], "no DNS name"),
+    "node name": (["--node", "Node_1"], "not a DNS name"),
+    "trust domain": (["--trust-domain", "a b"], "not a DNS name"),
     "manifests": (["--manifests", "/nonexistent"], "does not exist"),
-    "cgroup": (["--cgroup", "/tmp"], "no cgroup v2 directory"),
+    "cgroup": (["--cgroup", "/tmp"], "not a cgroup v2 directory"),
     "ttl": (["--cert-ttl", "0"], "--cert-ttl"),
     "log format": (["--log-format", "xml"], "xml"),
     "proxy uid": (["--proxy-uid", "0"], "--proxy-uid"),

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What anybody on the node's network may ask: metrics, and whether it serves. Istio's ports.
+"""The ports of the node for Prometheus and the kubelet; the numbers are Istio's.
 
-    :15020  GET /metrics, /stats/prometheus   what Prometheus reads
+    :15020  GET /metrics, /stats/prometheus   the metrics of the node
     :15021  GET /healthz/ready                200 or 503, as on the admin socket
-            GET /healthz/live                 200 while the agent's loop turns
+            GET /healthz/live                 200 while the agent's event loop runs
 
-Nothing here changes anything, and no key or configuration is in it. Whoever holds connections open
-takes no descriptors from the agent and no probe from the kubelet: each port has room for some, and
-the oldest gives way.
+Every client that can reach the node can send requests, so they change nothing and return no key or
+configuration. Each port has a limit of connections; a new one closes the oldest. Clients that hold
+connections open can therefore neither exhaust the agent's descriptors nor block the probes.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from aiohttp.web_protocol import RequestHandler
 
 from ztunnel.agent.api.admin_server import ready_answer
 
-MOST_CONNECTIONS = 64  # of each port
+MAX_CONNECTIONS = 64  # of each port
 
-Page = Callable[[str], Awaitable[tuple[bytes, str]]]
+MetricsPage = Callable[[str], Awaitable[tuple[bytes, str]]]
 
 
 class PortTakenError(Exception):
-    """Somebody else listens there; the text names the option."""
+    """Another process listens on the port; the text names the option."""
 
 
-class Endpoints:
-    """Two HTTP servers; port 0 stands for none. `listen` empty: all addresses of the node."""
+class MetricsHealthServer:
+    """Two HTTP servers. Port 0 disables a server; an empty address means all addresses."""
 
     def __init__(
         self,
         *,
-        page: Page,
+        page: MetricsPage,
         waiting_for: Callable[[], list[str]],
-        listen: str,
+        bind_address: str,
         metrics_port: int,
         health_port: int,
     ) -> None:
         self._page = page
         self._waiting_for = waiting_for
-        self._listen = listen or None
-        self._wanted = (
+        self._bind_address = bind_address or None
+        self._applications = (
             ("--metrics-port", metrics_port, self._metrics_application()),
             ("--health-port", health_port, self._health_application()),
         )
@@ -53,7 +53,7 @@ class Endpoints:
 
     async def start(self) -> None:
         """Listen. Raises PortTakenError."""
-        for option, port, application in self._wanted:
+        for option, port, application in self._applications:
             if not port:
                 continue
             runner = web.AppRunner(application, access_log=None)
@@ -62,17 +62,17 @@ class Endpoints:
             assert runner.server is not None  # since it was set up
             loop = asyncio.get_running_loop()
             try:
-                made = await loop.create_server(_bounded(runner.server), self._listen, port)
+                made = await loop.create_server(_bounded(runner.server), self._bind_address, port)
                 self._servers.append(made)
             except OSError as error:
                 await self.close()
                 raise PortTakenError(
-                    f"can't listen on {self._listen or 'all addresses'}, port {port}: "
-                    f"{error.strerror or error}; choose another by {option}, or 0 for none"
+                    f"can't listen on {self._bind_address or 'all addresses'}, port {port}: "
+                    f"{error.strerror or error}; hint: set {option} to another port, or to 0"
                 ) from error
 
     async def close(self) -> None:
-        """Stop listening."""
+        """Stop both servers."""
         while self._servers:
             self._servers.pop().close()
         while self._runners:
@@ -104,7 +104,7 @@ class Endpoints:
 def _bounded(server: web.Server) -> Callable[[], RequestHandler]:
     def connection() -> RequestHandler:
         held = server.connections
-        for oldest in held[: len(held) - MOST_CONNECTIONS + 1]:
+        for oldest in held[: len(held) - MAX_CONNECTIONS + 1]:
             oldest.force_close()
         return server()
 

@@ -223,7 +223,7 @@ async def serve_remote_admin(access: Access, options: Options, view: ClusterView
 
     Raises AccessError, OSError.
     """
-    place = options.namespace, options.pod
+    place = options.namespace, options.pod_name
     with closing(PodWriter(access.client(), options.node)) as writer:
         pod = AnnotationStore(
             said=lambda: view.annotation(*place, admin_endpoint.ANNOTATION),

@@ -20,7 +20,11 @@ from tests.unit.agent.test_agent import Agent, agent, namespace, pod
 from tests.unit.telemetry.builders import between
 from ztunnel.agent.api import metrics_collector as metrics_module
 from ztunnel.agent.api.metrics_collector import Metrics
-from ztunnel.agent.api.metrics_health_server import MOST_CONNECTIONS, Endpoints, PortTakenError
+from ztunnel.agent.api.metrics_health_server import (
+    MAX_CONNECTIONS,
+    MetricsHealthServer,
+    PortTakenError,
+)
 from ztunnel.ipc.messages import SeriesCounts
 from ztunnel.telemetry.dns_counters import DnsCounters
 from ztunnel.telemetry.node_counters import TrafficTotals
@@ -45,15 +49,15 @@ class Served:
     async def page(self, accept: str) -> tuple[bytes, str]:
         return f"accept {accept}".encode(), "text/plain; version=0.0.4; charset=utf-8"
 
-    def endpoints(self, **other: Any) -> Endpoints:
+    def endpoints(self, **other: Any) -> MetricsHealthServer:
         options: dict[str, Any] = {
             "page": self.page,
             "waiting_for": lambda: self.missing,
-            "listen": LOOPBACK,
+            "bind_address": LOOPBACK,
             "metrics_port": self.metrics_port,
             "health_port": self.health_port,
         }
-        return Endpoints(**{**options, **other})
+        return MetricsHealthServer(**{**options, **other})
 
 
 @asynccontextmanager
@@ -120,7 +124,7 @@ async def test_who_holds_connections_open_keeps_no_probe_out() -> None:
     async with served() as made:
         idle = [
             await asyncio.open_connection(LOOPBACK, made.health_port)
-            for _ in range(2 * MOST_CONNECTIONS)
+            for _ in range(2 * MAX_CONNECTIONS)
         ]
         assert (await get(made.health_port, "/healthz/ready"))[0] == 200
         async with asyncio.timeout(10):
