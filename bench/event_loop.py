@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # bench/ has a dns.py
 
@@ -32,7 +32,7 @@ compiled.load()
 
 import uvloop  # noqa: E402
 
-from ztunnel.proxy.io.event_loop import ACCEPT, READ, WRITE, Loop  # noqa: E402
+from ztunnel.proxy.io.event_loop import ACCEPT, READ, WRITE, EventLoop  # noqa: E402
 
 BUFFER_BYTES = 256 * 1024  # one read; asyncio's and uvloop's own size
 BULK_BYTES = 1 << 30
@@ -47,19 +47,21 @@ Address = tuple[str, int]
 class EpollSide:
     """One of the two sockets of a relayed connection."""
 
-    buffer = memoryview(bytearray(BUFFER_BYTES))
+    free_buffers: ClassVar[list[memoryview]] = []  # the proxy pools its buffers, too
 
-    def __init__(self, loop: Loop, sock: socket.socket) -> None:
+    def __init__(self, loop: EventLoop, sock: socket.socket) -> None:
+        free = self.free_buffers
+        self.buffer = free.pop() if free else memoryview(bytearray(BUFFER_BYTES))
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.loop, self.sock, self.peer = loop, sock, self
-        self.unsent = b""
+        self.unsent = self.buffer[:0]  # of the peer's buffer
         self.ended = False
         loop.register(sock.fileno(), READ, self)
 
     def on_ready(self, mask: int) -> None:
         if mask & WRITE:
-            self.peer.forward(memoryview(self.unsent), self)
+            self.peer.forward(self.unsent, self)
         elif not self.ended:
             size = self.sock.recv_into(self.buffer)
             if size:
@@ -73,7 +75,7 @@ class EpollSide:
             sent = to.sock.send(data)
         except BlockingIOError:
             sent = 0
-        was_blocked, to.unsent = bool(to.unsent), bytes(data[sent:])
+        was_blocked, to.unsent = bool(to.unsent), data[sent:]
         if was_blocked is not bool(to.unsent):
             self.loop.modify(self.sock.fileno(), 0 if to.unsent else READ)
             self.loop.modify(to.sock.fileno(), WRITE if to.unsent else READ)
@@ -84,6 +86,7 @@ class EpollSide:
         if self.peer.ended:
             for side in (self, self.peer):
                 self.loop.close(side.sock)
+                self.free_buffers.append(side.buffer)
         else:
             self.loop.modify(self.sock.fileno(), 0)
             self.peer.sock.shutdown(socket.SHUT_WR)
@@ -94,7 +97,7 @@ class EpollSide:
 
 
 class EpollListener:
-    def __init__(self, loop: Loop, sock: socket.socket, server: Address) -> None:
+    def __init__(self, loop: EventLoop, sock: socket.socket, server: Address) -> None:
         sock.setblocking(False)
         self.loop, self.sock, self.server = loop, sock, server
         loop.register(sock.fileno(), ACCEPT, self)
@@ -109,7 +112,7 @@ class EpollListener:
 
 
 def epoll_relay(listener: socket.socket, server: Address) -> None:
-    loop = Loop()
+    loop = EventLoop()
     EpollListener(loop, listener, server)
     loop.run()
 
