@@ -105,9 +105,9 @@ def command(
         worker = Worker(context, run_dir, index, drain_timeout, partial(heartbeats.beat, index))
         if not otlp_endpoint:
             return worker.run()
-        from ztunnel.telemetry.tracing import SpanMaker  # noqa: PLC0415  heavy, and an extra
+        from ztunnel.telemetry.tracing import ConnectionTracer  # noqa: PLC0415  heavy, and an extra
 
-        tracer = context.tracker.tracer = SpanMaker.to(
+        tracer = context.tracker.tracer = ConnectionTracer.to(
             otlp_endpoint, node
         )  # its thread does not survive a fork
         try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Access lines: one for each connection, so made without structlog's chain of processors.
+"""The access log: one line per connection, rendered without structlog's processor chain for speed.
 
-They have the form `configure_logs` chose and read like all other lines, never coloured. What a
-peer or an app wrote cannot forge a line: JSON escapes it, and for people every text that is not
-plain is quoted with its control characters escaped.
+Lines have the format that `configure_logs` selected, without color. Text from a peer or an
+application cannot forge a line: JSON escapes it, and the console format quotes every value that is
+not plain and escapes its control characters.
 """
 
 from __future__ import annotations
@@ -27,35 +27,38 @@ Fields = dict[str, object]
 Renderer = Callable[[Level, str, Fields], bytes]
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
-_SPECIAL = frozenset(" =\"'\\")  # in a value these ask for quotes; isprintable() finds the rest
+_SPECIAL = frozenset(" =\"'\\")  # values with these are quoted, and unprintable ones
 
 
 class AccessLog:
-    """Gathers the lines of one turn and writes them in one system call."""
+    """Buffers the lines of one turn of the event loop and writes them in one system call."""
 
     def __init__(
         self, at_end_of_turn: Callable[[Callable[[], None]], None], render: Renderer
     ) -> None:
         self._at_end_of_turn = at_end_of_turn
         self._render = render
-        self._bound = structlog.contextvars.get_contextvars()  # of the process: bound before
+        self._bound = structlog.contextvars.get_contextvars()  # bound at process start
         self._lines: list[bytes] = []
         self.settings = LogConfig()
 
     def wants(self, namespace: str, *, failed: bool) -> bool:
-        """Whether to write a line of a connection of a pod of this namespace; ask once for each."""
+        """Whether to write the line of a connection of a pod of this namespace.
+
+        Samples at random, so call it once for each connection.
+        """
         return is_wanted(self.settings, namespace, failed=failed)
 
     def write(self, level: Level, event: str, fields: Fields) -> None:
-        """Add a line; empty fields are left out."""
+        """Buffer a line. Empty fields are omitted."""
         if not self._lines:
             self._at_end_of_turn(self.flush)
-        said = {key: value for key, value in fields.items() if value != ""}
-        said.update(self._bound)
-        self._lines.append(self._render(level, event, said))
+        shown = {key: value for key, value in fields.items() if value != ""}
+        shown.update(self._bound)
+        self._lines.append(self._render(level, event, shown))
 
     def flush(self) -> None:
-        """Write what is gathered."""
+        """Write the buffered lines."""
         lines, self._lines = self._lines, []
         stream = sys.stderr.buffer
         stream.write(b"".join(lines))
@@ -63,7 +66,7 @@ class AccessLog:
 
 
 def configured_renderer() -> Renderer:
-    """The one of the form that `configure_logs` chose."""
+    """The renderer of the format that `configure_logs` selected."""
     return render_json if current_format() == "json" else render_console
 
 
@@ -73,7 +76,7 @@ def render_json(level: Level, event: str, fields: Fields) -> bytes:
 
 
 def render_console(level: Level, event: str, fields: Fields) -> bytes:
-    """`time [level] event key=value ...`, keys in order."""
+    """`time [level] event key=value ...`, sorted by key."""
     pairs = " ".join([f"{key}={_plain(str(fields[key]))}" for key in _in_order(tuple(fields))])
     return f"{_now()} [{level.ljust(9)}] {event.ljust(30)} {pairs}\n".encode()
 
@@ -83,7 +86,7 @@ def _in_order(keys: tuple[str, ...]) -> list[str]:
     return sorted(keys)
 
 
-@lru_cache(maxsize=4096)  # most of what a line says other lines have said
+@lru_cache(maxsize=4096)  # most values repeat
 def _plain(text: str) -> str:
     return text if text.isprintable() and _SPECIAL.isdisjoint(text) else ascii(text)
 

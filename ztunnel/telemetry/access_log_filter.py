@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a connection gets its line in the access log.
+"""Decides whether a connection is written to the access log.
 
-    rule of the pod's namespace, else the general one --> level, share of the orderly ends
+    rule of the pod's namespace, else the general rule --> level, sampling of successes
 
-What failed or was refused is never sampled: that is what one looks for.
+Failed and refused connections are never sampled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _FAILURES = _ALL | {LogLevel.WARNING}
 
 
 def is_wanted(settings: LogConfig, namespace: str, *, failed: bool) -> bool:
-    """Decide, by chance where a share is asked for."""
+    """Whether to write the line. Samples successful connections at random."""
     rule = settings.access
     if settings.namespaces:
         rule = settings.namespaces.get(namespace, rule)

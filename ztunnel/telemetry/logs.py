@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How every ztunnel process logs: to standard error, for people or as JSON lines."""
+"""Configures the logs of every ztunnel process: standard error, console or JSON lines."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
 class _Level:
-    """The process' level; what loggers remember of it is only this object."""
+    """The level of the process. Cached loggers refer to this object, so it can change later."""
 
     number = logging.INFO
 
 
 def set_level(name: str) -> None:
-    """Log what is at least `debug`, `info`, `warning` or `error`; or `off`."""
+    """Set the least severe level to log: `debug`, `info`, `warning` or `error`; or `off`."""
     _Level.number = _NUMBERS[name]
 
 
 def configure_logs(log_format: str) -> None:
-    """Call once, before the first line is logged. `log_format` is one of LOG_FORMATS."""
+    """Configure structlog. Call once, before the first event; `log_format` is of LOG_FORMATS."""
     shared: list[Processor] = [
         _drop_lower,
         structlog.contextvars.merge_contextvars,
@@ -53,7 +53,7 @@ def configure_logs(log_format: str) -> None:
         return
     console = structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty(),
-        exception_formatter=structlog.dev.plain_traceback,  # rich's shows variables, so keys
+        exception_formatter=structlog.dev.plain_traceback,  # rich's shows variables, hence keys
     )
     structlog.configure(
         processors=[*shared, console],
@@ -64,23 +64,23 @@ def configure_logs(log_format: str) -> None:
 
 
 def current_format() -> str:
-    """The form that was configured: one of LOG_FORMATS."""
+    """The configured format: one of LOG_FORMATS."""
     return "json" if _render_json in structlog.get_config()["processors"] else "console"
 
 
 def access_logger() -> Any:
-    """For access lines, which have rules of their own (`telemetry.choice`) instead of a level."""
+    """A logger for access log lines, which `access_log_filter` selects instead of the level."""
     return structlog.get_logger("access", is_access=True)
 
 
 def _drop_lower(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     if event.pop("is_access", False):
         return event
-    if _NUMBERS.get(method, logging.ERROR) < _Level.number:  # others are kinds of error
+    if _NUMBERS.get(method, logging.ERROR) < _Level.number:  # unknown methods are errors
         raise structlog.DropEvent
     return event
 
 
 def _render_json(logger: WrappedLogger, method: str, event: EventDict) -> bytes:
-    """msgspec is several times faster than json."""
+    """Render with msgspec, which is several times faster than json."""
     return _encode(event)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A span for each tunnelled connection, for an OpenTelemetry collector. An extra, off by default.
+"""Exports a span for each tunneled connection to an OpenTelemetry collector. Optional extra.
 
-    outbound span (CLIENT, the ids that our traceparent carried)
-      └─ inbound span at the other node (SERVER, its parent is what that traceparent names)
+    outbound span (CLIENT, with the ids sent in the traceparent)
+      └─ inbound span on the other node (SERVER, its parent is the received traceparent)
 
-Spans are made when connections end, and sent in batches by a thread of the SDK. What a peer says in
-its traceparent is used only if it is one, and counts for nothing else. Imported only when wanted.
+Spans are created when connections close, and a thread of the SDK sends them in batches. A peer's
+traceparent is validated and used for nothing else. This module is imported only if enabled.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
-QUEUE = 4096  # spans that may wait; what exceeds them is dropped
-FLUSH = 2000  # milliseconds for what waits at the end
+MAX_QUEUED_SPANS = 4096  # further ones are dropped
+FLUSH_TIMEOUT_MS = 2000
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _SAMPLED = 1
 
 
-class _Ids(IdGenerator):
-    """Those that went out in a traceparent already, else random ones."""
+class _IdGenerator(IdGenerator):
+    """Generates the ids that a traceparent already carried, otherwise random ones."""
 
     def __init__(self) -> None:
-        self.told: tuple[int, int] | None = None
+        self.sent_ids: tuple[int, int] | None = None  # of the trace and of the span
         self._random = RandomIdGenerator()
 
     def generate_trace_id(self) -> int:
-        return self.told[0] if self.told else self._random.generate_trace_id()
+        return self.sent_ids[0] if self.sent_ids else self._random.generate_trace_id()
 
     def generate_span_id(self) -> int:
-        return self.told[1] if self.told else self._random.generate_span_id()
+        return self.sent_ids[1] if self.sent_ids else self._random.generate_span_id()
 
 
-class SpanMaker:
-    """Implements `report.Tracer`. One per worker, made in its process."""
+class ConnectionTracer:
+    """Implements `conntrack.tracker.Tracer`. Create it in the worker process: it has a thread."""
 
     def __init__(self, processor: SpanProcessor, node: str) -> None:
         resource = Resource.create({"service.name": "ztunnel", "host.name": node})
-        self._ids = _Ids()
+        self._ids = _IdGenerator()
         self._provider = TracerProvider(
             resource=resource, id_generator=self._ids, shutdown_on_exit=False
         )
@@ -54,10 +54,10 @@ class SpanMaker:
         self._tracer = self._provider.get_tracer("ztunnel")
 
     @classmethod
-    def to(cls, url: str, node: str) -> SpanMaker:
-        """One that sends to an OTLP/HTTP collector."""
+    def to(cls, url: str, node: str) -> ConnectionTracer:
+        """Export to an OTLP/HTTP collector."""
         exporter = OTLPSpanExporter(endpoint=url, timeout=5)
-        return cls(BatchSpanProcessor(exporter, max_queue_size=QUEUE), node)
+        return cls(BatchSpanProcessor(exporter, max_queue_size=MAX_QUEUED_SPANS), node)
 
     def connection_closed(
         self,
@@ -68,11 +68,11 @@ class SpanMaker:
         fields: Mapping[str, object],
         error: str,
     ) -> None:
-        """Make the span of a connection that is over, unless its traceparent says not to."""
-        told = parse(trace)
-        if told is None or not told.trace_flags & _SAMPLED:
+        """Create the span of a closed connection, if its traceparent is sampled."""
+        context = parse(trace)
+        if context is None or not context.trace_flags & _SAMPLED:
             return
-        span = self._span(told, outbound=outbound, started=started)
+        span = self._start_span(context, outbound=outbound, started=started)
         for name, value in fields.items():
             if isinstance(value, str | int) and value != "":
                 span.set_attribute(name, value)
@@ -81,14 +81,14 @@ class SpanMaker:
         span.end()
 
     def close(self) -> None:
-        """Send what waits, for a moment at most."""
-        self._provider.force_flush(FLUSH)
+        """Send the queued spans, for at most FLUSH_TIMEOUT_MS."""
+        self._provider.force_flush(FLUSH_TIMEOUT_MS)
         self._provider.shutdown()
 
-    def _span(self, told: SpanContext, *, outbound: bool, started: float) -> trace.Span:
-        """Ours has the very ids we sent; the peer's are our parent."""
-        self._ids.told = (told.trace_id, told.span_id) if outbound else None
-        parent = None if outbound else trace.set_span_in_context(NonRecordingSpan(told))
+    def _start_span(self, context: SpanContext, *, outbound: bool, started: float) -> trace.Span:
+        """An outbound span has the ids that were sent; an inbound one has them as its parent."""
+        self._ids.sent_ids = (context.trace_id, context.span_id) if outbound else None
+        parent = None if outbound else trace.set_span_in_context(NonRecordingSpan(context))
         try:
             return self._tracer.start_span(
                 "CONNECT",
@@ -97,11 +97,11 @@ class SpanMaker:
                 start_time=int(started * 1e9),
             )
         finally:
-            self._ids.told = None
+            self._ids.sent_ids = None
 
 
 def parse(traceparent: str) -> SpanContext | None:
-    """W3C Trace Context, version 00; None when it is none."""
+    """Parse a traceparent (W3C Trace Context, version 00); None if it is invalid."""
     match = _TRACEPARENT.fullmatch(traceparent)
     if match is None:
         return None

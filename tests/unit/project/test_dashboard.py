@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Grafana dashboard asks only for what exists, and the docs name every metric."""
+"""The Grafana dashboard queries existing metrics only, and the docs name every metric."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What real workers tell of their connections, and to whom it is told when agents come and go."""
+"""The counters that real workers report, and which agent receives them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ztunnel.telemetry.worker_counters import ConnectionPeers, WorkerCounters
 
 def sums(node: Node) -> Counter[str]:
     """All that a node's worker counted up to now."""
-    node.query("stats")  # it tells what is new before it answers
+    node.query("stats")  # it reports before it replies
     total = Counter[str]()
     for row in node.agent.rows():
         for field in ("opened", "closed", "failed", "sent", "received"):
@@ -150,9 +150,9 @@ def test_unacknowledged_reports_are_sent_to_next_agent(pair: Pair) -> None:
     pair.a.agent.start()
     wait_until(lambda: len(pair.a.agent.counted) > before)
     wait_until(lambda: sums(pair.a)["closed"] == 1)
-    assert sums(pair.a)["opened"] == 1  # told twice, by the same number
-    told = [each.seq for each in pair.a.agent.counted]
-    assert len(told) > len(set(told))
+    assert sums(pair.a)["opened"] == 1  # both agents received it, with the same seq
+    seqs = [each.seq for each in pair.a.agent.counted]
+    assert len(seqs) > len(set(seqs))
 
 
 def test_drained_worker_sends_last_report_before_exit(pair: Pair) -> None:

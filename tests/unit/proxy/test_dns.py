@@ -312,14 +312,14 @@ def test_tcp_to_name_server_in_mesh_is_tunneled(pair: Pair) -> None:
             assert dns.message.from_wire(_receive(served)).question[0].name.to_text() == (
                 "example.org."
             )
-    assert pair.b.told  # by HBONE: the far proxy told the app who its client is
+    assert pair.b.told  # by HBONE: the peer proxy set the client address
 
 
 def test_query_that_was_not_redirected_is_dropped(node: Node, app: socket.socket) -> None:
-    def nobody(sock: socket.socket, port: int) -> SocketAddress:
+    def not_redirected(sock: socket.socket, port: int) -> SocketAddress:
         raise OSError
 
-    node.in_loop(lambda: setattr(node.context, "original_dns_server", nobody))
+    node.in_loop(lambda: setattr(node.context, "original_dns_server", not_redirected))
     app.send(dns.message.make_query("example.org", "A").to_wire())
     wait_until(lambda: node.context.tracker.stats.queries_failed == 1, "the query to be dropped")
     app.setblocking(False)
@@ -337,19 +337,19 @@ def test_outcomes_and_response_times_are_reported(
     server.udp.sendto(_answer(seen, "192.0.2.1").to_wire(), source)
     _replied(app)
     server.udp.close()
-    app.send(dns.message.make_query("nobody.example.org", "A").to_wire())
+    app.send(dns.message.make_query("unanswered.example.org", "A").to_wire())
     assert _replied(app).rcode() == dns.rcode.SERVFAIL
 
-    def told() -> DnsCounters:
-        node.query("stats")  # it tells what is new before it answers
+    def reported() -> DnsCounters:
+        node.query("stats")  # it reports before it replies
         total = DnsCounters()
         by_number = {each.seq: each.dns for each in node.agent.counted}
         for each in filter(None, by_number.values()):
             total.add(each)
         return total
 
-    wait_until(lambda: sum(told().outcomes.values()) == 3, "the counts")
-    total = told()
+    wait_until(lambda: sum(reported().outcomes.values()) == 3, "the counts")
+    total = reported()
     assert total.outcomes == {Outcome.MESH: 1, Outcome.FORWARDED: 1, Outcome.FAILED: 1}
     assert total.forward_failures == 1
     assert sum(total.buckets) == 1

@@ -16,7 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from tests.support.waiting import wait_until
 from tests.unit.proxy.conftest import Pair
 from tests.unit.proxy.harness import DEADLINE
-from ztunnel.telemetry.tracing import SpanMaker, parse
+from ztunnel.telemetry.tracing import ConnectionTracer, parse
 
 
 class Collector:
@@ -69,7 +69,7 @@ def collector() -> Iterator[Collector]:
 
 
 def test_both_ends_of_a_connection_are_one_trace(pair: Pair, collector: Collector) -> None:
-    makers = {node.name: SpanMaker.to(collector.url, node.name) for node in (pair.a, pair.b)}
+    makers = {node.name: ConnectionTracer.to(collector.url, node.name) for node in (pair.a, pair.b)}
     for node in (pair.a, pair.b):
         node.context.tracker.tracer = makers[node.name]
     client, server = pair.a.dial(), pair.app.accept()
@@ -94,7 +94,7 @@ def test_both_ends_of_a_connection_are_one_trace(pair: Pair, collector: Collecto
 
 
 def test_a_failure_is_an_error_of_its_span(pair: Pair, collector: Collector) -> None:
-    maker = pair.a.context.tracker.tracer = SpanMaker.to(collector.url, "a")
+    maker = pair.a.context.tracker.tracer = ConnectionTracer.to(collector.url, "a")
     pair.app.close()
     with pytest.raises(ConnectionResetError):
         pair.a.dial().recv(1)
@@ -108,7 +108,7 @@ def test_a_failure_is_an_error_of_its_span(pair: Pair, collector: Collector) -> 
 def test_who_does_not_sample_makes_no_span_at_the_other_end(
     pair: Pair, collector: Collector
 ) -> None:
-    maker = pair.b.context.tracker.tracer = SpanMaker.to(collector.url, "b")
+    maker = pair.b.context.tracker.tracer = ConnectionTracer.to(collector.url, "b")
     client, server = pair.a.dial(), pair.app.accept()
     client.close()
     server.close()

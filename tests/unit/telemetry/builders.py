@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workloads and label sets, short."""
+"""Short constructors of workloads and label sets."""
 
 from __future__ import annotations
 

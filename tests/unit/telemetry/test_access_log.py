@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Access lines: greppable, of the form chosen, and not to be forged by what others wrote."""
+"""Access log lines have the configured format, and text from others cannot forge them."""
 
 from __future__ import annotations
 

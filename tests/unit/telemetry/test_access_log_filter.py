@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which connections get a line: by namespace, by what became of them, by chance."""
+"""Selection of access log lines by namespace, result and sampling."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Access lines read back as they were written."""
+"""Access log lines are parsed to the fields that were written."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DNS counts: what a worker takes is what the agent adds, once, and shows."""
+"""DNS counters: each count is reported once, added once and exposed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ztunnel.telemetry.exposition import Snapshot, render
 from ztunnel.telemetry.node_counters import NodeCounters, TrafficTotals
 
 
-def _told() -> DnsCounts:
+def _flushed() -> DnsCounts:
     worker = DnsCounters()
     for outcome in (Outcome.MESH, Outcome.MESH, Outcome.FORWARDED, Outcome.FAILED):
         worker.count_query(outcome)
     worker.observe_forward(0.004)
     worker.count_forward_failure()
-    told = worker.flush()
-    assert told is not None
+    counts = worker.flush()
+    assert counts is not None
     assert worker.flush() is None
-    return told
+    return counts
 
 
 def test_repeated_report_counts_once() -> None:
     ledger = NodeCounters(TrafficTotals(10))
     for _ in range(2):
-        ledger.apply(CounterReport(instance=1, seq=1, series=(), dns=_told()))
+        ledger.apply(CounterReport(instance=1, seq=1, series=(), dns=_flushed()))
     assert ledger.dns.outcomes == {
         Outcome.MESH: 2,
         Outcome.FORWARDED: 1,
@@ -37,7 +37,7 @@ def test_repeated_report_counts_once() -> None:
 
 def test_malformed_report_never_decreases_totals() -> None:
     queries = DnsCounters()
-    queries.add(_told())
+    queries.add(_flushed())
     before = (dict(queries.outcomes), list(queries.buckets), queries.seconds)
     queries.add(DnsCounts((-5, -5, -5, 7), -1, (-1,) * 100, -9.0))
     assert (queries.outcomes, queries.buckets, queries.seconds) == before
@@ -45,7 +45,7 @@ def test_malformed_report_never_decreases_totals() -> None:
 
 def test_forward_latency_is_exposed_as_histogram() -> None:
     snapshot = Snapshot()
-    snapshot.dns.add(_told())
+    snapshot.dns.add(_flushed())
     page = render(snapshot, "")[0].decode()
     (family,) = (
         each

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Prometheus reads, read by prometheus_client's own parsers."""
+"""The exposition, parsed by prometheus_client's own parsers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's sums: nothing twice, nothing backwards, bounded, and the gone forgotten."""
+"""The node's totals: no double counting, never decreasing, limited, expiring."""
 
 from __future__ import annotations
 
@@ -70,17 +70,17 @@ def test_open_connections_of_exited_worker_are_closed() -> None:
     assert ledger.instances == {8}
 
 
-Told = st.tuples(
+Event = st.tuples(
     st.integers(0, 2),  # worker
     st.sampled_from([A, B]),
     st.integers(0, 5),  # opened
     st.integers(0, 5),  # of the open ones: closed
-    st.booleans(),  # told twice
+    st.booleans(),  # sent twice
     st.booleans(),  # then killed
 )
 
 
-@given(st.lists(Told))
+@given(st.lists(Event))
 def test_totals_match_any_history_of_workers(
     history: list[tuple[int, Labels, int, int, bool, bool]],
 ) -> None:
@@ -143,12 +143,12 @@ def test_series_of_deleted_workload_expire_after_ttl() -> None:
     totals = TrafficTotals(10)
     totals.add(SeriesCounts(A, opened=1, closed=1))
     totals.add(SeriesCounts(B, opened=1, closed=1))
-    everybody = {labels.workload_labels(pod(name)) for name in ("a", "b", "db")}
-    without_a = everybody - {labels.workload_labels(pod("a"))}
-    totals.expire(everybody, 0, 60)
+    existing = {labels.workload_labels(pod(name)) for name in ("a", "b", "db")}
+    without_a = existing - {labels.workload_labels(pod("a"))}
+    totals.expire(existing, 0, 60)
     totals.expire(without_a, 10, 60)
     assert value(totals, OPENED) == 2
-    totals.expire(everybody, 50, 60)  # it came back
+    totals.expire(existing, 50, 60)  # it came back
     totals.expire(without_a, 60, 60)
     totals.expire(without_a, 119, 60)
     assert value(totals, OPENED, A) == 1
@@ -178,8 +178,8 @@ def test_expired_series_free_their_slot() -> None:
 
 def test_unknown_and_overflow_series_never_expire() -> None:
     totals = TrafficTotals(1)
-    nobody = labels.connection_labels(labels.Reporter.DESTINATION, None, None)
-    for key in (nobody, A):
+    unknown = labels.connection_labels(labels.Reporter.DESTINATION, None, None)
+    for key in (unknown, A):
         totals.add(SeriesCounts(key, opened=1, closed=1))
     totals.expire(set(), 0, 0)
     assert value(totals, OPENED) == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker counts: by Istio's labels, told once, bounded while nobody listens."""
+"""A worker's counters: Istio's labels, each count flushed once, limits while no agent reads."""
 
 from __future__ import annotations
 
