@@ -26,7 +26,12 @@ _CAPABILITIES = {
 
 
 class RequirementError(Exception):
-    """Something the data path can't do without is missing; the text says the mend."""
+    """The node lacks `problem`, which the data path requires; `hint` is what to do."""
+
+    def __init__(self, problem: str, hint: str) -> None:
+        super().__init__(f"{problem}; hint: {hint}")
+        self.problem = problem
+        self.hint = hint
 
 
 @dataclass(frozen=True)
@@ -79,19 +84,20 @@ def cgroup2_root(root: Path = ROOT) -> Path:
     candidates = [mount for mount in mounts(root) if mount.kind == "cgroup2"]
     if not candidates:
         raise RequirementError(
-            "no cgroup v2 mount found; boot with systemd.unified_cgroup_hierarchy=1 "
-            "or mount one: mount -t cgroup2 none /sys/fs/cgroup/unified"
+            "no cgroup v2 mount found",
+            "boot with systemd.unified_cgroup_hierarchy=1 "
+            "or mount one: mount -t cgroup2 none /sys/fs/cgroup/unified",
         )
     whole = [mount for mount in candidates if mount.root == "/"]
     if not whole:
         raise RequirementError(
-            f"the cgroup v2 mount {candidates[0].point} shows only {candidates[0].root}; "
-            "mount the host's cgroup root into this container"
+            f"the cgroup v2 mount {candidates[0].point} shows only {candidates[0].root}",
+            "mount the host's cgroup root into this container",
         )
     if in_nested_cgroup_namespace(root) or _is_a_part(whole[0].point, root):
         raise RequirementError(
-            "this process is in a cgroup namespace of its own, where even the whole mount is a "
-            "part; run the agent in the host's cgroup namespace (hostPID and cgroupns=host)"
+            "this process is in a nested cgroup namespace, which hides the host's cgroup root",
+            "run the agent in the host's cgroup namespace (hostPID and cgroupns=host)",
         )
     return whole[0].point
 

@@ -75,9 +75,10 @@ def _cgroup() -> CheckResult:
     name = "cgroup v2 root"
     try:
         root = requirements.cgroup2_root()
-    except (requirements.RequirementError, OSError) as error:
-        result, _, hint = str(error).partition("; ")
-        return CheckResult(name, Status.FAIL, result, hint.removeprefix("hint: "))
+    except requirements.RequirementError as error:
+        return CheckResult(name, Status.FAIL, error.problem, error.hint)
+    except OSError as error:
+        return CheckResult(name, Status.FAIL, str(error), "mount /proc")
     if not os.access(root, os.W_OK):
         hint = "mount it read-write, and run as root"
         return CheckResult(name, Status.FAIL, f"{root} is not writable", hint)

@@ -52,7 +52,7 @@ def test_every_failed_check_has_a_hint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def no_root() -> Path:
-        raise requirements.RequirementError("no cgroup v2 mount found; hint: mount one")
+        raise requirements.RequirementError("no cgroup v2 mount found", "mount one")
 
     monkeypatch.setattr(requirements, "cgroup2_root", no_root)
     monkeypatch.setattr(requirements, "missing_capabilities", lambda: ["CAP_BPF"])
