@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A TCP relay in front of the API server that can break connections in the ways networks do.
+"""A TCP proxy in front of the API server that simulates network faults.
 
-relay.cut()      resets every connection; new ones are carried
-relay.freeze()   carries nothing, accepts and says nothing, until `thaw`
-relay.refuse()   resets every connection and refuses new ones, until `thaw`
+cut()      reset all connections; new ones are forwarded
+freeze()   accept connections but forward no data, until `thaw`
+refuse()   reset all connections, and new ones immediately, until `thaw`
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _CHUNK = 1 << 16
 
 
 class FaultProxy:
-    """From a port of its own on loopback to another. `listener` may be made elsewhere, so that
-    another network namespace reaches the target through it."""
+    """Forwards a new port on loopback to `target`. A `listener` may be passed that was created in
+    another network namespace."""
 
     def __init__(self, target: int, listener: socket.socket | None = None) -> None:
         self._target = target
@@ -39,7 +39,7 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        """Of the API server, by this way."""
+        """The URL of the API server through the proxy."""
         return f"https://127.0.0.1:{self.port}"
 
     def __enter__(self) -> FaultProxy:
@@ -60,22 +60,22 @@ class FaultProxy:
         self._selector.close()
 
     def cut(self) -> None:
-        """Reset every connection."""
+        """Reset all connections."""
         with self._lock:
             for sock in list(self._peers):
                 self._drop(sock)
 
     def freeze(self) -> None:
-        """Carry nothing and end nothing."""
+        """Forward no data; keep connections open."""
         self._carry.clear()
 
     def refuse(self) -> None:
-        """Reset every connection, and each new one as soon as it is there."""
+        """Reset all connections, and new ones immediately."""
         self._is_refusing = True
         self.cut()
 
     def thaw(self) -> None:
-        """Carry again."""
+        """Forward again."""
         self._is_refusing = False
         self._carry.set()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kubernetes objects as controllers and kubelets would write them."""
+"""Kubernetes objects as controllers and kubelets write them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pod(
     annotations: dict[str, str] | None = None,
     host_network: bool = False,
 ) -> Object:
-    """A pod that runs and is ready."""
+    """A running, ready pod."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -74,7 +74,7 @@ def service(name: str, space: str, port: int = 80) -> Object:
 
 
 def endpoints(name: str, space: str, *pods: tuple[str, str], port: int = 80) -> Object:
-    """A service's EndpointSlice with (pod name, ip)."""
+    """The EndpointSlice of a service; `pods`: (name, IP)."""
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",

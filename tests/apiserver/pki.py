@@ -35,7 +35,7 @@ class Pki:
         self.ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def server(self, name: str, addresses: Sequence[str] = ()) -> tuple[Path, Path]:
-        """Certificate and key of a server on loopback, and at other addresses if told."""
+        """Certificate and key of a server on loopback and at `addresses`."""
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         others = [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
         names = x509.SubjectAlternativeName([*_SERVER_NAMES, *others])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `deploy/` grants an agent, on the API server under test, and an agent's way in."""
+"""The permissions that deploy/ grants to an agent, and an agent's kubeconfig."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SYSTEM, AGENT = "ztunnel-system", "ztunnel-agent"
 
 
 def manifest(name: str) -> list[dict[str, Any]]:
-    """The objects of a file of `deploy/`."""
+    """The objects of a file in deploy/."""
     return [*yaml.safe_load_all((ROOT / "deploy" / name).read_text())]
 
 
 def grant(server: ApiServer, *nodes: str) -> None:
-    """The agents' account, exactly its rights, and an agent pod on each of `nodes`."""
+    """Apply the agents' account and roles, and an agent pod on each of `nodes`."""
     server.apply(namespace(SYSTEM), account(AGENT, SYSTEM))
     server.apply(*manifest("agent-read.yaml"), *manifest("agent-guard.yaml"))
     for name in nodes:

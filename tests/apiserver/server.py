@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real API server on a real etcd, both on loopback, for the time of a test run.
+"""A real API server with a real etcd, both on loopback.
 
     with ApiServer(directory) as server:
         server.kubectl("get", "ns")
         server.client()                          # kubernetes.client.ApiClient, cluster-admin
-        server.kubeconfig("alice", ["people"])   # any user of any groups, by certificate
-        server.account_kubeconfig("ns", "name")  # a ServiceAccount, by a token of TokenRequest
+        server.kubeconfig("alice", ["people"])   # any user and groups, by certificate
+        server.account_kubeconfig("ns", "name")  # a ServiceAccount, by TokenRequest
 
-RBAC, ServiceAccount tokens (bound ones too) and the CSR API are on. There are no controllers,
-scheduler or kubelet: pods are what a test writes, default service accounts aren't made, and
-nobody clears finalizers. `stop_api` and `start_api` are for tests that take the server away.
+RBAC, ServiceAccount tokens (also bound tokens) and the CSR API are enabled. There is no controller,
+scheduler or kubelet: tests write pods and their status, no default service accounts are
+created, and finalizers are not removed. `stop_api` and `start_api` simulate an outage.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from tests.apiserver.pki import Pki
 from ztunnel.kube.client.access import Access
 
 ROOT = Path(__file__).resolve().parents[2]
-READY_TIMEOUT = 60.0  # seconds; usually four
-STOP_TIMEOUT = 20.0
+READY_TIMEOUT_S = 60.0  # usually 4 s
+STOP_TIMEOUT_S = 20.0
 ISSUER = "https://kubernetes.default.svc"
-SERVICE_RANGES = "10.96.0.0/16,fd00:10:96::/112"  # as the lab's, so that its services fit
+SERVICE_RANGES = "10.96.0.0/16,fd00:10:96::/112"  # the same as in the lab
 
 
 def assets() -> Path:
-    """The directory of the binaries, which are built if need be: minutes, the first time."""
+    """The directory of the binaries; builds them if necessary, which takes minutes."""
     done = subprocess.run(
         [ROOT / "scripts/apiserver"], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -50,7 +50,7 @@ def assets() -> Path:
 
 
 class ApiServer:
-    """One etcd and one kube-apiserver; `directory` takes their files and must be empty."""
+    """One etcd and one kube-apiserver. `directory` is for their files and must be empty."""
 
     def __init__(
         self,
@@ -61,9 +61,9 @@ class ApiServer:
         port: int = 0,
         options: Sequence[str] = ("--disable-admission-plugins=ServiceAccount",),
     ) -> None:
-        """`addresses`: to be reached at besides loopback; the first is the one that endpoints of
-        the service `kubernetes` have. `options`: of the API server, the usual ones for want of
-        somebody who makes default accounts."""
+        """`addresses`: additional addresses of the server; the first one is the endpoint of the
+        service `kubernetes`. `options`: further options of kube-apiserver; the default disables
+        the admission plugin that requires default service accounts."""
         self.directory = directory
         self.binaries = binaries or assets()
         self.pki = Pki(directory)
@@ -99,10 +99,10 @@ class ApiServer:
     ) -> None:
         self.stop()
 
-    # -- life --------------------------------------------------------------------------------
+    # -- lifecycle --------------------------------------------------------------------------------
 
     def start_etcd(self) -> None:
-        """Start etcd with what it had."""
+        """Start etcd on its existing data."""
         peer = f"http://127.0.0.1:{self._peer_port}"
         self._etcd = self.spawn(
             "etcd",
@@ -119,7 +119,7 @@ class ApiServer:
         self._until_up(self._etcd, "etcd", lambda: _fetch(f"{self.etcd_url}/health"))
 
     def start_api(self) -> None:
-        """Start the API server and wait until it is ready."""
+        """Start the API server; returns when it is ready."""
         certificate, key = self._server_files
         self._api = self.spawn(
             "kube-apiserver",
@@ -141,33 +141,33 @@ class ApiServer:
         self._until_up(self._api, "kube-apiserver", self._is_ready)
 
     def _listening(self) -> list[str]:
-        if not self._addresses:  # loopback is no endpoint
+        if not self._addresses:  # an endpoint must not be a loopback address
             local = ("bind-address=127.0.0.1", "advertise-address=127.0.0.1")
             return [f"--{option}" for option in (*local, "endpoint-reconciler-type=none")]
         return ["--bind-address=0.0.0.0", f"--advertise-address={self._addresses[0]}"]
 
     def stop_api(self, *, kill: bool = False) -> None:
-        """Take the API server away; etcd stays."""
+        """Stop the API server; etcd keeps running."""
         _end(self._api, signal.SIGKILL if kill else signal.SIGTERM)
         self._api = None
 
     def stop(self) -> None:
-        """End both."""
+        """Stop both."""
         self.stop_api()
         _end(self._etcd, signal.SIGTERM)
         self._etcd = None
 
     def compact(self) -> None:
-        """Make etcd forget all revisions but the last: older watches get 410 Gone."""
+        """Compact etcd to the last revision: older watches get 410 Gone."""
         _fetch(f"{self.etcd_url}/v3/kv/put", {"key": _b64("zt-test"), "value": _b64("1")})
         answer = json.loads(_fetch(f"{self.etcd_url}/v3/kv/range", {"key": _b64("zt-test")}))
         revision = answer["header"]["revision"]
         _fetch(f"{self.etcd_url}/v3/kv/compaction", {"revision": revision, "physical": True})
 
-    # -- ways in -----------------------------------------------------------------------------
+    # -- access -----------------------------------------------------------------------------
 
     def kubeconfig(self, user: str, groups: Sequence[str] = (), *, url: str = "") -> Path:
-        """The kubeconfig of a user, by certificate. `url`: another way, say through a proxy."""
+        """The kubeconfig of a user, by certificate. `url`: for example of a proxy."""
         name = f"{user}{url.rpartition(':')[2] if url else ''}"
         if name not in self._kubeconfigs:
             certificate, key = self.pki.client(user, groups)
@@ -178,14 +178,14 @@ class ApiServer:
     def account_kubeconfig(
         self, namespace: str, account: str, *, url: str = "", pod: str = ""
     ) -> Path:
-        """The kubeconfig of a ServiceAccount that exists, with a fresh token of `token`."""
+        """The kubeconfig of an existing ServiceAccount, with a new token."""
         token = self.token(namespace, account, pod=pod)
         return self._write_kubeconfig(
             f"{namespace}-{account}-{len(self._kubeconfigs)}", {"token": token}, url or self.url
         )
 
     def token(self, namespace: str, account: str, *, pod: str = "") -> str:
-        """A token of a ServiceAccount by TokenRequest; bound to a pod, and so its node, if told."""
+        """A ServiceAccount token by TokenRequest; with `pod`, bound to it and so to its node."""
         spec: dict[str, Any] = {"audiences": [ISSUER], "expirationSeconds": 3600}
         if pod:
             spec["boundObjectRef"] = {"apiVersion": "v1", "kind": "Pod", "name": pod}
@@ -195,11 +195,11 @@ class ApiServer:
         return str(json.loads(answer)["status"]["token"])
 
     def client(self, kubeconfig: Path | None = None) -> Any:
-        """A `kubernetes.client.ApiClient`, cluster-admin's unless told. The caller closes it."""
+        """A `kubernetes.client.ApiClient`, by default of cluster-admin. The caller closes it."""
         return Access(kubeconfig or self.admin_kubeconfig).client()
 
     def kubectl(self, *words: str, stdin: str | None = None, kubeconfig: Path | None = None) -> str:
-        """What kubectl prints; its complaint is the assertion's."""
+        """Run kubectl, return its output, and fail with its error."""
         done = self.try_kubectl(*words, stdin=stdin, kubeconfig=kubeconfig)
         assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr[-2000:]}"
         return done.stdout
@@ -207,7 +207,7 @@ class ApiServer:
     def try_kubectl(
         self, *words: str, stdin: str | None = None, kubeconfig: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run kubectl and let the caller judge."""
+        """Run kubectl and return the result."""
         return subprocess.run(
             [self.binaries / "kubectl", *words],
             env={
@@ -224,7 +224,7 @@ class ApiServer:
         )
 
     def apply(self, *objects: dict[str, Any]) -> None:
-        """kubectl apply, server-side; a `status` is set as a kubelet would, as a whole."""
+        """kubectl apply --server-side; then set each `status`, as a kubelet would."""
         bare = [{k: v for k, v in obj.items() if k != "status"} for obj in objects]
         words = ("--server-side", "--force-conflicts", "--field-manager=test", "-f", "-")
         self.kubectl("apply", *words, stdin=yaml.safe_dump_all(bare))
@@ -233,14 +233,14 @@ class ApiServer:
                 self.set_status(obj)
 
     def set_status(self, obj: dict[str, Any]) -> None:
-        """Set the status of a Pod or Node that exists."""
+        """Set the status of an existing Pod or Node."""
         metadata = obj["metadata"]
         place = f"namespaces/{metadata['namespace']}/" if "namespace" in metadata else ""
         path = f"/api/v1/{place}{obj['kind'].lower()}s/{metadata['name']}/status"
         self.request("PATCH", path, {"status": obj["status"]})
 
     def request(self, method: str, path: str, body: Any = None, *, token: str = "") -> Any:
-        """A request as cluster-admin, or by a token: the decoded answer. PATCH is a merge patch.
+        """Send a request as cluster-admin or with a token; PATCH is a merge patch.
 
         Raises urllib.error.HTTPError.
         """
@@ -256,7 +256,7 @@ class ApiServer:
         context = ssl.create_default_context(cafile=str(self.pki.ca)) if token else self.tls()
         return json.loads(_fetch(request, context=context))
 
-    # -- how ---------------------------------------------------------------------------------
+    # -- implementation ------------------------------------------------------------------------
 
     def _write_kubeconfig(self, name: str, login: dict[str, str], url: str) -> Path:
         cluster = {"server": url, "certificate-authority": str(self.pki.ca)}
@@ -275,11 +275,11 @@ class ApiServer:
         return path
 
     def spawn(self, binary: str, *options: str) -> subprocess.Popen[bytes]:
-        """Start one of the binaries; what it says goes into `<binary>.log`."""
+        """Start one of the binaries; its output goes to `<binary>.log`."""
         log: IO[bytes]
         with (self.directory / f"{binary}.log").open("ab") as log:
             return subprocess.Popen(
-                # even if the test run is killed, nothing stays behind
+                # ends with the test run, even if that is killed
                 ["setpriv", "--pdeathsig", "KILL", self.binaries / binary, *options],
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
@@ -291,13 +291,13 @@ class ApiServer:
         return _fetch(f"{self.url}/readyz", context=self.tls())
 
     def tls(self) -> ssl.SSLContext:
-        """For HTTPS as cluster-admin."""
+        """The TLS context of cluster-admin."""
         context = ssl.create_default_context(cafile=str(self.pki.ca))
         context.load_cert_chain(*self._admin_files)
         return context
 
     def _until_up(self, process: subprocess.Popen[bytes], name: str, probe: Any) -> None:
-        deadline = time.monotonic() + READY_TIMEOUT
+        deadline = time.monotonic() + READY_TIMEOUT_S
         while True:
             try:
                 probe()
@@ -306,7 +306,7 @@ class ApiServer:
                 ended = process.poll() is not None
                 if ended or time.monotonic() > deadline:
                     tail = (self.directory / f"{name}.log").read_text(errors="replace")[-2000:]
-                    what = "ended" if ended else f"not up in {READY_TIMEOUT:.0f} s"
+                    what = "exited" if ended else f"not up in {READY_TIMEOUT_S:.0f} s"
                     raise AssertionError(f"{name} {what}: {error}\n{tail}") from error
             time.sleep(0.05)
 
@@ -316,7 +316,7 @@ def _end(process: subprocess.Popen[bytes] | None, number: int) -> None:
         return
     process.send_signal(number)
     try:
-        process.wait(STOP_TIMEOUT)
+        process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -325,7 +325,7 @@ def _end(process: subprocess.Popen[bytes] | None, number: int) -> None:
 def _fetch(
     what: str | urllib.request.Request, body: Any = None, context: ssl.SSLContext | None = None
 ) -> bytes:
-    """A request, else GET, or POST of JSON; every failure is an OSError."""
+    """Send a request, or GET a URL, or POST JSON to it. Every failure is an OSError."""
     data = None if body is None else json.dumps(body).encode()
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
@@ -341,7 +341,7 @@ def _b64(text: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
+    """Distinct ports that are currently free."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

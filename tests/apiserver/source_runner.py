@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An `ApiServerSource` that runs in a thread of its own, and the mesh as its deltas tell of it."""
+"""Runs an `ApiServerSource` in a thread and applies its deltas to a mesh state."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ztunnel.mesh.state import MeshState
 
 
 class SourceRunner:
-    """Follows a server as the agent of `node` would.
+    """Follows a server like the agent of `node`.
 
-    `state` is built of the deltas alone, `changes` has them: what would go to the workers.
+    `changes` has the deltas that an agent sends to its workers; `state` is built from them alone.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SourceRunner:
         return self
 
     def start(self) -> None:
-        """Follow, without waiting for the first view."""
+        """Start without waiting for the first view."""
         self._thread.start()
         self._stop.result(10)
 
@@ -62,7 +62,7 @@ class SourceRunner:
         loop, stop = self._stop.result(0)
         loop.call_soon_threadsafe(stop.set)
         self._thread.join(30)
-        assert not self._thread.is_alive(), "the source does not stop"
+        assert not self._thread.is_alive(), "the source did not stop"
         assert self._failure is None, self._failure
 
     @property
@@ -76,7 +76,7 @@ class SourceRunner:
         return self.source.view()
 
     def workload(self, name: str, namespace: str) -> Any:
-        """As the workers know it, or None."""
+        """The workload in the workers' state, or None."""
         return self.state.workload(f"Kubernetes//Pod/{namespace}/{name}")
 
     def _run(self) -> None:

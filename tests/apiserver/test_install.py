@@ -55,7 +55,7 @@ def ztctl(fresh_server: ApiServer) -> Ztctl:
 
 
 def rollout(server: ApiServer, kind: str, name: str) -> None:
-    """What controllers and kubelets would do."""
+    """Set the status as controllers and kubelets do."""
     patch = yaml.safe_dump({"status": DONE[kind]})
     wait_until(lambda: server.try_kubectl("-n", NAMESPACE, "get", kind, name).returncode == 0)
     words = ("--subresource=status", "--type=merge", "--patch", patch)
@@ -63,7 +63,7 @@ def rollout(server: ApiServer, kind: str, name: str) -> None:
 
 
 def objects(server: ApiServer) -> dict[str, Any]:
-    """Everything that deploy/ names, as the server has it, by title."""
+    """The server's state of all objects in deploy/, by title."""
     found: dict[str, Any] = {}
     for obj in manifests.load():
         space = obj["metadata"].get("namespace")
@@ -85,7 +85,7 @@ def test_dry_run_is_validated_by_server_and_changes_nothing(
     fresh_server.kubectl("create", "namespace", NAMESPACE)
     done = ztctl("install", "--dry-run")
     assert done.exit_code == 0, done.output
-    assert "not validated" not in done.output  # now all of it could be checked
+    assert "not validated" not in done.output  # all objects could be validated now
     assert set(objects(fresh_server)) == {f"Namespace {NAMESPACE}"}
 
 
@@ -169,13 +169,13 @@ def test_fields_of_other_managers_require_force(ztctl: Ztctl, fresh_server: ApiS
     assert refused.exit_code == 1
     assert "--force takes ownership" in refused.output
     assert ztctl("install", "--no-wait", "--force").exit_code == 0
-    signer = objects(fresh_server)["Deployment ztunnel-system/ztunnel-controller"]
-    assert signer["spec"]["replicas"] == 2
+    controller = objects(fresh_server)["Deployment ztunnel-system/ztunnel-controller"]
+    assert controller["spec"]["replicas"] == 2
 
 
 def test_user_without_permissions_sees_missing_permission(fresh_server: ApiServer) -> None:
-    nobody = fresh_server.kubeconfig("nobody", ["nothing"])
-    done = CliRunner().invoke(cli, ["install", "--kubeconfig", str(nobody)])
+    kubeconfig = fresh_server.kubeconfig("nobody", ["nothing"])
+    done = CliRunner().invoke(cli, ["install", "--kubeconfig", str(kubeconfig)])
     assert done.exit_code == 1
     assert "403" in done.output
     assert "administrator" in done.output
@@ -184,7 +184,7 @@ def test_user_without_permissions_sees_missing_permission(fresh_server: ApiServe
 def test_agent_passes_pod_security_of_privileged_namespace(
     ztctl: Ztctl, fresh_server: ApiServer
 ) -> None:
-    """The API server's own Pod Security admission judges the pods that the workloads make."""
+    """The API server's Pod Security admission checks the pod templates."""
     assert ztctl("install", "--no-wait").exit_code == 0
     for obj in manifests.load():
         if obj["kind"] not in manifests.WORKLOAD_KINDS:
@@ -203,7 +203,7 @@ def test_agent_passes_pod_security_of_privileged_namespace(
             }
         )
         tried = fresh_server.try_kubectl("create", "-f", "-", stdin=yaml.safe_dump(restricted))
-        # only the signer needs nothing; the proxy shares a directory of its node with the agent
+        # only the controller is restricted; the proxy mounts a host directory
         assert (tried.returncode == 0) == (name == "ztunnel-controller"), tried.stderr
 
 
@@ -224,7 +224,7 @@ def test_uninstall_cleans_nodes_before_removing_proxies(
     removing.start()
     wait_until(lambda: _is_there(fresh_server, "daemonset", "ztunnel-cleaner"))
     assert not _is_there(fresh_server, "daemonset", "ztunnel-agent")
-    assert _is_there(fresh_server, "daemonset", "ztunnel-proxy")  # still carries
+    assert _is_there(fresh_server, "daemonset", "ztunnel-proxy")  # still carries traffic
     rollout(fresh_server, "daemonset", "ztunnel-cleaner")
     removing.join(70)
     assert results[0].exit_code == 0, results[0].output
@@ -234,8 +234,8 @@ def test_uninstall_cleans_nodes_before_removing_proxies(
         "authorizationpolicies",
         "peerauthentications",
         "serviceentries",
-    }  # and what people wrote with them
-    assert set(left) - kept <= {f"Namespace {NAMESPACE}"}  # its end is a controller's work
+    }  # and the objects of users
+    assert set(left) - kept <= {f"Namespace {NAMESPACE}"}  # a controller would finish its deletion
     assert all("deletionTimestamp" in left[title]["metadata"] for title in left.keys() - kept)
     assert _is_there(fresh_server, "configmap", "istio-ca-root-cert", "default")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An agent whose node can't run the data path says so on the pods, with exactly its rights."""
+"""Events on pods when the node cannot run the data path, with the permissions of deploy/."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ REASON = "Linux 4.19 is too old for sk_lookup; use 5.18 or newer"
 
 
 @pytest.fixture(scope="module")
-def way(server: ApiServer) -> Path:
-    """The way in of the agent on `old`; there run one enrolled pod and some that are not."""
+def kubeconfig(server: ApiServer) -> Path:
+    """Of the agent on node `old`, which runs one enrolled pod and some others."""
     grant(server, "old", "new")
     server.apply(
         ambient("aged"),
@@ -60,28 +60,28 @@ def events(server: ApiServer) -> list[dict[str, Any]]:
     return found
 
 
-def test_enrolled_pods_of_node_get_one_event(server: ApiServer, way: Path) -> None:
-    options = options_of(way)
-    for _ in range(3):  # as the kubelet starts it again
+def test_enrolled_pods_of_node_get_one_event(server: ApiServer, kubeconfig: Path) -> None:
+    options = options_of(kubeconfig)
+    for _ in range(3):  # as restarted by the kubelet
         assert node_failure_events.tell(options, REASON) == 1
-    told = [each for each in events(server) if REASON in each["message"]]
-    assert [each["involvedObject"]["name"] for each in told] == ["mine"]
-    assert told[0]["reason"] == "MeshCaptureFailed"
-    assert "node old" in told[0]["message"]
-    assert "ztctl check" in told[0]["message"]
+    found = [each for each in events(server) if REASON in each["message"]]
+    assert [each["involvedObject"]["name"] for each in found] == ["mine"]
+    assert found[0]["reason"] == "MeshCaptureFailed"
+    assert "node old" in found[0]["message"]
+    assert "ztctl check" in found[0]["message"]
 
 
-def test_unreachable_server_is_not_an_error(way: Path, tmp_path: Path) -> None:
+def test_unreachable_server_is_not_an_error(kubeconfig: Path, tmp_path: Path) -> None:
     away = tmp_path / "kubeconfig"
-    text = way.read_text()
+    text = kubeconfig.read_text()
     server = next(line for line in text.splitlines() if "server:" in line)
     away.write_text(text.replace(server, "    server: https://127.0.0.1:9"))
     assert node_failure_events.tell(options_of(away), REASON) == 0
 
 
-def refusal(way: Path, directory: Path, *before: str) -> str:
-    """The last that an agent says which can't start. `before`: the command that runs it."""
-    words = ["agent", "--node", "old", "--kubeconfig", way]
+def refusal(kubeconfig: Path, directory: Path, *before: str) -> str:
+    """Run an agent that cannot start; its last line. `before`: command prefix."""
+    words = ["agent", "--node", "old", "--kubeconfig", kubeconfig]
     words += ["--pin-dir", directory / "pins", "--run-dir", directory / "run"]
     words += ["--metrics-port", "0", "--health-port", "0"]
     done = subprocess.run(
@@ -96,21 +96,23 @@ def refusal(way: Path, directory: Path, *before: str) -> str:
     return done.stderr.splitlines()[-1].removeprefix("Error: ")
 
 
-def told_of(server: ApiServer, reason: str) -> list[str]:
+def pods_with_event(server: ApiServer, reason: str) -> list[str]:
     found = [each for each in events(server) if reason[:60] in each["message"]]
     return [each["involvedObject"]["name"] for each in found]
 
 
 @as_root
-def test_agent_emits_event_and_exits(server: ApiServer, way: Path, tmp_path: Path) -> None:
-    """The loader fails for want of a bpffs; nothing is attached anywhere."""
-    assert told_of(server, refusal(way, tmp_path)) == ["mine"]
+def test_agent_emits_event_and_exits(server: ApiServer, kubeconfig: Path, tmp_path: Path) -> None:
+    """The loader fails because there is no bpffs; nothing is attached."""
+    assert pods_with_event(server, refusal(kubeconfig, tmp_path)) == ["mine"]
 
 
 @as_root
-def test_node_without_cgroup_v2_emits_event(server: ApiServer, way: Path, tmp_path: Path) -> None:
+def test_node_without_cgroup2_emits_event(
+    server: ApiServer, kubeconfig: Path, tmp_path: Path
+) -> None:
     mounts = [str(each.point) for each in requirements.mounts() if each.kind == "cgroup2"]
     without = ("unshare", "--mount", "sh", "-c", f'umount -l {" ".join(mounts)}; exec "$@"', "sh")
-    said = refusal(way, tmp_path, *without)
+    said = refusal(kubeconfig, tmp_path, *without)
     assert "no cgroup v2" in said
-    assert told_of(server, said) == ["mine"]
+    assert pods_with_event(server, said) == ["mine"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our CRDs on a real API server, and policies from there to the nodes' decisions."""
+"""Our CRDs on a real API server, and policies from there to decisions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def cluster(server: ApiServer) -> ApiServer:
-    """With our CRDs, and one enrolled pod `a` of namespace `policy`."""
+    """With our CRDs and one enrolled pod `a` in namespace `policy`."""
     server.kubectl("apply", "--server-side", "-f", str(CRDS))
     names = [f"crd/{name}.security.istio.io" for name in PLURALS.values()]
     server.kubectl("wait", "--for=condition=Established", "--timeout=30s", *names)
@@ -64,13 +64,13 @@ def allowed(following: SourceRunner, *, identity: str = "spiffe://cluster.local/
 
 
 def dates(following: SourceRunner) -> dict[str, str]:
-    """When PeerAuthentications were made, by name; the API counts seconds."""
+    """Creation times of PeerAuthentications by name, in whole seconds."""
     found = list(following.state.policies)
     return {each.name: each.created for each in found if isinstance(each, PeerAuthentication)}
 
 
 def put(server: ApiServer, *objects: Json, strict: bool = True) -> None:
-    """As kubectl does, or as a client does that does not ask for strict validation."""
+    """Apply like kubectl, or like a client without strict validation."""
     for each in objects:
         words = ["apply", "-f", "-", f"--validate={'strict' if strict else 'ignore'}"]
         server.kubectl(*words, stdin=json.dumps(each))
@@ -123,7 +123,7 @@ def test_oldest_peer_authentication_takes_precedence(
 def test_misspelled_field_is_preserved_and_denies(
     cluster: ApiServer, following: SourceRunner, spec: Json
 ) -> None:
-    """Were it dropped by the server, each of these would allow what it was to deny."""
+    """If the server dropped the field, each of these would allow instead of deny."""
     put(cluster, obj("AuthorizationPolicy", spec), strict=False)
     wait_until(lambda: not allowed(following), "the refusal")
     assert "no such field" in following.mirror.errors()["AuthorizationPolicy policy/p"]

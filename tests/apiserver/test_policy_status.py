@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The signer says in a policy's status whether nodes take it, with the rights of deploy/."""
+"""The controller writes the status condition of policies, with the permissions of deploy/."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GROUP = "security.istio.io"
 
 @pytest.fixture(scope="module")
 def mesh(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A server with our CRDs, a namespace `shop`, and two signers: one leads."""
+    """A server with our CRDs, the namespace `shop`, and two controllers, one of them the leader."""
     with ApiServer(tmp_path_factory.mktemp("status"), binaries) as server:
         server.kubectl("apply", "--server-side", "-f", str(ROOT / "deploy" / "crds"))
         crds = [f"crd/{plural}.{GROUP}" for plural in PLURALS.values()]
@@ -52,7 +52,7 @@ def read(mesh: ControlPlane, kind: str, name: str) -> Json:
 
 
 def condition(mesh: ControlPlane, kind: str, name: str) -> Json:
-    """The condition of the object as it is written now, waited for."""
+    """Wait for the condition of the object's current generation."""
 
     def current() -> Json | None:
         obj = read(mesh, kind, name)
@@ -80,7 +80,7 @@ def test_condition_follows_correction_of_invalid_policy(mesh: ControlPlane) -> N
 
 
 @pytest.mark.parametrize(
-    ("kind", "spec", "reason", "said"),
+    ("kind", "spec", "reason", "text"),
     [
         ("AuthorizationPolicy", {"actions": "DENY"}, "Invalid", "actions"),
         ("AuthorizationPolicy", {"action": "AUDIT", "rules": [{}]}, "NoEffect", "AUDIT"),
@@ -95,20 +95,20 @@ def test_condition_follows_correction_of_invalid_policy(mesh: ControlPlane) -> N
     ],
 )
 def test_condition_reasons(
-    mesh: ControlPlane, kind: str, spec: Json, reason: str, said: str
+    mesh: ControlPlane, kind: str, spec: Json, reason: str, text: str
 ) -> None:
     name = f"p-{reason.lower()}"
     put(mesh, kind, name, spec)
     found = condition(mesh, kind, name)
     assert found["reason"] == reason
-    assert said in found["message"]
+    assert text in found["message"]
 
 
 def test_condition_is_written_once_by_server_side_apply(mesh: ControlPlane) -> None:
     put(mesh, "AuthorizationPolicy", "once", BAD)
     condition(mesh, "AuthorizationPolicy", "once")
     version = read(mesh, "AuthorizationPolicy", "once")["metadata"]["resourceVersion"]
-    put(mesh, "AuthorizationPolicy", "after", BAD)  # whoever wrote this has seen `once` again
+    put(mesh, "AuthorizationPolicy", "after", BAD)  # reconciled after `once`
     condition(mesh, "AuthorizationPolicy", "after")
     obj = read(mesh, "AuthorizationPolicy", "once")
     assert obj["metadata"]["resourceVersion"] == version
@@ -117,7 +117,7 @@ def test_condition_is_written_once_by_server_side_apply(mesh: ControlPlane) -> N
 
 
 def test_condition_of_another_controller_is_not_overwritten(mesh: ControlPlane) -> None:
-    """With Istio's CRDs istiod writes this very condition."""
+    """istiod writes a condition of the same type."""
     put(mesh, "AuthorizationPolicy", "theirs", GOOD)
     condition(mesh, "AuthorizationPolicy", "theirs")
     path = f"/apis/{GROUP}/v1/namespaces/shop/authorizationpolicies/theirs/status"
@@ -125,7 +125,7 @@ def test_condition_of_another_controller_is_not_overwritten(mesh: ControlPlane) 
     mesh.server.request("PATCH", path, {"status": {"conditions": [theirs]}})
     wait_until(
         lambda: "owned by another controller" in mesh.log("one") + mesh.log("two"),
-        "the signer's word",
+        "the conflict is logged",
     )
     assert condition(mesh, "AuthorizationPolicy", "theirs")["reason"] == "Istiod"
 

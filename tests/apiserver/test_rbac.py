@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent works with exactly the rights of deploy/, and has none beyond them."""
+"""The agent's permissions in deploy/ are sufficient and minimal."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def agent(server: ApiServer) -> Path:
 
 
 def _is_guarded(server: ApiServer, token: str) -> bool:
-    """A policy is compiled a moment after it was written."""
+    """The API server compiles an admission policy shortly after it was created."""
     return "own node" in _patch(
         server, token, "b", {"annotations": {REDIRECTION_ANNOTATION: "probe"}}
     )
@@ -77,12 +77,12 @@ def _is_guarded(server: ApiServer, token: str) -> bool:
 def _patch(
     server: ApiServer, token: str, name: str, metadata: object, status: object = None
 ) -> str:
-    """What the API server says against a patch of a pod's status; empty when it takes it."""
+    """The API server's error for a patch of a pod's status; empty on success."""
     path = f"/api/v1/namespaces/rights/pods/{name}/status"
     try:
         server.request("PATCH", path, {"metadata": metadata, "status": status or {}}, token=token)
-    except HTTPError as error:
-        return error.read().decode()
+    except HTTPError as response:
+        return response.read().decode()
     return ""
 
 
@@ -145,7 +145,7 @@ def test_agent_annotates_pods_of_own_node_only(server: ApiServer, agent: Path) -
 
 
 @pytest.mark.parametrize(
-    ("metadata", "status", "said"),
+    ("metadata", "status", "error"),
     [
         ({"annotations": {"owner": "you"}}, {}, "only ambient.istio.io/redirection"),
         ({"annotations": {"owner": None}}, {}, "only ambient.istio.io/redirection"),
@@ -157,15 +157,15 @@ def test_agent_annotates_pods_of_own_node_only(server: ApiServer, agent: Path) -
     ],
 )
 def test_agent_token_cannot_change_other_pod_fields(
-    server: ApiServer, token: str, metadata: object, status: object, said: str
+    server: ApiServer, token: str, metadata: object, status: object, error: str
 ) -> None:
-    assert said in _patch(server, token, "a", metadata, status)
+    assert error in _patch(server, token, "a", metadata, status)
 
 
 def test_token_without_node_cannot_annotate_pods(server: ApiServer, token: str) -> None:
     loose = server.token(SYSTEM, AGENT)
-    said = _patch(server, loose, "a", {"annotations": {REDIRECTION_ANNOTATION: "enabled"}})
-    assert "own node" in said
+    error = _patch(server, loose, "a", {"annotations": {REDIRECTION_ANNOTATION: "enabled"}})
+    assert "own node" in error
 
 
 def _annotations(server: ApiServer, name: str) -> dict[str, str]:

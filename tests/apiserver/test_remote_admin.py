@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may ask an agent by port-forward: a real API server judges, by the rights of deploy/."""
+"""Authentication and authorization of port-forward access, with the permissions of deploy/."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HERE, THERE = AdminEndpoint(15, "a" * 64), AdminEndpoint(15, "b" * 64)  # two ag
 
 @pytest.fixture(scope="module")
 def agent(server: ApiServer) -> Path:
-    """The kubeconfig of the agent on n1, of n1 and n2; of its rights also those to review."""
+    """The kubeconfig of the agent on n1; it may also create TokenReviews."""
     grant(server, "n1", "n2")
     server.apply(*manifest("admin.yaml"), account("other", SYSTEM))
     return agent_kubeconfig(server, "n1")
@@ -35,7 +35,7 @@ def agent(server: ApiServer) -> Path:
 
 @pytest.fixture(scope="module")
 def person(server: ApiServer, agent: Path) -> Path:
-    """Somebody to whom the Role is bound, and nothing else."""
+    """The kubeconfig of a user with the Role ztunnel-admin only."""
     subject = {"kind": "User", "name": "eve", "apiGroup": "rbac.authorization.k8s.io"}
     role = {"kind": "Role", "name": ACCOUNT, "apiGroup": "rbac.authorization.k8s.io"}
     server.apply(
@@ -58,7 +58,7 @@ def reviews(server: ApiServer, agent: Path) -> Iterator[TokenReviewer]:
 
 
 def _made(server: ApiServer, name: str, *audiences: str) -> str:
-    """A token by cluster-admin, of any account and for any audiences."""
+    """A token of any account and for any audiences, created by cluster-admin."""
     spec = {"audiences": audiences, "expirationSeconds": 600}
     body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
     path = f"/api/v1/namespaces/{SYSTEM}/serviceaccounts/{name}/token"
@@ -74,7 +74,7 @@ def test_user_token_is_accepted_by_one_agent_only(
     assert "for another agent" in reviews.refusal(token, THERE.audience)
 
 
-STRANGERS: dict[str, tuple[str, Callable[[ApiServer], str]]] = {
+OTHER_TOKENS: dict[str, tuple[str, Callable[[ApiServer], str]]] = {
     "no token": ("rejected the token", lambda _: "nothing"),
     "another account's": ("want ", lambda server: _made(server, "other", HERE.audience)),
     "the agents' own": ("want ", lambda server: _made(server, AGENT, HERE.audience)),
@@ -86,10 +86,10 @@ STRANGERS: dict[str, tuple[str, Callable[[ApiServer], str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", STRANGERS)
+@pytest.mark.parametrize("case", OTHER_TOKENS)
 def test_other_tokens_are_rejected(server: ApiServer, reviews: TokenReviewer, case: str) -> None:
-    said, make = STRANGERS[case]
-    assert said in reviews.refusal(make(server), HERE.audience)
+    text, make = OTHER_TOKENS[case]
+    assert text in reviews.refusal(make(server), HERE.audience)
 
 
 def test_token_of_deleted_account_is_rejected(server: ApiServer, reviews: TokenReviewer) -> None:
@@ -139,17 +139,17 @@ def test_admin_account_has_no_permissions(server: ApiServer, agent: Path) -> Non
         assert done.stdout.strip() == "no", words
 
 
-@pytest.mark.parametrize("who", ["person", "nobody"])
+@pytest.mark.parametrize("who", ["admin", "other"])
 def test_port_forward_is_authorized_by_api_server(
     server: ApiServer, person: Path, who: str
 ) -> None:
-    """There is no kubelet: who may, gets as far as to the node that does not answer."""
-    login = person if who == "person" else server.kubeconfig("mallory")
+    """There is no kubelet: an authorized request fails later, at the node."""
+    login = person if who == "admin" else server.kubeconfig("mallory")
     asked = Agent(Access(login), "n1", "agent-n1", HERE)
     with pytest.raises(TransportError) as failure:
         PortForward(asked)
     text = str(failure.value)
-    if who == "nobody":
+    if who == "other":
         assert "create serviceaccounts/token of ztunnel-admin: the API server answered 403" in text
     else:
         assert "403" not in text, text
@@ -159,26 +159,26 @@ def test_port_forward_is_authorized_by_api_server(
 def test_agent_publishes_admin_endpoint_on_own_pod_only(server: ApiServer, agent: Path) -> None:
     neighbour = pod("neighbour", SYSTEM, "10.66.0.1", on="n1")
     server.apply(account("neighbour", SYSTEM), neighbour)
-    marker = PodWriter(Access(agent).client(), "n1")
+    writer = PodWriter(Access(agent).client(), "n1")
     try:
         wait_until(
-            lambda: _notes(marker, "neighbour") != "",
+            lambda: _annotate(writer, "neighbour") != "",
             "the admission policy is in force",
             timeout_s=30,
         )
         for name in ("neighbour", "agent-n2"):
-            assert "own" in _notes(marker, name)
-        assert _notes(marker, "agent-n1") == ""
+            assert "own" in _annotate(writer, name)
+        assert _annotate(writer, "agent-n1") == ""
         found = json.loads(server.kubectl("-n", SYSTEM, "get", "pod", "agent-n1", "-o", "json"))
         assert found["metadata"]["annotations"][ANNOTATION] == str(HERE)
     finally:
-        marker.close()
+        writer.close()
 
 
-def _notes(marker: PodWriter, name: str) -> str:
-    """What the API server has against it."""
+def _annotate(writer: PodWriter, name: str) -> str:
+    """The API server's error; empty on success."""
     try:
-        assert marker.annotate(SYSTEM, name, ANNOTATION, str(HERE))
+        assert writer.annotate(SYSTEM, name, ANNOTATION, str(HERE))
     except ApiError as error:
         return str(error)
     return ""

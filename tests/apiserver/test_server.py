@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API server under test is a real one: RBAC judges, tokens are bound, the CSR API is on."""
+"""The test API server enforces RBAC, binds tokens and serves the CSR API."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def test_serves_current_kubernetes(server: ApiServer) -> None:
 
 
 def test_rbac_forbids_what_is_not_granted(server: ApiServer) -> None:
-    nobody = server.kubeconfig("nobody", ["nothing"])
-    done = server.try_kubectl("get", "pods", "-A", kubeconfig=nobody)
+    kubeconfig = server.kubeconfig("nobody", ["nothing"])
+    done = server.try_kubectl("get", "pods", "-A", kubeconfig=kubeconfig)
     assert done.returncode != 0
     assert "forbidden" in done.stderr.lower()
 
 
 def test_service_account_token_names_its_account(server: ApiServer) -> None:
     server.apply(account("speaker"))
-    said = server.kubectl(
+    output = server.kubectl(
         "auth", "whoami", "-o", "json", kubeconfig=server.account_kubeconfig("default", "speaker")
     )
-    user = json.loads(said)["status"]["userInfo"]["username"]
+    user = json.loads(output)["status"]["userInfo"]["username"]
     assert user == "system:serviceaccount:default:speaker"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Service accounts that go and come, on a real API server, with exactly the rights of deploy/."""
+"""Deletion and creation of service accounts, with the permissions of deploy/."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_account_create_and_delete_are_followed(fresh_server: ApiServer, relay: 
         fresh_server.apply(account("web", "shop"), account("other", "shop"))
         wait_until(lambda: not _lacks(following, "web"), "back")
         assert not _lacks(following, "other")
-        assert following.changes == following.changes[:1]  # nothing of it is for the workers
+        assert following.changes == following.changes[:1]  # no delta for the workers
 
 
 def test_no_account_is_reported_missing_while_server_is_down(
@@ -55,7 +55,7 @@ def test_no_account_is_reported_missing_while_server_is_down(
     with SourceRunner(way, silence_timeout_s=2.0) as following:
         assert _lacks(following, "other")
         fresh_server.stop_api(kill=True)
-        wait_until(lambda: not _lacks(following, "other"), "nobody knows", timeout_s=30)
+        wait_until(lambda: not _lacks(following, "other"), "not known", timeout_s=30)
         fresh_server.start_api()
         fresh_server.kubectl("-n", "shop", "delete", "serviceaccount", "web")
         wait_until(lambda: _lacks(following, "web"), "known again", timeout_s=30)
@@ -71,7 +71,7 @@ def test_account_deleted_before_410_is_reported_missing(
         fresh_server.kubectl("-n", "shop", "delete", "serviceaccount", "web")
         fresh_server.compact()
         fresh_server.stop_api()
-        fresh_server.start_api()  # its cache of events is empty, and etcd's are gone
+        fresh_server.start_api()  # with an empty watch cache; etcd is compacted
         relay.thaw()
         wait_until(lambda: _lacks(following, "web"), "listed anew", timeout_s=30)
         assert following.view()["lists"]["ServiceAccount"] == 2
@@ -88,7 +88,7 @@ def test_agent_without_permission_for_accounts_still_syncs(
     words = ("create", "clusterrolebinding", "no-accounts", "--clusterrole=no-accounts")
     server.kubectl(*words, "--user=no-accounts")
     with SourceRunner(server.kubeconfig("no-accounts")) as following:
-        wait_until(lambda: "403" in following.errors().get("ServiceAccount", ""), "it is told")
+        wait_until(lambda: "403" in following.errors().get("ServiceAccount", ""), "the error")
         assert not _lacks(following, "anybody")
 
 
@@ -122,13 +122,13 @@ async def _lose_account(
     await wait_until_async(lambda: len(got) == 1)
     await asyncio.to_thread(mesh.core.delete_namespaced_service_account, "web", "shop")
     await wait_until_async(lambda: store.statuses()[0].state == "blocked")
-    assert store.current() == got  # what is there is in use until it expires
-    store.set_roots(other_roots)  # nobody takes it now, so another would be due at once
+    assert store.current() == got  # the issued certificate is used until it expires
+    store.set_roots(other_roots)  # no peer accepts it now: a renewal would be due
     asked = _requests(mesh)
-    await asyncio.sleep(1)  # several looks whether it may be asked for
+    await asyncio.sleep(1)  # several renewal attempts
     assert _requests(mesh) == asked
-    told = store.statuses()[0].last_error
-    assert told == "service account shop/web does not exist"
+    found = store.statuses()[0].last_error
+    assert found == "service account shop/web does not exist"
     await asyncio.to_thread(mesh.account, "shop", "web")
     await wait_until_async(lambda: got[-1].serial != got[0].serial)
     await store.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztunnel controller` with exactly the rights that deploy/ grants, on a real API server."""
+"""`ztunnel controller` on a real API server, with the permissions of deploy/."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DONE = "spiffe://cluster.local/ns/shop/sa/done"
 
 @pytest.fixture(scope="module")
 def mesh(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A server of this module's own with a running signer and some pods."""
+    """A server for this module with a running controller and some pods."""
     with ApiServer(tmp_path_factory.mktemp("signing"), binaries) as server:
         made = ControlPlane(server)
         made.pod("shop", "web-1", account="web", node="node1")
@@ -95,7 +95,7 @@ def _node1(mesh: ControlPlane) -> Path:
 
 
 def _app(mesh: ControlPlane) -> Path:
-    """The token of an app's own pod, from an account that may create requests."""
+    """The token of an app's pod, whose account may create requests."""
     account = {"namespace": "shop", "name": "web"}
     mesh.server.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
     grant = client.V1ClusterRoleBinding(
@@ -172,7 +172,7 @@ def test_other_usages_are_denied(mesh: ControlPlane, usages: list[str]) -> None:
 
 
 def test_requester_cannot_forge_user_or_node(mesh: ControlPlane) -> None:
-    """The API server overwrites what a requester writes of itself."""
+    """The API server overwrites the requester's user and extra fields."""
     api = requests_api(mesh.server.client(mesh.agent("node2")))
     body = client.V1CertificateSigningRequest(
         metadata=client.V1ObjectMeta(generate_name="forged-"),
@@ -201,7 +201,7 @@ def test_externally_approved_request_is_still_checked(mesh: ControlPlane) -> Non
 
 def test_requests_of_other_signers_are_ignored(mesh: ControlPlane) -> None:
     foreign = mesh.submit(None, _csr(WEB), signer_name="example.com/other")
-    ours = mesh.submit(mesh.agent("node1"), _csr(WEB))  # came later, is done: ours only
+    ours = mesh.submit(mesh.agent("node1"), _csr(WEB))  # created later
     assert mesh.outcome(ours)[0] == "Approved"
     status = mesh.certificates.read_certificate_signing_request(foreign).status
     assert not (status and (status.conditions or status.certificate))
@@ -249,9 +249,9 @@ def test_agent_can_request_but_not_approve_or_list(mesh: ControlPlane) -> None:
 
 
 def test_missing_permission_to_request_is_reported(mesh: ControlPlane) -> None:
-    nobody = mesh.server.kubeconfig("nobody", ["nothing"])
+    kubeconfig = mesh.server.kubeconfig("nobody", ["nothing"])
     with pytest.raises(SigningError, match=r"403.*cannot create resource"):
-        mesh.request(nobody, WEB)
+        mesh.request(kubeconfig, WEB)
 
 
 def test_roots_are_published_in_existing_and_new_namespaces(mesh: ControlPlane) -> None:

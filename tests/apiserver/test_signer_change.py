@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mesh while its control plane changes: signers come and go, the CA and its root change."""
+"""Controller failover, and rotation of the CA and its root."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DB = "spiffe://cluster.local/ns/shop/sa/db"
 
 @pytest.fixture
 def mesh(fresh_server: ApiServer) -> ControlPlane:
-    """A control plane of the test's own, without a signer yet."""
+    """A control plane for one test, without a controller."""
     made = ControlPlane(fresh_server)
     made.pod("shop", "web-1", account="web", node="node1")
     made.pod("shop", "db-1", account="db", node="node2")
@@ -107,9 +107,9 @@ def test_invalid_ca_secret_is_logged_and_not_used(mesh: ControlPlane) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["plugged in", "made by the signer"])
+@pytest.mark.parametrize("first", ["plugged in", "self-signed"])
 async def test_ca_rotation_without_failed_connections(mesh: ControlPlane, first: str) -> None:
-    """Two nodes connect all the time while the Secret is replaced, until the old root is gone."""
+    """Two nodes connect continuously from the Secret's replacement to the old root's removal."""
     old, new = new_ca(), new_ca()
     plug(mesh, old) if first == "plugged in" else None
     with mesh.controller("one", "--cert-ttl=12"):
@@ -148,7 +148,7 @@ async def _connect_while_rotating(mesh: ControlPlane, new: dict[str, bytes], bef
         await until_connected(["old", "1"])
         plug(mesh, new)
         await until_connected(["new", "2"])
-        with contextlib.suppress(Exception):  # made by the signer: the operator takes it away
+        with contextlib.suppress(Exception):  # self-signed: the operator deletes it
             mesh.core.delete_namespaced_secret(SELF_SIGNED_CA, NAMESPACE)
         await until_connected(["new", "1"])
         return connected
@@ -156,7 +156,7 @@ async def _connect_while_rotating(mesh: ControlPlane, new: dict[str, bytes], bef
 
 @contextlib.asynccontextmanager
 async def _node(mesh: ControlPlane, node: str, identity: str) -> AsyncIterator[list[KeyPair]]:
-    """An agent's certificates, the newest last."""
+    """An agent's certificates, newest last."""
     nowhere = mesh.server.directory / "unused"
     certifier = certifier_of(
         Options(
@@ -181,7 +181,7 @@ async def _node(mesh: ControlPlane, node: str, identity: str) -> AsyncIterator[l
 
 
 def handshake(client: KeyPair, server: KeyPair) -> None:
-    """Mutual TLS with the proxy's own sessions; raises TlsError when one is refused."""
+    """Mutual TLS with the proxy's sessions. Raises TlsError if one side rejects."""
     with contextlib.ExitStack() as stack:
         near, far = map(stack.enter_context, socket.socketpair())
         for sock in (near, far):
@@ -215,7 +215,7 @@ def new_ca() -> dict[str, bytes]:
 
 
 def plug(mesh: ControlPlane, parts: dict[str, bytes]) -> None:
-    """What an operator does: kubectl apply of the Secret."""
+    """Apply the CA Secret as an operator does."""
     data = {name: base64.b64encode(part).decode() for name, part in parts.items()}
     metadata = {"name": PLUGGED_CA, "namespace": NAMESPACE}
     mesh.server.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's view follows a real API server by deltas, through everything that breaks a watch."""
+"""The agent's source against a real API server: deltas, interrupted watches, outages, 410."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 from ztunnel.kube.client import reflector
 from ztunnel.mesh.model import TunnelProtocol
 
-SHORT = 2.0  # seconds of silence that these tests take for a dead connection
+SHORT_SILENCE_S = 2.0  # shorter than in production, to detect a dead connection quickly
 
 
 @pytest.fixture
@@ -27,10 +27,10 @@ def relay(fresh_server: ApiServer) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def following(fresh_server: ApiServer, relay: FaultProxy) -> Iterator[SourceRunner]:
-    """By the relay, with one enrolled pod `a` of namespace `mesh` in the first view."""
+    """Through the proxy; the first view has one enrolled pod `a` in namespace `mesh`."""
     fresh_server.apply(ambient("mesh"), pod("a", "mesh", "10.1.0.1"))
     kubeconfig = fresh_server.kubeconfig("admin", ["system:masters"], url=relay.url)
-    with SourceRunner(kubeconfig, silence_timeout_s=SHORT) as made:
+    with SourceRunner(kubeconfig, silence_timeout_s=SHORT_SILENCE_S) as made:
         assert made.workload("a", "mesh").protocol is TunnelProtocol.HBONE
         yield made
 
@@ -53,7 +53,7 @@ def test_every_kind_is_translated(server: ApiServer) -> None:
         assert [endpoint.workload for endpoint in web.endpoints] == [workload.uid]
         assert web.vips[0].startswith("10.96.")
         assert following.mirror.node_addresses("n1") == ["192.0.2.1", "2001:db8::1"]
-        assert following.mirror.node_addresses("n2") == []  # another node's is not asked for
+        assert following.mirror.node_addresses("n2") == []  # other nodes are not watched
 
 
 def test_enrollment_follows_namespace_label(server: ApiServer) -> None:
@@ -99,17 +99,17 @@ def test_cut_watch_continues_without_loss_or_duplicates(
     fresh_server.apply(pod("past", "mesh", "10.1.0.9"))
     fresh_server.kubectl("-n", "mesh", "delete", "pod", "past", "--grace-period=0", "--force")
     fresh_server.apply(pod("now", "mesh", "10.1.0.8"))
-    wait_until(lambda: following.workload("now", "mesh"), "what is past by then")
+    wait_until(lambda: following.workload("now", "mesh"), "earlier events are delivered")
     before = len(following.changes)
     last = following.view()["versions"]["Pod"]
     for n in range(2, 6):
         relay.cut()
         fresh_server.apply(pod(f"b{n}", "mesh", f"10.1.0.{n}"))
     wait_until(lambda: following.workload("b5", "mesh"), "the last pod")
-    told = [w.name for change in following.changes[before:] for w in change.workloads]
-    assert sorted(told) == ["b2", "b3", "b4", "b5"]  # each once, and nothing again
+    delivered = [w.name for change in following.changes[before:] for w in change.workloads]
+    assert sorted(delivered) == ["b2", "b3", "b4", "b5"]  # each exactly once
     assert int(following.view()["versions"]["Pod"]) > int(last)
-    assert following.view()["lists"]["Pod"] == 1  # it went on, and did not begin anew
+    assert following.view()["lists"]["Pod"] == 1  # continued, not listed again
 
 
 def test_silent_connection_is_replaced(
@@ -127,14 +127,14 @@ def test_silent_connection_is_replaced(
 def test_last_state_stays_in_force_while_server_is_lost(
     fresh_server: ApiServer, relay: FaultProxy, following: SourceRunner
 ) -> None:
-    known, told = following.workload("a", "mesh"), len(following.changes)
+    known, delivered = following.workload("a", "mesh"), len(following.changes)
     relay.refuse()
     wait_until(lambda: len(following.errors()) == 6, "every kind's loss", timeout_s=20)
     age = following.view()["age_seconds"]
     wait_until(lambda: following.view()["age_seconds"] > age + 1, "the age grows")
     assert following.view()["present"] is False
     assert following.workload("a", "mesh") == known
-    assert len(following.changes) == told
+    assert len(following.changes) == delivered
     relay.thaw()
     wait_until(
         lambda: following.view()["present"] and not following.errors(), "its return", timeout_s=30
@@ -145,14 +145,14 @@ def test_last_state_stays_in_force_while_server_is_lost(
 def test_watch_continues_after_server_restart(
     fresh_server: ApiServer, following: SourceRunner, kill: bool
 ) -> None:
-    told = len(following.changes)
+    delivered = len(following.changes)
     fresh_server.stop_api(kill=kill)
     wait_until(lambda: not following.view()["present"], "the loss", timeout_s=20)
     fresh_server.start_api()
     fresh_server.apply(pod("b", "mesh", "10.1.0.2"))
     wait_until(lambda: following.workload("b", "mesh"), "the new pod", timeout_s=30)
-    told_names = [w.name for change in following.changes[told:] for w in change.workloads]
-    assert told_names == ["b"]  # even where kinds were listed again
+    names = [w.name for change in following.changes[delivered:] for w in change.workloads]
+    assert names == ["b"]  # even if kinds were listed again
 
 
 def test_410_after_compaction_leads_to_relist(
@@ -161,20 +161,20 @@ def test_410_after_compaction_leads_to_relist(
     fresh_server.apply(pod("b", "mesh", "10.1.0.2"), pod("c", "mesh", "10.1.0.3"))
     wait_until(lambda: following.workload("c", "mesh"), "both pods")
     relay.refuse()
-    told = len(following.changes)
+    delivered = len(following.changes)
     fresh_server.kubectl("-n", "mesh", "delete", "pod", "b", "--grace-period=0", "--force")
     fresh_server.kubectl("-n", "mesh", "label", "pod", "c", "colour=blue")
     fresh_server.apply(pod("d", "mesh", "10.1.0.4"))
     fresh_server.compact()
     fresh_server.stop_api()
-    fresh_server.start_api()  # its cache of events is empty, and etcd's are gone
+    fresh_server.start_api()  # with an empty watch cache; etcd is compacted
     relay.thaw()
     wait_until(lambda: following.workload("d", "mesh"), "the new pod", timeout_s=30)
     assert following.view()["lists"]["Pod"] == 2
     assert following.workload("b", "mesh") is None
     assert following.workload("c", "mesh").labels["colour"] == "blue"
-    names = [w.name for change in following.changes[told:] for w in change.workloads]
-    assert sorted(names) == ["c", "d"]  # "a" was listed again, and is told to nobody
+    names = [w.name for change in following.changes[delivered:] for w in change.workloads]
+    assert sorted(names) == ["c", "d"]  # "a" is listed again, but unchanged
 
 
 def test_source_waits_for_server_at_start(fresh_server: ApiServer) -> None:
@@ -197,13 +197,13 @@ def test_policies_are_followed_after_crds_are_installed(
     monkeypatch.setattr(reflector, "NOT_INSTALLED_RETRY_S", 0.5)
     with SourceRunner(fresh_server.admin_kubeconfig) as following:
         assert following.mirror.snapshot().policies == ()
-        assert following.errors() == {}  # not installed is no error
+        assert following.errors() == {}  # a missing CRD is not an error
         fresh_server.kubectl("apply", "--server-side", "-f", str(ROOT / "deploy/crds"))
         fresh_server.kubectl("wait", "--for=condition=Established", "crd", "--all")
         fresh_server.apply(namespace("guarded"), denial("guarded"))
         wait_until(lambda: following.mirror.snapshot().policies, "the policy", timeout_s=30)
-        told = [policy for change in following.changes for policy in change.policies]
-        assert [policy.key for policy in told] == ["AuthorizationPolicy/guarded/none"]
+        delivered = [policy for change in following.changes for policy in change.policies]
+        assert [policy.key for policy in delivered] == ["AuthorizationPolicy/guarded/none"]
         fresh_server.kubectl("-n", "guarded", "delete", "authorizationpolicy", "none")
         wait_until(lambda: not following.mirror.snapshot().policies, "its removal")
 
@@ -213,11 +213,11 @@ def test_first_view_includes_policies(fresh_server: ApiServer) -> None:
     fresh_server.kubectl("wait", "--for=condition=Established", "crd", "--all")
     fresh_server.apply(namespace("guarded"), denial("guarded"))
     with SourceRunner(fresh_server.admin_kubeconfig) as following:
-        assert len(following.changes[0].policies) == 1  # never a view without it
+        assert len(following.changes[0].policies) == 1  # no view without it
 
 
 def denial(space: str) -> Object:
-    """An AuthorizationPolicy that lets nothing in."""
+    """An AuthorizationPolicy that denies everything."""
     return {
         "apiVersion": "security.istio.io/v1",
         "kind": "AuthorizationPolicy",
@@ -232,4 +232,4 @@ def test_stop_while_watches_are_opening(server: ApiServer) -> None:
         following.__enter__()
         began = time.monotonic()
         following.__exit__(None, None, None)
-        assert time.monotonic() - began < 15  # not a bookmark's minute
+        assert time.monotonic() - began < 15  # less than the bookmark interval
