@@ -66,7 +66,7 @@ def test_mount_of_a_part_is_refused(tmp_path: Path) -> None:
 
 def test_nested_namespace_is_refused_when_init_is_seen_outside_of_it(tmp_path: Path) -> None:
     root = machine(tmp_path, PURE_V2, own="0::/", init="0::/../../../init.scope")
-    with pytest.raises(requirements.RequirementError, match="cgroup namespace of its own"):
+    with pytest.raises(requirements.RequirementError, match="nested cgroup namespace"):
         requirements.cgroup2_root(root)
 
 
@@ -74,7 +74,7 @@ def test_nested_namespace_is_refused_even_when_it_hides_init_too(tmp_path: Path)
     """With a pid namespace as well every path reads `/`, but a part has cgroup.events."""
     root = machine(tmp_path, PURE_V2, own="0::/", init="0::/")
     write(root / "sys/fs/cgroup/cgroup.events", "populated 1\nfrozen 0\n")
-    with pytest.raises(requirements.RequirementError, match="cgroup namespace of its own"):
+    with pytest.raises(requirements.RequirementError, match="nested cgroup namespace"):
         requirements.cgroup2_root(root)
 
 
