@@ -98,7 +98,8 @@ def test_hbone_port_reaches_the_hbone_listener(
 ) -> None:
     with pocket.peer_socket(family) as peer:
         peer.connect((target, 15008))
-        pocket.accepted(listener).close()
+        with pocket.accepted(listener) as accepted:
+            assert accepted.getpeername()[:2] == peer.getsockname()[:2]
 
 
 def test_nodes_own_address_reaches_the_app_directly(fresh_pocket: Pocket) -> None:

@@ -73,4 +73,5 @@ def test_a_lost_link_is_made_anew(fresh_pocket: Pocket) -> None:
     loader.load(fresh_pocket.cgroup, fresh_pocket.pin_dir)
     with fresh_pocket.app_socket() as app:
         app.connect(("10.1.1.3", 80))
-        fresh_pocket.accepted(ListenerKind.OUTBOUND4).close()
+        with fresh_pocket.accepted(ListenerKind.OUTBOUND4) as accepted:
+            assert accepted.getpeername() == app.getsockname()

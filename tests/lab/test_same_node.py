@@ -95,7 +95,7 @@ def test_verdict_is_for_one_port_only(lab: Lab) -> None:
     _until_direct(lab)
     before = _counters(lab, "client")
     said = client(lab, "client", "poke", addresses(lab, "near")[4], 7998)
-    assert said["end"] in ("ECONNRESET", "ECONNREFUSED")
+    assert said == {"end": "ECONNRESET"}
     after = _counters(lab, "client")
     assert (after.same_node_bypass, after.redirected) == (
         before.same_node_bypass,
@@ -209,8 +209,8 @@ def test_encrypt_never_goes_direct() -> None:
         python_pod("near", "node1", script="server.py"),
     ]
     try:
-        assert lab.up([demo_manifests()]) is not None
-        lab.apply(*objects)
+        assert lab.up([demo_manifests()]) == []
+        assert lab.apply(*objects) == []
         _wait_captured(lab, "near")
         for _ in range(3):
             _echo(lab)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,9 +59,12 @@ def test_any_other_path_is_rejected(path: bytes) -> None:
 
 
 @given(st.binary(max_size=120))
-def test_hostile_paths_raise_only_address_error(tail: bytes) -> None:
+def test_any_path_is_an_address_and_a_port_or_an_address_error(tail: bytes) -> None:
     for path in (tail, b"/.well-known/masque/udp/" + tail):
         try:
-            parse_target(path)
+            found = parse_target(path)
         except AddressError:
             continue
+        assert ipaddress.ip_address(found.ip).compressed == found.ip
+        assert 0 < found.port < 1 << 16
+        assert path.startswith(b"/.well-known/masque/udp/")
