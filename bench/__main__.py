@@ -17,10 +17,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import rounds, table, targets
-from bench.ledger import Ledger
-from bench.stage import Stage, open_stage
-from bench.works import CROSS, SAME
+from bench.comparison import rounds, table, targets
+from bench.comparison.measurements import CROSS, SAME
+from bench.comparison.results import BenchResults
+from bench.comparison.testbed import Testbed, open_testbed
 
 RESULTS = Path(__file__).with_name("results.json")
 KINDS = ("bulk", "trip", "connect", "beside", "hold", "unenrolled")
@@ -59,11 +59,11 @@ def main() -> int:
     def note(text: str) -> None:
         print(f"bench: {time.monotonic() - began:5.0f} s  {text}", file=sys.stderr, flush=True)
 
-    ledger = Ledger()
-    with open_stage(frozenset(options.contenders), note) as stage:
-        _measure(stage, ledger, effort, options, note)
+    results = BenchResults()
+    with open_testbed(frozenset(options.contenders), note) as testbed:
+        _measure(testbed, results, effort, options, note)
     note("done")
-    _report(ledger)
+    _report(results)
     return 0
 
 
@@ -81,31 +81,35 @@ def _end_in_order() -> None:
 
 
 def _measure(
-    stage: Stage, ledger: Ledger, effort: Effort, options: argparse.Namespace, note: rounds.Note
+    testbed: Testbed,
+    results: BenchResults,
+    effort: Effort,
+    options: argparse.Namespace,
+    note: rounds.Note,
 ) -> None:
     only = frozenset(options.only)
-    play = rounds.Rounds(ledger, stage.load, note, effort.rounds, effort.seconds)
+    play = rounds.Rounds(results, testbed.load, note, effort.rounds, effort.seconds)
     paths = [path for path in (CROSS, SAME) if path in (options.path or (CROSS, SAME))]
     for path in paths:
-        play.run(path, stage.contenders[path], only)
+        play.run(path, testbed.contenders[path], only)
     if not only or "unenrolled" in only:
         note("a process that is not enrolled")
-        rounds.unenrolled(stage, ledger, effort.bare_rounds, effort.seconds)
+        rounds.unenrolled(testbed, results, effort.bare_rounds, effort.seconds)
     if not only or "hold" in only:
         for path in paths:
-            for contender in stage.contenders[path]:
-                rounds.hold(stage, contender, effort.held, ledger, note)
-    rounds.agents(stage, ledger)
-    for peer, why in stage.absent.items():
-        ledger.note_absent(peer, why)
+            for contender in testbed.contenders[path]:
+                rounds.hold(testbed, contender, effort.held, results, note)
+    rounds.agents(testbed, results)
+    for peer, why in testbed.absent.items():
+        results.note_absent(peer, why)
 
 
-def _report(ledger: Ledger) -> None:
-    verdicts = targets.judge(ledger)
-    RESULTS.write_text(json.dumps(targets.document(ledger, verdicts), indent=1) + "\n")
-    print(table.ratios(ledger.rows()))
+def _report(results: BenchResults) -> None:
+    target_results = targets.evaluate(results)
+    RESULTS.write_text(json.dumps(targets.document(results, target_results), indent=1) + "\n")
+    print(table.ratios(results.rows()))
     print()
-    print(table.verdicts(verdicts))
+    print(table.target_results(target_results))
 
 
 def _options() -> argparse.Namespace:

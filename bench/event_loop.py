@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, cast
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # bench/ has a dns.py
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ztunnel import compiled  # noqa: E402
 

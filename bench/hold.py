@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not here: dns.py is no library
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench import relay  # noqa: E402
 from ztunnel.telemetry.logs import configure_logs  # noqa: E402

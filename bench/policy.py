@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from ztunnel.kube.objects.policies import read_authorization_policy
@@ -70,17 +71,21 @@ def policy(n: int, rule: Json, action: str, namespace: str, selector: Json | Non
     }
 
 
+def _unselective(rule: Callable[[int], Json], action: str, namespace: str, n: int) -> Json:
+    return policy(n, rule(n), action, namespace, None)
+
+
 def scenarios() -> Iterator[tuple[str, Callable[[int], Json]]]:
     """Ten thousand policies each; half of the connections match one, half match none."""
     for rule in (by_principal, by_prefix, by_network, by_namespace_and_port, all_but):
         name = rule.__name__.replace("_", " ")
         yield (
             f"ALLOW {name}, the namespace",
-            lambda n, r=rule: policy(n, r(n), "ALLOW", "shop", None),
+            partial(_unselective, rule, "ALLOW", "shop"),
         )
         yield (
             f"DENY {name}, the mesh",
-            lambda n, r=rule: policy(n, r(n), "DENY", "istio-system", None),
+            partial(_unselective, rule, "DENY", "istio-system"),
         )
     yield (
         "ALLOW by principal, each a selector of its own",

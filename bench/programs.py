@@ -12,12 +12,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from bench.ledger import OURS
-from bench.load import Report
-from bench.stage import Stage, open_stage
-from bench.works import SAME
+from bench.comparison.load import Report
+from bench.comparison.measurements import SAME
+from bench.comparison.results import OURS
+from bench.comparison.testbed import Testbed, open_testbed
 from ztunnel.datapath.bpf import stats
 
 SECONDS = 2.0
@@ -27,20 +28,20 @@ def main() -> int:
     if os.geteuid() != 0:
         print("bench: must be root to make a lab", file=sys.stderr)
         return 1
-    with open_stage(frozenset({OURS}), lambda _: None) as stage:
-        pins = stage.lab.names.pin_dir("node1")
+    with open_testbed(frozenset({OURS}), lambda _: None) as testbed:
+        pins = testbed.lab.names.pin_dir("node1")
         for name, work in (("not enrolled", _unenrolled), ("same-node, by verdict", _by_verdict)):
-            _measure(name, pins, lambda work=work: work(stage))
+            _measure(name, pins, partial(work, testbed))
     return 0
 
 
-def _unenrolled(stage: Stage) -> Report:
-    return stage.load.run(stage.attached, "self", SECONDS, seconds=SECONDS)
+def _unenrolled(testbed: Testbed) -> Report:
+    return testbed.load.run(testbed.attached, "self", SECONDS, seconds=SECONDS)
 
 
-def _by_verdict(stage: Stage) -> Report:
-    ours = stage.contenders[SAME][0]
-    return stage.load.run(ours.place, "connect", *ours.address, 1, SECONDS, seconds=SECONDS)
+def _by_verdict(testbed: Testbed) -> Report:
+    ours = testbed.contenders[SAME][0]
+    return testbed.load.run(ours.place, "connect", *ours.address, 1, SECONDS, seconds=SECONDS)
 
 
 def _measure(name: str, pins: Path, work: Callable[[], Report]) -> None:

@@ -26,15 +26,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path[0] = str(
-    Path(__file__).resolve().parent.parent
-)  # not this directory: dns.py would shadow a library
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ztunnel import compiled  # noqa: E402
 
 compiled.load()
 
-from bench.load import Load, build  # noqa: E402
+from bench.comparison.load import Load, build  # noqa: E402
 from tests.support.waiting import wait_until  # noqa: E402
 from tests.unit.proxy.certs import Authority  # noqa: E402
 from tests.unit.proxy.harness import Node, fresh_ip, workload  # noqa: E402

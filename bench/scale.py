@@ -31,9 +31,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.population import WRITERS, Writers, connect, pod_path, populate, say, write
-from bench.recording import Replay, Watching, record_lists
-from bench.rig import HERE, NODE, AgentProcess, Here, Worker
+from bench.cluster.agent_process import HERE, NODE, AgentProcess, Here, Worker
+from bench.cluster.population import WRITERS, Writers, connect, pod_path, populate, say, write
+from bench.cluster.recording import Replay, Watching, record_lists
 from tests.apiserver.objects import account, pod
 from tests.apiserver.rbac_fixture import agent_kubeconfig, grant
 from tests.apiserver.server import ApiServer

@@ -23,9 +23,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.population import Writers, say
+from bench.cluster.population import Writers, say
 from bench.scale import quantiles
-from tests.apiserver.control_plane import ControlPlane, until
+from tests.apiserver.control_plane import ControlPlane, wait_until
 from tests.apiserver.server import ApiServer
 from ztunnel.identity.csr import CertificateRequest, new_request
 from ztunnel.kube.writers.csr_client import CsrSigner
@@ -82,7 +82,7 @@ def measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
             for number in range(args.accounts)
         ]
         with mesh.controller("bench") as process:
-            roots = until(mesh.roots, "roots are published")
+            roots = wait_until(mesh.roots, "roots are published")
             say("signing: begins")
             signers = [CsrSigner(api, lambda: roots, timedelta(hours=1)) for api in agents]
             load, before, began = os.getloadavg()[0], cpu(process.pid), time.monotonic()

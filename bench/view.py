@@ -23,8 +23,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.recording import Replay
-from bench.rig import NODE
+from bench.cluster.agent_process import NODE
+from bench.cluster.recording import Replay
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.sources.api_server import ApiServerSource, watched_resources
 from ztunnel.kube.view.cluster_view import ClusterView
@@ -49,7 +49,7 @@ async def look(kubeconfig: Path, without: str) -> dict[str, float]:
 
 
 def measured(kubeconfig: Path, without: str) -> Any:
-    argv = [sys.executable, __file__, "--look", kubeconfig, "--kind", without]
+    argv = [sys.executable, __file__, "--look", str(kubeconfig), "--kind", without]
     said = subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout
     return json.loads(said.splitlines()[-1])  # after its log
 

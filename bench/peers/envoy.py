@@ -18,8 +18,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from bench.comparison.measurements import ENVOY
 from bench.peers.peer import Address, Certificates, Pair, Route
-from bench.works import ENVOY
 
 BUFFER = 1 << 20  # bytes
 _TYPE = "type.googleapis.com/envoy.extensions"

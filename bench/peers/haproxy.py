@@ -10,8 +10,8 @@ import resource
 import shutil
 from collections.abc import Mapping, Sequence
 
+from bench.comparison.measurements import HAPROXY
 from bench.peers.peer import Pair, Route
-from bench.works import HAPROXY
 
 # One thread, as we have one worker. 64 KiB buffers: with the default of 16 KiB bulk is slower, and
 # with 256 KiB no faster. Client and server resume sessions (HAProxy's default), ciphers are ours.

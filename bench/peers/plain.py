@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from bench.comparison.measurements import NO_MESH
 from bench.peers.peer import Address, Peer, Route
-from bench.works import NO_MESH
 
 
 class NoMesh(Peer):

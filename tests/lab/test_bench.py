@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bench's stage and works on a lab of its own: short, and nothing is judged by its speed."""
+"""The bench's testbed and works on a lab of its own: short, and nothing is judged by its speed."""
 
 from __future__ import annotations
 
@@ -7,32 +7,36 @@ import shutil
 
 import pytest
 
-from bench import rounds, works
-from bench.ledger import OURS, Ledger
-from bench.stage import open_stage
-from bench.works import CROSS, NO_MESH, SAME
+from bench.comparison import measurements, rounds
+from bench.comparison.measurements import CROSS, NO_MESH, SAME
+from bench.comparison.results import OURS, BenchResults
+from bench.comparison.testbed import open_testbed
 
 HELD = 40
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 def test_all_works_are_measured_on_both_paths_without_a_failure() -> None:
-    ledger, said = Ledger(), list[str]()
-    with open_stage(frozenset({OURS, NO_MESH}), said.append) as stage:
-        play = rounds.Rounds(ledger, stage.load, said.append, count=1, seconds=0.05)
+    results, said = BenchResults(), list[str]()
+    with open_testbed(frozenset({OURS, NO_MESH}), said.append) as testbed:
+        play = rounds.Rounds(results, testbed.load, said.append, count=1, seconds=0.05)
         for path in (CROSS, SAME):
-            assert [one.name for one in stage.contenders[path]] == [OURS, NO_MESH]
-            play.run(path, stage.contenders[path], frozenset())
-            for contender in stage.contenders[path]:
-                rounds.hold(stage, contender, HELD, ledger, said.append)
-        rounds.unenrolled(stage, ledger, 1, 0.05)
-        rounds.agents(stage, ledger)
+            assert [one.name for one in testbed.contenders[path]] == [OURS, NO_MESH]
+            play.run(path, testbed.contenders[path], frozenset())
+            for contender in testbed.contenders[path]:
+                rounds.hold(testbed, contender, HELD, results, said.append)
+        rounds.unenrolled(testbed, results, 1, 0.05)
+        rounds.agents(testbed, results)
     assert not [line for line in said if line.startswith("failed")]
     for path in (CROSS, SAME):
-        for work in (works.BULK[8], works.TRIP[65536, "p99"], works.CONNECT[16]):
+        for work in (
+            measurements.BULK[8],
+            measurements.TRIP[65536, "p99"],
+            measurements.CONNECT[16],
+        ):
             for name in (OURS, NO_MESH):
-                assert ledger.median(work, path, name)
-    assert ledger.ratio(works.UNENROLLED, works.NODE, works.DETACHED)
-    assert ledger.median(works.AGENT_MEMORY, works.NODE, OURS)
-    assert ledger.median(works.CONNECT_CPU[1], CROSS, OURS)
-    assert ledger.median(works.CONNECT_CPU[1], SAME, OURS) is not None
+                assert results.median(work, path, name)
+    assert results.ratio(measurements.UNENROLLED, measurements.NODE, measurements.DETACHED)
+    assert results.median(measurements.AGENT_MEMORY, measurements.NODE, OURS)
+    assert results.median(measurements.CONNECT_CPU[1], CROSS, OURS)
+    assert results.median(measurements.CONNECT_CPU[1], SAME, OURS) is not None

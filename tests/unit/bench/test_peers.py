@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bench import certificates
+from bench.comparison import certificates
 from bench.peers import envoy
 from bench.peers.envoy import Envoy
 from bench.peers.external import VARIABLE, External

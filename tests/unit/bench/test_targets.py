@@ -3,53 +3,53 @@
 
 from __future__ import annotations
 
-from bench import works
-from bench.ledger import OURS, Ledger, Work
-from bench.targets import TARGETS, Verdict, judge
-from bench.works import CROSS, ENVOY, HAPROXY, NODE
+from bench.comparison import measurements
+from bench.comparison.measurements import CROSS, ENVOY, HAPROXY, NODE
+from bench.comparison.results import OURS, BenchResults, Measurement
+from bench.comparison.targets import TARGETS, TargetResult, evaluate
 
 
-def judged(ledger: Ledger, name: str) -> Verdict:
-    (found,) = (one for one in judge(ledger) if one.id == name)
+def judged(results: BenchResults, name: str) -> TargetResult:
+    (found,) = (one for one in evaluate(results) if one.id == name)
     return found
 
 
-def run(work: Work, path: str, **medians: float) -> Ledger:
-    ledger = Ledger()
+def run(measured: Measurement, path: str, **medians: float) -> BenchResults:
+    results = BenchResults()
     for contender, value in medians.items():
-        ledger.add(work, path, {"ours": OURS}.get(contender, contender), value)
-    return ledger
+        results.add(measured, path, {"ours": OURS}.get(contender, contender), value)
+    return results
 
 
 def test_bulk_is_held_against_the_better_of_both() -> None:
-    ledger = run(works.BULK[1], CROSS, ours=6.0, **{HAPROXY: 4.0, ENVOY: 6.0})
-    found = judged(ledger, "cross-node bulk, 1 stream")
+    results = run(measurements.BULK[1], CROSS, ours=6.0, **{HAPROXY: 4.0, ENVOY: 6.0})
+    found = judged(results, "cross-node bulk, 1 stream")
     assert (found.measured, found.met) == (1.0, False)
 
 
 def test_bulk_is_held_against_the_one_that_took_part() -> None:
-    ledger = run(works.BULK[8], CROSS, ours=6.0, **{HAPROXY: 4.0})
-    found = judged(ledger, "cross-node bulk, 8 streams")
+    results = run(measurements.BULK[8], CROSS, ours=6.0, **{HAPROXY: 4.0})
+    found = judged(results, "cross-node bulk, 8 streams")
     assert (found.measured, found.met) == (1.5, True)
 
 
 def test_bound_itself_meets_the_target() -> None:
-    ledger = run(works.TRIP[1024, "p50"], CROSS, ours=100.0, **{ENVOY: 100.0})
-    assert judged(ledger, "cross-node round trip 1 KiB, p50").met is True
+    results = run(measurements.TRIP[1024, "p50"], CROSS, ours=100.0, **{ENVOY: 100.0})
+    assert judged(results, "cross-node round trip 1 KiB, p50").met is True
 
 
 def test_less_is_better_where_the_target_says_so() -> None:
-    ledger = run(works.BULK_CPU[1], CROSS, ours=0.9, **{ENVOY: 1.0})
-    assert judged(ledger, "CPU per GB").met is False
+    results = run(measurements.BULK_CPU[1], CROSS, ours=0.9, **{ENVOY: 1.0})
+    assert judged(results, "CPU per GB").met is False
 
 
 def test_memory_needs_no_peer() -> None:
-    ledger = run(works.AGENT_MEMORY, NODE, ours=70.0)
-    assert judged(ledger, "agent memory") == Verdict("agent memory", "≤ 80 MB", 70.0, True)
+    results = run(measurements.AGENT_MEMORY, NODE, ours=70.0)
+    assert judged(results, "agent memory") == TargetResult("agent memory", "≤ 80 MB", 70.0, True)
 
 
 def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
-    assert {one.met for one in judge(Ledger())} == {None}
+    assert {one.met for one in evaluate(BenchResults())} == {None}
 
 
 def test_every_target_has_its_own_name() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from bench import usage
+from bench.comparison import usage
 
 
 def test_children_are_those_a_process_has_started() -> None:

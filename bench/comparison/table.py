@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows and verdicts as Markdown tables, for people. Pure."""
+"""Rows and target_results as Markdown tables, for people. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bench.ledger import Row
-from bench.targets import Verdict
+from bench.comparison.results import Row
+from bench.comparison.targets import TargetResult
 
 _MISSING = "-"
 
@@ -31,7 +31,7 @@ def ratios(rows: Iterable[Row]) -> str:
     return render(head, lines)
 
 
-def verdicts(found: Iterable[Verdict]) -> str:
+def target_results(found: Iterable[TargetResult]) -> str:
     """The targets: met or missed."""
     said = {True: "met", False: "missed", None: "not measured"}
     lines = [(one.id, one.target, number(one.measured), said[one.met]) for one in found]

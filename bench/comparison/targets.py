@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bench import works
-from bench.ledger import OURS, Ledger, Work
-from bench.works import CROSS, ENVOY, HAPROXY, NO_MESH, NODE, SAME
+from bench.comparison import measurements
+from bench.comparison.measurements import CROSS, ENVOY, HAPROXY, NO_MESH, NODE, SAME
+from bench.comparison.results import OURS, BenchResults, Measurement
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TargetResult:
     """A target beside what was measured. `met` is None when nothing could be measured."""
 
     id: str
@@ -33,36 +33,38 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on something that a ledger tells."""
+    """A bound on something that a results tells."""
 
     id: str
     bound: float
     at_least: bool
     what: str
-    measure: Callable[[Ledger], float | None]
+    measure: Callable[[BenchResults], float | None]
 
-    def judge(self, ledger: Ledger) -> Verdict:
-        """Whether the run in `ledger` met it."""
+    def evaluate(self, results: BenchResults) -> TargetResult:
+        """Whether the run in `results` met it."""
         sign = "≥" if self.at_least else "≤"
-        measured = self.measure(ledger)
+        measured = self.measure(results)
         met = None
         if measured is not None:
             met = measured >= self.bound if self.at_least else measured <= self.bound
-        return Verdict(self.id, f"{sign} {self.bound:g} {self.what}", measured, met)
+        return TargetResult(self.id, f"{sign} {self.bound:g} {self.what}", measured, met)
 
 
-def _beside(work: Work, path: str, *peers: str) -> Callable[[Ledger], float | None]:
+def _beside(
+    measured: Measurement, path: str, *peers: str
+) -> Callable[[BenchResults], float | None]:
     """Our ratio to the best of the peers that took part: the least where more is better."""
 
-    def measure(ledger: Ledger) -> float | None:
-        ratios = [ledger.ratio(work, path, peer) for peer in peers]
+    def measure(results: BenchResults) -> float | None:
+        ratios = [results.ratio(measured, path, peer) for peer in peers]
         return min((ratio for ratio in ratios if ratio is not None), default=None)
 
     return measure
 
 
-def _absolute(work: Work, path: str) -> Callable[[Ledger], float | None]:
-    return lambda ledger: ledger.median(work, path, OURS)
+def _absolute(measured: Measurement, path: str) -> Callable[[BenchResults], float | None]:
+    return lambda results: results.median(measured, path, OURS)
 
 
 _BETTER = "x the better of HAProxy and Envoy"
@@ -74,7 +76,7 @@ TARGETS = (
             1.2,
             True,
             _BETTER,
-            _beside(works.BULK[count], CROSS, HAPROXY, ENVOY),
+            _beside(measurements.BULK[count], CROSS, HAPROXY, ENVOY),
         )
         for count in (1, 8)
     ),
@@ -84,63 +86,65 @@ TARGETS = (
             1.0,
             False,
             "x Envoy",
-            _beside(works.TRIP[1024, share], CROSS, ENVOY),
+            _beside(measurements.TRIP[1024, share], CROSS, ENVOY),
         )
         for share in ("p50", "p99")
     ),
     *(
         Target(
-            f"cross-node {works.CONNECT[count].name}",
+            f"cross-node {measurements.CONNECT[count].name}",
             1.2,
             True,
             "x Envoy",
-            _beside(works.CONNECT[count], CROSS, ENVOY),
+            _beside(measurements.CONNECT[count], CROSS, ENVOY),
         )
-        for count in works.PARALLEL
+        for count in measurements.PARALLEL
     ),
-    Target("CPU per GB", 0.8, False, "x Envoy", _beside(works.BULK_CPU[1], CROSS, ENVOY)),
+    Target("CPU per GB", 0.8, False, "x Envoy", _beside(measurements.BULK_CPU[1], CROSS, ENVOY)),
     Target(
         "same-node round trip 1 KiB, p50, by verdict",
         1.05,
         False,
         "x no mesh",
-        _beside(works.TRIP[1024, "p50"], SAME, NO_MESH),
+        _beside(measurements.TRIP[1024, "p50"], SAME, NO_MESH),
     ),
-    Target("same-node bulk", 0.95, True, "x no mesh", _beside(works.BULK[1], SAME, NO_MESH)),
+    Target("same-node bulk", 0.95, True, "x no mesh", _beside(measurements.BULK[1], SAME, NO_MESH)),
     Target(
         "same-node new connections",
         0.9,
         True,
         "x no mesh",
-        _beside(works.CONNECT[1], SAME, NO_MESH),
+        _beside(measurements.CONNECT[1], SAME, NO_MESH),
     ),
     Target(
         "not enrolled: connect() and close()",
         1.02,
         False,
         "x without our programs",
-        _beside(works.UNENROLLED, NODE, works.DETACHED),
+        _beside(measurements.UNENROLLED, NODE, measurements.DETACHED),
     ),
-    Target("proxy memory, idle", 60, False, "MB a worker", _absolute(works.IDLE_MEMORY, CROSS)),
+    Target(
+        "proxy memory, idle", 60, False, "MB a worker", _absolute(measurements.IDLE_MEMORY, CROSS)
+    ),
     Target(
         "proxy memory per idle tunnelled connection",
         10,
         False,
         "KiB",
-        _absolute(works.CONNECTION_MEMORY, CROSS),
+        _absolute(measurements.CONNECTION_MEMORY, CROSS),
     ),
-    Target("agent memory", 80, False, "MB", _absolute(works.AGENT_MEMORY, NODE)),
+    Target("agent memory", 80, False, "MB", _absolute(measurements.AGENT_MEMORY, NODE)),
 )
 
 
-def judge(ledger: Ledger, targets: Iterable[Target] = TARGETS) -> list[Verdict]:
+def evaluate(results: BenchResults, targets: Iterable[Target] = TARGETS) -> list[TargetResult]:
     """All targets beside what the run measured."""
-    return [target.judge(ledger) for target in targets]
+    return [target.evaluate(results) for target in targets]
 
 
-def document(ledger: Ledger, verdicts: Iterable[Verdict]) -> dict[str, Any]:
+def document(results: BenchResults, target_results: Iterable[TargetResult]) -> dict[str, Any]:
     """What bench/results.json holds."""
     return {
-        "rows": [row.as_json() for row in ledger.rows()],
-        "targets": [verdict.as_json() for verdict in verdicts],
+        "rows": [row.as_json() for row in results.rows()],
+        "targets": [verdict.as_json() for verdict in target_results],
     }

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import certificates, usage
-from bench.ledger import OURS
-from bench.load import Load, Place, build
+from bench.comparison import certificates, usage
+from bench.comparison.load import Load, Place, build
+from bench.comparison.measurements import CROSS, SAME
+from bench.comparison.results import OURS
 from bench.peers.peer import Certificates, Peer, PeerError, Route
 from bench.peers.registry import PEERS
-from bench.works import CROSS, SAME
 from ztunnel.datapath.bpf.maps import Maps
 from ztunnel.lab import Lab
 from ztunnel.lab.network import netns
@@ -55,7 +55,7 @@ class Contender:
     proxies: tuple[int, ...]  # those of them that carry bytes
 
 
-class Stage:
+class Testbed:
     """The lab with everything that is measured in it."""
 
     def __init__(self, lab: Lab, load: Load, directory: Path, names: frozenset[str]) -> None:
@@ -177,7 +177,7 @@ class Stage:
 
 
 @contextmanager
-def open_stage(names: frozenset[str], note: Note) -> Iterator[Stage]:
+def open_testbed(names: frozenset[str], note: Note) -> Iterator[Testbed]:
     """Everything up and warm; all of it gone afterwards."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ztunnel-bench-")))
@@ -190,12 +190,12 @@ def open_stage(names: frozenset[str], note: Note) -> Iterator[Stage]:
         if problems:
             raise RuntimeError("; ".join(problems))
         _spare_ports(lab)
-        stage = Stage(lab, load, directory, names)
-        stage.serve_plain(stack)
+        testbed = Testbed(lab, load, directory, names)
+        testbed.serve_plain(stack)
         note("peers")
-        stage.add_ours()
-        stage.add_peers(stack, note)
-        yield stage
+        testbed.add_ours()
+        testbed.add_peers(stack, note)
+        yield testbed
 
 
 def _spare_ports(lab: Lab) -> None:

@@ -15,7 +15,7 @@ import json
 import queue
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ class Replay:
         self._answers = dict(_answers(recording, node))
         self._watch_lock = threading.Lock()
         self._watch: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self.marked = lambda: None
+        self.marked: Callable[[], None] = lambda: None
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._server.socket = context.wrap_socket(
             self._server.socket, server_side=True, do_handshake_on_connect=False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The works, contender by contender, round by round: each notes what it found in the ledger.
+"""The works, contender by contender, round by round: each notes what it found in the results.
 
 Of one work all contenders have their turn before the next work, and another one begins in every
 round, so that what else the machine does hits all alike.
@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from bench import usage, works
-from bench.ledger import OURS, Ledger, Work, divide
-from bench.load import Holder, Load, LoadError, Report, finish
-from bench.stage import Contender, Stage
-from bench.works import PERCENTILES
+from bench.comparison import measurements, usage
+from bench.comparison.load import Holder, Load, LoadError, Report, finish
+from bench.comparison.measurements import PERCENTILES
+from bench.comparison.results import OURS, BenchResults, Measurement, divide
+from bench.comparison.testbed import Contender, Testbed
 
 _HEAD_START = 0.2  # seconds that a bulk stream runs before what is measured beside it
 
@@ -28,7 +28,7 @@ Note = Callable[[str], None]
 class Rounds:
     """How often and how long."""
 
-    ledger: Ledger
+    results: BenchResults
     load: Load
     note: Note
     count: int
@@ -50,37 +50,37 @@ class Rounds:
 
     def _kinds(self) -> Iterable[tuple[str, Measure]]:
         return (
-            *(("bulk", partial(self._bulk, streams)) for streams in works.STREAMS),
-            *(("trip", partial(self._trip, size)) for size in works.SIZES),
-            *(("connect", partial(self._connect, parallel)) for parallel in works.PARALLEL),
+            *(("bulk", partial(self._bulk, streams)) for streams in measurements.STREAMS),
+            *(("trip", partial(self._trip, size)) for size in measurements.SIZES),
+            *(("connect", partial(self._connect, parallel)) for parallel in measurements.PARALLEL),
             ("beside", self._beside),
         )
 
     def _bulk(self, streams: int, contender: Contender) -> None:
-        add = partial(_add, self.ledger, contender)
+        add = partial(_add, self.results, contender)
         report, cpu = self._job(contender, "bulk", streams)
         gigabytes = report["bytes"] / 1e9 if report else None
         seconds = report["seconds"] if report else None
         rate = divide(gigabytes, seconds)
-        add(works.BULK[streams], None if rate is None else rate * 8)
+        add(measurements.BULK[streams], None if rate is None else rate * 8)
         if contender.processes:
-            add(works.BULK_CPU[streams], divide(cpu, gigabytes))
+            add(measurements.BULK_CPU[streams], divide(cpu, gigabytes))
         if streams == 1:
-            add(works.LOAD_CPU, divide(report["cpu"], seconds) if report else None)
+            add(measurements.LOAD_CPU, divide(report["cpu"], seconds) if report else None)
 
     def _trip(self, size: int, contender: Contender) -> None:
         report, _ = self._job(contender, "trip", size)
         for share in PERCENTILES:
-            self._note_share(contender, works.TRIP[size, share], report, share)
+            self._note_share(contender, measurements.TRIP[size, share], report, share)
 
     def _connect(self, parallel: int, contender: Contender) -> None:
-        add = partial(_add, self.ledger, contender)
+        add = partial(_add, self.results, contender)
         report, cpu = self._job(contender, "connect", parallel)
         count = report["count"] if report else None
-        add(works.CONNECT[parallel], divide(count, report["seconds"]) if report else None)
-        self._note_share(contender, works.CONNECT_P99[parallel], report, "p99")
+        add(measurements.CONNECT[parallel], divide(count, report["seconds"]) if report else None)
+        self._note_share(contender, measurements.CONNECT_P99[parallel], report, "p99")
         if contender.processes:
-            add(works.CONNECT_CPU[parallel], divide(cpu * 1000, count))
+            add(measurements.CONNECT_CPU[parallel], divide(cpu * 1000, count))
 
     def _beside(self, contender: Contender) -> None:
         """Small requests beside a bulk stream of the same pods: of ours and Envoy's, one tunnel."""
@@ -95,12 +95,12 @@ class Rounds:
             self._failed(contender, "bulk", error)
             report = None
         for share in PERCENTILES:
-            self._note_share(contender, works.BESIDE[share], report, share)
+            self._note_share(contender, measurements.BESIDE[share], report, share)
 
     def _note_share(
-        self, contender: Contender, work: Work, report: Report | None, share: str
+        self, contender: Contender, measured: Measurement, report: Report | None, share: str
     ) -> None:
-        _add(self.ledger, contender, work, report[share] if report else None)
+        _add(self.results, contender, measured, report[share] if report else None)
 
     def _job(self, contender: Contender, job: str, what: int) -> tuple[Report | None, float]:
         """The report, None when it failed, and the CPU seconds of the contender meanwhile."""
@@ -118,52 +118,56 @@ class Rounds:
         self.note(f"failed: {contender.name}, {contender.path}, {job}: {error}")
 
 
-def hold(stage: Stage, contender: Contender, count: int, ledger: Ledger, note: Note) -> None:
+def hold(
+    testbed: Testbed, contender: Contender, count: int, results: BenchResults, note: Note
+) -> None:
     """Memory with `count` connections open; of each between the first tenth and the half.
 
     A peer that can't have `count` is measured at the half all the same.
     """
-    add = partial(_add, ledger, contender)
+    add = partial(_add, results, contender)
     few, half = count // 10, count // 2
     note(f"{contender.path}, {count:,} connections held by {contender.name}")
     if contender.proxies:
-        add(works.IDLE_MEMORY, max(_resident(contender)) / 1e6)
+        add(measurements.IDLE_MEMORY, max(_resident(contender)) / 1e6)
     try:
-        with Holder(stage.load, contender.place, contender.address) as holder:
+        with Holder(testbed.load, contender.place, contender.address) as holder:
             holder.open(few)
             before = _resident(contender)
             holder.open(half)
             grown = [new - old for old, new in zip(before, _resident(contender), strict=True)]
             if contender.proxies:
-                add(works.CONNECTION_MEMORY, max(grown) / (half - few) / 1024)
+                add(measurements.CONNECTION_MEMORY, max(grown) / (half - few) / 1024)
             report = holder.open(count)
             holder.check()
             after = _resident(contender)
     except LoadError as error:
         note(f"failed: {contender.name}, {contender.path}, hold {count}: {error}")
         return
-    add(works.open_rate(count), report["count"] / report["seconds"])
+    add(measurements.open_rate(count), report["count"] / report["seconds"])
     if contender.proxies:
-        add(works.open_memory(count), max(after) / 1e6)
+        add(measurements.open_memory(count), max(after) / 1e6)
 
 
-def unenrolled(stage: Stage, ledger: Ledger, count: int, seconds: float) -> None:
+def unenrolled(testbed: Testbed, results: BenchResults, count: int, seconds: float) -> None:
     """What connect() and close() cost who has nothing to do with us."""
     for _ in range(count):
-        for name, place in ((OURS, stage.attached), (works.DETACHED, stage.detached)):
-            report = stage.load.run(place, "self", seconds, seconds=seconds)
-            ledger.add(works.UNENROLLED, works.NODE, name, report["p50"])
+        for name, place in ((OURS, testbed.attached), (measurements.DETACHED, testbed.detached)):
+            report = testbed.load.run(place, "self", seconds, seconds=seconds)
+            results.add(measurements.UNENROLLED, measurements.NODE, name, report["p50"])
 
 
-def agents(stage: Stage, ledger: Ledger) -> None:
+def agents(testbed: Testbed, results: BenchResults) -> None:
     """The memory of the larger agent."""
-    largest = max(usage.resident_bytes([pid]) for pid in stage.pids("agent"))
-    ledger.add(works.AGENT_MEMORY, works.NODE, OURS, largest / 1e6)
+    largest = max(usage.resident_bytes([pid]) for pid in testbed.pids("agent"))
+    results.add(measurements.AGENT_MEMORY, measurements.NODE, OURS, largest / 1e6)
 
 
 def _resident(contender: Contender) -> list[int]:
     return [usage.resident_bytes([pid]) for pid in contender.proxies]
 
 
-def _add(ledger: Ledger, contender: Contender, work: Work, value: float | None) -> None:
-    ledger.add(work, contender.path, contender.name, value)
+def _add(
+    results: BenchResults, contender: Contender, measured: Measurement, value: float | None
+) -> None:
+    results.add(measured, contender.path, contender.name, value)

@@ -16,7 +16,7 @@ OURS = "ours"
 
 
 @dataclass(frozen=True)
-class Work:
+class Measurement:
     """Something measured: its name as the tables say it, and the unit of its values."""
 
     name: str
@@ -53,38 +53,38 @@ class Row:
         }
 
 
-class Ledger:
+class BenchResults:
     """All values of one run."""
 
     def __init__(self) -> None:
-        self._values: dict[tuple[Work, str], dict[str, list[float | None]]] = {}
+        self._values: dict[tuple[Measurement, str], dict[str, list[float | None]]] = {}
         self._absent: dict[str, str] = {}
 
-    def add(self, work: Work, path: str, contender: str, value: float | None) -> None:
+    def add(self, measured: Measurement, path: str, contender: str, value: float | None) -> None:
         """Note the next round's value; None when this round failed."""
-        self._values.setdefault((work, path), {}).setdefault(contender, []).append(value)
+        self._values.setdefault((measured, path), {}).setdefault(contender, []).append(value)
 
     def note_absent(self, peer: str, why: str) -> None:
         """A peer that takes no part, and why."""
         self._absent[peer] = why
 
-    def values(self, work: Work, path: str, contender: str) -> list[float]:
+    def values(self, measured: Measurement, path: str, contender: str) -> list[float]:
         """What was measured, round by round, without the rounds that failed."""
-        found = self._values.get((work, path), {}).get(contender, [])
+        found = self._values.get((measured, path), {}).get(contender, [])
         return [value for value in found if value is not None]
 
-    def median(self, work: Work, path: str, contender: str) -> float | None:
+    def median(self, measured: Measurement, path: str, contender: str) -> float | None:
         """The median of the rounds, None when there is none."""
-        found = self.values(work, path, contender)
+        found = self.values(measured, path, contender)
         return statistics.median(found) if found else None
 
-    def ratio(self, work: Work, path: str, peer: str) -> float | None:
+    def ratio(self, measured: Measurement, path: str, peer: str) -> float | None:
         """Our median by the peer's."""
-        return divide(self.median(work, path, OURS), self.median(work, path, peer))
+        return divide(self.median(measured, path, OURS), self.median(measured, path, peer))
 
-    def spread(self, work: Work, path: str, peer: str) -> tuple[float, float] | None:
+    def spread(self, measured: Measurement, path: str, peer: str) -> tuple[float, float] | None:
         """The least and the greatest ratio of a round."""
-        both = self._values.get((work, path), {})
+        both = self._values.get((measured, path), {})
         pairs = zip(both.get(OURS, []), both.get(peer, []), strict=False)
         ratios = [ratio for one, other in pairs if (ratio := divide(one, other)) is not None]
         return (min(ratios), max(ratios)) if ratios else None
@@ -94,21 +94,21 @@ class Ledger:
         return [*self._measured_rows(), *self._absent_rows()]
 
     def _measured_rows(self) -> Iterator[Row]:
-        for (work, path), contenders in self._values.items():
+        for (measured, path), contenders in self._values.items():
             for peer in contenders if set(contenders) != {OURS} else [""]:
                 if peer != OURS:
-                    yield self._row(work, path, peer)
+                    yield self._row(measured, path, peer)
 
-    def _row(self, work: Work, path: str, peer: str) -> Row:
-        lowest, highest = self.spread(work, path, peer) or (None, None)
+    def _row(self, measured: Measurement, path: str, peer: str) -> Row:
+        lowest, highest = self.spread(measured, path, peer) or (None, None)
         return Row(
-            work=work.name,
+            work=measured.name,
             path=path,
             peer=peer,
-            unit=work.unit,
-            ours=self.median(work, path, OURS),
-            theirs=self.median(work, path, peer),
-            ratio=self.ratio(work, path, peer),
+            unit=measured.unit,
+            ours=self.median(measured, path, OURS),
+            theirs=self.median(measured, path, peer),
+            ratio=self.ratio(measured, path, peer),
             lowest=lowest,
             highest=highest,
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DNS through the mesh against a pod that asks its resolver plainly.
 
-    python bench/dns.py [--seconds 3]
+    python bench/dns_latency.py [--seconds 3]
 
 As root. Brings a lab up with a client of the mesh and one outside it on one node, which ask the
 lab's cluster DNS, one query at a time and 32 at a time, for a name that the mesh answers and for
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not here, where `dns` is this file
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import dns.message  # noqa: E402
 

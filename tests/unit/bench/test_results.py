@@ -8,16 +8,16 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import table
-from bench.ledger import OURS, Ledger, Work
-from bench.targets import document, judge
+from bench.comparison import table
+from bench.comparison.results import OURS, BenchResults, Measurement
+from bench.comparison.targets import document, evaluate
 
-SPEED = Work("speed", "m/s")
+SPEED = Measurement("speed", "m/s")
 positive = st.floats(min_value=1e-3, max_value=1e6)
 
 
-def ledger(ours: list[float | None], theirs: list[float | None]) -> Ledger:
-    made = Ledger()
+def results(ours: list[float | None], theirs: list[float | None]) -> BenchResults:
+    made = BenchResults()
     for value in ours:
         made.add(SPEED, "road", OURS, value)
     for value in theirs:
@@ -26,25 +26,25 @@ def ledger(ours: list[float | None], theirs: list[float | None]) -> Ledger:
 
 
 def test_ratio_is_of_the_medians_and_spread_of_the_rounds() -> None:
-    (row,) = ledger([10.0, 20.0, 60.0], [10.0, 10.0, 20.0]).rows()
+    (row,) = results([10.0, 20.0, 60.0], [10.0, 10.0, 20.0]).rows()
     assert (row.ours, row.theirs, row.ratio) == (20.0, 10.0, 2.0)
     assert (row.lowest, row.highest) == (1.0, 3.0)
 
 
 def test_failed_round_is_left_out_and_the_other_rounds_stay_paired() -> None:
-    made = ledger([10.0, None, 30.0], [10.0, 1.0, 10.0])
+    made = results([10.0, None, 30.0], [10.0, 1.0, 10.0])
     assert made.median(SPEED, "road", OURS) == 20.0
     assert made.spread(SPEED, "road", "bicycle") == (1.0, 3.0)
 
 
 def test_nothing_divides_by_zero() -> None:
-    (row,) = ledger([1.0], [0.0]).rows()
+    (row,) = results([1.0], [0.0]).rows()
     assert row.ratio is None
     assert row.lowest is None
 
 
 def test_absent_peer_has_a_row_that_says_why() -> None:
-    made = ledger([1.0], [2.0])
+    made = results([1.0], [2.0])
     made.note_absent("train", "no rails")
     row = made.rows()[-1]
     assert (row.peer, row.ratio) == ("train", None)
@@ -52,21 +52,21 @@ def test_absent_peer_has_a_row_that_says_why() -> None:
 
 
 def test_what_only_we_have_is_a_row_without_a_peer() -> None:
-    (row,) = ledger([3.0], []).rows()
+    (row,) = results([3.0], []).rows()
     assert (row.peer, row.ours, row.theirs, row.ratio) == ("", 3.0, None, None)
 
 
 @given(st.lists(st.tuples(positive, positive), min_size=1, max_size=9))
 def test_identical_sides_have_ratio_one(pairs: list[tuple[float, float]]) -> None:
     same = [one for one, _ in pairs]
-    (row,) = ledger([*same], [*same]).rows()
+    (row,) = results([*same], [*same]).rows()
     assert (row.ratio, row.lowest, row.highest) == (1.0, 1.0, 1.0)
 
 
 def test_results_have_the_agreed_form() -> None:
-    made = ledger([2.0], [1.0])
+    made = results([2.0], [1.0])
     made.note_absent("train", "no rails")
-    found = json.loads(json.dumps(document(made, judge(made))))
+    found = json.loads(json.dumps(document(made, evaluate(made))))
     assert set(found) == {"rows", "targets"}
     for row in found["rows"]:
         assert set(row) == {"work", "path", "peer", "unit", "ours", "theirs", "ratio"}
@@ -75,7 +75,7 @@ def test_results_have_the_agreed_form() -> None:
 
 
 def test_table_has_a_line_for_each_row_and_its_columns_line_up() -> None:
-    made = ledger([1234.5, 1.0], [0.25, 0.5])
+    made = results([1234.5, 1.0], [0.25, 0.5])
     made.note_absent("train", "no rails")
     lines = table.ratios(made.rows()).splitlines()
     assert len(lines) == 2 + len(made.rows())
