@@ -25,8 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.recording import Replay
-from bench.rig import NODE
+from bench.cluster.recording import Replay
+from bench.cluster.agent_process import NODE
 from bench.scale import PODS, quantiles
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.client.object_decoder import Event
@@ -36,13 +36,13 @@ SETTLE_S = 2.0
 TIMEOUT_S = 180.0
 
 
-def package_informer(client: Any, on_label: Callable[[str], None]) -> Callable[[], bool]:
+def package_informer(client: Any, on_label: Callable[[str], object]) -> Callable[[], bool]:
     """The package's informer with a cache that stores transformed objects."""
     from kubernetes.client import CoreV1Api  # noqa: PLC0415  20 MB, measured
     from kubernetes.informer import ADDED, MODIFIED, SharedInformer  # noqa: PLC0415
     from kubernetes.informer.cache import ObjectCache  # noqa: PLC0415
 
-    class TransformingCache(ObjectCache):  # type: ignore[misc]  # the package has no types
+    class TransformingCache(ObjectCache):
         """The informer has no transform option: its cache is the only place for one."""
 
         def _put(self, obj: Any) -> None:
@@ -55,7 +55,7 @@ def package_informer(client: Any, on_label: Callable[[str], None]) -> Callable[[
                 self._objects = rebuilt
 
     informer = SharedInformer(CoreV1Api(client).list_pod_for_all_namespaces)
-    informer._cache = TransformingCache()
+    informer._cache = TransformingCache()  # type: ignore[no-untyped-call]
     for kind in (ADDED, MODIFIED):
         informer.add_event_handler(kind, lambda pod: on_label(bench_label(pod.metadata.labels)))
     informer.start()
@@ -84,7 +84,7 @@ def transformed(pod: Any) -> dict[str, Any]:
     }
 
 
-def reflector(client: Any, on_label: Callable[[str], None]) -> Callable[[], bool]:
+def reflector(client: Any, on_label: Callable[[str], object]) -> Callable[[], bool]:
     """Our reflector; partially decoded objects are stored as they are."""
     pods: dict[tuple[str, str], Any] = {}
 
@@ -158,11 +158,8 @@ def measure(variant: str, replay: Replay, lines: list[bytes], rate: float) -> di
         final = json.loads(process.stdout.readline())
         watchdog.cancel()
     delays = [final["seen"][label] - at for label, at in sent.items() if label in final["seen"]]
-    return (
-        result
-        | final["state"]
-        | {"unseen": len(sent) - len(delays), "ms_until_seen": quantiles(delays)}
-    )
+    result |= final["state"]
+    return result | {"unseen": len(sent) - len(delays), "ms_until_seen": quantiles(delays)}
 
 
 def changes(recording: Path, count: int) -> list[bytes]:
