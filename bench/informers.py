@@ -25,8 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.cluster.recording import Replay
 from bench.cluster.agent_process import NODE
+from bench.cluster.recording import Replay
 from bench.scale import PODS, quantiles
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.client.object_decoder import Event
