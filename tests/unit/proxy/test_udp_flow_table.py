@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of UDP flows: idle times, room, who gives way. By plain calls and by hypothesis."""
+"""The UDP flow table: idle timeouts, limit, eviction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ztunnel.proxy.conntrack.udp_flow_table import (
 )
 
 
-def test_an_unanswered_flow_ends_sooner() -> None:
+def test_flow_without_reply_expires_sooner() -> None:
     flows: UdpFlowTable[str] = UdpFlowTable()
     flows.add("asked", 0.0)
     flows.add("answered", 0.0)
@@ -24,7 +24,7 @@ def test_an_unanswered_flow_ends_sooner() -> None:
     assert flows.expired(TWO_WAY_IDLE_TIMEOUT_S) == ["asked", "answered"]
 
 
-def test_use_keeps_a_flow() -> None:
+def test_datagrams_extend_a_flow() -> None:
     flows: UdpFlowTable[str] = UdpFlowTable()
     flows.add("a", 0.0)
     flows.touch("a", 20.0)
@@ -35,7 +35,7 @@ def test_use_keeps_a_flow() -> None:
     assert flows.expired(50.0 + TWO_WAY_IDLE_TIMEOUT_S) == ["a"]
 
 
-def test_the_longest_idle_unanswered_flow_gives_way_first() -> None:
+def test_longest_idle_flow_without_reply_is_evicted_first() -> None:
     flows: UdpFlowTable[str] = UdpFlowTable(limit=3)
     flows.add("old answered", 0.0)
     flows.touch_reply("old answered", 0.0)
@@ -47,7 +47,7 @@ def test_the_longest_idle_unanswered_flow_gives_way_first() -> None:
     assert flows.eviction_candidate(10.0) == "old answered"
 
 
-def test_what_is_in_use_never_gives_way() -> None:
+def test_flow_in_use_is_never_evicted() -> None:
     flows: UdpFlowTable[str] = UdpFlowTable(limit=1)
     flows.add("a", 0.0)
     assert flows.eviction_candidate(IN_USE_S - 0.1) is None
@@ -62,7 +62,7 @@ def test_what_is_in_use_never_gives_way() -> None:
         max_size=60,
     )
 )
-def test_it_agrees_with_a_plain_list_of_times(steps: list[tuple[str, int]]) -> None:
+def test_table_matches_reference_model(steps: list[tuple[str, int]]) -> None:
     flows: UdpFlowTable[int] = UdpFlowTable(limit=4)
     known: dict[int, tuple[float, bool]] = {}
     now = 0.0
