@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UDP payloads as capsules on a stream: RFC 9297 (capsules), RFC 9298 (what is in them).
+"""UDP payloads as capsules on a stream: RFC 9297 (capsules) and RFC 9298 (their content).
 
     capsule  = type (varint) length (varint) value
     DATAGRAM = type 0, value = context id (varint), 0: the rest is a UDP payload
 
-Varints are RFC 9000's.
+Varints are encoded as in RFC 9000.
 """
 
 from __future__ import annotations
 
 DATAGRAM = 0  # RFC 9297 3.5: the capsule type
 UDP_CONTEXT = 0  # RFC 9298 4: the context id of UDP payloads
-MAX_UDP_PAYLOAD_BYTES = 65_527  # RFC 9298 5: octets; UDP's length field less its header
-MAX_DATAGRAM_HEADER_BYTES = 6  # octets: type and context of 1 each, length of up to 4
+MAX_UDP_PAYLOAD_BYTES = 65_527  # RFC 9298 5: UDP's length field minus its header
+MAX_DATAGRAM_HEADER_BYTES = 6  # type and context of 1 octet each, length of up to 4
 _MAX_VARINT_BYTES = 8
 _ONE, _TWO, _FOUR = 1 << 6, 1 << 14, 1 << 30
 
 
 def datagram_header(size: int) -> bytes:
-    """What goes before a UDP payload of `size` octets. Raises ValueError when it is too large."""
+    """The header of a UDP payload of `size` octets. Raises ValueError if it is too large."""
     if not 0 <= size <= MAX_UDP_PAYLOAD_BYTES:
         raise ValueError(f"a UDP payload of {size} octets")
     return b"\0" + varint(size + 1) + b"\0"
 
 
 def varint(value: int) -> bytes:
-    """RFC 9000 16, in the fewest octets."""
+    """The shortest encoding (RFC 9000 16)."""
     if value < _ONE:
         return value.to_bytes(1, "big")
     if value < _TWO:
@@ -36,21 +36,21 @@ def varint(value: int) -> bytes:
 
 
 class CapsuleReader:
-    """The receiving end of one stream. Never raises; what it can't bear is said in `error`.
+    """Decodes the capsules of one stream. Never raises; errors are stored in `error`.
 
-    Octets may come in any pieces. At most one datagram is kept; other capsules are skipped,
-    whatever their length, as are datagrams of unknown contexts.
+    Octets may arrive in any pieces. At most one datagram is buffered. Other capsules of any length
+    and datagrams of unknown contexts are skipped.
     """
 
     __slots__ = ("_held", "_skip", "error")
 
     def __init__(self) -> None:
-        self.error = ""  # not empty: the stream is to be aborted, nothing more is read
-        self._held = bytearray()  # the beginning of a capsule that has not come whole
-        self._skip = 0  # octets of the present capsule that nobody wants
+        self.error = ""  # if not empty, abort the stream; nothing more is read
+        self._held = bytearray()  # the beginning of an incomplete capsule
+        self._skip = 0  # octets of the current capsule to skip
 
     def feed(self, data: memoryview) -> list[memoryview]:
-        """The UDP payloads that are complete now. Good until the buffer behind `data` changes."""
+        """The UDP payloads that are complete now; valid until the buffer behind `data` changes."""
         found: list[memoryview] = []
         if self._held:
             data = self._complete(data, found)
@@ -69,14 +69,14 @@ class CapsuleReader:
         return found
 
     @property
-    def is_between(self) -> bool:
-        """Whether the stream may end here: not within a capsule."""
+    def is_at_boundary(self) -> bool:
+        """Whether the stream may end here: at the end of a capsule."""
         return not self._held and not self._skip
 
     def _complete(self, data: memoryview, found: list[memoryview]) -> memoryview:
-        """Go on with the capsule that began in an earlier piece; what is left of `data`."""
+        """Continue the capsule that began in an earlier piece; returns the rest of `data`."""
         before = len(self._held)
-        # A capsule we keep is never longer than this; of any other only the head counts.
+        # A buffered capsule is never longer than this; of any other only the header matters.
         self._held += data[: 2 * _MAX_VARINT_BYTES + 1 + _MAX_VARINT_BYTES + MAX_UDP_PAYLOAD_BYTES]
         whole = memoryview(bytes(self._held))
         self._held.clear()
@@ -89,9 +89,9 @@ class CapsuleReader:
         return data[size - before :]
 
     def _capsule(self, data: memoryview, found: list[memoryview]) -> int:
-        """Take one capsule at the start of `data`; the octets used, 0 if it has not come whole.
+        """Decode one capsule at the start of `data`; returns its length, 0 if it is incomplete.
 
-        Of a capsule to be skipped only the head is used, and `_skip` set.
+        Of a capsule to skip only the header is consumed, and `_skip` is set.
         """
         kind, at = read_varint(data, 0)
         length, start = read_varint(data, at) if at else (0, 0)
@@ -104,7 +104,7 @@ class CapsuleReader:
 
     def _datagram(self, data: memoryview, start: int, length: int, found: list[memoryview]) -> int:
         if not length or (start < len(data) and 1 << (data[start] >> 6) > length):
-            self.error = "a DATAGRAM capsule too short for its context"
+            self.error = "DATAGRAM capsule too short for its context"
             return 0
         context, payload = read_varint(data, start)
         if not payload:
@@ -123,7 +123,7 @@ class CapsuleReader:
 
 
 def read_varint(data: memoryview, at: int) -> tuple[int, int]:
-    """The value at an index and the index after it, which is 0 when it has not come whole."""
+    """The value at an index and the index behind it, which is 0 if the value is incomplete."""
     if at >= len(data):
         return 0, 0
     first = data[at]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One HBONE connection's HTTP/2: octets in, events out, octets out.
+"""HTTP/2 of one HBONE connection: received octets become events, calls become octets to send.
 
-No socket, no clock. The caller owns the transport:
+No socket and no clock. The caller owns the transport:
 
     conn = Connection(Role.CLIENT)
     send(conn.take_output())                      # preface and SETTINGS
@@ -9,16 +9,16 @@ No socket, no clock. The caller owns the transport:
     send(conn.take_output())
     for event in conn.receive(memoryview(chunk), now): ...
 
-Payload is never copied. To send it, read the application's octets into a buffer at offset 9
-and let the codec put the frame header in front of them:
+Payload is never copied. To send it, read the application's octets into a buffer at offset 9; the
+codec writes the frame header in front of them:
 
     n = app.recv_into(buffer[9 : 9 + conn.sendable(sid)])
     conn.write_data_header_into(buffer, 0, sid, n)
     send(conn.take_output())
     send(buffer[: 9 + n])
 
-Order is the caller's: whatever `take_output` holds must go out before a DATA frame that was
-made later, and nothing may come between a frame header and its payload.
+The caller preserves the order: send what `take_output` returns before a DATA frame that was made
+later, and send nothing between a frame header and its payload.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ __all__ = ["Connection", "Role"]
 
 
 class Connection(FrameHandlers):
-    """The state of one connection. All methods are for one thread.
+    """The API of one connection. Not thread-safe.
 
-    Methods that send raise `ApiMisuseError` if the caller breaks the protocol; nothing a peer
-    sends makes any method raise.
+    Methods that send raise `ApiMisuseError` if the caller breaks the protocol. No input from a peer
+    makes a method raise.
     """
 
-    # What is
+    # State
 
     @property
     def open_streams(self) -> int:
-        """Streams not yet closed both ways."""
+        """The number of streams that are not closed in both directions."""
         return len(self._live)
 
     @property
     def can_open_stream(self) -> bool:
-        """Client: whether `request` is allowed now (peer's limit, GOAWAY, ids left)."""
+        """Client: whether `request` is allowed now (peer's limit, GOAWAY, stream IDs)."""
         return (
             not self._is_server
             and not self._failed
@@ -71,7 +71,7 @@ class Connection(FrameHandlers):
 
     @property
     def peer_extended_connect(self) -> bool:
-        """Client: the peer takes extended CONNECT (RFC 8441)."""
+        """Client: the peer accepts extended CONNECT (RFC 8441)."""
         return self._peer.extended_connect
 
     @property
@@ -79,7 +79,7 @@ class Connection(FrameHandlers):
         """The peer's first SETTINGS arrived: it speaks HTTP/2, and its capabilities are known."""
         return self._settings_received
 
-    # What to send
+    # Sending
 
     @property
     def has_output(self) -> bool:
@@ -87,7 +87,7 @@ class Connection(FrameHandlers):
         return bool(self._out)
 
     def take_output(self) -> bytes:
-        """All control frames queued since the last call, to be sent in this order."""
+        """All control frames queued since the last call, in the order to send them."""
         out = bytes(self._out)
         self._out.clear()
         return out
@@ -95,13 +95,13 @@ class Connection(FrameHandlers):
     def request(
         self, headers: Iterable[Header], *, head: bytes = b"", end_stream: bool = False
     ) -> int:
-        """Client: open a stream; returns its id. Pseudo-header fields come first.
+        """Client: open a stream; returns its ID. Pseudo-header fields must come first.
 
-        `head`: fields that go before `headers`, encoded already (`headers.encode`).
-        Raises MisuseError unless `can_open_stream`.
+        `head`: encoded fields (`headers.encode`) that precede `headers`.
+        Raises ApiMisuseError unless `can_open_stream`.
         """
         if not self.can_open_stream:
-            raise ApiMisuseError("no stream may be opened now: ask can_open_stream first")
+            raise ApiMisuseError("no stream may be opened now; hint: check can_open_stream first")
         block = head + encode(headers)
         stream = self._streams.open(self._streams.next_id, self._peer.initial_window)
         self._queue_headers(stream, block, end_stream)
@@ -115,15 +115,17 @@ class Connection(FrameHandlers):
         *,
         end_stream: bool = False,
     ) -> None:
-        """Server: send the final response. Does nothing when the stream is gone already.
+        """Server: send the final response. No effect if the stream no longer exists.
 
-        To refuse: `end_stream=True`, then `reset(stream_id, NO_ERROR)` lets go of it.
+        To refuse a request, pass `end_stream=True` and then call `reset(stream_id, NO_ERROR)`.
         """
         stream = self._live.get(stream_id)
         if stream is None:
             return
         if not self._is_server or stream.answered or not 200 <= status <= 599:
-            raise ApiMisuseError(f"response {status} on stream {stream_id}: not now, or not final")
+            raise ApiMisuseError(
+                f"response {status} on stream {stream_id} is not allowed now, or not final"
+            )
         stream.answered = True
         self._queue_headers(stream, encode_response(status, tuple(headers)), end_stream)
 
@@ -139,15 +141,15 @@ class Connection(FrameHandlers):
             self._streams.close_local(stream)
 
     def sendable(self, stream_id: int) -> int:
-        """Octets that one DATA frame may carry now; 0 when blocked, ended or gone.
+        """Octets that one DATA frame may carry now; 0 if the stream is blocked, ended or unknown.
 
-        When 0, wait for `WindowOpened` of the stream or of 0.
+        When 0, wait for `WindowOpened` of the stream or of stream 0.
         """
         stream = self._live.get(stream_id)
         return 0 if stream is None else self._room(stream)
 
     def window(self, stream_id: int) -> int:
-        """Octets that several DATA frames may carry now: `sendable` without its frame limit."""
+        """Octets that several DATA frames may carry now: `sendable` without frame size limit."""
         stream = self._live.get(stream_id)
         if stream is None or not self._room(stream):
             return 0
@@ -160,7 +162,7 @@ class Connection(FrameHandlers):
         return room if room > 0 else 0
 
     def data_frame_header(self, stream_id: int, length: int, *, end_stream: bool = False) -> bytes:
-        """The 9 octets for a DATA frame of `length` ≤ `sendable`; takes it from the windows."""
+        """The 9-octet header of a DATA frame of `length` ≤ `sendable`; reduces the windows."""
         header = bytearray(constants.FRAME_HEADER_BYTES)
         self.write_data_header_into(header, 0, stream_id, length, end_stream=end_stream)
         return bytes(header)
@@ -174,10 +176,10 @@ class Connection(FrameHandlers):
         *,
         end_stream: bool = False,
     ) -> None:
-        """`data_frame_header`, written to `buffer[offset:offset + 9]`."""
+        """As `data_frame_header`, written to `buffer[offset:offset + 9]`."""
         stream = self._live.get(stream_id)
         if stream is None or not stream.local_open or (self._is_server and not stream.answered):
-            raise ApiMisuseError(f"stream {stream_id} is not answered, ended or gone")
+            raise ApiMisuseError(f"stream {stream_id} is not answered, has ended or does not exist")
         if length > self._room(stream) or (length <= 0 and not end_stream):
             raise ApiMisuseError(f"DATA of {length} octets on stream {stream_id}: not sendable")
         HEAD.pack_into(buffer, offset, length >> 8, length & 0xFF, 0, end_stream, stream_id)
@@ -187,35 +189,35 @@ class Connection(FrameHandlers):
             self._streams.close_local(stream)
 
     def end_stream(self, stream_id: int) -> None:
-        """Close our half: an empty DATA frame with END_STREAM. Nothing if ended or gone."""
+        """Close the local half: an empty DATA frame with END_STREAM. Idempotent."""
         stream = self._live.get(stream_id)
         if stream is not None and stream.local_open:
             self._out += self.data_frame_header(stream_id, 0, end_stream=True)
 
     def reset(self, stream_id: int, code: ErrorCode = ErrorCode.CANCEL) -> None:
-        """End the stream at once, both ways. Nothing if it is gone. No event follows."""
+        """Close the stream in both directions with RST_STREAM. Idempotent; no event follows."""
         if stream_id in self._live:
             self._refuse(stream_id, code)
 
     def ping(self, payload: bytes) -> None:
-        """Send PING with these 8 octets; `PongReceived` brings them back."""
+        """Send PING with these 8 octets; `PongReceived` returns them."""
         if len(payload) != 8:
             raise ApiMisuseError(f"PING carries 8 octets, not {len(payload)}")
         self._out += frames.ping(payload)
 
     def goaway(self, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
-        """Take no new streams; those that are open go on. The peer's newer ones are refused."""
+        """Refuse new streams of the peer and open none; open streams continue."""
         if self._goaway_sent is None:
             self._goaway_sent = max(self._streams.highest, 0) if self._is_server else 0
         self._out += frames.goaway(self._goaway_sent, code)
 
-    # What came
+    # Receiving
 
     def receive(self, data: memoryview, now: float) -> list[Event]:
-        """Take a chunk as it came from the transport; `now` is monotonic seconds.
+        """Process octets from the transport; `now` is in monotonic seconds.
 
-        The whole chunk is used. A DATA frame's payload is passed on as it comes, without
-        waiting for the frame's end. The time serves only the flood limits.
+        Consumes the whole chunk. The payload of a DATA frame is passed on as it arrives, without
+        waiting for the end of the frame. Only the flood limits use the time.
         """
         events: list[Event] = []
         if self._failed:
@@ -234,9 +236,9 @@ class Connection(FrameHandlers):
                     self._on_stream_error(one, events)
             if len(self._out) > constants.MAX_QUEUED_OUTPUT_BYTES:
                 raise H2ConnectionError(
-                    ErrorCode.ENHANCE_YOUR_CALM, "the peer does not read our answers"
+                    ErrorCode.ENHANCE_YOUR_CALM, "the peer does not read our control frames"
                 )
-        except H2ConnectionError as error:  # a name of its own: mypyc keeps one type for each name
+        except H2ConnectionError as error:  # not `one` again: mypyc gives each name one type
             self._fail(error, events)
         return events
 
@@ -247,7 +249,7 @@ class Connection(FrameHandlers):
         events.append(ConnectionFailed(error.code, error.reason))
 
     def _on_stream_error(self, error: StreamError, events: list[Event]) -> None:
-        self._spend_reset()
+        self._count_reset()
         if error.stream_id in self._live:
             events.append(StreamReset(error.stream_id, error.code, by_peer=False))
         self._refuse(error.stream_id, error.code)

@@ -17,8 +17,8 @@ from ztunnel.hbone.streams import StreamTable
 
 
 class Role(Enum):
-    CLIENT = "client"  # opens streams by `request`
-    SERVER = "server"  # answers them by `respond`
+    CLIENT = "client"  # opens streams with `request`
+    SERVER = "server"  # answers them with `respond`
 
 
 class ConnectionState:
@@ -35,14 +35,14 @@ class ConnectionState:
         max_streams: int = constants.MAX_CONCURRENT_STREAMS,
         extended_connect: bool = False,
     ) -> None:
-        """The preface and SETTINGS are in the output at once.
+        """Queues the preface and SETTINGS.
 
-        `max_header_list`: None takes the role's own, 16 KiB client, 64 KiB server.
-        `max_streams`: how many the peer may have open (server). Windows and frame size are
-        never below RFC 9113's defaults, as the peer uses those until it has read our SETTINGS.
+        `max_header_list`: octets; by default 16 KiB for a client, 64 KiB for a server.
+        `max_streams` (server): how many streams the peer may have open. Windows and frame size
+        must not be below RFC 9113's defaults: the peer uses those until it has our SETTINGS.
         """
         if min(stream_window, connection_window) < constants.DEFAULT_WINDOW_BYTES:
-            raise ApiMisuseError(f"windows start at {constants.DEFAULT_WINDOW_BYTES} octets")
+            raise ApiMisuseError(f"a window is below {constants.DEFAULT_WINDOW_BYTES} octets")
         self._is_server = role is Role.SERVER
         if max_header_list is None:
             max_header_list = (
@@ -57,23 +57,27 @@ class ConnectionState:
         )
         self._decoder = HeaderDecoder(max_header_list)
         self._streams = StreamTable(stream_window)
-        self._live = self._streams.live
+        self._live = self._streams.live  # one attribute access less per frame
         self._send_window = SendWindow(constants.DEFAULT_WINDOW_BYTES)
         self._receive_window = ReceiveWindow(connection_window)
         self._held = HeldCredit(constants.MAX_HELD_BYTES)
         self._peer = PeerSettings(is_server=not self._is_server)
         self._settings_received = False
-        self._chatter = TokenBucket(constants.OVERHEAD_FRAME_BURST, constants.OVERHEAD_FRAMES_PER_S)
+        self._overhead_frames = TokenBucket(
+            constants.OVERHEAD_FRAME_BURST, constants.OVERHEAD_FRAMES_PER_S
+        )
         self._resets = TokenBucket(constants.RESET_BURST, constants.RESETS_PER_S)
         self._now = 0.0
         self._out = bytearray()
-        self._block_prefix = NO_DYNAMIC_TABLE  # only the first block carries it
-        self._goaway_sent: int | None = None  # the last stream id it named
+        self._block_prefix = NO_DYNAMIC_TABLE  # precedes the first header block only
+        self._goaway_sent: int | None = None  # its last stream ID
         self._goaway_received: int | None = None
         self._failed = False
-        self._greet(stream_window, connection_window, max_frame_size, max_header_list)
+        self._queue_preface(stream_window, connection_window, max_frame_size, max_header_list)
 
-    def _greet(self, stream: int, connection: int, frame_size: int, header_list: int) -> None:
+    def _queue_preface(
+        self, stream: int, connection: int, frame_size: int, header_list: int
+    ) -> None:
         values = [
             (Setting.INITIAL_WINDOW_SIZE, stream),
             (Setting.MAX_FRAME_SIZE, frame_size),
@@ -94,19 +98,19 @@ class ConnectionState:
 
     def _refuse(self, stream_id: int, code: ErrorCode) -> None:
         self._out += frames.rst_stream(stream_id, code)
-        self._streams.forgive(stream_id)
+        self._streams.reset_local(stream_id)
 
     # Credit
 
     def consumed(self, stream_id: int, n: int) -> None:
-        """Give the peer `n` octets of credit back, once they have left our hands.
+        """Return `n` octets of credit to the peer, after they were delivered or dropped.
 
-        Owed once for every octet of every `DataReceived`, also when it was thrown away
-        and also after the stream ended or was reset: the connection's window needs it.
+        Required once for every octet of every `DataReceived`, even after the stream ended or was
+        reset: the connection's window needs it.
         """
         if self._failed:
             return
-        increment = self._receive_window.credit(n)  # in line: once for each piece of payload
+        increment = self._receive_window.credit(n)  # inlined: called for each piece of payload
         if increment:
             self._out += frames.window_update(0, increment)
         stream = self._live.get(stream_id)
@@ -116,15 +120,15 @@ class ConnectionState:
                 self._out += frames.window_update(stream_id, increment)
 
     def hold(self, n: int) -> None:
-        """Say that `n` received octets wait for a slow reader: other streams need not wait too.
+        """`n` received octets wait for a slow reader: only their stream must wait.
 
-        `consumed_held` is owed for them instead of `consumed`.
+        Call `consumed_held` for them instead of `consumed`.
         """
         if not self._failed:
             self._credit_connection(self._held.add(n))
 
     def consumed_held(self, stream_id: int, n: int) -> None:
-        """`consumed`, for octets of which `hold` was told."""
+        """As `consumed`, for octets that were passed to `hold`."""
         if not self._failed:
             self._credit_connection(self._held.remove(n))
             self._credit_stream(stream_id, n)

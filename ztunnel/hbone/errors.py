@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP/2 error codes, and the exceptions by which the codec's parts speak of failure."""
+"""HTTP/2 error codes and the exceptions of the codec."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ErrorCode(IntEnum):
 class H2ConnectionError(Exception):
     """The peer broke the protocol for the whole connection (RFC 9113 5.4.1).
 
-    Never leaves the codec: `Connection.receive` turns it into GOAWAY and `ConnectionFailed`.
+    Not raised to callers: `Connection.receive` turns it into GOAWAY and `ConnectionFailed`.
     """
 
     def __init__(self, code: ErrorCode, reason: str) -> None:
@@ -38,7 +38,7 @@ class H2ConnectionError(Exception):
 
 
 class StreamError(Exception):
-    """The peer broke the protocol on one stream (RFC 9113 5.4.2): it gets RST_STREAM."""
+    """The peer broke the protocol on one stream (RFC 9113 5.4.2): the codec sends RST_STREAM."""
 
     def __init__(self, stream_id: int, code: ErrorCode, reason: str) -> None:
         super().__init__(reason)
@@ -48,4 +48,4 @@ class StreamError(Exception):
 
 
 class ApiMisuseError(Exception):
-    """Our own caller asked for what the protocol forbids: a bug on this side, not the peer's."""
+    """The caller requested what the protocol forbids: a bug on this side."""

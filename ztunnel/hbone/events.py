@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `Connection.receive` tells its caller.
+"""The events that `Connection.receive` returns.
 
-msgspec structs, because one is made per DATA frame: they are built about three times faster
-than a dataclass, and with `gc=False` the cycle collector never looks at them.
-Field names and values are octets, as they were on the wire: names are known to be lowercase.
-Codes are ints, since a peer may send ones that `ErrorCode` does not know.
+They are msgspec structs because each DATA frame creates one: a struct is about three times faster
+than a dataclass, and `gc=False` exempts it from garbage collection. Header names and values are
+octets as on the wire; names are lowercase. Codes are ints: a peer may send codes that `ErrorCode`
+does not define.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Header = tuple[bytes, bytes]
 
 
 class RequestReceived(msgspec.Struct, frozen=True, gc=False):
-    """Server: a well-formed request. A method other than CONNECT is for the caller to refuse.
+    """Server: a well-formed request. The caller must refuse methods other than CONNECT.
 
     `headers` are the regular fields only; `protocol` is empty unless extended CONNECT
     (RFC 8441) is enabled and used. `path` is empty for a bare CONNECT.
@@ -40,10 +40,10 @@ class ResponseReceived(msgspec.Struct, frozen=True, gc=False):
 
 
 class DataReceived(msgspec.Struct, frozen=True, gc=False):
-    """Payload of a DATA frame, or of a part of it: never empty, padding removed.
+    """Payload of a DATA frame or of a part of it: not empty, without padding.
 
-    `payload` points into the buffer given to `receive`: use or copy it before that buffer is
-    written again. Give every octet back by `Connection.consumed`, once.
+    `payload` points into the buffer that was passed to `receive`: use or copy it before that buffer
+    is written again. Call `Connection.consumed` once for every octet.
     """
 
     stream_id: int
@@ -51,17 +51,17 @@ class DataReceived(msgspec.Struct, frozen=True, gc=False):
 
 
 class StreamEnded(msgspec.Struct, frozen=True, gc=False):
-    """The peer will send no more on this stream (END_STREAM): its half is closed."""
+    """END_STREAM: the peer has closed its half of the stream."""
 
     stream_id: int
 
 
 class StreamReset(msgspec.Struct, frozen=True, gc=False):
-    """The stream is gone at once, both ways.
+    """The stream is closed in both directions.
 
-    By the peer's RST_STREAM; or (`by_peer` false) because the peer broke the protocol on
-    it and we reset it; or because its GOAWAY says it never looked at it: code
-    REFUSED_STREAM, safe to try elsewhere.
+    Causes: RST_STREAM of the peer; a protocol violation, for which this side reset the stream
+    (`by_peer` is false); or a GOAWAY that excludes the stream (code REFUSED_STREAM: the request
+    was not processed and may be retried).
     """
 
     stream_id: int
@@ -70,20 +70,20 @@ class StreamReset(msgspec.Struct, frozen=True, gc=False):
 
 
 class WindowOpened(msgspec.Struct, frozen=True, gc=False):
-    """A send window went from none to some: the stream's, or with id 0 the connection's."""
+    """A send window became positive: the stream's, or with ID 0 the connection's."""
 
     stream_id: int
 
 
 class GoAway(msgspec.Struct, frozen=True, gc=False):
-    """The peer takes no new streams; those up to `last_stream` live on."""
+    """The peer accepts no new streams; those up to `last_stream` continue."""
 
     last_stream: int
     code: int
 
 
 class SettingsReceived(msgspec.Struct, frozen=True, gc=False):
-    """The peer's SETTINGS are in force: `can_open_stream` and `sendable` may have changed."""
+    """The peer's SETTINGS apply now: `can_open_stream` and `sendable` may have changed."""
 
 
 class PongReceived(msgspec.Struct, frozen=True, gc=False):
@@ -93,9 +93,9 @@ class PongReceived(msgspec.Struct, frozen=True, gc=False):
 
 
 class ConnectionFailed(msgspec.Struct, frozen=True, gc=False):
-    """The peer broke the protocol. Always the last event there is.
+    """The peer broke the protocol. Always the last event.
 
-    GOAWAY with `code` waits in the output: send it, then close. `reason` is for the log.
+    GOAWAY with `code` is queued: send it, then close. `reason` is for the log.
     """
 
     code: ErrorCode

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow control windows (RFC 9113 5.2 and 6.9): one class for each direction, and what is held.
-
-Windows serve a stream as well as the connection.
-"""
+"""Flow control windows (RFC 9113 5.2 and 6.9), of a stream or of the connection."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from ztunnel.hbone.errors import ApiMisuseError, ErrorCode, H2ConnectionError
 
 
 class SendWindow:
-    """What the peer lets us send. Below zero after it shrank its initial window."""
+    """Octets that this side may send. Negative after the peer reduced its initial window."""
 
     __slots__ = ("available",)
 
@@ -19,7 +16,7 @@ class SendWindow:
         self.available = available
 
     def widen(self, increment: int) -> bool:
-        """Add the peer's credit (negative: take it back); says if none became some."""
+        """Add the peer's credit, which may be negative; returns whether sending became possible."""
         before = self.available
         self.available = before + increment
         if self.available > constants.MAX_WINDOW_BYTES:
@@ -28,9 +25,9 @@ class SendWindow:
 
 
 class ReceiveWindow:
-    """What we let the peer send.
+    """Octets that the peer may send.
 
-    limit = available + what the caller still holds + credit not yet announced
+    limit = available + received but not consumed + credit not yet announced
     """
 
     __slots__ = ("_credit", "_limit", "_threshold", "available")
@@ -50,9 +47,9 @@ class ReceiveWindow:
         self.available -= n
 
     def credit(self, n: int) -> int:
-        """`n` octets were used; returns the increment to announce now, mostly 0."""
+        """`n` octets were consumed; returns the increment to announce now, mostly 0."""
         if self._credit + n + self.available > self._limit:
-            raise ApiMisuseError(f"{n} octets given back: more than were received")
+            raise ApiMisuseError(f"credit for {n} octets: more than were received")
         self._credit += n
         if self._credit < self._threshold:
             return 0
@@ -64,8 +61,8 @@ class ReceiveWindow:
 class HeldCredit:
     """Octets of all streams that wait for slow readers.
 
-    The connection's window is given back for them at once, so that a stalled stream does not
-    stop its neighbours; but not beyond `limit`, so that memory stays bounded by it and the window.
+    The connection gets credit for them at once, so that a stalled stream does not stop the others.
+    Beyond `limit` it does not, so that `limit` and the connection's window bound the memory.
     """
 
     __slots__ = ("_limit", "_total")
@@ -75,15 +72,15 @@ class HeldCredit:
         self._total = 0
 
     def add(self, n: int) -> int:
-        """`n` octets wait; returns for how many the connection gets credit now."""
+        """`n` octets wait; returns how many of them the connection gets credit for now."""
         return n - self._change(n)
 
     def remove(self, n: int) -> int:
-        """`n` octets left; returns for how many the connection gets the credit it still lacks."""
+        """`n` octets were delivered; returns the credit that the connection lacks for them."""
         return -self._change(-n)
 
     def _change(self, n: int) -> int:
-        """By how much the octets beyond the limit grow."""
+        """The change of the number of octets beyond the limit."""
         before = self._total
         self._total = before + n
         return max(self._total - self._limit, 0) - max(before - self._limit, 0)

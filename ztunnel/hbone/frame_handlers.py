@@ -33,24 +33,22 @@ from ztunnel.hbone.streams import ClosedReason, Stream
 class FrameHandlers(ConnectionState):
     """One handler for each type of frame."""
 
-    def _spend_reset(self) -> None:
+    def _count_reset(self) -> None:
         if not self._resets.spend(self._now):
             raise H2ConnectionError(
-                ErrorCode.ENHANCE_YOUR_CALM, "too many streams that came to nothing"
+                ErrorCode.ENHANCE_YOUR_CALM, "too many streams reset or refused"
             )
 
-    def _spend_chatter(self) -> None:
-        if not self._chatter.spend(self._now):
-            raise H2ConnectionError(
-                ErrorCode.ENHANCE_YOUR_CALM, "too many frames that carry nothing"
-            )
+    def _count_overhead_frame(self) -> None:
+        if not self._overhead_frames.spend(self._now):
+            raise H2ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, "too many frames without payload")
 
-    def _absent(self, stream_id: int) -> ClosedReason:
-        """Why there is no such stream; raises PeerError if there never was one."""
-        absent = self._streams.why_absent(stream_id)
-        if absent is ClosedReason.IDLE:
+    def _require_closed(self, stream_id: int) -> ClosedReason:
+        """Why an unknown stream is closed; raises H2ConnectionError if it was never opened."""
+        closed = self._streams.closed_reason(stream_id)
+        if closed is ClosedReason.IDLE:
             raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, f"frame on idle stream {stream_id}")
-        return absent
+        return closed
 
     # DATA
 
@@ -60,7 +58,7 @@ class FrameHandlers(ConnectionState):
         stream_id = piece.stream_id
         stream = self._live.get(stream_id)
         if stream is None or not stream.remote_open or not (stream.answered or self._is_server):
-            self._on_unwanted_data(piece, stream)
+            self._on_unexpected_data(piece, stream)
             return
         stream.receive_window.charge(piece.charge)
         if piece.padding:
@@ -68,19 +66,19 @@ class FrameHandlers(ConnectionState):
         if len(piece.payload):
             events.append(DataReceived(stream_id, piece.payload))
         elif not piece.last:
-            self._spend_chatter()
+            self._count_overhead_frame()
         if piece.last:
             self._on_end(stream, events)
 
-    def _on_unwanted_data(self, piece: DataPiece, stream: Stream | None) -> None:
+    def _on_unexpected_data(self, piece: DataPiece, stream: Stream | None) -> None:
         self._credit_connection(len(piece.payload) + piece.padding)
         if stream is None:
-            if self._absent(piece.stream_id) is ClosedReason.CLOSED:
+            if self._require_closed(piece.stream_id) is ClosedReason.CLOSED:
                 raise H2ConnectionError(
                     ErrorCode.STREAM_CLOSED, f"DATA on closed stream {piece.stream_id}"
                 )
             if not len(piece.payload) and not piece.last:
-                self._spend_chatter()
+                self._count_overhead_frame()
             return
         if not stream.remote_open:
             raise StreamError(piece.stream_id, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
@@ -93,13 +91,15 @@ class FrameHandlers(ConnectionState):
     # HEADERS
 
     def _on_headers(self, unit: HeaderBlock, events: list[Event]) -> None:
-        headers = self._decoder.decode(unit.block)  # always: hpack's table depends on it
+        headers = self._decoder.decode(unit.block)  # always: it updates the HPACK table
         stream = self._live.get(unit.stream_id)
         try:
             if stream is None:
-                self._on_headers_of_no_stream(unit, headers, events)
+                self._on_headers_without_stream(unit, headers, events)
             elif not stream.remote_open:
-                raise StreamError(unit.stream_id, ErrorCode.STREAM_CLOSED, "HEADERS after the end")
+                raise StreamError(
+                    unit.stream_id, ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM"
+                )
             elif self._is_server or stream.answered:
                 self._on_trailers(stream, unit, headers, events)
             else:
@@ -107,22 +107,23 @@ class FrameHandlers(ConnectionState):
         except MalformedError as error:
             raise StreamError(unit.stream_id, ErrorCode.PROTOCOL_ERROR, str(error)) from None
 
-    def _on_headers_of_no_stream(
+    def _on_headers_without_stream(
         self, unit: HeaderBlock, headers: list[Header], events: list[Event]
     ) -> None:
-        absent = self._streams.why_absent(unit.stream_id)
-        if absent is ClosedReason.FORGIVEN:
-            self._spend_chatter()
-        elif absent is ClosedReason.CLOSED:
+        closed = self._streams.closed_reason(unit.stream_id)
+        if closed is ClosedReason.RESET_LOCALLY:
+            self._count_overhead_frame()
+        elif closed is ClosedReason.CLOSED:
             raise H2ConnectionError(
                 ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {unit.stream_id}"
             )
         elif not self._is_server or not unit.stream_id & 1:
             raise H2ConnectionError(
-                ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {unit.stream_id}: not its to open"
+                ErrorCode.PROTOCOL_ERROR,
+                f"HEADERS on stream {unit.stream_id}: the peer may not open it",
             )
         elif self._goaway_sent is not None or len(self._live) >= self._max_streams:
-            self._spend_reset()
+            self._count_reset()
             self._refuse(unit.stream_id, ErrorCode.REFUSED_STREAM)
         else:
             self._on_request(unit, headers, events)
@@ -151,7 +152,7 @@ class FrameHandlers(ConnectionState):
         if status < 200:
             if unit.end_stream:
                 raise MalformedError(f"the stream ends with interim response {status}")
-            self._spend_chatter()
+            self._count_overhead_frame()
             return
         stream.answered = True
         stream.tunnel = status < 300
@@ -169,12 +170,12 @@ class FrameHandlers(ConnectionState):
         check_trailers(headers)
         self._on_end(stream, events)
 
-    # All else
+    # Other frames
 
     def _on_frame(self, frame: Frame, events: list[Event]) -> None:
         handler = _HANDLERS.get(frame.kind)
         if handler is None:  # PRIORITY and unknown frames: ignored, RFC 9113 5.3.2 and 5.5
-            self._spend_chatter()
+            self._count_overhead_frame()
         else:
             handler(self, frame, events)
 
@@ -185,7 +186,7 @@ class FrameHandlers(ConnectionState):
         if stream_id:
             stream = self._live.get(stream_id)
             if stream is None:
-                self._absent(stream_id)  # crossed with the stream's end: normal, costs nothing
+                self._require_closed(stream_id)  # late: normal, without penalty
                 return
             window = stream.send_window
         try:
@@ -202,28 +203,28 @@ class FrameHandlers(ConnectionState):
     def _on_reset(self, frame: Frame, events: list[Event]) -> None:
         stream = self._live.get(frame.stream_id)
         if stream is None:
-            self._absent(frame.stream_id)  # crossed with the stream's end
+            self._require_closed(frame.stream_id)  # late: normal, without penalty
             return
         if self._is_server and not stream.answered:
-            self._spend_reset()
-        self._streams.drop(frame.stream_id)
+            self._count_reset()
+        self._streams.reset_by_peer(frame.stream_id)
         code = int.from_bytes(frame.payload, "big")
         events.append(StreamReset(frame.stream_id, code))
 
     def _on_ping(self, frame: Frame, events: list[Event]) -> None:
-        self._spend_chatter()
+        self._count_overhead_frame()
         if frame.flags & ACK:
             events.append(PongReceived(frame.payload))
         else:
             self._out += frames.ping(frame.payload, ack=True)
 
     def _on_settings(self, frame: Frame, events: list[Event]) -> None:
-        self._spend_chatter()
+        self._count_overhead_frame()
         if frame.flags & ACK:
             return
         if not self._settings_received:
             self._settings_received = True
-            self._peer.first()
+            self._peer.on_first_settings()
         change = self._peer.apply(frames.parse_settings(frame.payload))
         if change:
             for stream in self._live.values():
@@ -235,14 +236,14 @@ class FrameHandlers(ConnectionState):
     def _on_goaway(self, frame: Frame, events: list[Event]) -> None:
         last = int.from_bytes(frame.payload[:4], "big") & constants.MAX_STREAM_ID
         if self._goaway_received is not None and last > self._goaway_received:
-            raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "GOAWAY takes back an earlier one")
-        self._spend_chatter()
+            raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "GOAWAY raises the last stream ID")
+        self._count_overhead_frame()
         self._goaway_received = last
         events.append(GoAway(last, int.from_bytes(frame.payload[4:], "big")))
         if self._is_server:
             return
         for stream_id in [stream_id for stream_id in self._live if stream_id > last]:
-            self._streams.forgive(stream_id)
+            self._streams.reset_local(stream_id)
             events.append(StreamReset(stream_id, ErrorCode.REFUSED_STREAM))
 
 

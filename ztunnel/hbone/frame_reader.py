@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cuts a stream of octets into frames, and refuses what is malformed whatever the streams' state.
+"""Decodes a stream of octets into frames. Rejects frames that are malformed in any state.
 
-    PREFACE -> HEAD -> DATA            payload, passed on as it comes
-                 |  \\-> PAD -> DATA    one octet first: how much padding follows
-                 |   \\-> KEEP          any other frame: gathered, then handed over whole
-                 |    \\-> SKIP         padding, debug data, unknown frames: dropped unseen
+    PREFACE -> HEAD -> DATA            payload, passed on as it arrives
+                 |  \\-> PAD -> DATA    one octet before it: the length of the padding
+                 |   \\-> BUFFER        any other frame: buffered, then passed on as a whole
+                 |    \\-> SKIP         padding, debug data, unknown frames: dropped
                  ^------------/ all return to HEAD
 
-At most one frame header, or one non-DATA payload and one unfinished header block, is held
-here; both are bounded by the limit on header blocks, not by the frame size we announce.
+The reader buffers at most one frame header, or one non-DATA payload and one incomplete header
+block. The limit on header blocks bounds both, not the announced frame size.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ztunnel.hbone.errors import ErrorCode, H2ConnectionError
 from ztunnel.hbone.frames import HEAD, FrameType
 from ztunnel.hbone.parsed_frames import DataPiece, Frame, HeaderBlock
 
-# Plain ints under module names: looking up a member of an Enum costs as much as the rest of a step.
-_PREFACE, _HEAD, _PAD, _DATA, _KEEP, _SKIP = range(6)
+# Plain ints: looking up a member of an Enum costs as much as the rest of a step.
+_PREFACE, _HEAD, _PAD, _DATA, _BUFFER, _SKIP = range(6)
 _FRAME_HEADER = constants.FRAME_HEADER_BYTES
 _TYPE_DATA, _TYPE_HEADERS = int(FrameType.DATA), int(FrameType.HEADERS)
 _TYPE_CONTINUATION = int(FrameType.CONTINUATION)
@@ -43,11 +43,11 @@ _EXACT_LENGTH: dict[int, int] = {
     FrameType.WINDOW_UPDATE: 4,
 }
 _PADDED_OR_PRIORITY = frames.PADDED | frames.PRIORITY
-_GOAWAY_FIXED = 8  # the rest is debug data, which we do not keep
+_GOAWAY_FIXED = 8  # the rest is debug data, which is skipped
 
 
 class FrameReader:
-    """`feed` it chunks of any size. Raises PeerError; then it must not be used again."""
+    """`feed` accepts chunks of any size. After an H2ConnectionError, do not use it again."""
 
     __slots__ = (
         "_block",
@@ -56,12 +56,12 @@ class FrameReader:
         "_block_stream",
         "_charge",
         "_flags",
-        "_held",
         "_kind",
         "_left",
         "_max_block",
         "_max_frame",
         "_padding",
+        "_partial",
         "_phase",
         "_skip",
         "_started",
@@ -72,19 +72,19 @@ class FrameReader:
         self._max_frame = max_frame
         self._max_block = max_block
         self._phase = _PREFACE if expect_preface else _HEAD
-        self._started = False  # the first frame, SETTINGS, has come
-        self._held = bytearray()  # the part of a preface, frame header or KEEP payload so far
+        self._started = False  # the first frame, SETTINGS, has arrived
+        self._partial = bytearray()  # of a preface, frame header or buffered payload
         self._kind = self._flags = self._stream_id = 0  # of the frame being read
-        self._left = len(frames.PREFACE) if expect_preface else 0  # octets this phase still wants
+        self._left = len(frames.PREFACE) if expect_preface else 0  # octets missing in this phase
         self._skip = 0  # octets to drop after this phase
-        self._charge = self._padding = 0  # of the DATA frame, not yet reported
+        self._charge = self._padding = 0  # of the DATA frame, until its first piece is passed on
         self._block_stream = 0  # whose CONTINUATION must come next; 0: none
         self._block = bytearray()
         self._block_parts = 0
         self._block_end_stream = False
 
     def feed(self, data: memoryview) -> Iterator[DataPiece | HeaderBlock | Frame]:
-        """What `data` completes. The DATA payloads are slices of it."""
+        """The frames that `data` completes. DATA payloads are slices of it."""
         pos, end = 0, len(data)
         while pos < end:
             phase = self._phase
@@ -95,13 +95,13 @@ class FrameReader:
                 continue
             unit: DataPiece | HeaderBlock | Frame | None = None
             if phase == _HEAD:
-                if self._held or end - pos < _FRAME_HEADER:
+                if self._partial or end - pos < _FRAME_HEADER:
                     pos, unit = self._split_head(data, pos)
                 else:
                     unit = self._begin(HEAD.unpack_from(data, pos))
                     pos += _FRAME_HEADER
-            elif phase == _KEEP:
-                pos, unit = self._keep(data, pos)
+            elif phase == _BUFFER:
+                pos, unit = self._buffer_payload(data, pos)
             elif phase == _PAD:
                 unit = self._pad_length(data[pos])
                 pos += 1
@@ -114,32 +114,32 @@ class FrameReader:
 
     # Phases
 
-    def _hold(self, data: memoryview, pos: int, size: int) -> int:
-        stop = min(len(data), pos + size - len(self._held))
-        self._held += data[pos:stop]
+    def _accumulate(self, data: memoryview, pos: int, size: int) -> int:
+        stop = min(len(data), pos + size - len(self._partial))
+        self._partial += data[pos:stop]
         return stop
 
     def _split_head(
         self, data: memoryview, pos: int
     ) -> tuple[int, DataPiece | HeaderBlock | Frame | None]:
-        """A frame header that does not come in one piece."""
-        pos = self._hold(data, pos, _FRAME_HEADER)
-        if len(self._held) < _FRAME_HEADER:
+        """A frame header that arrives in several pieces."""
+        pos = self._accumulate(data, pos, _FRAME_HEADER)
+        if len(self._partial) < _FRAME_HEADER:
             return pos, None
-        head = HEAD.unpack(self._held)
-        self._held.clear()
+        head = HEAD.unpack(self._partial)
+        self._partial.clear()
         return pos, self._begin(head)
 
-    def _keep(self, data: memoryview, pos: int) -> tuple[int, HeaderBlock | Frame | None]:
-        if not self._held and len(data) - pos >= self._left:
+    def _buffer_payload(self, data: memoryview, pos: int) -> tuple[int, HeaderBlock | Frame | None]:
+        if not self._partial and len(data) - pos >= self._left:
             payload = bytes(data[pos : pos + self._left])
             pos += self._left
         else:
-            pos = self._hold(data, pos, self._left)
-            if len(self._held) < self._left:
+            pos = self._accumulate(data, pos, self._left)
+            if len(self._partial) < self._left:
                 return pos, None
-            payload = bytes(self._held)
-            self._held.clear()
+            payload = bytes(self._partial)
+            self._partial.clear()
         self._leave()
         return pos, self._whole(payload)
 
@@ -150,16 +150,18 @@ class FrameReader:
         return stop
 
     def _preface(self, data: memoryview, pos: int) -> int:
-        stop = self._hold(data, pos, self._left)
-        if not frames.PREFACE.startswith(self._held):
-            raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "not HTTP/2: the preface is wrong")
-        if len(self._held) == self._left:
-            self._held.clear()
+        stop = self._accumulate(data, pos, self._left)
+        if not frames.PREFACE.startswith(self._partial):
+            raise H2ConnectionError(
+                ErrorCode.PROTOCOL_ERROR, "not HTTP/2: wrong connection preface"
+            )
+        if len(self._partial) == self._left:
+            self._partial.clear()
             self._phase = _HEAD
         return stop
 
     def _begin(self, head: tuple[int, ...]) -> DataPiece | Frame | HeaderBlock | None:
-        """Take in a frame header; returns the frame if it has no payload to wait for."""
+        """Process a frame header; returns the frame if it has no payload."""
         high, low, kind, flags, stream_id = head
         length = high << 8 | low
         stream_id &= 0x7FFF_FFFF  # the reserved bit is ignored, RFC 9113 4.1
@@ -169,16 +171,16 @@ class FrameReader:
             self._expect_settings(kind, flags)
         expected = self._block_stream
         if expected and (kind, stream_id) != (_TYPE_CONTINUATION, expected):
-            raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "a header block is broken off")
+            raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "a header block is interrupted")
         self._kind, self._flags, self._stream_id = kind, flags, stream_id
         if kind == _TYPE_DATA:
             return self._begin_data(length)
-        self._left = _kept_length(kind, flags, stream_id, length)
+        self._left = _buffered_length(kind, flags, stream_id, length)
         self._skip = length - self._left
         if kind in (_TYPE_HEADERS, _TYPE_CONTINUATION):
             self._check_block(length)
         if self._left:
-            self._phase = _KEEP
+            self._phase = _BUFFER
             return None
         self._leave()
         return self._whole(b"")
@@ -202,7 +204,7 @@ class FrameReader:
 
     def _pad_length(self, padding: int) -> DataPiece | None:
         if padding >= self._charge:
-            raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "more padding than frame")
+            raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "padding is longer than the frame")
         self._skip = padding
         self._padding = padding + 1
         self._left = self._charge - self._padding
@@ -222,7 +224,7 @@ class FrameReader:
         self._phase = _SKIP if self._skip else _HEAD
 
     def _whole(self, payload: bytes) -> HeaderBlock | Frame | None:
-        """A frame with all we keep of its payload; None while a header block is unfinished."""
+        """A complete frame; None while a header block is incomplete."""
         if self._kind == _TYPE_HEADERS:
             self._block_end_stream = bool(self._flags & frames.END_STREAM)
             if self._flags & _PADDED_OR_PRIORITY:
@@ -238,7 +240,7 @@ class FrameReader:
         self._block_stream = self._block_parts = 0
         return HeaderBlock(self._stream_id, block, self._block_end_stream)
 
-    # Rules
+    # Validation
 
     def _expect_settings(self, kind: int, flags: int) -> None:
         if kind != FrameType.SETTINGS or flags & frames.ACK:
@@ -248,7 +250,9 @@ class FrameReader:
     def _check_block(self, length: int) -> None:
         if self._kind == _TYPE_CONTINUATION:
             if not self._block_stream:
-                raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "CONTINUATION of no header block")
+                raise H2ConnectionError(
+                    ErrorCode.PROTOCOL_ERROR, "CONTINUATION without a header block"
+                )
             self._block_parts += 1
         if self._block_parts > constants.MAX_CONTINUATIONS:
             raise H2ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, "too many CONTINUATION frames")
@@ -259,8 +263,8 @@ class FrameReader:
 _NOTHING = memoryview(b"")
 
 
-def _kept_length(kind: int, flags: int, stream_id: int, length: int) -> int:
-    """How much of the payload is worth keeping, after the rules for its type (RFC 9113 6)."""
+def _buffered_length(kind: int, flags: int, stream_id: int, length: int) -> int:
+    """How much of the payload to buffer. Validates the frame by its type (RFC 9113 6)."""
     if kind > _TYPE_CONTINUATION:
         return 0
     if kind in _ON_STREAM and not stream_id:
@@ -277,7 +281,7 @@ def _kept_length(kind: int, flags: int, stream_id: int, length: int) -> int:
 
 
 def _refuse_push(_flags: int, _length: int) -> int:
-    raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE though push is off")
+    raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE although push is disabled")
 
 
 def _goaway_length(_flags: int, length: int) -> int:
@@ -302,7 +306,7 @@ _CHECKS = {
 
 
 def _strip_headers(flags: int, payload: bytes) -> bytes:
-    """The header block fragment of a HEADERS payload: without padding and priority."""
+    """The header block fragment of a HEADERS payload, without padding and priority."""
     start = end = 0
     if flags & frames.PADDED:
         if not payload:
@@ -317,5 +321,5 @@ def _strip_headers(flags: int, payload: bytes) -> bytes:
                 ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority"
             )
     if start + end > len(payload):
-        raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "more padding than frame")
+        raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "padding is longer than the frame")
     return payload[start : len(payload) - end]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP/2 frames as octets: their names, and how to write them.
+"""HTTP/2 frames: type and setting codes, and encoding.
 
     +---------------+--------+--------+------------------+---------+
     | length (24)   | type 8 | flags 8| R + stream id 32 | payload |      RFC 9113 4.1
     +---------------+--------+--------+------------------+---------+
 
-Reading is `ztunnel.hbone.frame_reader`.
+`ztunnel.hbone.frame_reader` decodes them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Setting(IntEnum):
     ENABLE_CONNECT_PROTOCOL = 0x8
 
 
-# Flags. ACK and END_STREAM share a bit: the frame type says which it is.
+# Flags. ACK and END_STREAM share a bit; the frame type determines the meaning.
 ACK = 0x1
 END_STREAM = 0x1
 END_HEADERS = 0x4
@@ -58,7 +58,7 @@ PRIORITY = 0x20
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    """Any frame, whole."""
+    """Encode any frame."""
     length = len(payload)
     return HEAD.pack(length >> 8, length & 0xFF, kind, flags, stream_id) + payload
 
@@ -72,7 +72,7 @@ def settings_ack() -> bytes:
 
 
 def parse_settings(payload: bytes) -> list[tuple[int, int]]:
-    """The (identifier, value) pairs of a SETTINGS payload whose length is known to fit."""
+    """The (identifier, value) pairs of a SETTINGS payload of valid length."""
     return list(_SETTING.iter_unpack(payload))
 
 
@@ -93,7 +93,7 @@ def goaway(last_stream: int, code: int, debug: bytes = b"") -> bytes:
 
 
 def header_frames(stream_id: int, block: bytes, max_frame: int, *, end_stream: bool) -> bytes:
-    """A header block as HEADERS and as many CONTINUATION as `max_frame` asks for."""
+    """A header block as HEADERS and as many CONTINUATION frames as `max_frame` requires."""
     end = END_STREAM if end_stream else 0
     if len(block) <= max_frame:
         return frame(FrameType.HEADERS, END_HEADERS | end, stream_id, block)

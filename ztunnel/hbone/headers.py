@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Header lists: their octets (HPACK, RFC 7541) and their rules (RFC 9113 8).
+"""Header lists: encoding (HPACK, RFC 7541) and validation (RFC 9113 8).
 
-Writing: every field is a literal without indexing and without Huffman, so a block's octets depend
-on nothing but its fields. No encoder state can go out of step, and what repeats is cached
-(`_name_prefix`). The price is some hundred octets per opened stream, the gain 100 µs at a peer
-that decodes Huffman in Python. `NO_DYNAMIC_TABLE` opens the first block of a connection and
-tells the peer to keep no table, which also obeys whatever HEADER_TABLE_SIZE it announces.
+Encoding: every field is a literal without indexing and without Huffman coding, so a block depends
+on its fields only. There is no encoder state, and repeated parts are cached (`_name_prefix`). This
+costs some hundred octets per stream, and saves 100 µs at a peer that decodes Huffman in Python.
+`NO_DYNAMIC_TABLE` precedes the first block of a connection: it sets the table size to 0, which
+complies with any HEADER_TABLE_SIZE of the peer.
 
-Reading: such plain blocks are decoded here, because they neither read nor change the decoder's
-table; all others go to hpack.
+Decoding: such plain blocks are decoded here, because they neither read nor change the dynamic
+table. The hpack package decodes all others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ztunnel.hbone.events import Header
 from ztunnel.hbone.parsed_frames import Request
 
 NO_DYNAMIC_TABLE = b"\x20"  # RFC 7541 6.3: dynamic table size update to 0
-FIELD_OVERHEAD = 32  # RFC 9113 6.5.2: each field counts its octets and 32
+FIELD_OVERHEAD = 32  # RFC 9113 6.5.2: each field counts its octets plus 32
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # RFC 9113 8.2.1: a token in lowercase
 _STATUS = re.compile(rb"[1-5][0-9][0-9]")
@@ -41,13 +41,13 @@ _ORDINARY = {b":method", b":scheme", b":path"}
 
 
 class MalformedError(Exception):
-    """The list breaks a rule of RFC 9113 8: an error of its stream."""
+    """The list violates RFC 9113 8: an error of its stream."""
 
 
-def _is_bad(value: bytes) -> bool:
+def _is_invalid(value: bytes) -> bool:
     """RFC 9113 8.2.1: no NUL, CR, LF; no space at the ends. Ten times as fast as one regex.
 
-    By numbers: `b"\\n" in value` makes and drops an exception before it looks for a text.
+    With ints: `b"\\n" in value` raises and catches an exception internally.
     """
     if not value:
         return False
@@ -56,15 +56,15 @@ def _is_bad(value: bytes) -> bool:
     return 0x0A in value or 0x0D in value or 0 in value
 
 
-# Writing
+# Encoding
 
 
 def encode(headers: Iterable[Header]) -> bytes:
-    """A header block for these fields. Raises MisuseError for a value no peer would take."""
+    """A header block for these fields. Raises ApiMisuseError for an invalid value."""
     out = bytearray()
     for name, value in headers:
-        if _is_bad(value):
-            raise ApiMisuseError(f"header {name!r}: value {value!r} holds what HTTP forbids")
+        if _is_invalid(value):
+            raise ApiMisuseError(f"header {name!r}: invalid value {value!r}")
         out += _name_prefix(name)
         size = len(value)
         out += _SHORT[size] if size < 0x7F else _length(size)
@@ -74,7 +74,7 @@ def encode(headers: Iterable[Header]) -> bytes:
 
 @lru_cache(maxsize=256)
 def encode_response(status: int, headers: tuple[Header, ...]) -> bytes:
-    """The block of a response. Most of a connection's are alike."""
+    """The block of a response; cached, as most responses are equal."""
     return encode(((b":status", b"%d" % status), *headers))
 
 
@@ -99,18 +99,18 @@ def _length(n: int) -> bytes:
     return bytes(out)
 
 
-# Reading
+# Decoding
 
 
 class HeaderDecoder:
-    """The peer's header blocks, in the order they came: hpack's table depends on it."""
+    """Decodes the peer's header blocks in order: the dynamic table depends on the order."""
 
     def __init__(self, max_list: int) -> None:
         self._max_list = max_list
         self._hpack = hpack.Decoder(max_header_list_size=max_list)
 
     def decode(self, block: bytes) -> list[Header]:
-        """Raises PeerError: COMPRESSION_ERROR, or ENHANCE_YOUR_CALM for too large a list."""
+        """Raises H2ConnectionError: COMPRESSION_ERROR, or ENHANCE_YOUR_CALM for a large list."""
         plain = _decode_plain(block)
         if plain is not None:
             if sum(len(n) + len(v) + FIELD_OVERHEAD for n, v in plain) > self._max_list:
@@ -130,7 +130,7 @@ def _too_large() -> H2ConnectionError:
 
 
 def _decode_plain(block: bytes) -> list[Header] | None:
-    """Decode if each field is a literal of new name, not indexed, no Huffman; else None."""
+    """Decode a block whose fields are literals without indexing and Huffman coding; else None."""
     fields: list[Header] = []
     pos, end = 0, len(block)
     while pos < end:
@@ -139,13 +139,13 @@ def _decode_plain(block: bytes) -> list[Header] | None:
         name_at, name_end = _string(block, pos + 1)
         value_at, pos = _string(block, name_end)
         if not value_at or pos > end:
-            return None  # truncated or not plain: for hpack to judge
+            return None  # truncated or not plain: hpack decides
         fields.append((block[name_at:name_end], block[value_at:pos]))
     return fields
 
 
 def _string(block: bytes, at: int) -> tuple[int, int]:
-    """Where a plain string literal of at most 16 KiB starts and ends; (0, ...) if it is none."""
+    """Start and end of a plain string literal of at most 16 KiB; (0, ...) for anything else."""
     head = block[at : at + 3]
     if not head or head[0] & 0x80:
         return 0, len(block)
@@ -160,11 +160,11 @@ def _string(block: bytes, at: int) -> tuple[int, int]:
     return 0, len(block)
 
 
-# Rules
+# Validation
 
 
 def parse_request(headers: list[Header], *, extended_connect: bool) -> Request:
-    """Check a request. Raises MalformedError."""
+    """Validate a request. Raises MalformedError."""
     pseudo, fields = _split(headers, _REQUEST_PSEUDO)
     method = pseudo.get(b":method", b"")
     authority = pseudo.get(b":authority", b"")
@@ -177,14 +177,14 @@ def parse_request(headers: list[Header], *, extended_connect: bool) -> Request:
     else:
         complete = pseudo.keys() == _CONNECT and bool(authority)
     if not complete:
-        raise MalformedError("the pseudo-header fields do not make a request")
+        raise MalformedError("the pseudo-header fields do not form a request")
     if authority and any(name == b"host" and value != authority for name, value in fields):
         raise MalformedError("host contradicts :authority")  # RFC 9113 8.3.1
     return Request(method, authority, protocol, fields, pseudo.get(b":path", b""))
 
 
 def parse_response(headers: list[Header]) -> tuple[int, tuple[Header, ...]]:
-    """Check a response; returns its status and regular fields. Raises MalformedError."""
+    """Validate a response; returns status and regular fields. Raises MalformedError."""
     pseudo, fields = _split(headers, _RESPONSE_PSEUDO)
     status = pseudo.get(b":status", b"")
     if not _STATUS.fullmatch(status) or status == b"101":  # RFC 9113 8.6: no 101
@@ -193,7 +193,7 @@ def parse_response(headers: list[Header]) -> tuple[int, tuple[Header, ...]]:
 
 
 def check_trailers(headers: list[Header]) -> None:
-    """Raises MalformedError."""
+    """Validate trailers. Raises MalformedError."""
     _split(headers, frozenset())
 
 
@@ -205,7 +205,7 @@ def _is_name(name: bytes) -> bool:
 def _split(
     headers: list[Header], allowed: frozenset[bytes]
 ) -> tuple[dict[bytes, bytes], tuple[Header, ...]]:
-    """Pseudo-header fields apart from the regular ones, each checked (RFC 9113 8.2, 8.3)."""
+    """Split pseudo-header fields from regular ones and validate both (RFC 9113 8.2, 8.3)."""
     pseudo: dict[bytes, bytes] = {}
     first_regular = 0
     for name, value in headers:
@@ -213,13 +213,13 @@ def _split(
             break
         first_regular += 1
         if name not in allowed or name in pseudo:
-            raise MalformedError(f"pseudo-header {name!r} unknown, misplaced or twice")
-        if _is_bad(value):
+            raise MalformedError(f"pseudo-header {name!r} is unknown, misplaced or repeated")
+        if _is_invalid(value):
             raise MalformedError(f"value of {name!r}")
         pseudo[name] = value
     fields = tuple(headers[first_regular:])
     for name, value in fields:
-        if not _is_name(name) or _is_bad(value):
+        if not _is_name(name) or _is_invalid(value):
             raise MalformedError(f"field {name!r}")
         if name in _CONNECTION_SPECIFIC or (name == b"te" and value != b"trailers"):
             raise MalformedError(f"connection-specific field {name!r}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the codec's parts hand to each other.
+"""Frames as the reader passes them to the handlers.
 
-Apart from those parts because mypyc, which compiles them (`ztunnel.compiled`), knows nothing of
-msgspec's structs.
+A module of its own, because mypyc compiles the other modules (`ztunnel.compiled`) and does not
+support msgspec structs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ztunnel.hbone.events import Header
 class DataPiece(msgspec.Struct, gc=False):
     """Part of a DATA frame.
 
-    `charge` is what it takes from the flow control windows (the whole frame's length on its
-    first piece, 0 on later ones), `padding` how much of that is not payload. `last` is set
-    when END_STREAM is and all payload is here.
+    `charge` is subtracted from the flow control windows: the length of the frame on its first
+    piece, 0 on later ones. `padding` is the part of it that is not payload. `last` is set on the
+    last piece of a frame with END_STREAM.
     """
 
     stream_id: int
@@ -28,7 +28,7 @@ class DataPiece(msgspec.Struct, gc=False):
 
 
 class HeaderBlock(msgspec.Struct, gc=False):
-    """HEADERS with all its CONTINUATION; padding and priority removed."""
+    """HEADERS with its CONTINUATION frames, without padding and priority."""
 
     stream_id: int
     block: bytes
@@ -36,7 +36,7 @@ class HeaderBlock(msgspec.Struct, gc=False):
 
 
 class Frame(msgspec.Struct, gc=False):
-    """Any other frame, of a length its type allows. Unknown types come with no payload."""
+    """Any other frame, of a valid length. Unknown types have no payload here."""
 
     kind: int
     flags: int
@@ -45,7 +45,7 @@ class Frame(msgspec.Struct, gc=False):
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
-    """A well-formed request's pseudo-header fields, and the regular ones."""
+    """The pseudo-header fields and regular fields of a well-formed request."""
 
     method: bytes
     authority: bytes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the peer announced in SETTINGS, checked (RFC 9113 6.5.2, RFC 8441 3)."""
+"""The peer's SETTINGS, validated (RFC 9113 6.5.2, RFC 8441 3)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ztunnel.hbone.frames import Setting
 
 
 class PeerSettings:
-    """The values in force. The peer's HEADER_TABLE_SIZE is not kept: we use no dynamic table."""
+    """The current values, without HEADER_TABLE_SIZE: the encoder uses no dynamic table."""
 
     __slots__ = ("_is_server", "extended_connect", "initial_window", "max_frame", "max_streams")
 
     def __init__(self, *, is_server: bool) -> None:
-        """`is_server`: whether the peer is."""
+        """`is_server`: the peer is the server."""
         self._is_server = is_server
         self.initial_window = constants.DEFAULT_WINDOW_BYTES
         self.max_frame = constants.DEFAULT_MAX_FRAME_BYTES
@@ -22,14 +22,14 @@ class PeerSettings:
         self.extended_connect = False
 
     def apply(self, values: list[tuple[int, int]]) -> int:
-        """Take one SETTINGS frame; returns by how much every stream's send window changes."""
+        """Apply one SETTINGS frame; returns the change of every stream's send window."""
         before = self.initial_window
         for key, value in values:
             self._apply(key, value)
         return self.initial_window - before
 
-    def first(self) -> None:
-        """The first SETTINGS came: what it does not limit is not limited."""
+    def on_first_settings(self) -> None:
+        """The first SETTINGS arrived: a limit that it does not set does not exist."""
         self.max_streams = constants.MAX_STREAM_ID
 
     def _apply(self, key: int, value: int) -> None:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The streams of a connection: which are open, and what became of the others.
+"""The streams of a connection: the open ones, and how the others closed.
 
-RFC 9113 5.1 without push and
-without priorities, hence without the reserved states; s: we send, r: we receive,
+RFC 9113 5.1 without push and priorities, hence without the reserved states. s: sent, r: received,
 H: HEADERS, ES: END_STREAM, R: RST_STREAM
 
                       idle
@@ -18,12 +17,12 @@ H: HEADERS, ES: END_STREAM, R: RST_STREAM
           +-------> closed <--------+
         sES/sR/rR           rES/sR/rR
 
-Within that a stream is `answered` once the final response passed, and a `tunnel` once nothing
-but DATA may follow (CONNECT: from the request on at the server, from a 2xx on at the client).
+In addition, a stream is `answered` after the final response, and a `tunnel` once only DATA may
+follow (CONNECT: after the request at the server, after a 2xx at the client).
 
-A closed stream leaves the table. Of those we reset ourselves, the latest are remembered:
-the peer's frames may still be on their way and are dropped. On any other closed stream DATA
-or HEADERS are an error of the connection.
+A closed stream leaves the table. The table remembers the latest locally reset streams, because late
+frames of the peer are normal there and are ignored. DATA or HEADERS on any other closed stream are
+an error of the connection.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from ztunnel.hbone.flow_control import ReceiveWindow, SendWindow
 
 
 class Stream:
-    """One that is not closed yet."""
+    """A stream that is not closed."""
 
     __slots__ = (
         "answered",
@@ -52,26 +51,26 @@ class Stream:
         self.stream_id = stream_id
         self.send_window = SendWindow(send_window)
         self.receive_window = ReceiveWindow(receive_window)
-        self.local_open = True  # we may send
+        self.local_open = True  # this side may send
         self.remote_open = True  # the peer may send
         self.answered = False
         self.tunnel = False
 
 
 class ClosedReason(Enum):
-    """Why a stream id is not in the table."""
+    """Why a stream ID is not in the table."""
 
     IDLE = auto()  # never opened
-    FORGIVEN = auto()  # we reset it: late frames are normal
+    RESET_LOCALLY = auto()  # late frames of the peer are normal
     CLOSED = auto()
 
 
 class StreamTable:
-    """Streams by id. Clients open odd ids, ascending (RFC 9113 5.1.1); servers open none."""
+    """Streams by ID. Clients open ascending odd IDs (RFC 9113 5.1.1); servers open none."""
 
     def __init__(self, receive_window: int) -> None:
         self.live: dict[int, Stream] = {}
-        self.highest = -1  # the last id that was opened, -1: none
+        self.highest = -1  # the last ID that was opened; -1: none
         self._receive_window = receive_window
         self._reset: dict[int, None] = {}  # an ordered set
 
@@ -86,7 +85,7 @@ class StreamTable:
         return self.highest + 2
 
     def check_new(self, stream_id: int) -> None:
-        """The peer opens a stream: odd, and beyond all that were."""
+        """Check the ID of a stream that the peer opens: odd, and higher than all earlier ones."""
         if not stream_id & 1:
             raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, f"a client opened stream {stream_id}")
         if stream_id <= self.highest:
@@ -94,9 +93,9 @@ class StreamTable:
                 ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}"
             )
 
-    def why_absent(self, stream_id: int) -> ClosedReason:
+    def closed_reason(self, stream_id: int) -> ClosedReason:
         if stream_id in self._reset:
-            return ClosedReason.FORGIVEN
+            return ClosedReason.RESET_LOCALLY
         if stream_id & 1 and stream_id <= self.highest:
             return ClosedReason.CLOSED
         return ClosedReason.IDLE
@@ -111,12 +110,12 @@ class StreamTable:
         if not stream.local_open:
             del self.live[stream.stream_id]
 
-    def drop(self, stream_id: int) -> None:
-        """The peer reset it."""
+    def reset_by_peer(self, stream_id: int) -> None:
+        """The peer reset the stream."""
         self.live.pop(stream_id, None)
 
-    def forgive(self, stream_id: int) -> None:
-        """We reset it, or never let it open."""
+    def reset_local(self, stream_id: int) -> None:
+        """This side reset the stream, or refused to open it."""
         self.live.pop(stream_id, None)
         self.highest = max(self.highest, stream_id)
         self._reset[stream_id] = None

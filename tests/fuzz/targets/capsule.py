@@ -26,17 +26,17 @@ def _read(octets: bytes, size: int) -> tuple[list[bytes], str, bool]:
             break
         found += [bytes(each) for each in reader.feed(memoryview(octets)[at : at + size])]
         assert len(reader._held) <= HELD
-    return found, reader.error, reader.is_between and not reader.error
+    return found, reader.error, reader.is_at_boundary and not reader.error
 
 
 def check(octets: bytes) -> None:
     whole = _read(octets, len(octets) or 1)
     assert _read(octets, 1 + crc32(octets) % 32) == whole
-    payloads, _, is_between = whole
+    payloads, _, is_at_boundary = whole
     assert sum(map(len, payloads)) <= len(octets)
     again = b"".join(datagram_header(len(each)) + each for each in payloads)
     assert _read(again, len(again) or 1) == (payloads, "", True)
-    if is_between:
+    if is_at_boundary:
         assert _read(octets + again, 29)[0] == payloads + payloads
 
 

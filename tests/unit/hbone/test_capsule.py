@@ -64,7 +64,7 @@ def test_payloads_of_every_size(size: int) -> None:
     payload = bytes(n & 0xFF for n in range(size))
     found, reader = read(datagram(payload) + datagram(b"next"))
     assert found == [payload, b"next"]
-    assert reader.is_between
+    assert reader.is_at_boundary
 
 
 def test_too_large_a_payload_is_not_sent() -> None:
@@ -96,7 +96,7 @@ def test_any_pieces_give_the_same(
         found, reader = read(octets, *pieces)
         assert found == wanted
         assert not reader.error
-        assert reader.is_between
+        assert reader.is_at_boundary
 
 
 @given(st.binary(max_size=400), st.lists(st.integers(1, 50), min_size=1, max_size=5))
@@ -143,4 +143,4 @@ def test_a_capsule_of_any_length_is_skipped_without_being_kept() -> None:
         assert reader.feed(memoryview(bytes(1 << 20))) == []
     assert not reader._held
     assert not reader.error
-    assert not reader.is_between
+    assert not reader.is_at_boundary
