@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small mesh to decide in, and short ways to write policies as objects of Kubernetes."""
+"""A small mesh, and helpers that build policies as Kubernetes objects."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def policy(
     **spec: Any,
 ) -> Json:
     """An AuthorizationPolicy."""
-    written = {**({"action": action} if action else {}), **spec}
+    full_spec = {**({"action": action} if action else {}), **spec}
     if rules is not None:
-        written["rules"] = rules
+        full_spec["rules"] = rules
     return {
         "apiVersion": "security.istio.io/v1",
         "kind": "AuthorizationPolicy",
         "metadata": {"name": name, "namespace": namespace, "annotations": annotations or {}},
-        "spec": written,
+        "spec": full_spec,
     }
 
 
@@ -96,28 +96,28 @@ def peer(
     }
 
 
-def asked(
+def authz_request(
     port: int = 80,
     *,
     identity: str = CLIENT,
     source: str = "10.244.2.3",
     to: str = "10.244.1.7",
 ) -> AuthzRequest:
-    """A connection that wants in."""
+    """A connection to be authorized."""
     return AuthzRequest(source, identity, SocketAddress(to, port))
 
 
 def policies(*objects: Json) -> PolicyEngine:
-    """What the mirror makes of objects, indexed."""
-    mirror = ClusterView("cluster.local", "Kubernetes", root_namespace=ROOT)
+    """An engine with the policies among the objects."""
+    view = ClusterView("cluster.local", "Kubernetes", root_namespace=ROOT)
     for obj in objects:
-        mirror.upsert(obj)
+        view.upsert(obj)
     made = PolicyEngine()
-    for each in mirror.drain().policies:
+    for each in view.drain().policies:
         made.put(each)
     return made
 
 
-def decide(question: AuthzRequest, *objects: Json, workload: Workload = WEB) -> Decision:
-    """The decision by these policies alone."""
-    return policies(*objects).decide(workload, question)
+def decide(request: AuthzRequest, *objects: Json, workload: Workload = WEB) -> Decision:
+    """The decision of these policies alone."""
+    return policies(*objects).decide(workload, request)

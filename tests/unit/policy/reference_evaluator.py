@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The semantics once more, from the words of the specification and the objects as written.
+"""A second implementation of the policy semantics, from the specification and the raw objects.
 
-Slow and without an index; shares no code with the mesh's translation or evaluation.
+It is slow, has no index, and shares no code with the translation or the policy engine.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def allowed(
     ip: str,
     port: int,
 ) -> bool:
-    """Whether a connection may come in to a pod of `namespace` with `labels`."""
-    world = {"ip": source_ip, "identity": identity, "to": ip, "port": port}
+    """Whether a connection to a pod in `namespace` with `labels` is allowed."""
+    connection = {"ip": source_ip, "identity": identity, "to": ip, "port": port}
     if not identity and _mode(objects, root, namespace, labels, port) == "STRICT":
         return False
     mine = [
@@ -36,11 +36,11 @@ def allowed(
     ]
     denies = [each for each in mine if each["spec"].get("action") == "DENY"]
     allows = [each for each in mine if each["spec"].get("action", "ALLOW") == "ALLOW"]
-    if any(_matches(each, world) for each in denies):
+    if any(_matches(each, connection) for each in denies):
         return False
     if not allows:
         return True
-    return any(_matches(each, world) for each in allows)
+    return any(_matches(each, connection) for each in allows)
 
 
 def _selects(obj: Json, labels: dict[str, str]) -> bool:
@@ -48,19 +48,19 @@ def _selects(obj: Json, labels: dict[str, str]) -> bool:
     return all(labels.get(key) == value for key, value in wanted.items())
 
 
-def _matches(policy: Json, world: Json) -> bool:
+def _matches(policy: Json, connection: Json) -> bool:
     namespace = policy["metadata"]["namespace"]
-    return any(_rule(rule, namespace, world) for rule in policy["spec"].get("rules", []))
+    return any(_rule(rule, namespace, connection) for rule in policy["spec"].get("rules", []))
 
 
-def _rule(rule: Json, namespace: str, world: Json) -> bool:
+def _rule(rule: Json, namespace: str, connection: Json) -> bool:
     froms, tos, whens = rule.get("from"), rule.get("to"), rule.get("when", [])
-    if froms is not None and not any(_fields(f["source"], namespace, world) for f in froms):
+    if froms is not None and not any(_fields(f["source"], namespace, connection) for f in froms):
         return False
-    if tos is not None and not any(_fields(t["operation"], namespace, world) for t in tos):
+    if tos is not None and not any(_fields(t["operation"], namespace, connection) for t in tos):
         return False
     for each in whens:
-        said = {}
+        fields = {}
         name = {
             "source.principal": "principals",
             "source.namespace": "namespaces",
@@ -69,30 +69,30 @@ def _rule(rule: Json, namespace: str, world: Json) -> bool:
             "destination.port": "ports",
         }[each["key"]]
         if each.get("values"):
-            said[name] = each["values"]
+            fields[name] = each["values"]
         if each.get("notValues"):
-            said[f"not{name[0].upper()}{name[1:]}"] = each["notValues"]
-        if not _fields(said, namespace, world):
+            fields[f"not{name[0].upper()}{name[1:]}"] = each["notValues"]
+        if not _fields(fields, namespace, connection):
             return False
     return True
 
 
-def _fields(said: Json, namespace: str, world: Json) -> bool:
-    for name, values in said.items():
+def _fields(fields: Json, namespace: str, connection: Json) -> bool:
+    for name, values in fields.items():
         negative = name.startswith("not")
         plain = name[3].lower() + name[4:] if negative else name
-        hit = any(_value(plain, value, namespace, world) for value in values)
+        hit = any(_value(plain, value, namespace, connection) for value in values)
         if hit == negative:
             return False
     return True
 
 
-def _value(name: str, value: str, namespace: str, world: Json) -> bool:
-    identity = str(world["identity"])
+def _value(name: str, value: str, namespace: str, connection: Json) -> bool:
+    identity = str(connection["identity"])
     if name == "ports":
-        return int(value) == int(world["port"])
+        return int(value) == int(connection["port"])
     if name in ("ipBlocks", "remoteIpBlocks", "to"):
-        address = ipaddress.ip_address(world["to" if name == "to" else "ip"])
+        address = ipaddress.ip_address(connection["to" if name == "to" else "ip"])
         return bool(address in ipaddress.ip_network(value, strict=False))
     if not identity:
         return False
@@ -116,7 +116,7 @@ def _text(pattern: str, text: str) -> bool:
 
 def _mode(objects: list[Json], root: str, namespace: str, labels: Json, port: int) -> str:
     workload: list[Json] = []
-    inside: list[Json] = []
+    namespaced: list[Json] = []
     mesh: list[Json] = []
     for each in objects:
         place = each["metadata"]["namespace"]
@@ -128,8 +128,8 @@ def _mode(objects: list[Json], root: str, namespace: str, labels: Json, port: in
         elif place == root:
             mesh.append(each)
         else:
-            inside.append(each)
-    for level in (workload, inside, mesh):
+            namespaced.append(each)
+    for level in (workload, namespaced, mesh):
         level.sort(
             key=lambda each: (
                 each["metadata"]["namespace"] == root,
@@ -139,11 +139,11 @@ def _mode(objects: list[Json], root: str, namespace: str, labels: Json, port: in
             )
         )
     if workload:
-        said = workload[0]["spec"].get("portLevelMtls", {}).get(port, {}).get("mode", "UNSET")
-        if said != "UNSET":
-            return str(said)
-    for level in (workload, inside, mesh):
-        said = level[0]["spec"].get("mtls", {}).get("mode", "UNSET") if level else "UNSET"
-        if said != "UNSET":
-            return str(said)
+        mode = workload[0]["spec"].get("portLevelMtls", {}).get(port, {}).get("mode", "UNSET")
+        if mode != "UNSET":
+            return str(mode)
+    for level in (workload, namespaced, mesh):
+        mode = level[0]["spec"].get("mtls", {}).get("mode", "UNSET") if level else "UNSET"
+        if mode != "UNSET":
+            return str(mode)
     return "PERMISSIVE"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CRDs we ship name what the agent reads, no less and no more, and are structural."""
+"""Our CRDs are structural and have exactly the fields that the agent supports."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_crd_versions_and_structural_schema(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["AuthorizationPolicy", "PeerAuthentication", "ServiceEntry"])
 def test_unknown_fields_are_preserved(kind: str) -> None:
-    """An API server drops unknown fields unless told not to: the agent could not refuse them."""
+    """Without this, the API server drops unknown fields and the agent cannot reject them."""
     for node in nodes(schema(kind)):
         known = set(node.get("properties", {}))
         if known & {
@@ -100,7 +100,7 @@ def test_every_operation_field_of_crd_is_accepted(name: str) -> None:
 
 
 def test_known_fields_equal_crd_schema() -> None:
-    """What the agent says it knows in its complaint is what the schema has."""
+    """The known fields in the agent's error equal those of the schema."""
     for kind, path, rule in (
         ("from", FROM, {"from": [{"source": {"x": ["a"]}}]}),
         ("to", TO, {"to": [{"operation": {"x": ["a"]}}]}),
@@ -112,9 +112,9 @@ def test_known_fields_equal_crd_schema() -> None:
     refused = read_authorization_policy(policy(x=1), ROOT).policy.refused
     assert sorted(refused.partition("known: ")[2].split(", ")) == sorted(at("AuthorizationPolicy"))
     entry = {"kind": "ServiceEntry", "metadata": {"name": "e"}, "spec": {"x": 1}}
-    with pytest.raises(TranslateError) as complaint:
+    with pytest.raises(TranslateError) as raised:
         read_entry(entry, "cluster.local")
-    known = str(complaint.value).partition("known: ")[2].split(", ")
+    known = str(raised.value).partition("known: ")[2].split(", ")
     assert sorted(known) == sorted(at("ServiceEntry"))
     broken = peer()
     broken["spec"]["x"] = 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translation, index and evaluation against the oracle, on policies of every form."""
+"""Translation and policy engine against the reference evaluator, on generated policies."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ sources = mapping(
 
 
 def condition(key: str, values: list[str]) -> st.SearchStrategy[Json]:
-    said = st.fixed_dictionaries({}, optional={"values": some(values), "notValues": some(values)})
-    return said.filter(bool).map(lambda each: {"key": key, **each})
+    fields = st.fixed_dictionaries({}, optional={"values": some(values), "notValues": some(values)})
+    return fields.filter(bool).map(lambda each: {"key": key, **each})
 
 
 conditions = st.one_of(
@@ -115,7 +115,7 @@ def key(obj: Json) -> tuple[str, str, str]:
 
 
 objects = st.lists(st.one_of(authorizations(), peers()), max_size=8, unique_by=key)
-questions = st.builds(
+requests = st.builds(
     AuthzRequest,
     st.sampled_from(SOURCES),
     st.sampled_from(["", *(f"spiffe://{each}" for each in PRINCIPALS)]),
@@ -137,30 +137,30 @@ def workloads(draw: st.DrawFn) -> Workload:
     )
 
 
-def told_by_oracle(objects: list[Json], workload: Workload, question: AuthzRequest) -> bool:
+def expected_decision(objects: list[Json], workload: Workload, request: AuthzRequest) -> bool:
     return reference_evaluator.allowed(
         objects,
         ROOT,
         namespace=workload.namespace,
         labels=workload.labels,
-        source_ip=question.source_ip,
-        identity=question.identity,
-        ip=question.destination.ip,
-        port=question.destination.port,
+        source_ip=request.source_ip,
+        identity=request.identity,
+        ip=request.destination.ip,
+        port=request.destination.port,
     )
 
 
 @settings(max_examples=600, deadline=None)
-@given(objects, st.lists(workloads(), min_size=1, max_size=2), st.lists(questions, min_size=1))
+@given(objects, st.lists(workloads(), min_size=1, max_size=2), st.lists(requests, min_size=1))
 def test_decisions_equal_reference_evaluator(
-    objects: list[Json], workloads: list[Workload], questions: list[AuthzRequest]
+    objects: list[Json], workloads: list[Workload], requests: list[AuthzRequest]
 ) -> None:
     made = policies(*objects)
     assert not [each for each in made if each.refused]
     for workload in workloads:
-        for question in questions:
-            expected = told_by_oracle(objects, workload, question)
-            assert made.decide(workload, question).allowed == expected
+        for request in requests:
+            expected = expected_decision(objects, workload, request)
+            assert made.decide(workload, request).allowed == expected
 
 
 def read(obj: Json) -> Policy:
@@ -173,10 +173,10 @@ def read(obj: Json) -> Policy:
 @given(
     st.lists(st.tuples(st.booleans(), st.one_of(authorizations(), peers())), max_size=12),
     workloads(),
-    st.lists(questions, min_size=1, max_size=5),
+    st.lists(requests, min_size=1, max_size=5),
 )
 def test_incremental_updates_equal_fresh_state(
-    steps: list[tuple[bool, Json]], workload: Workload, questions: list[AuthzRequest]
+    steps: list[tuple[bool, Json]], workload: Workload, requests: list[AuthzRequest]
 ) -> None:
     kept, now = PolicyEngine(), {}
     for adds, obj in steps:
@@ -187,13 +187,13 @@ def test_incremental_updates_equal_fresh_state(
         else:
             kept.remove(value.key)
             now.pop(value.key, None)
-        for question in questions:
-            kept.decide(workload, question)  # fills what it remembers
+        for request in requests:
+            kept.decide(workload, request)  # fills its cache
     fresh = PolicyEngine()
     for value in now.values():
         fresh.put(value)
-    for question in questions:
-        assert kept.decide(workload, question) == fresh.decide(workload, question)
+    for request in requests:
+        assert kept.decide(workload, request) == fresh.decide(workload, request)
     for value in now.values():
         kept.remove(value.key)
     assert not kept._rules._by_anchor

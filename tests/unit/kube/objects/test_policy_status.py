@@ -19,18 +19,18 @@ def policy(spec: Json, *, kind: str = "AuthorizationPolicy", **status: Any) -> J
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "text"),
     [
         ({"rules": [BAD]}, "allows nothing"),
         ({"action": "DENY", "rules": [BAD]}, "all traffic that it selects is denied"),
         ({"action": "AUDIT", "rules": [BAD]}, "no effect"),
     ],
 )
-def test_condition_of_rejected_policy_states_fallback(spec: Json, said: str) -> None:
+def test_condition_of_rejected_policy_states_fallback(spec: Json, text: str) -> None:
     found = evaluate(policy(spec))
     assert (found.accepted, found.reason) == (False, "Invalid")
     assert "form" in found.message
-    assert said in found.message
+    assert text in found.message
 
 
 def test_message_is_truncated_to_limit() -> None:

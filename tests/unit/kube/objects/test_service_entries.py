@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ServiceEntries: what they become in the mesh, who sees them, and what is refused and why."""
+"""ServiceEntries: translation, visibility, and rejection of invalid entries."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def static(*addresses: str, **spec: Any) -> dict[str, Any]:
 
 
 def made(*objs: Object) -> ClusterView:
-    mirror = ClusterView("cluster.local", "Kubernetes")
+    view = ClusterView("cluster.local", "Kubernetes")
     for obj in objs:
-        mirror.upsert(obj)
-    return mirror
+        view.upsert(obj)
+    return view
 
 
-def state(mirror: ClusterView, *, registry_only: bool = False) -> MeshState:
+def state(view: ClusterView, *, registry_only: bool = False) -> MeshState:
     found = MeshState(registry_only)
-    found.apply(mirror.snapshot())
+    found.apply(view.snapshot())
     return found
 
 
@@ -66,7 +66,7 @@ def client(namespace: str = "default") -> Workload:
     )
 
 
-def went(mesh: MeshState, ip: str, port: int = 443, namespace: str = "default") -> Route:
+def route_to(mesh: MeshState, ip: str, port: int = 443, namespace: str = "default") -> Route:
     return route(mesh, client(namespace), SocketAddress(ip, port), 0.0)
 
 
@@ -75,8 +75,8 @@ def addresses(mesh: MeshState, name: str, namespace: str = "default") -> tuple[s
     return None if found is None else found.addresses
 
 
-def only_service(mirror: ClusterView) -> Service:
-    (service,) = mirror.snapshot().services
+def only_service(view: ClusterView) -> Service:
+    (service,) = view.snapshot().services
     return service
 
 
@@ -84,15 +84,15 @@ def test_static_entry_has_name_and_virtual_address() -> None:
     spec = static("192.0.2.7", addresses=["240.240.0.7"], ports=[SQL])
     mesh = state(made(entry(**spec)))
     assert addresses(mesh, "api.example.com") == ("240.240.0.7",)
-    where = went(mesh, "240.240.0.7", 5432)
+    where = route_to(mesh, "240.240.0.7", 5432)
     assert where == Passthrough(SocketAddress("192.0.2.7", 6432), None, "api.example.com")
-    assert isinstance(went(mesh, "240.240.0.7", 80), Refuse)
+    assert isinstance(route_to(mesh, "240.240.0.7", 80), Refuse)
 
 
 def test_name_without_virtual_address_resolves_to_endpoints() -> None:
     mesh = state(made(entry(**static("192.0.2.7", "2001:db8::7"))))
     assert set(addresses(mesh, "api.example.com") or ()) == {"192.0.2.7", "2001:db8::7"}
-    assert went(mesh, "192.0.2.7") == Passthrough(
+    assert route_to(mesh, "192.0.2.7") == Passthrough(
         SocketAddress("192.0.2.7", 443), None, "api.example.com"
     )
 
@@ -117,17 +117,17 @@ def test_endpoint_ports_override_target_port() -> None:
 
 
 def test_each_host_is_a_service() -> None:
-    mirror = made(entry(hosts=["a.example.com", "*.b.example.com"], **static("192.0.2.7")))
-    assert {each.key for each in mirror.snapshot().services} == {
+    view = made(entry(hosts=["a.example.com", "*.b.example.com"], **static("192.0.2.7")))
+    assert {each.key for each in view.snapshot().services} == {
         "default/a.example.com",
         "default/*.b.example.com",
     }
-    mirror.drain()
-    mirror.upsert(entry(hosts=["a.example.com"], **static("192.0.2.7")))
-    assert mirror.drain().removed_services == ("default/*.b.example.com",)
-    mirror.delete("ServiceEntry", "default", "out")
-    assert mirror.drain().removed_services == ("default/a.example.com",)
-    assert not mirror.snapshot()
+    view.drain()
+    view.upsert(entry(hosts=["a.example.com"], **static("192.0.2.7")))
+    assert view.drain().removed_services == ("default/*.b.example.com",)
+    view.delete("ServiceEntry", "default", "out")
+    assert view.drain().removed_services == ("default/a.example.com",)
+    assert not view.snapshot()
 
 
 def test_exact_host_takes_precedence_over_wildcard() -> None:
@@ -147,51 +147,51 @@ def test_exact_host_takes_precedence_over_wildcard() -> None:
 def test_workload_selector_follows_pods_of_namespace() -> None:
     taken = {"labels": {"app": "db"}}
     selecting = entry(resolution="STATIC", workloadSelector=taken, ports=[SQL])
-    mirror = made(selecting, objects.pod("other", "10.0.0.9", labels={"app": "web"}))
-    assert only_service(mirror).endpoints == ()
-    mirror.upsert(objects.pod("db-0", "10.0.0.1", labels={"app": "db", "x": "y"}))
-    mirror.upsert(objects.pod("db-1", "10.0.0.2", labels={"app": "db"}, ready=False))
-    mirror.upsert(objects.pod("db-2", "10.0.0.3", labels={"app": "db"}, namespace="elsewhere"))
+    view = made(selecting, objects.pod("other", "10.0.0.9", labels={"app": "web"}))
+    assert only_service(view).endpoints == ()
+    view.upsert(objects.pod("db-0", "10.0.0.1", labels={"app": "db", "x": "y"}))
+    view.upsert(objects.pod("db-1", "10.0.0.2", labels={"app": "db"}, ready=False))
+    view.upsert(objects.pod("db-2", "10.0.0.3", labels={"app": "db"}, namespace="elsewhere"))
     uid = "Kubernetes//Pod/default/db-"
-    assert only_service(mirror).endpoints == (
+    assert only_service(view).endpoints == (
         Endpoint(address="10.0.0.1", ports={"sql": 6432}, workload=f"{uid}0"),
         Endpoint(address="10.0.0.2", ports={"sql": 6432}, workload=f"{uid}1", ready=False),
     )
-    mirror.upsert(objects.pod("db-0", "10.0.0.1", labels={"app": "web"}))
-    mirror.delete("Pod", "default", "db-1")
-    assert only_service(mirror).endpoints == ()
+    view.upsert(objects.pod("db-0", "10.0.0.1", labels={"app": "web"}))
+    view.delete("Pod", "default", "db-1")
+    assert only_service(view).endpoints == ()
 
 
 # Resolution DNS
 
 
 def test_injected_dns_results_become_endpoints() -> None:
-    mirror = made(entry(resolution="DNS", addresses=["240.240.0.7"]))
-    assert mirror.entries.names() == {"api.example.com"}
-    assert isinstance(went(state(mirror), "240.240.0.7"), Refuse)
-    assert mirror.entries.resolved("api.example.com", ("192.0.2.7",))
-    assert not mirror.entries.resolved("api.example.com", ("192.0.2.7",))
-    mesh = state(mirror)
-    assert went(mesh, "240.240.0.7") == Passthrough(
+    view = made(entry(resolution="DNS", addresses=["240.240.0.7"]))
+    assert view.entries.names() == {"api.example.com"}
+    assert isinstance(route_to(state(view), "240.240.0.7"), Refuse)
+    assert view.entries.resolved("api.example.com", ("192.0.2.7",))
+    assert not view.entries.resolved("api.example.com", ("192.0.2.7",))
+    mesh = state(view)
+    assert route_to(mesh, "240.240.0.7") == Passthrough(
         SocketAddress("192.0.2.7", 443), None, "api.example.com"
     )
     assert addresses(mesh, "api.example.com") == ("240.240.0.7",)
 
 
 def test_dns_host_without_endpoints_uses_upstream_dns() -> None:
-    mirror = made(entry(resolution="DNS"))
-    mirror.entries.resolved("api.example.com", ("192.0.2.7",))
-    mesh = state(mirror, registry_only=True)
+    view = made(entry(resolution="DNS"))
+    view.entries.resolved("api.example.com", ("192.0.2.7",))
+    mesh = state(view, registry_only=True)
     assert addresses(mesh, "api.example.com") is None
-    assert isinstance(went(mesh, "192.0.2.7"), Passthrough)
-    assert isinstance(went(mesh, "192.0.2.7", 80), Refuse)
+    assert isinstance(route_to(mesh, "192.0.2.7"), Passthrough)
+    assert isinstance(route_to(mesh, "192.0.2.7", 80), Refuse)
 
 
 def test_host_with_named_endpoint_resolves_to_its_addresses() -> None:
-    mirror = made(entry(resolution="DNS", endpoints=[{"address": "real.example.net"}]))
-    assert mirror.entries.names() == {"real.example.net"}
-    mirror.entries.resolved("real.example.net", ("192.0.2.9",))
-    assert addresses(state(mirror), "api.example.com") == ("192.0.2.9",)
+    view = made(entry(resolution="DNS", endpoints=[{"address": "real.example.net"}]))
+    assert view.entries.names() == {"real.example.net"}
+    view.entries.resolved("real.example.net", ("192.0.2.9",))
+    assert addresses(state(view), "api.example.com") == ("192.0.2.9",)
 
 
 # Resolution NONE, and an outbound policy of REGISTRY_ONLY
@@ -205,15 +205,15 @@ def test_registry_only_permits_destinations_of_entries() -> None:
         ),
         registry_only=True,
     )
-    assert went(mesh, "198.51.100.9") == Passthrough(
+    assert route_to(mesh, "198.51.100.9") == Passthrough(
         SocketAddress("198.51.100.9", 443), None, "api.example.com"
     )
-    assert isinstance(went(mesh, "198.51.100.9", 80), Refuse)
-    assert isinstance(went(mesh, "192.0.2.7"), Passthrough)
-    assert isinstance(went(mesh, "203.0.113.1"), Refuse)
+    assert isinstance(route_to(mesh, "198.51.100.9", 80), Refuse)
+    assert isinstance(route_to(mesh, "192.0.2.7"), Passthrough)
+    assert isinstance(route_to(mesh, "203.0.113.1"), Refuse)
 
 
-# Who sees it
+# Visibility
 
 
 def test_export_to() -> None:
@@ -221,10 +221,10 @@ def test_export_to() -> None:
     mesh = state(made(entry(**spec)))
     for namespace in ("default", "front"):
         assert addresses(mesh, "api.example.com", namespace) == ("240.240.0.7",)
-        where = went(mesh, "240.240.0.7", namespace=namespace)
+        where = route_to(mesh, "240.240.0.7", namespace=namespace)
         assert where == Passthrough(SocketAddress("192.0.2.7", 443), None, "api.example.com")
     assert addresses(mesh, "api.example.com", "other") is None
-    where = went(mesh, "240.240.0.7", namespace="other")
+    where = route_to(mesh, "240.240.0.7", namespace="other")
     assert where == Passthrough(SocketAddress("240.240.0.7", 443))
 
 
@@ -246,11 +246,11 @@ def test_entry_of_own_namespace_takes_precedence() -> None:
 
 
 def test_first_entry_by_name_wins_duplicate_host() -> None:
-    mirror = made(entry("a", **static("192.0.2.1")), entry("b", **static("192.0.2.2")))
-    assert only_service(mirror).endpoints[0].address == "192.0.2.1"
-    assert "comes first" in mirror.errors()["ServiceEntry default/b"]
-    mirror.delete("ServiceEntry", "default", "a")
-    assert only_service(mirror).endpoints[0].address == "192.0.2.2"
+    view = made(entry("a", **static("192.0.2.1")), entry("b", **static("192.0.2.2")))
+    assert only_service(view).endpoints[0].address == "192.0.2.1"
+    assert "comes first" in view.errors()["ServiceEntry default/b"]
+    view.delete("ServiceEntry", "default", "a")
+    assert only_service(view).endpoints[0].address == "192.0.2.2"
 
 
 def test_entry_does_not_override_service_or_pod_address() -> None:
@@ -263,15 +263,15 @@ def test_entry_does_not_override_service_or_pod_address() -> None:
             entry("b", hosts=["b.example.com"], **static("192.0.2.7", addresses=["10.0.0.1"])),
         )
     )
-    service = went(mesh, "10.96.0.1", 80)
+    service = route_to(mesh, "10.96.0.1", 80)
     assert isinstance(service, Passthrough)
     assert service.address == SocketAddress("10.0.0.1", 8080)
-    pod = went(mesh, "10.0.0.1")
+    pod = route_to(mesh, "10.0.0.1")
     assert isinstance(pod, Passthrough)
     assert pod.address == SocketAddress("10.0.0.1", 443)
 
 
-# What is refused
+# Invalid entries
 
 
 @pytest.mark.parametrize(
@@ -317,22 +317,22 @@ def test_entry_does_not_override_service_or_pod_address() -> None:
     ids=str,
 )
 def test_invalid_entry_is_rejected_with_reason(spec: dict[str, Any], reason: str) -> None:
-    mirror = made(entry(**spec))
-    assert reason in mirror.errors()["ServiceEntry default/out"]
-    assert not mirror.snapshot().services
+    view = made(entry(**spec))
+    assert reason in view.errors()["ServiceEntry default/out"]
+    assert not view.snapshot().services
 
 
 def test_rejected_update_keeps_last_valid_entry() -> None:
-    mirror = made(entry(**static("192.0.2.7")))
-    mirror.upsert(entry(**static("nowhere")))
-    assert mirror.errors()
-    assert only_service(mirror).endpoints[0].address == "192.0.2.7"
+    view = made(entry(**static("192.0.2.7")))
+    view.upsert(entry(**static("nowhere")))
+    assert view.errors()
+    assert only_service(view).endpoints[0].address == "192.0.2.7"
 
 
 def test_unsupported_field_is_reported() -> None:
-    mirror = made(entry(subjectAltNames=["spiffe://x"], **static("192.0.2.7")))
-    assert "not verified" in mirror.errors()["ServiceEntry default/out"]
-    assert only_service(mirror)
+    view = made(entry(subjectAltNames=["spiffe://x"], **static("192.0.2.7")))
+    assert "not verified" in view.errors()["ServiceEntry default/out"]
+    assert only_service(view)
 
 
 @pytest.mark.parametrize("version", ["v1", "v1beta1", "v1alpha3"])

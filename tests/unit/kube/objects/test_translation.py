@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kubernetes objects in the mesh's nouns."""
+"""Translation of Kubernetes objects into the mesh's model."""
 
 from __future__ import annotations
 
@@ -207,9 +207,9 @@ def test_endpoint_in_two_slices_is_merged() -> None:
     )
 
 
-@pytest.mark.parametrize(("said", "ready"), [(None, True), (True, True), (False, False)])
-def test_endpoint_of_unknown_readiness_is_ready(said: bool | None, ready: bool) -> None:
-    piece = objects.endpoint_slice("a", "web", objects.endpoint("10.0.0.1", ready=said))
+@pytest.mark.parametrize(("condition", "ready"), [(None, True), (True, True), (False, False)])
+def test_endpoint_of_unknown_readiness_is_ready(condition: bool | None, ready: bool) -> None:
+    piece = objects.endpoint_slice("a", "web", objects.endpoint("10.0.0.1", ready=condition))
     assert service(objects.service("web"), piece).endpoints[0].ready is ready
 
 

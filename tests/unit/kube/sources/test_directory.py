@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A directory of manifests as the source: real files, real inotify, polls with a deadline."""
+"""The directory source with real files and real inotify."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ DEADLINE = 10.0
 
 
 class Follower:
-    """A source that runs, its mirror, and how often it told of a change."""
+    """A running source, its view, and the number of reported changes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.mirror = ClusterView("td", "c")
-        self.source = DirectorySource(path, self.mirror, self._changed)
+        self.view = ClusterView("td", "c")
+        self.source = DirectorySource(path, self.view, self._changed)
         self.calls = 0
 
     def _changed(self) -> None:
         self.calls += 1
 
     def names(self) -> list[str]:
-        change = self.mirror.snapshot()
+        change = self.view.snapshot()
         return sorted(w.name for w in change.workloads) + sorted(s.name for s in change.services)
 
     async def until(self, condition: Callable[[], bool]) -> float:
@@ -91,7 +91,7 @@ async def test_initial_content_is_in_view_when_synced(tmp_path: Path) -> None:
 
 async def test_empty_directory_is_synced(tmp_path: Path) -> None:
     async with following(tmp_path) as follower:
-        assert follower.mirror.snapshot() == ViewChange()
+        assert follower.view.snapshot() == ViewChange()
         assert follower.calls == 1
 
 
@@ -117,7 +117,7 @@ async def test_file_create_update_delete(tmp_path: Path) -> None:
 
 
 async def test_label_change_is_applied_within_a_second(tmp_path: Path) -> None:
-    """Typically 40 ms; the wide limit is for a machine that is busy with other tests."""
+    """Typically 40 ms; the limit allows for a busy machine."""
 
     file = tmp_path / "ns.yaml"
     write(file, objects.namespace("default"))
@@ -130,7 +130,7 @@ async def test_label_change_is_applied_within_a_second(tmp_path: Path) -> None:
             times.append(
                 await follower.until(
                     lambda wanted=wanted: (  # type: ignore[misc]
-                        follower.mirror.snapshot().workloads[0].protocol is wanted
+                        follower.view.snapshot().workloads[0].protocol is wanted
                     )
                 )
             )
@@ -189,7 +189,7 @@ async def test_invalid_file_does_not_affect_others(tmp_path: Path) -> None:
 
 
 async def test_unreadable_file_at_start_delays_first_view(tmp_path: Path) -> None:
-    """It may hold a policy: a view without it could let in what it denies."""
+    """It may contain a policy: without it, denied connections would be allowed."""
 
     write_text(tmp_path / "policy.yaml", "kind: [")
     write(tmp_path / "good.yaml", objects.pod("a", "10.0.0.1"))
@@ -208,11 +208,11 @@ async def test_unreadable_file_at_start_delays_first_view(tmp_path: Path) -> Non
 async def test_renaming_file_changes_nothing(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", objects.pod("a", "10.0.0.1"))
     async with following(tmp_path) as follower:
-        follower.mirror.drain()
+        follower.view.drain()
         (tmp_path / "a.yaml").rename(tmp_path / "b.yaml")
         write(tmp_path / "c.yaml", objects.pod("c", "10.0.0.2"))
         await follower.until_names("a", "c")
-        change = follower.mirror.drain()
+        change = follower.view.drain()
         assert [w.name for w in change.workloads] == ["c"]
         assert not change.removed_workloads
 
@@ -224,7 +224,7 @@ async def test_last_file_takes_precedence_for_duplicate_object(tmp_path: Path) -
     async with following(tmp_path) as follower:
 
         def address() -> list[str]:
-            return [w.addresses[0] for w in follower.mirror.snapshot().workloads]
+            return [w.addresses[0] for w in follower.view.snapshot().workloads]
 
         assert address() == ["10.0.0.2"]
         assert "b.yaml" in follower.source.errors()["a.yaml"]
@@ -290,8 +290,7 @@ async def test_burst_of_changes_converges(tmp_path: Path) -> None:
             lambda: (
                 follower.names() == there
                 and all(
-                    w.addresses[0].startswith("10.0.4.")
-                    for w in follower.mirror.snapshot().workloads
+                    w.addresses[0].startswith("10.0.4.") for w in follower.view.snapshot().workloads
                 )
             )
         )

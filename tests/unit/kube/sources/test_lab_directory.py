@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the lab writes is what the mirror reads."""
+"""The directory source reads what the lab writes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MANIFESTS: list[Object] = [
 
 
 def planned() -> dict[Key, Object]:
-    """The lab's objects when everything runs."""
+    """The lab's objects while everything runs."""
     found = {key_of(obj): obj for obj in MANIFESTS}
     found |= {key_of(obj): obj for obj in system_objects(found, NODES)}
     uids = (f"uid{number}" for number in itertools.count())
@@ -58,25 +58,25 @@ def planned() -> dict[Key, Object]:
 
 
 def test_lab_directory_is_read_completely(tmp_path: Path) -> None:
-    store, mirror = ObjectStore(tmp_path), ClusterView("cluster.local", "Kubernetes")
+    store, view = ObjectStore(tmp_path), ClusterView("cluster.local", "Kubernetes")
     for obj in planned().values():
         store.put(obj)
     scan = scan_directory(tmp_path, {})
     for content in scan.loaded.values():
         for obj in content.values():
-            mirror.upsert(obj)
-    assert (scan.failed, mirror.errors()) == ({}, {})
-    workloads = {w.uid: w for w in mirror.snapshot().workloads}
+            view.upsert(obj)
+    assert (scan.failed, view.errors()) == ({}, {})
+    workloads = {w.uid: w for w in view.snapshot().workloads}
     assert {w.node for w in workloads.values()} == {"node1", "node2"}
     for workload in workloads.values():
         assert (workload.owner_kind, workload.owner_name) == ("deployment", "my-app")
         assert workload.protocol is TunnelProtocol.HBONE
         assert len(workload.addresses) == 2
         assert workload.ready
-    (service,) = mirror.snapshot().services
+    (service,) = view.snapshot().services
     assert len(service.vips) == 2
     assert len(service.endpoints) == 4
     assert {workloads[e.workload].namespace for e in service.endpoints} == {"default"}
     assert all(e.address in workloads[e.workload].addresses for e in service.endpoints)
     assert all(e.ports == {"": 80} for e in service.endpoints)
-    assert len(mirror.node_addresses("node1")) == 2
+    assert len(view.node_addresses("node1")) == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of decisions: what each field matches, how fields combine, and who is selected."""
+"""Tables of policy decisions: matching of fields, their combination, and selection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.unit.policy.fixtures import (
     ROOT,
     WEB,
     Json,
-    asked,
+    authz_request,
     decide,
     peer,
     policy,
@@ -23,7 +23,7 @@ from ztunnel.mesh.policy.engine import Cause
 
 P = CLIENT.removeprefix("spiffe://")
 V6 = {"source": "fd00::2:3", "to": "fd00::7"}
-NOBODY = {"identity": ""}
+NO_IDENTITY = {"identity": ""}
 
 
 def source(**fields: Any) -> Json:
@@ -38,39 +38,39 @@ def when(key: str, values: list[str] | None = None, no: list[str] | None = None)
     return {"when": [{"key": key, "values": values or [], "notValues": no or []}]}
 
 
-# What one rule matches: the rule, the connection, whether it matches. Each row is two cases: an
-# ALLOW lets in exactly what matches, a DENY keeps out exactly that.
+# One rule: the rule, the connection, whether it matches. Each row is two cases: an ALLOW policy
+# allows exactly the matches, a DENY policy denies exactly the matches.
 MATCHES: list[tuple[Json, dict[str, Any], bool]] = [
-    # nothing asked for
+    # no conditions
     ({}, {}, True),
-    ({}, NOBODY, True),
+    ({}, NO_IDENTITY, True),
     # principals
     (source(principals=[P]), {}, True),
     (source(principals=["spiffe://" + P]), {}, True),
     (source(principals=[P + "x"]), {}, False),
     (source(principals=[P[:-1]]), {}, False),
-    (source(principals=[P]), NOBODY, False),
+    (source(principals=[P]), NO_IDENTITY, False),
     (source(principals=["a", P]), {}, True),
     (source(principals=["*"]), {}, True),
-    (source(principals=["*"]), NOBODY, False),
+    (source(principals=["*"]), NO_IDENTITY, False),
     (source(principals=["cluster.local/ns/front/*"]), {}, True),
     (source(principals=["spiffe://cluster.local/ns/front/*"]), {}, True),
     (source(principals=["cluster.local/ns/fro*"]), {}, True),
     (source(principals=["cluster.local/ns/back/*"]), {}, False),
-    (source(principals=["cluster.local/ns/front/*"]), NOBODY, False),
+    (source(principals=["cluster.local/ns/front/*"]), NO_IDENTITY, False),
     (source(principals=[P + "*"]), {}, True),
     (source(principals=[P + "more*"]), {}, False),
     (source(principals=["*/sa/client"]), {}, True),
     (source(principals=["*/sa/other"]), {}, False),
     (source(principals=["*" + P]), {}, True),
     (source(principals=["*x" + P]), {}, False),
-    (source(principals=["*/sa/client"]), NOBODY, False),
+    (source(principals=["*/sa/client"]), NO_IDENTITY, False),
     (source(principals=["other.domain/ns/front/sa/client"]), {}, False),
     (source(notPrincipals=[P]), {}, False),
     (source(notPrincipals=["x"]), {}, True),
-    (source(notPrincipals=[P]), NOBODY, True),
+    (source(notPrincipals=[P]), NO_IDENTITY, True),
     (source(notPrincipals=["*"]), {}, False),
-    (source(notPrincipals=["*"]), NOBODY, True),
+    (source(notPrincipals=["*"]), NO_IDENTITY, True),
     (source(notPrincipals=["cluster.local/ns/front/*"]), {}, False),
     (source(notPrincipals=["*/sa/client"]), {}, False),
     (source(principals=["*"], notPrincipals=[P]), {}, False),
@@ -79,25 +79,25 @@ MATCHES: list[tuple[Json, dict[str, Any], bool]] = [
     (source(namespaces=["front"]), {}, True),
     (source(namespaces=["back"]), {}, False),
     (source(namespaces=["back", "front"]), {}, True),
-    (source(namespaces=["front"]), NOBODY, False),
+    (source(namespaces=["front"]), NO_IDENTITY, False),
     (source(namespaces=["fr*"]), {}, True),
     (source(namespaces=["*nt"]), {}, True),
     (source(namespaces=["*"]), {}, True),
-    (source(namespaces=["*"]), NOBODY, False),
+    (source(namespaces=["*"]), NO_IDENTITY, False),
     (source(namespaces=["fron"]), {}, False),
     (source(notNamespaces=["front"]), {}, False),
     (source(notNamespaces=["back"]), {}, True),
-    (source(notNamespaces=["front"]), NOBODY, True),
+    (source(notNamespaces=["front"]), NO_IDENTITY, True),
     (source(notNamespaces=["f*"]), {}, False),
     # service accounts
     (source(serviceAccounts=["front/client"]), {}, True),
     (source(serviceAccounts=["client"]), {}, False),  # of the policy's own namespace
     (source(serviceAccounts=["client"]), {"identity": "spiffe://t/ns/shop/sa/client"}, True),
     (source(serviceAccounts=["back/client"]), {}, False),
-    (source(serviceAccounts=["front/client"]), NOBODY, False),
+    (source(serviceAccounts=["front/client"]), NO_IDENTITY, False),
     (source(notServiceAccounts=["front/client"]), {}, False),
     (source(notServiceAccounts=["front/other"]), {}, True),
-    (source(notServiceAccounts=["front/client"]), NOBODY, True),
+    (source(notServiceAccounts=["front/client"]), NO_IDENTITY, True),
     # addresses of the source
     (source(ipBlocks=["10.244.2.3"]), {}, True),
     (source(ipBlocks=["10.244.2.3/32"]), {}, True),
@@ -115,7 +115,7 @@ MATCHES: list[tuple[Json, dict[str, Any], bool]] = [
     (source(ipBlocks=["FD00:0::2:3/128"]), V6, True),
     (source(ipBlocks=["fd01::/16"]), V6, False),
     (source(ipBlocks=["::ffff:10.244.2.0/120"]), {}, True),  # v4-mapped is the IPv4
-    (source(ipBlocks=["10.244.2.3"]), NOBODY, True),  # addresses need no identity
+    (source(ipBlocks=["10.244.2.3"]), NO_IDENTITY, True),  # addresses need no identity
     (source(notIpBlocks=["10.244.2.0/24"]), {}, False),
     (source(notIpBlocks=["10.244.3.0/24"]), {}, True),
     (source(notIpBlocks=["10.0.0.0/8"]), V6, True),
@@ -136,7 +136,7 @@ MATCHES: list[tuple[Json, dict[str, Any], bool]] = [
     (when("source.principal", [P]), {}, True),
     (when("source.principal", ["*/sa/client"]), {}, True),
     (when("source.principal", no=[P]), {}, False),
-    (when("source.principal", ["*"]), NOBODY, False),
+    (when("source.principal", ["*"]), NO_IDENTITY, False),
     (when("source.namespace", ["front"]), {}, True),
     (when("source.namespace", no=["front"]), {}, False),
     (when("source.serviceAccount", ["front/client"]), {}, True),
@@ -189,7 +189,7 @@ MATCHES: list[tuple[Json, dict[str, Any], bool]] = [
 @pytest.mark.parametrize(("rule", "connection", "matches"), MATCHES, ids=str)
 @pytest.mark.parametrize("action", ["ALLOW", "DENY"])
 def test_rule_matching(rule: Json, connection: dict[str, Any], matches: bool, action: str) -> None:
-    decision = decide(asked(**connection), policy([rule], action))
+    decision = decide(authz_request(**connection), policy([rule], action))
     assert decision.allowed == (matches == (action == "ALLOW"))
     assert decision.rule == (0 if matches else -1)
     assert decision.policy == ("" if decision.cause is Cause.UNRESTRICTED else KEY)
@@ -199,7 +199,7 @@ KEY = "AuthorizationPolicy/shop/p"
 FRONT, BACK = source(namespaces=["front"]), source(namespaces=["back"])
 
 
-# Policies together: the objects, whether the connection is allowed, who decided (name/rule).
+# Several policies: the objects, whether the connection is allowed, what decided (name/rule).
 TOGETHER: list[tuple[str, list[Json], bool, str]] = [
     ("no policy", [], True, ""),
     ("allow without rules allows nothing", [policy()], False, "p/-1"),
@@ -224,7 +224,7 @@ TOGETHER: list[tuple[str, list[Json], bool, str]] = [
     ("allows add up", [policy([BACK], name="a"), policy([FRONT], name="b")], True, "b/0"),
     ("none of the allows", [policy([BACK], name="b"), policy([BACK], name="a")], False, "a/-1"),
     (
-        "the first by name is told",
+        "the first by name is reported",
         [policy([FRONT], "DENY", name="b"), policy([FRONT], "DENY", name="a")],
         False,
         "a/0",
@@ -335,19 +335,19 @@ TOGETHER: list[tuple[str, list[Json], bool, str]] = [
     ),
     ("allow by a claim", [policy([when("request.auth.claims[x]", ["y"])])], False, "p/-1"),
     ("allow by SNI", [policy([when("connection.sni", ["y"])])], False, "p/-1"),
-    # mTLS does not matter to who has an identity
-    ("STRICT lets identities in", [peer("STRICT")], True, ""),
+    # the mTLS mode does not affect connections with an identity
+    ("STRICT accepts identities", [peer("STRICT")], True, ""),
 ]
 
 
 @pytest.mark.parametrize(("name", "objects", "allowed", "by"), TOGETHER, ids=lambda v: str(v)[:40])
 def test_policy_combinations(name: str, objects: list[Json], allowed: bool, by: str) -> None:
-    decision = decide(asked(), *objects)
-    told = f"{decision.policy.rpartition('/')[2]}/{decision.rule}" if decision.policy else ""
-    assert (decision.allowed, told) == (allowed, by)
+    decision = decide(authz_request(), *objects)
+    decided_by = f"{decision.policy.rpartition('/')[2]}/{decision.rule}" if decision.policy else ""
+    assert (decision.allowed, decided_by) == (allowed, by)
 
 
-# Plaintext: the objects, the port, whether it is let in, whose mode counts.
+# Plaintext: the objects, the port, whether it is accepted, which policy decided.
 OLD, NEW = "2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z"
 APP = {"app": "web"}
 PLAINTEXT: list[tuple[str, list[Json], int, bool, str]] = [
@@ -356,7 +356,7 @@ PLAINTEXT: list[tuple[str, list[Json], int, bool, str]] = [
     ("PERMISSIVE", [peer("PERMISSIVE")], 80, True, ""),
     ("DISABLE", [peer("DISABLE")], 80, True, ""),
     ("UNSET", [peer("UNSET")], 80, True, ""),
-    ("nothing said", [peer()], 80, True, ""),
+    ("no mode", [peer()], 80, True, ""),
     ("mesh", [peer("STRICT", namespace=ROOT)], 80, False, f"{ROOT}/p"),
     ("another namespace", [peer("STRICT", namespace="other")], 80, True, ""),
     (
@@ -374,7 +374,7 @@ PLAINTEXT: list[tuple[str, list[Json], int, bool, str]] = [
         "shop/p",
     ),
     (
-        "UNSET asks the mesh",
+        "UNSET inherits from the mesh",
         [peer("STRICT", namespace=ROOT), peer("UNSET")],
         80,
         False,
@@ -396,14 +396,14 @@ PLAINTEXT: list[tuple[str, list[Json], int, bool, str]] = [
     ),
     ("workload of other labels", [peer("STRICT", labels={"app": "db"})], 80, True, ""),
     (
-        "workload UNSET asks the namespace",
+        "workload UNSET inherits from the namespace",
         [peer("STRICT", name="n"), peer("UNSET", name="w", labels=APP)],
         80,
         False,
         "shop/n",
     ),
     (
-        "workload UNSET asks the mesh",
+        "workload UNSET inherits from the mesh",
         [peer("STRICT", namespace=ROOT), peer("UNSET", name="w", labels=APP)],
         80,
         False,
@@ -411,11 +411,11 @@ PLAINTEXT: list[tuple[str, list[Json], int, bool, str]] = [
     ),
     ("port exception", [peer("STRICT", labels=APP, ports={80: "PERMISSIVE"})], 80, True, ""),
     ("another port", [peer("STRICT", labels=APP, ports={80: "PERMISSIVE"})], 81, False, "shop/p"),
-    ("port as a text", [peer("STRICT", labels=APP, ports={"80": "DISABLE"})], 80, True, ""),
+    ("port as a string", [peer("STRICT", labels=APP, ports={"80": "DISABLE"})], 80, True, ""),
     ("port STRICT", [peer("PERMISSIVE", labels=APP, ports={80: "STRICT"})], 80, False, "shop/p"),
     ("port UNSET", [peer("STRICT", labels=APP, ports={80: "UNSET"})], 80, False, "shop/p"),
     (
-        "port UNSET asks up to the mesh",
+        "port UNSET inherits from the mesh",
         [peer("STRICT", namespace=ROOT), peer(labels=APP, ports={80: "UNSET"})],
         80,
         False,
@@ -475,7 +475,7 @@ PLAINTEXT: list[tuple[str, list[Json], int, bool, str]] = [
 def test_plaintext_by_mtls_mode(
     name: str, objects: list[Json], port: int, allowed: bool, by: str
 ) -> None:
-    decision = decide(asked(port, identity=""), *objects)
+    decision = decide(authz_request(port, identity=""), *objects)
     assert decision.allowed == allowed
     assert decision.policy == (f"PeerAuthentication/{by}" if by else "")
     assert allowed or decision.cause is Cause.PLAINTEXT
@@ -493,7 +493,7 @@ def test_plaintext_by_mtls_mode(
     ],
 )
 def test_policy_selection(objects: list[Json], web: bool, db: bool, other: bool) -> None:
-    allowed = [decide(asked(), *objects, workload=w).allowed for w in (WEB, DB, OTHER)]
+    allowed = [decide(authz_request(), *objects, workload=w).allowed for w in (WEB, DB, OTHER)]
     assert allowed == [web, db, other]
 
 
@@ -516,7 +516,7 @@ def test_policy_selection(objects: list[Json], web: bool, db: bool, other: bool)
 def test_dry_run_is_reported_but_not_enforced(
     objects: list[Json], allowed: bool, would: str
 ) -> None:
-    decision = decide(asked(), *objects)
+    decision = decide(authz_request(), *objects)
     assert decision.allowed == allowed
     assert decision.dry_run.startswith(would)
     assert bool(decision.dry_run) == bool(would)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can't be understood is refused with a reason, and lets nothing in."""
+"""Invalid policies are rejected with a reason and fail closed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.policy.fixtures import DB, OTHER, ROOT, WEB, Json, asked, peer, policies, policy
+from tests.unit.policy.fixtures import (
+    DB,
+    OTHER,
+    ROOT,
+    WEB,
+    Json,
+    authz_request,
+    peer,
+    policies,
+    policy,
+)
 from ztunnel.kube.objects.policies import (
     MAX_POLICY_BYTES,
     read_authorization_policy,
@@ -69,15 +79,15 @@ def test_invalid_rules_fail_closed(written: Any, reason: str, action: str) -> No
     (refused,) = made
     assert reason in refused.refused
     assert refused.refused.startswith("spec.rules")
-    assert not made.decide(WEB, asked()).allowed
-    assert made.decide(OTHER, asked()).allowed
+    assert not made.decide(WEB, authz_request()).allowed
+    assert made.decide(OTHER, authz_request()).allowed
 
 
 def test_invalid_allow_does_not_affect_other_allows() -> None:
-    """It allows nothing, but what others allow stays allowed; a refused DENY denies all."""
+    """Other ALLOW policies stay in force, but an invalid DENY denies everything."""
     good = policy([{}], name="good")
-    assert policies(good, policy([{"from": []}], "ALLOW")).decide(WEB, asked()).allowed
-    assert not policies(good, policy([{"from": []}], "DENY")).decide(WEB, asked()).allowed
+    assert policies(good, policy([{"from": []}], "ALLOW")).decide(WEB, authz_request()).allowed
+    assert not policies(good, policy([{"from": []}], "DENY")).decide(WEB, authz_request()).allowed
 
 
 @pytest.mark.parametrize(
@@ -106,31 +116,31 @@ def test_invalid_scope_or_action_applies_to_namespace(spec: Json) -> None:
     made = policies(obj)
     (refused,) = made
     assert refused.refused
-    assert not made.decide(WEB, asked()).allowed
-    assert not made.decide(DB, asked()).allowed
-    assert made.decide(OTHER, asked()).allowed
+    assert not made.decide(WEB, authz_request()).allowed
+    assert not made.decide(DB, authz_request()).allowed
+    assert made.decide(OTHER, authz_request()).allowed
 
 
 @pytest.mark.parametrize("spec", ["all", [], 7])
 def test_spec_of_wrong_type_fails_closed(spec: Any) -> None:
     made = policies({**policy(), "spec": spec})
-    assert not made.decide(WEB, asked()).allowed
+    assert not made.decide(WEB, authz_request()).allowed
 
 
 def test_invalid_root_namespace_policy_applies_to_mesh() -> None:
     made = policies(policy(action="nonsense", namespace=ROOT))
-    assert not any(made.decide(each, asked()).allowed for each in (WEB, DB, OTHER))
+    assert not any(made.decide(each, authz_request()).allowed for each in (WEB, DB, OTHER))
 
 
 def test_invalid_policy_keeps_valid_selector() -> None:
     made = policies(policy([{"from": []}], "DENY", selector={"matchLabels": {"app": "web"}}))
-    assert not made.decide(WEB, asked()).allowed
-    assert made.decide(DB, asked()).allowed
+    assert not made.decide(WEB, authz_request()).allowed
+    assert made.decide(DB, authz_request()).allowed
 
 
 def test_invalid_dry_run_policy_is_not_enforced() -> None:
     made = policies(policy([{"from": []}], "DENY", annotations={"istio.io/dry-run": "true"}))
-    decision = made.decide(WEB, asked())
+    decision = made.decide(WEB, authz_request())
     assert decision.allowed
     assert decision.dry_run
 
@@ -139,12 +149,12 @@ def test_invalid_dry_run_annotation_is_enforced_with_warning() -> None:
     made = policies(policy(annotations={"istio.io/dry-run": "perhaps"}))
     (only,) = made
     assert "dry-run" in only.warnings[0]
-    assert not made.decide(WEB, asked()).allowed
+    assert not made.decide(WEB, authz_request()).allowed
 
 
 def test_invalid_audit_policy_has_no_effect() -> None:
     made = policies(policy([{"from": []}], "AUDIT"))
-    assert made.decide(WEB, asked()).allowed
+    assert made.decide(WEB, authz_request()).allowed
 
 
 def test_oversized_policy_is_rejected() -> None:
@@ -153,7 +163,7 @@ def test_oversized_policy_is_rejected() -> None:
     made = policies(policy([rule(notPrincipals=names)]))
     (refused,) = made
     assert "at most" in refused.refused
-    assert not made.decide(WEB, asked()).allowed
+    assert not made.decide(WEB, authz_request()).allowed
 
 
 def test_l7_fields_give_warning() -> None:
@@ -174,7 +184,7 @@ def test_waypoint_policy_has_no_effect() -> None:
         policy(targetRefs=[gateway]), policy([{"from": []}], "DENY", name="q", targetRefs=[gateway])
     )
     assert all(isinstance(e, AuthorizationPolicy) and "waypoint" in e.ignored for e in made)
-    assert made.decide(WEB, asked()).allowed
+    assert made.decide(WEB, authz_request()).allowed
 
 
 # PeerAuthentication
@@ -229,7 +239,7 @@ def test_yaml_dates_are_equivalent_to_strings() -> None:
     assert read_peer_authentication(again, ROOT).created == "2024-01-02T03:04:05Z"
 
 
-# Whatever is written: it is read, and what was refused lets nothing in
+# Arbitrary input
 
 NAMES = [
     *("action", "rules", "from", "to", "when", "source", "operation", "principals", "ports"),
@@ -259,15 +269,15 @@ def test_arbitrary_spec_is_parsed_or_fails_closed(spec: Any, annotations: Any) -
     one = written.policy
     if one.refused and not one.dry_run and not one.ignored and not written.targets:
         made = policies(obj)
-        assert not made.decide(WEB, asked()).allowed or "matchLabels" in str(spec)
+        assert not made.decide(WEB, authz_request()).allowed or "matchLabels" in str(spec)
     authentication = read_peer_authentication({**peer(), "spec": spec}, ROOT)
     if authentication.refused:
         assert authentication.mode is MtlsMode.STRICT
 
 
 def test_view_reports_rejected_policy() -> None:
-    mirror = ClusterView("cluster.local", "c")
-    mirror.upsert(policy([{"from": []}]))
-    assert "refused" in mirror.errors()["AuthorizationPolicy shop/p"]
-    mirror.upsert(policy([{}]))
-    assert mirror.errors() == {}
+    view = ClusterView("cluster.local", "c")
+    view.upsert(policy([{"from": []}]))
+    assert "refused" in view.errors()["AuthorizationPolicy shop/p"]
+    view.upsert(policy([{}]))
+    assert view.errors() == {}
