@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.waiting import wait_until
 from tests.unit.proxy.conftest import Pair
-from tests.unit.proxy.test_outbound import dial_is_reset, ping
+from tests.unit.proxy.handlers.test_outbound import dial_is_reset, ping
 from ztunnel.proxy.tls import credentials
 from ztunnel.proxy.tunnel.pool import PREWARM_STREAMS
 from ztunnel.proxy.tunnel.tunnel import Tunnel, TunnelState

@@ -13,8 +13,8 @@ import pytest
 from tests.support.waiting import wait_until
 from tests.unit.policy.fixtures import Json, peer, policy
 from tests.unit.proxy.conftest import Pair
+from tests.unit.proxy.handlers.test_inbound import client
 from tests.unit.proxy.harness import DEADLINE, Node, listen
-from tests.unit.proxy.test_inbound import client
 from ztunnel.ipc.messages import ListenerKind, MeshDelta
 from ztunnel.kube.objects.policies import read_authorization_policy, read_peer_authentication
 from ztunnel.mesh.policy.model import Policy

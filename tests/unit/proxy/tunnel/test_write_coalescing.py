@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.proxy.wire_helpers import Owner, Wire
+from tests.unit.proxy.fake_session import Owner, Wire
 from ztunnel.hbone.connection import Connection, Role
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import (

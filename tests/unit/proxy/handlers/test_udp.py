@@ -12,8 +12,8 @@ import pytest
 
 from tests.support.waiting import wait_until
 from tests.unit.proxy.conftest import Pair
+from tests.unit.proxy.handlers.test_policy import Rules, deny
 from tests.unit.proxy.harness import Node
-from tests.unit.proxy.test_policy import Rules, deny
 from ztunnel.hbone.constants import POOL_STREAMS
 from ztunnel.ipc.messages import ConnectUdpUnsupported, MeshDelta, PodRemoved
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol
