@@ -36,7 +36,7 @@ _DESTINATIONS = {
     socket.AF_INET: SocketAddress("192.0.2.1", 80),
     socket.AF_INET6: SocketAddress("2001:db8::1", 80),
 }
-_LISTENERS = {
+_LISTENER_KINDS = {
     socket.AF_INET: ListenerKind.OUTBOUND4,
     socket.AF_INET6: ListenerKind.OUTBOUND6,
 }
@@ -60,11 +60,11 @@ def run(cgroup: Path) -> Iterator[Step]:
         return
     with IPRoute() as ipr:
         ipr.link("set", index=1, state="up")  # lo
-    with closing(Maps(PIN_DIR)) as maps, _current_netns() as space:
-        yield _attach_inbound(space)
-        maps.enroll(PodEntry(netns.cookie(space), ("192.0.2.2", "2001:db8::2")))
+    with closing(Maps(PIN_DIR)) as maps, _current_netns() as netns_fd:
+        yield _attach_inbound(netns_fd)
+        maps.enroll(PodEntry(netns.cookie(netns_fd), ("192.0.2.2", "2001:db8::2")))
         for family in _families():
-            yield _connect(space, family, maps)
+            yield _connect(netns_fd, family, maps)
 
 
 def _load(cgroup: Path) -> Step:
@@ -77,22 +77,22 @@ def _load(cgroup: Path) -> Step:
     return Step(name, True, f"all programs load and attach ({', '.join(kinds).lower()})")
 
 
-def _attach_inbound(space: int) -> Step:
+def _attach_inbound(netns_fd: int) -> Step:
     name = "inbound hook"
     try:
-        links.attach_sk_lookup(PIN_DIR, space, netns.cookie(space))
+        links.attach_sk_lookup(PIN_DIR, netns_fd, netns.cookie(netns_fd))
     except OSError as error:
         return Step(name, False, f"cannot attach sk_lookup: {error}")
     return Step(name, True, "sk_lookup attaches to a network namespace")
 
 
-def _connect(space: int, family: socket.AddressFamily, maps: Maps) -> Step:
+def _connect(netns_fd: int, family: socket.AddressFamily, maps: Maps) -> Step:
     """Connect to an address without a route: only a redirect to the listener can succeed."""
     name = "connect hook IPv6" if family is socket.AF_INET6 else "connect hook IPv4"
     destination = _DESTINATIONS[family]
-    listening = netns.open_listeners(space, maps, ipv6=family is socket.AF_INET6)
+    listeners = netns.open_listeners(netns_fd, maps, ipv6=family is socket.AF_INET6)
     try:
-        listener = listening[_LISTENERS[family]]
+        listener = listeners[_LISTENER_KINDS[family]]
         listener.settimeout(TIMEOUT_S)
         with socket.socket(family, socket.SOCK_STREAM) as app:
             app.settimeout(TIMEOUT_S)
@@ -103,7 +103,7 @@ def _connect(space: int, family: socket.AddressFamily, maps: Maps) -> Step:
     except OSError as error:
         return Step(name, False, f"cannot connect to {destination}: {error}")
     finally:
-        for each in listening.values():
+        for each in listeners.values():
             each.close()
     if (original, peer) != (destination, destination):
         return Step(
@@ -123,11 +123,11 @@ def _families() -> list[socket.AddressFamily]:
 
 @contextmanager
 def _current_netns() -> Iterator[int]:
-    space = netns.open_pid(os.getpid())
+    netns_fd = netns.open_pid(os.getpid())
     try:
-        yield space
+        yield netns_fd
     finally:
-        os.close(space)
+        os.close(netns_fd)
 
 
 def _main() -> None:
