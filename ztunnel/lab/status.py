@@ -84,7 +84,7 @@ def _phase(pod: Object, *, is_alive: bool, is_running: bool) -> str:
             return str(waiting["reason"])
     if not is_alive:
         return "SandboxGone"
-    return "Running" if is_running else "ContainerEnded"
+    return "Running" if is_running else "ContainerExited"
 
 
 def _services(objects: Objects) -> Iterator[dict[str, Any]]:

@@ -57,10 +57,10 @@ def ensure_underlay(names: LabNames) -> None:
     """Create the bridge, in a namespace of its own."""
     netns.create(names.underlay_netns, _SYSCTLS)
     with NetNS(names.underlay_netns, flags=0) as underlay:
-        _set_up(underlay, "lo")
+        _set_link_up(underlay, "lo")
         if not _link_index(underlay, BRIDGE):
             underlay.link("add", ifname=BRIDGE, kind="bridge", br_forward_delay=0, mtu=MTU)
-        _set_up(underlay, BRIDGE)
+        _set_link_up(underlay, BRIDGE)
 
 
 def ensure_node(names: LabNames, node: Node, nodes: Sequence[Node]) -> None:
@@ -68,12 +68,12 @@ def ensure_node(names: LabNames, node: Node, nodes: Sequence[Node]) -> None:
     node_netns = names.node_netns(node.name)
     netns.create(node_netns, _NODE_SYSCTLS)
     with NetNS(node_netns, flags=0) as netlink:
-        loopback = _set_up(netlink, "lo")
+        loopback = _set_link_up(netlink, "lo")
         for ip in addresses.DNS_ADDRESSES:
             _add_address(netlink, loopback, ip)
         if not _link_index(netlink, "eth0"):
-            _connect_to_bridge(names, netlink, node)
-        link = _set_up(netlink, "eth0")
+            _connect_to_bridge(names, node)
+        link = _set_link_up(netlink, "eth0")
         for ip, length in zip(
             addresses.node_addresses(node.index), addresses.UNDERLAY_PREFIX_LENGTHS, strict=True
         ):
@@ -81,7 +81,7 @@ def ensure_node(names: LabNames, node: Node, nodes: Sequence[Node]) -> None:
         _add_node_routes(netlink, link, node, nodes)
 
 
-def _connect_to_bridge(names: LabNames, netlink: NetNS, node: Node) -> None:
+def _connect_to_bridge(names: LabNames, node: Node) -> None:
     with NetNS(names.underlay_netns, flags=0) as underlay:
         if stale := _link_index(underlay, node.name):
             underlay.link("del", index=stale)
@@ -94,7 +94,7 @@ def _connect_to_bridge(names: LabNames, netlink: NetNS, node: Node) -> None:
         )
         bridge = _link_index(underlay, BRIDGE)
         underlay.link("set", index=_link_index(underlay, node.name), master=bridge)
-        _set_up(underlay, node.name)
+        _set_link_up(underlay, node.name)
 
 
 def _add_node_routes(netlink: NetNS, link: int, node: Node, nodes: Sequence[Node]) -> None:
@@ -135,7 +135,7 @@ def create_pod(names: LabNames, node: Node, pod_netns: str, uid: str, ips: list[
         )
         with NetNS(pod_netns, flags=0) as pod:
             _configure_pod(pod, ips)
-        link = _set_up(netlink, interface)
+        link = _set_link_up(netlink, interface)
         _add_address(netlink, link, addresses.POD_GATEWAYS[1], 64)
         for ip, source in zip(ips, own, strict=True):
             length = _PREFIX_LENGTH[addresses.is_ipv6(ip)]
@@ -144,8 +144,8 @@ def create_pod(names: LabNames, node: Node, pod_netns: str, uid: str, ips: list[
 
 
 def _configure_pod(pod: NetNS, ips: list[str]) -> None:
-    _set_up(pod, "lo")
-    link = _set_up(pod, "eth0")
+    _set_link_up(pod, "lo")
+    link = _set_link_up(pod, "eth0")
     for ip, gateway in zip(ips, addresses.POD_GATEWAYS, strict=True):
         _add_address(pod, link, ip)
         pod.neigh("replace", dst=gateway, lladdr=_GATEWAY_MAC, ifindex=link, state="permanent")
@@ -156,11 +156,11 @@ def _configure_pod(pod: NetNS, ips: list[str]) -> None:
 
 
 def _link_index(netlink: NetNS, interface: str) -> int | None:
-    found: list[int] = netlink.link_lookup(ifname=interface)
-    return found[0] if found else None
+    indexes: list[int] = netlink.link_lookup(ifname=interface)
+    return indexes[0] if indexes else None
 
 
-def _set_up(netlink: NetNS, interface: str) -> int:
+def _set_link_up(netlink: NetNS, interface: str) -> int:
     index = _link_index(netlink, interface)
     assert index is not None, interface
     netlink.link("set", index=index, state="up")
