@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
 from ztctl.errors import CommandError, NotReachableError
+from ztunnel.ipc.unix_http import UnixHttpConnection
 
 ADMIN_SOCKET = "admin.sock"
 TIMEOUT_S = 5.0
@@ -31,7 +31,7 @@ def _request(
     run_dir: Path, method: str, path: str, timeout_s: float, body: bytes | None = None
 ) -> Any:
     socket_path = run_dir / ADMIN_SOCKET
-    connection = _UnixConnection(socket_path, max(timeout_s, min_timeouts_s.get(run_dir, 0.0)))
+    connection = UnixHttpConnection(socket_path, max(timeout_s, min_timeouts_s.get(run_dir, 0.0)))
     failed = f"{method} {path} at {socket_path} failed"
     try:
         connection.request(method, path, body)
@@ -62,14 +62,3 @@ def _explain(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "timed out; hint: see the agent's log"
     return f"{error or type(error).__name__}; hint: see the agent's log"
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
-from pathlib import Path
 from typing import Any
 
+from ztunnel.ipc.unix_http import UnixHttpConnection
 from ztunnel.lab.names import LabNames
 
 _TIMEOUT_S = 2.0
@@ -19,7 +18,7 @@ def admin_get(names: LabNames, node: str, path: str) -> tuple[int, Any]:
 
     The JSON is None for a response of another content type.
     """
-    connection = _UnixConnection(names.run_dir(node) / "admin.sock")
+    connection = UnixHttpConnection(names.run_dir(node) / "admin.sock", _TIMEOUT_S)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
@@ -30,14 +29,3 @@ def admin_get(names: LabNames, node: str, path: str) -> tuple[int, Any]:
         return 0, None
     finally:
         connection.close()
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
