@@ -103,22 +103,23 @@ def command(
     def work(index: int, heartbeats: HeartbeatTable) -> int:
         context = new_context(workers)
         worker = Worker(context, run_dir, index, drain_timeout, partial(heartbeats.beat, index))
-        if not otlp_endpoint:
-            return worker.run()
-        from ztunnel.telemetry.tracing import ConnectionTracer  # noqa: PLC0415  heavy, and an extra
-
-        tracer = context.tracker.tracer = ConnectionTracer.to(
-            otlp_endpoint, node
-        )  # its thread does not survive a fork
-        try:
-            return worker.run()
-        finally:
-            tracer.close()
+        return _run_traced(worker, node, otlp_endpoint) if otlp_endpoint else worker.run()
 
     supervisor = Supervisor(workers, work, watchdog_timeout=worker_watchdog_timeout)
     if health_port:
         supervisor.serve_health(_listen(health_port))
     sys.exit(supervisor.run())
+
+
+def _run_traced(worker: Worker, node: str, otlp_endpoint: str) -> int:
+    from ztunnel.telemetry.tracing import ConnectionTracer  # noqa: PLC0415  heavy, and an extra
+
+    tracer = ConnectionTracer.to(otlp_endpoint, node)  # its thread would not survive a fork
+    worker.context.tracker.tracer = tracer
+    try:
+        return worker.run()
+    finally:
+        tracer.close()
 
 
 def _listen(port: int) -> socket.socket:
