@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.harness import named, python_pod
+from tests.lab.helpers.harness import named, python_pod
 from ztunnel.lab import Lab, demo_manifests
 
 AMBIENT = {"istio.io/dataplane-mode": "ambient"}

@@ -22,7 +22,7 @@ import h2.settings
 import pytest
 from cryptography import x509
 
-from tests.lab.harness import addresses, client, proxy_log, python_pod
+from tests.lab.helpers.harness import addresses, client, proxy_log, python_pod
 from tests.support.waiting import wait_until
 from ztunnel.datapath import netns
 from ztunnel.identity import ca

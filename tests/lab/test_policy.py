@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.lab.harness import APPS, addresses, client, proxy_log
-from tests.lab.test_same_node import _until_direct
+from tests.lab.helpers.harness import APPS, addresses, client, proxy_log
 from tests.lab.test_ztctl import ZTCTL, rows, ztctl
+from tests.lab.traffic.test_same_node import _until_direct
 from tests.support.waiting import wait_until
 from ztunnel.lab import Lab, admin_get
 from ztunnel.lab.objects import write_atomically

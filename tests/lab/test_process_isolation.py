@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tests.lab.harness import APPS, addresses, client
+from tests.lab.helpers.harness import APPS, addresses, client
 from tests.support.waiting import wait_until
 from ztunnel.datapath.bpf.maps import Maps
 from ztunnel.lab import Lab

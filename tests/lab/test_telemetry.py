@@ -14,8 +14,8 @@ from subprocess import PIPE, Popen
 
 import pytest
 
-from tests.lab.harness import APPS, addresses, client, named, proxy_log, python_pod
-from tests.lab.scrape import Page, readiness, scrape
+from tests.lab.helpers.harness import APPS, addresses, client, named, proxy_log, python_pod
+from tests.lab.helpers.scrape import Page, readiness, scrape
 from tests.lab.test_policy import Policies, authorization, port
 from tests.lab.test_ztctl import ztctl
 from tests.support.waiting import wait_until

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.harness import APPS, addresses, client
+from tests.lab.helpers.harness import APPS, addresses, client
 from tests.support.waiting import wait_until
 from ztunnel.lab import Lab, admin_get
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.lab.harness import addresses, client
+from tests.lab.helpers.harness import addresses, client
 from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 

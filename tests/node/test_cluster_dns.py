@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from tests.apiserver.control_plane import wait_until
-from tests.lab.scrape import Page
+from tests.lab.helpers.scrape import Page
 from tests.node import cluster_dns
 from tests.node.border_workloads import INSIDE, OUTSIDE, cluster_ip
 from tests.node.cluster_fixture import SERVICE, Nodes

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.apiserver.control_plane import wait_until
-from tests.lab.scrape import Page
+from tests.lab.helpers.scrape import Page
 from tests.node.border_workloads import INSIDE, OUTSIDE, SERVERS, cluster_ip, node_port
 from tests.node.cluster_fixture import CONTROL, PORT, SERVICE, Nodes
 from tests.node.conftest import PATIENCE

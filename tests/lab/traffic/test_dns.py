@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.harness import APPS, addresses, client, proxy_log
+from tests.lab.helpers.harness import APPS, addresses, client, proxy_log
 from tests.support.waiting import wait_until
 from ztunnel.datapath.bpf.maps import Maps
 from ztunnel.lab import Lab

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.envoy import connects, mutual_tls, program
-from tests.lab.harness import APPS
+from tests.lab.helpers.harness import APPS
 from ztunnel.identity import ca, csr_signer
 from ztunnel.identity.csr import new_request
 from ztunnel.mesh.enrollment import TUNNEL_HTTP, TUNNEL_LABEL

@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 
 from tests.apiserver.server import ApiServer
-from tests.lab import sidecar
-from tests.lab.apilab import ApiLab
-from tests.lab.harness import APPS, addresses, client, named, proxy_log, python_pod
-from tests.lab.test_enrolment import enrolled
-from tests.lab.test_kubernetes import (
+from tests.lab.helpers.harness import APPS, addresses, client, named, proxy_log, python_pod
+from tests.lab.kubernetes import sidecar
+from tests.lab.kubernetes.api_lab import ApiLab
+from tests.lab.kubernetes.test_enrollment import (
     asking,
     replace_pod,
     set_mode,
@@ -26,6 +25,7 @@ from tests.lab.test_kubernetes import (
     until_captured,
     workload,
 )
+from tests.lab.test_enrollment import enrolled
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.kubernetes

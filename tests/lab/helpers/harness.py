@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ztunnel.lab import Lab
 
-APPS = Path(__file__).with_name("apps")
+APPS = Path(__file__).parents[1] / "apps"
 T = TypeVar("T")
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.lab.harness import APPS, addresses, proxy_log, python_pod
-from tests.lab.scrape import scrape
-from tests.lab.test_udp_policy import udp_counts
+from tests.lab.helpers.harness import APPS, addresses, proxy_log, python_pod
+from tests.lab.helpers.scrape import scrape
 from tests.lab.test_ztctl import ztctl
-from tests.lab.udp_lab import ECHO, WHOAMI, say, serving, udp_servers
+from tests.lab.traffic.test_udp_policy import udp_counts
+from tests.lab.traffic.udp_lab import ECHO, WHOAMI, say, serving, udp_servers
 from tests.support.waiting import wait_until
 from ztunnel.lab import Lab, admin_get
 from ztunnel.proxy.conntrack.udp_flow_table import MAX_FLOWS

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.lab.harness import APPS, addresses, client, named, python_pod
+from tests.lab.helpers.harness import APPS, addresses, client, named, python_pod
 from tests.support.waiting import wait_until
 from ztunnel.datapath.bpf.maps import Maps, PodCounters
 from ztunnel.lab import Lab, admin_get, demo_manifests

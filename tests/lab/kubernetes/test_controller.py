@@ -15,9 +15,9 @@ from tests.apiserver.control_plane import ControlPlane
 from tests.apiserver.objects import ambient
 from tests.apiserver.server import ApiServer
 from tests.apiserver.test_signer_change import new_ca, plug
-from tests.lab.apilab import ApiLab
-from tests.lab.harness import APPS, named, python_pod
-from tests.lab.test_kubernetes import (
+from tests.lab.helpers.harness import APPS, named, python_pod
+from tests.lab.kubernetes.api_lab import ApiLab
+from tests.lab.kubernetes.test_enrollment import (
     asking,
     events,
     set_mode,

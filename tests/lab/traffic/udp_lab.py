@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.lab.harness import APPS, python_pod
+from tests.lab.helpers.harness import APPS, python_pod
 from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.harness import addresses, proxy_log
-from tests.lab.test_wire import _lines, capture
-from tests.lab.udp_lab import CONNECTED, COUNT, ECHO, WHOAMI, WHOAMI_DUAL, say, udp_servers
+from tests.lab.helpers.harness import addresses, proxy_log
+from tests.lab.traffic.test_wire import _lines, capture
+from tests.lab.traffic.udp_lab import CONNECTED, COUNT, ECHO, WHOAMI, WHOAMI_DUAL, say, udp_servers
 from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 

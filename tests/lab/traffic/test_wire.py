@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.harness import addresses, client
-from tests.lab.pcap import streams, tls_records
+from tests.lab.helpers.harness import addresses, client
+from tests.lab.helpers.pcap import streams, tls_records
 from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from tests.lab.harness import addresses, client, proxy_log
+from tests.lab.helpers.harness import addresses, client, proxy_log
 from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.lab.harness import APPS, addresses
-from tests.lab.scrape import scrape
+from tests.lab.helpers.harness import APPS, addresses
+from tests.lab.helpers.scrape import scrape
 from tests.lab.test_policy import authorization, source, strict
-from tests.lab.udp_lab import ECHO, WHOAMI, say, udp_servers
+from tests.lab.traffic.udp_lab import ECHO, WHOAMI, say, udp_servers
 from tests.support.waiting import wait_until
 from ztunnel.lab import Lab, admin_get
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.harness import addresses, client, named, python_pod
+from tests.lab.helpers.harness import addresses, client, named, python_pod
 from tests.support.waiting import wait_until
 from ztunnel.datapath.bpf.maps import Maps
 from ztunnel.lab import Lab
