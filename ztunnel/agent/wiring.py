@@ -73,7 +73,7 @@ def build_core(options: Options, kernel: KernelDataPath) -> Core:
         root_namespace=options.root_namespace,
         discovery=options.discovery,
         node=options.node,
-        marks=options.access is not None,
+        annotated_only=options.access is not None,
     )
     totals, rtt = TrafficTotals(options.max_series), RttTable(options.max_series)
     return Core(options, kernel, view, ViewPublisher(view), totals, rtt)

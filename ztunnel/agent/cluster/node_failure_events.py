@@ -56,7 +56,7 @@ def _message(node: str, reason: str) -> str:
 def _asked(client: Any, options: Options) -> Iterator[Workload]:
     """The node's pods that are to be captured."""
     mirror = ClusterView(
-        options.trust_domain, DEFAULT_CLUSTER, discovery=options.discovery, marks=True
+        options.trust_domain, DEFAULT_CLUSTER, discovery=options.discovery, annotated_only=True
     )
     namespaces = next(each for each in watched_resources(options.node) if each.kind == "Namespace")
     own = Resource("Pod", "/api/v1/pods", f"spec.nodeName={options.node}")

@@ -62,10 +62,10 @@ class Resource:
 
 @dataclass(frozen=True)
 class Health:
-    """`last_heard` is when the server last sent something (time.monotonic, 0 if never)."""
+    """`last_response` is when the server last sent something (time.monotonic, 0 if never)."""
 
     connected: bool
-    last_heard: float
+    last_response: float
     error: str
 
 
@@ -167,7 +167,7 @@ class Reflector:
         listed: dict[str, set[str]] = defaultdict(set)
         later: list[Event] = []
         for page in list_pages(self._client, self.resource, self._decoder):
-            self._heard()
+            self._record_response()
             for obj in page.items:
                 metadata = obj["metadata"]
                 listed[metadata.get("namespace", "")].add(metadata["name"])
@@ -204,12 +204,12 @@ class Reflector:
         request = Request("GET", self.resource.path, query, timeout_s=self._silence_timeout_s)
         with closing(LineStream(self._client, request)) as stream:
             self._watch_began = time.monotonic()
-            self._heard()
+            self._record_response()
             self._stream = stream
             if self._stopped.is_set():  # `stop` was called before there was a stream to shut down
                 return
             for line in stream:
-                self._heard()
+                self._record_response()
                 self._handle(line)
         if self._resync:
             self.version = ""
@@ -237,20 +237,20 @@ class Reflector:
     def _wait_until_installed(self) -> None:
         """The server does not have the kind: what was known of it stays in force."""
         self.version = ""
-        self._heard()
+        self._record_response()
         self._on_listed()
         self._watch_began = time.monotonic() - MIN_WATCH_S  # expected: no backoff on top
         self._stopped.wait(NOT_INSTALLED_RETRY_S * random.uniform(0.5, 1.0))
 
-    def _heard(self) -> None:
+    def _record_response(self) -> None:
         before = self._health
         self._health = Health(True, time.monotonic(), "")
-        if not before.connected and before.last_heard:
+        if not before.connected and before.last_response:
             log.info("watch restored", kind=self.resource.kind)
 
     def _report_failure(self, reason: str) -> None:
         before = self._health
-        self._health = Health(False, before.last_heard, reason)
+        self._health = Health(False, before.last_response, reason)
         if not self._stopped.is_set() and (before.connected or before.error != reason):
             log.warning(
                 "watch failed",

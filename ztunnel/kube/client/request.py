@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to the Kubernetes API: one way to send them, one error, one set of timeouts.
+"""Requests to the Kubernetes API: one function, one error, one set of timeouts.
 
 The kubernetes package supplies connections, TLS and credentials. Requests and responses are plain
 JSON: the package's generated calls build a pydantic model of every field, and importing the models

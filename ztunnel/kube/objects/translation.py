@@ -42,14 +42,14 @@ _CRON_JOB = re.compile(r"(.+)-[0-9]{8,10}")  # CronJobs add the scheduled minute
 class Cluster:
     """Properties that all workloads and services of a cluster share.
 
-    `marks`: agents annotate the pods that they captured, and peers use HBONE only for those.
+    `annotated_only`: agents annotate the pods that they captured; peers use HBONE for those only.
     Otherwise (a directory of manifests) an enrolled pod counts as captured.
     """
 
     trust_domain: str
     cluster: str
     cluster_domain: str = DEFAULT_CLUSTER_DOMAIN
-    marks: bool = False
+    annotated_only: bool = False
 
     def workload_uid(self, namespace: str, name: str) -> str:
         """Istio's mesh-wide identifier of a pod."""
@@ -157,7 +157,7 @@ def workload(pod: Pod, namespace_labels: Mapping[str, str], cluster: Cluster) ->
         f"{decision.reason} — {decision.hint}" if isinstance(decision, CaptureRejected) else ""
     )
     enrolled = isinstance(decision, Enrolled)
-    captured = _is_annotated(pod) if cluster.marks else enrolled
+    captured = _is_annotated(pod) if cluster.annotated_only else enrolled
     uses_hbone = captured or (has_native_tunnel(pod.labels) and not pod.host_network)
     return Workload(
         uid=cluster.workload_uid(pod.namespace, pod.name),

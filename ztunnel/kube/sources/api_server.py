@@ -99,7 +99,7 @@ class ApiServerSource:
         """For status: `present` if every watch is open, `age_seconds` of the oldest one."""
         reflectors = self._reflectors
         healths = [reflector.health for reflector in reflectors.values()]
-        oldest = min(health.last_heard for health in healths)
+        oldest = min(health.last_response for health in healths)
         return {
             "kind": "kubernetes",
             "path": self._client.configuration.host,

@@ -82,19 +82,19 @@ class ClusterView:
         discovery: Sequence[Selector] = (),
         *,
         node: str = "",
-        marks: bool = False,
+        annotated_only: bool = False,
     ) -> None:
         """`node`: the one whose pods are `ViewChange.local_pods`.
 
         `discovery`: only namespaces whose labels one of them selects are of the mesh's world.
 
-        `marks`: see `translate.Cluster`.
+        `annotated_only`: see `translation.Cluster`.
         """
         self.revision = 0
         self._node = node
         self._local_uids: set[str] = set()  # as of the last drain
         self._discovery = discovery
-        self._cluster = translation.Cluster(trust_domain, cluster, cluster_domain, marks)
+        self._cluster = translation.Cluster(trust_domain, cluster, cluster_domain, annotated_only)
         self._workloads: TrackedMap[Workload] = TrackedMap()
         self._services: TrackedMap[Service] = TrackedMap()
         self._errors: dict[str, str] = {}

@@ -22,7 +22,7 @@ class World:
     """A mirror with one pod of node n1 in an ambient namespace, and a writer that notes."""
 
     def __init__(self) -> None:
-        self.mirror = ClusterView("td", "c", marks=True)
+        self.mirror = ClusterView("td", "c", annotated_only=True)
         self.mirror.upsert(namespace("shop", {"istio.io/dataplane-mode": "ambient"}))
         self.pods = PodTable()
         self.marks: list[tuple[str, bool]] = []
