@@ -14,7 +14,7 @@ import pytest
 from tests.apiserver.control_plane import ControlPlane
 from tests.apiserver.objects import ambient
 from tests.apiserver.server import ApiServer
-from tests.apiserver.test_signer_change import new_ca, plug
+from tests.apiserver.test_controller_failover import new_ca, plug
 from tests.lab.helpers.harness import APPS, named, python_pod
 from tests.lab.kubernetes.api_lab import ApiLab
 from tests.lab.kubernetes.test_enrollment import (
