@@ -6,11 +6,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from scripts.docgen import facts
 from scripts.docgen.markdown import ROOT, code, sentence, table
 
-_PROGRAM = re.compile(
-    r"^int (zt_\w+)\(struct (\w+) \*ctx\)|^int (zt_\w+)\(struct (\w+) \*ops\)", re.M
-)
+_PROGRAM = re.compile(r"^int (zt_\w+)\(struct \w+ \*(?:ctx|ops)\)", re.M)
 _MAP = re.compile(r'ZT_MAP\("(\w+)",\s*([\w ]+),\s*([\w ]+),\s*(\w+),\s*(\w+),\s*(\w+)\)', re.S)
 _STAT = re.compile(r"\bZT_STAT_(\w+)(?: = 0)?,\s*/\*(.*?)\*/", re.S)
 _FIELD = re.compile(r"__u64 (\w+);\s*/\*(.*?)\*/|__u64 (\w+);", re.S)
@@ -40,7 +39,7 @@ def programs() -> str:
     rows = []
     for path in _sources("*.c"):
         for match in _PROGRAM.finditer(path.read_text(encoding="utf-8")):
-            name = match[1] or match[3]
+            name = match[1]
             hook, purpose = HOOKS[name.removeprefix("zt_").rstrip("46")]
             rows.append((code(name), hook, purpose, code(f"bpf/{path.relative_to(ROOT / 'bpf')}")))
     return table(("program", "attach point", "purpose", "source"), sorted(rows))
@@ -64,9 +63,11 @@ def counters() -> str:
     ]
     for struct, body in _STRUCT.findall(text):
         prefix = "udp_" if struct == "zt_udp_stats" else ""
-        for name, words, bare in _FIELD.findall(body):
-            if not (name or bare).endswith("_ns"):
-                rows.append((code(prefix + (name or bare)), "pod", sentence(_flat(words))))
+        for commented, words, bare in _FIELD.findall(body):
+            name = prefix + (commented or bare)
+            if not name.endswith("_ns"):
+                text = sentence(_flat(words)) or facts.COUNTERS.get(name, "UNDESCRIBED counter")
+                rows.append((code(facts.EXPOSED_AS.get(name, name)), "pod", text))
     return table(("counter", "scope", "meaning"), rows)
 
 

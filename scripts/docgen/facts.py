@@ -27,6 +27,13 @@ FLAGS = {
     "expected.",
 }
 
+# BPF counters without a comment in the sources.
+COUNTERS = {
+    "redirected": "TCP connections redirected to the proxy.",
+    "udp_redirected": "Datagrams and connects redirected to a worker.",
+}
+EXPOSED_AS = {"udp_refused": "udp_no_worker"}  # counter in the sources → in metrics and status
+
 CSR_REASONS = {
     "PodRunsOnNode": "Approved: a pod of the service account runs on the requester's node.",
     "RequesterNotAgent": "The requester is not the agent's service account.",

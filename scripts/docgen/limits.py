@@ -8,7 +8,7 @@ import re
 
 from scripts.docgen.markdown import ROOT, code, sentence, sources, table, trailing_comment
 
-_DEFINE = re.compile(r"^#define (ZT_MAX_\w+|ZT_EVENT_BYTES)\s+(.+?)\s*(?:/\*(.*?)\*/)?$", re.M)
+_DEFINE = re.compile(r"^#define (ZT_MAX_\w+|ZT_EVENTS?_BYTES)\s+(.+?)\s*(?:/\*(.*?)\*/)?$", re.M)
 
 
 def bpf() -> str:
