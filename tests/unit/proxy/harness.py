@@ -53,7 +53,7 @@ _hosts = itertools.count(10)
 
 
 def fresh_ip() -> str:
-    """A loopback address nobody else uses: tests may run beside each other."""
+    """An unused loopback address, so that tests can run in parallel."""
     number = next(_hosts)
     pid = os.getpid()
     return f"127.{100 + pid % 100}.{pid // 100 % 200 + number // 200}.{number % 200 + 10}"
@@ -73,22 +73,22 @@ def workload(name: str, ip: str, *, hbone: bool = True, pod_uid: str = "") -> Wo
 
 
 class FakeAgent:
-    """Serves one worker after the other on `<run_dir>/agent.sock`, from a thread."""
+    """An agent that serves one worker at a time on `<run_dir>/agent.sock`, in a thread."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "agent.sock"
         self.hellos: list[Hello] = []
         self.ready: list[str] = []
-        self.answers: dict[int, IntrospectionReply] = {}
+        self.replies: dict[int, IntrospectionReply] = {}
         self.allowed: list[SameNodeAllowed] = []
-        self.counted: list[CounterReport] = []
-        self.takes_counts = True
+        self.reports: list[CounterReport] = []
+        self.acknowledges = True
         self.draining = False
         self.on_hello: Callable[[Hello], None] = lambda hello: None
-        self.sockets_given = 0
-        self.udp_ports: list[int] = []  # of the sockets given
-        self.silent: list[ConnectUdpUnsupported] = []
-        self.datagram_sockets_given = 0
+        self.sockets_sent = 0
+        self.udp_ports: list[int] = []  # of the sockets sent
+        self.connect_udp_unsupported: list[ConnectUdpUnsupported] = []
+        self.udp_sockets_sent = 0
         self._addresses: dict[str, str] = {}
         self._channel: Channel[ToAgent] | None = None
         self._listener: socket.socket | None = None
@@ -103,7 +103,7 @@ class FakeAgent:
         self._thread.start()
 
     def stop(self) -> None:
-        """As if killed: the socket and the session are gone."""
+        """Close the socket and the session, like an agent that was killed."""
         for sock in (self._listener, self._channel.sock if self._channel else None):
             if sock is not None:
                 with contextlib.suppress(OSError):
@@ -129,10 +129,10 @@ class FakeAgent:
         )
         self.send(message, [sock.fileno() for sock in listeners.values()])
 
-    def rows(self) -> list[SeriesCounts]:
-        """All that workers counted, each message once."""
-        told = {(each.instance, each.seq): each for each in self.counted}
-        return [row for each in told.values() for row in each.series]
+    def series(self) -> list[SeriesCounts]:
+        """All reported counts, each report once."""
+        reports = {(report.instance, report.seq): report for report in self.reports}
+        return [counts for report in reports.values() for counts in report.series]
 
     def _serve(self, listener: socket.socket) -> None:
         while True:
@@ -156,34 +156,34 @@ class FakeAgent:
             case PodReady(pod_uid):
                 self.ready.append(pod_uid)
             case SocketRequest(pod_uid, family, count, udp):
-                self._give_sockets(pod_uid, family, count, udp=udp)
+                self._send_sockets(pod_uid, family, count, udp=udp)
             case UdpSocketRequest(pod_uid, 0):
-                self._give_udp(pod_uid)
+                self._send_udp_socket(pod_uid)
             case ConnectUdpUnsupported():
-                self.silent.append(message)
+                self.connect_udp_unsupported.append(message)
             case SameNodeAllowed():
                 self.allowed.append(message)
             case CounterReport():
-                self.counted.append(message)
-                if self.takes_counts and self._channel is not None:  # the test may have ended
+                self.reports.append(message)
+                if self.acknowledges and self._channel is not None:  # the test may have ended
                     self.send(CounterAck(message.seq))
             case Draining():
                 self.draining = True
             case IntrospectionReply():
-                self.answers[message.id] = message
+                self.replies[message.id] = message
 
-    def _give_sockets(self, pod_uid: str, family: int, count: int, *, udp: bool) -> None:
+    def _send_sockets(self, pod_uid: str, family: int, count: int, *, udp: bool) -> None:
         kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
         socks = [self._pod_socket(pod_uid, kind) for _ in range(count)]
         if udp:
-            self.datagram_sockets_given += count
+            self.udp_sockets_sent += count
         else:
-            self.sockets_given += count
+            self.sockets_sent += count
         self.send(Sockets(pod_uid, family, udp), [sock.fileno() for sock in socks])
         for sock in socks:
             sock.close()
 
-    def _give_udp(self, pod_uid: str) -> None:
+    def _send_udp_socket(self, pod_uid: str) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
             sock.bind(("0.0.0.0", 0))
@@ -207,9 +207,11 @@ class Node:
         self.me = next(one for one in mesh if one.name == name)
         self.ip = self.me.addresses[0]
         self.mesh = mesh
-        self.target = SocketAddress("127.0.0.1", 9)  # what BPF would say the app dialled
-        self.tokens: dict[str, SocketAddress] = {}  # what the kernel's tokens stand for
-        self.told: list[SocketAddress] = []  # client addresses told to apps
+        self.target = SocketAddress(
+            "127.0.0.1", 9
+        )  # the original destination of the app's connections
+        self.tokens: dict[str, SocketAddress] = {}  # remote addresses by the kernel's token
+        self.client_addresses: list[SocketAddress] = []  # set by the proxy for apps
         self.certificate: Certificate | None = None
         self.sync = True
         self.agent = FakeAgent(Path(self.directory.name))
@@ -223,7 +225,7 @@ class Node:
         self._woken, self._waker = socket.socketpair()
 
     def start(self, certificate: Certificate | None) -> None:
-        """Start agent and worker; wait until the pod is served (if it can be)."""
+        """Start agent and worker, and wait until the pod is served, if it has a certificate."""
         self.certificate = certificate
         self.agent.start()
         self._thread.start()
@@ -245,7 +247,7 @@ class Node:
         self.directory.cleanup()
 
     def in_loop(self, call: Callable[[], object]) -> None:
-        """Run something in the worker's thread, and wait for it."""
+        """Call `call` in the worker's thread, and wait for it."""
         done = threading.Event()
 
         def run() -> None:
@@ -257,7 +259,7 @@ class Node:
         assert done.wait(DEADLINE)
 
     def token(self, remote: SocketAddress) -> str:
-        """What stands for a remote address to the pod's apps."""
+        """The token that represents a remote address to the pod's apps."""
         for token, known in self.tokens.items():
             if known == remote:
                 return token
@@ -273,11 +275,11 @@ class Node:
         return sock
 
     def udp_to(self, remote: SocketAddress) -> tuple[str, int]:
-        """Where the kernel sends a datagram that an app sends to `remote`."""
+        """The address to which the kernel redirects a datagram to `remote`."""
         return self.token(remote), self.agent.udp_ports[-1]
 
     def dial(self) -> socket.socket:
-        """An app of the pod connects to `target`: what it gets is a socket to 15001."""
+        """Connect as an app of the pod to `target`: the kernel redirects it to port 15001."""
         sock = socket.socket()
         sock.settimeout(DEADLINE)
         sock.bind((self.ip, 0))
@@ -304,7 +306,7 @@ class Node:
         context.udp_token = lambda sock, remote: self.token(remote)
         context.udp_remote = lambda sock, token: self.tokens[token]
         context.original_dns_server = lambda sock, port: self.target
-        context.set_client_address = lambda sock, client: self.told.append(client)
+        context.set_client_address = lambda sock, client: self.client_addresses.append(client)
         return context
 
     # The agent's part
@@ -341,10 +343,10 @@ class Node:
         self.agent.send(PodRemoved(self.me.pod_uid, gone=gone))
 
     def query(self, what: str) -> bytes:
-        number = len(self.agent.answers) + 1
+        number = len(self.agent.replies) + 1
         self.agent.send(IntrospectionRequest(number, what))
-        wait_until(lambda: number in self.agent.answers, "answer")
-        return bytes(self.agent.answers[number].body)
+        wait_until(lambda: number in self.agent.replies, "the reply")
+        return bytes(self.agent.replies[number].body)
 
 
 def listen(ip: str, port: int, backlog: int = 512) -> socket.socket:
@@ -357,7 +359,7 @@ def listen(ip: str, port: int, backlog: int = 512) -> socket.socket:
 
 
 class App:
-    """A server in a pod; `accept` gives the next connection."""
+    """A server in a pod; `accept` returns the next connection."""
 
     def __init__(self, ip: str) -> None:
         self.listener = listen(ip, 0)

@@ -30,7 +30,7 @@ def sums(node: Node) -> Counter[str]:
     """All that a node's worker counted up to now."""
     node.query("stats")  # it reports before it replies
     total = Counter[str]()
-    for row in node.agent.rows():
+    for row in node.agent.series():
         for field in ("opened", "closed", "failed", "sent", "received"):
             total[field] += getattr(row, field)
     return total
@@ -39,13 +39,13 @@ def sums(node: Node) -> Counter[str]:
 def flags(node: Node) -> Counter[str]:
     node.query("stats")
     total = Counter[str]()
-    for row in node.agent.rows():
+    for row in node.agent.series():
         total[row.labels[-1]] += row.failed
     return +total
 
 
 def labels(node: Node) -> list[dict[str, str]]:
-    return [dict(zip(LABELS, row.labels, strict=True)) for row in node.agent.rows()]
+    return [dict(zip(LABELS, row.labels, strict=True)) for row in node.agent.series()]
 
 
 def test_connection_and_bytes_count_at_both_proxies(pair: Pair) -> None:
@@ -138,20 +138,20 @@ def test_plaintext_on_hbone_port_counts_as_tls_failure(pair: Pair) -> None:
 
 
 def test_unacknowledged_reports_are_sent_to_next_agent(pair: Pair) -> None:
-    pair.a.agent.takes_counts = False
+    pair.a.agent.acknowledges = False
     client, server = pair.a.dial(), pair.app.accept()
     wait_until(lambda: sums(pair.a)["opened"] == 1)
     pair.a.agent.stop()
     client.close()
     server.close()
     wait_until(lambda: not pair.a.context.tracker.live())
-    before = len(pair.a.agent.counted)
-    pair.a.agent.takes_counts = True
+    before = len(pair.a.agent.reports)
+    pair.a.agent.acknowledges = True
     pair.a.agent.start()
-    wait_until(lambda: len(pair.a.agent.counted) > before)
+    wait_until(lambda: len(pair.a.agent.reports) > before)
     wait_until(lambda: sums(pair.a)["closed"] == 1)
     assert sums(pair.a)["opened"] == 1  # both agents received it, with the same seq
-    seqs = [each.seq for each in pair.a.agent.counted]
+    seqs = [each.seq for each in pair.a.agent.reports]
     assert len(seqs) > len(set(seqs))
 
 
@@ -164,8 +164,8 @@ def test_drained_worker_sends_last_report_before_exit(pair: Pair) -> None:
     assert server.recv(100) == b"last words"
     server.close()
     pair.a._thread.join(5.0)
-    wait_until(lambda: sum(row.closed for row in pair.a.agent.rows()) == 1, "the last counts")
-    rows = pair.a.agent.rows()
+    wait_until(lambda: sum(row.closed for row in pair.a.agent.series()) == 1, "the last counts")
+    rows = pair.a.agent.series()
     assert sum(row.opened for row in rows) == 1
     assert sum(row.sent for row in rows) == len(b"last words")
 

@@ -312,7 +312,7 @@ def test_tcp_to_name_server_in_mesh_is_tunneled(pair: Pair) -> None:
             assert dns.message.from_wire(_receive(served)).question[0].name.to_text() == (
                 "example.org."
             )
-    assert pair.b.told  # by HBONE: the peer proxy set the client address
+    assert pair.b.client_addresses  # by HBONE: the peer proxy set the client address
 
 
 def test_query_that_was_not_redirected_is_dropped(node: Node, app: socket.socket) -> None:
@@ -343,7 +343,7 @@ def test_outcomes_and_response_times_are_reported(
     def reported() -> DnsCounters:
         node.query("stats")  # it reports before it replies
         total = DnsCounters()
-        by_number = {each.seq: each.dns for each in node.agent.counted}
+        by_number = {each.seq: each.dns for each in node.agent.reports}
         for each in filter(None, by_number.values()):
             total.add(each)
         return total
@@ -369,7 +369,7 @@ def pair_unsynced(fresh_pair: Pair) -> Node:
     node = fresh_pair.a
     node.sync = False
     node.start(fresh_pair.authority.issue(node.me.identity))
-    wait_until(lambda: node.agent.datagram_sockets_given > 0, "sockets")
+    wait_until(lambda: node.agent.udp_sockets_sent > 0, "sockets")
     return node
 
 
@@ -377,9 +377,9 @@ def test_mesh_names_resolve_while_agent_is_unreachable(
     node: Node, app: socket.socket, server: NameServer
 ) -> None:
     """Sockets to ask with are used again: there are more queries than the agent ever gave."""
-    wait_until(lambda: node.agent.datagram_sockets_given > 0, "sockets")
+    wait_until(lambda: node.agent.udp_sockets_sent > 0, "sockets")
     node.agent.stop()
-    for index in range(2 * node.agent.datagram_sockets_given):
+    for index in range(2 * node.agent.udp_sockets_sent):
         app.send(dns.message.make_query(f"n{index}.example.org", "A").to_wire())
         seen, source = server.query()
         server.udp.sendto(_answer(seen, "192.0.2.1").to_wire(), source)

@@ -330,19 +330,19 @@ def test_allowed_same_node_pair_is_reported_once(pair: Pair) -> None:
         for _ in range(3):
             assert peer.status(peer.connect(str(pair.app.address))) == 200
             pair.app.accept().close()
-    wait_until(lambda: pair.b.agent.allowed, "word of it")
-    told = pair.b.agent.allowed[0]
-    assert (told.source_ip, told.source_identity) == (pair.a.ip, pair.a.me.identity)
-    assert (told.pod_uid, told.destination) == (pair.b.me.pod_uid, pair.app.address)
-    assert told.revision == 1
+    wait_until(lambda: pair.b.agent.allowed, "the report")
+    message = pair.b.agent.allowed[0]
+    assert (message.source_ip, message.source_identity) == (pair.a.ip, pair.a.me.identity)
+    assert (message.pod_uid, message.destination) == (pair.b.me.pod_uid, pair.app.address)
+    assert message.revision == 1
     assert len(pair.b.agent.allowed) == 1
 
 
-def test_agent_is_not_told_of_who_proved_to_be_another(pair: Pair) -> None:
-    """The address is a's, the certificate b's own: let in, but not as the pod at that address."""
+def test_allowed_peer_with_other_identity_than_its_address_is_not_reported(pair: Pair) -> None:
+    """The address is a's, the certificate b's own: allowed, but not as the pod at that address."""
     with client(pair, pair.authority.issue(pair.b.me.identity)) as peer:
         assert peer.status(peer.connect(str(pair.app.address))) == 200
         pair.app.accept().close()
     still_serves(pair)
-    wait_until(lambda: pair.b.agent.allowed, "word of the good one")
-    assert {told.source_identity for told in pair.b.agent.allowed} == {pair.a.me.identity}
+    wait_until(lambda: pair.b.agent.allowed, "the report of the expected peer")
+    assert {message.source_identity for message in pair.b.agent.allowed} == {pair.a.me.identity}

@@ -190,8 +190,8 @@ def test_a_proxy_without_connect_udp_is_told_of(
     monkeypatch.setattr(a.context, "pool", Silent())
     with app(a) as (client, here), app(b) as (_, there):
         client.sendto(b"x", a.udp_to(there))
-        wait_until(lambda: a.agent.silent, "news for the agent")
-        assert a.agent.silent == [
+        wait_until(lambda: a.agent.connect_udp_unsupported, "news for the agent")
+        assert a.agent.connect_udp_unsupported == [
             ConnectUdpUnsupported(b.me.uid, a.me.pod_uid, here, there, (b"x",))
         ]
     wait_until(lambda: not len(udp(a).flows), "the flow to end")

@@ -285,7 +285,9 @@ def test_refused_plaintext_destination_is_a_reset(pair: Pair) -> None:
 
 def test_app_is_told_the_clients_own_address(pair: Pair) -> None:
     client, _server = connect(pair)
-    assert [(told.ip, told.port) for told in pair.b.told] == [client.getsockname()]
+    assert [(address.ip, address.port) for address in pair.b.client_addresses] == [
+        client.getsockname()
+    ]
 
 
 def test_many_connections_share_one_tunnel(pair: Pair) -> None:
