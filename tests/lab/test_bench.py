@@ -16,7 +16,7 @@ HELD = 40
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
-def test_all_works_are_measured_on_both_paths_without_a_failure() -> None:
+def test_everything_is_measured_on_both_paths_without_a_failure() -> None:
     results, said = BenchResults(), list[str]()
     with open_testbed(frozenset({OURS, NO_MESH}), said.append) as testbed:
         play = rounds.Rounds(results, testbed.load, said.append, count=1, seconds=0.05)

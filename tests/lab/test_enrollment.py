@@ -31,14 +31,16 @@ def _is_enrolled(lab: Lab, ip: str, wanted: bool) -> bool:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_enrolled_and_not_enrolled_talk_in_plaintext_both_ways(lab: Lab, family: int) -> None:
+def test_enrolled_and_unenrolled_pods_exchange_plaintext_in_both_directions(
+    lab: Lab, family: int
+) -> None:
     outside, inside = addresses(lab, "server", "plain")[family], addresses(lab, "server")[family]
     assert client(lab, "client", "echo", outside, 7000, "out") == {"said": "out"}
     assert client(lab, "client", "echo", inside, 7000, "in", namespace="plain") == {"said": "in"}
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_addresses_are_true_across_the_border(lab: Lab, family: int) -> None:
+def test_plaintext_between_mesh_and_outside_preserves_addresses(lab: Lab, family: int) -> None:
     outside, inside = addresses(lab, "server", "plain")[family], addresses(lab, "server")[family]
     for target, namespace in ((outside, "default"), (inside, "plain")):
         said = client(lab, "client", "names", target, 7001, namespace=namespace)
@@ -47,7 +49,7 @@ def test_addresses_are_true_across_the_border(lab: Lab, family: int) -> None:
         assert said["server"]["accept"][0].removeprefix("::ffff:") == mine
 
 
-def test_not_enrolled_pods_reach_services_too(lab: Lab) -> None:
+def test_unenrolled_pods_reach_services(lab: Lab) -> None:
     argv = ("curl", "-sS", "--max-time", "10", "http://my-app.default")
     done = lab.exec("client", *argv, namespace="plain")
     assert "Welcome to nginx" in done.stdout, done.stderr
@@ -67,7 +69,7 @@ def test_label_takes_effect_within_a_second_without_a_restart(lab: Lab) -> None:
         assert said == {"said": "x"}
 
 
-def test_namespace_label_enrols_and_none_opts_out(lab: Lab) -> None:
+def test_namespace_label_enrolls_and_none_opts_out(lab: Lab) -> None:
     mine = addresses(lab, "client", "plain")[4]
     other = addresses(lab, "server", "plain")[4]
     lab.label("pod", "server", {MODE: "none"}, namespace="plain")
@@ -114,7 +116,7 @@ def test_sidecar_and_host_network_pods_are_never_captured(special: Lab) -> None:
     assert not {sidecar, *node} & enrolled(lab, "node1")
 
 
-def test_probe_from_the_nodes_own_address_reaches_the_app_directly(lab: Lab) -> None:
+def test_probe_from_a_node_address_reaches_the_app_directly(lab: Lab) -> None:
     for family in (4, 6):
         target = addresses(lab, "server")[family]
         before = _node_connections(lab)

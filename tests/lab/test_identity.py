@@ -135,7 +135,7 @@ def peer(lab: Lab, tmp_path: Path) -> Iterator[Peer]:
         yield Peer(sock)
 
 
-def test_independent_client_is_served(lab: Lab, peer: Peer) -> None:
+def test_independent_http2_client_is_served(lab: Lab, peer: Peer) -> None:
     target = addresses(lab, "server")[4]
     assert peer.sock.selected_alpn_protocol() == "h2"
     stream, headers = peer.connect(f"{target}:7001")
@@ -146,7 +146,7 @@ def test_independent_client_is_served(lab: Lab, peer: Peer) -> None:
     assert said["accept"][0] == f"::ffff:{addresses(lab, 'client', 'plain')[4]}"
 
 
-def test_windows_and_limits_are_those_of_istio(peer: Peer) -> None:
+def test_http2_windows_and_limits_match_istio(peer: Peer) -> None:
     while not peer.h2.remote_settings.max_frame_size > 16384:
         peer.events()
     settings = peer.h2.remote_settings
@@ -165,14 +165,14 @@ def test_forwarded_address_of_the_same_identity_reaches_the_app(lab: Lab, peer: 
     assert json.loads(peer.body(stream))["accept"] == [f"::ffff:{mine}", 4321]
 
 
-def test_forwarded_address_of_another_identity_is_not_believed(lab: Lab, peer: Peer) -> None:
+def test_forwarded_address_of_another_identity_is_rejected(lab: Lab, peer: Peer) -> None:
     other, target = addresses(lab, "server")[4], addresses(lab, "server")[4]
     stream, _ = peer.connect(f"{target}:7001", ("forwarded", f'for="{other}:4321"'))
     said = json.loads(peer.body(stream))
     assert said["accept"][0] == f"::ffff:{addresses(lab, 'client', 'plain')[4]}"
 
 
-def test_hostile_requests_get_their_status(lab: Lab, peer: Peer) -> None:
+def test_invalid_requests_get_the_specified_status(lab: Lab, peer: Peer) -> None:
     target, other = addresses(lab, "server")[4], addresses(lab, "my-app-peer")[4]
     rows = {
         f"{other}:7000": "400",  # another pod
@@ -210,15 +210,15 @@ def _refused(lab: Lab, files: tuple[Path, Path] | None) -> None:
     assert said == b"", "the server spoke to an unproven peer"
 
 
-def test_no_certificate_is_refused(lab: Lab) -> None:
+def test_missing_client_certificate_is_rejected(lab: Lab) -> None:
     _refused(lab, None)
 
 
-def test_certificate_of_another_ca_is_refused(lab: Lab, tmp_path: Path) -> None:
+def test_certificate_of_another_ca_is_rejected(lab: Lab, tmp_path: Path) -> None:
     _refused(lab, identity_files(tmp_path, tmp_path / "ca"))
 
 
-def test_expired_certificate_is_refused(lab: Lab, tmp_path: Path) -> None:
+def test_expired_certificate_is_rejected(lab: Lab, tmp_path: Path) -> None:
     files = identity_files(tmp_path, lab.names.ca, ttl=timedelta(seconds=1))
     expiry = datetime.now(UTC) + timedelta(seconds=1)
     # the whole second that the certificate names as its last is still good: RFC 5280, 4.1.2.5
@@ -228,13 +228,13 @@ def test_expired_certificate_is_refused(lab: Lab, tmp_path: Path) -> None:
     _refused(lab, files)
 
 
-def test_foreign_trust_domain_is_refused(lab: Lab, tmp_path: Path) -> None:
+def test_foreign_trust_domain_is_rejected(lab: Lab, tmp_path: Path) -> None:
     _refused(
         lab, identity_files(tmp_path, lab.names.ca, "spiffe://elsewhere/ns/default/sa/default")
     )
 
 
-def test_junk_before_tls_does_no_harm(lab: Lab) -> None:
+def test_junk_before_tls_does_not_disturb_other_connections(lab: Lab) -> None:
     target = addresses(lab, "server")[4]
     for junk in (b"GET / HTTP/1.1\r\n\r\n", b"\0" * 4096, bytes(range(256)) * 64):
         with contextlib.suppress(ConnectionError), raw(lab, target) as sock:
@@ -265,7 +265,7 @@ def test_ten_thousand_streams_are_bounded(lab: Lab, peer: Peer) -> None:
     assert client(lab, "client", "echo", target, 7000, "alive") == {"said": "alive"}
 
 
-def test_slow_drip_holds_nobody_else(lab: Lab) -> None:
+def test_slowly_sent_frame_does_not_delay_other_connections(lab: Lab) -> None:
     target = addresses(lab, "server")[4]
     dripping = [raw(lab, target) for _ in range(50)]
     for sock in dripping:
@@ -275,7 +275,7 @@ def test_slow_drip_holds_nobody_else(lab: Lab) -> None:
         sock.close()
 
 
-def test_client_refuses_a_server_that_is_not_who_it_should_be(lab: Lab) -> None:
+def test_client_rejects_a_server_with_an_unexpected_identity(lab: Lab) -> None:
     """With node2's agent dead its proxy goes on proving the old account, while node1 learns that
     the pod has another: the client's proxy must not speak to it."""
     target = addresses(lab, "server")[4]
@@ -301,7 +301,7 @@ def _with_account(pod: dict[str, Any], account: str) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(180)
-def test_certificates_rotate_at_half_life_while_connections_go_on() -> None:
+def test_certificates_rotate_at_half_life_without_interrupting_connections() -> None:
     """A lab of its own, where a certificate lives eight seconds."""
     with Lab(f"r{os.getpid() % 100000}", agent_options=("--cert-ttl", "8")) as lab:
         lab.apply(python_pod("server", "node2", script="server.py"))

@@ -136,7 +136,7 @@ OTHER = "cluster.local/ns/default/sa/server"
         (SAME_NODE, (port(ECHO), port(ECHO + 1))),
     ],
 )
-def test_deny_closes_what_it_matches_and_nothing_else(
+def test_deny_policy_closes_only_matching_connections(
     lab: Lab, policies: Policies, path: Path, rules: tuple[Json, Json], family: int
 ) -> None:
     if path is SAME_NODE:
@@ -150,7 +150,9 @@ def test_deny_closes_what_it_matches_and_nothing_else(
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("path", PATHS)
-def test_by_the_true_clients_address(lab: Lab, policies: Policies, path: Path, family: int) -> None:
+def test_policy_matches_the_address_of_the_client(
+    lab: Lab, policies: Policies, path: Path, family: int
+) -> None:
     mine = source(ipBlocks=[ip(lab, path, family)])
     policies.say(authorization("DENY", mine))
     assert end(lab, path, family) in CLOSED
@@ -161,7 +163,9 @@ def test_by_the_true_clients_address(lab: Lab, policies: Policies, path: Path, f
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_allow_lets_in_only_what_it_matches(lab: Lab, policies: Policies, path: Path) -> None:
+def test_allow_policy_accepts_only_matching_connections(
+    lab: Lab, policies: Policies, path: Path
+) -> None:
     policies.say(authorization("ALLOW", port(ECHO)))
     assert end(lab, path) == "data"
     assert end(lab, path, at=7004) in CLOSED
@@ -169,7 +173,7 @@ def test_allow_lets_in_only_what_it_matches(lab: Lab, policies: Policies, path: 
     assert end(lab, path) in CLOSED
 
 
-def test_selector_takes_the_pod_and_no_other(lab: Lab, policies: Policies) -> None:
+def test_selector_limits_a_policy_to_matching_pods(lab: Lab, policies: Policies) -> None:
     policies.say(authorization("DENY", {}, selector={"matchLabels": {"app": "near"}}))
     assert [end(lab, path) == "data" for path in PATHS] == [True, True, False]
 
@@ -186,7 +190,7 @@ def test_strict_refuses_plaintext_only(lab: Lab, policies: Policies) -> None:
     assert end(lab, PLAINTEXT, at=7004) in CLOSED
 
 
-def test_probes_of_the_node_pass_whatever_is_denied(lab: Lab, policies: Policies) -> None:
+def test_node_probes_bypass_policy(lab: Lab, policies: Policies) -> None:
     policies.say(authorization("DENY", {}), strict())
     for target in addresses(lab, "server").values():
         probe = f"exec 3<>/dev/tcp/{target}/{ECHO}; echo probe >&3; head -n 1 <&3"
@@ -194,7 +198,7 @@ def test_probes_of_the_node_pass_whatever_is_denied(lab: Lab, policies: Policies
         assert done.stdout == "probe\n", done.stderr  # an intercepted probe connects as well
 
 
-def test_refused_policy_denies_and_says_why(lab: Lab, policies: Policies) -> None:
+def test_invalid_policy_denies_and_reports_the_reason(lab: Lab, policies: Policies) -> None:
     policies.say(authorization("DENY", {"from": []}))
     assert end(lab, HBONE) in CLOSED
     _, status = admin_get(lab.names, "node2", "/v1/status")
@@ -220,7 +224,7 @@ def test_denial_is_logged_with_identities_and_policy(lab: Lab, policies: Policie
     )
 
 
-def test_people_are_told_what_decides(lab: Lab, policies: Policies) -> None:
+def test_policy_commands_explain_decisions(lab: Lab, policies: Policies) -> None:
     """`ztctl policy` on the real thing: what is foretold happens, and is explained from the log."""
     policies.say(
         authorization("ALLOW", source(principals=[OTHER]), name="only-other"),
@@ -323,9 +327,7 @@ def pounded(process: subprocess.Popen[bytes]) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_no_denied_connection_gets_through_while_policies_flip(
-    lab: Lab, policies: Policies
-) -> None:
+def test_no_denied_connection_passes_while_policies_change(lab: Lab, policies: Policies) -> None:
     policies.say(*TURNS[0])
     with ExitStack() as stack:
         hammers = [stack.enter_context(held(lab, path, "pound")) for path in PATHS]
@@ -339,7 +341,7 @@ def test_no_denied_connection_gets_through_while_policies_flip(
             assert sum(ends.values()) > FLIPS, (path, ends)
 
 
-def test_pair_that_goes_direct_is_not_disturbed_by_policies_that_allow_it(
+def test_same_node_bypass_survives_policies_that_allow_the_pair(
     lab: Lab, policies: Policies
 ) -> None:
     """Every change voids its verdict: whatever is under way then ends well all the same."""
@@ -354,7 +356,7 @@ def test_pair_that_goes_direct_is_not_disturbed_by_policies_that_allow_it(
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("part", ["proxy", "agent"])
-def test_no_denied_connection_gets_through_a_restart(
+def test_no_denied_connection_passes_during_a_restart(
     lab: Lab, policies: Policies, part: str
 ) -> None:
     """Killed, not stopped; and what was allowed works again afterwards."""
@@ -374,7 +376,7 @@ def test_no_denied_connection_gets_through_a_restart(
         wait_until(lambda path=path: end(lab, path) == "data", f"service on {path}")  # type: ignore[misc]
 
 
-def test_policy_that_changed_while_the_agent_was_dead_closes_direct_connections(
+def test_policy_changed_while_the_agent_was_down_closes_bypassed_connections(
     lab: Lab, policies: Policies
 ) -> None:
     _until_direct(lab)

@@ -25,7 +25,7 @@ def _tree(cgroup: Path) -> list[int]:
     return [int(pid) for pid in (cgroup / "cgroup.procs").read_text().split()]
 
 
-def test_the_proxy_is_nobody_and_can_nothing(lab: Lab) -> None:
+def test_proxy_runs_unprivileged_without_capabilities(lab: Lab) -> None:
     pids = _tree(lab.names.node_cgroup("node1") / "proxy")
     assert pids
     for pid in pids:
@@ -38,7 +38,7 @@ def test_the_proxy_is_nobody_and_can_nothing(lab: Lab) -> None:
         assert status["NoNewPrivs"].strip() == "1"
 
 
-def test_the_proxy_stays_in_the_nodes_namespace(lab: Lab) -> None:
+def test_proxy_stays_in_the_network_namespace_of_the_node(lab: Lab) -> None:
     """Its sockets are in the pods all the same: they were handed to it."""
     node = Path("/run/netns") / lab.names.node_netns("node1")
     for pid in _tree(lab.names.node_cgroup("node1") / "proxy"):
@@ -46,7 +46,7 @@ def test_the_proxy_stays_in_the_nodes_namespace(lab: Lab) -> None:
             assert os.stat(thread / "ns/net").st_ino == node.stat().st_ino
 
 
-def test_bcc_stays_out_of_every_lasting_process(lab: Lab) -> None:
+def test_long_running_processes_do_not_load_bcc(lab: Lab) -> None:
     for part in ("agent", "proxy"):
         for pid in _tree(lab.names.node_cgroup("node1") / part):
             mapped = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
@@ -73,7 +73,7 @@ class _Traffic:
         self._thread.join()
 
 
-def test_killing_and_restarting_the_agents_interrupts_nothing(lab: Lab) -> None:
+def test_agent_restart_interrupts_no_connection(lab: Lab) -> None:
     pinned = {node: _pins(lab, node) for node in ("node1", "node2")}
     target = addresses(lab, "server")[4]
     held = lab.popen("client", sys.executable, str(APPS / "client.py"), "hold", target, "7000")
@@ -106,7 +106,7 @@ def _pins(lab: Lab, node: str) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*")}
 
 
-def test_without_the_proxy_connections_are_refused_never_plain(lab: Lab) -> None:
+def test_without_the_proxy_connections_are_refused_not_sent_in_plaintext(lab: Lab) -> None:
     inside, outside = addresses(lab, "server")[4], addresses(lab, "server", "plain")[4]
     lab.kill("node1", "proxy")
     try:
@@ -123,7 +123,7 @@ def test_without_the_proxy_connections_are_refused_never_plain(lab: Lab) -> None
     )
 
 
-def test_with_agent_and_proxy_dead_connections_are_still_refused(lab: Lab) -> None:
+def test_without_agent_and_proxy_connections_are_refused(lab: Lab) -> None:
     lab.kill("node1", "agent")
     lab.kill("node1", "proxy")
     try:

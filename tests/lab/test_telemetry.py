@@ -36,7 +36,7 @@ def grown(after: Page, before: Page, name: str, **labels: str) -> float:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_both_ends_count_a_connection_and_its_bytes(lab: Lab, family: int) -> None:
+def test_source_and_destination_count_a_connection_and_its_bytes(lab: Lab, family: int) -> None:
     before = {node: scrape(lab, node) for node in ("node1", "node2")}
     target = addresses(lab, "server")[family]
     client(lab, "client", "upload", target, 7002, 3_000_000)
@@ -65,7 +65,7 @@ def test_both_ends_count_a_connection_and_its_bytes(lab: Lab, family: int) -> No
             assert set(sample.labels) == set(LABELS)
 
 
-def test_a_service_is_named_at_both_ends(lab: Lab) -> None:
+def test_source_and_destination_report_the_service(lab: Lab) -> None:
     assert lab.exec("client", "curl", "-sf", "http://my-app").returncode == 0
     service = {
         "destination_service": "my-app.default.svc.cluster.local",
@@ -81,7 +81,7 @@ def test_a_service_is_named_at_both_ends(lab: Lab) -> None:
         )
 
 
-def test_a_long_connection_shows_its_bytes_while_it_lives(lab: Lab) -> None:
+def test_bytes_of_an_open_connection_are_reported(lab: Lab) -> None:
     before = scrape(lab, "node2")
     with held(lab, "client", addresses(lab, "server")[4]) as connection:
         say(connection, "0123456789")
@@ -96,7 +96,7 @@ def test_a_long_connection_shows_its_bytes_while_it_lives(lab: Lab) -> None:
         assert grown(now, before, CLOSED, destination_workload="server") == 0
 
 
-def test_a_refused_destination_counts_as_failed(lab: Lab) -> None:
+def test_refused_connection_counts_as_failed(lab: Lab) -> None:
     before = scrape(lab, "node1")
     said = client(lab, "client", "poke", addresses(lab, "server")[4], 7999)
     assert said == {"end": "ECONNRESET"}
@@ -109,7 +109,7 @@ def test_a_refused_destination_counts_as_failed(lab: Lab) -> None:
     wait_until(failed, "the failure")
 
 
-def test_a_denial_is_flagged_at_both_ends(lab: Lab) -> None:
+def test_denial_is_flagged_at_source_and_destination(lab: Lab) -> None:
     before = {node: scrape(lab, node) for node in ("node1", "node2")}
     policies, ends = Policies(lab), {"source_workload": "client", "destination_workload": "server"}
     try:
@@ -128,7 +128,7 @@ def test_a_denial_is_flagged_at_both_ends(lab: Lab) -> None:
         wait_until(flagged, f"the denial at {node}")
 
 
-def test_plaintext_is_told_from_mtls(lab: Lab) -> None:
+def test_plaintext_and_mtls_have_different_labels(lab: Lab) -> None:
     before = scrape(lab, "node2")
     target = addresses(lab, "server")[4]
     assert client(lab, "client", "echo", target, 7000, "in", namespace="plain") == {"said": "in"}
@@ -144,7 +144,7 @@ def test_plaintext_is_told_from_mtls(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_connections_without_the_proxy_count_as_both_ends_would(lab: Lab, family: int) -> None:
+def test_bypassed_connections_count_for_source_and_destination(lab: Lab, family: int) -> None:
     target = addresses(lab, "near")[family]
     rtt = "ztunnel_same_node_rtt_seconds_count"
     pair = {"source_workload": "client", "destination_workload": "near"}
@@ -187,7 +187,7 @@ def test_metrics_cover_agent_and_kernel(lab: Lab) -> None:
     }
 
 
-def test_both_paths_and_no_other_are_served(lab: Lab) -> None:
+def test_only_the_metrics_and_health_paths_are_served(lab: Lab) -> None:
     for path, status in (("/metrics", "200"), ("/stats/prometheus", "200"), ("/v1/pods", "404")):
         done = lab.node_exec(
             *("node1", "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}"),
@@ -196,14 +196,14 @@ def test_both_paths_and_no_other_are_served(lab: Lab) -> None:
         assert done.stdout == status
 
 
-def test_no_key_is_in_the_dump(lab: Lab) -> None:
+def test_config_dump_contains_no_private_key(lab: Lab) -> None:
     status, dump = admin_get(lab.names, "node1", "/config_dump")
     assert status == 200
     assert {"status", "workloads", "services", "pods", "certificates"} <= set(dump)
     assert "PRIVATE" not in json.dumps(dump)
 
 
-def test_levels_are_changed_while_the_node_runs(lab: Lab) -> None:
+def test_log_levels_change_at_run_time(lab: Lab) -> None:
     target, node = addresses(lab, "server")[4], ("--node", "node1")
 
     def lines() -> int:
@@ -290,7 +290,7 @@ def _workers(lab: Lab, node: str) -> list[int]:
     return [worker["pid"] for worker in (status or {}).get("workers", [])]
 
 
-def test_workers_add_up_and_a_killed_one_leaves_no_connection_open(two: Lab) -> None:
+def test_counters_sum_all_workers_and_close_connections_of_a_killed_one(two: Lab) -> None:
     target = addresses(two, "server")[4]
     wait_until(lambda: len(_workers(two, "node1")) == 2, "two workers")
     before = scrape(two, "node1")
@@ -383,7 +383,7 @@ def test_spans_of_both_ends_reach_a_collector(two: Lab) -> None:
     assert found["node1"]["src.identity"] == found["node2"]["src.identity"] == DEFAULT
 
 
-def test_drain_is_seen_at_once_and_lets_a_transfer_finish(two: Lab) -> None:
+def test_drain_reports_not_ready_at_once_and_finishes_transfers(two: Lab) -> None:
     target = addresses(two, "server")[4]
     proxy = two.component("node1", "proxy")
     before = scrape(two, "node1")
@@ -409,7 +409,7 @@ def test_drain_is_seen_at_once_and_lets_a_transfer_finish(two: Lab) -> None:
     wait_until(lambda: readiness(two, "node1")[0] == 200, "readiness")
 
 
-def test_drain_resets_at_the_deadline(two: Lab) -> None:
+def test_drain_resets_connections_at_the_deadline(two: Lab) -> None:
     target = addresses(two, "server")[4]
     proxy = two.component("node1", "proxy")
     with held(two, "client", target) as connection:
@@ -427,14 +427,14 @@ def test_drain_resets_at_the_deadline(two: Lab) -> None:
         assert b"ConnectionResetError" in connection.stderr.read()
 
 
-def test_programs_are_timed_when_wanted(two: Lab) -> None:
+def test_bpf_programs_are_timed_when_enabled(two: Lab) -> None:
     client(two, "client", "echo", addresses(two, "server")[4], 7000, "x")
     page = scrape(two, "node1")
     assert page.total("ztunnel_bpf_program_runs_total", program="zt_connect4") > 0
     assert page.total("ztunnel_bpf_program_run_seconds_total", program="zt_sockops") > 0
 
 
-def test_series_of_a_deleted_workload_are_forgotten(two: Lab) -> None:
+def test_series_of_a_deleted_workload_expire(two: Lab) -> None:
     two.apply(python_pod("brief", "node2", script="server.py"))
     client(two, "client", "echo", addresses(two, "brief")[4], 7000, "x")
     wait_until(

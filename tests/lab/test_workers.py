@@ -70,7 +70,7 @@ def _end(held: subprocess.Popen[bytes]) -> None:
     held.communicate()
 
 
-def test_two_workers_share_connections_and_one_survives_the_other(two_workers: Lab) -> None:
+def test_workers_share_connections_and_survive_each_other(two_workers: Lab) -> None:
     lab = two_workers
     held = [_hold(lab) for _ in range(HELD)]
     try:

@@ -38,7 +38,7 @@ def named(market: Nodes) -> Nodes:
 
 
 @pytest.mark.parametrize("here", SIDES)
-def test_pods_ask_the_dns_that_the_kubelet_tells_them(named: Nodes, here: str) -> None:
+def test_pods_use_the_dns_server_that_the_kubelet_configures(named: Nodes, here: str) -> None:
     domains = (f"{here}.svc.{CLUSTER_DOMAIN}", f"svc.{CLUSTER_DOMAIN}", CLUSTER_DOMAIN)
     told = run_in(named, here, "client", "cat", "/etc/resolv.conf").splitlines()
     wanted = ["search " + " ".join(domains), f"nameserver {CLUSTER_DNS}", "options ndots:5"]
@@ -47,7 +47,7 @@ def test_pods_ask_the_dns_that_the_kubelet_tells_them(named: Nodes, here: str) -
 
 @pytest.mark.parametrize("there", SIDES)
 @pytest.mark.parametrize("here", SIDES)
-def test_services_have_their_names_on_both_sides(named: Nodes, here: str, there: str) -> None:
+def test_services_resolve_inside_and_outside_the_mesh(named: Nodes, here: str, there: str) -> None:
     address = cluster_ip(named, there, "far")
     names = [f"far.{there}", f"far.{there}.svc", f"far.{there}.svc.{CLUSTER_DOMAIN}."]
     for name in [*names, "far"] if here == there else names:
@@ -56,12 +56,12 @@ def test_services_have_their_names_on_both_sides(named: Nodes, here: str, there:
 
 
 @pytest.mark.parametrize("here", SIDES)
-def test_other_names_are_the_dns_to_answer(named: Nodes, here: str) -> None:
+def test_other_names_are_answered_by_the_cluster_dns(named: Nodes, here: str) -> None:
     assert _resolved(named, here, "kubernetes.default") == SERVICE
     assert _resolved(named, here, cluster_dns.ELSEWHERE) == cluster_dns.ADDRESS
 
 
-def test_queries_of_the_mesh_are_answered_by_it_or_passed_on(named: Nodes) -> None:
+def test_queries_of_enrolled_pods_are_answered_or_forwarded_by_the_mesh(named: Nodes) -> None:
     before = _counted(named)
     assert _resolved(named, INSIDE, f"far.{INSIDE}")
     assert _resolved(named, INSIDE, cluster_dns.ELSEWHERE)

@@ -40,14 +40,14 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.mark.parametrize("target", SERVERS)
 @pytest.mark.parametrize("there", [INSIDE, OUTSIDE])
 @pytest.mark.parametrize("here", [INSIDE, OUTSIDE])
-def test_services_are_reached_on_both_sides_and_across(
+def test_services_are_reached_inside_outside_and_across_the_mesh_border(
     market: Nodes, here: str, there: str, target: str, way: str
 ) -> None:
     host = cluster_ip(market, there, target)
     assert ask(market, here, "client", host, udp=way == "udp") == GREETING
 
 
-def test_pods_of_the_mesh_reach_a_service_by_mutual_tls(market: Nodes) -> None:
+def test_enrolled_pods_reach_a_service_by_mutual_tls(market: Nodes) -> None:
     assert ask(market, INSIDE, "client", cluster_ip(market, INSIDE, "far")) == GREETING
     for line in wait_until(partial(_to_service, market, "far"), "the connection in the log"):
         assert line["dst.identity"] == FAR_ID
@@ -61,7 +61,7 @@ def _to_service(cluster: Nodes, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("way", ["tcp", "udp"])
-def test_metrics_tell_what_was_encrypted(market: Nodes, way: str) -> None:
+def test_metrics_distinguish_encrypted_connections(market: Nodes, way: str) -> None:
     for there in (INSIDE, OUTSIDE):
         host = cluster_ip(market, there, "far")
         assert ask(market, INSIDE, "client", host, udp=way == "udp") == GREETING
@@ -87,7 +87,7 @@ def _opened(cluster: Nodes, way: str, there: str, security: str) -> float:
 
 
 @pytest.mark.parametrize("space", [INSIDE, OUTSIDE])
-def test_api_server_is_reached_by_its_service(market: Nodes, space: str) -> None:
+def test_api_server_is_reached_through_its_service(market: Nodes, space: str) -> None:
     words = ("get", "endpointslices", "kubernetes", "-o", "json")
     known = json.loads(market.server.kubectl(*words))
     assert [each["addresses"] for each in known["endpoints"]] == [[CONTROL]]
@@ -97,7 +97,7 @@ def test_api_server_is_reached_by_its_service(market: Nodes, space: str) -> None
 
 @pytest.mark.parametrize("node", [0, 1])
 @pytest.mark.parametrize("target", SERVERS)
-def test_node_port_leads_from_outside_into_the_mesh(market: Nodes, target: str, node: int) -> None:
+def test_node_port_reaches_the_mesh_from_outside(market: Nodes, target: str, node: int) -> None:
     port = node_port(market, INSIDE, target)
     assert _from_outside(market.machines[node].address, port) == GREETING
 
@@ -111,7 +111,7 @@ def _from_outside(node: str, port: int) -> str:
         return repr(error)
 
 
-def test_services_may_enter_and_leave_the_mesh_under_requests(market: Nodes) -> None:
+def test_services_join_and_leave_the_mesh_without_a_failed_request(market: Nodes) -> None:
     host = cluster_ip(market, INSIDE, "far")
     (mode, ambient), none = *AMBIENT.items(), "none"
     with (
@@ -135,7 +135,7 @@ def _is_in(cluster: Nodes, name: str, wanted: bool) -> bool:
     return not pod(cluster, INSIDE, name)["metadata"].get("annotations", {}).get(MARK)
 
 
-def test_kube_proxy_changes_its_own_node_only(market: Nodes) -> None:
+def test_kube_proxy_changes_only_its_own_node(market: Nodes) -> None:
     for machine in market.machines:
         assert "table ip kube-proxy" in machine.run("nft", "list", "tables")
         log = (machine.directory / "kube-proxy.log").read_text()
@@ -167,7 +167,7 @@ def strict(market: Nodes) -> Iterator[Nodes]:
     )
 
 
-def test_strict_takes_mutual_tls_only_through_a_service(strict: Nodes) -> None:
+def test_strict_accepts_only_mutual_tls_through_a_service(strict: Nodes) -> None:
     host = cluster_ip(strict, INSIDE, "far")
     assert "reset" in ask(strict, OUTSIDE, "client", host)
     assert ask(strict, INSIDE, "client", host) == GREETING
@@ -175,7 +175,9 @@ def test_strict_takes_mutual_tls_only_through_a_service(strict: Nodes) -> None:
 
 @pytest.mark.parametrize("node", [0, 1])
 @pytest.mark.parametrize("target", SERVERS)
-def test_strict_refuses_what_comes_by_any_nodes_port(strict: Nodes, target: str, node: int) -> None:
+def test_strict_rejects_plaintext_through_a_node_port(
+    strict: Nodes, target: str, node: int
+) -> None:
     """At the own node of the pod too, where kube-proxy gives it the address that probes have."""
     port = node_port(strict, INSIDE, target)
     assert "reset" in _from_outside(strict.machines[node].address, port)

@@ -68,7 +68,7 @@ def test_check_passes_inside_the_image_on_a_node(mesh: Nodes) -> None:
     assert "connect hook IPv4" in {row["check"] for row in found}
 
 
-def test_pods_of_two_nodes_talk_by_mutual_tls(shop: Nodes) -> None:
+def test_pods_on_two_nodes_communicate_by_mutual_tls(shop: Nodes) -> None:
     answer = ask(shop, SPACE, "client", address_of(shop, SPACE, "server"))
     assert answer == GREETING, f"{answer}\n{shop.told()}"
     logs = wait_until(
@@ -104,7 +104,7 @@ def test_probes_reach_a_captured_pod_even_where_plaintext_is_forbidden(shop: Nod
     assert started["restartCount"] == 0
 
 
-def test_runtime_tells_the_agent_where_pods_are(shop: Nodes, ztctl: Ztctl) -> None:
+def test_agent_locates_pods_through_the_container_runtime(shop: Nodes, ztctl: Ztctl) -> None:
     for status in _nodes(ztctl("status", "-o", "json")):
         told = status["data_path"]["container_runtime"]
         assert told["answers"], told
@@ -133,7 +133,7 @@ def test_runtime_and_cgroups_lead_to_the_same_namespace(shop: Nodes) -> None:
 
 
 @pytest.mark.parametrize("via", ["auto", "exec", "port-forward"])
-def test_ztctl_asks_one_node_or_all_through_the_kubelet(
+def test_ztctl_queries_one_node_or_all_through_the_kubelet(
     shop: Nodes, ztctl: Ztctl, via: str
 ) -> None:
     wait_until(lambda: len(_doors(shop)) == 2, "agents name their ports")
@@ -155,9 +155,7 @@ def _doors(cluster: Nodes) -> dict[str, AdminEndpoint]:
     return {node: door for node, door in said.items() if door is not None}
 
 
-def test_who_may_only_forward_ports_looks_that_way_and_changes_nothing_else(
-    shop: Nodes, ztctl: Ztctl
-) -> None:
+def test_port_forward_permission_allows_queries_only(shop: Nodes, ztctl: Ztctl) -> None:
     words = ("create", "rolebinding", "eve", f"--role={ACCOUNT}", "--user=eve", "-n", SYSTEM)
     shop.server.kubectl(*words)
     eve = shop.server.kubeconfig("eve")
@@ -169,7 +167,7 @@ def test_who_may_only_forward_ports_looks_that_way_and_changes_nothing_else(
     assert "403" in ztctl("status", login=mallory, code=1).stderr
 
 
-def test_processes_of_the_node_get_nothing_at_the_agents_port(shop: Nodes) -> None:
+def test_node_processes_are_rejected_at_the_admin_port(shop: Nodes) -> None:
     """With a token of a pod's, and over good TLS: as what shares the node's network would."""
     door = _doors(shop)["node-1"]
     token = shop.server.token(SPACE, "client")
@@ -196,7 +194,7 @@ def _nodes(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     return found if isinstance(found, list) else [found]
 
 
-def test_upgrade_refuses_no_connection(shop: Nodes, ztctl: Ztctl) -> None:
+def test_upgrade_fails_no_connection(shop: Nodes, ztctl: Ztctl) -> None:
     with requests(shop, SPACE, "client", address_of(shop, SPACE, "server")) as answers:
         wait_until(lambda: len(answers) > 20)
         ztctl("install", "--image", NEXT, timeout=200)

@@ -91,16 +91,16 @@ def _find(node: Node) -> Found:
 
 
 @pytest.mark.parametrize("pod", CAPTURED)
-def test_cgroup_and_runtime_lead_to_the_namespace_of_the_app(found: Found, pod: str) -> None:
+def test_cgroup_and_runtime_discovery_find_the_namespace_of_the_app(found: Found, pod: str) -> None:
     assert found.by_cgroup[pod] == found.true[pod]
     assert found.by_runtime[pod] == found.true[pod]
 
 
-def test_pod_in_the_nodes_namespace_is_refused_either_way(found: Found) -> None:
+def test_host_network_pod_is_rejected_by_both_discovery_methods(found: Found) -> None:
     assert found.by_cgroup["hostnetwork"] == found.by_runtime["hostnetwork"] == "node"
 
 
-def test_runtime_knows_a_pod_before_its_containers_are_there(found: Found) -> None:
+def test_runtime_reports_a_pod_before_its_containers_start(found: Found) -> None:
     told = found.by_runtime["waiting"]
     assert isinstance(told, int)
     assert told not in found.true.values()

@@ -76,7 +76,9 @@ def certificates(api: ApiLab, node: str) -> dict[str, Any]:
     return {row["identity"]: row for row in (answer or {}).get("certificates", ())}
 
 
-def test_each_node_holds_what_its_own_pods_are(cluster: tuple[ApiLab, ControlPlane]) -> None:
+def test_each_node_holds_certificates_of_its_own_pods_only(
+    cluster: tuple[ApiLab, ControlPlane],
+) -> None:
     api, _ = cluster
     assert not api.lab.names.ca.joinpath("ca-key.pem").exists()  # no CA on any node
     for node, account in (("node1", "mesh/sa/caller"), ("node2", "shop/sa/shop")):
@@ -86,7 +88,7 @@ def test_each_node_holds_what_its_own_pods_are(cluster: tuple[ApiLab, ControlPla
         assert only["not_after"] - only["not_before"] <= TTL + 120
 
 
-def test_deleted_account_gets_nothing_more_until_it_is_made_again(
+def test_deleted_account_gets_no_certificate_until_it_is_recreated(
     cluster: tuple[ApiLab, ControlPlane],
 ) -> None:
     api, mesh = cluster
@@ -116,7 +118,7 @@ def test_deleted_account_gets_nothing_more_until_it_is_made_again(
     wait_until(is_answered, "the caller speaks again", timeout_s=10)
 
 
-def test_root_is_replaced_under_requests_and_none_fails(
+def test_root_is_replaced_without_a_failed_request(
     cluster: tuple[ApiLab, ControlPlane],
 ) -> None:
     """At each step the shop leaves the mesh and comes back, so that new tunnels are made."""

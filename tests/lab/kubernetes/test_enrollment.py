@@ -194,18 +194,18 @@ def _endpoints(api: ApiLab, node: str) -> set[str]:
     return {endpoint["address"] for row in shops for endpoint in row["endpoints"]}
 
 
-def test_captured_pods_are_marked_and_others_are_not(api: ApiLab) -> None:
+def test_captured_pods_are_annotated_and_others_are_not(api: ApiLab) -> None:
     until_captured(api, "mesh/caller", "node1")
     assert mark(api, "plain/caller") == ""
 
 
-def test_a_removed_mark_is_made_again(api: ApiLab) -> None:
+def test_removed_annotation_is_written_again(api: ApiLab) -> None:
     until_captured(api, "mesh/caller", "node1")
     api.server.kubectl("-n", "mesh", "annotate", "pod", "caller", f"{REDIRECTION_ANNOTATION}-")
     wait_until(lambda: mark(api, "mesh/caller") == "enabled", "the mark", timeout_s=10)
 
 
-def test_refusals_are_events_with_their_mend(api: ApiLab) -> None:
+def test_refusals_are_events_with_a_hint(api: ApiLab) -> None:
     refused = pod("hosted", "mesh", "172.30.0.1", on="node1", host_network=True)
     api.server.apply(refused)
     try:
@@ -221,7 +221,7 @@ def test_refusals_are_events_with_their_mend(api: ApiLab) -> None:
         api.server.kubectl("-n", "mesh", "delete", "pod", "hosted", "--force", "--grace-period=0")
 
 
-def test_a_pod_that_is_not_found_on_its_node_is_an_event(api: ApiLab) -> None:
+def test_pod_that_is_not_found_on_its_node_is_an_event(api: ApiLab) -> None:
     api.server.apply(account("ghost", "mesh"), pod("ghost", "mesh", "10.244.1.200", on="node1"))
     try:
         wait_until(lambda: events(api, "mesh", "ghost"), "an Event", timeout_s=40)
@@ -233,7 +233,7 @@ def test_a_pod_that_is_not_found_on_its_node_is_an_event(api: ApiLab) -> None:
         api.server.kubectl("-n", "mesh", "delete", "pod", "ghost", "--force", "--grace-period=0")
 
 
-def test_a_service_moves_between_ambient_sidecar_and_neither_and_no_request_fails(
+def test_service_moves_between_ambient_sidecar_and_no_mesh_without_a_failed_request(
     api: ApiLab,
 ) -> None:
     with asking(api, "mesh", "plain") as loops:
@@ -266,7 +266,7 @@ def test_a_service_moves_between_ambient_sidecar_and_neither_and_no_request_fail
         until_left(api, "shop/shop-1", "node2")
 
 
-def test_a_lost_api_server_stops_nothing_and_is_told(api: ApiLab) -> None:
+def test_lost_api_server_is_reported_and_interrupts_no_traffic(api: ApiLab) -> None:
     set_mode(api, "shop", "ambient")
     until_captured(api, "shop/shop-1", "node2")
     with asking(api, "mesh") as loops:

@@ -89,7 +89,7 @@ def test_plaintext_does_not_reach_a_strict_sidecar(api: ApiLab, strict: str) -> 
     assert done.returncode != 0 or json.loads(done.stdout) == {"said": ""}, done.stdout
 
 
-def test_a_sidecar_reaches_ambient_by_hbone(api: ApiLab, strict: str) -> None:
+def test_sidecar_reaches_ambient_by_hbone(api: ApiLab, strict: str) -> None:
     said = client(
         api.lab, "strict", "talk", "127.0.0.1", sidecar.OUT, "from afar", namespace="shop"
     )
@@ -102,7 +102,7 @@ def test_a_sidecar_reaches_ambient_by_hbone(api: ApiLab, strict: str) -> None:
     wait_until(is_told, "the proxy of node2 tells who it was")
 
 
-def test_a_sidecar_without_hbone_takes_plaintext_from_everybody(api: ApiLab, files: Path) -> None:
+def test_sidecar_without_hbone_accepts_plaintext_from_all_pods(api: ApiLab, files: Path) -> None:
     """As Istio's own: PERMISSIVE, and no label that would promise more."""
     made = with_sidecar(api, files, "mild")
     made["metadata"]["labels"]["app"] = "mild"
@@ -117,7 +117,7 @@ def test_a_sidecar_without_hbone_takes_plaintext_from_everybody(api: ApiLab, fil
     assert api.lab.delete("pod", "mild", "shop") == []
 
 
-def test_a_service_moves_to_real_sidecars_and_back_and_no_request_fails(
+def test_service_moves_to_sidecars_and_back_without_a_failed_request(
     api: ApiLab, files: Path
 ) -> None:
     with asking(api, "mesh", "plain") as loops:

@@ -94,7 +94,7 @@ def _asked(lab: Lab, pod: str = "client") -> int:
 
 
 @pytest.mark.parametrize("library", ["glibc", "musl"])
-def test_a_c_librarys_clients_find_services(
+def test_clients_of_each_c_library_resolve_services(
     names: Lab, resolve: dict[str, Path], library: str
 ) -> None:
     before = _asked(names)
@@ -117,13 +117,13 @@ def test_a_c_librarys_clients_find_services(
     assert _asked(names) > before
 
 
-def test_a_service_lives_thirty_seconds_in_caches(names: Lab) -> None:
+def test_service_records_have_a_ttl_of_thirty_seconds(names: Lab) -> None:
     said = _dig_header(names, "my-app.default.svc.cluster.local")
     assert "status: NOERROR" in said
     assert " 30 IN A " in said
 
 
-def test_the_mesh_answers_and_the_cluster_dns_only_what_is_not_of_the_mesh(names: Lab) -> None:
+def test_mesh_names_are_answered_locally_and_others_forwarded(names: Lab) -> None:
     ours = _dig_header(names, "my-app.default.svc.cluster.local")
     other = _dig_header(names, "elsewhere.default.svc.cluster.local")
     assert " 30 IN A " in ours
@@ -144,7 +144,7 @@ def test_dig_by_udp_tcp_with_and_without_edns(names: Lab, way: tuple[str, ...], 
     assert said == expected
 
 
-def test_answers_come_from_the_server_that_was_asked_over_both_families(names: Lab) -> None:
+def test_answers_come_from_the_queried_server_on_both_families(names: Lab) -> None:
     for server in (SERVER4, SERVER6):
         done = names.exec(
             "client", "dig", "+tries=1", "+time=5", f"@{server}", "my-app.default.svc.cluster.local"
@@ -152,7 +152,7 @@ def test_answers_come_from_the_server_that_was_asked_over_both_families(names: L
         assert f"SERVER: {server}#53" in done.stdout
 
 
-def test_no_data_and_no_name_are_told_apart(names: Lab) -> None:
+def test_missing_record_and_missing_name_have_different_answers(names: Lab) -> None:
     no_data = _dig_header(names, "my-app.default.svc.cluster.local", "MX")
     assert "status: NOERROR" in no_data
     assert "ANSWER: 0" in no_data
@@ -162,7 +162,7 @@ def test_no_data_and_no_name_are_told_apart(names: Lab) -> None:
     assert "status: NXDOMAIN" in unknown  # as the cluster's DNS says
 
 
-def test_headless_service_by_srv_and_by_endpoint(names: Lab) -> None:
+def test_headless_service_resolves_by_srv_and_by_endpoint(names: Lab) -> None:
     said = _dig(names, f"_who._tcp.{HEADLESS}", "SRV")
     hosts = sorted({line.split()[3].removesuffix(".") for line in said if " 7001 " in line})
     dashed = addresses(names, "near")[4].replace(".", "-")
@@ -181,7 +181,7 @@ def test_pods_that_are_not_ready_are_left_out(names: Lab) -> None:
         wait_until(lambda: gone in _dig(names, HEADLESS), "the endpoint to be back")
 
 
-def test_systemd_resolved_in_the_pod_is_captured_on_its_way_out(
+def test_queries_of_systemd_resolved_in_the_pod_are_captured(
     names: Lab, resolve: dict[str, Path]
 ) -> None:
     assert RESOLVED.exists(), "run scripts/setup test"
@@ -274,14 +274,14 @@ def test_hosts_of_service_entries_are_resolved_and_reached(
     )
 
 
-def test_pods_outside_the_mesh_ask_for_themselves(names: Lab) -> None:
+def test_queries_of_unenrolled_pods_are_not_captured(names: Lab) -> None:
     said = names.exec(
         "client", "dig", f"@{SERVER4}", "my-app.default.svc.cluster.local", namespace="plain"
     )
     assert " 5 IN A " in " ".join(said.stdout.split())
 
 
-def test_names_are_found_while_the_agent_restarts(names: Lab, tmp_path: Path) -> None:
+def test_names_resolve_while_the_agent_restarts(names: Lab, tmp_path: Path) -> None:
     stop = tmp_path / "stop"
     asker = [sys.executable, str(APPS / "asker.py"), SERVER4, str(stop)]
     hosts = [f"{name}.default.svc.cluster.local" for name in ("my-app", "elsewhere", "twins")]
@@ -296,7 +296,7 @@ def test_names_are_found_while_the_agent_restarts(names: Lab, tmp_path: Path) ->
     assert said["asked"] > 10
 
 
-def test_the_proxy_says_nothing_is_wrong(names: Lab) -> None:
+def test_proxy_logs_no_warning(names: Lab) -> None:
     log = proxy_log(names, "node1")
     assert "handler failed" not in log
     assert "accept failed" not in log

@@ -65,7 +65,7 @@ def _labelled(lab: Lab, pod: str, mode: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_second_connection_of_a_pair_is_direct_and_shows_true_addresses(
+def test_second_connection_of_a_pair_bypasses_the_proxy_and_preserves_addresses(
     lab: Lab, family: int
 ) -> None:
     _until_direct(lab, family)
@@ -91,7 +91,7 @@ def _names(lab: Lab, target: str) -> bool:
     return True
 
 
-def test_verdict_is_for_one_port_only(lab: Lab) -> None:
+def test_bypass_applies_to_one_port_only(lab: Lab) -> None:
     _until_direct(lab)
     before = _counters(lab, "client")
     said = client(lab, "client", "poke", addresses(lab, "near")[4], 7998)
@@ -103,7 +103,7 @@ def test_verdict_is_for_one_port_only(lab: Lab) -> None:
     )
 
 
-def test_direct_connections_are_logged_and_listed(lab: Lab) -> None:
+def test_bypassed_connections_are_logged_and_listed(lab: Lab) -> None:
     _until_direct(lab)
     target = addresses(lab, "near")[4]
     held = lab.popen("client", sys.executable, str(APPS / "client.py"), "hold", target, "7000")
@@ -137,7 +137,7 @@ def test_direct_connections_are_logged_and_listed(lab: Lab) -> None:
     wait_until(logged, "the agent to log the connection")
 
 
-def test_release_and_capture_take_a_pod_off_within_a_second(lab: Lab) -> None:
+def test_unenrollment_and_enrollment_end_the_bypass_within_a_second(lab: Lab) -> None:
     _until_direct(lab)
     with _labelled(lab, "near", "none"):
         start = time.monotonic()
@@ -147,7 +147,7 @@ def test_release_and_capture_take_a_pod_off_within_a_second(lab: Lab) -> None:
     _until_direct(lab)
 
 
-def test_connection_of_before_is_destroyed_when_the_pod_is_captured_anew(lab: Lab) -> None:
+def test_connection_opened_before_enrollment_is_terminated_by_it(lab: Lab) -> None:
     _until_direct(lab)
     target = addresses(lab, "near")[4]
     held = lab.popen("client", sys.executable, str(APPS / "client.py"), "hold", target, "7000")
@@ -166,7 +166,7 @@ def test_connection_of_before_is_destroyed_when_the_pod_is_captured_anew(lab: La
     held.stdout.close()
 
 
-def test_with_the_proxy_dead_authorised_pairs_are_refused_too(lab: Lab) -> None:
+def test_without_the_proxy_authorized_pairs_are_refused(lab: Lab) -> None:
     _until_direct(lab)
     target = addresses(lab, "near")[4]
     lab.kill("node1", "proxy")
@@ -178,7 +178,7 @@ def test_with_the_proxy_dead_authorised_pairs_are_refused_too(lab: Lab) -> None:
     _until_direct(lab)
 
 
-def test_with_both_dead_authorised_pairs_are_refused_too(lab: Lab) -> None:
+def test_without_agent_and_proxy_authorized_pairs_are_refused(lab: Lab) -> None:
     """Nobody is left to void the verdict: the destination's kernel misses the proxy's listener."""
     _until_direct(lab)
     target = addresses(lab, "near")[4]
@@ -192,7 +192,7 @@ def test_with_both_dead_authorised_pairs_are_refused_too(lab: Lab) -> None:
     wait_until(lambda: client(lab, "client", "poke", target, 7000) == {"end": "data"}, "service")
 
 
-def test_without_the_agent_verdicts_lapse_and_nothing_breaks(lab: Lab) -> None:
+def test_bypass_expires_without_the_agent_and_traffic_continues(lab: Lab) -> None:
     _until_direct(lab)
     lab.kill("node1", "agent")
     try:
@@ -202,7 +202,7 @@ def test_without_the_agent_verdicts_lapse_and_nothing_breaks(lab: Lab) -> None:
     _until_direct(lab)
 
 
-def test_encrypt_never_goes_direct() -> None:
+def test_encrypt_mode_never_bypasses_the_proxy() -> None:
     lab = Lab(f"e{os.getpid() % 100000}", nodes=1, agent_options=("--same-node", "encrypt"))
     objects = [
         named("ServiceAccount", "server", "default"),

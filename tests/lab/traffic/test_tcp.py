@@ -39,7 +39,7 @@ def test_both_proxies_log_the_connection_with_identities(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_client_sees_what_it_dialled_and_server_sees_the_client(lab: Lab, family: int) -> None:
+def test_client_sees_the_dialed_address_and_server_sees_the_client(lab: Lab, family: int) -> None:
     mine, target = addresses(lab, "client")[family], addresses(lab, "server")[family]
     said = client(lab, "client", "names", target, 7001)
     port = said["client"]["getsockname"][1]
@@ -50,7 +50,7 @@ def test_client_sees_what_it_dialled_and_server_sees_the_client(lab: Lab, family
     assert said["server"]["getsockname"][1] == 7001
 
 
-def test_v4_mapped_connect_is_carried(lab: Lab) -> None:
+def test_v4_mapped_connect_is_captured(lab: Lab) -> None:
     mapped = f"::ffff:{addresses(lab, 'server')[4]}"
     said = client(lab, "client", "names", mapped, 7001)
     assert said["client"]["getpeername"] == [mapped, 7001]
@@ -71,12 +71,12 @@ def test_server_may_send_fin_first(lab: Lab) -> None:
     )
 
 
-def test_servers_reset_is_a_reset(lab: Lab) -> None:
+def test_reset_by_the_server_reaches_the_client(lab: Lab) -> None:
     said = client(lab, "client", "poke", addresses(lab, "server")[4], 7004)
     assert said == {"end": "ECONNRESET"}
 
 
-def test_clients_reset_is_a_reset(lab: Lab) -> None:
+def test_reset_by_the_client_reaches_the_server(lab: Lab) -> None:
     client(lab, "client", "abort", addresses(lab, "server")[4], 7000)
     log = lab.log_paths("server", "app", "default")[0]
     wait_until(
@@ -91,14 +91,14 @@ def test_connection_that_the_server_refuses_is_reset(lab: Lab) -> None:
     assert said == {"end": "ECONNRESET"}
 
 
-def test_destination_that_is_one_of_our_ports_is_refused(lab: Lab) -> None:
+def test_ports_of_the_proxy_are_refused_as_destinations(lab: Lab) -> None:
     said = client(lab, "client", "poke", addresses(lab, "server")[4], 15008)
     assert said == {"end": "ECONNREFUSED"}
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_gibibyte_arrives_whole(lab: Lab, family: int) -> None:
+def test_one_gibibyte_is_downloaded_unchanged(lab: Lab, family: int) -> None:
     target = addresses(lab, "server")[family]
     said = client(lab, "client", "download", target, 7003, GIB, timeout=200)
     expected = hashlib.sha256()
@@ -108,7 +108,7 @@ def test_a_gibibyte_arrives_whole(lab: Lab, family: int) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_a_gibibyte_goes_up_whole(lab: Lab) -> None:
+def test_one_gibibyte_is_uploaded_unchanged(lab: Lab) -> None:
     said = client(lab, "client", "upload", addresses(lab, "server")[4], 7002, GIB, timeout=200)
     assert said["server"] == said["sent"]
 
@@ -119,12 +119,12 @@ def test_pods_of_one_node_reach_each_other(lab: Lab) -> None:
         assert client(lab, "client", "echo", target, 7000, "next door") == {"said": "next door"}
 
 
-def test_a_pod_reaches_itself_by_its_own_address(lab: Lab) -> None:
+def test_pod_reaches_itself_by_its_own_address(lab: Lab) -> None:
     target = addresses(lab, "near")[4]
     assert client(lab, "near", "echo", target, 7000, "myself") == {"said": "myself"}
 
 
-def test_services_spread_over_ready_endpoints(lab: Lab) -> None:
+def test_connections_to_a_service_spread_over_ready_endpoints(lab: Lab) -> None:
     service = {
         "apiVersion": "v1",
         "kind": "Service",
@@ -152,7 +152,7 @@ def _served_by(lab: Lab, host: str) -> str:
     return str(json.loads(done.stdout)["getsockname"][0])
 
 
-def test_enrolment_adds_no_rule_and_no_route(lab: Lab) -> None:
+def test_enrollment_adds_no_rule_and_no_route(lab: Lab) -> None:
     def rules() -> list[str]:
         commands = (
             ("nft", "list", "ruleset"),

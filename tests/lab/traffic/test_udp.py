@@ -25,7 +25,7 @@ def udp(lab: Lab) -> Iterator[Lab]:
 
 
 @FAMILIES
-def test_datagrams_cross_the_wire_in_tls_only(udp: Lab, tmp_path: Path, family: int) -> None:
+def test_datagrams_between_nodes_are_encrypted(udp: Lab, tmp_path: Path, family: int) -> None:
     token = secrets.token_hex(32)
     mine, target = addresses(udp, "client")[family], addresses(udp, "udp-far")[family]
     pcap = tmp_path / "wire.pcap"
@@ -39,7 +39,7 @@ def test_datagrams_cross_the_wire_in_tls_only(udp: Lab, tmp_path: Path, family: 
     assert _lines(pcap, *between, "and", "not", "tcp", "port", "15008") == []
 
 
-def test_udp_to_the_unenrolled_passes_as_before(udp: Lab, tmp_path: Path) -> None:
+def test_udp_to_unenrolled_pods_is_plaintext(udp: Lab, tmp_path: Path) -> None:
     """Also the counter-check: the same capture does see a token that is not carried."""
     token = secrets.token_hex(32)
     target = addresses(udp, "udp-far", "plain")[4]
@@ -49,7 +49,7 @@ def test_udp_to_the_unenrolled_passes_as_before(udp: Lab, tmp_path: Path) -> Non
         wait_until(lambda: token.encode() in pcap.read_bytes(), "the token to be captured")
 
 
-def test_the_unenrolled_reach_a_pod_of_the_mesh_as_before(udp: Lab) -> None:
+def test_unenrolled_pods_reach_pods_of_the_mesh_by_udp(udp: Lab) -> None:
     target, mine = addresses(udp, "udp-far")[4], addresses(udp, "client", "plain")[4]
     said = say(udp, "names", target, WHOAMI, namespace="plain")
     assert said["server"][0] == mine
@@ -57,7 +57,7 @@ def test_the_unenrolled_reach_a_pod_of_the_mesh_as_before(udp: Lab) -> None:
 
 @FAMILIES
 @pytest.mark.parametrize("port", [WHOAMI, WHOAMI_DUAL])
-def test_both_sides_see_the_true_addresses(udp: Lab, port: int, family: int) -> None:
+def test_client_and_server_see_the_original_addresses(udp: Lab, port: int, family: int) -> None:
     mine, target = addresses(udp, "client")[family], addresses(udp, "udp-far")[family]
     said = say(udp, "names", target, port)
     shown = f"::ffff:{mine}" if (port, family) == (WHOAMI_DUAL, 4) else mine
@@ -66,7 +66,7 @@ def test_both_sides_see_the_true_addresses(udp: Lab, port: int, family: int) -> 
     assert said["server"] == [shown, said["getsockname"][1]]
 
 
-def test_v4_mapped_destinations(udp: Lab) -> None:
+def test_v4_mapped_destinations_are_captured(udp: Lab) -> None:
     mapped = f"::ffff:{addresses(udp, 'udp-far')[4]}"
     assert say(udp, "echo", mapped, ECHO, "hello") == {"said": "hello", "source": [mapped, ECHO]}
     said = say(udp, "names", mapped, WHOAMI)
@@ -75,7 +75,7 @@ def test_v4_mapped_destinations(udp: Lab) -> None:
 
 
 @FAMILIES
-def test_one_socket_several_destinations_in_and_out_of_the_mesh(udp: Lab, family: int) -> None:
+def test_one_socket_reaches_destinations_inside_and_outside_the_mesh(udp: Lab, family: int) -> None:
     pods = [("udp-far", "default"), ("udp-far2", "default"), ("udp-near", "default")]
     targets = [addresses(udp, *pod)[family] for pod in [*pods, ("udp-far", "plain"), pods[0]]]
     said = say(udp, "several", targets[0], ECHO, ",".join(targets[1:]))
@@ -83,7 +83,7 @@ def test_one_socket_several_destinations_in_and_out_of_the_mesh(udp: Lab, family
 
 
 @FAMILIES
-def test_server_that_answers_by_a_connected_socket(udp: Lab, family: int) -> None:
+def test_server_replies_from_a_connected_socket(udp: Lab, family: int) -> None:
     said = say(udp, "bounce", addresses(udp, "udp-far")[family], CONNECTED, "hello")
     assert said["first"]["heard"] == "hello"
     assert said["first"]["getpeername"][0] == addresses(udp, "client")[family]
@@ -91,13 +91,13 @@ def test_server_that_answers_by_a_connected_socket(udp: Lab, family: int) -> Non
 
 
 @FAMILIES
-def test_every_size_up_to_the_largest(udp: Lab, family: int) -> None:
+def test_datagrams_of_every_size_arrive_unchanged(udp: Lab, family: int) -> None:
     wanted = [0, 1, 1200, 1399, 1400, 1472, 1473, 8192, 8972, 32_768, 61_440, 65_507]
     target = addresses(udp, "udp-far")[family]
     assert say(udp, "sizes", target, ECHO, ",".join(map(str, wanted)))["same"] == wanted
 
 
-def test_ten_thousand_datagrams_at_once(udp: Lab) -> None:
+def test_burst_of_ten_thousand_datagrams_is_accounted_for(udp: Lab) -> None:
     """A burst may lose some, as UDP does, and the flow lives on. What came is what was counted."""
     said = say(udp, "flood", addresses(udp, "udp-far")[4], COUNT, "10000x1200")
     assert 1000 < said["came"] <= said["sent"] == 10_000
@@ -119,7 +119,7 @@ def test_both_proxies_log_the_flow_with_identities(udp: Lab) -> None:
     wait_until(lambda: logged("node2", "inbound"), "the server's proxy to log the flow")
 
 
-def test_without_a_proxy_nothing_leaves(udp: Lab, tmp_path: Path) -> None:
+def test_without_the_proxy_no_datagram_leaves_the_node(udp: Lab, tmp_path: Path) -> None:
     token = secrets.token_hex(32)
     target = addresses(udp, "udp-far")[4]
     pcap = tmp_path / "wire.pcap"
@@ -134,7 +134,7 @@ def test_without_a_proxy_nothing_leaves(udp: Lab, tmp_path: Path) -> None:
     wait_until(lambda: say(udp, "refused", target, ECHO)["end"] == "answered", "UDP to be back")
 
 
-def test_udp_goes_on_while_the_agent_restarts(udp: Lab) -> None:
+def test_udp_continues_while_the_agent_restarts(udp: Lab) -> None:
     target = addresses(udp, "udp-far")[4]
     assert say(udp, "echo", target, ECHO, "before")["said"] == "before"
     udp.kill("node1", "agent")
@@ -143,7 +143,7 @@ def test_udp_goes_on_while_the_agent_restarts(udp: Lab) -> None:
     assert say(udp, "echo", target, ECHO, "after")["said"] == "after"
 
 
-def test_policy_judges_udp_as_it_does_tcp(udp: Lab) -> None:
+def test_policy_applies_to_udp_as_to_tcp(udp: Lab) -> None:
     """A denied flow gets nothing, one that was let in before is ended."""
     target = addresses(udp, "udp-far2")[4]
     assert say(udp, "refused", target, ECHO)["end"] == "answered"

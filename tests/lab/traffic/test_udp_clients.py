@@ -86,7 +86,7 @@ def _said(lab: Lab, *argv: str, timeout: float = 60) -> str:
 
 @NODES
 @FAMILIES
-def test_iperf3(servers: Lab, node: str, family: int) -> None:
+def test_iperf3_measures_udp_across_the_mesh(servers: Lab, node: str, family: int) -> None:
     before = udp_counts(servers, "node1")["udp_redirected"]
     target = addresses(servers, f"iperf-{node}")[family]
     argv = ["iperf3", "-c", target, "-u", "-b", "10M", "-l", "1200", "-t", "2", "-J"]
@@ -99,7 +99,7 @@ def test_iperf3(servers: Lab, node: str, family: int) -> None:
 
 @NODES
 @FAMILIES
-def test_a_dns_server(servers: Lab, node: str, family: int) -> None:
+def test_dns_server_is_reached_across_the_mesh(servers: Lab, node: str, family: int) -> None:
     target = addresses(servers, f"dns-{node}")[family]
     dig = ["dig", "+short", "+tries=3", "+time=5", f"@{target}", "-p", str(DNS)]
     assert _said(servers, *dig, NAME) == f"{ADDRESS}\n"
@@ -109,7 +109,7 @@ def test_a_dns_server(servers: Lab, node: str, family: int) -> None:
 
 @NODES
 @FAMILIES
-def test_quic(servers: Lab, node: str, family: int) -> None:
+def test_quic_works_across_the_mesh(servers: Lab, node: str, family: int) -> None:
     target = addresses(servers, f"quic-{node}")[family]
     argv = [sys.executable, str(APPS / "quic_client.py"), target, str(QUIC), "300000"]
     assert json.loads(_said(servers, *argv)) == {"same": True}
@@ -121,7 +121,7 @@ def _vip(lab: Lab, service: str, family: int) -> str:
 
 
 @FAMILIES
-def test_a_service_by_connected_and_unconnected_sockets(servers: Lab, family: int) -> None:
+def test_service_is_reached_by_connected_and_unconnected_sockets(servers: Lab, family: int) -> None:
     """The answer comes from the service's address, the server sees its true client, and a flow
     keeps its endpoint."""
     before = udp_counts(servers, "node1")["udp_redirected"]
@@ -137,7 +137,7 @@ def test_a_service_by_connected_and_unconnected_sockets(servers: Lab, family: in
     assert udp_counts(servers, "node1")["udp_redirected"] > before
 
 
-def test_both_endpoints_of_a_service_are_used(servers: Lab) -> None:
+def test_udp_flows_spread_over_the_endpoints_of_a_service(servers: Lab) -> None:
     """Also the one of the client's own node: the proxy chooses by chance."""
     vip = _vip(servers, "echo", 4)
     ends = {f"{addresses(servers, pod)[4]}:{ECHO}" for pod in ("udp-far", "udp-near")}
@@ -155,13 +155,13 @@ def _connections(lab: Lab) -> tuple[int, list[dict[str, Any]]]:
     return status, list((answer or {}).get("connections", []))
 
 
-def test_quic_by_a_service(servers: Lab) -> None:
+def test_quic_reaches_a_service(servers: Lab) -> None:
     argv = [sys.executable, str(APPS / "quic_client.py"), _vip(servers, "quic", 4)]
     said = json.loads(_said(servers, *argv, str(QUIC + 1000), "100000"))
     assert said == {"same": True}
 
 
-def test_flows_have_istios_series(servers: Lab) -> None:
+def test_udp_flows_are_counted_in_istio_metrics(servers: Lab) -> None:
     target = addresses(servers, "udp-far2")[4]
     labels = {
         "request_protocol": "udp",
@@ -184,7 +184,7 @@ def test_flows_have_istios_series(servers: Lab) -> None:
     wait_until(lambda: grown() == [1, 1000, 1, 1000], "both nodes to count the flow")
 
 
-def test_a_pods_flows_are_bounded(servers: Lab) -> None:
+def test_flows_of_a_pod_are_limited(servers: Lab) -> None:
     """More than there is room for: what is in use stays, the rest is dropped and counted, or takes
     the place of what has been idle for some seconds by then."""
 
@@ -219,7 +219,7 @@ def test_a_pods_flows_are_bounded(servers: Lab) -> None:
     )
 
 
-def test_an_idle_flow_ends_and_says_what_it_carried(servers: Lab) -> None:
+def test_idle_flow_ends_and_logs_its_bytes(servers: Lab) -> None:
     """One that was never answered: nobody is at that port."""
     target = addresses(servers, "udp-far2")[4]
     assert say(servers, "refused", target, 7999)["end"] == "silence"

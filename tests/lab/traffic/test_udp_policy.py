@@ -72,7 +72,7 @@ def udp_counts(lab: Lab, node: str) -> dict[str, int]:
 
 
 @FAMILIES
-def test_strict_keeps_plaintext_out_and_nothing_else(udp: Lab, family: int) -> None:
+def test_strict_rejects_only_plaintext(udp: Lab, family: int) -> None:
     """From outside the mesh: no. By connect-udp, and from a pod of the same node: yes."""
     becomes(udp, "answered", "udp-far", frm=PLAIN, family=family)
     before = udp_counts(udp, "node2")["udp_denied"]
@@ -93,7 +93,7 @@ def test_strict_keeps_plaintext_out_and_nothing_else(udp: Lab, family: int) -> N
     assert page.total("istio_tcp_connections_failed_total", **labels) > 0
 
 
-def test_a_port_may_be_exempt_from_strict(udp: Lab) -> None:
+def test_port_can_be_exempt_from_strict(udp: Lab) -> None:
     ports = {str(WHOAMI): {"mode": "PERMISSIVE"}}
     selector = {"matchLabels": {"app": "udp-far"}}
     with in_force(udp, strict(selector=selector, portLevelMtls=ports)):
@@ -103,7 +103,7 @@ def test_a_port_may_be_exempt_from_strict(udp: Lab) -> None:
     becomes(udp, "answered", "udp-far", frm=PLAIN)
 
 
-def test_who_comes_in_plaintext_has_no_identity_but_an_address(udp: Lab) -> None:
+def test_plaintext_source_has_an_address_and_no_identity(udp: Lab) -> None:
     mine = addresses(udp, "client", PLAIN)[4]
     for rule, end in (
         (source(principals=[MINE]), "silence"),
@@ -118,7 +118,7 @@ def test_who_comes_in_plaintext_has_no_identity_but_an_address(udp: Lab) -> None
 
 
 @FAMILIES
-def test_pods_of_one_node_are_judged_by_identity_and_speak_natively(udp: Lab, family: int) -> None:
+def test_same_node_udp_is_authorized_by_identity_and_stays_native(udp: Lab, family: int) -> None:
     carried = udp_counts(udp, "node1")["udp_redirected"]
     near = addresses(udp, "udp-near")[family]
     with in_force(udp, authorization("ALLOW", source(principals=[MINE]))):
@@ -134,7 +134,7 @@ def test_pods_of_one_node_are_judged_by_identity_and_speak_natively(udp: Lab, fa
     assert udp_counts(udp, "node1")["udp_redirected"] == carried
 
 
-def test_a_flow_that_lives_is_cut_off_when_policy_changes(udp: Lab) -> None:
+def test_open_flow_is_terminated_when_policy_denies_it(udp: Lab) -> None:
     """The client goes on with one connected socket; the verdict it had is void."""
     near = addresses(udp, "udp-near")[4]
     talk = udp.popen("client", *_talking(near))
@@ -163,7 +163,7 @@ def _talking(host: str) -> list[str]:
 
 
 @FAMILIES
-def test_nothing_goes_in_the_clear_to_who_is_strict(udp: Lab, family: int) -> None:
+def test_no_plaintext_is_sent_to_a_strict_pod(udp: Lab, family: int) -> None:
     """The destination is outside the mesh: nobody keeps it there but the sender."""
     becomes(udp, "answered", "udp-far", at=PLAIN, family=family)
     before = udp_counts(udp, "node1")["udp_strict"]
@@ -178,7 +178,7 @@ def test_nothing_goes_in_the_clear_to_who_is_strict(udp: Lab, family: int) -> No
     becomes(udp, "answered", "udp-far", at=PLAIN, family=family)
 
 
-def test_the_agent_may_be_gone_for_a_while(udp: Lab) -> None:
+def test_udp_policy_is_enforced_while_the_agent_is_down(udp: Lab) -> None:
     """What was decided holds; what is new waits for an agent where a policy could be against it."""
     with in_force(udp, strict()):
         becomes(udp, "silence", "udp-near", frm=PLAIN)

@@ -43,7 +43,7 @@ def _lines(path: Path, *expression: str) -> list[str]:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_only_tls_to_15008_and_never_the_token(lab: Lab, family: int, tmp_path: Path) -> None:
+def test_wire_carries_only_tls_to_port_15008(lab: Lab, family: int, tmp_path: Path) -> None:
     lab.restart("node1", "proxy")  # so that the capture has a tunnel's first bytes
     token = secrets.token_hex(32)
     mine, target = addresses(lab, "client")[family], addresses(lab, "server")[family]
@@ -63,7 +63,7 @@ def test_only_tls_to_15008_and_never_the_token(lab: Lab, family: int, tmp_path: 
         assert APPLICATION_DATA in types
 
 
-def test_plaintext_to_the_unenrolled_is_visible(lab: Lab, tmp_path: Path) -> None:
+def test_plaintext_to_unenrolled_pods_is_visible(lab: Lab, tmp_path: Path) -> None:
     """The counter-check: the same capture does see a token that is not encrypted."""
     token = secrets.token_hex(32)
     target = addresses(lab, "server", "plain")[4]

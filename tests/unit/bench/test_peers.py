@@ -44,7 +44,7 @@ def test_keys_are_for_their_owner_only(made: Certificates) -> None:
         assert stat.S_IMODE(secret.stat().st_mode) == 0o600
 
 
-def test_certificate_is_of_the_curve_asked_for_and_signed_by_the_roots(made: Certificates) -> None:
+def test_certificate_has_the_requested_curve_and_is_signed_by_the_root(made: Certificates) -> None:
     leaf = x509.load_pem_x509_certificate(made.certificate.read_bytes())
     (root,) = x509.load_pem_x509_certificates(made.roots.read_bytes())
     leaf.verify_directly_issued_by(root)
@@ -53,7 +53,7 @@ def test_certificate_is_of_the_curve_asked_for_and_signed_by_the_roots(made: Cer
     assert key.curve.name == "secp384r1"
 
 
-def test_haproxy_has_one_thread_and_our_cipher_on_both_ends(route: Route) -> None:
+def test_haproxy_has_one_thread_and_the_same_cipher_at_both_ends(route: Route) -> None:
     for role, address in (("outbound", "127.0.0.1:20000"), ("inbound", "10.1.2.3:20001")):
         argv, _ = Haproxy().command(route, role)
         told = Path(argv[-1]).read_text()
@@ -63,7 +63,7 @@ def test_haproxy_has_one_thread_and_our_cipher_on_both_ends(route: Route) -> Non
         assert "verify required" in told
 
 
-def test_envoy_tunnels_by_connect_and_asks_for_certificates(route: Route) -> None:
+def test_envoy_tunnels_by_connect_and_requires_client_certificates(route: Route) -> None:
     (out,) = envoy.outbound(route)["static_resources"]["listeners"]
     assert _address(out) == ("127.0.0.1", 20000)
     proxy = out["filter_chains"][0]["filters"][0]["typed_config"]
@@ -80,7 +80,7 @@ def _address(listener: dict[str, Any]) -> tuple[str, int]:
     return found["address"], found["port_value"]
 
 
-def test_program_of_somebody_else_gets_the_route_in_its_environment(
+def test_external_peer_gets_the_route_in_its_environment(
     route: Route, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, "/bin/true")
@@ -94,12 +94,12 @@ def test_program_of_somebody_else_gets_the_route_in_its_environment(
 
 
 @pytest.mark.parametrize("program", ["", "/no/such/program"])
-def test_without_that_program_it_takes_no_part_and_says_why(
+def test_missing_external_peer_is_reported_as_absent(
     program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, program)
     assert VARIABLE in (External().absent() or "")
 
 
-def test_every_peer_has_a_name_of_its_own() -> None:
+def test_peer_names_are_unique() -> None:
     assert len({peer.name for peer in PEERS}) == len(PEERS)

@@ -37,13 +37,13 @@ def test_failed_round_is_left_out_and_the_other_rounds_stay_paired() -> None:
     assert made.spread(SPEED, "road", "bicycle") == (1.0, 3.0)
 
 
-def test_nothing_divides_by_zero() -> None:
+def test_division_by_zero_has_no_ratio() -> None:
     (row,) = results([1.0], [0.0]).rows()
     assert row.ratio is None
     assert row.lowest is None
 
 
-def test_absent_peer_has_a_row_that_says_why() -> None:
+def test_absent_peer_has_a_row_with_the_reason() -> None:
     made = results([1.0], [2.0])
     made.note_absent("train", "no rails")
     row = made.rows()[-1]
@@ -51,7 +51,7 @@ def test_absent_peer_has_a_row_that_says_why() -> None:
     assert "no rails" in row.work
 
 
-def test_what_only_we_have_is_a_row_without_a_peer() -> None:
+def test_measurement_without_peers_is_a_row_without_a_peer() -> None:
     (row,) = results([3.0], []).rows()
     assert (row.peer, row.ours, row.theirs, row.ratio) == ("", 3.0, None, None)
 
@@ -63,7 +63,7 @@ def test_identical_sides_have_ratio_one(pairs: list[tuple[float, float]]) -> Non
     assert (row.ratio, row.lowest, row.highest) == (1.0, 1.0, 1.0)
 
 
-def test_results_have_the_agreed_form() -> None:
+def test_results_document_has_the_documented_form() -> None:
     made = results([2.0], [1.0])
     made.note_absent("train", "no rails")
     found = json.loads(json.dumps(document(made, evaluate(made))))

@@ -21,7 +21,7 @@ RUNS = 2000
 
 
 @pytest.mark.parametrize("name", targets.NAMES)
-def test_what_past_runs_found_is_borne(name: str) -> None:
+def test_corpus_inputs_pass(name: str) -> None:
     target, inputs = load(name), corpus_files.read(name)
     assert inputs, "no corpus"
     assert sum(map(len, inputs)) < 64 * 1024, "a corpus is to stay small"
@@ -30,14 +30,14 @@ def test_what_past_runs_found_is_borne(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", targets.NAMES)
-def test_a_short_run_finds_nothing(name: str, tmp_path: Path) -> None:
+def test_short_run_finds_no_failure(name: str, tmp_path: Path) -> None:
     outcome = run(name, RUNS, 1, tmp_path)
     assert not outcome.finding, outcome.said
     assert outcome.runs >= RUNS
     assert outcome.covered > 10, "nothing was instrumented"
 
 
-def test_a_planted_fault_is_found(tmp_path: Path) -> None:
+def test_seeded_bug_is_found(tmp_path: Path) -> None:
     outcome = run("tests.unit.fuzz.seeded_bug", 20_000, 1, tmp_path)
     assert "planted" in outcome.said
     (left,) = tmp_path.iterdir()

@@ -47,7 +47,7 @@ def expressions(dashboard: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield variable["name"], variable["query"]["query"]
 
 
-def test_it_has_what_grafana_needs(dashboard: dict[str, Any]) -> None:
+def test_dashboard_has_the_fields_that_grafana_needs(dashboard: dict[str, Any]) -> None:
     assert {"title", "uid", "schemaVersion", "panels", "templating"} <= set(dashboard)
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(ids) == len(set(ids)) > 10
@@ -62,7 +62,7 @@ def test_every_metric_exists(dashboard: dict[str, Any]) -> None:
     assert {f"{name}_total" for name in METRICS} <= asked
 
 
-def test_every_label_is_the_metrics(dashboard: dict[str, Any]) -> None:
+def test_every_label_exists_on_its_metric(dashboard: dict[str, Any]) -> None:
     known = exposed()
     for title, text in expressions(dashboard):
         for name, selector in _SELECTOR.findall(text):

@@ -18,7 +18,7 @@ def _copied() -> list[str]:
     return [source for line in lines for source in line.split()[:-1]]
 
 
-def test_what_is_copied_is_there_and_is_sent_to_the_builder() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     ignore = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     sent = {line.removeprefix("!") for line in ignore if line.startswith("!")}
     assert _copied()
@@ -27,7 +27,7 @@ def test_what_is_copied_is_there_and_is_sent_to_the_builder() -> None:
         assert source in sent, source
 
 
-def test_everything_that_the_package_is_built_from_is_copied() -> None:
+def test_all_sources_of_the_package_are_copied() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     needed = {path.split("/")[0] for path in [*wheel["packages"], *wheel["force-include"]]}

@@ -26,13 +26,13 @@ def test_script_is_executable_and_parses(script: Path) -> None:
 @pytest.mark.parametrize(
     "part", [path for path in FILES if path.suffix], ids=lambda path: path.name
 )
-def test_what_scripts_source_parses_and_does_not_run_by_itself(part: Path) -> None:
+def test_sourced_script_parses_and_is_not_executable(part: Path) -> None:
     assert part.suffix == ".bash"
     assert not os.access(part, os.X_OK)
     subprocess.run(["bash", "-n", str(part)], check=True, timeout=20)
 
 
-def test_make_without_a_target_helps_and_names_every_target() -> None:
+def test_make_without_a_target_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^(\w+):", makefile, re.MULTILINE)) - {"help"}
     said = subprocess.run(
@@ -46,7 +46,7 @@ def test_make_without_a_target_helps_and_names_every_target() -> None:
     assert set(re.findall(r"^make (\w+)", said, re.MULTILINE)) == targets
 
 
-def test_every_source_file_names_its_licence() -> None:
+def test_every_source_file_names_its_license() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z", "*.py", "*.c", "*.h", "scripts", "Makefile", ".ci"],
         cwd=ROOT,

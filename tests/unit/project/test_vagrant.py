@@ -16,7 +16,7 @@ VAGRANT = ROOT / "vagrant"
 
 
 @pytest.mark.skipif(shutil.which("vagrant") is None, reason="vagrant is not installed")
-def test_vagrant_takes_the_file_and_writes_nothing_beside_it(tmp_path: Path) -> None:
+def test_vagrantfile_is_valid(tmp_path: Path) -> None:
     before = set(VAGRANT.rglob("*"))
     done = subprocess.run(
         ["vagrant", "validate"],
@@ -37,7 +37,7 @@ def test_vagrant_takes_the_file_and_writes_nothing_beside_it(tmp_path: Path) -> 
     assert set(VAGRANT.rglob("*")) == before
 
 
-def test_the_machine_runs_the_readmes_two_commands() -> None:
+def test_vagrant_machine_runs_the_commands_of_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     vagrantfile = (VAGRANT / "Vagrantfile").read_text(encoding="utf-8")
     commands = re.findall(r"#\{CHECKOUT\} && (make \w+)", vagrantfile)
