@@ -79,7 +79,7 @@ def transformed(pod: Any) -> dict[str, Any]:
         "account": spec.service_account_name,
         "host_network": spec.host_network,
         "phase": status.phase,
-        "ips": [each.ip for each in status.pod_i_ps or ()],
+        "ips": [each.ip for each in status.pod_ips or ()],
         "ready": any(c.type == "Ready" and c.status == "True" for c in status.conditions or ()),
     }
 
