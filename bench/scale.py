@@ -34,9 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.cluster.agent_process import HERE, NODE, AgentProcess, Here, Worker
 from bench.cluster.population import WRITERS, Writers, connect, pod_path, populate, say, write
 from bench.cluster.recording import Replay, Watching, record_lists
-from tests.apiserver.objects import account, pod
-from tests.apiserver.rbac_fixture import agent_kubeconfig, grant
-from tests.apiserver.server import ApiServer
+from tests.support.apiserver.objects import account, pod
+from tests.support.apiserver.rbac_fixture import agent_kubeconfig, grant
+from tests.support.apiserver.server import ApiServer
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
 
 TOGGLES = 30  # how often the agent's own pod is labelled, and so captured and released

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.cluster.population import Writers, say
 from bench.scale import quantiles
-from tests.apiserver.control_plane import ControlPlane, wait_until
-from tests.apiserver.server import ApiServer
+from tests.support.apiserver.control_plane import ControlPlane, wait_until
+from tests.support.apiserver.server import ApiServer
 from ztunnel.identity.csr import CertificateRequest, new_request
 from ztunnel.kube.writers.csr_client import CsrSigner
 

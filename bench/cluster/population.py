@@ -19,8 +19,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tests.apiserver.objects import AMBIENT, endpoints, node, pod, service
-from tests.apiserver.server import ApiServer
+from tests.support.apiserver.objects import AMBIENT, endpoints, node, pod, service
+from tests.support.apiserver.server import ApiServer
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION, REDIRECTION_ENABLED
 
 SPACES = 50  # namespaces

@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import yaml
 
-from tests.apiserver.pki import Pki
+from tests.support.apiserver.pki import Pki
 from ztunnel.kube.client.reflector import PAGE_LIMIT, Resource
 from ztunnel.kube.sources.api_server import watched_resources
 

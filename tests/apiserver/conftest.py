@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.apiserver.server import ApiServer, assets
+from tests.support.apiserver.server import ApiServer, assets
 
 
 @pytest.fixture(scope="session")

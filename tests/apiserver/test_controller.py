@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from kubernetes import client
 
-from tests.apiserver.control_plane import ControlPlane, requests_api, wait_until
-from tests.apiserver.server import ApiServer
+from tests.support.apiserver.control_plane import ControlPlane, requests_api, wait_until
+from tests.support.apiserver.server import ApiServer
 from ztunnel.identity.csr import new_request
 from ztunnel.identity.csr_signer import CsrRejected
 from ztunnel.kube.constants import NAMESPACE, ROOTS_CONFIGMAP

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 import pytest
 from cryptography import x509
 
-from tests.apiserver.control_plane import ControlPlane, wait_until
-from tests.apiserver.server import ApiServer
+from tests.support.apiserver.control_plane import ControlPlane, wait_until
+from tests.support.apiserver.server import ApiServer
 from ztunnel.agent.cluster.certificate_issuer import certifier_of
 from ztunnel.agent.config import Options
 from ztunnel.identity import ca

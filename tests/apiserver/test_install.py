@@ -16,8 +16,8 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from tests.apiserver.control_plane import wait_until
-from tests.apiserver.server import ROOT, ApiServer
+from tests.support.apiserver.control_plane import wait_until
+from tests.support.apiserver.server import ROOT, ApiServer
 from ztctl.cluster import manifests
 from ztctl.main import cli
 from ztunnel.kube.constants import NAMESPACE

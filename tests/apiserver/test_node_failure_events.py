@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.apiserver.objects import ambient, namespace, pod
-from tests.apiserver.rbac_fixture import agent_kubeconfig, grant
-from tests.apiserver.server import ROOT, ApiServer
+from tests.support.apiserver.objects import ambient, namespace, pod
+from tests.support.apiserver.rbac_fixture import agent_kubeconfig, grant
+from tests.support.apiserver.server import ROOT, ApiServer
 from tests.support.waiting import wait_until
 from ztunnel.agent.cluster import node_failure_events
 from ztunnel.agent.config import Options

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.apiserver.objects import ambient, namespace, pod
-from tests.apiserver.server import ApiServer
-from tests.apiserver.source_runner import SourceRunner
+from tests.support.apiserver.objects import ambient, namespace, pod
+from tests.support.apiserver.server import ApiServer
+from tests.support.apiserver.source_runner import SourceRunner
 from tests.support.waiting import wait_until
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.policy.model import PeerAuthentication

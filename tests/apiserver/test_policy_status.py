@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.apiserver.control_plane import ControlPlane, wait_until
-from tests.apiserver.server import ROOT, ApiServer
+from tests.support.apiserver.control_plane import ControlPlane, wait_until
+from tests.support.apiserver.server import ROOT, ApiServer
 from ztunnel.kube.objects.policy_status import CONDITION
 
 Json = dict[str, Any]

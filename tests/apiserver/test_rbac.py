@@ -9,10 +9,10 @@ from urllib.error import HTTPError
 
 import pytest
 
-from tests.apiserver.objects import ambient, endpoints, pod, service
-from tests.apiserver.rbac_fixture import AGENT, SYSTEM, agent_kubeconfig, grant, manifest
-from tests.apiserver.server import ApiServer
-from tests.apiserver.source_runner import SourceRunner
+from tests.support.apiserver.objects import ambient, endpoints, pod, service
+from tests.support.apiserver.rbac_fixture import AGENT, SYSTEM, agent_kubeconfig, grant, manifest
+from tests.support.apiserver.server import ApiServer
+from tests.support.apiserver.source_runner import SourceRunner
 from tests.support.waiting import wait_until
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.client.request import ApiError

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from kubernetes import client
 
-from tests.apiserver.objects import account, pod
-from tests.apiserver.rbac_fixture import AGENT, SYSTEM, agent_kubeconfig, grant, manifest
-from tests.apiserver.server import ApiServer
+from tests.support.apiserver.objects import account, pod
+from tests.support.apiserver.rbac_fixture import AGENT, SYSTEM, agent_kubeconfig, grant, manifest
+from tests.support.apiserver.server import ApiServer
 from tests.support.waiting import wait_until
 from ztctl.transport.base import Agent, TransportError
 from ztctl.transport.port_forward import PortForward, _request_token

@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import json
 
-from tests.apiserver.server import ApiServer
+from tests.support.apiserver.server import ApiServer
 
 
 def account(name: str) -> dict[str, object]:

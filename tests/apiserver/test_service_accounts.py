@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.apiserver.control_plane import ControlPlane
-from tests.apiserver.fault_proxy import FaultProxy
-from tests.apiserver.objects import account, namespace
-from tests.apiserver.rbac_fixture import manifest
-from tests.apiserver.server import ApiServer
-from tests.apiserver.source_runner import SourceRunner
+from tests.support.apiserver.control_plane import ControlPlane
+from tests.support.apiserver.fault_proxy import FaultProxy
+from tests.support.apiserver.objects import account, namespace
+from tests.support.apiserver.rbac_fixture import manifest
+from tests.support.apiserver.server import ApiServer
+from tests.support.apiserver.source_runner import SourceRunner
 from tests.support.waiting import wait_until, wait_until_async
 from ztunnel.agent.cluster.service_accounts import missing_of
 from ztunnel.identity import ca

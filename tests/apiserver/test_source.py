@@ -8,10 +8,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.apiserver.fault_proxy import FaultProxy
-from tests.apiserver.objects import Object, ambient, endpoints, namespace, node, pod, service
-from tests.apiserver.server import ROOT, ApiServer
-from tests.apiserver.source_runner import SourceRunner
+from tests.support.apiserver.fault_proxy import FaultProxy
+from tests.support.apiserver.objects import (
+    Object,
+    ambient,
+    endpoints,
+    namespace,
+    node,
+    pod,
+    service,
+)
+from tests.support.apiserver.server import ROOT, ApiServer
+from tests.support.apiserver.source_runner import SourceRunner
 from tests.support.waiting import wait_until
 from ztunnel.kube.client import reflector
 from ztunnel.mesh.model import TunnelProtocol

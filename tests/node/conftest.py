@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.apiserver.control_plane import wait_until
-from tests.apiserver.server import ROOT, assets
 from tests.node import cluster_dns, images
 from tests.node.border_workloads import open_market
 from tests.node.cluster_fixture import Nodes
 from tests.node.node_config import PAUSE
 from tests.node.objects import IMAGE, NEXT
+from tests.support.apiserver.control_plane import wait_until
+from tests.support.apiserver.server import ROOT, assets
 from ztunnel.datapath.requirements import cgroup2_root
 from ztunnel.kube.constants import NAMESPACE
 

@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from tests.apiserver.server import ApiServer
 from tests.node.node_config import Settings
+from tests.support.apiserver.server import ApiServer
 from ztunnel.lab.network import netns
 from ztunnel.lab.runtime import cgroups
 

@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 
-from tests.apiserver.control_plane import wait_until
 from tests.lab.helpers.scrape import Page
 from tests.node import cluster_dns
 from tests.node.border_workloads import INSIDE, OUTSIDE, cluster_ip
@@ -17,6 +16,7 @@ from tests.node.conftest import PATIENCE
 from tests.node.node_config import CLUSTER_DNS, CLUSTER_DOMAIN
 from tests.node.objects import GREETING
 from tests.node.pods import ask, run_in
+from tests.support.apiserver.control_plane import wait_until
 
 SIDES = (INSIDE, OUTSIDE)
 _RESOLVE = "import socket, sys; print(socket.gethostbyname(sys.argv[1]))"

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from tests.apiserver.control_plane import wait_until
 from tests.lab.helpers.scrape import Page
 from tests.node.border_workloads import INSIDE, OUTSIDE, SERVERS, cluster_ip, node_port
 from tests.node.cluster_fixture import CONTROL, PORT, SERVICE, Nodes
 from tests.node.conftest import PATIENCE
 from tests.node.objects import AMBIENT, GREETING, metadata
 from tests.node.pods import MARK, ask, connections, is_captured, pod, requests, run_in
+from tests.support.apiserver.control_plane import wait_until
 
 CLIENT_ID, FAR_ID = (f"spiffe://cluster.local/ns/{INSIDE}/sa/{name}" for name in ("client", "far"))
 # asks the API server by its service's address, as client libraries do

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from tests.apiserver.control_plane import wait_until
 from tests.node.cluster_fixture import Nodes
 from tests.node.conftest import PATIENCE, Ztctl
 from tests.node.objects import AMBIENT, GREETING, NEXT, account, client, namespace, server
@@ -28,6 +27,7 @@ from tests.node.pods import (
     pod,
     requests,
 )
+from tests.support.apiserver.control_plane import wait_until
 from ztunnel.agent.pods.cgroup_discovery import Discovery
 from ztunnel.agent.pods.cri_discovery import AUTO, dialler
 from ztunnel.agent.pods.netns_finder import ProcFs

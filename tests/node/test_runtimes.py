@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.apiserver.control_plane import wait_until
-from tests.apiserver.server import ROOT, assets
 from tests.node.runtime_nodes.node import Node, apart
 from tests.node.runtime_nodes.pods import PODS, name_of
 from tests.node.runtime_nodes.runtimes import CGROUPFS, CONTAINERD, CRIO, SYSTEMD
+from tests.support.apiserver.control_plane import wait_until
+from tests.support.apiserver.server import ROOT, assets
 from ztunnel.agent.pods.cri_discovery import dialler
 from ztunnel.agent.pods.cri_sandbox import CriError
 

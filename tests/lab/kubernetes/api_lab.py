@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import Any
 from urllib.error import HTTPError
 
-from tests.apiserver.fault_proxy import FaultProxy
-from tests.apiserver.objects import account
-from tests.apiserver.rbac_fixture import agent_kubeconfig, grant
-from tests.apiserver.server import ApiServer
+from tests.support.apiserver.fault_proxy import FaultProxy
+from tests.support.apiserver.objects import account
+from tests.support.apiserver.rbac_fixture import agent_kubeconfig, grant
+from tests.support.apiserver.server import ApiServer
 from ztunnel.lab import Lab
 from ztunnel.lab.network import netns
 from ztunnel.lab.objects import Key, key_of

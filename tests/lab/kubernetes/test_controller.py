@@ -11,9 +11,6 @@ from typing import Any
 
 import pytest
 
-from tests.apiserver.control_plane import ControlPlane
-from tests.apiserver.objects import ambient
-from tests.apiserver.server import ApiServer
 from tests.apiserver.test_controller_failover import new_ca, plug
 from tests.lab.helpers.harness import APPS, named, python_pod
 from tests.lab.kubernetes.api_lab import ApiLab
@@ -26,6 +23,9 @@ from tests.lab.kubernetes.test_enrollment import (
     until_captured,
     until_left,
 )
+from tests.support.apiserver.control_plane import ControlPlane
+from tests.support.apiserver.objects import ambient
+from tests.support.apiserver.server import ApiServer
 from tests.support.waiting import wait_until
 from ztunnel.identity import ca
 from ztunnel.kube.constants import NAMESPACE, SELF_SIGNED_CA

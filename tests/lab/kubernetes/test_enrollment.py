@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from tests.apiserver.objects import account, ambient, pod
-from tests.apiserver.server import ApiServer
 from tests.lab.helpers.harness import APPS, addresses, named, python_pod
 from tests.lab.kubernetes.api_lab import ApiLab
 from tests.lab.test_enrollment import enrolled
+from tests.support.apiserver.objects import account, ambient, pod
+from tests.support.apiserver.server import ApiServer
 from tests.support.waiting import wait_until
 from ztunnel.lab import admin_get
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.apiserver.server import ApiServer
 from tests.lab.helpers.harness import APPS, addresses, client, named, proxy_log, python_pod
 from tests.lab.kubernetes import sidecar
 from tests.lab.kubernetes.api_lab import ApiLab
@@ -26,6 +25,7 @@ from tests.lab.kubernetes.test_enrollment import (
     workload,
 )
 from tests.lab.test_enrollment import enrolled
+from tests.support.apiserver.server import ApiServer
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.kubernetes

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import yaml
 
-from tests.apiserver.control_plane import wait_until
-from tests.apiserver.server import assets
 from tests.node import images
 from tests.node.kubelet_node import PREFIX, _make_cgroup, _remove_cgroup, hierarchies
 from tests.node.runtime_nodes import pods
 from tests.node.runtime_nodes.kubelet import configuration
 from tests.node.runtime_nodes.pods import PODS
 from tests.node.runtime_nodes.runtimes import PAUSE, SYSTEMD, Runtime
+from tests.support.apiserver.control_plane import wait_until
+from tests.support.apiserver.server import assets
 
 HERE = Path(__file__).resolve().parent
 KIND_PAUSE = "registry.k8s.io/pause:3.10"  # of its containerd's configuration

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from tests.apiserver.server import ROOT
+from tests.support.apiserver.server import ROOT
 
 PAUSE = "ztunnel.test/pause:1"
 CGROUPFS, SYSTEMD = "cgroupfs", "systemd"

@@ -31,10 +31,10 @@ from typing import IO, Any
 
 import yaml
 
-from tests.apiserver.pki import Pki
+from tests.support.apiserver.pki import Pki
 from ztunnel.kube.client.access import Access
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 READY_TIMEOUT_S = 60.0  # usually 4 s
 STOP_TIMEOUT_S = 20.0
 ISSUER = "https://kubernetes.default.svc"

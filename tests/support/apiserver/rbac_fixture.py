@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from tests.apiserver.objects import account, namespace, node, pod
-from tests.apiserver.server import ROOT, ApiServer
+from tests.support.apiserver.objects import account, namespace, node, pod
+from tests.support.apiserver.server import ROOT, ApiServer
 
 SYSTEM, AGENT = "ztunnel-system", "ztunnel-agent"
 

@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 import yaml
 from kubernetes import client
 
-from tests.apiserver.server import ROOT, ApiServer
 from tests.support import waiting
+from tests.support.apiserver.server import ROOT, ApiServer
 from ztunnel.identity.csr import new_request
 from ztunnel.identity.csr_signer import IssuedCertificate
 from ztunnel.kube.constants import NAMESPACE, ROOTS_CONFIGMAP, ROOTS_KEY, SIGNER_NAME, USAGES
