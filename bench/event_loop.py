@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A TCP relay on the proxy's event loop, on asyncio and on uvloop: client → relay → server.
 
-    python bench/event_loop.py [--rounds 5]
+    python -m bench.event_loop [--rounds 5]
 
 Loopback, without root. The relays do the same and nothing else, so differences are those of the
 loops. Variants take turns in each round; the table has medians, and ratios to the proxy's loop.
@@ -17,22 +17,19 @@ import os
 import signal
 import socket
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import ClassVar, cast
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+import uvloop
 
-from ztunnel import compiled  # noqa: E402
+from ztunnel import compiled
 
-compiled.load()
+if __name__ == "__main__":
+    compiled.load()  # before the import of the loop
 
-import uvloop  # noqa: E402
-
-from ztunnel.proxy.io.event_loop import ACCEPT, READ, WRITE, EventLoop  # noqa: E402
+from ztunnel.proxy.io.event_loop import ACCEPT, READ, WRITE, EventLoop
 
 BUFFER_BYTES = 256 * 1024  # one read; asyncio's and uvloop's own size
 BULK_BYTES = 1 << 30
