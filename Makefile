@@ -8,7 +8,7 @@ help:
 	@echo 'make demo      start a lab of two nodes, show the main features, remove the lab'
 	@echo 'make test      style, types, layers, unit, BPF and lab tests: what needs no Kubernetes'
 	@echo 'make test-all  the same, then tests with a real API server and real kubelets'
-	@echo 'make lint      style, types, layers'
+	@echo 'make lint      style, types, layers, documentation'
 	@echo 'make bench     measure ztunnel beside Envoy and HAProxy; BENCH=quick takes two minutes'
 	@echo 'make setup     install dependencies only: apt packages, the rest into .venv'
 	@echo 'make clean     remove .venv and caches; apt packages stay'
