@@ -224,11 +224,11 @@ def test_http_readiness_probe_determines_readiness(lab: Lab) -> None:
 
 
 def test_host_network_pod_shares_the_namespace_of_its_node(lab: Lab) -> None:
-    made = _pod("hostly")
-    made["spec"] |= {"hostNetwork": True, "nodeName": "node2"}
-    assert not lab.apply(made)
-    assert "172.30.0.2" in lab.exec("hostly", "ip", "-br", "address").stdout
-    lab.delete("pod", "hostly")
+    pod = _pod("host-network")
+    pod["spec"] |= {"hostNetwork": True, "nodeName": "node2"}
+    assert not lab.apply(pod)
+    assert "172.30.0.2" in lab.exec("host-network", "ip", "-br", "address").stdout
+    lab.delete("pod", "host-network")
     assert lab.node_exec("node2", "ip", "link", "show", "eth0").returncode == 0
 
 

@@ -48,14 +48,14 @@ def test_status_covers_all_nodes(lab: Lab) -> None:
 def test_open_connection_is_listed_on_both_nodes(lab: Lab) -> None:
     target = addresses(lab, "server")[4]
     script = Path(__file__).with_name("apps") / "client.py"
-    held = lab.popen("client", sys.executable, str(script), "hold", target, "7000")
-    assert held.stdin is not None
-    assert held.stdout is not None
+    process = lab.popen("client", sys.executable, str(script), "hold", target, "7000")
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
-        assert held.stdout.readline() == b"connected\n"
-        held.stdin.write(b"through\n")
-        held.stdin.flush()
-        assert held.stdout.readline() == b"through\n"
+        assert process.stdout.readline() == b"connected\n"
+        process.stdin.write(b"through\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"through\n"
         sides = {
             (row["node"], row["direction"])
             for row in rows(lab, "connection", "list")
@@ -66,9 +66,9 @@ def test_open_connection_is_listed_on_both_nodes(lab: Lab) -> None:
         flows = json.loads(done.stdout)["connections"]
         assert f"{target}:7000" in {row["original_dst"] for row in flows}
     finally:
-        held.stdin.close()
-        held.wait(10)
-        held.stdout.close()
+        process.stdin.close()
+        process.wait(10)
+        process.stdout.close()
 
 
 def test_redirect_works_while_agent_and_proxy_are_down(lab: Lab) -> None:

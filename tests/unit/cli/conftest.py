@@ -84,5 +84,5 @@ class Agent:
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[Agent]:
     """A running agent whose run directory is `agent.run_dir`."""
-    with Agent(tmp_path / "run") as made:
-        yield made
+    with Agent(tmp_path / "run") as fake:
+        yield fake

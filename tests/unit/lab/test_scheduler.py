@@ -70,9 +70,9 @@ def test_demo_schedules_client_on_node1_and_app_on_node2() -> None:
 
 def test_pods_have_an_address_of_each_family_in_the_range_of_their_node() -> None:
     planned = plan(with_system_objects(deployment("web", 5)))
-    for made in planned.pods:
-        index = made["spec"]["nodeName"].removeprefix("node")
-        ip4, ip6 = pod_ips(made)
+    for created in planned.pods:
+        index = created["spec"]["nodeName"].removeprefix("node")
+        ip4, ip6 = pod_ips(created)
         assert ip4.startswith(f"10.244.{index}.")
         assert ip6.startswith(f"fd00:10:244:{index}::")
 
@@ -143,8 +143,8 @@ def test_every_namespace_gets_a_default_service_account() -> None:
 
 
 def test_deployment_of_a_pod_is_found_by_its_replica_set() -> None:
-    made = next(deployment_pods(deployment("my-app", 1)))
-    assert deployment_of(made) == "my-app"
+    created = next(deployment_pods(deployment("my-app", 1)))
+    assert deployment_of(created) == "my-app"
 
 
 def test_apply_preserves_manual_labels_uid_and_status() -> None:

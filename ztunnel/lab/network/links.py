@@ -98,9 +98,9 @@ def _connect_to_bridge(names: LabNames, node: Node) -> None:
 
 
 def _add_node_routes(netlink: NetNS, link: int, node: Node, nodes: Sequence[Node]) -> None:
-    own = addresses.node_addresses(node.index)
+    node_ips = addresses.node_addresses(node.index)
     # Connections of the node are routed before kube-proxy translates their destination.
-    for cidr, source in zip(addresses.SERVICE_CIDRS, own, strict=True):
+    for cidr, source in zip(addresses.SERVICE_CIDRS, node_ips, strict=True):
         netlink.route("replace", dst=cidr, oif=link, prefsrc=source)
     for other in nodes:
         if other == node:
@@ -108,7 +108,7 @@ def _add_node_routes(netlink: NetNS, link: int, node: Node, nodes: Sequence[Node
         pairs = zip(
             addresses.pod_cidrs(other.index),
             addresses.node_addresses(other.index),
-            own,
+            node_ips,
             strict=True,
         )
         for cidr, gateway, source in pairs:
@@ -121,7 +121,7 @@ def create_pod(names: LabNames, node: Node, pod_netns: str, uid: str, ips: list[
     netns.create(pod_netns, _POD_SYSCTLS)
     interface = pod_interface(uid)
     mac = "02:" + hashlib.sha256(uid.encode()).digest()[:5].hex(":")
-    own = addresses.node_addresses(node.index)
+    node_ips = addresses.node_addresses(node.index)
     with NetNS(names.node_netns(node.name), flags=0) as netlink:
         if stale := _link_index(netlink, interface):
             netlink.link("del", index=stale)
@@ -137,7 +137,7 @@ def create_pod(names: LabNames, node: Node, pod_netns: str, uid: str, ips: list[
             _configure_pod(pod, ips)
         link = _set_link_up(netlink, interface)
         _add_address(netlink, link, addresses.POD_GATEWAYS[1], 64)
-        for ip, source in zip(ips, own, strict=True):
+        for ip, source in zip(ips, node_ips, strict=True):
             length = _PREFIX_LENGTH[addresses.is_ipv6(ip)]
             netlink.neigh("replace", dst=ip, lladdr=mac, ifindex=link, state="permanent")
             netlink.route("replace", dst=f"{ip}/{length}", oif=link, prefsrc=source)
