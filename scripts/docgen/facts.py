@@ -90,7 +90,7 @@ LABELS = {
         "Agent pod annotation, written by the agent",
         "Port and certificate digest of the agent's admin API.",
     ),
-    "ztunnel.dev/retiring-roots": (
+    "ztunnel.dev/expiring-roots": (
         "ConfigMap annotation, written by the controller",
         "JSON object: SHA-256 of a root that is being phased out, to the Unix time of its removal.",
     ),

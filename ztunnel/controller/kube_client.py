@@ -18,7 +18,7 @@ from ztunnel.kube.client.request import APPLY_PATCH, CONFLICT, NOT_FOUND, ApiErr
 from ztunnel.kube.constants import FIELD_MANAGER, NODE_EXTRA, ROOTS_CONFIGMAP, ROOTS_KEY
 from ztunnel.kube.objects.fields import Object
 
-EXPIRING_ROOTS = "ztunnel.dev/retiring-roots"  # annotation: JSON, SHA-256 → Unix seconds
+EXPIRING_ROOTS = "ztunnel.dev/expiring-roots"  # annotation: JSON, SHA-256 → Unix seconds
 CSR_PATH = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
 
 
