@@ -46,7 +46,7 @@ def read(data: bytes, *sizes: int) -> tuple[list[bytes], CapsuleReader]:
         (37, "25"),
     ],
 )
-def test_varints_are_those_of_rfc_9000(value: int, octets: str) -> None:
+def test_varints_match_rfc_9000(value: int, octets: str) -> None:
     assert varint(value).hex() == octets
     assert read_varint(memoryview(bytes.fromhex(octets)), 0) == (value, len(octets) // 2)
 
@@ -59,7 +59,7 @@ def test_varint_round_trip(value: int) -> None:
 @pytest.mark.parametrize(
     "size", [0, 1, 62, 63, 64, 1472, 16_382, 16_383, 16_384, MAX_UDP_PAYLOAD_BYTES]
 )
-def test_payloads_of_every_size(size: int) -> None:
+def test_payloads_of_all_sizes_round_trip(size: int) -> None:
     assert len(datagram_header(size)) <= MAX_DATAGRAM_HEADER_BYTES
     payload = bytes(n & 0xFF for n in range(size))
     found, reader = read(datagram(payload) + datagram(b"next"))
@@ -67,7 +67,7 @@ def test_payloads_of_every_size(size: int) -> None:
     assert reader.is_at_boundary
 
 
-def test_too_large_a_payload_is_not_sent() -> None:
+def test_too_large_payload_raises() -> None:
     with pytest.raises(ValueError, match="65528"):
         datagram_header(MAX_UDP_PAYLOAD_BYTES + 1)
 
@@ -87,7 +87,7 @@ def test_too_large_a_payload_is_not_sent() -> None:
     ),
     st.lists(st.integers(1, 97), min_size=1, max_size=6),
 )
-def test_any_pieces_give_the_same(
+def test_result_does_not_depend_on_the_pieces(
     capsules: list[tuple[bytes | None, bytes]], sizes: list[int]
 ) -> None:
     octets = b"".join(raw for _, raw in capsules)
@@ -103,9 +103,7 @@ def test_any_pieces_give_the_same(
 @example(b"\x00\x00", [1])
 @example(b"\x00\x01\x40", [1])
 @example(b"\x00\xff", [1])
-def test_hostile_octets_never_raise_and_pieces_do_not_matter(
-    octets: bytes, sizes: list[int]
-) -> None:
+def test_hostile_octets_never_raise_however_they_are_split(octets: bytes, sizes: list[int]) -> None:
     whole, one = read(octets)
     parts, other = read(octets, *sizes)
     assert whole == parts
@@ -123,7 +121,7 @@ def test_hostile_octets_never_raise_and_pieces_do_not_matter(
     ],
 )
 @pytest.mark.parametrize("sizes", [(), (1,)])
-def test_what_rfc_9298_forbids_aborts_the_stream(
+def test_violations_of_rfc_9298_abort_the_stream(
     octets: bytes, why: str, sizes: tuple[int, ...]
 ) -> None:
     found, reader = read(octets + datagram(b"never"), *sizes)
@@ -136,7 +134,7 @@ def test_lengths_need_not_be_minimal() -> None:
     assert found == [b"ab"]
 
 
-def test_a_capsule_of_any_length_is_skipped_without_being_kept() -> None:
+def test_unknown_capsules_of_any_length_are_skipped_without_buffering() -> None:
     reader = CapsuleReader()
     reader.feed(memoryview(varint(77) + varint(2**40)))
     for _ in range(64):

@@ -26,7 +26,7 @@ def _payloads(reader: CapsuleReader, octets: bytes) -> list[bytes]:
     return [bytes(one) for one in reader.feed(memoryview(octets))]
 
 
-def test_our_client_speaks_to_h2() -> None:
+def test_extended_connect_from_our_client_to_h2() -> None:
     server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
     server.initiate_connection()
     server.update_settings({h2.settings.SettingCodes.ENABLE_CONNECT_PROTOCOL: 1})
@@ -51,7 +51,7 @@ def test_our_client_speaks_to_h2() -> None:
     assert _payloads(CapsuleReader(), octets) == [b"pong"]
 
 
-def test_h2_speaks_to_our_server() -> None:
+def test_extended_connect_from_h2_to_our_server() -> None:
     client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     client.initiate_connection()
     server = Connection(Role.SERVER, extended_connect=True)
@@ -66,7 +66,7 @@ def test_h2_speaks_to_our_server() -> None:
     assert _payloads(CapsuleReader(), octets) == [b"ping"]
 
 
-def test_window_is_what_several_frames_may_carry() -> None:
+def test_window_covers_several_frames() -> None:
     client = Connection(Role.CLIENT)
     stream = client.request(REQUEST)
     assert client.sendable(stream) == 16_384

@@ -18,7 +18,7 @@ PIECE = 1024 * 1024
 
 
 @given(st.lists(st.integers(-600, 600)))
-def test_only_octets_beyond_the_limit_count_against_the_connection(steps: list[int]) -> None:
+def test_only_held_octets_beyond_the_limit_use_the_connection_window(steps: list[int]) -> None:
     held, total, owed = HeldCredit(LIMIT), 0, 0  # owed: received, but not credited yet
     for step in steps:
         n = min(abs(step), total) if step < 0 else step
@@ -54,7 +54,7 @@ def credited(server: Connection) -> set[int]:
     return {stream_id for kind, _, stream_id, _ in sent if kind == FrameType.WINDOW_UPDATE}
 
 
-def test_held_octets_return_the_connections_window_but_not_the_streams() -> None:
+def test_held_octets_return_connection_credit_but_not_stream_credit() -> None:
     server = serving(1)
     stall(server, 1, constants.STREAM_WINDOW_BYTES)
     assert credited(server) == {0}
@@ -62,7 +62,7 @@ def test_held_octets_return_the_connections_window_but_not_the_streams() -> None
     assert credited(server) == {1}
 
 
-def test_a_peer_can_make_us_hold_the_limit_and_one_connection_window_no_more() -> None:
+def test_held_octets_are_bounded_by_the_limit_and_one_connection_window() -> None:
     bound = constants.MAX_HELD_BYTES + constants.CONNECTION_WINDOW_BYTES
     full = bound // constants.STREAM_WINDOW_BYTES
     server = serving(full + 1)

@@ -38,7 +38,7 @@ def resets_sent(connection: Connection) -> list[int]:
     return [stream_id for kind, _, stream_id, _ in sent if kind == FrameType.RST_STREAM]
 
 
-def test_ten_thousand_streams_meet_the_limit_of_200() -> None:
+def test_of_10000_streams_200_are_accepted() -> None:
     server = greeted(Role.SERVER)
     accepted, failure = 0, None
     for stream_id in range(1, 20_001, 2):
@@ -50,7 +50,7 @@ def test_ten_thousand_streams_meet_the_limit_of_200() -> None:
     assert failure.code == ErrorCode.ENHANCE_YOUR_CALM
 
 
-def test_streams_above_the_limit_are_refused_and_room_is_used_again() -> None:
+def test_streams_above_the_limit_are_refused_until_others_end() -> None:
     server = greeted(Role.SERVER, max_streams=2)
     server.receive(memoryview(request(1) + request(3) + request(5)), 0.0)
     assert resets_sent(server) == [5]
@@ -58,7 +58,7 @@ def test_streams_above_the_limit_are_refused_and_room_is_used_again() -> None:
     assert len(server.receive(memoryview(request(7)), 0.0)) == 1
 
 
-def test_answered_streams_may_be_reset_without_end() -> None:
+def test_answered_streams_may_be_reset_without_limit() -> None:
     server = greeted(Role.SERVER)
     for stream_id in range(1, 20_001, 2):
         server.receive(memoryview(request(stream_id)), 0.0)
@@ -69,7 +69,7 @@ def test_answered_streams_may_be_reset_without_end() -> None:
     assert server.open_streams == 0
 
 
-def test_ends_that_cross_on_a_busy_tunnel_are_no_flood() -> None:
+def test_late_frames_on_a_busy_tunnel_are_not_a_flood() -> None:
     server = greeted(Role.SERVER)
     for stream_id in range(1, 20_001, 2):
         server.receive(memoryview(request(stream_id)), 0.0)
@@ -85,14 +85,14 @@ def test_ends_that_cross_on_a_busy_tunnel_are_no_flood() -> None:
         server.take_output()
 
 
-def test_honest_pings_over_days_are_answered() -> None:
+def test_regular_pings_over_days_are_answered() -> None:
     server = greeted(Role.SERVER)
     for beat in range(20_000):
         assert server.receive(memoryview(frames.ping(b"12345678")), beat * 10.0) == []
         assert server.take_output() == frames.ping(b"12345678", ack=True)
 
 
-def test_answers_that_are_never_read_end_the_connection() -> None:
+def test_unread_responses_end_the_connection() -> None:
     server = greeted(Role.SERVER)
     events = []
     for second in range(10_000):
@@ -101,7 +101,7 @@ def test_answers_that_are_never_read_end_the_connection() -> None:
     assert len(server.take_output()) < 2 * constants.MAX_QUEUED_OUTPUT_BYTES
 
 
-def test_unfinished_frames_hold_no_more_than_the_header_limit() -> None:
+def test_incomplete_frames_buffer_at_most_the_header_limit() -> None:
     server = greeted(Role.SERVER)
     server.receive(memoryview(request(1)), 0.0)
     server.respond(1, 200)
@@ -125,7 +125,7 @@ def test_payload_is_passed_on_before_its_frame_is_complete_and_without_a_copy() 
     assert bytes(event.payload) == b"abc"
 
 
-def test_credit_comes_back_in_large_updates() -> None:
+def test_credit_is_returned_in_large_updates() -> None:
     client = client_with_stream(200)
     for _ in range(4):
         client.receive(memoryview(data(1, bytes(constants.MAX_FRAME_BYTES))), 0.0)
@@ -138,7 +138,7 @@ def test_credit_comes_back_in_large_updates() -> None:
     assert increments.keys() == {0, 1}
 
 
-def test_padding_is_given_back_by_the_codec_itself() -> None:
+def test_codec_returns_credit_for_padding() -> None:
     client = greeted(Role.CLIENT, stream_window=65_535, connection_window=65_535)
     client.request(CONNECT)
     client.receive(memoryview(response(1, 200)), 0.0)
@@ -150,7 +150,7 @@ def test_padding_is_given_back_by_the_codec_itself() -> None:
     assert not client.failed
 
 
-def test_late_data_of_a_reset_stream_does_not_eat_the_connection_window() -> None:
+def test_late_data_of_a_reset_stream_does_not_use_up_the_connection_window() -> None:
     client = client_with_stream(200)
     client.reset(1)
     frame = data(1, bytes(constants.MAX_FRAME_BYTES))
@@ -159,7 +159,7 @@ def test_late_data_of_a_reset_stream_does_not_eat_the_connection_window() -> Non
     assert not client.failed
 
 
-def test_giving_back_more_than_came_is_a_bug_of_the_caller() -> None:
+def test_credit_for_more_than_was_received_raises() -> None:
     client = client_with_stream(200)
     client.receive(memoryview(data(1, b"abc")), 0.0)
     with pytest.raises(ApiMisuseError):
@@ -167,7 +167,7 @@ def test_giving_back_more_than_came_is_a_bug_of_the_caller() -> None:
     client.consumed(1, 3)
 
 
-def test_sending_stops_at_the_window_and_opens_again() -> None:
+def test_sending_stops_at_the_window_and_resumes() -> None:
     client = client_with_stream(200)
     while room := client.sendable(1):
         client.data_frame_header(1, room)
@@ -190,7 +190,7 @@ def test_smaller_initial_window_makes_a_stream_window_negative() -> None:
     assert client.sendable(1) == 1
 
 
-def test_frames_grow_to_what_the_peer_takes() -> None:
+def test_frames_grow_to_the_peers_maximum() -> None:
     client = client_with_stream(200)
     assert client.sendable(1) == constants.DEFAULT_MAX_FRAME_BYTES
     wide = frames.settings_frame(
@@ -200,7 +200,7 @@ def test_frames_grow_to_what_the_peer_takes() -> None:
     assert client.sendable(1) == 1 << 20
 
 
-def test_header_goes_in_front_of_the_payload_in_place() -> None:
+def test_data_header_is_written_in_front_of_the_payload_in_place() -> None:
     client = client_with_stream(200)
     buffer = bytearray(b"." * 9 + b"payload")
     client.write_data_header_into(buffer, 0, 1, 7, end_stream=True)
@@ -208,7 +208,7 @@ def test_header_goes_in_front_of_the_payload_in_place() -> None:
     assert client.sendable(1) == 0
 
 
-def test_goaway_gives_back_what_was_never_looked_at() -> None:
+def test_goaway_resets_streams_that_the_peer_did_not_process() -> None:
     client = greeted(Role.CLIENT)
     for _ in range(3):
         client.request(CONNECT)
@@ -220,7 +220,7 @@ def test_goaway_gives_back_what_was_never_looked_at() -> None:
         client.request(CONNECT)
 
 
-def test_draining_server_refuses_new_streams_and_serves_the_old() -> None:
+def test_draining_server_refuses_new_streams_and_serves_open_ones() -> None:
     server = greeted(Role.SERVER)
     server.receive(memoryview(request(1)), 0.0)
     server.goaway()
@@ -232,7 +232,7 @@ def test_draining_server_refuses_new_streams_and_serves_the_old() -> None:
     assert payload_of(events) == b"still here"
 
 
-def test_client_keeps_to_the_peers_stream_limit() -> None:
+def test_client_respects_the_peers_stream_limit() -> None:
     client = Connection(Role.CLIENT)
     limit = frames.settings_frame([(Setting.MAX_CONCURRENT_STREAMS, 1)])
     client.receive(memoryview(limit), 0.0)
@@ -243,7 +243,7 @@ def test_client_keeps_to_the_peers_stream_limit() -> None:
     assert client.can_open_stream
 
 
-def test_without_a_limit_by_the_peer_only_the_first_hundred_are_careful() -> None:
+def test_stream_limit_is_100_until_settings_without_a_limit_arrive() -> None:
     client = Connection(Role.CLIENT)
     while client.can_open_stream:
         client.request(CONNECT)
@@ -252,7 +252,7 @@ def test_without_a_limit_by_the_peer_only_the_first_hundred_are_careful() -> Non
     assert client.can_open_stream
 
 
-def test_id_of_a_refused_stream_is_used_up() -> None:
+def test_id_of_a_refused_stream_is_not_reused() -> None:
     server = greeted(Role.SERVER, max_streams=1)
     server.receive(memoryview(request(1) + request(5)), 0.0)
     assert resets_sent(server) == [5]
@@ -262,7 +262,7 @@ def test_id_of_a_refused_stream_is_used_up() -> None:
     assert failure.code == ErrorCode.STREAM_CLOSED
 
 
-def test_ping_comes_back() -> None:
+def test_ping_is_answered() -> None:
     client = greeted(Role.CLIENT)
     client.ping(b"12345678")
     assert client.take_output() == frames.ping(b"12345678")
@@ -279,12 +279,12 @@ def test_server_sends_no_data_before_its_response() -> None:
 
 
 @pytest.mark.parametrize("value", [b"a\r\nb", b"a\x00", b" a"])
-def test_header_injection_by_our_own_side_is_refused(value: bytes) -> None:
+def test_header_injection_by_the_caller_raises(value: bytes) -> None:
     with pytest.raises(ApiMisuseError):
         greeted(Role.CLIENT).request([*CONNECT, (b"baggage", value)])
 
 
-def test_extended_connect_is_offered_and_taken_when_enabled() -> None:
+def test_extended_connect_is_announced_and_accepted_when_enabled() -> None:
     server = Connection(Role.SERVER, extended_connect=True)
     client = Connection(Role.CLIENT)
     client.receive(memoryview(server.take_output()), 0.0)

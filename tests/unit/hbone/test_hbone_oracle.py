@@ -343,7 +343,7 @@ def test_bulk_flows_both_ways_through_small_windows() -> None:
         assert len(exchange.theirs.sent[stream_id]) > 10 * 65_535
 
 
-def test_peer_that_keeps_no_header_table_can_decode_us() -> None:
+def test_peer_without_header_table_decodes_our_headers() -> None:
     exchange = Exchange(Role.CLIENT, [])
     exchange.theirs.h2.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: 0})
     exchange.settle()

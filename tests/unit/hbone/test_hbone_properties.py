@@ -47,7 +47,7 @@ FIELDS = st.lists(st.tuples(NAMES, VALUES), max_size=8)
 
 
 @given(st.lists(st.binary(max_size=40_000), max_size=6), CUTS, CUTS, FIELDS)
-def test_octets_of_a_tunnel_arrive_however_the_transport_cuts(
+def test_octets_of_a_tunnel_arrive_however_the_transport_splits_them(
     parts: list[bytes], there: list[int], back: list[int], fields: list[tuple[bytes, bytes]]
 ) -> None:
     fields = [field for field in fields if field[0] not in (b"host", b"te", b"connection")]
@@ -147,7 +147,7 @@ def test_mutated_traffic_never_raises(changes: list[tuple[int, int]], cuts: list
 
 
 @given(st.binary(max_size=300))
-def test_mutated_chunking_gives_the_same_end(octets: bytes) -> None:
+def test_mutated_chunking_gives_the_same_result(octets: bytes) -> None:
     whole, dripped = client_with_stream(200), client_with_stream(200)
     whole.receive(memoryview(octets), 0.0)
     feed(dripped, octets, [1])
@@ -155,14 +155,14 @@ def test_mutated_chunking_gives_the_same_end(octets: bytes) -> None:
 
 
 @given(FIELDS)
-def test_encoded_blocks_mean_the_same_to_hpack(fields: list[tuple[bytes, bytes]]) -> None:
+def test_hpack_decodes_our_header_blocks(fields: list[tuple[bytes, bytes]]) -> None:
     block = headers.encode(fields)
     assert [tuple(field) for field in hpack.Decoder().decode(block, raw=True)] == fields
     assert headers.HeaderDecoder(1 << 20).decode(block) == fields
 
 
 @given(st.binary(max_size=200))
-def test_our_decoder_and_hpack_agree_on_any_octets(block: bytes) -> None:
+def test_plain_decoder_and_hpack_agree_on_any_octets(block: bytes) -> None:
     try:
         expected = [tuple(field) for field in hpack.Decoder().decode(block, raw=True)]
     except hpack.HPACKError:
@@ -172,7 +172,7 @@ def test_our_decoder_and_hpack_agree_on_any_octets(block: bytes) -> None:
         assert headers.HeaderDecoder(1 << 16).decode(block) == expected
 
 
-def test_blocks_of_an_encoder_with_a_dynamic_table_are_understood() -> None:
+def test_blocks_with_a_dynamic_table_are_decoded() -> None:
     server, encoder = Connection(Role.SERVER), hpack.Encoder()
     server.receive(memoryview(GREETING), 0.0)
     fields = [*CONNECT, (b"baggage", b"service.name=my-app")]

@@ -725,7 +725,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "-") for case in CASES])
-def test_breach_gets_its_code(case: Case) -> None:
+def test_violation_is_reported_with_its_error_code(case: Case) -> None:
     connection = case.make()
     events = connection.receive(memoryview(case.octets), 0.0)
     assert wire_helpers.verdict(connection, events) == case.expected
@@ -736,7 +736,7 @@ def test_breach_gets_its_code(case: Case) -> None:
     [case for case in CASES if len(case.octets) < 20_000],
     ids=[case.name.replace(" ", "-") for case in CASES if len(case.octets) < 20_000],
 )
-def test_slow_drip_gets_the_same_code(case: Case) -> None:
+def test_violation_sent_octet_by_octet_has_the_same_code(case: Case) -> None:
     connection = case.make()
     events = []
     for octet in range(len(case.octets)):
@@ -744,6 +744,6 @@ def test_slow_drip_gets_the_same_code(case: Case) -> None:
     assert wire_helpers.verdict(connection, events) == case.expected
 
 
-def test_table_has_no_double_names() -> None:
+def test_cases_have_unique_names() -> None:
     names = [case.name for case in CASES]
     assert len(names) == len(set(names))

@@ -88,9 +88,7 @@ class InboundStream:
         """Check the request, authorize it and dial the application."""
         self._tunnel.attach(self.stream_id, self)
         mesh = self._context.mesh
-        if (
-            mesh is None
-        ):  # cannot happen: the server accepts only with a mesh, which never goes away
+        if mesh is None:  # impossible: the server requires a mesh, which is never unset
             self._refuse(UNAVAILABLE, "no mesh state from the agent yet")
             return
         match check_connect(

@@ -68,7 +68,7 @@ def test_200_with_baggage_then_bytes_both_ways(pair: Pair) -> None:
         peer.wait(h2.events.StreamEnded, stream)
 
 
-def test_settings_are_those_of_hbone(pair: Pair) -> None:
+def test_settings_announce_hbone_windows_and_limits(pair: Pair) -> None:
     with client(pair) as peer:
         while not any(isinstance(one, h2.events.RemoteSettingsChanged) for one in peer.events):
             peer.read()
@@ -81,7 +81,7 @@ def test_settings_are_those_of_hbone(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("port", [15001, 15006, 15008])
-def test_connect_to_our_own_ports_is_400(pair: Pair, port: int) -> None:
+def test_connect_to_reserved_ports_is_400(pair: Pair, port: int) -> None:
     with client(pair) as peer:
         assert peer.status(peer.connect(f"{pair.b.ip}:{port}")) == 400
     still_serves(pair)
@@ -110,7 +110,7 @@ def test_get_is_400(pair: Pair) -> None:
     still_serves(pair)
 
 
-def test_app_that_refuses_is_503(pair: Pair) -> None:
+def test_connection_refused_by_the_app_is_503(pair: Pair) -> None:
     with client(pair) as peer:
         assert peer.status(peer.connect(f"{pair.b.ip}:1")) == 503
 
@@ -176,7 +176,7 @@ def test_wrong_alpn_is_refused(pair: Pair, alpn: str) -> None:
 @pytest.mark.parametrize(
     "junk", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff" + b"\0" * 99, b"\xff"]
 )
-def test_junk_before_tls_is_closed_quietly(pair: Pair, junk: bytes) -> None:
+def test_junk_before_tls_closes_the_connection(pair: Pair, junk: bytes) -> None:
     with socket.create_connection((pair.b.ip, 15008), DEADLINE) as raw, reset_at_any_step():
         raw.sendall(junk)
         raw.shutdown(socket.SHUT_WR)
@@ -185,7 +185,7 @@ def test_junk_before_tls_is_closed_quietly(pair: Pair, junk: bytes) -> None:
     still_serves(pair)
 
 
-def test_silent_connections_are_closed_at_the_deadline(
+def test_connections_without_handshake_are_closed_after_the_timeout(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT_S", 0.2)
@@ -193,7 +193,7 @@ def test_silent_connections_are_closed_at_the_deadline(
         assert raw.recv(1) == b""
 
 
-def test_unfinished_handshakes_are_capped_and_the_oldest_gives_way(pair: Pair) -> None:
+def test_handshake_limit_aborts_the_oldest_handshake(pair: Pair) -> None:
     idle = [socket.create_connection((pair.b.ip, 15008), DEADLINE) for _ in range(300)]
     wait_until(lambda: pair.b.context.tracker.stats.handshakes_failed >= 44)
     assert idle[0].recv(1) == b""
@@ -202,7 +202,7 @@ def test_unfinished_handshakes_are_capped_and_the_oldest_gives_way(pair: Pair) -
         sock.close()
 
 
-def test_junk_inside_tls_is_closed(pair: Pair) -> None:
+def test_junk_inside_tls_closes_the_connection(pair: Pair) -> None:
     context = tls_context(pair.authority.issue(pair.a.me.identity), pair.authority.root_pem, "h2")
     with (
         socket.create_connection((pair.b.ip, 15008), DEADLINE) as raw,
@@ -225,7 +225,7 @@ def test_oversize_headers_do_not_reach_the_app(pair: Pair) -> None:
     still_serves(pair)
 
 
-def test_10000_streams_one_after_the_other(pair: Pair) -> None:
+def test_10000_sequential_streams_are_served(pair: Pair) -> None:
     """Refused ones: each costs a decision and an answer, none leaves anything behind."""
     with client(pair) as peer:
         for _ in range(100):
@@ -241,7 +241,7 @@ def test_10000_streams_one_after_the_other(pair: Pair) -> None:
     still_serves(pair)
 
 
-def test_streams_beyond_the_limit_are_refused_and_the_rest_live(pair: Pair) -> None:
+def test_streams_beyond_the_limit_are_refused_and_others_continue(pair: Pair) -> None:
     with client(pair) as peer:
         peer.connect(str(pair.app.address))
         peer.h2.remote_settings.update({3: 1000})  # the client forgets what it was told
@@ -252,7 +252,7 @@ def test_streams_beyond_the_limit_are_refused_and_the_rest_live(pair: Pair) -> N
     still_serves(pair)
 
 
-def test_slow_drip_of_one_frame_does_not_hold_the_loop(pair: Pair) -> None:
+def test_slowly_sent_frame_does_not_block_other_connections(pair: Pair) -> None:
     with client(pair) as peer:
         for byte in b"\x00\x00\x20\x01\x04\x00\x00\x00\x01":
             peer.sock.sendall(bytes([byte]))
@@ -261,7 +261,9 @@ def test_slow_drip_of_one_frame_does_not_hold_the_loop(pair: Pair) -> None:
             assert time.monotonic() - started < DEADLINE / 2
 
 
-def test_slow_drip_is_closed_at_last(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peer_that_completes_no_frame_is_closed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(keepalive, "PING_INTERVAL_S", 0.1)
     context = tls_context(pair.authority.issue(pair.a.me.identity), pair.authority.root_pem, "h2")
     with (
@@ -281,7 +283,9 @@ def is_closed_while_sending(sock: ssl.SSLSocket, byte: int) -> bool:
     return False
 
 
-def test_peer_that_answers_no_ping_is_closed(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peer_that_does_not_answer_ping_is_closed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(keepalive, "PING_INTERVAL_S", 0.05)
     monkeypatch.setattr(keepalive, "PING_TIMEOUT_S", 0.1)
     with client(pair) as peer:
@@ -291,7 +295,7 @@ def test_peer_that_answers_no_ping_is_closed(pair: Pair, monkeypatch: pytest.Mon
             server.recv(1)  # the client reads no more, so it answers no PING
 
 
-def test_tunnel_of_a_client_whose_certificate_expired_takes_nothing_new(
+def test_tunnel_drains_when_the_client_certificate_expires(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keepalive, "PING_INTERVAL_S", 0.05)

@@ -70,7 +70,7 @@ def test_server_with_an_expired_certificate_is_refused(fresh_pair: Pair) -> None
     dial_is_reset(pair)
 
 
-def test_without_a_certificate_nothing_goes_out_in_the_clear(fresh_pair: Pair) -> None:
+def test_without_certificate_no_plaintext_is_sent(fresh_pair: Pair) -> None:
     pair = fresh_pair
     pair.b.start(pair.authority.issue(pair.b.me.identity))
     pair.a.start(None)
@@ -78,7 +78,7 @@ def test_without_a_certificate_nothing_goes_out_in_the_clear(fresh_pair: Pair) -
     dial_is_reset(pair)
 
 
-def test_without_a_complete_snapshot_everything_is_refused(fresh_pair: Pair) -> None:
+def test_connections_are_refused_before_a_complete_snapshot(fresh_pair: Pair) -> None:
     pair = fresh_pair
     pair.a.sync = False
     pair.a.start(pair.authority.issue(pair.a.me.identity))
@@ -93,7 +93,7 @@ def test_without_a_complete_snapshot_everything_is_refused(fresh_pair: Pair) -> 
     ping(pair)
 
 
-def test_no_original_destination_is_refused(pair: Pair) -> None:
+def test_connection_without_original_destination_is_refused(pair: Pair) -> None:
     def absent(sock: socket.socket) -> None:
         raise FileNotFoundError(2, "No such file or directory")
 
@@ -101,7 +101,7 @@ def test_no_original_destination_is_refused(pair: Pair) -> None:
     dial_is_reset(pair)
 
 
-def test_renewed_certificate_retires_tunnels_but_not_connections(pair: Pair) -> None:
+def test_renewed_certificate_drains_tunnels_and_keeps_connections(pair: Pair) -> None:
     client = pair.a.dial()
     server = pair.app.accept()
     ((_, old),) = pair.a.context.pool.tunnels()
@@ -117,7 +117,7 @@ def test_renewed_certificate_retires_tunnels_but_not_connections(pair: Pair) -> 
     wait_until(lambda: old.state is TunnelState.CLOSED, "old tunnel to close with its last stream")
 
 
-def test_removed_certificate_is_forgotten_and_nothing_goes_out(pair: Pair) -> None:
+def test_removed_certificate_stops_new_connections(pair: Pair) -> None:
     identity = pair.a.me.identity
     pair.a.agent.send(CertificateRemoved(identity))
     wait_until(lambda: identity not in pair.a.context.credentials, "the key to be forgotten")
@@ -127,7 +127,7 @@ def test_removed_certificate_is_forgotten_and_nothing_goes_out(pair: Pair) -> No
     ping(pair)
 
 
-def test_successor_at_the_same_address_never_gets_the_old_tunnel(pair: Pair) -> None:
+def test_new_pod_at_the_same_address_never_uses_the_old_tunnel(pair: Pair) -> None:
     ping(pair)
     ((_, old),) = pair.a.context.pool.tunnels()
     successor = msgspec.structs.replace(pair.b.me, pod_uid="uid-successor")
@@ -140,7 +140,7 @@ def test_successor_at_the_same_address_never_gets_the_old_tunnel(pair: Pair) -> 
     assert key.workload_pod == "uid-successor"
 
 
-def test_other_news_of_the_mesh_keep_the_tunnel(pair: Pair) -> None:
+def test_unrelated_mesh_changes_keep_the_tunnel(pair: Pair) -> None:
     ping(pair)
     ((_, tunnel),) = pair.a.context.pool.tunnels()
     relabelled = msgspec.structs.replace(pair.b.me, labels={"app": "b"})
@@ -149,7 +149,7 @@ def test_other_news_of_the_mesh_keep_the_tunnel(pair: Pair) -> None:
     assert [one for _, one in pair.a.context.pool.tunnels()] == [tunnel]
 
 
-def test_agent_lost_and_back_interrupts_nothing(pair: Pair) -> None:
+def test_agent_restart_does_not_interrupt_connections(pair: Pair) -> None:
     client = pair.a.dial()
     server = pair.app.accept()
     pair.a.agent.stop()
@@ -168,7 +168,7 @@ def test_agent_lost_and_back_interrupts_nothing(pair: Pair) -> None:
     ping(pair)
 
 
-def test_removed_pod_is_refused_but_its_connections_go_on(pair: Pair) -> None:
+def test_unenrolled_pod_refuses_new_connections_and_keeps_live_ones(pair: Pair) -> None:
     client = pair.a.dial()
     server = pair.app.accept()
     pair.a.remove_pod(gone=False)
@@ -177,7 +177,7 @@ def test_removed_pod_is_refused_but_its_connections_go_on(pair: Pair) -> None:
     assert server.recv(1) == b"x"
 
 
-def test_gone_pod_loses_its_connections(pair: Pair) -> None:
+def test_deleted_pod_resets_its_connections(pair: Pair) -> None:
     client = pair.a.dial()
     server = pair.app.accept()
     pair.a.remove_pod(gone=True)
@@ -185,7 +185,7 @@ def test_gone_pod_loses_its_connections(pair: Pair) -> None:
     is_reset(server)
 
 
-def test_drain_lets_connections_end_and_refuses_new_ones(pair: Pair) -> None:
+def test_drain_refuses_new_connections_and_waits_for_live_ones(pair: Pair) -> None:
     client = pair.a.dial()
     server = pair.app.accept()
     pair.a.in_loop(lambda: pair.a.worker.drain(5.0))
@@ -198,7 +198,7 @@ def test_drain_lets_connections_end_and_refuses_new_ones(pair: Pair) -> None:
     assert not pair.a._thread.is_alive()
 
 
-def test_drain_resets_what_is_left_at_the_deadline(pair: Pair) -> None:
+def test_drain_resets_live_connections_at_the_deadline(pair: Pair) -> None:
     client = pair.a.dial()
     server = pair.app.accept()
     pair.a.in_loop(lambda: pair.a.worker.drain(0.1))
@@ -206,7 +206,7 @@ def test_drain_resets_what_is_left_at_the_deadline(pair: Pair) -> None:
     is_reset(server)
 
 
-def test_queries_tell_of_live_connections(pair: Pair) -> None:
+def test_introspection_lists_live_connections(pair: Pair) -> None:
     client = pair.a.dial()
     server = pair.app.accept()
     client.sendall(b"12345")
@@ -219,7 +219,7 @@ def test_queries_tell_of_live_connections(pair: Pair) -> None:
     assert msgspec.msgpack.decode(pair.a.query("stats"))["opened"] == 1
 
 
-def test_last_bytes_of_a_retired_tunnel_all_arrive(pair: Pair) -> None:
+def test_last_bytes_of_a_drained_tunnel_arrive(pair: Pair) -> None:
     client = pair.a.dial()
     server = pair.app.accept()
     pair.a.agent.send(pair.authority.issue(pair.a.me.identity))
@@ -258,7 +258,7 @@ class Held:
 
 
 @pytest.mark.parametrize("rest", [b"", b" and the rest"])
-def test_first_words_go_with_the_request(pair: Pair, rest: bytes) -> None:
+def test_early_data_is_sent_with_connect(pair: Pair, rest: bytes) -> None:
     held = Held(pair)
     client = pair.a.dial()
     client.sendall(b"first words")

@@ -110,7 +110,7 @@ def test_denied_by_principal_is_401_and_logged(
     assert stats(pair.b).opened == 0
 
 
-def test_allowed_again_when_the_policy_goes(pair: Pair, rules: Rules) -> None:
+def test_removed_policy_allows_connections_again(pair: Pair, rules: Rules) -> None:
     rules.say(deny())
     rules.settle()
     assert status(pair) == 401
@@ -140,7 +140,7 @@ def test_over_hbone(pair: Pair, rules: Rules, obj: Json, expected: int) -> None:
     assert status(pair) == expected
 
 
-def test_port_is_the_apps(pair: Pair, rules: Rules) -> None:
+def test_policy_ports_match_the_port_of_the_app(pair: Pair, rules: Rules) -> None:
     port = pair.app.address.port
     rules.say(policy([{"to": [{"operation": {"ports": [str(port)]}}]}], "DENY", namespace="test"))
     rules.settle()
@@ -162,7 +162,7 @@ def test_the_app_of_a_denied_client_sees_a_reset(pair: Pair, rules: Rules) -> No
     assert end in RESETS
 
 
-def test_live_connection_that_is_denied_now_is_closed_and_others_go_on(
+def test_policy_change_closes_denied_live_connections_only(
     pair: Pair, rules: Rules, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pair.a.dial() as sock:
@@ -185,9 +185,7 @@ def test_live_connection_that_is_denied_now_is_closed_and_others_go_on(
     assert len(pair.b.context.admissions) == 0
 
 
-def test_connection_that_is_being_dialled_when_the_policy_comes_is_denied(
-    pair: Pair, rules: Rules
-) -> None:
+def test_policy_change_denies_a_connection_that_is_being_dialed(pair: Pair, rules: Rules) -> None:
     """The app's backlog is full, so that the dial hangs between the decision and the answer."""
     slow = listen(pair.b.ip, 0, backlog=0)
     fillers = []
@@ -207,7 +205,7 @@ def test_connection_that_is_being_dialled_when_the_policy_comes_is_denied(
         each.close()
 
 
-def test_workload_whose_labels_change_is_judged_anew(pair: Pair, rules: Rules) -> None:
+def test_label_change_reevaluates_live_connections(pair: Pair, rules: Rules) -> None:
     selector = {"matchLabels": {"app": "closed"}}
     rules.say(policy(namespace="test", selector=selector))
     with pair.a.dial() as sock:
@@ -224,7 +222,7 @@ def _fields(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__struct_fields__}
 
 
-def test_parts_of_a_change_are_in_force_at_once(pair: Pair, rules: Rules) -> None:
+def test_parts_of_a_mesh_change_apply_atomically(pair: Pair, rules: Rules) -> None:
     """One DENY takes the place of another: between the two parts nobody gets in."""
     rules.say(deny("old"))
     rules.settle()
@@ -238,7 +236,7 @@ def test_parts_of_a_change_are_in_force_at_once(pair: Pair, rules: Rules) -> Non
     assert [each.name for each in pair.b.context.mesh.policies] == ["new"]  # type: ignore[union-attr]
 
 
-def test_new_snapshot_closes_what_it_denies_when_it_is_complete(pair: Pair, rules: Rules) -> None:
+def test_complete_snapshot_closes_connections_that_it_denies(pair: Pair, rules: Rules) -> None:
     with pair.a.dial() as sock:
         sock.sendall(b"hello")
         server = pair.app.accept()
@@ -300,6 +298,6 @@ def test_plaintext(pair: Pair, rules: Rules, obj: Json, denied: bool) -> None:
     assert not thread.is_alive()
 
 
-def test_plaintext_that_is_denied_is_reset(pair: Pair, rules: Rules) -> None:
+def test_denied_plaintext_connection_is_reset(pair: Pair, rules: Rules) -> None:
     rules.say(peer("STRICT", namespace="test"))
     assert knock(plaintext_door(pair)) in RESETS

@@ -68,7 +68,7 @@ def collector() -> Iterator[Collector]:
     made.close()
 
 
-def test_both_ends_of_a_connection_are_one_trace(pair: Pair, collector: Collector) -> None:
+def test_both_proxies_of_a_connection_share_one_trace(pair: Pair, collector: Collector) -> None:
     makers = {node.name: ConnectionTracer.to(collector.url, node.name) for node in (pair.a, pair.b)}
     for node in (pair.a, pair.b):
         node.context.tracker.tracer = makers[node.name]
@@ -93,7 +93,7 @@ def test_both_ends_of_a_connection_are_one_trace(pair: Pair, collector: Collecto
     assert ours.status.code == Status.STATUS_CODE_UNSET
 
 
-def test_a_failure_is_an_error_of_its_span(pair: Pair, collector: Collector) -> None:
+def test_failed_connection_marks_span_as_error(pair: Pair, collector: Collector) -> None:
     maker = pair.a.context.tracker.tracer = ConnectionTracer.to(collector.url, "a")
     pair.app.close()
     with pytest.raises(ConnectionResetError):
@@ -105,9 +105,7 @@ def test_a_failure_is_an_error_of_its_span(pair: Pair, collector: Collector) -> 
     assert "answered 503" in span.status.message
 
 
-def test_who_does_not_sample_makes_no_span_at_the_other_end(
-    pair: Pair, collector: Collector
-) -> None:
+def test_unsampled_trace_creates_no_span_at_the_peer(pair: Pair, collector: Collector) -> None:
     maker = pair.b.context.tracker.tracer = ConnectionTracer.to(collector.url, "b")
     client, server = pair.a.dial(), pair.app.accept()
     client.close()
@@ -126,12 +124,12 @@ def test_without_a_collector_nothing_is_recorded(pair: Pair) -> None:
 
 
 @given(st.text(max_size=80) | st.from_regex(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"))
-def test_any_traceparent_is_read_or_refused(text: str) -> None:
+def test_any_traceparent_is_parsed_or_rejected(text: str) -> None:
     context = parse(text)
     assert context is None or context.is_valid
 
 
-def test_zeroes_are_no_traceparent() -> None:
+def test_traceparent_with_zero_ids_is_rejected() -> None:
     assert parse(f"00-{'0' * 32}-{'1' * 16}-01") is None
     assert parse(f"00-{'1' * 32}-{'0' * 16}-01") is None
     assert parse(f"00-{'1' * 32}-{'2' * 16}-01") is not None

@@ -49,7 +49,7 @@ def source_of(node: Node, address: tuple[str, int]) -> SocketAddress:
     return node.tokens[address[0]]
 
 
-def test_datagrams_and_true_addresses_both_ways(ready: Pair) -> None:
+def test_datagrams_carry_original_addresses_in_both_directions(ready: Pair) -> None:
     a, b = ready.a, ready.b
     with app(a) as (client, here), app(b) as (server, there):
         for size in (0, 1, 1472, 9000, 65_507):
@@ -66,7 +66,7 @@ def test_datagrams_and_true_addresses_both_ways(ready: Pair) -> None:
     assert len(a.context.pool.open) == 1
 
 
-def test_one_socket_speaks_to_several(ready: Pair) -> None:
+def test_one_socket_exchanges_datagrams_with_several_servers(ready: Pair) -> None:
     a, b = ready.a, ready.b
     with app(a) as (client, _), app(b) as (one, first), app(b) as (two, second):
         client.sendto(b"to one", a.udp_to(first))
@@ -77,7 +77,7 @@ def test_one_socket_speaks_to_several(ready: Pair) -> None:
     assert len(a.context.pool.open) == 1  # both on one mTLS connection
 
 
-def test_server_that_speaks_first_later_and_from_loopback(ready: Pair) -> None:
+def test_server_replies_late_unprompted_and_from_loopback(ready: Pair) -> None:
     """A server's connected socket is seen at loopback: answers must follow it there."""
     a, b = ready.a, ready.b
     with app(a) as (client, _), app(b) as (server, there):
@@ -92,7 +92,7 @@ def test_server_that_speaks_first_later_and_from_loopback(ready: Pair) -> None:
             assert connected.recv(100) == b"more"
 
 
-def test_flows_of_different_clients_stay_apart(ready: Pair) -> None:
+def test_flows_of_different_clients_are_separate(ready: Pair) -> None:
     a, b = ready.a, ready.b
     with app(a) as (one, first), app(a) as (two, second), app(b) as (server, there):
         one.sendto(b"one", a.udp_to(there))
@@ -108,7 +108,7 @@ def test_flows_of_different_clients_stay_apart(ready: Pair) -> None:
         assert two.recv(100) == b"for two"
 
 
-def test_more_flows_than_a_tunnel_has_streams(ready: Pair) -> None:
+def test_flows_beyond_the_stream_limit_use_another_tunnel(ready: Pair) -> None:
     a, b = ready.a, ready.b
     with app(b) as (server, there):
         clients = [a.udp_app() for _ in range(POOL_STREAMS + 20)]
@@ -122,7 +122,7 @@ def test_more_flows_than_a_tunnel_has_streams(ready: Pair) -> None:
                 client.close()
 
 
-def test_full_table_drops_and_counts_until_a_flow_is_idle(
+def test_full_flow_table_drops_and_counts_until_a_flow_is_idle(
     ready: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = ready.a, ready.b
@@ -140,7 +140,7 @@ def test_full_table_drops_and_counts_until_a_flow_is_idle(
         assert len(udp(a).flows) == 2
 
 
-def test_idle_flows_end_on_both_sides(ready: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_flows_expire_on_both_sides(ready: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = ready.a, ready.b
     with app(a) as (client, _), app(b) as (server, there):
         client.sendto(b"x", a.udp_to(there))
@@ -154,7 +154,7 @@ def test_idle_flows_end_on_both_sides(ready: Pair, monkeypatch: pytest.MonkeyPat
         assert server.recv(100) == b"again"
 
 
-def test_unknown_destination_is_not_sent_anywhere(ready: Pair) -> None:
+def test_datagrams_to_unknown_destinations_are_dropped(ready: Pair) -> None:
     a = ready.a
     with app(a) as (client, _):
         client.sendto(b"x", a.udp_to(SocketAddress("192.0.2.9", 9)))
@@ -165,7 +165,7 @@ def test_unknown_destination_is_not_sent_anywhere(ready: Pair) -> None:
     assert len(udp(a).flows) == 0
 
 
-def test_a_proxy_without_connect_udp_is_told_of(
+def test_proxy_without_connect_udp_is_reported_to_the_agent(
     ready: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = ready.a, ready.b
@@ -197,7 +197,7 @@ def test_a_proxy_without_connect_udp_is_told_of(
     wait_until(lambda: not len(udp(a).flows), "the flow to end")
 
 
-def test_flows_move_when_their_tunnel_is_retired(ready: Pair) -> None:
+def test_flows_move_to_a_new_tunnel_when_theirs_drains(ready: Pair) -> None:
     a, b = ready.a, ready.b
     with app(a) as (client, here), app(b) as (server, there):
         client.sendto(b"one", a.udp_to(there))
@@ -212,7 +212,7 @@ def test_flows_move_when_their_tunnel_is_retired(ready: Pair) -> None:
         wait_until(lambda: len(a.context.pool.open) == 1, "the old tunnel to end")
 
 
-def test_lost_tunnel_is_made_anew_by_either_side(ready: Pair) -> None:
+def test_lost_tunnel_is_established_again_by_either_side(ready: Pair) -> None:
     a, b = ready.a, ready.b
     with app(a) as (client, _), app(b) as (server, there):
         client.sendto(b"one", a.udp_to(there))
@@ -225,7 +225,7 @@ def test_lost_tunnel_is_made_anew_by_either_side(ready: Pair) -> None:
         assert (data, source_of(a, source)) == (b"late answer", there)
 
 
-def test_destination_that_left_the_mesh_gets_nothing(ready: Pair) -> None:
+def test_destination_removed_from_the_mesh_gets_no_datagrams(ready: Pair) -> None:
     a, b = ready.a, ready.b
     with app(a) as (client, _), app(b) as (server, there):
         client.sendto(b"one", a.udp_to(there))
@@ -237,7 +237,7 @@ def test_destination_that_left_the_mesh_gets_nothing(ready: Pair) -> None:
         wait_until(lambda: a.context.tracker.stats.refused == 1, "refusal")
 
 
-def test_a_removed_pod_lets_go_of_its_socket(ready: Pair) -> None:
+def test_removed_pod_closes_its_udp_socket(ready: Pair) -> None:
     a, b = ready.a, ready.b
     with app(a) as (client, _), app(b) as (server, there):
         client.sendto(b"one", a.udp_to(there))
@@ -248,7 +248,7 @@ def test_a_removed_pod_lets_go_of_its_socket(ready: Pair) -> None:
         wait_until(lambda: not len(udp(b).flows), "the far end to notice")
 
 
-def test_stalled_peer_costs_datagrams_and_no_memory(
+def test_stalled_peer_drops_datagrams_instead_of_buffering(
     ready: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody reads at the far end: what does not fit is dropped, and the rest goes on after."""
@@ -266,7 +266,7 @@ def test_stalled_peer_costs_datagrams_and_no_memory(
         assert server.recv(2000) == b"after"
 
 
-def test_policy_judges_flows_and_ends_those_it_denies_later(ready: Pair) -> None:
+def test_policy_applies_to_new_and_live_flows(ready: Pair) -> None:
     a, b = ready.a, ready.b
     rules = Rules(b)
     with app(a) as (client, _), app(a) as (other, _), app(b) as (server, there):

@@ -10,7 +10,7 @@ import pytest
 from ztunnel.proxy.io.event_loop import READ, EventLoop
 
 
-def test_timeouts_and_timers_are_called_in_time_and_only_then() -> None:
+def test_timeouts_and_timers_are_called_when_due() -> None:
     loop, called = EventLoop(), list[str]()
     loop.add_timeout(0.02, lambda: called.append("limit"))
     loop.call_later(0.01, lambda: called.append("timer"))
@@ -21,7 +21,7 @@ def test_timeouts_and_timers_are_called_in_time_and_only_then() -> None:
     assert called == ["timer", "limit"]
 
 
-def test_a_cancelled_limit_is_not_called_and_does_not_keep_a_later_one() -> None:
+def test_cancelled_timeout_does_not_delay_a_later_one() -> None:
     loop, called = EventLoop(), list[str]()
     first = loop.add_timeout(0.01, lambda: called.append("first"))
     loop.add_timeout(0.01, lambda: called.append("second"))
@@ -31,14 +31,14 @@ def test_a_cancelled_limit_is_not_called_and_does_not_keep_a_later_one() -> None
     assert called == ["second"]
 
 
-def test_cancelled_timeouts_are_not_kept() -> None:
+def test_cancelled_timeouts_are_removed() -> None:
     loop = EventLoop()
     for _ in range(1000):
         loop.add_timeout(20.0, lambda: None).cancel()
     assert sum(map(len, loop._timeouts.values())) == 1
 
 
-def test_a_limit_that_fails_does_not_stop_the_loop(capfd: pytest.CaptureFixture[str]) -> None:
+def test_exception_in_a_timeout_does_not_stop_the_loop(capfd: pytest.CaptureFixture[str]) -> None:
     loop, called = EventLoop(), list[str]()
 
     def fail() -> None:
@@ -64,7 +64,7 @@ class Counter:
         raise AssertionError(error)
 
 
-def test_a_socket_of_ours_alone_leaves_the_epoll_by_its_close() -> None:
+def test_closing_an_unshared_socket_removes_it_from_epoll() -> None:
     loop, counter = EventLoop(), Counter()
     ours, theirs = socket.socketpair()
     number = ours.fileno()

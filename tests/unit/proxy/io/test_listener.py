@@ -27,7 +27,7 @@ def waits(thread: threading.Thread) -> bool:
 
 
 @pytest.mark.skipif(EPOLL_WAIT is None, reason="number of epoll_wait not known here")
-def test_connections_that_come_one_by_one_are_spread_over_the_workers() -> None:
+def test_sequential_connections_are_spread_over_the_workers() -> None:
     door = listen(fresh_ip(), 0)
     took: Counter[int] = Counter()
     accepted = threading.Semaphore(0)

@@ -127,7 +127,7 @@ def wait_readable(sock: socket.socket) -> None:
     assert select.select([sock], [], [], DEADLINE)[0], "nothing came"
 
 
-def test_what_comes_in_one_segment_with_the_end_of_the_handshake_is_read(
+def test_data_in_the_segment_of_the_last_handshake_message_is_read(
     authority: Authority,
 ) -> None:
     with served(authority) as ends:
@@ -138,14 +138,14 @@ def test_what_comes_in_one_segment_with_the_end_of_the_handshake_is_read(
         assert ends.read() == b"early bird"
 
 
-def test_it_knows_who_the_peer_is_and_what_was_agreed_on(ends: Ends) -> None:
+def test_session_reports_peer_certificate_cipher_and_protocol(ends: Ends) -> None:
     assert credentials.check_peer(ends.session) == PEER
     assert ends.session.protocol == credentials.ALPN
     assert ends.session.cipher in credentials.CIPHERS
     assert not ends.session.resumed
 
 
-def test_a_whole_buffer_leaves_in_one_send(ends: Ends) -> None:
+def test_whole_buffer_is_sent_by_one_system_call(ends: Ends) -> None:
     sends = []
 
     class Counted(socket.socket):
@@ -163,7 +163,7 @@ def test_a_whole_buffer_leaves_in_one_send(ends: Ends) -> None:
     assert sum(sends[1:]) == 0 or len(sends) == 2  # a second one only if the first was cut short
 
 
-def test_what_the_socket_does_not_take_waits_and_arrives_in_order(ends: Ends) -> None:
+def test_pending_ciphertext_arrives_in_order(ends: Ends) -> None:
     plain = bytes(range(256)) * (BUFFER_BYTES // 256)
     mine = ends.session.sock
     mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECORD_BYTES)
@@ -187,7 +187,7 @@ def test_what_the_socket_does_not_take_waits_and_arrives_in_order(ends: Ends) ->
     sizes=st.lists(st.integers(1, 3 * RECORD_BYTES), min_size=1, max_size=6),
     cuts=st.lists(st.integers(1, 40_000), min_size=1, max_size=8),
 )
-def test_nothing_is_left_behind_wherever_the_octets_are_cut(
+def test_all_plaintext_is_read_however_the_octets_are_split(
     authority: Authority, sizes: list[int], cuts: list[int]
 ) -> None:
     with served(authority) as ends:
@@ -211,7 +211,7 @@ def test_nothing_is_left_behind_wherever_the_octets_are_cut(
         assert not ends.session.end_reason
 
 
-def test_the_peers_end_is_told_apart_from_silence(ends: Ends) -> None:
+def test_end_of_the_peer_differs_from_no_input(ends: Ends) -> None:
     assert ends.read() == b""
     assert ends.session.end_reason == ""
     with contextlib.suppress(ssl.SSLWantReadError):
@@ -222,14 +222,14 @@ def test_the_peers_end_is_told_apart_from_silence(ends: Ends) -> None:
     assert ends.session.end_reason == "closed by peer"
 
 
-def test_octets_that_are_no_record_of_the_session_end_it(ends: Ends) -> None:
+def test_invalid_record_ends_the_session(ends: Ends) -> None:
     ends.sock.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
     wait_readable(ends.session.sock)
     assert ends.read() == b""
     assert "bad record mac" in ends.session.end_reason
 
 
-def test_our_goodbye_reaches_the_peer(ends: Ends) -> None:
+def test_close_notify_reaches_the_peer(ends: Ends) -> None:
     ends.session.send_close_notify()
     while not is_over(ends.peer.tls):
         said = ends.sock.recv(1 << 16)
@@ -245,7 +245,7 @@ def is_over(session: ssl.SSLObject) -> bool:
         return False
 
 
-def test_a_stranger_is_told_so_and_named_by_what_is_wrong_with_it(authority: Authority) -> None:
+def test_untrusted_peer_gets_an_alert_and_the_error_names_the_cause(authority: Authority) -> None:
     other = Authority()
     context = tls_context(other.issue(PEER), authority.root_pem, "h2")
     with served(authority, context) as ends:
@@ -258,7 +258,7 @@ def test_a_stranger_is_told_so_and_named_by_what_is_wrong_with_it(authority: Aut
             ends.peer.tls.read(1)
 
 
-def test_who_shows_no_certificate_is_refused(authority: Authority) -> None:
+def test_peer_without_certificate_is_refused(authority: Authority) -> None:
     with served(authority, tls_context(None, authority.root_pem, "h2")) as ends:
         ends.sock.sendall(ends.peer.outgoing.read())
         wait_readable(ends.session.sock)
@@ -266,7 +266,7 @@ def test_who_shows_no_certificate_is_refused(authority: Authority) -> None:
             step(ends.session)
 
 
-def test_who_hangs_up_during_the_handshake_is_told_of(authority: Authority) -> None:
+def test_disconnect_during_the_handshake_is_reported(authority: Authority) -> None:
     context = credentials.load_credentials(authority.issue(US)).server
     with sockets() as (mine, theirs):
         session = TlsSession(mine, context, BufferPool(), server_side=True)
@@ -277,7 +277,7 @@ def test_who_hangs_up_during_the_handshake_is_told_of(authority: Authority) -> N
             session.handshake()
 
 
-def test_a_handshake_waits_to_write_where_nothing_can_be_sent(authority: Authority) -> None:
+def test_handshake_waits_for_write_when_the_socket_is_full(authority: Authority) -> None:
     context = credentials.load_credentials(authority.issue(US)).client
     with sockets() as (mine, theirs):
         mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
@@ -290,7 +290,7 @@ def test_a_handshake_waits_to_write_where_nothing_can_be_sent(authority: Authori
         assert session.pending
 
 
-def test_key_updates_are_answered_though_nothing_else_is_said(authority: Authority) -> None:
+def test_key_updates_are_answered_without_other_traffic(authority: Authority) -> None:
     """`openssl s_client` asks for a new key at each line K."""
     context = credentials.load_credentials(authority.issue(US)).server
     client = authority.issue(PEER)

@@ -92,7 +92,7 @@ def feed(bulk: socket.socket) -> None:
         return
 
 
-def test_a_small_request_leaves_in_its_own_turn_behind_one_buffer_at_most(side: Side) -> None:
+def test_small_request_waits_for_at_most_one_buffer_of_bulk_data(side: Side) -> None:
     (bulk, bulk_id), (small, small_id) = side.app(), side.app()
     for _ in range(20):
         feed(bulk)
@@ -107,7 +107,7 @@ def test_a_small_request_leaves_in_its_own_turn_behind_one_buffer_at_most(side: 
     assert bulk_id in ids
 
 
-def test_after_a_blocked_write_a_small_request_leaves_at_once(side: Side) -> None:
+def test_small_request_is_sent_at_once_after_a_blocked_write(side: Side) -> None:
     (bulk, _), (small, small_id) = side.app(), side.app()
     side.wire.stuck = True
     for _ in range(5):

@@ -31,7 +31,7 @@ def is_resumed(pair: Pair) -> bool:
     return bool(only_tunnel(pair)._session.resumed)
 
 
-def test_a_lost_tunnels_session_is_resumed_and_proves_the_same_identity(pair: Pair) -> None:
+def test_session_of_a_lost_tunnel_is_resumed_with_the_same_identity(pair: Pair) -> None:
     ping(pair)
     assert not is_resumed(pair)
     lose_tunnel(pair)
@@ -40,7 +40,7 @@ def test_a_lost_tunnels_session_is_resumed_and_proves_the_same_identity(pair: Pa
     assert only_tunnel(pair).peer == pair.b.me.identity
 
 
-def test_renewed_certificate_of_either_end_resumes_nothing(pair: Pair) -> None:
+def test_renewed_certificate_of_either_side_prevents_resumption(pair: Pair) -> None:
     ping(pair)
     old = pair.b.context.credentials[pair.b.me.identity]
     pair.b.agent.send(pair.authority.issue(pair.b.me.identity))
@@ -54,7 +54,7 @@ def test_renewed_certificate_of_either_end_resumes_nothing(pair: Pair) -> None:
     assert not is_resumed(pair)
 
 
-def test_resumed_session_ends_with_the_peers_certificate(
+def test_resumed_session_is_rejected_after_the_peers_certificate_expires(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ping(pair)
@@ -64,7 +64,7 @@ def test_resumed_session_ends_with_the_peers_certificate(
     dial_is_reset(pair)
 
 
-def test_tunnel_is_not_joined_once_the_peers_certificate_has_expired(
+def test_tunnel_is_not_joined_after_the_peers_certificate_expires(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ztunnel.proxy.tunnel.keepalive.PING_INTERVAL_S", 0.05)
@@ -79,7 +79,7 @@ def test_tunnel_is_not_joined_once_the_peers_certificate_has_expired(
     assert only_tunnel(pair) is not old
 
 
-def test_next_tunnel_is_made_before_the_last_is_full(
+def test_next_tunnel_is_established_before_the_last_is_full(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = PREWARM_STREAMS + 1

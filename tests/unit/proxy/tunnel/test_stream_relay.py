@@ -58,7 +58,7 @@ def digest_of(sock: socket.socket) -> str:
     return digest.hexdigest()
 
 
-def test_200_mb_arrive_unchanged_both_ways_at_once(pair: Pair) -> None:
+def test_200_mb_arrive_unchanged_in_both_directions(pair: Pair) -> None:
     client, server = connect(pair)
     up, down = send_all(client, 200 * MIB), send_all(server, 200 * MIB)
     got: list[str] = []
@@ -69,7 +69,7 @@ def test_200_mb_arrive_unchanged_both_ways_at_once(pair: Pair) -> None:
     assert got == [down()]
 
 
-def test_client_half_close_reaches_server_which_still_answers(pair: Pair) -> None:
+def test_client_half_close_reaches_server_which_still_replies(pair: Pair) -> None:
     client, server = connect(pair)
     client.sendall(b"question")
     client.shutdown(socket.SHUT_WR)
@@ -104,7 +104,7 @@ def test_request_and_fin_sent_before_the_tunnel_exists_arrive(pair: Pair) -> Non
     assert server.recv(100) == b""
 
 
-def test_a_small_message_is_read_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_message_needs_one_read(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     again: list[StreamRelay] = []
     monkeypatch.setattr(StreamRelay, "_defer_pump", again.append)  # what reads a socket once more
     client, server = connect(pair)
@@ -117,7 +117,7 @@ def test_a_small_message_is_read_once(pair: Pair, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("resetting", ["client", "server"])
-def test_reset_is_passed_on_as_reset(pair: Pair, resetting: str) -> None:
+def test_reset_is_forwarded_as_reset(pair: Pair, resetting: str) -> None:
     client, server = connect(pair)
     client.sendall(b"x")
     assert server.recv(1) == b"x"
@@ -143,7 +143,7 @@ def socket_has(sock: socket.socket, count: int) -> bool:
     return len(sock.recv(count, socket.MSG_PEEK)) == count
 
 
-def test_refused_by_the_app_is_a_reset_never_a_clean_end(pair: Pair) -> None:
+def test_connection_refused_by_the_app_is_a_reset_not_a_clean_end(pair: Pair) -> None:
     pair.app.close()
     with pytest.raises(ConnectionResetError):
         pair.a.dial().recv(1)
@@ -160,7 +160,7 @@ def test_loss_of_the_tunnel_resets_both_applications(pair: Pair) -> None:
             sock.recv(1)
 
 
-def test_a_reader_that_stops_stops_the_writer(pair: Pair) -> None:
+def test_stalled_reader_stops_the_writer(pair: Pair) -> None:
     client, server = connect(pair)
     client.settimeout(1.0)
     sent = 0
@@ -176,7 +176,7 @@ def test_a_reader_that_stops_stops_the_writer(pair: Pair) -> None:
     assert got == sent
 
 
-def test_a_stalled_stream_does_not_hold_up_another_on_its_tunnel(pair: Pair) -> None:
+def test_stalled_stream_does_not_block_another_stream(pair: Pair) -> None:
     stalled, _unread = connect(pair)
     stalled.settimeout(0.5)
     with contextlib.suppress(TimeoutError):
@@ -196,7 +196,7 @@ def stall(client: socket.socket) -> None:
             client.send(bytes(MIB))
 
 
-def test_six_stalled_streams_do_not_hold_up_a_seventh_on_their_tunnel(pair: Pair) -> None:
+def test_six_stalled_streams_do_not_block_a_seventh(pair: Pair) -> None:
     streams = [connect(pair) for _ in range(6)]  # 24 MiB of windows; the tunnel's is 16
     for client, _unread in streams:
         stall(client)
@@ -216,7 +216,7 @@ def held(pair: Pair) -> int:
     return sum(len(stream._pending) for stream in streams if isinstance(stream, StreamRelay))
 
 
-def test_200_stalled_streams_take_bounded_memory_and_lose_nothing(pair: Pair) -> None:
+def test_200_stalled_streams_use_bounded_memory_and_lose_nothing(pair: Pair) -> None:
     streams = [connect(pair) for _ in range(200)]
     sent = send_until_stuck([client for client, _ in streams])
     tunnels = len(pair.a.context.pool.tunnels())
@@ -261,7 +261,7 @@ def send_until_stuck(clients: list[socket.socket]) -> list[int]:
     return list(sent.values())
 
 
-def test_plaintext_destination_is_reached_in_the_clear(pair: Pair) -> None:
+def test_destination_without_hbone_is_reached_in_plaintext(pair: Pair) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         pair.a.target = type(pair.a.target)(*server.getsockname())
         client = pair.a.dial()
@@ -283,7 +283,7 @@ def test_refused_plaintext_destination_is_a_reset(pair: Pair) -> None:
         pair.a.dial().recv(1)
 
 
-def test_app_is_told_the_clients_own_address(pair: Pair) -> None:
+def test_client_address_is_set_on_the_apps_connection(pair: Pair) -> None:
     client, _server = connect(pair)
     assert [(address.ip, address.port) for address in pair.b.client_addresses] == [
         client.getsockname()
@@ -312,7 +312,7 @@ def test_more_than_100_at_once_open_a_second_tunnel(pair: Pair) -> None:
     assert len(pair.a.context.pool.tunnels()) == 2
 
 
-def test_1000_connections_stay_open_and_all_answer(pair: Pair) -> None:
+def test_1000_open_connections_all_work(pair: Pair) -> None:
     streams = [connect(pair) for _ in range(1000)]
     for _ in range(2):
         for client, server in streams:
@@ -324,7 +324,7 @@ def test_1000_connections_stay_open_and_all_answer(pair: Pair) -> None:
     assert len(pair.a.context.tracker.live()) == 1000
 
 
-def test_sockets_are_recycled_while_the_agent_is_away(pair: Pair) -> None:
+def test_sockets_are_recycled_while_the_agent_is_down(pair: Pair) -> None:
     for node in (pair.a, pair.b):
         node.agent.stop()
     for _ in range(100):

@@ -111,7 +111,7 @@ def kinds(write: list[Event]) -> list[type]:
     return [type(event) for event in write]
 
 
-def test_an_answer_goes_with_the_apps_first_words(server: End) -> None:
+def test_response_shares_a_record_with_the_apps_first_data(server: End) -> None:
     one = server.asked()
     server.tunnel.respond(one, 200, [], may_wait=True)
     assert server.turn() == []
@@ -120,14 +120,14 @@ def test_an_answer_goes_with_the_apps_first_words(server: End) -> None:
     assert kinds(write) == [ResponseReceived, DataReceived]
 
 
-def test_an_answer_goes_soon_when_the_app_says_nothing(server: End) -> None:
+def test_response_is_sent_after_the_delay_when_the_app_sends_nothing(server: End) -> None:
     one = server.asked()
     server.tunnel.respond(one, 200, [], may_wait=True)
     (write,) = server.turn(timeout=60)  # so it is the loop's timer that ends the turn
     assert kinds(write) == [ResponseReceived]
 
 
-def test_an_answer_that_must_not_wait_takes_the_waiting_along_in_order(server: End) -> None:
+def test_immediate_response_flushes_delayed_ones_in_order(server: End) -> None:
     one, two = server.asked(), server.asked()
     server.tunnel.respond(one, 200, [], may_wait=True)
     server.tunnel.respond(two, 200, [])
@@ -135,7 +135,7 @@ def test_an_answer_that_must_not_wait_takes_the_waiting_along_in_order(server: E
     assert [event.stream_id for event in write if isinstance(event, ResponseReceived)] == [one, two]
 
 
-def test_a_reset_does_not_overtake_the_answer_that_waits(server: End) -> None:
+def test_reset_does_not_overtake_a_delayed_response(server: End) -> None:
     one = server.asked()
     server.tunnel.respond(one, 200, [], may_wait=True)
     server.tunnel.reset(one, ErrorCode.CANCEL)
@@ -143,7 +143,7 @@ def test_a_reset_does_not_overtake_the_answer_that_waits(server: End) -> None:
     assert kinds(write) == [ResponseReceived, StreamReset]
 
 
-def test_an_end_goes_at_once_where_streams_are_rare(client: End) -> None:
+def test_end_stream_is_sent_at_once_on_an_idle_tunnel(client: End) -> None:
     one = client.open()
     client.turn()
     client.tunnel.end_stream(one)
@@ -151,7 +151,7 @@ def test_an_end_goes_at_once_where_streams_are_rare(client: End) -> None:
     assert kinds(write) == [StreamEnded]
 
 
-def test_among_many_new_streams_an_end_goes_with_the_next_one(client: End) -> None:
+def test_end_stream_shares_a_record_with_the_next_request_on_a_busy_tunnel(client: End) -> None:
     one, _ = client.open(), client.open()
     client.turn()
     client.loop.now -= BUSY_GAP_S / 2  # a slow machine must not make the streams rare
@@ -162,7 +162,7 @@ def test_among_many_new_streams_an_end_goes_with_the_next_one(client: End) -> No
     assert kinds(write) == [StreamEnded, RequestReceived]
 
 
-def test_among_many_new_streams_an_end_goes_soon_when_none_follows(client: End) -> None:
+def test_end_stream_is_sent_after_the_delay_when_no_request_follows(client: End) -> None:
     one, _ = client.open(), client.open()
     client.turn()
     client.loop.now -= BUSY_GAP_S / 2
@@ -171,7 +171,7 @@ def test_among_many_new_streams_an_end_goes_soon_when_none_follows(client: End) 
     assert kinds(write) == [StreamEnded]
 
 
-def test_an_end_behind_data_of_the_same_turn_goes_with_it(client: End) -> None:
+def test_end_stream_shares_a_record_with_data_of_the_same_turn(client: End) -> None:
     one, _ = client.open(), client.open()
     client.turn()
     client.peer.respond(one, 200)
@@ -183,7 +183,7 @@ def test_an_end_behind_data_of_the_same_turn_goes_with_it(client: End) -> None:
     assert kinds(write) == [DataReceived, StreamEnded]
 
 
-def test_what_waits_goes_before_the_tunnel_closes(client: End) -> None:
+def test_delayed_frames_are_sent_before_a_drained_tunnel_closes(client: End) -> None:
     one, two = client.open(), client.open()
     client.turn()
     client.loop.now -= BUSY_GAP_S / 2
@@ -193,7 +193,7 @@ def test_what_waits_goes_before_the_tunnel_closes(client: End) -> None:
     assert StreamEnded in [kind for write in client.turn() for kind in kinds(write)]
 
 
-def test_an_end_that_waits_is_said_before_the_tunnel_is_cut(client: End) -> None:
+def test_delayed_end_stream_is_sent_before_the_tunnel_is_aborted(client: End) -> None:
     one, _ = client.open(), client.open()
     client.turn()
     client.loop.now -= BUSY_GAP_S / 2
