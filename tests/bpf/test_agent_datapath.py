@@ -61,7 +61,7 @@ def bare(fresh_pocket: Pocket) -> Pocket:
     """A pocket whose pod is not enrolled."""
     fresh_pocket.close_listeners()
     kernel = KernelDataPath(fresh_pocket.pin_dir)
-    kernel.unenrol(fresh_pocket.cookie)
+    kernel.unenroll(fresh_pocket.cookie)
     kernel.close()
     return fresh_pocket
 
@@ -192,7 +192,7 @@ def test_setting_the_same_listener_again_loses_no_connection(bare: Pocket) -> No
     listeners = kernel.listeners(bare.pod, ipv6=True)
     try:
         kernel.set_listener(POD4, listeners[ListenerKind.INBOUND4])
-        kernel.enrol(bare.pod, bare.cookie, (POD4, POD6))
+        kernel.enroll(bare.pod, bare.cookie, (POD4, POD6))
         for _ in range(200):
             kernel.set_listener(POD4, listeners[ListenerKind.INBOUND4])
             assert _reached(bare)

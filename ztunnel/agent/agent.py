@@ -30,11 +30,11 @@ from ztunnel.agent.datapath import KernelDataPath
 from ztunnel.agent.periodic import every
 from ztunnel.agent.traffic.policy_update import PolicyUpdate
 from ztunnel.agent.traffic.same_node import (
-    READ_EVERY,
-    RENEWAL,
+    RENEWAL_INTERVAL_S,
     SameNodeRecheck,
     SameNodeRevocation,
 )
+from ztunnel.agent.traffic.same_node_events import READ_INTERVAL_S
 from ztunnel.agent.wiring import Api, Cluster, Core, Link, Pods, Traffic
 from ztunnel.agent.workers.handlers import MessageHandlers, SessionObserver
 from ztunnel.agent.workers.server import AgentLinkServer
@@ -210,10 +210,10 @@ class Agent:
             ("configuration source", cluster.source.run()),
             ("ServiceEntry DNS", ServiceEntryResolver(core.view.entries, publish).run()),
             ("node addresses", sync_node_addresses(self._kernel, core.view, self._options.node)),
-            ("same-node lease", every(RENEWAL, traffic.same_node.renew)),
-            ("same-node events", every(READ_EVERY, traffic.same_node.read)),
+            ("same-node lease", every(RENEWAL_INTERVAL_S, traffic.same_node.renew)),
+            ("same-node events", every(READ_INTERVAL_S, traffic.same_node_events.read)),
             ("UDP redirect", every(UDP_SWEEP_INTERVAL_S, traffic.udp_redirect.sweep)),
-            ("UDP authorizer", every(UDP_SWEEP_INTERVAL_S, traffic.udp_authorizer.keep)),
+            ("UDP authorizer", every(UDP_SWEEP_INTERVAL_S, traffic.udp_authorizer.reconcile)),
         ]
 
     def _once_synced(self) -> list[tuple[str, Coroutine[None, None, None]]]:

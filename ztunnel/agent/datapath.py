@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent needs of the kernel, as an interface, and its implementation on our BPF programs.
+"""The kernel as the agent uses it: an interface, and its implementation on the BPF programs.
 
-The interface exists so that the reconciler is tested without root.
+The interface allows tests of the agent without root.
 """
 
 from __future__ import annotations
@@ -27,44 +27,47 @@ OWN_NETNS = Path("/proc/self/ns/net")
 
 
 class DataPath(Protocol):
-    """Namespaces, sockets in them, and the maps that make the kernel redirect to those."""
+    """Network namespaces, sockets in them, and the maps that let the kernel redirect to these."""
 
     def cookie(self, netns_fd: int) -> int:
-        """What the kernel calls a namespace; never used twice until reboot."""
+        """The kernel's cookie of a namespace; not reused until reboot."""
         ...
 
     def listeners(self, netns_fd: int, *, ipv6: bool) -> dict[ListenerKind, socket.socket]:
-        """New listeners in a pod, all or none. Raises OSError."""
+        """Open the listeners of a pod, all or none. Raises OSError."""
         ...
 
     def is_listener(self, sock: socket.socket, kind: ListenerKind, cookie: int) -> bool:
-        """Whether a socket that a worker shows is what it says, in the namespace it says."""
+        """Whether a socket from a worker is a listener of this kind in this namespace."""
         ...
 
     def sockets(
         self, netns_fd: int, family: int, count: int, *, udp: bool = False
     ) -> list[socket.socket]:
-        """Unconnected sockets in a pod, tagged as the proxy's. Raises OSError."""
+        """Open unconnected sockets in a pod, tagged as the proxy's. Raises OSError."""
         ...
 
     def enrolled(self) -> dict[int, tuple[str, ...]]:
-        """Addresses by namespace cookie of the pods that the kernel captures now."""
+        """The addresses of the pods that the kernel captures, by namespace cookie."""
         ...
 
     def attached(self) -> set[int]:
-        """Cookies of the namespaces whose inbound connections are stolen now."""
+        """The cookies of the namespaces whose inbound connections are redirected."""
         ...
 
-    def enrol(self, netns_fd: int, cookie: int, addresses: tuple[str, ...]) -> None:
-        """Capture new connections from and to a pod. Idempotent. Raises OSError."""
+    def enroll(self, netns_fd: int, cookie: int, addresses: tuple[str, ...]) -> None:
+        """Capture new connections from and to a pod; revokes all bypass entries. Idempotent.
+
+        Raises OSError.
+        """
         ...
 
-    def unenrol(self, cookie: int) -> None:
-        """Leave a pod alone from now on. Idempotent."""
+    def unenroll(self, cookie: int) -> None:
+        """Stop capturing a pod; revokes all bypass entries. Idempotent. Raises OSError."""
         ...
 
     def set_listener(self, address: str, sock: socket.socket) -> None:
-        """Give inbound connections of a pod's address to `sock` while it is open."""
+        """Deliver inbound connections of a pod's address to `sock` while it is open."""
         ...
 
     def remove_listener(self, address: str) -> None:
@@ -72,98 +75,102 @@ class DataPath(Protocol):
         ...
 
     def set_node_addresses(self, addresses: Iterable[str]) -> None:
-        """Whose connections reach the app directly: the kubelet's probes."""
+        """Connections from these addresses, such as the kubelet's probes, bypass the proxy."""
         ...
 
     def stats(self) -> dict[str, int]:
-        """Counters for people."""
+        """The counters of the BPF programs, for the admin API and metrics."""
         ...
 
-    # Connections between pods of this node without the proxy
+    # The same-node bypass
 
-    def revoke_verdicts(self) -> None:
-        """Every verdict given so far is void for new connections. So is each by enrol, unenrol."""
+    def revoke_bypass(self) -> None:
+        """Revoke all bypass entries for new connections."""
         ...
 
-    def renew_verdicts(self, seconds: float) -> None:
-        """Verdicts hold for so long from now, if not renewed again."""
+    def renew_bypass_lease(self, seconds: float) -> None:
+        """Let the valid entries expire after this time, unless the lease is renewed."""
         ...
 
-    def give_verdict(self, verdict: BypassEntry) -> None:
-        """New connections of a pod to a destination go without the proxy. Raises OSError."""
+    def allow_bypass(self, entry: BypassEntry) -> None:
+        """Let new connections of a pair bypass the proxy. Raises OSError."""
         ...
 
-    def purge_verdicts(self) -> None:
-        """Free the memory of void ones."""
+    def purge_stale_bypass(self) -> None:
+        """Delete revoked entries."""
         ...
 
-    def verdicts(self) -> list[BypassEntry]:
-        """Those that hold."""
+    def bypass_entries(self) -> list[BypassEntry]:
+        """The valid entries."""
         ...
 
-    def direct(self) -> list[SameNodeConnection]:
-        """The connections by verdict that live now."""
+    def same_node_connections(self) -> list[SameNodeConnection]:
+        """The open connections that bypass the proxy."""
         ...
 
-    def ended(self, most: int) -> list[ConnectionEvent]:
-        """What the kernel tells of connections by verdict, each once."""
+    def drain_events(self, limit: int) -> list[ConnectionEvent]:
+        """The events of bypassed connections, each once."""
         ...
 
-    def destroy(
+    def terminate(
         self,
         netns_fd: int,
         connection: SameNodeConnection | ConnectionEvent,
         *,
-        is_cut_off: bool = False,
+        is_isolated: bool = False,
     ) -> bool:
-        """End a connection by verdict; False when it is over already. Raises OSError."""
+        """Terminate a bypassed connection; False if it is closed already. Raises OSError.
+
+        `is_isolated`: the kernel has bound its socket to the loopback interface.
+        """
         ...
 
 
 class LoadFailedError(Exception):
-    """The loader process could not bring up the data path; the text is what it said."""
+    """The loader failed; the text is its error message."""
 
 
 async def load(cgroup: Path | None, pin_dir: Path) -> str:
-    """Run the loader in a process of its own; what it says it did (see `datapath.loader`).
+    """Run the loader in its own process; returns its summary (see `datapath.bpf.loader`).
 
-    `cgroup` None is the cgroup v2 root. Raises LoadFailedError.
+    `cgroup` None stands for the cgroup v2 root. Raises LoadFailedError.
     """
-    where = () if cgroup is None else ("--cgroup", str(cgroup))
+    cgroup_option = () if cgroup is None else ("--cgroup", str(cgroup))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "ztunnel.main", "loader"),
-        *(*where, "--pin-dir", str(pin_dir)),
+        *(*cgroup_option, "--pin-dir", str(pin_dir)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     output, errors = await process.communicate()
     if process.returncode:
-        said = errors.decode(errors="replace").strip() or f"exit status {process.returncode}"
-        raise LoadFailedError(said.removeprefix("Error: "))
+        message = errors.decode(errors="replace").strip() or f"exit status {process.returncode}"
+        raise LoadFailedError(message.removeprefix("Error: "))
     return output.decode().strip()
 
 
 class KernelDataPath:
-    """The real one, on what the loader pinned."""
+    """The data path on the maps and programs that the loader pinned."""
 
     def __init__(self, pin_dir: Path) -> None:
         self._pin_dir = pin_dir
         self._maps = Maps(pin_dir)
         self._events = EventReader(pin_dir)
-        self.udp_entry = UdpAdmissionMaps(pin_dir, self._maps)
-        self.udp = UdpKernelApi(pin_dir, self._maps, self.udp_entry)
-        self._maps.same_node.revoke()  # what an earlier agent believed is not ours to vouch for
+        self.udp_admission = UdpAdmissionMaps(pin_dir, self._maps)
+        self.udp = UdpKernelApi(pin_dir, self._maps, self.udp_admission)
+        self._maps.same_node.revoke()  # this agent has not validated an earlier agent's entries
 
     def find_node(self, cgroup: Path) -> bool:
-        """Tell the node's own connections by their sockets, if hooks at `cgroup` see them made.
+        """Identify the node's connections by socket, if the hooks at `cgroup` see its processes.
 
-        Called in the node's network namespace; False when its addresses alone must do.
+        Otherwise (False) they are identified by the node's addresses only. Call it in the node's
+        network namespace.
         """
-        seen = requirements.contains_init_process(cgroup)
+        sees_node = requirements.contains_init_process(cgroup)
         with OWN_NETNS.open() as own:
-            self._maps.set_node_netns(netns.cookie(own.fileno()) if seen else 0)
-        return seen
+            self._maps.set_node_netns(netns.cookie(own.fileno()) if sees_node else 0)
+        return sees_node
 
     def cookie(self, netns_fd: int) -> int:
         return netns.cookie(netns_fd)
@@ -177,8 +184,8 @@ class KernelDataPath:
     def sockets(
         self, netns_fd: int, family: int, count: int, *, udp: bool = False
     ) -> list[socket.socket]:
-        make = netns.udp_sockets if udp else netns.tcp_sockets
-        return make(netns_fd, family, count, self._maps)
+        open_sockets = netns.udp_sockets if udp else netns.tcp_sockets
+        return open_sockets(netns_fd, family, count, self._maps)
 
     def enrolled(self) -> dict[int, tuple[str, ...]]:
         return {entry.netns_cookie: entry.addresses for entry in self._maps.pods()}
@@ -186,11 +193,11 @@ class KernelDataPath:
     def attached(self) -> set[int]:
         return set(links.sk_lookup_cookies(self._pin_dir))
 
-    def enrol(self, netns_fd: int, cookie: int, addresses: tuple[str, ...]) -> None:
+    def enroll(self, netns_fd: int, cookie: int, addresses: tuple[str, ...]) -> None:
         self._maps.enroll(PodEntry(cookie, addresses))
         links.attach_sk_lookup(self._pin_dir, netns_fd, cookie)
 
-    def unenrol(self, cookie: int) -> None:
+    def unenroll(self, cookie: int) -> None:
         self._maps.unenroll(cookie)
         self.udp.remove(cookie)
         links.detach_sk_lookup(self._pin_dir, cookie)
@@ -210,50 +217,50 @@ class KernelDataPath:
     def _udp_stats(self) -> dict[str, int]:
         counters = self.udp.counters().values()
         return {
-            "udp_redirected": sum(one.redirected for one in counters),
-            "udp_no_worker": sum(one.refused for one in counters),
-            "udp_strict": sum(one.strict for one in counters),
+            "udp_redirected": sum(each.redirected for each in counters),
+            "udp_no_worker": sum(each.refused for each in counters),
+            "udp_strict": sum(each.strict for each in counters),
         }
 
-    def revoke_verdicts(self) -> None:
+    def revoke_bypass(self) -> None:
         self._maps.same_node.revoke()
 
-    def renew_verdicts(self, seconds: float) -> None:
+    def renew_bypass_lease(self, seconds: float) -> None:
         self._maps.same_node.renew_lease(seconds)
 
-    def give_verdict(self, verdict: BypassEntry) -> None:
-        self._maps.same_node.allow(verdict)
+    def allow_bypass(self, entry: BypassEntry) -> None:
+        self._maps.same_node.allow(entry)
 
-    def purge_verdicts(self) -> None:
+    def purge_stale_bypass(self) -> None:
         self._maps.same_node.purge_stale()
 
-    def verdicts(self) -> list[BypassEntry]:
+    def bypass_entries(self) -> list[BypassEntry]:
         return self._maps.same_node.entries()
 
-    def direct(self) -> list[SameNodeConnection]:
+    def same_node_connections(self) -> list[SameNodeConnection]:
         return list(self._maps.same_node.connections())
 
-    def ended(self, most: int) -> list[ConnectionEvent]:
-        return self._events.drain(most)
+    def drain_events(self, limit: int) -> list[ConnectionEvent]:
+        return self._events.drain(limit)
 
-    def destroy(
+    def terminate(
         self,
         netns_fd: int,
         connection: SameNodeConnection | ConnectionEvent,
         *,
-        is_cut_off: bool = False,
+        is_isolated: bool = False,
     ) -> bool:
         return sock_diag.destroy(
             netns_fd,
             connection.source,
             connection.destination,
             connection.owner,
-            interface=sock_diag.LOOPBACK_IFINDEX if is_cut_off else 0,
+            interface=sock_diag.LOOPBACK_IFINDEX if is_isolated else 0,
         )
 
     def close(self) -> None:
         """Close the descriptors; the pins stay."""
         self._events.close()
         self.udp.close()
-        self.udp_entry.close()
+        self.udp_admission.close()
         self._maps.close()

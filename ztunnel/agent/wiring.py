@@ -32,10 +32,11 @@ from ztunnel.agent.pods.enroller import Enroller
 from ztunnel.agent.pods.reconcile_loop import ReconcileLoop, Wakeup
 from ztunnel.agent.pods.registry import PodTable
 from ztunnel.agent.pods.selection import PodSelection
-from ztunnel.agent.traffic.same_node import SameNodeTraffic
-from ztunnel.agent.traffic.same_node_metrics import KernelCounts
+from ztunnel.agent.traffic.same_node import SameNodeBypass
+from ztunnel.agent.traffic.same_node_events import SameNodeEvents
+from ztunnel.agent.traffic.same_node_metrics import SameNodeMetrics
 from ztunnel.agent.traffic.udp_authorizer import UdpAuthorizer
-from ztunnel.agent.traffic.udp_redirect import Udp
+from ztunnel.agent.traffic.udp_redirect import UdpRedirector
 from ztunnel.agent.traffic.udp_routes import UdpRouteTable
 from ztunnel.agent.workers.counter_collector import CounterCollector
 from ztunnel.agent.workers.mesh_broadcast import MeshBroadcast
@@ -83,9 +84,10 @@ def build_core(options: Options, kernel: KernelDataPath) -> Core:
 class Traffic:
     """Connections and datagrams that are authorized outside the proxy."""
 
-    same_node: SameNodeTraffic
+    same_node: SameNodeBypass
+    same_node_events: SameNodeEvents
     udp_authorizer: UdpAuthorizer
-    udp_redirect: Udp
+    udp_redirect: UdpRedirector
 
 
 def build_traffic(core: Core) -> Traffic:
@@ -94,26 +96,27 @@ def build_traffic(core: Core) -> Traffic:
         options.node, core.policies, encrypted=options.same_node is SameNode.ENCRYPT
     )
     authorizer = UdpAuthorizer(
-        kernel.udp_entry,
+        kernel.udp_admission,
         core.policies,
         core.pods,
         routes.workload_at,
         logs=core.logs,
         mode=options.same_node,
-        count=core.totals.add,
+        on_denied=core.totals.add,
     )
-    same_node = SameNodeTraffic(
+    same_node = SameNodeBypass(
+        kernel, options.same_node, core.pods, core.policies, core.sessions, logs=core.logs
+    )
+    events = SameNodeEvents(
         kernel,
-        options.same_node,
+        same_node,
         core.pods,
-        core.policies,
-        core.sessions,
         logs=core.logs,
-        metrics=KernelCounts(core.totals, core.rtt),
-        on_strict_drop=authorizer.refused,
+        metrics=SameNodeMetrics(core.totals, core.rtt),
+        on_strict_drop=authorizer.log_strict_drop,
     )
-    redirect = Udp(kernel.udp, routes, core.pods, core.sessions, time.monotonic)
-    return Traffic(same_node, authorizer, redirect)
+    redirect = UdpRedirector(kernel.udp, routes, core.pods, core.sessions, time.monotonic)
+    return Traffic(same_node, events, authorizer, redirect)
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def build_pods(core: Core, traffic: Traffic) -> Pods:
         discovery,
         core.pods,
         core.sessions,
-        on_captured=(traffic.same_node.captured, traffic.udp_authorizer.captured),
+        on_captured=(traffic.same_node.pod_captured, traffic.udp_authorizer.pod_captured),
     )
     selection = PodSelection(enroller, core.publisher.publish)
     return Pods(discovery, enroller, selection, ReconcileLoop(enroller, core.wakeup))
@@ -212,7 +215,7 @@ def build_api(
         dns=link.node_counters.dns,
         status=views,
         sessions=core.sessions,
-        read_events=traffic.same_node.read,
+        read_events=traffic.same_node_events.read,
         pin_dir=options.pin_dir,
     )
     endpoints = MetricsHealthServer(

@@ -217,7 +217,7 @@ def test_encrypt_mode_never_bypasses_the_proxy() -> None:
         assert _counters(lab, "client").same_node_bypass == 0
         _, status = admin_get(lab.names, "node1", "/v1/status")
         assert status["same_node"]["mode"] == "encrypt"
-        assert status["same_node"]["verdicts"] == 0
-        assert status["same_node"]["allowed_disbelieved"] >= 1
+        assert status["same_node"]["bypass_entries"] == 0
+        assert status["same_node"]["reports_rejected"] >= 1
     finally:
         lab.down()

@@ -20,7 +20,7 @@ from ztunnel.agent.log_settings import LogSettings
 from ztunnel.agent.pods.enroller import Enroller, PodDiscovery
 from ztunnel.agent.pods.netns_finder import HostNamespaceError, NetnsHandle
 from ztunnel.agent.pods.registry import PodTable
-from ztunnel.agent.traffic.same_node import SameNodeTraffic
+from ztunnel.agent.traffic.same_node import SameNodeBypass
 from ztunnel.agent.workers.handlers import MessageHandlers
 from ztunnel.agent.workers.registry import SessionTable
 from ztunnel.agent.workers.server import AgentLinkServer
@@ -114,12 +114,12 @@ class FakeDataPath:
         self.void: list[BypassEntry] = []
         self.events: list[ConnectionEvent] = []
         self.connections: list[SameNodeConnection] = []
-        self.destroyed: list[SameNodeConnection | ConnectionEvent] = []
+        self.terminated: list[SameNodeConnection | ConnectionEvent] = []
         self.on_revoke: Callable[[], None] = lambda: None
         self.revocations = 0
         self.lease = 0.0
         self.made = 0
-        self.udp, self.udp_entry = FakeUdpPath(), FakeUdpEntry()
+        self.udp, self.udp_admission = FakeUdpPath(), FakeUdpEntry()
 
     def cookie(self, netns_fd: int) -> int:
         return os.fstat(netns_fd).st_ino
@@ -147,20 +147,20 @@ class FakeDataPath:
     def attached(self) -> set[int]:
         return set(self.links)
 
-    def enrol(self, netns_fd: int, cookie: int, addresses: tuple[str, ...]) -> None:
+    def enroll(self, netns_fd: int, cookie: int, addresses: tuple[str, ...]) -> None:
         if self.broken:
             raise OSError(errno.ENOSPC, "No space left on device")
         assert self.cookie(netns_fd) == cookie
-        self.revoke_verdicts()
-        self.journal.append(("enrol", cookie, addresses))
+        self.revoke_bypass()
+        self.journal.append(("enroll", cookie, addresses))
         self.pods[cookie] = addresses
         self.links.add(cookie)
 
-    def unenrol(self, cookie: int) -> None:
+    def unenroll(self, cookie: int) -> None:
         if self.broken:
             raise OSError(errno.EIO, "Input/output error")
-        self.revoke_verdicts()
-        self.journal.append(("unenrol", cookie))
+        self.revoke_bypass()
+        self.journal.append(("unenroll", cookie))
         self.pods.pop(cookie, None)
         self.links.discard(cookie)
 
@@ -176,39 +176,39 @@ class FakeDataPath:
     def stats(self) -> dict[str, int]:
         return {}
 
-    def revoke_verdicts(self) -> None:
+    def revoke_bypass(self) -> None:
         self.on_revoke()
         self.revocations += 1
         self.void += self.given
         self.given.clear()
 
-    def renew_verdicts(self, seconds: float) -> None:
+    def renew_bypass_lease(self, seconds: float) -> None:
         self.lease = seconds
 
-    def give_verdict(self, verdict: BypassEntry) -> None:
-        self.given.append(verdict)
+    def allow_bypass(self, entry: BypassEntry) -> None:
+        self.given.append(entry)
 
-    def purge_verdicts(self) -> None:
+    def purge_stale_bypass(self) -> None:
         self.void.clear()
 
-    def verdicts(self) -> list[BypassEntry]:
+    def bypass_entries(self) -> list[BypassEntry]:
         return list(self.given)
 
-    def direct(self) -> list[SameNodeConnection]:
+    def same_node_connections(self) -> list[SameNodeConnection]:
         return list(self.connections)
 
-    def ended(self, most: int) -> list[ConnectionEvent]:
-        taken, self.events = self.events[:most], self.events[most:]
+    def drain_events(self, limit: int) -> list[ConnectionEvent]:
+        taken, self.events = self.events[:limit], self.events[limit:]
         return taken
 
-    def destroy(
+    def terminate(
         self,
         netns_fd: int,
         connection: SameNodeConnection | ConnectionEvent,
         *,
-        is_cut_off: bool = False,
+        is_isolated: bool = False,
     ) -> bool:
-        self.destroyed.append(connection)
+        self.terminated.append(connection)
         return True
 
 
@@ -244,11 +244,11 @@ class EnrollerNode:
         )
 
 
-def same_node_traffic(
+def same_node_bypass(
     kernel: FakeDataPath, pods: PodTable, policies: PolicyEngine | None = None
-) -> SameNodeTraffic:
+) -> SameNodeBypass:
     """The bypass in an agent without workers."""
-    return SameNodeTraffic(
+    return SameNodeBypass(
         kernel,
         SameNode.DIRECT,
         pods,

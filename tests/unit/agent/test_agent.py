@@ -125,13 +125,13 @@ class Agent:
         self.core, self.view, self.policies = core, core.view, core.policies
         self.sessions = core.sessions
         traffic = wiring.build_traffic(core)
-        self.same_node = traffic.same_node
+        self.same_node, self.events = traffic.same_node, traffic.same_node_events
         self.enroller = Enroller(
             self.kernel,
             self.namespaces,
             core.pods,
             core.sessions,
-            on_captured=(traffic.same_node.captured,),
+            on_captured=(traffic.same_node.pod_captured,),
         )
         pods = wiring.Pods(
             cast("RuntimeDiscovery", self.namespaces),

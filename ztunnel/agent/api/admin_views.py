@@ -15,7 +15,7 @@ from ztunnel.agent.cluster.config_source import Source
 from ztunnel.agent.config import Options
 from ztunnel.agent.pods.pod import Pod, PodState
 from ztunnel.agent.pods.registry import CapturedPods
-from ztunnel.agent.traffic.same_node import SameNodeTraffic
+from ztunnel.agent.traffic.same_node import SameNodeBypass
 from ztunnel.agent.workers.registry import SessionRegistry
 from ztunnel.identity.certificate_store import CertificateStore
 from ztunnel.kube.view.cluster_view import ClusterView
@@ -37,7 +37,7 @@ class AgentViews:
         mirror: ClusterView,
         pods: CapturedPods,
         sessions: SessionRegistry,
-        same_node: SameNodeTraffic,
+        same_node: SameNodeBypass,
         store: CertificateStore,
         policies: PolicyEngine,
         source: Source,
@@ -128,7 +128,7 @@ class AgentViews:
         answers = await self._sessions.query(what, ASK_TIMEOUT)
         rows = [{**row, "worker": answer.worker} for answer in answers for row in answer.body or []]
         return {
-            what: rows + (self._same_node.live() if what == "connections" else []),
+            what: rows + (self._same_node.connections() if what == "connections" else []),
             "unanswered": [answer.pid for answer in answers if answer.body is None],
         }
 

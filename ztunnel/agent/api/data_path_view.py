@@ -34,7 +34,7 @@ class DataPathView:
             "stats": self.stats(),
             "udp": {
                 **self.udp(),
-                "judged": self.udp_authorizer(),
+                "authorizer": self.udp_authorizer(),
                 "dropped": dict(self.udp_drops),
             },
             "container_runtime": self.container_runtime(),

@@ -155,8 +155,8 @@ class Metrics:
             snapshot.set("ztunnel_pods", status["pods"][state], state)
 
     def _kernel(self, snapshot: Snapshot, status: dict[str, Any]) -> None:
-        snapshot.set("ztunnel_same_node_bypass_entries", status["same_node"]["verdicts"])
-        snapshot.set("ztunnel_same_node_connections_terminated", status["same_node"]["destroyed"])
+        snapshot.set("ztunnel_same_node_bypass_entries", status["same_node"]["bypass_entries"])
+        snapshot.set("ztunnel_same_node_connections_terminated", status["same_node"]["terminated"])
         for reason, count in status["data_path"].get("udp", {}).get("dropped", {}).items():
             snapshot.set("ztunnel_udp_drops", count, reason)
         counters = status["data_path"].get("stats", {})

@@ -241,7 +241,7 @@ class Enroller(SessionObserver):
         is_new = pod.state is PodState.STARTING
         pod.state, pod.capture_error = PodState.CAPTURED, _NOT_REDIRECTED
         self._listeners.set_inbound(pod)
-        self._datapath.enrol(pod.netns.fd, pod.cookie, pod.addresses)
+        self._datapath.enroll(pod.netns.fd, pod.cookie, pod.addresses)
         pod.capture_error = None
         if is_new:
             for notify in self._on_captured:

@@ -40,7 +40,7 @@ class KernelEntries:
         """Stop capturing a namespace; if that fails, `remove_stale` retries it."""
         self._stale.add(cookie)
         try:
-            self._datapath.unenrol(cookie)
+            self._datapath.unenroll(cookie)
         except OSError as error:
             log.error("kernel entry not removed", cookie=cookie, error=str(error))
             return

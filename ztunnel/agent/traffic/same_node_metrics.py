@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections that went without the proxy, in the same metrics as those that did not.
+"""Counts bypassed connections in the same metrics as those that use the proxy.
 
-Both ends are this node's, so each counts as both proxies would have counted it. The kernel tells
-of a connection when it is over, so it is opened and closed at once. Thousands a second must not
-take the CPU that they would use themselves: they are summed by pair, and the totals, whose keys are
-twenty labels, see one row of each pair and look.
+Both peers are on this node, so each connection counts as both proxies would have counted it. The
+kernel reports a connection when it is closed, so it counts as opened and closed at once. To limit
+the CPU time for thousands of connections per second, they are summed by pair; the totals, whose
+keys are twenty labels, get one row per pair and flush.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ztunnel.telemetry.node_counters import TrafficTotals
 from ztunnel.telemetry.response_flags import Flag
 from ztunnel.telemetry.same_node_rtt import RttTable, WorkloadPair
 
-MOST_KNOWN = 4096  # pairs whose labels are remembered
+MAX_PAIRS = 4096  # whose labels are cached
 
 
 class _Pair:
-    """Two workloads, and their connections that the totals have not seen."""
+    """Two workloads, and the counts of their connections since the last flush."""
 
-    __slots__ = ("ends", "flagged", "label_sets", "path", "received", "sent")
+    __slots__ = ("closed", "label_sets", "peers", "received", "rtt_key", "sent")
 
     def __init__(self, source: Workload | None, destination: Workload | None) -> None:
-        self.ends = source, destination  # kept alive: nobody else gets their place in memory
+        self.peers = source, destination  # alive, so that their ids are not reused
         principals = (
             source.identity if source else "",
             destination.identity if destination else "",
@@ -39,32 +39,32 @@ class _Pair:
             labels.connection_labels(reporter, source, destination, principals=principals)
             for reporter in Reporter
         )
-        self.path: WorkloadPair = (
+        self.rtt_key: WorkloadPair = (
             labels.workload_labels(source),
             labels.workload_labels(destination),
         )
         self.sent = self.received = 0
-        self.flagged: dict[Flag, int] = {}  # how many ended so
+        self.closed: dict[Flag, int] = {}
 
     def rows(self) -> Iterator[SeriesCounts]:
-        """What there is to tell; begins anew."""
-        opened = sum(self.flagged.values())
+        """The counts; resets them."""
+        opened = sum(self.closed.values())
         for each in self.label_sets:
             yield SeriesCounts(each, opened=opened, sent=self.sent, received=self.received)
-            for flag, count in self.flagged.items():
+            for flag, count in self.closed.items():
                 failed = count if flag is Flag.CONNECT else 0
                 yield SeriesCounts(labels.with_flag(each, flag), closed=count, failed=failed)
         self.sent = self.received = 0
-        self.flagged.clear()
+        self.closed.clear()
 
 
-class KernelCounts:
-    """Adds what the kernel tells to the node's totals."""
+class SameNodeMetrics:
+    """Adds bypassed connections to the node's totals."""
 
-    def __init__(self, totals: TrafficTotals, paths: RttTable) -> None:
+    def __init__(self, totals: TrafficTotals, rtt: RttTable) -> None:
         self._totals = totals
-        self._paths = paths
-        self._known: dict[tuple[int, int], _Pair] = {}
+        self._rtt = rtt
+        self._pairs: dict[tuple[int, int], _Pair] = {}
 
     def add(
         self,
@@ -74,11 +74,11 @@ class KernelCounts:
         *,
         denied: bool = False,
     ) -> None:
-        """A connection by verdict is over; `denied` when a change of policy ended it. `tell` must
-        follow."""
-        pair = self._known.get((id(source), id(destination)))
+        """Count a closed connection, until the next `flush`; `denied` if a change of policy
+        terminated it."""
+        pair = self._pairs.get((id(source), id(destination)))
         if pair is None:
-            pair = self._meet(source, destination)
+            pair = self._new_pair(source, destination)
         pair.sent += event.sent
         pair.received += event.received
         flag = Flag.NONE
@@ -86,19 +86,19 @@ class KernelCounts:
             flag = Flag.DENY
         elif event.close_reason is CloseReason.REFUSED:
             flag = Flag.CONNECT
-        pair.flagged[flag] = pair.flagged.get(flag, 0) + 1
-        self._paths.add(pair.path, event.srtt_us / 1e6, event.retransmits)
+        pair.closed[flag] = pair.closed.get(flag, 0) + 1
+        self._rtt.add(pair.rtt_key, event.srtt_us / 1e6, event.retransmits)
 
-    def tell(self) -> None:
-        """Give the totals what was added."""
-        for pair in self._known.values():
-            if pair.flagged:
+    def flush(self) -> None:
+        """Add the counts to the totals."""
+        for pair in self._pairs.values():
+            if pair.closed:
                 for row in pair.rows():
                     self._totals.add(row)
 
-    def _meet(self, source: Workload | None, destination: Workload | None) -> _Pair:
-        if len(self._known) >= MOST_KNOWN:
-            self.tell()
-            self._known.clear()
-        pair = self._known[id(source), id(destination)] = _Pair(source, destination)
+    def _new_pair(self, source: Workload | None, destination: Workload | None) -> _Pair:
+        if len(self._pairs) >= MAX_PAIRS:
+            self.flush()
+            self._pairs.clear()
+        pair = self._pairs[id(source), id(destination)] = _Pair(source, destination)
         return pair

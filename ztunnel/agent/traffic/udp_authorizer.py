@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Native UDP into this node's captured pods: who may come in, and who may not.
+"""Authorizes native UDP to this node's captured pods.
 
-What comes by connect-udp is judged by the proxy. The rest never passes a proxy: plaintext from
-elsewhere, and pods of this node, who are known by the namespace that was seen to send. The kernel
-lets it in by verdict, and gives what has none to a socket of ours:
+The proxy authorizes UDP over connect-udp. Native UDP does not use a proxy: plaintext from other
+nodes, and UDP between pods of this node, whose sender the kernel identifies by its network
+namespace. The kernel admits a flow by a cached decision, and sends the first datagram of a flow
+without one to a socket of the agent:
 
-    no policy could keep anybody out ─▶ the pod is open: no questions
-    first datagram of a pair ─▶ judged ─▶ verdict, for this generation
-                                  ├▶ allowed: a line in the log; brought to the app
-                                  └▶ denied: a line in the log; dropped, as all that follow
-    policies or pods change ─▶ every verdict void
+    no policy can deny any sender -> the pod is open: the kernel admits all datagrams
+    first datagram of a flow -> decision, valid for this policy epoch
+                                  |-> allowed: access log line; delivered to the app
+                                  |-> denied: access log line; dropped, like those that follow
+    policies or pods change -> new epoch: all decisions are revoked
 
-Questions are taken at a bounded rate; what exceeds it the kernel drops.
+The rate of datagrams without a decision is limited; the kernel drops those in excess.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from ztunnel.datapath.udp_admission_maps import UdpDecision
 from ztunnel.ipc.messages import SeriesCounts
 from ztunnel.kube.view.cluster_view import ViewChange
 from ztunnel.kube.view.publisher import ViewConsumer
+from ztunnel.mesh.address import family
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.policy.engine import Decision, PolicyEngine, display_name
 from ztunnel.mesh.policy.rule_index import AuthzRequest
@@ -42,16 +44,16 @@ from ztunnel.telemetry.labels import Reporter
 from ztunnel.telemetry.logs import access_logger
 from ztunnel.telemetry.response_flags import Flag
 
-TURN = 32  # questions a socket may ask in one turn
-PAUSE = 0.02  # seconds until its next turn
-MOST_LINES = 50  # a second
-LARGEST = 65536  # octets of a datagram
+BATCH = 32  # datagrams read from a socket before the pause
+PAUSE_S = 0.02  # between two batches of a socket
+MAX_LOG_LINES_PER_S = 50
+MAX_DATAGRAM_BYTES = 65536
 
 log = structlog.get_logger()
 access_log = access_logger()
 
 
-class Entry(Protocol):
+class UdpAdmission(Protocol):
     """The kernel operations used here; implemented by `UdpAdmissionMaps`."""
 
     def begin_epoch(self, open_addresses: Iterable[str]) -> None: ...
@@ -67,92 +69,97 @@ class UdpAuthorizer(ViewConsumer):
 
     def __init__(
         self,
-        entry: Entry,
+        admission: UdpAdmission,
         policies: PolicyEngine,
         pods: CapturedPods,
         workload_at: Callable[[str], Workload | None],
         *,
         logs: LogSettings,
         mode: SameNode,
-        count: Callable[[SeriesCounts], None] = lambda _: None,
+        on_denied: Callable[[SeriesCounts], None] = lambda _: None,
     ) -> None:
-        self.allowed = self.denied = 0  # pairs, each once a generation
-        self._entry = entry
+        """`workload_at` finds a workload by IP address. `on_denied` counts a denied flow."""
+        self.allowed = self.denied = 0  # flows, each once per epoch
+        self._admission = admission
         self._policies = policies
         self._pods = pods
         self._logs = logs
         self._workload_at = workload_at
         self._mode = mode
-        self._count = count
-        self._sockets: dict[int, dict[int, socket.socket]] = {}  # by cookie, by family
-        self._buffer = memoryview(bytearray(LARGEST))
-        self._lines = TokenBucket(MOST_LINES)
+        self._on_denied = on_denied
+        self._sockets: dict[int, dict[int, socket.socket]] = {}  # by cookie and family
+        self._buffer = memoryview(bytearray(MAX_DATAGRAM_BYTES))
+        self._log_budget = TokenBucket(MAX_LOG_LINES_PER_S)
 
-    def captured(self, pod: Pod) -> None:
-        """What comes into the pod is ours to judge from now on."""
+    def pod_captured(self, pod: Pod) -> None:
+        """Authorize UDP to the pod from now on. Raises OSError."""
         if pod.cookie not in self._sockets and pod.netns is not None:
-            ipv6 = any(":" in address for address in pod.addresses)
-            made = self._sockets[pod.cookie] = self._entry.sockets(pod.netns.fd, ipv6=ipv6)
+            ipv6 = any(family(address) == 6 for address in pod.addresses)
+            opened = self._sockets[pod.cookie] = self._admission.sockets(pod.netns.fd, ipv6=ipv6)
             loop = asyncio.get_running_loop()
-            for sock in made.values():
+            for sock in opened.values():
                 loop.add_reader(sock, self._read, pod.cookie, sock)
         for address in pod.addresses:
-            judge = self._sockets.get(pod.cookie, {}).get(6 if ":" in address else 4)
-            if judge is not None:
-                self._entry.set_authorizer_socket(address, judge)
+            authorizer = self._sockets.get(pod.cookie, {}).get(family(address))
+            if authorizer is not None:
+                self._admission.set_authorizer_socket(address, authorizer)
             if self._policies.allows_any_source(pod.workload):
-                self._entry.allow_all_sources(address)
+                self._admission.allow_all_sources(address)
 
     def apply(self, change: ViewChange) -> None:
-        """Revoke all decisions if they may be different now."""
+        """Begin an epoch if decisions may be different now."""
         if change.affects_authorization:
-            self.changed()
+            self.begin_epoch()
 
-    def changed(self) -> None:
-        """Pods of this node, or policies, are others: whoever was let in is asked again."""
+    def begin_epoch(self) -> None:
+        """Revoke all decisions: flows are authorized again by the current policies."""
         captured = self._pods.redirected()
-        self._entry.begin_epoch(
+        self._admission.begin_epoch(
             address
             for pod in captured.values()
             if self._policies.allows_any_source(pod.workload)
             for address in pod.addresses
         )
-        self.keep()
+        self.reconcile()
 
-    def keep(self) -> None:
-        """Let go of pods that are gone; what stays open keeps their namespaces alive. Try again
-        where there is no socket yet."""
+    def reconcile(self) -> None:
+        """Close the sockets of pods that are gone, which would keep their namespaces alive, and
+        retry pods without sockets."""
         captured = self._pods.redirected()
         for cookie in self._sockets.keys() - captured.keys():
             self._close(cookie)
         for cookie, pod in captured.items():
             if cookie not in self._sockets:
                 try:
-                    self.captured(pod)
+                    self.pod_captured(pod)
                 except OSError as error:
-                    log.error("UDP is not let in", pod=pod.workload.uid, error=str(error))
+                    log.error("UDP authorizer setup failed", pod=pod.workload.uid, error=str(error))
 
-    def refused(self, source: SocketAddress, destination: SocketAddress) -> None:
-        """A pod of this node may not send this in the clear; the kernel has dropped it."""
-        if not self._lines.take():
+    def log_strict_drop(self, source: SocketAddress, destination: SocketAddress) -> None:
+        """Log a datagram of a local pod that the kernel dropped: its destination requires mTLS."""
+        if not self._log_budget.take():
             return
-        ours, theirs = self._workload_at(source.ip), self._workload_at(destination.ip)
-        if is_wanted(self._logs.current, ours.namespace if ours else "", failed=True):
+        sender, receiver = self._workload_at(source.ip), self._workload_at(destination.ip)
+        if is_wanted(self._logs.current, sender.namespace if sender else "", failed=True):
             access_log.warning(
                 "refused",
                 direction="outbound",
                 protocol="udp",
-                **_party("src", source, ours, ours.identity if ours else ""),
-                **_party("dst", destination, theirs, ""),
-                error="plaintext, where mTLS is required",
+                **_peer_fields("src", source, sender, sender.identity if sender else ""),
+                **_peer_fields("dst", destination, receiver, ""),
+                error="plaintext, but mTLS is required",
             )
 
     def view(self) -> dict[str, int]:
-        """For people."""
-        return {"allowed": self.allowed, "denied": self.denied, "unlogged": self._lines.refused}
+        """The section `udp.authorizer` of the data path's status."""
+        return {
+            "allowed": self.allowed,
+            "denied": self.denied,
+            "log_lines_dropped": self._log_budget.exceeded,
+        }
 
     def close(self) -> None:
-        """Let go of every socket."""
+        """Close all sockets."""
         for cookie in list(self._sockets):
             self._close(cookie)
 
@@ -163,25 +170,28 @@ class UdpAuthorizer(ViewConsumer):
 
     def _read(self, cookie: int, sock: socket.socket) -> None:
         pod = self._pods.redirected().get(cookie)
-        for _ in range(TURN):
+        for _ in range(BATCH):
             try:
-                came = udp_admission_maps.receive(sock, self._buffer)
+                received = udp_admission_maps.receive(sock, self._buffer)
             except BlockingIOError:
                 return
             except OSError as error:
                 log.debug("UDP receive failed", error=str(error))
                 return
-            if came is not None and pod is not None and came[2].ip in pod.addresses:
-                self._judge(pod, sock, self._buffer[: came[0]], came[1], came[2])
+            if received is None or pod is None:
+                continue
+            length, source, destination = received
+            if destination.ip in pod.addresses:
+                self._authorize(pod, sock, self._buffer[:length], source, destination)
         loop = asyncio.get_running_loop()
         loop.remove_reader(sock)
-        loop.call_later(PAUSE, self._resume, cookie, sock)
+        loop.call_later(PAUSE_S, self._resume, cookie, sock)
 
     def _resume(self, cookie: int, sock: socket.socket) -> None:
         if sock in self._sockets.get(cookie, {}).values():
             asyncio.get_running_loop().add_reader(sock, self._read, cookie, sock)
 
-    def _judge(
+    def _authorize(
         self,
         pod: Pod,
         sock: socket.socket,
@@ -189,52 +199,51 @@ class UdpAuthorizer(ViewConsumer):
         source: SocketAddress,
         destination: SocketAddress,
     ) -> None:
-        sender = self._pods.redirected().get(self._entry.source_pod(source, destination))
-        near = sender.workload if sender and self._is_known(sender, source) else None
-        identity = near.identity if near else ""
-        pair = _Pair(source, near or self._workload_at(source.ip), identity, pod, destination)
+        sender = self._pods.redirected().get(self._admission.source_pod(source, destination))
+        local = sender.workload if sender and self._is_trusted(sender, source) else None
+        identity = local.identity if local else ""
+        flow = _Flow(source, local or self._workload_at(source.ip), identity, pod, destination)
         decision = self._policies.decide(
             pod.workload, AuthzRequest(source.ip, identity, destination)
         )
         cookie = sender.cookie if sender else 0
-        self._entry.set_decision(UdpDecision(cookie, source.ip, destination, decision.allowed))
+        self._admission.set_decision(UdpDecision(cookie, source.ip, destination, decision.allowed))
         if not decision.allowed:
             self.denied += 1
-            self._deny(pair, decision)
+            self._deny(flow, decision)
             return
         self.allowed += 1
-        self._let_in(pair)
+        self._log_allowed(flow)
         try:
             udp_admission_maps.deliver(sock, payload, source, destination)
-        except OSError as error:  # no worker has made the pod's tokens yet, or nobody is there
+        except OSError as error:  # the app does not listen, or no worker has set up the pod yet
             log.debug("datagram lost", pod=pod.workload.uid, error=str(error))
 
-    def _is_known(self, sender: Pod, source: SocketAddress) -> bool:
-        """Whether a pod of this node has its identity by its namespace alone."""
+    def _is_trusted(self, sender: Pod, source: SocketAddress) -> bool:
+        """Whether the namespace of a local sender proves its identity."""
         return source.ip in sender.addresses and self._mode is SameNode.DIRECT
 
-    def _let_in(self, pair: _Pair) -> None:
-        """A line, once for each verdict."""
-        wanted = is_wanted(self._logs.current, pair.pod.workload.namespace, failed=False)
-        if wanted and self._lines.take():
-            access_log.info("let in", **pair.line(), note="native datagrams")
+    def _log_allowed(self, flow: _Flow) -> None:
+        wanted = is_wanted(self._logs.current, flow.pod.workload.namespace, failed=False)
+        if wanted and self._log_budget.take():
+            access_log.info("udp flow allowed", **flow.log_fields(), note="native datagrams")
 
-    def _deny(self, pair: _Pair, decision: Decision) -> None:
-        ours = pair.pod.workload
+    def _deny(self, flow: _Flow, decision: Decision) -> None:
+        target = flow.pod.workload
         series = labels.connection_labels(
             Reporter.DESTINATION,
-            pair.sender,
-            ours,
-            principals=(pair.identity, ours.identity if pair.identity else ""),
+            flow.sender,
+            target,
+            principals=(flow.identity, target.identity if flow.identity else ""),
             protocol="udp",
         )
-        self._count(SeriesCounts(labels.with_flag(series, Flag.DENY), failed=1))
-        wanted = is_wanted(self._logs.current, ours.namespace, failed=True)
-        if not wanted or not self._lines.take():
+        self._on_denied(SeriesCounts(labels.with_flag(series, Flag.DENY), failed=1))
+        wanted = is_wanted(self._logs.current, target.namespace, failed=True)
+        if not wanted or not self._log_budget.take():
             return
         access_log.warning(
             "denied",
-            **pair.line(),
+            **flow.log_fields(),
             response_flags="DENY",
             policy=display_name(decision.policy),
             **({"rule": f"rules[{decision.rule}]"} if decision.rule >= 0 else {}),
@@ -243,8 +252,8 @@ class UdpAuthorizer(ViewConsumer):
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """Who asks, as far as it is known, and for what. Only a pod of this node has an `identity`."""
+class _Flow:
+    """A sender, as far as it is known, and a destination. Only local senders have an `identity`."""
 
     source: SocketAddress
     sender: Workload | None
@@ -252,44 +261,44 @@ class _Pair:
     pod: Pod
     destination: SocketAddress
 
-    def line(self) -> dict[str, Any]:
-        """For the log."""
-        ours = self.pod.workload
+    def log_fields(self) -> dict[str, Any]:
+        target = self.pod.workload
         return {
             "direction": "inbound",
             "protocol": "udp",
-            **_party("src", self.source, self.sender, self.identity),
-            **_party("dst", self.destination, ours, ours.identity),
+            **_peer_fields("src", self.source, self.sender, self.identity),
+            **_peer_fields("dst", self.destination, target, target.identity),
             **({"same_node": True} if self.identity else {}),
         }
 
 
 class TokenBucket:
-    """So many lines a second; the rest is counted."""
+    """Allows a number of log lines per second, and counts the lines in excess."""
 
-    def __init__(self, most: int) -> None:
-        self.refused = 0
-        self._most = most
-        self._left = float(most)
-        self._at = 0.0
+    def __init__(self, rate_per_s: int) -> None:
+        self.exceeded = 0
+        self._rate_per_s = rate_per_s
+        self._tokens = float(rate_per_s)
+        self._refilled_at = 0.0
 
     def take(self) -> bool:
         now = asyncio.get_running_loop().time()
-        self._left = min(self._most, self._left + (now - self._at) * self._most)
-        self._at = now
-        if self._left < 1:
-            self.refused += 1
+        elapsed = now - self._refilled_at
+        self._tokens = min(self._rate_per_s, self._tokens + elapsed * self._rate_per_s)
+        self._refilled_at = now
+        if self._tokens < 1:
+            self.exceeded += 1
             return False
-        self._left -= 1
+        self._tokens -= 1
         return True
 
 
-def _party(
+def _peer_fields(
     prefix: str, address: SocketAddress, workload: Workload | None, identity: str
 ) -> dict[str, str]:
-    found = {f"{prefix}.addr": str(address)}
+    fields = {f"{prefix}.addr": str(address)}
     if workload is not None:
-        found |= {f"{prefix}.workload": workload.name, f"{prefix}.namespace": workload.namespace}
+        fields |= {f"{prefix}.workload": workload.name, f"{prefix}.namespace": workload.namespace}
     if identity:
-        found[f"{prefix}.identity"] = identity
-    return found
+        fields[f"{prefix}.identity"] = identity
+    return fields

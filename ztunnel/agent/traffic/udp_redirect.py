@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which UDP the kernel hands to the workers: the sockets that take it, the destinations it goes to.
+"""Controls which UDP the kernel redirects to the workers: their sockets, and the routes.
 
-Each worker has a UDP socket of each family in each pod, both on one port. What goes where is
-decided by `udp_ways`; where a worker found a proxy that does not take connect-udp, UDP to the pods
-of that node passes as it is, or is refused, until we ask again. What waited in the worker for that
-answer is sent on.
+Each worker has one UDP socket per address family in each pod, both on the same port. `udp_routes`
+decides the route of each destination. If a worker finds that a node's proxy does not support
+connect-udp, UDP to the pods of that node is sent natively, or dropped if policy requires mTLS,
+until the agent retries the node. Datagrams that waited in the worker are sent natively then.
 """
 
 from __future__ import annotations
@@ -25,19 +25,23 @@ from ztunnel.datapath.bpf.layout import UdpRoute
 from ztunnel.ipc.messages import ConnectUdpUnsupported, UdpSocketRequest, UdpSockets
 from ztunnel.kube.view.cluster_view import ViewChange
 from ztunnel.kube.view.publisher import ViewConsumer
+from ztunnel.mesh.address import family
 from ztunnel.mesh.model import SocketAddress, Workload
 
-ASK_AGAIN = 600.0  # seconds until a node whose proxy did not take connect-udp is tried again
-REJOIN = 10.0  # seconds in which workers that outlived the last agent are back
+CONNECT_UDP_RETRY_S = 600.0  # until a node without connect-udp is tried again
+RECONNECT_TIMEOUT_S = 10.0  # for workers that outlived the previous agent
 
 log = structlog.get_logger()
 
 
-class UdpPath(Protocol):
-    """What is needed of the kernel; `datapath.udp.UdpPath` is the real one."""
+class UdpKernel(Protocol):
+    """The kernel's redirection of UDP; see `datapath.udp_maps.UdpKernelApi`."""
 
     def sockets(self, netns_fd: int, *, ipv6: bool) -> list[socket.socket]:
-        """UDP sockets in a pod on one port, IPv4 first, tagged as the proxy's. Raises OSError."""
+        """Open UDP sockets in a pod on one port, IPv4 first, tagged as the proxy's.
+
+        Raises OSError.
+        """
         ...
 
     def send(
@@ -47,7 +51,7 @@ class UdpPath(Protocol):
         destination: SocketAddress,
         payloads: Iterable[bytes],
     ) -> None:
-        """Send datagrams as the app of a pod would have. Raises OSError."""
+        """Send datagrams as the app of a pod. Raises OSError."""
         ...
 
     def worker_ports(self, netns_cookie: int) -> list[int]: ...
@@ -58,166 +62,167 @@ class UdpPath(Protocol):
     def remove_route(self, to: SocketAddress) -> None: ...
 
 
-class Udp(ViewConsumer, SessionObserver):
+class UdpRedirector(ViewConsumer, SessionObserver):
     """One per agent; used from the event loop only."""
 
     def __init__(
         self,
-        path: UdpPath,
-        ways: UdpRouteTable,
+        kernel: UdpKernel,
+        table: UdpRouteTable,
         pods: CapturedPods,
         sessions: SessionRegistry,
         clock: Callable[[], float],
     ) -> None:
-        self._path = path
-        self._ways = ways
+        self.natively_sent = 0  # datagrams that had waited for a proxy without connect-udp
+        self._kernel = kernel
+        self._table = table
         self._pods = pods
         self._sessions = sessions
         self._clock = clock
-        self._silent: dict[str, float] = {}  # nodes, and until when they are
-        self._owed: list[tuple[Session, UdpSocketRequest]] = []  # what failed, to be tried again
-        self._began = clock()
-        self._settled = False
-        self._known = path.routes()  # perhaps an earlier agent's
-        self._unplaced: set[SocketAddress] = set(self._known)  # to be looked at next time
+        self._retry_at: dict[str, float] = {}  # nodes without connect-udp, and when to retry them
+        self._failed_requests: list[tuple[Session, UdpSocketRequest]] = []  # to be retried
+        self._started_at = clock()
+        self._has_removed_lost_workers = False
+        self._installed = kernel.routes()  # possibly by the previous agent
+        self._pending: set[SocketAddress] = set(self._installed)  # to be compared at the next sync
         self._is_full = False
-        self.released = 0  # datagrams sent on to who does not take connect-udp
 
     def register(self, handlers: MessageHandlers) -> None:
         """Register the handlers of the messages about UDP."""
-        handlers.register(UdpSocketRequest, self.need)
-        handlers.register(ConnectUdpUnsupported, self.silent)
+        handlers.register(UdpSocketRequest, self.open_sockets)
+        handlers.register(ConnectUdpUnsupported, self.connect_udp_unsupported)
 
-    # Destinations
+    # Routes
 
     def apply(self, change: ViewChange) -> None:
         """Update the routes; the policy engine has applied the change already."""
         if change:
-            self._ways.changed(change)
-            self._apply()
+            self._table.apply(change)
+            self._sync_routes()
 
-    def silent(self, session: Session, news: ConnectUdpUnsupported, fds: list[int]) -> None:
-        """A worker found that the proxy of a workload's node does not take connect-udp."""
-        workload = self._ways.workload(news.workload)
+    def connect_udp_unsupported(
+        self, session: Session, report: ConnectUdpUnsupported, fds: list[int]
+    ) -> None:
+        """Stop redirecting UDP to the node of a workload, whose proxy lacks connect-udp."""
+        workload = self._table.workload(report.workload)
         if workload is None:
             return
-        if workload.node not in self._silent:
+        if workload.node not in self._retry_at:
             log.warning(
-                "UDP passes as it is, unless policy is STRICT",
+                "connect-udp unsupported",
                 node=workload.node,
-                reason="its proxy does not take connect-udp",
-                seconds=ASK_AGAIN,
+                note="UDP is sent natively, or dropped if policy requires mTLS",
+                retry_s=CONNECT_UDP_RETRY_S,
             )
-            self._silent[workload.node] = self._clock() + ASK_AGAIN
-            self._apply_silence()
-        if news.datagrams:
-            self._release(news, workload)
+            self._retry_at[workload.node] = self._clock() + CONNECT_UDP_RETRY_S
+            self._update_nodes()
+        if report.datagrams:
+            self._send_natively(report, workload)
 
-    def _release(self, news: ConnectUdpUnsupported, workload: Workload) -> None:
-        """Send on what waited. The worker says from whom and to whom: it is believed only what it
-        could have had from that pod."""
-        source, to = news.source, news.destination
-        pod = self._pods.get(news.pod_uid)
+    def _send_natively(self, report: ConnectUdpUnsupported, workload: Workload) -> None:
+        """Send the datagrams that waited, if that pod can have sent them to that workload."""
+        source, to = report.source, report.destination
+        pod = self._pods.get(report.pod_uid)
         if pod is None or pod.netns is None or source is None or to is None:
             return
         if source.ip not in pod.addresses or to.ip not in workload.addresses:
             return
-        if self._ways.at(to) is not UdpRoute.NATIVE:
+        if self._table.route_of(to) is not UdpRoute.NATIVE:
             log.warning(
-                "UDP refused: plaintext, where mTLS is required",
-                datagrams=len(news.datagrams),
+                "udp datagrams dropped",
+                reason="plaintext, but mTLS is required",
+                datagrams=len(report.datagrams),
                 **{"src.workload": pod.workload.uid, "dst.workload": workload.uid},
             )
             return
         try:
-            self._path.send(pod.netns.fd, source, to, news.datagrams)
-            self.released += len(news.datagrams)
+            self._kernel.send(pod.netns.fd, source, to, report.datagrams)
+            self.natively_sent += len(report.datagrams)
         except OSError as error:
-            log.warning("datagrams lost", pod=pod.workload.uid, error=str(error))
+            log.warning("udp datagrams not sent", pod=pod.workload.uid, error=str(error))
 
     def sweep(self) -> None:
-        """Ask again where it is time to, and forget the sockets of workers that never came back."""
+        """Retry what is due, and remove the ports of workers that did not reconnect."""
         now = self._clock()
-        over = [node for node, until in self._silent.items() if until <= now]
-        for node in over:
-            del self._silent[node]
-        if over:
-            self._apply_silence()
-        elif self._unplaced:
-            self._apply()
-        owed, self._owed = self._owed, []
-        for session, need in owed:
+        due = [node for node, retry_at in self._retry_at.items() if retry_at <= now]
+        for node in due:
+            del self._retry_at[node]
+        if due:
+            self._update_nodes()
+        elif self._pending:
+            self._sync_routes()
+        failed, self._failed_requests = self._failed_requests, []
+        for session, request in failed:
             if session in self._sessions.sessions:
-                self.need(session, need, [])
-        if not self._settled and now - self._began >= REJOIN:
-            self._settled = True
-            for cookie in self._path.pods():
-                self._write(cookie, self._sessions.sessions)
+                self.open_sockets(session, request, [])
+        if not self._has_removed_lost_workers and now - self._started_at >= RECONNECT_TIMEOUT_S:
+            self._has_removed_lost_workers = True
+            for cookie in self._kernel.pods():
+                self._write_ports(cookie, self._sessions.sessions)
 
     def view(self) -> dict[str, object]:
-        """For people."""
-        count = Counter(self._known.values())
+        """The section `udp` of the data path's status."""
+        count = Counter(self._installed.values())
         return {
-            "destinations": count[UdpRoute.REDIRECT],
+            "redirected_destinations": count[UdpRoute.REDIRECT],
             "strict_destinations": count[UdpRoute.STRICT],
-            "silent_nodes": sorted(self._silent),
-            "released": self.released,
+            "nodes_without_connect_udp": sorted(self._retry_at),
+            "natively_sent": self.natively_sent,
         }
 
-    def _apply_silence(self) -> None:
-        self._ways.silent = set(self._silent)
-        self._ways.reckon()
-        self._apply()
+    def _update_nodes(self) -> None:
+        self._table.set_nodes_without_connect_udp(set(self._retry_at))
+        self._sync_routes()
 
-    def _apply(self) -> None:
-        """Make the kernel's map right where it may not be; what finds no room is tried again."""
-        due, self._unplaced = self._ways.touched | self._unplaced, set()
-        self._ways.touched.clear()
-        wanted = self._ways.wanted
-        for at in due & self._known.keys() - wanted.keys():
-            self._path.remove_route(at)
-            del self._known[at]
+    def _sync_routes(self) -> None:
+        """Update the kernel's routes where they may differ; `sweep` retries those that fail."""
+        due, self._pending = self._table.pop_changed() | self._pending, set()
+        wanted = self._table.routes
+        for at in due & self._installed.keys() - wanted.keys():
+            self._kernel.remove_route(at)
+            del self._installed[at]
         try:
             for at in due & wanted.keys():
-                if self._known.get(at) is not wanted[at]:
-                    self._path.set_route(at, wanted[at])
-                    self._known[at] = wanted[at]
+                if self._installed.get(at) is not wanted[at]:
+                    self._kernel.set_route(at, wanted[at])
+                    self._installed[at] = wanted[at]
             self._is_full = False
         except OSError as error:
-            self._unplaced = {at for at in due if self._known.get(at) is not wanted.get(at)}
+            self._pending = {at for at in due if self._installed.get(at) is not wanted.get(at)}
             if not self._is_full:
-                log.error("UDP not carried", error=str(error), destinations=len(self._unplaced))
+                log.error("udp routes not updated", error=str(error), routes=len(self._pending))
             self._is_full = True
 
     # Sockets
 
-    def need(self, session: Session, need: UdpSocketRequest, fds: list[int]) -> None:
-        """A worker would carry a pod's UDP: it gets a socket, or has one of an earlier agent."""
-        pod = self._pods.get(need.pod_uid)
+    def open_sockets(self, session: Session, request: UdpSocketRequest, fds: list[int]) -> None:
+        """Send sockets for a pod's UDP to a worker, unless it has some from an earlier agent."""
+        pod = self._pods.get(request.pod_uid)
         if pod is None or pod.netns is None:
             return
-        if need.port and need.port in self._path.worker_ports(pod.cookie):
-            session.udp[pod.cookie] = need.port
+        if request.port and request.port in self._kernel.worker_ports(pod.cookie):
+            session.udp[pod.cookie] = request.port
             return
         try:
-            made = self._path.sockets(pod.netns.fd, ipv6=any(":" in ip for ip in pod.addresses))
+            ipv6 = any(family(ip) == 6 for ip in pod.addresses)
+            opened = self._kernel.sockets(pod.netns.fd, ipv6=ipv6)
         except OSError as error:
-            log.error("no UDP sockets, tried again", pod=pod.workload.uid, error=str(error))
-            self._owed.append((session, need))
+            log.error("udp sockets not opened, will retry", pod=pod.workload.uid, error=str(error))
+            self._failed_requests.append((session, request))
             return
         try:
-            session.udp[pod.cookie] = made[0].getsockname()[1]
-            self._write(pod.cookie, [*self._sessions.sessions, session])
-            session.send(UdpSockets(pod.uid), [sock.fileno() for sock in made])
+            session.udp[pod.cookie] = opened[0].getsockname()[1]
+            self._write_ports(pod.cookie, [*self._sessions.sessions, session])
+            session.send(UdpSockets(pod.uid), [sock.fileno() for sock in opened])
         finally:
-            for sock in made:
+            for sock in opened:
                 sock.close()
 
     def left(self, session: Session) -> None:
-        """A worker is gone, and with it its sockets."""
-        for cookie in self._path.pods().intersection(session.udp):
-            self._write(cookie, self._sessions.sessions)
+        """Remove the ports of the worker."""
+        for cookie in self._kernel.pods().intersection(session.udp):
+            self._write_ports(cookie, self._sessions.sessions)
 
-    def _write(self, cookie: int, sessions: list[Session]) -> None:
-        ports = dict.fromkeys(one.udp[cookie] for one in sessions if cookie in one.udp)
-        self._path.set_worker_ports(cookie, list(ports))
+    def _write_ports(self, cookie: int, sessions: list[Session]) -> None:
+        ports = dict.fromkeys(each.udp[cookie] for each in sessions if cookie in each.udp)
+        self._kernel.set_worker_ports(cookie, list(ports))

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of the UDP that this node's captured pods send, by destination: a pure decision.
+"""Decides the route of UDP that this node's captured pods send, by destination; does no I/O.
 
-    pod of the mesh, its proxy takes connect-udp ─▶ carried; one of this node: only if encrypted
-    pod of the mesh on this node                 ─▶ as it is: judged where it comes in
-    any other pod, and it is STRICT              ─▶ refused
-    service, all its endpoints of the mesh       ─▶ carried: the proxy chooses one; no ServiceEntry
-    service, one of its endpoints refused        ─▶ refused
-    all else                                     ─▶ as it is
+    pod of the mesh, its node supports connect-udp  -> redirect; a local pod only if encrypted
+    pod of the mesh on this node                    -> native: authorized at the destination
+    any other pod that requires mTLS                -> strict: the kernel drops it
+    service, all its endpoints are in the mesh      -> redirect: the proxy selects an endpoint;
+                                                       not for a ServiceEntry
+    service, one of its endpoints requires mTLS     -> strict
+    everything else                                 -> native
 
-A change costs what it changes.
+The cost of a change is proportional to its size.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.mesh.policy.model import MtlsMode, PeerAuthentication
 from ztunnel.mesh.state import Delta
 
-Wanted = dict[SocketAddress, UdpRoute]
+Routes = dict[SocketAddress, UdpRoute]
 
 
 class UdpRouteTable:
-    """All destinations that are not simply left alone. `silent`: nodes without connect-udp."""
+    """`routes` has all destinations that are not native."""
 
     def __init__(self, node: str, policies: PolicyEngine, *, encrypted: bool) -> None:
-        self.silent: set[str] = set()
-        self.wanted: Wanted = {}
-        self.touched: set[SocketAddress] = set()  # of `wanted`, since who reads it emptied this
+        self.routes: Routes = {}
+        self._changed: set[SocketAddress] = set()  # keys of `routes`, since `pop_changed`
+        self._nodes_without_connect_udp: set[str] = set()
         self._node = node
         self._policies = policies
         self._encrypted = encrypted
         self._workloads: dict[str, Workload] = {}
         self._services: dict[str, Service] = {}
-        self._at = AddressIndex[Workload](
-            attrgetter("uid"), lambda one: one.protocol is TunnelProtocol.HBONE
+        self._by_address = AddressIndex[Workload](
+            attrgetter("uid"), lambda workload: workload.protocol is TunnelProtocol.HBONE
         )
-        self._users: defaultdict[str, set[str]] = defaultdict(set)  # services by endpoint's address
+        self._services_of: defaultdict[str, set[str]] = defaultdict(set)  # by endpoint address
         self._claims: defaultdict[SocketAddress, dict[str, UdpRoute]] = defaultdict(dict)
-        self._said: dict[str, Wanted] = {}  # by who claims: a workload's uid, a service's key
+        self._routes_of: dict[str, Routes] = {}  # by claimant: Workload.uid or Service.key
 
     def workload(self, uid: str) -> Workload | None:
         """A workload by its mesh-wide uid."""
@@ -54,10 +55,10 @@ class UdpRouteTable:
 
     def workload_at(self, ip: str) -> Workload | None:
         """The workload that has an address now."""
-        return self._at.owner(ip)
+        return self._by_address.owner(ip)
 
-    def changed(self, change: Delta) -> None:
-        """Take in what is new."""
+    def apply(self, change: Delta) -> None:
+        """Update the routes that a change affects."""
         touched: set[str] = set()
         for uid in change.removed_workloads:
             touched |= self._put_workload(uid, None)
@@ -68,68 +69,77 @@ class UdpRouteTable:
         for service in change.services:
             self._put_service(service.key, service)
             touched.discard(service.key)
-        if _concerns_modes(change):
-            self.reckon()
+        if _affects_mtls_modes(change):
+            self._recompute()
             return
         for key in touched & self._services.keys():
-            self._say(key, self._of_service(self._services[key]))
+            self._set_routes(key, self._of_service(self._services[key]))
 
-    def reckon(self) -> None:
-        """Everything anew: policies, or the silent nodes, are others."""
+    def set_nodes_without_connect_udp(self, nodes: set[str]) -> None:
+        """Do not redirect UDP to the pods of these nodes."""
+        self._nodes_without_connect_udp = nodes
+        self._recompute()
+
+    def pop_changed(self) -> set[SocketAddress]:
+        """The destinations whose route may have changed since the last call."""
+        changed, self._changed = self._changed, set()
+        return changed
+
+    def _recompute(self) -> None:
         for uid, workload in self._workloads.items():
-            self._say(uid, dict(self._of_workload(workload)))
+            self._set_routes(uid, dict(self._of_workload(workload)))
         for key, service in self._services.items():
-            self._say(key, self._of_service(service))
+            self._set_routes(key, self._of_service(service))
 
-    def at(self, target: SocketAddress) -> UdpRoute:
-        """What becomes of UDP to a pod's address and port, by the workload there."""
-        workload = self._at.owner(target.ip)
+    def route_of(self, target: SocketAddress) -> UdpRoute:
+        """The route of UDP to the workload with this address, and to this port of it."""
+        workload = self._by_address.owner(target.ip)
         if workload is None:
             return UdpRoute.NATIVE
-        if self._is_carried(workload):
+        if self._is_redirected(workload):
             return UdpRoute.REDIRECT
         strict = self._policies.modes(workload).at(target.port).mode is MtlsMode.STRICT
-        return UdpRoute.STRICT if strict and not self._is_near(workload) else UdpRoute.NATIVE
+        return UdpRoute.STRICT if strict and not self._is_local(workload) else UdpRoute.NATIVE
 
     def _put_workload(self, uid: str, workload: Workload | None) -> set[str]:
-        """The services that may be concerned."""
+        """Set or remove a workload; returns the keys of services that may be affected."""
         old = self._workloads.pop(uid, None)
         if workload is not None and workload.host_network:
             workload = None
         for ip in old.addresses if old else ():
             if workload is None or ip not in workload.addresses:
-                self._at.release(ip, uid)
+                self._by_address.release(ip, uid)
         if workload is not None:
             self._workloads[uid] = workload
             for ip in workload.addresses:
-                self._at.claim(ip, workload)
-            self._say(uid, dict(self._of_workload(workload)))
+                self._by_address.claim(ip, workload)
+            self._set_routes(uid, dict(self._of_workload(workload)))
         else:
-            self._say(uid, {})
-        both = (*(old.addresses if old else ()), *(workload.addresses if workload else ()))
-        return {key for ip in both for key in self._users.get(ip, ())}
+            self._set_routes(uid, {})
+        addresses = (*(old.addresses if old else ()), *(workload.addresses if workload else ()))
+        return {key for ip in addresses for key in self._services_of.get(ip, ())}
 
     def _put_service(self, key: str, service: Service | None) -> None:
         old = self._services.pop(key, None)
-        for one in old.endpoints if old else ():
-            self._users[one.address].discard(key)
-            if not self._users[one.address]:
-                del self._users[one.address]
+        for endpoint in old.endpoints if old else ():
+            self._services_of[endpoint.address].discard(key)
+            if not self._services_of[endpoint.address]:
+                del self._services_of[endpoint.address]
         if service is None:
-            self._say(key, {})
+            self._set_routes(key, {})
             return
         self._services[key] = service
-        for one in service.endpoints:
-            self._users[one.address].add(key)
-        self._say(key, self._of_service(service))
+        for endpoint in service.endpoints:
+            self._services_of[endpoint.address].add(key)
+        self._set_routes(key, self._of_service(service))
 
     def _of_workload(self, workload: Workload) -> Iterator[tuple[SocketAddress, UdpRoute]]:
-        if self._is_near(workload):
+        if self._is_local(workload):
             return
-        carried = self._is_carried(workload)
+        redirected = self._is_redirected(workload)
         modes = self._policies.modes(workload)
         for ip in workload.addresses:
-            if carried:
+            if redirected:
                 yield SocketAddress(ip, 0), UdpRoute.REDIRECT
                 continue
             strict = modes.general.mode is MtlsMode.STRICT
@@ -139,68 +149,69 @@ class UdpRouteTable:
                 if (mode.mode is MtlsMode.STRICT) is not strict:
                     yield SocketAddress(ip, port), UdpRoute.NATIVE if strict else UdpRoute.STRICT
 
-    def _of_service(self, service: Service) -> Wanted:
-        wanted: Wanted = {}
+    def _of_service(self, service: Service) -> Routes:
+        routes: Routes = {}
         for port in () if service.is_service_entry else service.ports:
             if port.protocol != "UDP":
                 continue
             for vip in service.vips:
-                ways = {
+                endpoint_routes = {
                     self._of_endpoint(SocketAddress(one.address, one.ports[port.name]))
                     for one in service.endpoints
                     if one.ready and port.name in one.ports and family(one.address) == family(vip)
                 }
-                if UdpRoute.STRICT in ways:
-                    wanted[SocketAddress(vip, port.port)] = UdpRoute.STRICT
-                elif ways == {UdpRoute.REDIRECT}:
-                    wanted[SocketAddress(vip, port.port)] = UdpRoute.REDIRECT
-        return wanted
+                if UdpRoute.STRICT in endpoint_routes:
+                    routes[SocketAddress(vip, port.port)] = UdpRoute.STRICT
+                elif endpoint_routes == {UdpRoute.REDIRECT}:
+                    routes[SocketAddress(vip, port.port)] = UdpRoute.REDIRECT
+        return routes
 
     def _of_endpoint(self, target: SocketAddress) -> UdpRoute:
-        workload = self._at.owner(target.ip)
-        near = workload is not None and self._is_near(workload)
-        return UdpRoute.REDIRECT if near else self.at(target)
+        workload = self._by_address.owner(target.ip)
+        is_local = workload is not None and self._is_local(workload)
+        return UdpRoute.REDIRECT if is_local else self.route_of(target)
 
-    def _is_near(self, workload: Workload) -> bool:
-        """Whether it is captured on this node, and reached without the proxy."""
-        return workload.node == self._node and not self._encrypted and _is_tunnelled(workload)
+    def _is_local(self, workload: Workload) -> bool:
+        """Whether it is a captured pod of this node, which the proxy is bypassed for."""
+        return workload.node == self._node and not self._encrypted and _has_node_proxy(workload)
 
-    def _is_carried(self, workload: Workload) -> bool:
+    def _is_redirected(self, workload: Workload) -> bool:
         return (
-            _is_tunnelled(workload)
-            and not self._is_near(workload)
-            and workload.node not in self.silent
+            _has_node_proxy(workload)
+            and not self._is_local(workload)
+            and workload.node not in self._nodes_without_connect_udp
         )
 
-    def _say(self, who: str, wanted: Wanted) -> None:
-        """Two may claim an address for a moment: the stricter counts."""
-        before = self._said.pop(who, {})
-        if wanted:
-            self._said[who] = wanted
-        for at in before.keys() - wanted.keys():
-            del self._claims[at][who]
-        for at, what in wanted.items():
-            self._claims[at][who] = what
-        for at in before.keys() | wanted.keys():
-            self._settle(at)
+    def _set_routes(self, claimant: str, routes: Routes) -> None:
+        """Set the routes of a workload or a service."""
+        before = self._routes_of.pop(claimant, {})
+        if routes:
+            self._routes_of[claimant] = routes
+        for at in before.keys() - routes.keys():
+            del self._claims[at][claimant]
+        for at, route in routes.items():
+            self._claims[at][claimant] = route
+        for at in before.keys() | routes.keys():
+            self._resolve_claims(at)
 
-    def _settle(self, at: SocketAddress) -> None:
-        self.touched.add(at)
+    def _resolve_claims(self, at: SocketAddress) -> None:
+        """Two claimants may have an address for a moment: the stricter route wins."""
+        self._changed.add(at)
         claims = self._claims[at]
         if claims:
-            self.wanted[at] = max(claims.values())
+            self.routes[at] = max(claims.values())
         else:
             del self._claims[at]
-            self.wanted.pop(at, None)
+            self.routes.pop(at, None)
 
 
-def _is_tunnelled(workload: Workload) -> bool:
-    """Whether a node's proxy speaks for it; a sidecar takes TCP only."""
+def _has_node_proxy(workload: Workload) -> bool:
+    """Whether a node's proxy accepts its HBONE; a sidecar supports TCP only."""
     return workload.protocol is TunnelProtocol.HBONE and not has_native_tunnel(workload.labels)
 
 
-def _concerns_modes(change: Delta) -> bool:
-    """Whether others may be STRICT than before. Authorization is the destination's matter."""
+def _affects_mtls_modes(change: Delta) -> bool:
+    """Whether mTLS modes may differ. Authorization policies do not affect the sender."""
     return any(isinstance(one, PeerAuthentication) for one in change.policies) or any(
         key.startswith("PeerAuthentication/") for key in change.removed_policies
     )

@@ -143,7 +143,7 @@ def metrics_of(a: Agent, totals: TrafficTotals, directory: Path) -> Metrics:
         dns=DnsCounters(),
         status=a.admin._views,
         sessions=a.sessions,
-        read_events=a.same_node.read,
+        read_events=a.events.read,
         pin_dir=directory,
     )
 

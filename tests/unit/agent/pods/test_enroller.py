@@ -103,7 +103,7 @@ async def test_kernel_redirects_only_after_a_worker_is_ready(tmp_path: Path) -> 
         assert n.kernel.journal == [("listen", cookie)]
         worker.channel.send(PodReady(pod.pod_uid))
         await wait_until_async(lambda: len(n.kernel.journal) > 1)
-        assert n.kernel.journal[1:] == [("enrol", cookie, pod.addresses)]
+        assert n.kernel.journal[1:] == [("enroll", cookie, pod.addresses)]
         assert set(n.kernel.steered) == set(pod.addresses)
         worker.close()
 
@@ -139,7 +139,7 @@ async def test_opting_out_tells_the_kernel_before_the_workers(tmp_path: Path) ->
         worker = await n.worker()
         pod, cookie = await n.capture()
         n.want(present=(pod,))
-        assert n.kernel.journal[-1] == ("unenrol", cookie)
+        assert n.kernel.journal[-1] == ("unenroll", cookie)
         assert n.kernel.steered == {}
         await wait_until_async(lambda: bool(worker.of(PodRemoved)))
         assert worker.of(PodRemoved) == [PodRemoved(pod.pod_uid, gone=False)]

@@ -13,14 +13,16 @@ import pytest
 import structlog
 
 from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import FakeDataPath, FakeWorker, same_node_traffic, workload
+from tests.unit.agent.fakes import FakeDataPath, FakeWorker, same_node_bypass, workload
 from tests.unit.agent.test_agent import Agent, agent, namespace, pod
 from ztunnel.agent.config import SameNode
+from ztunnel.agent.log_settings import LogSettings
 from ztunnel.agent.pods.netns_finder import NetnsHandle
 from ztunnel.agent.pods.pod import Pod, PodError, PodState, RetryReason
 from ztunnel.agent.pods.registry import PodTable
-from ztunnel.agent.traffic import same_node
-from ztunnel.agent.traffic.same_node import SameNodeTraffic, believe
+from ztunnel.agent.traffic import same_node, same_node_events
+from ztunnel.agent.traffic.same_node import SameNodeBypass, validate
+from ztunnel.agent.traffic.same_node_events import SameNodeEvents
 from ztunnel.datapath.bpf.layout import CloseReason, SameNodeState
 from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent
 from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
@@ -47,7 +49,7 @@ NEWS = SameNodeAllowed(
 
 def test_believed_when_all_agrees() -> None:
     expected = BypassEntry(11, SocketAddress("10.244.1.3", 8080), 12)
-    assert believe(NEWS, [A, B], REVISION, SameNode.DIRECT) == expected
+    assert validate(NEWS, [A, B], REVISION, SameNode.DIRECT) == expected
 
 
 @pytest.mark.parametrize(
@@ -69,21 +71,21 @@ def test_believed_when_all_agrees() -> None:
 )
 def test_not_believed_when_anything_does_not(lie: dict[str, Any]) -> None:
     told = msgspec.structs.replace(NEWS, **lie)
-    assert isinstance(believe(told, [A, B], REVISION, SameNode.DIRECT), str)
+    assert isinstance(validate(told, [A, B], REVISION, SameNode.DIRECT), str)
 
 
 @pytest.mark.parametrize("state", [PodState.PENDING, PodState.STARTING])
 def test_not_believed_of_pods_that_are_not_captured(state: PodState) -> None:
     late = captured("b", "10.244.1.3", 12)
     late.state = state
-    assert isinstance(believe(NEWS, [A, late], REVISION, SameNode.DIRECT), str)
+    assert isinstance(validate(NEWS, [A, late], REVISION, SameNode.DIRECT), str)
     late.state = PodState.CAPTURED
     late.capture_error = PodError(RetryReason.NOT_REDIRECTED, "not in the kernel yet")
-    assert isinstance(believe(NEWS, [A, late], REVISION, SameNode.DIRECT), str)
+    assert isinstance(validate(NEWS, [A, late], REVISION, SameNode.DIRECT), str)
 
 
 def test_encrypt_believes_nothing() -> None:
-    assert isinstance(believe(NEWS, [A, B], REVISION, SameNode.ENCRYPT), str)
+    assert isinstance(validate(NEWS, [A, B], REVISION, SameNode.ENCRYPT), str)
 
 
 # The order of things, in an agent
@@ -198,7 +200,7 @@ async def test_news_of_an_old_revision_or_of_a_pod_it_does_not_serve_is_void(
         mute = FakeWorker(a.options.agent_socket, ready=False, worker=1).greet()
         await wait_until_async(lambda: len(a.sessions.sessions) == 2)
         mute.channel.send(_news(a))
-        await wait_until_async(lambda: a.same_node.sums.allowed_disbelieved == 1)
+        await wait_until_async(lambda: a.same_node.stats.reports_rejected == 1)
         assert a.kernel.given == []
         mute.close()
         worker.close()
@@ -209,9 +211,9 @@ async def test_status_shows_mode_and_verdicts(tmp_path: Path) -> None:
         worker = await _pair(a)
         _, status = await a.get("/v1/status")
         assert status["same_node"]["mode"] == "direct"
-        assert status["same_node"]["verdicts"] == 1
+        assert status["same_node"]["bypass_entries"] == 1
         a.same_node.renew()
-        assert a.kernel.lease == same_node.LEASE
+        assert a.kernel.lease == same_node.LEASE_S
         worker.close()
 
 
@@ -247,8 +249,13 @@ def _ended(port: int = 40000, close_reason: CloseReason = CloseReason.ORDERLY) -
     )
 
 
-def _traffic(kernel: FakeDataPath) -> SameNodeTraffic:
-    return same_node_traffic(kernel, PodTable([A, B]))
+def read(kernel: FakeDataPath, bypass: SameNodeBypass, *pods: Pod) -> None:
+    """Process the kernel's events in an agent with these pods."""
+    SameNodeEvents(kernel, bypass, PodTable(pods), logs=LogSettings()).read()
+
+
+def _traffic(kernel: FakeDataPath) -> SameNodeBypass:
+    return same_node_bypass(kernel, PodTable([A, B]))
 
 
 def test_end_is_a_line_like_the_proxys() -> None:
@@ -256,7 +263,7 @@ def test_end_is_a_line_like_the_proxys() -> None:
     traffic = _traffic(kernel)
     kernel.events = [_ended(), _ended(close_reason=CloseReason.RESET)]
     with structlog.testing.capture_logs() as lines:
-        traffic.read()
+        read(kernel, traffic, A, B)
     assert [line["event"] for line in lines] == ["connection", "connection"]
     first = lines[0]
     assert first["same_node"] is True
@@ -268,8 +275,8 @@ def test_end_is_a_line_like_the_proxys() -> None:
     assert (first["bytes_sent"], first["bytes_recv"], first["duration"]) == (10, 1000, "250ms")
     assert "error" not in first
     assert lines[1]["error"] == "connection reset"
-    assert (traffic.sums.closed, traffic.sums.failed) == (2, 1)
-    assert (traffic.sums.sent, traffic.sums.received) == (20, 2000)
+    assert (traffic.stats.closed, traffic.stats.failed) == (2, 1)
+    assert (traffic.stats.sent, traffic.stats.received) == (20, 2000)
 
 
 def test_many_ends_are_summed_up_and_none_is_lost() -> None:
@@ -277,30 +284,30 @@ def test_many_ends_are_summed_up_and_none_is_lost() -> None:
     traffic = _traffic(kernel)
     kernel.events = [_ended(port) for port in range(1000, 6000)]
     with structlog.testing.capture_logs() as lines:
-        traffic.read()
-    assert len(lines) == same_node.MOST_LINES + 1
+        read(kernel, traffic, A, B)
+    assert len(lines) == same_node_events.MAX_LOG_LINES + 1
     assert sum(line.get("connections", 1) for line in lines) == 5000
     assert sum(line["bytes_recv"] for line in lines) == 5_000_000
-    assert traffic.sums.closed == 5000
+    assert traffic.stats.closed == 5000
 
 
 def test_ends_are_named_after_the_pod_is_gone() -> None:
     kernel = FakeDataPath()
     pods = PodTable([A, B])
-    traffic = same_node_traffic(kernel, pods)
-    assert traffic.live() == []
+    traffic = same_node_bypass(kernel, pods)
+    assert traffic.connections() == []
     kernel.events = [_ended()]
     pods.remove(A.uid)
     pods.remove(B.uid)
     with structlog.testing.capture_logs() as lines:
-        traffic.read()
+        read(kernel, traffic)
     assert lines[0]["src.workload"] == "a"
 
 
 def test_live_connections_are_rows_like_the_workers() -> None:
     kernel = FakeDataPath()
     kernel.connections = [_entry()]
-    row = _traffic(kernel).live()[0]
+    row = _traffic(kernel).connections()[0]
     assert row["source"]["address"] == "10.244.1.2:40000"
     assert row["destination"]["identity"] == B.workload.identity
     assert row["same_node"] is True
@@ -310,29 +317,29 @@ def test_capture_destroys_what_the_pod_had_open_before(tmp_path: Path) -> None:
     kernel = FakeDataPath()
     a = captured("a", "10.244.1.2", 11)
     a.netns = NetnsHandle(os.open(tmp_path, os.O_RDONLY), 1)
-    traffic = same_node_traffic(kernel, PodTable([a, B]))
+    traffic = same_node_bypass(kernel, PodTable([a, B]))
     kernel.connections = [_entry(), _entry(13, 14)]
-    traffic.captured(B)
-    assert kernel.destroyed == [_entry()]
+    traffic.pod_captured(B)
+    assert kernel.terminated == [_entry()]
     kernel.events = [_ended(close_reason=CloseReason.UNEXPECTED_PEER)]
-    traffic.read()
-    assert kernel.destroyed[1:] == [_ended(close_reason=CloseReason.UNEXPECTED_PEER)]
-    assert traffic.sums.closed == 0
+    read(kernel, traffic)
+    assert kernel.terminated[1:] == [_ended(close_reason=CloseReason.UNEXPECTED_PEER)]
+    assert traffic.stats.closed == 0
     a.close()
 
 
 def test_pair_whose_connection_somebody_else_answered_is_not_believed_again() -> None:
     kernel = FakeDataPath()
     pods = PodTable([A, B])
-    traffic = same_node_traffic(kernel, pods)
+    traffic = same_node_bypass(kernel, pods)
     traffic.set_revision(REVISION)
-    traffic.allowed(NEWS)
+    traffic.allow(NEWS)
     assert kernel.given
     kernel.events = [_ended(close_reason=CloseReason.UNEXPECTED_PEER)]
-    traffic.read()
+    read(kernel, traffic)
     assert kernel.given == []
-    traffic.allowed(NEWS)
+    traffic.allow(NEWS)
     assert kernel.given == []
     pods.put(captured("b", "10.244.1.3", 20))  # the pod in a new namespace
-    traffic.allowed(NEWS)
+    traffic.allow(NEWS)
     assert kernel.given

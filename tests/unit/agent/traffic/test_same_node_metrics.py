@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.telemetry.builders import pod
 from ztunnel.agent.traffic import same_node_metrics
-from ztunnel.agent.traffic.same_node_metrics import KernelCounts
+from ztunnel.agent.traffic.same_node_metrics import SameNodeMetrics
 from ztunnel.datapath.bpf.layout import CloseReason
 from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent
 from ztunnel.mesh.model import SocketAddress
@@ -35,9 +35,9 @@ EVENT = ConnectionEvent(
 def counted(close_reason: CloseReason, *, denied: bool = False) -> dict[tuple[str, str, str], int]:
     """Values by metric, reporter and flag."""
     totals = TrafficTotals(10)
-    counts = KernelCounts(totals, RttTable(10))
+    counts = SameNodeMetrics(totals, RttTable(10))
     counts.add(msgspec.structs.replace(EVENT, close_reason=close_reason), WEB, DB, denied=denied)
-    counts.tell()
+    counts.flush()
     found = {}
     for name, series in totals.snapshot().items():
         for label_set, value in series:
@@ -73,7 +73,7 @@ def test_it_counts_as_both_ends_would(
 
 def test_round_trip_and_retransmits_are_the_pairs() -> None:
     paths = RttTable(10)
-    counts = KernelCounts(TrafficTotals(10), paths)
+    counts = SameNodeMetrics(TrafficTotals(10), paths)
     for _ in range(3):
         counts.add(EVENT, WEB, DB)
     ((labels, path),) = paths.snapshot()
@@ -84,24 +84,24 @@ def test_round_trip_and_retransmits_are_the_pairs() -> None:
 
 def test_pods_that_nobody_remembers_are_unknown() -> None:
     totals = TrafficTotals(10)
-    counts = KernelCounts(totals, RttTable(10))
+    counts = SameNodeMetrics(totals, RttTable(10))
     counts.add(EVENT, None, None)
-    counts.tell()
+    counts.flush()
     (label_set, value), _ = totals.snapshot()["istio_tcp_connections_opened"]
     assert (label_set[1], label_set[9], value) == ("unknown", "unknown", 1)
 
 
 def test_each_is_told_once_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when there are more pairs than are remembered."""
-    monkeypatch.setattr(same_node_metrics, "MOST_KNOWN", 2)
+    monkeypatch.setattr(same_node_metrics, "MAX_PAIRS", 2)
     totals = TrafficTotals(20)
-    counts = KernelCounts(totals, RttTable(10))
+    counts = SameNodeMetrics(totals, RttTable(10))
     pods = [pod(f"pod{number}") for number in range(3)]
     for _ in range(2):
         for one in pods:
             for close_reason in (CloseReason.ORDERLY, CloseReason.REFUSED):
                 counts.add(msgspec.structs.replace(EVENT, close_reason=close_reason), one, DB)
-        counts.tell()
+        counts.flush()
     for name, value in (("opened", 4), ("closed", 2)):
         series = totals.snapshot()[f"istio_tcp_connections_{name}"]
         assert {found for _, found in series} == {value}

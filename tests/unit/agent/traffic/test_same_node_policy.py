@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import FakeDataPath, FakeWorker, same_node_traffic
+from tests.unit.agent.fakes import FakeDataPath, FakeWorker, same_node_bypass
 from tests.unit.agent.test_agent import agent
 from tests.unit.agent.traffic.test_same_node import (
     NEWS,
@@ -80,7 +80,7 @@ async def test_agent_gives_no_verdict_that_its_own_policies_deny(tmp_path: Path)
         worker = await _pair(a)
         a.say(denying("web"))
         worker.channel.send(_news(a))
-        await wait_until_async(lambda: a.same_node.sums.allowed_disbelieved == 1)
+        await wait_until_async(lambda: a.same_node.stats.reports_rejected == 1)
         assert a.kernel.given == []
         a.say(denying("other"))
         await _give(a, worker)
@@ -97,7 +97,7 @@ class Pair:
         self.a, self.b = captured("a", "10.244.1.2", 11), captured("b", "10.244.1.3", 12)
         self.a.netns = NetnsHandle(os.open(directory, os.O_RDONLY), 1)
         self.pods = PodTable([self.a, self.b])
-        self.traffic = same_node_traffic(self.kernel, self.pods, self.policies)
+        self.traffic = same_node_bypass(self.kernel, self.pods, self.policies)
 
     def put(self, *objects: Json) -> None:
         for each in policies(*objects):
@@ -116,21 +116,21 @@ def test_live_connection_that_is_denied_is_destroyed_and_logged(pair: Pair) -> N
         pair.traffic.recheck()
     denied = identity == "spiffe://cluster.local/ns/shop/sa/a"
     assert denied, identity
-    assert pair.kernel.destroyed == [_entry()]
+    assert pair.kernel.terminated == [_entry()]
     (line,) = lines
     assert line["event"] == "denied"
     assert line["response_flags"] == "DENY"
     assert line["policy"] == "AuthorizationPolicy shop/p"
     assert line["rule"] == "rules[0]"
     assert (line["src.identity"], line["dst.identity"]) == (identity, pair.b.workload.identity)
-    assert pair.traffic.sums.denied == 1
+    assert pair.traffic.stats.denied == 1
     pair.a.close()
 
 
 def test_live_connection_that_is_allowed_goes_on(pair: Pair) -> None:
     pair.put(denying("other", pair.b.workload.namespace))
     pair.traffic.recheck()
-    assert pair.kernel.destroyed == []
+    assert pair.kernel.terminated == []
     pair.a.close()
 
 
@@ -140,14 +140,14 @@ def test_connection_of_pods_not_met_yet_is_judged_when_they_are(pair: Pair) -> N
     for pod in (pair.a, pair.b):
         pair.pods.remove(pod.uid)
     pair.traffic.recheck()
-    assert pair.kernel.destroyed == []
+    assert pair.kernel.terminated == []
     for pod in (pair.a, pair.b):
         pair.pods.put(pod)
     pair.traffic.renew()
-    assert pair.kernel.destroyed == [_entry()]
-    pair.kernel.destroyed.clear()
+    assert pair.kernel.terminated == [_entry()]
+    pair.kernel.terminated.clear()
     pair.traffic.renew()
-    assert pair.kernel.destroyed == []  # nothing is left to be judged
+    assert pair.kernel.terminated == []  # nothing is left to be judged
     pair.a.close()
 
 
@@ -157,10 +157,10 @@ def test_strict_lets_pods_of_the_node_speak(pair: Pair) -> None:
 
     pair.put(peer("STRICT", namespace=pair.b.workload.namespace))
     pair.traffic.set_revision(REVISION)
-    pair.traffic.allowed(NEWS)
+    pair.traffic.allow(NEWS)
     assert pair.kernel.given
     pair.traffic.recheck()
-    assert pair.kernel.destroyed == []
+    assert pair.kernel.terminated == []
     pair.a.close()
 
 

@@ -16,7 +16,7 @@ from ztunnel.agent.config import SameNode
 from ztunnel.agent.log_settings import LogSettings
 from ztunnel.agent.pods.pod import Pod, PodState
 from ztunnel.agent.pods.registry import PodTable
-from ztunnel.agent.traffic.udp_authorizer import TURN, UdpAuthorizer
+from ztunnel.agent.traffic.udp_authorizer import BATCH, UdpAuthorizer
 from ztunnel.datapath import udp_admission_maps
 from ztunnel.datapath.udp_admission_maps import UdpDecision
 from ztunnel.ipc.messages import SeriesCounts
@@ -55,7 +55,7 @@ class Agent:
             self.known.get,
             logs=LogSettings(),
             mode=mode,
-            count=self.counted.append,
+            on_denied=self.counted.append,
         )
         monkeypatch.setattr(
             udp_admission_maps, "deliver", lambda _, data, *__: self.brought.append(bytes(data))
@@ -83,10 +83,10 @@ def client() -> socket.socket:
 
 async def test_a_pod_that_no_policy_concerns_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent(monkeypatch)
-    agent.judge.changed()
+    agent.judge.begin_epoch()
     assert agent.entry.opened == {HOST}
     agent.policies.put(STRICT)
-    agent.judge.changed()
+    agent.judge.begin_epoch()
     assert agent.entry.opened == set()
     assert agent.entry.published == 2
     agent.judge.close()
@@ -95,7 +95,7 @@ async def test_a_pod_that_no_policy_concerns_is_open(monkeypatch: pytest.MonkeyP
 async def test_strict_keeps_plaintext_out_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent(monkeypatch)
     agent.policies.put(STRICT)
-    agent.judge.changed()
+    agent.judge.begin_epoch()
     with structlog.testing.capture_logs() as lines, client() as sock:
         source = SocketAddress(*sock.getsockname())
         agent.known[HOST] = workload("stranger")
@@ -121,13 +121,13 @@ async def test_pods_of_this_node_are_known_by_their_namespace(
     near = pod("near", 8, HOST)
     agent.pods.put(near)
     agent.policies.put(STRICT)
-    agent.judge.captured(agent.web)
+    agent.judge.pod_captured(agent.web)
     with client() as sock:
         agent.entry.speakers[SocketAddress(*sock.getsockname())] = 8
         with structlog.testing.capture_logs() as lines:
             await agent.hears(sock, b"hello")
     allowed = mode is SameNode.DIRECT
-    assert [line["event"] for line in lines] == ["let in" if allowed else "denied"]
+    assert [line["event"] for line in lines] == ["udp flow allowed" if allowed else "denied"]
     assert lines[0].get("src.identity") == (near.workload.identity if allowed else None)
     assert agent.entry.verdicts == [UdpDecision(8, HOST, agent.at, allowed)]
     assert agent.brought == ([b"hello"] if allowed else [])
@@ -138,7 +138,7 @@ async def test_who_has_anothers_address_is_not_it(monkeypatch: pytest.MonkeyPatc
     agent = Agent(monkeypatch)
     agent.pods.put(pod("near", 8, "10.1.0.8"))
     agent.policies.put(STRICT)
-    agent.judge.captured(agent.web)
+    agent.judge.pod_captured(agent.web)
     with client() as sock:
         agent.entry.speakers[SocketAddress(*sock.getsockname())] = 8
         await agent.hears(sock, b"hello")
@@ -148,17 +148,17 @@ async def test_who_has_anothers_address_is_not_it(monkeypatch: pytest.MonkeyPatc
 
 async def test_many_questions_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent(monkeypatch)
-    agent.judge.captured(agent.web)
+    agent.judge.pod_captured(agent.web)
     with client() as sock:
-        await agent.hears(sock, *(b"%d" % number for number in range(2 * TURN + 1)))
-    assert len(agent.brought) == 2 * TURN + 1
+        await agent.hears(sock, *(b"%d" % number for number in range(2 * BATCH + 1)))
+    assert len(agent.brought) == 2 * BATCH + 1
     agent.judge.close()
 
 
 async def test_sockets_go_with_their_pod(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent(monkeypatch)
-    agent.judge.keep()
+    agent.judge.reconcile()
     sock = agent.entry.judges[HOST]
     agent.pods.remove(agent.web.uid)
-    agent.judge.changed()
+    agent.judge.begin_epoch()
     assert sock.fileno() == -1

@@ -12,7 +12,11 @@ import msgspec
 from tests.unit.agent.fakes import FakeUdpPath, workload
 from ztunnel.agent.pods.pod import Pod
 from ztunnel.agent.pods.registry import PodTable
-from ztunnel.agent.traffic.udp_redirect import ASK_AGAIN, REJOIN, Udp
+from ztunnel.agent.traffic.udp_redirect import (
+    CONNECT_UDP_RETRY_S,
+    RECONNECT_TIMEOUT_S,
+    UdpRedirector,
+)
 from ztunnel.agent.traffic.udp_routes import UdpRouteTable
 from ztunnel.agent.workers.registry import SessionRegistry
 from ztunnel.agent.workers.session import Session
@@ -50,9 +54,9 @@ class Agent:
         self.pod = cast("Pod", SimpleNamespace(**facts, workload=workload("web")))
         self.udp = self.start()
 
-    def start(self) -> Udp:
+    def start(self) -> UdpRedirector:
         ways = UdpRouteTable("n1", PolicyEngine(), encrypted=False)
-        return Udp(
+        return UdpRedirector(
             self.path,
             ways,
             PodTable([self.pod]),
@@ -62,12 +66,12 @@ class Agent:
 
     def joins(self, port: int = 0, uid: str = "web-uid") -> FakeSession:
         session = FakeSession()
-        self.udp.need(cast("Session", session), UdpSocketRequest(uid, port), [])
+        self.udp.open_sockets(cast("Session", session), UdpSocketRequest(uid, port), [])
         self.sessions.append(session)
         return session
 
     def silent(self, message: ConnectUdpUnsupported) -> None:
-        self.udp.silent(cast("Session", FakeSession()), message, [])
+        self.udp.connect_udp_unsupported(cast("Session", FakeSession()), message, [])
 
     def leaves(self, session: FakeSession) -> None:
         self.sessions.remove(session)
@@ -160,7 +164,7 @@ def test_udp_to_a_node_without_connect_udp_passes_for_a_while() -> None:
     assert agent.path.carried == {"10.3.0.1"}
     agent.udp.apply(ViewChange((far("d", "10.2.0.4"),)))
     assert agent.path.carried == {"10.3.0.1"}
-    agent.now = ASK_AGAIN
+    agent.now = CONNECT_UDP_RETRY_S
     agent.udp.sweep()
     assert agent.path.carried == {"10.2.0.1", "10.2.0.2", "10.2.0.4", "10.3.0.1"}
 
@@ -190,7 +194,7 @@ def test_workers_keep_their_sockets_when_the_agent_is_another() -> None:
     assert one.udp == {COOKIE: 4001}
     assert liar.given == ["web-uid"]  # what no agent gave is not believed
     assert agent.path.given[COOKIE] == [4001, liar.udp[COOKIE]]
-    agent.now = REJOIN
+    agent.now = RECONNECT_TIMEOUT_S
     agent.path.given[COOKIE].append(4002)
     agent.udp.sweep()
     assert agent.path.given[COOKIE] == [4001, liar.udp[COOKIE]]

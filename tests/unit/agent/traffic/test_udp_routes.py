@@ -60,56 +60,55 @@ def test_pods_of_this_node_are_carried_only_if_encrypted() -> None:
     near = pod("10.1.0.1", node="n1")
     for encrypted in (False, True):
         made, _ = ways(encrypted=encrypted)
-        made.changed(ViewChange((near,)))
-        assert made.wanted == ({at("10.1.0.1"): CARRY} if encrypted else {})
+        made.apply(ViewChange((near,)))
+        assert made.routes == ({at("10.1.0.1"): CARRY} if encrypted else {})
 
 
 def test_strict_refuses_only_where_nobody_takes_connect_udp() -> None:
     made, policies = ways()
     policies.put(strict())
     pods = pod("10.2.0.1"), pod("10.2.0.2", plain=True), pod("10.1.0.1", node="n1")
-    made.changed(ViewChange(pods))
-    assert made.wanted == {at("10.2.0.1"): CARRY, at("10.2.0.2"): STRICT}
-    made.silent = {"n2"}
-    made.reckon()
-    assert made.wanted == {at("10.2.0.1"): STRICT, at("10.2.0.2"): STRICT}
+    made.apply(ViewChange(pods))
+    assert made.routes == {at("10.2.0.1"): CARRY, at("10.2.0.2"): STRICT}
+    made.set_nodes_without_connect_udp({"n2"})
+    assert made.routes == {at("10.2.0.1"): STRICT, at("10.2.0.2"): STRICT}
     policies.remove(strict().key)
-    made.changed(ViewChange(removed_policies=(strict().key,)))
-    assert made.wanted == {}
+    made.apply(ViewChange(removed_policies=(strict().key,)))
+    assert made.routes == {}
 
 
 def test_ports_may_be_exempt() -> None:
     made, policies = ways()
     there = pod("10.2.0.1", plain=True)
-    made.changed(ViewChange((there,)))
+    made.apply(ViewChange((there,)))
     mine = msgspec.structs.replace(
         strict({53: MtlsMode.PERMISSIVE}),
         level=Level.WORKLOAD,
         selection=Selection(namespace="shop", uid=there.uid),
     )
     policies.put(mine)
-    made.reckon()
-    assert made.wanted == {at("10.2.0.1"): STRICT, at("10.2.0.1", 53): PLAIN}
-    assert made.at(at("10.2.0.1", 53)) is PLAIN
-    assert made.at(at("10.2.0.1", 54)) is STRICT
-    assert made.at(at("10.9.9.9", 54)) is PLAIN
+    made.apply(ViewChange(policies=(mine,)))
+    assert made.routes == {at("10.2.0.1"): STRICT, at("10.2.0.1", 53): PLAIN}
+    assert made.route_of(at("10.2.0.1", 53)) is PLAIN
+    assert made.route_of(at("10.2.0.1", 54)) is STRICT
+    assert made.route_of(at("10.9.9.9", 54)) is PLAIN
 
 
 def test_a_service_is_carried_while_all_its_endpoints_can_be() -> None:
     made, policies = ways()
     far, near, plain = pod("10.2.0.1"), pod("10.1.0.1", node="n1"), pod("10.2.0.9", plain=True)
-    made.changed(ViewChange((far, near, plain), (service("10.2.0.1", "10.1.0.1"),)))
-    assert made.wanted[VIP] is CARRY
-    assert at(VIP.ip, 80) not in made.wanted
-    made.changed(ViewChange((), (service("10.2.0.1", "10.2.0.9"),)))
-    assert VIP not in made.wanted
+    made.apply(ViewChange((far, near, plain), (service("10.2.0.1", "10.1.0.1"),)))
+    assert made.routes[VIP] is CARRY
+    assert at(VIP.ip, 80) not in made.routes
+    made.apply(ViewChange((), (service("10.2.0.1", "10.2.0.9"),)))
+    assert VIP not in made.routes
     policies.put(strict())
-    made.reckon()
-    assert made.wanted[VIP] is STRICT
-    made.changed(ViewChange((msgspec.structs.replace(plain, protocol=TunnelProtocol.HBONE),)))
-    assert made.wanted[VIP] is CARRY  # by the workload's change alone
-    made.changed(ViewChange(removed_services=("shop/dns",), removed_workloads=(plain.uid,)))
-    assert made.wanted == {at("10.2.0.1"): CARRY}
+    made.apply(ViewChange(policies=(strict(),)))
+    assert made.routes[VIP] is STRICT
+    made.apply(ViewChange((msgspec.structs.replace(plain, protocol=TunnelProtocol.HBONE),)))
+    assert made.routes[VIP] is CARRY  # by the workload's change alone
+    made.apply(ViewChange(removed_services=("shop/dns",), removed_workloads=(plain.uid,)))
+    assert made.routes == {at("10.2.0.1"): CARRY}
 
 
 def test_of_two_claims_on_an_address_the_stricter_counts_until_one_goes() -> None:
@@ -117,8 +116,8 @@ def test_of_two_claims_on_an_address_the_stricter_counts_until_one_goes() -> Non
     policies.put(strict())
     old = msgspec.structs.replace(pod("10.2.0.1", plain=True), uid="old")
     new = pod("10.2.0.1")
-    made.changed(ViewChange((old, new)))
-    assert made.wanted == {at("10.2.0.1"): STRICT}
-    made.changed(ViewChange(removed_workloads=("old",)))
-    assert made.wanted == {at("10.2.0.1"): CARRY}
+    made.apply(ViewChange((old, new)))
+    assert made.routes == {at("10.2.0.1"): STRICT}
+    made.apply(ViewChange(removed_workloads=("old",)))
+    assert made.routes == {at("10.2.0.1"): CARRY}
     assert made.workload_at("10.2.0.1") == new
