@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from urllib3.exceptions import ProtocolError
 
+from tests.support.scripted_api import Response, ScriptedClient, failure, reply
 from ztunnel.kube.client import reflector
 from ztunnel.kube.client.object_decoder import Event, EventType
 from ztunnel.kube.client.reflector import Reflector, Resource, backoff_s
@@ -21,69 +19,18 @@ POLICIES = Resource("AuthorizationPolicy", "/apis/security/policies", optional=T
 WAIT_S = 10.0
 
 
-@dataclass
-class Response:
-    """What `urllib3.HTTPResponse` offers to the client. An exception in `chunks` is raised."""
-
-    status: int
-    chunks: list[bytes | Exception] = field(default_factory=list)
-    reason: str = "reason"
-    connection: None = None
-
-    @property
-    def response(self) -> Response:
-        return self
-
-    def read(self) -> bytes:
-        return b"".join(self.stream())
-
-    def stream(self, **_: Any) -> Iterator[bytes]:
-        for chunk in self.chunks:
-            if isinstance(chunk, Exception):
-                raise chunk
-            yield chunk
-
-    def close(self) -> None: ...
-    def release_conn(self) -> None: ...
-
-
-class ScriptedClient:
-    """Answers requests in order; the test ends when the script does."""
-
-    def __init__(self, *script: Response) -> None:
-        self._script = list(script)
-        self.queries: list[dict[str, str]] = []
-        self.finished = threading.Event()
-        self.on_finished: Callable[[], None] = lambda: None
-
-    def param_serialize(self, method: str, path: str, **options: Any) -> tuple[Any, ...]:
-        self.queries.append(dict(options["query_params"]))
-        return ()
-
-    def call_api(self, *_: Any, _request_timeout: Any) -> Response:
-        if not self._script:
-            self.on_finished()
-            self.finished.set()
-            raise OSError("end of the script")
-        return self._script.pop(0)
-
-
 def pod(name: str, version: int = 1) -> dict[str, Any]:
     return {"metadata": {"name": name, "namespace": "shop", "resourceVersion": str(version)}}
 
 
 def listed(*objects: dict[str, Any], version: str = "10", token: str = "") -> Response:
     metadata = {"resourceVersion": version, "continue": token}
-    return Response(200, [json.dumps({"metadata": metadata, "items": objects}).encode()])
+    return reply({"metadata": metadata, "items": objects})
 
 
 def watched(*events: tuple[str, dict[str, Any]], cut: bool = False) -> Response:
     lines = [json.dumps({"type": kind, "object": obj}).encode() + b"\n" for kind, obj in events]
     return Response(200, [*lines, *([ProtocolError("connection reset")] if cut else [])])
-
-
-def failed(status: int, message: str = "") -> Response:
-    return Response(status, [json.dumps({"kind": "Status", "message": message}).encode()])
 
 
 GONE = ("ERROR", {"kind": "Status", "code": 410, "message": "too old resource version"})
@@ -162,24 +109,24 @@ def test_gone_lists_again_and_deletes_vanished_objects_first() -> None:
 
 
 def test_gone_as_http_status_lists_again() -> None:
-    run = Run(listed(), failed(410), listed(version="30"), watched())
+    run = Run(listed(), failure(410), listed(version="30"), watched())
     assert run.versions == ["list", "10", "list", "30", "30"]
 
 
 def test_list_that_expires_between_pages_is_restarted() -> None:
-    run = Run(listed(pod("a"), token="more"), failed(410), listed(pod("b")), watched())
+    run = Run(listed(pod("a"), token="more"), failure(410), listed(pod("b")), watched())
     assert run.names == ["a", "-a", "b"]
     assert run.reflector.lists == 1
 
 
 def test_missing_optional_kind_counts_as_listed_until_it_is_installed() -> None:
-    run = Run(failed(404), failed(404), listed(pod("p")), watched(), resource=POLICIES)
+    run = Run(failure(404), failure(404), listed(pod("p")), watched(), resource=POLICIES)
     assert run.names == ["p"]
     assert (run.listed, run.reflector.lists) == (3, 1)
 
 
 def test_missing_required_kind_is_an_error() -> None:
-    run = Run(failed(404, "not found"))
+    run = Run(failure(404, "not found"))
     assert run.listed == 0
 
 
@@ -191,7 +138,7 @@ def test_error_is_reported_and_retried() -> None:
             errors.append(self.reflector.health.error)
             super().receive(event)
 
-    run = Recorder(failed(403, "pods is forbidden"), listed(pod("a")), failed(500, "broken"))
+    run = Recorder(failure(403, "pods is forbidden"), listed(pod("a")), failure(500, "broken"))
     assert run.names == ["a"]
     assert errors == [""]
     assert run.reflector.health.error == "OSError: end of the script"
