@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One lab for most system tests: the demo, plus a pod for each role. Needs root."""
+"""The lab that most tests share: the demo, plus a pod for each role. Needs root."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ def _root() -> None:
 
 @pytest.fixture(scope="session")
 def lab(_root: None) -> Iterator[Lab]:
-    """Two nodes: `client` and `near` on node1, `server` and `my-app` on node2, enrolled; the
-    namespace `plain` has pods of the same kind outside the mesh. Tests leave it as they found it.
-    """
+    """Two nodes: `client` and `near` on node1, `server` and `my-app` on node2, enrolled; namespace
+    `plain` has the same pods outside the mesh. Tests restore what they change."""
     made = Lab(f"s{os.getpid() % 100000}")
     objects = [
         named("Namespace", "plain"),

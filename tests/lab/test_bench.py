@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bench's testbed and works on a lab of its own: short, and nothing is judged by its speed."""
+"""The benchmark and its testbed on a short run; speed is not evaluated."""
 
 from __future__ import annotations
 

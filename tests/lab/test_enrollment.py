@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is in the mesh, and what the others see of it."""
+"""Enrollment by labels, and what enrolled and unenrolled pods observe of each other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODE = "istio.io/dataplane-mode"
 
 
 def enrolled(lab: Lab, node: str) -> set[str]:
-    """The addresses that the kernel of a node redirects."""
+    """The addresses that BPF redirects on a node."""
     maps = Maps(lab.names.pin_dir(node), read_only=True)
     try:
         return {ip for pod in maps.pods() for ip in pod.addresses}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may speak to whom: certificates as the nodes of a running lab check them."""
+"""Certificates of peers, as the nodes of a running lab verify them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def identity_files(
     trust_domain: str = "cluster.local",
     ttl: timedelta = timedelta(hours=1),
 ) -> tuple[Path, Path]:
-    """A certificate by the CA in `authority` as (chain, key) files; made there if it is new."""
+    """Files (chain, key) of a certificate by the CA in `authority`, which is created if it is
+    missing."""
     ca.load_or_create(authority, trust_domain)
     request = new_request(identity)
     issued = asyncio.run(DiskSigner(ca.load(authority), ttl=ttl).sign(identity, request.csr_pem))
@@ -55,7 +56,7 @@ def identity_files(
 def dial(
     lab: Lab, target: str, files: tuple[Path, Path] | None, port: int = 15008
 ) -> ssl.SSLSocket:
-    """TLS as a peer's proxy does it, from the plain client's namespace on node1."""
+    """TLS as the proxy of a peer opens it, from the plain client's namespace on node1."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.load_verify_locations(lab.names.ca / "root-cert.pem")
@@ -77,7 +78,7 @@ def raw(lab: Lab, target: str, port: int = 15008) -> socket.socket:
 
 
 class Peer:
-    """An independent HTTP/2 client: the h2 library over Python's ssl."""
+    """An independent HTTP/2 client: the h2 library over the ssl module."""
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         self.sock = sock
@@ -104,7 +105,7 @@ class Peer:
         return stream
 
     def connect(self, authority: str, *more: tuple[str, str]) -> tuple[int, dict[str, str]]:
-        """CONNECT; the stream and the response's headers (empty when it was reset)."""
+        """Send CONNECT; return the stream and the response headers (empty after a reset)."""
         return self.answer(self.request([(":method", "CONNECT"), (":authority", authority), *more]))
 
     def answer(self, stream: int) -> tuple[int, dict[str, str]]:
@@ -129,7 +130,7 @@ class Peer:
 
 @pytest.fixture
 def peer(lab: Lab, tmp_path: Path) -> Iterator[Peer]:
-    """A peer that holds a certificate of the lab's CA for default/default."""
+    """A peer with a certificate of the CA of the lab for default/default."""
     files = identity_files(tmp_path, lab.names.ca)
     with dial(lab, addresses(lab, "server")[4], files) as sock:
         yield Peer(sock)
@@ -182,7 +183,7 @@ def test_invalid_requests_get_the_specified_status(lab: Lab, peer: Peer) -> None
         "my-app:80": "400",
         f"{target}": "400",
         f"{target}:0": "400",
-        f"{target}:7999": "503",  # nobody listens
+        f"{target}:7999": "503",  # no listener
     }
     for authority, status in rows.items():
         _, headers = peer.connect(authority)
@@ -201,7 +202,7 @@ def _other_pod(lab: Lab) -> Iterator[None]:
 
 
 def _refused(lab: Lab, files: tuple[Path, Path] | None) -> None:
-    """TLS 1.3: the client may finish first, so the refusal comes with the first read."""
+    """In TLS 1.3 the client may finish first, so the first read reports the rejection."""
     said = b""
     target = addresses(lab, "server")[4]
     with contextlib.suppress(ssl.SSLError, ConnectionError), dial(lab, target, files) as sock:
@@ -221,7 +222,7 @@ def test_certificate_of_another_ca_is_rejected(lab: Lab, tmp_path: Path) -> None
 def test_expired_certificate_is_rejected(lab: Lab, tmp_path: Path) -> None:
     files = identity_files(tmp_path, lab.names.ca, ttl=timedelta(seconds=1))
     expiry = datetime.now(UTC) + timedelta(seconds=1)
-    # the whole second that the certificate names as its last is still good: RFC 5280, 4.1.2.5
+    # notAfter includes its last second: RFC 5280, 4.1.2.5
     wait_until(
         lambda: datetime.now(UTC) > expiry + timedelta(seconds=1), "the certificate to expire"
     )
@@ -253,7 +254,8 @@ def test_oversize_headers_end_the_connection_not_the_proxy(lab: Lab, peer: Peer)
 
 
 def test_ten_thousand_streams_are_bounded(lab: Lab, peer: Peer) -> None:
-    """h2 itself refuses beyond 200; so the frames are sent raw, as a hostile peer would."""
+    """h2 itself refuses more than 200 streams, so the test sends raw frames as a hostile peer
+    would."""
     target = addresses(lab, "server")[4]
     block = peer.h2.encoder.encode([(":method", "CONNECT"), (":authority", f"{target}:7005")])
     try:
@@ -276,8 +278,8 @@ def test_slowly_sent_frame_does_not_delay_other_connections(lab: Lab) -> None:
 
 
 def test_client_rejects_a_server_with_an_unexpected_identity(lab: Lab) -> None:
-    """With node2's agent dead its proxy goes on proving the old account, while node1 learns that
-    the pod has another: the client's proxy must not speak to it."""
+    """With its agent down, the proxy on node2 presents the old account, while node1 learns that the
+    pod has another. The proxy of the client must reject it."""
     target = addresses(lab, "server")[4]
     pod = lab.pod("server")
     lab.kill("node2", "agent")
@@ -302,7 +304,7 @@ def _with_account(pod: dict[str, Any], account: str) -> dict[str, Any]:
 
 @pytest.mark.timeout(180)
 def test_certificates_rotate_at_half_life_without_interrupting_connections() -> None:
-    """A lab of its own, where a certificate lives eight seconds."""
+    """A lab with a certificate lifetime of eight seconds."""
     with Lab(f"r{os.getpid() % 100000}", agent_options=("--cert-ttl", "8")) as lab:
         lab.apply(python_pod("server", "node2", script="server.py"))
         target = addresses(lab, "server")[4]
@@ -313,7 +315,7 @@ def test_certificates_rotate_at_half_life_without_interrupting_connections() -> 
 
 
 def serial(lab: Lab, target: str) -> str:
-    """The serial number of the certificate that a pod shows now."""
+    """The serial number of the certificate that a pod presents."""
     argv = ("openssl", "s_client", "-connect", f"{target}:15008", "-alpn", "h2", "-showcerts")
     done = lab.node_exec("node1", "sh", "-c", f"{' '.join(argv)} </dev/null")
     leaf = x509.load_pem_x509_certificates(done.stdout.encode())[0]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies of real manifests on every path: HBONE, plaintext, between pods of one node; and no
-moment, however things change or die, in which a denied connection gets through."""
+"""Policies on every path: HBONE, plaintext, same node. A denied connection never passes, whatever
+changes or crashes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ CLOSED = ("ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "EPIPE")
 ECHO = 7000
 FLIPS = 200
 
-# from, its namespace, to
+# source pod, its namespace, destination pod
 HBONE = ("client", "default", "server")
 PLAINTEXT = ("client", "plain", "server")
 SAME_NODE = ("client", "default", "near")
 PATHS = [HBONE, PLAINTEXT, SAME_NODE]
-ALLOWED = ("server", "default", "near")  # of another account than `client`
+ALLOWED = ("server", "default", "near")  # another account than `client`
 Path = tuple[str, str, str]
 
 
@@ -62,20 +62,20 @@ def port(number: int) -> Json:
 
 
 class Policies:
-    """The objects of one file in the lab's directory, replaced as a whole."""
+    """The policies in one file of the directory of the lab, replaced as a whole."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._path = lab.names.objects / "test-policies.yaml"
 
-    def say(self, *objects: Json) -> None:
-        """Put these in place of the ones before, and wait until they are in force everywhere."""
+    def apply(self, *objects: Json) -> None:
+        """Replace all policies and wait until they are enforced on every node."""
         before = self._revisions()
         write_atomically(self._path, yaml.safe_dump_all(objects))
         self._await(before)
 
     def clear(self) -> None:
-        """No policy any more."""
+        """Remove all policies."""
         if self._path.exists():
             before, had = self._revisions(), self._path.read_text().strip()
             self._path.unlink()
@@ -90,7 +90,7 @@ class Policies:
         for node in (
             "node1",
             "node2",
-        ):  # asked after the change was sent, answered after it is in force
+        ):  # requested after the change was sent, answered once it is enforced
             admin_get(self._lab.names, node, "/v1/connections")
 
     def _revisions(self) -> list[int]:
@@ -108,7 +108,7 @@ def policies(lab: Lab) -> Iterator[Policies]:
 
 
 def end(lab: Lab, path: Path, family: int = 4, at: int = ECHO) -> str:
-    """How a connection ends: `data` when it gets through."""
+    """How a connection ends: `data` when it is allowed."""
     pod, namespace, to = path
     said = client(lab, pod, "poke", addresses(lab, to)[family], at, namespace=namespace)
     return str(said["end"])
@@ -130,7 +130,7 @@ OTHER = "cluster.local/ns/default/sa/server"
         (HBONE, (source(namespaces=["default"]), source(namespaces=["plain"]))),
         (HBONE, (port(ECHO), port(ECHO + 1))),
         (PLAINTEXT, (source(notPrincipals=["*"]), source(principals=["*"]))),
-        (PLAINTEXT, (port(ECHO), source(namespaces=["plain"]))),  # it has proven no namespace
+        (PLAINTEXT, (port(ECHO), source(namespaces=["plain"]))),  # plaintext proves no namespace
         (SAME_NODE, (source(principals=[ID]), source(principals=["*/sa/other"]))),
         (SAME_NODE, (source(namespaces=["def*"]), source(namespaces=["plain"]))),
         (SAME_NODE, (port(ECHO), port(ECHO + 1))),
@@ -142,9 +142,9 @@ def test_deny_policy_closes_only_matching_connections(
     if path is SAME_NODE:
         _until_direct(lab, family)
     matching, other = rules
-    policies.say(authorization("DENY", matching))
+    policies.apply(authorization("DENY", matching))
     assert end(lab, path, family) in CLOSED
-    policies.say(authorization("DENY", other))
+    policies.apply(authorization("DENY", other))
     assert end(lab, path, family) == "data"
 
 
@@ -154,11 +154,11 @@ def test_policy_matches_the_address_of_the_client(
     lab: Lab, policies: Policies, path: Path, family: int
 ) -> None:
     mine = source(ipBlocks=[ip(lab, path, family)])
-    policies.say(authorization("DENY", mine))
+    policies.apply(authorization("DENY", mine))
     assert end(lab, path, family) in CLOSED
-    policies.say(authorization("ALLOW", mine))
+    policies.apply(authorization("ALLOW", mine))
     assert end(lab, path, family) == "data"
-    policies.say(authorization("ALLOW", source(notIpBlocks=[ip(lab, path, family)])))
+    policies.apply(authorization("ALLOW", source(notIpBlocks=[ip(lab, path, family)])))
     assert end(lab, path, family) in CLOSED
 
 
@@ -166,32 +166,32 @@ def test_policy_matches_the_address_of_the_client(
 def test_allow_policy_accepts_only_matching_connections(
     lab: Lab, policies: Policies, path: Path
 ) -> None:
-    policies.say(authorization("ALLOW", port(ECHO)))
+    policies.apply(authorization("ALLOW", port(ECHO)))
     assert end(lab, path) == "data"
     assert end(lab, path, at=7004) in CLOSED
-    policies.say(authorization("ALLOW"))
+    policies.apply(authorization("ALLOW"))
     assert end(lab, path) in CLOSED
 
 
 def test_selector_limits_a_policy_to_matching_pods(lab: Lab, policies: Policies) -> None:
-    policies.say(authorization("DENY", {}, selector={"matchLabels": {"app": "near"}}))
+    policies.apply(authorization("DENY", {}, selector={"matchLabels": {"app": "near"}}))
     assert [end(lab, path) == "data" for path in PATHS] == [True, True, False]
 
 
 def test_strict_refuses_plaintext_only(lab: Lab, policies: Policies) -> None:
-    policies.say(strict())
+    policies.apply(strict())
     assert [end(lab, path) == "data" for path in PATHS] == [True, False, True]
     exception: Json = {
         "selector": {"matchLabels": {"app": "server"}},
         "portLevelMtls": {str(ECHO): {"mode": "PERMISSIVE"}},
     }
-    policies.say(strict(**exception))
+    policies.apply(strict(**exception))
     assert end(lab, PLAINTEXT) == "data"
     assert end(lab, PLAINTEXT, at=7004) in CLOSED
 
 
 def test_node_probes_bypass_policy(lab: Lab, policies: Policies) -> None:
-    policies.say(authorization("DENY", {}), strict())
+    policies.apply(authorization("DENY", {}), strict())
     for target in addresses(lab, "server").values():
         probe = f"exec 3<>/dev/tcp/{target}/{ECHO}; echo probe >&3; head -n 1 <&3"
         done = lab.node_exec("node2", "bash", "-c", probe)
@@ -199,14 +199,14 @@ def test_node_probes_bypass_policy(lab: Lab, policies: Policies) -> None:
 
 
 def test_invalid_policy_denies_and_reports_the_reason(lab: Lab, policies: Policies) -> None:
-    policies.say(authorization("DENY", {"from": []}))
+    policies.apply(authorization("DENY", {"from": []}))
     assert end(lab, HBONE) in CLOSED
     _, status = admin_get(lab.names, "node2", "/v1/status")
     assert "refused" in status["source"]["errors"]["AuthorizationPolicy default/test"]
 
 
 def test_denial_is_logged_with_identities_and_policy(lab: Lab, policies: Policies) -> None:
-    policies.say(authorization("DENY", source(principals=[ID])))
+    policies.apply(authorization("DENY", source(principals=[ID])))
     assert end(lab, HBONE) in CLOSED
     wanted = (
         "denied",
@@ -225,8 +225,9 @@ def test_denial_is_logged_with_identities_and_policy(lab: Lab, policies: Policie
 
 
 def test_policy_commands_explain_decisions(lab: Lab, policies: Policies) -> None:
-    """`ztctl policy` on the real thing: what is foretold happens, and is explained from the log."""
-    policies.say(
+    """`ztctl policy` on live connections: predictions come true, and logged decisions are
+    explained."""
+    policies.apply(
         authorization("ALLOW", source(principals=[OTHER]), name="only-other"),
         authorization("DENY", {"from": []}, name="broken", selector={"matchLabels": {"app": "x"}}),
     )
@@ -241,7 +242,7 @@ def test_policy_commands_explain_decisions(lab: Lab, policies: Policies) -> None
     assert "only-other" in foretold.stdout
     assert end(lab, HBONE) in CLOSED
     wait_until(lambda: "only-other" in proxy_log(lab, "node2"), "the denial's line")
-    told = subprocess.run(
+    output = subprocess.run(
         [str(ZTCTL), "--lab", lab.names.name, "policy", "explain"],
         input=proxy_log(lab, "node2"),
         capture_output=True,
@@ -250,15 +251,15 @@ def test_policy_commands_explain_decisions(lab: Lab, policies: Policies) -> None
         check=True,
     ).stdout
     for part in ("only-other", f"spiffe://{ID}", f"principals: [{ID}]"):
-        assert part in told
+        assert part in output
     assert ztctl(lab, "policy", "test", "--from", "server", "--to", f"near:{ECHO}").returncode == 0
     assert end(lab, ALLOWED) == "data"
     assert "default/server" in ztctl(lab, "policy", "show", "only-other").stdout
 
 
 @contextmanager
-def held(lab: Lab, path: Path, what: str = "hold") -> Iterator[subprocess.Popen[bytes]]:
-    """A client that keeps one connection, or pounds with new ones, until its stdin is closed."""
+def open_client(lab: Lab, path: Path, what: str = "hold") -> Iterator[subprocess.Popen[bytes]]:
+    """A client that holds one connection, or opens connections repeatedly, until stdin closes."""
     pod, namespace, to = path
     argv = [sys.executable, str(APPS / "client.py"), what, addresses(lab, to)[4], str(ECHO)]
     process = lab.popen(pod, *argv, namespace=namespace)
@@ -273,8 +274,8 @@ def held(lab: Lab, path: Path, what: str = "hold") -> Iterator[subprocess.Popen[
         process.stdout.close()
 
 
-def said(process: subprocess.Popen[bytes], line: bytes = b"hello\n") -> bytes:
-    """What comes back; empty when the connection is dead."""
+def echo_of(process: subprocess.Popen[bytes], line: bytes = b"hello\n") -> bytes:
+    """The echo; empty when the connection is closed."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -291,17 +292,17 @@ def test_live_connection_is_closed_when_it_is_denied(
 ) -> None:
     if path is SAME_NODE:
         _until_direct(lab)
-    with held(lab, path) as process:
-        assert said(process) == b"hello\n"
-        policies.say(authorization("DENY", source(ipBlocks=["203.0.113.0/24"])))
-        assert said(process) == b"hello\n"
-        policies.say(authorization("DENY", source(ipBlocks=[ip(lab, path)])))
-        assert said(process) == b""
+    with open_client(lab, path) as process:
+        assert echo_of(process) == b"hello\n"
+        policies.apply(authorization("DENY", source(ipBlocks=["203.0.113.0/24"])))
+        assert echo_of(process) == b"hello\n"
+        policies.apply(authorization("DENY", source(ipBlocks=[ip(lab, path)])))
+        assert echo_of(process) == b""
         process.wait(10)
 
 
-# No moment lets a denied one through: `client` is denied by each of these in another way, and
-# OTHER is allowed by each.
+# Each of these policies denies `client` in another way and allows OTHER.
+# No connection may be allowed at any time.
 TURNS: list[tuple[Json, ...]] = [
     (authorization("ALLOW", source(principals=[OTHER]), name="only-other"),),
     (
@@ -316,8 +317,8 @@ TURNS: list[tuple[Json, ...]] = [
 ]
 
 
-def pounded(process: subprocess.Popen[bytes]) -> dict[str, int]:
-    """Stop it; how its connections ended."""
+def connection_ends(process: subprocess.Popen[bytes]) -> dict[str, int]:
+    """Stop the client; return how its connections ended."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.close()
@@ -328,15 +329,15 @@ def pounded(process: subprocess.Popen[bytes]) -> dict[str, int]:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_no_denied_connection_passes_while_policies_change(lab: Lab, policies: Policies) -> None:
-    policies.say(*TURNS[0])
+    policies.apply(*TURNS[0])
     with ExitStack() as stack:
-        hammers = [stack.enter_context(held(lab, path, "pound")) for path in PATHS]
-        allowed = stack.enter_context(held(lab, ALLOWED, "pound"))
+        clients = [stack.enter_context(open_client(lab, path, "reconnect")) for path in PATHS]
+        allowed = stack.enter_context(open_client(lab, ALLOWED, "reconnect"))
         for flip in range(FLIPS):
-            policies.say(*TURNS[(flip + 1) % len(TURNS)])
-        assert set(pounded(allowed)) == {"data"}
-        for path, hammer in zip(PATHS, hammers, strict=True):
-            ends = pounded(hammer)
+            policies.apply(*TURNS[(flip + 1) % len(TURNS)])
+        assert set(connection_ends(allowed)) == {"data"}
+        for path, reconnecting in zip(PATHS, clients, strict=True):
+            ends = connection_ends(reconnecting)
             assert set(ends) <= set(CLOSED), (path, ends)
             assert sum(ends.values()) > FLIPS, (path, ends)
 
@@ -344,12 +345,12 @@ def test_no_denied_connection_passes_while_policies_change(lab: Lab, policies: P
 def test_same_node_bypass_survives_policies_that_allow_the_pair(
     lab: Lab, policies: Policies
 ) -> None:
-    """Every change voids its verdict: whatever is under way then ends well all the same."""
+    """Each change revokes the bypass; open connections still finish."""
     _until_direct(lab)
-    with held(lab, SAME_NODE, "pound") as hammer:
+    with open_client(lab, SAME_NODE, "reconnect") as reconnecting:
         for number in range(40):
-            policies.say(authorization("DENY", source(namespaces=[f"n{number}"])))
-        assert set(pounded(hammer)) == {"data"}
+            policies.apply(authorization("DENY", source(namespaces=[f"n{number}"])))
+        assert set(connection_ends(reconnecting)) == {"data"}
     _until_direct(lab)
 
 
@@ -359,16 +360,16 @@ def test_same_node_bypass_survives_policies_that_allow_the_pair(
 def test_no_denied_connection_passes_during_a_restart(
     lab: Lab, policies: Policies, part: str
 ) -> None:
-    """Killed, not stopped; and what was allowed works again afterwards."""
-    policies.say(*TURNS[1])
+    """The processes are killed, not stopped; allowed connections work again afterwards."""
+    policies.apply(*TURNS[1])
     with ExitStack() as stack:
-        hammers = [stack.enter_context(held(lab, path, "pound")) for path in PATHS]
+        clients = [stack.enter_context(open_client(lab, path, "reconnect")) for path in PATHS]
         for _ in range(3):
             for node in ("node1", "node2"):
                 lab.kill(node, part)
                 lab.start(node, part)
-        for path, hammer in zip(PATHS, hammers, strict=True):
-            ends = pounded(hammer)
+        for path, reconnecting in zip(PATHS, clients, strict=True):
+            ends = connection_ends(reconnecting)
             assert set(ends) <= set(CLOSED), (path, ends)
             assert ends
     policies.clear()
@@ -380,13 +381,13 @@ def test_policy_changed_while_the_agent_was_down_closes_bypassed_connections(
     lab: Lab, policies: Policies
 ) -> None:
     _until_direct(lab)
-    with held(lab, SAME_NODE) as process:
-        assert said(process) == b"hello\n"
+    with open_client(lab, SAME_NODE) as process:
+        assert echo_of(process) == b"hello\n"
         lab.kill("node1", "agent")
         write_atomically(
             lab.names.objects / "test-policies.yaml",
             yaml.safe_dump(authorization("DENY", source(principals=[ID]))),
         )
         lab.start("node1", "agent")
-        wait_until(lambda: said(process) == b"", "the connection to be destroyed")
+        wait_until(lambda: echo_of(process) == b"", "the connection to be destroyed")
         process.wait(10)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agent and proxy are two: what each may do, and what the other's death does."""
+"""Privileges of agent and proxy, and the effect of each process crashing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_proxy_runs_unprivileged_without_capabilities(lab: Lab) -> None:
 
 
 def test_proxy_stays_in_the_network_namespace_of_the_node(lab: Lab) -> None:
-    """Its sockets are in the pods all the same: they were handed to it."""
+    """The sockets of the proxy are in the pods nevertheless: the agent passes them."""
     node = Path("/run/netns") / lab.names.node_netns("node1")
     for pid in _tree(lab.names.node_cgroup("node1") / "proxy"):
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -54,7 +54,7 @@ def test_long_running_processes_do_not_load_bcc(lab: Lab) -> None:
 
 
 class _Traffic:
-    """New connections one after the other, in the background, for some seconds."""
+    """Open connections one after the other in the background for some seconds."""
 
     def __init__(self, lab: Lab, seconds: float) -> None:
         target = addresses(lab, "server")[4]
@@ -133,7 +133,7 @@ def test_without_agent_and_proxy_connections_are_refused(lab: Lab) -> None:
         assert addresses(lab, "client")[4] in {ip for pod in maps.pods() for ip in pod.addresses}
         maps.close()
     finally:
-        lab.start("node1", "proxy")  # the agent is only ready when a worker serves its pods
+        lab.start("node1", "proxy")  # the agent is ready only when a worker serves its pods
         lab.start("node1", "agent")
     wait_until(
         lambda: client(lab, "client", "poke", target, 7000) == {"end": "data"},

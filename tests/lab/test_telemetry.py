@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of real traffic, scraped where Prometheus would; health, drain, dump."""
+"""Metrics of real traffic, scraped as Prometheus does; health, drain, and config dump."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_source_and_destination_count_a_connection_and_its_bytes(lab: Lab, famil
         assert grown(after, before[node], OPENED, **ends) == 1
         assert grown(after, before[node], RECEIVED, **ends) == 3_000_000
         answer = grown(after, before[node], SENT, **ends)
-        assert answer == len("3000000 ") + 64 + 1  # the server's digest and line feed
+        assert answer == len("3000000 ") + 64 + 1  # the digest of the server and a line feed
         for sample in after.matching(OPENED, **ends):
             assert set(sample.labels) == set(LABELS)
 
@@ -83,8 +83,8 @@ def test_source_and_destination_report_the_service(lab: Lab) -> None:
 
 def test_bytes_of_an_open_connection_are_reported(lab: Lab) -> None:
     before = scrape(lab, "node2")
-    with held(lab, "client", addresses(lab, "server")[4]) as connection:
-        say(connection, "0123456789")
+    with open_connection(lab, "client", addresses(lab, "server")[4]) as connection:
+        send_line(connection, "0123456789")
 
         def seen() -> bool:
             now = scrape(lab, "node2")
@@ -113,7 +113,7 @@ def test_denial_is_flagged_at_source_and_destination(lab: Lab) -> None:
     before = {node: scrape(lab, node) for node in ("node1", "node2")}
     policies, ends = Policies(lab), {"source_workload": "client", "destination_workload": "server"}
     try:
-        policies.say(authorization("DENY", port(7000)))
+        policies.send_line(authorization("DENY", port(7000)))
         said = client(lab, "client", "poke", addresses(lab, "server")[4], 7000)
         assert said["end"] == "ECONNRESET"
     finally:
@@ -155,7 +155,7 @@ def test_bypassed_connections_count_for_source_and_destination(lab: Lab, family:
         return scrape(lab, "node1").total(rtt, **pair) > before
 
     def settled() -> Page | None:
-        """Once the connections that went through the proxy are over for the proxy, too."""
+        """Scrape once the proxied connections are closed at both nodes."""
         page = scrape(lab, "node1")
         return page if page.total(OPENED, **pair) == page.total(CLOSED, **pair) else None
 
@@ -211,33 +211,33 @@ def test_log_levels_change_at_run_time(lab: Lab) -> None:
 
     ends = {"source_workload": "client", "destination_workload": "server"}
 
-    def said() -> int:
+    def lines_logged() -> int:
         before, closed = lines(), scrape(lab, "node1").total(CLOSED, **ends)
         client(lab, "client", "echo", target, 7000, "x")
         wait_until(lambda: scrape(lab, "node1").total(CLOSED, **ends) > closed, "its end")
-        scrape(lab, "node1")  # the worker speaks a turn later: what it wrote is written
+        scrape(lab, "node1")  # the worker flushes its log one loop turn later
         return lines() - before
 
-    assert said() == 1
+    assert lines_logged() == 1
     try:
         done = ztctl(lab, *node, "log", "level", "access/default=warning", "process=debug")
         assert done.returncode == 0, done.stderr
         assert "access/default" in done.stdout
-        assert said() == 0
+        assert lines_logged() == 0
         done = ztctl(lab, *node, "log", "level", "access/default=info", "--sample", "0")
         assert done.returncode == 0, done.stderr
-        assert said() == 0
+        assert lines_logged() == 0
         ztctl(lab, *node, "log", "level", "access/default=warning", "--sample", "1")
         (dump,) = json.loads(ztctl(lab, *node, "config", "dump").stdout).values()
         assert dump["log"]["namespaces"] == {"default": {"level": "warning", "sample": 1.0}}
     finally:
         ztctl(lab, *node, "log", "level", "access/default=default", "process=default")
-    assert said() == 1
+    assert lines_logged() == 1
 
 
 @contextlib.contextmanager
-def held(lab: Lab, pod: str, target: str) -> Iterator[Popen[bytes]]:
-    """A connection of a pod that lives while the block does; lines are echoed."""
+def open_connection(lab: Lab, pod: str, target: str) -> Iterator[Popen[bytes]]:
+    """An open connection of a pod; each line is echoed."""
     argv = (sys.executable, str(APPS / "client.py"), "hold", target, "7000")
     process = lab.popen(pod, *argv)
     assert process.stdin is not None
@@ -254,7 +254,7 @@ def held(lab: Lab, pod: str, target: str) -> Iterator[Popen[bytes]]:
         process.stderr.close()
 
 
-def say(connection: Popen[bytes], text: str) -> None:
+def send_line(connection: Popen[bytes], text: str) -> None:
     assert connection.stdin is not None
     assert connection.stdout is not None
     connection.stdin.write(text.encode() + b"\n")
@@ -262,12 +262,12 @@ def say(connection: Popen[bytes], text: str) -> None:
     assert connection.stdout.readline() == text.encode() + b"\n"
 
 
-# A lab of its own: several workers, and what ends
+# A lab with several workers, for tests that stop processes
 
 
 @pytest.fixture(scope="module")
 def two(_root: None) -> Iterator[Lab]:
-    """Two workers on each node, short lives of series, kernel timing on."""
+    """Two workers per node, short series TTL, kernel timing enabled."""
     made = Lab(
         f"t{os.getpid() % 100000}",
         agent_options=("--bpf-stats", "--metrics-series-ttl", "1"),
@@ -298,9 +298,12 @@ def test_counters_sum_all_workers_and_close_connections_of_a_killed_one(two: Lab
     for _ in range(6):
         client(two, "client", "echo", target, 7000, "hello")
     wait_until(lambda: grown(scrape(two, "node1"), before, CLOSED, **ends) == 6, "all six")
-    with held(two, "client", target) as one, held(two, "client", target) as other:
+    with (
+        open_connection(two, "client", target) as one,
+        open_connection(two, "client", target) as other,
+    ):
         for each in (one, other):
-            say(each, "12345")
+            send_line(each, "12345")
         wait_until(
             lambda: grown(scrape(two, "node1"), before, OPENED, **ends) == 8, "the live ones"
         )
@@ -324,7 +327,7 @@ def test_counters_sum_all_workers_and_close_connections_of_a_killed_one(two: Lab
 
 
 def test_killed_workers_lose_at_most_one_report_interval(two: Lab) -> None:
-    """Without a scrape, which makes workers report: they report by themselves once per interval."""
+    """Nothing scrapes, which would make workers report: they report once per interval."""
     target = addresses(two, "server")[4]
     ends = {"reporter": "source", "destination_workload": "server"}
 
@@ -343,7 +346,7 @@ def test_killed_workers_lose_at_most_one_report_interval(two: Lab) -> None:
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not set(workers) & set(_workers(two, "node1")), "the agent to notice")
         after = scrape(two, "node1")
-        for sample in before.samples:  # whatever was lost, no counter decreases
+        for sample in before.samples:  # counters never decrease, whatever was lost
             if sample.name.startswith("istio_"):
                 assert after.total(sample.name, **sample.labels) >= sample.value
         return before, after
@@ -364,13 +367,13 @@ def test_killed_workers_lose_at_most_one_report_interval(two: Lab) -> None:
 
 
 def test_spans_of_both_ends_reach_a_collector(two: Lab) -> None:
-    """Spans are sent in batches, some seconds after they end."""
+    """The exporter sends spans in batches, some seconds after they end."""
     found: dict[str, dict[str, str]] = {}
     with contextlib.ExitStack() as stack:
         for node in ("node1", "node2"):
             argv = [sys.executable, str(APPS / "collector.py"), "4318"]
             process = stack.enter_context(
-                Popen(two.node_argv(node, argv), stdout=PIPE)  # in the node's network
+                Popen(two.node_argv(node, argv), stdout=PIPE)  # in the network of the node
             )
             stack.callback(process.terminate)
             assert process.stdout is not None
@@ -388,8 +391,8 @@ def test_drain_reports_not_ready_at_once_and_finishes_transfers(two: Lab) -> Non
     proxy = two.component("node1", "proxy")
     before = scrape(two, "node1")
     ends = {"reporter": "source", "destination_workload": "server"}
-    with held(two, "client", target) as connection:
-        say(connection, "before")
+    with open_connection(two, "client", target) as connection:
+        send_line(connection, "before")
         supervisor = proxy.pid
         assert supervisor is not None
         os.kill(supervisor, signal.SIGTERM)
@@ -397,7 +400,7 @@ def test_drain_reports_not_ready_at_once_and_finishes_transfers(two: Lab) -> Non
         assert "a proxy worker" in readiness(two, "node1")[1]["waiting_for"]
         assert client(two, "client", "poke", target, 7000) == {"end": "ECONNREFUSED"}
         for line in range(20):
-            say(connection, f"while it drains {line}")
+            send_line(connection, f"while it drains {line}")
     wait_until(lambda: proxy.pid is None, "the proxy to end")
     assert two.up() == []
 
@@ -412,8 +415,8 @@ def test_drain_reports_not_ready_at_once_and_finishes_transfers(two: Lab) -> Non
 def test_drain_resets_connections_at_the_deadline(two: Lab) -> None:
     target = addresses(two, "server")[4]
     proxy = two.component("node1", "proxy")
-    with held(two, "client", target) as connection:
-        say(connection, "before")
+    with open_connection(two, "client", target) as connection:
+        send_line(connection, "before")
         supervisor = proxy.pid
         assert supervisor is not None
         os.kill(supervisor, signal.SIGTERM)

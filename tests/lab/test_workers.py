@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several workers of a node share its pods: evenly, and one's death is the others' to bear."""
+"""Several workers share the pods of a node evenly, and survive each other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HELD = 12
 
 @pytest.fixture
 def two_workers(lab: Lab) -> Iterator[Lab]:
-    """node1's proxy has two; afterwards it has one again."""
+    """The proxy of node1 has two workers during the test, then one."""
     single = lab.component("node1", "proxy")
     single.stop()
     double = dataclasses.replace(single, options=("--workers", "2"))
@@ -43,7 +43,7 @@ def _workers(lab: Lab) -> list[dict[str, Any]]:
 
 
 def _serving(lab: Lab) -> int:
-    """How many workers serve every pod of the node."""
+    """The number of workers that serve every pod of the node."""
     _, answer = admin_get(lab.names, "node1", "/v1/pods")
     rows = [row for row in (answer or {}).get("pods", []) if row["state"] == "captured"]
     return min((len(row["served_by"]) for row in rows), default=0)

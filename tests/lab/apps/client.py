@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connects as it is told and says as JSON what an app can see. Runs inside a pod.
+"""A TCP client that prints what an app can observe as JSON. Runs in a pod.
 
 usage: client.py WHAT HOST PORT [ARGUMENT]
 """
@@ -35,7 +35,7 @@ def everything(sock: socket.socket) -> bytes:
 
 
 def names(host: str, port: int, _: str) -> dict[str, Any]:
-    """Both ends' addresses: port 7001 tells the server's."""
+    """The addresses that client and server see; port 7001 sends those of the server."""
     with connected(host, port) as sock:
         mine = {"getpeername": sock.getpeername()[:2], "getsockname": sock.getsockname()[:2]}
         return {"client": mine, "server": json.loads(everything(sock))}
@@ -49,7 +49,7 @@ def echo(host: str, port: int, text: str) -> dict[str, Any]:
 
 
 def talk(host: str, port: int, text: str) -> dict[str, Any]:
-    """As `echo`, with FIN only after the answer."""
+    """Like `echo`, with FIN only after the answer."""
     with connected(host, port) as sock:
         sock.sendall(text.encode())
         said = b""
@@ -60,7 +60,7 @@ def talk(host: str, port: int, text: str) -> dict[str, Any]:
 
 
 def upload(host: str, port: int, size: str) -> dict[str, Any]:
-    """Send `size` bytes, FIN, and read the server's digest after it (half-close)."""
+    """Send `size` bytes and FIN, then read the digest of the server (half-close)."""
     total, left, block = hashlib.sha256(), int(size), bytes(range(256)) * 1024
     with connected(host, port) as sock:
         while left:
@@ -83,7 +83,7 @@ def download(host: str, port: int, size: str) -> dict[str, Any]:
 
 
 def fin_first(host: str, port: int, size: str) -> dict[str, Any]:
-    """The server's FIN comes first; we still may send."""
+    """The server sends FIN first; the client can still send."""
     with connected(host, port) as sock:
         first = sock.recv(1)
         sock.sendall(b"x" * int(size))
@@ -92,7 +92,7 @@ def fin_first(host: str, port: int, size: str) -> dict[str, Any]:
 
 
 def poke(host: str, port: int, _: str) -> dict[str, Any]:
-    """Connect, send a byte, and say how it ends."""
+    """Connect, send a byte, and return how the connection ends."""
     try:
         with connected(host, port) as sock:
             sock.sendall(b"x")
@@ -102,8 +102,8 @@ def poke(host: str, port: int, _: str) -> dict[str, Any]:
         return {"end": errno.errorcode.get(error.errno or 0, str(error))}
 
 
-def pound(host: str, port: int, _: str) -> dict[str, Any]:
-    """Poke without a pause until stdin closes; how often it ended in which way."""
+def reconnect(host: str, port: int, _: str) -> dict[str, Any]:
+    """Run `poke` repeatedly until stdin closes; count the results."""
     ends: dict[str, int] = {}
     print("started", flush=True)
     while not select.select([sys.stdin], [], [], 0)[0]:
@@ -113,7 +113,7 @@ def pound(host: str, port: int, _: str) -> dict[str, Any]:
 
 
 def abort(host: str, port: int, _: str) -> dict[str, Any]:
-    """Connect, have a byte echoed, and reset."""
+    """Connect, receive an echo, and reset the connection."""
     with connected(host, port) as sock:
         sock.sendall(b"x")
         sock.recv(1)
@@ -122,7 +122,7 @@ def abort(host: str, port: int, _: str) -> dict[str, Any]:
 
 
 def repeat(host: str, port: int, seconds: str) -> dict[str, Any]:
-    """New connections, one after the other; how many went well and what went wrong."""
+    """Open connections one after the other; count successes and errors."""
     good, bad, deadline = 0, [], time.monotonic() + float(seconds)
     while time.monotonic() < deadline:
         try:
@@ -136,7 +136,7 @@ def repeat(host: str, port: int, seconds: str) -> dict[str, Any]:
 
 
 def hold(host: str, port: int, _: str) -> dict[str, Any]:
-    """Keep one connection: an echo per line of stdin, until it closes."""
+    """Keep one connection open and echo each line of stdin over it until stdin closes."""
     with connected(host, port) as sock:
         print("connected", flush=True)
         for line in sys.stdin:
@@ -163,7 +163,7 @@ def main() -> None:
             download,
             fin_first,
             poke,
-            pound,
+            reconnect,
             abort,
             repeat,
             hold,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An OTLP/HTTP collector that prints the names of spans' attributes it knows, a line a request.
+"""An OTLP/HTTP collector that prints the names of known span attributes, one line per request.
 
-python collector.py PORT
+usage: collector.py PORT
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+        """Suppress the request log."""
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks again and again, each time by a new connection, until its standard input ends.
+"""Send requests, each on a new connection, until stdin ends.
 
 usage: loop.py HOST PORT
 
-A line `COUNT` after every tenth request, so that others can wait for some; at the end one of JSON:
-how many requests there were, and what each failed one failed with.
+Prints the number of requests after every tenth, so that a test can wait for progress, and at the
+end a JSON object: the number of requests, and the error of each failed one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EVERY = 10
 
 
 def ask(host: str, port: int, text: str) -> str:
-    """Empty when the echo is right, else what is wrong."""
+    """Return an empty string if the echo is right, else the error."""
     try:
         with socket.create_connection((host, port), timeout=PATIENCE) as sock:
             sock.sendall(text.encode())
@@ -27,8 +27,8 @@ def ask(host: str, port: int, text: str) -> str:
             while data := sock.recv(4096):
                 said += data
                 if len(said) >= len(text):
-                    sock.shutdown(socket.SHUT_WR)  # and then its end: a sidecar may take a FIN
-                    # that comes with the first bytes for one who is gone
+                    sock.shutdown(socket.SHUT_WR)  # FIN only after the answer: a sidecar may treat
+                    # one that arrives with the first bytes as a closed client
     except OSError as error:
         return f"{text}: {type(error).__name__}: {error}"
     return "" if said.decode() == text else f"{text}: said {said!r}"

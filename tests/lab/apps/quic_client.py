@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends bytes over QUIC and says whether they came back as they went. Runs in a pod.
+"""Send bytes over QUIC and print whether the echo matches. Runs in a pod.
 
 usage: quic_client.py HOST PORT BYTES
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A QUIC server that echoes each stream, with a certificate of its own making. Runs in a pod.
+"""A QUIC server that echoes each stream, with a self-signed certificate. Runs in a pod.
 
 usage: quic_server.py PORT
 """

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server with one behaviour a port, on both families; what the tests' clients talk to.
+"""A TCP server with one behavior per port, on both families.
 
-7000 echo | 7001 whom accept() and getpeername() reported | 7002 digest of all until FIN
-7003 sends as many bytes as the first line says, then FIN | 7004 resets after the first byte
-7005 reads nothing, ever | 7006 sends FIN at once and then the digest's length of what it reads
+7000 echo | 7001 the addresses that accept() and getpeername() return | 7002 digest of all until FIN
+7003 sends as many bytes as the first line requests, then FIN | 7004 resets after the first byte
+7005 never reads | 7006 sends FIN at once, then reads and logs the number of bytes
 
-With `behind` it only echoes, on 127.0.0.1:8000: an app behind a sidecar.
+With the argument `behind` it only echoes, on 127.0.0.1:8000: an app behind a sidecar.
 """
 
 from __future__ import annotations

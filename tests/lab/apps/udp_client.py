@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speaks UDP as it is told and says as JSON what an app can see. Runs in a pod.
+"""A UDP client that prints what an app can observe as JSON. Runs in a pod.
 
 usage: udp_client.py WHAT HOST PORT [ARGUMENT]
 """
@@ -32,7 +32,7 @@ def echo(host: str, port: int, text: str) -> dict[str, Any]:
 
 
 def names(host: str, port: int, _: str) -> dict[str, Any]:
-    """Both ends' addresses, by a connected socket."""
+    """The addresses that client and server see, with a connected socket."""
     with opened(host) as sock:
         sock.connect((host, port))
         sock.send(b"who am I?")
@@ -46,7 +46,7 @@ def names(host: str, port: int, _: str) -> dict[str, Any]:
 
 
 def bounce(host: str, port: int, text: str) -> dict[str, Any]:
-    """Two round trips; the second meets the server's connected socket."""
+    """Two round trips; the second reaches the connected socket of the server."""
     with opened(host) as sock:
         sock.sendto(text.encode(), (host, port))
         first, source = sock.recvfrom(65536)
@@ -55,7 +55,7 @@ def bounce(host: str, port: int, text: str) -> dict[str, Any]:
 
 
 def sizes(host: str, port: int, numbers: str) -> dict[str, Any]:
-    """Whether datagrams of these sizes come back as they went."""
+    """Whether datagrams of these sizes return unchanged."""
     same = []
     with opened(host) as sock:
         for size in map(int, numbers.split(",")):
@@ -67,7 +67,7 @@ def sizes(host: str, port: int, numbers: str) -> dict[str, Any]:
 
 
 def several(host: str, port: int, others: str) -> dict[str, Any]:
-    """One socket, several destinations: who answered, in the order they were asked."""
+    """One socket, several destinations: the sources of the replies, in request order."""
     answers = []
     with opened(host) as sock:
         for other in (host, *others.split(",")):
@@ -78,7 +78,7 @@ def several(host: str, port: int, others: str) -> dict[str, Any]:
 
 
 def flood(host: str, port: int, what: str) -> dict[str, Any]:
-    """Send `count x size` datagrams as fast as it goes, then ask how many came."""
+    """Send `count x size` datagrams without pause, then request the number received."""
     number, size = map(int, what.split("x"))
     payload = bytes(size)
     with opened(host) as sock:
@@ -100,7 +100,7 @@ def flood(host: str, port: int, what: str) -> dict[str, Any]:
 
 
 def refused(host: str, port: int, _: str) -> dict[str, Any]:
-    """How an attempt ends when nobody answers."""
+    """How a request without an answer ends."""
     with opened(host) as sock:
         sock.settimeout(1.0)
         try:
@@ -114,7 +114,7 @@ def refused(host: str, port: int, _: str) -> dict[str, Any]:
 
 
 def sweep(host: str, port: int, count: str) -> dict[str, Any]:
-    """A datagram to each of so many ports, by one socket."""
+    """Send a datagram to each of that many ports from one socket."""
     with opened(host) as sock:
         for number in range(int(count)):
             sock.sendto(b"x", (host, port + number))
@@ -122,7 +122,7 @@ def sweep(host: str, port: int, count: str) -> dict[str, Any]:
 
 
 def talk(host: str, port: int, _: str) -> dict[str, Any]:
-    """A line comes in, a datagram goes out: whether it was answered, for as long as lines come."""
+    """For each line of stdin, send a datagram and print whether it was answered."""
     with opened(host) as sock:
         sock.settimeout(1.0)
         sock.connect((host, port))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A UDP server with one behaviour a port; what the UDP tests' clients talk to. Runs in a pod.
+"""A UDP server with one behavior per port. Runs in a pod.
 
-Each has a socket a family, but for 7102.
+Each port has a socket per family, except 7102.
 
-7100 echo | 7101 says whom it heard | 7102 the same by a dual-stack socket
-7103 answers by a socket of its own that is connected to the client, and echoes on it
-7104 counts: answers `count` with the datagrams and bytes so far
+7100 echo | 7101 returns the source address | 7102 the same on a dual-stack socket
+7103 replies from a socket that it connects to the client, and echoes on it
+7104 counts: answers `count` with the datagrams and bytes received
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lab for the system tests, and short ways to use it."""
+"""Short functions to use a lab in tests."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def named(kind: str, name: str, namespace: str = "", **labels: str) -> dict[str,
 
 
 def addresses(lab: Lab, pod: str, namespace: str = "default") -> dict[int, str]:
-    """A pod's address by family, 4 and 6."""
+    """The addresses of a pod by family, 4 and 6."""
     found = lab.pod(pod, namespace)["status"]["podIPs"]
     return {6 if ":" in each["ip"] else 4: each["ip"] for each in found}
 
@@ -65,7 +65,7 @@ def client(
     namespace: str = "default",
     timeout: float = 60,
 ) -> dict[str, Any]:
-    """Run apps/client.py in a pod; what it said."""
+    """Run apps/client.py in a pod; return its JSON output."""
     words = [str(word) for word in argv]
     done = lab.exec(
         pod, sys.executable, str(APPS / "client.py"), *words, namespace=namespace, timeout=timeout
@@ -76,5 +76,5 @@ def client(
 
 
 def proxy_log(lab: Lab, node: str) -> str:
-    """All that a node's proxy wrote."""
+    """The complete log of the proxy of a node."""
     return lab.log_paths(node, "proxy", "default")[0].read_text(encoding="utf-8")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Just enough of pcap and TCP to put a capture's byte streams together. Classic pcap, Ethernet."""
+"""Reassembles the byte streams of a capture. Reads classic pcap with Ethernet and TCP."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Segment(NamedTuple):
 
 
 def streams(path: Path) -> dict[Flow, bytes]:
-    """What each direction carried, as far as it has no gap."""
+    """The bytes of each direction, up to the first gap."""
     parts: dict[Flow, dict[int, bytes]] = defaultdict(dict)
     for segment in _segments(path.read_bytes()):
         held = parts[segment.flow].get(segment.sequence, b"")
@@ -41,7 +41,7 @@ def streams(path: Path) -> dict[Flow, bytes]:
 
 
 def tls_records(stream: bytes) -> list[int]:
-    """The types of the TLS records that make up a stream; AssertionError if it is no TLS."""
+    """The types of the TLS records of a stream. Raises AssertionError if it is not TLS."""
     types, at = [], 0
     while at + 5 <= len(stream):
         kind, version, length = struct.unpack_from("!BHH", stream, at)
@@ -82,7 +82,7 @@ def _segment(frame: bytes) -> Segment | None:
     ethertype = int.from_bytes(frame[12:14], "big")
     packet = frame[14:]
     if ethertype == 0x0800 and packet[9] == _TCP:
-        packet = packet[: int.from_bytes(packet[2:4], "big")]  # without Ethernet's padding
+        packet = packet[: int.from_bytes(packet[2:4], "big")]  # without Ethernet padding
         return _tcp(packet[12:16], packet[16:20], packet[(packet[0] & 15) * 4 :])
     if ethertype == 0x86DD and packet[6] == _TCP:
         return _tcp(packet[8:24], packet[24:40], packet[40:][: int.from_bytes(packet[4:6], "big")])

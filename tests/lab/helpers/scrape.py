@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a node's metrics and health as Prometheus and a kubelet would."""
+"""Reads metrics and health of a node as Prometheus and a kubelet do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ READY = "http://127.0.0.1:15021/healthz/ready"
 
 @dataclass(frozen=True)
 class Sample:
-    """One line of the page."""
+    """One line of the exposition."""
 
     name: str
     labels: dict[str, str]
@@ -27,7 +27,7 @@ class Sample:
 
 
 class Page:
-    """A scrape, to be asked for sums."""
+    """A scrape, with sums over its samples."""
 
     def __init__(self, text: str) -> None:
         self.samples = [
@@ -37,18 +37,18 @@ class Page:
         ]
 
     def matching(self, name: str, **labels: str) -> Iterator[Sample]:
-        """Samples with these labels, whatever others they have."""
+        """Samples that have these labels and possibly others."""
         for sample in self.samples:
             if sample.name == name and labels.items() <= sample.labels.items():
                 yield sample
 
     def total(self, name: str, **labels: str) -> float:
-        """The sum of these."""
+        """The sum of these samples."""
         return sum(sample.value for sample in self.matching(name, **labels))
 
 
 def scrape(lab: Lab, node: str) -> Page:
-    """The node's metrics: a page that was begun after this call."""
+    """The metrics of the node, from a scrape that starts after this call."""
     now, page = time.time(), None
     while page is None or page.total("ztunnel_scrape_generated_timestamp_seconds") < now:
         done = lab.node_exec(node, "curl", "-sf", "--max-time", "10", METRICS)
@@ -58,7 +58,7 @@ def scrape(lab: Lab, node: str) -> Page:
 
 
 def readiness(lab: Lab, node: str) -> tuple[int, Any]:
-    """Status and answer of the node's readiness; 0 when nobody answers."""
+    """Status code and body of the readiness endpoint; status 0 if the connection is refused."""
     done = lab.node_exec(node, "curl", "-s", "--max-time", "5", "-w", "\n%{http_code}", READY)
     body, _, status = done.stdout.rpartition("\n")
     return int(status or 0), json.loads(body) if body else None

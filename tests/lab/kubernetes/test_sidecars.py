@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods with a real sidecar (Envoy) beside ambient and plain ones, on a real API server."""
+"""Pods with Envoy as a sidecar beside ambient and plain pods, with a real API server."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.lab.helpers.harness import APPS, addresses, client, named, proxy_log,
 from tests.lab.kubernetes import sidecar
 from tests.lab.kubernetes.api_lab import ApiLab
 from tests.lab.kubernetes.test_enrollment import (
-    asking,
     replace_pod,
+    requesting,
     set_mode,
     shop_pod,
     shop_world,
@@ -35,8 +35,8 @@ Object = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def api(_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiLab]:
-    """`caller` of `mesh` (ambient) and of `plain` on node1; `mesh/echo` and `shop/shop-1` with
-    its service on node2."""
+    """`caller` in `mesh` (ambient) and `plain` on node1; `mesh/echo` and `shop/shop-1` with its
+    service on node2."""
     with (
         ApiServer(tmp_path_factory.mktemp("cluster")) as server,
         ApiLab(f"e{os.getpid() % 100000}", server) as made,
@@ -65,7 +65,7 @@ def with_sidecar(api: ApiLab, files: Path, name: str, **options: bool) -> Object
 
 @pytest.fixture(scope="module")
 def strict(api: ApiLab, files: Path) -> Iterator[str]:
-    """The address of a pod whose sidecar takes no plaintext; it is behind no service."""
+    """The address of a pod whose sidecar rejects plaintext; no service selects it."""
     made = with_sidecar(api, files, "strict", strict=True)
     made["metadata"]["labels"]["app"] = "strict"
     assert api.lab.apply(made) == []
@@ -75,7 +75,7 @@ def strict(api: ApiLab, files: Path) -> Iterator[str]:
 
 
 def test_ambient_reaches_a_sidecar_by_hbone(api: ApiLab, strict: str) -> None:
-    """Envoy checks our certificate, we check its; it takes nothing else."""
+    """Envoy and the proxy verify the certificates of each other; Envoy accepts nothing else."""
     said = client(api.lab, "caller", "talk", strict, sidecar.PORT, "hello", namespace="mesh")
     assert said == {"said": "hello"}
     assert strict not in enrolled(api.lab, "node2")
@@ -95,15 +95,15 @@ def test_sidecar_reaches_ambient_by_hbone(api: ApiLab, strict: str) -> None:
     )
     assert said == {"said": "from afar"}
 
-    def is_told() -> bool:
+    def is_logged() -> bool:
         lines = proxy_log(api.lab, "node2").splitlines()
         return any(sidecar.identity("sidecar") in line and "connection" in line for line in lines)
 
-    wait_until(is_told, "the proxy of node2 tells who it was")
+    wait_until(is_logged, "the proxy of node2 logs the source")
 
 
 def test_sidecar_without_hbone_accepts_plaintext_from_all_pods(api: ApiLab, files: Path) -> None:
-    """As Istio's own: PERMISSIVE, and no label that would promise more."""
+    """PERMISSIVE and without the label for HBONE, like the sidecars of Istio."""
     made = with_sidecar(api, files, "mild")
     made["metadata"]["labels"]["app"] = "mild"
     assert api.lab.apply(made) == []
@@ -111,7 +111,7 @@ def test_sidecar_without_hbone_accepts_plaintext_from_all_pods(api: ApiLab, file
     assert workload(api, "shop/mild")["protocol"] == "NONE"
     address = addresses(api.lab, "mild", "shop")[4]
     for space in ("mesh", "plain"):
-        text = f"hello from {space}"  # Envoy looks for TLS in the first five bytes, or waits
+        text = f"hello from {space}"  # Envoy waits for five bytes to detect TLS
         said = client(api.lab, "caller", "talk", address, sidecar.PORT, text, namespace=space)
         assert said == {"said": text}
     assert api.lab.delete("pod", "mild", "shop") == []
@@ -120,7 +120,7 @@ def test_sidecar_without_hbone_accepts_plaintext_from_all_pods(api: ApiLab, file
 def test_service_moves_to_sidecars_and_back_without_a_failed_request(
     api: ApiLab, files: Path
 ) -> None:
-    with asking(api, "mesh", "plain") as loops:
+    with requesting(api, "mesh", "plain") as loops:
 
         def all_more() -> None:
             for loop in loops:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names in the lab, by real clients: glibc, musl, dig, systemd-resolved in the pod."""
+"""DNS by real clients: glibc, musl, dig, and systemd-resolved in the pod."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ztunnel.datapath.bpf.maps import Maps
 from ztunnel.lab import Lab
 from ztunnel.lab.runtime import cgroups, process
 
-RESOLVED = Path(sys.prefix) / "systemd-resolved"  # by scripts/setup
+RESOLVED = Path(sys.prefix) / "systemd-resolved"  # unpacked by scripts/setup
 SERVER4, SERVER6 = "10.96.0.10", "fd00:10:96::a"
 HEADLESS = "twins.default.svc.cluster.local"
 
@@ -34,7 +34,7 @@ def _service(name: str, **spec: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def names(lab: Lab) -> Iterator[Lab]:
-    """A headless service of two pods, one that is only another name, one of IPv4 alone."""
+    """A headless service of two pods, an ExternalName service, and an IPv4-only service."""
     port = {"name": "who", "port": 7001}
     made = [
         _service("twins", clusterIP="None", selector={"twin": "yes"}, ports=[port]),
@@ -55,7 +55,7 @@ def names(lab: Lab) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def resolve(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`apps/resolve.c` with each C library, by its name."""
+    """`apps/resolve.c` compiled with each C library, by library."""
     directory, made = tmp_path_factory.mktemp("resolve"), {}
     for library, compiler in (("glibc", "cc"), ("musl", "musl-gcc")):
         made[library] = directory / library
@@ -82,8 +82,8 @@ def _vips(lab: Lab, service: str) -> list[str]:
     return list(lab.get("service", service)["spec"]["clusterIPs"])
 
 
-def _asked(lab: Lab, pod: str = "client") -> int:
-    """How many queries of a pod the kernel has given to the proxy."""
+def _captured_queries(lab: Lab, pod: str = "client") -> int:
+    """The number of queries of a pod that BPF redirected to the proxy."""
     maps = Maps(lab.names.pin_dir("node1"), read_only=True)
     try:
         mine = addresses(lab, pod)[4]
@@ -97,12 +97,12 @@ def _asked(lab: Lab, pod: str = "client") -> int:
 def test_clients_of_each_c_library_resolve_services(
     names: Lab, resolve: dict[str, Path], library: str
 ) -> None:
-    before = _asked(names)
+    before = _captured_queries(names)
     done = names.exec(
         "client",
         str(resolve[library]),
         *("my-app", "my-app.default", "my-app.default.svc.cluster.local.", "twins"),
-        *("elsewhere", "nobody", "nobody.example.org"),
+        *("elsewhere", "missing", "missing.example.org"),
     )
     assert done.returncode == 0, done.stderr
     found = {words[0]: set(words[1:]) for words in map(str.split, done.stdout.splitlines())}
@@ -112,9 +112,12 @@ def test_clients_of_each_c_library_resolve_services(
     assert found["my-app.default.svc.cluster.local."] == app
     pods = addresses(names, "near"), addresses(names, "server")
     assert found["twins"] == {ip for pod in pods for ip in pod.values()}
-    assert found["elsewhere"] == app  # the cluster's own DNS knew
-    assert found["nobody"] <= {"NONAME", "AGAIN"}  # the lab's DNS refuses what is not the cluster's
-    assert _asked(names) > before
+    assert found["elsewhere"] == app  # only the cluster DNS knows this name
+    assert found["missing"] <= {
+        "NONAME",
+        "AGAIN",
+    }  # not in the cluster
+    assert _captured_queries(names) > before
 
 
 def test_service_records_have_a_ttl_of_thirty_seconds(names: Lab) -> None:
@@ -127,7 +130,7 @@ def test_mesh_names_are_answered_locally_and_others_forwarded(names: Lab) -> Non
     ours = _dig_header(names, "my-app.default.svc.cluster.local")
     other = _dig_header(names, "elsewhere.default.svc.cluster.local")
     assert " 30 IN A " in ours
-    assert " 5 IN CNAME " in other  # the lab's own time to live
+    assert " 5 IN CNAME " in other  # TTL of the DNS of the lab
 
 
 @pytest.mark.parametrize(
@@ -156,10 +159,10 @@ def test_missing_record_and_missing_name_have_different_answers(names: Lab) -> N
     no_data = _dig_header(names, "my-app.default.svc.cluster.local", "MX")
     assert "status: NOERROR" in no_data
     assert "ANSWER: 0" in no_data
-    no_name = _dig_header(names, "nobody.my-app.default.svc.cluster.local")
+    no_name = _dig_header(names, "missing.my-app.default.svc.cluster.local")
     assert "status: NXDOMAIN" in no_name
-    unknown = _dig_header(names, "nobody.default.svc.cluster.local")
-    assert "status: NXDOMAIN" in unknown  # as the cluster's DNS says
+    unknown = _dig_header(names, "missing.default.svc.cluster.local")
+    assert "status: NXDOMAIN" in unknown  # answer of the cluster DNS
 
 
 def test_headless_service_resolves_by_srv_and_by_endpoint(names: Lab) -> None:
@@ -185,7 +188,7 @@ def test_queries_of_systemd_resolved_in_the_pod_are_captured(
     names: Lab, resolve: dict[str, Path]
 ) -> None:
     assert RESOLVED.exists(), "run scripts/setup test"
-    before = _asked(names)
+    before = _captured_queries(names)
     stub = _as_root(names, "client", str(APPS / "resolved.sh"), str(RESOLVED), SERVER4)
     for library in ("glibc", "musl"):
         hosts = [f"{name}.default.svc.cluster.local" for name in ("my-app", "elsewhere", "twins")]
@@ -199,11 +202,11 @@ def test_queries_of_systemd_resolved_in_the_pod_are_captured(
     done = _run(*stub, "dig", "+tries=1", "+tcp", f"_who._tcp.{HEADLESS}", "SRV")
     assert "SERVER: 127.0.0.53#53" in done.stdout, done.stderr[-3000:]
     assert " 7001 " in done.stdout
-    assert _asked(names) > before
+    assert _captured_queries(names) > before
 
 
 def _as_root(lab: Lab, pod: str, *argv: str) -> list[str]:
-    """In the pod's network and files, with the rights that a daemon's start needs."""
+    """Run in the network and files of the pod, with the privileges that a daemon needs to start."""
     found = lab.pod(pod)
     inside = lab.names.pod_cgroup(found["spec"]["nodeName"], found["metadata"]["uid"])
     container = next(each.parent for each in inside.rglob("cgroup.procs") if each.read_text())
@@ -227,7 +230,7 @@ def _entry(name: str, **spec: Any) -> dict[str, Any]:
 def test_hosts_of_service_entries_are_resolved_and_reached(
     names: Lab, resolve: dict[str, Path]
 ) -> None:
-    """One for pods of the mesh on the other node, one for a place outside it, by wildcard."""
+    """One entry for pods of the mesh on the other node, one for an external host by wildcard."""
     outside = addresses(names, "server", "plain")[4]
     made = [
         _entry(
@@ -283,7 +286,7 @@ def test_queries_of_unenrolled_pods_are_not_captured(names: Lab) -> None:
 
 def test_names_resolve_while_the_agent_restarts(names: Lab, tmp_path: Path) -> None:
     stop = tmp_path / "stop"
-    asker = [sys.executable, str(APPS / "asker.py"), SERVER4, str(stop)]
+    asker = [sys.executable, str(APPS / "dns_query_loop.py"), SERVER4, str(stop)]
     hosts = [f"{name}.default.svc.cluster.local" for name in ("my-app", "elsewhere", "twins")]
     with names.popen("client", *asker, *hosts) as process:
         assert process.stdout is not None

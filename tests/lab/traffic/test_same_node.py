@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods of one node: authorised once by the proxy, then native, until anything changes."""
+"""Pods on one node: the proxy authorizes the first connection; later ones bypass it."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ def test_unenrollment_and_enrollment_end_the_bypass_within_a_second(lab: Lab) ->
     with _labelled(lab, "near", "none"):
         start = time.monotonic()
         wait_until(lambda: not _is_direct(lab), "no more verdicts")
-        assert time.monotonic() - start < 1.5  # a second, and the client's own start
-    assert not _is_direct(lab)  # captured anew: authorised anew
+        assert time.monotonic() - start < 1.5  # a second, and the start of the client
+    assert not _is_direct(lab)  # enrollment requires a new authorization
     _until_direct(lab)
 
 
@@ -179,7 +179,7 @@ def test_without_the_proxy_authorized_pairs_are_refused(lab: Lab) -> None:
 
 
 def test_without_agent_and_proxy_authorized_pairs_are_refused(lab: Lab) -> None:
-    """Nobody is left to void the verdict: the destination's kernel misses the proxy's listener."""
+    """Nothing revokes the bypass; sk_lookup at the destination finds no proxy listener."""
     _until_direct(lab)
     target = addresses(lab, "near")[4]
     lab.kill("node1", "agent")

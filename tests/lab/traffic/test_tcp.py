@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job: an app calls another on another node, and notices nothing."""
+"""TCP between nodes through the mesh is transparent to the apps."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_client_sees_the_dialed_address_and_server_sees_the_client(lab: Lab, fam
     said = client(lab, "client", "names", target, 7001)
     port = said["client"]["getsockname"][1]
     assert said["client"] == {"getpeername": [target, 7001], "getsockname": [mine, port]}
-    shown = mine if family == 6 else f"::ffff:{mine}"  # the server's socket is a dual-stack one
+    shown = mine if family == 6 else f"::ffff:{mine}"  # the server has a dual-stack socket
     assert said["server"]["accept"] == [shown, port]
     assert said["server"]["getpeername"] == [shown, port]
     assert said["server"]["getsockname"][1] == 7001

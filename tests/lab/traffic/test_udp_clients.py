@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that people run, over UDP through the mesh: iperf3, dnsmasq and dig, QUIC; by a pod's
-address and by a service's."""
+"""Common UDP programs through the mesh, by pod and service address: iperf3, dnsmasq, dig, QUIC."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from tests.lab.helpers.harness import APPS, addresses, proxy_log, python_pod
 from tests.lab.helpers.scrape import scrape
 from tests.lab.test_ztctl import ztctl
 from tests.lab.traffic.test_udp_policy import udp_counts
-from tests.lab.traffic.udp_lab import ECHO, WHOAMI, say, serving, udp_servers
+from tests.lab.traffic.udp_lab import ECHO, WHOAMI, serving, udp_client, udp_servers
 from tests.support.waiting import wait_until
 from ztunnel.lab import Lab, admin_get
 from ztunnel.proxy.conntrack.udp_flow_table import MAX_FLOWS
@@ -55,7 +54,7 @@ def _service(name: str, app: str, *ports: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def servers(lab: Lab) -> Iterator[Lab]:
-    """Each server on both nodes; services of the QUIC and of the echo servers."""
+    """Each server on both nodes; services for the QUIC and echo servers."""
     pods = []
     for node in ("node1", "node2"):
         for name, command in SERVERS.items():
@@ -94,7 +93,7 @@ def test_iperf3_measures_udp_across_the_mesh(servers: Lab, node: str, family: in
     assert end["packets"] > 1000
     assert end["lost_percent"] < 50
     carried = udp_counts(servers, "node1")["udp_redirected"] - before
-    assert bool(carried) is (node == "node2")  # inside the node it is native
+    assert bool(carried) is (node == "node2")  # native on the same node
 
 
 @NODES
@@ -122,28 +121,27 @@ def _vip(lab: Lab, service: str, family: int) -> str:
 
 @FAMILIES
 def test_service_is_reached_by_connected_and_unconnected_sockets(servers: Lab, family: int) -> None:
-    """The answer comes from the service's address, the server sees its true client, and a flow
-    keeps its endpoint."""
+    """Replies have the service address, the server sees the client, a flow keeps its endpoint."""
     before = udp_counts(servers, "node1")["udp_redirected"]
     vip, mine = _vip(servers, "echo", family), addresses(servers, "client")[family]
-    said = say(servers, "echo", vip, ECHO + 1000, "hello")
+    said = udp_client(servers, "echo", vip, ECHO + 1000, "hello")
     assert said == {"said": "hello", "source": [vip, ECHO + 1000]}
-    said = say(servers, "names", vip, WHOAMI + 1000)
+    said = udp_client(servers, "names", vip, WHOAMI + 1000)
     assert said["getpeername"] == said["source"] == [vip, WHOAMI + 1000]
     assert said["server"] == [mine, said["getsockname"][1]]
     wanted = [1200, 1400, 8192, 61_440]
-    got = say(servers, "sizes", vip, ECHO + 1000, ",".join(map(str, wanted)))
+    got = udp_client(servers, "sizes", vip, ECHO + 1000, ",".join(map(str, wanted)))
     assert got["same"] == wanted
     assert udp_counts(servers, "node1")["udp_redirected"] > before
 
 
 def test_udp_flows_spread_over_the_endpoints_of_a_service(servers: Lab) -> None:
-    """Also the one of the client's own node: the proxy chooses by chance."""
+    """Includes the endpoint on the node of the client: the choice is random."""
     vip = _vip(servers, "echo", 4)
     ends = {f"{addresses(servers, pod)[4]}:{ECHO}" for pod in ("udp-far", "udp-near")}
 
     def chosen() -> set[str]:
-        say(servers, "echo", vip, ECHO + 1000, "hello")
+        udp_client(servers, "echo", vip, ECHO + 1000, "hello")
         _, rows = _connections(servers)
         return {row["destination"]["address"] for row in rows if row.get("protocol") == "udp"}
 
@@ -176,7 +174,7 @@ def test_udp_flows_are_counted_in_istio_metrics(servers: Lab) -> None:
         return [page.total(name, **labels) for page in pages for name in names]
 
     before = counted()
-    say(servers, "echo", target, ECHO, "x" * 1000)
+    udp_client(servers, "echo", target, ECHO, "x" * 1000)
 
     def grown() -> list[float]:
         return [now - then for now, then in zip(counted(), before, strict=True)]
@@ -185,15 +183,15 @@ def test_udp_flows_are_counted_in_istio_metrics(servers: Lab) -> None:
 
 
 def test_flows_of_a_pod_are_limited(servers: Lab) -> None:
-    """More than there is room for: what is in use stays, the rest is dropped and counted, or takes
-    the place of what has been idle for some seconds by then."""
+    """Beyond the limit, active flows stay; new datagrams are dropped and counted, or replace a flow
+    that has been idle for some seconds."""
 
     def drops() -> int:
         _, status = admin_get(servers.names, "node1", "/v1/status")
         return int((status or {})["data_path"]["udp"]["dropped"]["flow_limit"])
 
     before = drops()
-    say(servers, "sweep", addresses(servers, "udp-far2")[4], 20_000, MAX_FLOWS + 500)
+    udp_client(servers, "sweep", addresses(servers, "udp-far2")[4], 20_000, MAX_FLOWS + 500)
     wait_until(
         lambda: drops() > before or "evicted for a newer flow" in proxy_log(servers, "node1"),
         "the limit to be reached",
@@ -207,22 +205,23 @@ def test_flows_of_a_pod_are_limited(servers: Lab) -> None:
             scrape(servers, "node1").total("ztunnel_udp_drops_total", reason="flow_limit")
             == drops()
         ),
-        "Prometheus to say the same",
+        "Prometheus to udp_client the same",
     )
     assert list(scrape(servers, "node1").matching("ztunnel_udp_drops_total", reason="buffer_full"))
-    servers.restart("node1", "proxy")  # let go of them all
+    servers.restart("node1", "proxy")  # close them all
     wait_until(
         lambda: (
-            say(servers, "refused", addresses(servers, "udp-far2")[4], ECHO)["end"] == "answered"
+            udp_client(servers, "refused", addresses(servers, "udp-far2")[4], ECHO)["end"]
+            == "answered"
         ),
         "UDP to be back",
     )
 
 
 def test_idle_flow_ends_and_logs_its_bytes(servers: Lab) -> None:
-    """One that was never answered: nobody is at that port."""
+    """A flow without an answer: no server listens on that port."""
     target = addresses(servers, "udp-far2")[4]
-    assert say(servers, "refused", target, 7999)["end"] == "silence"
+    assert udp_client(servers, "refused", target, 7999)["end"] == "silence"
 
     def logged() -> bool:
         return any(

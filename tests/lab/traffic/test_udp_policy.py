@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UDP and policy on every path: carried, in the clear from elsewhere, between pods of one node, and
-out of a pod to who does not speak connect-udp."""
+"""Policy for UDP on every path: tunneled, plaintext from outside, same node, and to destinations
+without connect-udp."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from tests.lab.helpers.harness import APPS, addresses
 from tests.lab.helpers.scrape import scrape
 from tests.lab.test_policy import authorization, source, strict
-from tests.lab.traffic.udp_lab import ECHO, WHOAMI, say, udp_servers
+from tests.lab.traffic.udp_lab import ECHO, WHOAMI, udp_client, udp_servers
 from tests.support.waiting import wait_until
 from ztunnel.lab import Lab, admin_get
 
@@ -32,7 +32,7 @@ def udp(lab: Lab) -> Iterator[Lab]:
 
 @contextmanager
 def in_force(lab: Lab, *policies: dict[str, Any]) -> Iterator[None]:
-    """The policies are there; after, none of them is."""
+    """Apply the policies, and remove them afterwards."""
     assert lab.apply(*policies) == []
     try:
         yield
@@ -44,9 +44,9 @@ def in_force(lab: Lab, *policies: dict[str, Any]) -> Iterator[None]:
 def ends(
     lab: Lab, to: str, port: int = ECHO, *, family: int = 4, frm: str = DEFAULT, at: str = DEFAULT
 ) -> str:
-    """How it ends when the client of a namespace asks a server."""
+    """How a request of the client of a namespace to a server ends."""
     target = addresses(lab, to, at)[family]
-    return str(say(lab, "refused", target, port, namespace=frm)["end"])
+    return str(udp_client(lab, "refused", target, port, namespace=frm)["end"])
 
 
 def becomes(lab: Lab, wanted: str, to: str, port: int = ECHO, **how: Any) -> None:
@@ -73,7 +73,8 @@ def udp_counts(lab: Lab, node: str) -> dict[str, int]:
 
 @FAMILIES
 def test_strict_rejects_only_plaintext(udp: Lab, family: int) -> None:
-    """From outside the mesh: no. By connect-udp, and from a pod of the same node: yes."""
+    """Plaintext from outside the mesh is rejected; connect-udp and pods on the same node are
+    accepted."""
     becomes(udp, "answered", "udp-far", frm=PLAIN, family=family)
     before = udp_counts(udp, "node2")["udp_denied"]
     with in_force(udp, strict()):
@@ -123,7 +124,7 @@ def test_same_node_udp_is_authorized_by_identity_and_stays_native(udp: Lab, fami
     near = addresses(udp, "udp-near")[family]
     with in_force(udp, authorization("ALLOW", source(principals=[MINE]))):
         becomes(udp, "silence", "udp-near", frm=PLAIN, family=family)
-        said = say(udp, "names", near, WHOAMI)
+        said = udp_client(udp, "names", near, WHOAMI)
         assert said["server"][0] == addresses(udp, "client")[family]
         assert said["source"] == [near, WHOAMI]
         with in_force(udp, authorization("DENY", source(principals=[MINE]), name="no")):
@@ -135,7 +136,7 @@ def test_same_node_udp_is_authorized_by_identity_and_stays_native(udp: Lab, fami
 
 
 def test_open_flow_is_terminated_when_policy_denies_it(udp: Lab) -> None:
-    """The client goes on with one connected socket; the verdict it had is void."""
+    """The client continues on a connected socket whose authorization is revoked."""
     near = addresses(udp, "udp-near")[4]
     talk = udp.popen("client", *_talking(near))
     lines, answers = talk.stdin, talk.stdout
@@ -164,7 +165,7 @@ def _talking(host: str) -> list[str]:
 
 @FAMILIES
 def test_no_plaintext_is_sent_to_a_strict_pod(udp: Lab, family: int) -> None:
-    """The destination is outside the mesh: nobody keeps it there but the sender."""
+    """The destination is outside the mesh, so only the sender can refuse."""
     becomes(udp, "answered", "udp-far", at=PLAIN, family=family)
     before = udp_counts(udp, "node1")["udp_strict"]
     policy = strict()
@@ -179,7 +180,8 @@ def test_no_plaintext_is_sent_to_a_strict_pod(udp: Lab, family: int) -> None:
 
 
 def test_udp_policy_is_enforced_while_the_agent_is_down(udp: Lab) -> None:
-    """What was decided holds; what is new waits for an agent where a policy could be against it."""
+    """Existing authorizations stay valid; new flows wait for an agent where a policy could deny
+    them."""
     with in_force(udp, strict()):
         becomes(udp, "silence", "udp-near", frm=PLAIN)
         assert ends(udp, "udp-near") == "answered"

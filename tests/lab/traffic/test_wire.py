@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What crosses the underlay: TLS to port 15008 between the pods, and nothing else of theirs."""
+"""Between nodes, pods exchange only TLS to port 15008."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HANDSHAKE, APPLICATION_DATA = 22, 23  # TLS record types, RFC 8446 5.1
 
 @contextmanager
 def capture(lab: Lab, path: Path) -> Iterator[None]:
-    """All that passes the underlay's bridge, into a pcap file."""
+    """Capture all packets on the bridge of the underlay into a pcap file."""
     argv = ["ip", "netns", "exec", lab.names.underlay_netns, "tcpdump"]
     argv += ["-i", "br0", "-U", "-n", "-s", "0", "--immediate-mode", "-w", str(path)]
     with subprocess.Popen([*argv, "-Z", "root"], stderr=subprocess.PIPE, text=True) as tcpdump:
@@ -44,7 +44,7 @@ def _lines(path: Path, *expression: str) -> list[str]:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_wire_carries_only_tls_to_port_15008(lab: Lab, family: int, tmp_path: Path) -> None:
-    lab.restart("node1", "proxy")  # so that the capture has a tunnel's first bytes
+    lab.restart("node1", "proxy")  # so that the capture contains the start of a tunnel
     token = secrets.token_hex(32)
     mine, target = addresses(lab, "client")[family], addresses(lab, "server")[family]
     pcap = tmp_path / "wire.pcap"
@@ -64,7 +64,7 @@ def test_wire_carries_only_tls_to_port_15008(lab: Lab, family: int, tmp_path: Pa
 
 
 def test_plaintext_to_unenrolled_pods_is_visible(lab: Lab, tmp_path: Path) -> None:
-    """The counter-check: the same capture does see a token that is not encrypted."""
+    """A control: the same capture shows a token that is not encrypted."""
     token = secrets.token_hex(32)
     target = addresses(lab, "server", "plain")[4]
     pcap = tmp_path / "wire.pcap"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask a name server over and over until told to stop, and say how often that worked.
+"""Query a name server repeatedly until a file exists, then print the number of successes as JSON.
 
-python asker.py SERVER STOP_FILE NAME...: ends when STOP_FILE exists, prints JSON.
+usage: dns_query_loop.py SERVER STOP_FILE NAME...
 """
 
 from __future__ import annotations
