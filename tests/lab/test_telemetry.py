@@ -113,7 +113,7 @@ def test_denial_is_flagged_at_source_and_destination(lab: Lab) -> None:
     before = {node: scrape(lab, node) for node in ("node1", "node2")}
     policies, ends = Policies(lab), {"source_workload": "client", "destination_workload": "server"}
     try:
-        policies.send_line(authorization("DENY", port(7000)))
+        policies.apply(authorization("DENY", port(7000)))
         said = client(lab, "client", "poke", addresses(lab, "server")[4], 7000)
         assert said["end"] == "ECONNRESET"
     finally:
