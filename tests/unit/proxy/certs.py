@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates made in the test: any mistake a peer can make can be made here."""
+"""Certificates for tests, including invalid ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Authority:
         return self.root.public_bytes(serialization.Encoding.PEM)
 
     def issue(self, *uris: str, expired: bool = False) -> Certificate:
-        """A leaf with these URI SANs; `expired` since an hour."""
+        """A leaf with these URI SANs; `expired` makes it expire an hour ago."""
         now = datetime.datetime.now(datetime.UTC)
         until = now - HOUR if expired else now + 24 * HOUR
         key = ec.generate_private_key(ec.SECP256R1())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two nodes with a pod each: `a` is the client's, `b` serves `app`."""
+"""Two nodes with one pod each: `a` runs the client, `b` runs `app`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def authority() -> Authority:
 
 @pytest.fixture
 def fresh_pair(authority: Authority) -> Iterator[Pair]:
-    """Not started: the test says with which certificates."""
+    """Nodes that are not started: the test chooses the certificates."""
     mesh = [workload("a", fresh_ip()), workload("b", fresh_ip())]
     pair = Pair(Node("a", mesh), Node("b", mesh), App(mesh[1].addresses[0]), authority)
     pair.a.target = pair.app.address
@@ -37,7 +37,7 @@ def fresh_pair(authority: Authority) -> Iterator[Pair]:
 
 @pytest.fixture
 def pair(fresh_pair: Pair) -> Pair:
-    """Both nodes serve, with good certificates."""
+    """Both nodes serve, with valid certificates."""
     for node in (fresh_pair.a, fresh_pair.b):
         node.start(fresh_pair.authority.issue(node.me.identity))
     return fresh_pair

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An HBONE client of the h2 library over ssl: nothing of ours, so it can judge ours."""
+"""An independent HBONE client: the h2 library over Python's ssl."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tls_context(certificate: Certificate | None, roots_pem: bytes, alpn: str) ->
 
 
 def server_context(certificate: Certificate) -> ssl.SSLContext:
-    """A peer that speaks HBONE's TLS, by another OpenSSL than ours."""
+    """A TLS context for HBONE, with another OpenSSL than the proxy's."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=certificate.roots_pem.decode())
@@ -49,7 +49,7 @@ def _show(context: ssl.SSLContext, certificate: Certificate) -> None:
 
 
 class Http2Client:
-    """One connection; `events` collects what h2 said."""
+    """One connection; `events` collects the events of h2."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Http2Client:
         return stream_id
 
     def wait(self, kind: type[Any], stream_id: int) -> Any:
-        """The first event of a kind on a stream, reading until it comes."""
+        """The first event of a kind on a stream; reads until it arrives."""
         while True:
             for event in self.events:
                 if isinstance(event, kind) and getattr(event, "stream_id", None) == stream_id:

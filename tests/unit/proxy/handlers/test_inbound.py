@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an independent HTTP/2 client, friendly or hostile, gets from port 15008."""
+"""Port 15008 against an independent HTTP/2 client, conforming or hostile."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def client(pair: Pair, certificate: Certificate | None = None, alpn: str = "h2")
 
 @contextlib.contextmanager
 def reset_at_any_step() -> Iterator[None]:
-    """The proxy may hang up before we are through; then the socket is not even connected."""
+    """The proxy may close the connection early; then the socket is not connected any more."""
     try:
         yield
     except OSError as error:
@@ -45,7 +45,7 @@ def reset_at_any_step() -> Iterator[None]:
 
 
 def still_serves(pair: Pair) -> None:
-    """A good client gets through: what the hostile one did hurt nobody else."""
+    """A conforming client is still served: the hostile one affected no other."""
     with client(pair) as peer:
         assert peer.status(peer.connect(str(pair.app.address))) == 200
         pair.app.accept().close()
@@ -136,7 +136,7 @@ def test_lost_tls_connection_resets_the_app(pair: Pair) -> None:
 
 
 def refused(pair: Pair, certificate: Certificate | None, alpn: str = "h2") -> None:
-    """TLS 1.3 tells the client of a refusal only when it reads."""
+    """With TLS 1.3 a client notices a refusal only when it reads."""
     context = tls_context(certificate, pair.authority.root_pem, alpn)
     with socket.create_connection((pair.b.ip, 15008), DEADLINE) as raw:
         try:
@@ -226,7 +226,7 @@ def test_oversize_headers_do_not_reach_the_app(pair: Pair) -> None:
 
 
 def test_10000_sequential_streams_are_served(pair: Pair) -> None:
-    """Refused ones: each costs a decision and an answer, none leaves anything behind."""
+    """The streams are refused: none leaves state behind."""
     with client(pair) as peer:
         for _ in range(100):
             streams = [
@@ -244,7 +244,7 @@ def test_10000_sequential_streams_are_served(pair: Pair) -> None:
 def test_streams_beyond_the_limit_are_refused_and_others_continue(pair: Pair) -> None:
     with client(pair) as peer:
         peer.connect(str(pair.app.address))
-        peer.h2.remote_settings.update({3: 1000})  # the client forgets what it was told
+        peer.h2.remote_settings.update({3: 1000})  # the client ignores the announced limit
         peer.h2.remote_settings.acknowledge()
         streams = [peer.connect(str(pair.app.address)) for _ in range(250)]
         peer.wait(h2.events.StreamReset, streams[-1])
@@ -271,7 +271,9 @@ def test_peer_that_completes_no_frame_is_closed(
         context.wrap_socket(raw) as sock,
     ):
         drip = iter(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r" + bytes(1000))
-        wait_until(lambda: is_closed_while_sending(sock, next(drip)), "the proxy to hang up")
+        wait_until(
+            lambda: is_closed_while_sending(sock, next(drip)), "the proxy to close the connection"
+        )
     still_serves(pair)
 
 
@@ -292,7 +294,7 @@ def test_peer_that_does_not_answer_ping_is_closed(
         assert peer.status(peer.connect(str(pair.app.address))) == 200
         server = pair.app.accept()
         with pytest.raises(ConnectionResetError):
-            server.recv(1)  # the client reads no more, so it answers no PING
+            server.recv(1)  # the client does not read, so it does not answer PING
 
 
 def test_tunnel_drains_when_the_client_certificate_expires(
@@ -306,13 +308,13 @@ def test_tunnel_drains_when_the_client_certificate_expires(
         two_days_on = mock.Mock(time=lambda: time.time() + 48 * 3600)
         monkeypatch.setattr(credentials, "time", two_days_on)
         wait_for_frame(peer.sock, GOAWAY)
-        server.sendall(b"still here")  # what was let in goes on
+        server.sendall(b"still here")  # admitted connections continue
         assert wait_for_frame(peer.sock, DATA) == b"still here"
         server.close()
 
 
 def wait_for_frame(sock: ssl.SSLSocket, kind: int) -> bytes:
-    """The payload of the next frame of a type; h2 itself would read nothing after GOAWAY."""
+    """The payload of the next frame of a type; h2 reads nothing after GOAWAY."""
     while True:
         head = exactly(sock, 9)
         payload = exactly(sock, int.from_bytes(head[:3], "big"))

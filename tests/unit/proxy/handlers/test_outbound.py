@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom the outbound side trusts, which tunnels it shares, and what it does without an agent."""
+"""Outbound connections: peer verification, sharing of tunnels, and operation without an agent."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def is_refused(pair: Pair) -> bool:
         pair.a.dial().close()
     except ConnectionRefusedError:
         return True
-    except ConnectionResetError:  # it came just before
+    except ConnectionResetError:  # the reset arrived just before
         pass
     return False
 
 
 def dial_is_reset(pair: Pair) -> None:
-    with pytest.raises(ConnectionResetError):  # the reset may come while connect() still runs
+    with pytest.raises(ConnectionResetError):  # the reset may arrive during connect()
         pair.a.dial().recv(1)
 
 
@@ -106,7 +106,7 @@ def test_renewed_certificate_drains_tunnels_and_keeps_connections(pair: Pair) ->
     server = pair.app.accept()
     ((_, old),) = pair.a.context.pool.tunnels()
     pair.a.agent.send(pair.authority.issue(pair.a.me.identity))
-    wait_until(lambda: not pair.a.context.pool.tunnels(), "retirement")
+    wait_until(lambda: not pair.a.context.pool.tunnels(), "the tunnel to drain")
     ping(pair)
     ((_, new),) = pair.a.context.pool.tunnels()
     assert new is not old
@@ -120,7 +120,7 @@ def test_renewed_certificate_drains_tunnels_and_keeps_connections(pair: Pair) ->
 def test_removed_certificate_stops_new_connections(pair: Pair) -> None:
     identity = pair.a.me.identity
     pair.a.agent.send(CertificateRemoved(identity))
-    wait_until(lambda: identity not in pair.a.context.credentials, "the key to be forgotten")
+    wait_until(lambda: identity not in pair.a.context.credentials, "the certificate to be removed")
     dial_is_reset(pair)
     pair.a.agent.send(pair.authority.issue(identity))
     wait_until(lambda: identity in pair.a.context.credentials, "a new certificate")
@@ -132,7 +132,7 @@ def test_new_pod_at_the_same_address_never_uses_the_old_tunnel(pair: Pair) -> No
     ((_, old),) = pair.a.context.pool.tunnels()
     successor = msgspec.structs.replace(pair.b.me, pod_uid="uid-successor")
     pair.a.agent.send(MeshDelta(revision=2, workloads=(successor,)))
-    wait_until(lambda: not pair.a.context.pool.tunnels(), "retirement")
+    wait_until(lambda: not pair.a.context.pool.tunnels(), "the tunnel to drain")
     wait_until(lambda: old.state is TunnelState.CLOSED, "the idle tunnel to close")
     ping(pair)
     ((key, new),) = pair.a.context.pool.tunnels()
@@ -223,10 +223,10 @@ def test_last_bytes_of_a_drained_tunnel_arrive(pair: Pair) -> None:
     client = pair.a.dial()
     server = pair.app.accept()
     pair.a.agent.send(pair.authority.issue(pair.a.me.identity))
-    wait_until(lambda: not pair.a.context.pool.tunnels(), "retirement")
+    wait_until(lambda: not pair.a.context.pool.tunnels(), "the tunnel to drain")
     client.shutdown(socket.SHUT_WR)
     assert server.recv(1) == b""
-    total = 3 << 20  # less than the window: the server ends long before the client reads
+    total = 3 << 20  # less than the window: the server finishes before the client reads
     server.sendall(bytes(total))
     server.close()
     wait_until(lambda: not pair.b.context.tracker.live(), "the server's end")
@@ -234,11 +234,11 @@ def test_last_bytes_of_a_drained_tunnel_arrive(pair: Pair) -> None:
     while data := client.recv(1 << 16):
         got += len(data)
     assert got == total
-    wait_until(lambda: not pair.a.context.pool.open, "the retired tunnel to close")
+    wait_until(lambda: not pair.a.context.pool.open, "the drained tunnel to close")
 
 
 class Held:
-    """The pair's connections, held where they are accepted and where they reach the app."""
+    """Stalls the pair's connections where they are accepted and where they reach the app."""
 
     def __init__(self, pair: Pair) -> None:
         ping(pair)
@@ -265,7 +265,7 @@ def test_early_data_is_sent_with_connect(pair: Pair, rest: bytes) -> None:
     if not rest:
         client.shutdown(socket.SHUT_WR)
     held.accepted.set()
-    wait_until(lambda: [one.sent for one in held.live()] == [11], "words before an answer")
+    wait_until(lambda: [one.sent for one in held.live()] == [11], "data before the response")
     assert not held.live()[0].established
     held.arrived.set()
     server = pair.app.accept()

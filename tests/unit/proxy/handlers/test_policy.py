@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policy in a real worker: who gets 401 or a reset, and what a change does to who is in."""
+"""Authorization in a real worker: 401, reset, and the effect of changes on live connections."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def read(obj: Json) -> Policy:
 
 
 class Rules:
-    """What a node is told of policies, a revision for each word."""
+    """Sends policies to a node, each time with a new revision."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.revision = 1
 
-    def say(self, *objects: Json, without: tuple[Policy, ...] = (), **parts: Any) -> None:
+    def send(self, *objects: Json, without: tuple[Policy, ...] = (), **parts: Any) -> None:
         self.revision += 1
         self.node.agent.send(
             MeshDelta(
@@ -49,7 +49,7 @@ class Rules:
         )
 
     def settle(self) -> None:
-        """All that was said is in force: the link is in order."""
+        """Wait until all changes apply: the agent link preserves the order."""
         self.node.query("stats")
 
 
@@ -63,7 +63,7 @@ def stats(node: Node) -> Stats:
 
 
 def denial(capfd: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """The line of the one denial, in whatever form the log has."""
+    """The log line of the only denial, in any log format."""
     found = [parse(line) for line in capfd.readouterr().err.splitlines()]
     (line,) = (each for each in found if each.get("response_flags") == "DENY")
     return line
@@ -75,7 +75,7 @@ def rules(pair: Pair) -> Rules:
 
 
 def end_of(sock: socket.socket) -> str:
-    """Read until it is over: `eof`, or the error's name."""
+    """Read until the end; returns `eof` or the name of the error."""
     try:
         while sock.recv(100):
             pass
@@ -95,11 +95,11 @@ def status(pair: Pair) -> int:
 def test_denied_by_principal_is_401_and_logged(
     pair: Pair, rules: Rules, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    rules.say(deny(principals=["cluster.local/ns/test/sa/a"]))
+    rules.send(deny(principals=["cluster.local/ns/test/sa/a"]))
     rules.settle()
     assert status(pair) == 401
     wait_until(lambda: stats(pair.b).denied == 1, "the denial")
-    pair.b.query("stats")  # a turn later its line is written
+    pair.b.query("stats")  # one turn later the line is written
     line = denial(capfd)
     assert line["src.identity"] == "spiffe://cluster.local/ns/test/sa/a"
     assert line["dst.identity"] == "spiffe://cluster.local/ns/test/sa/b"
@@ -111,10 +111,10 @@ def test_denied_by_principal_is_401_and_logged(
 
 
 def test_removed_policy_allows_connections_again(pair: Pair, rules: Rules) -> None:
-    rules.say(deny())
+    rules.send(deny())
     rules.settle()
     assert status(pair) == 401
-    rules.say(without=(read(deny()),))
+    rules.send(without=(read(deny()),))
     rules.settle()
     assert status(pair) == 200
 
@@ -135,29 +135,29 @@ def test_removed_policy_allows_connections_again(pair: Pair, rules: Rules) -> No
     ],
 )
 def test_over_hbone(pair: Pair, rules: Rules, obj: Json, expected: int) -> None:
-    rules.say(obj)
+    rules.send(obj)
     rules.settle()
     assert status(pair) == expected
 
 
 def test_policy_ports_match_the_port_of_the_app(pair: Pair, rules: Rules) -> None:
     port = pair.app.address.port
-    rules.say(policy([{"to": [{"operation": {"ports": [str(port)]}}]}], "DENY", namespace="test"))
+    rules.send(policy([{"to": [{"operation": {"ports": [str(port)]}}]}], "DENY", namespace="test"))
     rules.settle()
     assert status(pair) == 401
     other = [{"to": [{"operation": {"ports": [str(port ^ 1)]}}]}]
-    rules.say(policy(other, "DENY", namespace="test"))
+    rules.send(policy(other, "DENY", namespace="test"))
     rules.settle()
     assert status(pair) == 200
 
 
 def test_the_app_of_a_denied_client_sees_a_reset(pair: Pair, rules: Rules) -> None:
-    rules.say(deny())
+    rules.send(deny())
     rules.settle()
     try:
         with pair.a.dial() as sock:
             end = end_of(sock)
-    except ConnectionResetError:  # before connect() had returned
+    except ConnectionResetError:  # before connect() returned
         end = "ECONNRESET"
     assert end in RESETS
 
@@ -170,11 +170,11 @@ def test_policy_change_closes_denied_live_connections_only(
         server = pair.app.accept()
         assert server.recv(5) == b"hello"
         assert len(pair.b.context.admissions) == 1
-        rules.say(deny(namespaces=["elsewhere"]))
+        rules.send(deny(namespaces=["elsewhere"]))
         rules.settle()
         server.sendall(b"still")
         assert sock.recv(5) == b"still"
-        rules.say(deny(namespaces=["test"]))
+        rules.send(deny(namespaces=["test"]))
         assert end_of(server) in RESETS
         assert end_of(sock) in RESETS
         server.close()
@@ -186,7 +186,7 @@ def test_policy_change_closes_denied_live_connections_only(
 
 
 def test_policy_change_denies_a_connection_that_is_being_dialed(pair: Pair, rules: Rules) -> None:
-    """The app's backlog is full, so that the dial hangs between the decision and the answer."""
+    """The app's backlog is full, so the dial stalls between authorization and response."""
     slow = listen(pair.b.ip, 0, backlog=0)
     fillers = []
     for _ in range(4):
@@ -197,8 +197,8 @@ def test_policy_change_denies_a_connection_that_is_being_dialed(pair: Pair, rule
     with client(pair) as h2:
         stream = h2.connect(f"{pair.b.ip}:{slow.getsockname()[1]}")
         h2.flush()
-        wait_until(lambda: len(pair.b.context.admissions) == 1, "the connection to be let in")
-        rules.say(deny())
+        wait_until(lambda: len(pair.b.context.admissions) == 1, "the connection to be admitted")
+        rules.send(deny())
         assert h2.status(stream) == 401
     wait_until(lambda: stats(pair.b).denied == 1)
     for each in (slow, *fillers):
@@ -207,12 +207,12 @@ def test_policy_change_denies_a_connection_that_is_being_dialed(pair: Pair, rule
 
 def test_label_change_reevaluates_live_connections(pair: Pair, rules: Rules) -> None:
     selector = {"matchLabels": {"app": "closed"}}
-    rules.say(policy(namespace="test", selector=selector))
+    rules.send(policy(namespace="test", selector=selector))
     with pair.a.dial() as sock:
         sock.sendall(b"hello")
         server = pair.app.accept()
         changed = {**_fields(pair.b.me), "labels": {"app": "closed"}}
-        rules.say(workloads=(type(pair.b.me)(**changed),))
+        rules.send(workloads=(type(pair.b.me)(**changed),))
         assert end_of(sock) in RESETS
         server.close()
     assert status(pair) == 401
@@ -223,14 +223,14 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def test_parts_of_a_mesh_change_apply_atomically(pair: Pair, rules: Rules) -> None:
-    """One DENY takes the place of another: between the two parts nobody gets in."""
-    rules.say(deny("old"))
+    """One DENY policy replaces another: no connection is allowed between the two parts."""
+    rules.send(deny("old"))
     rules.settle()
     assert status(pair) == 401
-    rules.say(without=(read(deny("old")),), more=True)
+    rules.send(without=(read(deny("old")),), more=True)
     rules.settle()
     assert status(pair) == 401
-    rules.say(deny("new"))
+    rules.send(deny("new"))
     rules.settle()
     assert status(pair) == 401
     assert [each.name for each in pair.b.context.mesh.policies] == ["new"]  # type: ignore[union-attr]
@@ -240,12 +240,12 @@ def test_complete_snapshot_closes_connections_that_it_denies(pair: Pair, rules: 
     with pair.a.dial() as sock:
         sock.sendall(b"hello")
         server = pair.app.accept()
-        rules.say(deny(), reset=True, workloads=tuple(pair.b.mesh))
+        rules.send(deny(), reset=True, workloads=tuple(pair.b.mesh))
         rules.settle()
         server.sendall(b"still")
         assert sock.recv(5) == b"still"
-        assert status(pair) == 200  # the old state decides until the new one is whole
-        rules.say(complete=True)
+        assert status(pair) == 200  # the old state applies until the new one is complete
+        rules.send(complete=True)
         assert end_of(sock) in RESETS
         server.close()
     assert status(pair) == 401
@@ -255,8 +255,10 @@ def test_complete_snapshot_closes_connections_that_it_denies(pair: Pair, rules: 
 
 
 def plaintext_door(pair: Pair) -> tuple[str, int]:
-    """A listener that gets what is sent to the app, as if sk_lookup had stolen it: here it has the
-    app's address itself, and whoever is let in comes to it again."""
+    """A listener that receives the app's connections, as after a redirect by sk_lookup.
+
+    It has the app's address itself, so an admitted connection arrives here again.
+    """
     door = listen(pair.b.ip, 0)
     where: tuple[str, int] = door.getsockname()
     pair.b.agent.pod_added(pair.b.me, {ListenerKind.INBOUND4: door})
@@ -266,7 +268,7 @@ def plaintext_door(pair: Pair) -> tuple[str, int]:
 
 
 def knock(where: tuple[str, int]) -> str:
-    """How it ends for somebody outside the mesh, who may hear before its connect() is done."""
+    """How a connection from outside the mesh ends, perhaps during connect()."""
     try:
         with socket.create_connection(where, timeout=DEADLINE) as sock:
             return end_of(sock)
@@ -287,17 +289,17 @@ def knock(where: tuple[str, int]) -> str:
     ],
 )
 def test_plaintext(pair: Pair, rules: Rules, obj: Json, denied: bool) -> None:
-    rules.say(obj)
+    rules.send(obj)
     where = plaintext_door(pair)
     thread = threading.Thread(target=knock, args=(where,), daemon=True)
     thread.start()
     wait_until(lambda: stats(pair.b).denied or stats(pair.b).opened, "a decision")
     assert bool(stats(pair.b).denied) == denied
-    rules.say(deny())  # ends what would reach its own door again and again
+    rules.send(deny())  # ends a connection that would loop to its own listener
     thread.join(DEADLINE)
     assert not thread.is_alive()
 
 
 def test_denied_plaintext_connection_is_reset(pair: Pair, rules: Rules) -> None:
-    rules.say(peer("STRICT", namespace="test"))
+    rules.send(peer("STRICT", namespace="test"))
     assert knock(plaintext_door(pair)) in RESETS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spans of real connections, at a collector that speaks OTLP over HTTP."""
+"""Spans of real connections, sent to an OTLP/HTTP collector."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ztunnel.telemetry.tracing import ConnectionTracer, parse
 
 
 class Collector:
-    """Takes what is posted to /v1/traces."""
+    """Collects what is posted to /v1/traces."""
 
     def __init__(self) -> None:
         self.requests: list[ExportTraceServiceRequest] = []
@@ -34,7 +34,7 @@ class Collector:
                 self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:
-                """Quiet."""
+                """No log."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1/traces"
@@ -42,7 +42,7 @@ class Collector:
         self._thread.start()
 
     def spans(self) -> dict[str, Span]:
-        """By the node that sent them."""
+        """Spans by the name of their node."""
         found: dict[str, Span] = {}
         for request in self.requests:
             for resource in request.resource_spans:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UDP between two workers: real sockets, TLS and HTTP/2; the test plays the kernel's tokens."""
+"""UDP between two workers: real sockets, TLS and HTTP/2; the harness emulates token addresses."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def app(node: Node) -> Iterator[tuple[socket.socket, SocketAddress]]:
 
 
 def source_of(node: Node, address: tuple[str, int]) -> SocketAddress:
-    """What recvmsg would show an app that got a datagram from there."""
+    """The source address that recvmsg returns to an app, by its token."""
     return node.tokens[address[0]]
 
 
@@ -78,7 +78,7 @@ def test_one_socket_exchanges_datagrams_with_several_servers(ready: Pair) -> Non
 
 
 def test_server_replies_late_unprompted_and_from_loopback(ready: Pair) -> None:
-    """A server's connected socket is seen at loopback: answers must follow it there."""
+    """A connected socket of a server appears at loopback: replies must use that address."""
     a, b = ready.a, ready.b
     with app(a) as (client, _), app(b) as (server, there):
         client.sendto(b"question", a.udp_to(there))
@@ -161,7 +161,7 @@ def test_datagrams_to_unknown_destinations_are_dropped(ready: Pair) -> None:
         wait_until(lambda: a.context.tracker.stats.refused == 1, "refusal")
         client.sendto(b"y", a.udp_to(SocketAddress("192.0.2.9", 9)))
         wait_until(lambda: a.context.tracker.stats.udp_dropped == 2, "drop")
-        assert a.context.tracker.stats.refused == 1  # not decided, nor logged, for each datagram
+        assert a.context.tracker.stats.refused == 1  # not routed or logged again for each datagram
     assert len(udp(a).flows) == 0
 
 
@@ -172,7 +172,7 @@ def test_proxy_without_connect_udp_is_reported_to_the_agent(
     pool = a.context.pool
 
     class Silent:
-        """The pool, of tunnels whose peers say nothing of connect-udp."""
+        """The pool, with tunnels whose peers do not announce connect-udp."""
 
         def __getattr__(self, name: str) -> object:
             return getattr(pool, name)
@@ -180,17 +180,17 @@ def test_proxy_without_connect_udp_is_reported_to_the_agent(
         def acquire(
             self, key: PoolKey, source: DialContext, taker: TunnelCallback, *, settled: bool = False
         ) -> None:
-            def took(tunnel: Tunnel | None, reason: str) -> None:
+            def established(tunnel: Tunnel | None, reason: str) -> None:
                 assert tunnel is not None
                 tunnel.connection._peer.extended_connect = False
                 taker(tunnel, reason)
 
-            pool.acquire(key, source, took, settled=settled)
+            pool.acquire(key, source, established, settled=settled)
 
     monkeypatch.setattr(a.context, "pool", Silent())
     with app(a) as (client, here), app(b) as (_, there):
         client.sendto(b"x", a.udp_to(there))
-        wait_until(lambda: a.agent.connect_udp_unsupported, "news for the agent")
+        wait_until(lambda: a.agent.connect_udp_unsupported, "the report to the agent")
         assert a.agent.connect_udp_unsupported == [
             ConnectUdpUnsupported(b.me.uid, a.me.pod_uid, here, there, (b"x",))
         ]
@@ -202,8 +202,8 @@ def test_flows_move_to_a_new_tunnel_when_theirs_drains(ready: Pair) -> None:
     with app(a) as (client, here), app(b) as (server, there):
         client.sendto(b"one", a.udp_to(there))
         _, source = server.recvfrom(100)
-        a.agent.send(ready.authority.issue(a.me.identity))  # renewed: tunnels made before retire
-        wait_until(lambda: not a.context.pool.tunnels(), "retirement")
+        a.agent.send(ready.authority.issue(a.me.identity))  # renewed: older tunnels drain
+        wait_until(lambda: not a.context.pool.tunnels(), "the tunnel to drain")
         client.sendto(b"two", a.udp_to(there))
         data, source = server.recvfrom(100)
         assert (data, source_of(b, source)) == (b"two", here)
@@ -219,7 +219,7 @@ def test_lost_tunnel_is_established_again_by_either_side(ready: Pair) -> None:
         _, source = server.recvfrom(100)
         tunnel = next(iter(a.context.pool.open))
         a.in_loop(lambda: tunnel.close("cut"))
-        wait_until(lambda: not len(udp(b).flows), "the far end to notice")
+        wait_until(lambda: not len(udp(b).flows), "the remote side to notice")
         server.sendto(b"late answer", (source[0], b.agent.udp_ports[-1]))
         data, source = client.recvfrom(100)
         assert (data, source_of(a, source)) == (b"late answer", there)
@@ -232,7 +232,7 @@ def test_destination_removed_from_the_mesh_gets_no_datagrams(ready: Pair) -> Non
         assert server.recv(100) == b"one"
         plain = msgspec.structs.replace(b.me, protocol=TunnelProtocol.NONE, pod_uid="another")
         a.agent.send(MeshDelta(revision=2, workloads=(plain,)))
-        wait_until(lambda: not a.context.pool.tunnels(), "retirement")
+        wait_until(lambda: not a.context.pool.tunnels(), "the tunnel to drain")
         client.sendto(b"two", a.udp_to(there))
         wait_until(lambda: a.context.tracker.stats.refused == 1, "refusal")
 
@@ -245,18 +245,18 @@ def test_removed_pod_closes_its_udp_socket(ready: Pair) -> None:
         held = udp(a)
         a.agent.send(PodRemoved(a.me.pod_uid, gone=True))
         wait_until(lambda: held.codecs[4].sock.fileno() < 0, "the socket to close")
-        wait_until(lambda: not len(udp(b).flows), "the far end to notice")
+        wait_until(lambda: not len(udp(b).flows), "the remote side to notice")
 
 
 def test_stalled_peer_drops_datagrams_instead_of_buffering(
     ready: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody reads at the far end: what does not fit is dropped, and the rest goes on after."""
+    """The remote side does not read: excess datagrams are dropped, later ones are delivered."""
     a, b = ready.a, ready.b
     with app(a) as (client, _), app(b) as (server, there):
         client.sendto(b"open", a.udp_to(there))
         assert server.recv(100) == b"open"
-        monkeypatch.setattr(Tunnel, "claim", lambda *_: None)  # as when TLS takes no more
+        monkeypatch.setattr(Tunnel, "claim", lambda *_: None)  # as if the tunnel were blocked
         before = a.context.tracker.stats.udp_dropped
         for _ in range(50):
             client.sendto(bytes(1000), a.udp_to(there))
@@ -272,7 +272,7 @@ def test_policy_applies_to_new_and_live_flows(ready: Pair) -> None:
     with app(a) as (client, _), app(a) as (other, _), app(b) as (server, there):
         client.sendto(b"before", a.udp_to(there))
         assert server.recv(100) == b"before"
-        rules.say(deny(principals=[a.me.identity.removeprefix("spiffe://")]))
+        rules.send(deny(principals=[a.me.identity.removeprefix("spiffe://")]))
         wait_until(lambda: not len(udp(b).flows), "the flow's end")
         other.sendto(b"denied", a.udp_to(there))
         wait_until(lambda: b.context.tracker.stats.denied == 2, "the denial")

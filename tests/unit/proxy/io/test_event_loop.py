@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits: calls that are nearly always cancelled."""
+"""Timeouts and closing of sockets in the event loop."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ztunnel.proxy.io.event_loop import READ, EventLoop
 
 def test_timeouts_and_timers_are_called_when_due() -> None:
     loop, called = EventLoop(), list[str]()
-    loop.add_timeout(0.02, lambda: called.append("limit"))
+    loop.add_timeout(0.02, lambda: called.append("timeout"))
     loop.call_later(0.01, lambda: called.append("timer"))
     loop.turn(0)
     assert called == []
     while len(called) < 2:
-        loop.turn(60)  # a wait that does not mind the limit lets the test time out
-    assert called == ["timer", "limit"]
+        loop.turn(60)  # if the wait ignored the timeout, the test would time out
+    assert called == ["timer", "timeout"]
 
 
 def test_cancelled_timeout_does_not_delay_a_later_one() -> None:
@@ -52,7 +52,7 @@ def test_exception_in_a_timeout_does_not_stop_the_loop(capfd: pytest.CaptureFixt
 
 
 class Counter:
-    """Counts what is reported of a descriptor."""
+    """Counts the events of a descriptor."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -74,7 +74,7 @@ def test_closing_an_unshared_socket_removes_it_from_epoll() -> None:
     loop.turn(0)
     again, other = socket.socketpair()
     assert number in (again.fileno(), other.fileno())
-    loop.register(number, READ, counter)  # EEXIST if it were still there
+    loop.register(number, READ, counter)  # EEXIST if it were still registered
     loop.turn(0)
     assert counter.calls == 0
     for sock in (theirs, again, other):

@@ -21,27 +21,27 @@ EPOLL_WAIT = {"x86_64": "232", "aarch64": "22"}.get(platform.machine())  # syste
 
 
 def waits(thread: threading.Thread) -> bool:
-    """Whether it is asleep in epoll: one that still runs is passed over by the kernel."""
+    """Whether a worker sleeps in epoll_wait: the kernel skips one that runs."""
     path = Path(f"/proc/self/task/{thread.native_id}/syscall")
     return path.read_text(encoding="ascii").split()[0] == EPOLL_WAIT
 
 
 @pytest.mark.skipif(EPOLL_WAIT is None, reason="number of epoll_wait not known here")
 def test_sequential_connections_are_spread_over_the_workers() -> None:
-    door = listen(fresh_ip(), 0)
-    took: Counter[int] = Counter()
+    listener = listen(fresh_ip(), 0)
+    counts: Counter[int] = Counter()
     accepted = threading.Semaphore(0)
     stop = threading.Event()
 
     def work(index: int) -> None:
         loop = EventLoop()
 
-        def take(sock: socket.socket) -> None:
-            took[index] += 1
+        def on_accepted(sock: socket.socket) -> None:
+            counts[index] += 1
             sock.close()
             accepted.release()
 
-        Listener(loop, door.dup(), take, lambda: None, resets=False, shared=True)
+        Listener(loop, listener.dup(), on_accepted, lambda: None, resets=False, shared=True)
         while not stop.is_set():
             loop.turn(2.0)
 
@@ -51,12 +51,12 @@ def test_sequential_connections_are_spread_over_the_workers() -> None:
     try:
         for _ in range(CONNECTIONS):
             wait_until(lambda: all(map(waits, workers)), "both to wait")
-            socket.create_connection(door.getsockname()).close()
+            socket.create_connection(listener.getsockname()).close()
             assert accepted.acquire(timeout=DEADLINE)
     finally:
         stop.set()
         for worker in workers:
             worker.join(DEADLINE)
-        door.close()
-    assert sum(took.values()) == CONNECTIONS
-    assert min(took[0], took[1]) >= CONNECTIONS // 4
+        listener.close()
+    assert sum(counts.values()) == CONNECTIONS
+    assert min(counts[0], counts[1]) >= CONNECTIONS // 4

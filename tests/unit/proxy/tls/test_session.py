@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sessions on real sockets. The other end is Python's ssl, with another OpenSSL, or its program."""
+"""TLS sessions on real sockets. The peer is Python's ssl, or `openssl s_client`."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ MANY_UPDATES = 200
 
 
 class Peer:
-    """A client whose TLS is in memory, so that the test says which octets go when."""
+    """A client with TLS in memory, so that the test controls when octets are sent."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing)
 
-    def shake_hands(self, sock: socket.socket) -> None:
-        """Until it is done for us; our last flight is in `outgoing` still."""
+    def do_handshake(self, sock: socket.socket) -> None:
+        """Complete the handshake on this side; its last flight stays in `outgoing`."""
         while True:
             try:
                 self.tls.do_handshake()
@@ -64,7 +64,7 @@ class Ends:
     buffer: Buffer
 
     def read(self) -> bytes:
-        """What there is now, with what came with the handshake."""
+        """All plaintext that has arrived, including data sent with the handshake."""
         plain = bytes(self.buffer.view[: self.session.read_into(self.buffer)])
         while not self.session.end_reason and select.select([self.session.sock], [], [], 0)[0]:
             plain += bytes(self.buffer.view[: self.session.read_into(self.buffer)])
@@ -77,7 +77,7 @@ class Ends:
 
 @contextlib.contextmanager
 def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Ours and the peer's, of one TCP connection."""
+    """The session's and the peer's socket of one TCP connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         theirs = socket.create_connection(listener.getsockname(), DEADLINE)
         ours, _ = listener.accept()
@@ -87,7 +87,7 @@ def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def step(session: TlsSession) -> int:
-    """`handshake` until it is done, or needs the peer and has nothing from it."""
+    """Call `handshake` until it is complete, or needs input that has not arrived."""
     while True:
         mask = session.handshake()
         readable, _, _ = select.select([session.sock], [], [], 0)
@@ -97,7 +97,7 @@ def step(session: TlsSession) -> int:
 
 @contextlib.contextmanager
 def served(authority: Authority, context: ssl.SSLContext | None = None) -> Iterator[Ends]:
-    """A server session of ours and a client that has finished, but not told us."""
+    """A server session, and a client whose last handshake message is not sent yet."""
     if context is None:
         context = tls_context(authority.issue(PEER), authority.root_pem, "h2")
     ours = credentials.load_credentials(authority.issue(US)).server
@@ -109,13 +109,13 @@ def served(authority: Authority, context: ssl.SSLContext | None = None) -> Itera
         theirs.sendall(peer.outgoing.read())
         wait_readable(mine)
         step(session)
-        peer.shake_hands(theirs)
+        peer.do_handshake(theirs)
         yield Ends(session, peer, theirs, Buffer())
 
 
 @pytest.fixture
 def ends(authority: Authority) -> Iterator[Ends]:
-    """Both have finished."""
+    """Session and client after the handshake."""
     with served(authority) as made:
         made.sock.sendall(made.peer.outgoing.read())
         wait_readable(made.session.sock)
@@ -124,7 +124,7 @@ def ends(authority: Authority) -> Iterator[Ends]:
 
 
 def wait_readable(sock: socket.socket) -> None:
-    assert select.select([sock], [], [], DEADLINE)[0], "nothing came"
+    assert select.select([sock], [], [], DEADLINE)[0], "nothing arrived"
 
 
 def test_data_in_the_segment_of_the_last_handshake_message_is_read(
@@ -160,7 +160,7 @@ def test_whole_buffer_is_sent_by_one_system_call(ends: Ends) -> None:
         ends.session.sock.setblocking(False)
         ends.write(bytes(BUFFER_BYTES))
     assert sends[0] > BUFFER_BYTES
-    assert sum(sends[1:]) == 0 or len(sends) == 2  # a second one only if the first was cut short
+    assert sum(sends[1:]) == 0 or len(sends) == 2  # a second one only if the first was short
 
 
 def test_pending_ciphertext_arrives_in_order(ends: Ends) -> None:
@@ -232,13 +232,13 @@ def test_invalid_record_ends_the_session(ends: Ends) -> None:
 def test_close_notify_reaches_the_peer(ends: Ends) -> None:
     ends.session.send_close_notify()
     while not is_over(ends.peer.tls):
-        said = ends.sock.recv(1 << 16)
-        assert said, "the connection ended, the session did not"
-        ends.peer.incoming.write(said)
+        octets = ends.sock.recv(1 << 16)
+        assert octets, "the connection closed without close_notify"
+        ends.peer.incoming.write(octets)
 
 
 def is_over(session: ssl.SSLObject) -> bool:
-    """Whether the other end said goodbye; its tickets come before."""
+    """Whether close_notify has arrived; session tickets precede it."""
     try:
         return session.read(1) == b""
     except ssl.SSLWantReadError:
@@ -291,7 +291,7 @@ def test_handshake_waits_for_write_when_the_socket_is_full(authority: Authority)
 
 
 def test_key_updates_are_answered_without_other_traffic(authority: Authority) -> None:
-    """`openssl s_client` asks for a new key at each line K."""
+    """`openssl s_client` sends a key update request for each line K."""
     context = credentials.load_credentials(authority.issue(US)).server
     client = authority.issue(PEER)
     with (
@@ -318,13 +318,13 @@ def test_key_updates_are_answered_without_other_traffic(authority: Authority) ->
                 received = b""
                 for number in range(1, MANY_UPDATES + 1):
                     words = [b"K\n"] if number % 10 else [b"K\n", b"and on\n"]
-                    for line in words:  # it refuses more than 32 updates in a row
+                    for line in words:  # it rejects more than 32 updates in a row
                         program.stdin.write(line)
                         program.stdin.flush()
                         wait_readable(mine)
                         received += bytes(buffer.view[: session.read_into(buffer)])
                         assert not session.end_reason, session.end_reason
-                session.write(buffer, 1)  # with the newest key
+                session.write(buffer, 1)  # encrypted with the newest key
                 assert not session.pending
                 program.stdin.close()
                 wait_readable(mine)

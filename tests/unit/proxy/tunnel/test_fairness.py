@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small request beside a bulk stream on one tunnel: bounded in turns and bytes, not in time."""
+"""Fairness between a small request and a bulk stream of one tunnel, in turns and bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.proxy.fake_session import Owner, Wire
+from tests.unit.proxy.fake_session import FakeSession, NullOwner
 from ztunnel.hbone.connection import Connection, Role
 from ztunnel.hbone.events import DataReceived
 from ztunnel.mesh.model import SocketAddress
@@ -23,29 +23,29 @@ CONNECT = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80")]
 
 
 class Side:
-    """One tunnel over a Wire, with apps, and a codec in the place of the peer."""
+    """One tunnel over a FakeSession, with apps; the peer is a codec."""
 
     def __init__(self) -> None:
         self.loop = EventLoop()
         mine, self.other = socket.socketpair()
-        self.wire = Wire(mine)
+        self.session = FakeSession(mine)
         self.socks = [mine, self.other]
-        self.loop.register(mine.fileno(), READ, Owner())  # type: ignore[arg-type]
+        self.loop.register(mine.fileno(), READ, NullOwner())  # type: ignore[arg-type]
         self.tunnel = Tunnel(
             self.loop,
             BufferPool(),
-            self.wire,  # type: ignore[arg-type]
+            self.session,  # type: ignore[arg-type]
             Role.CLIENT,
             peer="spiffe://td/ns/n/sa/s",
-            owner=Owner(),
+            owner=NullOwner(),
         )
         self.peer = Connection(Role.SERVER)
         self.sync()
 
     def sync(self) -> list[DataReceived]:
-        """Let the peer have all that was written, and us its answers."""
+        """Exchange everything written between tunnel and peer; returns the peer's DATA events."""
         self.loop.turn(0)
-        octets, self.wire.written = b"".join(self.wire.written), []
+        octets, self.session.written = b"".join(self.session.written), []
         events = self.peer.receive(memoryview(octets), 0.0)
         self.tunnel._dispatch(
             self.tunnel.connection.receive(memoryview(self.peer.take_output()), 0)
@@ -53,15 +53,15 @@ class Side:
         return [event for event in events if isinstance(event, DataReceived)]
 
     def app(self) -> tuple[socket.socket, int]:
-        """An app with a stream of its own."""
+        """The socket of a new app, and the ID of its stream."""
         ours, theirs = socket.socketpair()
         self.socks += [ours, theirs]
         for sock in (ours, theirs):
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * BUFFER_BYTES)
-        nowhere = make_peer(SocketAddress("127.0.0.1", 1), None)
+        unknown = make_peer(SocketAddress("127.0.0.1", 1), None)
         record = Record(
-            id=1, direction=Direction.OUTBOUND, source=nowhere, destination=nowhere, started=0.0
+            id=1, direction=Direction.OUTBOUND, source=unknown, destination=unknown, started=0.0
         )
         relay = StreamRelay(
             self.loop, self.tunnel, 0, ours, record=record, ended=lambda sock, error: None
@@ -84,7 +84,7 @@ def side() -> Iterator[Side]:
 
 
 def feed(bulk: socket.socket) -> None:
-    """Keep the bulk app's socket full."""
+    """Fill the socket of the bulk app."""
     try:
         while True:
             bulk.send(bytes(64 * 1024))
@@ -109,12 +109,12 @@ def test_small_request_waits_for_at_most_one_buffer_of_bulk_data(side: Side) -> 
 
 def test_small_request_is_sent_at_once_after_a_blocked_write(side: Side) -> None:
     (bulk, _), (small, small_id) = side.app(), side.app()
-    side.wire.stuck = True
+    side.session.stuck = True
     for _ in range(5):
         feed(bulk)
         side.loop.turn(0)
     small.send(b"request")
     side.loop.turn(0)
-    side.wire.stuck = False
+    side.session.stuck = False
     arrived = side.sync()
     assert small_id in [data.stream_id for data in arrived]

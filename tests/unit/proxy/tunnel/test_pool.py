@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tunnels are resumed and made ahead of need."""
+"""Session resumption and prewarming of tunnels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def only_tunnel(pair: Pair) -> Tunnel:
 
 
 def lose_tunnel(pair: Pair) -> None:
-    """As if the other node had gone away and come back."""
+    """Close the tunnel, as if the other node had restarted."""
     tunnel = only_tunnel(pair)
     pair.a.in_loop(lambda: tunnel.close("test"))
 
@@ -49,7 +49,7 @@ def test_renewed_certificate_of_either_side_prevents_resumption(pair: Pair) -> N
     ping(pair)
     assert not is_resumed(pair)
     pair.a.agent.send(pair.authority.issue(pair.a.me.identity))
-    wait_until(lambda: not pair.a.context.pool.tunnels(), "retirement")
+    wait_until(lambda: not pair.a.context.pool.tunnels(), "the tunnel to drain")
     ping(pair)
     assert not is_resumed(pair)
 
@@ -72,7 +72,7 @@ def test_tunnel_is_not_joined_after_the_peers_certificate_expires(
     old = only_tunnel(pair)
     with monkeypatch.context() as later:
         later.setattr(credentials, "time", mock.Mock(time=lambda: time.time() + 48 * 3600))
-        wait_until(lambda: old.state is TunnelState.CLOSED, "the tunnel ends")
+        wait_until(lambda: old.state is TunnelState.CLOSED, "the tunnel to close")
     assert not old.connection.failed
     assert not old.connection.can_open_stream  # GOAWAY was sent or received
     ping(pair)
@@ -89,7 +89,7 @@ def test_next_tunnel_is_established_before_the_last_is_full(
     assert len(pair.a.context.pool.tunnels()) == 1
     clients.append(pair.a.dial())
     servers.append(pair.app.accept())
-    wait_until(lambda: len(pair.a.context.pool.tunnels()) == 2, "the tunnel made ahead")
+    wait_until(lambda: len(pair.a.context.pool.tunnels()) == 2, "the prewarmed tunnel")
     assert sorted(len(one.streams) for _, one in pair.a.context.pool.tunnels()) == [0, 2]
     for sock in [*clients, *servers]:
         sock.close()

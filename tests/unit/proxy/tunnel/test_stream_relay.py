@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two applications see of each other through two proxies."""
+"""What two applications observe of each other through two proxies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def connect(pair: Pair) -> tuple[socket.socket, socket.socket]:
 
 
 def send_all(sock: socket.socket, total: int) -> Callable[[], str]:
-    """Send pseudo-random bytes and FIN from a thread; call the result for their digest."""
+    """Send pseudo-random bytes and FIN in a thread; calling the result returns their digest."""
     digest = hashlib.sha256()
 
     def run() -> None:
@@ -106,7 +106,7 @@ def test_request_and_fin_sent_before_the_tunnel_exists_arrive(pair: Pair) -> Non
 
 def test_small_message_needs_one_read(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     again: list[StreamRelay] = []
-    monkeypatch.setattr(StreamRelay, "_defer_pump", again.append)  # what reads a socket once more
+    monkeypatch.setattr(StreamRelay, "_defer_pump", again.append)  # another read
     client, server = connect(pair)
     for _ in range(10):
         client.sendall(b"question")
@@ -130,7 +130,7 @@ def test_reset_is_forwarded_as_reset(pair: Pair, resetting: str) -> None:
 
 def test_bytes_before_a_reset_are_delivered_first(pair: Pair) -> None:
     client, server = connect(pair)
-    client.sendall(b"unread")  # makes the server's close a reset
+    client.sendall(b"unread")  # turns the server's close into a reset
     server.sendall(b"all of the answer")
     assert client.recv(100) == b"all of the answer"
     wait_until(lambda: socket_has(server, 6))
@@ -168,7 +168,7 @@ def test_stalled_reader_stops_the_writer(pair: Pair) -> None:
     with contextlib.suppress(TimeoutError):
         while sent < 100 * MIB:
             sent += client.send(block)
-    assert sent < 40 * MIB  # socket buffers, and the 4 MiB of the stream's window
+    assert sent < 40 * MIB  # socket buffers and the 4 MiB window of the stream
     client.settimeout(DEADLINE)
     got = 0
     while got < sent:
@@ -189,7 +189,7 @@ def test_stalled_stream_does_not_block_another_stream(pair: Pair) -> None:
 
 
 def stall(client: socket.socket) -> None:
-    """Send until nothing moves any more."""
+    """Send until nothing more is accepted."""
     client.settimeout(0.5)
     with contextlib.suppress(TimeoutError):
         for _ in range(100):
@@ -197,7 +197,7 @@ def stall(client: socket.socket) -> None:
 
 
 def test_six_stalled_streams_do_not_block_a_seventh(pair: Pair) -> None:
-    streams = [connect(pair) for _ in range(6)]  # 24 MiB of windows; the tunnel's is 16
+    streams = [connect(pair) for _ in range(6)]  # 24 MiB of windows; the connection has 16
     for client, _unread in streams:
         stall(client)
     client, server = connect(pair)
@@ -207,7 +207,7 @@ def test_six_stalled_streams_do_not_block_a_seventh(pair: Pair) -> None:
 
 
 def held(pair: Pair) -> int:
-    """Bytes that b's process holds for applications that do not read."""
+    """Bytes that node b buffers for applications that do not read."""
     (tunnels,) = [
         [live._tunnel for live in pod.live if isinstance(live, HboneConnection)]
         for pod in pair.b.worker.pods.values()
@@ -228,7 +228,7 @@ def test_200_stalled_streams_use_bounded_memory_and_lose_nothing(pair: Pair) -> 
 
 
 def read_all(servers: list[socket.socket]) -> list[int]:
-    """How much came for each until its end."""
+    """The number of bytes that each socket received until its end."""
     got = {server.fileno(): 0 for server in servers}
     by_fd = {server.fileno(): server for server in servers}
     poll = select.poll()
@@ -236,7 +236,7 @@ def read_all(servers: list[socket.socket]) -> list[int]:
         poll.register(server, select.POLLIN)
     while by_fd:
         ready = poll.poll(DEADLINE * 1000)
-        assert ready, "nothing came"
+        assert ready, "nothing arrived"
         for fd, _ in ready:
             count = len(by_fd[fd].recv(MIB))
             got[fd] += count
@@ -246,7 +246,7 @@ def read_all(servers: list[socket.socket]) -> list[int]:
 
 
 def send_until_stuck(clients: list[socket.socket]) -> list[int]:
-    """How much each sent before none of them could send more."""
+    """How much each socket sent until none could send more."""
     sent = {client.fileno(): 0 for client in clients}
     by_fd = {client.fileno(): client for client in clients}
     poll = select.poll()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers and ends that wait for other frames to go with: not for long, and never out of order."""
+"""Responses and END_STREAM frames wait for others to share a record: briefly, and in order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.proxy.fake_session import Owner, Wire
+from tests.unit.proxy.fake_session import FakeSession, NullOwner
 from ztunnel.hbone.connection import Connection, Role
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import (
@@ -27,8 +27,8 @@ from ztunnel.proxy.tunnel.write_coalescer import BUSY_GAP_S
 CONNECT = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80")]
 
 
-class Deaf:
-    """A stream that nobody holds."""
+class NullStream:
+    """A stream that ignores its events."""
 
     stream_id = 0
 
@@ -36,72 +36,72 @@ class Deaf:
         return lambda *_: None
 
 
-class End:
-    """One end of a tunnel; the peer is a codec."""
+class TunnelSide:
+    """A tunnel whose peer is a codec."""
 
     def __init__(self, role: Role) -> None:
         self.loop = EventLoop()
         mine, other = socket.socketpair()
         self.socks = (mine, other)
-        self.wire = Wire(mine)
-        self.loop.register(mine.fileno(), READ, Owner())  # type: ignore[arg-type]
+        self.session = FakeSession(mine)
+        self.loop.register(mine.fileno(), READ, NullOwner())  # type: ignore[arg-type]
         self.tunnel = Tunnel(
             self.loop,
             BufferPool(),
-            self.wire,  # type: ignore[arg-type]
+            self.session,  # type: ignore[arg-type]
             role,
             peer="spiffe://td/ns/n/sa/s",
-            owner=Owner(),
+            owner=NullOwner(),
         )
         self.peer = Connection(Role.SERVER if role is Role.CLIENT else Role.CLIENT)
-        self.hear()
+        self.receive()
         self.turn()
 
-    def hear(self) -> None:
-        """Take in what the peer has said."""
-        said = memoryview(self.peer.take_output())
-        self.tunnel._dispatch(self.tunnel.connection.receive(said, 0))
+    def receive(self) -> None:
+        """Deliver the output of the peer to the tunnel."""
+        octets = memoryview(self.peer.take_output())
+        self.tunnel._dispatch(self.tunnel.connection.receive(octets, 0))
 
     def turn(self, timeout: float = 0) -> list[list[Event]]:
-        """One turn; what each write of it tells the peer."""
+        """Run one turn; returns the peer's events for each write of the tunnel."""
         self.loop.turn(timeout)
-        written, self.wire.written = self.wire.written, []
+        written, self.session.written = self.session.written, []
         return [self.peer.receive(memoryview(octets), 0.0) for octets in written]
 
     def open(self) -> int:
-        """Client: a stream."""
-        return self.tunnel.open(CONNECT, Deaf())  # type: ignore[arg-type]
+        """Client: open a stream."""
+        return self.tunnel.open(CONNECT, NullStream())  # type: ignore[arg-type]
 
-    def asked(self) -> int:
+    def accept(self) -> int:
         """Server: the peer opens a stream."""
         stream_id = self.peer.request(CONNECT)
-        self.hear()
-        self.tunnel.attach(stream_id, Deaf())  # type: ignore[arg-type]
+        self.receive()
+        self.tunnel.attach(stream_id, NullStream())  # type: ignore[arg-type]
         self.turn()
         return stream_id
 
-    def say(self, stream_id: int, words: bytes) -> None:
+    def send(self, stream_id: int, data: bytes) -> None:
         """Send data as a relay does."""
-        stream = Deaf()
+        stream = NullStream()
         stream.stream_id = stream_id
         room = self.tunnel.claim(stream)  # type: ignore[arg-type]
         assert room is not None
-        room[: len(words)] = words
-        self.tunnel.commit(stream_id, len(words))
+        room[: len(data)] = data
+        self.tunnel.commit(stream_id, len(data))
 
 
 @pytest.fixture
-def client() -> Iterator[End]:
+def client() -> Iterator[TunnelSide]:
     yield from _end(Role.CLIENT)
 
 
 @pytest.fixture
-def server() -> Iterator[End]:
+def server() -> Iterator[TunnelSide]:
     yield from _end(Role.SERVER)
 
 
-def _end(role: Role) -> Iterator[End]:
-    one = End(role)
+def _end(role: Role) -> Iterator[TunnelSide]:
+    one = TunnelSide(role)
     yield one
     for sock in one.socks:
         sock.close()
@@ -111,39 +111,39 @@ def kinds(write: list[Event]) -> list[type]:
     return [type(event) for event in write]
 
 
-def test_response_shares_a_record_with_the_apps_first_data(server: End) -> None:
-    one = server.asked()
+def test_response_shares_a_record_with_the_apps_first_data(server: TunnelSide) -> None:
+    one = server.accept()
     server.tunnel.respond(one, 200, [], may_wait=True)
     assert server.turn() == []
-    server.say(one, b"hello")
+    server.send(one, b"hello")
     (write,) = server.turn()
     assert kinds(write) == [ResponseReceived, DataReceived]
 
 
-def test_response_is_sent_after_the_delay_when_the_app_sends_nothing(server: End) -> None:
-    one = server.asked()
+def test_response_is_sent_after_the_delay_when_the_app_sends_nothing(server: TunnelSide) -> None:
+    one = server.accept()
     server.tunnel.respond(one, 200, [], may_wait=True)
-    (write,) = server.turn(timeout=60)  # so it is the loop's timer that ends the turn
+    (write,) = server.turn(timeout=60)  # the timer of the coalescer ends the turn
     assert kinds(write) == [ResponseReceived]
 
 
-def test_immediate_response_flushes_delayed_ones_in_order(server: End) -> None:
-    one, two = server.asked(), server.asked()
+def test_immediate_response_flushes_delayed_ones_in_order(server: TunnelSide) -> None:
+    one, two = server.accept(), server.accept()
     server.tunnel.respond(one, 200, [], may_wait=True)
     server.tunnel.respond(two, 200, [])
     (write,) = server.turn()
     assert [event.stream_id for event in write if isinstance(event, ResponseReceived)] == [one, two]
 
 
-def test_reset_does_not_overtake_a_delayed_response(server: End) -> None:
-    one = server.asked()
+def test_reset_does_not_overtake_a_delayed_response(server: TunnelSide) -> None:
+    one = server.accept()
     server.tunnel.respond(one, 200, [], may_wait=True)
     server.tunnel.reset(one, ErrorCode.CANCEL)
     (write,) = server.turn()
     assert kinds(write) == [ResponseReceived, StreamReset]
 
 
-def test_end_stream_is_sent_at_once_on_an_idle_tunnel(client: End) -> None:
+def test_end_stream_is_sent_at_once_on_an_idle_tunnel(client: TunnelSide) -> None:
     one = client.open()
     client.turn()
     client.tunnel.end_stream(one)
@@ -151,18 +151,20 @@ def test_end_stream_is_sent_at_once_on_an_idle_tunnel(client: End) -> None:
     assert kinds(write) == [StreamEnded]
 
 
-def test_end_stream_shares_a_record_with_the_next_request_on_a_busy_tunnel(client: End) -> None:
+def test_end_stream_shares_a_record_with_the_next_request_on_a_busy_tunnel(
+    client: TunnelSide,
+) -> None:
     one, _ = client.open(), client.open()
     client.turn()
-    client.loop.now -= BUSY_GAP_S / 2  # a slow machine must not make the streams rare
+    client.loop.now -= BUSY_GAP_S / 2  # the tunnel stays busy on a slow machine too
     client.tunnel.end_stream(one)
-    assert client.wire.written == []
+    assert client.session.written == []
     client.open()
     (write,) = client.turn()
     assert kinds(write) == [StreamEnded, RequestReceived]
 
 
-def test_end_stream_is_sent_after_the_delay_when_no_request_follows(client: End) -> None:
+def test_end_stream_is_sent_after_the_delay_when_no_request_follows(client: TunnelSide) -> None:
     one, _ = client.open(), client.open()
     client.turn()
     client.loop.now -= BUSY_GAP_S / 2
@@ -171,19 +173,19 @@ def test_end_stream_is_sent_after_the_delay_when_no_request_follows(client: End)
     assert kinds(write) == [StreamEnded]
 
 
-def test_end_stream_shares_a_record_with_data_of_the_same_turn(client: End) -> None:
+def test_end_stream_shares_a_record_with_data_of_the_same_turn(client: TunnelSide) -> None:
     one, _ = client.open(), client.open()
     client.turn()
     client.peer.respond(one, 200)
-    client.hear()
+    client.receive()
     client.turn()
-    client.say(one, b"last words")
+    client.send(one, b"last data")
     client.tunnel.end_stream(one)
     (write,) = client.turn()
     assert kinds(write) == [DataReceived, StreamEnded]
 
 
-def test_delayed_frames_are_sent_before_a_drained_tunnel_closes(client: End) -> None:
+def test_delayed_frames_are_sent_before_a_drained_tunnel_closes(client: TunnelSide) -> None:
     one, two = client.open(), client.open()
     client.turn()
     client.loop.now -= BUSY_GAP_S / 2
@@ -193,7 +195,7 @@ def test_delayed_frames_are_sent_before_a_drained_tunnel_closes(client: End) -> 
     assert StreamEnded in [kind for write in client.turn() for kind in kinds(write)]
 
 
-def test_delayed_end_stream_is_sent_before_the_tunnel_is_aborted(client: End) -> None:
+def test_delayed_end_stream_is_sent_before_the_tunnel_is_aborted(client: TunnelSide) -> None:
     one, _ = client.open(), client.open()
     client.turn()
     client.loop.now -= BUSY_GAP_S / 2
