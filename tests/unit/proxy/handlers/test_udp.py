@@ -22,6 +22,7 @@ from ztunnel.proxy.handlers.udp import PodUdp
 from ztunnel.proxy.tunnel.pool import DialContext, TunnelCallback
 from ztunnel.proxy.tunnel.pool_key import PoolKey
 from ztunnel.proxy.tunnel.tunnel import Tunnel
+from ztunnel.telemetry.udp_drop_counters import UdpDropCounters, UdpDropReason
 
 
 @pytest.fixture
@@ -122,6 +123,17 @@ def test_flows_beyond_the_stream_limit_use_another_tunnel(ready: Pair) -> None:
                 client.close()
 
 
+def reported_drops(node: Node) -> dict[UdpDropReason, int]:
+    """The drops in all counter reports of the node's worker."""
+    node.query("stats")  # it reports before it replies
+    total = UdpDropCounters()
+    reports = {report.seq: report for report in node.agent.reports}
+    for report in reports.values():
+        if report.udp_drops is not None:
+            total.add(report.udp_drops)
+    return total.by_reason
+
+
 def test_full_flow_table_drops_and_counts_until_a_flow_is_idle(
     ready: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +146,7 @@ def test_full_flow_table_drops_and_counts_until_a_flow_is_idle(
         three.sendto(b"no room", a.udp_to(there))
         wait_until(lambda: a.context.tracker.stats.udp_refused == 1, "refusal")
         assert a.context.tracker.stats.udp_dropped == 1
+        assert reported_drops(a) == {"buffer_full": 1, "flow_limit": 1}
         monkeypatch.setattr(flows_module, "IN_USE_S", 0.0)
         three.sendto(b"now", a.udp_to(there))
         assert server.recv(100) == b"now"
@@ -261,6 +274,7 @@ def test_stalled_peer_drops_datagrams_instead_of_buffering(
         for _ in range(50):
             client.sendto(bytes(1000), a.udp_to(there))
         wait_until(lambda: a.context.tracker.stats.udp_dropped == before + 50, "drops")
+        assert reported_drops(a) == {"buffer_full": before + 50, "flow_limit": 0}
         monkeypatch.undo()
         client.sendto(b"after", a.udp_to(there))
         assert server.recv(2000) == b"after"
