@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements: `make bench` runs `python -m bench`; each script beside it looks at one part."""
+"""Benchmarks. `make bench` runs `python -m bench`; each script measures one component."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m bench`: us beside the peers on a lab's two nodes. Needs root.
+"""`python -m bench`: compare ztunnel with its peers on the two nodes of a lab. Needs root.
 
-Prints a table of ratios and, last, the targets; writes bench/results.json. BENCH=quick takes two
-minutes instead of ten, with fewer and shorter rounds.
+Prints a table of ratios and the targets; writes bench/results.json. BENCH=quick takes two minutes
+instead of ten, with fewer and shorter rounds.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ KINDS = ("bulk", "trip", "connect", "beside", "hold", "unenrolled")
 
 @dataclass(frozen=True)
 class Effort:
-    """How much of everything."""
+    """How many rounds, of what length."""
 
     rounds: int
     seconds: float  # of one job
     held: int  # connections
-    bare_rounds: int  # of the process that is not enrolled: a small difference wants many
+    bare_rounds: int  # for the process that is not enrolled: a small difference needs many
 
 
 EFFORTS = {"full": Effort(5, 0.5, 10_000, 20), "quick": Effort(2, 0.2, 1000, 6)}
@@ -49,7 +49,7 @@ def main() -> int:
         effort.bare_rounds,
     )
     if os.geteuid() != 0:
-        print("bench: must be root to make a lab; mend: sudo make bench", file=sys.stderr)
+        print("bench: needs root to create a lab; hint: sudo make bench", file=sys.stderr)
         return 1
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def _end_in_order() -> None:
-    """A signal takes lab and peers down. Forked children, as pyroute2 makes them, end at once."""
+    """On a signal, stop the lab and the peers. Children that pyroute2 forks exit at once."""
     own = os.getpid()
 
     def end(number: int, _: object) -> None:

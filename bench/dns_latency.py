@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DNS through the mesh against a pod that asks its resolver plainly.
+"""DNS of an enrolled pod compared with DNS of a pod outside the mesh. Needs root.
 
     python bench/dns_latency.py [--seconds 3]
 
-As root. Brings a lab up with a client of the mesh and one outside it on one node, which ask the
-lab's cluster DNS, one query at a time and 32 at a time, for a name that the mesh answers and for
-one that only the cluster's DNS knows. They take turns, and the median of three is printed. All
-share the machine's processors, and the lab's DNS is a Python program: ratios count, not numbers.
+Starts a lab with both clients on one node. They query the cluster DNS of the lab, one query at a
+time and 32 at a time, for a name that the mesh answers and for one that only the cluster DNS
+knows. They take turns, and the median of three rounds is printed. Everything shares the processors
+of the machine, and the DNS of the lab is a Python program: compare ratios, not numbers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Row = dict[str, float]
 
 
 def measure(name: str, seconds: float) -> Row:
-    """Round trips one at a time, then queries as fast as AT_ONCE of them are answered."""
+    """Round trips one at a time, then queries with AT_ONCE outstanding."""
     wire = dns.message.make_query(name, "A").to_wire()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(5.0)
@@ -59,7 +59,7 @@ def measure(name: str, seconds: float) -> Row:
 
 
 def _flood(wire: bytes, seconds: float) -> float:
-    """A socket for each query under way: the same question twice from one would be one."""
+    """A socket for each outstanding query: a repeated query of one socket would count as one."""
     socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(AT_ONCE)]
     for sock in socks:
         sock.settimeout(5.0)
@@ -82,7 +82,7 @@ def _check(reply: bytes, wire: bytes) -> None:
         raise SystemExit(f"not an answer: {reply.hex()}")
 
 
-# Around them
+# Outside the pods
 
 
 def objects() -> list[dict[str, Any]]:
@@ -118,7 +118,7 @@ def objects() -> list[dict[str, Any]]:
 
 
 def compare(seconds: float) -> None:
-    """Bring the lab up, let both take turns, print a table."""
+    """Start the lab, run both clients in turns, print a table."""
     from ztunnel.lab import Lab  # noqa: PLC0415  not in the pods
 
     lab = Lab(f"d{os.getpid() % 100000}")

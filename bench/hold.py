@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many connections held open through two workers: errors, and memory for each.
+"""Many open connections through two workers: errors, and memory per connection.
 
     python bench/hold.py [--connections 10000] [--seconds 60]
 
-Every connection makes a round trip when it is opened, and again and again while it is held.
-No root, no BPF, but gcc. Needs as many descriptors (`ulimit -n`) as connections, and some.
+Every connection makes a round trip when it is opened, and repeatedly while it is held. Needs no
+root and no BPF, but gcc, and more file descriptors (`ulimit -n`) than connections.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def trip(sock: socket.socket) -> None:
 
 
 def resident(pid: int) -> int:
-    """KiB."""
+    """Memory in KiB."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
 

@@ -152,7 +152,7 @@ def measure(variant: str, replay: Replay, lines: list[bytes], rate: float) -> di
             label = json.loads(line)["object"]["metadata"]["labels"]["bench"]
             time.sleep(max(0.0, began + number / rate - time.monotonic()))
             sent[label] = time.monotonic()
-            replay.say(line)
+            replay.send(line)
         process.stdin.write("\n")
         process.stdin.flush()
         final = json.loads(process.stdout.readline())

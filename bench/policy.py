@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy decision costs with 10,000 policies in force, and what one change of them does.
+"""The cost of a policy decision with 10,000 policies, and of a change of one policy.
 
     .venv/bin/python bench/policy.py
 
-Prints a line per way of writing the policies; ends with 1 when a decision takes more than 100 µs
-in the median. Pure: needs no root and no network.
+Prints a line per kind of policy; exits with 1 if the median decision takes more than 100 µs. Needs
+no root and no network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.mesh.policy.rule_index import AuthzRequest
 
 COUNT = 10_000
-LIMIT = 100e-6  # seconds a decision may take
+LIMIT = 100e-6  # seconds for a decision
 ROUNDS = 2_000
 Json = dict[str, Any]
 
@@ -106,7 +106,7 @@ def questions() -> list[AuthzRequest]:
 
 
 def measure(make: Callable[[int], Json]) -> tuple[float, float, float]:
-    """Seconds: a decision (median), the first one for a workload, a change of one policy."""
+    """Seconds: a decision (median), the first decision for a workload, a change of one policy."""
     values = [read_authorization_policy(make(n), "istio-system").policy for n in range(COUNT)]
     policies = PolicyEngine()
     for value in values:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What our BPF programs cost a connection: `python -m bench.programs`. Needs root.
+"""The cost of the BPF programs per connection: `python -m bench.programs`. Needs root.
 
-The kernel counts their runs and time while connections are made one at a time: by a process that is
-not enrolled, and between pods of a node by verdict. Prints nanoseconds a run, and runs and
-nanoseconds a connection; two looks at the clock are in it, some 50 ns a run.
+The kernel counts runs and time of the programs while connections are opened one at a time: by a
+process that is not enrolled, and between pods on one node with the same-node bypass. Prints
+nanoseconds per run, and runs and nanoseconds per connection. Each run includes two clock readings,
+about 50 ns.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ SECONDS = 2.0
 
 def main() -> int:
     if os.geteuid() != 0:
-        print("bench: must be root to make a lab", file=sys.stderr)
+        print("bench: needs root to create a lab", file=sys.stderr)
         return 1
     with open_testbed(frozenset({OURS}), lambda _: None) as testbed:
         pins = testbed.lab.names.pin_dir("node1")
-        for name, work in (("not enrolled", _unenrolled), ("same-node, by verdict", _by_verdict)):
+        for name, work in (("not enrolled", _unenrolled), ("same-node bypass", _bypassed)):
             _measure(name, pins, partial(work, testbed))
     return 0
 
@@ -39,7 +40,7 @@ def _unenrolled(testbed: Testbed) -> Report:
     return testbed.load.run(testbed.attached, "self", SECONDS, seconds=SECONDS)
 
 
-def _by_verdict(testbed: Testbed) -> Report:
+def _bypassed(testbed: Testbed) -> Report:
     ours = testbed.contenders[SAME][0]
     return testbed.load.run(ours.place, "connect", *ours.address, 1, SECONDS, seconds=SECONDS)
 

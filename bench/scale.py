@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's agent in a large cluster: first view, memory, and how fast a change is everywhere.
+"""The agent of a node in a large cluster: first view, memory, propagation of changes. Needs root.
 
     python bench/scale.py [--pods 20000] [--nodes 1000] [--services 2000] [--rate 200]
-    python bench/scale.py --keep DIR        also keeps what the API server said
-    python bench/scale.py --replay DIR      only the second part, from what was kept
+    python bench/scale.py --keep DIR        also keeps the recording of the API server
+    python bench/scale.py --replay DIR      only the second part, from a recording
 
-Two parts. Live: kube-apiserver, etcd, `ztunnel agent` with the rights of deploy/, its kernel maps,
-its link. Replayed: another such agent on a server that tells the recorded lists and events of the
-first part again, at the wanted rate, for API server, etcd and writers need more of a small machine
-than there is. Simulated: the cluster's objects, which no kubelet runs, and the worker, which is
-this process. A change's time is from when it is written until the worker has applied it, for a
-captured pod until it is in the kernel's map. Needs root.
+The live part runs kube-apiserver, etcd, and `ztunnel agent` with the RBAC of deploy/, its BPF maps
+and its link. The replay part runs another such agent on a server that replays the recorded lists
+and events at the requested rate, since API server, etcd and writers need more than a small machine
+has. Simulated are the objects of the cluster, which no kubelet runs, and the worker, which is this
+process. The time of a change is from its write until the worker has applied it, and for a captured
+pod until the BPF map has it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.cluster.agent_process import HERE, NODE, AgentProcess, Here, Worker
-from bench.cluster.population import WRITERS, Writers, connect, pod_path, populate, say, write
+from bench.cluster.population import WRITERS, Writers, connect, log, pod_path, populate, write
 from bench.cluster.recording import Replay, Watching, record_lists
 from tests.support.apiserver.objects import account, pod
 from tests.support.apiserver.rbac_fixture import agent_kubeconfig, grant
 from tests.support.apiserver.server import ApiServer
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
 
-TOGGLES = 30  # how often the agent's own pod is labelled, and so captured and released
-APART = 0.3  # seconds between labels of that pod in the replay: the agent marks it meanwhile
+TOGGLES = 30  # how often the pod of the agent is labeled, captured and released
+APART = 0.3  # seconds between labels of that pod in the replay: the agent annotates it meanwhile
 PODS = "pods.watch"
 OWN = "/api/v1/namespaces/space-0/pods/here"
 
@@ -57,7 +57,7 @@ def quantiles(samples: Sequence[float]) -> dict[str, float]:
 def change_pods(
     server: ApiServer, worker: Worker, args: argparse.Namespace, rate: float, seconds: float
 ) -> dict[str, Any]:
-    """Label other pods at a rate; when each is seen by the worker."""
+    """Label other pods at a rate; record when the worker sees each change."""
     sent: dict[str, float] = {}
     taken: dict[str, float] = {}
     numbers = itertools.count()
@@ -74,10 +74,10 @@ def change_pods(
             name = f"{first}-{next(numbers)}"
             body = {"metadata": {"labels": {"bench": name}}}
             sent[name] = time.monotonic()
-            said = write(connection, "PATCH", pod_path(hash(name) % args.pods), body)
+            output = write(connection, "PATCH", pod_path(hash(name) % args.pods), body)
             taken[name] = time.monotonic()
-            if said:
-                raise SystemExit(said)
+            if output:
+                raise SystemExit(output)
         connection.close()
 
     lanes = max(1, min(WRITERS, int(rate // 10)))
@@ -96,15 +96,15 @@ def change_pods(
         "wanted_per_second": rate,
         "written_per_second": round(len(sent) / took, 1),
         "changes": len(sent),
-        "unseen": len(sent) - len(late),  # joined with a later one of the same pod
+        "unseen": len(sent) - len(late),  # merged with a later change of the same pod
         "messages": worker.deltas - deltas,
         "ms_since_sent": quantiles(late),
-        "ms_since_answered": quantiles(after),  # what the watch, the agent and the worker take
+        "ms_since_answered": quantiles(after),  # time of watch, agent and worker
     }
 
 
 def label_own(server: ApiServer, here: Here) -> dict[str, Any]:
-    """Label the pod that really runs here, and see it in the kernel's map, again and again."""
+    """Label the running pod of this node repeatedly, and wait for the BPF map each time."""
     connection = connect(server)
     samples = []
     for _ in range(TOGGLES):
@@ -125,7 +125,7 @@ def mode(value: str) -> dict[str, Any]:
 def synced(
     stack: ExitStack, kubeconfig: Path, directory: Path
 ) -> tuple[AgentProcess, Worker, dict[str, Any]]:
-    """An agent and a worker that have the whole view, and what that took."""
+    """An agent and a worker with the whole view, and the cost of getting it."""
     agent = AgentProcess(stack, kubeconfig, directory)
     socket_path = agent.run_dir / "agent.sock"
     agent.until(socket_path.is_socket, "first view", 180)
@@ -146,7 +146,7 @@ def end(agent: AgentProcess, worker: Worker) -> dict[str, Any]:
 
 
 def live(args: argparse.Namespace, directory: Path, recording: Path) -> dict[str, Any]:
-    """On a real API server, which is recorded."""
+    """Measure with a real API server, and record it."""
     with ExitStack() as stack:
         (directory / "cluster").mkdir()
         server = stack.enter_context(ApiServer(directory / "cluster"))
@@ -161,14 +161,14 @@ def live(args: argparse.Namespace, directory: Path, recording: Path) -> dict[str
         )
         results: dict[str, Any] = {"populate_s": round(time.monotonic() - began, 1)}
         way = agent_kubeconfig(server, NODE)
-        agent, worker, said = synced(stack, way, directory / "live")
-        results |= said
+        agent, worker, output = synced(stack, way, directory / "live")
+        results |= output
         results["quiet"] = change_pods(server, worker, args, 10, args.seconds)
-        say(f"scale: live: {results}")
+        log(f"scale: live: {results}")
         before = agent.cpu(), time.monotonic()
         results["churn"] = change_pods(server, worker, args, args.rate, args.seconds)
         results["churn"]["agent_cpu_percent"] = percent(agent, before)
-        say(f"scale: live, churn: {results['churn']}")
+        log(f"scale: live, churn: {results['churn']}")
         version = record_lists(connect(server), NODE, recording)
         watching = Watching(connect(server), version, recording / PODS)
         change_pods(server, worker, args, args.rate, args.seconds)
@@ -180,14 +180,14 @@ def live(args: argparse.Namespace, directory: Path, recording: Path) -> dict[str
 
 
 def percent(agent: AgentProcess, before: tuple[float, float]) -> float:
-    """Of a core, since."""
+    """CPU usage since `before`, in percent of one core."""
     return round(100 * (agent.cpu() - before[0]) / (time.monotonic() - before[1]), 1)
 
 
 def replayed(args: argparse.Namespace, directory: Path, recording: Path) -> dict[str, Any]:
-    """On a server that says what the real one said."""
+    """Measure with a server that replays the recording."""
     others: deque[bytes] = deque()
-    own: dict[tuple[bool, bool], bytes] = {}  # labelled, marked → what the server says then
+    own: dict[tuple[bool, bool], bytes] = {}  # (labeled, annotated) → event
     uid = ""
     for line in (recording / PODS).read_bytes().splitlines(keepends=True):
         event = json.loads(line)
@@ -203,30 +203,30 @@ def replayed(args: argparse.Namespace, directory: Path, recording: Path) -> dict
     with ExitStack() as stack:
         replay = stack.enter_context(Replay(recording, directory / "replay", NODE))
         agent, worker, results = synced(stack, replay.kubeconfig, directory / "replayed")
-        say(f"scale: replayed: {results}")
+        log(f"scale: replayed: {results}")
         toggling = None
         if uid:
             here = stack.enter_context(Here(agent, uid))
             toggling = Toggling(replay, here, own)
             toggling.start()
         before = agent.cpu(), time.monotonic()
-        results["churn"] = say_at(args.rate, replay, worker, others)
+        results["churn"] = send_at(args.rate, replay, worker, others)
         results["churn"]["agent_cpu_percent"] = percent(agent, before)
         if toggling is not None:
             results["kernel_map_under_churn"] = toggling.end()
-        say(f"scale: replayed, churn: {results}")
+        log(f"scale: replayed, churn: {results}")
         return results | end(agent, worker)
 
 
-def say_at(rate: float, replay: Replay, worker: Worker, lines: deque[bytes]) -> dict[str, Any]:
-    """All recorded changes, one by one; when each is seen by the worker."""
+def send_at(rate: float, replay: Replay, worker: Worker, lines: deque[bytes]) -> dict[str, Any]:
+    """Replay all recorded changes; record when the worker sees each of them."""
     sent: dict[str, float] = {}
     begin, deltas = time.monotonic(), worker.deltas
     for number, line in enumerate(lines):
         name = json.loads(line)["object"]["metadata"]["labels"]["bench"]
         time.sleep(max(0.0, begin + number / rate - time.monotonic()))
         sent[name] = time.monotonic()
-        replay.say(line)
+        replay.send(line)
     took = time.monotonic() - begin
     deadline = time.monotonic() + 10
     while any(name not in worker.seen for name in sent) and time.monotonic() < deadline:
@@ -235,14 +235,14 @@ def say_at(rate: float, replay: Replay, worker: Worker, lines: deque[bytes]) -> 
     return {
         "written_per_second": round(len(sent) / took, 1),
         "changes": len(sent),
-        "unseen": len(sent) - len(late),  # joined with a later one of the same pod
+        "unseen": len(sent) - len(late),  # merged with a later change of the same pod
         "messages": worker.deltas - deltas,
         "ms_since_sent": quantiles(late),
     }
 
 
 class Toggling(threading.Thread):
-    """Labels the agent's own pod beside the churn, and answers the agent's marks as a server."""
+    """Labels the pod of the agent beside the churn; answers its annotations as a server does."""
 
     def __init__(self, replay: Replay, here: Here, lines: dict[tuple[bool, bool], bytes]) -> None:
         super().__init__(daemon=True)
@@ -254,13 +254,13 @@ class Toggling(threading.Thread):
 
     def _mark(self) -> None:
         self._marked = not self._marked
-        self._replay.say(self._lines[self._labelled, self._marked])
+        self._replay.send(self._lines[self._labelled, self._marked])
 
     def _label(self, labelled: bool) -> float:
-        """How long it took to the kernel's map."""
+        """The seconds until the BPF map had it."""
         self._labelled = labelled
         begin = time.monotonic()
-        self._replay.say(self._lines[labelled, self._marked])
+        self._replay.send(self._lines[labelled, self._marked])
         self._here.until(labelled)
         return time.monotonic() - begin
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast certificates come: requests through a real API server to a real `ztunnel controller`.
+"""The rate of certificate issuance through a real API server and a real `ztunnel controller`.
 
     python bench/signing.py [--accounts 1000] [--nodes 20] [--at-once 16]
 
-One request a service account, as an agent makes them, each proven by a pod on the asking agent's
-node. Keys and CSRs are made before the clock runs: agents make them on nodes of their own. Signer,
-API server, etcd and all askers share the machine. No root.
+One request per service account, as agents make them, each backed by a pod on the node of the
+requesting agent. Keys and CSRs are made before the clock starts, since agents make them on their
+own nodes. Controller, API server, etcd and all clients share the machine. Needs no root.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.cluster.population import Writers, say
+from bench.cluster.population import Writers, log
 from bench.scale import quantiles
 from tests.support.apiserver.control_plane import ControlPlane, wait_until
 from tests.support.apiserver.server import ApiServer
@@ -60,7 +60,7 @@ def populate(mesh: ControlPlane, args: argparse.Namespace) -> None:
 async def ask(
     signers: list[CsrSigner], requests: list[CertificateRequest], at_once: int
 ) -> list[float]:
-    """Every certificate; how long each took, in seconds."""
+    """Request every certificate; return the seconds of each request."""
     turns = asyncio.Semaphore(at_once)
 
     async def one(number: int, request: CertificateRequest) -> float:
@@ -83,7 +83,7 @@ def measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
         ]
         with mesh.controller("bench") as process:
             roots = wait_until(mesh.roots, "roots are published")
-            say("signing: begins")
+            log("signing: begins")
             signers = [CsrSigner(api, lambda: roots, timedelta(hours=1)) for api in agents]
             load, before, began = os.getloadavg()[0], cpu(process.pid), time.monotonic()
             took = asyncio.run(ask(signers, requests, args.at_once))
@@ -101,7 +101,7 @@ def measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
 
 
 def cpu(pid: int) -> float:
-    """Seconds so far."""
+    """CPU seconds so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UDP through the mesh against plain UDP: round trips, and datagrams a second.
+"""UDP through the mesh compared with plain UDP: round trips, and datagrams per second. Needs root.
 
     python bench/udp.py [--seconds 5] [--size 1200]
 
-As root. Brings a lab up with a client on one node and a server on the other, once in the mesh and
-once outside it; the two take turns, and the median of three is printed. The lab's nodes are on one
-machine, and everything, client and server too, shares its processors: ratios count, not numbers.
+Starts a lab with a client on one node and a server on the other, once in the mesh and once outside
+it. They take turns, and the median of three rounds is printed. Both nodes, client and server share
+the processors of one machine: compare ratios, not numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 PORT = 7300
 ROUNDS = 3
-REPORT = b"report"  # asks the server what came since it was last asked
+REPORT = b"report"  # requests the datagrams received since the last request
 Row = dict[str, float]
 
 
@@ -33,7 +33,7 @@ Row = dict[str, float]
 
 
 def serve() -> None:
-    """Echo what begins with `e`, count the rest."""
+    """Echo datagrams that begin with `e`, count the others."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
     sock.bind(("0.0.0.0", PORT))
@@ -53,7 +53,7 @@ def serve() -> None:
 
 
 def measure(host: str, seconds: float, size: int) -> Row:
-    """Round trips of 64 bytes one at a time, then datagrams as fast as they can be sent."""
+    """Round trips of 64 bytes one at a time, then datagrams as fast as possible."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.connect((host, PORT))
     times = trips(sock, seconds)
@@ -64,7 +64,7 @@ def measure(host: str, seconds: float, size: int) -> Row:
             sock.send(payload)
         sent += 64
         if not sent % 1024:
-            time.sleep(0)  # let the others run
+            time.sleep(0)  # yield the processor
     took = time.monotonic() - began
     came, span = report(sock)
     return {
@@ -90,7 +90,7 @@ def trips(sock: socket.socket, seconds: float) -> list[float]:
 
 
 def report(sock: socket.socket) -> tuple[int, float]:
-    """What the server counted; asked again, as the question may be lost in the flood."""
+    """The count of the server; repeated, since the request may be lost in the flood."""
     total, span, deadline = 0, 0.0, time.monotonic() + 30
     while time.monotonic() < deadline:
         sock.send(REPORT)
@@ -102,7 +102,7 @@ def report(sock: socket.socket) -> tuple[int, float]:
     return total, span
 
 
-# Around them
+# Outside the pods
 
 
 def pod(name: str, node: str, namespace: str, *argv: str) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def pod(name: str, node: str, namespace: str, *argv: str) -> dict[str, Any]:
 
 
 def compare(seconds: float, size: int) -> None:
-    """Bring the lab up, let both take turns, print a table."""
+    """Start the lab, run both clients in turns, print a table."""
     from ztunnel.lab import Lab  # noqa: PLC0415  not in the pods
 
     ambient = {"istio.io/dataplane-mode": "ambient"}

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kind costs the agent's view of a large cluster: memory and CPU, with it and without it.
+"""The cost of one kind of object in the view of an agent: memory and CPU with and without it.
 
-    python bench/scale.py --keep DIR                    # once: what an API server said
+    python bench/scale.py --keep DIR                    # once: the recording
     python bench/view.py --replay DIR [--kind ServiceAccount] [--rounds 3]
 
-A process of its own lists and watches all that an agent does, and is then looked at; no kernel, no
-workers, no root. In turns with and without the kind.
+A process lists and watches everything that an agent does, then its usage is measured; rounds with
+and without the kind alternate. Needs no kernel, workers or root.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SETTLE = 2.0  # seconds after the last list
 
 
 async def look(kubeconfig: Path, without: str) -> dict[str, float]:
-    """Follow the server; resident MB and CPU seconds when all is listed."""
+    """Follow the server; print resident MB and CPU seconds once everything is listed."""
     kinds = [kind for kind in watched_resources(NODE) if kind.kind != without]
     source = ApiServerSource(Access(kubeconfig), kinds, ClusterView("td", "c"), lambda: None)
     following = asyncio.create_task(source.run())
@@ -50,8 +50,8 @@ async def look(kubeconfig: Path, without: str) -> dict[str, float]:
 
 def measured(kubeconfig: Path, without: str) -> Any:
     argv = [sys.executable, __file__, "--look", str(kubeconfig), "--kind", without]
-    said = subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout
-    return json.loads(said.splitlines()[-1])  # after its log
+    output = subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout
+    return json.loads(output.splitlines()[-1])  # after its log
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node's agent is measured with: its process, a worker at its link, a pod that truly runs.
+"""An agent under measurement: its process, a worker on its link, and a running pod.
 
-Real: `ztunnel agent`, its kernel maps, its link. Simulated: the worker, which is in this process;
-it decodes and applies what the agent sends as a proxy does.
+The agent, its BPF maps and its link are real. The worker runs in this process; it decodes and
+applies the messages of the agent as a proxy does.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from ztunnel.ipc import messages
 from ztunnel.ipc.channel import Channel
 from ztunnel.mesh.state import MeshState
 
-NODE = "bench"  # the agent's; it has one pod, which is captured
-HERE = "10.200.0.1"  # that pod's address
+NODE = "bench"  # node of the agent, which has one captured pod
+HERE = "10.200.0.1"  # address of that pod
 MODULE = ("-m", "ztunnel.main")
 
 
 class Worker:
-    """The other end of the agent's link: applies what comes, and notes when."""
+    """The worker end of the agent link: applies each message and records its time."""
 
     def __init__(self, path: Path) -> None:
         self.state = MeshState()
         self.complete = threading.Event()
         self.bytes = self.deltas = self.resets = 0
-        self.seen: dict[str, float] = {}  # value of the label `bench` → when
+        self.seen: dict[str, float] = {}  # value of the label `bench` → time it was seen
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         while sock.connect_ex(str(path)) == errno.ECONNREFUSED:  # bound, not listening yet
             time.sleep(0.002)
@@ -73,10 +73,10 @@ class Worker:
 
 
 class AgentProcess:
-    """`ztunnel agent` with a cgroup, pins and a run directory of its own."""
+    """`ztunnel agent` with its own cgroup, pins and run directory."""
 
     def __init__(self, stack: ExitStack, kubeconfig: Path, directory: Path) -> None:
-        """`directory` is made, and the agent's own."""
+        """Creates `directory` for the agent."""
         directory.mkdir()
         tag = f"zt-bench-{os.getpid()}-{directory.name}"
         self.cgroup = requirements.cgroup2_root() / tag
@@ -130,13 +130,13 @@ class AgentProcess:
             time.sleep(0.002)
 
     def memory(self) -> dict[str, int]:
-        """MB: resident now, and at most so far."""
+        """Memory in MB: resident and peak."""
         lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
         found = dict(line.split(":", 1) for line in lines if line.startswith(("VmRSS", "VmHWM")))
         return {name: int(value.split()[0]) * 1024 // 1_000_000 for name, value in found.items()}
 
     def cpu(self) -> float:
-        """Seconds so far."""
+        """CPU seconds so far."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -154,7 +154,7 @@ def remove_cgroup(path: Path) -> None:
 
 
 class Here:
-    """The pod of the agent's node: a process in a namespace of its own, in the pod's cgroup."""
+    """The pod of the node: a process in its own network namespace and the cgroup of the pod."""
 
     def __init__(self, agent: AgentProcess, uid: str) -> None:
         self._agent = agent
@@ -173,7 +173,7 @@ class Here:
         self._process.wait()
 
     def until(self, captured: bool) -> None:
-        """Until the kernel's map has the pod, or has it no more."""
+        """Wait until the BPF map contains the pod, or no longer contains it."""
 
         def is_so() -> bool:
             return captured == any(HERE in entry.addresses for entry in self._maps.pods())

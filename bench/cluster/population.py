@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A large cluster's objects, and the connections that write them to a real API server.
+"""The objects of a large cluster, and connections that write them to a real API server.
 
-Pods are as large as small real ones: about 3 kB of JSON.
+A pod has about 3 kB of JSON, like small pods in practice.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from tests.support.apiserver.server import ApiServer
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION, REDIRECTION_ENABLED
 
 SPACES = 50  # namespaces
-BEHIND = 10  # pods behind a service
+BEHIND = 10  # pods per service
 WRITERS = 8
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 class Writers:
-    """Threads with a connection each to the API server, as cluster-admin."""
+    """Threads that write to the API server as cluster-admin, each on its own connection."""
 
     def __init__(self, server: ApiServer) -> None:
         self._server = server
@@ -49,15 +49,15 @@ class Writers:
         self._work.put((method, path, body))
 
     def wait(self, what: str, total: int) -> None:
-        """Until all is written, with a line now and then."""
-        said = time.monotonic()
+        """Wait until everything is written; log progress."""
+        output = time.monotonic()
         while self.done < total:
             if self.failures:
                 raise SystemExit(f"{what}: {self.failures[0]}")
             time.sleep(0.2)
-            if time.monotonic() - said > 10:
-                said = time.monotonic()
-                say(f"scale: {what}: {self.done} of {total} writes")
+            if time.monotonic() - output > 10:
+                output = time.monotonic()
+                log(f"scale: {what}: {self.done} of {total} writes")
 
     def close(self) -> None:
         for _ in self.threads:
@@ -68,9 +68,9 @@ class Writers:
     def _run(self) -> None:
         connection = connect(self._server)
         while (item := self._work.get()) is not None:
-            said = write(connection, *item)
-            if said:
-                self.failures.append(said)
+            output = write(connection, *item)
+            if output:
+                self.failures.append(output)
             self.done = next(self._count)
         connection.close()
 
@@ -84,7 +84,7 @@ def connect(server: ApiServer) -> http.client.HTTPSConnection:
 
 
 def write(connection: http.client.HTTPSConnection, method: str, path: str, body: Any) -> str:
-    """Empty, or what the server has against it. A repeated POST is fine."""
+    """Return an empty string, or the error of the server. Repeating a POST is not an error."""
     kind = "merge-patch+json" if method == "PATCH" else "json"
     headers = {"Content-Type": f"application/{kind}"}
     connection.request(method, path, json.dumps(body), headers)
@@ -100,9 +100,9 @@ def space_of(number: int) -> str:
 
 
 def populate(server: ApiServer, writers: Writers, args: argparse.Namespace) -> None:
-    """The whole cluster; a pod is as large as a small real one: about 3 kB of JSON.
+    """Create the whole cluster.
 
-    Each has an account of its own, which is more than any cluster has.
+    Each pod has its own service account, which is the worst case.
     """
     total = 0
     for number in range(SPACES):
@@ -132,7 +132,7 @@ def populate(server: ApiServer, writers: Writers, args: argparse.Namespace) -> N
 
 
 def behind(number: int, pods: int) -> Iterator[int]:
-    """Pods of the service's namespace."""
+    """The pods of a service, all in its namespace."""
     first = number % SPACES + SPACES * BEHIND * (number // SPACES)
     return (each % pods for each in range(first, first + SPACES * BEHIND, SPACES))
 
@@ -161,7 +161,7 @@ def stuffed(number: int, args: argparse.Namespace) -> dict[str, Any]:
     }
     made["metadata"]["annotations"] = {
         "kubectl.kubernetes.io/last-applied-configuration": "x" * 800,
-        REDIRECTION_ANNOTATION: REDIRECTION_ENABLED,  # the agent of its node did so
+        REDIRECTION_ANNOTATION: REDIRECTION_ENABLED,  # as written by the agent of its node
     }
     container = made["spec"]["containers"][0]
     container["env"] = [{"name": f"SETTING_{each}", "value": "value"} for each in range(12)]

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a real API server answered to lists and watches, kept, and told again by a small server.
+"""Records lists and watches of a real API server, and replays them from a small server.
 
     record_lists, Watching ──▶ DIRECTORY ──▶ Replay ──▶ the agent under measurement
 
-For what the real one is too slow for beside its own etcd on the machine. A list is a file
-`KIND.list`, an answer a line; a watch is `NAME.watch`, an event a line; all byte for byte as they
-came.
+A real API server and etcd on the same machine cannot keep up. A list is a file `KIND.list` with a
+response per line; a watch is a file `NAME.watch` with an event per line; both byte for byte.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ from tests.support.apiserver.pki import Pki
 from ztunnel.kube.client.reflector import PAGE_LIMIT, Resource
 from ztunnel.kube.sources.api_server import watched_resources
 
-BOOKMARKS = 30.0  # seconds of silence before the replay says that it is there
+BOOKMARKS = 30.0  # seconds of silence before the replay sends a bookmark
 _END = b""
 
 
 def record_lists(connection: http.client.HTTPSConnection, node: str, directory: Path) -> str:
-    """Every list that the agent of a node asks for; the version that the pods' list has."""
+    """Record every list of the agent of a node; return the resource version of the list of pods."""
     version = ""
     for resource in watched_resources(node):
         lines, rest = [], ""
         while True:
             text = _get(connection, _list_path(resource, rest))
             if text is None:
-                break  # not installed
+                break  # the resource is not installed
             lines.append(text.strip() + b"\n")
             metadata = json.loads(text)["metadata"]
             rest = metadata.get("continue", "")
@@ -69,7 +68,7 @@ def _get(connection: http.client.HTTPSConnection, path: str) -> bytes | None:
 
 
 class Watching:
-    """Writes down what a watch of all pods says, from a version on."""
+    """Records a watch of all pods, starting at a resource version."""
 
     def __init__(self, connection: http.client.HTTPSConnection, version: str, file: Path) -> None:
         path = f"/api/v1/pods?watch=true&timeoutSeconds=3000&resourceVersion={version}"
@@ -89,7 +88,7 @@ class Watching:
                 self.lines += 1
 
     def close(self) -> None:
-        """End the watch; the file is complete then."""
+        """End the watch, which completes the file."""
         sock = self._connection.sock
         if sock is not None:
             sock.shutdown(2)
@@ -97,10 +96,10 @@ class Watching:
 
 
 class Replay:
-    """An HTTPS server on loopback that answers an agent from a recording.
+    """An HTTPS server on loopback that serves a recording to an agent.
 
-    Pods' events come when `say` is called; other watches stay silent but for bookmarks. A write
-    to a pod, which is the agent's mark, calls `marked`.
+    `send` adds an event to the watch of pods; other watches only send bookmarks. Each write to a
+    pod, which is the annotation of the agent, calls `marked`.
     """
 
     def __init__(self, recording: Path, directory: Path, node: str) -> None:
@@ -129,16 +128,16 @@ class Replay:
         self._server.shutdown()
         self._server.server_close()
 
-    def say(self, line: bytes) -> None:
-        """An event to the agent's watch of pods."""
+    def send(self, line: bytes) -> None:
+        """Send an event to the watch of pods."""
         self._watch.put(line)
 
     def answer(self, path: str, query: dict[str, list[str]]) -> bytes | None:
-        """A page of a list; None when it was not recorded."""
+        """A page of a list; None if it was not recorded."""
         return self._answers.get((path, query.get("continue", [""])[0]))
 
     def events(self, path: str) -> Iterator[bytes]:
-        """Lines of a watch."""
+        """The lines of a watch."""
         source = self._watch if path == "/api/v1/pods" else queue.SimpleQueue[bytes]()
         while True:
             try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One identity for both ends of a peer, signed by a CA as ours are."""
+"""One identity for both ends of a peer, signed by a CA like the certificates of ztunnel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LIFETIME = timedelta(days=1)
 
 
 def make(directory: Path, curve: type[ec.EllipticCurve]) -> Certificates:
-    """Write CA, certificate and key to `directory`, readable by its owner only."""
+    """Write CA, certificate and key to `directory`, readable only by the owner."""
     directory.mkdir(mode=0o700, parents=True)
     authority = ca.load_or_create(directory / "ca", "cluster.local")
     key = ec.generate_private_key(curve())

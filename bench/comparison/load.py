@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The load program: built once a run, then started wherever a contender's client is."""
+"""The load generator: compiled once per run, started wherever a contender has its client."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from types import TracebackType
 from typing import Any
 
 SOURCE = Path(__file__).with_name("load.c")
-_PATIENCE = 60.0  # seconds beyond what a job is to take
+_PATIENCE = 60.0  # seconds beyond the duration of the job
 _HOLD_PATIENCE = 300.0
 
-Place = Callable[[list[str]], list[str]]  # a command line to the one that runs it in its place
-Report = dict[str, Any]  # the line of JSON that a job prints, see load.c
+Place = Callable[[list[str]], list[str]]  # wraps a command line to run it in a place
+Report = dict[str, Any]  # the JSON line that a job prints, see load.c
 
 
 class LoadError(Exception):
-    """A job failed; the text is what it said."""
+    """A job failed; the text is its output."""
 
 
 def build(directory: Path) -> Path:
-    """Compile; the program's path."""
+    """Compile the load generator; return the path of the program."""
     program = directory / "load"
     subprocess.run(["gcc", "-O2", "-o", str(program), str(SOURCE)], check=True)
     return program
@@ -36,7 +36,7 @@ class Load:
         self._program = program
 
     def argv(self, *words: object) -> list[str]:
-        """A job's command line."""
+        """The command line of a job."""
         return [str(self._program), *map(str, words)]
 
     def start(self, place: Place, *words: object) -> subprocess.Popen[str]:
@@ -47,21 +47,21 @@ class Load:
         )
 
     def run(self, place: Place, *words: object, seconds: float) -> Report:
-        """Run a job of so many seconds; what it reports."""
+        """Run a job for that many seconds; return its report."""
         return finish(self.start(place, *words), seconds)
 
 
 def finish(job: subprocess.Popen[str], seconds: float) -> Report:
-    """Wait for a job; what it reports."""
+    """Wait for a job; return its report."""
     try:
-        said, complaint = job.communicate(timeout=seconds + _PATIENCE)
+        output, complaint = job.communicate(timeout=seconds + _PATIENCE)
     except subprocess.TimeoutExpired as error:
         job.kill()
         job.communicate()
         raise LoadError(f"{' '.join(map(str, job.args))}: no end") from error  # type: ignore[arg-type]
     if job.returncode:
         raise LoadError(complaint.strip() or f"exit status {job.returncode}")
-    report: Report = json.loads(said)
+    report: Report = json.loads(output)
     if report.get("errors"):
         raise LoadError(f"{report['errors']} connections failed, {report['count']} did not")
     return report
@@ -89,11 +89,11 @@ class Holder:
             self._job.communicate()
 
     def open(self, total: int) -> Report:
-        """Open as many as are lacking."""
+        """Open connections until there are `count`."""
         return self._ask(f"open {total}")
 
     def check(self) -> Report:
-        """A byte there and back on each."""
+        """Exchange a byte on each connection."""
         return self._ask("check")
 
     def _ask(self, question: str) -> Report:

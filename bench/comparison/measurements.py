@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names and units of all that is measured, and the names of paths and peers. Pure data."""
+"""Names and units of all measurements, and names of paths and peers. Pure data."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ UNENROLLED = Measurement("connect() and close() of a process that is not enrolle
 
 
 def open_memory(count: int) -> Measurement:
-    """The memory of a proxy with `count` connections open."""
+    """The memory of a proxy with `count` open connections."""
     return Measurement(f"proxy memory, {count:,} connections open", "MB")
 
 
 def open_rate(count: int) -> Measurement:
-    """How fast the second half of `count` connections were opened to be held."""
+    """The rate at which the second half of `count` connections was opened."""
     return Measurement(f"opening {count:,} connections to hold, 64 at a time", "1/s")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured, and what it is beside the peers: medians, ratios, rows. Pure.
+"""Values of a run and their comparison with the peers: medians, ratios, rows. Pure.
 
-A value belongs to a work, a path and a contender. Values of one round are paired by their place,
-so that a ratio's spread is that of what was measured side by side.
+A value belongs to a measurement, a path and a contender. Values of one round are paired, so the
+spread of a ratio covers only what was measured side by side.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OURS = "ours"
 
 @dataclass(frozen=True)
 class Measurement:
-    """Something measured: its name as the tables say it, and the unit of its values."""
+    """A measured quantity: its name in tables and its unit."""
 
     name: str
     unit: str
@@ -25,7 +25,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Row:
-    """Us beside one peer: medians, their ratio, and the least and greatest ratio of a round.
+    """ztunnel beside one peer: medians, their ratio, and the lowest and highest ratio of a round.
 
     A number is None when that side was not measured.
     """
@@ -41,7 +41,7 @@ class Row:
     highest: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """The row as bench/results.json has it."""
+        """The row in bench/results.json."""
         return {
             "work": self.work,
             "path": self.path,
@@ -61,36 +61,36 @@ class BenchResults:
         self._absent: dict[str, str] = {}
 
     def add(self, measured: Measurement, path: str, contender: str, value: float | None) -> None:
-        """Note the next round's value; None when this round failed."""
+        """Add the value of the next round; None if the round failed."""
         self._values.setdefault((measured, path), {}).setdefault(contender, []).append(value)
 
     def note_absent(self, peer: str, why: str) -> None:
-        """A peer that takes no part, and why."""
+        """Record why a peer was not measured."""
         self._absent[peer] = why
 
     def values(self, measured: Measurement, path: str, contender: str) -> list[float]:
-        """What was measured, round by round, without the rounds that failed."""
+        """The values of all rounds that did not fail."""
         found = self._values.get((measured, path), {}).get(contender, [])
         return [value for value in found if value is not None]
 
     def median(self, measured: Measurement, path: str, contender: str) -> float | None:
-        """The median of the rounds, None when there is none."""
+        """The median of the rounds, None if there is none."""
         found = self.values(measured, path, contender)
         return statistics.median(found) if found else None
 
     def ratio(self, measured: Measurement, path: str, peer: str) -> float | None:
-        """Our median by the peer's."""
+        """The median of ztunnel divided by that of the peer."""
         return divide(self.median(measured, path, OURS), self.median(measured, path, peer))
 
     def spread(self, measured: Measurement, path: str, peer: str) -> tuple[float, float] | None:
-        """The least and the greatest ratio of a round."""
+        """The lowest and the highest ratio of a round."""
         both = self._values.get((measured, path), {})
         pairs = zip(both.get(OURS, []), both.get(peer, []), strict=False)
         ratios = [ratio for one, other in pairs if (ratio := divide(one, other)) is not None]
         return (min(ratios), max(ratios)) if ratios else None
 
     def rows(self) -> list[Row]:
-        """One row for each work, path and peer, in the order they were first measured."""
+        """One row per measurement, path and peer, in the order of measurement."""
         return [*self._measured_rows(), *self._absent_rows()]
 
     def _measured_rows(self) -> Iterator[Row]:
@@ -119,5 +119,5 @@ class BenchResults:
 
 
 def divide(one: float | None, other: float | None) -> float | None:
-    """The ratio, None when there is no such thing."""
+    """The ratio, None if it is undefined."""
     return None if one is None or other is None or other == 0 else one / other

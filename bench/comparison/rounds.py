@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The works, contender by contender, round by round: each notes what it found in the results.
+"""Runs all measurements, round by round, and adds their values to the results.
 
-Of one work all contenders have their turn before the next work, and another one begins in every
-round, so that what else the machine does hits all alike.
+All contenders take their turn in one measurement before the next, and another contender starts in
+each round, so that other load on the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bench.comparison.measurements import PERCENTILES
 from bench.comparison.results import OURS, BenchResults, Measurement, divide
 from bench.comparison.testbed import Contender, Testbed
 
-_HEAD_START = 0.2  # seconds that a bulk stream runs before what is measured beside it
+_HEAD_START = 0.2  # seconds that a bulk stream runs before the measurement beside it
 
 Measure = Callable[[Contender], None]
 Note = Callable[[str], None]
@@ -26,7 +26,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Rounds:
-    """How often and how long."""
+    """How many rounds, of what length."""
 
     results: BenchResults
     load: Load
@@ -35,7 +35,7 @@ class Rounds:
     seconds: float
 
     def run(self, path: str, contenders: Sequence[Contender], only: frozenset[str]) -> None:
-        """All works of one path. `only`: the kinds wanted; empty means all."""
+        """Run all measurements of one path. `only`: the kinds to run; empty means all."""
         kinds = self._kinds()
         for number in range(self.count):
             turn = [
@@ -83,7 +83,8 @@ class Rounds:
             add(measurements.CONNECT_CPU[parallel], divide(cpu * 1000, count))
 
     def _beside(self, contender: Contender) -> None:
-        """Small requests beside a bulk stream of the same pods: of ours and Envoy's, one tunnel."""
+        """Small requests beside a bulk stream of the same pods, which ztunnel and Envoy put in one
+        tunnel."""
         longer = self.seconds + 2 * _HEAD_START
         bulk = self.load.start(contender.place, "bulk", *contender.address, 1, longer)
         report: Report | None = None
@@ -103,7 +104,7 @@ class Rounds:
         _add(self.results, contender, measured, report[share] if report else None)
 
     def _job(self, contender: Contender, job: str, what: int) -> tuple[Report | None, float]:
-        """The report, None when it failed, and the CPU seconds of the contender meanwhile."""
+        """The report, None if the job failed, and the CPU seconds of the contender meanwhile."""
         before = usage.cpu_seconds(contender.processes)
         try:
             report = self.load.run(
@@ -121,9 +122,9 @@ class Rounds:
 def hold(
     testbed: Testbed, contender: Contender, count: int, results: BenchResults, note: Note
 ) -> None:
-    """Memory with `count` connections open; of each between the first tenth and the half.
+    """Memory with `count` connections open; memory per connection between a tenth and half of them.
 
-    A peer that can't have `count` is measured at the half all the same.
+    A peer that cannot hold `count` connections is still measured at half of them.
     """
     add = partial(_add, results, contender)
     few, half = count // 10, count // 2
@@ -150,7 +151,7 @@ def hold(
 
 
 def unenrolled(testbed: Testbed, results: BenchResults, count: int, seconds: float) -> None:
-    """What connect() and close() cost who has nothing to do with us."""
+    """The cost of connect() and close() for a process outside the mesh."""
     for _ in range(count):
         for name, place in ((OURS, testbed.attached), (measurements.DETACHED, testbed.detached)):
             report = testbed.load.run(place, "self", seconds, seconds=seconds)
@@ -158,7 +159,7 @@ def unenrolled(testbed: Testbed, results: BenchResults, count: int, seconds: flo
 
 
 def agents(testbed: Testbed, results: BenchResults) -> None:
-    """The memory of the larger agent."""
+    """The memory of the larger of the two agents."""
     largest = max(usage.resident_bytes([pid]) for pid in testbed.pids("agent"))
     results.add(measurements.AGENT_MEMORY, measurements.NODE, OURS, largest / 1e6)
 

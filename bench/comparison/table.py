@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows and target_results as Markdown tables, for people. Pure."""
+"""Renders rows and target results as Markdown tables. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MISSING = "-"
 
 
 def ratios(rows: Iterable[Row]) -> str:
-    """Us beside each peer; min and max are of the ratios round by round."""
+    """ztunnel beside each peer; min and max are over the ratios of the rounds."""
     lines = [
         (
             row.work,
@@ -33,8 +33,8 @@ def ratios(rows: Iterable[Row]) -> str:
 
 def target_results(found: Iterable[TargetResult]) -> str:
     """The targets: met or missed."""
-    said = {True: "met", False: "missed", None: "not measured"}
-    lines = [(one.id, one.target, number(one.measured), said[one.met]) for one in found]
+    output = {True: "met", False: "missed", None: "not measured"}
+    lines = [(one.id, one.target, number(one.measured), output[one.met]) for one in found]
     return render(("work", "target", "measured", "result"), lines)
 
 
@@ -50,7 +50,7 @@ def number(value: float | None) -> str:
 
 
 def render(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up."""
+    """A Markdown table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     rule = ["-" * width for width in widths]
     return "\n".join(

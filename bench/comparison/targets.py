@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The targets, and whether a run met them. Pure."""
+"""The targets and whether a run met them. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.comparison.results import OURS, BenchResults, Measurement
 
 @dataclass(frozen=True)
 class TargetResult:
-    """A target beside what was measured. `met` is None when nothing could be measured."""
+    """A target and the measured value. `met` is None if there is no value."""
 
     id: str
     target: str
@@ -22,7 +22,7 @@ class TargetResult:
     met: bool | None
 
     def as_json(self) -> dict[str, Any]:
-        """The target as bench/results.json has it."""
+        """The target in bench/results.json."""
         return {
             "id": self.id,
             "target": self.target,
@@ -33,7 +33,7 @@ class TargetResult:
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on something that a results tells."""
+    """A bound on a value of the results."""
 
     id: str
     bound: float
@@ -42,7 +42,7 @@ class Target:
     measure: Callable[[BenchResults], float | None]
 
     def evaluate(self, results: BenchResults) -> TargetResult:
-        """Whether the run in `results` met it."""
+        """Whether the run met the target."""
         sign = "≥" if self.at_least else "≤"
         measured = self.measure(results)
         met = None
@@ -54,7 +54,7 @@ class Target:
 def _beside(
     measured: Measurement, path: str, *peers: str
 ) -> Callable[[BenchResults], float | None]:
-    """Our ratio to the best of the peers that took part: the least where more is better."""
+    """The ratio to the best peer that was measured: the lowest, where more is better."""
 
     def measure(results: BenchResults) -> float | None:
         ratios = [results.ratio(measured, path, peer) for peer in peers]
@@ -102,7 +102,7 @@ TARGETS = (
     ),
     Target("CPU per GB", 0.8, False, "x Envoy", _beside(measurements.BULK_CPU[1], CROSS, ENVOY)),
     Target(
-        "same-node round trip 1 KiB, p50, by verdict",
+        "same-node round trip 1 KiB, p50, bypassed",
         1.05,
         False,
         "x no mesh",
@@ -138,13 +138,13 @@ TARGETS = (
 
 
 def evaluate(results: BenchResults, targets: Iterable[Target] = TARGETS) -> list[TargetResult]:
-    """All targets beside what the run measured."""
+    """All targets with the values of the run."""
     return [target.evaluate(results) for target in targets]
 
 
 def document(results: BenchResults, target_results: Iterable[TargetResult]) -> dict[str, Any]:
-    """What bench/results.json holds."""
+    """The content of bench/results.json."""
     return {
         "rows": [row.as_json() for row in results.rows()],
-        "targets": [verdict.as_json() for verdict in target_results],
+        "targets": [result.as_json() for result in target_results],
     }

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the bench plays: a lab of two nodes, on each path our pods and the same pods without us.
+"""A lab of two nodes with enrolled pods, and the same pods outside the mesh, on each path.
 
                     client's node    server's node
     cross-node      node1            node2
     same-node       node1            node1
 
-Our pods are enrolled. The others have the same network but are outside of the cgroups that our
-programs are attached to, and the peers' proxies run in their namespaces. `open` makes it all,
-`close` leaves nothing.
+The pods outside the mesh have the same network, but their cgroups are outside of those that the
+BPF programs are attached to. The proxies of peers run in their namespaces. Everything is removed
+at the end.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Contender:
-    """One that carries a path: where its client runs, what that dials, and what it costs."""
+    """A contender on one path: where its client runs, the address to dial, and its processes."""
 
     name: str
     path: str
     place: Place
     address: tuple[str, int]
-    processes: tuple[int, ...]  # all that work for it
-    proxies: tuple[int, ...]  # those of them that carry bytes
+    processes: tuple[int, ...]  # all processes of the contender
+    proxies: tuple[int, ...]  # the proxies, which carry the bytes
 
 
 class Testbed:
-    """The lab with everything that is measured in it."""
+    """The lab with all contenders."""
 
     def __init__(self, lab: Lab, load: Load, directory: Path, names: frozenset[str]) -> None:
-        """`names`: the contenders wanted; empty means all."""
+        """`names`: the contenders to measure; empty means all."""
         self.lab = lab
         self.load = load
         self.contenders: dict[str, list[Contender]] = {CROSS: [], SAME: []}
@@ -68,29 +68,27 @@ class Testbed:
         self._names = names
 
     def wants(self, name: str) -> bool:
-        """Whether a contender is asked for."""
+        """Whether a contender is selected."""
         return not self._names or name in self._names
 
     def attached(self, argv: list[str]) -> list[str]:
-        """A process of node1 that is not enrolled, where our programs are attached."""
+        """A process of node1 that is not enrolled, in a cgroup with BPF programs attached."""
         return self.lab.node_argv("node1", argv)
 
     def detached(self, argv: list[str]) -> list[str]:
-        """The same, in a cgroup as deep that they are not attached to."""
+        """The same in a cgroup of equal depth without BPF programs."""
         cgroup = self.lab.names.cgroup / "bare" / "system"
         cgroup.mkdir(parents=True, exist_ok=True)
         space = self.lab.names.node_netns("node1")
         return process.in_cgroup_argv(cgroup, [*netns.enter_argv(space), *argv])
 
     def pids(self, kind: str) -> tuple[int, ...]:
-        """Our agents or the supervisors of our proxies, node1's first."""
+        """The agents, or the supervisors of the proxies; node1 first."""
         found = [self.lab.component(node, kind).pid for node in ("node1", "node2")]
         return tuple(pid for pid in found if pid is not None)
 
-    # -- how -----------------------------------------------------------------------------
-
     def add_ours(self) -> None:
-        """Ourselves, on both paths."""
+        """Add ztunnel on both paths."""
         if not self.wants(OURS):
             return
         supervisors, agents = self.pids("proxy"), self.pids("agent")
@@ -101,10 +99,10 @@ class Testbed:
             ours = Contender(OURS, path, self._in_our_pod, address, spend, proxies)
             self.contenders[path].append(ours)
             if path == SAME:
-                self._await_verdict(ours)
+                self._wait_for_bypass(ours)
 
     def serve_plain(self, stack: ExitStack) -> None:
-        """The servers of the pods without us."""
+        """Start the servers of the pods outside the mesh."""
         for server in _SERVERS.values():
             argv = netns.enter_argv(self.lab.names.pod_netns(_PLAIN, server))
             running = subprocess.Popen(
@@ -113,7 +111,7 @@ class Testbed:
             stack.callback(_end, running)
 
     def add_peers(self, stack: ExitStack, note: Note) -> None:
-        """Those peers that can take part; the others are `absent`."""
+        """Add the peers that can run; record the others as absent."""
         for number, kind in enumerate(PEERS):
             if not self.wants(kind.name):
                 continue
@@ -160,12 +158,12 @@ class Testbed:
     def _in_our_pod(self, argv: list[str]) -> list[str]:
         return self.lab.exec_argv(_CLIENT, argv, namespace=_MESHED)[0]
 
-    def _await_verdict(self, ours: Contender) -> None:
-        """Connect until the kernel lets connections through by verdict."""
+    def _wait_for_bypass(self, ours: Contender) -> None:
+        """Connect until the kernel bypasses the proxy for the pair."""
         deadline = time.monotonic() + _DIRECT_SECONDS
         while not self._direct():
             if time.monotonic() > deadline:
-                raise RuntimeError("connections of one node do not go by verdict")
+                raise RuntimeError("same-node connections do not bypass the proxy")
             self.load.run(ours.place, "connect", *ours.address, 1, 0.05, seconds=1)
 
     def _direct(self) -> int:
@@ -178,10 +176,10 @@ class Testbed:
 
 @contextmanager
 def open_testbed(names: frozenset[str], note: Note) -> Iterator[Testbed]:
-    """Everything up and warm; all of it gone afterwards."""
+    """Start everything and warm it up; remove it all afterwards."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ztunnel-bench-")))
-        directory.chmod(0o755)  # pods' programs run with fewer privileges
+        directory.chmod(0o755)  # programs in pods run with fewer privileges
         load = Load(build(directory))
         lab = Lab(f"bench{os.getpid()}")
         stack.callback(lab.down)
@@ -199,8 +197,8 @@ def open_testbed(names: frozenset[str], note: Note) -> Iterator[Testbed]:
 
 
 def _spare_ports(lab: Lab) -> None:
-    """Clients that close first leave their ports in TIME_WAIT for a minute. Without more of them,
-    and leave to use them again, the kernel's search for a free one is what gets measured."""
+    """Clients that close first leave their ports in TIME_WAIT for a minute. Without more ports and
+    their reuse, the benchmark would measure the search for a free port."""
     for namespace in (_MESHED, _PLAIN):
         for pod in _NODES:
             with netns.inside(lab.names.pod_netns(namespace, pod)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What processes have used, from /proc."""
+"""Resource usage of processes, from /proc."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _TICK = os.sysconf("SC_CLK_TCK")
 def cpu_seconds(pids: Iterable[int]) -> float:
     """CPU time of the processes with all their threads, so far.
 
-    By schedstat, in nanoseconds, where the kernel keeps it; /proc/PID/stat counts in ticks of
-    10 ms, too coarse for a second's work.
+    From schedstat, in nanoseconds, where the kernel has it; /proc/PID/stat counts in ticks of
+    10 ms, too coarse for a measurement of one second.
     """
     return sum(map(_process_seconds, pids))
 
 
 def resident_bytes(pids: Iterable[int]) -> int:
-    """Resident memory of the processes; pages that they share count for each."""
+    """Resident memory of the processes; shared pages count for each of them."""
     pages = 0
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -30,7 +30,7 @@ def resident_bytes(pids: Iterable[int]) -> int:
 
 
 def children(pid: int) -> tuple[int, ...]:
-    """The processes that a process of one thread has started and that still run."""
+    """The running children of a single-threaded process."""
     return tuple(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 

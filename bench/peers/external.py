@@ -44,7 +44,7 @@ VARIABLE = "ZTUNNEL_BIN"
 
 
 class External(Pair):
-    """The program that ZTUNNEL_BIN names."""
+    """The program in ZTUNNEL_BIN."""
 
     name = "ZTUNNEL_BIN"
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HAProxy in TCP mode: each connection in a mutual TLS connection of its own.
+"""HAProxy in TCP mode: a mutual TLS connection per connection.
 
-What is set, and why, is in the configuration below.
+The configuration below has comments on its settings.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from bench.comparison.measurements import HAPROXY
 from bench.peers.peer import Pair, Route
 
-# One thread, as we have one worker. 64 KiB buffers: with the default of 16 KiB bulk is slower, and
-# with 256 KiB no faster. Client and server resume sessions (HAProxy's default), ciphers are ours.
+# One thread, as ztunnel has one worker. 64 KiB buffers: bulk is slower with the default of 16 KiB
+# and no faster with 256 KiB. Sessions are resumed (the default); ciphers are those of ztunnel.
 _COMMON = """\
 global
     nbthread 1
@@ -47,13 +47,13 @@ listen inbound
 
 
 class Haproxy(Pair):
-    """Debian's HAProxy."""
+    """The HAProxy of Debian."""
 
     name = HAPROXY
 
     def absent(self) -> str | None:
         return (
-            None if shutil.which("haproxy") else "haproxy not found; mend: apt-get install haproxy"
+            None if shutil.which("haproxy") else "haproxy not found; hint: apt-get install haproxy"
         )
 
     def command(self, route: Route, role: str) -> tuple[Sequence[str], Mapping[str, str]]:
@@ -72,6 +72,6 @@ class Haproxy(Pair):
 
 
 def _connections() -> int:
-    """As many as its descriptors allow, two for each: it does not start when told of more."""
+    """As many as descriptors allow, two for each: HAProxy does not start with a larger number."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(40_000, (hard - 200) // 2)

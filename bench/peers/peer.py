@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a peer is: a pair of proxies, one in the client's pod and one in the server's.
+"""A peer is a pair of proxies, one in the pod of the client and one in the pod of the server.
 
     client ──▶ route.listen │ first proxy │──mTLS──▶ route.tunnel │ second proxy │──▶ route.forward
     └─────── client's netns ─────────────┘          └────────── server's netns ───────────────┘
 
-So the bytes take the very way that ours take: loopback in both pods, encrypted in between. To plug
-in another pair, subclass `Pair` and add it to `bench.peers.registry`; or, without a line of
-Python, let ZTUNNEL_BIN name a program (see `bench.peers.external`).
+The bytes take the same path as with ztunnel: loopback in both pods, encrypted between them. To add
+a pair, subclass `Pair` and list it in `bench.peers.registry`, or set ZTUNNEL_BIN to a program (see
+`bench.peers.external`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class PeerError(Exception):
 
 @dataclass(frozen=True)
 class Certificates:
-    """PEM files that both ends use: what to trust, a certificate, its key, and these two in one."""
+    """PEM files for both ends: trusted roots, a certificate, its key, and certificate and key in
+    one."""
 
     roots: Path
     certificate: Path
@@ -49,7 +50,7 @@ class Certificates:
 
 @dataclass(frozen=True)
 class Route:
-    """Where a pair stands. `directory` is the pair's own, for its configuration and logs."""
+    """The addresses of a pair. `directory` is for its configuration and logs."""
 
     client_netns: str
     server_netns: str
@@ -61,39 +62,39 @@ class Route:
 
 
 class Peer(ABC):
-    """A contender of one path, from `start` to `stop`."""
+    """A contender on one path, from `start` to `stop`."""
 
     name: ClassVar[str]
-    curve: ClassVar[type[ec.EllipticCurve]] = ec.SECP256R1  # of its certificate's key
+    curve: ClassVar[type[ec.EllipticCurve]] = ec.SECP256R1  # of the key of its certificate
 
     @abstractmethod
     def absent(self) -> str | None:
-        """Why it can't take part and how to mend that; None when it can."""
+        """Why the peer cannot be measured, with a hint; None if it can."""
 
     @abstractmethod
     def start(self, route: Route) -> None:
-        """Serve the route; returns when it does. Raises PeerError, with nothing left running."""
+        """Serve the route; return once it does. Raises PeerError, with nothing left running."""
 
     @abstractmethod
     def stop(self) -> None:
-        """End what `start` started; safe to repeat."""
+        """Stop what `start` started; safe to repeat."""
 
     @property
     @abstractmethod
     def address(self) -> Address:
-        """What a client dials in its own pod."""
+        """The address that a client dials in its pod."""
 
     @property
     @abstractmethod
     def processes(self) -> tuple[int, ...]:
-        """The proxies' process ids, the client's side's first."""
+        """The process IDs of the proxies, the client side first."""
 
 
 class Pair(Peer):
-    """Two processes, ended by their pids.
+    """Two processes, stopped by process ID.
 
-    Each in a session of its own, as ours are: the kernel may share the CPU out among sessions
-    (autogroup), and then one session for all is not the same as one for each.
+    Each has its own session, like the processes of ztunnel: the kernel may divide CPU time between
+    sessions (autogroup), so that one session for both is not equivalent.
     """
 
     def __init__(self) -> None:
@@ -102,9 +103,9 @@ class Pair(Peer):
 
     @abstractmethod
     def command(self, route: Route, role: str) -> tuple[Sequence[str], Mapping[str, str]]:
-        """The command line and more environment of `outbound` or `inbound`.
+        """The command line and additional environment of `outbound` or `inbound`.
 
-        Writes whatever files they need to `route.directory`.
+        Writes the files that they need to `route.directory`.
         """
 
     def start(self, route: Route) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No proxies at all: the client dials the server's own address."""
+"""No proxies: the client dials the address of the server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NoMesh(Peer):
         self._route = route
 
     def stop(self) -> None:
-        """Nothing runs."""
+        """There is nothing to stop."""
 
     @property
     def address(self) -> Address:

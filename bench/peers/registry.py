@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who takes part beside us: add a class here."""
+"""The peers; add a class here."""
 
 from __future__ import annotations
 

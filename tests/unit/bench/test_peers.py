@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What peers are told, and how one of somebody else is plugged in."""
+"""Configuration of the peers, and how an external one is plugged in."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def test_certificate_has_the_requested_curve_and_is_signed_by_the_root(made: Cer
 def test_haproxy_has_one_thread_and_the_same_cipher_at_both_ends(route: Route) -> None:
     for role, address in (("outbound", "127.0.0.1:20000"), ("inbound", "10.1.2.3:20001")):
         argv, _ = Haproxy().command(route, role)
-        told = Path(argv[-1]).read_text()
-        assert "nbthread 1\n" in told
-        assert told.count("TLS_AES_256_GCM_SHA384") == 2
-        assert f"bind {address} " in told
-        assert "verify required" in told
+        output = Path(argv[-1]).read_text()
+        assert "nbthread 1\n" in output
+        assert output.count("TLS_AES_256_GCM_SHA384") == 2
+        assert f"bind {address} " in output
+        assert "verify required" in output
 
 
 def test_envoy_tunnels_by_connect_and_requires_client_certificates(route: Route) -> None:
@@ -72,7 +72,7 @@ def test_envoy_tunnels_by_connect_and_requires_client_certificates(route: Route)
     assert _address(come) == ("10.1.2.3", 20001)
     tls = come["filter_chains"][0]["transport_socket"]["typed_config"]
     assert tls["require_client_certificate"] is True
-    assert Envoy.curve is ec.SECP384R1  # the policy that fixes the cipher wants it
+    assert Envoy.curve is ec.SECP384R1  # required by the policy that selects the cipher
 
 
 def _address(listener: dict[str, Any]) -> tuple[str, int]:
@@ -86,11 +86,11 @@ def test_external_peer_gets_the_route_in_its_environment(
     monkeypatch.setenv(VARIABLE, "/bin/true")
     peer = External()
     assert peer.absent() is None
-    argv, told = peer.command(replace(route, directory=Path("/d")), "inbound")
+    argv, environment = peer.command(replace(route, directory=Path("/d")), "inbound")
     assert argv == ["/bin/true", "inbound"]
-    assert told["BENCH_TUNNEL"] == "10.1.2.3:20001"
-    assert told["BENCH_FORWARD"] == "10.1.2.3:7000"
-    assert told["BENCH_DIRECTORY"] == "/d"
+    assert environment["BENCH_TUNNEL"] == "10.1.2.3:20001"
+    assert environment["BENCH_FORWARD"] == "10.1.2.3:7000"
+    assert environment["BENCH_DIRECTORY"] == "/d"
 
 
 @pytest.mark.parametrize("program", ["", "/no/such/program"])

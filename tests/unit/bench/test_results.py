@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Medians, ratios and rows of a bench run."""
+"""Medians, ratios and rows of a benchmark run."""
 
 from __future__ import annotations
 

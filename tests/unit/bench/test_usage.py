@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What processes have used is that of the right processes."""
+"""Resource usage belongs to the right processes."""
 
 from __future__ import annotations
 

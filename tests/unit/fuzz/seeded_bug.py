@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A target that breaks: what the harness must notice."""
+"""A target with a bug, which the harness must find."""
 
 from __future__ import annotations
 

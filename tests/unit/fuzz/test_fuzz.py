@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every target bears what past runs found, and a short run of the engine; the harness finds a
-planted fault. The long runs: docs/tasks/fuzz.md."""
+"""Every target passes its corpus and a short run of the engine; the harness finds a seeded bug.
+
+For long runs see docs/tasks/fuzz.md.
+"""
 
 from __future__ import annotations
 

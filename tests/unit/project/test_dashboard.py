@@ -17,14 +17,14 @@ from ztunnel.telemetry.node_counters import METRICS
 
 ROOT = Path(__file__).resolve().parents[3]
 DASHBOARD = ROOT / "deploy" / "grafana" / "ztunnel.json"
-SCRAPED = {"instance", "job", "le"}  # what Prometheus, or a histogram, adds
+SCRAPED = {"instance", "job", "le"}  # added by Prometheus or by a histogram
 _METRIC = re.compile(r"\b((?:istio|ztunnel)_[a-z0-9_]+)\b")
 _SELECTOR = re.compile(r"\b((?:istio|ztunnel)_[a-z0-9_]+)\{([^}]*)\}")
 _GROUPING = re.compile(r"by \(([^)]*)\)")
 
 
 def exposed() -> dict[str, set[str]]:
-    """Every sample name with its labels."""
+    """The labels of every sample name."""
     found = {f"{name}_total": set(LABELS) for name in METRICS}
     for name, (kind, _, labels) in OWN_METRICS.items():
         suffixes = {"counter": ["_total"], "gauge": [""]}.get(kind, ["_bucket", "_sum", "_count"])

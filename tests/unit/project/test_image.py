@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image definition against the tree; `scripts/image` builds it, tests/node runs it."""
+"""The image definition matches the tree. `scripts/image` builds it, tests/node runs it."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def test_commands_of_the_manifests_are_in_the_image() -> None:
     for name in ("agent", "proxy", "controller"):
         for obj in yaml.safe_load_all((ROOT / "deploy" / f"{name}.yaml").read_text("utf-8")):
             for container in obj["spec"].get("template", {}).get("spec", {}).get("containers", []):
-                assert "command" not in container  # the entry point's
+                assert "command" not in container  # of the entry point
                 assert container["args"][0] == name

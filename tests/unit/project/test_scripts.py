@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The doors: every script parses, every make target that help names is there."""
+"""Every script parses, and `make help` lists every target."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A test run that is ended takes down what it made."""
+"""A test run that is ended by a signal runs its teardowns."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Vagrantfile is one that Debian's vagrant takes, and runs what the README says."""
+"""The Vagrantfile is valid and runs the commands of the README."""
 
 from __future__ import annotations
 
