@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stream's and a DATA frame's cost in our codec and in h2: `python bench/hbone_codec.py`.
+"""The cost of a stream and of a DATA frame, in this codec and in h2: `python bench/hbone_codec.py`.
 
-The two take turns, round by round, so that whatever else the machine does hits both; the
-median round counts. No sockets: octets go from one object to the other. Times are CPU time of
-this process, in microseconds.
+Rounds alternate between both, so that other load affects both; the median counts. No sockets:
+octets pass from one object to the other. Times are CPU time of this process, in microseconds.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ BAGGAGE = (
     b"k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=my-app,"
     b"service.name=my-app,service.version=latest"
 )
-STREAMS = 100  # per round: what a peer grants
+STREAMS = 100  # per round: the limit of a peer
 FRAMES = 200  # per round of the DATA benchmarks: 3.2 MB, within the stream window
 FRAME = 16 * 1024
 
 
 def request_headers(number: int) -> list[tuple[bytes, bytes]]:
-    """As the proxy sends them: the client's port and the trace differ each time."""
+    """Request headers of the proxy: the client's port and the trace differ each time."""
     return [
         (b":method", b"CONNECT"),
         (b":authority", b"10.244.2.7:80"),
@@ -43,7 +42,7 @@ def request_headers(number: int) -> list[tuple[bytes, bytes]]:
 
 
 class Ours:
-    """A pair of our connections past their greeting."""
+    """A pair of this codec's connections after the preface."""
 
     def __init__(self) -> None:
         self.client, self.server = Connection(Role.CLIENT), Connection(Role.SERVER)
@@ -115,7 +114,7 @@ class Theirs:
 
 
 def timed(work: Callable[[], object], count: int) -> float:
-    """Microseconds for one of `count` calls."""
+    """Microseconds per call, for `count` calls."""
     start = time.process_time_ns()
     for _ in range(count):
         work()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Capsules: every piece size gives the same, nothing raises, limits hold."""
+"""Capsules: the result does not depend on the pieces, no input raises, limits hold."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def capsule(kind: int, value: bytes) -> bytes:
 
 
 def read(data: bytes, *sizes: int) -> tuple[list[bytes], CapsuleReader]:
-    """Feed in pieces of these sizes, again and again; in one piece without sizes."""
+    """Feed in pieces of these sizes, cyclically; in one piece without sizes."""
     reader = CapsuleReader()
     found: list[bytes] = []
     pos = turn = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extended CONNECT for UDP against the h2 library, both ways round (RFC 8441, RFC 9298)."""
+"""Extended CONNECT for UDP against the h2 library, as client and server (RFC 8441, RFC 9298)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Octets that wait for slow readers: the connection goes on, up to a bound."""
+"""Octets held for slow readers: the connection continues, up to a limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PIECE = 1024 * 1024
 
 @given(st.lists(st.integers(-600, 600)))
 def test_only_held_octets_beyond_the_limit_use_the_connection_window(steps: list[int]) -> None:
-    held, total, owed = HeldCredit(LIMIT), 0, 0  # owed: received, but not credited yet
+    held, total, owed = HeldCredit(LIMIT), 0, 0  # owed: received, without credit so far
     for step in steps:
         n = min(abs(step), total) if step < 0 else step
         if step < 0:
@@ -41,7 +41,7 @@ def serving(streams: int) -> Connection:
 
 
 def stall(server: Connection, stream_id: int, octets: int) -> None:
-    """The peer sends what the reader of the stream does not take."""
+    """The peer sends data that the reader of the stream does not read."""
     for _ in range(octets // PIECE):
         for event in server.receive(memoryview(data(stream_id, bytes(PIECE))), 0):
             assert isinstance(event, DataReceived), event
@@ -49,7 +49,7 @@ def stall(server: Connection, stream_id: int, octets: int) -> None:
 
 
 def credited(server: Connection) -> set[int]:
-    """The streams, 0 for the connection, whose window was given back."""
+    """The streams (0: the connection) that got WINDOW_UPDATE."""
     sent = split(server.take_output())
     return {stream_id for kind, _, stream_id, _ in sent if kind == FrameType.WINDOW_UPDATE}
 

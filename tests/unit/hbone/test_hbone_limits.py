@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a connection holds and bears is bounded; what is honest is never punished."""
+"""Memory and flood limits of a connection; conforming peers never reach them."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_sending_stops_at_the_window_and_resumes() -> None:
     with pytest.raises(ApiMisuseError):
         client.data_frame_header(1, 1)
     assert client.receive(memoryview(frames.window_update(1, 10)), 0.0) == [WindowOpened(1)]
-    assert client.sendable(1) == 0  # the connection's window is still shut
+    assert client.sendable(1) == 0  # the connection's window is still 0
     assert client.receive(memoryview(frames.window_update(0, 7)), 0.0) == [WindowOpened(0)]
     assert client.sendable(1) == 7
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our codec against the h2 library, both ways round, in random interleavings.
+"""The codec against the h2 library, as client and server, in random interleavings.
 
-Both ends do what they are told, octets cross when told so, in chunks of random size. In the
-end everything in flight is delivered and must agree: payloads, ends, resets and windows.
+Random actions drive both sides, and octets are delivered at random times in random chunks. At the
+end everything in flight is delivered, and payloads, ends, resets and windows must agree.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from ztunnel.hbone.events import (
 
 
 class Side:
-    """What one end saw and did on its streams."""
+    """What one side received and did on its streams."""
 
     def __init__(self) -> None:
         self.sent: dict[int, bytearray] = {}
         self.got: dict[int, bytearray] = {}
-        self.owed: dict[int, int] = {}  # received, not yet given back
+        self.owed: dict[int, int] = {}  # received, without credit so far
         self.statuses: dict[int, int] = {}
         self.requests: set[int] = set()
-        self.ended: set[int] = set()  # by us
+        self.ended: set[int] = set()  # by this side
         self.saw_end: set[int] = set()
-        self.reset: set[int] = set()  # by us or by the other
+        self.reset: set[int] = set()  # by either side
         self.pongs = 0
 
     def take(self, stream_id: int, payload: bytes, flow: int) -> None:
@@ -97,7 +97,7 @@ class Ours(Side):
     def abort(self, stream_id: int) -> None:
         self.connection.reset(stream_id)
 
-    def give_back(self, stream_id: int) -> None:
+    def return_credit(self, stream_id: int) -> None:
         self.connection.consumed(stream_id, self.owed.pop(stream_id, 0))
 
     def ping(self) -> None:
@@ -161,7 +161,7 @@ class Theirs(Side):
     def abort(self, stream_id: int) -> None:
         self.h2.reset_stream(stream_id, error_code=8)
 
-    def give_back(self, stream_id: int) -> None:
+    def return_credit(self, stream_id: int) -> None:
         self.h2.acknowledge_received_data(self.owed.pop(stream_id, 0), stream_id)
 
     def ping(self) -> None:
@@ -173,7 +173,7 @@ class Theirs(Side):
 
 
 class Exchange:
-    """Two ends, the octets between them, and the streams opened so far."""
+    """Two sides, the octets between them, and the streams opened so far."""
 
     def __init__(self, our_role: Role, cuts: list[int]) -> None:
         their_role = Role.SERVER if our_role is Role.CLIENT else Role.CLIENT
@@ -185,7 +185,7 @@ class Exchange:
         self.streams: list[int] = []
 
     def deliver(self, to: Ours | Theirs) -> None:
-        """Everything the other end has said so far."""
+        """Deliver all output of the other side."""
         origin = self.theirs if to is self.ours else self.ours
         octets = bytes(self.wire[to]) + origin.output()
         self.wire[to].clear()
@@ -216,7 +216,7 @@ class Exchange:
             self.server.answer(stream_id, 200)
         elif what == "give back" and side.owed.get(stream_id):
             if stream_id not in side.reset or side is self.ours:
-                side.give_back(stream_id)
+                side.return_credit(stream_id)
         elif not self.may_send(side, stream_id):
             return
         elif what == "send":
@@ -281,7 +281,7 @@ def check(exchange: Exchange) -> None:
 
 
 def check_windows(exchange: Exchange, stream_id: int) -> None:
-    """Each end's idea of what may be sent is the other's idea of what may come."""
+    """Each side's send windows equal the receive windows of the other."""
     ours, theirs = exchange.ours, exchange.theirs
     if stream_id in ours.ended or stream_id in theirs.ended:
         return
@@ -312,7 +312,7 @@ def test_an_h2_client_and_our_server_agree(
 @pytest.mark.parametrize("role", list(Role))
 @pytest.mark.parametrize("seed", range(20))
 def test_long_interleavings_agree(role: Role, seed: int) -> None:
-    """Hypothesis prefers short ones."""
+    """Long ones explicitly: hypothesis prefers short ones."""
     dice = random.Random(seed)
     actions = [
         (dice.choice(WHAT), dice.randrange(20), dice.random() < 0.5, dice.choice(SIZES))

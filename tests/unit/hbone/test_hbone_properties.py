@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chunking never matters, nothing a peer sends raises, plain HPACK agrees with hpack."""
+"""Results do not depend on chunks, no input raises, plain HPACK agrees with the hpack package."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ztunnel.hbone.events import (
 
 
 def feed(connection: Connection, octets: bytes, cuts: list[int]) -> list[Event]:
-    """Give `octets` in chunks of these sizes, over and over; payloads are copied out."""
+    """Feed `octets` in chunks of these sizes, cyclically; copies the payloads."""
     events: list[Event] = []
     at, turn = 0, 0
     while at < len(octets):
@@ -80,7 +80,7 @@ def check_sane(connection: Connection, events: list[Event]) -> None:
     assert len(failures) == connection.failed
     if failures:
         assert events[-1] is failures[0]
-    split(connection.take_output())  # whole frames only
+    split(connection.take_output())  # complete frames only
     assert connection.open_streams <= constants.MAX_CONCURRENT_STREAMS
 
 
@@ -176,7 +176,7 @@ def test_blocks_with_a_dynamic_table_are_decoded() -> None:
     server, encoder = Connection(Role.SERVER), hpack.Encoder()
     server.receive(memoryview(GREETING), 0.0)
     fields = [*CONNECT, (b"baggage", b"service.name=my-app")]
-    for stream_id in (1, 3):  # the second block is all indexes into the table
+    for stream_id in (1, 3):  # the second block consists of table indexes
         block = encoder.encode(fields)
         frame = frames.frame(frames.FrameType.HEADERS, frames.END_HEADERS, stream_id, block)
         (event,) = server.receive(memoryview(frame), 0.0)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each MUST of RFC 9113 that a CONNECT-only endpoint can meet: frames in, GOAWAY or RST out.
+"""Each MUST of RFC 9113 that concerns a CONNECT-only endpoint: frames in, GOAWAY or RST out.
 
-The shape of h2spec's cases, as a table. Every case is fed whole and octet by octet.
+A table like the cases of h2spec. Every case is fed as a whole and octet by octet.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def bad(*fields: tuple[bytes, bytes]) -> bytes:
 
 CASES = [
     # 3.4 connection preface
-    Case("preface is wrong", fresh_server, b"GET / HTTP/1.1\r\n\r\n", fails(E.PROTOCOL_ERROR)),
+    Case("wrong preface", fresh_server, b"GET / HTTP/1.1\r\n\r\n", fails(E.PROTOCOL_ERROR)),
     Case("preface is TLS", fresh_server, b"\x16\x03\x01\x02\x00", fails(E.PROTOCOL_ERROR)),
     Case(
         "preface differs at its end",
@@ -155,7 +155,7 @@ CASES = [
     ),
     Case("server's first frame is PING", fresh_client, ping(b"8" * 8), fails(E.PROTOCOL_ERROR)),
     Case("server sends a preface", fresh_client, PREFACE, fails(E.FRAME_SIZE_ERROR)),
-    Case("greeting in order", fresh_server, wire_helpers.GREETING, OK),
+    Case("valid greeting", fresh_server, wire_helpers.GREETING, OK),
     # 4.1 frame format
     Case("unknown type is ignored", server, frame(UNKNOWN, 0xFF, 0, b"x" * 100), OK),
     Case("unknown type on idle stream is ignored", server, frame(UNKNOWN, 0, 9, b"x"), OK),
@@ -244,13 +244,13 @@ CASES = [
         fails(E.ENHANCE_YOUR_CALM),
     ),
     Case(
-        "block larger than the list we take",
+        "block larger than our header list limit",
         server,
         frame(FrameType.HEADERS, 0, 1, bytes(constants.SERVER_MAX_HEADER_LIST_BYTES + 1)),
         fails(E.ENHANCE_YOUR_CALM),
     ),
     Case(
-        "list larger than we take, from a small block",
+        "list larger than our limit, from a small block",
         server,
         frame(FrameType.HEADERS, END_HEADERS, 1, b"\x88" * 4096),
         fails(E.ENHANCE_YOUR_CALM),
@@ -274,7 +274,7 @@ CASES = [
         fails(E.COMPRESSION_ERROR),
     ),
     Case(
-        "dynamic table larger than we allow",
+        "dynamic table larger than our limit",
         server,
         frame(FrameType.HEADERS, END_HEADERS, 1, b"\x3f\xe2\x1f" + BLOCK),
         fails(E.COMPRESSION_ERROR),
@@ -338,9 +338,9 @@ CASES = [
     # 5.1.1 stream identifiers
     Case("client opens an even stream", server, request(2), fails(E.PROTOCOL_ERROR)),
     Case("client opens stream 0", server, request(0), fails(E.PROTOCOL_ERROR)),
-    Case("stream ids go down", server, request(5) + request(3), fails(E.STREAM_CLOSED)),
-    Case("stream ids skip", server, request(5) + request(9), OK),
-    Case("skipped id is closed", server, request(5) + data(3, b"x"), fails(E.STREAM_CLOSED)),
+    Case("stream IDs decrease", server, request(5) + request(3), fails(E.STREAM_CLOSED)),
+    Case("stream IDs skip numbers", server, request(5) + request(9), OK),
+    Case("skipped ID is closed", server, request(5) + data(3, b"x"), fails(E.STREAM_CLOSED)),
     Case("server opens a stream", client, response(2, 200), fails(E.PROTOCOL_ERROR)),
     Case("server answers an idle stream", client, response(1, 200), fails(E.PROTOCOL_ERROR)),
     # 6.1 DATA
@@ -455,7 +455,7 @@ CASES = [
         fails(E.PROTOCOL_ERROR),
     ),
     Case(
-        "ENABLE_CONNECT_PROTOCOL taken back",
+        "ENABLE_CONNECT_PROTOCOL reset to 0",
         client,
         setting(Setting.ENABLE_CONNECT_PROTOCOL, 1) + setting(Setting.ENABLE_CONNECT_PROTOCOL, 0),
         fails(E.PROTOCOL_ERROR),
@@ -469,7 +469,7 @@ CASES = [
     ),
     # 6.6 PUSH_PROMISE
     Case(
-        "PUSH_PROMISE to a client that refused it",
+        "PUSH_PROMISE to a client that disabled it",
         tunnel_client,
         frame(FrameType.PUSH_PROMISE, END_HEADERS, 1, LONG.pack(2)),
         fails(E.PROTOCOL_ERROR),
@@ -583,7 +583,7 @@ CASES = [
         resets(E.PROTOCOL_ERROR),
     ),
     Case(
-        "status is no number",
+        "status is not a number",
         client_with_stream,
         raw_request(1, [(b":status", b"2OO")]),
         resets(E.PROTOCOL_ERROR),
@@ -670,7 +670,7 @@ CASES = [
         resets(E.PROTOCOL_ERROR),
     ),
     Case(
-        "extended CONNECT though not offered",
+        "extended CONNECT that was not announced",
         server,
         bad(METHOD, AUTHORITY, SCHEME, PATH, (b":protocol", b"connect-udp")),
         resets(E.PROTOCOL_ERROR),
@@ -688,7 +688,7 @@ CASES = [
         bad((b":method", b"GET"), SCHEME, (b":path", b"")),
         resets(E.PROTOCOL_ERROR),
     ),
-    Case("GET is the caller's to refuse", server, bad((b":method", b"GET"), SCHEME, PATH), OK),
+    Case("GET is left to the caller", server, bad((b":method", b"GET"), SCHEME, PATH), OK),
     # Floods
     Case("PING flood", server, ping(bytes(8)) * 5000, fails(E.ENHANCE_YOUR_CALM)),
     Case("SETTINGS flood", server, settings_frame([]) * 5000, fails(E.ENHANCE_YOUR_CALM)),
@@ -716,7 +716,7 @@ CASES = [
         fails(E.ENHANCE_YOUR_CALM),
     ),
     Case(
-        "reset forced by WINDOW_UPDATE by 0, over and over",
+        "repeated resets forced by WINDOW_UPDATE by 0",
         server,
         b"".join(request(i) + window_update(i, 0) for i in range(1, 10_001, 2)),
         fails(E.ENHANCE_YOUR_CALM),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers of the codec's tests: connections past their greeting, and a plain frame splitter.
+"""Helpers for the codec's tests: connections after the preface, and a plain frame splitter.
 
-The splitter is independent of the codec's own reader.
+The splitter is independent of the codec's frame reader.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GREETING = frames.PREFACE + frames.settings_frame([])
 
 
 def greeted(role: Role, **options: int) -> Connection:
-    """A connection whose peer has sent an empty SETTINGS and read everything."""
+    """A connection whose peer has sent an empty SETTINGS and read all output."""
     connection = Connection(role, **options)  # type: ignore[arg-type]
     connection.receive(
         memoryview(GREETING if role is Role.SERVER else frames.settings_frame([])), 0
@@ -42,7 +42,7 @@ def request(stream_id: int, fields: list[Header] | None = None, flags: int = END
 
 
 def raw_request(stream_id: int, fields: list[Header], flags: int = END_HEADERS) -> bytes:
-    """A request that may break every rule: `headers.encode` would refuse it."""
+    """A request that may violate any rule, which `headers.encode` would reject."""
     block = b"".join(
         b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in fields
     )
@@ -60,7 +60,7 @@ def data(stream_id: int, payload: bytes, flags: int = 0) -> bytes:
 
 
 def split(octets: bytes) -> list[tuple[int, int, int, bytes]]:
-    """(type, flags, stream id, payload) of each frame; a client preface is passed over."""
+    """(type, flags, stream id, payload) of each frame; a client preface is skipped."""
     octets = octets.removeprefix(frames.PREFACE)
     out = []
     while octets:
@@ -73,7 +73,7 @@ def split(octets: bytes) -> list[tuple[int, int, int, bytes]]:
 
 
 def verdict(connection: Connection, events: list[Event]) -> tuple[str, int, ErrorCode | None]:
-    """What the connection said to its peer: ("goaway", 0, code), ("reset", id, code) or ("ok",...).
+    """What the connection sent to its peer: ("goaway", 0, code), ("reset", id, code) or ("ok",...).
 
     A GOAWAY must be the last frame, be reported as ConnectionFailed, and say the same code.
     """
