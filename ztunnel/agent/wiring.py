@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ztunnel.agent.api.admin_server import Admin
+from ztunnel.agent.api.admin_server import AdminServer
 from ztunnel.agent.api.admin_views import AgentViews
 from ztunnel.agent.api.data_path_view import DataPathView
 from ztunnel.agent.api.log_level import LogControl
-from ztunnel.agent.api.metrics_collector import Metrics
+from ztunnel.agent.api.metrics_collector import MetricsCollector
 from ztunnel.agent.api.metrics_health_server import MetricsHealthServer
 from ztunnel.agent.cluster import service_accounts
 from ztunnel.agent.cluster.certificate_issuer import CertificateIssuer, certifier_of
@@ -188,8 +188,8 @@ class Api:
     """What the agent serves to operators, Prometheus and the kubelet."""
 
     logs: LogControl
-    admin: Admin
-    metrics: Metrics
+    admin: AdminServer
+    metrics: MetricsCollector
     endpoints: MetricsHealthServer
 
 
@@ -199,7 +199,7 @@ def build_api(
     options = core.options
     views = AgentViews(
         options=options,
-        mirror=core.view,
+        view=core.view,
         pods=core.pods,
         sessions=core.sessions,
         same_node=traffic.same_node,
@@ -209,9 +209,9 @@ def build_api(
         data_path=data_path,
     )
     logs = LogControl(core.logs, core.sessions)
-    metrics = Metrics(
+    metrics = MetricsCollector(
         totals=core.totals,
-        paths=core.rtt,
+        rtt=core.rtt,
         dns=link.node_counters.dns,
         status=views,
         sessions=core.sessions,
@@ -225,7 +225,7 @@ def build_api(
         metrics_port=options.metrics_port,
         health_port=options.health_port,
     )
-    return Api(logs, Admin(options.admin_socket, views, logs), metrics, endpoints)
+    return Api(logs, AdminServer(options.admin_socket, views, logs), metrics, endpoints)
 
 
 def build_data_path_view(

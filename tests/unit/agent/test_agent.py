@@ -317,7 +317,7 @@ async def test_a_sick_pod_does_not_take_the_node_out_of_service(tmp_path: Path) 
 async def test_connections_of_all_workers_and_those_that_are_silent(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(views_module, "ASK_TIMEOUT", 0.2)
+    monkeypatch.setattr(views_module, "WORKER_TIMEOUT_S", 0.2)
 
     async with agent(tmp_path) as a:
         talker = await _served(a, "web", 2)

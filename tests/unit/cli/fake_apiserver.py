@@ -17,7 +17,7 @@ from pathlib import Path
 
 from aiohttp import WSMsgType, web
 
-from ztunnel.agent.api.remote_admin_server import Door
+from ztunnel.agent.api.remote_admin_server import AdminTlsServer
 from ztunnel.kube.admin_endpoint import ACCOUNT, ANNOTATION
 from ztunnel.kube.constants import NAMESPACE
 
@@ -41,7 +41,7 @@ class ApiServer:
         self.forwards: list[int] = []
         self.tokens: dict[str, str] = {}  # token → audience
         self.is_strict = False  # reject all tokens
-        self._endpoints: list[tuple[Door, asyncio.Task[None]]] = []
+        self._endpoints: list[tuple[AdminTlsServer, asyncio.Task[None]]] = []
         self.kubeconfig = directory / "kubeconfig"
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -65,16 +65,16 @@ class ApiServer:
         self._thread.join()
         self._loop.close()
 
-    def open_endpoint(self, node: str) -> Door:
+    def open_endpoint(self, node: str) -> AdminTlsServer:
         """Give a node's agent a port, and its pod the annotation."""
         endpoint = asyncio.run_coroutine_threadsafe(self._open_endpoint(node), self._loop).result(
             10
         )
-        self.annotations[node] = str(endpoint.doorway)
+        self.annotations[node] = str(endpoint.endpoint)
         return endpoint
 
-    async def _open_endpoint(self, node: str) -> Door:
-        endpoint = Door(self.agents[node] / "admin.sock", self._refusal)
+    async def _open_endpoint(self, node: str) -> AdminTlsServer:
+        endpoint = AdminTlsServer(self.agents[node] / "admin.sock", self._review)
         self._endpoints.append((endpoint, asyncio.create_task(endpoint.serve())))
         return endpoint
 
@@ -83,7 +83,7 @@ class ApiServer:
             serving.cancel()
             await endpoint.close()
 
-    def _refusal(self, token: str, audience: str) -> str:
+    def _review(self, token: str, audience: str) -> str:
         is_good = self.tokens.get(token) == audience and not self.is_strict
         return "" if is_good else "unknown token"
 

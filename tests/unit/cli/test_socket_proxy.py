@@ -207,7 +207,7 @@ def test_exec_is_used_without_a_valid_annotation(
 def test_rejected_token_is_reported(
     ztctl: Ztctl, cluster: ApiServer, endpoints: dict[str, Agent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_admin_server, "PENALTY", 0.0)
+    monkeypatch.setattr(remote_admin_server, "REJECTION_DELAY_S", 0.0)
     cluster.is_strict = True
     done = ztctl(*_list(cluster, "--node", "node1", "--transport", "port-forward"))
     assert done.exit_code == 3

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's admin API: JSON over HTTP on `<run-dir>/admin.sock`, for ztctl and for people.
+"""The agent's admin API: JSON over HTTP on `<run-dir>/admin.sock`, for ztctl and operators.
 
     GET /healthz/ready    200 {"ready": true} or 503 {"ready": false, "waiting_for": [text, ...]}
-    GET /v1/status        one object: see `Views.status`
+    GET /v1/status        one object, see `AgentViews.status`
     GET /v1/workloads     {"workloads": [mesh.model.Workload and its "identity", ...]}
     GET /v1/services      {"services": [mesh.model.Service and its "key", ...]}
     GET /v1/pods          {"pods": [...], "refused": [{"pod", "reason"}, ...]}
-    GET /v1/certificates  {"certificates": [identity.store.Status, ...]}
-    GET /v1/connections   {"connections": [proxy.report.Record and "worker", ...],
+    GET /v1/certificates  {"certificates": [identity.certificate_store.CertificateStatus, ...]}
+    GET /v1/connections   {"connections": [proxy.conntrack.tracker rows and "worker", ...],
                            "unanswered": [worker pid, ...]}
-    GET /v1/policies      {"policies": [agent.whatif rows]}
-    GET /v1/policy        ?name=: the same of these, with the "workloads" they take; or {"error"}
-    GET /v1/policy/test   ?from=&to=: what would become of a connection, see `agent.whatif`
+    GET /v1/policies      {"policies": [policy_simulator rows]}
+    GET /v1/policy        ?name=: these policies, each with its target "workloads"; or {"error"}
+    GET /v1/policy/test   ?from=&to=: the decision about a connection, see `policy_simulator`
     GET /v1/tunnels       {"tunnels": [...], "unanswered": [...]}
     GET /v1/log           {"process": level, "access": {"level", "sample"}, "namespaces": {...}}
-    PATCH /v1/log         the same with what is to change, null for back to the default; the result
-    GET /config_dump      all of the above but connections, in one object
+    PATCH /v1/log         the same with the fields to change, null for the default; returns all
+    GET /config_dump      all of the above except connections, in one object
 
     curl --unix-socket /run/ztunnel/admin.sock http://agent/v1/status
 
-Only root may connect; nothing but the log is changed here. Private keys are in none of it.
+Only root can connect. Only the log configuration can be changed. No response has a private key.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Json = dict[str, Any]
 
 
 class Views(Protocol):
-    """Where the answers come from: JSON-able data (msgspec structs and dataclasses included)."""
+    """The responses: data that msgspec can encode as JSON."""
 
     def waiting_for(self) -> list[str]:
-        """What readiness waits for; empty when ready."""
+        """The conditions that readiness waits for; empty if the agent is ready."""
         ...
 
     def status(self) -> Json: ...
@@ -50,19 +50,19 @@ class Views(Protocol):
     def policies(self) -> Json: ...
     def policy(self, query: Mapping[str, str]) -> Json: ...
     def policy_test(self, query: Mapping[str, str]) -> Json: ...
-    async def ask_workers(self, what: str) -> Json: ...
+    async def query_workers(self, what: str) -> Json: ...
 
 
 class Logs(Protocol):
-    """How the node logs, see `ztunnel.agent.api.log_level`."""
+    """The node's log configuration; see `ztunnel.agent.api.log_level`."""
 
     def view(self) -> Json: ...
     def change(self, wanted: bytes) -> Json:
-        """Raises ValueError."""
+        """Apply a change. Raises ValueError."""
         ...
 
 
-class Admin:
+class AdminServer:
     """The HTTP server."""
 
     def __init__(self, path: Path, views: Views, logs: Logs | None = None) -> None:
@@ -75,7 +75,7 @@ class Admin:
         """Listen. Raises OSError."""
         self._path.unlink(missing_ok=True)
         await self._runner.setup()
-        before = os.umask(0o177)  # 0600 from the first moment
+        before = os.umask(0o177)  # mode 0600 from the moment the path exists
         try:
             await web.UnixSite(self._runner, str(self._path)).start()
         finally:
@@ -99,8 +99,11 @@ class Admin:
             ("/config_dump", self._dump),
         ):
             application.router.add_get(path, _handler(view))
-        for path, asked in (("/v1/policy", views.policy), ("/v1/policy/test", views.policy_test)):
-            application.router.add_get(path, _query_handler(asked))
+        for path, query_view in (
+            ("/v1/policy", views.policy),
+            ("/v1/policy/test", views.policy_test),
+        ):
+            application.router.add_get(path, _query_handler(query_view))
         for what in ("connections", "tunnels"):
             application.router.add_get(f"/v1/{what}", self._worker_handler(what))
         application.router.add_get("/healthz/ready", self._ready)
@@ -111,17 +114,17 @@ class Admin:
 
     def _worker_handler(self, what: str) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(_: web.Request) -> web.Response:
-            return _answer(await self._views.ask_workers(what))
+            return _response(await self._views.query_workers(what))
 
         return handle
 
     async def _ready(self, _: web.Request) -> web.Response:
-        return ready_answer(self._views.waiting_for())
+        return ready_response(self._views.waiting_for())
 
     async def _change_logs(self, request: web.Request) -> web.Response:
         assert self._logs is not None
         try:
-            return _answer(self._logs.change(await request.read()))
+            return _response(self._logs.change(await request.read()))
         except ValueError as error:
             return web.Response(status=400, text=str(error))
 
@@ -138,16 +141,16 @@ class Admin:
         }
 
 
-def ready_answer(waiting_for: list[str]) -> web.Response:
-    """200 when there is nothing to wait for, else 503 with what it is."""
+def ready_response(waiting_for: list[str]) -> web.Response:
+    """200 if the agent is ready, else 503 with the conditions that it waits for."""
     if waiting_for:
-        return _answer({"ready": False, "waiting_for": waiting_for}, status=503)
-    return _answer({"ready": True})
+        return _response({"ready": False, "waiting_for": waiting_for}, status=503)
+    return _response({"ready": True})
 
 
 def _handler(view: Callable[[], Json]) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(_: web.Request) -> web.Response:
-        return _answer(view())
+        return _response(view())
 
     return handle
 
@@ -156,11 +159,11 @@ def _query_handler(
     view: Callable[[Mapping[str, str]], Json],
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
-        return _answer(view(request.query))
+        return _response(view(request.query))
 
     return handle
 
 
-def _answer(data: Json, status: int = 200) -> web.Response:
+def _response(data: Json, status: int = 200) -> web.Response:
     body = msgspec.json.encode(data)
     return web.Response(body=body, status=status, content_type="application/json")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the admin API shows, read off the agent's parts. Nothing here knows a private key."""
+"""The responses of the admin API, from the state of the agent's components. They have no keys."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from ztunnel.identity.certificate_store import CertificateStore
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.policy.engine import PolicyEngine
 
-ASK_TIMEOUT = 2.0  # seconds a worker may take for its view
+WORKER_TIMEOUT_S = 2.0  # for a worker's reply
 
 
 NOT_SERVED = "NotServed"  # beside the values of `pod.RetryReason`
 
 
 class AgentViews:
-    """Implements `admin.Views`."""
+    """Implements `admin_server.Views`."""
 
     def __init__(
         self,
         *,
         options: Options,
-        mirror: ClusterView,
+        view: ClusterView,
         pods: CapturedPods,
         sessions: SessionRegistry,
         same_node: SameNodeBypass,
@@ -44,29 +44,32 @@ class AgentViews:
         data_path: Callable[[], Json],
     ) -> None:
         self._options = options
-        self._mirror = mirror
+        self._view = view
         self._captured_pods = pods
         self._sessions = sessions
         self._same_node = same_node
         self._store = store
-        self._what_if = PolicySimulator(mirror, policies)
+        self._simulator = PolicySimulator(view, policies)
         self._source = source
         self._data_path = data_path
 
     def waiting_for(self) -> list[str]:
-        """What readiness waits for; empty when ready. What is wrong with single pods is told by
-        `pods`, metrics and Events: one sick app must not take its node out of service."""
+        """The conditions that readiness waits for; empty if the agent is ready.
+
+        Readiness reflects the agent itself (decision 0020). `pods`, metrics and Events report
+        errors of single pods: one failing app must not make its node unready.
+        """
         missing = []
         source = self._source_status()
         if not source["synced"]:
-            wrong = "; ".join(f"{name}: {text}" for name, text in source["errors"].items())
-            missing.append("first complete view of the mesh" + (f" ({wrong})" if wrong else ""))
+            errors = "; ".join(f"{name}: {text}" for name, text in source["errors"].items())
+            missing.append("first complete view of the mesh" + (f" ({errors})" if errors else ""))
         if not any(session.is_synced for session in self._sessions.sessions):
             missing.append("a proxy worker")
         return missing
 
     def status(self) -> Json:
-        """Everything about the agent itself; the shape is the keys below."""
+        """The status of the agent and the data path."""
         options, waiting_for = self._options, self.waiting_for()
         pods = [self._pod(pod) for pod in self._captured_pods]
         return {
@@ -97,11 +100,11 @@ class AgentViews:
         }
 
     def workloads(self) -> Json:
-        rows = sorted(self._mirror.snapshot().workloads, key=lambda workload: workload.uid)
+        rows = sorted(self._view.snapshot().workloads, key=lambda workload: workload.uid)
         return {"workloads": [{**_data(row), "identity": row.identity} for row in rows]}
 
     def services(self) -> Json:
-        rows = sorted(self._mirror.snapshot().services, key=lambda service: service.key)
+        rows = sorted(self._view.snapshot().services, key=lambda service: service.key)
         return {"services": [{**_data(row), "key": row.key} for row in rows]}
 
     def pods(self) -> Json:
@@ -112,38 +115,38 @@ class AgentViews:
         return {"certificates": self._store.statuses()}
 
     def policies(self) -> Json:
-        return self._what_if.policies()
+        return self._simulator.policies()
 
     def policy(self, query: Mapping[str, str]) -> Json:
-        return self._what_if.policy(query)
+        return self._simulator.policy(query)
 
     def policy_test(self, query: Mapping[str, str]) -> Json:
-        return self._what_if.test(query)
+        return self._simulator.test(query)
 
-    async def ask_workers(self, what: str) -> Json:
-        """The rows of all workers, and the pids of those that did not answer.
+    async def query_workers(self, what: str) -> Json:
+        """The rows of all workers, and the pids of those that did not reply.
 
-        Connections that go without a worker are among them.
+        The connections include those that bypass the proxy.
         """
-        answers = await self._sessions.query(what, ASK_TIMEOUT)
-        rows = [{**row, "worker": answer.worker} for answer in answers for row in answer.body or []]
+        replies = await self._sessions.query(what, WORKER_TIMEOUT_S)
+        rows = [{**row, "worker": reply.worker} for reply in replies for row in reply.body or []]
         return {
             what: rows + (self._same_node.connections() if what == "connections" else []),
-            "unanswered": [answer.pid for answer in answers if answer.body is None],
+            "unanswered": [reply.pid for reply in replies if reply.body is None],
         }
 
     def _source_status(self) -> Json:
         return {
             **self._source.view(),
             "synced": self._source.synced.is_set(),
-            "revision": self._mirror.revision,
-            "errors": {**self._source.errors(), **self._mirror.errors()},
+            "revision": self._view.revision,
+            "errors": {**self._source.errors(), **self._view.errors()},
         }
 
     def _refused(self) -> list[Json]:
         return [
             {"pod": workload.uid, "reason": workload.capture_refused}
-            for workload in self._mirror.snapshot().workloads
+            for workload in self._view.snapshot().workloads
             if workload.node == self._options.node and workload.capture_refused
         ]
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the node logs, changed while it runs: implements `admin.Logs`.
+"""Changes the log configuration of the node at run time; implements `admin_server.Logs`.
 
-What is set here lasts until the agent ends: an incident's settings do not outlive it unnoticed.
+The configuration is reset when the agent restarts, so that settings for an incident do not persist
+unnoticed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ztunnel.agent.workers.session import Session
 from ztunnel.ipc.messages import AccessRule, LogConfig, LogLevel
 from ztunnel.telemetry.logs import set_level
 
-MOST_NAMESPACES = 1000  # with a rule of their own
+MAX_NAMESPACE_RULES = 1000
 
 log = structlog.get_logger()
 
@@ -45,26 +46,26 @@ class LogControl(SessionObserver):
         session.send(self._settings.current)
 
     def view(self) -> dict[str, Any]:
-        """What is in force, in the form that `change` takes."""
-        found: dict[str, Any] = msgspec.to_builtins(self._settings.current)
-        found.pop("type", None)
-        return found
+        """The current configuration, in the format of `change`."""
+        view: dict[str, Any] = msgspec.to_builtins(self._settings.current)
+        view.pop("type", None)
+        return view
 
     def change(self, wanted: bytes) -> dict[str, Any]:
-        """Change what the JSON object names, null for back to the default. Raises ValueError."""
+        """Change the fields of a JSON object; null resets to the default. Raises ValueError."""
         try:
             change = msgspec.json.decode(wanted, type=_Change)
         except msgspec.DecodeError as error:
             raise ValueError(str(error)) from error
         config = self._settings.current = changed(self._settings.current, change)
-        log.info("log settings", **self.view())
+        log.info("log configuration changed", **self.view())
         set_level(config.process)
         self._sessions.broadcast(config)
         return self.view()
 
 
 def changed(now: LogConfig, change: _Change) -> LogConfig:
-    """The settings after a change. Raises ValueError."""
+    """The configuration after a change. Raises ValueError."""
     process, access = now.process, now.access
     if change.process is not msgspec.UNSET:
         process = change.process or LogConfig().process
@@ -76,8 +77,8 @@ def changed(now: LogConfig, change: _Change) -> LogConfig:
             namespaces.pop(name, None)
         else:
             namespaces[name] = _merged(namespaces.get(name, access), rule)
-    if len(namespaces) > MOST_NAMESPACES:
-        raise ValueError(f"rules for {len(namespaces)} namespaces; limit {MOST_NAMESPACES}")
+    if len(namespaces) > MAX_NAMESPACE_RULES:
+        raise ValueError(f"rules for {len(namespaces)} namespaces; limit {MAX_NAMESPACE_RULES}")
     return LogConfig(process=process, access=access, namespaces=namespaces)
 
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's metrics: asks the workers, looks at the kernel and at the agent itself.
+"""Collects the node's metrics from the workers, the kernel and the agent for each scrape.
 
-    scrape --> workers tell what is new --> events of the kernel --> snapshot --> page (a thread)
+    scrape --> workers report --> kernel events --> snapshot --> exposition text (in a thread)
 
-A scrape that comes within moments of another gets the same page: whoever reaches the port can't
-make the agent work.
+Scrapes within `MAX_PAGE_AGE_S` get the same page, so clients of the port can't load the agent.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from ztunnel.telemetry.labels import WorkloadLabels, workload_labels
 from ztunnel.telemetry.node_counters import TrafficTotals
 from ztunnel.telemetry.same_node_rtt import RttTable
 
-FRESH = 0.25  # seconds a page may be old
-ASK_TIMEOUT = 1.0  # seconds a worker may take; what it does not tell comes with the next page
+MAX_PAGE_AGE_S = 0.25
+REPORT_TIMEOUT_S = 1.0  # for a worker; a later report is in the next page
 EXPIRY_INTERVAL_S = 10.0
 EXPIRY_BATCH = 250  # workloads between two yields to the event loop
 _POD_STATES = ("captured", "waiting", "refused")
@@ -38,20 +37,20 @@ log = structlog.get_logger()
 
 
 class Status(Protocol):
-    """The agent's view of itself, see `ztunnel.agent.api.admin_views`."""
+    """The agent's status; see `ztunnel.agent.api.admin_views`."""
 
     def status(self) -> dict[str, Any]: ...
     def certificates(self) -> dict[str, Any]: ...
 
 
-class Metrics:
+class MetricsCollector:
     """One per agent."""
 
     def __init__(
         self,
         *,
         totals: TrafficTotals,
-        paths: RttTable,
+        rtt: RttTable,
         dns: DnsCounters,
         status: Status,
         sessions: SessionRegistry,
@@ -60,57 +59,57 @@ class Metrics:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._totals = totals
-        self._paths = paths
+        self._rtt = rtt
         self._dns = dns
         self._status = status
         self._sessions = sessions
         self._read_events = read_events
         self._pin_dir = pin_dir
         self._clock = clock
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._pages: dict[str, tuple[float, tuple[bytes, str]]] = {}
 
     async def page(self, accept: str = "") -> tuple[bytes, str]:
-        """What Prometheus reads, and its content type."""
+        """The metrics in the format that the Accept header requests, and the content type."""
         kind = "openmetrics" if "openmetrics" in accept else "text"
-        async with self._turn:
-            known = self._pages.get(kind)
-            if known is not None and self._clock() - known[0] < FRESH:
-                return known[1]
-            began = time.time()
-            await self._sessions.query("stats", ASK_TIMEOUT)  # they tell their counts before
+        async with self._lock:
+            cached = self._pages.get(kind)
+            if cached is not None and self._clock() - cached[0] < MAX_PAGE_AGE_S:
+                return cached[1]
+            started_at = time.time()
+            await self._sessions.query("stats", REPORT_TIMEOUT_S)  # each reports its counters first
             self._read_events()
             snapshot = self._snapshot()
-            snapshot.set("ztunnel_scrape_generated_timestamp_seconds", began)
-            page = await asyncio.to_thread(self._rendered, snapshot, accept)
+            snapshot.set("ztunnel_scrape_generated_timestamp_seconds", started_at)
+            page = await asyncio.to_thread(self._render, snapshot, accept)
             self._pages[kind] = self._clock(), page
             return page
 
-    def retire(self, living: Collection[WorkloadLabels], grace: float) -> None:
-        """Forget series of workloads that are gone for so many seconds."""
-        for each in (self._totals, self._paths):
-            each.expire(living, self._clock(), grace)
+    def expire(self, live: Collection[WorkloadLabels], ttl_s: float) -> None:
+        """Remove the series of workloads that have not been live for this time."""
+        for table in (self._totals, self._rtt):
+            table.expire(live, self._clock(), ttl_s)
 
     async def run_expiry(self, view: ClusterView, ttl_s: float) -> None:
-        """Expire the series of workloads that are gone, until cancelled."""
+        """Expire the series of deleted workloads, until cancelled."""
         while True:
             live: set[WorkloadLabels] = set()
             for number, workload in enumerate(view.snapshot().workloads, 1):
                 live.add(workload_labels(workload))
                 if number % EXPIRY_BATCH == 0:  # 20,000 workloads would block the event loop
                     await asyncio.sleep(0)
-            self.retire(live, ttl_s)
+            self.expire(live, ttl_s)
             await asyncio.sleep(EXPIRY_INTERVAL_S)
 
-    def _rendered(self, snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
-        """In a thread: neither the kernel's maps nor thousands of lines may stop the agent."""
+    def _render(self, snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
+        """Runs in a thread: map iteration and rendering would block the event loop."""
         try:
-            self._look_at_programs(snapshot)
-        except OSError as error:  # not loaded yet, or taken away
-            log.warning("no statistics of BPF", error=str(error))
+            self._read_bpf_stats(snapshot)
+        except OSError as error:  # the data path is not loaded, or uninstalled
+            log.warning("BPF statistics unavailable", error=str(error))
         return render(snapshot, accept)
 
-    def _look_at_programs(self, snapshot: Snapshot) -> None:
+    def _read_bpf_stats(self, snapshot: Snapshot) -> None:
         for program in stats.program_runs(self._pin_dir):
             if program.count:
                 snapshot.set("ztunnel_bpf_program_runs", program.count, program.program)
@@ -121,15 +120,15 @@ class Metrics:
 
     def _snapshot(self) -> Snapshot:
         snapshot = Snapshot(
-            self._totals.snapshot(), self._paths.snapshot(), dns=copy.deepcopy(self._dns)
+            self._totals.snapshot(), self._rtt.snapshot(), dns=copy.deepcopy(self._dns)
         )
         for outcome, count in self._dns.outcomes.items():
             snapshot.set("ztunnel_dns_queries", count, outcome.value)
         snapshot.set("ztunnel_dns_forward_failures", self._dns.forward_failures)
         status = self._status.status()
-        self._own(snapshot, status)
-        self._kernel(snapshot, status)
-        self._certificates(snapshot)
+        self._set_agent(snapshot, status)
+        self._set_data_path(snapshot, status)
+        self._set_certificates(snapshot)
         for name, count in self._totals.series_count().items():
             snapshot.set("ztunnel_metrics_series", count, name)
         snapshot.set("ztunnel_metrics_series_overflow", self._totals.overflowed)
@@ -138,7 +137,7 @@ class Metrics:
             snapshot.set("ztunnel_same_node_retransmits", path.retransmits, *labels)
         return snapshot
 
-    def _own(self, snapshot: Snapshot, status: dict[str, Any]) -> None:
+    def _set_agent(self, snapshot: Snapshot, status: dict[str, Any]) -> None:
         source, workers = status["source"], status["workers"]
         snapshot.set("ztunnel_build_info", 1, status["version"])
         snapshot.set("ztunnel_ready", status["ready"])
@@ -154,17 +153,17 @@ class Metrics:
         for state in _POD_STATES:
             snapshot.set("ztunnel_pods", status["pods"][state], state)
 
-    def _kernel(self, snapshot: Snapshot, status: dict[str, Any]) -> None:
+    def _set_data_path(self, snapshot: Snapshot, status: dict[str, Any]) -> None:
         snapshot.set("ztunnel_same_node_bypass_entries", status["same_node"]["bypass_entries"])
         snapshot.set("ztunnel_same_node_connections_terminated", status["same_node"]["terminated"])
         for reason, count in status["data_path"].get("udp", {}).get("dropped", {}).items():
             snapshot.set("ztunnel_udp_drops", count, reason)
         counters = status["data_path"].get("stats", {})
         for event, count in counters.items():
-            if event != "flows":  # no counter: the occupancy of zt_flows tells it
+            if event != "flows":  # a gauge, exported as the occupancy of the map zt_flows
                 snapshot.set("ztunnel_bpf_events", count, event)
 
-    def _certificates(self, snapshot: Snapshot) -> None:
+    def _set_certificates(self, snapshot: Snapshot) -> None:
         rows = self._status.certificates()["certificates"]
         for row in rows:
             if row.not_after:

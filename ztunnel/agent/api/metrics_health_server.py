@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from ztunnel.agent.api.admin_server import ready_answer
+from ztunnel.agent.api.admin_server import ready_response
 
 MAX_CONNECTIONS = 64  # of each port
 
@@ -95,7 +95,7 @@ class MetricsHealthServer:
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _ready(self, _: web.Request) -> web.Response:
-        return ready_answer(self._waiting_for())
+        return ready_response(self._waiting_for())
 
     async def _live(self, _: web.Request) -> web.Response:
         return web.Response(text="live\n")

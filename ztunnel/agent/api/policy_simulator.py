@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies for people: what there is, whom it takes, and what would become of a connection.
+"""Lists policies with their targets, and predicts the decision about a connection.
 
-Answers are plain data (see `agent.admin`); what is asked wrongly is answered with `error`.
+Results are plain data (see `admin_server`); an invalid query returns `error`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ztunnel.mesh.policy.model import AuthorizationPolicy, Policy
 from ztunnel.mesh.policy.rule_index import AuthzRequest, RequestAttributes, RuleIndex
 from ztunnel.mesh.ports import RESERVED
 
-MOST_CONSIDERED = 200  # policies told of one by one
+MAX_CONSIDERED = 200  # policies in a result
 
 
 class InvalidQueryError(ValueError):
-    """What was asked makes no sense here; the text says why."""
+    """The query is invalid; the text is the reason."""
 
 
 @dataclass(frozen=True)
-class _End:
-    """One end of a connection that somebody asks about."""
+class _Peer:
+    """Source or destination of the connection."""
 
     ip: str
     workload: Workload | None = None
@@ -46,18 +46,18 @@ class _End:
 
 
 class PolicySimulator:
-    """Reads the mirror and the policies of the agent; changes nothing."""
+    """Reads the cluster view and the policy engine of the agent."""
 
-    def __init__(self, mirror: ClusterView, policies: PolicyEngine) -> None:
-        self._mirror = mirror
+    def __init__(self, view: ClusterView, policies: PolicyEngine) -> None:
+        self._view = view
         self._policies = policies
 
     def policies(self) -> Json:
-        """All policies, by key."""
+        """All policies, sorted by key."""
         return {"policies": [_row(each) for each in sorted(self._policies, key=lambda p: p.key)]}
 
     def policy(self, query: Mapping[str, str]) -> Json:
-        """Policies by `name`, as NAME or NAMESPACE/NAME, with the workloads they take."""
+        """The policies with a `name`, NAME or NAMESPACE/NAME, and their target workloads."""
         name = query.get("name", "")
         found = [
             each
@@ -65,21 +65,21 @@ class PolicySimulator:
             if name in (each.name, f"{each.namespace}/{each.name}")
         ]
         if not found:
-            return {"error": f"no policy {name!r}; see: ztctl policy list"}
-        workloads = sorted(self._mirror.snapshot().workloads, key=lambda workload: workload.uid)
-        taken: dict[str, list[str]] = {each.key: [] for each in found}
+            return {"error": f"no policy {name!r}; hint: ztctl policy list"}
+        workloads = sorted(self._view.snapshot().workloads, key=lambda workload: workload.uid)
+        targets: dict[str, list[str]] = {each.key: [] for each in found}
         for workload in workloads:
             for each in self._policies.applying(workload):
-                if each.key in taken:
-                    taken[each.key].append(f"{workload.namespace}/{workload.name}")
-        return {"policies": [{**_row(each), "workloads": taken[each.key]} for each in found]}
+                if each.key in targets:
+                    targets[each.key].append(f"{workload.namespace}/{workload.name}")
+        return {"policies": [{**_row(each), "workloads": targets[each.key]} for each in found]}
 
     def test(self, query: Mapping[str, str]) -> Json:
-        """What would become of a connection.
+        """The decision about a connection.
 
         `from`: a pod (NAME or NAMESPACE/NAME) or an address; `to`: POD:PORT or ADDRESS:PORT;
-        `family`: 4 or 6, which of the pods' addresses. `identity`, even when empty, overrides what
-        the source would prove.
+        `family`: 4 or 6, selects the pods' addresses. `identity`, even if it is empty, overrides
+        the identity of the source.
         """
         try:
             return self._test(query)
@@ -87,39 +87,39 @@ class PolicySimulator:
             return {"error": str(error)}
 
     def _test(self, query: Mapping[str, str]) -> Json:
-        wanted = int(query["family"]) if query.get("family") in ("4", "6") else 0
+        wanted_family = int(query["family"]) if query.get("family") in ("4", "6") else 0
         host, _, port_text = query.get("to", "").rpartition(":")
         port = _port(port_text)
-        target = self._end(host, wanted)
-        source = self._end(query.get("from", ""), family(target.ip))
+        target = self._peer(host, wanted_family)
+        source = self._peer(query.get("from", ""), family(target.ip))
         path, identity = self._path(source, target)
         if "identity" in query:
             identity = query["identity"]
             path = "HBONE" if identity else "plaintext"
-        answer: Json = {
+        result: Json = {
             "from": source.row(identity),
             "to": {**target.row(_identity(target)), "port": port},
             "path": path,
         }
         if port in RESERVED:
             return {
-                **answer,
-                **_answered(False, "reserved_port", f"port {port} is reserved for the mesh"),
+                **result,
+                **_decision(False, "reserved_port", f"port {port} is reserved for the mesh"),
             }
         if target.workload is None or target.workload.protocol is not TunnelProtocol.HBONE:
             reason = "the destination is not in the mesh: no policy applies"
-            return {**answer, **_answered(True, "not_in_mesh", reason)}
+            return {**result, **_decision(True, "not_in_mesh", reason)}
         if path == "node":
             reason = "connections from the node bypass the proxy, for probes: no policy applies"
-            return {**answer, **_answered(True, "from_node", reason)}
-        asked = AuthzRequest(source.ip, identity, SocketAddress(target.ip, port))
-        return {**answer, **self._judged(target.workload, asked)}
+            return {**result, **_decision(True, "from_node", reason)}
+        request = AuthzRequest(source.ip, identity, SocketAddress(target.ip, port))
+        return {**result, **self._authorize(target.workload, request)}
 
-    def _judged(self, workload: Workload, asked: AuthzRequest) -> Json:
-        decision = self._policies.decide(workload, asked)
-        mode = self._policies.modes(workload).at(asked.destination.port)
+    def _authorize(self, workload: Workload, request: AuthzRequest) -> Json:
+        decision = self._policies.decide(workload, request)
+        mode = self._policies.modes(workload).at(request.destination.port)
         applying = self._policies.applying(workload)
-        facts = RequestAttributes(asked)
+        attributes = RequestAttributes(request)
         return {
             "allowed": decision.allowed,
             "cause": decision.cause.name.lower(),
@@ -129,33 +129,33 @@ class PolicySimulator:
             "dry_run": decision.dry_run,
             "mtls": {"mode": mode.mode.value, "policy": display_name(mode.policy)},
             "considered": [
-                _considered(each, facts)
-                for each in applying[:MOST_CONSIDERED]
+                _considered(each, attributes)
+                for each in applying[:MAX_CONSIDERED]
                 if isinstance(each, AuthorizationPolicy)
             ],
             "applying": len(applying),
         }
 
-    def _path(self, source: _End, target: _End) -> tuple[str, str]:
-        """By which way such a connection comes in, and the identity that it proves by it."""
+    def _path(self, source: _Peer, target: _Peer) -> tuple[str, str]:
+        """The path of the connection, and the identity that the source proves on it."""
         node = target.workload.node if target.workload else ""
-        if source.ip in self._mirror.node_addresses(node):
+        if source.ip in self._view.node_addresses(node):
             return "node", ""
         if source.workload is None or source.workload.protocol is not TunnelProtocol.HBONE:
             return "plaintext", ""
         return "HBONE", source.workload.identity
 
-    def _end(self, text: str, wanted: int) -> _End:
-        """A pod by name, or whoever has an address. `wanted` 0 means either family."""
-        workloads = self._mirror.snapshot().workloads
+    def _peer(self, text: str, wanted_family: int) -> _Peer:
+        """A pod by name, or the workload with an address. `wanted_family` 0 means any."""
+        workloads = self._view.snapshot().workloads
         try:
             ip = canonical(text.strip("[]"))
         except AddressError:
-            return self._pod(text, wanted, workloads)
+            return self._pod(text, wanted_family, workloads)
         holders = [each for each in workloads if ip in each.addresses and not each.host_network]
-        return _End(ip, max(holders, key=_in_mesh, default=None))
+        return _Peer(ip, max(holders, key=_in_mesh, default=None))
 
-    def _pod(self, text: str, wanted: int, workloads: tuple[Workload, ...]) -> _End:
+    def _pod(self, text: str, wanted_family: int, workloads: tuple[Workload, ...]) -> _Peer:
         namespace, _, name = text.rpartition("/")
         namespace = namespace or "default"
         here = [each for each in workloads if each.namespace == namespace]
@@ -164,11 +164,11 @@ class PolicySimulator:
             (each for each in here if each.owner_name == name), key=lambda each: each.name
         )
         if not found:
-            raise InvalidQueryError(f"no pod {namespace}/{name}; see: ztctl workload list")
+            raise InvalidQueryError(f"no pod {namespace}/{name}; hint: ztctl workload list")
         for ip in found[0].addresses:
-            if wanted in (0, family(ip)):
-                return _End(ip, found[0])
-        raise InvalidQueryError(f"pod {namespace}/{name} has no IPv{wanted} address")
+            if wanted_family in (0, family(ip)):
+                return _Peer(ip, found[0])
+        raise InvalidQueryError(f"pod {namespace}/{name} has no IPv{wanted_family} address")
 
 
 def _row(policy: Policy) -> Json:
@@ -186,8 +186,8 @@ def _row(policy: Policy) -> Json:
 
 
 def _definition(policy: Policy) -> dict[str, Any]:
-    built: dict[str, Any] = msgspec.to_builtins(policy)
-    return {name: value for name, value in built.items() if name not in ("type", "refused")}
+    fields: dict[str, Any] = msgspec.to_builtins(policy)
+    return {name: value for name, value in fields.items() if name not in ("type", "refused")}
 
 
 def _state(policy: Policy) -> str:
@@ -208,30 +208,30 @@ def _message(policy: Policy) -> str:
 
 
 def _instead(policy: Policy) -> str:
-    """What is done in place of a refused policy."""
+    """The effect of a rejected policy."""
     if not isinstance(policy, AuthorizationPolicy):
         return "STRICT instead"
     return "denies all instead" if policy.rules else "allows nothing instead"
 
 
-def _considered(policy: AuthorizationPolicy, facts: RequestAttributes) -> Json:
+def _considered(policy: AuthorizationPolicy, attributes: RequestAttributes) -> Json:
     index = RuleIndex()
     index.add(policy)
-    hit = index.first(facts)
+    match = index.first(attributes)
     return {
         "policy": display_name(policy.key),
         "action": policy.action.value,
         "dry_run": policy.dry_run,
-        "matches": f"rules[{hit.number}]" if hit else "",
+        "matches": f"rules[{match.number}]" if match else "",
     }
 
 
-def _answered(allowed: bool, cause: str, reason: str) -> Json:
+def _decision(allowed: bool, cause: str, reason: str) -> Json:
     return {"allowed": allowed, "cause": cause, "reason": reason, "policy": "", "rule": ""}
 
 
-def _identity(end: _End) -> str:
-    found = end.workload
+def _identity(peer: _Peer) -> str:
+    found = peer.workload
     return found.identity if found and found.protocol is TunnelProtocol.HBONE else ""
 
 
@@ -243,4 +243,4 @@ def _port(text: str) -> int:
     try:
         return parse_authority(f"0.0.0.0:{text}").port
     except AddressError as error:
-        raise InvalidQueryError(f"{text!r} is no port; say POD:PORT") from error
+        raise InvalidQueryError(f"{text!r} is not a port; hint: use POD:PORT") from error

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The admin API for port-forward: a port on the node's loopback that asks for proof (0013).
+"""The admin API for `kubectl port-forward`: a TLS port on the node's loopback (decision 0013).
 
-    listen ──▶ key and port on our own pod ──▶ per connection, WAYS at once:
-        TLS ── token ── reviewed? ──▶ bytes to and from the admin socket
-                          \\──▶ no: why, PENALTY, closed
+    listen --> publish port and key in the pod's annotation --> accept, MAX_CONNECTIONS at once:
+        TLS handshake --> token --> TokenReview --> authenticated: relay to the admin socket
+                                                |-> rejected: reason, REJECTION_DELAY_S, close
 
-Every process of the node and every pod on its network can dial here, so nothing is believed and
-everything is bounded: how many, for how long, how much before the proof.
+Every process of the node and every pod on its network can connect. Nothing that a client sends is
+trusted before it is authenticated, and the number of connections, their duration and the data
+before authentication are limited.
 """
 
 from __future__ import annotations
@@ -34,163 +35,163 @@ from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.kube.writers.pod_writer import PodWriter
 from ztunnel.kube.writers.token_review import TokenReviewer
 
-WAYS = 8  # connections at once; more wait in a backlog as long
-REVIEWS = 2  # of tokens at once: the threads are not ours alone
-PROOF_TIME = 5.0  # seconds for the handshake, and again for the token
-LIFE = 60.0  # seconds that a connection lasts at most
-PENALTY = 2.0  # seconds that a refused one keeps its place: so few reviews can be provoked
-AGAIN = 5.0  # seconds between looks whether our pod says what it should
-_CHUNK = 1 << 16
+MAX_CONNECTIONS = 8  # at once; the backlog has the same length
+MAX_REVIEWS = 2  # TokenReviews at once, as they occupy threads
+AUTH_TIMEOUT_S = 5.0  # for the handshake, and again for the token
+MAX_DURATION_S = 60.0  # of a connection
+REJECTION_DELAY_S = 2.0  # a rejected connection occupies its slot: limits the rate of reviews
+ANNOTATION_INTERVAL_S = 5.0  # between checks of the annotation
+CHUNK_BYTES = 1 << 16
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class AnnotationStore:
-    """The agent's. `said` is the annotation as the watch shows it; `say` writes it, blocking."""
+    """The annotation of the agent's pod. `read` returns it as watched; `write` blocks."""
 
-    said: Callable[[], str]
-    say: Callable[[str], object]
+    read: Callable[[], str]
+    write: Callable[[str], object]
 
 
-class Door:
-    """One per agent. `refusal(token, audience)` blocks, and is empty for a token that opens."""
+class AdminTlsServer:
+    """One per agent. `review(token, audience)` blocks; it returns a reason to reject, or ""."""
 
-    def __init__(self, target: Path, refusal: Callable[[str, str], str]) -> None:
+    def __init__(self, target: Path, review: Callable[[str, str], str]) -> None:
         """`target` is the admin socket. Listens at once. Raises OSError."""
         self._target = target
-        self._refusal = refusal
+        self._review = review
         self._tls, key = _identity()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=WAYS)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=MAX_CONNECTIONS)
         self._listener.setblocking(False)
-        self.doorway = AdminEndpoint(self._listener.getsockname()[1], key)
-        self._talks: set[asyncio.Task[None]] = set()
-        self._reviews = asyncio.Semaphore(REVIEWS)
+        self.endpoint = AdminEndpoint(self._listener.getsockname()[1], key)
+        self._connections: set[asyncio.Task[None]] = set()
+        self._reviews = asyncio.Semaphore(MAX_REVIEWS)
 
     async def serve(self) -> None:
-        """Take connections until cancelled."""
-        loop, room = asyncio.get_running_loop(), asyncio.Semaphore(WAYS)
+        """Accept connections until cancelled."""
+        loop, slots = asyncio.get_running_loop(), asyncio.Semaphore(MAX_CONNECTIONS)
 
-        def over(talk: asyncio.Task[None]) -> None:
-            self._talks.discard(talk)
-            room.release()
+        def on_done(task: asyncio.Task[None]) -> None:
+            self._connections.discard(task)
+            slots.release()
 
         while True:
-            await room.acquire()
+            await slots.acquire()
             try:
                 sock, _ = await loop.sock_accept(self._listener)
-            except OSError as error:  # out of descriptors, or the dialler is gone already
-                room.release()
-                log.warning("admin port", error=str(error))
-                await asyncio.sleep(PENALTY)
+            except OSError as error:  # out of descriptors, or the client has closed already
+                slots.release()
+                log.warning("remote admin accept failed", error=str(error))
+                await asyncio.sleep(REJECTION_DELAY_S)
                 continue
-            talk = asyncio.create_task(self._talk(sock))
-            self._talks.add(talk)
-            talk.add_done_callback(over)
+            task = asyncio.create_task(self._serve(sock))
+            self._connections.add(task)
+            task.add_done_callback(on_done)
 
     async def announce(self, pod: AnnotationStore) -> None:
-        """Keep our pod's annotation true, until cancelled."""
-        text, complaint = str(self.doorway), ""
+        """Reconcile the pod's annotation with the port and key, until cancelled."""
+        text, last_error = str(self.endpoint), ""
         while True:
-            if pod.said() != text:
+            if pod.read() != text:
                 try:
-                    await asyncio.to_thread(pod.say, text)
-                    complaint = ""
+                    await asyncio.to_thread(pod.write, text)
+                    last_error = ""
                 except Exception as error:
-                    if str(error) != complaint:
-                        complaint = str(error)
-                        log.warning("admin port not announced", error=complaint, note="tried again")
-            await asyncio.sleep(AGAIN)
+                    if str(error) != last_error:
+                        last_error = str(error)
+                        log.warning("remote admin port not published, will retry", error=last_error)
+            await asyncio.sleep(ANNOTATION_INTERVAL_S)
 
     async def close(self) -> None:
-        """Stop listening, and end what is under way."""
+        """Stop listening, and close all connections."""
         self._listener.close()
-        talks = list(self._talks)
-        for talk in talks:
-            talk.cancel()
-        await asyncio.gather(*talks, return_exceptions=True)
+        tasks = list(self._connections)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _talk(self, sock: socket.socket) -> None:
-        """One connection. Whatever a stranger does ends it, and nothing else."""
+    async def _serve(self, sock: socket.socket) -> None:
+        """Serve one connection; its errors close it and affect nothing else."""
         with sock, suppress(OSError, ValueError, EOFError):
-            async with asyncio.timeout(LIFE):
+            async with asyncio.timeout(MAX_DURATION_S):
                 try:
-                    await self._hear(sock)
-                except UnauthenticatedError as stranger:
-                    log.warning("admin port: refused", reason=str(stranger))
-                    await asyncio.sleep(PENALTY)
+                    await self._authenticate_and_relay(sock)
+                except UnauthenticatedError as error:
+                    log.warning("remote admin client rejected", reason=str(error))
+                    await asyncio.sleep(REJECTION_DELAY_S)
 
-    async def _hear(self, sock: socket.socket) -> None:
+    async def _authenticate_and_relay(self, sock: socket.socket) -> None:
         reader = asyncio.StreamReader(limit=admin_endpoint.MAX_TOKEN_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
         loop = asyncio.get_running_loop()
         try:
             transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol, sock, ssl=self._tls, ssl_handshake_timeout=PROOF_TIME
+                lambda: protocol, sock, ssl=self._tls, ssl_handshake_timeout=AUTH_TIMEOUT_S
             )
         except OSError as error:
             raise UnauthenticatedError("no TLS") from error
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         try:
-            await self._prove(reader, writer)
-            await _carry(self._target, reader, writer)
+            await self._authenticate(reader, writer)
+            await _relay(self._target, reader, writer)
         finally:
             transport.abort()
 
-    async def _prove(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Raises _StrangerError, who has been told why."""
+    async def _authenticate(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Check the token and send the result. Raises UnauthenticatedError."""
         try:
-            async with asyncio.timeout(PROOF_TIME):
+            async with asyncio.timeout(AUTH_TIMEOUT_S):
                 line = await reader.readuntil()
         except (TimeoutError, EOFError, asyncio.LimitOverrunError) as error:
             raise UnauthenticatedError("no token") from error
-        token, audience = line.decode("ascii", "replace").strip(), self.doorway.audience
+        token, audience = line.decode("ascii", "replace").strip(), self.endpoint.audience
         if not token:
             raise UnauthenticatedError("no token")
         async with self._reviews:
-            refusal = await asyncio.to_thread(self._refusal, token, audience)
-        answer = f"{admin_endpoint.REJECTED}{refusal}" if refusal else admin_endpoint.OK
-        writer.write(
-            answer.encode("ascii", "replace")[: admin_endpoint.MAX_REPLY_BYTES - 1] + b"\n"
-        )
+            rejection = await asyncio.to_thread(self._review, token, audience)
+        reply = f"{admin_endpoint.REJECTED}{rejection}" if rejection else admin_endpoint.OK
+        writer.write(reply.encode("ascii", "replace")[: admin_endpoint.MAX_REPLY_BYTES - 1] + b"\n")
         await writer.drain()
-        if refusal:
-            raise UnauthenticatedError(refusal)
+        if rejection:
+            raise UnauthenticatedError(rejection)
 
 
 class UnauthenticatedError(Exception):
-    """Somebody who proved nothing."""
+    """The client did not authenticate; the text is the reason."""
 
 
-async def _carry(target: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Bytes both ways until one side ends. Raises OSError."""
-    answers, questions = await asyncio.open_unix_connection(str(target))
-    ways = {
-        asyncio.create_task(_copy(reader, questions)),
-        asyncio.create_task(_copy(answers, writer)),
+async def _relay(target: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Copy bytes in both directions until one side closes. Raises OSError."""
+    responses, requests = await asyncio.open_unix_connection(str(target))
+    copies = {
+        asyncio.create_task(_copy(reader, requests)),
+        asyncio.create_task(_copy(responses, writer)),
     }
     try:
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
         with suppress(OSError):
-            async with asyncio.timeout(PROOF_TIME):
+            async with asyncio.timeout(AUTH_TIMEOUT_S):
                 await writer.drain()
                 writer.close()
                 await writer.wait_closed()
     finally:
-        for way in ways:
-            way.cancel()
-        await asyncio.gather(*ways, return_exceptions=True)
-        questions.close()
+        for copy in copies:
+            copy.cancel()
+        await asyncio.gather(*copies, return_exceptions=True)
+        requests.close()
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    while data := await source.read(_CHUNK):
+    while data := await source.read(CHUNK_BYTES):
         target.write(data)
         await target.drain()
 
 
 def _identity() -> tuple[ssl.SSLContext, str]:
-    """A key of our own, in memory only, and the SHA-256 by which others know it."""
+    """A new key, in memory only, and the SHA-256 of its certificate."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, admin_endpoint.ACCOUNT)])
     certificate = (
@@ -200,7 +201,7 @@ def _identity() -> tuple[ssl.SSLContext, str]:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=3650))  # it lasts as long as this process
+        .not_valid_after(now + timedelta(days=3650))  # longer than the process runs
         .sign(key, hashes.SHA256())
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -226,12 +227,12 @@ async def serve_remote_admin(access: Access, options: Options, view: ClusterView
     place = options.namespace, options.pod_name
     with closing(PodWriter(access.client(), options.node)) as writer:
         pod = AnnotationStore(
-            said=lambda: view.annotation(*place, admin_endpoint.ANNOTATION),
-            say=lambda text: writer.annotate(*place, admin_endpoint.ANNOTATION, text),
+            read=lambda: view.annotation(*place, admin_endpoint.ANNOTATION),
+            write=lambda text: writer.annotate(*place, admin_endpoint.ANNOTATION, text),
         )
         reviewer = TokenReviewer(writer.client, options.namespace)
-        door = Door(options.admin_socket, reviewer.refusal)
+        server = AdminTlsServer(options.admin_socket, reviewer.refusal)
         try:
-            await asyncio.gather(door.serve(), door.announce(pod))
+            await asyncio.gather(server.serve(), server.announce(pod))
         finally:
-            await door.close()
+            await server.close()

@@ -19,7 +19,7 @@ from tests.unit.agent.fakes import FakeWorker
 from tests.unit.agent.test_agent import Agent, agent, namespace, pod
 from tests.unit.telemetry.builders import between
 from ztunnel.agent.api import metrics_collector as metrics_module
-from ztunnel.agent.api.metrics_collector import Metrics
+from ztunnel.agent.api.metrics_collector import MetricsCollector
 from ztunnel.agent.api.metrics_health_server import (
     MAX_CONNECTIONS,
     MetricsHealthServer,
@@ -136,10 +136,10 @@ async def test_who_holds_connections_open_keeps_no_probe_out() -> None:
 # The page of a whole agent, but for the kernel
 
 
-def metrics_of(a: Agent, totals: TrafficTotals, directory: Path) -> Metrics:
-    return Metrics(
+def metrics_of(a: Agent, totals: TrafficTotals, directory: Path) -> MetricsCollector:
+    return MetricsCollector(
         totals=totals,
-        paths=RttTable(10),
+        rtt=RttTable(10),
         dns=DnsCounters(),
         status=a.admin._views,
         sessions=a.sessions,
@@ -160,7 +160,7 @@ async def test_page_tells_of_the_agent_and_asks_workers_first(
         await wait_until_async(a.is_serving, "readiness")
         totals = TrafficTotals(10)
         worker.answers = lambda number, what: totals.add(SeriesCounts(between("a", "b"), opened=1))
-        monkeypatch.setattr(metrics_module, "ASK_TIMEOUT", 0.2)
+        monkeypatch.setattr(metrics_module, "REPORT_TIMEOUT_S", 0.2)
         body, _ = await metrics_of(a, totals, tmp_path).page()
         found = {
             (sample.name, *sample.labels.values()): sample.value

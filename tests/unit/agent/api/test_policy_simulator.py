@@ -115,12 +115,12 @@ def test_said_identity_overrides() -> None:
     [
         ("nobody", "web:80", "no pod default/nobody"),
         ("client", "nobody:80", "no pod default/nobody"),
-        ("client", "web", "no port"),
-        ("client", "web:http", "no port"),
-        ("client", "web:0", "no port"),
-        ("client", "web:70000", "no port"),
+        ("client", "web", "not a port"),
+        ("client", "web:http", "not a port"),
+        ("client", "web:0", "not a port"),
+        ("client", "web:70000", "not a port"),
         ("", "web:80", "no pod"),
-        ("client", "", "no port"),
+        ("client", "", "not a port"),
     ],
 )
 def test_wrong_questions(source: str, target: str, said: str) -> None:
