@@ -11,12 +11,15 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 from functools import partial
 from types import FrameType
 
 import hypothesis
+import pytest
 
 from ztunnel import compiled
+from ztunnel.datapath import requirements
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
@@ -34,7 +37,25 @@ def pytest_report_header() -> str:
     return f"hot modules: {'compiled' if compiled.is_loaded() else 'sources'}"
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    _handle_end_signals()
+    if config.getoption("numprocesses", None):  # the process that starts the workers of xdist
+        _keep_bpffs_mounted(config)
+
+
+def _keep_bpffs_mounted(config: pytest.Config) -> None:
+    """Mount the bpffs for all workers: the first one to end would unmount that of the others."""
+    if os.geteuid() == 0 and not requirements.bpffs_mount().mounted:
+        point = str(requirements.BPFFS)
+        subprocess.run(["mount", "-t", "bpf", "bpf", point], check=True)
+        config.add_cleanup(partial(_unmount, point))
+
+
+def _unmount(point: str) -> None:
+    subprocess.run(["umount", point], check=True)
+
+
+def _handle_end_signals() -> None:
     """Handle the end signals in this process only.
 
     Processes that a test forks own no fixtures and just exit.
