@@ -15,6 +15,19 @@ EVENTS = {
     "requests no certificate for it.",
 }
 
+POD_ERRORS = {
+    "NetnsNotFound": "Neither the container runtime nor the pod's cgroup leads to its network "
+    "namespace yet.",
+    "HostNetns": "The namespace found is the node's own. The agent never captures it.",
+    "WorkerNotReady": "The listeners exist, but no worker has confirmed the pod yet.",
+    "NotServed": "The pod is captured, but no worker serves it: its connections are refused.",
+    "NotRedirected": "The kernel does not redirect the pod's connections yet.",
+    "InboundNotRedirected": "`zt_sk_lookup` is not attached to the pod's namespace yet.",
+    "KernelError": "A system call or map update failed; the message contains the error.",
+    "PortInUse": "A process in the pod listens on one of the mesh's ports.",
+    "ListenError": "A listener could not be created in the pod; the message contains the error.",
+}
+
 FLAGS = {
     "-": "No failure: the connection ended in order, or was reset after it was established.",
     "DENY": "Denied by policy, here or at the destination; also a live connection that a policy "

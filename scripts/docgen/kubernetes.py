@@ -11,6 +11,7 @@ import yaml
 
 from scripts.docgen import facts
 from scripts.docgen.markdown import ROOT, code, enum_members, sources, table
+from ztunnel.agent.api.admin_views import NOT_SERVED
 
 _EVENT = re.compile(r'"(Mesh[A-Z][A-Za-z]+)"')
 _LABEL = re.compile(r'"([a-z0-9.-]+\.(?:io|dev)/[A-Za-z-]+)"')
@@ -20,6 +21,13 @@ def events() -> str:
     """Reasons of the Events that the agent emits."""
     found = {reason for path in sources("ztunnel/agent") for reason in _EVENT.findall(_read(path))}
     return table(("reason", "meaning"), _described(found, facts.EVENTS, "Event"))
+
+
+def pod_errors() -> str:
+    """Reasons why the agent retries a step of a pod's enrollment."""
+    found = {value for _, value, _ in enum_members("ztunnel/agent/pods/pod.py", "RetryReason")}
+    found.add(NOT_SERVED)
+    return table(("reason", "meaning"), _described(found, facts.POD_ERRORS, "pod error"))
 
 
 def csr_reasons() -> str:

@@ -40,6 +40,7 @@ GENERATORS = {
     "log-events-access": log_events.access_table,
     "metrics-istio": metrics.istio,
     "metrics-node": metrics.node,
+    "pod-errors": kubernetes.pod_errors,
     "ports": network.ports,
     "rbac": kubernetes.rbac,
     "response-flags": metrics.response_flags,
