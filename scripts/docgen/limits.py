@@ -16,8 +16,15 @@ def bpf() -> str:
     text = "\n".join(
         path.read_text(encoding="utf-8") for path in sorted((ROOT / "bpf").rglob("*.h"))
     )
-    rows = ((code(n), value, sentence(words or "")) for n, value, words in _DEFINE.findall(text))
+    rows = (
+        (code(n), _number(value), sentence(words or ""))
+        for n, value, words in _DEFINE.findall(text)
+    )
     return table(("constant", "value", "meaning"), sorted(rows))
+
+
+def _number(text: str) -> str:
+    return f"{int(text):,}" if text.isdigit() else code(text)
 
 
 def python() -> str:
