@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hostile input for every parser that reads what a peer, a pod or an object's author wrote.
+"""Fuzzing of every parser whose input comes from a peer, a pod or the author of an object.
 
     python -m tests.fuzz [TARGET...] --runs N --seed S
 
-A target (`tests.fuzz.targets`) is a check of one parser, seeds and a way to change them; the engine
-is atheris, which looks for inputs that reach new code. See docs/tasks/fuzz.md.
+A target (`tests.fuzz.targets`) has a check of one parser, seeds and a mutator; the engine is
+atheris, which searches for inputs that reach new code. See docs/tasks/fuzz.md.
 """

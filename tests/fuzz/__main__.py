@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command: `python -m tests.fuzz --help`. Runs one engine a target, one after the other."""
+"""The command: `python -m tests.fuzz --help`. Runs one engine per target, one after the other."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import structlog
 from tests.fuzz import corpus_files, targets
 from tests.fuzz.engine import load
 
-SECONDS = 10  # an input that takes longer is a finding; libFuzzer counts whole ones
-MEGABYTES = 512  # of the process with all that atheris keeps; one that needs more is a finding
-KEPT = 60  # inputs of a target that --keep writes: the corpus stays something to read
+SECONDS = 10  # an input that takes longer is a finding; libFuzzer counts whole seconds
+MEGABYTES = 512  # for the process including atheris; more is a finding
+KEPT = 60  # inputs per target that --keep writes, so that the corpus stays readable
 
 _DONE = re.compile(r"Done (\d+) runs")
 _COVERED = re.compile(r"cov: (\d+)")
@@ -28,8 +28,8 @@ _COVERED = re.compile(r"cov: (\d+)")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one target's runs came to. `covered` are the branches seen; `finding` is how to see it
-    again, empty when there is none."""
+    """The result of the runs of one target. `covered`: branches seen; `finding`: how to reproduce
+    it, empty if there is none."""
 
     target: str
     runs: int
@@ -40,7 +40,7 @@ class Outcome:
 
 
 def run(name: str, runs: int, seed: int, found: Path, *, keep: bool = False) -> Outcome:
-    """`runs` inputs of a target; those that break it are left in the folder `found`."""
+    """Run a target on `runs` inputs; failing inputs are written to the folder `found`."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         known, new, words = (Path(scratch) / part for part in ("known", "new", "words"))
         known.mkdir()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inputs that past runs found worth keeping: one a line, as Python writes octets.
+"""The corpus: interesting inputs of past runs, one Python bytes literal per line.
 
-    tests/fuzz/inputs/<target>.txt
+    tests/fuzz/corpus/<target>.txt
 
-Lines, so that a change of the corpus can be read.
+Lines make changes of the corpus readable.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ FOLDER = Path(__file__).with_name("corpus")
 
 
 def read(name: str) -> list[bytes]:
-    """A target's inputs; none when it has no file."""
+    """The inputs of a target; none if it has no file."""
     path = FOLDER / f"{name}.txt"
     lines = path.read_text("ascii").splitlines() if path.exists() else []
     return [bytes(ast.literal_eval(line)) for line in lines]
 
 
 def write(name: str, inputs: Iterable[bytes]) -> None:
-    """Keep these, shortest first."""
+    """Write the inputs of a target, shortest first."""
     ordered = sorted(set(inputs), key=lambda each: (len(each), each))
     (FOLDER / f"{name}.txt").write_text("".join(f"{each!r}\n" for each in ordered), "ascii")
 
 
 def distilled(check: Callable[[bytes], None], inputs: Iterable[bytes]) -> list[bytes]:
-    """Of the inputs those that go ways which no shorter one went, shortest first."""
+    """The inputs that cover code which no shorter input covers, shortest first."""
     seen: set[Step] = set()
     kept = []
     for octets in sorted(set(inputs), key=lambda each: (len(each), each)):
@@ -43,7 +43,7 @@ def distilled(check: Callable[[bytes], None], inputs: Iterable[bytes]) -> list[b
     return kept
 
 
-Step = tuple[str, int, int]  # in a file from one line to another
+Step = tuple[str, int, int]  # from one line to another of a file
 
 
 def _steps(check: Callable[[bytes], None], octets: bytes) -> set[Step]:

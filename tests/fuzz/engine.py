@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One target under atheris, in a process of its own, as libFuzzer ends the process it ran in.
+"""Runs one target under atheris in its own process, since libFuzzer ends the process.
 
-    python -m tests.fuzz.engine TARGET [libFuzzer's options and folders]
+    python -m tests.fuzz.engine TARGET [options and folders of libFuzzer]
 
 TARGET is a name in `tests.fuzz.targets` or the full name of a module with a `TARGET`.
 """
@@ -17,11 +17,11 @@ import structlog
 
 from tests.fuzz.target import Mutate, Target
 
-LIBRARIES = ["ztunnel", "dns", "hpack"]  # whose branches guide the search
+LIBRARIES = ["ztunnel", "dns", "hpack"]  # coverage of these guides the search
 
 
 def load(name: str) -> Target:
-    """The target of that name; its imports are instrumented when the engine is what runs."""
+    """Load a target; its imports are instrumented if the engine is the main module."""
     module = importlib.import_module(name if "." in name else f"tests.fuzz.targets.{name}")
     target = module.TARGET
     assert isinstance(target, Target)
@@ -29,7 +29,7 @@ def load(name: str) -> Target:
 
 
 def _mutator(mutate: Mutate) -> object:
-    """By structure, by octets, or both, each a third of the time."""
+    """Mutate by structure, by bytes, or both, each a third of the time."""
 
     def change(octets: bytes, max_size: int, seed: int) -> bytes:
         chance = random.Random(seed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fuzz target is, and how lists of parts are changed."""
+"""The definition of a fuzz target, and mutations of lists of parts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ T = TypeVar("T")
 
 
 def unchanged(octets: bytes, _chance: random.Random) -> bytes:
-    """For a format that the engine's own mutations serve well."""
+    """No structure-aware mutation, for formats that the mutations of the engine cover well."""
     return octets
 
 
 @dataclass(frozen=True)
 class Target:
-    """`check` takes any octets and must return: it catches the errors that the parser documents,
-    and a promise that is not kept is an AssertionError.
+    """`check` accepts any bytes and must return: it catches the documented errors of the parser,
+    and asserts its guarantees.
 
-    `mutate` changes an input along its structure; the engine changes it by octets besides.
-    `words` are what the format is made of; `max_len` is in octets.
+    `mutate` changes an input along its structure; the engine also changes bytes. `words` are
+    tokens of the format; `max_len` is in bytes.
     """
 
     check: Callable[[bytes], None]
@@ -34,7 +34,7 @@ class Target:
 
 
 def rearranged(parts: Sequence[T], spare: Sequence[T], chance: random.Random) -> list[T]:
-    """The parts after one to three changes: one left out, doubled, moved, or new from `spare`."""
+    """Apply one to three changes: remove, duplicate or move a part, or insert one of `spare`."""
     found = list(parts)
     for _ in range(chance.randint(1, 3)):
         change = chance.randrange(4)
@@ -50,7 +50,7 @@ def rearranged(parts: Sequence[T], spare: Sequence[T], chance: random.Random) ->
 
 
 def separated(separator: bytes, spare: Sequence[bytes]) -> Mutate:
-    """Changes of a text that is parts between separators."""
+    """Mutates a text that consists of parts between separators."""
 
     def mutate(octets: bytes, chance: random.Random) -> bytes:
         return separator.join(rearranged(octets.split(separator), spare, chance))

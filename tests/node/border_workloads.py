@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods and services on both sides of the mesh's border, for tests of what they can reach."""
+"""Pods and services inside and outside the mesh, for tests of reachability between them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SERVERS = {"near": "node-1", "far": "node-2"}  # the clients are on node-1
 
 
 def open_market(cluster: Nodes, patience: float) -> None:
-    """In both namespaces: a client, and servers with a service each, all ready and known."""
+    """In both namespaces: a client, and servers with a service each, all ready and reachable."""
     for space, labels in ((INSIDE, AMBIENT), (OUTSIDE, {})):
         accounts = [account(name, space) for name in ("client", *SERVERS)]
         servers = [server(name, space, node) for name, node in SERVERS.items()]
@@ -41,12 +41,12 @@ def _is_answered(cluster: Nodes, space: str, name: str) -> bool:
 
 
 def cluster_ip(cluster: Nodes, space: str, name: str) -> str:
-    """A service's virtual address."""
+    """The cluster IP of a service."""
     return str(_service(cluster, space, name)["clusterIP"])
 
 
 def node_port(cluster: Nodes, space: str, name: str) -> int:
-    """A service's port on every node, of TCP."""
+    """The TCP node port of a service."""
     return int(_service(cluster, space, name)["ports"][0]["nodePort"])
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cluster's DNS as clusters have it: CoreDNS behind the service `kube-dns`, whose address the
-kubelet writes into pods' resolv.conf."""
+"""The DNS of the cluster: CoreDNS behind the service `kube-dns`, whose address the kubelet writes
+into the resolv.conf of pods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.node.objects import account, metadata
 
 IMAGE = "localhost/coredns:test"
 SPACE, NAME = "kube-system", "coredns"
-ELSEWHERE, ADDRESS = "www.example.test", "192.0.2.7"  # a host outside, and what it resolves to
+ELSEWHERE, ADDRESS = "www.example.test", "192.0.2.7"  # an external host, and its address
 _COREFILE = f"""
 .:53 {{
     errors
@@ -30,7 +30,7 @@ _LABELS = {"k8s-app": "kube-dns"}
 
 
 def objects() -> list[dict[str, Any]]:
-    """All of it, of the shape that kubeadm installs; its rights are of what the plugin reads."""
+    """All objects, as kubeadm installs them; RBAC covers what the plugin reads."""
     rules = [
         {
             "apiGroups": [""],

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole small cluster: control plane and nodes, real ones, on one bridge that nothing else is on.
+"""A small cluster: real control plane and nodes on a bridge of their own.
 
-    with Nodes(directory, binaries) as cluster:     # the thread is in the control plane's netns
+    with Nodes(directory, binaries) as cluster:     # the thread enters the control plane's netns
         cluster.server.kubectl("get", "nodes")
         cluster.machines[0].run("ip", "route")
 
 etcd, kube-apiserver, kube-controller-manager and kube-scheduler run in one network namespace, each
-node in another; that of the control plane also stands for what is outside the cluster. Pods have
-routes to each other. Services are kube-proxy's business, the API server's own too.
+node in its own; the namespace of the control plane also acts as the outside of the cluster. Pods
+have routes to each other. kube-proxy implements services, including that of the API server.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BRIDGE = "br0"
 
 
 class Nodes:
-    """`directory`/images has OCI archives, which every node gets."""
+    """`directory`/images contains OCI archives that every node imports."""
 
     def __init__(self, directory: Path, binaries: Path, count: int = COUNT) -> None:
         self.directory = directory
@@ -60,7 +60,7 @@ class Nodes:
 
     @contextmanager
     def no_controllers(self) -> Iterator[None]:
-        """What is applied meanwhile takes effect afterwards."""
+        """Pause the controllers; changes made meanwhile take effect afterwards."""
         self._manager.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -68,14 +68,14 @@ class Nodes:
             self._manager.send_signal(signal.SIGCONT)
 
     def wait_ready(self, within: float) -> None:
-        """Until every node is Ready."""
+        """Wait until every node is Ready."""
         try:
             wait_until(self._is_ready, "every node is Ready", timeout_s=within)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.told()}") from error
 
     def told(self) -> str:
-        """What a person would look at when something fails."""
+        """Logs and states that help to debug a failure."""
         seen = [
             self.server.try_kubectl(*words.split()).stdout
             for words in (
@@ -150,7 +150,7 @@ class Nodes:
         return name
 
     def _wired(self, control: str, number: int) -> str:
-        """A node's namespace, on the bridge, with the ways to the others' pods."""
+        """The namespace of a node on the bridge, with routes to the pods of the others."""
         name = f"{self.prefix}-node-{number}"
         self._netns(name)
         link = f"link add eth0 type veth peer name node{number} netns {control}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One cluster with two real nodes for all tests here, and the mesh on it as `ztctl` installs it."""
+"""One cluster with two real nodes for all tests here, with the mesh installed by `ztctl`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.support.apiserver.server import ROOT, assets
 from ztunnel.datapath.requirements import cgroup2_root
 from ztunnel.kube.constants import NAMESPACE
 
-PROGRAMS = ("kubelet", "kube-proxy", "coredns")  # that envtest's binaries don't have
-PATIENCE = 100.0  # seconds for what kubelets do
+PROGRAMS = ("kubelet", "kube-proxy", "coredns")  # not part of the binaries of envtest
+PATIENCE = 100.0  # seconds for kubelets
 Ztctl = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """Two nodes that are Ready and have all images. The thread is in the control plane's netns."""
+    """Two Ready nodes with all images. The thread enters the netns of the control plane."""
     binaries = assets()
     missing = [name for name in PROGRAMS if not (binaries / name).exists()]
     if missing:
@@ -53,9 +53,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="package")
 def ztctl(cluster: Nodes) -> Ztctl:
-    """`ztctl ARGUMENTS...` against the cluster, as a person runs it; it must end with `code`.
+    """Run `ztctl ARGUMENTS...` against the cluster; it must exit with `code`.
 
-    As its administrator, unless a `login` is given.
+    Uses the credentials of the administrator, unless `login` is set.
     """
 
     def run(
@@ -79,17 +79,16 @@ def ztctl(cluster: Nodes) -> Ztctl:
 
 @pytest.fixture(scope="package")
 def market(mesh: Nodes) -> Nodes:
-    """The mesh with pods and services in it and outside of it."""
+    """The mesh, with pods and services inside and outside it."""
     open_market(mesh, PATIENCE)
     return mesh
 
 
 @pytest.fixture(scope="package")
 def mesh(cluster: Nodes, ztctl: Ztctl) -> Nodes:
-    """The cluster with the mesh on it.
+    """The cluster with the mesh installed.
 
-    Both nodes have one kernel, where each mesh must keep to its own node's pods; so the agents are
-    told their node's cgroup before there are any.
+    Both nodes share a kernel, so each agent gets the cgroup of its node, before there are any pods.
     """
     own = cgroup2_root() / f"{cluster.prefix}-$(NODE_NAME)"
     with cluster.no_controllers():

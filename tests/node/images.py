@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images without a registry: an OCI archive of one static program."""
+"""Builds images without a registry: an OCI archive of one static program."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-BUSYBOX = Path("/bin/busybox")  # Debian's busybox-static: it is what it is called
+BUSYBOX = Path("/bin/busybox")  # busybox-static of Debian: the name selects the applet
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 _TYPE = "application/vnd.oci.image"
 
 
 def archive(target: Path, name: str, program: Path, entrypoint: Sequence[str]) -> None:
-    """Write an image of a program, which is called as `entrypoint` calls it.
+    """Write an image of a program that runs as `entrypoint`.
 
     Format: the OCI image layout specification, as a tar file.
     """

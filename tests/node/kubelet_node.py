@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One node: real kubelet, kube-proxy, containerd, in namespaces of their own for all but users.
+"""One node: real kubelet, kube-proxy and containerd, in namespaces of their own except for users.
 
     with Machine(number, directory, netns, server) as node: ...
 
-What these do to "the machine" they do to that node: its /run, /sys/fs/bpf, netfilter, and all
-processes go with `machine.sh`, its pid 1. Only cgroups are the machine's, below one directory that
-`close` removes.
+Its /run, /sys/fs/bpf, netfilter and processes belong to the node and end with `kubelet_node.sh`,
+its PID 1. Only cgroups are those of the machine, below one directory that `close` removes.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from ztunnel.lab.runtime import cgroups
 
 HERE = Path(__file__).resolve().parent
 CGROUPS = Path("/sys/fs/cgroup")
-PREFIX = "ztnode-"  # of what a node needs on the machine: the pid of the test run follows
-END = 20.0  # seconds until what is left of a node is killed
+PREFIX = "ztnode-"  # of names on the machine, followed by the PID of the test run
+END = 20.0  # seconds until remaining processes of a node are killed
 
 
 class Machine:
-    """`space` is its network namespace, there and wired; pods get 10.244.<number>.0/24.
+    """`space` is its network namespace, already connected; pods get 10.244.<number>.0/24.
 
-    `api` is where the node finds the API server, before any service is.
+    `api` is the address of the API server, used before any service exists.
     """
 
     def __init__(
@@ -65,22 +64,22 @@ class Machine:
         self._end()
 
     def check(self) -> None:
-        """Raises AssertionError when the node has ended."""
+        """Raises AssertionError if the node has ended."""
         assert self._init is not None
         assert self._init.poll() is None, self.logs()
 
     @property
     def pid(self) -> str:
-        """What the machine calls the node's pid 1."""
+        """The PID of the node's PID 1 on the machine."""
         assert self._init is not None
         return Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text().split()[0]
 
     def enter_argv(self) -> list[str]:
-        """What runs a command on the node, as a person who is logged in there."""
+        """The prefix that runs a command on the node, as after a login."""
         return ["nsenter", "--target", self.pid, "--mount", "--net", "--pid", "--"]
 
     def run(self, *argv: str, timeout: float = 60) -> str:
-        """Run a command on the node; its output."""
+        """Run a command on the node; return its output."""
         done = subprocess.run(
             [*self.enter_argv(), *argv],
             capture_output=True,
@@ -92,7 +91,7 @@ class Machine:
         return done.stdout
 
     def logs(self) -> str:
-        """The end of all that the node's programs said."""
+        """The end of the logs of all programs of the node."""
         return "\n".join(
             f"--- {self.name} {path.name}\n{path.read_text(errors='replace')[-4000:]}"
             for path in sorted(self.directory.glob("*.log"))
@@ -119,7 +118,14 @@ class Machine:
                 *("setpriv", "--pdeathsig", "KILL"),
                 *netns.enter_argv(self._netns),
                 *argv,
-                *(HERE / "machine.sh", directory, server.binaries, self.name, self.address, own),
+                *(
+                    HERE / "kubelet_node.sh",
+                    directory,
+                    server.binaries,
+                    self.name,
+                    self.address,
+                    own,
+                ),
             ],
             stdin=subprocess.DEVNULL,
             stdout=(directory / "machine.log").open("wb"),
@@ -128,7 +134,7 @@ class Machine:
 
     def _end(self) -> None:
         if self._init is not None:
-            self._init.send_signal(signal.SIGKILL)  # takes its child, the node's pid 1, with it
+            self._init.send_signal(signal.SIGKILL)  # kills its child, the node's PID 1
             self._init.wait(END)
         for hierarchy in hierarchies():
             _remove_cgroup(hierarchy / self.cgroup)
@@ -141,7 +147,7 @@ class Machine:
 
 
 def hierarchies() -> list[Path]:
-    """Every mounted cgroup hierarchy, of version 1 or 2."""
+    """Every mounted cgroup hierarchy, version 1 or 2."""
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, rest = line.partition(" - ")
@@ -151,7 +157,7 @@ def hierarchies() -> list[Path]:
 
 
 def sweep() -> None:
-    """Remove what a test run that was killed left."""
+    """Remove the cgroups of killed test runs."""
     for name in netns.with_prefix(PREFIX):
         if not _is_live(name):
             netns.remove(name)
@@ -167,14 +173,14 @@ def _is_live(name: str) -> bool:
 
 def _make_cgroup(path: Path) -> None:
     path.mkdir()
-    for name in ("cpuset.cpus", "cpuset.mems"):  # empty in a new one of version 1
+    for name in ("cpuset.cpus", "cpuset.mems"):  # empty in a new cgroup of version 1
         own, above = path / name, path.parent / name
         if above.exists() and own.exists() and not own.read_text().strip():
             own.write_text(above.read_text())
 
 
 def _remove_cgroup(path: Path) -> None:
-    """Its processes are gone or going: a removal is tried until it works."""
+    """Retry the removal until its processes have ended."""
     deadline = time.monotonic() + END
     while path.exists():
         for directory in sorted(path.rglob("*/"), reverse=True):

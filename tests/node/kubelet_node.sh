@@ -1,12 +1,12 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# First process of a node: in namespaces of its own it is the node's pid 1, and when it ends the
-# kernel ends all of the node and drops its mounts and pins with it. See tests/node/kubelet_node.py.
+# PID 1 of a node, in its own namespaces. When it ends, the kernel kills all processes of the node
+# and removes its mounts and pins. See tests/node/kubelet_node.py.
 set -eu
 dir=$1 binaries=$2 node=$3 address=$4 cgroup=$5
-echo 0 >"$cgroup/cgroup.procs" # hooks at the node's cgroup see what the node itself does
+echo 0 >"$cgroup/cgroup.procs" # so that BPF programs at the cgroup of the node also see the node itself
 
-. "$(dirname "$0")/bare/ground.sh"
+. "$(dirname "$0")/runtime_nodes/common_mounts.sh"
 
 containerd --config "$dir/containerd.toml" >"$dir/containerd.log" 2>&1 &
 until ctr version >/dev/null 2>&1; do kill -0 $!; sleep 0.05; done
@@ -17,4 +17,4 @@ done
 "$binaries/kubelet" --config="$dir/kubelet.yaml" --kubeconfig="$dir/kubelet.kubeconfig" \
   --root-dir="$dir/kubelet" --hostname-override="$node" --node-ip="$address" --v=2 \
   >"$dir/kubelet.log" 2>&1 &
-while wait; do :; done # it adopts the orphans of the node
+while wait; do :; done # PID 1 reaps orphans

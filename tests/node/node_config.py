@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the programs of a node are told: files for containerd, CNI, kubelet and kube-proxy."""
+"""Configuration of the programs of a node: files for containerd, CNI, kubelet and kube-proxy."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 import yaml
 
 PAUSE = "ztunnel.test/pause:1"
-PODS = "10.244.0.0/16"  # all nodes' pods
+PODS = "10.244.0.0/16"  # the pods of all nodes
 CLUSTER_DNS, CLUSTER_DOMAIN = "10.96.0.10", "cluster.local"
 _LIMITS = {"memory.available": "1Mi", "nodefs.available": "1Mi", "imagefs.available": "1Mi"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one node. `directory` is its own; `pods` is the network of its pods."""
+    """The configuration of one node. `directory` is its own; `pods` is the network of its pods."""
 
     name: str
     directory: Path
@@ -25,7 +25,7 @@ class Settings:
     client_ca: Path
 
     def files(self) -> dict[str, str]:
-        """All of them, by path below `directory`."""
+        """All files, by path below `directory`."""
         return {
             "containerd.toml": self._containerd(),
             "cni/10-pods.conflist": self._network(),
@@ -83,7 +83,7 @@ conf_dir = "{self.directory}/cni"
             "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
             "failSwapOn": False,
             "failCgroupV1": False,
-            # it may lack the right to lower its OOM score and to write sysctls, as here
+            # may lack the privilege to lower its OOM score and to write sysctls, as here
             "featureGates": {"KubeletInUserNamespace": True},
             "makeIPTablesUtilChains": False,
             "oomScoreAdj": 0,
@@ -99,7 +99,7 @@ conf_dir = "{self.directory}/cni"
 
     def _kube_proxy(self) -> dict[str, object]:
         login = {"kubeconfig": str(self.directory / "kube-proxy.kubeconfig")}
-        # the table of connections is the kernel's own, and so the machine's: it stays as it is
+        # the conntrack table is shared by the whole machine: leave its size as it is
         none = {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s"}
         return {
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",

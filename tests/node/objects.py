@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests put into the cluster: a server that is probed over HTTP, a client, services.
+"""Objects of the tests: a server with HTTP probes, a client, services.
 
-Both pods are Python of the mesh's own image, which the nodes have anyway.
+Both pods run Python of the image of the mesh, which the nodes have anyway.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 IMAGE, NEXT = "localhost/ztunnel:test", "localhost/ztunnel:next"
-PORT = 8080  # HTTP by TCP, and one datagram for another by UDP
+PORT = 8080  # HTTP over TCP, and one datagram per datagram over UDP
 GREETING = "hello from the server"
 AMBIENT = {"istio.io/dataplane-mode": "ambient"}
 _SERVE = f"""
@@ -32,7 +32,7 @@ threading.Thread(target=datagrams, daemon=True).start()
 ThreadingHTTPServer(("", {PORT}), Handler).serve_forever()
 """
 _WAIT = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit()); signal.pause()"
-# asks its argument's server, `times` times; a line for each answer, which may be an error
+# sends `times` requests to the server in its argument; prints a line per answer or error
 _ASK = f"""
 import select, socket, sys, urllib.request
 host, times, way = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -61,23 +61,23 @@ _PROBE = {"httpGet": {"path": "/", "port": PORT}, "periodSeconds": 1, "timeoutSe
 
 
 def server(name: str, space: str, node: str) -> dict[str, Any]:
-    """Answers by TCP and UDP; the kubelet restarts it when its liveness probe fails thrice."""
+    """Answers over TCP and UDP; the kubelet restarts it after three failed liveness probes."""
     probes = {"readinessProbe": _PROBE, "livenessProbe": _PROBE}
     return _pod(name, space, node, {"args": [_SERVE], **probes})
 
 
 def client(name: str, space: str, node: str) -> dict[str, Any]:
-    """Something to run commands in."""
+    """A pod to run commands in."""
     return _pod(name, space, node, {"args": [_WAIT]})
 
 
 def asking(host: str, times: int = 1, *, udp: bool = False) -> list[str]:
-    """What is run in a client; `times` -1: until its input ends."""
+    """The command of a client; `times` -1: until stdin ends."""
     return ["python3", "-c", _ASK, host, str(times), "udp" if udp else "tcp"]
 
 
 def service(name: str, space: str, **spec: Any) -> dict[str, Any]:
-    """Of the pods with the label app=`name`; TCP and UDP. `spec`: what else it says."""
+    """Selects pods with the label app=`name`; TCP and UDP. `spec`: additional fields."""
     ports = [
         {"name": protocol.lower(), "port": PORT, "protocol": protocol}
         for protocol in ("TCP", "UDP")
@@ -112,10 +112,10 @@ def _pod(name: str, space: str, node: str, container: dict[str, Any]) -> dict[st
 
 
 def account(name: str, space: str) -> dict[str, Any]:
-    """A ServiceAccount, whose name is the pod's identity."""
+    """A ServiceAccount; its name is the identity of the pod."""
     return {"apiVersion": "v1", "kind": "ServiceAccount", **metadata(name, space)}
 
 
 def metadata(name: str, space: str = "", **more: Any) -> dict[str, Any]:
-    """The field of that name."""
+    """The field with that name."""
     return {"metadata": {"name": name, **({"namespace": space} if space else {}), **more}}

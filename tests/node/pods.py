@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pods of the cluster are, say, and are answered."""
+"""State of the pods of the cluster, and requests between them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SYSTEM = "ztunnel-system"
 
 
 def pod(cluster: Nodes, space: str, name: str) -> dict[str, Any]:
-    """As the API server has it."""
+    """The pod in the API server."""
     words = ("get", "pod", name, "-n", space, "-o", "json")
     found: dict[str, Any] = json.loads(cluster.server.kubectl(*words))
     return found
@@ -30,13 +30,13 @@ def is_running(cluster: Nodes, space: str, name: str) -> bool:
 
 
 def is_ready(cluster: Nodes, space: str, name: str) -> bool:
-    """Whether its probes have passed."""
+    """Whether its probes have succeeded."""
     conditions = pod(cluster, space, name)["status"].get("conditions", [])
     return {one["type"]: one["status"] for one in conditions}.get("Ready") == "True"
 
 
 def is_captured(cluster: Nodes, space: str, name: str) -> bool:
-    """Whether it is Ready, and marked as the mesh's."""
+    """Whether it is Ready and annotated as captured."""
     annotations = pod(cluster, space, name)["metadata"].get("annotations", {})
     return annotations.get(MARK) == "enabled" and is_ready(cluster, space, name)
 
@@ -47,17 +47,17 @@ def address_of(cluster: Nodes, space: str, name: str) -> str:
 
 
 def run_in(cluster: Nodes, space: str, name: str, *argv: str) -> str:
-    """What a command in a pod prints."""
+    """The output of a command in a pod."""
     return cluster.server.kubectl("exec", "-n", space, name, "--", *argv).strip()
 
 
 def ask(cluster: Nodes, space: str, name: str, host: str, *, udp: bool = False) -> str:
-    """What a client is answered by a server; the error's text if it is not."""
+    """The answer of a server to a client; the text of the error if there is none."""
     return run_in(cluster, space, name, *asking(host, udp=udp))
 
 
 def connections(cluster: Nodes, identity: str) -> list[dict[str, Any]]:
-    """The lines `connection` of all proxies that name an identity."""
+    """The lines `connection` of all proxies that contain an identity."""
     words = ("logs", "-n", SYSTEM, "-l", "app.kubernetes.io/name=ztunnel-proxy", "--tail=-1")
     lines = cluster.server.kubectl(*words).splitlines()
     told = [json.loads(line) for line in lines if line.startswith("{")]
@@ -66,7 +66,7 @@ def connections(cluster: Nodes, identity: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def requests(cluster: Nodes, space: str, name: str, host: str) -> Iterator[list[str]]:
-    """A client asks again and again, each time by a connection of its own: the answers."""
+    """A client that sends requests, each on its own connection: the answers."""
     words = ("exec", "-i", "-n", space, name, "--", *asking(host, -1))
     login = f"--kubeconfig={cluster.server.admin_kubeconfig}"
     process = subprocess.Popen(

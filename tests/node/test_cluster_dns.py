@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names as pods of a cluster use them: the kubelet's resolv.conf, CoreDNS, and our capture."""
+"""DNS of pods in a cluster: the resolv.conf of the kubelet, CoreDNS, and DNS capture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def named(market: Nodes) -> Nodes:
-    """With a DNS that is ready and knows the market."""
+    """The cluster with a ready DNS that knows the workloads."""
     market.server.apply(*cluster_dns.objects())
     words = ("-n", cluster_dns.SPACE, "rollout", "status", "deployment", cluster_dns.NAME)
     wait_until(
@@ -78,7 +78,7 @@ def _resolved(cluster: Nodes, space: str, name: str) -> str:
 
 
 def _counted(cluster: Nodes) -> dict[str, float]:
-    """Queries of the clients' node that came to the mesh, by what became of them."""
+    """Queries on the node of the clients that the mesh captured, by result."""
     url = f"http://{cluster.machines[0].address}:15020/metrics"
     with urllib.request.urlopen(url, timeout=5) as answer:
         page = Page(answer.read().decode())

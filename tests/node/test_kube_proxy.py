@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Services beside the mesh: a real kube-proxy makes their addresses, and enrolled pods use ours."""
+"""Services beside the mesh: kube-proxy implements their addresses, and enrolled pods use them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.node.pods import MARK, ask, connections, is_captured, pod, requests, 
 from tests.support.apiserver.control_plane import wait_until
 
 CLIENT_ID, FAR_ID = (f"spiffe://cluster.local/ns/{INSIDE}/sa/{name}" for name in ("client", "far"))
-# asks the API server by its service's address, as client libraries do
+# connects to the API server through its service, like client libraries
 _ASK_API = """
 import os, ssl, urllib.request
 place = "/var/run/secrets/kubernetes.io/serviceaccount/"
@@ -71,7 +71,8 @@ def test_metrics_distinguish_encrypted_connections(market: Nodes, way: str) -> N
 
 
 def _opened(cluster: Nodes, way: str, there: str, security: str) -> float:
-    """Connections of the client in the mesh to a server on the other node, as its node counts."""
+    """Connections from the client in the mesh to a server on the other node, as counted by its
+    node."""
     url = f"http://{cluster.machines[0].address}:15020/metrics"
     with urllib.request.urlopen(url, timeout=5) as answer:
         page = Page(answer.read().decode())
@@ -103,7 +104,7 @@ def test_node_port_reaches_the_mesh_from_outside(market: Nodes, target: str, nod
 
 
 def _from_outside(node: str, port: int) -> str:
-    """What somebody is answered who is not of the cluster, as is the test in its namespace."""
+    """The answer to a client outside the cluster, which is the test in its namespace."""
     try:
         with urllib.request.urlopen(f"http://{node}:{port}/", timeout=5) as answer:
             return str(answer.read().decode())
@@ -148,7 +149,7 @@ def test_kube_proxy_changes_only_its_own_node(market: Nodes) -> None:
 
 @pytest.fixture(scope="module")
 def strict(market: Nodes) -> Iterator[Nodes]:
-    """Nobody gets in in plaintext."""
+    """Plaintext is rejected everywhere."""
     policy = {
         "apiVersion": "security.istio.io/v1",
         "kind": "PeerAuthentication",
@@ -178,7 +179,7 @@ def test_strict_accepts_only_mutual_tls_through_a_service(strict: Nodes) -> None
 def test_strict_rejects_plaintext_through_a_node_port(
     strict: Nodes, target: str, node: int
 ) -> None:
-    """At the own node of the pod too, where kube-proxy gives it the address that probes have."""
+    """Also on the node of the pod, where kube-proxy uses the source address that probes have."""
     port = node_port(strict, INSIDE, target)
     assert "reset" in _from_outside(strict.machines[node].address, port)
-    assert is_captured(strict, INSIDE, target)  # its probes pass
+    assert is_captured(strict, INSIDE, target)  # its probes succeed

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mesh on real nodes, as a person installs, looks at, upgrades and removes it.
+"""The life of a mesh on real nodes: install, query, upgrade, uninstall.
 
-In the order of its life: the tests share one cluster, and the last one takes the mesh away.
+The tests share one cluster and run in order; the last one uninstalls the mesh.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def test_probes_reach_a_captured_pod_even_where_plaintext_is_forbidden(shop: Nod
         timeout_s=PATIENCE,
     )
     started = pod(shop, SPACE, "server")["status"]["containerStatuses"][0]
-    fresh = server("fresh", SPACE, "node-2")  # becomes Ready by probes only
+    fresh = server("fresh", SPACE, "node-2")  # becomes Ready only through probes
     shop.server.apply(account("fresh", SPACE), fresh)
     wait_until(
         lambda: is_captured(shop, SPACE, "fresh"), "a new server is Ready", timeout_s=PATIENCE
@@ -115,7 +115,7 @@ def test_runtime_and_cgroups_lead_to_the_same_namespace(shop: Nodes) -> None:
     uid = pod(shop, SPACE, "client")["metadata"]["uid"]
     by_cgroup = Discovery(cgroup2_root())
     by_cgroup.refresh([uid])
-    root = Path("/proc", shop.machines[0].pid, "root")  # of the node, as /proc/1/root is on one
+    root = Path("/proc", shop.machines[0].pid, "root")  # on the node, as with /proc/1/root
     told = dialler(AUTO, root)()
     try:
         sandbox = told.sandbox(uid, told.sandboxes()[uid])
@@ -145,7 +145,7 @@ def test_ztctl_queries_one_node_or_all_through_the_kubelet(
 
 
 def _doors(cluster: Nodes) -> dict[str, AdminEndpoint]:
-    """By node, what agents say on their pods."""
+    """The admin annotations of the agent pods, by node."""
     words = ("get", "pods", "-n", SYSTEM, "-l", "app.kubernetes.io/name=ztunnel-agent")
     pods = json.loads(cluster.server.kubectl(*words, "-o", "json"))["items"]
     said = {
@@ -168,7 +168,7 @@ def test_port_forward_permission_allows_queries_only(shop: Nodes, ztctl: Ztctl) 
 
 
 def test_node_processes_are_rejected_at_the_admin_port(shop: Nodes) -> None:
-    """With a token of a pod's, and over good TLS: as what shares the node's network would."""
+    """With the token of a pod, over valid TLS: like any process in the network of the node."""
     door = _doors(shop)["node-1"]
     token = shop.server.token(SPACE, "client")
     ask = f"""
@@ -218,4 +218,4 @@ def test_uninstall_leaves_nothing_in_the_kernel(shop: Nodes, ztctl: Ztctl) -> No
     for machine in shop.machines:
         assert "ztunnel" not in machine.run("ls", "/sys/fs/bpf")
         assert machine.run("ls", "/run/ztunnel") == ""
-    assert ask(shop, SPACE, "client", address_of(shop, SPACE, "server")) == GREETING  # plainly, now
+    assert ask(shop, SPACE, "client", address_of(shop, SPACE, "server")) == GREETING  # plaintext

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""containerd and CRI-O, with either cgroup driver, under a real kubelet: their pods are found.
+"""Pod discovery with containerd and CRI-O, with both cgroup drivers, under a real kubelet.
 
-Nodes without an API server (tests/node/runtime_nodes): with systemd's driver their first process
-is a real
-systemd. What finds the pods runs on the node, as an agent does.
+The nodes have no API server (tests/node/runtime_nodes); with the systemd driver their PID 1 is a
+real systemd. Discovery runs on the node, as in an agent.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from tests.support.apiserver.server import ROOT, assets
 from ztunnel.agent.pods.cri_discovery import dialler
 from ztunnel.agent.pods.cri_sandbox import CriError
 
-PATIENCE = 100.0  # seconds for what a kubelet does
+PATIENCE = 100.0  # seconds for the kubelet
 NODES = [(runtime, driver) for runtime in (CONTAINERD, CRIO) for driver in (CGROUPFS, SYSTEMD)]
 CAPTURED = ["guaranteed", "burstable", "besteffort", "static"]
 
@@ -32,7 +31,7 @@ pytestmark = pytest.mark.timeout(200)
 
 @dataclass(frozen=True)
 class Found:
-    """By pod's name, where each way leads: an inode, "node", or None; `true` is the app's own."""
+    """By pod name, the result of each method: an inode, "node", or None; `true`: of the app."""
 
     runtime: str
     true: dict[str, int]
@@ -46,10 +45,10 @@ class Found:
 def found(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Found]:
-    """Of a node whose runtime knows all pods, and whose containers run."""
+    """A node whose runtime knows all pods, and whose containers run."""
     if not (assets() / "kubelet").exists():
         pytest.skip("no kubelet; unset KUBEBUILDER_ASSETS to build one")
-    with apart(tmp_path_factory.mktemp("bare"), *request.param) as node:
+    with apart(tmp_path_factory.mktemp("node"), *request.param) as node:
         try:
             wait_until(lambda: node.runs() and len(_uids(node)) == len(PODS), timeout_s=PATIENCE)
         except AssertionError as error:
@@ -58,7 +57,7 @@ def found(
 
 
 def _uids(node: Node) -> set[str]:
-    """Of all pods that the runtime knows; empty while it does not answer."""
+    """The UIDs of all pods that the runtime knows; empty while it does not respond."""
     try:
         runtime = dialler(str(node.runtime.socket), node.root)()
         try:
@@ -104,5 +103,5 @@ def test_runtime_reports_a_pod_before_its_containers_start(found: Found) -> None
     told = found.by_runtime["waiting"]
     assert isinstance(told, int)
     assert told not in found.true.values()
-    # CRI-O starts no process for the sandbox, so that the cgroup leads nowhere yet
+    # CRI-O has no process for the sandbox, so the cgroup leads nowhere yet
     assert found.by_cgroup["waiting"] == (None if found.runtime == "crio" else told)

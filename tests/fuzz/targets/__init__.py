@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One parser a module, each with a `TARGET`."""
+"""One parser per module, each with a `TARGET`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mesh.baggage`: what is read has no control characters, is within the limits, and survives being
-written again."""
+"""Parsed baggage has no control characters, is within the limits, and survives a round trip."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ def check(octets: bytes) -> None:
         assert key.isprintable()
         assert value.isprintable()
     again = ",".join(f"{key}={quote(value, safe='')}" for key, value in found.items())
-    if len(again) <= 8192:  # escapes take three octets each
+    if len(again) <= 8192:  # each escape takes three bytes
         kept = {key: value.strip() for key, value in found.items()}
         assert {key: value.strip() for key, value in parse_baggage(again.encode()).items()} == kept
 

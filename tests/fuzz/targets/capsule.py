@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hbone.capsule`: nothing raises, pieces of any size give what the whole gives, memory is bounded,
-and what comes out is what an encoder made."""
+"""`hbone.capsule` never raises, does not depend on how input is split, and bounds its memory.
+
+Its output is what an independent encoder produces.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from ztunnel.hbone.capsule import (
     varint,
 )
 
-HELD = MAX_UDP_PAYLOAD_BYTES + 64  # octets a reader may keep: one capsule
+HELD = MAX_UDP_PAYLOAD_BYTES + 64  # bytes that a reader may buffer: one capsule
 
 
 def _read(octets: bytes, size: int) -> tuple[list[bytes], str, bool]:
@@ -45,7 +47,7 @@ def _datagram(payload: bytes) -> bytes:
 
 
 def _split(octets: bytes) -> list[bytes]:
-    """Capsules as far as they are whole, and the rest."""
+    """The complete capsules, and the remainder."""
     view, parts, at = memoryview(octets), [], 0
     while at < len(octets):
         _, after = read_varint(view, at)
@@ -60,10 +62,10 @@ def _mutate(octets: bytes, chance: random.Random) -> bytes:
     number = varint(chance.getrandbits(chance.choice((2, 6, 7, 14, 15, 16, 30, 62))))
     spare = [
         _datagram(chance.randbytes(chance.choice((0, 1, 62, 63, 64, 200)))),
-        number + varint(3) + b"abc",  # of a type that nobody knows
-        b"\0" + number + b"\0ab",  # of a length that is not true
-        b"\0" + varint(4) + b"\x41\0ab",  # of another context
-        b"\0\x40\x03\0hi",  # longer varints than need be
+        number + varint(3) + b"abc",  # unknown type
+        b"\0" + number + b"\0ab",  # wrong length
+        b"\0" + varint(4) + b"\x41\0ab",  # another context
+        b"\0\x40\x03\0hi",  # varints longer than necessary
         b"\0\x80\0\0\x03\xc0\0\0\0\0\0\0\0",
     ]
     return b"".join(rearranged(_split(octets), spare, chance))

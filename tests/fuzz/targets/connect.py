@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CONNECT requests, from octets of a connection to a decision: `hbone.connection`, `mesh.inbound`.
+"""CONNECT requests, from the bytes of a connection to a decision.
 
-Nothing raises, pieces give what the whole gives, GOAWAY is the last word, and no request is let in
-but to the very pod it arrived at.
+The parser never raises and does not depend on how input is split, GOAWAY is its last frame, and a
+request is accepted only for the pod that received it.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _check_path(octets: bytes) -> None:
 
 
 def _plain(fields: list[Pair], stream: int = 1, flags: int = END_HEADERS) -> bytes:
-    """HEADERS that may break every rule; names and values are below 127 octets."""
+    """HEADERS that can break any rule; names and values are shorter than 127 bytes."""
     block = b"".join(
         b"\0" + bytes((len(name),)) + name + bytes((len(value),)) + value
         for name, value in ((name[:126], value[:126]) for name, value in fields)
@@ -143,7 +143,7 @@ _FRAMES = (
 
 
 def _split(octets: bytes) -> list[bytes]:
-    """Frames as far as they are whole, and the rest."""
+    """The complete frames, and the remainder."""
     parts = []
     while octets:
         size = frames_end if (frames_end := 9 + int.from_bytes(octets[:3], "big")) else 9

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`resolver.message` with the names of a small mesh: what pods ask, and what servers answer.
+"""DNS messages of pods and servers, with the names of a small mesh.
 
-Nothing raises; a reply can be read, is within the client's limit, carries id and question of the
-query, and is no answer to another one.
+The parser never raises; a reply is well-formed, fits the limit of the client, has the ID and
+question of the query, and does not answer another query.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _check_reply(octets: bytes, reply: bytes, limit: int) -> None:
     assert len(reply) <= limit
     assert reply[:2] == octets[:2]
     assert reply[2] & 0x80, "no response"
-    if reply[2] & 0x78 == dns.opcode.QUERY:  # other opcodes have rules that a refusal need not keep
+    if reply[2] & 0x78 == dns.opcode.QUERY:  # not so for other opcodes
         assert len(dns.message.from_wire(reply).question) <= 1
 
 
@@ -97,7 +97,8 @@ _TYPES = (1, 28, 33, 5, 6, 255, 16, 65, 252, 0, 41)
 
 
 def _mutate(octets: bytes, chance: random.Random) -> bytes:
-    """Another question under the same header, with the rest of the message, or another EDNS."""
+    """Another question with the same header, with the rest of the message, or with another EDNS
+    record."""
     head = bytearray(octets[:12].ljust(12, b"\0"))
     if chance.random() < 0.3:
         head[chance.randrange(2, 12)] = chance.getrandbits(8) & chance.getrandbits(8)

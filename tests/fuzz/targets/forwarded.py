@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mesh.forwarded`: what is read is a canonical address and a plausible host, and reads the same
-when it is written again."""
+"""A parsed Forwarded header is a canonical address and a valid host, and survives a round trip."""
 
 from __future__ import annotations
 

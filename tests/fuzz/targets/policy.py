@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests, from text to a decision: `kube.documents`, `kube.policies`, `mesh.authorize`.
+"""Manifests, from text to a decision.
 
-A text is objects or a DocumentError; an object is understood, or refused into what is safe; what
-is sent to the proxies is the same when they read it; and deciding never raises.
+A text is a list of objects or a DocumentError; an object is parsed, or rejected into a policy that
+denies; the proxies decode the same policy; decisions never raise.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ _KEYS = (
 
 
 def _mutate(octets: bytes, chance: random.Random) -> bytes:
-    """A few places of the tree get odd values, other names, or go."""
+    """Replace, rename or remove a few nodes of the tree."""
     documents: list[Any] = []
     with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError):
         documents = list(yaml.load_all(octets.decode("utf-8"), Loader=yaml.CSafeLoader))
@@ -97,7 +97,7 @@ def _mutate(octets: bytes, chance: random.Random) -> bytes:
 
 
 def _change(node: Any, chance: random.Random) -> None:
-    for _ in range(12):  # go down until a place is chosen
+    for _ in range(12):  # descend until a node is selected
         if not isinstance(node, dict | list) or not node:
             return
         key = chance.choice(list(node) if isinstance(node, dict) else range(len(node)))

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# containerd on a node, with the images of DIRECTORY/../images. /run/runtime.ready tells when.
+# containerd on a node, with the images of DIRECTORY/../images. Creates /run/runtime.ready once it is ready.
 set -eu
 dir=$1
 containerd --config "$dir/containerd.toml" &

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run on a node, as an agent is: which namespaces both ways of finding pods lead to.
+"""Runs on a node like an agent: the namespaces that both methods of pod discovery find.
 
-# JSON: by way and uid an inode, "node", or null
+# JSON by method and UID: an inode, "node", or null
 python -m tests.node.runtime_nodes.discover UID...
 """
 
@@ -19,12 +19,12 @@ from ztunnel.agent.pods.enroller import PodDiscovery
 from ztunnel.agent.pods.netns_finder import HostNamespaceError
 from ztunnel.datapath.requirements import mounts
 
-PATIENCE = 60.0  # seconds for the runtime's answer
+PATIENCE = 60.0  # seconds for the response of the runtime
 
 
 def by_cgroup(uids: list[str]) -> dict[str, int | str | None]:
-    """As on a node whose runtime can't be asked."""
-    # as `--cgroup` says it: a node with systemd is in a cgroup namespace, where none is guessed
+    """As on a node whose runtime cannot be queried."""
+    # as with `--cgroup`: discovery cannot guess it in a cgroup namespace
     finder = Discovery(next(mount.point for mount in mounts() if mount.kind == "cgroup2"))
     finder.refresh(uids)
     return {uid: _inode(finder, uid) for uid in uids}

@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Make the machine itself a node, for a virtual one that is thrown away: `start` as services of its
-# systemd, `stop` with all pods.
-#   inplace.sh start DIRECTORY RUNTIME KUBELET ARGUMENT...
-#   inplace.sh stop RUNTIME
+# Turn a disposable virtual machine into a node: `start` services of its systemd, `stop` them and all
+# pods.
+#   host_node.sh start DIRECTORY RUNTIME KUBELET ARGUMENT...
+#   host_node.sh stop RUNTIME
 set -eu
 here=$(realpath "$(dirname "$0")")
 . "$here/units.bash"

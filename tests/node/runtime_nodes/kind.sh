@@ -1,17 +1,17 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# A node as kind makes one, for tests/node/capture.py: kind's own entrypoint, units and files on
-# Debian's packages, in a container of Debian's Docker.
+# A node like those of kind, for record_layouts.py: entrypoint, units and files of kind, packages of
+# Debian, in a container of Debian's Docker.
 #   kind.sh fetch DIRECTORY          on a machine with a network: Docker's packages, the node's image
-#   kind.sh start DIRECTORY SCRATCH KUBELET on a virtual machine that is thrown away
+#   kind.sh start DIRECTORY SCRATCH KUBELET on a disposable virtual machine
 #   kind.sh stop
 set -euo pipefail
 readonly KIND=sigs.k8s.io/kind@v0.30.0
 readonly DOCKER=(docker.io tini)
-# of images/base/Dockerfile what cgroups may depend on; containerd, runc and CNI are Debian's
+# those of images/base/Dockerfile that may affect cgroups; containerd, runc and CNI from Debian
 readonly PACKAGES=systemd,systemd-sysv,conntrack,iptables,nftables,iproute2,ethtool,util-linux,mount,kmod,jq,procps,containerd,runc,containernetworking-plugins
 
-# As images/base/Dockerfile does.
+# The same steps as images/base/Dockerfile.
 customize() {
   local root=$1 source=$2
   cp -r "$source/usr/local/bin/." "$root/usr/local/bin/"
@@ -26,7 +26,7 @@ customize() {
   echo ReadKMsg=no >>"$root/etc/systemd/journald.conf"
   chroot "$root" systemctl enable kubelet.service containerd.service undo-mount-hacks.service
   chroot "$root" systemctl mask systemd-binfmt.service
-  # where it has what it builds
+  # the paths of the binaries that kind builds
   ln -s /usr/bin/containerd "$root/usr/local/bin/containerd"
   mkdir -p "$root/opt/cni" "$root/etc/cni/net.d"
   ln -s /usr/lib/cni "$root/opt/cni/bin"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a kubelet that asks no API server."""
+"""The configuration of a kubelet without an API server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.node.runtime_nodes.runtimes import Runtime
 def configuration(
     runtime: Runtime, driver: str, cgroup_root: str, manifests: str
 ) -> dict[str, object]:
-    """A KubeletConfiguration. Of a node's defaults only what a node inside a machine can't have."""
+    """A KubeletConfiguration with the defaults that a node inside a machine can have."""
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -24,7 +24,7 @@ def configuration(
         "cpuCFSQuota": False,  # needs a kernel with CONFIG_CFS_BANDWIDTH
         "failSwapOn": False,
         "failCgroupV1": False,
-        # it may lack the right to lower its OOM score and to write sysctls
+        # may lack the privilege to lower its OOM score and to write sysctls
         "featureGates": {"KubeletInUserNamespace": True},
         "makeIPTablesUtilChains": False,
         "oomScoreAdj": 0,

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node that asks no API server: a kubelet, a runtime, the pods of `pods.py`.
+"""A node without an API server: a kubelet, a container runtime, and the pods of `pods.py`.
 
-    with apart(scratch, CRIO, SYSTEMD) as node: ...     # in namespaces of its own
-    with in_place(scratch, CRIO, SYSTEMD) as node: ...  # on a virtual machine: the machine itself
-    with kind(scratch, CONTAINERD, SYSTEMD) as node: ...  # there, in a container as kind's are
+    with apart(scratch, CRIO, SYSTEMD) as node: ...     # in its own namespaces
+    with in_place(scratch, CRIO, SYSTEMD) as node: ...  # a virtual machine as the node
+    with kind(scratch, CONTAINERD, SYSTEMD) as node: ...  # in a container there, like kind
 
-`scratch` is an empty directory. With systemd's driver the first process of a node apart is systemd.
+`scratch` is an empty directory. With the systemd driver, PID 1 of a node apart is systemd.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from tests.support.apiserver.control_plane import wait_until
 from tests.support.apiserver.server import assets
 
 HERE = Path(__file__).resolve().parent
-KIND_PAUSE = "registry.k8s.io/pause:3.10"  # of its containerd's configuration
-KIND_FILES = "KIND_FILES"  # in the environment: the directory that `kind.sh fetch` made
+KIND_PAUSE = "registry.k8s.io/pause:3.10"  # version of the containerd configuration
+KIND_FILES = "KIND_FILES"  # environment variable: the directory that `kind.sh fetch` created
 _ROLES = {pods.PAUSED: "pause", pods.APP: "app"}
 _ADDRESS = "10.99.0.11"
 _WIRED = (
     f"ip link set lo up; ip link add eth0 type bridge; ip addr add {_ADDRESS}/24 dev eth0;"
     ' ip link set eth0 up; ip route add default via 10.99.0.1; exec "$@"'
 )
-# Few commands, for an emulated machine. What has no program is the kernel's own, or has ended.
+# Few commands, for an emulated machine. Processes without a program are kernel threads or ended.
 _LOOK = """
 for one in /proc/[0-9]*; do
   [ -e $one/exe ] && read -r name <$one/comm || continue
@@ -51,7 +51,7 @@ done 2>/dev/null
 
 @dataclass(frozen=True)
 class Process:
-    """`pid` and `cgroup` as the node sees them, `role` is pause, app, or its program's name."""
+    """`pid` and `cgroup` as the node sees them; `role` is pause, app, or the program's name."""
 
     pid: int
     netns: str
@@ -59,13 +59,14 @@ class Process:
     cgroup: str
 
     def is_of(self, uid: str) -> bool:
-        """Whether its cgroup is of a pod."""
+        """Whether its cgroup belongs to a pod."""
         return uid in self.cgroup or uid.replace("-", "_") in self.cgroup
 
 
 @dataclass(frozen=True)
 class Node:
-    """What runs. `enter` begins a command in its namespaces, `root` is its / from outside."""
+    """A running node. `enter` prefixes a command to run in its namespaces, `root` is its / from
+    outside."""
 
     runtime: Runtime
     directory: Path
@@ -73,29 +74,29 @@ class Node:
     root: Path
 
     def run(self, *argv: str) -> str:
-        """The output of a command on the node, whatever its end."""
+        """The output of a command on the node, whatever its exit status."""
         words = [*self.enter, *argv]
         return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False).stdout
 
     def processes(self) -> dict[int, Process]:
-        """All that the node sees, by pid."""
+        """All processes that the node sees, by PID."""
         found = {}
         for block in f"\n{self.run('sh', '-c', _LOOK)}".split("\n= ")[1:]:
             head, _, cgroup = block.partition("\n")
             seen = head.split()
-            if len(seen) > 3:  # else it ended meanwhile
+            if len(seen) > 3:  # otherwise it ended meanwhile
                 pid, netns, name, *words = seen
                 role = _ROLES.get(words[-1], name) if words[0] == "sleep" else name
                 found[int(pid)] = Process(int(pid), netns, role, cgroup.strip())
         return found
 
     def runs(self) -> bool:
-        """Whether every container that can be made is there."""
+        """Whether every container that can be created exists."""
         apps = [one for one in self.processes().values() if one.role == "app"]
         return len(apps) == len(PODS) - 1
 
     def logs(self) -> str:
-        """The end of all that its programs said."""
+        """The end of the logs of all its programs."""
         return "\n".join(
             f"--- {path.name}\n{path.read_text(errors='replace')[-4000:]}"
             for path in sorted(self.directory.glob("*.log"))
@@ -104,14 +105,14 @@ class Node:
 
 @contextmanager
 def apart(scratch: Path, runtime: Runtime, driver: str) -> Iterator[Node]:
-    """In namespaces and a cgroup of its own; with systemd it sees nothing above that cgroup."""
+    """In its own namespaces and cgroup; with systemd it sees nothing above that cgroup."""
     cgroup = f"{PREFIX}{os.getpid()}-{runtime.name}-{driver}"
     is_systemd = driver == SYSTEMD
     kubelet = _prepare(scratch, runtime, driver, "/" if is_systemd else f"/{cgroup}")
     directory = scratch / "node"
     for hierarchy in hierarchies():
         _make_cgroup(hierarchy / cgroup)
-    init = ["systemd.sh", cgroup] if is_systemd else ["plain.sh"]
+    init = ["systemd.sh", cgroup] if is_systemd else ["init_no_systemd.sh"]
     words = [
         *("setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--fork"),
         *("--kill-child", "--mount-proc", "sh", "-ec", _WIRED, "sh"),
@@ -124,7 +125,7 @@ def apart(scratch: Path, runtime: Runtime, driver: str) -> Iterator[Node]:
         pid = wait_until(lambda: children.read_text().split(), "the node's first process")[0]
         yield Node(runtime, directory, _entering(pid), Path("/proc", pid, "root"))
     finally:
-        process.kill()  # takes its child, the node's first process, with it
+        process.kill()  # kills its child, PID 1 of the node
         process.wait()
         for hierarchy in hierarchies():
             _remove_cgroup(hierarchy / cgroup)
@@ -132,22 +133,22 @@ def apart(scratch: Path, runtime: Runtime, driver: str) -> Iterator[Node]:
 
 @contextmanager
 def in_place(scratch: Path, runtime: Runtime, driver: str) -> Iterator[Node]:
-    """The machine itself is the node: a virtual one, with systemd, that is thrown away."""
+    """The machine itself as the node: a disposable virtual machine with systemd."""
     kubelet = _prepare(scratch, runtime, driver, "/")
     directory = scratch / "node"
     if not Path("/sys/class/net/eth0").exists():
         subprocess.run(["sh", "-ec", _WIRED, "sh", "true"], check=True)
-    words = [str(HERE / "inplace.sh"), "start", str(directory), runtime.name, *kubelet]
+    words = [str(HERE / "host_node.sh"), "start", str(directory), runtime.name, *kubelet]
     subprocess.run(words, check=True)
     try:
         yield Node(runtime, directory, [], Path("/"))
     finally:
-        subprocess.run([HERE / "inplace.sh", "stop", runtime.name], check=True)
+        subprocess.run([HERE / "host_node.sh", "stop", runtime.name], check=True)
 
 
 @contextmanager
 def kind(scratch: Path, runtime: Runtime, driver: str) -> Iterator[Node]:
-    """A node as kind makes one, on a virtual machine that is thrown away: see kind.sh."""
+    """A node like those of kind, on a disposable virtual machine; see kind.sh."""
     kubelet = _prepare(scratch, runtime, driver, "/kubelet", manifests="/etc/kubernetes/manifests")
     directory = scratch / "node"
     flags = "KUBELET_KUBECONFIG_ARGS=\nKUBELET_KUBEADM_ARGS=" + " ".join(kubelet[3:]) + "\n"
@@ -172,7 +173,7 @@ def _entering(pid: str) -> list[str]:
 def _prepare(
     scratch: Path, runtime: Runtime, driver: str, cgroup_root: str, *, manifests: str = ""
 ) -> list[str]:
-    """Write all that a node needs; its kubelet's command line."""
+    """Write all files that a node needs; return the command line of its kubelet."""
     (scratch / "images").mkdir()
     images.archive(scratch / "images/pause.tar", PAUSE, images.BUSYBOX, ["sleep", pods.PAUSED])
     directory = scratch / "node"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pods of a node that asks no API server: static ones, a manifest each.
+"""The static pods of a node without an API server, a manifest each.
 
-All but one have a uid such as an API server gives; one has none, as in a file that a person writes.
+All but one have a UID like those of an API server; one has none, as in a manual manifest.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import yaml
 
 from tests.node.runtime_nodes.runtimes import PAUSE
 
-PODS = {  # name to uid
+PODS = {  # name to UID
     "guaranteed": "11111111-aaaa-4bbb-8ccc-000000000001",
     "burstable": "22222222-aaaa-4bbb-8ccc-000000000002",
     "besteffort": "33333333-aaaa-4bbb-8ccc-000000000003",
-    "hostnetwork": "44444444-aaaa-4bbb-8ccc-000000000004",  # in the node's network namespace
-    "waiting": "55555555-aaaa-4bbb-8ccc-000000000005",  # its container is never made
+    "hostnetwork": "44444444-aaaa-4bbb-8ccc-000000000004",  # in the network namespace of the node
+    "waiting": "55555555-aaaa-4bbb-8ccc-000000000005",  # its container is never created
     "static": "",
 }
-PAUSED, APP = "2147483647", "1000001"  # seconds that the sandbox's and the app's `sleep` are told
+PAUSED, APP = (
+    "2147483647",
+    "1000001",
+)  # seconds: `sleep` of sandbox and app
 _AMOUNTS = {"cpu": "50m", "memory": "32Mi"}
 _RESOURCES: dict[str, Any] = {
     "guaranteed": {"requests": _AMOUNTS, "limits": _AMOUNTS},
@@ -30,12 +33,12 @@ _RESOURCES: dict[str, Any] = {
 
 
 def name_of(uid: str) -> str:
-    """Of a pod."""
+    """The manifest of a pod."""
     return next((name for name, one in PODS.items() if one == uid), "static")
 
 
 def write(directory: Path) -> None:
-    """The manifests of all."""
+    """The manifests of all pods."""
     directory.mkdir()
     for name, uid in PODS.items():
         (directory / f"{name}.yaml").write_text(yaml.safe_dump(_pod(name, uid)))

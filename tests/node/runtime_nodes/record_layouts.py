@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run real nodes and write down how their pods look: cgroups of processes, the runtime's word.
+"""Run real nodes and record their pods: cgroups of processes, and the answers of the runtime.
 
     # scripts/layouts runs it
     python -m tests.node.runtime_nodes.record_layouts DIRECTORY crio-systemd-hybrid ...
 
-A name is RUNTIME-DRIVER-HIERARCHY: a node apart from this machine. With -vm this machine is it,
-and RUNTIME kind is a node in a container of this machine, which is written down as both see it.
+A name is RUNTIME-DRIVER-HIERARCHY for a node in its own namespaces. With -vm the machine is the
+node, and RUNTIME kind is a node in a container of the machine, recorded from both views.
 crio_in_pods is CRI-O with its monitors in the cgroups of the pods. The README of
 tests/unit/agent/pods/layouts describes the format of the files and how each was recorded.
 """
@@ -35,7 +35,7 @@ from ztunnel.agent.pods import cri_client
 from ztunnel.agent.pods.cri_sandbox import CriError
 
 PATIENCE = float(os.environ.get("PATIENCE", "400"))  # seconds; a machine may be emulated
-_MONITORS = {"conmon", "containerd-shim"}  # of containers, not always in a pod's cgroup
+_MONITORS = {"conmon", "containerd-shim"}  # container monitors, not always in the cgroup of a pod
 
 
 def capture(name: str) -> dict[str, str]:
@@ -62,11 +62,11 @@ def capture(name: str) -> dict[str, str]:
     return files
 
 
-# -- the runtime's word ---------------------------------------------------------------------------
+# -- the container runtime ------------------------------------------------------------------------
 
 
 def _told(node: Node) -> dict[str, dict[str, Any]]:
-    """By pod uid; empty until it knows all."""
+    """Answers by pod UID; empty until the runtime knows all pods."""
     socket = node.root / node.runtime.socket.relative_to("/")
     with closing(cri_client.Runtime(socket)) as client:
         try:
@@ -77,7 +77,7 @@ def _told(node: Node) -> dict[str, dict[str, Any]]:
 
 
 def _status(client: cri_client.Runtime, sandbox: str) -> dict[str, Any]:
-    """Sandbox and the part of the verbose status that is about namespaces, processes, cgroups."""
+    """The sandbox, and its verbose status on namespaces, processes and cgroups."""
     asked = cri_client._message(
         "PodSandboxStatusRequest", {"pod_sandbox_id": sandbox, "verbose": True}
     )
@@ -102,7 +102,7 @@ def _json(node: Node, told: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _led(node: Node, info: Mapping[str, Any], every: Mapping[int, Process], uid: str) -> str:
-    """Whose namespace is at the path the runtime tells: the pod's, the node's, another, none."""
+    """The owner of the namespace at the path of the runtime: the pod, the node, another, none."""
     spaces = info["runtimeSpec"]["linux"]["namespaces"]
     path = next((one.get("path") for one in spaces if one["type"] == "network"), None)
     if not path:

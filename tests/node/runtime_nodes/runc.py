@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """runc for CRI-O on nodes that may not lower OOM scores and may have no hugetlb controller.
 
-What containerd's restrict_oom_score_adj and tolerate_missing_hugetlb_controller do.
+Does what containerd's restrict_oom_score_adj and tolerate_missing_hugetlb_controller do.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def restrict(config: Path) -> None:
-    """Take out of a container's specification what such a node can't do."""
+    """Remove what such a node does not support from the specification of a container."""
     wanted = json.loads(config.read_text())
     own = int(Path("/proc/self/oom_score_adj").read_text())
     process = wanted["process"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Container runtimes of nodes: how containerd and CRI-O are set up. `NAME.sh` starts them.
+"""Configuration of containerd and CRI-O. `NAME.sh` starts them.
 
-`driver` is who makes cgroups, `cgroupfs` or `systemd`; kubelet and runtime must agree.
+`driver` creates cgroups, `cgroupfs` or `systemd`; kubelet and runtime must agree.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _CRI = 'plugins."io.containerd.grpc.v1.cri"'
 
 @dataclass(frozen=True)
 class Runtime:
-    """`files` is text by name, of a node's directory and driver; `build`, in scripts/, prints where
-    its programs are."""
+    """`files` returns text by name, from the directory of a node and a driver; `build`, in
+    scripts/, prints the directory of its programs."""
 
     name: str
     socket: Path
@@ -31,7 +31,7 @@ class Runtime:
     build: str = ""
 
     def prepare(self, directory: Path, driver: str) -> None:
-        """Write what `NAME.sh` wants into a node's directory."""
+        """Write the files that `NAME.sh` needs into the directory of a node."""
         for name, text in self.files(directory, driver).items():
             (directory / name).write_text(text)
         if self.build:
@@ -61,7 +61,7 @@ conf_dir = "{directory}/cni"
 
 
 def _crio(directory: Path, driver: str, monitor: str = "") -> dict[str, str]:
-    """Its defaults but for places, the OCI runtime, and what the driver implies."""
+    """The defaults except for paths, the OCI runtime, and the consequences of the driver."""
     monitor = monitor or ("system.slice" if driver == SYSTEMD else "pod")
     config = f"""[crio]
 root = "{directory}/storage"
@@ -91,5 +91,5 @@ enable_nri = false
 
 CONTAINERD = Runtime("containerd", Path("/run/containerd/containerd.sock"), _containerd)
 CRIO = Runtime("crio", Path("/run/crio/crio.sock"), _crio, build="crio")
-# with its monitors in pods' cgroups, as OpenShift has it
+# with monitors in the cgroups of pods, as in OpenShift
 CRIO_IN_PODS = replace(CRIO, files=partial(_crio, monitor="pod"))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Sourced: units of a runtime and a kubelet for the systemd that is the first process of a node.
-# Without default dependencies they need nothing else of what a machine has.
+# Units of a runtime and a kubelet for systemd as PID 1 of a node. Sourced. They have no default
+# dependencies, so that no other unit is needed.
 
 # units DIRECTORY RUNTIME KUBELET ARGUMENT...
 units() {
