@@ -1,20 +1,23 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * sockops: carries what we know of a connecting socket over to the socket that is accepted.
+ * sockops: copies what is known about a connecting socket to the accepted socket.
  *
- *   app connects (REDIRECTED)  ──▶ zt_flows ──▶ the proxy's accepted socket (ACCEPTED)
- *   proxy connects (OWN)       ──▶ zt_flows ──▶ the app's accepted socket   (SERVED)
+ *   app connects (REDIRECTED) -> zt_flows -> the proxy's accepted socket (REDIRECT_ACCEPTED)
+ *   proxy connects (PROXY)    -> zt_flows -> the app's accepted socket (UPSTREAM_ACCEPTED)
  *
- * The entry is written when the SYN leaves and deleted when the connecting socket closes, by its
- * owner only. The accepted socket has its own copy, so a port used again finds nothing old.
+ * The entry is written when the SYN is sent. Only its owner, the connecting socket, deletes it, when
+ * it closes. The accepted socket has its own copy, so a reused port never finds a stale entry.
  *
- * A connection by verdict (DIRECT) has its entry in zt_same_node_conns under its exact four-tuple:
+ * A connection that bypasses the proxy (SAME_NODE) has an entry in zt_same_node_conns:
  *
- *   SYN leaves ─▶ SENT ─ destination's sk_lookup ─▶ PASSED ─ accepted ─▶ ACCEPTED ─▶ closed: event
- *                   │                            └▶ STOLEN: the proxy's from here on
- *                   └─ established all the same: who answered is not the enrolled pod: cut off
+ *   SYN sent -> SYN_SENT -> destination's sk_lookup -> ADMITTED -> accepted -> ESTABLISHED -> closed
+ *                  |                                -> INTERCEPTED: redirected to the proxy
+ *                  `-> established without ADMITTED: another pod answered; the socket is cut off
  */
-#include "zt_lib.h"
+#include "lib/same_node.h"
+
+#define ZT_SOL_SOCKET 1
+#define ZT_SO_BINDTODEVICE 25
 
 static __always_inline void zt_local_ip(struct bpf_sock_ops *ops, __u8 ip[16])
 {
@@ -32,50 +35,57 @@ static __always_inline void zt_remote_ip(struct bpf_sock_ops *ops, __u8 ip[16])
 		zt_copy6(ip, ops->remote_ip6);
 }
 
-/* The key as the connecting side sees it. */
-static __always_inline void zt_key_out(struct bpf_sock_ops *ops, struct zt_flow_key *key)
+static __always_inline __be16 zt_ops_local_port(struct bpf_sock_ops *ops)
+{
+	return bpf_htons((__u16)ops->local_port); /* host order in the context */
+}
+
+static __always_inline __be16 zt_ops_remote_port(struct bpf_sock_ops *ops)
+{
+	return bpf_htons((__u16)bpf_ntohl(ops->remote_port)); /* network order, 32 bits */
+}
+
+/* The flow key, computed on the connecting side. */
+static __always_inline void zt_flow_key_client(struct bpf_sock_ops *ops, struct zt_flow_key *key)
 {
 	key->netns = bpf_get_netns_cookie(ops);
 	zt_local_ip(ops, key->ip);
-	key->sport = bpf_htons((__u16)ops->local_port);
-	key->dport = bpf_htons((__u16)bpf_ntohl(ops->remote_port));
+	key->sport = zt_ops_local_port(ops);
+	key->dport = zt_ops_remote_port(ops);
 }
 
-/* The same key as the accepting side sees it. */
-static __always_inline void zt_key_in(struct bpf_sock_ops *ops, struct zt_flow_key *key)
+/* The same key, computed on the accepting side. */
+static __always_inline void zt_flow_key_server(struct bpf_sock_ops *ops, struct zt_flow_key *key)
 {
 	key->netns = bpf_get_netns_cookie(ops);
 	zt_remote_ip(ops, key->ip);
-	key->sport = bpf_htons((__u16)bpf_ntohl(ops->remote_port));
-	key->dport = bpf_htons((__u16)ops->local_port);
+	key->sport = zt_ops_remote_port(ops);
+	key->dport = zt_ops_local_port(ops);
 }
 
-static __always_inline struct zt_sock *zt_known(struct bpf_sock_ops *ops)
-{
-	struct bpf_sock *sk = ops->sk;
-
-	return sk ? zt_socks.sk_storage_get(sk, 0, 0) : 0;
-}
-
-static __always_inline int zt_needs_flow(struct zt_sock *known)
-{
-	return known->role == ZT_ROLE_REDIRECTED || (known->role == ZT_ROLE_PROXY && known->port);
-}
-
-static __always_inline void zt_client_tuple(struct bpf_sock_ops *ops, struct zt_four_tuple *key)
+/* The four-tuple from client to server, computed on the connecting side. */
+static __always_inline void zt_tuple_client(struct bpf_sock_ops *ops, struct zt_four_tuple *key)
 {
 	zt_local_ip(ops, key->src);
 	zt_remote_ip(ops, key->dst);
-	key->sport = bpf_htons((__u16)ops->local_port);
-	key->dport = bpf_htons((__u16)bpf_ntohl(ops->remote_port));
+	key->sport = zt_ops_local_port(ops);
+	key->dport = zt_ops_remote_port(ops);
 }
 
-static __always_inline void zt_server_tuple(struct bpf_sock_ops *ops, struct zt_four_tuple *key)
+/* The same four-tuple, computed on the accepting side. */
+static __always_inline void zt_tuple_server(struct bpf_sock_ops *ops, struct zt_four_tuple *key)
 {
 	zt_remote_ip(ops, key->src);
 	zt_local_ip(ops, key->dst);
-	key->sport = bpf_htons((__u16)bpf_ntohl(ops->remote_port));
-	key->dport = bpf_htons((__u16)ops->local_port);
+	key->sport = zt_ops_remote_port(ops);
+	key->dport = zt_ops_local_port(ops);
+}
+
+static __always_inline struct zt_sock *zt_ops_sock(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+
+	return sk ? zt_sock_find(sk) : 0;
 }
 
 static __always_inline void zt_watch_states(struct bpf_sock_ops *ops)
@@ -83,70 +93,67 @@ static __always_inline void zt_watch_states(struct bpf_sock_ops *ops)
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-/* Whether a pod speaks from an address of its own: another's must not be vouched for. */
-static __always_inline int zt_is_own_of(__u64 netns, const __u8 ip[16])
-{
-	struct zt_pod *pod = zt_pods.lookup(&netns);
+/*
+ * The SYN of a connection is sent
+ */
 
-	return pod && zt_is_pods_own(pod, ip);
+/* Whether the accepting socket needs to know about this one. */
+static __always_inline int zt_needs_flow(const struct zt_sock *known)
+{
+	return known->role == ZT_ROLE_REDIRECTED || (known->role == ZT_ROLE_PROXY && known->port);
 }
 
-/* The verdict is asked again, for what really leaves; without it the entry lets nothing through. */
+/* Whether the source is an address of the pod; a bypass entry must not cover a spoofed one. */
+static __always_inline int zt_is_source_of(__u64 netns, const __u8 ip[16])
+{
+	struct zt_pod *pod = zt_pod_find(netns);
+
+	return pod && zt_is_pod_ip(pod, ip);
+}
+
+/* Authorizes again, for the addresses of the SYN: without a valid epoch the entry admits nothing. */
 static __always_inline void zt_on_same_node_connect(struct bpf_sock_ops *ops)
 {
+	struct zt_same_node_allow *allow;
+	struct zt_same_node_conn conn = {};
 	struct zt_four_tuple key = {};
-	struct zt_same_node_conn direct = {};
-	struct zt_same_node_allow *verdict;
 
-	zt_client_tuple(ops, &key);
-	direct.netns = bpf_get_netns_cookie(ops);
-	direct.owner = zt_socket_cookie(ops);
-	direct.start_ns = bpf_ktime_get_ns();
-	verdict = zt_same_node_allowed(direct.netns, key.dst, key.dport);
-	if (verdict && zt_is_own_of(direct.netns, key.src)) {
-		direct.epoch = verdict->epoch;
-		direct.dst_netns = verdict->dst_netns;
+	zt_tuple_client(ops, &key);
+	conn.netns = bpf_get_netns_cookie(ops);
+	conn.owner = zt_socket_cookie(ops);
+	conn.start_ns = bpf_ktime_get_ns();
+	allow = zt_same_node_allowed(conn.netns, key.dst, key.dport);
+	if (allow && zt_is_source_of(conn.netns, key.src)) {
+		conn.epoch = allow->epoch;
+		conn.dst_netns = allow->dst_netns;
 	}
-	if (zt_same_node_conns.update(&key, &direct))
+	if (zt_same_node_conn_add(&key, &conn))
 		zt_count(ZT_STAT_FLOW_FULL);
 	zt_watch_states(ops);
 }
 
-/* The node itself connects: what bears its address without this entry is only forwarded by it. */
+/* A process of the node connects. Traffic with a node address but without such an entry is
+ * forwarded by the node, not sent by it. */
 static __always_inline void zt_on_node_connect(struct bpf_sock_ops *ops)
 {
 	struct zt_four_tuple key = {};
-	struct zt_addr from = {};
-	__u64 netns = bpf_get_netns_cookie(ops);
-	__u64 owner;
+	struct zt_addr source = {};
 
-	if (netns != zt_node_netns_now())
+	if (bpf_get_netns_cookie(ops) != zt_node_netns_cookie())
 		return;
-	zt_local_ip(ops, from.ip);
-	if (!zt_node_addrs.lookup(&from))
+	zt_local_ip(ops, source.ip);
+	if (!zt_is_node_addr(&source))
 		return;
-	zt_client_tuple(ops, &key);
-	owner = zt_socket_cookie(ops);
-	if (!zt_node_conns.update(&key, &owner))
+	zt_tuple_client(ops, &key);
+	if (!zt_node_conn_add(&key, zt_socket_cookie(ops)))
 		zt_watch_states(ops);
-}
-
-static __always_inline void zt_on_node_close(struct bpf_sock_ops *ops)
-{
-	struct zt_four_tuple key = {};
-	__u64 *owner;
-
-	zt_client_tuple(ops, &key);
-	owner = zt_node_conns.lookup(&key);
-	if (owner && *owner == zt_socket_cookie(ops))
-		zt_node_conns.delete(&key);
 }
 
 static __always_inline void zt_on_connect(struct bpf_sock_ops *ops)
 {
+	struct zt_sock *known = zt_ops_sock(ops);
 	struct zt_flow_key key = {};
 	struct zt_flow flow = {};
-	struct zt_sock *known = zt_known(ops);
 
 	if (known && known->role == ZT_ROLE_SAME_NODE) {
 		zt_on_same_node_connect(ops);
@@ -158,87 +165,86 @@ static __always_inline void zt_on_connect(struct bpf_sock_ops *ops)
 	}
 	if (!zt_needs_flow(known))
 		return;
-	zt_key_out(ops, &key);
+	zt_flow_key_client(ops, &key);
 	flow.owner = zt_socket_cookie(ops);
 	flow.start_ns = bpf_ktime_get_ns();
 	flow.sock = *known;
-	if (zt_flows.update(&key, &flow))
+	if (zt_flow_add(&key, &flow))
 		zt_count(ZT_STAT_FLOW_FULL);
 	else
 		zt_watch_states(ops);
 }
 
-static __always_inline void zt_emit_event(struct zt_event *event)
-{
-	if (zt_events.ringbuf_output(event, sizeof(*event), ZT_RB_NO_WAKEUP))
-		zt_count(ZT_STAT_EVENT_LOST);
-}
+/*
+ * A connection is established
+ */
 
-static __always_inline void zt_describe(struct zt_event *event, const struct zt_four_tuple *key,
-					const struct zt_same_node_conn *direct)
+static __always_inline void zt_fill_event(struct zt_event *event, const struct zt_four_tuple *key,
+					  const struct zt_same_node_conn *conn)
 {
 	event->key = *key;
-	event->owner = direct->owner;
-	event->netns = direct->netns;
-	event->dst_netns = direct->dst_netns;
-	event->duration_ns = bpf_ktime_get_ns() - direct->start_ns;
+	event->owner = conn->owner;
+	event->netns = conn->netns;
+	event->dst_netns = conn->dst_netns;
+	event->duration_ns = bpf_ktime_get_ns() - conn->start_ns;
 }
 
-/* The SYN was answered. Not by the pod of the verdict, if its sk_lookup did not see it: then that
- * pod's address is somebody else's now. The socket is bound to loopback, where nothing gets out;
- * the agent destroys it. */
+/*
+ * The SYN was answered. If the authorized pod's sk_lookup did not see it, another pod now has that
+ * pod's address. Bind the socket to loopback, so that nothing leaves it; the agent destroys it.
+ */
 static __always_inline void zt_on_connected(struct bpf_sock_ops *ops)
 {
+	struct zt_same_node_conn *conn;
 	struct zt_four_tuple key = {};
 	struct zt_event event = {};
-	struct zt_same_node_conn *direct;
 	struct zt_sock *known;
 	char loopback[] = "lo";
 
 	if (!(ops->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG))
 		return;
-	known = zt_known(ops);
+	known = zt_ops_sock(ops);
 	if (!known || known->role != ZT_ROLE_SAME_NODE)
 		return;
-	zt_client_tuple(ops, &key);
-	direct = zt_same_node_conns.lookup(&key);
-	if (direct && direct->owner == zt_socket_cookie(ops) && direct->state != ZT_SAME_NODE_SYN_SENT)
+	zt_tuple_client(ops, &key);
+	conn = zt_same_node_conn_find(&key);
+	if (conn && conn->owner == zt_socket_cookie(ops) && conn->state != ZT_SAME_NODE_SYN_SENT)
 		return;
 	bpf_setsockopt(ops, ZT_SOL_SOCKET, ZT_SO_BINDTODEVICE, loopback, sizeof(loopback));
 	zt_count(ZT_STAT_UNEXPECTED_PEER);
-	if (!direct)
+	if (!conn)
 		return;
-	zt_describe(&event, &key, direct);
+	zt_fill_event(&event, &key, conn);
 	event.close_reason = ZT_CLOSE_UNEXPECTED_PEER;
 	zt_emit_event(&event);
 }
 
-/* The destination pod has it: from now on the entry lets nothing through. */
+/* The destination pod accepted the connection; its entry admits nothing else. */
 static __always_inline void zt_on_same_node_accept(struct bpf_sock_ops *ops)
 {
-	struct zt_four_tuple key = {};
-	struct zt_same_node_conn *direct;
 	__u64 netns = bpf_get_netns_cookie(ops);
+	struct zt_same_node_conn *conn;
+	struct zt_four_tuple key = {};
 
-	if (!zt_pods.lookup(&netns))
+	if (!zt_pod_find(netns))
 		return;
-	zt_server_tuple(ops, &key);
-	direct = zt_same_node_conns.lookup(&key);
-	if (!direct || direct->dst_netns != netns || direct->state != ZT_SAME_NODE_ADMITTED)
+	zt_tuple_server(ops, &key);
+	conn = zt_same_node_conn_find(&key);
+	if (!conn || conn->dst_netns != netns || conn->state != ZT_SAME_NODE_ADMITTED)
 		return;
-	direct->state = ZT_SAME_NODE_ESTABLISHED;
+	conn->state = ZT_SAME_NODE_ESTABLISHED;
 	zt_watch_states(ops);
 }
 
 static __always_inline void zt_on_accept(struct bpf_sock_ops *ops)
 {
+	struct zt_sock *accepted;
 	struct zt_flow_key key = {};
 	struct zt_flow *flow;
-	struct zt_sock *mine;
 	struct bpf_sock *sk;
 
-	zt_key_in(ops, &key);
-	flow = zt_flows.lookup(&key);
+	zt_flow_key_server(ops, &key);
+	flow = zt_flow_find(&key);
 	if (!flow) {
 		if (key.dport == bpf_htons(ZT_PORT_OUTBOUND))
 			zt_count(ZT_STAT_ORIGINAL_DST_MISSING);
@@ -249,22 +255,28 @@ static __always_inline void zt_on_accept(struct bpf_sock_ops *ops)
 	sk = ops->sk;
 	if (!sk)
 		return;
-	mine = zt_socks.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!mine)
+	accepted = zt_sock_create(sk);
+	if (!accepted)
 		return;
-	*mine = flow->sock;
-	mine->role = flow->sock.role == ZT_ROLE_REDIRECTED ? ZT_ROLE_REDIRECT_ACCEPTED : ZT_ROLE_UPSTREAM_ACCEPTED;
+	*accepted = flow->sock;
+	accepted->role = flow->sock.role == ZT_ROLE_REDIRECTED ? ZT_ROLE_REDIRECT_ACCEPTED :
+								 ZT_ROLE_UPSTREAM_ACCEPTED;
 }
 
-/* Payload from the kernel's counts, in which SYN and FIN are a byte each. */
-static __always_inline void zt_count_bytes(struct bpf_sock_ops *ops, int from,
-					   const struct zt_same_node_conn *direct, struct zt_event *event)
+/*
+ * A connection closes
+ */
+
+/* Payload bytes from the kernel's counters, in which SYN and FIN count as one byte each. */
+static __always_inline void zt_count_bytes(struct bpf_sock_ops *ops, int state,
+					   const struct zt_same_node_conn *conn,
+					   struct zt_event *event)
 {
-	int fin_sent = from == BPF_TCP_FIN_WAIT1 || from == BPF_TCP_FIN_WAIT2 ||
-		       from == BPF_TCP_LAST_ACK || from == BPF_TCP_CLOSING;
-	int fin_received = from == BPF_TCP_CLOSE_WAIT || from == BPF_TCP_LAST_ACK ||
-			   from == BPF_TCP_CLOSING ||
-			   (from == BPF_TCP_FIN_WAIT2 && direct->server_fin);
+	int fin_sent = state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_FIN_WAIT2 ||
+		       state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSING;
+	int fin_received = state == BPF_TCP_CLOSE_WAIT || state == BPF_TCP_LAST_ACK ||
+			   state == BPF_TCP_CLOSING ||
+			   (state == BPF_TCP_FIN_WAIT2 && conn->server_fin);
 
 	event->sent = ops->bytes_acked;
 	if (event->sent)
@@ -276,73 +288,93 @@ static __always_inline void zt_count_bytes(struct bpf_sock_ops *ops, int from,
 		event->received -= 1;
 }
 
-static __always_inline void zt_on_same_node_close(struct bpf_sock_ops *ops)
+static __always_inline __u8 zt_close_reason_of(int state)
 {
-	struct zt_four_tuple key = {};
-	struct zt_event event = {};
-	struct zt_same_node_conn *direct;
-	int from = ops->args[0];
-
-	zt_client_tuple(ops, &key);
-	direct = zt_same_node_conns.lookup(&key);
-	if (!direct || direct->owner != zt_socket_cookie(ops))
-		return;
-	if (direct->state != ZT_SAME_NODE_INTERCEPTED && direct->epoch) {
-		zt_describe(&event, &key, direct);
-		zt_count_bytes(ops, from, direct, &event);
-		event.srtt_us = ops->srtt_us >> 3;
-		event.retransmits = ops->total_retrans;
-		if (from == BPF_TCP_SYN_SENT)
-			event.close_reason = ZT_CLOSE_REFUSED;
-		else if (from == BPF_TCP_ESTABLISHED || from == BPF_TCP_FIN_WAIT1 ||
-			 from == BPF_TCP_CLOSE_WAIT)
-			event.close_reason = ZT_CLOSE_RESET;
-		zt_emit_event(&event);
-	}
-	zt_same_node_conns.delete(&key);
+	if (state == BPF_TCP_SYN_SENT)
+		return ZT_CLOSE_REFUSED;
+	if (state == BPF_TCP_ESTABLISHED || state == BPF_TCP_FIN_WAIT1 ||
+	    state == BPF_TCP_CLOSE_WAIT)
+		return ZT_CLOSE_RESET;
+	return ZT_CLOSE_ORDERLY;
 }
 
-/* The accepting side sends its FIN: the source can't tell one that came from one that did not. */
-static __always_inline void zt_on_server_fin(struct bpf_sock_ops *ops)
+static __always_inline void zt_on_same_node_close(struct bpf_sock_ops *ops)
+{
+	struct zt_same_node_conn *conn;
+	struct zt_four_tuple key = {};
+	struct zt_event event = {};
+	int state = ops->args[0]; /* before it closed */
+
+	zt_tuple_client(ops, &key);
+	conn = zt_same_node_conn_find(&key);
+	if (!conn || conn->owner != zt_socket_cookie(ops))
+		return;
+	if (conn->state != ZT_SAME_NODE_INTERCEPTED && conn->epoch) {
+		zt_fill_event(&event, &key, conn);
+		zt_count_bytes(ops, state, conn, &event);
+		event.srtt_us = ops->srtt_us >> 3;
+		event.retransmits = ops->total_retrans;
+		event.close_reason = zt_close_reason_of(state);
+		zt_emit_event(&event);
+	}
+	zt_same_node_conn_delete(&key);
+}
+
+static __always_inline void zt_on_node_close(struct bpf_sock_ops *ops)
 {
 	struct zt_four_tuple key = {};
-	struct zt_same_node_conn *direct;
+	__u64 *owner;
 
-	zt_server_tuple(ops, &key);
-	direct = zt_same_node_conns.lookup(&key);
-	if (direct)
-		direct->server_fin = 1;
+	zt_tuple_client(ops, &key);
+	owner = zt_node_conn_find(&key);
+	if (owner && *owner == zt_socket_cookie(ops))
+		zt_node_conn_delete(&key);
+}
+
+static __always_inline void zt_on_flow_close(struct bpf_sock_ops *ops)
+{
+	struct zt_flow_key key = {};
+	struct zt_flow *flow;
+
+	zt_flow_key_client(ops, &key);
+	flow = zt_flow_find(&key);
+	if (flow && flow->owner == zt_socket_cookie(ops))
+		zt_flow_delete(&key);
+}
+
+/* The accepting side sends its FIN. In FIN_WAIT2 the source cannot tell whether it received one. */
+static __always_inline void zt_on_server_fin(struct bpf_sock_ops *ops)
+{
+	struct zt_same_node_conn *conn;
+	struct zt_four_tuple key = {};
+
+	zt_tuple_server(ops, &key);
+	conn = zt_same_node_conn_find(&key);
+	if (conn)
+		conn->server_fin = 1;
 }
 
 static __always_inline void zt_on_state(struct bpf_sock_ops *ops)
 {
-	struct zt_flow_key key = {};
-	struct zt_flow *flow;
 	struct zt_sock *known;
-	int to = ops->args[1];
+	int state = ops->args[1];
 
-	if (to != BPF_TCP_CLOSE && to != BPF_TCP_FIN_WAIT1 && to != BPF_TCP_LAST_ACK)
+	if (state != BPF_TCP_CLOSE && state != BPF_TCP_FIN_WAIT1 && state != BPF_TCP_LAST_ACK)
 		return;
-	known = zt_known(ops);
-	if (to != BPF_TCP_CLOSE) {
+	known = zt_ops_sock(ops);
+	if (state != BPF_TCP_CLOSE) {
 		if (!known)
 			zt_on_server_fin(ops);
-		return;
-	}
-	if (!known) {
+	} else if (!known) {
 		zt_on_node_close(ops);
-		return;
-	}
-	if (known->role == ZT_ROLE_SAME_NODE) {
+	} else if (known->role == ZT_ROLE_SAME_NODE) {
 		zt_on_same_node_close(ops);
-		return;
+	} else {
+		zt_on_flow_close(ops);
 	}
-	zt_key_out(ops, &key);
-	flow = zt_flows.lookup(&key);
-	if (flow && flow->owner == zt_socket_cookie(ops))
-		zt_flows.delete(&key);
 }
 
+SEC("sockops")
 int zt_sockops(struct bpf_sock_ops *ops)
 {
 	if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB)

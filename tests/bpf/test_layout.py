@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ctypes mirrors agree with what a C compiler makes of bpf/zt_maps.h."""
+"""The ctypes mirrors agree with what a C compiler makes of bpf/lib/abi.h."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ from ztunnel.mesh import ports
 STUBS = """
 #include <stddef.h>
 #include <stdio.h>
-#include <linux/bpf.h>
-#include <linux/types.h>
-#define ZT_PIN ""
-#define BPF_TABLE_PINNED(kind, key, value, name, size, pin, flags) \\
-    extern char name##_table[sizeof(key) + sizeof(value)]
-#include "zt_maps.h"
+#include "lib/abi.h"
 """
 
 
@@ -46,7 +41,7 @@ def _c_program() -> str:
         "ZT_ROLE_SAME_NODE",
         "ZT_SAME_NODE_ESTABLISHED",
         "ZT_CLOSE_UNEXPECTED_PEER",
-        "ZT_EVENT_BYTES",
+        "ZT_EVENTS_BYTES",
     ):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
     for constant in ("ZT_DNS_SERVERS", "ZT_SOCKOPT_DNS_SERVER", "ZT_ROLE_RESOLVER"):
@@ -66,7 +61,7 @@ def test_mirrors_have_the_compilers_sizes_and_offsets(tmp_path: Path) -> None:
         offsets = [getattr(mirror, field[0]).offset for field in mirror._fields_]
         assert said[name] == [ctypes.sizeof(mirror), *offsets], name
     assert said["zt_event"][0] == ring_buffer._EVENT.size
-    assert said["ZT_EVENT_BYTES"] == ring_buffer.RING_BYTES
+    assert said["ZT_EVENTS_BYTES"] == ring_buffer.RING_BYTES
     assert said["ZT_ABI"] == layout.ABI_VERSION
     assert said["ZT_STAT_MAX"] == len(layout.Stat)
     assert said["ZT_ROLE_SAME_NODE"] == layout.Role.SAME_NODE

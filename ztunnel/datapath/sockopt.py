@@ -18,7 +18,7 @@ from ztunnel.mesh.model import SocketAddress
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h, and IP6T_SO_ORIGINAL_DST in netfilter_ipv6
 IP_PKTINFO = 8  # linux/in.h; Python has no name for it
 IPV6_FREEBIND = 78  # linux/in6.h; needs no capability
-SOL_ZTUNNEL = 0x5A54  # "ZT": a level no protocol uses; bpf/zt_maps.h says the same
+SOL_ZTUNNEL = 0x5A54  # "ZT": a level no protocol uses; bpf/lib/abi.h says the same
 ZT_SOCKOPT_CLIENT = 1
 ZT_SOCKOPT_UDP_REMOTE = 2
 ZT_SOCKOPT_UDP_TOKEN = 3

@@ -2,7 +2,7 @@
 """Native UDP that comes into captured pods: who was let in, and the sockets that take the rest.
 
 A verdict holds in its epoch, `publish` begins a new one. There is no lease: policy can't
-change without an agent, and a pod's cookie is never another's. See bpf/udp_talk.h.
+change without an agent, and a pod's cookie is never another's. See bpf/lib/udp_conntrack.h.
 """
 
 from __future__ import annotations

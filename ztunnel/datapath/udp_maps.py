@@ -60,7 +60,7 @@ class UdpMaps:
             path = pin_dir / "maps" / name
             return RawMap.open(path, key_size, value_size, read_only=read_only)
 
-        self._routes = opened("zt_udp_routes", ctypes.sizeof(layout.UdpRemote), 1)
+        self._routes = opened("zt_udp_routes", ctypes.sizeof(layout.Endpoint), 1)
         self._pods = opened("zt_udp_pods", _COOKIE, ctypes.sizeof(layout.UdpPod))
         self._stats = opened("zt_udp_stats", _COOKIE, ctypes.sizeof(layout.UdpStats))
 
@@ -77,7 +77,7 @@ class UdpMaps:
         """What `set_route` set."""
         found = {}
         for key, value in self._routes.items():
-            at = layout.UdpRemote.from_buffer_copy(key)
+            at = layout.Endpoint.from_buffer_copy(key)
             found[layout.socket_address(bytes(at.ip), bytes(at.port))] = UdpRoute(value[0])
         return found
 
@@ -195,7 +195,7 @@ def udp_sockets(netns_fd: int, maps: Maps, *, ipv6: bool) -> list[socket.socket]
 
 
 def _destination(to: SocketAddress) -> bytes:
-    key = layout.UdpRemote()
+    key = layout.Endpoint()
     key.ip[:] = layout.packed(to.ip)
     key.port[:] = to.port.to_bytes(2, "big")
     return bytes(key)

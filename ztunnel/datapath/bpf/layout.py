@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ctypes mirrors of the structs in bpf/zt_maps.h.
+"""ctypes mirrors of the structs in bpf/lib/abi.h.
 
 A kernel test compiles the header and compares sizes and offsets.
 """
@@ -204,8 +204,8 @@ class Event(ctypes.Structure):
 MAX_UDP_WORKERS = 32  # ZT_MAX_UDP_WORKERS
 
 
-class UdpRemote(ctypes.Structure):
-    """struct zt_udp_remote"""
+class Endpoint(ctypes.Structure):
+    """struct zt_endpoint"""
 
     _fields_ = (
         ("ip", ctypes.c_ubyte * 16),
@@ -217,7 +217,7 @@ class UdpRemote(ctypes.Structure):
 class UdpRemoteKey(ctypes.Structure):
     """struct zt_udp_remote_key"""
 
-    _fields_ = (("netns", ctypes.c_uint64), ("remote", UdpRemote))
+    _fields_ = (("netns", ctypes.c_uint64), ("remote", Endpoint))
 
 
 class UdpToken(ctypes.Structure):
@@ -313,7 +313,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "zt_four_tuple": FourTuple,
     "zt_same_node_conn": SameNodeConn,
     "zt_event": Event,
-    "zt_udp_remote": UdpRemote,
+    "zt_endpoint": Endpoint,
     "zt_udp_remote_key": UdpRemoteKey,
     "zt_udp_token": UdpToken,
     "zt_udp_token_key": UdpTokenKey,

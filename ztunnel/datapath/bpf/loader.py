@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from ztunnel.datapath.bpf import layout, links, syscall
 from ztunnel.datapath.bpf.syscall import AttachType, ProgramType, RawMap
 
 DEFAULT_PIN_DIR = Path("/sys/fs/bpf/ztunnel")
+_INCLUDE = re.compile(r'#include "([^"]+)"')
 _META_KEY = bytes(4)
 _META_SIZE = len(bytes(layout.Meta()))
 
@@ -59,23 +61,6 @@ CGROUP_HOOKS = (
 SK_LOOKUP = Hook(links.SK_LOOKUP_PROGRAM, ProgramType.SK_LOOKUP, AttachType.SK_LOOKUP)
 
 
-SOURCES = (
-    "zt_maps.h",
-    "zt_lib.h",
-    "dns.h",
-    "udp_token.h",
-    "udp_talk.h",
-    "udp.h",
-    "udp_dgram.h",
-    "connect.c",
-    "dgram.c",
-    "sk_lookup.c",
-    "sockname.c",
-    "sockops.c",
-    "sockopt.c",
-)
-
-
 class LoadError(Exception):
     """The data path could not be loaded; the text says what to do."""
 
@@ -84,16 +69,17 @@ def source_dir() -> Path:
     """Where the C sources are: beside the package in a checkout, inside it when installed."""
     package = Path(__file__).resolve().parents[2]
     for candidate in (package / "bpf", package.parent / "bpf"):
-        if (candidate / "zt_maps.h").is_file():
+        if (candidate / "lib" / "maps.h").is_file():
             return candidate
-    raise LoadError(f"bpf/zt_maps.h is neither in {package} nor beside it; reinstall ztunnel")
+    raise LoadError(f"bpf/lib/maps.h not found in {package} or next to it; hint: reinstall ztunnel")
 
 
 def fingerprint(sources: Path, cgroup: Path) -> bytes:
     """SHA-256 of all that decides what gets loaded: sources, kernel and target cgroup."""
     digest = hashlib.sha256()
-    for path in sorted(sources.glob("*.[ch]")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(sources.rglob("*.[ch]")):
+        name = str(path.relative_to(sources))
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update(platform.release().encode())
     digest.update(str(cgroup.stat().st_ino).encode())  # the cgroup id
     return digest.digest()
@@ -157,10 +143,10 @@ def _compile(pin_dir: Path) -> dict[str, int]:
     except ImportError as error:
         raise LoadError("no BCC for this Python; `apt-get install python3-bpfcc`") from error
     sources = source_dir()
-    flags = [f"-I{sources}", f'-DZT_PIN="{pin_dir}"', "-Wno-macro-redefined"]
+    flags = ["-DZT_BCC", f'-DZT_PIN="{pin_dir}"', "-Wno-macro-redefined"]
     with _headers():
         try:
-            module = BPF(text=_translation_unit(sources), cflags=flags)
+            module = BPF(text=translation_unit(sources).encode(), cflags=flags)
             try:
                 return {
                     hook.program: os.dup(
@@ -176,13 +162,25 @@ def _compile(pin_dir: Path) -> dict[str, int]:
             raise LoadError(f"BCC could not load {sources}: {error}") from error
 
 
-def _translation_unit(sources: Path) -> bytes:
-    """All of bpf/ as one text: the hooks share maps, and BCC rewrites only its main file."""
-    lines = ["#include <uapi/linux/bpf.h>"]
-    for name in SOURCES:
-        text = (sources / name).read_text(encoding="utf-8")
-        lines += (line for line in text.splitlines() if not line.startswith('#include "'))
-    return "\n".join([*lines, ""]).encode()
+def translation_unit(sources: Path) -> str:
+    """All sources as one text; each `#include "..."` is replaced by the file, once.
+
+    The programs share maps, and BCC rewrites map accesses only in its main file.
+    """
+    included: set[Path] = set()
+
+    def expand(path: Path) -> Iterator[str]:
+        if path in included:
+            return
+        included.add(path)
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if match := _INCLUDE.fullmatch(line):
+                yield from expand((path.parent / match[1]).resolve())
+            else:
+                yield line
+
+    lines = [line for source in sorted(sources.glob("*.c")) for line in expand(source.resolve())]
+    return "\n".join([*lines, ""])
 
 
 @contextmanager

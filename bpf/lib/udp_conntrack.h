@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Connection tracking and admission for native UDP of captured pods. Outgoing datagrams are
+ * tracked, so that replies are admitted and a destination on this node can identify the source pod.
+ * Other incoming datagrams need an allow decision; without a decision they go to the agent, which
+ * authorizes them.
+ */
+#ifndef ZT_UDP_CONNTRACK_H
+#define ZT_UDP_CONNTRACK_H
+
+#include "udp_token.h"
+
+enum zt_udp_admission { ZT_UDP_ADMIT, ZT_UDP_DENY, ZT_UDP_UNDECIDED };
+
+static __always_inline int zt_udp_ct_is_live(const struct zt_udp_ct_entry *entry)
+{
+	return bpf_ktime_get_ns() - entry->seen_ns < ZT_UDP_IDLE_NS;
+}
+
+/* A pod sends a native datagram from `port` to `dst`. */
+static __always_inline void zt_udp_ct_outgoing(__u64 netns, const struct zt_pod *pod, __be16 port,
+					       const struct zt_endpoint *dst)
+{
+	struct zt_udp_ct_entry new = { .netns = netns, .seen_ns = bpf_ktime_get_ns() };
+	struct zt_four_tuple key = {};
+	struct zt_udp_ct_entry *entry;
+	__u8 src[16];
+
+	if (zt_is_local(dst->ip))
+		return;
+	zt_pod_ip(pod, dst->ip, src);
+	zt_set_tuple(&key, dst->ip, dst->port, src, port);
+	entry = port ? zt_udp_ct_find(&key) : 0;
+	if (entry && zt_udp_ct_is_live(entry))
+		return; /* a reply */
+	zt_set_tuple(&key, src, port, dst->ip, dst->port);
+	entry = zt_udp_ct_find(&key);
+	if (entry && entry->netns == netns)
+		entry->seen_ns = new.seen_ns;
+	else
+		zt_udp_ct_set(&key, &new);
+}
+
+/* Records that the pod received a datagram, so that what it sends back is a reply. */
+static __always_inline void zt_udp_ct_reply(struct zt_four_tuple *key, __u64 netns)
+{
+	struct zt_udp_ct_entry new = { .netns = netns, .seen_ns = bpf_ktime_get_ns() };
+	struct zt_udp_ct_entry *entry = zt_udp_ct_find(key);
+
+	if (entry)
+		entry->seen_ns = new.seen_ns;
+	else
+		zt_udp_ct_set(key, &new);
+}
+
+/* Whether a datagram is a reply; `key` is the opposite direction. */
+static __always_inline int zt_udp_is_reply(const struct zt_four_tuple *key)
+{
+	struct zt_udp_ct_entry *entry = zt_udp_ct_find(key);
+
+	return entry && entry->netns && zt_udp_ct_is_live(entry) && zt_pod_find(entry->netns);
+}
+
+/* The cookie of the captured pod of this node that was seen to send the datagram; 0: none. */
+static __always_inline __u64 zt_udp_source_pod(const struct zt_four_tuple *key)
+{
+	struct zt_udp_ct_entry *entry = zt_udp_ct_find(key);
+	struct zt_four_tuple unbound = *key;
+	__u64 netns = entry ? entry->netns : 0;
+
+	if (!netns) {
+		unbound.sport = 0;
+		entry = zt_udp_ct_find(&unbound);
+		netns = entry ? entry->netns : 0;
+	}
+	return netns && zt_pod_find(netns) ? netns : 0;
+}
+
+/*
+ * The proxy delivers an IPv6 datagram from a token address to an app. Nothing owns these addresses,
+ * but for a datagram that never left the pod the kernel reports the pod's own device. To tell it
+ * from a forged datagram that arrives from outside, sendmsg records it and sk_lookup checks it.
+ */
+static __always_inline void zt_udp_record_delivery(struct bpf_sock_addr *ctx,
+						   const struct zt_endpoint *app)
+{
+	struct zt_udp_ct_entry new = { .seen_ns = bpf_ktime_get_ns() };
+	struct zt_four_tuple key = {};
+	__u8 token[16];
+
+	zt_copy6(token, ctx->msg_src_ip6);
+	if (!zt_is_token_ip6(token) || !ctx->sk)
+		return;
+	zt_set_tuple(&key, token, zt_local_port(ctx->sk), app->ip, 0);
+	zt_udp_ct_set(&key, &new);
+}
+
+static __always_inline int zt_udp_from_proxy(const __u8 token[16], __be16 port, const __u8 app[16])
+{
+	struct zt_four_tuple key = {};
+	struct zt_udp_ct_entry *entry;
+
+	zt_set_tuple(&key, token, port, app, 0);
+	entry = zt_udp_ct_find(&key);
+	return entry && bpf_ktime_get_ns() - entry->seen_ns < ZT_UDP_PROXY_DELIVERY_NS;
+}
+
+static __always_inline enum zt_udp_admission zt_udp_decision(struct zt_udp_decision_key *key)
+{
+	struct zt_udp_decision *decision = zt_udp_decision_find(key);
+	struct zt_policy_epoch *current = zt_policy_epoch_find(ZT_UDP_EPOCH);
+
+	if (!decision || !current || !current->epoch || decision->epoch != current->epoch)
+		return ZT_UDP_UNDECIDED;
+	__sync_fetch_and_add(&decision->datagrams, 1);
+	return decision->allowed ? ZT_UDP_ADMIT : ZT_UDP_DENY;
+}
+
+/* Whether a datagram that no connected socket receives is admitted to `key->dst`. */
+static __always_inline enum zt_udp_admission zt_udp_admit(struct zt_four_tuple *key)
+{
+	struct zt_udp_decision_key wanted = {};
+	struct zt_four_tuple opposite = {};
+	enum zt_udp_admission admission;
+	__u64 netns = 0;
+
+	zt_set_tuple(&opposite, key->dst, key->dport, key->src, key->sport);
+	if (zt_udp_is_reply(&opposite))
+		return ZT_UDP_ADMIT;
+	__builtin_memcpy(wanted.dst, key->dst, 16);
+	admission = zt_udp_decision(&wanted); /* for all senders */
+	if (admission == ZT_UDP_UNDECIDED) {
+		netns = zt_udp_source_pod(key);
+		wanted.netns = netns;
+		__builtin_memcpy(wanted.src, key->src, 16);
+		wanted.port = key->dport;
+		admission = zt_udp_decision(&wanted);
+	}
+	if (admission != ZT_UDP_DENY)
+		zt_udp_ct_reply(key, netns);
+	return admission;
+}
+
+#endif
