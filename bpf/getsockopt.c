@@ -10,7 +10,7 @@
 #define ZT_SOL_IPV6 41
 #define ZT_SO_ORIGINAL_DST 80 /* the same number in both families */
 
-/* Volatile: the verifier rejects the single 64-bit store into which the compiler would merge these. */
+/* Volatile: the verifier rejects the 64-bit store into which the compiler would merge these. */
 static __always_inline int zt_reply(struct bpf_sockopt *ctx, __s32 optlen)
 {
 	*(volatile __s32 *)&ctx->optlen = optlen;

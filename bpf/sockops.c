@@ -5,14 +5,14 @@
  *   app connects (REDIRECTED) -> zt_flows -> the proxy's accepted socket (REDIRECT_ACCEPTED)
  *   proxy connects (PROXY)    -> zt_flows -> the app's accepted socket (UPSTREAM_ACCEPTED)
  *
- * The entry is written when the SYN is sent. Only its owner, the connecting socket, deletes it, when
- * it closes. The accepted socket has its own copy, so a reused port never finds a stale entry.
+ * The entry is written when the SYN is sent and deleted when the connecting socket, its owner,
+ * closes. The accepted socket has its own copy, so a reused port never finds a stale entry.
  *
  * A connection that bypasses the proxy (SAME_NODE) has an entry in zt_same_node_conns:
  *
- *   SYN sent -> SYN_SENT -> destination's sk_lookup -> ADMITTED -> accepted -> ESTABLISHED -> closed
- *                  |                                -> INTERCEPTED: redirected to the proxy
- *                  `-> established without ADMITTED: another pod answered; the socket is cut off
+ *   SYN sent -> SYN_SENT -+-> destination's sk_lookup -+-> ADMITTED -> accepted -> ESTABLISHED
+ *                         |                            `-> INTERCEPTED: redirected to the proxy
+ *                         `-> established, but not ADMITTED: another pod answered; cut off
  */
 #include "lib/same_node.h"
 
@@ -111,7 +111,7 @@ static __always_inline int zt_is_source_of(__u64 netns, const __u8 ip[16])
 	return pod && zt_is_pod_ip(pod, ip);
 }
 
-/* Authorizes again, for the addresses of the SYN: without a valid epoch the entry admits nothing. */
+/* Authorizes again, for the addresses of the SYN: an entry without an epoch admits nothing. */
 static __always_inline void zt_on_same_node_connect(struct bpf_sock_ops *ops)
 {
 	struct zt_same_node_allow *allow;
@@ -342,7 +342,7 @@ static __always_inline void zt_on_flow_close(struct bpf_sock_ops *ops)
 		zt_flow_delete(&key);
 }
 
-/* The accepting side sends its FIN. In FIN_WAIT2 the source cannot tell whether it received one. */
+/* The accepting side sends its FIN: in FIN_WAIT2 the source has no record of receiving one. */
 static __always_inline void zt_on_server_fin(struct bpf_sock_ops *ops)
 {
 	struct zt_same_node_conn *conn;

@@ -29,7 +29,7 @@
 #define ZT_MAX_SAME_NODE_CONNS 262144  /* live connections that bypass the proxy */
 #define ZT_MAX_DNS_PENDING 16384       /* queries that the proxy has read but not yet looked up */
 #define ZT_MAX_UDP_ROUTES 65536        /* UDP to further destinations is not redirected */
-#define ZT_MAX_UDP_TOKENS 65536        /* an evicted token is allocated again on the next datagram */
+#define ZT_MAX_UDP_TOKENS 65536        /* an evicted token is allocated again */
 #define ZT_MAX_UDP_WORKERS 32          /* worker sockets per pod */
 #define ZT_MAX_UDP_CONNTRACK 131072    /* an evicted pair is authorized again */
 #define ZT_MAX_UDP_DECISIONS 65536     /* an evicted decision is made again */
@@ -45,7 +45,7 @@
 #define ZT_SOCKOPT_UDP_REMOTE 2 /* set: look up or allocate the token of a remote address */
 #define ZT_SOCKOPT_UDP_TOKEN 3  /* set: look up the remote address of a token */
 #define ZT_SOCKOPT_UDP_RESULT 4 /* get: the result of the last of these two lookups */
-#define ZT_SOCKOPT_DNS_SERVER 0x10000 /* get: original name server; plus the client port (host order) */
+#define ZT_SOCKOPT_DNS_SERVER 0x10000 /* get: name server; add the client port, host order */
 
 /*
  * The role of a socket. It lives in socket storage, which the kernel frees with the socket, so it
@@ -99,7 +99,7 @@ struct zt_pod_stats {
 	__u64 refused;          /* connects to the proxy's ports, or by a protocol it cannot forward */
 	__u64 local;            /* connects to the pod's own loopback */
 	__u64 same_node_bypass; /* connects that bypass the proxy */
-	__u64 dns;              /* UDP queries, and TCP connections to name servers, that were redirected */
+	__u64 dns;              /* redirected UDP queries and TCP connections to name servers */
 };
 
 /* Identifies the loaded build; the loader compares it before it compiles. */

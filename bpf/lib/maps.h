@@ -3,7 +3,7 @@
  * Every map, followed by the functions that access it. Only this file uses BCC's `map.lookup()`.
  *
  * A map is pinned under its full name; the kernel truncates the name that bpftool shows to 15
- * characters. Values are keyed by netns cookie unless a comment says otherwise.
+ * characters.
  */
 #ifndef ZT_MAPS_H
 #define ZT_MAPS_H

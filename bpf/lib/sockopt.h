@@ -6,7 +6,7 @@
 #include "addr.h"
 #include "maps.h"
 
-#define ZT_MAX_OPTLEN 4096 /* for a larger value the kernel requires the program to set optlen to 0 */
+#define ZT_MAX_OPTLEN 4096 /* the kernel requires optlen 0 for a larger value */
 
 struct zt_sockaddr_in {
 	__u16 family;

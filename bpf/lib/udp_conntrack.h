@@ -78,8 +78,8 @@ static __always_inline __u64 zt_udp_source_pod(const struct zt_four_tuple *key)
 
 /*
  * The proxy delivers an IPv6 datagram from a token address to an app. Nothing owns these addresses,
- * but for a datagram that never left the pod the kernel reports the pod's own device. To tell it
- * from a forged datagram that arrives from outside, sendmsg records it and sk_lookup checks it.
+ * but for a datagram that never left the pod the kernel reports the pod's own device. sendmsg
+ * therefore records the delivery, and sk_lookup rejects a forged datagram from outside.
  */
 static __always_inline void zt_udp_record_delivery(struct bpf_sock_addr *ctx,
 						   const struct zt_endpoint *app)

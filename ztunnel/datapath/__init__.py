@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The BPF data path: programs and maps, sockets in pods, node requirements."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztunnel loader`: the loader process for people."""
+"""`ztunnel loader`: load the data path from the command line."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from ztunnel.datapath.bpf import loader
 
 
 @click.command(name="loader")
-@click.option("--cgroup", type=click.Path(path_type=Path), help="Default: the cgroup v2 root.")
+@click.option(
+    "--cgroup",
+    type=click.Path(path_type=Path),
+    help="Cgroup to attach to. Default: the cgroup v2 root.",
+)
 @click.option(
     "--pin-dir", type=click.Path(path_type=Path), default=loader.DEFAULT_PIN_DIR, show_default=True
 )
 def command(cgroup: Path | None, pin_dir: Path) -> None:
-    """Compile the BPF programs, attach them to a cgroup, pin everything, exit.
+    """Compile the BPF programs, attach them to a cgroup and pin them.
 
-    Does nothing when the pinned programs are current. The agent runs this by itself.
+    Does nothing if the pinned programs are current. The agent runs this command itself.
     """
     try:
         click.echo(loader.load(cgroup or requirements.cgroup2_root(), pin_dir))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sockets inside a pod's network namespace.
 
-A socket belongs for life to the namespace of the thread that made it, so the agent enters, makes
-what is needed and returns, in one go. Entering needs CAP_SYS_ADMIN.
+A socket belongs to the namespace of the thread that created it, for as long as it exists. The agent
+enters a pod's namespace, creates sockets and returns, without a switch of threads in between.
+Entering needs CAP_SYS_ADMIN.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from ztunnel.mesh.ports import DNS, HBONE, INBOUND, OUTBOUND
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _libc = ctypes.CDLL(None, use_errno=True)
-LISTEN_BACKLOG = 4096  # capped by net.core.somaxconn
+LISTEN_BACKLOG = 4096  # connections; net.core.somaxconn caps it
 
 LISTEN_ADDRESSES: dict[ListenerKind, tuple[socket.AddressFamily, str, int]] = {
     ListenerKind.OUTBOUND4: (socket.AF_INET, "127.0.0.1", OUTBOUND),
     ListenerKind.OUTBOUND6: (socket.AF_INET6, "::1", OUTBOUND),
     ListenerKind.INBOUND4: (socket.AF_INET, "127.0.0.1", INBOUND),
     ListenerKind.INBOUND6: (socket.AF_INET6, "::1", INBOUND),
-    ListenerKind.HBONE4: (socket.AF_INET, "0.0.0.0", HBONE),  # the pod's netns only
+    ListenerKind.HBONE4: (socket.AF_INET, "0.0.0.0", HBONE),  # in the pod's netns only
     ListenerKind.HBONE6: (socket.AF_INET6, "::", HBONE),
     ListenerKind.DNS4: (socket.AF_INET, "127.0.0.1", DNS),
     ListenerKind.DNS6: (socket.AF_INET6, "::1", DNS),
@@ -43,7 +44,7 @@ LISTEN_ADDRESSES: dict[ListenerKind, tuple[socket.AddressFamily, str, int]] = {
 
 @contextmanager
 def entered(netns_fd: int) -> Iterator[None]:
-    """Run the body in another network namespace. Must not await or switch threads inside."""
+    """Run the body in another network namespace. The body must not await or switch threads."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         _enter(netns_fd)
@@ -56,19 +57,19 @@ def entered(netns_fd: int) -> Iterator[None]:
 
 
 def _enter(netns_fd: int) -> None:
-    """setns(2), which Python has from 3.12 on."""
+    """setns(2); Python has it since 3.12."""
     if _libc.setns(netns_fd, _CLONE_NEWNET) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"enter a network namespace: {os.strerror(number)}")
 
 
 def open_pid(pid: int) -> int:
-    """A descriptor of the network namespace of a process. Raises OSError."""
+    """Open the network namespace of a process. Raises OSError."""
     return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def cookie(netns_fd: int) -> int:
-    """The kernel's cookie of a namespace: never used twice until reboot."""
+    """The kernel's cookie of a namespace; unique until reboot."""
     with entered(netns_fd), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         raw = probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
     return int.from_bytes(raw, sys.byteorder)
@@ -77,9 +78,9 @@ def cookie(netns_fd: int) -> int:
 def open_listeners(
     netns_fd: int, maps: Maps, *, ipv6: bool = True
 ) -> dict[ListenerKind, socket.socket]:
-    """The proxy's listeners in a pod, all or none.
+    """Open the proxy's listeners in a pod, all or none.
 
-    Raises OSError (EADDRINUSE when a process of the pod has one of our ports).
+    Raises OSError (EADDRINUSE if a process of the pod uses one of the proxy's ports).
     """
     made: dict[ListenerKind, socket.socket] = {}
     try:
@@ -99,7 +100,7 @@ def open_listeners(
 
 
 def is_listener(sock: socket.socket, kind: ListenerKind, netns_cookie: int) -> bool:
-    """Whether a socket is what it is said to be, in the namespace it is said to be in."""
+    """Whether a socket is a listener of this kind in this namespace."""
     family, _, port = LISTEN_ADDRESSES[kind]
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
@@ -114,19 +115,19 @@ def is_listener(sock: socket.socket, kind: ListenerKind, netns_cookie: int) -> b
 
 
 def tcp_sockets(netns_fd: int, family: int, count: int, maps: Maps) -> list[socket.socket]:
-    """Unconnected non-blocking TCP sockets in a pod, tagged as the proxy's. `family` 4 or 6."""
-    made = _own_sockets(netns_fd, family, socket.SOCK_STREAM, count, maps)
+    """Open unconnected nonblocking TCP sockets in a pod, tagged as the proxy's. `family` 4 or 6."""
+    made = _proxy_sockets(netns_fd, family, socket.SOCK_STREAM, count, maps)
     for sock in made:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return made
 
 
 def udp_sockets(netns_fd: int, family: int, count: int, maps: Maps) -> list[socket.socket]:
-    """Unconnected non-blocking UDP sockets in a pod, tagged as the proxy's. `family` 4 or 6."""
-    return _own_sockets(netns_fd, family, socket.SOCK_DGRAM, count, maps)
+    """Open unconnected nonblocking UDP sockets in a pod, tagged as the proxy's. `family` 4 or 6."""
+    return _proxy_sockets(netns_fd, family, socket.SOCK_DGRAM, count, maps)
 
 
-def _own_sockets(
+def _proxy_sockets(
     netns_fd: int, family: int, kind: int, count: int, maps: Maps
 ) -> list[socket.socket]:
     domain = socket.AF_INET if family == 4 else socket.AF_INET6
@@ -160,7 +161,7 @@ def _listener(family: socket.AddressFamily, host: str, port: int) -> socket.sock
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family is socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        with suppress(OSError):  # a hint only: accepted sockets inherit it
+        with suppress(OSError):  # optional: accepted sockets inherit it
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.bind((host, port))
         sock.listen(LISTEN_BACKLOG)

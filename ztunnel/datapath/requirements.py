@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this node has for us: facts that the loader and `ztctl check` share.
+"""Requirements of the data path: facts about the node that the loader and `ztctl check` share.
 
-Every function takes the root directory it looks under, so that tests can show it other people's
-layouts. Nothing here changes the machine.
+Every function takes the root directory to read from, so that tests can present recorded layouts.
+No function changes the machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RequirementError(Exception):
 
 @dataclass(frozen=True)
 class Mount:
-    """A line of /proc/self/mountinfo: `root` is the part of the filesystem that is seen."""
+    """A line of /proc/self/mountinfo; `root` is the directory of the filesystem that is mounted."""
 
     root: str
     point: Path
@@ -45,7 +45,7 @@ class Mount:
 
 @dataclass(frozen=True)
 class Headers:
-    """Kernel headers: the tree built for a flavour and the common tree (often the same)."""
+    """Kernel headers: the tree of a flavour and the common tree (often the same)."""
 
     build: Path
     source: Path
@@ -53,14 +53,14 @@ class Headers:
 
 @dataclass(frozen=True)
 class BpffsMount:
-    """Whether a path lies on a mounted bpffs, and where that is mounted."""
+    """Whether a path is on a mounted bpffs, and the mount point."""
 
     mounted: bool
     point: Path
 
 
 def mounts(root: Path = ROOT) -> list[Mount]:
-    """All mounts this process sees (format: proc(5), mountinfo)."""
+    """All mounts of this process (format: proc(5), mountinfo)."""
     found = []
     text = (root / "proc/self/mountinfo").read_text(encoding="utf-8")
     for line in text.splitlines():
@@ -76,10 +76,10 @@ def _unescape(text: str) -> str:
 
 
 def cgroup2_root(root: Path = ROOT) -> Path:
-    """The mount of the real cgroup v2 root.
+    """The mount point of the cgroup v2 root, possibly a hybrid one (/sys/fs/cgroup/unified).
 
-    It may be a hybrid mount (/sys/fs/cgroup/unified). A mount whose root is not `/` shows only
-    a part: attaching there would silently miss every other pod, so it is refused.
+    A mount whose root is not `/` covers only a part of the hierarchy. Programs attached there would
+    silently miss all other pods, so this raises RequirementError.
     """
     candidates = [mount for mount in mounts(root) if mount.kind == "cgroup2"]
     if not candidates:
@@ -94,7 +94,7 @@ def cgroup2_root(root: Path = ROOT) -> Path:
             f"the cgroup v2 mount {candidates[0].point} shows only {candidates[0].root}",
             "mount the host's cgroup root into this container",
         )
-    if in_nested_cgroup_namespace(root) or _is_a_part(whole[0].point, root):
+    if in_nested_cgroup_namespace(root) or _is_partial(whole[0].point, root):
         raise RequirementError(
             "this process is in a nested cgroup namespace, which hides the host's cgroup root",
             "run the agent in the host's cgroup namespace (hostPID and cgroupns=host)",
@@ -103,14 +103,14 @@ def cgroup2_root(root: Path = ROOT) -> Path:
 
 
 def in_nested_cgroup_namespace(root: Path = ROOT) -> bool:
-    """Whether some process is seen outside the visible root: its path then begins with `/..`."""
+    """Whether a process is outside of the visible root; its path then begins with `/..`."""
     own = _cgroup2_path(root / "proc/self/cgroup")
     init = _cgroup2_path(root / "proc/1/cgroup")
     return "/.." in own or "/.." in init
 
 
 def contains_init_process(cgroup: Path, root: Path = ROOT) -> bool:
-    """Whether the node's first process is below `cgroup`, so that hooks there see all it does."""
+    """Whether the node's init process is in `cgroup`, so that hooks there see its sockets."""
     init = _cgroup2_path(root / "proc/1/cgroup")
     points = [each.point for each in mounts(root) if each.kind == "cgroup2" and each.root == "/"]
     return (
@@ -120,8 +120,8 @@ def contains_init_process(cgroup: Path, root: Path = ROOT) -> bool:
     )
 
 
-def _is_a_part(point: Path, root: Path) -> bool:
-    """Every cgroup but the real root has this file, whatever a namespace calls it."""
+def _is_partial(point: Path, root: Path) -> bool:
+    """Every cgroup except the real root has this file, also if a namespace shows it as the root."""
     return (root / point.relative_to("/") / "cgroup.events").exists()
 
 
@@ -134,7 +134,7 @@ def _cgroup2_path(path: Path) -> str:
 
 
 def bpffs_mount(path: Path = BPFFS, root: Path = ROOT) -> BpffsMount:
-    """Whether `path` (which need not exist) lies on a bpffs."""
+    """Whether `path` (which need not exist) is on a bpffs."""
     holding = [
         mount for mount in mounts(root) if path == mount.point or mount.point in path.parents
     ]
@@ -145,16 +145,16 @@ def bpffs_mount(path: Path = BPFFS, root: Path = ROOT) -> BpffsMount:
 
 
 def header_arch(machine: str = "") -> str:
-    """The kernel's name of this architecture's directory, as in arch/x86."""
+    """The kernel's directory name of this architecture, as in arch/x86."""
     machine = machine or platform.machine()
     return _ARCH_DIRS.get(machine, machine)
 
 
 def kernel_headers(root: Path = ROOT, release: str = "") -> Headers | None:
-    """Headers to compile with: the running kernel's if there, else the newest installed.
+    """Headers to compile with: the running kernel's if installed, else the newest.
 
-    Our programs use UAPI types only, so any version serves. Debian splits its headers in a
-    flavour tree and a -common tree; both come back.
+    The programs use only UAPI types, so any version works. Debian splits its headers into a flavour
+    tree and a -common tree; the result contains both.
     """
     release = release or platform.release()
     modules = root / "lib/modules" / release
@@ -177,7 +177,7 @@ def _version(tree: Path) -> list[int]:
 
 
 def _completed(build: Path, source: Path) -> Headers | None:
-    """`build` with the tree that has the rest of its headers; None when either lacks."""
+    """`build` with the tree that contains the rest of its headers; None if one is missing."""
     if not (build / "include/generated/autoconf.h").is_file():
         return None
     build = build.resolve()
@@ -188,7 +188,7 @@ def _completed(build: Path, source: Path) -> Headers | None:
 
 
 def _common_trees(build: Path) -> Iterator[Path]:
-    """Debian's `…-6.1.0-9-cloud-amd64` goes with `…-6.1.0-9-common`; Ubuntu's has no suffix."""
+    """Debian's `…-6.1.0-9-cloud-amd64` belongs to `…-6.1.0-9-common`; Ubuntu uses no suffix."""
     stem, _, flavour = build.name.rpartition("-")
     while stem and not flavour.isdigit():
         yield build.with_name(f"{stem}-common")
@@ -197,17 +197,17 @@ def _common_trees(build: Path) -> Iterator[Path]:
 
 
 def has_btf(root: Path = ROOT) -> bool:
-    """Whether the kernel describes its own types; sk_storage maps need it."""
+    """Whether the kernel provides BTF; sk_storage maps need it."""
     return (root / "sys/kernel/btf/vmlinux").is_file()
 
 
 def has_ipv6(root: Path = ROOT) -> bool:
-    """Whether the kernel has IPv6."""
+    """Whether the kernel supports IPv6."""
     return (root / "proc/net/if_inet6").exists() or (root / "proc/sys/net/ipv6").is_dir()
 
 
 def missing_capabilities(root: Path = ROOT) -> list[str]:
-    """Which capabilities the agent needs and this process lacks, by name."""
+    """The names of the capabilities that the agent needs and this process lacks."""
     status = (root / "proc/self/status").read_text(encoding="ascii")
     match = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
     effective = int(match[1], 16) if match else 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which connections between pods of this node go without the proxy, and which do so now.
+"""Same-node bypass: entries that allow a connection to bypass the proxy, and the live connections.
 
-A verdict is good in the epoch it was given in, while the agent's lease runs: one write takes
-all of them back.
+An entry is valid in the policy epoch in which it was written, while the agent renews its lease.
+Starting the next epoch revokes all entries with one write.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ZERO = bytes(4)
 
 @dataclass(frozen=True)
 class BypassEntry:
-    """The pod of one netns cookie may connect to an address of the pod of another."""
+    """Allows the pod of one netns cookie to connect to an address of another without the proxy."""
 
     netns_cookie: int
     destination: SocketAddress
@@ -32,7 +32,7 @@ class BypassEntry:
 
 @dataclass(frozen=True)
 class SameNodeConnection:
-    """A live connection by verdict. `owner` is the cookie of the connecting socket."""
+    """A live connection that bypasses the proxy. `owner` is the cookie of the connecting socket."""
 
     source: SocketAddress
     destination: SocketAddress
@@ -45,14 +45,14 @@ class SameNodeConnection:
 
 
 class SameNodeMaps:
-    """The maps of verdicts and of the connections by them. Raises FileNotFoundError."""
+    """The maps of entries and of live connections. Raises FileNotFoundError if not pinned."""
 
     def __init__(self, pin_dir: Path, *, read_only: bool = False) -> None:
         def opened(name: str, key_size: int, value: type[ctypes.Structure]) -> RawMap:
             path = pin_dir / "maps" / name
             return RawMap.open(path, key_size, ctypes.sizeof(value), read_only=read_only)
 
-        self._purged = -1  # the epoch in which we last did
+        self._purged = -1  # the epoch of the last purge
         self._lease = opened("zt_policy_epoch", len(_ZERO), layout.PolicyEpoch)
         self._entries = opened(
             "zt_same_node_allow", ctypes.sizeof(layout.SameNodeKey), layout.SameNodeAllow
@@ -63,44 +63,43 @@ class SameNodeMaps:
 
     @property
     def epoch(self) -> int:
-        """What valid verdicts carry; 0 before the first agent."""
+        """The current policy epoch; 0 before the first agent started."""
         return int(self._read_lease().epoch)
 
     def revoke(self) -> None:
-        """Take back every verdict given so far. Connections that are established go on."""
+        """Start the next epoch: revoke all entries. Established connections continue."""
         lease = self._read_lease()
         lease.epoch += 1
         self._lease.update(_ZERO, bytes(lease))
 
     def renew_lease(self, seconds: float) -> None:
-        """Verdicts hold for so long from now, unless renewed again."""
+        """Extend the lease to `seconds` from now; without a lease no entry is valid."""
         lease = self._read_lease()
         lease.lease_until_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(seconds * 1e9)
         self._lease.update(_ZERO, bytes(lease))
 
-    def allow(self, verdict: BypassEntry) -> None:
-        """Let new connections go without the proxy, as long as the epoch lasts."""
+    def allow(self, entry: BypassEntry) -> None:
+        """Let new connections bypass the proxy in the current epoch. Raises OSError, ValueError."""
         epoch = self.epoch
         if not epoch:
-            raise ValueError("no epoch yet; call revoke() once before the first verdict")
-        key = layout.SameNodeKey(netns=verdict.netns_cookie)
-        key.ip[:] = layout.packed(verdict.destination.ip)
-        key.port[:] = verdict.destination.port.to_bytes(2, "big")
-        value = layout.SameNodeAllow(epoch=epoch, dst_netns=verdict.destination_cookie)
+            raise ValueError("no policy epoch; hint: call revoke() before the first allow()")
+        key = layout.SameNodeKey(netns=entry.netns_cookie)
+        key.ip[:] = layout.packed(entry.destination.ip)
+        key.port[:] = entry.destination.port.to_bytes(2, "big")
+        value = layout.SameNodeAllow(epoch=epoch, dst_netns=entry.destination_cookie)
         self._entries.update(bytes(key), bytes(value))
 
     def entries(self) -> list[BypassEntry]:
-        """The verdicts of this epoch."""
+        """The entries of the current epoch."""
         epoch = self.epoch
         return [
-            verdict
+            _bypass_entry(key, value)
             for key, value in self._entries.items()
             if layout.SameNodeAllow.from_buffer_copy(value).epoch == epoch
-            for verdict in [_verdict(key, value)]
         ]
 
     def purge_stale(self) -> None:
-        """Remove what earlier generations left: memory only, it is void already."""
+        """Delete the entries of earlier epochs, which are invalid, to free memory."""
         epoch = self.epoch
         if epoch == self._purged:
             return
@@ -110,12 +109,12 @@ class SameNodeMaps:
                 self._entries.delete(key)
 
     def connections(self) -> Iterator[SameNodeConnection]:
-        """The connections by verdict that live now."""
+        """The live connections that bypass the proxy."""
         for key, value in self._connections.items():
-            yield _direct_entry(key, value)
+            yield _connection(key, value)
 
     def close(self) -> None:
-        """Close every descriptor; the pins keep the maps."""
+        """Close all descriptors; the pins remain."""
         for table in (self._lease, self._entries, self._connections):
             table.close()
 
@@ -124,15 +123,15 @@ class SameNodeMaps:
         return layout.PolicyEpoch.from_buffer_copy(raw) if raw else layout.PolicyEpoch()
 
 
-def _verdict(key: bytes, value: bytes) -> BypassEntry:
+def _bypass_entry(key: bytes, value: bytes) -> BypassEntry:
     at = layout.SameNodeKey.from_buffer_copy(key)
-    given = layout.SameNodeAllow.from_buffer_copy(value)
+    allow = layout.SameNodeAllow.from_buffer_copy(value)
     return BypassEntry(
-        at.netns, layout.socket_address(bytes(at.ip), bytes(at.port)), given.dst_netns
+        at.netns, layout.socket_address(bytes(at.ip), bytes(at.port)), allow.dst_netns
     )
 
 
-def _direct_entry(key: bytes, value: bytes) -> SameNodeConnection:
+def _connection(key: bytes, value: bytes) -> SameNodeConnection:
     at = layout.FourTuple.from_buffer_copy(key)
     entry = layout.SameNodeConn.from_buffer_copy(value)
     return SameNodeConnection(

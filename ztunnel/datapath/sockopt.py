@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a program without any capability talks to our BPF programs: through its own sockets.
+"""The proxy's interface to the BPF programs: socket options, which need no capability.
 
-`getsockopt(SO_ORIGINAL_DST)` is the interface every transparent proxy knows (netfilter's);
-our cgroup/getsockopt program answers it. `setsockopt(ZT_LEVEL, ZT_CLIENT)` is our own: the
-cgroup/setsockopt program takes it, the kernel never sees it.
+The cgroup/getsockopt program implements `getsockopt(SO_ORIGINAL_DST)`, netfilter's interface for
+transparent proxies. `setsockopt(SOL_ZTUNNEL, ...)` is specific to ztunnel: the
+cgroup/setsockopt program handles it, and the kernel does not see it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ipaddress import IPv6Address
 from ztunnel.mesh.model import SocketAddress
 
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h, and IP6T_SO_ORIGINAL_DST in netfilter_ipv6
-IP_PKTINFO = 8  # linux/in.h; Python has no name for it
+IP_PKTINFO = 8  # linux/in.h; not in Python's socket module
 IPV6_FREEBIND = 78  # linux/in6.h; needs no capability
-SOL_ZTUNNEL = 0x5A54  # "ZT": a level no protocol uses; bpf/lib/abi.h says the same
+SOL_ZTUNNEL = 0x5A54  # "ZT": a level that no protocol uses; ZT_SOCKOPT_* of bpf/lib/abi.h
 ZT_SOCKOPT_CLIENT = 1
 ZT_SOCKOPT_UDP_REMOTE = 2
 ZT_SOCKOPT_UDP_TOKEN = 3
 ZT_SOCKOPT_UDP_RESULT = 4
-ZT_SOCKOPT_DNS_SERVER = 0x10000  # plus the client's port
+ZT_SOCKOPT_DNS_SERVER = 0x10000  # plus the client port
 
 Control = list[tuple[int, int, bytes]]
 
@@ -38,9 +38,9 @@ PKTINFO4_SIZE = _PKTINFO4.size
 SOCKADDR_IN6_SIZE = _SOCKADDR_IN6.size
 
 
-@lru_cache(maxsize=4096)  # most connections go where others went
+@lru_cache(maxsize=4096)  # most connections share their destinations
 def unpack_sockaddr(raw: bytes) -> SocketAddress:
-    """What a `struct sockaddr_in` or `sockaddr_in6` says; a v4-mapped address is an IPv4 one."""
+    """Decode `struct sockaddr_in` or `sockaddr_in6`; a v4-mapped address becomes IPv4."""
     if len(raw) == _SOCKADDR_IN.size:
         _, port, ip4 = _SOCKADDR_IN.unpack(raw)
         return SocketAddress(socket.inet_ntop(socket.AF_INET, ip4), int.from_bytes(port, "big"))
@@ -50,9 +50,9 @@ def unpack_sockaddr(raw: bytes) -> SocketAddress:
 
 
 def original_destination(sock: socket.socket) -> SocketAddress:
-    """Where the app wanted to go, asked of a connection accepted on 15001.
+    """The original destination of a connection that was accepted on port 15001.
 
-    Raises OSError (ENOENT, ENOPROTOOPT) when the connection was not redirected by us.
+    Raises OSError (ENOENT, ENOPROTOOPT) if the BPF programs did not redirect the connection.
     """
     if sock.family == socket.AF_INET:
         return unpack_sockaddr(
@@ -62,9 +62,9 @@ def original_destination(sock: socket.socket) -> SocketAddress:
 
 
 def original_dns_server(sock: socket.socket, client_port: int) -> SocketAddress:
-    """The name server that a query went to, asked right after the query was read from `sock`.
+    """The name server that the app addressed with the query that was just read from `sock`.
 
-    Raises OSError (ENOPROTOOPT) when the query did not come by our redirect.
+    Raises OSError (ENOPROTOOPT) if the BPF programs did not redirect the query.
     """
     return unpack_sockaddr(
         sock.getsockopt(SOL_ZTUNNEL, ZT_SOCKOPT_DNS_SERVER + client_port, SOCKADDR_IN6_SIZE)
@@ -74,30 +74,31 @@ def original_dns_server(sock: socket.socket, client_port: int) -> SocketAddress:
 def set_client_address(sock: socket.socket, client: SocketAddress) -> None:
     """Make accept() and getpeername() in the app report `client` for this connection.
 
-    `sock` is an unconnected in-pod socket tagged as ours; call before connect(). Raises OSError
-    (ENOPROTOOPT when our programs are not attached, EPERM when the socket is not ours).
+    `sock` is an unconnected socket in the pod, tagged as the proxy's; call before connect(). Raises
+    OSError (ENOPROTOOPT if the programs are not attached, EPERM if the socket is not tagged).
     """
     sock.setsockopt(SOL_ZTUNNEL, ZT_SOCKOPT_CLIENT, _mapped(client))
 
 
 def udp_token(sock: socket.socket, remote: SocketAddress) -> str:
-    """The loopback address that stands for `remote` to the apps of a pod (bpf/lib/udp_token.h).
+    """The token address that represents `remote` in a pod (bpf/lib/udp_token.h).
 
-    `sock` is a UDP socket in the pod, tagged as ours: it carries what apps send to `remote` from
-    now on. Raises OSError (EPERM) when the pod is not captured, or the socket is not ours.
+    `sock` is a UDP socket in the pod, tagged as the proxy's. From now on, it receives the datagrams
+    that apps send to `remote`. Raises OSError (EPERM) if the pod is not captured or the socket is
+    not tagged.
     """
     sock.setsockopt(SOL_ZTUNNEL, ZT_SOCKOPT_UDP_REMOTE, _mapped(remote))
     return _udp_answer(sock).ip
 
 
 def udp_remote(sock: socket.socket, token: str) -> SocketAddress:
-    """Which remote address a token stands for. Raises OSError (EPERM) when it stands for none."""
+    """The remote address that a token represents. Raises OSError (EPERM) if there is none."""
     sock.setsockopt(SOL_ZTUNNEL, ZT_SOCKOPT_UDP_TOKEN, _mapped(SocketAddress(token, 0)))
     return _udp_answer(sock)
 
 
 def token_source_control(family: int, token: bytes) -> Control:
-    """What makes a datagram of our socket (`family` 4 or 6) come from a token (4 bytes)."""
+    """Control message that sends a datagram from a token (4 bytes). `family`: 4 or 6."""
     if family == 4:
         return [(socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, token, bytes(4)))]
     info = _PKTINFO6.pack(TOKEN_NET6 + bytes(4) + token, 0)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Native UDP that comes into captured pods: who was let in, and the sockets that take the rest.
+"""Admission of native UDP to captured pods: decisions, and sockets for undecided datagrams.
 
-A verdict holds in its epoch, `publish` begins a new one. There is no lease: policy can't
-change without an agent, and a pod's cookie is never another's. See bpf/lib/udp_conntrack.h.
+A decision is valid in the policy epoch in which it was made; `begin_epoch` starts the next one.
+There is no lease: policy cannot change without an agent, and netns cookies are never reused. See
+bpf/lib/udp_conntrack.h.
 """
 
 from __future__ import annotations
@@ -24,16 +25,15 @@ from ztunnel.mesh.model import SocketAddress
 
 _UDP_EPOCH_INDEX = (1).to_bytes(4, sys.byteorder)  # ZT_UDP_EPOCH_INDEX
 _ADDRESS = 16
-_NOBODY = bytes(_ADDRESS)
-_IP_ORIGDSTADDR = 20  # linux/in.h; Python has no names for these
+_IP_ORIGDSTADDR = 20  # linux/in.h; not in Python's socket module
 _IPV6_ORIGDSTADDR = 74  # linux/in6.h
 CONTROL_BUFFER_BYTES = socket.CMSG_SPACE(sockopt.SOCKADDR_IN6_SIZE)
 
 
 @dataclass(frozen=True)
 class UdpDecision:
-    """Whether datagrams `source_ip` -> `destination` are let in; `netns_cookie` is of the pod of
-    this node that sends them, 0 for somebody from elsewhere."""
+    """Whether datagrams `source_ip` -> `destination` are admitted. `netns_cookie` is that of the
+    source pod, 0 if the source is not a pod of this node."""
 
     netns_cookie: int
     source_ip: str
@@ -42,7 +42,7 @@ class UdpDecision:
 
 
 class UdpAdmissionMaps:
-    """The maps of native UDP. Raises FileNotFoundError when nothing is pinned."""
+    """The maps of native UDP. Raises FileNotFoundError if not pinned."""
 
     def __init__(self, pin_dir: Path, maps: Maps) -> None:
         def opened(name: str, key_size: int, value_size: int) -> RawMap:
@@ -55,43 +55,43 @@ class UdpAdmissionMaps:
             ctypes.sizeof(layout.UdpDecisionKey),
             ctypes.sizeof(layout.UdpDecision),
         )
-        self._talks = opened(
+        self._conntrack = opened(
             "zt_udp_conntrack",
             ctypes.sizeof(layout.FourTuple),
             ctypes.sizeof(layout.UdpConntrackEntry),
         )
-        self._judges = opened("zt_udp_authz_socks", _ADDRESS, 8)
+        self._authorizers = opened("zt_udp_authz_socks", _ADDRESS, 8)
 
     @property
     def epoch(self) -> int:
-        """What valid verdicts carry; 0 before the first agent."""
+        """The current policy epoch of UDP; 0 before the first agent started."""
         raw = self._epoch.lookup(_UDP_EPOCH_INDEX)
         return int(layout.PolicyEpoch.from_buffer_copy(raw).epoch) if raw else 0
 
     def begin_epoch(self, open_addresses: Iterable[str]) -> None:
-        """Void every verdict; from the same moment on these addresses let everybody in."""
+        """Revoke all decisions; in the new epoch `open_addresses` admit all senders."""
         following = self.epoch + 1
         for address in open_addresses:
             self._open(address, following)
         self._epoch.update(_UDP_EPOCH_INDEX, bytes(layout.PolicyEpoch(epoch=following)))
 
     def allow_all_sources(self, address: str) -> None:
-        """Let everybody in to an address, for this epoch."""
+        """Admit all senders to an address in the current epoch."""
         self._open(address, self.epoch)
 
-    def set_decision(self, verdict: UdpDecision) -> None:
-        """Let in, or keep out, for this epoch."""
-        key = layout.UdpDecisionKey(netns=verdict.netns_cookie)
-        key.src[:] = layout.packed(verdict.source_ip)
-        key.dst[:] = layout.packed(verdict.destination.ip)
-        key.port[:] = verdict.destination.port.to_bytes(2, "big")
-        value = layout.UdpDecision(epoch=self.epoch, allowed=verdict.allowed)
+    def set_decision(self, decision: UdpDecision) -> None:
+        """Store a decision for the current epoch."""
+        key = layout.UdpDecisionKey(netns=decision.netns_cookie)
+        key.src[:] = layout.packed(decision.source_ip)
+        key.dst[:] = layout.packed(decision.destination.ip)
+        key.port[:] = decision.destination.port.to_bytes(2, "big")
+        value = layout.UdpDecision(epoch=self.epoch, allowed=decision.allowed)
         self._entries.update(bytes(key), bytes(value))
 
     def source_pod(self, source: SocketAddress, destination: SocketAddress) -> int:
-        """The cookie of the pod of this node that was seen to send such datagrams; 0 for nobody."""
+        """The cookie of the pod of this node that was seen to send such datagrams; 0 for none."""
         for port in (source.port, 0):
-            raw = self._talks.lookup(_talk(SocketAddress(source.ip, port), destination))
+            raw = self._conntrack.lookup(_tuple(SocketAddress(source.ip, port), destination))
             if raw and (cookie := int(layout.UdpConntrackEntry.from_buffer_copy(raw).netns)):
                 return cookie
         return 0
@@ -99,15 +99,15 @@ class UdpAdmissionMaps:
     def track_outgoing(
         self, netns_cookie: int, source: SocketAddress, destination: SocketAddress
     ) -> None:
-        """A pod has sent this: what comes back is an answer."""
+        """Track a datagram that a pod sent, so that replies are admitted."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        self._talks.update(
-            _talk(source, destination),
+        self._conntrack.update(
+            _tuple(source, destination),
             bytes(layout.UdpConntrackEntry(netns=netns_cookie, seen_ns=now)),
         )
 
     def sockets(self, netns_fd: int, *, ipv6: bool) -> dict[int, socket.socket]:
-        """Sockets in a pod, by family, that can be its judges. Raises OSError."""
+        """Open the authorizer sockets in a pod, by family (4, 6). Raises OSError."""
         made: dict[int, socket.socket] = {}
         try:
             for family in (4, 6) if ipv6 else (4,):
@@ -120,12 +120,12 @@ class UdpAdmissionMaps:
         return made
 
     def set_authorizer_socket(self, address: str, sock: socket.socket) -> None:
-        """What is for this address and has no verdict goes to `sock` while that is open."""
-        self._judges.update(layout.packed(address), sock.fileno().to_bytes(8, sys.byteorder))
+        """Undecided datagrams to `address` go to `sock` while it is open."""
+        self._authorizers.update(layout.packed(address), sock.fileno().to_bytes(8, sys.byteorder))
 
     def close(self) -> None:
-        """Close every descriptor; the pins keep the maps."""
-        for table in (self._epoch, self._entries, self._talks, self._judges):
+        """Close all descriptors; the pins remain."""
+        for table in (self._epoch, self._entries, self._conntrack, self._authorizers):
             table.close()
 
     def _open(self, address: str, epoch: int) -> None:
@@ -135,7 +135,7 @@ class UdpAdmissionMaps:
         self._entries.update(bytes(key), bytes(value))
 
 
-def _talk(source: SocketAddress, destination: SocketAddress) -> bytes:
+def _tuple(source: SocketAddress, destination: SocketAddress) -> bytes:
     key = layout.FourTuple()
     key.src[:], key.dst[:] = layout.packed(source.ip), layout.packed(destination.ip)
     key.sport[:] = source.port.to_bytes(2, "big")
@@ -144,7 +144,7 @@ def _talk(source: SocketAddress, destination: SocketAddress) -> bytes:
 
 
 def _socket(netns_fd: int, family: int) -> socket.socket:
-    """Bound, as a socket without a port can't be given datagrams; only to loopback."""
+    """Bound, because a socket without a port receives no datagrams; to loopback only."""
     with netns.entered(netns_fd):
         kind = socket.AF_INET if family == 4 else socket.AF_INET6
         sock = socket.socket(kind, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -166,9 +166,10 @@ def _socket(netns_fd: int, family: int) -> socket.socket:
 def receive(
     sock: socket.socket, buffer: memoryview
 ) -> tuple[int, SocketAddress, SocketAddress] | None:
-    """A datagram that a judge got: its size, from whom, to what; None when it says no destination.
+    """Read a datagram from an authorizer socket: its size, source and destination.
 
-    Raises OSError (BlockingIOError when there is none).
+    None if the kernel did not report the destination. Raises OSError (BlockingIOError if none is
+    queued).
     """
     size, control, _, source = sock.recvmsg_into([buffer], CONTROL_BUFFER_BYTES)
     for _, kind, data in control:
@@ -180,7 +181,7 @@ def receive(
 def deliver(
     sock: socket.socket, payload: memoryview, source: SocketAddress, destination: SocketAddress
 ) -> None:
-    """Bring the app a datagram that was let in, as from its source. Raises OSError."""
+    """Deliver an admitted datagram to the app with its original source. Raises OSError."""
     family = 4 if sock.family == socket.AF_INET else 6
     token = socket.inet_aton(sockopt.udp_token(sock, source))
     sock.sendmsg(

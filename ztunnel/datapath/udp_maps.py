@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel knows of carried UDP: which destinations, and which of our sockets take it."""
+"""Redirected UDP: the routes, and the workers' sockets in pods."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from ztunnel.datapath.udp_admission_maps import UdpAdmissionMaps
 from ztunnel.mesh.model import SocketAddress
 
 MAX_WORKERS = layout.MAX_UDP_WORKERS
-RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024  # bytes of one pod's datagrams that wait for a worker
+RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024  # datagrams of one pod that wait for a worker
 
-MAX_PORT_ATTEMPTS = 8  # IPv4's free port may be taken in IPv6
+MAX_PORT_ATTEMPTS = 8  # a port that is free in IPv4 may be in use in IPv6
 _COOKIE = 8
-_SO_LOCK_FILTER = 44  # asm-generic/socket.h; Python has no names for these
+_SO_LOCK_FILTER = 44  # asm-generic/socket.h; not in Python's socket module
 _SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
 _INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter
 _NET_OFF = 0xFFF00000  # SKF_NET_OFF: loads are relative to the IP header
-# Let in only what is addressed to a token, which no other host can: 127.64.0.0/10.
+# Accept only datagrams to a token (127.64.0.0/10), which no other host can send.
 _TOKENS_ONLY = (
     (0x20, 0, 0, _NET_OFF + 16),  # ld destination address
     (0x54, 0, 0, 0xFFC00000),  # and the mask of a /10
     (0x15, 0, 1, 0x7F400000),  # equal?
-    (0x06, 0, 0, 0xFFFFFFFF),  # then all of it
-    (0x06, 0, 0, 0),  # else nothing
+    (0x06, 0, 0, 0xFFFFFFFF),  # accept all bytes
+    (0x06, 0, 0, 0),  # else drop
 )
-_NOTHING = ((0x06, 0, 0, 0),)
+_DROP_ALL = ((0x06, 0, 0, 0),)
 _UDP_HEADER = struct.Struct("!HHHH")  # ports, length, checksum: none is legal in IPv4 (RFC 768)
 
 
 @dataclass(frozen=True)
 class UdpCounters:
-    """Datagrams and connects of one pod to carried destinations."""
+    """Datagrams and connects of one pod to destinations with a route."""
 
     redirected: int
     refused: int
@@ -53,7 +53,7 @@ class UdpCounters:
 
 
 class UdpMaps:
-    """The maps of carried UDP. Raises FileNotFoundError when nothing is pinned."""
+    """The maps of redirected UDP. Raises FileNotFoundError if not pinned."""
 
     def __init__(self, pin_dir: Path, *, read_only: bool = False) -> None:
         def opened(name: str, key_size: int, value_size: int) -> RawMap:
@@ -64,17 +64,19 @@ class UdpMaps:
         self._pods = opened("zt_udp_pods", _COOKIE, ctypes.sizeof(layout.UdpPod))
         self._stats = opened("zt_udp_stats", _COOKIE, ctypes.sizeof(layout.UdpStats))
 
-    def set_route(self, to: SocketAddress, what: UdpRoute) -> None:
-        """What becomes of UDP to an address; port 0: of all ports that have no entry of their own.
-        OSError (E2BIG) when there are too many. Sockets that are connected stay where they are."""
-        self._routes.update(_destination(to), bytes([what]))
+    def set_route(self, to: SocketAddress, route: UdpRoute) -> None:
+        """Route UDP to an address. Port 0: all ports without a route of their own.
+
+        Connected sockets are not affected. Raises OSError (E2BIG if the map is full).
+        """
+        self._routes.update(_destination(to), bytes([route]))
 
     def remove_route(self, to: SocketAddress) -> None:
         """Undo `set_route`."""
         self._routes.delete(_destination(to))
 
     def routes(self) -> dict[SocketAddress, UdpRoute]:
-        """What `set_route` set."""
+        """The routes by destination."""
         found = {}
         for key, value in self._routes.items():
             at = layout.Endpoint.from_buffer_copy(key)
@@ -82,7 +84,7 @@ class UdpMaps:
         return found
 
     def set_worker_ports(self, netns_cookie: int, ports: Sequence[int]) -> None:
-        """The ports of the workers' sockets in a pod; with none, carried UDP is refused there."""
+        """Set the ports of the workers' sockets in a pod. Without any, its UDP is refused."""
         key = netns_cookie.to_bytes(_COOKIE, sys.byteorder)
         ports = ports[:MAX_WORKERS]
         value = layout.UdpPod(workers=len(ports))
@@ -93,7 +95,7 @@ class UdpMaps:
         self._pods.update(key, bytes(value))
 
     def worker_ports(self, netns_cookie: int) -> list[int]:
-        """What `set_worker_ports` set."""
+        """The ports of the workers' sockets in a pod."""
         raw = self._pods.lookup(netns_cookie.to_bytes(_COOKIE, sys.byteorder))
         if raw is None:
             return []
@@ -102,17 +104,17 @@ class UdpMaps:
         return [int.from_bytes(packed[2 * n : 2 * n + 2], "big") for n in range(value.workers)]
 
     def pods(self) -> set[int]:
-        """The netns cookies that `set_worker_ports` was called for."""
+        """The netns cookies of the pods with worker ports."""
         return {int.from_bytes(key, sys.byteorder) for key in self._pods.keys()}  # noqa: SIM118
 
     def remove(self, netns_cookie: int) -> None:
-        """Forget a pod."""
+        """Delete the ports and counters of a pod."""
         key = netns_cookie.to_bytes(_COOKIE, sys.byteorder)
         self._pods.delete(key)
         self._stats.delete(key)
 
     def counters(self) -> dict[int, UdpCounters]:
-        """By netns cookie."""
+        """Counters by netns cookie."""
         found = {}
         for key, value in self._stats.items():
             raw = layout.UdpStats.from_buffer_copy(value)
@@ -122,13 +124,13 @@ class UdpMaps:
         return found
 
     def close(self) -> None:
-        """Close every descriptor; the pins keep the maps."""
+        """Close all descriptors; the pins remain."""
         for table in (self._routes, self._pods, self._stats):
             table.close()
 
 
 class UdpKernelApi(UdpMaps):
-    """What the agent needs: the maps, and sockets in pods."""
+    """The maps, and sockets in pods: what the agent uses."""
 
     def __init__(self, pin_dir: Path, maps: Maps, entry: UdpAdmissionMaps) -> None:
         super().__init__(pin_dir)
@@ -136,7 +138,7 @@ class UdpKernelApi(UdpMaps):
         self._entry = entry
 
     def sockets(self, netns_fd: int, *, ipv6: bool) -> list[socket.socket]:
-        """See `udp_sockets`."""
+        """`udp_sockets` with the maps of this object."""
         return udp_sockets(netns_fd, self._maps, ipv6=ipv6)
 
     def send(
@@ -146,8 +148,10 @@ class UdpKernelApi(UdpMaps):
         destination: SocketAddress,
         payloads: Iterable[bytes],
     ) -> None:
-        """Send datagrams as the app at `source` would have, by a raw socket in the pod: its own
-        port is taken. What comes back is an answer. Raises OSError."""
+        """Send native datagrams from the app's own address `source`, and admit replies.
+
+        Uses a raw socket in the pod, because the app's socket occupies the port. Raises OSError.
+        """
         self._entry.track_outgoing(netns.cookie(netns_fd), source, destination)
         send_raw(netns_fd, source, destination, payloads)
 
@@ -155,14 +159,14 @@ class UdpKernelApi(UdpMaps):
 def send_raw(
     netns_fd: int, source: SocketAddress, destination: SocketAddress, payloads: Iterable[bytes]
 ) -> None:
-    """The kernel makes the IP header, and fragments. Raises OSError."""
+    """Send UDP datagrams; the kernel adds the IP header and fragments. Raises OSError."""
     is_v6 = ":" in source.ip
     with netns.entered(netns_fd):
         family = socket.AF_INET6 if is_v6 else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_UDP)
     with sock:
-        _attach(sock, _NOTHING)
-        if is_v6:  # RFC 3542 3.1: where the kernel is to put the checksum, which IPv6 wants
+        _attach(sock, _DROP_ALL)
+        if is_v6:  # RFC 3542 3.1: offset of the checksum, which IPv6 requires
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_CHECKSUM, 6)
         sock.bind((source.ip, 0))
         for payload in payloads:
@@ -171,10 +175,11 @@ def send_raw(
 
 
 def udp_sockets(netns_fd: int, maps: Maps, *, ipv6: bool) -> list[socket.socket]:
-    """A worker's UDP sockets in a pod, IPv4 first: on one port of the kernel's choice, tagged.
+    """Open a worker's UDP sockets in a pod, IPv4 first, on one free port; tagged as the proxy's.
 
-    The IPv4 one takes only what is addressed to a token, and says which by IP_PKTINFO; the IPv6
-    one is on loopback, may send from any address, and sees tokens as sources. Raises OSError.
+    The IPv4 socket accepts only datagrams to a token, and reports it with IP_PKTINFO. The IPv6
+    socket is bound to loopback, may send from any address, and reads tokens as sources. Raises
+    OSError.
     """
     for attempt in range(MAX_PORT_ATTEMPTS):
         made = [_socket4(netns_fd)]
@@ -207,7 +212,7 @@ def _socket4(netns_fd: int) -> socket.socket:
     try:
         _attach(sock, _TOKENS_ONLY)
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-        sock.bind(("0.0.0.0", 0))  # the pod's netns only, and only tokens pass the filter
+        sock.bind(("0.0.0.0", 0))  # in the pod's netns only; the filter accepts only tokens
     except OSError:
         sock.close()
         raise

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ctypes mirrors of the structs in bpf/lib/abi.h.
 
-A kernel test compiles the header and compares sizes and offsets.
+tests/bpf/test_layout.py compiles the header and compares sizes, offsets and constants.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ABI_VERSION = 5  # ZT_ABI
 
 
 class Role(IntEnum):
-    """enum zt_role: what a socket is to us."""
+    """enum zt_role: the role of a socket."""
 
     NONE = 0
     PROXY = 1
@@ -28,7 +28,7 @@ class Role(IntEnum):
 
 
 class SameNodeState(IntEnum):
-    """enum zt_same_node_state: how far a connection by verdict has got."""
+    """enum zt_same_node_state: the state of a connection that bypasses the proxy."""
 
     SYN_SENT = 0
     ADMITTED = 1
@@ -37,7 +37,7 @@ class SameNodeState(IntEnum):
 
 
 class CloseReason(IntEnum):
-    """enum zt_close_reason: how a connection by verdict ended."""
+    """enum zt_close_reason: why a connection that bypassed the proxy closed."""
 
     ORDERLY = 0
     RESET = 1
@@ -47,7 +47,7 @@ class CloseReason(IntEnum):
 
 
 class Stat(IntEnum):
-    """enum zt_stat: the index of a node-wide counter."""
+    """enum zt_stat: the index of a counter of the node."""
 
     INBOUND_INTERCEPTED = 0
     NO_LISTENER = 1
@@ -62,7 +62,7 @@ class Stat(IntEnum):
 
 
 class UdpRoute(IntEnum):
-    """enum zt_udp_route: what becomes of UDP to an address."""
+    """enum zt_udp_route: the route of UDP to a destination."""
 
     NATIVE = 0
     REDIRECT = 1
@@ -327,7 +327,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
 
 
 def packed(ip: str) -> bytes:
-    """16 bytes in network order; IPv4 becomes v4-mapped."""
+    """An address as 16 bytes in network byte order; IPv4 becomes v4-mapped."""
     address = ip_address(ip)
     if address.version == 4:
         return b"\0" * 10 + b"\xff\xff" + address.packed
@@ -335,11 +335,11 @@ def packed(ip: str) -> bytes:
 
 
 def unpacked(raw: bytes) -> str:
-    """The canonical text of 16 bytes; a v4-mapped address comes back as IPv4."""
+    """The canonical text of a 16-byte address; a v4-mapped address becomes IPv4."""
     address = IPv6Address(raw)
     return str(address.ipv4_mapped or address)
 
 
 def socket_address(ip: bytes, port: bytes) -> SocketAddress:
-    """An address and a network-order port as the kernel keeps them."""
+    """An address and port, from 16 bytes and a port in network byte order."""
     return SocketAddress(unpacked(ip), int.from_bytes(port, "big"))

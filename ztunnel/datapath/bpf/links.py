@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BPF links: attached by a pinned name, so they outlive the process that made them.
+"""BPF links: pinned, so that programs remain attached after the loader exits.
 
-A link is updated in place, and made anew when its target has gone.
+An existing link is updated in place. A link whose target is gone is replaced.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _POD_PREFIX = "sk_lookup_"
 
 
 def attach(pin: Path, program: int, target: int, kind: AttachType) -> bool:
-    """Attach `program` to `target` under the name `pin`; True when a link was updated in place."""
+    """Attach `program` to `target` and pin the link; True if a link was updated in place."""
     try:
         link = syscall.open_pinned(pin)
     except FileNotFoundError:
@@ -42,7 +42,7 @@ def attach(pin: Path, program: int, target: int, kind: AttachType) -> bool:
 
 
 def attach_sk_lookup(pin_dir: Path, netns_fd: int, cookie: int) -> None:
-    """Steal inbound connections of a pod's netns. Idempotent."""
+    """Redirect inbound connections of a pod's netns. Idempotent. Raises OSError."""
     program = syscall.open_pinned(pin_dir / "progs" / SK_LOOKUP_PROGRAM)
     try:
         attach(_pod_pin(pin_dir, cookie), program, netns_fd, AttachType.SK_LOOKUP)
@@ -51,10 +51,10 @@ def attach_sk_lookup(pin_dir: Path, netns_fd: int, cookie: int) -> None:
 
 
 def detach_sk_lookup(pin_dir: Path, cookie: int) -> bool:
-    """Undo `attach_sk_lookup`; False when there was no link.
+    """Undo `attach_sk_lookup`; False if there was no link.
 
-    Detached first: the kernel frees an unlinked pin's link some time later, and until then it
-    would refuse connections whose listener is gone from the map.
+    Detaches before it removes the pin: the kernel frees an unpinned link later, and until then the
+    program would refuse connections, because the map no longer contains the listener.
     """
     path = _pod_pin(pin_dir, cookie)
     try:
@@ -70,7 +70,7 @@ def detach_sk_lookup(pin_dir: Path, cookie: int) -> bool:
 
 
 def sk_lookup_cookies(pin_dir: Path) -> list[int]:
-    """The netns cookies that have an sk_lookup link pinned."""
+    """The netns cookies with a pinned sk_lookup link."""
     names = (path.name for path in (pin_dir / "links").glob(f"{_POD_PREFIX}*"))
     return sorted(int(name.removeprefix(_POD_PREFIX)) for name in names)
 

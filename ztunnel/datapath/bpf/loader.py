@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles bpf/ with BCC, attaches it to a cgroup, pins everything, exits.
+"""Compiles bpf/ with BCC, attaches the programs to a cgroup and pins them.
 
-Runs as its own short-lived process (`ztunnel loader`), so that LLVM's memory
-never stays resident. Pinned maps are taken over, pinned links are updated in place; when the
-pinned programs are current nothing is compiled at all.
+Runs as its own short-lived process (`ztunnel loader`), so that the agent does not retain LLVM's
+memory. Pinned maps are reused and pinned links are updated in place.
 
-    nothing pinned ──▶ compile, create and pin links
-    same fingerprint ─▶ adopt: nothing to do
-    other programs ──▶ compile onto the pinned maps, update links in place
-    other ABI ───────▶ refuse: the maps have another shape
+    nothing pinned   -> compile; create and pin links
+    same fingerprint -> adopt: nothing to do
+    other programs   -> compile with the pinned maps; update links in place
+    other ABI        -> fail: the maps have other names or shapes
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _META_SIZE = len(bytes(layout.Meta()))
 
 @dataclass(frozen=True)
 class Hook:
-    """A program of bpf/ and where it is attached."""
+    """A program of bpf/ and its attach point."""
 
     program: str
     kind: ProgramType
@@ -52,7 +51,7 @@ CGROUP_HOOKS = (
     Hook("zt_getsockname6", ProgramType.CGROUP_SOCK_ADDR, AttachType.GETSOCKNAME6),
     Hook("zt_recvmsg4", ProgramType.CGROUP_SOCK_ADDR, AttachType.UDP4_RECVMSG),
     Hook("zt_recvmsg6", ProgramType.CGROUP_SOCK_ADDR, AttachType.UDP6_RECVMSG),
-    # Last: what they redirect needs all of the above in place.
+    # Last: connections that these redirect depend on all programs above.
     Hook("zt_connect4", ProgramType.CGROUP_SOCK_ADDR, AttachType.CONNECT4),
     Hook("zt_connect6", ProgramType.CGROUP_SOCK_ADDR, AttachType.CONNECT6),
     Hook("zt_sendmsg4", ProgramType.CGROUP_SOCK_ADDR, AttachType.UDP4_SENDMSG),
@@ -62,11 +61,11 @@ SK_LOOKUP = Hook(links.SK_LOOKUP_PROGRAM, ProgramType.SK_LOOKUP, AttachType.SK_L
 
 
 class LoadError(Exception):
-    """The data path could not be loaded; the text says what to do."""
+    """The data path could not be loaded; the message contains a hint."""
 
 
 def source_dir() -> Path:
-    """Where the C sources are: beside the package in a checkout, inside it when installed."""
+    """The directory of the C sources: next to the package in a checkout, inside it if installed."""
     package = Path(__file__).resolve().parents[2]
     for candidate in (package / "bpf", package.parent / "bpf"):
         if (candidate / "lib" / "maps.h").is_file():
@@ -75,7 +74,7 @@ def source_dir() -> Path:
 
 
 def fingerprint(sources: Path, cgroup: Path) -> bytes:
-    """SHA-256 of all that decides what gets loaded: sources, kernel and target cgroup."""
+    """SHA-256 of everything that determines the programs: sources, kernel and target cgroup."""
     digest = hashlib.sha256()
     for path in sorted(sources.rglob("*.[ch]")):
         name = str(path.relative_to(sources))
@@ -86,7 +85,7 @@ def fingerprint(sources: Path, cgroup: Path) -> bytes:
 
 
 def pinned_meta(pin_dir: Path) -> layout.Meta | None:
-    """What the pinned programs say of themselves; None when nothing is pinned."""
+    """The metadata of the pinned programs; None if nothing is pinned."""
     try:
         table = RawMap.open(pin_dir / "maps" / "zt_meta", 4, _META_SIZE, read_only=True)
     except FileNotFoundError:
@@ -101,14 +100,14 @@ def pinned_meta(pin_dir: Path) -> layout.Meta | None:
 def load(cgroup: Path, pin_dir: Path) -> str:
     """Bring the pinned data path up to date; returns "adopted", "updated" or "loaded"."""
     if not (cgroup / "cgroup.procs").is_file():
-        raise LoadError(f"{cgroup} is no cgroup v2 directory; see `ztctl check`")
+        raise LoadError(f"{cgroup} is not a cgroup v2 directory; hint: run `ztctl check`")
     _require_bpffs(pin_dir)
     wanted = fingerprint(source_dir(), cgroup)
     meta = pinned_meta(pin_dir)
     if meta is not None and meta.abi not in (0, layout.ABI_VERSION):
         raise LoadError(
-            f"{pin_dir} holds maps of ABI {meta.abi}, this build has {layout.ABI_VERSION}; "
-            "drain the node and run `ztctl uninstall` first"
+            f"{pin_dir} contains maps of ABI {meta.abi}, but this build uses {layout.ABI_VERSION}; "
+            "hint: drain the node and run `ztctl uninstall` first"
         )
     if meta is not None and bytes(meta.fingerprint) == wanted and _complete(pin_dir):
         return "adopted"
@@ -127,7 +126,7 @@ def load(cgroup: Path, pin_dir: Path) -> str:
 def _require_bpffs(pin_dir: Path) -> None:
     found = requirements.bpffs_mount(pin_dir)
     if not found.mounted:
-        raise LoadError(f"{pin_dir} is not on a bpffs; run `mount -t bpf bpf /sys/fs/bpf` first")
+        raise LoadError(f"{pin_dir} is not on a bpffs; hint: mount -t bpf bpf /sys/fs/bpf")
 
 
 def _complete(pin_dir: Path) -> bool:
@@ -137,11 +136,13 @@ def _complete(pin_dir: Path) -> bool:
 
 
 def _compile(pin_dir: Path) -> dict[str, int]:
-    """Compile and load every program; descriptors by name. Maps come out pinned."""
+    """Compile and load all programs; returns descriptors by name. BCC pins the maps."""
     try:
-        from bcc import BPF  # noqa: PLC0415  LLVM is heavy: only when we compile
+        from bcc import BPF  # noqa: PLC0415  loads 60 MB of LLVM
     except ImportError as error:
-        raise LoadError("no BCC for this Python; `apt-get install python3-bpfcc`") from error
+        raise LoadError(
+            "BCC is not installed for this Python; hint: apt-get install python3-bpfcc"
+        ) from error
     sources = source_dir()
     flags = ["-DZT_BCC", f'-DZT_PIN="{pin_dir}"', "-Wno-macro-redefined"]
     with _headers():
@@ -157,7 +158,7 @@ def _compile(pin_dir: Path) -> dict[str, int]:
                     for hook in (*CGROUP_HOOKS, SK_LOOKUP)
                 }
             finally:
-                module.cleanup()  # else its descriptors stay as long as this process
+                module.cleanup()  # closes its descriptors
         except Exception as error:  # BCC raises bare Exception
             raise LoadError(f"BCC could not load {sources}: {error}") from error
 
@@ -185,21 +186,21 @@ def translation_unit(sources: Path) -> str:
 
 @contextmanager
 def _headers() -> Iterator[None]:
-    """Point BCC at headers. Debian splits them in two trees; BCC wants one: a farm of symlinks."""
+    """Point BCC to kernel headers; Debian's two trees are merged into one by symlinks."""
     found = requirements.kernel_headers()
     if found is None:
         raise LoadError(
-            "no kernel headers found (any version will do); "
-            "`apt-get install linux-headers-amd64` or your architecture's"
+            "no kernel headers found; hint: install them in any version, for example "
+            "apt-get install linux-headers-amd64"
         )
-    with tempfile.TemporaryDirectory(prefix="zt-headers-") as farm:
+    with tempfile.TemporaryDirectory(prefix="zt-headers-") as tree:
         arch = requirements.header_arch()
         for part in ("include", f"arch/{arch}/include"):
-            merged = Path(farm, part)
+            merged = Path(tree, part)
             merged.mkdir(parents=True)
-            for tree in (found.build, found.source):
-                _link_entries(tree / part, merged)
-        os.environ["BCC_KERNEL_SOURCE"] = farm
+            for headers in (found.build, found.source):
+                _link_entries(headers / part, merged)
+        os.environ["BCC_KERNEL_SOURCE"] = tree
         yield
 
 
@@ -213,7 +214,7 @@ def _link_entries(tree: Path, into: Path) -> None:
 
 
 def _attach_all(programs: dict[str, int], cgroup: Path, pin_dir: Path) -> bool:
-    """Pin and attach; whether links were there."""
+    """Pin and attach the programs; returns whether links existed."""
     target = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for name, program in programs.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pinned maps as typed operations: the agent writes, ztctl reads."""
+"""Typed operations on the pinned maps: the agent writes, ztctl reads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ADDRESS = 16
 
 @dataclass(frozen=True)
 class PodEntry:
-    """An enrolled pod as the kernel knows it: netns cookie and one address per family."""
+    """An enrolled pod: netns cookie and one address per family."""
 
     netns_cookie: int
     addresses: tuple[str, ...]
@@ -34,8 +34,8 @@ class PodEntry:
 class FlowEntry:
     """A live connection between an app and the proxy, from the connecting side.
 
-    `role` REDIRECTED: `address` is what the app dialled. PROXY: `address` is the true client of a
-    connection the proxy makes to the app. `age` is in nanoseconds of CLOCK_MONOTONIC at birth.
+    `role` REDIRECTED: `address` is the original destination. PROXY: `address` is the client of a
+    connection from the proxy to the app. `start_ns` is in nanoseconds of CLOCK_MONOTONIC.
     """
 
     netns_cookie: int
@@ -49,7 +49,7 @@ class FlowEntry:
 
 @dataclass(frozen=True)
 class PodCounters:
-    """What the connect hooks did for one pod since it was enrolled."""
+    """Counters of the connect hooks for one pod since it was enrolled."""
 
     redirected: int
     proxy_originated: int
@@ -62,8 +62,8 @@ class PodCounters:
 class Maps:
     """All maps under one pin directory.
 
-    Raises FileNotFoundError when nothing is pinned there. With `read_only` every map is opened
-    without write access, as for inspection.
+    Raises FileNotFoundError if nothing is pinned there. `read_only` opens every map without write
+    access, for inspection.
     """
 
     def __init__(self, pin_dir: Path, *, read_only: bool = False) -> None:
@@ -85,7 +85,7 @@ class Maps:
             self._node_netns = opened("zt_node_netns", _INT, _COOKIE)
 
     def enroll(self, entry: PodEntry) -> None:
-        """From now on new connections of this netns go to the proxy. No verdict survives it."""
+        """Redirect new connections of this netns to the proxy. Revokes all bypass entries."""
         value = layout.Pod()
         for ip in entry.addresses:
             raw = ip_address(ip).packed
@@ -100,9 +100,9 @@ class Maps:
         self._pods.update(key, bytes(value))
 
     def unenroll(self, netns_cookie: int) -> bool:
-        """New connections of this netns are left alone; False when it was not enrolled.
+        """Stop redirecting connections of this netns; False if it was not enrolled.
 
-        No verdict survives it.
+        Revokes all bypass entries.
         """
         self.same_node.revoke()
         key = netns_cookie.to_bytes(_COOKIE, sys.byteorder)
@@ -128,11 +128,11 @@ class Maps:
         return sorted(found, key=lambda flow: flow.start_ns)
 
     def flow_count(self) -> int:
-        """How many entries zt_flows holds."""
+        """The number of entries in zt_flows."""
         return self._flows.count()
 
     def stats(self) -> dict[str, int]:
-        """Node-wide counters by lower-case name."""
+        """Counters of the node by lower-case name."""
         return {stat.name.lower(): self._stat(stat) for stat in Stat}
 
     def _stat(self, stat: Stat) -> int:
@@ -140,14 +140,14 @@ class Maps:
         return sum(int.from_bytes(raw[at : at + 8], sys.byteorder) for at in range(0, len(raw), 8))
 
     def set_node_netns(self, cookie: int) -> None:
-        """Only sockets of this namespace are the node's own, and not all that has its address.
+        """Identify the node's own connections by sockets of this namespace, not only by address.
 
-        0: addresses alone decide.
+        0: by address only.
         """
         self._node_netns.update(bytes(_INT), cookie.to_bytes(_COOKIE, sys.byteorder))
 
     def set_node_addresses(self, addresses: Iterable[str]) -> None:
-        """The addresses whose connections reach the app directly (the kubelet's probes)."""
+        """Set the node's addresses; connections from them (kubelet probes) bypass the proxy."""
         wanted = {layout.packed(ip) for ip in addresses}
         for key in wanted:
             self._node_addrs.update(key, b"\1")
@@ -155,24 +155,24 @@ class Maps:
             self._node_addrs.delete(key)
 
     def node_addresses(self) -> list[str]:
-        """What `set_node_addresses` set."""
+        """The node's addresses."""
         return sorted(layout.unpacked(key) for key in set(self._node_addrs.keys()))
 
     def set_listener(self, address: str, listener: socket.socket) -> None:
-        """Inbound connections to `address` go to `listener` while that is open."""
+        """Redirect inbound connections to `address` to `listener` while it is open."""
         value = listener.fileno().to_bytes(8, sys.byteorder)
         self._listeners.update(layout.packed(address), value)
 
     def remove_listener(self, address: str) -> bool:
-        """Forget the listener of an address; False when there was none."""
+        """Undo `set_listener`; False if there was none."""
         return self._listeners.delete(layout.packed(address))
 
     def tag_proxy(self, sock: socket.socket) -> None:
-        """Mark a socket as the proxy's: the connect hooks let it pass."""
+        """Tag a socket as the proxy's: the connect hooks do not redirect it."""
         self._tag(sock, Role.PROXY)
 
     def tag_resolver(self, sock: socket.socket) -> None:
-        """Mark a UDP socket as one that the pod's queries are sent to."""
+        """Tag a UDP socket as a resolver: it receives the pod's DNS queries."""
         self._tag(sock, Role.RESOLVER)
 
     def _tag(self, sock: socket.socket, role: Role) -> None:
@@ -180,12 +180,12 @@ class Maps:
         self._sockets.update(sock.fileno().to_bytes(_INT, sys.byteorder), bytes(value))
 
     def socket_role(self, sock: socket.socket) -> Role:
-        """What a socket is to us; for tests and diagnosis."""
+        """The role of a socket; for tests and diagnosis."""
         raw = self._sockets.lookup(sock.fileno().to_bytes(_INT, sys.byteorder))
         return Role(layout.Sock.from_buffer_copy(raw).role) if raw else Role.NONE
 
     def close(self) -> None:
-        """Close every descriptor; the pins keep the maps."""
+        """Close all descriptors; the pins remain."""
         for name in ("_pods", "_pod_stats", "_flows", "_node_addrs", "_stats"):
             getattr(self, name).close()
         self.same_node.close()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel tells of connections by verdict, read from its ring buffer.
+"""Reads events about connections that bypass the proxy from the ring buffer zt_events.
 
-Layout: linux/bpf.h, BPF_MAP_TYPE_RINGBUF: one page with the reader's position, one with the
-writer's, then the data, mapped twice in a row so that no record is ever cut. The reader comes by
-the clock, as the writer wakes nobody.
+Layout (linux/bpf.h, BPF_MAP_TYPE_RINGBUF): a page with the consumer position, a page with the
+producer position, then the data, mapped twice in a row so that every record is contiguous. The
+agent polls, because the programs do not wake a reader.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from ztunnel.datapath.bpf import layout, syscall
 from ztunnel.datapath.bpf.layout import CloseReason
 from ztunnel.mesh.model import SocketAddress
 
-RING_BYTES = 2097152  # ZT_EVENT_BYTES
+RING_BYTES = 2097152  # ZT_EVENTS_BYTES
 _BUSY = 1 << 31
 _DISCARDED = 1 << 30
 _HEADER = 8
 _POSITION = struct.Struct("=Q")
 _LENGTH = struct.Struct("=I")
-_EVENT = struct.Struct("=16s16s2s2s4xQQQQQQIIB7x")  # layout.Event, which tests compare with C's
+_EVENT = struct.Struct("=16s16s2s2s4xQQQQQQIIB7x")  # layout.Event
 _text = lru_cache(maxsize=4096)(layout.unpacked)
-_ENDINGS = tuple(CloseReason)  # by number: faster than to call the class
+_ENDINGS = tuple(CloseReason)  # by number: faster than a call of the class
 
 
 class ConnectionEvent(msgspec.Struct, frozen=True):
-    """A connection by verdict that is over; FOREIGN: one that is cut off and must be destroyed.
+    """A connection that bypassed the proxy and closed.
 
-    `sent` and `received` are payload as the source counts it; `duration` is in seconds.
+    UNEXPECTED_PEER: the connection is cut off, but still open, and must be destroyed. UDP_STRICT: a
+    refused datagram. `sent` and `received` are payload bytes counted at the source; `duration` is
+    in seconds.
     """
 
     source: SocketAddress
@@ -51,7 +53,7 @@ class ConnectionEvent(msgspec.Struct, frozen=True):
 
 
 class EventReader:
-    """The reading end; there must be one only. Raises FileNotFoundError."""
+    """The consumer of the ring buffer; only one may exist. Raises FileNotFoundError."""
 
     def __init__(self, pin_dir: Path) -> None:
         fd = syscall.open_pinned(pin_dir / "maps" / "zt_events")
@@ -64,12 +66,12 @@ class EventReader:
         finally:
             os.close(fd)
 
-    def drain(self, most: int) -> list[ConnectionEvent]:
-        """The next events, at most so many."""
+    def drain(self, max_events: int) -> list[ConnectionEvent]:
+        """Read the next events, at most `max_events`."""
         found: list[ConnectionEvent] = []
         at = _POSITION.unpack_from(self._reader)[0]
         end = _POSITION.unpack_from(self._writer)[0]
-        while at < end and len(found) < most:
+        while at < end and len(found) < max_events:
             start = mmap.PAGESIZE + at % RING_BYTES
             length = _LENGTH.unpack_from(self._writer, start)[0]
             if length & _BUSY:
@@ -77,19 +79,19 @@ class EventReader:
             size = length & ~_DISCARDED
             if not length & _DISCARDED and size >= _EVENT.size:
                 record = self._writer[start + _HEADER : start + _HEADER + size]
-                found.append(_ended(record))
+                found.append(_decode(record))
             at += (_HEADER + size + 7) // 8 * 8
         _POSITION.pack_into(self._reader, 0, at)
         return found
 
     def close(self) -> None:
-        """Unmap; the pin keeps the buffer."""
+        """Unmap the buffer; its pin remains."""
         self._reader.close()
         self._writer.close()
 
 
-def _ended(record: bytes) -> ConnectionEvent:
-    """One unpack and cached addresses: thousands a second must not cost a core."""
+def _decode(record: bytes) -> ConnectionEvent:
+    """Decode a record: one unpack and cached addresses, because there are thousands per second."""
     source, destination, sport, dport, *rest = _EVENT.unpack_from(record)
     owner, netns, there, duration, sent, received, srtt, retransmits, close_reason = rest
     return ConnectionEvent(

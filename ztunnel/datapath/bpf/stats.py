@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel says of our programs and maps: runs, time, occupancy. Read only.
+"""The kernel's statistics of the programs and maps: runs, run time, occupancy. Read only.
 
-The kernel counts runs only while somebody asks it to (`enable_run_stats`): that costs each run two
-looks at the clock, so it is off unless wanted. Layouts: linux/bpf.h, struct bpf_prog_info and
-bpf_map_info, whose fields never move.
+The kernel counts runs only while `enable_run_stats` is in effect, because it reads the clock twice
+per run. Layouts: struct bpf_prog_info and bpf_map_info of linux/bpf.h, which are stable.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from ztunnel.datapath.bpf import syscall
 _RUNS = struct.Struct("=QQ")
 _RUNS_AT = 192  # run_time_ns and run_cnt in struct bpf_prog_info
 _INFO_SIZE = 256
-_MAP_INFO = struct.Struct("=6I16s")  # type, id, key size, value size, room, flags, name
-_COUNTED = frozenset({1, 9})  # BPF_MAP_TYPE_HASH, _LRU_HASH: what can be full
+_MAP_INFO = struct.Struct("=6I16s")  # type, id, key size, value size, max_entries, flags, name
+_COUNTED = frozenset({1, 9})  # BPF_MAP_TYPE_HASH, _LRU_HASH: the types that can become full
 
 
 @dataclass(frozen=True)
 class ProgramRuns:
-    """Of one program since it was loaded, while run statistics were on."""
+    """Runs of one program since it was loaded, while run statistics were enabled."""
 
     program: str
     count: int
@@ -33,7 +32,7 @@ class ProgramRuns:
 
 @dataclass(frozen=True)
 class MapOccupancy:
-    """How full a map is."""
+    """Entries and capacity of a map."""
 
     name: str
     entries: int
@@ -41,12 +40,12 @@ class MapOccupancy:
 
 
 def enable_run_stats() -> int:
-    """Let the kernel count runs while the descriptor returned is open. Raises OSError."""
+    """Enable run statistics while the returned descriptor is open. Raises OSError."""
     return syscall.enable_stats()
 
 
 def program_runs(pin_dir: Path) -> list[ProgramRuns]:
-    """Of every pinned program."""
+    """The runs of every pinned program."""
     found = []
     for pin in sorted((pin_dir / "progs").glob("*")):
         fd = syscall.open_pinned(pin)
@@ -59,7 +58,7 @@ def program_runs(pin_dir: Path) -> list[ProgramRuns]:
 
 
 def map_occupancy(pin_dir: Path) -> list[MapOccupancy]:
-    """Of every pinned map that can be full. Takes milliseconds per ten thousand entries."""
+    """The occupancy of every pinned hash map. Takes milliseconds per 10,000 entries."""
     found = []
     for pin in sorted((pin_dir / "maps").glob("*")):
         fd = syscall.open_pinned(pin, read_only=True)

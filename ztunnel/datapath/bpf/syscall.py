@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """bpf(2) by ctypes: pins, links and map elements.
 
-BCC compiles and loads (in the loader process only); what stays resident needs just these few
-commands and no LLVM. Command and field numbers: linux/bpf.h.
+The loader process compiles and loads with BCC. Resident processes need only these commands and no
+LLVM. Command and field numbers: linux/bpf.h.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ATTR_SIZE = 128
 BPF_F_RDONLY = 1 << 3
 BPF_ANY = 0
 BPF_NOEXIST = 1
-LOOKUP_BATCH_ENTRIES = 4096  # entries of a map taken at a time
+LOOKUP_BATCH_ENTRIES = 4096  # entries per BPF_MAP_LOOKUP_BATCH
 
 
 class Command(IntEnum):
@@ -42,7 +42,7 @@ class Command(IntEnum):
 
 
 class AttachType(IntEnum):
-    """enum bpf_attach_type, as far as we attach."""
+    """enum bpf_attach_type, as far as used."""
 
     SOCK_OPS = 3
     CONNECT4 = 10
@@ -61,7 +61,7 @@ class AttachType(IntEnum):
 
 
 class ProgramType(IntEnum):
-    """enum bpf_prog_type, as far as we load."""
+    """enum bpf_prog_type, as far as used."""
 
     SOCK_OPS = 13
     CGROUP_SOCK_ADDR = 18
@@ -74,15 +74,15 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def _bpf(command: Command, attr: bytes) -> int:
-    """Call bpf(2); returns its result or raises OSError naming the command."""
+    """Call bpf(2) and return its result. Raises OSError with the name of the command."""
     return _bpf_at(command, ctypes.create_string_buffer(attr, _ATTR_SIZE))
 
 
 def _bpf_at(command: Command, buffer: ctypes.Array[ctypes.c_char]) -> int:
-    """The same on an attr in place, where some commands leave answers; _ATTR_SIZE bytes."""
+    """Call bpf(2) on an attr of _ATTR_SIZE bytes, into which some commands write results."""
     number = _SYS_BPF.get(platform.machine())
     if number is None:
-        raise OSError(errno.ENOSYS, f"bpf(2) number unknown on {platform.machine()}")
+        raise OSError(errno.ENOSYS, f"the number of bpf(2) is unknown on {platform.machine()}")
     result: int = _libc.syscall(
         ctypes.c_long(number), ctypes.c_int(command), buffer, ctypes.c_uint(_ATTR_SIZE)
     )
@@ -93,47 +93,47 @@ def _bpf_at(command: Command, buffer: ctypes.Array[ctypes.c_char]) -> int:
 
 
 def pin(fd: int, path: Path) -> None:
-    """Give a program, map or link a name in bpffs, which keeps it alive."""
+    """Pin a program, map or link in bpffs; it exists as long as the pin."""
     name = ctypes.create_string_buffer(os.fsencode(path))
     _bpf(Command.OBJ_PIN, struct.pack("=QII", ctypes.addressof(name), fd, 0))
 
 
 def open_pinned(path: Path, *, read_only: bool = False) -> int:
-    """Open a pinned object: a new descriptor. FileNotFoundError when there is none."""
+    """Open a pinned object and return a new descriptor. Raises FileNotFoundError."""
     name = ctypes.create_string_buffer(os.fsencode(path))
     flags = BPF_F_RDONLY if read_only else 0
     return _bpf(Command.OBJ_GET, struct.pack("=QII", ctypes.addressof(name), 0, flags))
 
 
 def link_create(program: int, target: int, attach: AttachType) -> int:
-    """Attach a program to a cgroup or netns descriptor; the link's descriptor."""
+    """Attach a program to a cgroup or netns descriptor; returns the link's descriptor."""
     return _bpf(Command.LINK_CREATE, struct.pack("=IIII", program, target, attach, 0))
 
 
 def link_update(link: int, program: int) -> None:
-    """Put another program under a link, atomically. ENOLINK when its target is gone."""
+    """Replace the program of a link atomically. Raises OSError (ENOLINK if its target is gone)."""
     _bpf(Command.LINK_UPDATE, struct.pack("=IIII", link, program, 0, 0))
 
 
 def link_detach(link: int) -> None:
-    """End a link's effect at once, whoever else holds it open. No error when it has ended."""
+    """Detach a link at once, even if other processes have it open. Idempotent."""
     _bpf(Command.LINK_DETACH, struct.pack("=I", link))
 
 
 def enable_stats() -> int:
-    """Have programs timed and counted while the descriptor is open (BPF_STATS_RUN_TIME)."""
+    """Enable BPF_STATS_RUN_TIME while the returned descriptor is open."""
     return _bpf(Command.ENABLE_STATS, struct.pack("=I", 0))
 
 
 def object_info(fd: int, size: int) -> bytes:
-    """The kernel's description of a program or map, `size` bytes of it, zeroes where it ends."""
+    """The first `size` bytes of a program's or map's info struct, padded with zeroes."""
     buffer = ctypes.create_string_buffer(size)
     _bpf(Command.OBJ_GET_INFO, struct.pack("=IIQ", fd, size, ctypes.addressof(buffer)))
     return buffer.raw
 
 
 class RawMap:
-    """A map by descriptor: bytes in, bytes out. Sizes in bytes as in the kernel."""
+    """A map by descriptor. Keys and values are bytes of the sizes that the kernel uses."""
 
     def __init__(self, fd: int, key_size: int, value_size: int) -> None:
         self.fd = fd
@@ -152,7 +152,7 @@ class RawMap:
         _bpf(command, struct.pack("=IIQQQ", self.fd, 0, key_at, value_at, flags))
 
     def lookup(self, key: bytes) -> bytes | None:
-        """The value under `key`, None when absent."""
+        """The value of `key`; None if absent."""
         value = ctypes.create_string_buffer(self.value_size)
         try:
             self._call(Command.MAP_LOOKUP, key, value)
@@ -161,13 +161,13 @@ class RawMap:
         return value.raw
 
     def update(self, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
-        """Write an element. OSError E2BIG when the map is full."""
+        """Write an element. Raises OSError (E2BIG if the map is full)."""
         self._call(
             Command.MAP_UPDATE, key, ctypes.create_string_buffer(value, self.value_size), flags
         )
 
     def delete(self, key: bytes) -> bool:
-        """Remove an element; False when there was none."""
+        """Delete an element; False if there was none."""
         try:
             self._call(Command.MAP_DELETE, key, None)
         except FileNotFoundError:
@@ -175,7 +175,7 @@ class RawMap:
         return True
 
     def keys(self) -> Iterator[bytes]:
-        """All keys. A key removed meanwhile restarts the walk, so a key may come twice."""
+        """All keys. Deletion of the current key restarts the iteration, so a key can repeat."""
         key: bytes | None = None
         following = ctypes.create_string_buffer(self.key_size)
         while True:
@@ -187,14 +187,14 @@ class RawMap:
             yield key
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Keys with values, each key once; elements removed meanwhile are left out."""
+        """Keys and values, each key once, without elements that are deleted meanwhile."""
         for key in dict.fromkeys(self.keys()):
             value = self.lookup(key)
             if value is not None:
                 yield key, value
 
     def count(self) -> int:
-        """How many entries a hash map has; those that come and go meanwhile may be missed."""
+        """The number of entries of a hash map; may miss concurrent changes."""
         keys = ctypes.create_string_buffer(LOOKUP_BATCH_ENTRIES * self.key_size)
         values = ctypes.create_string_buffer(LOOKUP_BATCH_ENTRIES * self.value_size)
         total, cursor = 0, None
@@ -205,12 +205,12 @@ class RawMap:
                 return total
 
     def close(self) -> None:
-        """Close the descriptor; the pin keeps the map."""
+        """Close the descriptor; the pin remains."""
         os.close(self.fd)
 
 
 def possible_cpus() -> int:
-    """Length of a per-CPU value: the kernel's possible CPUs, not only the online ones."""
+    """The number of possible CPUs, which is the length of a per-CPU value."""
     text = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii").strip()
     return int(text.replace(",", "-").split("-")[-1]) + 1
 
@@ -221,9 +221,9 @@ def _lookup_batch(
     keys: ctypes.Array[ctypes.c_char],
     values: ctypes.Array[ctypes.c_char],
 ) -> tuple[int, bytes | None]:
-    """The next entries of a hash map, BATCH at most: how many, and where to go on; None: the end.
+    """Read the next LOOKUP_BATCH_ENTRIES of a hash map; returns their number and the next cursor.
 
-    `cursor` is None to begin with.
+    The cursor is None for the first call, and None is returned after the last entry.
     """
     start = ctypes.create_string_buffer(cursor or b"", 4)
     after = ctypes.create_string_buffer(4)
