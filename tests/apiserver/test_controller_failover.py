@@ -16,7 +16,7 @@ from cryptography import x509
 
 from tests.support.apiserver.control_plane import ControlPlane, wait_until
 from tests.support.apiserver.server import ApiServer
-from ztunnel.agent.cluster.certificate_issuer import certifier_of
+from ztunnel.agent.cluster.certificate_issuer import certificate_issuer_of
 from ztunnel.agent.config import Options
 from ztunnel.identity import ca
 from ztunnel.identity.certificate_store import CertificateStore, KeyPair
@@ -158,7 +158,7 @@ async def _connect_while_rotating(mesh: ControlPlane, new: dict[str, bytes], bef
 async def _node(mesh: ControlPlane, node: str, identity: str) -> AsyncIterator[list[KeyPair]]:
     """An agent's certificates, newest last."""
     nowhere = mesh.server.directory / "unused"
-    certifier = certifier_of(
+    certifier = certificate_issuer_of(
         Options(
             node=node,
             manifests=None,

@@ -63,7 +63,7 @@ def events(server: ApiServer) -> list[dict[str, Any]]:
 def test_enrolled_pods_of_node_get_one_event(server: ApiServer, kubeconfig: Path) -> None:
     options = options_of(kubeconfig)
     for _ in range(3):  # as restarted by the kubelet
-        assert node_failure_events.tell(options, REASON) == 1
+        assert node_failure_events.emit(options, REASON) == 1
     found = [each for each in events(server) if REASON in each["message"]]
     assert [each["involvedObject"]["name"] for each in found] == ["mine"]
     assert found[0]["reason"] == "MeshCaptureFailed"
@@ -76,7 +76,7 @@ def test_unreachable_server_is_not_an_error(kubeconfig: Path, tmp_path: Path) ->
     text = kubeconfig.read_text()
     server = next(line for line in text.splitlines() if "server:" in line)
     away.write_text(text.replace(server, "    server: https://127.0.0.1:9"))
-    assert node_failure_events.tell(options_of(away), REASON) == 0
+    assert node_failure_events.emit(options_of(away), REASON) == 0
 
 
 def refusal(kubeconfig: Path, directory: Path, *before: str) -> str:

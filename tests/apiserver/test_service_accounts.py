@@ -17,7 +17,7 @@ from tests.support.apiserver.rbac_fixture import manifest
 from tests.support.apiserver.server import ApiServer
 from tests.support.apiserver.source_runner import SourceRunner
 from tests.support.waiting import wait_until, wait_until_async
-from ztunnel.agent.cluster.service_accounts import missing_of
+from ztunnel.agent.cluster.service_accounts import blocked_reason_of_identity
 from ztunnel.identity import ca
 from ztunnel.identity.certificate_store import CertificateStore, KeyPair
 from ztunnel.kube.writers.csr_client import CsrSigner
@@ -115,7 +115,7 @@ async def _lose_account(
     got: list[KeyPair] = []
 
     def blocked(identity: str) -> str:
-        return missing_of(following.source, identity)
+        return blocked_reason_of_identity(following.source, identity)
 
     store = CertificateStore(signer, got.append, blocked_reason=blocked)
     store.ensure(WEB)

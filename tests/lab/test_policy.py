@@ -202,7 +202,7 @@ def test_invalid_policy_denies_and_reports_the_reason(lab: Lab, policies: Polici
     policies.apply(authorization("DENY", {"from": []}))
     assert end(lab, HBONE) in CLOSED
     _, status = admin_get(lab.names, "node2", "/v1/status")
-    assert "refused" in status["source"]["errors"]["AuthorizationPolicy default/test"]
+    assert "rejected" in status["source"]["errors"]["AuthorizationPolicy default/test"]
 
 
 def test_denial_is_logged_with_identities_and_policy(lab: Lab, policies: Policies) -> None:

@@ -85,7 +85,7 @@ async def _until_signal(options: Options) -> None:
         with suppress(ModuleNotFoundError):  # without Kubernetes' client there are no Events
             from ztunnel.agent.cluster import node_failure_events  # noqa: PLC0415  the client is 20 MB
 
-            await asyncio.to_thread(node_failure_events.tell, options, str(error))
+            await asyncio.to_thread(node_failure_events.emit, options, str(error))
         raise
     log.info("data path", pin_dir=str(options.pin_dir), result=loaded)
     agent = Agent(options, KernelDataPath(options.pin_dir), loaded)

@@ -20,9 +20,9 @@ from ztunnel.agent.api.log_level import LogControl
 from ztunnel.agent.api.metrics_collector import MetricsCollector
 from ztunnel.agent.api.metrics_health_server import MetricsHealthServer
 from ztunnel.agent.cluster import service_accounts
-from ztunnel.agent.cluster.certificate_issuer import CertificateIssuer, certifier_of
+from ztunnel.agent.cluster.certificate_issuer import CertificateIssuer, certificate_issuer_of
 from ztunnel.agent.cluster.certificates import NodeCertificates
-from ztunnel.agent.cluster.config_source import Source, source_of
+from ztunnel.agent.cluster.config_source import ConfigSource, config_source_of
 from ztunnel.agent.config import Options, SameNode
 from ztunnel.agent.datapath import KernelDataPath
 from ztunnel.agent.log_settings import LogSettings
@@ -150,20 +150,22 @@ def build_pods(core: Core, traffic: Traffic) -> Pods:
 class Cluster:
     """Configuration source and certificates."""
 
-    source: Source
+    source: ConfigSource
     issuer: CertificateIssuer
     certificates: NodeCertificates
 
 
 def build_cluster(core: Core) -> Cluster:
     """Raises CaError, AccessError."""
-    issuer = certifier_of(core.options)
-    source = source_of(core.options, core.view, core.publisher.publish)
+    issuer = certificate_issuer_of(core.options)
+    source = config_source_of(core.options, core.view, core.publisher.publish)
     certificates = NodeCertificates(
         issuer.signer,
         core.pods,
         core.sessions,
-        blocked_reason=lambda identity: service_accounts.missing_of(source, identity),
+        blocked_reason=lambda identity: service_accounts.blocked_reason_of_identity(
+            source, identity
+        ),
     )
     return Cluster(source, issuer, certificates)
 

@@ -24,7 +24,7 @@ from ztunnel.agent import wiring
 from ztunnel.agent.agent import message_handlers, session_observers, view_consumers
 from ztunnel.agent.api import admin_views as views_module
 from ztunnel.agent.api.data_path_view import DataPathView
-from ztunnel.agent.cluster.certificate_issuer import certifier_of
+from ztunnel.agent.cluster.certificate_issuer import certificate_issuer_of
 from ztunnel.agent.cluster.certificates import NodeCertificates
 from ztunnel.agent.config import Options
 from ztunnel.agent.datapath import KernelDataPath
@@ -140,7 +140,7 @@ class Agent:
             ReconcileLoop(self.enroller, core.wakeup),
         )
         self.source = FakeSource()
-        issuer = certifier_of(self.options)
+        issuer = certificate_issuer_of(self.options)
         certificates = NodeCertificates(issuer.signer, core.pods, core.sessions)
         self.store = certificates.store
         cluster = wiring.Cluster(self.source, issuer, certificates)

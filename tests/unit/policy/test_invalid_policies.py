@@ -278,6 +278,6 @@ def test_arbitrary_spec_is_parsed_or_fails_closed(spec: Any, annotations: Any) -
 def test_view_reports_rejected_policy() -> None:
     view = ClusterView("cluster.local", "c")
     view.upsert(policy([{"from": []}]))
-    assert "refused" in view.errors()["AuthorizationPolicy shop/p"]
+    assert "rejected" in view.errors()["AuthorizationPolicy shop/p"]
     view.upsert(policy([{}]))
     assert view.errors() == {}

@@ -63,7 +63,7 @@ def test_policy_follows_service_selector() -> None:
         objects.pod("db", "10.0.0.2", labels={"app": "db"}),
     )
     assert cluster.allowed("web")
-    assert "takes nothing" in cluster.warnings()[0]
+    assert "selects no pods" in cluster.warnings()[0]
     cluster.apply(objects.service("web", "10.96.0.1", selector={"app": "web"}))
     assert not cluster.allowed("web")
     assert cluster.warnings() == []

@@ -11,7 +11,7 @@ import msgspec
 from ztunnel import __version__
 from ztunnel.agent.api.admin_server import Json
 from ztunnel.agent.api.policy_simulator import PolicySimulator
-from ztunnel.agent.cluster.config_source import Source
+from ztunnel.agent.cluster.config_source import ConfigSource
 from ztunnel.agent.config import Options
 from ztunnel.agent.pods.pod import Pod, PodState
 from ztunnel.agent.pods.registry import CapturedPods
@@ -40,7 +40,7 @@ class AgentViews:
         same_node: SameNodeBypass,
         store: CertificateStore,
         policies: PolicyEngine,
-        source: Source,
+        source: ConfigSource,
         data_path: Callable[[], Json],
     ) -> None:
         self._options = options

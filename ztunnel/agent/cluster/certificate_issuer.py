@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who certifies this node's workloads: the cluster's signer, or a CA in a directory."""
+"""Selects the issuer of workload certificates: the cluster's controller, or a local CA."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ztunnel.kube.writers.csr_client import CsrSigner
 
 @dataclass(frozen=True)
 class CertificateIssuer:
-    """`start` takes what is called, in the running loop, when the mesh trusts other roots.
+    """`start` gets a callback for new root certificates (PEM), called in the running loop.
 
     `close` may block for a second.
     """
@@ -25,8 +25,8 @@ class CertificateIssuer:
     close: Callable[[], None]
 
 
-def certifier_of(options: Options) -> CertificateIssuer:
-    """A CA in `options.ca_dir`, if one is named, else the signer behind the API server.
+def certificate_issuer_of(options: Options) -> CertificateIssuer:
+    """The CA in `options.ca_dir`, or, without one, the controller behind the API server.
 
     Raises CaError, AccessError.
     """
@@ -35,7 +35,7 @@ def certifier_of(options: Options) -> CertificateIssuer:
         signer = DiskSigner(authority, ttl=options.certificate_ttl)
         return CertificateIssuer(signer, start=lambda _: None, close=lambda: None)
     if options.access is None:
-        raise ca.CaError("no CA: give --ca-dir, or an API server whose signer is asked")
+        raise ca.CaError("no CA; hint: set --ca-dir, or use an API server with the controller")
     return _of_cluster(options)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the agent learns of the cluster: an API server, or a directory of manifests."""
+"""Selects the source of the cluster's configuration: an API server or a directory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ztunnel.kube.sources.directory import DirectorySource
 from ztunnel.kube.view.cluster_view import ClusterView
 
 
-class Source(Protocol):
-    """Feeds a mirror until cancelled; `synced` is set once the first complete view is in it."""
+class ConfigSource(Protocol):
+    """Feeds the view until cancelled; `synced` is set once the view is complete."""
 
     synced: asyncio.Event
 
@@ -24,10 +24,12 @@ class Source(Protocol):
     def view(self) -> dict[str, Any]: ...
 
 
-def source_of(options: Options, mirror: ClusterView, on_change: Callable[[], None]) -> Source:
-    """The source that the options name. Raises `kube.access.AccessError`."""
+def config_source_of(
+    options: Options, view: ClusterView, on_change: Callable[[], None]
+) -> ConfigSource:
+    """The source that the options select. Raises AccessError."""
     if options.access is not None:
-        return ApiServerSource(options.access, watched_resources(options.node), mirror, on_change)
+        return ApiServerSource(options.access, watched_resources(options.node), view, on_change)
     if options.manifests is None:
-        raise ValueError("options name neither a directory nor an API server")
-    return DirectorySource(options.manifests, mirror, on_change)
+        raise ValueError("the options have neither a directory nor an API server")
+    return DirectorySource(options.manifests, view, on_change)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Service accounts that are gone: no certificate is asked for in their name.
+"""Blocks certificate requests for deleted ServiceAccounts.
 
-As in Kubernetes, where a deleted account gets no token any more: certificates that are there run
-until they expire, pods that run go on running, and an account that is made again is as good as
-before. The signer looks for itself (0011); here asking in vain is spared, and people are told.
+Kubernetes issues no token for a deleted account, either. Existing certificates remain valid until
+they expire, running pods continue, and a re-created account is valid again. The controller checks
+the account itself (decision 0011); this check avoids futile requests and reports the reason.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from ztunnel.mesh import spiffe
 
 
 class Accounts(Protocol):
-    """What is known of the cluster's; `agent.source.Source` is one."""
+    """The ServiceAccounts of the cluster; see `config_source.ConfigSource`."""
 
     def lacks_account(self, namespace: str, name: str) -> bool: ...
 
 
-def missing(accounts: Accounts, namespace: str, name: str) -> str:
-    """What is wrong with an account; empty when nothing is, or nobody knows."""
+def blocked_reason(accounts: Accounts, namespace: str, name: str) -> str:
+    """Why no certificate is requested for an account; empty if one is, or if it is unknown."""
     if accounts.lacks_account(namespace, name):
         return f"service account {namespace}/{name} does not exist"
     return ""
 
 
-def missing_of(accounts: Accounts, identity: str) -> str:
-    """The same of an identity's account; what is no identity is for the signer to refuse."""
+def blocked_reason_of_identity(accounts: Accounts, identity: str) -> str:
+    """The same for the account of an identity; the controller rejects an invalid identity."""
     try:
         _, namespace, name = spiffe.parse(identity)
     except spiffe.SpiffeError:
         return ""
-    return missing(accounts, namespace, name)
+    return blocked_reason(accounts, namespace, name)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of ServiceEntries with resolution DNS, asked of the node's own resolver now and then.
+"""Resolves the names of ServiceEntries with resolution DNS by the node's own resolver.
 
-A name that can't be resolved keeps what it had: what is outside must not fall out of the mesh for a
-resolver's moment.
+A name that can't be resolved keeps its previous addresses: a failing resolver must not remove an
+external service from the mesh.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from ztunnel.kube.view.service_entry_index import EntryBook
+from ztunnel.kube.view.service_entry_index import ServiceEntryIndex
 from ztunnel.mesh.address import AddressError, canonical
 
-EVERY = 30.0  # seconds: the TTL of our own answers
-SOON = 1.0  # seconds between looks for names that are new
-AT_ONCE = 8  # names asked for at a time
-MOST = 64  # addresses of a name
+REFRESH_INTERVAL_S = 30.0  # the TTL of the proxy's DNS responses
+SCAN_INTERVAL_S = 1.0  # between checks for new names
+MAX_CONCURRENT_QUERIES = 8
+MAX_ADDRESSES = 64  # of a name
 
 Resolve = Callable[[str], Awaitable[tuple[str, ...]]]
 log = structlog.get_logger()
 
 
 async def node_resolver(name: str) -> tuple[str, ...]:
-    """A name's addresses as the node sees them. Raises OSError."""
+    """The addresses of a name as the node resolves it. Raises OSError."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     addresses = []
@@ -34,52 +34,52 @@ async def node_resolver(name: str) -> tuple[str, ...]:
         try:
             addresses.append(canonical(str(address[0])))
         except AddressError:
-            continue  # with a scope: means nothing elsewhere
-    return tuple(sorted(set(addresses)))[:MOST]
+            continue  # with a zone index, which is valid on this node only
+    return tuple(sorted(set(addresses)))[:MAX_ADDRESSES]
 
 
 class ServiceEntryResolver:
-    """Keeps a book's names resolved; `changed` is called after some are other than before."""
+    """Resolves the names of an index; `on_change` is called when addresses have changed."""
 
     def __init__(
         self,
-        book: EntryBook,
-        changed: Callable[[], None],
+        index: ServiceEntryIndex,
+        on_change: Callable[[], None],
         resolve: Resolve = node_resolver,
         *,
-        every: float = EVERY,
-        soon: float = SOON,
+        refresh_interval_s: float = REFRESH_INTERVAL_S,
+        scan_interval_s: float = SCAN_INTERVAL_S,
     ) -> None:
-        self._book = book
-        self._changed = changed
+        self._index = index
+        self._on_change = on_change
         self._resolve = resolve
-        self._every = every
-        self._soon = soon
+        self._refresh_interval_s = refresh_interval_s
+        self._scan_interval_s = scan_interval_s
         self._due: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Resolve until cancelled."""
         while True:
-            await self.turn(asyncio.get_running_loop().time())
-            await asyncio.sleep(self._soon)
+            await self.resolve_due(asyncio.get_running_loop().time())
+            await asyncio.sleep(self._scan_interval_s)
 
-    async def turn(self, now: float) -> None:
-        """Ask for what is due at `now`, in seconds of any clock."""
-        names = self._book.names()
+    async def resolve_due(self, now: float) -> None:
+        """Resolve the names that are due at `now`, in seconds of any clock."""
+        names = self._index.names()
         self._due = {name: self._due.get(name, now) for name in names}
         due = sorted(name for name, when in self._due.items() if when <= now)
-        gate = asyncio.Semaphore(AT_ONCE)
-        changes = await asyncio.gather(*(self._ask(name, gate) for name in due))
+        semaphore = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
+        changes = await asyncio.gather(*(self._resolve_name(name, semaphore) for name in due))
         for name in due:
-            self._due[name] = now + self._every
+            self._due[name] = now + self._refresh_interval_s
         if any(changes):
-            self._changed()
+            self._on_change()
 
-    async def _ask(self, name: str, gate: asyncio.Semaphore) -> bool:
-        async with gate:
+    async def _resolve_name(self, name: str, semaphore: asyncio.Semaphore) -> bool:
+        async with semaphore:
             try:
                 addresses = await self._resolve(name)
             except (OSError, UnicodeError) as error:
-                log.warning("name of a ServiceEntry not resolved", name=name, error=str(error))
+                log.warning("ServiceEntry name not resolved", name=name, error=str(error))
                 return False
-        return self._book.resolved(name, addresses)
+        return self._index.set_addresses(name, addresses)

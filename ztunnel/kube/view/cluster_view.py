@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cluster's objects as workloads, services and policies, kept in step one change at a time.
+"""The cluster's objects as workloads, services and policies, updated incrementally.
 
-Any source may feed it, a directory or informers: `upsert` with an object, `delete` with a name,
-in any order. A change costs what depends on it: a pod itself, a namespace its pods, a slice its
-service. An object that can't be understood leaves what was known of it before in force, because
-a pod that fell out of the mesh would be spoken to in plaintext. Not thread-safe: one loop's.
+A source, a directory or a reflector, calls `upsert` with an object or `delete` with a name, in any
+order. The cost of a change is proportional to what depends on it: a pod, the pods of a namespace,
+the service of an EndpointSlice. If an object is invalid, its previous state remains in effect: a
+pod that dropped out of the mesh would get plaintext. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ztunnel.kube.objects.fields import (
     key_of,
     make_key,
 )
-from ztunnel.kube.view.policy_index import PolicyBook
-from ztunnel.kube.view.service_entry_index import EntryBook
+from ztunnel.kube.view.policy_index import PolicyIndex
+from ztunnel.kube.view.service_entry_index import ServiceEntryIndex
 from ztunnel.kube.view.tracked_map import TrackedMap
 from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, Service, Workload
 from ztunnel.mesh.policy.model import Policy
@@ -106,12 +106,14 @@ class ClusterView:
             dict
         )  # key → slice name
         self._slice_service: dict[ObjectKey, str] = {}
-        self._stale_services: set[str] = set()  # joined with their slices when next asked for
+        self._stale_services: set[str] = (
+            set()
+        )  # to be joined with their slices before the next read
         self._uids_on: dict[str, dict[str, None]] = defaultdict(dict)  # node → Workload.uid
         self._uid_of_pod: dict[str, str] = {}  # metadata.uid → Workload.uid
-        self._policies = PolicyBook(root_namespace, self._specs.get, self._services.get)
-        self.entries = EntryBook(cluster_domain, self._services, self._pods_in)
-        self._puts: dict[str, Callable[[ObjectKey, Object], str]] = {
+        self._policies = PolicyIndex(root_namespace, self._specs.get, self._services.get)
+        self.entries = ServiceEntryIndex(cluster_domain, self._services, self._pods_in)
+        self._upserts: dict[str, Callable[[ObjectKey, Object], str]] = {
             "Namespace": self._put_namespace,
             "Node": self._put_node,
             "Pod": self._put_pod,
@@ -121,7 +123,7 @@ class ClusterView:
             "PeerAuthentication": self._policies.put_peer,
             "ServiceEntry": self.entries.put,
         }
-        self._drops: dict[str, Callable[[ObjectKey], None]] = {
+        self._deletes: dict[str, Callable[[ObjectKey], None]] = {
             "Namespace": lambda key: self._label_namespace(key.name, None),
             "Node": self._drop_node,
             "Pod": self._drop_pod,
@@ -133,24 +135,24 @@ class ClusterView:
         }
 
     def upsert(self, obj: Object) -> None:
-        """Take in an object, new or changed. Kinds the mesh does not read are passed over."""
+        """Add or replace an object. Kinds that the mesh does not use are ignored."""
         if not is_mesh_kind(obj):
             return
         name = str(obj["kind"])
         try:
             key = key_of(obj)
             name = str(key)
-            complaint = self._puts[key.kind](key, obj)
+            message = self._upserts[key.kind](key, obj)
         except TranslateError as error:
-            complaint = str(error)
-        self._note(name, complaint)
+            message = str(error)
+        self._set_error(name, message)
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
-        """Forget an object; one that was never seen is no error."""
-        if kind in self._drops:
+        """Remove an object, if it is known."""
+        if kind in self._deletes:
             key = make_key(kind, namespace, name)
-            self._drops[kind](key)
-            self._note(str(key), "")
+            self._deletes[kind](key)
+            self._set_error(str(key), "")
 
     def drain(self) -> ViewChange:
         """The difference to the last `drain`, however often it changed in between."""
@@ -201,24 +203,24 @@ class ClusterView:
         return self._workloads.get(self._uid_of_pod.get(uid, ""))
 
     def annotation(self, namespace: str, name: str, annotation: str) -> str:
-        """A pod's annotation; empty when it, or the pod, is not there."""
+        """An annotation of a pod; empty if the pod does not exist or lacks it."""
         pod = self._pods.get(namespace, {}).get(name)
         return pod.annotations.get(annotation, "") if pod else ""
 
     def node_addresses(self, node: str) -> list[str]:
-        """A node's own addresses, canonical; empty when the node is not known."""
+        """The canonical addresses of a node; empty if it is unknown."""
         return list(self._node_addresses.get(node, ()))
 
     def errors(self) -> dict[str, str]:
-        """What could not be understood, by object: what is wrong with it."""
+        """The errors and warnings of objects, by object."""
         return dict(self._errors)
 
-    def _note(self, name: str, complaint: str) -> None:
-        if not complaint:
+    def _set_error(self, name: str, error: str) -> None:
+        if not error:
             self._errors.pop(name, None)
-        elif self._errors.get(name) != complaint:
-            self._errors[name] = complaint
-            log.warning("object not understood", object=name, error=complaint)
+        elif self._errors.get(name) != error:
+            self._errors[name] = error
+            log.warning("object invalid", object=name, error=error)
 
     def _put_namespace(self, key: ObjectKey, obj: Object) -> str:
         self._label_namespace(key.name, translation.read_namespace_labels(obj))
@@ -318,7 +320,7 @@ class ClusterView:
         self._stale_services.add(name)
 
     def _join_services(self) -> None:
-        """Join services whose object or slices changed: once, however many slices did."""
+        """Join services with their slices: once, however many slices changed."""
         for name in sorted(self._stale_services):
             spec, pieces = self._specs.get(name), self._slices.get(name, {})
             ordered = (pieces[piece] for piece in sorted(pieces))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policies of the cluster, kept in step with the objects and with the services they are for.
+"""The policies of the cluster, updated with their objects and their target services. A part of the
+view.
 
-A policy with targetRefs selects what its services select: by their labels, so that a new pod is
-covered before it is an endpoint; a service without a selector by the pods behind its endpoints.
-A part of the mirror.
+A policy with targetRefs selects the pods of its services: by the labels of the service's selector,
+so that a new pod is covered before it is an endpoint, or, without a selector, by the endpoints.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ztunnel.mesh.model import Service
 from ztunnel.mesh.policy.model import AuthorizationPolicy, Policy, Selection
 
 
-class PolicyBook:
-    """All policies by key. `spec` and `joined` know a service by `namespace/name`."""
+class PolicyIndex:
+    """All policies by key. `spec` and `joined` find a service by `namespace/name`."""
 
     def __init__(
         self,
@@ -38,76 +38,78 @@ class PolicyBook:
         self._spec = spec
         self._joined = joined
         self._policies: TrackedMap[Policy] = TrackedMap()
-        self._written: dict[str, ParsedPolicy] = {}  # those with targets
-        self._aimed_at: dict[str, set[str]] = defaultdict(set)  # service → keys of policies
+        self._targeted: dict[str, ParsedPolicy] = {}  # policies with targets, by key
+        self._policies_of: dict[str, set[str]] = defaultdict(set)  # service → keys of policies
         self._stale: set[str] = set()
 
     def put_authorization(self, key: ObjectKey, obj: Object) -> str:
-        """Take in an AuthorizationPolicy; why it was refused."""
-        written = read_authorization_policy(obj, self.root_namespace)
-        name = written.policy.key
-        self._unaim(name)
-        if written.targets:
-            self._written[name] = written
-            for service in written.targets:
-                self._aimed_at[service].add(name)
+        """Add or replace an AuthorizationPolicy; returns why it is rejected, or ""."""
+        parsed = read_authorization_policy(obj, self.root_namespace)
+        name = parsed.policy.key
+        self._remove_targets(name)
+        if parsed.targets:
+            self._targeted[name] = parsed
+            for service in parsed.targets:
+                self._policies_of[service].add(name)
             self._stale.add(name)
         else:
-            self._policies.put(name, written.policy)
-        return _complaint(written.policy.refused)
+            self._policies.put(name, parsed.policy)
+        return _rejection(parsed.policy.refused)
 
     def put_peer(self, key: ObjectKey, obj: Object) -> str:
-        """Take in a PeerAuthentication; why it was refused."""
+        """Add or replace a PeerAuthentication; returns why it is rejected, or ""."""
         policy = read_peer_authentication(obj, self.root_namespace)
         self._policies.put(policy.key, policy)
-        return _complaint(policy.refused)
+        return _rejection(policy.refused)
 
     def drop(self, key: ObjectKey) -> None:
-        """Forget a policy."""
+        """Remove a policy."""
         name = f"{key.kind}/{key.namespace}/{key.name}"
-        self._unaim(name)
+        self._remove_targets(name)
         self._policies.put(name, None)
 
     def service_changed(self, service: str) -> None:
-        """A service selects other pods, has other endpoints, came or went."""
-        self._stale |= self._aimed_at.get(service, set())
+        """The selector or the endpoints of a service have changed, or it was added or removed."""
+        self._stale |= self._policies_of.get(service, set())
 
     def drain(self) -> tuple[tuple[Policy, ...], tuple[str, ...]]:
-        """Those that are new or other than at the last drain, and the keys of what is gone."""
+        """The policies that changed since the last drain, and the keys of removed ones."""
         self._join()
         return self._policies.drain()
 
     def all(self) -> Iterator[Policy]:
-        """Every policy as now."""
+        """All policies."""
         self._join()
         return iter(self._policies)
 
-    def _unaim(self, name: str) -> None:
+    def _remove_targets(self, name: str) -> None:
         self._stale.discard(name)
-        written = self._written.pop(name, None)
-        for service in written.targets if written else ():
-            self._aimed_at[service].discard(name)
-            if not self._aimed_at[service]:
-                del self._aimed_at[service]
+        parsed = self._targeted.pop(name, None)
+        for service in parsed.targets if parsed else ():
+            self._policies_of[service].discard(name)
+            if not self._policies_of[service]:
+                del self._policies_of[service]
 
     def _join(self) -> None:
         for name in sorted(self._stale):
-            self._policies.put(name, self._aimed(self._written[name]))
+            self._policies.put(name, self._with_selections(self._targeted[name]))
         self._stale.clear()
 
-    def _aimed(self, written: ParsedPolicy) -> AuthorizationPolicy:
+    def _with_selections(self, parsed: ParsedPolicy) -> AuthorizationPolicy:
         selections: list[Selection] = []
-        warnings = list(written.policy.warnings)
-        for service in written.targets:
-            found = self._behind(service)
-            selections += found
-            if not found:
-                warnings.append(f"Service {service} has no selector and no endpoint: takes nothing")
+        warnings = list(parsed.policy.warnings)
+        for service in parsed.targets:
+            of_service = self._selections_of(service)
+            selections += of_service
+            if not of_service:
+                warnings.append(
+                    f"Service {service} has no selector and no endpoints: it selects no pods"
+                )
         return msgspec.structs.replace(
-            written.policy, selections=tuple(selections), warnings=tuple(warnings)
+            parsed.policy, selections=tuple(selections), warnings=tuple(warnings)
         )
 
-    def _behind(self, service: str) -> list[Selection]:
+    def _selections_of(self, service: str) -> list[Selection]:
         spec, joined = self._spec(service), self._joined(service)
         if spec is not None and spec.selector and not spec.external:
             return [Selection(spec.namespace, spec.selector)]
@@ -115,5 +117,5 @@ class PolicyBook:
         return [Selection(uid=uid) for uid in sorted(uids - {""})]
 
 
-def _complaint(refused: str) -> str:
-    return f"refused, and the safe thing is done instead: {refused}" if refused else ""
+def _rejection(refused: str) -> str:
+    return f"rejected, fails closed: {refused}" if refused else ""

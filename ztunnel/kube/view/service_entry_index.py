@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ServiceEntries of the cluster as services of the mesh, one a host.
+"""The ServiceEntries of the cluster as services of the mesh, one per host. A part of the view.
 
-    namespace/host ──▶ a Service whose hostname is the host
+    namespace/host -> Service whose hostname is the host
 
-Kept in step with the objects, with the pods that selectors take, and with what names resolve to,
-which someone who may ask tells by `resolved`. Of two entries of a namespace with one host the one
-whose name comes first counts. A part of the mirror.
+The services follow the objects, the pods that selectors match, and DNS results, which are injected
+through `set_addresses`. If two entries of a namespace have the same host, the entry whose name is
+first in alphabetical order wins.
 """
 
 from __future__ import annotations
@@ -22,85 +22,85 @@ from ztunnel.mesh.model import Endpoint, Service
 Pods = Callable[[str], Iterator[tuple[str, Pod]]]
 
 
-class EntryBook:
-    """`pods(namespace)` are the pods there with their Workload.uid; `services` gets the result."""
+class ServiceEntryIndex:
+    """`pods(namespace)` returns the pods with their Workload.uid; `services` gets the result."""
 
     def __init__(self, cluster_domain: str, services: TrackedMap[Service], pods: Pods) -> None:
         self._cluster_domain = cluster_domain
         self._services = services
         self._pods = pods
         self._entries: dict[ObjectKey, Entry] = {}
-        self._of_host: dict[tuple[str, str], set[ObjectKey]] = defaultdict(set)
-        self._selecting: dict[str, set[ObjectKey]] = defaultdict(set)  # by namespace
-        self._resolved: dict[str, tuple[str, ...]] = {}
+        self._entries_of: dict[tuple[str, str], set[ObjectKey]] = defaultdict(set)
+        self._with_selector: dict[str, set[ObjectKey]] = defaultdict(set)  # by namespace
+        self._addresses: dict[str, tuple[str, ...]] = {}  # by resolved name
         self._stale: set[tuple[str, str]] = set()  # (namespace, host)
 
     def put(self, key: ObjectKey, obj: Object) -> str:
-        """Take in a ServiceEntry; what of it is not as written. Raises TranslateError."""
+        """Add or replace a ServiceEntry; returns a warning, or "". Raises TranslateError."""
         entry = read_entry(obj, self._cluster_domain)
         self.drop(key)
         self._entries[key] = entry
         for host in entry.hosts:
-            self._of_host[key.namespace, host].add(key)
+            self._entries_of[key.namespace, host].add(key)
             self._stale.add((key.namespace, host))
         if entry.selector is not None:
-            self._selecting[key.namespace].add(key)
-        return entry.warning or self._contested(key, entry)
+            self._with_selector[key.namespace].add(key)
+        return entry.warning or self._conflict(key, entry)
 
     def drop(self, key: ObjectKey) -> None:
-        """Forget a ServiceEntry."""
+        """Remove a ServiceEntry."""
         entry = self._entries.pop(key, None)
         if entry is None:
             return
         for host in entry.hosts:
             self._stale.add((key.namespace, host))
-            self._of_host[key.namespace, host].discard(key)
-            if not self._of_host[key.namespace, host]:
-                del self._of_host[key.namespace, host]
-        self._selecting[key.namespace].discard(key)
-        if not self._selecting[key.namespace]:
-            del self._selecting[key.namespace]
+            self._entries_of[key.namespace, host].discard(key)
+            if not self._entries_of[key.namespace, host]:
+                del self._entries_of[key.namespace, host]
+        self._with_selector[key.namespace].discard(key)
+        if not self._with_selector[key.namespace]:
+            del self._with_selector[key.namespace]
 
     def pods_changed(self, namespace: str) -> None:
-        """Pods there are other than they were."""
-        for key in self._selecting.get(namespace, ()):
+        """The pods of a namespace have changed."""
+        for key in self._with_selector.get(namespace, ()):
             self._stale.update((namespace, host) for host in self._entries[key].hosts)
 
     def names(self) -> set[str]:
-        """What is to be resolved."""
-        found: set[str] = set()
+        """The names to resolve."""
+        names: set[str] = set()
         for entry in self._entries.values():
             if entry.resolution == "DNS":
-                found.update(_names(entry))
-        return found
+                names.update(_names(entry))
+        return names
 
-    def resolved(self, name: str, addresses: tuple[str, ...]) -> bool:
-        """A name of `names()` has these addresses now, canonical; whether that is news."""
-        if self._resolved.get(name, ()) == addresses:
+    def set_addresses(self, name: str, addresses: tuple[str, ...]) -> bool:
+        """Set the canonical addresses of a name of `names()`; returns whether they differ."""
+        if self._addresses.get(name, ()) == addresses:
             return False
-        self._resolved[name] = addresses
+        self._addresses[name] = addresses
         for entry in self._entries.values():
             if entry.resolution == "DNS" and name in _names(entry):
                 self._stale.update((entry.namespace, host) for host in entry.hosts)
         return True
 
     def join(self) -> None:
-        """Bring the services up to date."""
+        """Update the services whose entries, pods or addresses changed."""
         for namespace, host in sorted(self._stale):
-            keys = self._of_host.get((namespace, host))
-            made = self._service(self._entries[min(keys)], host) if keys else None
-            self._services.put(f"{namespace}/{host}", made)
+            keys = self._entries_of.get((namespace, host))
+            service = self._service(self._entries[min(keys)], host) if keys else None
+            self._services.put(f"{namespace}/{host}", service)
         self._stale.clear()
 
-    def _contested(self, key: ObjectKey, entry: Entry) -> str:
+    def _conflict(self, key: ObjectKey, entry: Entry) -> str:
         for host in entry.hosts:
-            first = min(self._of_host[key.namespace, host])
-            if first != key:
-                return f"{key}: {host} is that of {first}, which comes first"
+            winner = min(self._entries_of[key.namespace, host])
+            if winner != key:
+                return f"{key}: host {host} is already defined by {winner}, which has precedence"
         return ""
 
     def _service(self, entry: Entry, host: str) -> Service:
-        itself = entry.resolution != "STATIC" and not entry.endpoints
+        uses_own_dns = entry.resolution != "STATIC" and not entry.endpoints
         return Service(
             namespace=entry.namespace,
             name=host,
@@ -111,18 +111,20 @@ class EntryBook:
             is_service_entry=True,
             export_to=entry.export_to,
             networks=entry.networks,
-            upstream_dns=itself,
+            upstream_dns=uses_own_dns,
         )
 
     def _endpoints(self, entry: Entry, host: str) -> Iterator[Endpoint]:
         if entry.selector is not None:
             yield from self._selected(entry, entry.selector)
         elif entry.resolution == "DNS" and not entry.endpoints:
-            for address in self._resolved.get(host, ()):
+            for address in self._addresses.get(host, ()):
                 yield Endpoint(address=address, ports=entry.targets)
         for each in entry.endpoints:
-            found = self._resolved.get(each.address, ()) if is_name(each.address) else None
-            for address in (each.address,) if found is None else found:
+            addresses: tuple[str, ...] = (each.address,)
+            if is_name(each.address):
+                addresses = self._addresses.get(each.address, ())
+            for address in addresses:
                 yield Endpoint(address=address, ports=each.ports)
 
     def _selected(self, entry: Entry, labels: dict[str, str]) -> Iterator[Endpoint]:

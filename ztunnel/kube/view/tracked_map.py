@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dict that can say what changed since it was last asked."""
+"""A map that tracks its changes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ T = TypeVar("T")
 
 
 class TrackedMap(Generic[T]):
-    """Values by name. What came and went again, or is as it was, is no change.
+    """Values by name. A value that was added and removed, or set back, has not changed.
 
-    Iteration and `drain` go by when a value was last set, so that of two claims to one address
-    the later one comes later, in a snapshot as in a delta.
+    Iteration and `drain` are in the order in which values were last set: if two workloads claim an
+    address, the later claim is last in a snapshot as well as in a delta.
     """
 
     def __init__(self) -> None:
         self._values: dict[str, T] = {}
-        self._before: dict[str, T | None] = {}  # of what was touched since the last drain
+        self._before: dict[str, T | None] = {}  # values at the last drain
 
     def get(self, name: str) -> T | None:
-        """The value now."""
+        """The current value."""
         return self._values.get(name)
 
     def __iter__(self) -> Iterator[T]:
@@ -38,7 +38,7 @@ class TrackedMap(Generic[T]):
         self._before[name] = self._before.pop(name) if name in self._before else old
 
     def drain(self) -> tuple[tuple[T, ...], tuple[str, ...]]:
-        """The values that are new or changed, and the names of what is gone."""
+        """The values that changed since the last drain, and the names of removed ones."""
         changed, removed = [], []
         for name, before in self._before.items():
             now = self._values.get(name)

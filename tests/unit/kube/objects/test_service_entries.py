@@ -169,8 +169,8 @@ def test_injected_dns_results_become_endpoints() -> None:
     view = made(entry(resolution="DNS", addresses=["240.240.0.7"]))
     assert view.entries.names() == {"api.example.com"}
     assert isinstance(route_to(state(view), "240.240.0.7"), Refuse)
-    assert view.entries.resolved("api.example.com", ("192.0.2.7",))
-    assert not view.entries.resolved("api.example.com", ("192.0.2.7",))
+    assert view.entries.set_addresses("api.example.com", ("192.0.2.7",))
+    assert not view.entries.set_addresses("api.example.com", ("192.0.2.7",))
     mesh = state(view)
     assert route_to(mesh, "240.240.0.7") == Passthrough(
         SocketAddress("192.0.2.7", 443), None, "api.example.com"
@@ -180,7 +180,7 @@ def test_injected_dns_results_become_endpoints() -> None:
 
 def test_dns_host_without_endpoints_uses_upstream_dns() -> None:
     view = made(entry(resolution="DNS"))
-    view.entries.resolved("api.example.com", ("192.0.2.7",))
+    view.entries.set_addresses("api.example.com", ("192.0.2.7",))
     mesh = state(view, registry_only=True)
     assert addresses(mesh, "api.example.com") is None
     assert isinstance(route_to(mesh, "192.0.2.7"), Passthrough)
@@ -190,7 +190,7 @@ def test_dns_host_without_endpoints_uses_upstream_dns() -> None:
 def test_host_with_named_endpoint_resolves_to_its_addresses() -> None:
     view = made(entry(resolution="DNS", endpoints=[{"address": "real.example.net"}]))
     assert view.entries.names() == {"real.example.net"}
-    view.entries.resolved("real.example.net", ("192.0.2.9",))
+    view.entries.set_addresses("real.example.net", ("192.0.2.9",))
     assert addresses(state(view), "api.example.com") == ("192.0.2.9",)
 
 
@@ -248,7 +248,7 @@ def test_entry_of_own_namespace_takes_precedence() -> None:
 def test_first_entry_by_name_wins_duplicate_host() -> None:
     view = made(entry("a", **static("192.0.2.1")), entry("b", **static("192.0.2.2")))
     assert only_service(view).endpoints[0].address == "192.0.2.1"
-    assert "comes first" in view.errors()["ServiceEntry default/b"]
+    assert "already defined by ServiceEntry default/a" in view.errors()["ServiceEntry default/b"]
     view.delete("ServiceEntry", "default", "a")
     assert only_service(view).endpoints[0].address == "192.0.2.2"
 
