@@ -21,8 +21,10 @@ _FENCE = re.compile(r"^( *)(```+)(\w*)\n(.*?)^\1\2\s*$", re.M | re.S)
 _INLINE = re.compile(r"`[^`\n]+`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#{1,6} +(.+?)\s*$", re.M)
-_PATH = re.compile(r"`((?:ztunnel|cli|tests|bpf|bench|deploy|docs|scripts|vagrant)/[\w./-]+)`")
-_DOCS = re.compile(r"\bdocs/[\w./-]+\.md\b")
+_PATH = re.compile(
+    r"(?<![\w./@-])((?:ztunnel|cli|tests|bpf|bench|deploy|docs|scripts|vagrant)/[\w./-]*\w/?)"
+)
+_GENERATED = re.compile(r"<!-- generated: .*?<!-- end generated -->", re.S)
 _OPTION = re.compile(r"`[^`\n]*?(?<![\w-])(--[a-z][a-z0-9-]+)")
 _METRIC = re.compile(r"\bztunnel_[a-z0-9_]+")
 _BPF = re.compile(r"`(zt_[a-z0-9_]+)`")
@@ -118,7 +120,9 @@ def _names(text: str, page: str) -> Iterator[str]:
         yield "UNDESCRIBED names; hint: describe them in scripts/docgen/facts.py"
     if page in HISTORIC:
         return
-    for path in sorted(set(_PATH.findall(text))):
+    written = _GENERATED.sub("", text)
+    code = [match[0] for match in (*_FENCE.finditer(written), *_INLINE.finditer(written))]
+    for path in sorted(set(_PATH.findall("\n".join(code)))):
         if not (ROOT / path).exists() and path not in facts.WRITTEN_FILES:
             yield f"no file {path}"
     for option in sorted(set(_OPTION.findall(_FENCE.sub("", text))) - _options()):
