@@ -19,7 +19,8 @@ from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.conntrack.record import Record
-from ztunnel.proxy.tunnel.tunnel import Tunnel, TunnelState
+from ztunnel.proxy.tunnel.state import TunnelState
+from ztunnel.proxy.tunnel.tunnel import Tunnel
 from ztunnel.proxy.tunnel.udp_token_address import Address, TokenCodec
 
 MAX_EARLY_DATAGRAMS = 16  # that wait until the tunnel is established

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Final
 
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header
 from ztunnel.proxy.conntrack.record import Record
 from ztunnel.proxy.io.event_loop import EDGE, ENDING, HANGUP, READ, WRITE, EventLoop
-from ztunnel.proxy.tunnel.tunnel import Tunnel, TunnelState
+from ztunnel.proxy.tunnel.state import CLOSED
+from ztunnel.proxy.tunnel.tunnel import Tunnel
 
-_CLOSED: Final[TunnelState] = TunnelState.CLOSED
 APP_EVENTS = READ | EDGE  # of an application's socket; WRITE is added when a write first blocks
 
 # Called at the end. After both FINs: with the socket, which the loop still watches, and no error.
@@ -224,7 +223,7 @@ class StreamRelay:
         self._is_closed = True
         waiting = len(self._pending)
         self._pending.clear()
-        if self._tunnel.state is not _CLOSED:
+        if self._tunnel.state is not CLOSED:
             if waiting:
                 self._tunnel.consumed_held(self.stream_id, waiting)
             if code is not None:

@@ -18,21 +18,18 @@ payload, and streams that want to send wait in turn.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
-from enum import Enum, auto
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 from OpenSSL import SSL
 
-from ztunnel.hbone.connection import Connection, Role
-from ztunnel.hbone.errors import ErrorCode
+from ztunnel.hbone.connection import Role
 from ztunnel.hbone.events import (
     ConnectionFailed,
     DataReceived,
     Event,
     GoAway,
-    Header,
     RequestReceived,
     ResponseReceived,
     SettingsReceived,
@@ -47,31 +44,14 @@ from ztunnel.proxy.tls.session import RECORD_BYTES
 from ztunnel.proxy.tunnel import keepalive
 from ztunnel.proxy.tunnel.interfaces import Session, TunnelStream
 from ztunnel.proxy.tunnel.keepalive import PING_PAYLOAD, Keepalive
-from ztunnel.proxy.tunnel.send_queue import SendQueue
-from ztunnel.proxy.tunnel.write_coalescer import WriteCoalescer
+from ztunnel.proxy.tunnel.state import CLOSED, DRAINING, HALF_CLOSED, OPEN
+from ztunnel.proxy.tunnel.tunnel_streams import TunnelStreams
 
 EARLY_DATA_BYTES = RECORD_BYTES  # of an application, sent together with its CONNECT
 MAX_CONTROL_BYTES = 64 * 1024  # unsent control frames at which reading from the peer stops
 LINGER_TIMEOUT_S = 2.0  # how long a half-closed tunnel waits for the peer's FIN
 
 log = structlog.get_logger()
-
-
-class TunnelState(Enum):
-    """See the diagram in the module's docstring."""
-
-    OPEN = auto()
-    DRAINING = auto()
-    HALF_CLOSED = auto()
-    CLOSED = auto()
-
-
-# In compiled code a Final is a C variable; looking up a member of an Enum is a dict access.
-# The type is not a literal, so that mypy does not assume that `state` is the same after a call.
-_OPEN: Final[TunnelState] = TunnelState.OPEN
-_DRAINING: Final[TunnelState] = TunnelState.DRAINING
-_HALF_CLOSED: Final[TunnelState] = TunnelState.HALF_CLOSED
-_CLOSED: Final[TunnelState] = TunnelState.CLOSED
 
 
 class TunnelOwner(Protocol):
@@ -85,7 +65,7 @@ class TunnelOwner(Protocol):
     def on_closed(self, tunnel: Tunnel, reason: str) -> None: ...
 
 
-class Tunnel:
+class Tunnel(TunnelStreams):
     """Owns its session, whose handshake is complete and whose socket the loop watches for READ."""
 
     def __init__(
@@ -99,20 +79,13 @@ class Tunnel:
         owner: TunnelOwner,
     ) -> None:
         """`peer` is the SPIFFE ID that the peer's certificate proved."""
+        super().__init__(loop, buffers, session, role)
         self.peer = peer
-        self.connection = Connection(role, extended_connect=role is Role.SERVER)
-        self.streams: dict[int, TunnelStream] = {}
-        self.state = _OPEN
-        self.last_used_at = loop.now
-        self.stream_count = 0  # since the tunnel was opened
         self.early_data_follows = False  # for `on_request`: data of the stream is the next event
-        self._loop = loop
         self._buffers = buffers
         self._session = session
         self._sock = session.sock
         self._owner = owner
-        self._writer = WriteCoalescer(loop, buffers, self.connection, session, self.flush)
-        self._queue = SendQueue()
         self._mask = READ
         self._keepalive = Keepalive(loop.now, is_server=role is Role.SERVER)
         loop.rebind(self._sock.fileno(), self)
@@ -120,114 +93,20 @@ class Tunnel:
         self._writer.schedule_flush()
         loop.defer(self._read_first)
 
-    # Streams
+    # Sending
 
-    @property
-    def can_open(self) -> bool:
-        """Whether `open` may be called now."""
-        return self.state is _OPEN and self.connection.can_open_stream
-
-    def open(self, headers: Iterable[Header], stream: TunnelStream, head: bytes = b"") -> int:
-        """Client: send a request, `head` followed by `headers`. `stream` receives its events."""
-        stream_id = self.connection.request(headers, head=head)
-        self.attach(stream_id, stream)
-        self._writer.schedule_flush()
-        return stream_id
-
-    def attach(self, stream_id: int, stream: TunnelStream) -> None:
-        """Deliver the events of `stream_id` to `stream` from now on."""
-        if stream_id not in self.streams:
-            self.stream_count += 1
-            self._writer.on_stream_opened()
-        self.streams[stream_id] = stream
-
-    def respond(
-        self, stream_id: int, status: int, headers: Iterable[Header], *, may_wait: bool = False
-    ) -> None:
-        """Server: send the response; the stream stays open.
-
-        `may_wait`: the application already has a request, so its reply is likely to follow soon.
-        """
-        is_alone = self._writer.is_empty
-        self.connection.respond(stream_id, status, headers)
-        self._writer.schedule_control(may_wait=may_wait and is_alone)
-
-    def refuse(self, stream_id: int, status: int) -> None:
-        """Server: send an error status and release the stream."""
-        self.connection.respond(stream_id, status, end_stream=True)
-        self.connection.reset(stream_id, ErrorCode.NO_ERROR)
-        self.release(stream_id)
-
-    def end_stream(self, stream_id: int) -> None:
-        """Send END_STREAM; on a busy tunnel it may share a record with the next stream's frames."""
-        may_wait = self._writer.is_empty and self._writer.is_busy
-        self.connection.end_stream(stream_id)
-        self._writer.schedule_control(may_wait=may_wait)
-
-    def reset(self, stream_id: int, code: ErrorCode = ErrorCode.CANCEL) -> None:
-        """Send RST_STREAM and release the stream; no event follows."""
-        self.connection.reset(stream_id, code)
-        self.release(stream_id)
-
-    def consumed(self, stream_id: int, count: int) -> None:
-        """`count` payload bytes were delivered: the peer gets credit for them."""
-        self.connection.consumed(stream_id, count)
+    def _stream_released(self) -> None:
         if self.connection.has_output:
             self._writer.schedule_flush()
-
-    def hold(self, count: int) -> None:
-        """`count` payload bytes wait for a slow application; only their stream must wait."""
-        self.connection.hold(count)
-        if self.connection.has_output:
-            self._writer.schedule_flush()
-
-    def consumed_held(self, stream_id: int, count: int) -> None:
-        """`count` held bytes were delivered."""
-        self.connection.consumed_held(stream_id, count)
-        if self.connection.has_output:
-            self._writer.schedule_flush()
-
-    def release(self, stream_id: int) -> None:
-        """The stream ended: detach its object."""
-        self._queue.remove(stream_id, self.streams.pop(stream_id, None))
-        self.last_used_at = self._loop.now
-        if self.state is _CLOSED:
-            return
-        if self.connection.has_output:
-            self._writer.schedule_flush()
-        if self.state is not _OPEN and not self.streams:
+        if self.state is not OPEN and not self.streams:
             self._loop.defer(self._half_close)
         else:
             self._owner.on_capacity(self)
 
-    # Sending
-
-    def claim(self, stream: TunnelStream) -> memoryview | None:
-        """Room to read the next payload into, never empty; `commit` or `abandon` must follow.
-
-        None when there is none: `stream.pump` is called when that changes.
-        """
-        window = self.connection.sendable(stream.stream_id)
-        if window <= 0:
-            self._queue.add_no_window(stream)
-            return None
-        room = None if self._writer.blocked else self._writer.reserve(window)
-        if room is None:
-            self._queue.add_blocked(stream)
-        return room
-
-    def commit(self, stream_id: int, length: int) -> None:
-        """The claimed room holds `length` ≥ 1 bytes: the stream's next DATA frame."""
-        self._writer.commit(stream_id, length)
-
-    def abandon(self) -> None:
-        """The claimed room stays unused."""
-        self._writer.abandon()
-
     def flush(self) -> None:
         """Hand the collected frames to TLS. Afterwards the buffer is free or the tunnel blocked."""
         self._writer.flush_scheduled = False
-        if self.state is _CLOSED or self.state is _HALF_CLOSED:
+        if self.state is CLOSED or self.state is HALF_CLOSED:
             return
         try:
             done = self._writer.write_out()
@@ -248,12 +127,12 @@ class Tunnel:
         self._writer.blocked = False
         self._watch(READ)
         for _ in range(len(self._queue)):
-            if self._writer.blocked or self.state is _CLOSED:
+            if self._writer.blocked or self.state is CLOSED:
                 return
             stream = self._queue.pop_blocked()
             if stream is not None:
                 self._notify(stream, stream.pump)
-        if self.state is _DRAINING and not self.streams:
+        if self.state is DRAINING and not self.streams:
             self._loop.defer(self._half_close)
 
     def _apply_backpressure(self) -> None:
@@ -269,14 +148,14 @@ class Tunnel:
     # Receiving
 
     def on_ready(self, mask: int) -> None:
-        if self.state is _CLOSED:
+        if self.state is CLOSED:
             return
-        if self.state is _HALF_CLOSED:
+        if self.state is HALF_CLOSED:
             self._discard_input()
             return
         if self._writer.blocked:
             self.flush()
-        if mask & ~WRITE and self.state is not _CLOSED:
+        if mask & ~WRITE and self.state is not CLOSED:
             self._read()
 
     def on_failure(self, error: Exception) -> None:
@@ -284,7 +163,7 @@ class Tunnel:
 
     def _read_first(self) -> None:
         """Read what arrived together with the end of the handshake: no event announces it."""
-        if self.state is not _CLOSED and self.state is not _HALF_CLOSED:
+        if self.state is not CLOSED and self.state is not HALF_CLOSED:
             self._read()
 
     def _read(self) -> None:
@@ -296,7 +175,7 @@ class Tunnel:
             self._dispatch(self.connection.receive(scratch.view[:filled], self._loop.now))
         if session.end_reason:
             self.close(session.end_reason)
-        elif session.pending and not self._writer.blocked and self.state is not _CLOSED:
+        elif session.pending and not self._writer.blocked and self.state is not CLOSED:
             self._block()
 
     def _dispatch(self, events: list[Event]) -> None:
@@ -314,7 +193,7 @@ class Tunnel:
                 if type(event) is RequestReceived:
                     self.early_data_follows = _is_early_data(events, number + 1, event.stream_id)
                 self._dispatch_control(event)
-            if self.state is _CLOSED:
+            if self.state is CLOSED:
                 return
         if self.connection.has_output:
             self._writer.schedule_flush()
@@ -364,17 +243,17 @@ class Tunnel:
 
     def drain(self) -> None:
         """Accept no new streams; close when the open ones have ended."""
-        if self.state is _OPEN:
+        if self.state is OPEN:
             self.connection.goaway()
             self._writer.schedule_flush()
             self._start_draining()
 
     def close(self, reason: str) -> None:
         """Close now; open streams are reset."""
-        if self.state is _CLOSED:
+        if self.state is CLOSED:
             return
-        can_write = not self._writer.blocked and self.state is not _HALF_CLOSED
-        self.state = _CLOSED
+        can_write = not self._writer.blocked and self.state is not HALF_CLOSED
+        self.state = CLOSED
         self._timer.cancel()
         self._writer.cancel_delay()
         if can_write:
@@ -389,8 +268,8 @@ class Tunnel:
         self._owner.on_closed(self, reason)
 
     def _start_draining(self) -> None:
-        if self.state is _OPEN:
-            self.state = _DRAINING
+        if self.state is OPEN:
+            self.state = DRAINING
         if not self.streams:
             self._loop.defer(self._half_close)
 
@@ -399,12 +278,12 @@ class Tunnel:
 
         Closing a socket with unread octets sends RST, which can overtake the last of our octets.
         """
-        if self.streams or self.state is not _DRAINING:
+        if self.streams or self.state is not DRAINING:
             return
         self.flush()
-        if self._writer.blocked or self.state is not _DRAINING:
+        if self._writer.blocked or self.state is not DRAINING:
             return  # `_unblock` schedules this again
-        self.state = _HALF_CLOSED
+        self.state = HALF_CLOSED
         self._timer.cancel()
         self._timer = self._loop.call_later(LINGER_TIMEOUT_S, self._close_drained)
         self._session.send_close_notify()
@@ -433,7 +312,7 @@ class Tunnel:
         if reason:
             self.close(reason)
             return
-        if self.state is _OPEN and credentials.is_expired(self._session.peer_certificate):
+        if self.state is OPEN and credentials.is_expired(self._session.peer_certificate):
             self.drain()  # a peer that is still valid has a new certificate by now
         if self._keepalive.ping_due(now):
             self.connection.ping(PING_PAYLOAD)

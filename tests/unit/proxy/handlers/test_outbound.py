@@ -15,7 +15,7 @@ from tests.unit.proxy.conftest import Pair
 from tests.unit.proxy.harness import DEADLINE
 from ztunnel.ipc.messages import CertificateRemoved, ListenerKind, MeshDelta
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.proxy.tunnel.tunnel import TunnelState
+from ztunnel.proxy.tunnel.state import TunnelState
 
 
 def ping(pair: Pair) -> None:

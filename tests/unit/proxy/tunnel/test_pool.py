@@ -13,7 +13,8 @@ from tests.unit.proxy.conftest import Pair
 from tests.unit.proxy.handlers.test_outbound import dial_is_reset, ping
 from ztunnel.proxy.tls import credentials
 from ztunnel.proxy.tunnel.pool import PREWARM_STREAMS
-from ztunnel.proxy.tunnel.tunnel import Tunnel, TunnelState
+from ztunnel.proxy.tunnel.state import TunnelState
+from ztunnel.proxy.tunnel.tunnel import Tunnel
 
 
 def only_tunnel(pair: Pair) -> Tunnel:
