@@ -93,8 +93,6 @@ class Tunnel(TunnelStreams):
         self._writer.schedule_flush()
         loop.defer(self._read_first)
 
-    # Sending
-
     def _stream_released(self) -> None:
         if self.connection.has_output:
             self._writer.schedule_flush()
@@ -102,6 +100,8 @@ class Tunnel(TunnelStreams):
             self._loop.defer(self._half_close)
         else:
             self._owner.on_capacity(self)
+
+    # Sending
 
     def flush(self) -> None:
         """Hand the collected frames to TLS. Afterwards the buffer is free or the tunnel blocked."""
@@ -136,7 +136,7 @@ class Tunnel(TunnelStreams):
             self._loop.defer(self._half_close)
 
     def _apply_backpressure(self) -> None:
-        """Stop reading from a peer that does not read our responses."""
+        """Stop reading from a peer that does not read control frames."""
         if self._writer.blocked and self._writer.queued_control_bytes() > MAX_CONTROL_BYTES:
             self._watch(WRITE)
 
@@ -276,7 +276,7 @@ class Tunnel(TunnelStreams):
     def _half_close(self) -> None:
         """Send FIN once the drained tunnel is empty, and wait for the peer's FIN.
 
-        Closing a socket with unread octets sends RST, which can overtake the last of our octets.
+        Closing a socket with unread octets sends RST, which can overtake the last sent octets.
         """
         if self.streams or self.state is not DRAINING:
             return
@@ -293,7 +293,7 @@ class Tunnel(TunnelStreams):
             self._close_drained()
 
     def _discard_input(self) -> None:
-        """Read and drop what the peer sends after our FIN."""
+        """Read and drop what the peer sends after this side's FIN."""
         try:
             while self._sock.recv_into(self._buffers.scratch.view):
                 pass

@@ -68,7 +68,7 @@ def test_resumed_session_is_rejected_after_the_peers_certificate_expires(
 def test_tunnel_is_not_joined_after_the_peers_certificate_expires(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ztunnel.proxy.tunnel.keepalive.PING_INTERVAL_S", 0.05)
+    monkeypatch.setattr("ztunnel.proxy.tunnel.keepalive.PING_INTERVAL_S", 0.25)
     ping(pair)
     old = only_tunnel(pair)
     with monkeypatch.context() as later:
