@@ -42,8 +42,8 @@ toolchain() {
 progress() {
   local count=0 line due=$((SECONDS + 15)) status
   while true; do
-    IFS= read -r -t 5 line
-    status=$?
+    status=0
+    IFS= read -r -t 5 line || status=$?
     if ((status == 0)); then
       case $line in
         *[[:space:]]*) printf '%s\n' "$line" ;; # an error or a download
