@@ -10,6 +10,7 @@ from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header
 from ztunnel.mesh.headers.forwarded import format_forwarded
 from ztunnel.mesh.model import SocketAddress
+from ztunnel.mesh.routing.inbound import DENIED
 from ztunnel.proxy.conntrack.record import Direction
 from ztunnel.proxy.conntrack.tracker import make_peer
 from ztunnel.proxy.context import Context
@@ -29,7 +30,6 @@ from ztunnel.proxy.tunnel.stream_relay import StreamRelay
 from ztunnel.proxy.tunnel.tunnel import EARLY_DATA_BYTES, Tunnel
 from ztunnel.telemetry.response_flags import Flag, Reason
 
-STATUS_DENIED = 401  # istio/ztunnel, proxy/inbound.rs: denied by policy
 RESPONSE_TIMEOUT_S = 20.0  # for the remote proxy's response: its own connect may take 10 s
 _NONZERO_IDS = 1 << 64 | 1  # W3C trace context: neither trace ID nor span ID may be 0
 
@@ -128,7 +128,7 @@ class HboneOutbound(OutboundConnection):
 
     def on_response(self, status: int, headers: tuple[Header, ...]) -> None:
         if status != 200:
-            flag = Flag.DENY if status == STATUS_DENIED else Flag.CONNECT
+            flag = Flag.DENY if status == DENIED else Flag.CONNECT
             self._fail(Reason(f"the destination's proxy answered {status}", flag))
             return
         assert self._tunnel is not None
