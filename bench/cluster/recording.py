@@ -108,6 +108,7 @@ class Replay:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*pki.server("replay"))
         self._answers = dict(_answers(recording, node))
+        self._complete: dict[str, bytes] = {}  # by path: lists without pages
         self._watch_lock = threading.Lock()
         self._watch: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.marked: Callable[[], None] = lambda: None
@@ -133,8 +134,19 @@ class Replay:
         self._watch.put(line)
 
     def answer(self, path: str, query: dict[str, list[str]]) -> bytes | None:
-        """A page of a list; None if it was not recorded."""
-        return self._answers.get((path, query.get("continue", [""])[0]))
+        """A page of a list; without a limit, the complete list. None if it was not recorded."""
+        if "limit" in query or "watch" in query:
+            return self._answers.get((path, query.get("continue", [""])[0]))
+        if path not in self._complete:
+            self._complete[path] = self._merged(path)
+        return self._complete[path]
+
+    def _merged(self, path: str) -> bytes:
+        """All pages of a list in one response."""
+        pages = [json.loads(body) for (of, _), body in self._answers.items() if of == path]
+        items = [item for page in pages for item in page["items"]]
+        metadata = {"resourceVersion": pages[-1]["metadata"]["resourceVersion"]}
+        return json.dumps({**pages[0], "metadata": metadata, "items": items}).encode()
 
     def events(self, path: str) -> Iterator[bytes]:
         """The lines of a watch."""

@@ -150,7 +150,7 @@ def test_port_forward_is_authorized_by_api_server(
         PortForward(asked)
     text = str(failure.value)
     if who == "other":
-        assert "create serviceaccounts/token of ztunnel-admin: the API server answered 403" in text
+        assert "create serviceaccounts/token of ztunnel-admin: the API server responded 403" in text
     else:
         assert "403" not in text, text
         assert "pods/portforward" in text
