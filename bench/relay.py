@@ -33,8 +33,9 @@ from ztunnel import compiled  # noqa: E402
 compiled.load()
 
 from bench.comparison.load import Load, build  # noqa: E402
+from tests.support.certificates import Authority  # noqa: E402
+from tests.support.ports import free_ports  # noqa: E402
 from tests.support.waiting import wait_until  # noqa: E402
-from tests.unit.proxy.certs import Authority  # noqa: E402
 from tests.unit.proxy.harness import Node, fresh_ip, workload  # noqa: E402
 from ztunnel.mesh.model import SocketAddress  # noqa: E402
 from ztunnel.telemetry.logs import configure_logs  # noqa: E402
@@ -116,7 +117,7 @@ class Setup:
         self.nodes = [Node("a", mesh), Node("b", mesh)]
         self.directory = tempfile.TemporaryDirectory(prefix="zt-relay-")
         self.load = Load(build(Path(self.directory.name)))
-        self.target = SocketAddress(mesh[1].addresses[0], free_port())
+        self.target = SocketAddress(mesh[1].addresses[0], free_ports(1)[0])
         authority = Authority()
         server = self.load.argv("server", self.target.port)
         self.pids = [os.posix_spawn(server[0], server, os.environ)]
@@ -176,13 +177,6 @@ class Setup:
         profiler = cProfile.Profile()
         profiler.runcall(node.worker.run)
         profiler.dump_stats(profile / f"{node.name}.prof")
-
-
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _is_ready(node: Node) -> bool:

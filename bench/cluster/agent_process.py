@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tests.support.apiserver.server import free_ports
+from tests.support.ports import free_ports
 from ztunnel.datapath import requirements
 from ztunnel.datapath.bpf.maps import Maps
 from ztunnel.ipc import messages

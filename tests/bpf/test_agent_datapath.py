@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.bpf.netns_fixture import PEER4, POD4, POD6, Pocket
+from tests.support.agent_fakes import EnrollerNode, FakeWorker, workload
 from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import EnrollerNode, FakeWorker, workload
 from ztunnel.agent.datapath import KernelDataPath
 from ztunnel.agent.pods.netns_finder import NetnsHandle
 from ztunnel.datapath import netns

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.proxy.certs import Authority
+from tests.support.certificates import Authority
 
 OP_ENABLE_KTLS = 1 << 3  # OpenSSL 3's SSL_OP_ENABLE_KTLS; Python names it from 3.12 on
 TRIES = 10  # of which about every third ends with a record half sent

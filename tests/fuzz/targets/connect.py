@@ -13,7 +13,7 @@ from zlib import crc32
 import msgspec
 
 from tests.fuzz.target import Target, rearranged
-from tests.unit.policy.fixtures import WEB
+from tests.support.policies import WEB
 from ztunnel.hbone import frames, headers
 from ztunnel.hbone.connection import Connection, Role
 from ztunnel.hbone.constants import MAX_CONCURRENT_STREAMS

@@ -15,7 +15,7 @@ import msgspec
 import yaml
 
 from tests.fuzz.target import Target
-from tests.unit.policy.fixtures import CLIENT, WEB
+from tests.support.policies import CLIENT, WEB
 from ztunnel.kube.objects.manifests import DocumentError, parse_objects
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.model import SocketAddress

@@ -18,7 +18,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -32,6 +31,7 @@ from typing import IO, Any
 import yaml
 
 from tests.support.apiserver.pki import Pki
+from tests.support.ports import free_ports
 from ztunnel.kube.client.access import Access
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -338,15 +338,3 @@ def _fetch(
 
 def _b64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
-
-
-def free_ports(count: int) -> list[int]:
-    """Distinct ports that are currently free."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()

@@ -14,12 +14,12 @@ import aiohttp
 import msgspec
 import structlog
 
-from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import (
+from tests.support.agent_fakes import (
     FakeDataPath,
     FakeWorker,
     Namespaces,
 )
+from tests.support.waiting import wait_until_async
 from ztunnel.agent import wiring
 from ztunnel.agent.agent import message_handlers, session_observers, view_consumers
 from ztunnel.agent.api import admin_views as views_module

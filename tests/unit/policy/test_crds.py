@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.unit.policy.fixtures import ROOT, peer, policy
+from tests.support.policies import ROOT, peer, policy
 from ztunnel.kube.objects.fields import KINDS, TranslateError
 from ztunnel.kube.objects.policies import read_authorization_policy, read_peer_authentication
 from ztunnel.kube.objects.service_entries import read_entry

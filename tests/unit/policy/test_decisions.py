@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.policy.fixtures import (
+from tests.support.policies import (
     CLIENT,
     DB,
     OTHER,

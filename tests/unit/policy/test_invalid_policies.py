@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.policy.fixtures import (
+from tests.support.policies import (
     DB,
     OTHER,
     ROOT,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.support import kube_objects as objects
-from tests.unit.policy.fixtures import Json, authz_request, policy
+from tests.support.policies import Json, authz_request, policy
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.model import Workload
 from ztunnel.mesh.state import MeshState

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.unit.proxy.certs import Authority
+from tests.support.certificates import Authority
 from tests.unit.proxy.harness import App, Node, closing_all, fresh_ip, workload
 
 

@@ -14,8 +14,9 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.agent_fakes import FakeWorker
+from tests.support.ports import free_ports
 from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import FakeWorker
 from tests.unit.agent.test_agent import Agent, agent, namespace, pod
 from tests.unit.telemetry.builders import between
 from ztunnel.agent.api import metrics_collector as metrics_module
@@ -33,18 +34,12 @@ from ztunnel.telemetry.same_node_rtt import RttTable
 LOOPBACK = "127.0.0.1"
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind((LOOPBACK, 0))
-        return int(sock.getsockname()[1])
-
-
 class Served:
     """What the endpoints answer from."""
 
     def __init__(self) -> None:
         self.missing: list[str] = []
-        self.metrics_port, self.health_port = free_port(), free_port()
+        self.metrics_port, self.health_port = free_ports(2)
 
     async def page(self, accept: str) -> tuple[bytes, str]:
         return f"accept {accept}".encode(), "text/plain; version=0.0.4; charset=utf-8"

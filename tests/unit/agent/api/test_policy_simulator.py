@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support import kube_objects as objects
-from tests.unit.policy.fixtures import Json, peer, policy
+from tests.support.policies import Json, peer, policy
 from ztunnel.agent.api.policy_simulator import PolicySimulator
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.policy.engine import PolicyEngine

@@ -11,14 +11,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import (
+from tests.support.agent_fakes import (
     EnrollerNode,
     FakeDataPath,
     FakeWorker,
     Namespaces,
     workload,
 )
+from tests.support.waiting import wait_until_async
 from ztunnel.agent.pods import enroller
 from ztunnel.agent.pods.pod import Pod, PodError, PodState, RetryReason
 from ztunnel.ipc.messages import (

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 import structlog
 
+from tests.support.agent_fakes import FakeDataPath, FakeWorker, same_node_bypass, workload
 from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import FakeDataPath, FakeWorker, same_node_bypass, workload
 from tests.unit.agent.test_agent import Agent, agent, namespace, pod
 from ztunnel.agent.config import SameNode
 from ztunnel.agent.log_settings import LogSettings

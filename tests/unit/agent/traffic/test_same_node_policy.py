@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import structlog
 
+from tests.support.agent_fakes import FakeDataPath, FakeWorker, same_node_bypass
+from tests.support.policies import Json, policies, policy
 from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import FakeDataPath, FakeWorker, same_node_bypass
 from tests.unit.agent.test_agent import agent
 from tests.unit.agent.traffic.test_same_node import (
     NEWS,
@@ -21,7 +22,6 @@ from tests.unit.agent.traffic.test_same_node import (
     _pair,
     captured,
 )
-from tests.unit.policy.fixtures import Json, policies, policy
 from ztunnel.agent.pods.netns_finder import NetnsHandle
 from ztunnel.agent.pods.registry import PodTable
 from ztunnel.datapath.same_node_maps import BypassEntry
@@ -153,7 +153,7 @@ def test_connection_of_pods_not_met_yet_is_judged_when_they_are(pair: Pair) -> N
 
 def test_strict_lets_pods_of_the_node_speak(pair: Pair) -> None:
     """Their identity is proven by the kernel."""
-    from tests.unit.policy.fixtures import peer
+    from tests.support.policies import peer
 
     pair.put(peer("STRICT", namespace=pair.b.workload.namespace))
     pair.traffic.set_revision(REVISION)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import structlog
 
-from tests.unit.agent.fakes import FakeUdpEntry, workload
+from tests.support.agent_fakes import FakeUdpEntry, workload
 from ztunnel.agent.config import SameNode
 from ztunnel.agent.log_settings import LogSettings
 from ztunnel.agent.pods.pod import Pod, PodState

@@ -9,7 +9,7 @@ from typing import cast
 
 import msgspec
 
-from tests.unit.agent.fakes import FakeUdpPath, workload
+from tests.support.agent_fakes import FakeUdpPath, workload
 from ztunnel.agent.pods.pod import Pod
 from ztunnel.agent.pods.registry import PodTable
 from ztunnel.agent.traffic.udp_redirect import (

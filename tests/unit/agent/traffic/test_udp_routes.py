@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tests.unit.agent.fakes import workload
+from tests.support.agent_fakes import workload
 from ztunnel.agent.traffic.udp_routes import UdpRouteTable
 from ztunnel.datapath.bpf.layout import UdpRoute
 from ztunnel.kube.view.cluster_view import ViewChange

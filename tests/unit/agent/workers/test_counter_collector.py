@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.agent_fakes import FakeWorker
 from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import FakeWorker
 from tests.unit.agent.workers.test_session import Hub, Recorder
 from tests.unit.telemetry.builders import between
 from ztunnel.agent.workers.counter_collector import CounterCollector

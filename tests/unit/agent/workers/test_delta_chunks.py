@@ -7,7 +7,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.agent.fakes import workload
+from tests.support.agent_fakes import workload
 from ztunnel.agent.workers import delta_chunks
 from ztunnel.ipc.messages import MeshDelta
 from ztunnel.kube.objects.policies import MAX_POLICY_BYTES

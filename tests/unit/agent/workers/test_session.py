@@ -15,8 +15,8 @@ from typing import cast
 import msgspec
 import pytest
 
+from tests.support.agent_fakes import Component, FakeWorker, handlers_of
 from tests.support.waiting import wait_until_async
-from tests.unit.agent.fakes import Component, FakeWorker, handlers_of
 from ztunnel.agent.workers import server as server_module
 from ztunnel.agent.workers.handlers import MessageHandlers, SessionObserver
 from ztunnel.agent.workers.registry import SessionTable

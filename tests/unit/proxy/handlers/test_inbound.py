@@ -15,8 +15,8 @@ from unittest import mock
 import h2.events
 import pytest
 
+from tests.support.certificates import Authority
 from tests.support.waiting import wait_until
-from tests.unit.proxy.certs import Authority
 from tests.unit.proxy.conftest import Pair
 from tests.unit.proxy.h2client import Http2Client, tls_context
 from tests.unit.proxy.harness import DEADLINE

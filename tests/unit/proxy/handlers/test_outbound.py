@@ -9,8 +9,8 @@ import threading
 import msgspec
 import pytest
 
+from tests.support.certificates import Authority
 from tests.support.waiting import wait_until
-from tests.unit.proxy.certs import Authority
 from tests.unit.proxy.conftest import Pair
 from tests.unit.proxy.harness import DEADLINE
 from ztunnel.ipc.messages import CertificateRemoved, ListenerKind, MeshDelta

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.policies import Json, peer, policy
 from tests.support.waiting import wait_until
-from tests.unit.policy.fixtures import Json, peer, policy
 from tests.unit.proxy.conftest import Pair
 from tests.unit.proxy.handlers.test_inbound import client
 from tests.unit.proxy.harness import DEADLINE, Node, listen

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.proxy.certs import Authority
+from tests.support.certificates import Authority
 from tests.unit.proxy.h2client import tls_context
 from tests.unit.proxy.harness import DEADLINE
 from ztunnel.proxy.io.buffers import BUFFER_BYTES, Buffer, BufferPool
