@@ -28,8 +28,8 @@ from tests.node.pods import (
     requests,
 )
 from tests.support.apiserver.control_plane import wait_until
-from ztunnel.agent.pods.cgroup_discovery import Discovery
-from ztunnel.agent.pods.cri_discovery import AUTO, dialler
+from ztunnel.agent.pods.cgroup_discovery import CgroupDiscovery
+from ztunnel.agent.pods.cri_discovery import AUTO, runtime_dialer
 from ztunnel.agent.pods.netns_finder import ProcFs
 from ztunnel.datapath.requirements import cgroup2_root
 from ztunnel.kube.admin_endpoint import ACCOUNT, ANNOTATION, AdminEndpoint, parse
@@ -107,16 +107,16 @@ def test_probes_reach_a_captured_pod_even_where_plaintext_is_forbidden(shop: Nod
 def test_agent_locates_pods_through_the_container_runtime(shop: Nodes, ztctl: Ztctl) -> None:
     for status in _nodes(ztctl("status", "-o", "json")):
         told = status["data_path"]["container_runtime"]
-        assert told["answers"], told
+        assert told["responds"], told
         assert told["pods"] == status["pods"]["captured"] > 0, told
 
 
 def test_runtime_and_cgroups_lead_to_the_same_namespace(shop: Nodes) -> None:
     uid = pod(shop, SPACE, "client")["metadata"]["uid"]
-    by_cgroup = Discovery(cgroup2_root())
+    by_cgroup = CgroupDiscovery(cgroup2_root())
     by_cgroup.refresh([uid])
     root = Path("/proc", shop.machines[0].pid, "root")  # on the node, as with /proc/1/root
-    told = dialler(AUTO, root)()
+    told = runtime_dialer(AUTO, root)()
     try:
         sandbox = told.sandbox(uid, told.sandboxes()[uid])
     finally:

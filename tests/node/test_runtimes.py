@@ -19,7 +19,7 @@ from tests.node.runtime_nodes.pods import PODS, name_of
 from tests.node.runtime_nodes.runtimes import CGROUPFS, CONTAINERD, CRIO, SYSTEMD
 from tests.support.apiserver.control_plane import wait_until
 from tests.support.apiserver.server import ROOT, assets
-from ztunnel.agent.pods.cri_discovery import dialler
+from ztunnel.agent.pods.cri_discovery import runtime_dialer
 from ztunnel.agent.pods.cri_sandbox import CriError
 
 PATIENCE = 100.0  # seconds for the kubelet
@@ -59,7 +59,7 @@ def found(
 def _uids(node: Node) -> set[str]:
     """The UIDs of all pods that the runtime knows; empty while it does not respond."""
     try:
-        runtime = dialler(str(node.runtime.socket), node.root)()
+        runtime = runtime_dialer(str(node.runtime.socket), node.root)()
         try:
             return set(runtime.sandboxes())
         finally:

@@ -57,8 +57,8 @@ def main(options: Options) -> None:
     if os.geteuid() != 0:
         raise StartupError("the agent enters pods' namespaces and loads BPF; run it as root")
     try:
-        process_lock.allow_many_descriptors()
-        lock = process_lock.claim(options.run_dir)
+        process_lock.raise_descriptor_limit()
+        lock = process_lock.lock(options.run_dir)
         try:
             asyncio.run(_until_signal(options))
         finally:

@@ -26,8 +26,8 @@ from ztunnel.agent.cluster.config_source import ConfigSource, config_source_of
 from ztunnel.agent.config import Options, SameNode
 from ztunnel.agent.datapath import KernelDataPath
 from ztunnel.agent.log_settings import LogSettings
-from ztunnel.agent.pods.cgroup_discovery import Discovery
-from ztunnel.agent.pods.cri_discovery import RuntimeDiscovery, dialler
+from ztunnel.agent.pods.cgroup_discovery import CgroupDiscovery
+from ztunnel.agent.pods.cri_discovery import CriDiscovery, runtime_dialer
 from ztunnel.agent.pods.enroller import Enroller
 from ztunnel.agent.pods.reconcile_loop import ReconcileLoop, Wakeup
 from ztunnel.agent.pods.registry import PodTable
@@ -123,16 +123,16 @@ def build_traffic(core: Core) -> Traffic:
 class Pods:
     """Discovery and enrollment of this node's pods."""
 
-    discovery: RuntimeDiscovery
+    discovery: CriDiscovery
     enroller: Enroller
     selection: PodSelection
     loop: ReconcileLoop
 
 
 def build_pods(core: Core, traffic: Traffic) -> Pods:
-    discovery = RuntimeDiscovery(
-        dialler(core.options.cri_socket),
-        Discovery(cgroup_of(core.options)),
+    discovery = CriDiscovery(
+        runtime_dialer(core.options.cri_socket),
+        CgroupDiscovery(cgroup_of(core.options)),
         core.wakeup.set_from_thread,
     )
     enroller = Enroller(

@@ -13,8 +13,8 @@ import tempfile
 import threading
 from pathlib import Path
 
-from ztunnel.agent.pods.cgroup_discovery import Discovery
-from ztunnel.agent.pods.cri_discovery import AUTO, RuntimeDiscovery, dialler
+from ztunnel.agent.pods.cgroup_discovery import CgroupDiscovery
+from ztunnel.agent.pods.cri_discovery import AUTO, CriDiscovery, runtime_dialer
 from ztunnel.agent.pods.enroller import PodDiscovery
 from ztunnel.agent.pods.netns_finder import HostNamespaceError
 from ztunnel.datapath.requirements import mounts
@@ -25,7 +25,7 @@ PATIENCE = 60.0  # seconds for the response of the runtime
 def by_cgroup(uids: list[str]) -> dict[str, int | str | None]:
     """As on a node whose runtime cannot be queried."""
     # as with `--cgroup`: discovery cannot guess it in a cgroup namespace
-    finder = Discovery(next(mount.point for mount in mounts() if mount.kind == "cgroup2"))
+    finder = CgroupDiscovery(next(mount.point for mount in mounts() if mount.kind == "cgroup2"))
     finder.refresh(uids)
     return {uid: _inode(finder, uid) for uid in uids}
 
@@ -35,8 +35,8 @@ def by_runtime(uids: list[str]) -> dict[str, int | str | None]:
     answered = threading.Event()
     with tempfile.TemporaryDirectory() as empty:
         root = Path("/")
-        finder = RuntimeDiscovery(
-            dialler(AUTO, root), Discovery(Path(empty)), answered.set, host=root
+        finder = CriDiscovery(
+            runtime_dialer(AUTO, root), CgroupDiscovery(Path(empty)), answered.set, host=root
         )
         finder.refresh(uids)
         assert answered.wait(PATIENCE), finder.view()

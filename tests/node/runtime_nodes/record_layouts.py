@@ -68,7 +68,7 @@ def capture(name: str) -> dict[str, str]:
 def _told(node: Node) -> dict[str, dict[str, Any]]:
     """Answers by pod UID; empty until the runtime knows all pods."""
     socket = node.root / node.runtime.socket.relative_to("/")
-    with closing(cri_client.Runtime(socket)) as client:
+    with closing(cri_client.CriClient(socket)) as client:
         try:
             found = {uid: _status(client, one) for uid, one in client.sandboxes().items()}
         except CriError:
@@ -76,7 +76,7 @@ def _told(node: Node) -> dict[str, dict[str, Any]]:
     return found if len(found) == len(PODS) else {}
 
 
-def _status(client: cri_client.Runtime, sandbox: str) -> dict[str, Any]:
+def _status(client: cri_client.CriClient, sandbox: str) -> dict[str, Any]:
     """The sandbox, and its verbose status on namespaces, processes and cgroups."""
     asked = cri_client._message(
         "PodSandboxStatusRequest", {"pod_sandbox_id": sandbox, "verbose": True}
@@ -146,7 +146,7 @@ def _provenance(node: Node) -> str:
 
 
 if __name__ == "__main__":
-    cri_client.TIMEOUT = 30.0  # of a machine that may be emulated
+    cri_client.CALL_TIMEOUT_S = 30.0  # of a machine that may be emulated
     for argument in sys.argv[2:]:
         for file, text in capture(argument).items():
             Path(sys.argv[1], file).write_text(text)

@@ -28,7 +28,7 @@ from ztunnel.agent.cluster.certificate_issuer import certificate_issuer_of
 from ztunnel.agent.cluster.certificates import NodeCertificates
 from ztunnel.agent.config import Options
 from ztunnel.agent.datapath import KernelDataPath
-from ztunnel.agent.pods.cri_discovery import RuntimeDiscovery
+from ztunnel.agent.pods.cri_discovery import CriDiscovery
 from ztunnel.agent.pods.enroller import Enroller
 from ztunnel.agent.pods.reconcile_loop import ReconcileLoop
 from ztunnel.agent.pods.selection import PodSelection
@@ -134,7 +134,7 @@ class Agent:
             on_captured=(traffic.same_node.pod_captured,),
         )
         pods = wiring.Pods(
-            cast("RuntimeDiscovery", self.namespaces),
+            cast("CriDiscovery", self.namespaces),
             self.enroller,
             PodSelection(self.enroller, core.publisher.publish),
             ReconcileLoop(self.enroller, core.wakeup),

@@ -83,11 +83,11 @@ def test_data_path_that_can_not_be_loaded_ends_it_with_a_reason(good: list[str])
 def test_second_agent_on_a_node_is_refused_and_a_dead_one_is_not_in_the_way(
     tmp_path: Path,
 ) -> None:
-    lock = process_lock.claim(tmp_path / "run")
+    lock = process_lock.lock(tmp_path / "run")
     with pytest.raises(process_lock.AlreadyRunningError, match=f"pid {os.getpid()}"):
-        process_lock.claim(tmp_path / "run")
+        process_lock.lock(tmp_path / "run")
     os.close(lock)
-    os.close(process_lock.claim(tmp_path / "run"))
+    os.close(process_lock.lock(tmp_path / "run"))
 
 
 def test_directory_of_objects_without_a_ca_is_refused_with_the_reason(good: list[str]) -> None:

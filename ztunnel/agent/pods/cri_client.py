@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask the container runtime where pods are: CRI, the interface it serves the kubelet.
+"""Queries the container runtime for pods by CRI, its interface for the kubelet.
 
     ListPodSandbox(state=READY)          -> pod uid and sandbox id of each
     PodSandboxStatus(id, verbose=True)   -> `info`: the runtime's own JSON, with pid and namespaces
 
-Only these two are ever called, though the socket would run containers as well. What the JSON says
-is not specified; containerd and CRI-O agree on `pid` and `runtimeSpec`, and CRI-O leaves `pid` out
-when a pod has no process of its own.
+The client calls only these two methods. The JSON is not specified; containerd and CRI-O agree on
+`pid` and `runtimeSpec`, and CRI-O omits `pid` if the pod has no sandbox process.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from ztunnel.agent.pods.cri_sandbox import CriError, Sandbox, namespace_of
 
-TIMEOUT = 2.0  # seconds for one call
-MOST_BYTES = 16 << 20  # of one answer; what the kubelet takes
+CALL_TIMEOUT_S = 2.0
+MAX_RESPONSE_BYTES = 16 << 20  # the kubelet's limit
 _SERVICE = "/runtime.v1.RuntimeService"
 _READY = 0  # SANDBOX_READY
 
-# The fields that are read or written, of k8s.io/cri-api's api.proto: number, and the type of a
-# message or `string`; `*` for repeated. A map is a repeated pair on the wire.
+# The fields in use of k8s.io/cri-api's api.proto: number, and type (a message or a scalar); `*` for
+# repeated. A map is a repeated pair on the wire.
 _MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "Pair": {"key": (1, "string"), "value": (2, "string")},
     "State": {"state": (1, "int")},
@@ -40,13 +39,16 @@ _MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
 }
 
 
-class Runtime:
-    """A connection to one runtime, dialled anew whenever it is lost. Use from one thread."""
+class CriClient:
+    """A connection to one runtime, which reconnects when it is lost. Use from one thread."""
 
     def __init__(self, socket: Path) -> None:
         options = (
-            ("grpc.default_authority", "localhost"),  # a path is none, and servers refuse it
-            ("grpc.max_receive_message_length", MOST_BYTES),
+            (
+                "grpc.default_authority",
+                "localhost",
+            ),  # servers reject the default, a path
+            ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
             ("grpc.enable_http_proxy", 0),
             ("grpc.max_reconnect_backoff_ms", 5000),
         )
@@ -55,25 +57,25 @@ class Runtime:
         self._status = self._method("PodSandboxStatus")
 
     def sandboxes(self) -> dict[str, str]:
-        """Sandbox id by pod uid of all pods that run. Raises CriError."""
+        """The sandbox id of each running pod, by pod uid. Raises CriError."""
         request = {"filter": {"state": {"state": _READY}}}
-        answer = _call(self._list, _message("ListPodSandboxRequest", request))
+        response = _call(self._list, _message("ListPodSandboxRequest", request))
         return {
             item.metadata.uid: item.id
-            for item in answer.items
+            for item in response.items
             if item.state == _READY and item.metadata.uid and item.id
         }
 
     def sandbox(self, uid: str, sandbox_id: str) -> Sandbox:
-        """Where a pod is. Raises CriError, also when it ended meanwhile."""
+        """The namespace and the process of a sandbox. Raises CriError, also if it is gone."""
         request = {"pod_sandbox_id": sandbox_id, "verbose": True}
-        answer = _call(self._status, _message("PodSandboxStatusRequest", request))
-        info = next((pair.value for pair in answer.info if pair.key == "info"), "")
+        response = _call(self._status, _message("PodSandboxStatusRequest", request))
+        info = next((pair.value for pair in response.info if pair.key == "info"), "")
         netns, pid = namespace_of(info)
         return Sandbox(sandbox_id, uid, netns, pid)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._channel.close()
 
     def _method(self, name: str) -> Any:
@@ -86,7 +88,7 @@ class Runtime:
 
 def _call(method: Any, request: Any) -> Any:
     try:
-        return method(request, timeout=TIMEOUT)
+        return method(request, timeout=CALL_TIMEOUT_S)
     except grpc.RpcError as error:
         raise CriError(f"{error.code().name.lower()}: {error.details()}") from error
 
@@ -104,10 +106,10 @@ def _classes() -> dict[str, Any]:
         message = file.message_type.add(name=name)
         for field, (number, kind) in fields.items():
             bare = kind.removeprefix("*")
-            made = message.field.add(name=field, number=number, label=3 if kind != bare else 1)
-            made.type = scalar.get(bare, 11)
+            added = message.field.add(name=field, number=number, label=3 if kind != bare else 1)
+            added.type = scalar.get(bare, 11)
             if bare not in scalar:
-                made.type_name = f".ztunnel.cri.{bare}"
+                added.type_name = f".ztunnel.cri.{bare}"
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return {

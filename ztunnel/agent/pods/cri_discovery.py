@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find pods' namespaces by the container runtime's word, and by cgroups where it has none.
+"""Finds pods' network namespaces by CRI, with cgroup discovery as the fallback.
 
                  refresh(wanted)
     event loop ------------------> thread: ListPodSandbox, PodSandboxStatus of those not known yet
          ^                            |
-         +------ answered() ----------+
+         +------ on_response() -------+
 
-A new pod is waited for until the runtime was asked about it; one that it does not know, and all
-while it does not answer, are looked for by cgroup. Nothing it said is believed later without proof:
-a bound namespace's path is the pod's as long as it is there, and a process must be in the cgroup of
-that very sandbox when its namespace is open.
+A new pod waits until the runtime has been queried for it. Pods that the runtime does not know, and
+all pods while it does not respond, are discovered by cgroup. CRI data is verified before use: a
+bound namespace's path is the pod's while it exists, and a process must be in the cgroup of its
+sandbox after its namespace is open.
 """
 
 from __future__ import annotations
@@ -21,104 +21,105 @@ from pathlib import Path
 
 import structlog
 
-from ztunnel.agent.pods.cgroup_discovery import Discovery
+from ztunnel.agent.pods.cgroup_discovery import CgroupDiscovery
 from ztunnel.agent.pods.cri_sandbox import SOCKETS, CriError, CriRuntime, Sandbox, find_socket
 from ztunnel.agent.pods.netns_finder import PROC, NetnsHandle, ProcFs
 
-HOST = PROC / "1/root"  # the runtime's files, seen from a container with the host's processes
+HOST = PROC / "1/root"  # the root of the host, from a container with the host's pid namespace
 AUTO, NONE = "auto", "none"
-_END = 10.0  # seconds for the thread to end; a call takes two at most
+_STOP_TIMEOUT_S = 10.0  # for the thread; a call takes two seconds at most
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What the last turn was about, and whether the runtime answered."""
+class _CriPollResult:
+    """The pods of the last poll, and its error; empty if the runtime responded."""
 
     uids: frozenset[str] = frozenset()
-    problem: str = ""
+    error: str = ""
 
 
-class RuntimeDiscovery:
-    """A `Finder`. All but the thread itself is for the event loop's thread only."""
+class CriDiscovery:
+    """Implements `enroller.PodDiscovery`. Use from the event loop's thread only."""
 
     def __init__(
         self,
         dial: Callable[[], CriRuntime],
-        cgroups: Discovery,
-        answered: Callable[[], None] = lambda: None,
+        cgroups: CgroupDiscovery,
+        on_response: Callable[[], None] = lambda: None,
         *,
         host: Path = HOST,
         proc: Path = PROC,
     ) -> None:
-        """`dial` raises CriError while there is no runtime; `answered` is called by the thread."""
+        """`dial` raises CriError while there is no runtime. The polling thread calls
+        `on_response` after it learned something new."""
         self._dial = dial
         self._cgroups = cgroups
-        self._answered = answered
+        self._on_response = on_response
         self._host = host
         self._processes = ProcFs(proc)
-        self._known: dict[str, Sandbox] = {}  # written by the thread, whole entries only
-        self._asked = _Asked()
+        self._sandboxes: dict[str, Sandbox] = {}  # written by the thread, whole entries only
+        self._last_poll = _CriPollResult()
         self._wanted: frozenset[str] = frozenset()
-        self._found: set[str] = set()
+        self._opened_uids: set[str] = set()
         self._wake = threading.Event()
-        self._ended = False
+        self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="cri", daemon=True)
         self._thread.start()
 
     def view(self) -> dict[str, object]:
-        """`pods`: of how many wanted ones the runtime told where they are."""
+        """The section `container_runtime` of the status; `pods` counts those found by CRI."""
         return {
-            "answers": self._answers,
-            "problem": self._asked.problem,
-            "pods": len(self._wanted & self._known.keys()),
+            "responds": self._responds,
+            "error": self._last_poll.error,
+            "pods": len(self._wanted & self._sandboxes.keys()),
         }
 
     def refresh(self, wanted: Iterable[str]) -> None:
-        """Ask about pods that are not known, without waiting for the answer."""
+        """Poll the runtime for unknown pods, without waiting for the response."""
         self._wanted = frozenset(wanted)
-        self._found &= self._wanted
-        missing = self._wanted - self._known.keys()
+        self._opened_uids &= self._wanted
+        missing = self._wanted - self._sandboxes.keys()
         if missing:
             self._wake.set()
-        self._cgroups.refresh(missing & self._asked.uids if self._answers else missing)
+        self._cgroups.refresh(missing & self._last_poll.uids if self._responds else missing)
 
     def open(self, pod_uid: str) -> NetnsHandle | None:
-        """The namespace of a pod; None while it is not found. Raises HostNamespaceError."""
+        """The namespace of a pod; None if it is not found. Raises HostNamespaceError."""
         found = self._find(pod_uid)
         if found is not None:
-            self._found.add(pod_uid)
+            self._opened_uids.add(pod_uid)
         return found
 
     def close(self) -> None:
-        """End the thread."""
-        self._ended = True
+        """Stop the thread."""
+        self._is_stopping = True
         self._wake.set()
-        self._thread.join(_END)
+        self._thread.join(_STOP_TIMEOUT_S)
 
     @property
-    def _answers(self) -> bool:
-        return not self._asked.problem
+    def _responds(self) -> bool:
+        return not self._last_poll.error
 
     def _find(self, pod_uid: str) -> NetnsHandle | None:
-        sandbox = self._known.get(pod_uid)
+        sandbox = self._sandboxes.get(pod_uid)
         if sandbox is not None:
-            found = self._opened(sandbox)
+            found = self._open(sandbox)
             if found is not None:
                 return found
-            self._known.pop(pod_uid, None)  # it ended: there is another by now, or none
+            self._sandboxes.pop(pod_uid, None)  # the sandbox is gone; there may be a new one
             self._wake.set()
             self._cgroups.refresh([pod_uid])
-        elif self._is_to_come(pod_uid):
+        elif self._is_being_polled(pod_uid):
             return None
         return self._cgroups.open(pod_uid)
 
-    def _is_to_come(self, pod_uid: str) -> bool:
-        """Whether the runtime is about to say where a new pod is."""
-        return self._answers and pod_uid not in self._found | self._asked.uids
+    def _is_being_polled(self, pod_uid: str) -> bool:
+        """Whether the next poll may find a new pod."""
+        return self._responds and pod_uid not in self._opened_uids | self._last_poll.uids
 
-    def _opened(self, sandbox: Sandbox) -> NetnsHandle | None:
+    def _open(self, sandbox: Sandbox) -> NetnsHandle | None:
         found = None
         if sandbox.netns:
             found = self._processes.open_path(self._on_host(sandbox.netns))
@@ -129,7 +130,7 @@ class RuntimeDiscovery:
         return found
 
     def _on_host(self, path: str) -> Path:
-        """/var/run is a link to /run, which would lead back to our own."""
+        """/var/run is a link to /run, which would be resolved in the agent's own root."""
         real = f"/run/{path.removeprefix('/var/run/')}" if path.startswith("/var/run/") else path
         return self._host / real.lstrip("/")
 
@@ -140,52 +141,52 @@ class RuntimeDiscovery:
         while True:
             self._wake.wait()
             self._wake.clear()
-            if self._ended:
+            if self._is_stopping:
                 break
-            before, wanted, learnt = self._asked, self._wanted, False
+            before, wanted, learned = self._last_poll, self._wanted, False
             try:
                 runtime = runtime or self._dial()
-                learnt = self._ask(runtime, wanted)
-                problem = ""
+                learned = self._poll(runtime, wanted)
+                failure = ""
             except CriError as error:
-                problem = str(error)
-            if problem != before.problem:
-                log.info("container runtime", answers=not problem, problem=problem)
-            self._asked = _Asked(wanted, problem)
-            if learnt or wanted - before.uids or problem != before.problem:
-                self._answered()
+                failure = str(error)
+            if failure != before.error:
+                log.info("container runtime polled", responds=not failure, error=failure)
+            self._last_poll = _CriPollResult(wanted, failure)
+            if learned or wanted - before.uids or failure != before.error:
+                self._on_response()
         if runtime is not None:
             runtime.close()
 
-    def _ask(self, runtime: CriRuntime, wanted: frozenset[str]) -> bool:
-        """Whether anything new was learnt. Raises CriError."""
-        running, learnt = runtime.sandboxes(), False
-        for uid in set(self._known) - wanted:
-            self._known.pop(uid, None)
+    def _poll(self, runtime: CriRuntime, wanted: frozenset[str]) -> bool:
+        """Query the sandboxes of unknown pods; returns whether one is new. Raises CriError."""
+        running, learned = runtime.sandboxes(), False
+        for uid in set(self._sandboxes) - wanted:
+            self._sandboxes.pop(uid, None)
         for uid in sorted(wanted & running.keys()):
-            known = self._known.get(uid)
+            known = self._sandboxes.get(uid)
             if known is not None and known.id == running[uid]:
                 continue
             try:
-                self._known[uid] = runtime.sandbox(uid, running[uid])
-                learnt = True
-            except CriError as error:  # it ended, or this runtime tells less
-                log.info("sandbox not told", pod_uid=uid, problem=str(error))
-        return learnt
+                self._sandboxes[uid] = runtime.sandbox(uid, running[uid])
+                learned = True
+            except CriError as error:  # it is gone, or the runtime reports no details
+                log.info("sandbox status unavailable", pod_uid=uid, error=str(error))
+        return learned
 
 
-def dialler(setting: str, host: Path = HOST) -> Callable[[], CriRuntime]:
-    """How to reach the runtime: `auto`, `none`, or the path of its socket on the host."""
+def runtime_dialer(setting: str, host: Path = HOST) -> Callable[[], CriRuntime]:
+    """A function that connects to the runtime: `auto`, `none`, or its socket on the host."""
 
     def dial() -> CriRuntime:
         if setting == NONE:
-            raise CriError("not asked, by --cri-socket none")
+            raise CriError("disabled by --cri-socket none")
         candidates = SOCKETS if setting == AUTO else (Path(setting),)
         socket = find_socket(host, candidates)
         try:
-            from ztunnel.agent.pods.cri_client import Runtime  # noqa: PLC0415  only where one is
+            from ztunnel.agent.pods.cri_client import CriClient  # noqa: PLC0415  only where one is
         except ImportError as error:
-            raise CriError(f"{error}; pip install 'ztunnel[kubernetes]'") from error
-        return Runtime(socket)
+            raise CriError(f"{error}; hint: pip install 'ztunnel[kubernetes]'") from error
+        return CriClient(socket)
 
     return dial

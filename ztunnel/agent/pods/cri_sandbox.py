@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a container runtime tells of pods by CRI, and where it listens. `cri_client` asks."""
+"""The sandboxes of a container runtime, and its socket. `cri_client` implements `CriRuntime`."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-# Where runtimes listen: containerd, CRI-O, k3s and RKE2, cri-dockerd.
+# The sockets of containerd, CRI-O, k3s and RKE2, cri-dockerd, in this order.
 SOCKETS = (
     Path("/run/containerd/containerd.sock"),
     Path("/run/crio/crio.sock"),
     Path("/run/k3s/containerd/containerd.sock"),
     Path("/run/cri-dockerd.sock"),
 )
-_NETWORK = "network"  # the OCI runtime specification's name of that namespace
+_NETWORK = "network"  # the type of the namespace in the OCI runtime specification
 
 
 class CriError(Exception):
-    """The runtime did not answer, or not as one does."""
+    """The runtime did not respond, or its response is invalid."""
 
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A pod that runs. `netns` is a path in the runtime's mount namespace, empty when unknown;
-    `pid` is of the process that holds the pod's namespaces, 0 when there is none."""
+    """A running pod. `netns` is a path in the runtime's mount namespace, empty if it is unknown;
+    `pid` is the process that holds the pod's namespaces, 0 if there is none."""
 
     id: str
     uid: str
@@ -36,23 +36,23 @@ class Sandbox:
 
 
 class CriRuntime(Protocol):
-    """A runtime that can be asked; every method may raise CriError."""
+    """A connection to a runtime; every method may raise CriError."""
 
     def sandboxes(self) -> dict[str, str]:
-        """Sandbox id by pod uid of all pods that run."""
+        """The sandbox id of each running pod, by pod uid."""
         ...
 
     def sandbox(self, uid: str, sandbox_id: str) -> Sandbox:
-        """Where a pod is."""
+        """The namespace and the process of a sandbox."""
         ...
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         ...
 
 
 def find_socket(host: Path, candidates: Iterable[Path] = SOCKETS) -> Path:
-    """The first socket of a runtime that is there, below `host`. Raises CriError."""
+    """The first candidate, below `host`, that is a socket. Raises CriError."""
     for candidate in candidates:
         path = host / candidate.relative_to("/")
         try:
@@ -60,11 +60,11 @@ def find_socket(host: Path, candidates: Iterable[Path] = SOCKETS) -> Path:
                 return path
         except OSError:
             continue
-    raise CriError(f"no socket of a container runtime: none of {', '.join(map(str, candidates))}")
+    raise CriError(f"no container runtime socket found: none of {', '.join(map(str, candidates))}")
 
 
 def namespace_of(info: str) -> tuple[str, int]:
-    """Path of the network namespace and pid, of a runtime's verbose answer."""
+    """Parse the verbose status: path of the network namespace, and pid. Raises CriError."""
     try:
         found = json.loads(info)
         pid = int(found.get("pid") or 0)
@@ -75,5 +75,5 @@ def namespace_of(info: str) -> tuple[str, int]:
             if space.get("type") == _NETWORK
         ]
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CriError(f"the runtime's verbose status is not as expected: {error}") from error
+        raise CriError(f"unexpected verbose status of the runtime: {error}") from error
     return (paths[0] if paths else ""), max(pid, 0)

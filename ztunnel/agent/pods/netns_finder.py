@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open a pod's network namespace by a process or by a path, and be sure that it is the pod's.
+"""Opens a pod's network namespace by process or by path, and verifies that it is the pod's.
 
-A pid may end and be given to another process between two looks; so what makes a process the pod's
-is asked again once the namespace is open.
+A process may exit and its pid may be reused. Therefore the caller's criterion is checked again
+after the namespace is open.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ class HostNamespaceError(Exception):
 
 @dataclass(frozen=True)
 class NetnsHandle:
-    """A pod's namespace. The caller owns `fd`. `pid` is 0 when no process led to it."""
+    """A pod's namespace. The caller owns `fd`. `pid` is 0 if it was opened by path."""
 
     fd: int
     pid: int
 
     @property
     def inode(self) -> tuple[int, int]:
-        """What tells two namespaces apart while one of them is held open."""
+        """Identifies the namespace while it is open."""
         return _inode(self.fd)
 
     def close(self) -> None:
-        """Let go of the namespace."""
+        """Close the descriptor."""
         os.close(self.fd)
 
 
 class ProcFs:
-    """The processes that one /proc shows."""
+    """The processes of a /proc mount."""
 
     def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc
 
     def start_time(self, pid: int) -> int:
-        """In clock ticks since boot, field 22 of proc_pid_stat(5); 0 when it has ended."""
+        """In clock ticks since boot, field 22 of proc_pid_stat(5); 0 if the process has exited."""
         try:
             text = (self._proc / str(pid) / "stat").read_text(errors="replace")
         except OSError:
@@ -54,14 +54,14 @@ class ProcFs:
         return int(text.rpartition(")")[2].split()[19])
 
     def cgroups(self, pid: int) -> str:
-        """Its /proc/PID/cgroup; empty when it has ended."""
+        """The content of /proc/PID/cgroup; empty if the process has exited."""
         try:
             return (self._proc / str(pid) / "cgroup").read_text(errors="replace")
         except OSError:
             return ""
 
-    def open(self, pid: int, is_the_pods: Callable[[int], bool]) -> NetnsHandle | None:
-        """The namespace of a process; None when it ended, or is not the pod's (any more).
+    def open(self, pid: int, is_of_pod: Callable[[int], bool]) -> NetnsHandle | None:
+        """The namespace of a process; None if it has exited or is not the pod's.
 
         Raises HostNamespaceError.
         """
@@ -70,14 +70,14 @@ class ProcFs:
             fd = os.open(self._proc / str(pid) / "ns/net", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
-        found = NetnsHandle(fd, pid)
-        if not before or self.start_time(pid) != before or not is_the_pods(pid):
-            found.close()
+        handle = NetnsHandle(fd, pid)
+        if not before or self.start_time(pid) != before or not is_of_pod(pid):
+            handle.close()
             return None
-        return self._checked(found, f"process {pid} of the pod")
+        return self._verify(handle, f"process {pid} of the pod")
 
     def open_path(self, path: Path) -> NetnsHandle | None:
-        """The network namespace that is bound to a path; None when none is.
+        """The network namespace that is bound to a path; None if there is none.
 
         Raises HostNamespaceError.
         """
@@ -85,26 +85,26 @@ class ProcFs:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         except OSError:
             return None
-        found = NetnsHandle(fd, 0)
+        handle = NetnsHandle(fd, 0)
         try:
             kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
-        except OSError:  # a file, when the namespace was unbound
+        except OSError:  # a regular file: the namespace is no longer bound
             kind = 0
         if kind != _CLONE_NEWNET:
-            found.close()
+            handle.close()
             return None
-        return self._checked(found, "the pod")
+        return self._verify(handle, "the pod")
 
-    def _checked(self, found: NetnsHandle, who: str) -> NetnsHandle:
-        if any(self._inode_of(process) == found.inode for process in ("1", "self")):
-            found.close()
-            raise HostNamespaceError(f"{who} is in the node's own network namespace")
-        return found
+    def _verify(self, handle: NetnsHandle, subject: str) -> NetnsHandle:
+        if any(self._inode_of(process) == handle.inode for process in ("1", "self")):
+            handle.close()
+            raise HostNamespaceError(f"{subject} is in the node's own network namespace")
+        return handle
 
     def _inode_of(self, process: str) -> tuple[int, int] | None:
         try:
             return _inode(self._proc / process / "ns/net")
-        except PermissionError:  # pid 1 is another's, as in a container
+        except PermissionError:  # pid 1 belongs to another user, as in a container
             return None
 
 

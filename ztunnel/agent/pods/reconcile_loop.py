@@ -12,7 +12,7 @@ from ztunnel.kube.view.cluster_view import ViewChange
 from ztunnel.kube.view.publisher import ViewConsumer
 
 MIN_BACKOFF_S = 0.05
-RESYNC_INTERVAL_S = 2.0  # between checks of all pods, whose namespaces change without an event
+RESYNC_INTERVAL_S = 2.0  # between checks of all pods: namespaces change without notification
 
 
 class Wakeup:

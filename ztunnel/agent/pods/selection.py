@@ -23,7 +23,7 @@ class PodSelection(ViewConsumer):
 
     def apply(self, change: ViewChange) -> None:
         previous = set(self._selected[0] if self._selected else ())
-        enrolled = self._grace.kept(change.local_pods, previous)
+        enrolled = self._grace.select(change.local_pods, previous)
         selected = enrolled, {pod.pod_uid for pod in change.local_pods}
         if selected != self._selected:
             self._selected = selected

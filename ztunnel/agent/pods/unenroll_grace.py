@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pods of the node are captured: those that should be, and a little longer those that leave.
+"""Selects the pods to capture: the enrolled ones, and for a grace period those that were.
 
-    enrolled --label gone--> marked --mark removed--> unmarked --LINGER--> let go
+    enrolled --label removed--> annotated --annotation removed--> grace period --> released
 
-Other nodes speak HBONE to a pod until they see that its mark is gone; let go before, their
-connections would be refused. Where no marks are made a pod is let go at once.
+Other nodes use HBONE for a pod until they observe that its annotation is removed. If the pod were
+released earlier, their connections would be refused. A pod without the annotation is released at
+once.
 """
 
 from __future__ import annotations
@@ -15,49 +16,50 @@ from dataclasses import dataclass
 
 from ztunnel.mesh.model import TunnelProtocol, Workload
 
-LINGER = 0.5  # seconds other nodes have to see that the mark is gone
-AT_MOST = 10.0  # seconds a pod is kept whose mark can't be removed
+PROPAGATION_S = 0.5  # for other nodes to observe that the annotation is removed
+MAX_GRACE_S = 10.0  # for a pod whose annotation can't be removed
 
 
 @dataclass
 class UnenrollGraceEntry:
-    """When a pod ceased to be enrolled, and to be marked, by the loop's clock."""
+    """When a pod was unenrolled, and when its annotation was removed, by the loop's clock."""
 
-    enrolment: float
-    mark: float | None = None
+    unenrolled_at: float
+    annotation_removed_at: float | None = None
 
 
 class UnenrollGrace:
-    """`again` is called when the answer may have changed by time alone."""
+    """Tracks the pods in their grace period."""
 
-    def __init__(self, again: Callable[[], None]) -> None:
-        self._again = again
-        self._left: dict[str, UnenrollGraceEntry] = {}
+    def __init__(self, on_timer: Callable[[], None]) -> None:
+        """`on_timer` is called when the result of `select` may change by time alone."""
+        self._on_timer = on_timer
+        self._entries: dict[str, UnenrollGraceEntry] = {}
 
-    def kept(self, pods: Iterable[Workload], captured: set[str]) -> dict[str, Workload]:
-        """Of the node's pods those to capture, by pod uid; `captured` are those that are now."""
+    def select(self, pods: Iterable[Workload], captured: set[str]) -> dict[str, Workload]:
+        """The pods of the node to capture, by pod uid; `captured` are the currently selected."""
         pods = [pod for pod in pods if not pod.host_network]
-        kept = {pod.pod_uid: pod for pod in pods if pod.enrolled}
-        candidates = {pod.pod_uid: pod for pod in pods if pod.pod_uid in captured - kept.keys()}
-        self._left = {uid: self._left[uid] for uid in self._left.keys() & candidates.keys()}
-        for uid, pod in candidates.items():
-            if self._lingers(pod, uid):
-                kept[uid] = pod
-        return kept
+        selected = {pod.pod_uid: pod for pod in pods if pod.enrolled}
+        leaving = {pod.pod_uid: pod for pod in pods if pod.pod_uid in captured - selected.keys()}
+        self._entries = {uid: self._entries[uid] for uid in self._entries.keys() & leaving.keys()}
+        for uid, pod in leaving.items():
+            if self._is_in_grace(pod, uid):
+                selected[uid] = pod
+        return selected
 
-    def _lingers(self, pod: Workload, uid: str) -> bool:
+    def _is_in_grace(self, pod: Workload, uid: str) -> bool:
         loop = asyncio.get_running_loop()
-        now, is_marked = loop.time(), pod.protocol is TunnelProtocol.HBONE
-        left = self._left.get(uid)
-        if left is None:
-            if not is_marked:
+        now, is_annotated = loop.time(), pod.protocol is TunnelProtocol.HBONE
+        entry = self._entries.get(uid)
+        if entry is None:
+            if not is_annotated:
                 return False
-            left = self._left[uid] = UnenrollGraceEntry(enrolment=now)
-            loop.call_later(AT_MOST, self._again)
-        if not is_marked and left.mark is None:
-            left.mark = now
-            loop.call_later(LINGER, self._again)
-        ends = left.enrolment + AT_MOST
-        if left.mark is not None:
-            ends = min(ends, left.mark + LINGER)
-        return now < ends - 0.001
+            entry = self._entries[uid] = UnenrollGraceEntry(unenrolled_at=now)
+            loop.call_later(MAX_GRACE_S, self._on_timer)
+        if not is_annotated and entry.annotation_removed_at is None:
+            entry.annotation_removed_at = now
+            loop.call_later(PROPAGATION_S, self._on_timer)
+        ends_at = entry.unenrolled_at + MAX_GRACE_S
+        if entry.annotation_removed_at is not None:
+            ends_at = min(ends_at, entry.annotation_removed_at + PROPAGATION_S)
+        return now < ends_at - 0.001

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cut mesh state into messages that fit a packet of the link."""
+"""Splits mesh state into messages that fit into a packet of the agent link."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ztunnel.ipc.messages import MeshDelta
 from ztunnel.mesh.model import Service, Workload
 from ztunnel.mesh.policy.model import AuthorizationPolicy, PeerAuthentication, Policy
 
-CHUNK = 240 * 1024  # bytes of items in one message: with its frame it stays below 256 KiB
+CHUNK_BYTES = 240 * 1024  # of items in a message, which stays below 256 KiB with its frame
 
 Item = Workload | Service | Policy
 
@@ -28,7 +28,7 @@ def snapshot(
     *,
     registry_only: bool = False,
 ) -> Iterator[MeshDelta]:
-    """All of the state: the first message has `reset`, the last one `complete`."""
+    """The complete state: the first message has `reset`, the last one `complete`."""
     parts = list(_parts([*workloads, *services, *policies])) or [[]]
     for index, part in enumerate(parts):
         yield MeshDelta(
@@ -43,10 +43,7 @@ def snapshot(
 
 
 def change(delta: MeshDelta) -> Iterator[MeshDelta]:
-    """A change of the state, in as many messages as it takes; removals come first.
-
-    All but the last say that more follow.
-    """
+    """A change of the state: removals first; all messages except the last have `more`."""
     parts = list(_changes(delta))
     for part in parts[:-1]:
         yield msgspec.structs.replace(part, more=True)
@@ -65,7 +62,7 @@ def _changes(delta: MeshDelta) -> Iterator[MeshDelta]:
 
 
 def _removals(delta: MeshDelta) -> Iterator[MeshDelta]:
-    per_message = CHUNK // 600  # a name has at most 253 characters, a namespace 63
+    per_message = CHUNK_BYTES // 600  # a name has at most 253 characters, a namespace 63
     for names, field in (
         (delta.removed_workloads, "removed_workloads"),
         (delta.removed_services, "removed_services"),
@@ -80,8 +77,8 @@ def _parts(items: list[Item]) -> Iterator[list[Item]]:
     part: list[Item] = []
     size = 0
     for item in items:
-        fitting, length = _fitted(item)
-        if part and size + length > CHUNK:
+        fitting, length = _truncate(item)
+        if part and size + length > CHUNK_BYTES:
             yield part
             part, size = [], 0
         part.append(fitting)
@@ -90,14 +87,16 @@ def _parts(items: list[Item]) -> Iterator[list[Item]]:
         yield part
 
 
-def _fitted(item: Item) -> tuple[Item, int]:
-    """The item and its size. A service of thousands of endpoints is served by those that fit."""
+def _truncate(item: Item) -> tuple[Item, int]:
+    """The item and its size. A service with too many endpoints is truncated, ready ones first."""
     length = len(_encoder.encode(item))
-    while length > CHUNK and isinstance(item, Service) and item.endpoints:
-        kept = len(item.endpoints) * CHUNK // length
-        log.warning("service cut", service=item.key, endpoints=len(item.endpoints), kept=kept)
+    while length > CHUNK_BYTES and isinstance(item, Service) and item.endpoints:
+        limit = len(item.endpoints) * CHUNK_BYTES // length
+        log.warning(
+            "service truncated", service=item.key, endpoints=len(item.endpoints), limit=limit
+        )
         ordered = sorted(item.endpoints, key=lambda endpoint: not endpoint.ready)
-        item = msgspec.structs.replace(item, endpoints=tuple(ordered[:kept]))
+        item = msgspec.structs.replace(item, endpoints=tuple(ordered[:limit]))
         length = len(_encoder.encode(item))
     return item, length
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.agent.pods import cgroup_layouts
-from ztunnel.agent.pods.cgroup_discovery import Discovery, pod_uid_of
+from ztunnel.agent.pods.cgroup_discovery import CgroupDiscovery, pod_uid_of
 from ztunnel.agent.pods.netns_finder import HostNamespaceError
 
 UID = "0f3f6d9e-7c53-4f4e-9d1e-3a0c1f0e2b4d"
@@ -52,7 +52,7 @@ class Host:
         self.cgroup.mkdir()
         for name in ("1", "self"):
             self.process(name, "host")
-        self.discovery = Discovery(self.cgroup, self.proc)
+        self.discovery = CgroupDiscovery(self.cgroup, self.proc)
 
     def process(self, pid: int | str, netns: str, start: int = 100) -> None:
         directory = self.proc / str(pid)

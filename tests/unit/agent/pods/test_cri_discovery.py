@@ -19,8 +19,8 @@ from tests.support.waiting import wait_until
 from tests.unit.agent.pods import cgroup_layouts
 from tests.unit.agent.pods.test_cgroup_discovery import Host
 from ztunnel.agent.pods import cri_client, cri_sandbox
-from ztunnel.agent.pods.cgroup_discovery import Discovery
-from ztunnel.agent.pods.cri_discovery import AUTO, NONE, RuntimeDiscovery, dialler
+from ztunnel.agent.pods.cgroup_discovery import CgroupDiscovery
+from ztunnel.agent.pods.cri_discovery import AUTO, NONE, CriDiscovery, runtime_dialer
 from ztunnel.agent.pods.cri_sandbox import CriError, namespace_of
 
 UID = "25c175cb-e804-4dff-9fbf-147b0b3ef84f"
@@ -91,9 +91,9 @@ class World:
         self.socket = self.root / "run/crio/crio.sock"
         self.runtime = FakeRuntime(self.socket)
         self.answered = threading.Event()
-        self.finder = RuntimeDiscovery(
-            dialler(AUTO, self.root),
-            Discovery(self.host.cgroup, self.host.proc),
+        self.finder = CriDiscovery(
+            runtime_dialer(AUTO, self.root),
+            CgroupDiscovery(self.host.cgroup, self.host.proc),
             self.answered.set,
             host=self.root,
             proc=self.host.proc,
@@ -134,7 +134,7 @@ def test_sandbox_process_leads_to_the_namespace(world: World) -> None:
     world.pod(42, "pod")
     world.ask()
     assert world.inode() == world.host.inode("pod")
-    assert world.finder.view() == {"answers": True, "problem": "", "pods": 1}
+    assert world.finder.view() == {"responds": True, "error": "", "pods": 1}
 
 
 def test_new_pod_waits_for_the_answer_and_is_not_guessed_before(world: World) -> None:
@@ -193,8 +193,8 @@ def test_runtime_that_goes_away_takes_no_pod_with_it(world: World) -> None:
     assert found is not None
     found.close()
     view = world.finder.view()
-    assert view["answers"] is False
-    assert "it is restarted" in str(view["problem"])
+    assert view["responds"] is False
+    assert "it is restarted" in str(view["error"])
 
 
 def test_known_pods_are_not_asked_for_again(world: World) -> None:
@@ -267,10 +267,10 @@ def _spec(path: str) -> str:
 
 
 def test_no_socket_or_none_wanted_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CriError, match="no socket of a container runtime"):
-        dialler(AUTO, tmp_path)()
-    with pytest.raises(CriError, match="not asked"):
-        dialler(NONE, tmp_path)()
+    with pytest.raises(CriError, match="no container runtime socket found"):
+        runtime_dialer(AUTO, tmp_path)()
+    with pytest.raises(CriError, match="disabled by"):
+        runtime_dialer(NONE, tmp_path)()
 
 
 def test_file_in_the_place_of_a_socket_is_none(tmp_path: Path) -> None:

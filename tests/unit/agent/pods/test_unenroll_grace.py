@@ -42,48 +42,48 @@ def left(again: asyncio.Event) -> UnenrollGrace:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unenroll_grace, "LINGER", 0.05)
+    monkeypatch.setattr(unenroll_grace, "PROPAGATION_S", 0.05)
 
 
 async def test_enrolled_pods_are_kept_and_others_never_were(left: UnenrollGrace) -> None:
-    assert left.kept([pod(enrolled=True)], set()).keys() == {"u1"}
-    assert left.kept([pod()], set()) == {}
-    assert left.kept([pod(protocol=MARKED)], set()) == {}  # a mark alone enrols nobody
-    assert left.kept([pod(enrolled=True, host_network=True)], set()) == {}
+    assert left.select([pod(enrolled=True)], set()).keys() == {"u1"}
+    assert left.select([pod()], set()) == {}
+    assert left.select([pod(protocol=MARKED)], set()) == {}  # a mark alone enrols nobody
+    assert left.select([pod(enrolled=True, host_network=True)], set()) == {}
 
 
 async def test_without_a_mark_a_pod_is_let_go_at_once(left: UnenrollGrace) -> None:
-    assert left.kept([pod()], {"u1"}) == {}
+    assert left.select([pod()], {"u1"}) == {}
 
 
 async def test_a_marked_pod_stays_until_its_mark_is_gone_and_a_moment_longer(
     left: UnenrollGrace, again: asyncio.Event
 ) -> None:
-    assert left.kept([pod(protocol=MARKED)], {"u1"}).keys() == {"u1"}
-    assert left.kept([pod()], {"u1"}).keys() == {"u1"}
+    assert left.select([pod(protocol=MARKED)], {"u1"}).keys() == {"u1"}
+    assert left.select([pod()], {"u1"}).keys() == {"u1"}
     await again.wait()
-    assert left.kept([pod()], {"u1"}) == {}
+    assert left.select([pod()], {"u1"}) == {}
 
 
 async def test_a_mark_that_can_not_be_removed_keeps_it_for_a_bounded_time(
     left: UnenrollGrace, again: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unenroll_grace, "AT_MOST", 0.05)
+    monkeypatch.setattr(unenroll_grace, "MAX_GRACE_S", 0.05)
 
-    assert left.kept([pod(protocol=MARKED)], {"u1"}).keys() == {"u1"}
+    assert left.select([pod(protocol=MARKED)], {"u1"}).keys() == {"u1"}
     await again.wait()
-    assert left.kept([pod(protocol=MARKED)], {"u1"}) == {}
+    assert left.select([pod(protocol=MARKED)], {"u1"}) == {}
 
 
 async def test_a_pod_that_comes_back_begins_anew(left: UnenrollGrace, again: asyncio.Event) -> None:
-    left.kept([pod(protocol=MARKED)], {"u1"})
-    left.kept([pod()], {"u1"})
-    assert left.kept([pod(enrolled=True)], {"u1"}).keys() == {"u1"}
+    left.select([pod(protocol=MARKED)], {"u1"})
+    left.select([pod()], {"u1"})
+    assert left.select([pod(enrolled=True)], {"u1"}).keys() == {"u1"}
     await again.wait()
-    assert left.kept([pod(enrolled=True, protocol=MARKED)], {"u1"}).keys() == {"u1"}
-    assert left.kept([pod(protocol=MARKED)], {"u1"}).keys() == {"u1"}
+    assert left.select([pod(enrolled=True, protocol=MARKED)], {"u1"}).keys() == {"u1"}
+    assert left.select([pod(protocol=MARKED)], {"u1"}).keys() == {"u1"}
 
 
 async def test_a_pod_that_is_gone_is_not_kept(left: UnenrollGrace) -> None:
-    left.kept([pod(protocol=MARKED)], {"u1"})
-    assert left.kept([], {"u1"}) == {}
+    left.select([pod(protocol=MARKED)], {"u1"})
+    assert left.select([], {"u1"}) == {}
