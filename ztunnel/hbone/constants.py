@@ -21,7 +21,6 @@ DEFAULT_MAX_FRAME_BYTES = 16_384  # RFC 9113 6.5.2: SETTINGS_MAX_FRAME_SIZE befo
 MAX_ALLOWED_FRAME_BYTES = 16_777_215  # RFC 9113 6.5.2: 2^24-1
 MAX_WINDOW_BYTES = 2_147_483_647  # RFC 9113 6.9.1: 2^31-1
 MAX_STREAM_ID = 2_147_483_647  # RFC 9113 5.1.1
-HEADER_TABLE_BYTES = 4096  # RFC 9113 6.5.2: the default, used by the decoder
 
 INITIAL_PEER_MAX_STREAMS = 100  # before its SETTINGS; RFC 9113 6.5.2 recommends at least this
 # Payload that waits for slow readers without occupying the connection's window: 8 stream windows.

@@ -30,7 +30,6 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from ztunnel.hbone import constants
-from ztunnel.hbone.errors import ErrorCode, H2ConnectionError
 from ztunnel.hbone.flow_control import ReceiveWindow, SendWindow
 
 
@@ -83,15 +82,6 @@ class StreamTable:
     @property
     def next_id(self) -> int:
         return self.highest + 2
-
-    def check_new(self, stream_id: int) -> None:
-        """Check the ID of a stream that the peer opens: odd, and higher than all earlier ones."""
-        if not stream_id & 1:
-            raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, f"a client opened stream {stream_id}")
-        if stream_id <= self.highest:
-            raise H2ConnectionError(
-                ErrorCode.STREAM_CLOSED, f"HEADERS on closed stream {stream_id}"
-            )
 
     def closed_reason(self, stream_id: int) -> ClosedReason:
         if stream_id in self._reset:

@@ -99,10 +99,6 @@ class EventLoop:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def forget(self, fd: int) -> None:
-        """Drop the handler of a descriptor that is closed already."""
-        self._handlers.pop(fd, None)
-
     def close(self, sock: socket.socket, *, unshared: bool = False) -> None:
         """Drop the handler now and close the socket at the end of the turn.
 
