@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns a TCP socket into a verified TLS session, without blocking and with a timeout.
 
-    client: CONNECTING ─▶ HANDSHAKING ─▶ DONE
-    server:               HANDSHAKING ─▶ DONE
-                          (any failure)─▶ DONE, the socket is closed
+    client: CONNECTING ─▶ HANDSHAKING ─▶ ENDED (`handshake_done`)
+    server:               HANDSHAKING ─▶ ENDED
+                any failure or timeout ─▶ ENDED (`handshake_failed`, the socket is closed)
 
 The handshake owns the socket until it passes the session to its owner.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import Protocol
 
 from OpenSSL import SSL
@@ -26,6 +27,14 @@ from ztunnel.proxy.tls.session import CertificateError, TlsError, TlsSession
 from ztunnel.telemetry.response_flags import Flag, Reason
 
 HANDSHAKE_TIMEOUT_S = 10.0  # for TCP connect and TLS together, as in istio ztunnel
+
+
+class HandshakeState(Enum):
+    """See the diagram in the module's docstring."""
+
+    CONNECTING = auto()
+    HANDSHAKING = auto()
+    ENDED = auto()
 
 
 class HandshakeOwner(Protocol):
@@ -60,7 +69,7 @@ class Handshake:
         self._resume = resume
         self._session: TlsSession | None = None
         self._mask = 0
-        self._over = False
+        self._state = HandshakeState.CONNECTING
         self._timer = loop.call_later(HANDSHAKE_TIMEOUT_S, self._expired)
 
     def connect(self, address: SocketAddress) -> None:
@@ -98,6 +107,7 @@ class Handshake:
         self._fail(f"internal error: {error}")
 
     def _begin(self, *, server_side: bool) -> None:
+        self._state = HandshakeState.HANDSHAKING
         self._session = TlsSession(
             self._sock,
             self._context,
@@ -131,7 +141,7 @@ class Handshake:
             self._fail(Reason(refusal, Flag.IDENTITY_ERROR))
             return
         self._watch(READ)
-        self._over = True
+        self._state = HandshakeState.ENDED
         self._timer.cancel()
         self._owner.handshake_done(self, session, peer)
 
@@ -143,13 +153,14 @@ class Handshake:
         self._mask = mask
 
     def _expired(self) -> None:
-        flag = Flag.CONNECT if self._session is None else Flag.TLS_FAILURE
+        is_connecting = self._state is HandshakeState.CONNECTING
+        flag = Flag.CONNECT if is_connecting else Flag.TLS_FAILURE
         self._fail(Reason(f"no handshake within {HANDSHAKE_TIMEOUT_S:.0f} s", flag))
 
     def _fail(self, reason: str) -> None:
-        if self._over:
+        if self._state is HandshakeState.ENDED:
             return
-        self._over = True
+        self._state = HandshakeState.ENDED
         self._timer.cancel()
         self._loop.close(self._sock)
         if self._session is not None:
