@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel tests need root: they attach real programs to a real cgroup and dial."""
+"""Fixtures of the BPF tests, which need root: they attach programs to a cgroup and connect."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bpf.netns_fixture import Pocket
-from tests.bpf.stale_resources import tidy
+from tests.bpf.netns_fixture import BpfNode
+from tests.bpf.stale_resources import remove_stale_resources
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _root() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    tidy()
+    remove_stale_resources()
 
 
 @pytest.fixture(scope="module")
-def pocket() -> Iterator[Pocket]:
-    """A node with one enrolled pod, shared by a module's tests."""
-    with Pocket() as made:
+def node() -> Iterator[BpfNode]:
+    """A node with one enrolled pod, shared by the tests of a module."""
+    with BpfNode() as made:
         yield made
 
 
 @pytest.fixture
-def fresh_pocket() -> Iterator[Pocket]:
-    """A node of a test's own, to break."""
-    with Pocket() as made:
+def fresh_node() -> Iterator[BpfNode]:
+    """A node for one test, which may break it."""
+    with BpfNode() as made:
         yield made

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pocket node for kernel tests: a cgroup, a pin directory, a pod netns and a neighbour.
+"""A node for BPF tests: a cgroup, a pin directory, the netns of a pod and that of a peer.
 
-The test process itself joins the cgroup, so that the sockets it makes are seen by the hooks.
+The test process itself joins the cgroup, so that the hooks run for its sockets.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ PEER4, PEER6 = "10.98.0.2", "fd98::2"
 
 
 def run(*argv: str) -> str:
-    """Run a command; its output, or an error that shows what it said."""
+    """Run a command and return its output; fails with its error output."""
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr or done.stdout}"
     return done.stdout
 
 
-class Pocket:
-    """`pod` is enrolled with its listeners open; `peer` is a plain neighbour."""
+class BpfNode:
+    """`pod` is enrolled and its listeners are open; `peer` is not enrolled."""
 
     def __init__(self) -> None:
         tag = f"{os.getpid()}x{next(_serial)}"
@@ -44,7 +44,7 @@ class Pocket:
         self.pod_name, self.peer_name = f"ztp{tag}", f"ztq{tag}"
         self._cleanup = ExitStack()
 
-    def __enter__(self) -> Pocket:
+    def __enter__(self) -> BpfNode:
         try:
             self._mount_bpffs()
             self._join_cgroup()
@@ -53,7 +53,7 @@ class Pocket:
             self._cleanup.callback(shutil.rmtree, self.pin_dir)
             self.maps = Maps(self.pin_dir)
             self._cleanup.callback(self.maps.close)
-            self.enrol()
+            self.enroll()
         except BaseException:
             self._cleanup.close()
             raise
@@ -101,8 +101,8 @@ class Pocket:
         self._cleanup.callback(os.close, self.peer)
         self.cookie = netns.cookie(self.pod)
 
-    def enrol(self) -> None:
-        """Open the listeners, enrol the pod, steal its inbound connections."""
+    def enroll(self) -> None:
+        """Open the listeners, enroll the pod and attach sk_lookup."""
         self.listeners = netns.open_listeners(self.pod, self.maps)
         self._cleanup.callback(self.close_listeners)
         self.maps.set_listener(POD4, self.listeners[ListenerKind.INBOUND4])
@@ -110,8 +110,8 @@ class Pocket:
         self.maps.enroll(PodEntry(self.cookie, (POD4, POD6)))
         links.attach_sk_lookup(self.pin_dir, self.pod, self.cookie)
 
-    def enrol_peer(self) -> None:
-        """Make the neighbour a second pod of the node."""
+    def enroll_peer(self) -> None:
+        """Enroll the peer as a second pod of the node."""
         self.peer_listeners = netns.open_listeners(self.peer, self.maps)
         self._cleanup.callback(close_all, self.peer_listeners)
         self.peer_cookie = netns.cookie(self.peer)
@@ -121,7 +121,7 @@ class Pocket:
         links.attach_sk_lookup(self.pin_dir, self.peer, self.peer_cookie)
 
     def close_listeners(self) -> None:
-        """As when the proxy dies."""
+        """Close the listeners, as the exit of the proxy does."""
         close_all(self.listeners)
 
     def app_socket(
@@ -134,7 +134,7 @@ class Pocket:
         return made
 
     def peer_socket(self, family: int = socket.AF_INET) -> socket.socket:
-        """A socket of the neighbour."""
+        """A socket of the peer."""
         with netns.entered(self.peer):
             made = socket.socket(family, socket.SOCK_STREAM)
         made.settimeout(5)
@@ -143,7 +143,7 @@ class Pocket:
     def server(
         self, family: int, address: tuple[str, int], *, in_peer: bool = False
     ) -> socket.socket:
-        """An app's listener in the pod (or its neighbour); a v6 one on `::` takes both families."""
+        """An app's listener in the pod or in the peer; one on `::` accepts both families."""
         with netns.entered(self.peer if in_peer else self.pod):
             made = socket.create_server(
                 address, family=family, dualstack_ipv6=address[0] == "::", backlog=128
@@ -152,15 +152,15 @@ class Pocket:
         return made
 
     def accepted(self, kind: ListenerKind) -> socket.socket:
-        """The next connection at one of the proxy's listeners."""
+        """Accept the next connection at one of the proxy's listeners."""
         listener = self.listeners[kind]
         listener.settimeout(5)
         connection, _ = listener.accept()
         connection.settimeout(5)
         return connection
 
-    def own(self, family: int) -> socket.socket:
-        """One of the proxy's sockets in the pod; `family` 4 or 6."""
+    def proxy_socket(self, family: int) -> socket.socket:
+        """One of the proxy's sockets in the pod; `family`: 4 or 6."""
         made = netns.tcp_sockets(self.pod, family, 1, self.maps)[0]
         made.settimeout(5)
         return made

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a killed test run left in the kernel: namespaces, pins and cgroups named after its process.
+"""Removes namespaces, pins and cgroups of killed test runs.
 
-Only of processes that are no more: another run beside this one keeps its own.
+Their names contain the process id; resources of running processes remain.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ _CGROUP, _PINS, _NAMESPACE = (
         r"zt-test-",
         r"ztunnel-test-",
         r"zt[pq]",
-    )  # as tests/bpf/netns_fixture.py has it
+    )  # see tests/bpf/netns_fixture.py
 )
 
 
-def tidy() -> list[str]:
-    """Take it away; what was there."""
+def remove_stale_resources() -> list[str]:
+    """Remove the resources and return their names."""
     removed = []
-    for path in _of_the_dead(_NETNS, _NAMESPACE):
+    for path in _of_ended_processes(_NETNS, _NAMESPACE):
         subprocess.run(["ip", "netns", "del", path.name], check=True, timeout=30)
         removed.append(path.name)
-    for path in _of_the_dead(requirements.BPFFS, _PINS):
+    for path in _of_ended_processes(requirements.BPFFS, _PINS):
         shutil.rmtree(path)
         removed.append(path.name)
-    for path in _of_the_dead(requirements.cgroup2_root(), _CGROUP):
-        with suppress(OSError):  # a child of that run lives on in it
+    for path in _of_ended_processes(requirements.cgroup2_root(), _CGROUP):
+        with suppress(OSError):  # a child process of that run is still in it
             path.rmdir()
             removed.append(path.name)
     return removed
 
 
-def _of_the_dead(folder: Path, name: re.Pattern[str]) -> Iterator[Path]:
+def _of_ended_processes(folder: Path, name: re.Pattern[str]) -> Iterator[Path]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = name.fullmatch(path.name)
         if match is not None and not Path(f"/proc/{match[1]}").exists():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's reconciler on the real kernel: capture, release, restart without a gap."""
+"""The enroller on the real kernel: enroll, unenroll, restart without interruption."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bpf.netns_fixture import PEER4, POD4, POD6, Pocket
+from tests.bpf.netns_fixture import PEER4, POD4, POD6, BpfNode
 from tests.support.agent_fakes import EnrollerNode, FakeWorker, workload
 from tests.support.waiting import wait_until_async
 from ztunnel.agent.datapath import KernelDataPath
@@ -25,25 +25,25 @@ ELSEWHERE = ("203.0.113.9", 80)
 
 
 class OnePod:
-    """Finds the pocket's pod, whatever is asked for."""
+    """Pod discovery that finds the node's pod for every UID."""
 
-    def __init__(self, pocket: Pocket) -> None:
-        self._pocket = pocket
+    def __init__(self, node: BpfNode) -> None:
+        self._node = node
 
     def refresh(self, wanted: Iterable[str]) -> None:
         pass
 
     def open(self, pod_uid: str) -> NetnsHandle | None:
-        return NetnsHandle(os.dup(self._pocket.pod), os.getpid())
+        return NetnsHandle(os.dup(self._node.pod), os.getpid())
 
 
 class RealAgent:
-    """The reconciler and its worker sessions over the pocket's pins."""
+    """The enroller and its worker sessions on the node's pins."""
 
-    def __init__(self, pocket: Pocket, path: Path) -> None:
-        self.kernel = KernelDataPath(pocket.pin_dir)
+    def __init__(self, node: BpfNode, path: Path) -> None:
+        self.kernel = KernelDataPath(node.pin_dir)
         self.path = path
-        made = EnrollerNode(self.kernel, OnePod(pocket), path)
+        made = EnrollerNode(self.kernel, OnePod(node), path)
         self.enroller, self.sessions, self.server = made.enroller, made.sessions, made.server
 
     def want(self, *pods: Workload) -> None:
@@ -57,22 +57,22 @@ class RealAgent:
 
 
 @pytest.fixture
-def bare(fresh_pocket: Pocket) -> Pocket:
-    """A pocket whose pod is not enrolled."""
-    fresh_pocket.close_listeners()
-    kernel = KernelDataPath(fresh_pocket.pin_dir)
-    kernel.unenroll(fresh_pocket.cookie)
+def bare(fresh_node: BpfNode) -> BpfNode:
+    """A node whose pod is not enrolled."""
+    fresh_node.close_listeners()
+    kernel = KernelDataPath(fresh_node.pin_dir)
+    kernel.unenroll(fresh_node.cookie)
     kernel.close()
-    return fresh_pocket
+    return fresh_node
 
 
 def _pod() -> Workload:
-    return workload("pocket", pod_uid="pocket-uid", addresses=(POD4, POD6))
+    return workload("node", pod_uid="node-uid", addresses=(POD4, POD6))
 
 
-def _dials(pocket: Pocket) -> bool:
-    """Whether an app's connection to anywhere is taken by a listener in the pod."""
-    with pocket.app_socket() as app:
+def _dials(node: BpfNode) -> bool:
+    """Whether a listener in the pod receives an app's outbound connection."""
+    with node.app_socket() as app:
         app.settimeout(1)
         try:
             app.connect(ELSEWHERE)
@@ -81,9 +81,9 @@ def _dials(pocket: Pocket) -> bool:
     return True
 
 
-def _reached(pocket: Pocket) -> bool:
-    """Whether the neighbour's connection to the pod is taken."""
-    with pocket.peer_socket() as peer:
+def _reached(node: BpfNode) -> bool:
+    """Whether a connection from the peer to the pod succeeds."""
+    with node.peer_socket() as peer:
         peer.settimeout(1)
         try:
             peer.connect((POD4, 8080))
@@ -92,29 +92,29 @@ def _reached(pocket: Pocket) -> bool:
     return True
 
 
-async def test_pod_is_captured_served_and_released(bare: Pocket, tmp_path: Path) -> None:
+async def test_pod_is_captured_gets_sockets_and_is_released(bare: BpfNode, tmp_path: Path) -> None:
     agent = RealAgent(bare, tmp_path / "agent.sock")
     try:
         agent.want(_pod())
         worker = FakeWorker(agent.path).greet()
         await wait_until_async(lambda: bare.cookie in agent.kernel.enrolled())
-        assert set(worker.listeners["pocket-uid"]) == set(ListenerKind)
+        assert set(worker.listeners["node-uid"]) == set(ListenerKind)
         assert _dials(bare)
         assert _reached(bare)
-        worker.channel.send(SocketRequest("pocket-uid", 4, 4))
+        worker.channel.send(SocketRequest("node-uid", 4, 4))
         await wait_until_async(lambda: len(worker.stock) == 4)
         assert all(bare.maps.socket_role(sock).name == "PROXY" for sock in worker.stock)
-        agent.enroller.want({}, {"pocket-uid"})
+        agent.enroller.want({}, {"node-uid"})
         assert agent.kernel.enrolled() == {}
         assert agent.kernel.attached() == set()
-        assert not _reached(bare)  # nothing listens on 8080, and nobody steals it
+        assert not _reached(bare)  # nothing listens on 8080 or intercepts it
         await wait_until_async(lambda: bool(worker.of(PodRemoved)))
         worker.close()
     finally:
         agent.end()
 
 
-async def test_without_worker_connections_are_refused(bare: Pocket, tmp_path: Path) -> None:
+async def test_connections_are_refused_without_worker(bare: BpfNode, tmp_path: Path) -> None:
     agent = RealAgent(bare, tmp_path / "agent.sock")
     try:
         with netns.entered(bare.pod):
@@ -127,19 +127,19 @@ async def test_without_worker_connections_are_refused(bare: Pocket, tmp_path: Pa
             worker.close()
             await wait_until_async(lambda: not agent.sessions.sessions)
             assert not _dials(bare)
-            assert not _reached(bare)  # although the app listens there
+            assert not _reached(bare)  # although the app listens on this port
     finally:
         agent.end()
 
 
-async def test_agent_dies_and_the_next_takes_over_without_a_gap(
-    bare: Pocket, tmp_path: Path
+async def test_restarted_agent_adopts_listeners_without_interruption(
+    bare: BpfNode, tmp_path: Path
 ) -> None:
     first = RealAgent(bare, tmp_path / "first.sock")
     first.want(_pod())
     worker = FakeWorker(first.path).greet()
     await wait_until_async(lambda: bare.cookie in first.kernel.enrolled())
-    held = worker.listeners.pop("pocket-uid")  # they survive the session, as in a proxy
+    held = worker.listeners.pop("node-uid")  # they outlive the session, as in a proxy
     first.end()
     assert _dials(bare)
     assert _reached(bare)
@@ -149,14 +149,14 @@ async def test_agent_dies_and_the_next_takes_over_without_a_gap(
         assert _dials(bare)
         assert _reached(bare)
         again = FakeWorker(second.path)
-        cookie = HeldListeners("pocket-uid", bare.cookie, tuple(held))
+        cookie = HeldListeners("node-uid", bare.cookie, tuple(held))
         again.greet((again.hello(cookie), [sock.fileno() for sock in held.values()]))
         await wait_until_async(lambda: bool(again.of(PodAdded)))
         assert _dials(bare)
         assert _reached(bare)
         for sock in held.values():
             sock.close()
-        assert _dials(bare)  # the agent's copies keep them open for the next worker
+        assert _dials(bare)  # the agent's copies remain open for the next worker
         assert _reached(bare)
         again.close()
     finally:
@@ -164,7 +164,7 @@ async def test_agent_dies_and_the_next_takes_over_without_a_gap(
     assert not _dials(bare)
 
 
-def test_only_the_pods_own_listeners_are_adopted(bare: Pocket) -> None:
+def test_only_listeners_of_the_pod_are_adopted(bare: BpfNode) -> None:
     kernel = KernelDataPath(bare.pin_dir)
     listeners = kernel.listeners(bare.pod, ipv6=True)
     try:
@@ -187,7 +187,7 @@ def test_only_the_pods_own_listeners_are_adopted(bare: Pocket) -> None:
         kernel.close()
 
 
-def test_setting_the_same_listener_again_loses_no_connection(bare: Pocket) -> None:
+def test_replacing_a_listener_with_itself_drops_no_connection(bare: BpfNode) -> None:
     kernel = KernelDataPath(bare.pin_dir)
     listeners = kernel.listeners(bare.pod, ipv6=True)
     try:
@@ -204,8 +204,8 @@ def test_setting_the_same_listener_again_loses_no_connection(bare: Pocket) -> No
         kernel.close()
 
 
-def test_nodes_addresses_are_those_that_reach_beyond_a_link(pocket: Pocket) -> None:
-    with netns.entered(pocket.peer):
+def test_node_addresses_exclude_loopback_and_link_local(node: BpfNode) -> None:
+    with netns.entered(node.peer):
         found = rtnetlink.reachable_addresses()
     assert PEER4 in found
     assert not [ip for ip in found if ip.startswith(("127.", "fe80:")) or ip == "::1"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztctl check` proves the hooks on this very kernel, and leaves nothing behind."""
+"""`ztctl check` runs the programs on this kernel and removes its resources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.bpf.netns_fixture import Pocket, run
+from tests.bpf.netns_fixture import BpfNode, run
 from ztctl.commands.check import CGROUP_PREFIX
 from ztctl.main import cli
 from ztctl.node import probe_connection
@@ -30,8 +30,8 @@ def _traces() -> dict[str, object]:
     }
 
 
-def test_check_passes_here_and_leaves_nothing(pocket: Pocket) -> None:
-    """`pocket` sees to it that a bpffs is mounted."""
+def test_check_passes_and_removes_its_resources(node: BpfNode) -> None:
+    """The fixture `node` mounts bpffs."""
     before = _traces()
     done = CliRunner().invoke(cli, ["check", "-o", "json"])
     assert done.exit_code == 0, done.output
@@ -41,7 +41,7 @@ def test_check_passes_here_and_leaves_nothing(pocket: Pocket) -> None:
     assert _traces() == before
 
 
-def test_a_check_that_was_killed_is_tidied_by_the_next(pocket: Pocket) -> None:
+def test_check_removes_resources_of_a_killed_check(node: BpfNode) -> None:
     stale = requirements.cgroup2_root() / f"{CGROUP_PREFIX}0"
     stale.mkdir()
     try:
@@ -52,7 +52,7 @@ def test_a_check_that_was_killed_is_tidied_by_the_next(pocket: Pocket) -> None:
             stale.rmdir()
 
 
-def test_two_checks_at_once_do_not_disturb_each_other(pocket: Pocket) -> None:
+def test_concurrent_checks_do_not_interfere(node: BpfNode) -> None:
     argv = [sys.executable, "-c", "from ztctl.main import cli; cli()", "check"]
     before = _traces()
     both = [
@@ -65,23 +65,23 @@ def test_two_checks_at_once_do_not_disturb_each_other(pocket: Pocket) -> None:
     assert _traces() == before
 
 
-def test_probe_tells_when_the_connect_hook_does_not_fire(
-    fresh_pocket: Pocket, monkeypatch: pytest.MonkeyPatch
+def test_probe_reports_a_connect_hook_that_does_not_run(
+    fresh_node: BpfNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The classic silent failure: attached, but not where the sockets are."""
-    outside = fresh_pocket.cgroup_root / f"zt-outside-{os.getpid()}"
+    """The programs are attached, but to a cgroup that does not contain the process."""
+    outside = fresh_node.cgroup_root / f"zt-outside-{os.getpid()}"
     outside.mkdir()
     try:
         (outside / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
         monkeypatch.setattr(probe_connection, "TIMEOUT_S", 0.5)
-        for listener in fresh_pocket.listeners.values():
+        for listener in fresh_node.listeners.values():
             listener.close()
         steps = [
-            probe_connection._connect(fresh_pocket.pod, family, fresh_pocket.maps)
+            probe_connection._connect(fresh_node.pod, family, fresh_node.maps)
             for family in probe_connection._families()
         ]
         assert [step.is_ok for step in steps] == [False, False]
         assert all("cannot connect to" in step.result for step in steps)
     finally:
-        (fresh_pocket.cgroup / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+        (fresh_node.cgroup / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
         outside.rmdir()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections into an enrolled pod: who gets them, and whom the app sees."""
+"""Inbound connections of an enrolled pod: interception, and the client that the app sees."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from tests.bpf.netns_fixture import PEER4, PEER6, POD4, POD6, Pocket
+from tests.bpf.netns_fixture import PEER4, PEER6, POD4, POD6, BpfNode
 from tests.support.waiting import wait_until
 from ztunnel.datapath import netns, sockopt
 from ztunnel.datapath.bpf import links
@@ -17,7 +17,7 @@ from ztunnel.datapath.bpf.syscall import RawMap
 from ztunnel.ipc.messages import ListenerKind
 from ztunnel.mesh.model import SocketAddress
 
-WAYS = {
+FAMILIES = {
     "ipv4": (socket.AF_INET, (POD4, 8080), 4, (POD4, 8080), "10.244.7.7", "10.244.7.7"),
     "ipv6": (socket.AF_INET6, (POD6, 8080), 6, (POD6, 8080), "fd00::77", "fd00::77"),
     "v4-mapped": (socket.AF_INET6, ("::", 8081), 4, (POD4, 8081), "10.9.9.9", "::ffff:10.9.9.9"),
@@ -25,10 +25,10 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_accept_and_getpeername_report_the_true_client(pocket: Pocket, way: str) -> None:
-    family, bound, own_family, target, client, seen = WAYS[way]
-    with pocket.server(family, bound) as server, pocket.own(own_family) as own:
+@pytest.mark.parametrize("way", FAMILIES)
+def test_accept_and_getpeername_report_the_original_client(node: BpfNode, way: str) -> None:
+    family, bound, proxy_family, target, client, seen = FAMILIES[way]
+    with node.server(family, bound) as server, node.proxy_socket(proxy_family) as own:
         sockopt.set_client_address(own, SocketAddress(client, 45678))
         own.connect(target)
         connection, peer = server.accept()
@@ -36,26 +36,26 @@ def test_accept_and_getpeername_report_the_true_client(pocket: Pocket, way: str)
             assert peer[:2] == (seen, 45678)
             assert connection.getpeername()[:2] == (seen, 45678)
             assert connection.getsockname()[1] == target[1]
-        assert own.getpeername()[:2] == target  # the proxy itself sees the app
+        assert own.getpeername()[:2] == target  # the proxy sees the app
 
 
-def test_own_socket_without_a_client_shows_itself(pocket: Pocket) -> None:
-    with pocket.server(socket.AF_INET, (POD4, 8083)) as server, pocket.own(4) as own:
+def test_app_sees_the_proxy_socket_if_no_client_is_set(node: BpfNode) -> None:
+    with node.server(socket.AF_INET, (POD4, 8083)) as server, node.proxy_socket(4) as own:
         own.connect((POD4, 8083))
         connection, peer = server.accept()
         with connection:
             assert peer == own.getsockname()
 
 
-def test_app_may_not_claim_to_be_another_client(pocket: Pocket) -> None:
-    with pocket.app_socket() as app, pytest.raises(PermissionError):
+def test_app_cannot_set_a_client_address(node: BpfNode) -> None:
+    with node.app_socket() as app, pytest.raises(PermissionError):
         sockopt.set_client_address(app, SocketAddress("10.6.6.6", 1))
 
 
-def test_app_socket_is_never_taken_for_ours(pocket: Pocket) -> None:
-    with pocket.app_socket() as app, pocket.own(4) as own:
-        assert pocket.maps.socket_role(app) is Role.NONE
-        assert pocket.maps.socket_role(own) is Role.PROXY
+def test_only_proxy_sockets_have_the_proxy_role(node: BpfNode) -> None:
+    with node.app_socket() as app, node.proxy_socket(4) as own:
+        assert node.maps.socket_role(app) is Role.NONE
+        assert node.maps.socket_role(own) is Role.PROXY
 
 
 @pytest.mark.parametrize(
@@ -66,23 +66,23 @@ def test_app_socket_is_never_taken_for_ours(pocket: Pocket) -> None:
     ],
     ids=["ipv4", "ipv6"],
 )
-def test_connection_from_outside_goes_to_the_proxy_with_its_addresses(
-    pocket: Pocket, family: int, target: str, listener: ListenerKind, source: str
+def test_inbound_connection_is_intercepted_with_original_addresses(
+    node: BpfNode, family: int, target: str, listener: ListenerKind, source: str
 ) -> None:
-    with pocket.server(family, (target, 8084)), pocket.peer_socket(family) as peer:
+    with node.server(family, (target, 8084)), node.peer_socket(family) as peer:
         peer.connect((target, 8084))
-        with pocket.accepted(listener) as stolen:
-            assert stolen.getsockname()[:2] == (target, 8084)
-            assert stolen.getpeername()[:2] == peer.getsockname()[:2]
-            assert stolen.getpeername()[0] == source
+        with node.accepted(listener) as intercepted:
+            assert intercepted.getsockname()[:2] == (target, 8084)
+            assert intercepted.getpeername()[:2] == peer.getsockname()[:2]
+            assert intercepted.getpeername()[0] == source
 
 
 @pytest.mark.parametrize("port", [15001, 15006, 9])
-def test_every_port_from_outside_goes_to_the_proxy(pocket: Pocket, port: int) -> None:
-    with pocket.peer_socket() as peer:
+def test_inbound_connections_to_all_ports_are_intercepted(node: BpfNode, port: int) -> None:
+    with node.peer_socket() as peer:
         peer.connect((POD4, port))
-        with pocket.accepted(ListenerKind.INBOUND4) as stolen:
-            assert stolen.getsockname() == (POD4, port)
+        with node.accepted(ListenerKind.INBOUND4) as intercepted:
+            assert intercepted.getsockname() == (POD4, port)
 
 
 @pytest.mark.parametrize(
@@ -94,24 +94,24 @@ def test_every_port_from_outside_goes_to_the_proxy(pocket: Pocket, port: int) ->
     ids=["ipv4", "ipv6"],
 )
 def test_hbone_port_reaches_the_hbone_listener(
-    pocket: Pocket, family: int, target: str, listener: ListenerKind
+    node: BpfNode, family: int, target: str, listener: ListenerKind
 ) -> None:
-    with pocket.peer_socket(family) as peer:
+    with node.peer_socket(family) as peer:
         peer.connect((target, 15008))
-        with pocket.accepted(listener) as accepted:
+        with node.accepted(listener) as accepted:
             assert accepted.getpeername()[:2] == peer.getsockname()[:2]
 
 
-def test_nodes_own_address_reaches_the_app_directly(fresh_pocket: Pocket) -> None:
-    pocket = fresh_pocket
-    pocket.maps.set_node_addresses([PEER4, PEER6])
-    assert pocket.maps.node_addresses() == sorted([PEER4, PEER6])
+def test_connection_from_node_address_bypasses_the_proxy(fresh_node: BpfNode) -> None:
+    node = fresh_node
+    node.maps.set_node_addresses([PEER4, PEER6])
+    assert node.maps.node_addresses() == sorted([PEER4, PEER6])
     for family, target in ((socket.AF_INET, POD4), (socket.AF_INET6, POD6)):
-        with pocket.server(family, (target, 8085)) as server, pocket.peer_socket(family) as probe:
+        with node.server(family, (target, 8085)) as server, node.peer_socket(family) as probe:
             probe.connect((target, 8085))
             server.accept()[0].close()
-    pocket.maps.set_node_addresses([])
-    assert pocket.maps.node_addresses() == []
+    node.maps.set_node_addresses([])
+    assert node.maps.node_addresses() == []
 
 
 @pytest.mark.parametrize(
@@ -122,45 +122,45 @@ def test_nodes_own_address_reaches_the_app_directly(fresh_pocket: Pocket) -> Non
     ],
     ids=["ipv4", "ipv6"],
 )
-def test_what_the_node_forwards_is_not_its_own(
-    fresh_pocket: Pocket, family: int, target: str, own: str, listener: ListenerKind
+def test_forwarded_connection_with_node_address_is_intercepted(
+    fresh_node: BpfNode, family: int, target: str, own: str, listener: ListenerKind
 ) -> None:
-    """The neighbour is the node here: what is not of its namespace has only got its address."""
-    pocket = fresh_pocket
-    pocket.maps.set_node_addresses([own])
-    with pocket.server(family, (target, 8085)) as server:
-        pocket.maps.set_node_netns(netns.cookie(pocket.peer))
-        with pocket.peer_socket(family) as probe:
+    """The peer acts as the node; a socket of another namespace has only its address."""
+    node = fresh_node
+    node.maps.set_node_addresses([own])
+    with node.server(family, (target, 8085)) as server:
+        node.maps.set_node_netns(netns.cookie(node.peer))
+        with node.peer_socket(family) as probe:
             probe.connect((target, 8085))
             server.accept()[0].close()
-        with pocket.peer_socket(family) as forwarded:
-            pocket.maps.set_node_netns(pocket.cookie)  # ... of another namespace
+        with node.peer_socket(family) as forwarded:
+            node.maps.set_node_netns(node.cookie)  # another namespace
             forwarded.connect((target, 8085))
-            pocket.accepted(listener).close()
-    path = pocket.pin_dir / "maps/zt_node_conns"
+            node.accepted(listener).close()
+    path = node.pin_dir / "maps/zt_node_conns"
     kept = RawMap.open(path, ctypes.sizeof(FourTuple), 8, read_only=True)
     wait_until(lambda: not list(kept.keys()), "nothing is kept of a connection that is over")
     kept.close()
 
 
-def test_without_the_proxy_nobody_gets_in(fresh_pocket: Pocket) -> None:
-    pocket = fresh_pocket
-    pocket.close_listeners()
+def test_inbound_connections_are_refused_without_listener(fresh_node: BpfNode) -> None:
+    node = fresh_node
+    node.close_listeners()
     for family, target in ((socket.AF_INET, POD4), (socket.AF_INET6, POD6)):
         with (
-            pocket.server(family, (target, 8086)),
-            pocket.peer_socket(family) as peer,
+            node.server(family, (target, 8086)),
+            node.peer_socket(family) as peer,
             pytest.raises(ConnectionRefusedError),
         ):
             peer.connect((target, 8086))
-    assert pocket.maps.stats()["no_listener"] == 2
+    assert node.maps.stats()["no_listener"] == 2
 
 
-def test_detached_pod_serves_directly(fresh_pocket: Pocket) -> None:
-    pocket = fresh_pocket
-    assert links.sk_lookup_cookies(pocket.pin_dir) == [pocket.cookie]
-    assert links.detach_sk_lookup(pocket.pin_dir, pocket.cookie)
-    assert not links.detach_sk_lookup(pocket.pin_dir, pocket.cookie)
-    with pocket.server(socket.AF_INET, (POD4, 8087)) as server, pocket.peer_socket() as peer:
+def test_connection_to_detached_pod_is_not_intercepted(fresh_node: BpfNode) -> None:
+    node = fresh_node
+    assert links.sk_lookup_cookies(node.pin_dir) == [node.cookie]
+    assert links.detach_sk_lookup(node.pin_dir, node.cookie)
+    assert not links.detach_sk_lookup(node.pin_dir, node.cookie)
+    with node.server(socket.AF_INET, (POD4, 8087)) as server, node.peer_socket() as peer:
         peer.connect((POD4, 8087))
         server.accept()[0].close()

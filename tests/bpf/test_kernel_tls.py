@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why we do not leave TLS to the kernel (decision 0022). Nothing here is ours: it is what the
-kernel does. When it loses nothing any more this fails, and the decision can be thought over.
+"""Kernel TLS loses data, which is why workers encrypt in user space (decision 0022).
+
+This tests the kernel, not ztunnel. If it fails, the kernel no longer loses data; reconsider the
+decision.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import pytest
 from tests.support.certificates import Authority
 
 OP_ENABLE_KTLS = 1 << 3  # OpenSSL 3's SSL_OP_ENABLE_KTLS; Python names it from 3.12 on
-TRIES = 10  # of which about every third ends with a record half sent
+TRIES = 10  # about every third ends with a partially sent record
 DEADLINE = 10.0
 
 pytestmark = pytest.mark.skipif(
@@ -35,7 +37,7 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("closes", [False, True], ids=["fin", "close"])
-def test_the_kernel_drops_the_rest_of_a_record_that_it_reported_as_sent(
+def test_kernel_tls_drops_the_rest_of_a_record_that_it_reported_as_sent(
     pem: Path, closes: bool
 ) -> None:
     assert _lost(pem, by_kernel=False, closes=closes) == 0
@@ -43,38 +45,38 @@ def test_the_kernel_drops_the_rest_of_a_record_that_it_reported_as_sent(
 
 
 def _lost(pem: Path, *, by_kernel: bool, closes: bool) -> int:
-    """Bytes of some transfers that were written to the end, and did not arrive."""
+    """Bytes of complete transfers that did not arrive."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
     context.options |= OP_ENABLE_KTLS if by_kernel else 0
     chance, lost = random.Random(7), 0
     for _ in range(TRIES):
         total, room = chance.randrange(100_000, 400_000), chance.choice((4096, 30_000, 60_000))
-        dialled, accepted = _connected(room)
+        dialed, accepted = _connected(room)
         sender = threading.Thread(target=_send, args=(context, accepted, total, closes))
         sender.start()
         reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         reader.check_hostname = False
         reader.verify_mode = ssl.CERT_NONE
-        with reader.wrap_socket(dialled) as client:
+        with reader.wrap_socket(dialed) as client:
             lost += total - _read_slowly(client)
         sender.join(DEADLINE)
     return lost
 
 
 def _connected(room: int) -> tuple[socket.socket, socket.socket]:
-    """Both ends of a connection with little room for what is on the way."""
+    """Both ends of a connection with small buffers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
-        dialled = socket.socket()
-        dialled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-        dialled.settimeout(DEADLINE)
-        dialled.connect(listener.getsockname())
-        return dialled, listener.accept()[0]
+        dialed = socket.socket()
+        dialed.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        dialed.settimeout(DEADLINE)
+        dialed.connect(listener.getsockname())
+        return dialed, listener.accept()[0]
 
 
 def _send(context: ssl.SSLContext, sock: socket.socket, total: int, closes: bool) -> None:
-    """Without blocking; what was refused once more from the same buffer."""
+    """Send without blocking; repeat refused data from the same buffer."""
     server = context.wrap_socket(sock, server_side=True)
     server.setblocking(False)
     view, sent = memoryview(bytes(total)), 0
@@ -87,7 +89,7 @@ def _send(context: ssl.SSLContext, sock: socket.socket, total: int, closes: bool
         server.unwrap()
     if not closes:
         server.shutdown(socket.SHUT_WR)
-        time.sleep(0.2)  # long enough for what was held back, if the kernel still sent it
+        time.sleep(0.2)  # time for the kernel to send data that it holds
     server.close()
 
 

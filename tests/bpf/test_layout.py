@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ctypes mirrors agree with what a C compiler makes of bpf/lib/abi.h."""
+"""The ctypes mirrors match the structs and constants of bpf/lib/abi.h."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _c_program() -> str:
     return f'{STUBS}\nint main(void) {{ printf("{{"); {body} printf("\\"end\\": 0}}"); }}\n'
 
 
-def test_mirrors_have_the_compilers_sizes_and_offsets(tmp_path: Path) -> None:
+def test_mirrors_match_the_sizes_and_offsets_of_the_compiler(tmp_path: Path) -> None:
     source = tmp_path / "layout.c"
     source.write_text(_c_program(), encoding="utf-8")
     program = tmp_path / "layout"

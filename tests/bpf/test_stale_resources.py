@@ -1,39 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a killed run leaves is taken away by the next; one that lives keeps its own."""
+"""Resources of killed runs are removed; those of running ones remain."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-from tests.bpf.netns_fixture import Pocket
-from tests.bpf.stale_resources import tidy
+from tests.bpf.netns_fixture import BpfNode
+from tests.bpf.stale_resources import remove_stale_resources
 
-POCKET = """
+NODE_PROGRAM = """
 import sys
-from tests.bpf.netns_fixture import Pocket
-with Pocket():
+from tests.bpf.netns_fixture import BpfNode
+with BpfNode():
     print("up", flush=True)
     sys.stdin.read()
 """
 
 
-def test_what_a_killed_run_left_is_taken_away(pocket: Pocket) -> None:
+def test_resources_of_a_killed_run_are_removed(node: BpfNode) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", POCKET], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", NODE_PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as run:
         try:
             assert run.stdout is not None
             assert run.stdout.readline() == b"up\n"
             mine = f"{run.pid}x"
-            assert not [each for each in tidy() if mine in each]
+            assert not [each for each in remove_stale_resources() if mine in each]
         finally:
             run.kill()
         run.wait()
-        removed = tidy()
+        removed = remove_stale_resources()
     assert {f"ztp{mine}0", f"ztq{mine}0", f"zt-test-{mine}0", f"ztunnel-test-{mine}0"} <= set(
         removed
     )
-    assert not tidy()
-    assert pocket.cgroup.exists()
-    assert pocket.pin_dir.exists()
+    assert not remove_stale_resources()
+    assert node.cgroup.exists()
+    assert node.pin_dir.exists()

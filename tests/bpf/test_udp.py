@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UDP to carried destinations reaches the proxy's socket with its destination, answers come back
-as from there, and everything else is left alone.
+"""Redirected UDP: datagrams reach a worker's socket with a token, and replies show the remote.
 
-The test plays the proxy: it reads the pod's UDP sockets and asks what tokens stand for.
+The test acts as the proxy: it reads the worker's sockets in the pod and looks up tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.bpf.netns_fixture import PEER4, PEER6, POD4, POD6, Pocket
+from tests.bpf.netns_fixture import PEER4, PEER6, POD4, POD6, BpfNode
 from ztunnel.datapath import netns, sockopt
 from ztunnel.datapath.bpf.layout import CloseReason, UdpRoute
 from ztunnel.datapath.bpf.ring_buffer import EventReader
@@ -24,7 +23,7 @@ from ztunnel.datapath.udp_maps import UdpMaps, udp_sockets
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.tunnel.udp_token_address import CONTROL_SPACE, TokenCodec4, TokenCodec6
 
-# Carried destinations; nobody has them, so nothing can arrive by a plain way.
+# Redirected destinations. No host has these addresses, so native datagrams cannot arrive.
 AWAY = {4: "10.99.0.7", 6: "fd99::7"}
 AWAY2 = {4: "10.99.0.8", 6: "fd99::8"}
 POD = {4: POD4, 6: POD6}
@@ -36,7 +35,7 @@ FAMILIES = pytest.mark.parametrize("family", [4, 6])
 
 @dataclass(frozen=True)
 class Read:
-    """A datagram of an app, as the proxy understands it."""
+    """A datagram of an app, decoded by the proxy."""
 
     data: bytes
     token: bytes
@@ -45,7 +44,7 @@ class Read:
 
 
 class Proxy:
-    """One worker's ends in the pod."""
+    """The sockets of one worker in the pod."""
 
     def __init__(self, socks: list[socket.socket]) -> None:
         self.ways: dict[int, TokenCodec4 | TokenCodec6] = {
@@ -83,7 +82,7 @@ class Proxy:
         *,
         connected: bool = False,
     ) -> None:
-        """Bring the app a datagram from whom the token stands for."""
+        """Deliver a datagram to the app from the remote that the token represents."""
         way = self.ways[family]
         way.sock.sendmsg([data], way.control(token, connected=connected), 0, app)
 
@@ -95,77 +94,77 @@ class Proxy:
             way.sock.close()
 
 
-def _proxy(pocket: Pocket) -> Proxy:
-    return Proxy(udp_sockets(pocket.pod, pocket.maps, ipv6=True))
+def _proxy(node: BpfNode) -> Proxy:
+    return Proxy(udp_sockets(node.pod, node.maps, ipv6=True))
 
 
 @pytest.fixture
-def maps(pocket: Pocket) -> Iterator[UdpMaps]:
-    made = UdpMaps(pocket.pin_dir)
+def maps(node: BpfNode) -> Iterator[UdpMaps]:
+    made = UdpMaps(node.pin_dir)
     away = {*AWAY.values(), *AWAY2.values()}
     for address in away:
         made.set_route(SocketAddress(address, 0), UdpRoute.REDIRECT)
     assert made.routes() == {SocketAddress(ip, 0): UdpRoute.REDIRECT for ip in away}
     yield made
-    made.remove(pocket.cookie)
+    made.remove(node.cookie)
     for to in made.routes():
         made.remove_route(to)
     made.close()
 
 
 @pytest.fixture
-def entry(pocket: Pocket) -> Iterator[UdpAdmissionMaps]:
-    made = UdpAdmissionMaps(pocket.pin_dir, pocket.maps)
+def entry(node: BpfNode) -> Iterator[UdpAdmissionMaps]:
+    made = UdpAdmissionMaps(node.pin_dir, node.maps)
     yield made
     made.begin_epoch([])
     made.close()
 
 
 @FAMILIES
-def test_where_policy_is_strict_nothing_goes_in_the_clear(
-    pocket: Pocket, maps: UdpMaps, family: int
+def test_strict_route_refuses_plaintext_and_emits_an_event(
+    node: BpfNode, maps: UdpMaps, family: int
 ) -> None:
-    """By port: another port of the same address may be exempt."""
+    """Another port of the same address can be exempt."""
     peer = {4: PEER4, 6: PEER6}[family]
-    maps.set_worker_ports(pocket.cookie, [])
+    maps.set_worker_ports(node.cookie, [])
     maps.set_route(SocketAddress(peer, 0), UdpRoute.STRICT)
     maps.set_route(SocketAddress(peer, 53), UdpRoute.NATIVE)
-    before = maps.counters()[pocket.cookie].strict
-    events = EventReader(pocket.pin_dir)
+    before = maps.counters()[node.cookie].strict
+    events = EventReader(node.pin_dir)
     try:
-        with _app(pocket, family) as app:
+        with _app(node, family) as app:
             with pytest.raises(ConnectionRefusedError):
                 app.sendto(b"x", (peer, 7))
             with pytest.raises(ConnectionRefusedError):
                 app.connect((peer, 7))
             app.sendto(b"x", (peer, 53))
-        told = [one for one in events.drain(100) if one.close_reason is CloseReason.UDP_STRICT]
+        reported = [one for one in events.drain(100) if one.close_reason is CloseReason.UDP_STRICT]
     finally:
         events.close()
-    assert maps.counters()[pocket.cookie].strict == before + 2
-    assert told[0].source.ip == POD[family]
-    assert told[0].destination == SocketAddress(peer, 7)
-    assert told[0].netns_cookie == pocket.cookie
+    assert maps.counters()[node.cookie].strict == before + 2
+    assert reported[0].source.ip == POD[family]
+    assert reported[0].destination == SocketAddress(peer, 7)
+    assert reported[0].netns_cookie == node.cookie
 
 
 @pytest.fixture
-def proxy(pocket: Pocket, maps: UdpMaps) -> Iterator[Proxy]:
-    made = _proxy(pocket)
-    maps.set_worker_ports(pocket.cookie, [made.port])
+def proxy(node: BpfNode, maps: UdpMaps) -> Iterator[Proxy]:
+    made = _proxy(node)
+    maps.set_worker_ports(node.cookie, [made.port])
     yield made
     made.close()
 
 
-def _app(pocket: Pocket, family: int = 4) -> socket.socket:
-    return pocket.app_socket(AF[family], socket.SOCK_DGRAM)
+def _app(node: BpfNode, family: int = 4) -> socket.socket:
+    return node.app_socket(AF[family], socket.SOCK_DGRAM)
 
 
 @FAMILIES
 def test_unconnected_socket_reaches_several_destinations(
-    pocket: Pocket, proxy: Proxy, family: int
+    node: BpfNode, proxy: Proxy, family: int
 ) -> None:
     one, two = AWAY[family], AWAY2[family]
-    with _app(pocket, family) as app:
+    with _app(node, family) as app:
         for ip, port in ((one, 54), (two, 54), (one, 99), (one, 54)):
             app.sendto(b"to %s" % ip.encode(), (ip, port))
             assert proxy.destined(family) == (b"to %s" % ip.encode(), SocketAddress(ip, port))
@@ -173,10 +172,10 @@ def test_unconnected_socket_reaches_several_destinations(
 
 @FAMILIES
 @pytest.mark.parametrize("bound", [False, True])
-def test_answer_comes_from_whom_the_app_asked(
-    pocket: Pocket, proxy: Proxy, family: int, bound: bool
+def test_reply_shows_the_original_destination(
+    node: BpfNode, proxy: Proxy, family: int, bound: bool
 ) -> None:
-    with _app(pocket, family) as app:
+    with _app(node, family) as app:
         if bound:
             app.bind((POD[family], 0))
         app.sendto(b"one", (AWAY[family], 1000))
@@ -192,10 +191,10 @@ def test_answer_comes_from_whom_the_app_asked(
 
 @FAMILIES
 @pytest.mark.parametrize("bound", [False, True])
-def test_connected_socket_sees_the_addresses_it_would_see(
-    pocket: Pocket, proxy: Proxy, family: int, bound: bool
+def test_connected_udp_socket_sees_original_addresses(
+    node: BpfNode, proxy: Proxy, family: int, bound: bool
 ) -> None:
-    with _app(pocket, family) as app:
+    with _app(node, family) as app:
         if bound:
             app.bind((POD[family], 0))
         app.connect((AWAY[family], 1000))
@@ -214,13 +213,15 @@ def test_connected_socket_sees_the_addresses_it_would_see(
 
 
 @FAMILIES
-def test_connected_socket_may_change_its_mind(pocket: Pocket, proxy: Proxy, family: int) -> None:
-    with _app(pocket, family) as app:
+def test_reconnected_udp_socket_has_the_new_destination(
+    node: BpfNode, proxy: Proxy, family: int
+) -> None:
+    with _app(node, family) as app:
         app.connect((AWAY[family], 1000))
         app.connect((AWAY2[family], 2000))
         app.send(b"second")
         assert proxy.destined(family) == (b"second", SocketAddress(AWAY2[family], 2000))
-    with _app(pocket, family) as app, _app(pocket, family) as plain:
+    with _app(node, family) as app, _app(node, family) as plain:
         plain.bind((LOOPBACK[family], 0))
         app.connect((AWAY[family], 1000))
         app.connect(plain.getsockname())
@@ -231,21 +232,21 @@ def test_connected_socket_may_change_its_mind(pocket: Pocket, proxy: Proxy, fami
 
 @FAMILIES
 def test_reused_port_never_serves_a_stale_destination(
-    pocket: Pocket, proxy: Proxy, family: int
+    node: BpfNode, proxy: Proxy, family: int
 ) -> None:
-    with _app(pocket, family) as app:
+    with _app(node, family) as app:
         app.connect((AWAY[family], 1000))
         app.send(b"first")
         port = proxy.receive(family).app[1]
-    with _app(pocket, family) as app:
+    with _app(node, family) as app:
         app.bind((ANY[family], port))
         app.connect((AWAY2[family], 2000))
         app.send(b"second")
         assert proxy.destined(family) == (b"second", SocketAddress(AWAY2[family], 2000))
 
 
-def test_v4_mapped_sockets(pocket: Pocket, proxy: Proxy) -> None:
-    with _app(pocket, 6) as app:
+def test_v4_mapped_sockets(node: BpfNode, proxy: Proxy) -> None:
+    with _app(node, 6) as app:
         app.sendto(b"one", (f"::ffff:{AWAY[4]}", 1000))
         asked = proxy.receive(4)
         assert proxy.remote(4, asked.token) == SocketAddress(AWAY[4], 1000)
@@ -261,10 +262,10 @@ def test_v4_mapped_sockets(pocket: Pocket, proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     ("family", "bound"), [(4, "0.0.0.0"), (4, POD4), (4, "::"), (6, "::"), (6, POD6)]
 )
-def test_server_sees_the_true_client_and_its_answer_finds_back(
-    pocket: Pocket, proxy: Proxy, family: int, bound: str
+def test_server_sees_the_original_client_and_its_reply_returns(
+    node: BpfNode, proxy: Proxy, family: int, bound: str
 ) -> None:
-    with _app(pocket, 6 if ":" in bound else 4) as server:
+    with _app(node, 6 if ":" in bound else 4) as server:
         server.bind((bound, 0))
         port = server.getsockname()[1]
         token = proxy.token(family, SocketAddress(AWAY[family], 4444))
@@ -279,18 +280,18 @@ def test_server_sees_the_true_client_and_its_answer_finds_back(
         server.send(b"connected answer")
         now = proxy.receive(family)
         assert (now.data, now.token, now.app[1]) == (b"connected answer", token, port)
-        proxy.answer(family, b"more", now)  # to where it spoke from: that may be loopback by now
+        proxy.answer(family, b"more", now)  # to its current source, which can be loopback
         data, source = server.recvfrom(100)
         assert (data, source[:2]) == (b"more", (mapped + AWAY[family], 4444))
 
 
 @FAMILIES
-def test_who_spoke_by_the_proxy_is_answered_by_it(
-    pocket: Pocket, proxy: Proxy, family: int
+def test_reply_to_a_remote_behind_the_proxy_is_redirected(
+    node: BpfNode, proxy: Proxy, family: int
 ) -> None:
-    """Also where datagrams to it are not carried: the client of a service, on this node."""
+    """Even without a route to the remote: a client of a service on this node."""
     peer = {4: PEER4, 6: PEER6}[family]
-    with _app(pocket, family) as server:
+    with _app(node, family) as server:
         server.bind((ANY[family], 0))
         app = (POD[family], server.getsockname()[1])
         token = proxy.token(family, SocketAddress(peer, 4444))
@@ -299,17 +300,17 @@ def test_who_spoke_by_the_proxy_is_answered_by_it(
         assert source[:2] == (peer, 4444)
         server.sendto(b"answer", source)
         assert proxy.destined(family) == (b"answer", SocketAddress(peer, 4444))
-    with netns.entered(pocket.peer):
+    with netns.entered(node.peer):
         other = socket.socket(AF[family], socket.SOCK_DGRAM)
-    with other, _app(pocket, family) as app_socket:
+    with other, _app(node, family) as app_socket:
         other.settimeout(5)
         other.bind((ANY[family], 0))
         app_socket.sendto(b"native", (peer, other.getsockname()[1]))
         assert other.recv(100) == b"native"
 
 
-def test_server_that_chooses_its_source_by_pktinfo(pocket: Pocket, proxy: Proxy) -> None:
-    with _app(pocket) as server:
+def test_reply_with_source_from_pktinfo_is_redirected(node: BpfNode, proxy: Proxy) -> None:
+    with _app(node) as server:
         server.bind(("0.0.0.0", 0))
         server.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         token = proxy.token(4, SocketAddress(AWAY[4], 4444))
@@ -323,8 +324,8 @@ def test_server_that_chooses_its_source_by_pktinfo(pocket: Pocket, proxy: Proxy)
         assert (answer.data, answer.token, answer.app[0]) == (b"answer", token, POD4)
 
 
-def test_server_that_chooses_its_source_by_pktinfo_of_ipv6(pocket: Pocket, proxy: Proxy) -> None:
-    with _app(pocket, 6) as server:
+def test_reply_with_source_from_ipv6_pktinfo_is_redirected(node: BpfNode, proxy: Proxy) -> None:
+    with _app(node, 6) as server:
         server.bind(("::", 0))
         server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         token = proxy.token(6, SocketAddress(AWAY[6], 4444))
@@ -340,8 +341,10 @@ def test_server_that_chooses_its_source_by_pktinfo_of_ipv6(pocket: Pocket, proxy
 
 @FAMILIES
 @pytest.mark.parametrize("size", [0, 1, 1472, 1473, 9000, 65507])
-def test_datagrams_of_every_size(pocket: Pocket, proxy: Proxy, family: int, size: int) -> None:
-    with _app(pocket, family) as app:
+def test_datagrams_of_all_sizes_are_forwarded(
+    node: BpfNode, proxy: Proxy, family: int, size: int
+) -> None:
+    with _app(node, family) as app:
         app.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         payload = bytes(n & 0xFF for n in range(size))
         app.sendto(payload, (AWAY[family], 7))
@@ -352,10 +355,10 @@ def test_datagrams_of_every_size(pocket: Pocket, proxy: Proxy, family: int, size
         assert (data, source[:2]) == (payload, (AWAY[family], 7))
 
 
-def test_other_destinations_are_left_alone(pocket: Pocket, proxy: Proxy) -> None:
-    with netns.entered(pocket.peer):
+def test_udp_without_route_is_not_redirected(node: BpfNode, proxy: Proxy) -> None:
+    with netns.entered(node.peer):
         plain = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-    with plain, _app(pocket) as app, _app(pocket, 6) as app6:
+    with plain, _app(node) as app, _app(node, 6) as app6:
         plain.settimeout(5)
         plain.bind(("::", 0))
         port = plain.getsockname()[1]
@@ -373,12 +376,12 @@ def test_other_destinations_are_left_alone(pocket: Pocket, proxy: Proxy) -> None
         assert app6.getpeername()[:2] == (PEER6, port)
 
 
-def test_an_unenrolled_pod_is_left_alone(
-    pocket: Pocket, proxy: Proxy, maps: UdpMaps, entry: UdpAdmissionMaps
+def test_udp_of_an_unenrolled_pod_is_not_redirected(
+    node: BpfNode, proxy: Proxy, maps: UdpMaps, entry: UdpAdmissionMaps
 ) -> None:
     entry.begin_epoch([POD4])
     maps.set_route(SocketAddress(POD4, 0), UdpRoute.REDIRECT)
-    with _app(pocket) as server, netns.entered(pocket.peer):
+    with _app(node) as server, netns.entered(node.peer):
         server.bind((POD4, 0))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
             peer.sendto(b"plain", server.getsockname())
@@ -386,30 +389,30 @@ def test_an_unenrolled_pod_is_left_alone(
 
 
 @FAMILIES
-def test_without_a_worker_carried_udp_is_refused(
-    pocket: Pocket, maps: UdpMaps, family: int
+def test_redirected_udp_is_refused_without_worker(
+    node: BpfNode, maps: UdpMaps, family: int
 ) -> None:
-    maps.set_worker_ports(pocket.cookie, [])
-    before = maps.counters()[pocket.cookie].refused
-    with _app(pocket, family) as app:
+    maps.set_worker_ports(node.cookie, [])
+    before = maps.counters()[node.cookie].refused
+    with _app(node, family) as app:
         with pytest.raises(ConnectionRefusedError):
             app.sendto(b"x", (AWAY[family], 7))
         with pytest.raises(ConnectionRefusedError):
             app.connect((AWAY[family], 7))
-    assert maps.counters()[pocket.cookie].refused == before + 2
+    assert maps.counters()[node.cookie].refused == before + 2
 
 
 @FAMILIES
-def test_answers_go_to_the_worker_that_brought_the_question(
-    pocket: Pocket, proxy: Proxy, maps: UdpMaps, family: int
+def test_replies_go_to_the_worker_that_delivered_the_request(
+    node: BpfNode, proxy: Proxy, maps: UdpMaps, family: int
 ) -> None:
     with ExitStack() as stack:
-        others = [_proxy(pocket) for _ in range(3)]
+        others = [_proxy(node) for _ in range(3)]
         for other in others:
             stack.callback(other.close)
         workers = [proxy, *others]
-        maps.set_worker_ports(pocket.cookie, [worker.port for worker in workers])
-        server = stack.enter_context(_app(pocket, family))
+        maps.set_worker_ports(node.cookie, [worker.port for worker in workers])
+        server = stack.enter_context(_app(node, family))
         server.bind((ANY[family], 0))
         app = (POD[family], server.getsockname()[1])
         client = SocketAddress(AWAY[family], 5000)
@@ -418,33 +421,33 @@ def test_answers_go_to_the_worker_that_brought_the_question(
             _, source = server.recvfrom(100)
             server.sendto(b"answer %d" % number, source)
             assert worker.destined(family) == (b"answer %d" % number, client)
-        maps.set_worker_ports(pocket.cookie, [proxy.port])  # the last worker's socket is gone
+        maps.set_worker_ports(node.cookie, [proxy.port])  # without the last worker
         server.sendto(b"later", (client.ip, client.port))
         assert proxy.destined(family) == (b"later", client)
 
 
-def test_nobody_outside_reaches_the_workers_socket(pocket: Pocket, proxy: Proxy) -> None:
-    with netns.entered(pocket.peer):
+def test_worker_socket_is_unreachable_from_outside(node: BpfNode, proxy: Proxy) -> None:
+    with netns.entered(node.peer):
         for family, target in ((4, POD4), (6, POD6)):
             with socket.socket(AF[family], socket.SOCK_DGRAM) as peer:
                 peer.sendto(b"forged", (target, proxy.port))
     for family in (4, 6):
-        with _app(pocket, family) as app:
+        with _app(node, family) as app:
             app.sendto(b"true", (AWAY[family], 7))
             assert proxy.destined(family) == (b"true", SocketAddress(AWAY[family], 7))
 
 
-def test_apps_may_not_ask_for_tokens(pocket: Pocket, proxy: Proxy) -> None:
-    with _app(pocket) as app:
+def test_apps_cannot_look_up_tokens(node: BpfNode, proxy: Proxy) -> None:
+    with _app(node) as app:
         with pytest.raises(PermissionError):
             sockopt.udp_token(app, SocketAddress(AWAY[4], 7))
         with pytest.raises(PermissionError):
             sockopt.udp_remote(app, "127.64.0.1")
 
 
-def test_tokens_of_one_pod_mean_nothing_in_another(pocket: Pocket, proxy: Proxy) -> None:
+def test_tokens_are_invalid_in_another_pod(node: BpfNode, proxy: Proxy) -> None:
     token = sockopt.udp_token(proxy.ways[4].sock, SocketAddress(AWAY[4], 7))
-    for other in udp_sockets(pocket.peer, pocket.maps, ipv6=True):
+    for other in udp_sockets(node.peer, node.maps, ipv6=True):
         with other:
             with pytest.raises(PermissionError):
                 sockopt.udp_remote(other, token)

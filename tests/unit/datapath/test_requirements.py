@@ -45,11 +45,11 @@ def write(path: Path, text: str = "") -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def test_pure_v2_root_is_found(tmp_path: Path) -> None:
+def test_cgroup2_root_is_found_on_pure_v2(tmp_path: Path) -> None:
     assert requirements.cgroup2_root(machine(tmp_path, PURE_V2)) == Path("/sys/fs/cgroup")
 
 
-def test_hybrid_root_is_found_beside_v1(tmp_path: Path) -> None:
+def test_cgroup2_root_is_found_on_hybrid(tmp_path: Path) -> None:
     root = machine(tmp_path, HYBRID, own="9:name=systemd:/\n0::/", init="0::/")
     assert requirements.cgroup2_root(root) == Path("/sys/fs/cgroup/unified")
 
@@ -59,18 +59,18 @@ def test_mount_point_with_a_space_is_unescaped(tmp_path: Path) -> None:
     assert requirements.cgroup2_root(machine(tmp_path, odd)) == Path("/mnt/my cgroup")
 
 
-def test_mount_of_a_part_is_refused(tmp_path: Path) -> None:
+def test_partial_cgroup2_mount_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(requirements.RequirementError, match="shows only /kubepods/pod1/app"):
         requirements.cgroup2_root(machine(tmp_path, BIND_MOUNTED))
 
 
-def test_nested_namespace_is_refused_when_init_is_seen_outside_of_it(tmp_path: Path) -> None:
+def test_nested_cgroup_namespace_with_visible_init_is_rejected(tmp_path: Path) -> None:
     root = machine(tmp_path, PURE_V2, own="0::/", init="0::/../../../init.scope")
     with pytest.raises(requirements.RequirementError, match="nested cgroup namespace"):
         requirements.cgroup2_root(root)
 
 
-def test_nested_namespace_is_refused_even_when_it_hides_init_too(tmp_path: Path) -> None:
+def test_nested_cgroup_namespace_with_hidden_init_is_rejected(tmp_path: Path) -> None:
     """With a pid namespace as well every path reads `/`, but a part has cgroup.events."""
     root = machine(tmp_path, PURE_V2, own="0::/", init="0::/")
     write(root / "sys/fs/cgroup/cgroup.events", "populated 1\nfrozen 0\n")
@@ -78,7 +78,7 @@ def test_nested_namespace_is_refused_even_when_it_hides_init_too(tmp_path: Path)
         requirements.cgroup2_root(root)
 
 
-def test_without_cgroup_v2_the_mend_is_named(tmp_path: Path) -> None:
+def test_missing_cgroup2_mount_is_reported_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(requirements.RequirementError, match="mount -t cgroup2"):
         requirements.cgroup2_root(machine(tmp_path, ONLY_V1))
 
@@ -95,19 +95,19 @@ def test_without_cgroup_v2_the_mend_is_named(tmp_path: Path) -> None:
         ("1:name=systemd:/", "/sys/fs/cgroup", False),
     ],
 )
-def test_hooks_see_the_node_where_its_first_process_is_below_them(
+def test_init_process_is_found_below_the_cgroup(
     tmp_path: Path, init: str, cgroup: str, holds: bool
 ) -> None:
     root = machine(tmp_path, PURE_V2, init=init)
     assert requirements.contains_init_process(Path(cgroup), root) is holds
 
 
-def test_pin_directory_on_bpffs_is_recognised_before_it_exists(tmp_path: Path) -> None:
+def test_missing_pin_directory_on_bpffs_is_recognized(tmp_path: Path) -> None:
     found = requirements.bpffs_mount(Path("/sys/fs/bpf/ztunnel"), machine(tmp_path, PURE_V2))
     assert found == requirements.BpffsMount(mounted=True, point=Path("/sys/fs/bpf"))
 
 
-def test_no_bpffs_is_recognised(tmp_path: Path) -> None:
+def test_missing_bpffs_is_recognized(tmp_path: Path) -> None:
     assert not requirements.bpffs_mount(root=machine(tmp_path, HYBRID)).mounted
 
 
@@ -125,7 +125,7 @@ def debian_headers(root: Path, version: str, flavour: str = "amd64") -> tuple[Pa
     return build, common
 
 
-def test_debians_split_headers_are_joined(tmp_path: Path) -> None:
+def test_split_debian_headers_are_found(tmp_path: Path) -> None:
     build, common = debian_headers(tmp_path, "6.1.0-9")
     (tmp_path / "lib/modules/6.1.0-9-amd64").mkdir(parents=True)
     (tmp_path / "lib/modules/6.1.0-9-amd64/build").symlink_to(build)
@@ -133,25 +133,25 @@ def test_debians_split_headers_are_joined(tmp_path: Path) -> None:
     assert found == requirements.Headers(build, common)
 
 
-def test_a_cloud_flavour_shares_the_same_common_tree(tmp_path: Path) -> None:
+def test_cloud_flavour_uses_the_common_tree(tmp_path: Path) -> None:
     build, common = debian_headers(tmp_path, "6.1.0-9", "cloud-amd64")
     assert requirements.kernel_headers(tmp_path, "6.9.1") == requirements.Headers(build, common)
 
 
-def test_headers_of_another_kernel_serve_the_newest_first(tmp_path: Path) -> None:
+def test_newest_headers_are_used_if_those_of_the_kernel_are_missing(tmp_path: Path) -> None:
     debian_headers(tmp_path, "6.1.0-9")
     newest = debian_headers(tmp_path, "6.1.0-31")
     assert requirements.kernel_headers(tmp_path, "6.18.44-custom") == requirements.Headers(*newest)
 
 
-def test_one_whole_tree_serves_both_parts(tmp_path: Path) -> None:
+def test_complete_tree_is_used_for_both_parts(tmp_path: Path) -> None:
     tree = tmp_path / "usr/src/kernels/6.12.0-1.el10.x86_64"
     write(tree / "include/generated/autoconf.h")
     write(tree / "include/uapi/linux/bpf.h")
     assert requirements.kernel_headers(tmp_path, "6.12.0-2") == requirements.Headers(tree, tree)
 
 
-def test_ubuntus_headers_are_joined(tmp_path: Path) -> None:
+def test_split_ubuntu_headers_are_found(tmp_path: Path) -> None:
     build = tmp_path / "usr/src/linux-headers-6.8.0-51-generic"
     rest = tmp_path / "usr/src/linux-headers-6.8.0-51"
     write(build / "include/generated/autoconf.h")
@@ -159,17 +159,17 @@ def test_ubuntus_headers_are_joined(tmp_path: Path) -> None:
     assert requirements.kernel_headers(tmp_path, "6.8.0") == requirements.Headers(build, rest)
 
 
-def test_half_of_the_headers_is_none(tmp_path: Path) -> None:
+def test_incomplete_headers_are_ignored(tmp_path: Path) -> None:
     write(tmp_path / "usr/src/linux-headers-6.1.0-9-amd64/include/generated/autoconf.h")
     assert requirements.kernel_headers(tmp_path, "6.1.0-9-amd64") is None
 
 
-def test_architecture_names_are_the_kernels() -> None:
+def test_architecture_directories_have_the_names_of_the_kernel() -> None:
     known = [requirements.header_arch(name) for name in ("x86_64", "aarch64", "loongarch64")]
     assert known == ["x86", "arm64", "loongarch64"]
 
 
-def test_missing_capabilities_are_named(tmp_path: Path) -> None:
+def test_missing_capabilities_are_listed(tmp_path: Path) -> None:
     write(tmp_path / "proc/self/status", "Name:\tx\nCapEff:\t000001ffffffffff\n")
     assert requirements.missing_capabilities(tmp_path) == []
     write(tmp_path / "proc/self/status", f"Name:\tx\nCapEff:\t{1 << 12:016x}\n")
@@ -180,7 +180,7 @@ def test_missing_capabilities_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_btf_and_ipv6_are_files(tmp_path: Path) -> None:
+def test_btf_and_ipv6_are_detected(tmp_path: Path) -> None:
     assert (requirements.has_btf(tmp_path), requirements.has_ipv6(tmp_path)) == (False, False)
     write(tmp_path / "sys/kernel/btf/vmlinux")
     write(tmp_path / "proc/net/if_inet6")
