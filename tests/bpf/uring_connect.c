@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Connect by IORING_OP_CONNECT, say so, and wait for the other side to close. */
+/* Connects with IORING_OP_CONNECT, prints the result, and waits for the peer to close. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/io_uring.h>

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What preflight concludes from other people's machines, as captured from them."""
+"""Requirements read from mount tables and header trees that were recorded on other machines."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_nested_cgroup_namespace_with_visible_init_is_rejected(tmp_path: Path) -
 
 
 def test_nested_cgroup_namespace_with_hidden_init_is_rejected(tmp_path: Path) -> None:
-    """With a pid namespace as well every path reads `/`, but a part has cgroup.events."""
+    """In a PID namespace every path is `/`, but only the real root lacks cgroup.events."""
     root = machine(tmp_path, PURE_V2, own="0::/", init="0::/")
     write(root / "sys/fs/cgroup/cgroup.events", "populated 1\nfrozen 0\n")
     with pytest.raises(requirements.RequirementError, match="nested cgroup namespace"):
@@ -117,7 +117,7 @@ def test_mount_over_the_bpffs_hides_it(tmp_path: Path) -> None:
 
 
 def debian_headers(root: Path, version: str, flavour: str = "amd64") -> tuple[Path, Path]:
-    """Debian's two trees: what is generated for a flavour, and what all flavours share."""
+    """Debian's two trees: the generated headers of a flavour, and the common headers."""
     build = root / f"usr/src/linux-headers-{version}-{flavour}"
     common = root / f"usr/src/linux-headers-{version}-common"
     write(build / "include/generated/autoconf.h")

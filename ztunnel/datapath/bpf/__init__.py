@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads, pins and reads the BPF programs and maps."""
+"""The BPF programs and maps: loader, links, map access, events and statistics."""
