@@ -119,7 +119,14 @@ class FakeDataPath:
         self.revocations = 0
         self.lease = 0.0
         self.made = 0
+        self.closed = False
         self.udp, self.udp_admission = FakeUdpPath(), FakeUdpEntry()
+
+    def find_node(self, cgroup: Path) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closed = True
 
     def cookie(self, netns_fd: int) -> int:
         return os.fstat(netns_fd).st_ino

@@ -21,6 +21,7 @@ from tests.support.agent_fakes import (
 )
 from tests.support.waiting import wait_until_async
 from ztunnel.agent import wiring
+from ztunnel.agent.agent import Agent as WholeAgent
 from ztunnel.agent.agent import message_handlers, session_observers, view_consumers
 from ztunnel.agent.api import admin_views as views_module
 from ztunnel.agent.api.data_path_view import DataPathView
@@ -366,3 +367,56 @@ async def test_unknown_path_is_not_found(tmp_path: Path) -> None:
             session.get("http://agent/v2/none") as response,
         ):
             assert response.status == 404
+
+
+async def test_agent_runs_until_stopped_and_leaves_the_kernel_as_it_is(tmp_path: Path) -> None:
+    """All components with their tasks, except the kernel: constructed, run and closed."""
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    (manifests / "pod.json").write_bytes(
+        msgspec.json.encode(
+            {"apiVersion": "v1", "kind": "List", "items": [namespace(), pod("web", 2)]}
+        )
+    )
+    kernel = FakeDataPath()
+    options = Options(
+        node="n1",
+        manifests=manifests,
+        cgroup=tmp_path,
+        pin_dir=tmp_path,
+        run_dir=tmp_path,
+        ca_dir=tmp_path / "ca",
+        metrics_port=0,
+        health_port=0,
+        cri_socket="none",
+    )
+    whole = WholeAgent(options, cast("KernelDataPath", kernel), "programs loaded")
+    stop = asyncio.Event()
+    running = asyncio.create_task(whole.run(stop))
+    try:
+        await wait_until_async(options.agent_socket.exists, "the agent accepts workers")
+        worker = FakeWorker(options.agent_socket).greet()
+        await wait_until_async(lambda: bool(worker.of(MeshDelta)), "the snapshot")
+        status = await get_json(options.admin_socket, "/v1/status")
+        assert (status["ready"], status["waiting_for"]) == (True, [])
+        assert status["source"]["synced"] is True
+        assert status["pods"] == {"captured": 0, "waiting": 1, "refused": 0}
+        assert status["data_path"]["loaded"] == "programs loaded"
+        assert kernel.lease > 0
+        assert kernel.journal[0][:1] == ("node",)
+        worker.close()
+    finally:
+        stop.set()
+        await running
+        await whole.close()
+    assert kernel.closed
+    assert not options.agent_socket.exists()
+    assert not options.admin_socket.exists()
+
+
+async def get_json(socket: Path, path: str) -> Any:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket))) as session,
+        session.get(f"http://agent{path}") as response,
+    ):
+        return await response.json()
