@@ -217,7 +217,7 @@ async def test_worker_gets_mesh_then_certificates_then_pods(tmp_path: Path) -> N
         worker.close()
 
 
-async def test_news_reach_workers_as_deltas_with_growing_revisions(tmp_path: Path) -> None:
+async def test_changes_are_deltas_with_increasing_revisions(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _served(a, "web", 2)
         a.say(pod("far", 3, node="n2"))
@@ -233,7 +233,7 @@ async def test_news_reach_workers_as_deltas_with_growing_revisions(tmp_path: Pat
         worker.close()
 
 
-async def test_label_change_enrols_and_releases(tmp_path: Path) -> None:
+async def test_namespace_label_enrolls_and_releases_pods(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _served(a, "web", 2)
         a.say(namespace(mode=""))
@@ -246,7 +246,7 @@ async def test_label_change_enrols_and_releases(tmp_path: Path) -> None:
         worker.close()
 
 
-async def test_deleted_pod_is_gone_for_workers(tmp_path: Path) -> None:
+async def test_deleted_pod_is_removed_from_workers(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _served(a, "web", 2)
         a.view.delete("Pod", "shop", "web")
@@ -256,7 +256,7 @@ async def test_deleted_pod_is_gone_for_workers(tmp_path: Path) -> None:
         worker.close()
 
 
-async def test_host_network_and_sidecar_pods_are_refused_with_a_reason(tmp_path: Path) -> None:
+async def test_host_network_and_sidecar_pods_are_refused_with_reason(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         sidecar = pod("sidecar", 4)
         sidecar["metadata"]["annotations"] = {"sidecar.istio.io/status": "{}"}
@@ -269,7 +269,7 @@ async def test_host_network_and_sidecar_pods_are_refused_with_a_reason(tmp_path:
         assert all(reasons.values())
 
 
-async def test_admin_shows_what_the_agent_knows(tmp_path: Path) -> None:
+async def test_admin_api_returns_pods_workloads_and_certificates(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _served(a, "web", 2)
         _, status = await a.get("/v1/status")
@@ -287,7 +287,7 @@ async def test_admin_shows_what_the_agent_knows(tmp_path: Path) -> None:
         worker.close()
 
 
-async def test_readiness_says_what_it_waits_for(tmp_path: Path) -> None:
+async def test_readiness_names_its_conditions(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         a.source.synced.clear()
         code, body = await a.get("/healthz/ready")
@@ -301,7 +301,7 @@ async def test_readiness_says_what_it_waits_for(tmp_path: Path) -> None:
         assert (await a.get("/healthz/ready"))[0] == 503
 
 
-async def test_a_sick_pod_does_not_take_the_node_out_of_service(tmp_path: Path) -> None:
+async def test_failing_pod_does_not_make_the_agent_unready(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _served(a, "web", 2)
         a.say(pod("sick", 3))
@@ -315,7 +315,7 @@ async def test_a_sick_pod_does_not_take_the_node_out_of_service(tmp_path: Path) 
         worker.close()
 
 
-async def test_connections_of_all_workers_and_those_that_are_silent(
+async def test_connections_list_includes_workers_without_reply(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(views_module, "WORKER_TIMEOUT_S", 0.2)
@@ -335,7 +335,7 @@ async def test_connections_of_all_workers_and_those_that_are_silent(
         talker.close()
 
 
-async def test_key_reaches_the_worker_and_nobody_else(tmp_path: Path) -> None:
+async def test_private_key_is_sent_to_workers_only(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as lines:
         async with agent(tmp_path) as a:
             worker = await _served(a, "web", 2)
@@ -354,7 +354,7 @@ async def test_key_reaches_the_worker_and_nobody_else(tmp_path: Path) -> None:
         assert secret not in repr(lines)
 
 
-async def test_admin_socket_is_roots_own(tmp_path: Path) -> None:
+async def test_admin_socket_is_accessible_to_root_only(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         assert stat.S_IMODE(a.options.admin_socket.stat().st_mode) == 0o600
 

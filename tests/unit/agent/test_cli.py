@@ -56,7 +56,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_explained(good: list[str], case: str) -> None:
+def test_invalid_option_is_explained(good: list[str], case: str) -> None:
     words, expected = BAD[case]
     done = _run(*good, *words)
     assert done.returncode == 2
@@ -65,7 +65,7 @@ def test_bad_input_is_explained(good: list[str], case: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["--node", "--manifests", "--ca-dir"])
-def test_what_is_needed_is_named(good: list[str], option: str) -> None:
+def test_missing_required_option_is_named(good: list[str], option: str) -> None:
     at = good.index(option)
     done = _run(*good[:at], *good[at + 2 :])
     assert done.returncode == 2
@@ -73,14 +73,14 @@ def test_what_is_needed_is_named(good: list[str], option: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_data_path_that_can_not_be_loaded_ends_it_with_a_reason(good: list[str]) -> None:
+def test_load_failure_is_reported(good: list[str]) -> None:
     done = _run(*good)
     assert done.returncode == 1
     assert "bpffs" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_second_agent_on_a_node_is_refused_and_a_dead_one_is_not_in_the_way(
+def test_run_directory_lock_excludes_second_agent_until_first_exits(
     tmp_path: Path,
 ) -> None:
     lock = process_lock.lock(tmp_path / "run")
@@ -90,7 +90,7 @@ def test_second_agent_on_a_node_is_refused_and_a_dead_one_is_not_in_the_way(
     os.close(process_lock.lock(tmp_path / "run"))
 
 
-def test_directory_of_objects_without_a_ca_is_refused_with_the_reason(good: list[str]) -> None:
+def test_manifests_without_ca_dir_is_a_usage_error(good: list[str]) -> None:
     where = good.index("--ca-dir")
     done = _run(*good[:where], *good[where + 2 :])
     assert done.returncode == 2

@@ -74,7 +74,7 @@ async def get(port: int, path: str, **headers: str) -> tuple[int, str, str]:
         return response.status, await response.text(), response.headers["Content-Type"]
 
 
-async def test_metrics_are_at_istios_paths_in_the_form_asked_for() -> None:
+async def test_metrics_are_served_at_istios_paths() -> None:
     async with served() as made:
         for path in ("/metrics", "/stats/prometheus"):
             status, body, kind = await get(made.metrics_port, path, Accept="this")
@@ -87,7 +87,7 @@ async def test_metrics_are_at_istios_paths_in_the_form_asked_for() -> None:
         assert (await get(made.health_port, "/metrics"))[0] == 404
 
 
-async def test_readiness_says_what_it_waits_for_and_liveness_does_not_care() -> None:
+async def test_readiness_names_conditions_and_liveness_ignores_them() -> None:
     async with served() as made:
         assert (await get(made.health_port, "/healthz/ready"))[0] == 200
         made.missing.append("a proxy worker")
@@ -97,7 +97,7 @@ async def test_readiness_says_what_it_waits_for_and_liveness_does_not_care() -> 
 
 
 @pytest.mark.parametrize("option", ["metrics_port", "health_port"])
-async def test_a_taken_port_is_named_with_its_option(option: str) -> None:
+async def test_port_in_use_is_reported_with_its_option(option: str) -> None:
     with socket.create_server((LOOPBACK, 0)) as taken:
         port = taken.getsockname()[1]
         made = Served()
@@ -108,14 +108,14 @@ async def test_a_taken_port_is_named_with_its_option(option: str) -> None:
             pass
 
 
-async def test_port_zero_is_none() -> None:
+async def test_port_zero_disables_server() -> None:
     async with served(metrics_port=0) as made:
         assert (await get(made.health_port, "/healthz/live"))[0] == 200
         with pytest.raises(aiohttp.ClientConnectorError):
             await get(made.metrics_port, "/metrics")
 
 
-async def test_who_holds_connections_open_keeps_no_probe_out() -> None:
+async def test_idle_connections_do_not_block_probes() -> None:
     async with served() as made:
         idle = [
             await asyncio.open_connection(LOOPBACK, made.health_port)
@@ -143,7 +143,7 @@ def metrics_of(a: Agent, totals: TrafficTotals, directory: Path) -> MetricsColle
     )
 
 
-async def test_page_tells_of_the_agent_and_asks_workers_first(
+async def test_page_has_agent_metrics_and_current_worker_counters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with agent(tmp_path) as a:
@@ -170,7 +170,7 @@ async def test_page_tells_of_the_agent_and_asks_workers_first(
         worker.close()
 
 
-async def test_scrapes_of_one_moment_share_a_page(tmp_path: Path) -> None:
+async def test_concurrent_scrapes_share_a_page(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         metrics = metrics_of(a, TrafficTotals(10), tmp_path)
         pages = await asyncio.gather(*(metrics.page() for _ in range(20)))

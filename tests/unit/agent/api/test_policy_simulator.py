@@ -51,7 +51,7 @@ def deny(**source: Any) -> Json:
     return policy([{"from": [{"source": source}]}], "DENY", namespace="default")
 
 
-def test_enrolled_pods_speak_hbone_and_are_judged_by_identity() -> None:
+def test_enrolled_pods_are_authorized_by_identity() -> None:
     agent = Agent(deny(principals=["cluster.local/ns/default/sa/default"]))
     told = agent.test("client", "web-5d8-x:80")
     assert told["path"] == "HBONE"
@@ -69,7 +69,7 @@ def test_enrolled_pods_speak_hbone_and_are_judged_by_identity() -> None:
     ]
 
 
-def test_from_outside_comes_in_plaintext() -> None:
+def test_source_outside_the_mesh_uses_plaintext() -> None:
     agent = Agent(peer("STRICT", namespace="default"))
     for source in ("plain/stranger", "10.0.0.3", "203.0.113.1"):
         told = agent.test(source, "client:80")
@@ -79,19 +79,19 @@ def test_from_outside_comes_in_plaintext() -> None:
     assert agent.test("client", "web-5d8-x:80")["allowed"]
 
 
-def test_node_itself_is_not_judged_on_its_own_pods() -> None:
+def test_connections_of_the_node_to_its_pods_have_no_policy() -> None:
     agent = Agent(peer("STRICT", namespace="default"), deny(notPrincipals=["*"]))
     told = agent.test("172.30.0.1", "client:80")
     assert (told["path"], told["allowed"]) == ("node", True)
 
 
-def test_destination_outside_is_nobodys_policy() -> None:
+def test_destination_outside_the_mesh_has_no_policy() -> None:
     agent = Agent(policy(namespace="plain"))
     assert agent.test("client", "plain/stranger:80")["allowed"]
     assert agent.test("client", "203.0.113.1:443")["allowed"]
 
 
-def test_our_own_ports_are_refused() -> None:
+def test_reserved_ports_are_refused() -> None:
     assert not Agent().test("client", "web:15008")["allowed"]
 
 
@@ -103,7 +103,7 @@ def test_pods_by_owner_address_and_family() -> None:
     assert agent.test("client", "default/web:80")["to"]["address"] == "10.0.0.1"
 
 
-def test_said_identity_overrides() -> None:
+def test_identity_parameter_overrides() -> None:
     agent = Agent(deny(principals=["*/sa/other"]))
     told = agent.test("client", "web:80", identity="spiffe://cluster.local/ns/x/sa/other")
     assert not told["allowed"]
@@ -123,18 +123,18 @@ def test_said_identity_overrides() -> None:
         ("client", "", "not a port"),
     ],
 )
-def test_wrong_questions(source: str, target: str, said: str) -> None:
+def test_invalid_queries(source: str, target: str, said: str) -> None:
     assert said in Agent().test(source, target)["error"]
 
 
-def test_dry_run_is_told() -> None:
+def test_dry_run_decision_is_returned() -> None:
     agent = Agent(policy(namespace="default", annotations={"istio.io/dry-run": "true"}))
     told = agent.test("client", "web:80")
     assert told["allowed"]
     assert "no rule" in told["dry_run"]
 
 
-def test_rows() -> None:
+def test_policy_rows() -> None:
     agent = Agent(
         policy(namespace="default", name="a"),
         policy([{"from": []}], namespace="default", name="b"),
@@ -158,7 +158,7 @@ def test_rows() -> None:
     assert rows["a"]["action"] == "ALLOW"
 
 
-def test_one_policy_with_whom_it_takes() -> None:
+def test_policy_lists_target_workloads() -> None:
     agent = Agent(policy(namespace="default", selector={"matchLabels": {"app": "web"}}))
     (told,) = agent.what_if.policy({"name": "p"})["policies"]
     assert told["workloads"] == ["default/web-5d8-x"]

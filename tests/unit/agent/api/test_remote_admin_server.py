@@ -197,6 +197,6 @@ def test_each_agent_has_its_own_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1", "0 sha256:" + "a" * 64, "1 sha256:" + "A" * 64])
-def test_annotation_that_is_none_is_not_taken(text: str) -> None:
+def test_invalid_annotation_is_not_parsed(text: str) -> None:
     assert parse(text) is None
     assert parse(str(AdminEndpoint(1, "a" * 64))) == AdminEndpoint(1, "a" * 64)

@@ -101,21 +101,19 @@ def _inode(host: Host, uid: str = UID) -> tuple[int, int] | None:
 
 
 @pytest.mark.parametrize(("name", "uid"), NAMES)
-def test_cgroup_name_gives_the_pod_uid(name: str, uid: str | None) -> None:
+def test_pod_uid_is_parsed_from_cgroup_name(name: str, uid: str | None) -> None:
     assert pod_uid_of(name) == uid
 
 
 @pytest.mark.parametrize("layout", [LAB, OWN])
-def test_namespace_is_found_in_the_lab_and_where_no_container_has_a_cgroup(
-    host: Host, layout: str
-) -> None:
+def test_netns_is_found_in_lab_and_without_container_cgroups(host: Host, layout: str) -> None:
     host.process(42, "pod")
     host.container(layout.format(uid=UID), 42)
     assert _inode(host) == host.inode("pod")
 
 
 @pytest.mark.parametrize("layout", cgroup_layouts.NAMES)
-def test_every_pod_of_a_real_node_is_found(host: Host, layout: str) -> None:
+def test_every_pod_of_recorded_layout_is_found(host: Host, layout: str) -> None:
     node = cgroup_layouts.processes(layout)
     host.replay(node)
     pods = {one.uid: one for one in node if one.role in cgroup_layouts.CONTAINERS}
@@ -130,14 +128,14 @@ def test_every_pod_of_a_real_node_is_found(host: Host, layout: str) -> None:
             assert _inode(host, uid) == host.inode(uid), pod
 
 
-def test_other_pods_and_daemons_are_not_mistaken_for_it(host: Host) -> None:
+def test_other_pods_and_daemons_are_not_matched(host: Host) -> None:
     host.process(42, "other")
     host.container(f"kubepods/pod{OTHER}/c", 42)
     host.container("system.slice/sshd.service", 42)
     assert _inode(host) is None
 
 
-def test_pod_without_processes_is_not_found_yet_and_is_later(host: Host) -> None:
+def test_pod_is_found_once_it_has_processes(host: Host) -> None:
     assert _inode(host) is None
     host.container(f"kubepods/pod{UID}/pause")
     assert _inode(host) is None
@@ -146,7 +144,7 @@ def test_pod_without_processes_is_not_found_yet_and_is_later(host: Host) -> None
     assert _inode(host) == host.inode("pod")
 
 
-def test_oldest_process_decides_even_if_a_later_one_moved(host: Host) -> None:
+def test_oldest_process_determines_netns(host: Host) -> None:
     host.process(50, "sandbox", start=10)
     host.process(42, "moved", start=20)
     host.container(f"kubepods/pod{UID}/app", 42)
@@ -154,7 +152,7 @@ def test_oldest_process_decides_even_if_a_later_one_moved(host: Host) -> None:
     assert _inode(host) == host.inode("sandbox")
 
 
-def test_pod_whose_cgroup_was_made_anew_elsewhere_is_found_again(host: Host) -> None:
+def test_recreated_cgroup_is_found(host: Host) -> None:
     host.process(42, "first")
     host.container(f"kubepods/burstable/pod{UID}/c", 42)
     assert _inode(host) == host.inode("first")
@@ -164,13 +162,13 @@ def test_pod_whose_cgroup_was_made_anew_elsewhere_is_found_again(host: Host) -> 
     assert _inode(host) == host.inode("second")
 
 
-def test_process_that_ended_is_passed_over(host: Host) -> None:
+def test_exited_process_is_skipped(host: Host) -> None:
     host.process(43, "pod", start=200)
     host.container(f"kubepods/pod{UID}/c", 42, 43)
     assert _inode(host) == host.inode("pod")
 
 
-def test_reused_pid_is_noticed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reused_pid_is_detected(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the look at cgroup.procs and the open, pid 42 went to a process of someone else."""
     host.process(42, "pod")
     directory = host.container(f"kubepods/pod{UID}/c", 42)
@@ -186,9 +184,7 @@ def test_reused_pid_is_noticed(host: Host, monkeypatch: pytest.MonkeyPatch) -> N
     assert host.discovery.open(UID) is None
 
 
-def test_reused_pid_inside_the_same_pod_is_noticed_too(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reused_pid_in_same_pod_is_detected(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.process(42, "pod")
     host.container(f"kubepods/pod{UID}/c", 42)
     real_open = os.open

@@ -130,14 +130,14 @@ def world(tmp_path: Path) -> Iterator[World]:
     made.runtime.stop()
 
 
-def test_sandbox_process_leads_to_the_namespace(world: World) -> None:
+def test_netns_is_opened_by_sandbox_process(world: World) -> None:
     world.pod(42, "pod")
     world.ask()
     assert world.inode() == world.host.inode("pod")
     assert world.finder.view() == {"responds": True, "error": "", "pods": 1}
 
 
-def test_new_pod_waits_for_the_answer_and_is_not_guessed_before(world: World) -> None:
+def test_new_pod_waits_for_runtime_response(world: World) -> None:
     world.host.process(41, "guessed")
     world.host.container(f"kubepods/pod{UID}/c", 41)
     assert world.finder.open(UID) is None
@@ -146,7 +146,7 @@ def test_new_pod_waits_for_the_answer_and_is_not_guessed_before(world: World) ->
     assert world.inode() == world.host.inode("pod")
 
 
-def test_pod_that_the_runtime_does_not_know_is_found_by_its_cgroup(world: World) -> None:
+def test_pod_unknown_to_runtime_is_found_by_cgroup(world: World) -> None:
     world.host.process(41, "by cgroup")
     world.host.container(f"kubepods/pod{UID}/c", 41)
     world.ask()
@@ -154,7 +154,7 @@ def test_pod_that_the_runtime_does_not_know_is_found_by_its_cgroup(world: World)
     assert world.inode() == world.host.inode("by cgroup")
 
 
-def test_pid_that_went_to_another_process_is_not_taken(world: World) -> None:
+def test_reused_pid_is_rejected(world: World) -> None:
     world.pod(42, "pod")
     world.ask()
     world.host.process(42, "stranger")
@@ -162,7 +162,7 @@ def test_pid_that_went_to_another_process_is_not_taken(world: World) -> None:
     assert world.inode() is None
 
 
-def test_new_sandbox_of_the_same_pod_is_learnt(world: World) -> None:
+def test_new_sandbox_of_same_pod_is_found(world: World) -> None:
     world.pod(42, "first")
     world.ask()
     assert world.inode() == world.host.inode("first")
@@ -177,7 +177,7 @@ def test_new_sandbox_of_the_same_pod_is_learnt(world: World) -> None:
     wait_until(found, "the new sandbox to be found", timeout_s=20)
 
 
-def test_runtime_that_goes_away_takes_no_pod_with_it(world: World) -> None:
+def test_pods_stay_found_while_runtime_is_unavailable(world: World) -> None:
     world.pod(42, "pod")
     world.ask()
     world.runtime.broken = True
@@ -197,7 +197,7 @@ def test_runtime_that_goes_away_takes_no_pod_with_it(world: World) -> None:
     assert "it is restarted" in str(view["error"])
 
 
-def test_known_pods_are_not_asked_for_again(world: World) -> None:
+def test_known_pods_are_not_polled_again(world: World) -> None:
     world.pod(42, "pod")
     world.ask()
     other = UID.replace("2", "3")
@@ -220,14 +220,14 @@ def test_known_pods_are_not_asked_for_again(world: World) -> None:
         ),
     ],
 )
-def test_verbose_status_is_read(info: str, expected: tuple[str, int]) -> None:
+def test_verbose_status_is_parsed(info: str, expected: tuple[str, int]) -> None:
     assert namespace_of(info) == expected
 
 
 @pytest.mark.parametrize(
     "layout", [name for name in cgroup_layouts.NAMES if cgroup_layouts.told(name)]
 )
-def test_word_of_real_runtimes_is_read(layout: str) -> None:
+def test_recorded_status_of_real_runtimes_is_parsed(layout: str) -> None:
     """containerd tells a pid and binds the namespace too; CRI-O does only that."""
     groups = {one.pid: one.cgroups for one in cgroup_layouts.processes(layout)}
     told = cgroup_layouts.told(layout)
@@ -247,12 +247,12 @@ def _host(layout: str) -> str:
 @pytest.mark.parametrize(
     "info", ["", "[]", "null", '{"pid": "x"}', '{"runtimeSpec": [1]}', "[" * 99999]
 )
-def test_odd_status_is_an_error_not_a_crash(info: str) -> None:
+def test_unexpected_sandbox_status_is_an_error(info: str) -> None:
     with pytest.raises(CriError):
         namespace_of(info)
 
 
-def test_path_without_a_namespace_is_not_taken(world: World) -> None:
+def test_path_without_netns_is_rejected(world: World) -> None:
     """A plain file is what is left at the path of a namespace that was unbound."""
     world.runtime.pods[UID] = (SANDBOX, _spec("/var/run/netns/pod"))
     (world.root / "run/netns").mkdir()
@@ -266,14 +266,14 @@ def _spec(path: str) -> str:
     return f'{{"runtimeSpec": {{"linux": {{"namespaces": [{space}]}}}}}}'
 
 
-def test_no_socket_or_none_wanted_is_told(tmp_path: Path) -> None:
+def test_missing_or_disabled_runtime_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CriError, match="no container runtime socket found"):
         runtime_dialer(AUTO, tmp_path)()
     with pytest.raises(CriError, match="disabled by"):
         runtime_dialer(NONE, tmp_path)()
 
 
-def test_file_in_the_place_of_a_socket_is_none(tmp_path: Path) -> None:
+def test_regular_file_is_not_a_runtime_socket(tmp_path: Path) -> None:
     (tmp_path / "run/containerd").mkdir(parents=True)
     (tmp_path / "run/containerd/containerd.sock").write_text("")
     with pytest.raises(CriError):

@@ -108,7 +108,7 @@ async def test_kernel_redirects_only_after_a_worker_is_ready(tmp_path: Path) -> 
         worker.close()
 
 
-async def test_worker_gets_all_listeners_and_who_the_pod_is(tmp_path: Path) -> None:
+async def test_worker_gets_all_listeners_and_pod_identity(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         worker = await n.worker()
         pod, cookie = await n.capture()
@@ -119,7 +119,7 @@ async def test_worker_gets_all_listeners_and_who_the_pod_is(tmp_path: Path) -> N
         worker.close()
 
 
-async def test_without_a_worker_the_pod_is_captured_all_the_same(
+async def test_pod_is_captured_after_timeout_without_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(enroller, "READY_TIMEOUT_S", 0.05)
@@ -134,7 +134,7 @@ async def test_without_a_worker_the_pod_is_captured_all_the_same(
         worker.close()
 
 
-async def test_opting_out_tells_the_kernel_before_the_workers(tmp_path: Path) -> None:
+async def test_unenrollment_changes_kernel_before_workers(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         worker = await n.worker()
         pod, cookie = await n.capture()
@@ -146,7 +146,7 @@ async def test_opting_out_tells_the_kernel_before_the_workers(tmp_path: Path) ->
         worker.close()
 
 
-async def test_pod_that_is_gone_leaves_nothing(tmp_path: Path) -> None:
+async def test_deleted_pod_leaves_no_state(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         worker = await n.worker()
         pod, _ = await n.capture()
@@ -181,7 +181,7 @@ async def test_recreated_pod_inherits_nothing_of_its_namesake(tmp_path: Path) ->
         worker.close()
 
 
-async def test_sandbox_that_was_restarted_is_captured_anew(tmp_path: Path) -> None:
+async def test_restarted_sandbox_is_captured_again(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         worker = await n.worker()
         pod, _ = await n.capture()
@@ -193,7 +193,7 @@ async def test_sandbox_that_was_restarted_is_captured_anew(tmp_path: Path) -> No
         worker.close()
 
 
-async def test_pod_whose_processes_ended_is_released_until_they_are_back(tmp_path: Path) -> None:
+async def test_pod_without_processes_is_released(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         worker = await n.worker()
         pod, _ = await n.capture()
@@ -205,7 +205,7 @@ async def test_pod_whose_processes_ended_is_released_until_they_are_back(tmp_pat
         worker.close()
 
 
-async def test_pod_that_appears_later_is_captured_then(tmp_path: Path) -> None:
+async def test_pod_is_captured_when_its_namespace_appears(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         worker = await n.worker()
         pod = workload()
@@ -243,7 +243,7 @@ async def test_changed_address_reaches_kernel_and_workers(tmp_path: Path) -> Non
         worker.close()
 
 
-async def test_changed_labels_disturb_nobody(tmp_path: Path) -> None:
+async def test_label_change_does_not_affect_capture(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         worker = await n.worker()
         pod, _ = await n.capture()
@@ -253,7 +253,7 @@ async def test_changed_labels_disturb_nobody(tmp_path: Path) -> None:
         worker.close()
 
 
-async def test_taken_port_is_reported_and_tried_again(
+async def test_port_in_use_is_reported_and_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(enroller, "READY_TIMEOUT_S", 0.02)
@@ -275,7 +275,7 @@ async def test_taken_port_is_reported_and_tried_again(
         worker.close()
 
 
-async def test_kernel_failure_of_one_pod_is_tried_again(tmp_path: Path) -> None:
+async def test_kernel_error_of_one_pod_is_retried(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         worker = await n.worker()
         pod = workload()
@@ -290,7 +290,7 @@ async def test_kernel_failure_of_one_pod_is_tried_again(tmp_path: Path) -> None:
         worker.close()
 
 
-async def test_entry_that_can_not_be_removed_is_tried_again(tmp_path: Path) -> None:
+async def test_removal_of_kernel_entry_is_retried(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         worker = await n.worker()
         pod, other = workload(), workload("other")
@@ -306,7 +306,7 @@ async def test_entry_that_can_not_be_removed_is_tried_again(tmp_path: Path) -> N
         worker.close()
 
 
-async def test_last_worker_takes_the_listeners_with_it_but_not_the_redirect(tmp_path: Path) -> None:
+async def test_last_worker_closes_listeners_but_not_redirect(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         first, second = await n.worker(number=1), await n.worker(number=2)
         pod, cookie = await n.capture()
@@ -324,7 +324,7 @@ async def test_last_worker_takes_the_listeners_with_it_but_not_the_redirect(tmp_
         third.close()
 
 
-async def test_sockets_come_in_batches_and_none_stays_with_the_agent(tmp_path: Path) -> None:
+async def test_sockets_are_sent_in_batches_and_closed_by_agent(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         worker = await n.worker()
         pod, _ = await n.capture()
@@ -337,7 +337,7 @@ async def test_sockets_come_in_batches_and_none_stays_with_the_agent(tmp_path: P
         worker.close()
 
 
-async def test_greedy_worker_gets_a_bounded_number(tmp_path: Path) -> None:
+async def test_socket_request_is_bounded(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         worker = await n.worker()
         pod, _ = await n.capture()
@@ -377,7 +377,7 @@ async def test_restarted_agent_leaves_pinned_entries_untouched(tmp_path: Path) -
         assert n.enroller.is_settled
 
 
-async def test_restarted_agent_takes_listeners_from_the_worker(tmp_path: Path) -> None:
+async def test_restarted_agent_adopts_listeners_from_worker(tmp_path: Path) -> None:
     pod = workload()
     cookie = Namespaces(tmp_path).start(pod.pod_uid, "a")
     async with node(tmp_path, _pinned(cookie, pod)) as n:
@@ -404,7 +404,7 @@ async def test_restarted_agent_takes_listeners_from_the_worker(tmp_path: Path) -
         second.close()
 
 
-async def test_worker_that_came_before_the_holder_of_the_listeners_gets_them_too(
+async def test_worker_that_joined_before_listener_holder_gets_listeners(
     tmp_path: Path,
 ) -> None:
     pod = workload()
@@ -430,7 +430,7 @@ async def test_worker_that_came_before_the_holder_of_the_listeners_gets_them_too
         older.close()
 
 
-async def test_listeners_shown_before_the_namespace_is_known_are_kept_for_it(
+async def test_listeners_offered_before_namespace_is_known_are_adopted(
     tmp_path: Path,
 ) -> None:
     pod = workload()
@@ -452,7 +452,7 @@ async def test_listeners_shown_before_the_namespace_is_known_are_kept_for_it(
         worker.close()
 
 
-async def test_listeners_of_the_pods_former_namespace_are_dropped(tmp_path: Path) -> None:
+async def test_listeners_of_former_namespace_are_closed(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         pod = workload()
         cookie = n.namespaces.start(pod.pod_uid, "b")
@@ -469,7 +469,7 @@ async def test_listeners_of_the_pods_former_namespace_are_dropped(tmp_path: Path
         worker.close()
 
 
-async def test_what_is_no_listener_of_the_pod_is_replaced_by_one(tmp_path: Path) -> None:
+async def test_socket_that_is_no_listener_is_replaced(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         pod = workload()
         cookie = n.namespaces.start(pod.pod_uid, "a")
@@ -485,7 +485,7 @@ async def test_what_is_no_listener_of_the_pod_is_replaced_by_one(tmp_path: Path)
         worker.close()
 
 
-async def test_worker_is_told_of_pods_that_went_while_the_agent_was_away(tmp_path: Path) -> None:
+async def test_pods_deleted_during_agent_restart_are_removed_from_worker(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         gone, opted_out = workload("gone"), workload("out")
         n.want(present=(opted_out,))
@@ -503,7 +503,7 @@ async def test_worker_is_told_of_pods_that_went_while_the_agent_was_away(tmp_pat
         worker.close()
 
 
-async def test_restarted_agent_removes_what_is_nobodys(tmp_path: Path) -> None:
+async def test_restarted_agent_removes_stale_kernel_entries(tmp_path: Path) -> None:
     stale = workload("stale")
     kernel = _pinned(4242, stale)
     kernel.links.add(777)  # a link whose map entry is gone
@@ -512,7 +512,7 @@ async def test_restarted_agent_removes_what_is_nobodys(tmp_path: Path) -> None:
         assert (n.kernel.pods, n.kernel.links) == ({}, set())
 
 
-async def test_entry_of_a_pod_recreated_meanwhile_is_removed(tmp_path: Path) -> None:
+async def test_kernel_entry_of_recreated_pod_is_removed(tmp_path: Path) -> None:
     pod = workload()
     async with node(tmp_path, _pinned(4242, pod)) as n:
         worker = await n.worker()
@@ -524,7 +524,7 @@ async def test_entry_of_a_pod_recreated_meanwhile_is_removed(tmp_path: Path) -> 
         worker.close()
 
 
-async def test_missing_link_of_an_adopted_pod_is_mended(tmp_path: Path) -> None:
+async def test_missing_link_of_adopted_pod_is_attached(tmp_path: Path) -> None:
     pod = workload()
     cookie = Namespaces(tmp_path).start(pod.pod_uid, "a")
     kernel = _pinned(cookie, pod)
@@ -536,7 +536,7 @@ async def test_missing_link_of_an_adopted_pod_is_mended(tmp_path: Path) -> None:
         assert n.error(pod) is None
 
 
-async def test_ending_agent_leaves_the_kernel_as_it_is(tmp_path: Path) -> None:
+async def test_stopped_agent_does_not_change_kernel_state(tmp_path: Path) -> None:
     kernel = FakeDataPath()
     async with node(tmp_path, kernel) as n:
         worker = await n.worker()

@@ -45,18 +45,18 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unenroll_grace, "PROPAGATION_S", 0.05)
 
 
-async def test_enrolled_pods_are_kept_and_others_never_were(left: UnenrollGrace) -> None:
+async def test_only_enrolled_pods_are_selected(left: UnenrollGrace) -> None:
     assert left.select([pod(enrolled=True)], set()).keys() == {"u1"}
     assert left.select([pod()], set()) == {}
     assert left.select([pod(protocol=MARKED)], set()) == {}  # a mark alone enrols nobody
     assert left.select([pod(enrolled=True, host_network=True)], set()) == {}
 
 
-async def test_without_a_mark_a_pod_is_let_go_at_once(left: UnenrollGrace) -> None:
+async def test_pod_without_annotation_is_released_at_once(left: UnenrollGrace) -> None:
     assert left.select([pod()], {"u1"}) == {}
 
 
-async def test_a_marked_pod_stays_until_its_mark_is_gone_and_a_moment_longer(
+async def test_annotated_pod_is_released_after_annotation_removal_and_propagation(
     left: UnenrollGrace, again: asyncio.Event
 ) -> None:
     assert left.select([pod(protocol=MARKED)], {"u1"}).keys() == {"u1"}
@@ -65,7 +65,7 @@ async def test_a_marked_pod_stays_until_its_mark_is_gone_and_a_moment_longer(
     assert left.select([pod()], {"u1"}) == {}
 
 
-async def test_a_mark_that_can_not_be_removed_keeps_it_for_a_bounded_time(
+async def test_grace_is_bounded_if_annotation_is_not_removed(
     left: UnenrollGrace, again: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unenroll_grace, "MAX_GRACE_S", 0.05)
@@ -75,7 +75,9 @@ async def test_a_mark_that_can_not_be_removed_keeps_it_for_a_bounded_time(
     assert left.select([pod(protocol=MARKED)], {"u1"}) == {}
 
 
-async def test_a_pod_that_comes_back_begins_anew(left: UnenrollGrace, again: asyncio.Event) -> None:
+async def test_reenrolled_pod_gets_a_new_grace_period(
+    left: UnenrollGrace, again: asyncio.Event
+) -> None:
     left.select([pod(protocol=MARKED)], {"u1"})
     left.select([pod()], {"u1"})
     assert left.select([pod(enrolled=True)], {"u1"}).keys() == {"u1"}
@@ -84,6 +86,6 @@ async def test_a_pod_that_comes_back_begins_anew(left: UnenrollGrace, again: asy
     assert left.select([pod(protocol=MARKED)], {"u1"}).keys() == {"u1"}
 
 
-async def test_a_pod_that_is_gone_is_not_kept(left: UnenrollGrace) -> None:
+async def test_deleted_pod_is_released_at_once(left: UnenrollGrace) -> None:
     left.select([pod(protocol=MARKED)], {"u1"})
     assert left.select([], {"u1"}) == {}

@@ -47,7 +47,7 @@ NEWS = SameNodeAllowed(
 )
 
 
-def test_believed_when_all_agrees() -> None:
+def test_valid_report_justifies_bypass_entry() -> None:
     expected = BypassEntry(11, SocketAddress("10.244.1.3", 8080), 12)
     assert validate(NEWS, [A, B], REVISION, SameNode.DIRECT) == expected
 
@@ -69,13 +69,13 @@ def test_believed_when_all_agrees() -> None:
     ],
     ids=str,
 )
-def test_not_believed_when_anything_does_not(lie: dict[str, Any]) -> None:
+def test_report_with_any_mismatch_is_rejected(lie: dict[str, Any]) -> None:
     told = msgspec.structs.replace(NEWS, **lie)
     assert isinstance(validate(told, [A, B], REVISION, SameNode.DIRECT), str)
 
 
 @pytest.mark.parametrize("state", [PodState.PENDING, PodState.STARTING])
-def test_not_believed_of_pods_that_are_not_captured(state: PodState) -> None:
+def test_report_about_uncaptured_pod_is_rejected(state: PodState) -> None:
     late = captured("b", "10.244.1.3", 12)
     late.state = state
     assert isinstance(validate(NEWS, [A, late], REVISION, SameNode.DIRECT), str)
@@ -84,7 +84,7 @@ def test_not_believed_of_pods_that_are_not_captured(state: PodState) -> None:
     assert isinstance(validate(NEWS, [A, late], REVISION, SameNode.DIRECT), str)
 
 
-def test_encrypt_believes_nothing() -> None:
+def test_encrypt_mode_rejects_all_reports() -> None:
     assert isinstance(validate(NEWS, [A, B], REVISION, SameNode.ENCRYPT), str)
 
 
@@ -120,7 +120,7 @@ def _news(a: Agent, **other: Any) -> SameNodeAllowed:
     return msgspec.structs.replace(news, **other)
 
 
-async def test_change_here_voids_verdicts_before_workers_hear_of_it(tmp_path: Path) -> None:
+async def test_local_change_revokes_bypass_before_it_is_applied(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _pair(a)
         heard: list[int] = []
@@ -144,7 +144,7 @@ async def test_change_here_voids_verdicts_before_workers_hear_of_it(tmp_path: Pa
         worker.close()
 
 
-async def test_change_elsewhere_leaves_verdicts_alone(tmp_path: Path) -> None:
+async def test_change_on_other_node_revokes_nothing(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _pair(a)
         before = a.kernel.revocations
@@ -154,7 +154,7 @@ async def test_change_elsewhere_leaves_verdicts_alone(tmp_path: Path) -> None:
         worker.close()
 
 
-async def test_pod_that_moves_here_or_away_counts_as_here(tmp_path: Path) -> None:
+async def test_pod_that_moves_to_or_from_node_counts_as_local(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _pair(a)
         a.say(pod("far", 9, node="n1"))
@@ -165,7 +165,7 @@ async def test_pod_that_moves_here_or_away_counts_as_here(tmp_path: Path) -> Non
         worker.close()
 
 
-async def test_opting_out_voids_verdicts(tmp_path: Path) -> None:
+async def test_unenrollment_revokes_bypass(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _pair(a)
         a.say(namespace(mode=""))
@@ -176,7 +176,7 @@ async def test_opting_out_voids_verdicts(tmp_path: Path) -> None:
         worker.close()
 
 
-async def test_with_the_last_worker_go_the_verdicts(tmp_path: Path) -> None:
+async def test_last_worker_leaving_revokes_bypass(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _pair(a)
         second = FakeWorker(a.options.agent_socket, worker=1).greet()
@@ -189,7 +189,7 @@ async def test_with_the_last_worker_go_the_verdicts(tmp_path: Path) -> None:
         assert a.kernel.given == []
 
 
-async def test_news_of_an_old_revision_or_of_a_pod_it_does_not_serve_is_void(
+async def test_report_of_old_revision_or_unserved_pod_is_rejected(
     tmp_path: Path,
 ) -> None:
     async with agent(tmp_path) as a:
@@ -206,7 +206,7 @@ async def test_news_of_an_old_revision_or_of_a_pod_it_does_not_serve_is_void(
         worker.close()
 
 
-async def test_status_shows_mode_and_verdicts(tmp_path: Path) -> None:
+async def test_status_has_mode_and_bypass_entries(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _pair(a)
         _, status = await a.get("/v1/status")
@@ -258,7 +258,7 @@ def _traffic(kernel: FakeDataPath) -> SameNodeBypass:
     return same_node_bypass(kernel, PodTable([A, B]))
 
 
-def test_end_is_a_line_like_the_proxys() -> None:
+def test_closed_connection_is_logged_like_the_proxys() -> None:
     kernel = FakeDataPath()
     traffic = _traffic(kernel)
     kernel.events = [_ended(), _ended(close_reason=CloseReason.RESET)]
@@ -279,7 +279,7 @@ def test_end_is_a_line_like_the_proxys() -> None:
     assert (traffic.stats.sent, traffic.stats.received) == (20, 2000)
 
 
-def test_many_ends_are_summed_up_and_none_is_lost() -> None:
+def test_excess_close_events_are_summarized() -> None:
     kernel = FakeDataPath()
     traffic = _traffic(kernel)
     kernel.events = [_ended(port) for port in range(1000, 6000)]
@@ -291,7 +291,7 @@ def test_many_ends_are_summed_up_and_none_is_lost() -> None:
     assert traffic.stats.closed == 5000
 
 
-def test_ends_are_named_after_the_pod_is_gone() -> None:
+def test_connection_of_deleted_pod_is_logged_with_its_name() -> None:
     kernel = FakeDataPath()
     pods = PodTable([A, B])
     traffic = same_node_bypass(kernel, pods)
@@ -304,7 +304,7 @@ def test_ends_are_named_after_the_pod_is_gone() -> None:
     assert lines[0]["src.workload"] == "a"
 
 
-def test_live_connections_are_rows_like_the_workers() -> None:
+def test_bypassed_connections_have_the_rows_of_workers() -> None:
     kernel = FakeDataPath()
     kernel.connections = [_entry()]
     row = _traffic(kernel).connections()[0]
@@ -313,7 +313,7 @@ def test_live_connections_are_rows_like_the_workers() -> None:
     assert row["same_node"] is True
 
 
-def test_capture_destroys_what_the_pod_had_open_before(tmp_path: Path) -> None:
+def test_capture_terminates_earlier_bypassed_connections(tmp_path: Path) -> None:
     kernel = FakeDataPath()
     a = captured("a", "10.244.1.2", 11)
     a.netns = NetnsHandle(os.open(tmp_path, os.O_RDONLY), 1)
@@ -328,7 +328,7 @@ def test_capture_destroys_what_the_pod_had_open_before(tmp_path: Path) -> None:
     a.close()
 
 
-def test_pair_whose_connection_somebody_else_answered_is_not_believed_again() -> None:
+def test_pair_with_unexpected_peer_is_quarantined() -> None:
     kernel = FakeDataPath()
     pods = PodTable([A, B])
     traffic = same_node_bypass(kernel, pods)

@@ -60,7 +60,7 @@ def counted(close_reason: CloseReason, *, denied: bool = False) -> dict[tuple[st
         (CloseReason.REFUSED, False, "CONNECT", 1),
     ],
 )
-def test_it_counts_as_both_ends_would(
+def test_connection_counts_for_both_reporters(
     reporter: str, close_reason: CloseReason, denied: bool, flag: str, failed: int
 ) -> None:
     found = counted(close_reason, denied=denied)
@@ -71,7 +71,7 @@ def test_it_counts_as_both_ends_would(
     assert {key[0] for key in found if key[2] not in ("-", flag)} == set()
 
 
-def test_round_trip_and_retransmits_are_the_pairs() -> None:
+def test_rtt_and_retransmits_are_recorded_per_pair() -> None:
     paths = RttTable(10)
     counts = SameNodeMetrics(TrafficTotals(10), paths)
     for _ in range(3):
@@ -82,7 +82,7 @@ def test_round_trip_and_retransmits_are_the_pairs() -> None:
     assert path.total == pytest.approx(120e-6)
 
 
-def test_pods_that_nobody_remembers_are_unknown() -> None:
+def test_unknown_workloads_have_unknown_labels() -> None:
     totals = TrafficTotals(10)
     counts = SameNodeMetrics(totals, RttTable(10))
     counts.add(EVENT, None, None)
@@ -91,7 +91,7 @@ def test_pods_that_nobody_remembers_are_unknown() -> None:
     assert (label_set[1], label_set[9], value) == ("unknown", "unknown", 1)
 
 
-def test_each_is_told_once_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_pod_is_polled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when there are more pairs than are remembered."""
     monkeypatch.setattr(same_node_metrics, "MAX_PAIRS", 2)
     totals = TrafficTotals(20)

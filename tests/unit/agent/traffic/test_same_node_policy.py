@@ -58,7 +58,7 @@ def _deltas(worker: FakeWorker) -> list[MeshDelta]:
     return [message for message in worker.messages if isinstance(message, MeshDelta)]
 
 
-async def test_any_policy_voids_verdicts_before_workers_hear_of_it(tmp_path: Path) -> None:
+async def test_policy_change_revokes_bypass_before_it_is_applied(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _pair(a)
         heard: list[int] = []
@@ -73,7 +73,7 @@ async def test_any_policy_voids_verdicts_before_workers_hear_of_it(tmp_path: Pat
         worker.close()
 
 
-async def test_agent_gives_no_verdict_that_its_own_policies_deny(tmp_path: Path) -> None:
+async def test_bypass_entry_needs_approval_of_the_agents_policy_engine(tmp_path: Path) -> None:
     """Even if a worker says that it let the connection in."""
 
     async with agent(tmp_path) as a:
@@ -109,7 +109,7 @@ def pair(tmp_path: Path) -> Pair:
     return Pair(tmp_path)
 
 
-def test_live_connection_that_is_denied_is_destroyed_and_logged(pair: Pair) -> None:
+def test_recheck_terminates_and_logs_denied_connection(pair: Pair) -> None:
     pair.put(denying("a", pair.b.workload.namespace))
     identity = pair.a.workload.identity
     with structlog.testing.capture_logs() as lines:
@@ -127,14 +127,14 @@ def test_live_connection_that_is_denied_is_destroyed_and_logged(pair: Pair) -> N
     pair.a.close()
 
 
-def test_live_connection_that_is_allowed_goes_on(pair: Pair) -> None:
+def test_recheck_leaves_allowed_connection(pair: Pair) -> None:
     pair.put(denying("other", pair.b.workload.namespace))
     pair.traffic.recheck()
     assert pair.kernel.terminated == []
     pair.a.close()
 
 
-def test_connection_of_pods_not_met_yet_is_judged_when_they_are(pair: Pair) -> None:
+def test_connection_of_unknown_pods_is_checked_once_they_are_known(pair: Pair) -> None:
     """An agent that starts finds connections of its predecessor before it has found the pods."""
     pair.put(denying("a", pair.b.workload.namespace))
     for pod in (pair.a, pair.b):
@@ -151,7 +151,7 @@ def test_connection_of_pods_not_met_yet_is_judged_when_they_are(pair: Pair) -> N
     pair.a.close()
 
 
-def test_strict_lets_pods_of_the_node_speak(pair: Pair) -> None:
+def test_strict_mode_allows_bypass_between_local_pods(pair: Pair) -> None:
     """Their identity is proven by the kernel."""
     from tests.support.policies import peer
 
@@ -164,6 +164,6 @@ def test_strict_lets_pods_of_the_node_speak(pair: Pair) -> None:
     pair.a.close()
 
 
-def test_policies_are_values_of_the_link() -> None:
+def test_policies_survive_encoding_of_the_link() -> None:
     (only,) = policies(denying())
     assert isinstance(only, AuthorizationPolicy)

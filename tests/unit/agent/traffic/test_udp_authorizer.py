@@ -81,7 +81,7 @@ def client() -> socket.socket:
     return sock
 
 
-async def test_a_pod_that_no_policy_concerns_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pod_without_applicable_policy_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent(monkeypatch)
     agent.judge.begin_epoch()
     assert agent.entry.opened == {HOST}
@@ -92,7 +92,7 @@ async def test_a_pod_that_no_policy_concerns_is_open(monkeypatch: pytest.MonkeyP
     agent.judge.close()
 
 
-async def test_strict_keeps_plaintext_out_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_strict_mode_denies_plaintext_with_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent(monkeypatch)
     agent.policies.put(STRICT)
     agent.judge.begin_epoch()
@@ -112,7 +112,7 @@ async def test_strict_keeps_plaintext_out_and_says_so(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("mode", list(SameNode))
-async def test_pods_of_this_node_are_known_by_their_namespace(
+async def test_local_sender_is_identified_by_netns(
     monkeypatch: pytest.MonkeyPatch, mode: SameNode
 ) -> None:
     """Not where traffic inside the node is to be encrypted: who comes so has proven nothing."""
@@ -134,7 +134,9 @@ async def test_pods_of_this_node_are_known_by_their_namespace(
     agent.judge.close()
 
 
-async def test_who_has_anothers_address_is_not_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sender_with_address_of_other_pod_is_not_trusted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     agent = Agent(monkeypatch)
     agent.pods.put(pod("near", 8, "10.1.0.8"))
     agent.policies.put(STRICT)
@@ -146,7 +148,7 @@ async def test_who_has_anothers_address_is_not_it(monkeypatch: pytest.MonkeyPatc
     agent.judge.close()
 
 
-async def test_many_questions_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_datagrams_are_read_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent(monkeypatch)
     agent.judge.pod_captured(agent.web)
     with client() as sock:
@@ -155,7 +157,9 @@ async def test_many_questions_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch
     agent.judge.close()
 
 
-async def test_sockets_go_with_their_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_authorizer_sockets_are_closed_with_their_pod(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     agent = Agent(monkeypatch)
     agent.judge.reconcile()
     sock = agent.entry.judges[HOST]

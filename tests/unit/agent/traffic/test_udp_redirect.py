@@ -78,7 +78,7 @@ class Agent:
         self.udp.left(cast("Session", session))
 
 
-def test_carried_is_the_mesh_on_other_nodes() -> None:
+def test_udp_to_mesh_pods_of_other_nodes_is_redirected() -> None:
     agent = Agent()
     plain = msgspec.structs.replace(far("plain", "10.2.0.9"), protocol=TunnelProtocol.NONE)
     agent.udp.apply(
@@ -94,7 +94,7 @@ def test_carried_is_the_mesh_on_other_nodes() -> None:
     assert agent.path.carried == {"10.2.0.1", "fd00::1"}
 
 
-def test_destinations_follow_the_mesh() -> None:
+def test_routes_follow_workload_changes() -> None:
     agent = Agent()
     one, two = far("one", "10.2.0.1"), far("two", "10.2.0.2")
     agent.udp.apply(ViewChange((one, two)))
@@ -113,7 +113,7 @@ def test_destinations_follow_the_mesh() -> None:
     assert agent.path.carried == set()
 
 
-def test_an_address_stays_while_one_of_its_pods_is_there() -> None:
+def test_route_of_shared_address_stays_until_last_pod_is_removed() -> None:
     """A pod's address may be another's before the API tells that the first is gone."""
     agent = Agent()
     old, new = far("old", "10.2.0.1"), far("new", "10.2.0.1", node="n3")
@@ -125,7 +125,7 @@ def test_an_address_stays_while_one_of_its_pods_is_there() -> None:
     assert agent.path.carried == set()
 
 
-def test_a_change_writes_only_what_it_is_about() -> None:
+def test_change_writes_only_affected_routes() -> None:
     agent = Agent()
     pods = tuple(far(f"p{number}", f"10.2.0.{number}") for number in range(1, 50))
     agent.udp.apply(ViewChange(pods))
@@ -136,7 +136,7 @@ def test_a_change_writes_only_what_it_is_about() -> None:
     assert agent.path.writes == written + 1
 
 
-def test_a_destination_the_kernel_had_no_room_for_is_tried_again() -> None:
+def test_route_is_retried_when_map_was_full() -> None:
     agent = Agent()
     agent.path.room = 1
     agent.udp.apply(ViewChange((far("one", "10.2.0.1"), far("two", "10.2.0.2"))))
@@ -146,7 +146,7 @@ def test_a_destination_the_kernel_had_no_room_for_is_tried_again() -> None:
     assert agent.path.carried == {"10.2.0.1", "10.2.0.2"}
 
 
-def test_a_new_agent_takes_back_what_is_no_longer_true() -> None:
+def test_restarted_agent_removes_stale_routes() -> None:
     agent = Agent()
     agent.path.ways = {SocketAddress(ip, 0): UdpRoute.REDIRECT for ip in ("10.2.0.1", "10.9.9.9")}
     agent.udp = agent.start()
@@ -155,7 +155,7 @@ def test_a_new_agent_takes_back_what_is_no_longer_true() -> None:
     assert agent.path.carried == {"10.2.0.1"}
 
 
-def test_udp_to_a_node_without_connect_udp_passes_for_a_while() -> None:
+def test_udp_to_node_without_connect_udp_is_native_until_retry() -> None:
     agent = Agent()
     pods = [far("a", "10.2.0.1"), far("b", "10.2.0.2"), far("c", "10.3.0.1", node="n3")]
     agent.udp.apply(ViewChange(tuple(pods)))
@@ -169,7 +169,7 @@ def test_udp_to_a_node_without_connect_udp_passes_for_a_while() -> None:
     assert agent.path.carried == {"10.2.0.1", "10.2.0.2", "10.2.0.4", "10.3.0.1"}
 
 
-def test_each_worker_has_a_socket_of_its_own() -> None:
+def test_each_worker_gets_its_own_udp_socket() -> None:
     agent = Agent()
     first, second = agent.joins(), agent.joins()
     assert first.given == second.given == ["web-uid"]
@@ -180,13 +180,13 @@ def test_each_worker_has_a_socket_of_its_own() -> None:
     assert agent.path.given[COOKIE] == []
 
 
-def test_an_unknown_pod_gets_no_socket() -> None:
+def test_unknown_pod_gets_no_udp_socket() -> None:
     agent = Agent()
     assert agent.joins(uid="other").given == []
     assert agent.path.given == {}
 
 
-def test_workers_keep_their_sockets_when_the_agent_is_another() -> None:
+def test_workers_keep_udp_sockets_across_agent_restart() -> None:
     agent = Agent()
     agent.path.given[COOKIE] = [4000, 4001, 4002]
     one, liar = agent.joins(port=4001), agent.joins(port=5353)
@@ -200,7 +200,7 @@ def test_workers_keep_their_sockets_when_the_agent_is_another() -> None:
     assert agent.path.given[COOKIE] == [4001, liar.udp[COOKIE]]
 
 
-def test_what_the_kernel_refused_is_tried_again() -> None:
+def test_failed_udp_socket_request_is_retried() -> None:
     agent = Agent()
     agent.path.broken = True
     worker = agent.joins()
@@ -213,7 +213,7 @@ def test_what_the_kernel_refused_is_tried_again() -> None:
     assert worker.given == ["web-uid"]
 
 
-def test_a_pod_that_is_gone_is_not_written_again() -> None:
+def test_ports_of_deleted_pod_are_not_written_again() -> None:
     agent = Agent()
     worker = agent.joins()
     del agent.path.given[COOKIE]  # as unenrol does
@@ -221,7 +221,7 @@ def test_a_pod_that_is_gone_is_not_written_again() -> None:
     assert agent.path.given == {}
 
 
-def test_what_waited_is_sent_on_to_who_does_not_take_it() -> None:
+def test_waiting_datagrams_are_sent_natively() -> None:
     agent = Agent()
     agent.pod.addresses = ("10.1.0.1",)  # type: ignore[misc]
     there = far("old", "10.2.0.1")
@@ -236,7 +236,7 @@ def test_what_waited_is_sent_on_to_who_does_not_take_it() -> None:
     assert len(agent.path.sent) == 1
 
 
-def test_a_sidecar_that_takes_hbone_itself_is_not_sent_datagrams() -> None:
+def test_udp_to_sidecar_with_hbone_is_not_redirected() -> None:
     """It would refuse connect-udp, and its whole node be taken for one that does."""
     agent = Agent()
     sidecar = msgspec.structs.replace(far("side", "10.2.0.1"), labels={TUNNEL_LABEL: TUNNEL_HTTP})

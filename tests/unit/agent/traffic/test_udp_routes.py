@@ -56,7 +56,7 @@ def at(ip: str, port: int = 0) -> SocketAddress:
     return SocketAddress(ip, port)
 
 
-def test_pods_of_this_node_are_carried_only_if_encrypted() -> None:
+def test_local_pods_are_redirected_only_if_encrypted() -> None:
     near = pod("10.1.0.1", node="n1")
     for encrypted in (False, True):
         made, _ = ways(encrypted=encrypted)
@@ -64,7 +64,7 @@ def test_pods_of_this_node_are_carried_only_if_encrypted() -> None:
         assert made.routes == ({at("10.1.0.1"): CARRY} if encrypted else {})
 
 
-def test_strict_refuses_only_where_nobody_takes_connect_udp() -> None:
+def test_strict_drops_udp_only_to_nodes_without_connect_udp() -> None:
     made, policies = ways()
     policies.put(strict())
     pods = pod("10.2.0.1"), pod("10.2.0.2", plain=True), pod("10.1.0.1", node="n1")
@@ -77,7 +77,7 @@ def test_strict_refuses_only_where_nobody_takes_connect_udp() -> None:
     assert made.routes == {}
 
 
-def test_ports_may_be_exempt() -> None:
+def test_port_level_mtls_mode_overrides_strict() -> None:
     made, policies = ways()
     there = pod("10.2.0.1", plain=True)
     made.apply(ViewChange((there,)))
@@ -94,7 +94,7 @@ def test_ports_may_be_exempt() -> None:
     assert made.route_of(at("10.9.9.9", 54)) is PLAIN
 
 
-def test_a_service_is_carried_while_all_its_endpoints_can_be() -> None:
+def test_service_is_redirected_if_all_endpoints_are_in_the_mesh() -> None:
     made, policies = ways()
     far, near, plain = pod("10.2.0.1"), pod("10.1.0.1", node="n1"), pod("10.2.0.9", plain=True)
     made.apply(ViewChange((far, near, plain), (service("10.2.0.1", "10.1.0.1"),)))
@@ -111,7 +111,7 @@ def test_a_service_is_carried_while_all_its_endpoints_can_be() -> None:
     assert made.routes == {at("10.2.0.1"): CARRY}
 
 
-def test_of_two_claims_on_an_address_the_stricter_counts_until_one_goes() -> None:
+def test_stricter_of_two_claims_on_address_wins() -> None:
     made, policies = ways()
     policies.put(strict())
     old = msgspec.structs.replace(pod("10.2.0.1", plain=True), uid="old")

@@ -30,13 +30,13 @@ def _size(delta: MeshDelta) -> int:
     return len(msgspec.msgpack.encode(delta))
 
 
-def test_empty_mesh_is_one_message_that_opens_and_closes() -> None:
+def test_empty_snapshot_is_one_message() -> None:
     assert list(delta_chunks.snapshot(7, (), ())) == [
         MeshDelta(revision=7, reset=True, complete=True)
     ]
 
 
-def test_what_the_mesh_allows_outside_opens_the_snapshot() -> None:
+def test_registry_only_is_set_in_first_message_of_snapshot() -> None:
     workloads = [workload(f"w{number}") for number in range(3000)]
     parts = list(delta_chunks.snapshot(7, workloads, (), registry_only=True))
     assert [part.registry_only for part in parts] == [True] + [False] * (len(parts) - 1)
@@ -45,7 +45,7 @@ def test_what_the_mesh_allows_outside_opens_the_snapshot() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 2000), max_size=12), st.integers(0, 1500))
-def test_snapshot_arrives_whole_in_packets_that_fit(sizes: list[int], count: int) -> None:
+def test_snapshot_is_split_into_packets_without_loss(sizes: list[int], count: int) -> None:
     services = [_service(number, size) for number, size in enumerate(sizes)]
     workloads = [workload(f"w{number}") for number in range(count)]
     parts = list(delta_chunks.snapshot(1, workloads, services))
@@ -59,7 +59,7 @@ def test_snapshot_arrives_whole_in_packets_that_fit(sizes: list[int], count: int
     assert {one.key: one for one in state.services()} == {one.key: one for one in services}
 
 
-def test_change_is_split_too_and_removes_before_it_adds() -> None:
+def test_split_change_has_removals_first() -> None:
     delta = MeshDelta(
         revision=3,
         workloads=tuple(workload(f"w{number}") for number in range(3000)),
@@ -76,7 +76,7 @@ def test_change_is_split_too_and_removes_before_it_adds() -> None:
     assert kinds == sorted(kinds)
 
 
-def test_policies_travel_whole_and_never_cut() -> None:
+def test_policies_are_never_truncated() -> None:
     values = tuple(f"cluster.local/ns/n{number}/sa/account" for number in range(4000))
     rule = Rule(0, (((MatchTerms(Attribute.PRINCIPAL, values),),),))
     large = [
@@ -95,7 +95,7 @@ def test_policies_travel_whole_and_never_cut() -> None:
     assert removed == list(gone)
 
 
-def test_giant_service_keeps_its_ready_endpoints_first() -> None:
+def test_truncated_service_has_ready_endpoints_first() -> None:
     ready = Endpoint(address="192.0.2.1", ports={"http": 80})
     tired = tuple(
         Endpoint(address=f"fd00::{at:x}", ports={"http": 80}, ready=False) for at in range(20_000)

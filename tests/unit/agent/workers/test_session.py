@@ -87,7 +87,7 @@ async def hub(tmp_path: Path) -> AsyncIterator[tuple[Hub, Recorder, Path]]:
         made.close()
 
 
-def test_message_without_a_handler_is_found_at_the_start(tmp_path: Path) -> None:
+def test_server_rejects_table_with_missing_handler(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="PodReady, SameNodeAllowed"):
         AgentLinkServer(tmp_path / "agent.sock", 0, SessionTable(), MessageHandlers(), ())
 
@@ -99,7 +99,7 @@ def test_message_has_one_handler() -> None:
         Recorder().register(handlers)
 
 
-async def test_worker_joins_says_ready_and_asks_for_sockets(tmp_path: Path) -> None:
+async def test_worker_joins_reports_ready_and_requests_sockets(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, recorder, path):
         worker = FakeWorker(path, worker=3).greet()
         await wait_until_async(lambda: len(workers.sessions) == 1)
@@ -112,13 +112,13 @@ async def test_worker_joins_says_ready_and_asks_for_sockets(tmp_path: Path) -> N
         assert workers.sessions == []
 
 
-async def test_socket_is_for_the_proxys_user_only(tmp_path: Path) -> None:
+async def test_socket_is_accessible_to_proxy_user_only(tmp_path: Path) -> None:
     async with hub(tmp_path) as (_, _, path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
         assert path.stat().st_uid == os.getuid()
 
 
-async def test_stranger_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "_peer", lambda _: Peer(1, 4242))
 
     async with hub(tmp_path) as (workers, recorder, path):
@@ -128,13 +128,13 @@ async def test_stranger_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert workers.sessions == []
 
 
-def test_kernel_tells_who_dials() -> None:
+def test_peer_credentials_come_from_the_kernel() -> None:
     one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with one, two:
         assert server_module._peer(one) == Peer(os.getpid(), os.getuid())
 
 
-async def test_snapshot_waits_for_all_greetings(tmp_path: Path) -> None:
+async def test_snapshot_is_sent_after_all_hellos(tmp_path: Path) -> None:
     async with hub(tmp_path) as (_, recorder, path):
         worker = FakeWorker(path)
         worker.greet((worker.hello(), []), (worker.hello(), []), (worker.hello(), []))
@@ -143,7 +143,7 @@ async def test_snapshot_waits_for_all_greetings(tmp_path: Path) -> None:
         worker.close()
 
 
-async def test_news_before_hello_is_not_sent(tmp_path: Path) -> None:
+async def test_broadcast_skips_sessions_before_hello(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, _, path):
         silent, greeted = FakeWorker(path), FakeWorker(path).greet()
         await wait_until_async(lambda: len(workers.sessions) == 1)
@@ -154,7 +154,7 @@ async def test_news_before_hello_is_not_sent(tmp_path: Path) -> None:
         greeted.close()
 
 
-async def test_greeting_whose_descriptors_do_not_match_ends_the_session(tmp_path: Path) -> None:
+async def test_hello_with_wrong_number_of_descriptors_closes_session(tmp_path: Path) -> None:
     async with hub(tmp_path) as (_, recorder, path):
         worker = FakeWorker(path)
         before = len(os.listdir("/proc/self/fd"))
@@ -165,7 +165,7 @@ async def test_greeting_whose_descriptors_do_not_match_ends_the_session(tmp_path
         assert len(os.listdir("/proc/self/fd")) <= before
 
 
-async def test_junk_ends_that_session_only(tmp_path: Path) -> None:
+async def test_invalid_packet_closes_that_session_only(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, _, path):
         rude, good = FakeWorker(path), FakeWorker(path).greet()
         rude.sock.send(b"\xff junk")
@@ -174,7 +174,7 @@ async def test_junk_ends_that_session_only(tmp_path: Path) -> None:
         good.close()
 
 
-async def test_slow_worker_is_cut_off_and_others_go_on(tmp_path: Path) -> None:
+async def test_slow_worker_is_disconnected_without_affecting_others(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, recorder, path):
         slow, quick = FakeWorker(path, worker=1).greet(), FakeWorker(path, worker=2).greet()
         await wait_until_async(lambda: len(workers.sessions) == 2)
@@ -190,7 +190,7 @@ async def test_slow_worker_is_cut_off_and_others_go_on(tmp_path: Path) -> None:
         quick.close()
 
 
-async def test_queued_descriptors_outlive_the_callers_and_leak_none(tmp_path: Path) -> None:
+async def test_queued_descriptors_are_copies_and_do_not_leak(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, _, path):
         worker = FakeWorker(path).greet()
         await wait_until_async(lambda: len(workers.sessions) == 1)
@@ -209,7 +209,7 @@ async def test_queued_descriptors_outlive_the_callers_and_leak_none(tmp_path: Pa
         assert len(os.listdir("/proc/self/fd")) <= before
 
 
-async def test_answers_find_their_questions_and_silence_is_named(tmp_path: Path) -> None:
+async def test_queries_return_replies_and_name_workers_without_reply(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, _, path):
         talker, mute = FakeWorker(path, worker=1).greet(), FakeWorker(path, worker=2).greet()
         talker.answers = lambda number, what: IntrospectionReply(
@@ -223,7 +223,7 @@ async def test_answers_find_their_questions_and_silence_is_named(tmp_path: Path)
         mute.close()
 
 
-async def test_question_to_a_worker_that_dies_ends_at_once(tmp_path: Path) -> None:
+async def test_query_ends_when_session_closes(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, _, path):
         worker = FakeWorker(path).greet()
         await wait_until_async(lambda: len(workers.sessions) == 1)
@@ -234,7 +234,7 @@ async def test_question_to_a_worker_that_dies_ends_at_once(tmp_path: Path) -> No
             assert [answer.body for answer in await asking] == [None]
 
 
-async def test_agent_that_ends_hangs_up(tmp_path: Path) -> None:
+async def test_stopping_agent_closes_sessions(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, _, path):
         worker = FakeWorker(path).greet()
         await wait_until_async(lambda: len(workers.sessions) == 1)

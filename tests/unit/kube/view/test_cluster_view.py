@@ -31,13 +31,13 @@ def names(change: ViewChange) -> list[str]:
     return [w.name for w in change.workloads] + [s.name for s in change.services]
 
 
-def test_drain_tells_each_difference_once() -> None:
+def test_drain_returns_each_difference_once() -> None:
     mirror = make(objects.pod("a", "10.0.0.1"))
     assert names(mirror.drain()) == ["a"]
     assert not mirror.drain()
 
 
-def test_unchanged_object_is_no_change() -> None:
+def test_unchanged_object_is_not_a_change() -> None:
     mirror = make(objects.pod("a", "10.0.0.1"), objects.service("s", "10.96.0.1"))
     mirror.drain()
     mirror.upsert(objects.pod("a", "10.0.0.1"))
@@ -45,13 +45,13 @@ def test_unchanged_object_is_no_change() -> None:
     assert not mirror.drain()
 
 
-def test_what_came_and_went_between_drains_is_no_change() -> None:
+def test_object_added_and_removed_between_drains_is_no_change() -> None:
     mirror = make(objects.pod("a", "10.0.0.1"))
     mirror.delete("Pod", "default", "a")
     assert not mirror.drain()
 
 
-def test_what_went_and_came_back_the_same_is_no_change() -> None:
+def test_object_removed_and_added_back_is_no_change() -> None:
     mirror = make(objects.pod("a", "10.0.0.1"))
     mirror.drain()
     mirror.delete("Pod", "default", "a")
@@ -59,7 +59,7 @@ def test_what_went_and_came_back_the_same_is_no_change() -> None:
     assert not mirror.drain()
 
 
-def test_namespace_label_enrols_its_pods_and_no_other() -> None:
+def test_namespace_label_enrolls_only_its_pods() -> None:
     mirror = make(
         objects.namespace("x"),
         objects.pod("a", "10.0.0.1", namespace="x"),
@@ -71,7 +71,7 @@ def test_namespace_label_enrols_its_pods_and_no_other() -> None:
     assert [(w.name, w.protocol) for w in change.workloads] == [("a", TunnelProtocol.HBONE)]
 
 
-def test_deleted_namespace_enrols_no_more() -> None:
+def test_deleted_namespace_unenrolls_its_pods() -> None:
     mirror = make(objects.namespace("x", AMBIENT), objects.pod("a", "10.0.0.1", namespace="x"))
     mirror.delete("Namespace", "", "x")
     assert mirror.snapshot().workloads[0].protocol is TunnelProtocol.NONE
@@ -82,7 +82,7 @@ def test_namespace_may_come_after_its_pods() -> None:
     assert mirror.snapshot().workloads[0].protocol is TunnelProtocol.HBONE
 
 
-def test_change_costs_only_what_depends_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_change_updates_only_dependents(monkeypatch: pytest.MonkeyPatch) -> None:
     mirror = make(
         *(objects.service(f"s{n}", f"10.96.0.{n}") for n in range(50)),
         *(objects.pod(f"p{n}", f"10.0.0.{n}", namespace=f"ns{n % 10}") for n in range(50)),
@@ -144,14 +144,14 @@ def test_reused_address_belongs_to_the_new_pod(old_goes_first: bool, drain_betwe
     assert found.name == "new"
 
 
-def test_latest_claim_to_an_address_comes_last_in_delta_and_snapshot() -> None:
+def test_latest_claim_to_address_is_last_in_delta_and_snapshot() -> None:
     mirror = make(objects.pod("z", "10.0.0.2"), objects.pod("a", "10.0.0.1"))
     mirror.upsert(objects.pod("z", "10.0.0.1"))
     assert names(mirror.snapshot()) == ["a", "z"]
     assert names(mirror.drain()) == ["a", "z"]
 
 
-def test_pods_swap_addresses() -> None:
+def test_pods_can_swap_addresses() -> None:
     mirror, state = make(objects.pod("a", "10.0.0.1"), objects.pod("b", "10.0.0.2")), MeshState()
     state.apply(mirror.drain())
     mirror.upsert(objects.pod("a", "10.0.0.2"))
@@ -179,7 +179,7 @@ def test_slice_may_come_before_its_service() -> None:
     assert len(mirror.drain().services[0].endpoints) == 1
 
 
-def test_object_not_understood_leaves_the_last_good_in_force_and_is_reported() -> None:
+def test_invalid_object_keeps_last_valid_state_and_is_reported() -> None:
     mirror = make(objects.pod("a", "10.0.0.1", labels=AMBIENT))
     before = mirror.snapshot()
     mirror.upsert(objects.pod("a", "nonsense"))
@@ -189,20 +189,20 @@ def test_object_not_understood_leaves_the_last_good_in_force_and_is_reported() -
     assert mirror.errors() == {}
 
 
-def test_error_goes_with_its_object() -> None:
+def test_error_is_removed_with_its_object() -> None:
     mirror = make(objects.pod("a", "nonsense"))
     mirror.delete("Pod", "default", "a")
     assert mirror.errors() == {}
 
 
-def test_wrong_capacity_keeps_the_pod_in_the_mesh_and_is_reported() -> None:
+def test_invalid_annotation_of_pod_keeps_it_in_the_mesh_and_is_reported() -> None:
     annotations = {translation.CAPACITY_ANNOTATION: "x"}
     mirror = make(objects.pod("a", "10.0.0.1", labels=AMBIENT, annotations=annotations))
     assert mirror.snapshot().workloads[0].protocol is TunnelProtocol.HBONE
     assert list(mirror.errors()) == ["Pod default/a"]
 
 
-def test_other_kinds_and_other_groups_are_passed_over() -> None:
+def test_other_kinds_and_groups_are_ignored() -> None:
     knative = objects.service("s") | {"apiVersion": "serving.knative.dev/v1"}
     mirror = make(knative, {"apiVersion": "v1", "kind": "ConfigMap"}, {})
     mirror.delete("ConfigMap", "default", "s")
@@ -210,7 +210,7 @@ def test_other_kinds_and_other_groups_are_passed_over() -> None:
     assert mirror.errors() == {}
 
 
-def test_look_ups_by_node() -> None:
+def test_lookup_by_node() -> None:
     mirror = make(
         objects.node("node1", "172.30.0.1", "fd00:30::0:1"),
         objects.pod("a", "10.0.0.1"),
@@ -270,7 +270,7 @@ def content(change: ViewChange) -> tuple[dict[str, Workload], dict[str, Any]]:
 
 @settings(max_examples=300, deadline=None)
 @given(steps=STEPS)
-def test_any_history_comes_to_the_same_as_starting_from_its_end(
+def test_view_does_not_depend_on_history(
     steps: list[tuple[str, Object]],
 ) -> None:
     mirror, now = ClusterView("td", "c"), dict[ObjectKey, Object]()
@@ -310,7 +310,7 @@ def _only_mesh_yes() -> ClusterView:
     return ClusterView("td", "c", discovery=parse('[{"matchLabels": {"mesh": "yes"}}]'))
 
 
-def test_undiscovered_namespace_is_not_of_the_meshs_world() -> None:
+def test_unselected_namespace_is_ignored() -> None:
     mirror = _only_mesh_yes()
     for name, label in (("in", "yes"), ("out", "no")):
         mirror.upsert(objects.namespace(name, {"mesh": label, **AMBIENT}))
@@ -319,7 +319,7 @@ def test_undiscovered_namespace_is_not_of_the_meshs_world() -> None:
     assert names(mirror.drain()) == ["pod-in", "service-in"]
 
 
-def test_namespace_that_is_discovered_later_brings_all_that_is_in_it() -> None:
+def test_newly_selected_namespace_adds_its_objects() -> None:
     mirror = _only_mesh_yes()
     mirror.upsert(objects.pod("a", "10.0.0.1"))
     mirror.upsert(objects.service("s", "10.96.0.1"))
@@ -332,7 +332,7 @@ def test_namespace_that_is_discovered_later_brings_all_that_is_in_it() -> None:
     assert len(change.removed_workloads) == len(change.removed_services) == 1
 
 
-def test_namespace_that_was_not_seen_is_not_discovered() -> None:
+def test_unknown_namespace_is_not_selected() -> None:
     mirror = _only_mesh_yes()
     mirror.upsert(objects.pod("a", "10.0.0.1"))
     assert not mirror.snapshot()
