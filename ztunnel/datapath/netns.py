@@ -82,21 +82,21 @@ def open_listeners(
 
     Raises OSError (EADDRINUSE if a process of the pod uses one of the proxy's ports).
     """
-    made: dict[ListenerKind, socket.socket] = {}
+    sockets: dict[ListenerKind, socket.socket] = {}
     try:
         with entered(netns_fd):
             for kind, (family, host, port) in LISTEN_ADDRESSES.items():
                 if ipv6 or family is socket.AF_INET:
                     make = _query_socket if kind.is_query else _listener
-                    made[kind] = make(family, host, port)
-        for kind, sock in made.items():
+                    sockets[kind] = make(family, host, port)
+        for kind, sock in sockets.items():
             if kind.is_query:
                 maps.tag_resolver(sock)
     except OSError:
-        for sock in made.values():
+        for sock in sockets.values():
             sock.close()
         raise
-    return made
+    return sockets
 
 
 def is_listener(sock: socket.socket, kind: ListenerKind, netns_cookie: int) -> bool:
@@ -116,10 +116,10 @@ def is_listener(sock: socket.socket, kind: ListenerKind, netns_cookie: int) -> b
 
 def tcp_sockets(netns_fd: int, family: int, count: int, maps: Maps) -> list[socket.socket]:
     """Open unconnected nonblocking TCP sockets in a pod, tagged as the proxy's. `family` 4 or 6."""
-    made = _proxy_sockets(netns_fd, family, socket.SOCK_STREAM, count, maps)
-    for sock in made:
+    sockets = _proxy_sockets(netns_fd, family, socket.SOCK_STREAM, count, maps)
+    for sock in sockets:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return made
+    return sockets
 
 
 def udp_sockets(netns_fd: int, family: int, count: int, maps: Maps) -> list[socket.socket]:
@@ -131,18 +131,18 @@ def _proxy_sockets(
     netns_fd: int, family: int, kind: int, count: int, maps: Maps
 ) -> list[socket.socket]:
     domain = socket.AF_INET if family == 4 else socket.AF_INET6
-    made: list[socket.socket] = []
+    sockets: list[socket.socket] = []
     try:
         with entered(netns_fd):
             for _ in range(count):
-                made.append(socket.socket(domain, kind | socket.SOCK_NONBLOCK))
-        for sock in made:
+                sockets.append(socket.socket(domain, kind | socket.SOCK_NONBLOCK))
+        for sock in sockets:
             maps.tag_proxy(sock)
     except OSError:
-        for sock in made:
+        for sock in sockets:
             sock.close()
         raise
-    return made
+    return sockets
 
 
 def _query_socket(family: socket.AddressFamily, host: str, port: int) -> socket.socket:

@@ -124,19 +124,21 @@ class SameNodeMaps:
 
 
 def _bypass_entry(key: bytes, value: bytes) -> BypassEntry:
-    at = layout.SameNodeKey.from_buffer_copy(key)
+    parsed_key = layout.SameNodeKey.from_buffer_copy(key)
     allow = layout.SameNodeAllow.from_buffer_copy(value)
     return BypassEntry(
-        at.netns, layout.socket_address(bytes(at.ip), bytes(at.port)), allow.dst_netns
+        parsed_key.netns,
+        layout.socket_address(bytes(parsed_key.ip), bytes(parsed_key.port)),
+        allow.dst_netns,
     )
 
 
 def _connection(key: bytes, value: bytes) -> SameNodeConnection:
-    at = layout.FourTuple.from_buffer_copy(key)
+    parsed_key = layout.FourTuple.from_buffer_copy(key)
     entry = layout.SameNodeConn.from_buffer_copy(value)
     return SameNodeConnection(
-        source=layout.socket_address(bytes(at.src), bytes(at.sport)),
-        destination=layout.socket_address(bytes(at.dst), bytes(at.dport)),
+        source=layout.socket_address(bytes(parsed_key.src), bytes(parsed_key.sport)),
+        destination=layout.socket_address(bytes(parsed_key.dst), bytes(parsed_key.dport)),
         netns_cookie=entry.netns,
         destination_cookie=entry.dst_netns,
         epoch=entry.epoch,

@@ -24,7 +24,7 @@ from ztunnel.datapath.sockopt import IPV6_FREEBIND
 from ztunnel.mesh.model import SocketAddress
 
 _UDP_EPOCH_INDEX = (1).to_bytes(4, sys.byteorder)  # ZT_UDP_EPOCH_INDEX
-_ADDRESS = 16
+_ADDRESS_BYTES = 16
 _IP_ORIGDSTADDR = 20  # linux/in.h; not in Python's socket module
 _IPV6_ORIGDSTADDR = 74  # linux/in6.h
 CONTROL_BUFFER_BYTES = socket.CMSG_SPACE(sockopt.SOCKADDR_IN6_SIZE)
@@ -60,7 +60,7 @@ class UdpAdmissionMaps:
             ctypes.sizeof(layout.FourTuple),
             ctypes.sizeof(layout.UdpConntrackEntry),
         )
-        self._authorizers = opened("zt_udp_authz_socks", _ADDRESS, 8)
+        self._authorizers = opened("zt_udp_authz_socks", _ADDRESS_BYTES, 8)
 
     @property
     def epoch(self) -> int:
@@ -108,16 +108,16 @@ class UdpAdmissionMaps:
 
     def sockets(self, netns_fd: int, *, ipv6: bool) -> dict[int, socket.socket]:
         """Open the authorizer sockets in a pod, by family (4, 6). Raises OSError."""
-        made: dict[int, socket.socket] = {}
+        sockets: dict[int, socket.socket] = {}
         try:
             for family in (4, 6) if ipv6 else (4,):
-                made[family] = _socket(netns_fd, family)
-                self._maps.tag_proxy(made[family])
+                sockets[family] = _socket(netns_fd, family)
+                self._maps.tag_proxy(sockets[family])
         except OSError:
-            for sock in made.values():
+            for sock in sockets.values():
                 sock.close()
             raise
-        return made
+        return sockets
 
     def set_authorizer_socket(self, address: str, sock: socket.socket) -> None:
         """Undecided datagrams to `address` go to `sock` while it is open."""

@@ -25,7 +25,7 @@ MAX_WORKERS = layout.MAX_UDP_WORKERS
 RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024  # datagrams of one pod that wait for a worker
 
 MAX_PORT_ATTEMPTS = 8  # a port that is free in IPv4 may be in use in IPv6
-_COOKIE = 8
+_COOKIE_BYTES = 8
 _SO_LOCK_FILTER = 44  # asm-generic/socket.h; not in Python's socket module
 _SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
@@ -61,8 +61,8 @@ class UdpMaps:
             return RawMap.open(path, key_size, value_size, read_only=read_only)
 
         self._routes = opened("zt_udp_routes", ctypes.sizeof(layout.Endpoint), 1)
-        self._pods = opened("zt_udp_pods", _COOKIE, ctypes.sizeof(layout.UdpPod))
-        self._stats = opened("zt_udp_stats", _COOKIE, ctypes.sizeof(layout.UdpStats))
+        self._pods = opened("zt_udp_pods", _COOKIE_BYTES, ctypes.sizeof(layout.UdpPod))
+        self._stats = opened("zt_udp_stats", _COOKIE_BYTES, ctypes.sizeof(layout.UdpStats))
 
     def set_route(self, to: SocketAddress, route: UdpRoute) -> None:
         """Route UDP to an address. Port 0: all ports without a route of their own.
@@ -79,13 +79,15 @@ class UdpMaps:
         """The routes by destination."""
         found = {}
         for key, value in self._routes.items():
-            at = layout.Endpoint.from_buffer_copy(key)
-            found[layout.socket_address(bytes(at.ip), bytes(at.port))] = UdpRoute(value[0])
+            parsed_key = layout.Endpoint.from_buffer_copy(key)
+            found[layout.socket_address(bytes(parsed_key.ip), bytes(parsed_key.port))] = UdpRoute(
+                value[0]
+            )
         return found
 
     def set_worker_ports(self, netns_cookie: int, ports: Sequence[int]) -> None:
         """Set the ports of the workers' sockets in a pod. Without any, its UDP is refused."""
-        key = netns_cookie.to_bytes(_COOKIE, sys.byteorder)
+        key = netns_cookie.to_bytes(_COOKIE_BYTES, sys.byteorder)
         ports = ports[:MAX_WORKERS]
         value = layout.UdpPod(workers=len(ports))
         packed = b"".join(port.to_bytes(2, "big") for port in ports)
@@ -96,7 +98,7 @@ class UdpMaps:
 
     def worker_ports(self, netns_cookie: int) -> list[int]:
         """The ports of the workers' sockets in a pod."""
-        raw = self._pods.lookup(netns_cookie.to_bytes(_COOKIE, sys.byteorder))
+        raw = self._pods.lookup(netns_cookie.to_bytes(_COOKIE_BYTES, sys.byteorder))
         if raw is None:
             return []
         value = layout.UdpPod.from_buffer_copy(raw)
@@ -109,7 +111,7 @@ class UdpMaps:
 
     def remove(self, netns_cookie: int) -> None:
         """Delete the ports and counters of a pod."""
-        key = netns_cookie.to_bytes(_COOKIE, sys.byteorder)
+        key = netns_cookie.to_bytes(_COOKIE_BYTES, sys.byteorder)
         self._pods.delete(key)
         self._stats.delete(key)
 
@@ -182,21 +184,21 @@ def udp_sockets(netns_fd: int, maps: Maps, *, ipv6: bool) -> list[socket.socket]
     OSError.
     """
     for attempt in range(MAX_PORT_ATTEMPTS):
-        made = [_socket4(netns_fd)]
+        sockets = [_socket4(netns_fd)]
         try:
             if ipv6:
-                made.append(_socket6(netns_fd, made[0].getsockname()[1]))
-            for sock in made:
+                sockets.append(_socket6(netns_fd, sockets[0].getsockname()[1]))
+            for sock in sockets:
                 sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
                 maps.tag_proxy(sock)
         except OSError as error:
-            for sock in made:
+            for sock in sockets:
                 sock.close()
             if error.errno != errno.EADDRINUSE or attempt == MAX_PORT_ATTEMPTS - 1:
                 raise
             continue
         break
-    return made
+    return sockets
 
 
 def _destination(to: SocketAddress) -> bytes:

@@ -29,7 +29,7 @@ from ztunnel.datapath.bpf.syscall import AttachType, ProgramType, RawMap
 DEFAULT_PIN_DIR = Path("/sys/fs/bpf/ztunnel")
 _INCLUDE = re.compile(r'#include "([^"]+)"')
 _META_KEY = bytes(4)
-_META_SIZE = len(bytes(layout.Meta()))
+_META_BYTES = len(bytes(layout.Meta()))
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def fingerprint(sources: Path, cgroup: Path) -> bytes:
 def pinned_meta(pin_dir: Path) -> layout.Meta | None:
     """The metadata of the pinned programs; None if nothing is pinned."""
     try:
-        table = RawMap.open(pin_dir / "maps" / "zt_meta", 4, _META_SIZE, read_only=True)
+        table = RawMap.open(pin_dir / "maps" / "zt_meta", 4, _META_BYTES, read_only=True)
     except FileNotFoundError:
         return None
     try:
@@ -247,7 +247,7 @@ def _update_or_drop(pin: Path, program: int) -> None:
 def _write_meta(pin_dir: Path, wanted: bytes) -> None:
     meta = layout.Meta(abi=layout.ABI_VERSION)
     meta.fingerprint[:] = wanted
-    table = RawMap.open(pin_dir / "maps" / "zt_meta", 4, _META_SIZE, read_only=False)
+    table = RawMap.open(pin_dir / "maps" / "zt_meta", 4, _META_BYTES, read_only=False)
     try:
         table.update(_META_KEY, bytes(meta))
     finally:

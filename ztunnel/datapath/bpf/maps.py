@@ -17,9 +17,9 @@ from ztunnel.datapath.bpf.syscall import RawMap, possible_cpus
 from ztunnel.datapath.same_node_maps import SameNodeMaps
 from ztunnel.mesh.model import SocketAddress
 
-_INT = 4
-_COOKIE = 8
-_ADDRESS = 16
+_INT_BYTES = 4
+_COOKIE_BYTES = 8
+_ADDRESS_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,17 @@ class Maps:
             return RawMap.open(path, key_size, value_size, read_only=read_only)
 
         self._cpus = possible_cpus()
-        self._pods = opened("zt_pods", _COOKIE, ctypes.sizeof(layout.Pod))
-        self._pod_stats = opened("zt_pod_stats", _COOKIE, ctypes.sizeof(layout.PodStats))
+        self._pods = opened("zt_pods", _COOKIE_BYTES, ctypes.sizeof(layout.Pod))
+        self._pod_stats = opened("zt_pod_stats", _COOKIE_BYTES, ctypes.sizeof(layout.PodStats))
         self._flows = opened("zt_flows", ctypes.sizeof(layout.FlowKey), ctypes.sizeof(layout.Flow))
-        self._node_addrs = opened("zt_node_addrs", _ADDRESS, 1)
-        self._stats = opened("zt_stats", _INT, 8 * self._cpus)
+        self._node_addrs = opened("zt_node_addrs", _ADDRESS_BYTES, 1)
+        self._stats = opened("zt_stats", _INT_BYTES, 8 * self._cpus)
         self.same_node = SameNodeMaps(pin_dir, read_only=read_only)
         self._read_only = read_only
         if not read_only:
-            self._sockets = opened("zt_socks", _INT, ctypes.sizeof(layout.Sock))
-            self._listeners = opened("zt_listeners", _ADDRESS, 8)
-            self._node_netns = opened("zt_node_netns", _INT, _COOKIE)
+            self._sockets = opened("zt_socks", _INT_BYTES, ctypes.sizeof(layout.Sock))
+            self._listeners = opened("zt_listeners", _ADDRESS_BYTES, 8)
+            self._node_netns = opened("zt_node_netns", _INT_BYTES, _COOKIE_BYTES)
 
     def enroll(self, entry: PodEntry) -> None:
         """Redirect new connections of this netns to the proxy. Revokes all bypass entries."""
@@ -93,7 +93,7 @@ class Maps:
                 value.ip4[:] = raw
             else:
                 value.ip6[:] = raw
-        key = entry.netns_cookie.to_bytes(_COOKIE, sys.byteorder)
+        key = entry.netns_cookie.to_bytes(_COOKIE_BYTES, sys.byteorder)
         if self._pod_stats.lookup(key) is None:
             self._pod_stats.update(key, bytes(layout.PodStats()))
         self.same_node.revoke()
@@ -105,7 +105,7 @@ class Maps:
         Revokes all bypass entries.
         """
         self.same_node.revoke()
-        key = netns_cookie.to_bytes(_COOKIE, sys.byteorder)
+        key = netns_cookie.to_bytes(_COOKIE_BYTES, sys.byteorder)
         was = self._pods.delete(key)
         self._pod_stats.delete(key)
         return was
@@ -136,7 +136,7 @@ class Maps:
         return {stat.name.lower(): self._stat(stat) for stat in Stat}
 
     def _stat(self, stat: Stat) -> int:
-        raw = self._stats.lookup(int(stat).to_bytes(_INT, sys.byteorder)) or b""
+        raw = self._stats.lookup(int(stat).to_bytes(_INT_BYTES, sys.byteorder)) or b""
         return sum(int.from_bytes(raw[at : at + 8], sys.byteorder) for at in range(0, len(raw), 8))
 
     def set_node_netns(self, cookie: int) -> None:
@@ -144,7 +144,7 @@ class Maps:
 
         0: by address only.
         """
-        self._node_netns.update(bytes(_INT), cookie.to_bytes(_COOKIE, sys.byteorder))
+        self._node_netns.update(bytes(_INT_BYTES), cookie.to_bytes(_COOKIE_BYTES, sys.byteorder))
 
     def set_node_addresses(self, addresses: Iterable[str]) -> None:
         """Set the node's addresses; connections from them (kubelet probes) bypass the proxy."""
@@ -177,11 +177,11 @@ class Maps:
 
     def _tag(self, sock: socket.socket, role: Role) -> None:
         value = layout.Sock(role=role)
-        self._sockets.update(sock.fileno().to_bytes(_INT, sys.byteorder), bytes(value))
+        self._sockets.update(sock.fileno().to_bytes(_INT_BYTES, sys.byteorder), bytes(value))
 
     def socket_role(self, sock: socket.socket) -> Role:
         """The role of a socket; for tests and diagnosis."""
-        raw = self._sockets.lookup(sock.fileno().to_bytes(_INT, sys.byteorder))
+        raw = self._sockets.lookup(sock.fileno().to_bytes(_INT_BYTES, sys.byteorder))
         return Role(layout.Sock.from_buffer_copy(raw).role) if raw else Role.NONE
 
     def close(self) -> None:
@@ -209,12 +209,12 @@ def _counters(value: bytes) -> PodCounters:
 
 
 def _flow_entry(key: bytes, value: bytes) -> FlowEntry:
-    at = layout.FlowKey.from_buffer_copy(key)
+    parsed_key = layout.FlowKey.from_buffer_copy(key)
     flow = layout.Flow.from_buffer_copy(value)
     return FlowEntry(
-        netns_cookie=at.netns,
-        source=layout.socket_address(bytes(at.ip), bytes(at.sport)),
-        port=int.from_bytes(bytes(at.dport), "big"),
+        netns_cookie=parsed_key.netns,
+        source=layout.socket_address(bytes(parsed_key.ip), bytes(parsed_key.sport)),
+        port=int.from_bytes(bytes(parsed_key.dport), "big"),
         role=Role(flow.sock.role),
         address=layout.socket_address(bytes(flow.sock.ip), bytes(flow.sock.port)),
         owner=flow.owner,

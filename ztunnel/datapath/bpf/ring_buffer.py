@@ -23,12 +23,12 @@ from ztunnel.mesh.model import SocketAddress
 RING_BYTES = 2097152  # ZT_EVENTS_BYTES
 _BUSY = 1 << 31
 _DISCARDED = 1 << 30
-_HEADER = 8
+_HEADER_BYTES = 8
 _POSITION = struct.Struct("=Q")
 _LENGTH = struct.Struct("=I")
 _EVENT = struct.Struct("=16s16s2s2s4xQQQQQQIIB7x")  # layout.Event
 _text = lru_cache(maxsize=4096)(layout.unpacked)
-_ENDINGS = tuple(CloseReason)  # by number: faster than a call of the class
+_CLOSE_REASONS = tuple(CloseReason)  # by number: faster than a call of the class
 
 
 class ConnectionEvent(msgspec.Struct, frozen=True):
@@ -78,9 +78,9 @@ class EventReader:
                 break
             size = length & ~_DISCARDED
             if not length & _DISCARDED and size >= _EVENT.size:
-                record = self._writer[start + _HEADER : start + _HEADER + size]
+                record = self._writer[start + _HEADER_BYTES : start + _HEADER_BYTES + size]
                 found.append(_decode(record))
-            at += (_HEADER + size + 7) // 8 * 8
+            at += (_HEADER_BYTES + size + 7) // 8 * 8
         _POSITION.pack_into(self._reader, 0, at)
         return found
 
@@ -93,17 +93,17 @@ class EventReader:
 def _decode(record: bytes) -> ConnectionEvent:
     """Decode a record: one unpack and cached addresses, because there are thousands per second."""
     source, destination, sport, dport, *rest = _EVENT.unpack_from(record)
-    owner, netns, there, duration, sent, received, srtt, retransmits, close_reason = rest
+    owner, netns, dst_netns, duration, sent, received, srtt, retransmits, close_reason = rest
     return ConnectionEvent(
         source=SocketAddress(_text(source), int.from_bytes(sport, "big")),
         destination=SocketAddress(_text(destination), int.from_bytes(dport, "big")),
         netns_cookie=netns,
-        destination_cookie=there,
+        destination_cookie=dst_netns,
         owner=owner,
         duration=duration / 1e9,
         sent=sent,
         received=received,
         srtt_us=srtt,
         retransmits=retransmits,
-        close_reason=_ENDINGS[close_reason],
+        close_reason=_CLOSE_REASONS[close_reason],
     )

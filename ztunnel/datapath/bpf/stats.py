@@ -15,8 +15,8 @@ from pathlib import Path
 from ztunnel.datapath.bpf import syscall
 
 _RUNS = struct.Struct("=QQ")
-_RUNS_AT = 192  # run_time_ns and run_cnt in struct bpf_prog_info
-_INFO_SIZE = 256
+_RUNS_OFFSET = 192  # run_time_ns and run_cnt in struct bpf_prog_info
+_INFO_BYTES = 256
 _MAP_INFO = struct.Struct("=6I16s")  # type, id, key size, value size, max_entries, flags, name
 _COUNTED = frozenset({1, 9})  # BPF_MAP_TYPE_HASH, _LRU_HASH: the types that can become full
 
@@ -50,7 +50,9 @@ def program_runs(pin_dir: Path) -> list[ProgramRuns]:
     for pin in sorted((pin_dir / "progs").glob("*")):
         fd = syscall.open_pinned(pin)
         try:
-            nanoseconds, count = _RUNS.unpack_from(syscall.object_info(fd, _INFO_SIZE), _RUNS_AT)
+            nanoseconds, count = _RUNS.unpack_from(
+                syscall.object_info(fd, _INFO_BYTES), _RUNS_OFFSET
+            )
         finally:
             os.close(fd)
         found.append(ProgramRuns(pin.name, count, nanoseconds / 1e9))
@@ -64,7 +66,7 @@ def map_occupancy(pin_dir: Path) -> list[MapOccupancy]:
         fd = syscall.open_pinned(pin, read_only=True)
         try:
             kind, _, key, value, room, *_ = _MAP_INFO.unpack_from(
-                syscall.object_info(fd, _INFO_SIZE)
+                syscall.object_info(fd, _INFO_BYTES)
             )
             if kind in _COUNTED:
                 entries = syscall.RawMap(fd, key, value).count()

@@ -17,7 +17,7 @@ from enum import IntEnum
 from pathlib import Path
 
 _SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
-_ATTR_SIZE = 128
+_ATTR_BYTES = 128
 BPF_F_RDONLY = 1 << 3
 BPF_ANY = 0
 BPF_NOEXIST = 1
@@ -75,16 +75,16 @@ _libc.syscall.restype = ctypes.c_long
 
 def _bpf(command: Command, attr: bytes) -> int:
     """Call bpf(2) and return its result. Raises OSError with the name of the command."""
-    return _bpf_at(command, ctypes.create_string_buffer(attr, _ATTR_SIZE))
+    return _bpf_at(command, ctypes.create_string_buffer(attr, _ATTR_BYTES))
 
 
 def _bpf_at(command: Command, buffer: ctypes.Array[ctypes.c_char]) -> int:
-    """Call bpf(2) on an attr of _ATTR_SIZE bytes, into which some commands write results."""
+    """Call bpf(2) on an attr of _ATTR_BYTES bytes, into which some commands write results."""
     number = _SYS_BPF.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, f"the number of bpf(2) is unknown on {platform.machine()}")
     result: int = _libc.syscall(
-        ctypes.c_long(number), ctypes.c_int(command), buffer, ctypes.c_uint(_ATTR_SIZE)
+        ctypes.c_long(number), ctypes.c_int(command), buffer, ctypes.c_uint(_ATTR_BYTES)
     )
     if result < 0:
         number = ctypes.get_errno()
@@ -231,7 +231,7 @@ def _lookup_batch(
     if cursor is None:
         at[0] = 0
     attr = ctypes.create_string_buffer(
-        struct.pack("=QQQQIIQQ", *at, LOOKUP_BATCH_ENTRIES, fd, 0, 0), _ATTR_SIZE
+        struct.pack("=QQQQIIQQ", *at, LOOKUP_BATCH_ENTRIES, fd, 0, 0), _ATTR_BYTES
     )
     is_end = False
     try:
