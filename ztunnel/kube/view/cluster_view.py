@@ -26,6 +26,7 @@ from ztunnel.kube.objects.fields import (
 )
 from ztunnel.kube.view.policy_index import PolicyIndex
 from ztunnel.kube.view.service_entry_index import ServiceEntryIndex
+from ztunnel.kube.view.service_index import ServiceIndex
 from ztunnel.kube.view.tracked_map import TrackedMap
 from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, Service, Workload
 from ztunnel.mesh.policy.model import Policy
@@ -84,9 +85,9 @@ class ClusterView:
         node: str = "",
         annotated_only: bool = False,
     ) -> None:
-        """`node`: the one whose pods are `ViewChange.local_pods`.
+        """`node`: its pods are `ViewChange.local_pods`.
 
-        `discovery`: only namespaces whose labels one of them selects are of the mesh's world.
+        `discovery`: if not empty, namespaces that none of these selects are ignored.
 
         `annotated_only`: see `translation.Cluster`.
         """
@@ -101,34 +102,27 @@ class ClusterView:
         self._namespace_labels: dict[str, dict[str, str]] = {}
         self._node_addresses: dict[str, tuple[str, ...]] = {}
         self._pods: dict[str, dict[str, translation.Pod]] = defaultdict(dict)  # namespace → name
-        self._specs: dict[str, translation.ServiceSpec] = {}  # by Service.key
-        self._slices: dict[str, dict[str, translation.Slice]] = defaultdict(
-            dict
-        )  # key → slice name
-        self._slice_service: dict[ObjectKey, str] = {}
-        self._stale_services: set[str] = (
-            set()
-        )  # to be joined with their slices before the next read
         self._uids_on: dict[str, dict[str, None]] = defaultdict(dict)  # node → Workload.uid
         self._uid_of_pod: dict[str, str] = {}  # metadata.uid → Workload.uid
-        self._policies = PolicyIndex(root_namespace, self._specs.get, self._services.get)
+        self._service_index = ServiceIndex(self._cluster, self._services, self._is_discovered)
+        self._policies = PolicyIndex(root_namespace, self._service_index.spec, self._services.get)
         self.entries = ServiceEntryIndex(cluster_domain, self._services, self._pods_in)
         self._upserts: dict[str, Callable[[ObjectKey, Object], str]] = {
             "Namespace": self._put_namespace,
             "Node": self._put_node,
             "Pod": self._put_pod,
-            "Service": self._put_service,
-            "EndpointSlice": self._put_slice,
+            "Service": self._service_index.put,
+            "EndpointSlice": self._service_index.put_slice,
             "AuthorizationPolicy": self._policies.put_authorization,
             "PeerAuthentication": self._policies.put_peer,
             "ServiceEntry": self.entries.put,
         }
         self._deletes: dict[str, Callable[[ObjectKey], None]] = {
-            "Namespace": lambda key: self._label_namespace(key.name, None),
+            "Namespace": self._drop_namespace,
             "Node": self._drop_node,
             "Pod": self._drop_pod,
-            "Service": self._drop_service,
-            "EndpointSlice": self._drop_slice,
+            "Service": self._service_index.drop,
+            "EndpointSlice": self._service_index.drop_slice,
             "AuthorizationPolicy": self._policies.drop,
             "PeerAuthentication": self._policies.drop,
             "ServiceEntry": self.entries.drop,
@@ -177,7 +171,10 @@ class ClusterView:
         )
 
     def _is_local(self, uids: set[str]) -> bool:
-        """Whether one of the workloads is, or was at the last drain, on the view's node."""
+        """Whether one of the workloads is, or was at the last drain, on the view's node.
+
+        Call it once per drain: it records the local workloads for the next one.
+        """
         before = self._local_uids
         self._local_uids = set(self._uids_on.get(self._node, ()))
         return not uids.isdisjoint(before | self._local_uids)
@@ -226,6 +223,9 @@ class ClusterView:
         self._label_namespace(key.name, translation.read_namespace_labels(obj))
         return ""
 
+    def _drop_namespace(self, key: ObjectKey) -> None:
+        self._label_namespace(key.name, None)
+
     def _label_namespace(self, name: str, labels: dict[str, str] | None) -> None:
         before = self._namespace_labels.pop(name, {})
         if labels is not None:
@@ -234,9 +234,7 @@ class ClusterView:
             for pod in self._pods.get(name, {}).values():
                 self._derive(pod)
             if self._discovery:
-                self._stale_services.update(
-                    key for key in self._specs if key.partition("/")[0] == name
-                )
+                self._service_index.namespace_changed(name)
 
     def _put_node(self, key: ObjectKey, obj: Object) -> str:
         self._node_addresses[key.name] = translation.read_node_addresses(obj)
@@ -286,51 +284,8 @@ class ClusterView:
             self._uids_on[new.node][uid] = None
             self._uid_of_pod[new.pod_uid] = uid
 
-    def _put_service(self, key: ObjectKey, obj: Object) -> str:
-        name = _service_key(key.namespace, key.name)
-        self._specs[name] = translation.read_service(obj)
-        self._stale_services.add(name)
-        return ""
-
-    def _drop_service(self, key: ObjectKey) -> None:
-        name = _service_key(key.namespace, key.name)
-        self._specs.pop(name, None)
-        self._stale_services.add(name)
-
-    def _put_slice(self, key: ObjectKey, obj: Object) -> str:
-        piece = translation.read_slice(obj)
-        if piece is None:
-            self._drop_slice(key)
-            return ""
-        name = _service_key(piece.namespace, piece.service)
-        if self._slice_service.get(key) != name:
-            self._drop_slice(key)
-        self._slice_service[key] = name
-        self._slices[name][key.name] = piece
-        self._stale_services.add(name)
-        return ""
-
-    def _drop_slice(self, key: ObjectKey) -> None:
-        name = self._slice_service.pop(key, None)
-        if name is None:
-            return
-        del self._slices[name][key.name]
-        if not self._slices[name]:
-            del self._slices[name]
-        self._stale_services.add(name)
-
     def _join_services(self) -> None:
-        """Join services with their slices: once, however many slices changed."""
-        for name in sorted(self._stale_services):
-            spec, pieces = self._specs.get(name), self._slices.get(name, {})
-            ordered = (pieces[piece] for piece in sorted(pieces))
-            known = spec is not None and self._is_discovered(name.partition("/")[0])
-            joined = translation.service(spec, ordered, self._cluster) if spec and known else None
-            self._services.put(name, joined)
-            self._policies.service_changed(name)
-        self._stale_services.clear()
+        """Update what is derived from several objects: once, however many of them changed."""
+        for key in self._service_index.join():
+            self._policies.service_changed(key)
         self.entries.join()
-
-
-def _service_key(namespace: str, name: str) -> str:
-    return f"{namespace}/{name}"
