@@ -214,7 +214,7 @@ class Exchange:
     def act_on_stream(self, what: str, stream_id: int, side: Ours | Theirs, size: int) -> None:
         if what == "answer" and self.may_answer(stream_id):
             self.server.answer(stream_id, 200)
-        elif what == "give back" and side.owed.get(stream_id):
+        elif what == "credit" and side.owed.get(stream_id):
             if stream_id not in side.reset or side is self.ours:
                 side.return_credit(stream_id)
         elif not self.may_send(side, stream_id):
@@ -243,7 +243,7 @@ class Exchange:
         return stream_id not in side.reset and stream_id not in side.ended
 
 
-WHAT = (*["send"] * 6, *["deliver"] * 4, *["give back"] * 3, *["open", "answer"] * 2)
+WHAT = (*["send"] * 6, *["deliver"] * 4, *["credit"] * 3, *["open", "answer"] * 2)
 WHAT += ("end", "abort", "ping")
 SIZES = (1, 3, 100, 5_000, 16_384, 40_000, 70_000)
 ACTIONS = st.lists(
@@ -336,7 +336,7 @@ def test_bulk_flows_both_ways_through_small_windows() -> None:
                 exchange.act_on_stream("send", stream_id, side, 16_000)
             exchange.settle()
             for side in (exchange.ours, exchange.theirs):
-                exchange.act_on_stream("give back", stream_id, side, 0)
+                exchange.act_on_stream("credit", stream_id, side, 0)
         exchange.settle()
         check(exchange)
         assert len(exchange.ours.sent[stream_id]) > 10 * 65_535

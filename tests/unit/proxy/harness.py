@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real workers on loopback: a fake agent speaks the real link protocol and plays the kernel.
+"""Real workers on loopback. A fake agent uses the real agent link and emulates the kernel.
 
-Every pod is an address of 127/8; "in the pod's namespace" means bound to it. What BPF would
-know (the original destination) a test says by `Node.target`. Workers run in threads of the
-test's process, so that a test can look at their state.
+Every pod is an address of 127/8; a socket "inside the pod" is bound to that address. `Node.target`
+is the original destination, which BPF would provide. Workers run in threads of the test's process,
+so that a test can inspect their state.
 """
 
 from __future__ import annotations

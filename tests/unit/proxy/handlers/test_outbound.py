@@ -58,8 +58,8 @@ def test_server_of_another_ca_is_refused(fresh_pair: Pair) -> None:
 def test_server_with_another_identity_is_refused(fresh_pair: Pair) -> None:
     pair = fresh_pair
     pair.a.start(pair.authority.issue(pair.a.me.identity))
-    stranger = pair.authority.issue("spiffe://cluster.local/ns/test/sa/stranger")
-    pair.b.start(msgspec.structs.replace(stranger, identity=pair.b.me.identity))
+    other = pair.authority.issue("spiffe://cluster.local/ns/test/sa/stranger")
+    pair.b.start(msgspec.structs.replace(other, identity=pair.b.me.identity))
     dial_is_reset(pair)
 
 

@@ -87,9 +87,9 @@ def test_both_proxies_of_a_connection_share_one_trace(pair: Pair, collector: Col
     assert not ours.parent_span_id
     assert (ours.kind, theirs.kind) == (Span.SPAN_KIND_CLIENT, Span.SPAN_KIND_SERVER)
     assert ours.start_time_unix_nano <= ours.end_time_unix_nano
-    said = {each.key: each.value for each in ours.attributes}
-    assert said["src.identity"].string_value == pair.a.me.identity
-    assert said["bytes_sent"].int_value == 6
+    attributes = {each.key: each.value for each in ours.attributes}
+    assert attributes["src.identity"].string_value == pair.a.me.identity
+    assert attributes["bytes_sent"].int_value == 6
     assert ours.status.code == Status.STATUS_CODE_UNSET
 
 

@@ -98,12 +98,12 @@ def test_flows_of_different_clients_are_separate(ready: Pair) -> None:
     with app(a) as (one, first), app(a) as (two, second), app(b) as (server, there):
         one.sendto(b"one", a.udp_to(there))
         two.sendto(b"two", a.udp_to(there))
-        asked = dict(server.recvfrom(100) for _ in range(2))
-        assert {data: source_of(b, source) for data, source in asked.items()} == {
+        received = dict(server.recvfrom(100) for _ in range(2))
+        assert {data: source_of(b, source) for data, source in received.items()} == {
             b"one": first,
             b"two": second,
         }
-        for data, source in asked.items():
+        for data, source in received.items():
             server.sendto(b"for " + data, source)
         assert one.recv(100) == b"for one"
         assert two.recv(100) == b"for two"
