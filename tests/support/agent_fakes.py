@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-ins for the kernel and for a proxy worker, so that the agent is tested without root."""
+"""Fakes of the kernel and of a proxy worker, for tests of the agent without root."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def workload(
 
 
 class Namespaces:
-    """What discovery finds: a file stands for a namespace, its inode for the cookie."""
+    """Fake pod discovery: a file stands for a namespace, its inode for the cookie."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -80,7 +80,7 @@ class Namespaces:
         self.host: set[str] = set()
 
     def start(self, pod_uid: str, netns: str) -> int:
-        """The pod's sandbox runs in a namespace of that name; gives its cookie."""
+        """Start the pod's sandbox in the namespace of that name; returns its cookie."""
         path = self._directory / netns
         path.touch()
         self._of[pod_uid] = path
@@ -100,7 +100,7 @@ class Namespaces:
 
 
 class FakeDataPath:
-    """Maps as dicts; `journal` has every change in order. Listeners are real sockets."""
+    """Maps are dicts; `journal` has every change in order. Listeners are real sockets."""
 
     def __init__(self) -> None:
         self.pods: dict[int, tuple[str, ...]] = {}
@@ -220,7 +220,7 @@ class FakeDataPath:
 
 
 class Component(Protocol):
-    """What registers handlers of messages."""
+    """A component that registers message handlers."""
 
     def register(self, handlers: MessageHandlers) -> None: ...
 
@@ -254,7 +254,7 @@ class EnrollerNode:
 def same_node_bypass(
     kernel: FakeDataPath, pods: PodTable, policies: PolicyEngine | None = None
 ) -> SameNodeBypass:
-    """The bypass in an agent without workers."""
+    """The same-node bypass of an agent without workers."""
     return SameNodeBypass(
         kernel,
         SameNode.DIRECT,
@@ -266,7 +266,7 @@ def same_node_bypass(
 
 
 class FakeUdpPath:
-    """The kernel's maps of carried UDP as plain values; sockets are real ones on loopback."""
+    """The kernel's maps of redirected UDP as plain values; sockets are real, on loopback."""
 
     def __init__(self) -> None:
         self.ways: dict[SocketAddress, UdpRoute] = {}
@@ -320,7 +320,7 @@ class FakeUdpPath:
 
 
 class FakeUdpEntry:
-    """The kernel's side of native UDP as plain values; judges are real sockets on loopback."""
+    """The kernel's admission of UDP as plain values; authorizer sockets are real, on loopback."""
 
     def __init__(self) -> None:
         self.opened: set[str] = set()
@@ -362,7 +362,7 @@ def _listener() -> socket.socket:
 
 
 class FakeWorker:
-    """A worker at the other end of a real socket. `ready` says PodReady by itself."""
+    """A worker on a real socket. With `ready` it sends PodReady for each added pod."""
 
     def __init__(self, path: Path, *, ready: bool = True, worker: int = 0) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -379,7 +379,7 @@ class FakeWorker:
         asyncio.get_running_loop().add_reader(self.sock.fileno(), self._readable)
 
     def greet(self, *hellos: tuple[Hello, list[int]]) -> FakeWorker:
-        """Say Hello, by default with nothing in hand."""
+        """Send Hello messages, by default one without listeners."""
         for hello, fds in hellos or ((self.hello(), []),):
             self.channel.send(hello, fds)
         return self
@@ -388,11 +388,11 @@ class FakeWorker:
         return Hello(version="1", pid=os.getpid(), worker=self.worker, pods=pods)  # type: ignore[arg-type]
 
     def of(self, kind: type) -> list[ToWorker]:
-        """The messages of one type so far."""
+        """The received messages of one type."""
         return [message for message in self.messages if isinstance(message, kind)]
 
     def close(self) -> None:
-        """As when the process dies."""
+        """Close everything, as the exit of a process does."""
         if self.sock.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self.sock.fileno())
             self.sock.close()
@@ -405,7 +405,7 @@ class FakeWorker:
         self.stock.clear()
 
     def stall(self) -> None:
-        """Read nothing from now on."""
+        """Stop reading."""
         asyncio.get_running_loop().remove_reader(self.sock.fileno())
 
     def _readable(self) -> None:

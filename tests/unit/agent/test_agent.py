@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mirror, workers, reconciler and certificates together, and what the admin API shows of it."""
+"""The agent's components together, as they are wired, and the admin API."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def pod(name: str, number: int, node: str = "n1", uid: str = "", **spec: Any) ->
 
 
 class FakeSource:
-    """A source of configuration that the test feeds by hand."""
+    """A configuration source; tests write to the view themselves."""
 
     def __init__(self) -> None:
         self.synced = asyncio.Event()
@@ -167,7 +167,7 @@ class Agent:
         self.publish()
 
     def is_serving(self) -> bool:
-        """Ready, and so is every pod."""
+        """Whether the agent is ready and all pods are captured and served."""
         views = self.admin._views
         return not views.waiting_for() and not any(pod["problem"] for pod in views.pods()["pods"])
 
@@ -229,7 +229,7 @@ async def test_changes_are_deltas_with_increasing_revisions(tmp_path: Path) -> N
         assert deltas[2].removed_workloads == (deltas[1].workloads[0].uid,)
         revisions = [delta.revision for delta in deltas]
         assert revisions == sorted(set(revisions))
-        assert len(worker.of(PodAdded)) == 1  # another node's pod is not ours to serve
+        assert len(worker.of(PodAdded)) == 1  # the pod of the other node is not added
         worker.close()
 
 

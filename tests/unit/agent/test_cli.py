@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztunnel agent` from outside: bad input is exit code 2 and a sentence that helps."""
+"""The command line of `ztunnel agent`: invalid input exits with 2 and a helpful message."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an agent does not load: it stays in memory as long as the node runs."""
+"""Large libraries that the agent must not load: they would stay in memory."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-# in MB: LLVM 100, Kubernetes' client 20, gRPC 20, pyroute2 with all it brings 10
+# in MB: LLVM 100, Kubernetes' client 20, gRPC 20, pyroute2 with its dependencies 10
 UNWANTED = ("bcc", "kubernetes", "grpc", "pyroute2", "sqlite3", "unittest", "opentelemetry", "rich")
 
 

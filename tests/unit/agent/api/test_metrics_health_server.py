@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two ports that Prometheus and a kubelet ask."""
+"""The ports for Prometheus and the kubelet."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class Served:
-    """What the endpoints answer from."""
+    """The state that the servers report."""
 
     def __init__(self) -> None:
         self.missing: list[str] = []
@@ -104,7 +104,7 @@ async def test_port_in_use_is_reported_with_its_option(option: str) -> None:
         with pytest.raises(PortTakenError, match=f"port {port}.*--{option.replace('_', '-')}"):
             await made.endpoints(**{option: port}).start()
         other = made.health_port if option == "metrics_port" else made.metrics_port
-        with socket.create_server((LOOPBACK, other)):  # nothing stays half open
+        with socket.create_server((LOOPBACK, other)):  # no socket stays open
             pass
 
 
@@ -123,12 +123,12 @@ async def test_idle_connections_do_not_block_probes() -> None:
         ]
         assert (await get(made.health_port, "/healthz/ready"))[0] == 200
         async with asyncio.timeout(10):
-            assert await idle[0][0].read() == b""  # the oldest gave way
+            assert await idle[0][0].read() == b""  # the oldest was closed
         for _, writer in idle:
             writer.close()
 
 
-# The page of a whole agent, but for the kernel
+# The metrics of an agent without a kernel
 
 
 def metrics_of(a: Agent, totals: TrafficTotals, directory: Path) -> MetricsCollector:

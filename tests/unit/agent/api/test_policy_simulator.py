@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people are told of policies is what the data path does."""
+"""The predicted decisions are those of the data path."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ IDENTITY = "spiffe://cluster.local/ns/default/sa/default"
 
 
 class Agent:
-    def __init__(self, *said: Json) -> None:
+    def __init__(self, *message: Json) -> None:
         self.mirror = ClusterView("cluster.local", "c")
         self.policies = PolicyEngine()
-        self.what_if = PolicySimulator(self.mirror, self.policies)
+        self.simulator = PolicySimulator(self.mirror, self.policies)
         owner = [{"kind": "ReplicaSet", "name": "web-5d8"}]
         self.say(
             objects.namespace("default", objects.AMBIENT),
@@ -35,16 +35,16 @@ class Agent:
             ),
             objects.pod("client", "10.0.0.2", "fd00::2"),
             objects.pod("stranger", "10.0.0.3", namespace="plain"),
-            *said,
+            *message,
         )
 
-    def say(self, *said: Json) -> None:
-        for each in said:
+    def say(self, *message: Json) -> None:
+        for each in message:
             self.mirror.upsert(each)
         self.policies.apply(self.mirror.drain())
 
     def test(self, source: str, target: str, **more: str) -> dict[str, Any]:
-        return self.what_if.test({"from": source, "to": target, **more})
+        return self.simulator.test({"from": source, "to": target, **more})
 
 
 def deny(**source: Any) -> Json:
@@ -53,13 +53,13 @@ def deny(**source: Any) -> Json:
 
 def test_enrolled_pods_are_authorized_by_identity() -> None:
     agent = Agent(deny(principals=["cluster.local/ns/default/sa/default"]))
-    told = agent.test("client", "web-5d8-x:80")
-    assert told["path"] == "HBONE"
-    assert told["from"]["identity"] == IDENTITY
-    assert told["from"]["address"] == "10.0.0.2"
-    assert not told["allowed"]
-    assert (told["policy"], told["rule"]) == ("AuthorizationPolicy default/p", "rules[0]")
-    assert told["considered"] == [
+    result = agent.test("client", "web-5d8-x:80")
+    assert result["path"] == "HBONE"
+    assert result["from"]["identity"] == IDENTITY
+    assert result["from"]["address"] == "10.0.0.2"
+    assert not result["allowed"]
+    assert (result["policy"], result["rule"]) == ("AuthorizationPolicy default/p", "rules[0]")
+    assert result["considered"] == [
         {
             "policy": "AuthorizationPolicy default/p",
             "action": "DENY",
@@ -72,17 +72,17 @@ def test_enrolled_pods_are_authorized_by_identity() -> None:
 def test_source_outside_the_mesh_uses_plaintext() -> None:
     agent = Agent(peer("STRICT", namespace="default"))
     for source in ("plain/stranger", "10.0.0.3", "203.0.113.1"):
-        told = agent.test(source, "client:80")
-        assert (told["path"], told["allowed"]) == ("plaintext", False)
-        assert told["from"]["identity"] == ""
-        assert told["mtls"] == {"mode": "STRICT", "policy": "PeerAuthentication default/p"}
+        result = agent.test(source, "client:80")
+        assert (result["path"], result["allowed"]) == ("plaintext", False)
+        assert result["from"]["identity"] == ""
+        assert result["mtls"] == {"mode": "STRICT", "policy": "PeerAuthentication default/p"}
     assert agent.test("client", "web-5d8-x:80")["allowed"]
 
 
 def test_connections_of_the_node_to_its_pods_have_no_policy() -> None:
     agent = Agent(peer("STRICT", namespace="default"), deny(notPrincipals=["*"]))
-    told = agent.test("172.30.0.1", "client:80")
-    assert (told["path"], told["allowed"]) == ("node", True)
+    result = agent.test("172.30.0.1", "client:80")
+    assert (result["path"], result["allowed"]) == ("node", True)
 
 
 def test_destination_outside_the_mesh_has_no_policy() -> None:
@@ -105,16 +105,16 @@ def test_pods_by_owner_address_and_family() -> None:
 
 def test_identity_parameter_overrides() -> None:
     agent = Agent(deny(principals=["*/sa/other"]))
-    told = agent.test("client", "web:80", identity="spiffe://cluster.local/ns/x/sa/other")
-    assert not told["allowed"]
+    result = agent.test("client", "web:80", identity="spiffe://cluster.local/ns/x/sa/other")
+    assert not result["allowed"]
     assert agent.test("client", "web:80", identity="")["path"] == "plaintext"
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "said"),
+    ("source", "target", "message"),
     [
-        ("nobody", "web:80", "no pod default/nobody"),
-        ("client", "nobody:80", "no pod default/nobody"),
+        ("unknown", "web:80", "no pod default/unknown"),
+        ("client", "unknown:80", "no pod default/unknown"),
         ("client", "web", "not a port"),
         ("client", "web:http", "not a port"),
         ("client", "web:0", "not a port"),
@@ -123,15 +123,15 @@ def test_identity_parameter_overrides() -> None:
         ("client", "", "not a port"),
     ],
 )
-def test_invalid_queries(source: str, target: str, said: str) -> None:
-    assert said in Agent().test(source, target)["error"]
+def test_invalid_queries(source: str, target: str, message: str) -> None:
+    assert message in Agent().test(source, target)["error"]
 
 
 def test_dry_run_decision_is_returned() -> None:
     agent = Agent(policy(namespace="default", annotations={"istio.io/dry-run": "true"}))
-    told = agent.test("client", "web:80")
-    assert told["allowed"]
-    assert "no rule" in told["dry_run"]
+    result = agent.test("client", "web:80")
+    assert result["allowed"]
+    assert "no rule" in result["dry_run"]
 
 
 def test_policy_rows() -> None:
@@ -143,7 +143,7 @@ def test_policy_rows() -> None:
         policy([{"from": []}], "DENY", namespace="default", name="e"),
         peer("?", namespace="default", name="f"),
     )
-    rows = {row["name"]: row for row in agent.what_if.policies()["policies"]}
+    rows = {row["name"]: row for row in agent.simulator.policies()["policies"]}
     assert {name: row["state"] for name, row in rows.items()} == {
         "a": "in force",
         "b": "refused",
@@ -160,7 +160,7 @@ def test_policy_rows() -> None:
 
 def test_policy_lists_target_workloads() -> None:
     agent = Agent(policy(namespace="default", selector={"matchLabels": {"app": "web"}}))
-    (told,) = agent.what_if.policy({"name": "p"})["policies"]
-    assert told["workloads"] == ["default/web-5d8-x"]
-    assert agent.what_if.policy({"name": "default/p"})["policies"] == [told]
-    assert "no policy" in agent.what_if.policy({"name": "other/p"})["error"]
+    (result,) = agent.simulator.policy({"name": "p"})["policies"]
+    assert result["workloads"] == ["default/web-5d8-x"]
+    assert agent.simulator.policy({"name": "default/p"})["policies"] == [result]
+    assert "no policy" in agent.simulator.policy({"name": "other/p"})["error"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The admin API's port of loopback, as a stranger on the node meets it."""
+"""The loopback port of the admin API and unauthenticated clients."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ async def test_unauthenticated_clients_do_not_occupy_slots_forever(world: World)
 async def test_rejected_tokens_limit_the_rate_of_reviews(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_admin_server, "REJECTION_DELAY_S", DEADLINE)  # so: never, here
+    monkeypatch.setattr(remote_admin_server, "REJECTION_DELAY_S", DEADLINE)  # longer than the test
 
     async def guess() -> None:
         reader, writer = await world.dial()

@@ -116,7 +116,7 @@ async def test_starting_agent_leaves_annotations_of_pods_it_has_not_found() -> N
     await world.reconcile(ERROR_DURATION_S / 2)
     world.pods.put(captured(workload))
     await world.reconcile(ERROR_DURATION_S)
-    world.pods.remove(workload.pod_uid)  # its processes ended, and begin anew
+    world.pods.remove(workload.pod_uid)  # its processes ended; discovery starts again
     await world.reconcile(ERROR_DURATION_S / 2)
     await world.reconcile(ERROR_DURATION_S / 3)
     assert world.annotated == []
@@ -150,7 +150,7 @@ async def test_refused_capture_emits_one_event_with_hint() -> None:
 
 
 async def event_after_error_duration(world: World) -> tuple[str, str]:
-    """The one Event of a problem that lasts: not before its time, and once."""
+    """The only Event of an error that lasts: not before ERROR_DURATION_S, and once."""
     await world.reconcile()
     await world.reconcile(ERROR_DURATION_S / 2)
     assert world.events == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was captured from real nodes: layouts/, whose README.md tells the form and where from."""
+"""Reads the recorded layouts of real nodes; layouts/README.md describes format and origin."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 DIRECTORY = Path(__file__).parent / "layouts"
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.txt"))
 CONTAINERS = {"pause", "app"}  # roles of a pod's own processes
-HOST_NETWORK = "hostnetwork"  # the pod that has no network namespace of its own
-WAITING = "waiting"  # one whose container is never made: CRI-O has no process for it
+HOST_NETWORK = "hostnetwork"  # the pod in the network namespace of the node
+WAITING = "waiting"  # its container never starts: CRI-O has no process for it
 PODS = {"guaranteed", "burstable", "besteffort", "static", HOST_NETWORK}
 
 
 @dataclass(frozen=True)
 class Process:
-    """Of a pod, or of the node: then `pod` is "-". `in_node`: in the node's network namespace."""
+    """A process; `pod` is "-" for the node's. `in_node`: in the node's network namespace."""
 
     pod: str
     uid: str
@@ -30,15 +30,15 @@ class Process:
 
     @property
     def cgroup2(self) -> str:
-        """Its path in the hierarchy of version 2, without the first slash."""
+        """Its path in the cgroup v2 hierarchy, without the leading slash."""
         return next(line[4:] for line in self.cgroups.splitlines() if line.startswith("0::/"))
 
 
 @dataclass(frozen=True)
 class Told:
-    """What the runtime said of a pod: its sandbox, and the `info` of the verbose status, cut.
+    """The runtime's data about a pod: its sandbox, and the truncated `info` of its status.
 
-    `leads_to` is whose the namespace is at the path in it: of the pod, node, another, or none."""
+    `leads_to` is the owner of the namespace at its path: the pod, the node, another, or none."""
 
     uid: str
     sandbox: str
@@ -47,7 +47,7 @@ class Told:
 
 
 def processes(layout: str) -> list[Process]:
-    """All of one node, oldest first."""
+    """All processes of a node, oldest first."""
     text = (DIRECTORY / f"{layout}.txt").read_text("utf-8")
     found = list(_processes(text))
     return sorted(found, key=lambda one: one.pid)
@@ -60,8 +60,8 @@ def _processes(text: str) -> Iterator[Process]:
         yield Process(pod, uid, role, netns == "node", int(pid), cgroups)
 
 
-def told(layout: str) -> dict[str, Told]:
-    """By pod; empty where no runtime was asked."""
+def cri_data(layout: str) -> dict[str, Told]:
+    """The runtime's data by pod; empty if none was recorded."""
     path = DIRECTORY / f"{layout}.json"
     if not path.exists():
         return {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pod uid to namespace, on directory trees laid out as kubelets and runtimes do."""
+"""Pod discovery in directory trees with the layouts of kubelets and runtimes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Host:
         return directory
 
     def replay(self, node: Iterable[cgroup_layouts.Process]) -> None:
-        """Lay out a node as it was captured; a pod's namespace is called by its uid."""
+        """Create the recorded layout of a node; a pod's namespace has its uid as the name."""
         path_of = attrgetter("cgroup2")
         for path, group in groupby(sorted(node, key=path_of), path_of):
             members = list(group)
@@ -119,7 +119,7 @@ def test_every_pod_of_recorded_layout_is_found(host: Host, layout: str) -> None:
     pods = {one.uid: one for one in node if one.role in cgroup_layouts.CONTAINERS}
     assert {one.pod for one in pods.values()} - {cgroup_layouts.WAITING} == cgroup_layouts.PODS
     for uid, pod in pods.items():
-        if pod.in_node:  # the pod on the host's network; to who sees a node from outside it is not
+        if pod.in_node:  # the host-network pod; not if the node is seen from outside
             assert pod.pod == cgroup_layouts.HOST_NETWORK
             host.discovery.refresh([uid])
             with pytest.raises(HostNamespaceError):
@@ -169,7 +169,7 @@ def test_exited_process_is_skipped(host: Host) -> None:
 
 
 def test_reused_pid_is_detected(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look at cgroup.procs and the open, pid 42 went to a process of someone else."""
+    """After cgroup.procs is read and before the open, another process gets pid 42."""
     host.process(42, "pod")
     directory = host.container(f"kubepods/pod{UID}/c", 42)
     real_open = os.open

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods found by a runtime's word: a gRPC server on a unix socket stands for containerd.
+"""Pod discovery by CRI; a gRPC server on a unix socket stands for containerd.
 
 tests/node asks a real one.
 """
@@ -82,7 +82,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
 
 
 class World:
-    """A host made of files, a runtime on it, and the discovery under test."""
+    """A host made of files, its runtime, and the discovery under test."""
 
     def __init__(self, top: Path) -> None:
         self.host = Host(top)
@@ -100,14 +100,14 @@ class World:
         )
 
     def pod(self, pid: int, netns: str, sandbox: str = SANDBOX) -> None:
-        """A pod whose sandbox process is `pid`; the cgroup tree does not show it."""
+        """Add a pod with sandbox process `pid`, which is not in the cgroup tree."""
         self.host.process(pid, netns)
         group = f"0::/kubepods/pod{UID}/{sandbox}\n"
         (self.host.proc / str(pid) / "cgroup").write_text(group)
         self.runtime.pods[UID] = (sandbox, f'{{"pid": {pid}}}')
 
     def ask(self) -> None:
-        """Refresh, and wait until the runtime was asked."""
+        """Refresh, and wait until the runtime has been polled."""
         self.answered.clear()
         self.finder.refresh([UID])
         assert self.answered.wait(20)
@@ -168,7 +168,7 @@ def test_new_sandbox_of_same_pod_is_found(world: World) -> None:
     assert world.inode() == world.host.inode("first")
     (world.host.proc / "42/stat").unlink()
     world.pod(43, "second", "f" * 64)
-    assert world.inode() is None  # neither the old one nor a guess
+    assert world.inode() is None  # not the old one
 
     def found() -> bool:
         world.finder.refresh([UID])
@@ -202,7 +202,7 @@ def test_known_pods_are_not_polled_again(world: World) -> None:
     world.ask()
     other = UID.replace("2", "3")
     world.answered.clear()
-    world.finder.refresh([UID, other])  # one is missing: the list is read again
+    world.finder.refresh([UID, other])  # one is missing: the runtime is polled again
     assert world.answered.wait(20)
     assert world.runtime.asked == [SANDBOX]
 
@@ -225,14 +225,14 @@ def test_verbose_status_is_parsed(info: str, expected: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", [name for name in cgroup_layouts.NAMES if cgroup_layouts.told(name)]
+    "layout", [name for name in cgroup_layouts.NAMES if cgroup_layouts.cri_data(name)]
 )
 def test_recorded_status_of_real_runtimes_is_parsed(layout: str) -> None:
-    """containerd tells a pid and binds the namespace too; CRI-O does only that."""
+    """containerd reports a pid and binds the namespace; CRI-O only binds the namespace."""
     groups = {one.pid: one.cgroups for one in cgroup_layouts.processes(layout)}
-    told = cgroup_layouts.told(layout)
-    assert told.keys() == cgroup_layouts.PODS | {cgroup_layouts.WAITING}
-    for pod, answer in told.items():
+    recorded = cgroup_layouts.cri_data(layout)
+    assert recorded.keys() == cgroup_layouts.PODS | {cgroup_layouts.WAITING}
+    for pod, answer in recorded.items():
         netns, pid = namespace_of(answer.info)
         assert answer.leads_to == ("pod" if pod != cgroup_layouts.HOST_NETWORK else _host(layout))
         assert netns.startswith("/var/run/netns/") or answer.leads_to == "none"
@@ -253,7 +253,7 @@ def test_unexpected_sandbox_status_is_an_error(info: str) -> None:
 
 
 def test_path_without_netns_is_rejected(world: World) -> None:
-    """A plain file is what is left at the path of a namespace that was unbound."""
+    """An unbound namespace leaves a regular file at its path."""
     world.runtime.pods[UID] = (SANDBOX, _spec("/var/run/netns/pod"))
     (world.root / "run/netns").mkdir()
     (world.root / "run/netns/pod").write_text("")

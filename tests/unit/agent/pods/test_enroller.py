@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reconciler: order of enrolment, fail closed, adoption, and no state for the re-created."""
+"""Enrollment: order of steps, failing closed, adoption, and no state for re-created pods."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ztunnel.mesh.model import Workload
 
 
 class Node:
-    """An enroller with its workers, over a double of the kernel."""
+    """An enroller with its workers and a fake kernel."""
 
     def __init__(self, tmp_path: Path, kernel: FakeDataPath) -> None:
         self.kernel = kernel
@@ -69,7 +69,7 @@ class Node:
         await wait_until_async(lambda: self.state(pod) is PodState.CAPTURED, "captured")
 
     async def capture(self) -> tuple[Workload, int]:
-        """A pod of this node that is captured, and its namespace's cookie."""
+        """A captured pod, and the cookie of its namespace."""
         pod = workload()
         cookie = self.namespaces.start(pod.pod_uid, "a")
         self.want(pod)
@@ -127,7 +127,7 @@ async def test_pod_is_captured_after_timeout_without_worker(
     async with node(tmp_path) as n:
         pod, cookie = await n.capture()
         assert cookie in n.kernel.pods
-        assert n.kernel.steered == {}  # nobody listens: refused, not plaintext
+        assert n.kernel.steered == {}  # no listener: refused, not sent in plaintext
         worker = await n.worker()
         await wait_until_async(lambda: pod.pod_uid in worker.listeners)
         assert set(n.kernel.steered) == set(pod.addresses)
@@ -411,7 +411,7 @@ async def test_worker_that_joined_before_listener_holder_gets_listeners(
     cookie = Namespaces(tmp_path).start(pod.pod_uid, "a")
     async with node(tmp_path, _pinned(cookie, pod)) as n:
         n.namespaces.start(pod.pod_uid, "a")
-        n.kernel.port_taken.add(cookie)  # by the very listeners that the older worker holds
+        n.kernel.port_taken.add(cookie)  # by the listeners that the older worker holds
         n.want(pod)
         newer = await n.worker(number=2)
         await wait_until_async(lambda: bool(newer.of(PodAdded)))
@@ -441,7 +441,7 @@ async def test_listeners_offered_before_namespace_is_known_are_adopted(
         held, socks = _held(pod, cookie)
         worker.greet((worker.hello(held), [sock.fileno() for sock in socks]))
         await wait_until_async(lambda: bool(n.sessions.sessions))
-        assert cookie in n.kernel.pods  # not swept: it may be this pod's
+        assert cookie in n.kernel.pods  # not removed: it may be the entry of this pod
         n.namespaces.start(pod.pod_uid, "a")
         n.enroller.advance()
         assert set(n.pod(pod).listeners) == set(ListenerKind)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pod that leaves the mesh is captured until other nodes saw that its mark is gone."""
+"""An unenrolled pod stays captured until other nodes observe that its annotation is removed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_only_enrolled_pods_are_selected(left: UnenrollGrace) -> None:
     assert left.select([pod(enrolled=True)], set()).keys() == {"u1"}
     assert left.select([pod()], set()) == {}
-    assert left.select([pod(protocol=MARKED)], set()) == {}  # a mark alone enrols nobody
+    assert left.select([pod(protocol=MARKED)], set()) == {}  # the annotation alone does not enroll
     assert left.select([pod(enrolled=True, host_network=True)], set()) == {}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verdicts: when a worker is believed, what takes them back first, what is told of connections."""
+"""The same-node bypass: validation of reports, order of revocation, events of connections."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def captured(name: str, ip: str, cookie: int) -> Pod:
 
 
 A, B = captured("a", "10.244.1.2", 11), captured("b", "10.244.1.3", 12)
-NEWS = SameNodeAllowed(
+REPORT = SameNodeAllowed(
     source_ip="10.244.1.2",
     source_identity=A.workload.identity,
     pod_uid="b-uid",
@@ -49,11 +49,11 @@ NEWS = SameNodeAllowed(
 
 def test_valid_report_justifies_bypass_entry() -> None:
     expected = BypassEntry(11, SocketAddress("10.244.1.3", 8080), 12)
-    assert validate(NEWS, [A, B], REVISION, SameNode.DIRECT) == expected
+    assert validate(REPORT, [A, B], REVISION, SameNode.DIRECT) == expected
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "mismatch",
     [
         {"source_ip": "10.244.2.9"},  # no pod of this node
         {"source_ip": "10.244.1.3"},  # the destination itself
@@ -69,30 +69,30 @@ def test_valid_report_justifies_bypass_entry() -> None:
     ],
     ids=str,
 )
-def test_report_with_any_mismatch_is_rejected(lie: dict[str, Any]) -> None:
-    told = msgspec.structs.replace(NEWS, **lie)
-    assert isinstance(validate(told, [A, B], REVISION, SameNode.DIRECT), str)
+def test_report_with_any_mismatch_is_rejected(mismatch: dict[str, Any]) -> None:
+    report = msgspec.structs.replace(REPORT, **mismatch)
+    assert isinstance(validate(report, [A, B], REVISION, SameNode.DIRECT), str)
 
 
 @pytest.mark.parametrize("state", [PodState.PENDING, PodState.STARTING])
 def test_report_about_uncaptured_pod_is_rejected(state: PodState) -> None:
     late = captured("b", "10.244.1.3", 12)
     late.state = state
-    assert isinstance(validate(NEWS, [A, late], REVISION, SameNode.DIRECT), str)
+    assert isinstance(validate(REPORT, [A, late], REVISION, SameNode.DIRECT), str)
     late.state = PodState.CAPTURED
     late.capture_error = PodError(RetryReason.NOT_REDIRECTED, "not in the kernel yet")
-    assert isinstance(validate(NEWS, [A, late], REVISION, SameNode.DIRECT), str)
+    assert isinstance(validate(REPORT, [A, late], REVISION, SameNode.DIRECT), str)
 
 
 def test_encrypt_mode_rejects_all_reports() -> None:
-    assert isinstance(validate(NEWS, [A, B], REVISION, SameNode.ENCRYPT), str)
+    assert isinstance(validate(REPORT, [A, B], REVISION, SameNode.ENCRYPT), str)
 
 
-# The order of things, in an agent
+# The order of steps in an agent
 
 
 async def _pair(a: Agent) -> FakeWorker:
-    """An agent with two pods that a worker serves, and a verdict between them."""
+    """An agent with two pods that a worker serves, and a bypass entry between them."""
     for name in ("web", "db"):
         a.namespaces.start(f"{name}-uid", name)
     a.say(namespace(), pod("web", 2), pod("db", 3), pod("far", 9, node="n2"))
@@ -100,24 +100,24 @@ async def _pair(a: Agent) -> FakeWorker:
     await wait_until_async(lambda: len(a.store.current()) == 2)
     worker = FakeWorker(a.options.agent_socket).greet()
     await wait_until_async(a.is_serving, "readiness")
-    await _give(a, worker)
+    await _allow_bypass(a, worker)
     return worker
 
 
-async def _give(a: Agent, worker: FakeWorker) -> None:
-    worker.channel.send(_news(a))
-    await wait_until_async(lambda: bool(a.kernel.given), "a verdict")
+async def _allow_bypass(a: Agent, worker: FakeWorker) -> None:
+    worker.channel.send(_report(a))
+    await wait_until_async(lambda: bool(a.kernel.given), "a bypass entry")
 
 
-def _news(a: Agent, **other: Any) -> SameNodeAllowed:
-    news = SameNodeAllowed(
+def _report(a: Agent, **other: Any) -> SameNodeAllowed:
+    report = SameNodeAllowed(
         source_ip="10.244.1.2",
         source_identity="spiffe://cluster.local/ns/shop/sa/web",
         pod_uid="db-uid",
         destination=SocketAddress("10.244.1.3", 80),
         revision=a.view.revision,
     )
-    return msgspec.structs.replace(news, **other)
+    return msgspec.structs.replace(report, **other)
 
 
 async def test_local_change_revokes_bypass_before_it_is_applied(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ async def test_pod_that_moves_to_or_from_node_counts_as_local(tmp_path: Path) ->
         worker = await _pair(a)
         a.say(pod("far", 9, node="n1"))
         assert a.kernel.given == []
-        await _give(a, worker)
+        await _allow_bypass(a, worker)
         a.say(pod("far", 9, node="n2"))
         assert a.kernel.given == []
         worker.close()
@@ -170,7 +170,7 @@ async def test_unenrollment_revokes_bypass(tmp_path: Path) -> None:
         worker = await _pair(a)
         a.say(namespace(mode=""))
         assert a.kernel.given == []
-        worker.channel.send(_news(a))
+        worker.channel.send(_report(a))
         await asyncio.sleep(0.05)
         assert a.kernel.given == []
         worker.close()
@@ -195,11 +195,11 @@ async def test_report_of_old_revision_or_unserved_pod_is_rejected(
     async with agent(tmp_path) as a:
         worker = await _pair(a)
         a.kernel.given.clear()
-        worker.channel.send(_news(a, revision=a.view.revision - 1))
-        worker.channel.send(_news(a, pod_uid="other-uid"))
+        worker.channel.send(_report(a, revision=a.view.revision - 1))
+        worker.channel.send(_report(a, pod_uid="other-uid"))
         mute = FakeWorker(a.options.agent_socket, ready=False, worker=1).greet()
         await wait_until_async(lambda: len(a.sessions.sessions) == 2)
-        mute.channel.send(_news(a))
+        mute.channel.send(_report(a))
         await wait_until_async(lambda: a.same_node.stats.reports_rejected == 1)
         assert a.kernel.given == []
         mute.close()
@@ -217,7 +217,7 @@ async def test_status_has_mode_and_bypass_entries(tmp_path: Path) -> None:
         worker.close()
 
 
-# What is told of connections
+# Events and lists of connections
 
 
 def _entry(source: int = 11, target: int = 12) -> SameNodeConnection:
@@ -333,13 +333,13 @@ def test_pair_with_unexpected_peer_is_quarantined() -> None:
     pods = PodTable([A, B])
     traffic = same_node_bypass(kernel, pods)
     traffic.set_revision(REVISION)
-    traffic.allow(NEWS)
+    traffic.allow(REPORT)
     assert kernel.given
     kernel.events = [_ended(close_reason=CloseReason.UNEXPECTED_PEER)]
     read(kernel, traffic)
     assert kernel.given == []
-    traffic.allow(NEWS)
+    traffic.allow(REPORT)
     assert kernel.given == []
     pods.put(captured("b", "10.244.1.3", 20))  # the pod in a new namespace
-    traffic.allow(NEWS)
+    traffic.allow(REPORT)
     assert kernel.given

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections without the proxy, in Istio's metrics and in those that only the kernel can give."""
+"""Bypassed connections in Istio's metrics, and the metrics of the kernel."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_unknown_workloads_have_unknown_labels() -> None:
 
 
 def test_each_pod_is_polled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when there are more pairs than are remembered."""
+    """Even with more pairs than the cache holds."""
     monkeypatch.setattr(same_node_metrics, "MAX_PAIRS", 2)
     totals = TrafficTotals(20)
     counts = SameNodeMetrics(totals, RttTable(10))

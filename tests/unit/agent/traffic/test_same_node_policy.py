@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policy in the agent: verdicts go before workers hear of a change; the denied are destroyed."""
+"""Policy changes in the agent: bypass entries are revoked first, denied connections terminated."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.support.policies import Json, policies, policy
 from tests.support.waiting import wait_until_async
 from tests.unit.agent.test_agent import agent
 from tests.unit.agent.traffic.test_same_node import (
-    NEWS,
+    REPORT,
     REVISION,
+    _allow_bypass,
     _entry,
-    _give,
-    _news,
     _pair,
+    _report,
     captured,
 )
 from ztunnel.agent.pods.netns_finder import NetnsHandle
@@ -30,7 +30,7 @@ from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.mesh.policy.model import AuthorizationPolicy
 
-VERDICT = BypassEntry(1, SocketAddress("10.244.1.3", 80), 2)
+ENTRY = BypassEntry(1, SocketAddress("10.244.1.3", 80), 2)
 
 
 def denying(account: str = "web", namespace: str = "shop") -> Json:
@@ -64,7 +64,7 @@ async def test_policy_change_revokes_bypass_before_it_is_applied(tmp_path: Path)
         heard: list[int] = []
         a.kernel.on_revoke = lambda: heard.append(a.probe.revision)
         for obj in (denying(), denying("other"), policy(namespace="elsewhere")):
-            a.kernel.given.append(VERDICT)
+            a.kernel.given.append(ENTRY)
             before = a.probe.revision
             heard.clear()
             a.say(obj)
@@ -74,21 +74,21 @@ async def test_policy_change_revokes_bypass_before_it_is_applied(tmp_path: Path)
 
 
 async def test_bypass_entry_needs_approval_of_the_agents_policy_engine(tmp_path: Path) -> None:
-    """Even if a worker says that it let the connection in."""
+    """Even if a worker reports the pair as allowed."""
 
     async with agent(tmp_path) as a:
         worker = await _pair(a)
         a.say(denying("web"))
-        worker.channel.send(_news(a))
+        worker.channel.send(_report(a))
         await wait_until_async(lambda: a.same_node.stats.reports_rejected == 1)
         assert a.kernel.given == []
         a.say(denying("other"))
-        await _give(a, worker)
+        await _allow_bypass(a, worker)
         worker.close()
 
 
 class Pair:
-    """Two captured pods with a connection by verdict between them."""
+    """Two captured pods with a bypassed connection between them."""
 
     def __init__(self, directory: Path) -> None:
         self.kernel = FakeDataPath()
@@ -135,7 +135,7 @@ def test_recheck_leaves_allowed_connection(pair: Pair) -> None:
 
 
 def test_connection_of_unknown_pods_is_checked_once_they_are_known(pair: Pair) -> None:
-    """An agent that starts finds connections of its predecessor before it has found the pods."""
+    """A starting agent finds connections of the previous agent before it has found the pods."""
     pair.put(denying("a", pair.b.workload.namespace))
     for pod in (pair.a, pair.b):
         pair.pods.remove(pod.uid)
@@ -147,17 +147,17 @@ def test_connection_of_unknown_pods_is_checked_once_they_are_known(pair: Pair) -
     assert pair.kernel.terminated == [_entry()]
     pair.kernel.terminated.clear()
     pair.traffic.renew()
-    assert pair.kernel.terminated == []  # nothing is left to be judged
+    assert pair.kernel.terminated == []  # nothing is left to check
     pair.a.close()
 
 
 def test_strict_mode_allows_bypass_between_local_pods(pair: Pair) -> None:
-    """Their identity is proven by the kernel."""
+    """The kernel proves their identity."""
     from tests.support.policies import peer
 
     pair.put(peer("STRICT", namespace=pair.b.workload.namespace))
     pair.traffic.set_revision(REVISION)
-    pair.traffic.allow(NEWS)
+    pair.traffic.allow(REPORT)
     assert pair.kernel.given
     pair.traffic.recheck()
     assert pair.kernel.terminated == []

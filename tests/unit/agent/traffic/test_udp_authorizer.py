@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Native UDP into captured pods: who is let in by which identity, and what is said of the rest."""
+"""Native UDP to captured pods: authorization by identity, and the log of denied flows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.mesh.policy.model import Level, MtlsMode, PeerAuthentication, Selection
 
-HOST = "127.0.0.1"  # the test's pod has it: loopback stands in for the pod's namespace
+HOST = "127.0.0.1"  # the address of the test's pod
 STRICT = PeerAuthentication(
     namespace="shop",
     name="default",
@@ -45,10 +45,10 @@ class Agent:
         self.entry, self.policies = FakeUdpEntry(), PolicyEngine()
         self.web = pod("web", 7, HOST)
         self.pods = PodTable([self.web])
-        self.brought: list[bytes] = []
+        self.delivered: list[bytes] = []
         self.counted: list[SeriesCounts] = []
         self.known: dict[str, Workload] = {}
-        self.judge = UdpAuthorizer(
+        self.authorizer = UdpAuthorizer(
             self.entry,
             self.policies,
             self.pods,
@@ -58,20 +58,20 @@ class Agent:
             on_denied=self.counted.append,
         )
         monkeypatch.setattr(
-            udp_admission_maps, "deliver", lambda _, data, *__: self.brought.append(bytes(data))
+            udp_admission_maps, "deliver", lambda _, data, *__: self.delivered.append(bytes(data))
         )
 
     @property
     def at(self) -> SocketAddress:
         return SocketAddress(*self.entry.judges[HOST].getsockname())
 
-    async def hears(self, sock: socket.socket, *payloads: bytes) -> None:
-        """The datagrams arrive, and are judged."""
-        before = self.judge.allowed + self.judge.denied
+    async def receives(self, sock: socket.socket, *payloads: bytes) -> None:
+        """Send datagrams, and wait until they are authorized."""
+        before = self.authorizer.allowed + self.authorizer.denied
         for payload in payloads:
             sock.sendto(payload, (self.at.ip, self.at.port))
         async with asyncio.timeout(5):
-            while self.judge.allowed + self.judge.denied < before + len(payloads):
+            while self.authorizer.allowed + self.authorizer.denied < before + len(payloads):
                 await asyncio.sleep(0)
 
 
@@ -83,55 +83,55 @@ def client() -> socket.socket:
 
 async def test_pod_without_applicable_policy_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent(monkeypatch)
-    agent.judge.begin_epoch()
+    agent.authorizer.begin_epoch()
     assert agent.entry.opened == {HOST}
     agent.policies.put(STRICT)
-    agent.judge.begin_epoch()
+    agent.authorizer.begin_epoch()
     assert agent.entry.opened == set()
     assert agent.entry.published == 2
-    agent.judge.close()
+    agent.authorizer.close()
 
 
 async def test_strict_mode_denies_plaintext_with_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent(monkeypatch)
     agent.policies.put(STRICT)
-    agent.judge.begin_epoch()
+    agent.authorizer.begin_epoch()
     with structlog.testing.capture_logs() as lines, client() as sock:
         source = SocketAddress(*sock.getsockname())
         agent.known[HOST] = workload("stranger")
-        await agent.hears(sock, b"hello")
+        await agent.receives(sock, b"hello")
     assert agent.entry.verdicts == [UdpDecision(0, HOST, agent.at, False)]
-    assert agent.brought == []
+    assert agent.delivered == []
     assert [count.failed for count in agent.counted] == [1]
     assert "udp" in agent.counted[0].labels
     line = lines[0]
     assert line["event"] == "denied"
     assert (line["src.addr"], line["src.workload"]) == (str(source), "stranger")
     assert (line["dst.workload"], line["policy"]) == ("web", "PeerAuthentication shop/default")
-    agent.judge.close()
+    agent.authorizer.close()
 
 
 @pytest.mark.parametrize("mode", list(SameNode))
 async def test_local_sender_is_identified_by_netns(
     monkeypatch: pytest.MonkeyPatch, mode: SameNode
 ) -> None:
-    """Not where traffic inside the node is to be encrypted: who comes so has proven nothing."""
+    """With `encrypt`, a namespace does not prove an identity."""
 
     agent = Agent(monkeypatch, mode)
     near = pod("near", 8, HOST)
     agent.pods.put(near)
     agent.policies.put(STRICT)
-    agent.judge.pod_captured(agent.web)
+    agent.authorizer.pod_captured(agent.web)
     with client() as sock:
         agent.entry.speakers[SocketAddress(*sock.getsockname())] = 8
         with structlog.testing.capture_logs() as lines:
-            await agent.hears(sock, b"hello")
+            await agent.receives(sock, b"hello")
     allowed = mode is SameNode.DIRECT
     assert [line["event"] for line in lines] == ["udp flow allowed" if allowed else "denied"]
     assert lines[0].get("src.identity") == (near.workload.identity if allowed else None)
     assert agent.entry.verdicts == [UdpDecision(8, HOST, agent.at, allowed)]
-    assert agent.brought == ([b"hello"] if allowed else [])
-    agent.judge.close()
+    assert agent.delivered == ([b"hello"] if allowed else [])
+    agent.authorizer.close()
 
 
 async def test_sender_with_address_of_other_pod_is_not_trusted(
@@ -140,29 +140,29 @@ async def test_sender_with_address_of_other_pod_is_not_trusted(
     agent = Agent(monkeypatch)
     agent.pods.put(pod("near", 8, "10.1.0.8"))
     agent.policies.put(STRICT)
-    agent.judge.pod_captured(agent.web)
+    agent.authorizer.pod_captured(agent.web)
     with client() as sock:
         agent.entry.speakers[SocketAddress(*sock.getsockname())] = 8
-        await agent.hears(sock, b"hello")
+        await agent.receives(sock, b"hello")
     assert [verdict.allowed for verdict in agent.entry.verdicts] == [False]
-    agent.judge.close()
+    agent.authorizer.close()
 
 
 async def test_datagrams_are_read_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent(monkeypatch)
-    agent.judge.pod_captured(agent.web)
+    agent.authorizer.pod_captured(agent.web)
     with client() as sock:
-        await agent.hears(sock, *(b"%d" % number for number in range(2 * BATCH + 1)))
-    assert len(agent.brought) == 2 * BATCH + 1
-    agent.judge.close()
+        await agent.receives(sock, *(b"%d" % number for number in range(2 * BATCH + 1)))
+    assert len(agent.delivered) == 2 * BATCH + 1
+    agent.authorizer.close()
 
 
 async def test_authorizer_sockets_are_closed_with_their_pod(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     agent = Agent(monkeypatch)
-    agent.judge.reconcile()
+    agent.authorizer.reconcile()
     sock = agent.entry.judges[HOST]
     agent.pods.remove(agent.web.uid)
-    agent.judge.begin_epoch()
+    agent.authorizer.begin_epoch()
     assert sock.fileno() == -1

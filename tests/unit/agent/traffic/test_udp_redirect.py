@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which destinations the agent has carried, and which sockets take them."""
+"""The redirected destinations, and the sockets of workers."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_routes_follow_workload_changes() -> None:
 
 
 def test_route_of_shared_address_stays_until_last_pod_is_removed() -> None:
-    """A pod's address may be another's before the API tells that the first is gone."""
+    """A new pod may have the address before the API server reports that the old one is deleted."""
     agent = Agent()
     old, new = far("old", "10.2.0.1"), far("new", "10.2.0.1", node="n3")
     agent.udp.apply(ViewChange((old,)))
@@ -150,7 +150,7 @@ def test_restarted_agent_removes_stale_routes() -> None:
     agent = Agent()
     agent.path.ways = {SocketAddress(ip, 0): UdpRoute.REDIRECT for ip in ("10.2.0.1", "10.9.9.9")}
     agent.udp = agent.start()
-    assert agent.path.carried == {"10.2.0.1", "10.9.9.9"}  # until it knows better
+    assert agent.path.carried == {"10.2.0.1", "10.9.9.9"}  # until the first change
     agent.udp.apply(ViewChange((far("one", "10.2.0.1"),)))
     assert agent.path.carried == {"10.2.0.1"}
 
@@ -192,7 +192,7 @@ def test_workers_keep_udp_sockets_across_agent_restart() -> None:
     one, liar = agent.joins(port=4001), agent.joins(port=5353)
     assert one.given == []
     assert one.udp == {COOKIE: 4001}
-    assert liar.given == ["web-uid"]  # what no agent gave is not believed
+    assert liar.given == ["web-uid"]  # a port that no agent assigned is not accepted
     assert agent.path.given[COOKIE] == [4001, liar.udp[COOKIE]]
     agent.now = RECONNECT_TIMEOUT_S
     agent.path.given[COOKIE].append(4002)
@@ -216,7 +216,7 @@ def test_failed_udp_socket_request_is_retried() -> None:
 def test_ports_of_deleted_pod_are_not_written_again() -> None:
     agent = Agent()
     worker = agent.joins()
-    del agent.path.given[COOKIE]  # as unenrol does
+    del agent.path.given[COOKIE]  # as unenroll does
     agent.leaves(worker)
     assert agent.path.given == {}
 
@@ -237,7 +237,7 @@ def test_waiting_datagrams_are_sent_natively() -> None:
 
 
 def test_udp_to_sidecar_with_hbone_is_not_redirected() -> None:
-    """It would refuse connect-udp, and its whole node be taken for one that does."""
+    """It would reject connect-udp, and its node would count as one without support."""
     agent = Agent()
     sidecar = msgspec.structs.replace(far("side", "10.2.0.1"), labels={TUNNEL_LABEL: TUNNEL_HTTP})
     agent.udp.apply(ViewChange((sidecar, far("other", "10.2.0.2"))))

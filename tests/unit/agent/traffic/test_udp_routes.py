@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the UDP of a node's pods goes: by who takes connect-udp, by policy, by service."""
+"""The routes of UDP: by support of connect-udp, by policy, by service."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_service_is_redirected_if_all_endpoints_are_in_the_mesh() -> None:
     made.apply(ViewChange(policies=(strict(),)))
     assert made.routes[VIP] is STRICT
     made.apply(ViewChange((msgspec.structs.replace(plain, protocol=TunnelProtocol.HBONE),)))
-    assert made.routes[VIP] is CARRY  # by the workload's change alone
+    assert made.routes[VIP] is CARRY  # by the change of the workload alone
     made.apply(ViewChange(removed_services=("shop/dns",), removed_workloads=(plain.uid,)))
     assert made.routes == {at("10.2.0.1"): CARRY}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mesh state of any size fits the link's packets and arrives whole."""
+"""Mesh state of any size is split into packets without loss."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sessions with workers over real sockets: who may join, what a slow or rude one can do."""
+"""Sessions with workers over real sockets: access, slow workers, invalid input."""
 
 from __future__ import annotations
 

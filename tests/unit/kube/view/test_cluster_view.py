@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mirror: one change at a time comes to the same as everything at once."""
+"""The cluster view: incremental changes lead to the same state as a complete list."""
 
 from __future__ import annotations
 
