@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import click
 import structlog
@@ -56,6 +57,37 @@ def _only_one(sources: dict[str, object]) -> None:
         raise click.UsageError(
             f"exactly one configuration source is required: {', '.join(sources)}; found {found}"
         )
+
+
+class _Flags(TypedDict):
+    """The values of the options, by parameter name."""
+
+    node: str
+    in_cluster: bool
+    kubeconfig: Path | None
+    context: str | None
+    manifests: Path | None
+    ca_dir: Path | None
+    namespace: str
+    pod_name: str
+    cgroup: Path | None
+    cri_socket: str
+    pin_dir: Path
+    run_dir: Path
+    trust_domain: str
+    root_namespace: str
+    cert_ttl: int
+    proxy_uid: int
+    same_node: str
+    metrics_port: int
+    health_port: int
+    metrics_bind_address: str
+    metrics_max_series: int
+    metrics_series_ttl: float
+    bpf_stats: bool
+    discovery: tuple[Selector, ...]
+    outbound: str
+    log_format: str
 
 
 @click.command("agent")
@@ -222,35 +254,7 @@ def _only_one(sources: dict[str, object]) -> None:
     help="Istio's outboundTrafficPolicy. REGISTRY_ONLY: apps reach only services and workloads.",
 )
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
-def command(
-    *,
-    node: str,
-    in_cluster: bool,
-    kubeconfig: Path | None,
-    context: str | None,
-    manifests: Path | None,
-    ca_dir: Path | None,
-    namespace: str,
-    pod_name: str,
-    cgroup: Path | None,
-    cri_socket: str,
-    pin_dir: Path,
-    run_dir: Path,
-    trust_domain: str,
-    root_namespace: str,
-    cert_ttl: int,
-    proxy_uid: int,
-    same_node: str,
-    metrics_port: int,
-    health_port: int,
-    metrics_bind_address: str,
-    metrics_max_series: int,
-    metrics_series_ttl: float,
-    bpf_stats: bool,
-    discovery: tuple[Selector, ...],
-    outbound: str,
-    log_format: str,
-) -> None:
+def command(**flags: Unpack[_Flags]) -> None:
     """Capture this node's enrolled pods and serve the proxy. Needs root.
 
     The configuration comes from one of --in-cluster, --kubeconfig and --manifests.
@@ -258,43 +262,58 @@ def command(
     SIGTERM stops only the agent: traffic continues with the state of the kernel and the proxy,
     and the next agent takes over. `ztctl uninstall` removes the data path.
     """
-    _only_one({"--in-cluster": in_cluster, "--kubeconfig": kubeconfig, "--manifests": manifests})
-    if context and not kubeconfig:
-        raise click.UsageError("--context selects a context of --kubeconfig, which is missing")
-    if manifests and not ca_dir:
-        raise click.UsageError(
-            "--manifests needs a --ca-dir: without an API server there is no controller to sign"
-        )
-    configure_logs(log_format)
-    structlog.contextvars.bind_contextvars(node=node)
-    options = Options(
-        node=node,
-        manifests=manifests,
-        cgroup=cgroup,
-        cri_socket=cri_socket,
-        pin_dir=pin_dir,
-        run_dir=run_dir,
-        ca_dir=ca_dir,
-        trust_domain=trust_domain,
-        root_namespace=root_namespace,
-        certificate_ttl=timedelta(seconds=cert_ttl),
-        proxy_uid=proxy_uid,
-        same_node=SameNode(same_node),
-        metrics_port=metrics_port,
-        health_port=health_port,
-        metrics_bind_address=metrics_bind_address,
-        max_series=metrics_max_series,
-        series_ttl_s=metrics_series_ttl,
-        bpf_stats=bpf_stats,
-        access=None if manifests else Access(kubeconfig, context),
-        namespace=namespace,
-        pod_name=pod_name,
-        discovery=discovery,
-        registry_only=outbound == OUTBOUND[1],
-    )
+    _check(flags)
+    configure_logs(flags["log_format"])
+    structlog.contextvars.bind_contextvars(node=flags["node"])
     from ztunnel.agent.agent import StartupError, main  # noqa: PLC0415  --help needs none of it
 
     try:
-        main(options)
+        main(_options(flags))
     except StartupError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _check(flags: _Flags) -> None:
+    """Check combinations of options. Raises click.UsageError."""
+    _only_one(
+        {
+            "--in-cluster": flags["in_cluster"],
+            "--kubeconfig": flags["kubeconfig"],
+            "--manifests": flags["manifests"],
+        }
+    )
+    if flags["context"] and not flags["kubeconfig"]:
+        raise click.UsageError("--context selects a context of --kubeconfig, which is missing")
+    if flags["manifests"] and not flags["ca_dir"]:
+        raise click.UsageError(
+            "--manifests needs a --ca-dir: without an API server there is no controller to sign"
+        )
+
+
+def _options(flags: _Flags) -> Options:
+    manifests = flags["manifests"]
+    return Options(
+        node=flags["node"],
+        manifests=manifests,
+        cgroup=flags["cgroup"],
+        cri_socket=flags["cri_socket"],
+        pin_dir=flags["pin_dir"],
+        run_dir=flags["run_dir"],
+        ca_dir=flags["ca_dir"],
+        trust_domain=flags["trust_domain"],
+        root_namespace=flags["root_namespace"],
+        certificate_ttl=timedelta(seconds=flags["cert_ttl"]),
+        proxy_uid=flags["proxy_uid"],
+        same_node=SameNode(flags["same_node"]),
+        metrics_port=flags["metrics_port"],
+        health_port=flags["health_port"],
+        metrics_bind_address=flags["metrics_bind_address"],
+        max_series=flags["metrics_max_series"],
+        series_ttl_s=flags["metrics_series_ttl"],
+        bpf_stats=flags["bpf_stats"],
+        access=None if manifests else Access(flags["kubeconfig"], flags["context"]),
+        namespace=flags["namespace"],
+        pod_name=flags["pod_name"],
+        discovery=flags["discovery"],
+        registry_only=flags["outbound"] == OUTBOUND[1],
+    )
