@@ -74,4 +74,4 @@ def test_missing_link_is_recreated(fresh_node: BpfNode) -> None:
     with fresh_node.app_socket() as app:
         app.connect(("10.1.1.3", 80))
         with fresh_node.accepted(ListenerKind.OUTBOUND4) as accepted:
-            assert accepted.getpeername() == app.getsockname()
+            assert accepted.getpeername()[1] == app.getsockname()[1]
