@@ -119,9 +119,9 @@ async def _lose_account(
 
     store = CertificateStore(signer, got.append, blocked_reason=blocked)
     store.ensure(WEB)
-    await wait_until_async(lambda: len(got) == 1)
+    await wait_until_async(lambda: len(got) == 1, timeout_s=30)
     await asyncio.to_thread(mesh.core.delete_namespaced_service_account, "web", "shop")
-    await wait_until_async(lambda: store.statuses()[0].state == "blocked")
+    await wait_until_async(lambda: store.statuses()[0].state == "blocked", timeout_s=30)
     assert store.current() == got  # the issued certificate is used until it expires
     store.set_roots(other_roots)  # no peer accepts it now: a renewal would be due
     asked = _requests(mesh)
@@ -130,7 +130,7 @@ async def _lose_account(
     found = store.statuses()[0].last_error
     assert found == "service account shop/web does not exist"
     await asyncio.to_thread(mesh.account, "shop", "web")
-    await wait_until_async(lambda: got[-1].serial != got[0].serial)
+    await wait_until_async(lambda: got[-1].serial != got[0].serial, timeout_s=30)
     await store.close()
 
 

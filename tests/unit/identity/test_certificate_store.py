@@ -100,7 +100,7 @@ async def test_certificate_is_requested_immediately_once_unblocked(
     store = CertificateStore(signer, got.append, blocked_reason=reasons.__getitem__)
     store.ensure(WEB)
     store.ensure(DB)
-    await wait_until_async(lambda: signer.calls >= 5)  # the next would come in 8 seconds
+    await wait_until_async(lambda: signer.calls >= 5, timeout_s=20)  # the next is due in 8 seconds
     assert all(status.identity == WEB for status in store.statuses() if not status.last_error)
     reasons[WEB] = "no such account"
     await wait_until_async(lambda: store._entries[WEB].blocked_reason != "")
