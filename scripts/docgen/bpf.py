@@ -9,28 +9,24 @@ from pathlib import Path
 from scripts.docgen import facts
 from scripts.docgen.markdown import ROOT, code, sentence, table
 
-_PROGRAM = re.compile(r"^int (zt_\w+)\(struct \w+ \*(?:ctx|ops)\)", re.M)
+_PROGRAM = re.compile(r'^SEC\("(.+)"\)\nint (zt_\w+)\(', re.M)
 _MAP = re.compile(r'ZT_MAP\("(\w+)",\s*([\w ]+),\s*([\w ]+),\s*(\w+),\s*(\w+),\s*(\w+)\)', re.S)
 _STAT = re.compile(r"\bZT_STAT_(\w+)(?: = 0)?,\s*/\*(.*?)\*/", re.S)
 _FIELD = re.compile(r"__u64 (\w+);\s*/\*(.*?)\*/|__u64 (\w+);", re.S)
 _STRUCT = re.compile(r"^struct (zt_pod_stats|zt_udp_stats) \{(.*?)^\};", re.S | re.M)
 
-HOOKS = {
-    "connect": (
-        "cgroup/connect4, connect6",
-        "Redirect TCP and connected UDP, or bypass the proxy.",
-    ),
-    "sendmsg": ("cgroup/sendmsg4, sendmsg6", "Redirect DNS queries and carried UDP."),
-    "recvmsg": ("cgroup/recvmsg4, recvmsg6", "Restore the remote address of received datagrams."),
-    "getpeername": ("cgroup/getpeername4, getpeername6", "Return the original destination."),
-    "getsockname": ("cgroup/getsockname4, getsockname6", "Return the address the app expects."),
-    "getsockopt": ("cgroup/getsockopt", "`SO_ORIGINAL_DST` and the proxy's queries."),
-    "setsockopt": ("cgroup/setsockopt", "Accept the client address from the proxy."),
-    "sockops": (
-        "cgroup/sock_ops",
-        "Copy metadata to accepted sockets; track bypassed connections.",
-    ),
-    "sk_lookup": ("sk_lookup, per pod", "Redirect inbound traffic; admit bypassed connections."),
+_RING = re.compile(r"ZT_RINGBUF\((zt_\w+), (\w+)\);")
+
+PURPOSES = {
+    "connect": "Redirect TCP and connected UDP, or bypass the proxy.",
+    "sendmsg": "Redirect DNS queries and carried UDP.",
+    "recvmsg": "Restore the remote address of received datagrams.",
+    "getpeername": "Return the original destination, or the client.",
+    "getsockname": "Return the address that the app expects.",
+    "getsockopt": "Answer `SO_ORIGINAL_DST` and the proxy's queries.",
+    "setsockopt": "Accept the client address and token queries from the proxy.",
+    "sockops": "Copy metadata to accepted sockets; track bypassed connections.",
+    "sk_lookup": "Redirect inbound traffic; admit bypassed connections. One link per pod.",
 }
 
 
@@ -38,10 +34,9 @@ def programs() -> str:
     """Each program with its attach point."""
     rows = []
     for path in _sources("*.c"):
-        for match in _PROGRAM.finditer(path.read_text(encoding="utf-8")):
-            name = match[1]
-            hook, purpose = HOOKS[name.removeprefix("zt_").rstrip("46")]
-            rows.append((code(name), hook, purpose, code(f"bpf/{path.relative_to(ROOT / 'bpf')}")))
+        for hook, name in _PROGRAM.findall(path.read_text(encoding="utf-8")):
+            purpose = PURPOSES[name.removeprefix("zt_").rstrip("46")]
+            rows.append((code(name), hook, purpose, code(f"bpf/{path.name}")))
     return table(("program", "attach point", "purpose", "source"), sorted(rows))
 
 
@@ -52,6 +47,7 @@ def maps() -> str:
         (code(name), kind, " ".join(key.split()), " ".join(value.split()), code(room))
         for kind, key, value, name, room, _ in _MAP.findall(text)
     ]
+    rows += [(code(name), "ringbuf", "", "", code(size)) for name, size in _RING.findall(text)]
     return table(("map", "type", "key", "value", "entries"), sorted(rows))
 
 
