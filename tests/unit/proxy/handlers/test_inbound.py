@@ -10,7 +10,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from unittest import mock
+from types import SimpleNamespace
 
 import h2.events
 import pytest
@@ -305,7 +305,7 @@ def test_tunnel_drains_when_the_client_certificate_expires(
         stream = peer.connect(str(pair.app.address))
         assert peer.status(stream) == 200
         server = pair.app.accept()
-        two_days_on = mock.Mock(time=lambda: time.time() + 48 * 3600)
+        two_days_on = SimpleNamespace(time=lambda: time.time() + 48 * 3600)
         monkeypatch.setattr(credentials, "time", two_days_on)
         wait_for_frame(peer.sock, GOAWAY)
         server.sendall(b"still here")  # admitted connections continue

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from unittest import mock
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,7 +60,7 @@ def test_resumed_session_is_rejected_after_the_peers_certificate_expires(
 ) -> None:
     ping(pair)
     lose_tunnel(pair)
-    two_days_on = mock.Mock(time=lambda: time.time() + 48 * 3600)
+    two_days_on = SimpleNamespace(time=lambda: time.time() + 48 * 3600)
     monkeypatch.setattr(credentials, "time", two_days_on)
     dial_is_reset(pair)
 
@@ -72,7 +72,7 @@ def test_tunnel_is_not_joined_after_the_peers_certificate_expires(
     ping(pair)
     old = only_tunnel(pair)
     with monkeypatch.context() as later:
-        later.setattr(credentials, "time", mock.Mock(time=lambda: time.time() + 48 * 3600))
+        later.setattr(credentials, "time", SimpleNamespace(time=lambda: time.time() + 48 * 3600))
         wait_until(lambda: old.state is TunnelState.CLOSED, "the tunnel to close")
     assert not old.connection.failed
     assert not old.connection.can_open_stream  # GOAWAY was sent or received
