@@ -9,21 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.helpers.harness import addresses, client, named, python_pod
+from tests.lab.helpers.harness import addresses, client, enrolled, named, python_pod
 from tests.support.waiting import wait_until
 from ztunnel.datapath.bpf.maps import Maps
 from ztunnel.lab import Lab
 
 MODE = "istio.io/dataplane-mode"
-
-
-def enrolled(lab: Lab, node: str) -> set[str]:
-    """The addresses that BPF redirects on a node."""
-    maps = Maps(lab.names.pin_dir(node), read_only=True)
-    try:
-        return {ip for pod in maps.pods() for ip in pod.addresses}
-    finally:
-        maps.close()
 
 
 def _is_enrolled(lab: Lab, ip: str, wanted: bool) -> bool:

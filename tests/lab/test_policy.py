@@ -16,7 +16,7 @@ import yaml
 
 from tests.lab.helpers.harness import APPS, addresses, client, proxy_log
 from tests.lab.test_ztctl import ZTCTL, rows, ztctl
-from tests.lab.traffic.test_same_node import _until_direct
+from tests.lab.traffic.test_same_node import wait_until_bypassed
 from tests.support.waiting import wait_until
 from ztunnel.lab import Lab, admin_get
 from ztunnel.lab.objects import write_atomically
@@ -140,7 +140,7 @@ def test_deny_policy_closes_only_matching_connections(
     lab: Lab, policies: Policies, path: Path, rules: tuple[Json, Json], family: int
 ) -> None:
     if path is SAME_NODE:
-        _until_direct(lab, family)
+        wait_until_bypassed(lab, family)
     matching, other = rules
     policies.apply(authorization("DENY", matching))
     assert end(lab, path, family) in CLOSED
@@ -291,7 +291,7 @@ def test_live_connection_is_closed_when_it_is_denied(
     lab: Lab, policies: Policies, path: Path
 ) -> None:
     if path is SAME_NODE:
-        _until_direct(lab)
+        wait_until_bypassed(lab)
     with open_client(lab, path) as process:
         assert echo_of(process) == b"hello\n"
         policies.apply(authorization("DENY", source(ipBlocks=["203.0.113.0/24"])))
@@ -346,12 +346,12 @@ def test_same_node_bypass_survives_policies_that_allow_the_pair(
     lab: Lab, policies: Policies
 ) -> None:
     """Each change revokes the bypass; open connections still finish."""
-    _until_direct(lab)
+    wait_until_bypassed(lab)
     with open_client(lab, SAME_NODE, "reconnect") as reconnecting:
         for number in range(40):
             policies.apply(authorization("DENY", source(namespaces=[f"n{number}"])))
         assert set(connection_ends(reconnecting)) == {"data"}
-    _until_direct(lab)
+    wait_until_bypassed(lab)
 
 
 @pytest.mark.slow
@@ -380,7 +380,7 @@ def test_no_denied_connection_passes_during_a_restart(
 def test_policy_changed_while_the_agent_was_down_closes_bypassed_connections(
     lab: Lab, policies: Policies
 ) -> None:
-    _until_direct(lab)
+    wait_until_bypassed(lab)
     with open_client(lab, SAME_NODE) as process:
         assert echo_of(process) == b"hello\n"
         lab.kill("node1", "agent")

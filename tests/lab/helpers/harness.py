@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ztunnel.datapath.bpf.maps import Maps
 from ztunnel.lab import Lab
 
 APPS = Path(__file__).parents[1] / "apps"
@@ -78,3 +79,12 @@ def client(
 def proxy_log(lab: Lab, node: str) -> str:
     """The complete log of the proxy of a node."""
     return lab.log_paths(node, "proxy", "default")[0].read_text(encoding="utf-8")
+
+
+def enrolled(lab: Lab, node: str) -> set[str]:
+    """The addresses that BPF redirects on a node."""
+    maps = Maps(lab.names.pin_dir(node), read_only=True)
+    try:
+        return {ip for pod in maps.pods() for ip in pod.addresses}
+    finally:
+        maps.close()

@@ -14,7 +14,7 @@ import pytest
 from tests.apiserver.test_controller_failover import new_ca, plug
 from tests.lab.helpers.harness import APPS, named, python_pod
 from tests.lab.kubernetes.api_lab import ApiLab
-from tests.lab.kubernetes.test_enrollment import (
+from tests.lab.kubernetes.shop import (
     events,
     requesting,
     set_mode,

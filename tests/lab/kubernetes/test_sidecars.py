@@ -12,10 +12,18 @@ from typing import Any
 
 import pytest
 
-from tests.lab.helpers.harness import APPS, addresses, client, named, proxy_log, python_pod
+from tests.lab.helpers.harness import (
+    APPS,
+    addresses,
+    client,
+    enrolled,
+    named,
+    proxy_log,
+    python_pod,
+)
 from tests.lab.kubernetes import sidecar
 from tests.lab.kubernetes.api_lab import ApiLab
-from tests.lab.kubernetes.test_enrollment import (
+from tests.lab.kubernetes.shop import (
     replace_pod,
     requesting,
     set_mode,
@@ -24,7 +32,6 @@ from tests.lab.kubernetes.test_enrollment import (
     until_captured,
     workload,
 )
-from tests.lab.test_enrollment import enrolled
 from tests.support.apiserver.server import ApiServer
 from tests.support.waiting import wait_until
 

@@ -34,14 +34,14 @@ def _echo(lab: Lab, family: int = 4, port: int = 7000) -> None:
     assert client(lab, "client", "echo", target, port, "hi") == {"said": "hi"}
 
 
-def _is_direct(lab: Lab, family: int = 4) -> bool:
+def is_bypassed(lab: Lab, family: int = 4) -> bool:
     before = _counters(lab, "client").same_node_bypass
     _echo(lab, family)
     return _counters(lab, "client").same_node_bypass > before
 
 
-def _until_direct(lab: Lab, family: int = 4) -> None:
-    wait_until(lambda: _is_direct(lab, family), "the pair to go direct")
+def wait_until_bypassed(lab: Lab, family: int = 4) -> None:
+    wait_until(lambda: is_bypassed(lab, family), "the pair to bypass the proxy")
 
 
 def _wait_captured(lab: Lab, pod: str, *, captured: bool = True) -> None:
@@ -55,7 +55,7 @@ def _wait_captured(lab: Lab, pod: str, *, captured: bool = True) -> None:
 
 
 @contextmanager
-def _labelled(lab: Lab, pod: str, mode: str) -> Iterator[None]:
+def _labeled(lab: Lab, pod: str, mode: str) -> Iterator[None]:
     lab.label("pod", pod, {MODE: mode})
     try:
         yield
@@ -68,7 +68,7 @@ def _labelled(lab: Lab, pod: str, mode: str) -> Iterator[None]:
 def test_second_connection_of_a_pair_bypasses_the_proxy_and_preserves_addresses(
     lab: Lab, family: int
 ) -> None:
-    _until_direct(lab, family)
+    wait_until_bypassed(lab, family)
     before = _counters(lab, "client")
     mine, target = addresses(lab, "client")[family], addresses(lab, "near")[family]
     wait_until(
@@ -92,7 +92,7 @@ def _names(lab: Lab, target: str) -> bool:
 
 
 def test_bypass_applies_to_one_port_only(lab: Lab) -> None:
-    _until_direct(lab)
+    wait_until_bypassed(lab)
     before = _counters(lab, "client")
     said = client(lab, "client", "poke", addresses(lab, "near")[4], 7998)
     assert said == {"end": "ECONNRESET"}
@@ -104,7 +104,7 @@ def test_bypass_applies_to_one_port_only(lab: Lab) -> None:
 
 
 def test_bypassed_connections_are_logged_and_listed(lab: Lab) -> None:
-    _until_direct(lab)
+    wait_until_bypassed(lab)
     target = addresses(lab, "near")[4]
     held = lab.popen("client", sys.executable, str(APPS / "client.py"), "hold", target, "7000")
     assert held.stdin is not None
@@ -138,23 +138,23 @@ def test_bypassed_connections_are_logged_and_listed(lab: Lab) -> None:
 
 
 def test_unenrollment_and_enrollment_end_the_bypass_within_a_second(lab: Lab) -> None:
-    _until_direct(lab)
-    with _labelled(lab, "near", "none"):
+    wait_until_bypassed(lab)
+    with _labeled(lab, "near", "none"):
         start = time.monotonic()
-        wait_until(lambda: not _is_direct(lab), "no more verdicts")
+        wait_until(lambda: not is_bypassed(lab), "no more verdicts")
         assert time.monotonic() - start < 1.5  # a second, and the start of the client
-    assert not _is_direct(lab)  # enrollment requires a new authorization
-    _until_direct(lab)
+    assert not is_bypassed(lab)  # enrollment requires a new authorization
+    wait_until_bypassed(lab)
 
 
 def test_connection_opened_before_enrollment_is_terminated_by_it(lab: Lab) -> None:
-    _until_direct(lab)
+    wait_until_bypassed(lab)
     target = addresses(lab, "near")[4]
     held = lab.popen("client", sys.executable, str(APPS / "client.py"), "hold", target, "7000")
     assert held.stdin is not None
     assert held.stdout is not None
     assert held.stdout.readline() == b"connected\n"
-    with _labelled(lab, "client", "none"):
+    with _labeled(lab, "client", "none"):
         _wait_captured(lab, "client", captured=False)
         held.stdin.write(b"still here\n")
         held.stdin.flush()
@@ -167,7 +167,7 @@ def test_connection_opened_before_enrollment_is_terminated_by_it(lab: Lab) -> No
 
 
 def test_without_the_proxy_authorized_pairs_are_refused(lab: Lab) -> None:
-    _until_direct(lab)
+    wait_until_bypassed(lab)
     target = addresses(lab, "near")[4]
     lab.kill("node1", "proxy")
     try:
@@ -175,12 +175,12 @@ def test_without_the_proxy_authorized_pairs_are_refused(lab: Lab) -> None:
     finally:
         lab.start("node1", "proxy")
     wait_until(lambda: client(lab, "client", "poke", target, 7000) == {"end": "data"}, "service")
-    _until_direct(lab)
+    wait_until_bypassed(lab)
 
 
 def test_without_agent_and_proxy_authorized_pairs_are_refused(lab: Lab) -> None:
     """Nothing revokes the bypass; sk_lookup at the destination finds no proxy listener."""
-    _until_direct(lab)
+    wait_until_bypassed(lab)
     target = addresses(lab, "near")[4]
     lab.kill("node1", "agent")
     lab.kill("node1", "proxy")
@@ -193,13 +193,13 @@ def test_without_agent_and_proxy_authorized_pairs_are_refused(lab: Lab) -> None:
 
 
 def test_bypass_expires_without_the_agent_and_traffic_continues(lab: Lab) -> None:
-    _until_direct(lab)
+    wait_until_bypassed(lab)
     lab.kill("node1", "agent")
     try:
-        wait_until(lambda: not _is_direct(lab), "the lease to end", timeout_s=8)
+        wait_until(lambda: not is_bypassed(lab), "the lease to end", timeout_s=8)
     finally:
         lab.start("node1", "agent")
-    _until_direct(lab)
+    wait_until_bypassed(lab)
 
 
 def test_encrypt_mode_never_bypasses_the_proxy() -> None:
