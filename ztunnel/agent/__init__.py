@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's one privileged process: it captures pods, and serves the proxy what it needs.
+"""The privileged process of a node: it captures pods and supplies the proxy's workers.
 
-Carries no traffic itself: while it is away everything goes on with what the kernel and the proxy
-hold.
+The agent carries no traffic. While it is down, the kernel and the proxy continue with their current
+state.
 """

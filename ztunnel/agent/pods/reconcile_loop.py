@@ -23,14 +23,16 @@ class Wakeup:
         self._loop = asyncio.get_running_loop()
 
     def set(self) -> None:
+        """Wake the loop; for the thread of the event loop."""
         self._event.set()
 
     def set_from_thread(self) -> None:
+        """Wake the loop; for any thread."""
         with suppress(RuntimeError):  # the event loop has stopped
             self._loop.call_soon_threadsafe(self._event.set)
 
     async def wait(self, timeout_s: float) -> bool:
-        """Whether it was set before the timeout; clears it."""
+        """Whether it was set before the timeout."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._event.wait()
@@ -39,6 +41,7 @@ class Wakeup:
         return True
 
     def clear(self) -> None:
+        """Forget earlier calls of `set`."""
         self._event.clear()
 
 
