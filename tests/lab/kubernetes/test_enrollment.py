@@ -67,10 +67,10 @@ def test_refusals_are_events_with_a_hint(api: ApiLab) -> None:
         wait_until(lambda: events(api, "mesh", "hosted"), "an Event", timeout_s=20)
         (event,) = events(api, "mesh", "hosted")
         assert (event["type"], event["reason"]) == ("Warning", "MeshCaptureRefused")
-        assert "host's network" in event["message"]
+        assert "host network" in event["message"]
         assert "remove the label" in event["message"]
         assert event["source"] == {"component": "ztunnel-agent", "host": "node1"}
-        assert "host's network" in workload(api, "mesh/hosted")["capture_refused"]
+        assert "host network" in workload(api, "mesh/hosted")["capture_refused"]
         assert mark(api, "mesh/hosted") == ""
     finally:
         api.server.kubectl("-n", "mesh", "delete", "pod", "hosted", "--force", "--grace-period=0")
