@@ -40,7 +40,7 @@ from tests.support.apiserver.server import ApiServer
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
 
 TOGGLES = 30  # how often the pod of the agent is labeled, captured and released
-APART = 0.3  # seconds between labels of that pod in the replay: the agent annotates it meanwhile
+LABEL_INTERVAL_S = 0.3  # in the replay; the agent annotates the pod meanwhile
 PODS = "pods.watch"
 OWN = "/api/v1/namespaces/space-0/pods/here"
 
@@ -265,9 +265,9 @@ class Toggling(threading.Thread):
         return time.monotonic() - begin
 
     def run(self) -> None:
-        while not self._ended.wait(APART):
+        while not self._ended.wait(LABEL_INTERVAL_S):
             self._samples.append(self._label(True))
-            self._ended.wait(APART)
+            self._ended.wait(LABEL_INTERVAL_S)
             self._label(False)
 
     def end(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ztunnel.kube.client.access import Access
 from ztunnel.kube.sources.api_server import ApiServerSource, watched_resources
 from ztunnel.kube.view.cluster_view import ClusterView
 
-SETTLE = 2.0  # seconds after the last list
+SETTLE_S = 2.0  # seconds after the last list
 
 
 async def look(kubeconfig: Path, without: str) -> dict[str, float]:
@@ -40,7 +40,7 @@ async def look(kubeconfig: Path, without: str) -> dict[str, float]:
     wanted = {kind.kind for kind in kinds if not kind.optional}
     while any(source.view()["lists"][kind] == 0 for kind in wanted) or not source.synced.is_set():
         await asyncio.sleep(0.1)
-    await asyncio.sleep(SETTLE)
+    await asyncio.sleep(SETTLE_S)
     gc.collect()
     lines = Path("/proc/self/status").read_text().splitlines()
     resident = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))

@@ -26,7 +26,7 @@ from tests.support.apiserver.pki import Pki
 from ztunnel.kube.client.reflector import PAGE_LIMIT, Resource
 from ztunnel.kube.sources.api_server import watched_resources
 
-BOOKMARKS = 30.0  # seconds of silence before the replay sends a bookmark
+BOOKMARK_INTERVAL_S = 30.0  # seconds of silence before the replay sends a bookmark
 _END = b""
 
 
@@ -153,7 +153,7 @@ class Replay:
         source = self._watch if path == "/api/v1/pods" else queue.SimpleQueue[bytes]()
         while True:
             try:
-                line = source.get(timeout=BOOKMARKS)
+                line = source.get(timeout=BOOKMARK_INTERVAL_S)
             except queue.Empty:
                 line = b'{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"1"}}}\n'
             if line == _END:

@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any
 
 SOURCE = Path(__file__).with_name("load.c")
-_PATIENCE = 60.0  # seconds beyond the duration of the job
-_HOLD_PATIENCE = 300.0
+_EXTRA_TIMEOUT_S = 60.0  # seconds beyond the duration of the job
+_HOLD_TIMEOUT_S = 300.0
 
 Place = Callable[[list[str]], list[str]]  # wraps a command line to run it in a place
 Report = dict[str, Any]  # the JSON line that a job prints, see load.c
@@ -54,7 +54,7 @@ class Load:
 def finish(job: subprocess.Popen[str], seconds: float) -> Report:
     """Wait for a job; return its report."""
     try:
-        output, complaint = job.communicate(timeout=seconds + _PATIENCE)
+        output, complaint = job.communicate(timeout=seconds + _EXTRA_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         job.kill()
         job.communicate()
@@ -83,7 +83,7 @@ class Holder:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self._job.communicate(timeout=_HOLD_PATIENCE)
+            self._job.communicate(timeout=_HOLD_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._job.kill()
             self._job.communicate()

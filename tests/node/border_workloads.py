@@ -13,11 +13,11 @@ from tests.node.objects import AMBIENT, GREETING, account, client, namespace, se
 from tests.node.pods import ask, is_captured, is_ready
 from tests.support.apiserver.control_plane import wait_until
 
-INSIDE, OUTSIDE = "market", "street"
+INSIDE, OUTSIDE = "inside", "outside"
 SERVERS = {"near": "node-1", "far": "node-2"}  # the clients are on node-1
 
 
-def open_market(cluster: Nodes, patience: float) -> None:
+def create_workloads(cluster: Nodes, timeout_s: float) -> None:
     """In both namespaces: a client, and servers with a service each, all ready and reachable."""
     for space, labels in ((INSIDE, AMBIENT), (OUTSIDE, {})):
         accounts = [account(name, space) for name in ("client", *SERVERS)]
@@ -27,10 +27,10 @@ def open_market(cluster: Nodes, patience: float) -> None:
         cluster.server.apply(namespace(space, labels), *accounts, *pods, *services)
     for name in ("client", *SERVERS):
         wait_until(
-            partial(is_captured, cluster, INSIDE, name), f"{name} captured", timeout_s=patience
+            partial(is_captured, cluster, INSIDE, name), f"{name} captured", timeout_s=timeout_s
         )
         wait_until(
-            partial(is_ready, cluster, OUTSIDE, name), f"{name} outside ready", timeout_s=patience
+            partial(is_ready, cluster, OUTSIDE, name), f"{name} outside ready", timeout_s=timeout_s
         )
     for space, name in product((INSIDE, OUTSIDE), SERVERS):
         wait_until(partial(_is_answered, cluster, space, name), f"kube-proxy knows {space}/{name}")

@@ -72,9 +72,9 @@ class Nodes:
         try:
             wait_until(self._is_ready, "every node is Ready", timeout_s=within)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.told()}") from error
+            raise AssertionError(f"{error}\n{self.diagnostics()}") from error
 
-    def told(self) -> str:
+    def diagnostics(self) -> str:
         """Logs and states that help to debug a failure."""
         seen = [
             self.server.try_kubectl(*words.split()).stdout

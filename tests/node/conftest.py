@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.node import cluster_dns, images
-from tests.node.border_workloads import open_market
+from tests.node.border_workloads import create_workloads
 from tests.node.cluster_fixture import Nodes
 from tests.node.node_config import PAUSE
 from tests.node.objects import IMAGE, NEXT
@@ -22,7 +22,7 @@ from ztunnel.datapath.requirements import cgroup2_root
 from ztunnel.kube.constants import NAMESPACE
 
 PROGRAMS = ("kubelet", "kube-proxy", "coredns")  # not part of the binaries of envtest
-PATIENCE = 100.0  # seconds for kubelets
+TIMEOUT_S = 100.0  # seconds for kubelets
 Ztctl = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -44,7 +44,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     )
     (archives / "ztunnel.tar").symlink_to(built.stdout.splitlines()[-1])
     with Nodes(directory, binaries) as nodes:
-        nodes.wait_ready(PATIENCE)
+        nodes.wait_ready(TIMEOUT_S)
         for machine in nodes.machines:
             machine.run("ctr", "-n", "k8s.io", "images", "tag", IMAGE, NEXT)
         wait_until(lambda: nodes.server.try_kubectl("get", "sa", "default").returncode == 0)
@@ -59,7 +59,7 @@ def ztctl(cluster: Nodes) -> Ztctl:
     """
 
     def run(
-        *arguments: str, timeout: float = PATIENCE, login: Path | None = None, code: int = 0
+        *arguments: str, timeout: float = TIMEOUT_S, login: Path | None = None, code: int = 0
     ) -> subprocess.CompletedProcess[str]:
         words = [str(Path(sys.executable).with_name("ztctl")), *arguments]
         done = subprocess.run(
@@ -71,16 +71,18 @@ def ztctl(cluster: Nodes) -> Ztctl:
             timeout=timeout,
             check=False,
         )
-        assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}\n{cluster.told()}"
+        assert done.returncode == code, (
+            f"{words}: {done.stdout}{done.stderr}\n{cluster.diagnostics()}"
+        )
         return done
 
     return run
 
 
 @pytest.fixture(scope="package")
-def market(mesh: Nodes) -> Nodes:
+def border(mesh: Nodes) -> Nodes:
     """The mesh, with pods and services inside and outside it."""
-    open_market(mesh, PATIENCE)
+    create_workloads(mesh, TIMEOUT_S)
     return mesh
 
 

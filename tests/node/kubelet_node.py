@@ -25,7 +25,7 @@ from ztunnel.lab.runtime import cgroups
 HERE = Path(__file__).resolve().parent
 CGROUPS = Path("/sys/fs/cgroup")
 PREFIX = "ztnode-"  # of names on the machine, followed by the PID of the test run
-END = 20.0  # seconds until remaining processes of a node are killed
+KILL_AFTER_S = 20.0  # seconds until remaining processes of a node are killed
 
 
 class Machine:
@@ -135,7 +135,7 @@ class Machine:
     def _end(self) -> None:
         if self._init is not None:
             self._init.send_signal(signal.SIGKILL)  # kills its child, the node's PID 1
-            self._init.wait(END)
+            self._init.wait(KILL_AFTER_S)
         for hierarchy in hierarchies():
             _remove_cgroup(hierarchy / self.cgroup)
 
@@ -181,7 +181,7 @@ def _make_cgroup(path: Path) -> None:
 
 def _remove_cgroup(path: Path) -> None:
     """Retry the removal until its processes have ended."""
-    deadline = time.monotonic() + END
+    deadline = time.monotonic() + KILL_AFTER_S
     while path.exists():
         for directory in sorted(path.rglob("*/"), reverse=True):
             with suppress(OSError):

@@ -55,7 +55,7 @@ while times:
     except OSError as error:
         print(repr(error), flush=True)
     if select.select([sys.stdin], [], [], 0.05)[0]:
-        break  # nobody listens any more
+        break  # the server has stopped
 """
 _PROBE = {"httpGet": {"path": "/", "port": PORT}, "periodSeconds": 1, "timeoutSeconds": 5}
 

@@ -60,8 +60,8 @@ def connections(cluster: Nodes, identity: str) -> list[dict[str, Any]]:
     """The lines `connection` of all proxies that contain an identity."""
     words = ("logs", "-n", SYSTEM, "-l", "app.kubernetes.io/name=ztunnel-proxy", "--tail=-1")
     lines = cluster.server.kubectl(*words).splitlines()
-    told = [json.loads(line) for line in lines if line.startswith("{")]
-    return [line for line in told if line["event"] == "connection" and identity in str(line)]
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    return [line for line in events if line["event"] == "connection" and identity in str(line)]
 
 
 @contextmanager

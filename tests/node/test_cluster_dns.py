@@ -12,7 +12,7 @@ from tests.lab.helpers.scrape import Page
 from tests.node import cluster_dns
 from tests.node.border_workloads import INSIDE, OUTSIDE, cluster_ip
 from tests.node.cluster_fixture import SERVICE, Nodes
-from tests.node.conftest import PATIENCE
+from tests.node.conftest import TIMEOUT_S
 from tests.node.node_config import CLUSTER_DNS, CLUSTER_DOMAIN
 from tests.node.objects import GREETING
 from tests.node.pods import ask, run_in
@@ -25,24 +25,24 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def named(market: Nodes) -> Nodes:
+def named(border: Nodes) -> Nodes:
     """The cluster with a ready DNS that knows the workloads."""
-    market.server.apply(*cluster_dns.objects())
+    border.server.apply(*cluster_dns.objects())
     words = ("-n", cluster_dns.SPACE, "rollout", "status", "deployment", cluster_dns.NAME)
     wait_until(
-        lambda: market.server.try_kubectl(*words, "--timeout=50s").returncode == 0, "CoreDNS"
+        lambda: border.server.try_kubectl(*words, "--timeout=50s").returncode == 0, "CoreDNS"
     )
-    known = partial(ask, market, OUTSIDE, "client", f"far.{INSIDE}")
-    wait_until(lambda: known() == GREETING, "names are known", timeout_s=PATIENCE)
-    return market
+    known = partial(ask, border, OUTSIDE, "client", f"far.{INSIDE}")
+    wait_until(lambda: known() == GREETING, "names are known", timeout_s=TIMEOUT_S)
+    return border
 
 
 @pytest.mark.parametrize("here", SIDES)
 def test_pods_use_the_dns_server_that_the_kubelet_configures(named: Nodes, here: str) -> None:
     domains = (f"{here}.svc.{CLUSTER_DOMAIN}", f"svc.{CLUSTER_DOMAIN}", CLUSTER_DOMAIN)
-    told = run_in(named, here, "client", "cat", "/etc/resolv.conf").splitlines()
+    reported = run_in(named, here, "client", "cat", "/etc/resolv.conf").splitlines()
     wanted = ["search " + " ".join(domains), f"nameserver {CLUSTER_DNS}", "options ndots:5"]
-    assert sorted(told) == sorted(wanted)
+    assert sorted(reported) == sorted(wanted)
 
 
 @pytest.mark.parametrize("there", SIDES)

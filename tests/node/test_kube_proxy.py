@@ -16,7 +16,7 @@ import pytest
 from tests.lab.helpers.scrape import Page
 from tests.node.border_workloads import INSIDE, OUTSIDE, SERVERS, cluster_ip, node_port
 from tests.node.cluster_fixture import CONTROL, PORT, SERVICE, Nodes
-from tests.node.conftest import PATIENCE
+from tests.node.conftest import TIMEOUT_S
 from tests.node.objects import AMBIENT, GREETING, metadata
 from tests.node.pods import MARK, ask, connections, is_captured, pod, requests, run_in
 from tests.support.apiserver.control_plane import wait_until
@@ -41,15 +41,15 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.mark.parametrize("there", [INSIDE, OUTSIDE])
 @pytest.mark.parametrize("here", [INSIDE, OUTSIDE])
 def test_services_are_reached_inside_outside_and_across_the_mesh_border(
-    market: Nodes, here: str, there: str, target: str, way: str
+    border: Nodes, here: str, there: str, target: str, way: str
 ) -> None:
-    host = cluster_ip(market, there, target)
-    assert ask(market, here, "client", host, udp=way == "udp") == GREETING
+    host = cluster_ip(border, there, target)
+    assert ask(border, here, "client", host, udp=way == "udp") == GREETING
 
 
-def test_enrolled_pods_reach_a_service_by_mutual_tls(market: Nodes) -> None:
-    assert ask(market, INSIDE, "client", cluster_ip(market, INSIDE, "far")) == GREETING
-    for line in wait_until(partial(_to_service, market, "far"), "the connection in the log"):
+def test_enrolled_pods_reach_a_service_by_mutual_tls(border: Nodes) -> None:
+    assert ask(border, INSIDE, "client", cluster_ip(border, INSIDE, "far")) == GREETING
+    for line in wait_until(partial(_to_service, border, "far"), "the connection in the log"):
         assert line["dst.identity"] == FAR_ID
         assert line["dst.hbone_addr"]
 
@@ -61,13 +61,13 @@ def _to_service(cluster: Nodes, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("way", ["tcp", "udp"])
-def test_metrics_distinguish_encrypted_connections(market: Nodes, way: str) -> None:
+def test_metrics_distinguish_encrypted_connections(border: Nodes, way: str) -> None:
     for there in (INSIDE, OUTSIDE):
-        host = cluster_ip(market, there, "far")
-        assert ask(market, INSIDE, "client", host, udp=way == "udp") == GREETING
-    wait_until(partial(_opened, market, way, INSIDE, "mutual_tls"), "an encrypted one is counted")
-    assert not _opened(market, way, INSIDE, "unknown")
-    assert not _opened(market, way, OUTSIDE, "mutual_tls")
+        host = cluster_ip(border, there, "far")
+        assert ask(border, INSIDE, "client", host, udp=way == "udp") == GREETING
+    wait_until(partial(_opened, border, way, INSIDE, "mutual_tls"), "an encrypted one is counted")
+    assert not _opened(border, way, INSIDE, "unknown")
+    assert not _opened(border, way, OUTSIDE, "mutual_tls")
 
 
 def _opened(cluster: Nodes, way: str, there: str, security: str) -> float:
@@ -88,19 +88,19 @@ def _opened(cluster: Nodes, way: str, there: str, security: str) -> float:
 
 
 @pytest.mark.parametrize("space", [INSIDE, OUTSIDE])
-def test_api_server_is_reached_through_its_service(market: Nodes, space: str) -> None:
+def test_api_server_is_reached_through_its_service(border: Nodes, space: str) -> None:
     words = ("get", "endpointslices", "kubernetes", "-o", "json")
-    known = json.loads(market.server.kubectl(*words))
+    known = json.loads(border.server.kubectl(*words))
     assert [each["addresses"] for each in known["endpoints"]] == [[CONTROL]]
     assert [each["port"] for each in known["ports"]] == [PORT]
-    assert run_in(market, space, "client", "python3", "-c", _ASK_API) == f"{SERVICE} 200"
+    assert run_in(border, space, "client", "python3", "-c", _ASK_API) == f"{SERVICE} 200"
 
 
 @pytest.mark.parametrize("node", [0, 1])
 @pytest.mark.parametrize("target", SERVERS)
-def test_node_port_reaches_the_mesh_from_outside(market: Nodes, target: str, node: int) -> None:
-    port = node_port(market, INSIDE, target)
-    assert _from_outside(market.machines[node].address, port) == GREETING
+def test_node_port_reaches_the_mesh_from_outside(border: Nodes, target: str, node: int) -> None:
+    port = node_port(border, INSIDE, target)
+    assert _from_outside(border.machines[node].address, port) == GREETING
 
 
 def _from_outside(node: str, port: int) -> str:
@@ -112,22 +112,22 @@ def _from_outside(node: str, port: int) -> str:
         return repr(error)
 
 
-def test_services_join_and_leave_the_mesh_without_a_failed_request(market: Nodes) -> None:
-    host = cluster_ip(market, INSIDE, "far")
+def test_services_join_and_leave_the_mesh_without_a_failed_request(border: Nodes) -> None:
+    host = cluster_ip(border, INSIDE, "far")
     (mode, ambient), none = *AMBIENT.items(), "none"
     with (
-        requests(market, INSIDE, "client", host) as inside,
-        requests(market, OUTSIDE, "client", host) as outside,
+        requests(border, INSIDE, "client", host) as inside,
+        requests(border, OUTSIDE, "client", host) as outside,
     ):
         for wanted in (none, ambient, none, ambient):
             counts = [len(answers) + 20 for answers in (inside, outside)]
-            market.server.kubectl("label", "--overwrite", "ns", INSIDE, f"{mode}={wanted}")
+            border.server.kubectl("label", "--overwrite", "ns", INSIDE, f"{mode}={wanted}")
             for name in ("client", "far"):
-                wait_until(partial(_is_in, market, name, wanted == ambient), f"{name} follows")
+                wait_until(partial(_is_in, border, name, wanted == ambient), f"{name} follows")
             wait_until(lambda: len(inside) > counts[0] and len(outside) > counts[1])  # noqa: B023
     for answers in (inside, outside):
         failed = [(each, said) for each, said in enumerate(answers) if said != GREETING]
-        assert failed == [], f"of {len(answers)}: {failed}\n{market.told()}"
+        assert failed == [], f"of {len(answers)}: {failed}\n{border.diagnostics()}"
 
 
 def _is_in(cluster: Nodes, name: str, wanted: bool) -> bool:
@@ -136,8 +136,8 @@ def _is_in(cluster: Nodes, name: str, wanted: bool) -> bool:
     return not pod(cluster, INSIDE, name)["metadata"].get("annotations", {}).get(MARK)
 
 
-def test_kube_proxy_changes_only_its_own_node(market: Nodes) -> None:
-    for machine in market.machines:
+def test_kube_proxy_changes_only_its_own_node(border: Nodes) -> None:
+    for machine in border.machines:
         assert "table ip kube-proxy" in machine.run("nft", "list", "tables")
         log = (machine.directory / "kube-proxy.log").read_text()
         assert "Using nftables Proxier" in log
@@ -148,7 +148,7 @@ def test_kube_proxy_changes_only_its_own_node(market: Nodes) -> None:
 
 
 @pytest.fixture(scope="module")
-def strict(market: Nodes) -> Iterator[Nodes]:
+def strict(border: Nodes) -> Iterator[Nodes]:
     """Plaintext is rejected everywhere."""
     policy = {
         "apiVersion": "security.istio.io/v1",
@@ -156,15 +156,15 @@ def strict(market: Nodes) -> Iterator[Nodes]:
         **metadata("strict", INSIDE),
         "spec": {"mtls": {"mode": "STRICT"}},
     }
-    host = cluster_ip(market, INSIDE, "far")
-    market.server.apply(policy)
+    host = cluster_ip(border, INSIDE, "far")
+    border.server.apply(policy)
     wait_until(
-        lambda: "reset" in ask(market, OUTSIDE, "client", host), "it holds", timeout_s=PATIENCE
+        lambda: "reset" in ask(border, OUTSIDE, "client", host), "it holds", timeout_s=TIMEOUT_S
     )
-    yield market
-    market.server.kubectl("delete", "peerauthentication", "-n", INSIDE, "strict")
+    yield border
+    border.server.kubectl("delete", "peerauthentication", "-n", INSIDE, "strict")
     wait_until(
-        lambda: ask(market, OUTSIDE, "client", host) == GREETING, "it is gone", timeout_s=PATIENCE
+        lambda: ask(border, OUTSIDE, "client", host) == GREETING, "it is gone", timeout_s=TIMEOUT_S
     )
 
 

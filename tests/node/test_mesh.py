@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.node.cluster_fixture import Nodes
-from tests.node.conftest import PATIENCE, Ztctl
+from tests.node.conftest import TIMEOUT_S, Ztctl
 from tests.node.objects import AMBIENT, GREETING, NEXT, account, client, namespace, server
 from tests.node.pods import (
     SYSTEM,
@@ -48,7 +48,7 @@ def shop(mesh: Nodes) -> Nodes:
     pods = [client("client", SPACE, "node-1"), server("server", SPACE, "node-2")]
     mesh.server.apply(space, *accounts, *pods)
     for name in ("client", "server"):
-        wait_until(partial(is_captured, mesh, SPACE, name), f"{name} captured", timeout_s=PATIENCE)
+        wait_until(partial(is_captured, mesh, SPACE, name), f"{name} captured", timeout_s=TIMEOUT_S)
     return mesh
 
 
@@ -70,7 +70,7 @@ def test_check_passes_inside_the_image_on_a_node(mesh: Nodes) -> None:
 
 def test_pods_on_two_nodes_communicate_by_mutual_tls(shop: Nodes) -> None:
     answer = ask(shop, SPACE, "client", address_of(shop, SPACE, "server"))
-    assert answer == GREETING, f"{answer}\n{shop.told()}"
+    assert answer == GREETING, f"{answer}\n{shop.diagnostics()}"
     logs = wait_until(
         lambda: connections(shop, CLIENT_ID), "a connection with the client's identity"
     )
@@ -87,17 +87,19 @@ def test_probes_reach_a_captured_pod_even_where_plaintext_is_forbidden(shop: Nod
     outsider = client("outsider", "default", "node-1")
     shop.server.apply(strict, account("outsider", "default"), outsider)
     address = address_of(shop, SPACE, "server")
-    wait_until(lambda: is_running(shop, "default", "outsider"), "outsider runs", timeout_s=PATIENCE)
+    wait_until(
+        lambda: is_running(shop, "default", "outsider"), "outsider runs", timeout_s=TIMEOUT_S
+    )
     wait_until(
         lambda: "reset" in ask(shop, "default", "outsider", address),
         "plaintext refused",
-        timeout_s=PATIENCE,
+        timeout_s=TIMEOUT_S,
     )
     started = pod(shop, SPACE, "server")["status"]["containerStatuses"][0]
     fresh = server("fresh", SPACE, "node-2")  # becomes Ready only through probes
     shop.server.apply(account("fresh", SPACE), fresh)
     wait_until(
-        lambda: is_captured(shop, SPACE, "fresh"), "a new server is Ready", timeout_s=PATIENCE
+        lambda: is_captured(shop, SPACE, "fresh"), "a new server is Ready", timeout_s=TIMEOUT_S
     )
     assert is_captured(shop, SPACE, "server")
     assert pod(shop, SPACE, "server")["status"]["containerStatuses"][0] == started
@@ -106,9 +108,9 @@ def test_probes_reach_a_captured_pod_even_where_plaintext_is_forbidden(shop: Nod
 
 def test_agent_locates_pods_through_the_container_runtime(shop: Nodes, ztctl: Ztctl) -> None:
     for status in _nodes(ztctl("status", "-o", "json")):
-        told = status["data_path"]["container_runtime"]
-        assert told["responds"], told
-        assert told["pods"] == status["pods"]["captured"] > 0, told
+        runtime = status["data_path"]["container_runtime"]
+        assert runtime["responds"], runtime
+        assert runtime["pods"] == status["pods"]["captured"] > 0, runtime
 
 
 def test_runtime_and_cgroups_lead_to_the_same_namespace(shop: Nodes) -> None:
@@ -116,11 +118,11 @@ def test_runtime_and_cgroups_lead_to_the_same_namespace(shop: Nodes) -> None:
     by_cgroup = CgroupDiscovery(cgroup2_root())
     by_cgroup.refresh([uid])
     root = Path("/proc", shop.machines[0].pid, "root")  # on the node, as with /proc/1/root
-    told = runtime_dialer(AUTO, root)()
+    runtime = runtime_dialer(AUTO, root)()
     try:
-        sandbox = told.sandbox(uid, told.sandboxes()[uid])
+        sandbox = runtime.sandbox(uid, runtime.sandboxes()[uid])
     finally:
-        told.close()
+        runtime.close()
     assert sandbox.netns
     found = by_cgroup.open(uid)
     assert found is not None
@@ -201,7 +203,7 @@ def test_upgrade_fails_no_connection(shop: Nodes, ztctl: Ztctl) -> None:
         after = len(answers)
         wait_until(lambda: len(answers) > after + 20)
     failed = [(number, answer) for number, answer in enumerate(answers) if answer != GREETING]
-    assert failed == [], f"{failed}\n{after} answers when all was rolled out\n{shop.told()}"
+    assert failed == [], f"{failed}\n{after} answers when all was rolled out\n{shop.diagnostics()}"
     for name in (
         "daemonset/ztunnel-agent",
         "daemonset/ztunnel-proxy",

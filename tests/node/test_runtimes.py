@@ -22,7 +22,7 @@ from tests.support.apiserver.server import ROOT, assets
 from ztunnel.agent.pods.cri_discovery import runtime_dialer
 from ztunnel.agent.pods.cri_sandbox import CriError
 
-PATIENCE = 100.0  # seconds for the kubelet
+TIMEOUT_S = 100.0  # seconds for the kubelet
 NODES = [(runtime, driver) for runtime in (CONTAINERD, CRIO) for driver in (CGROUPFS, SYSTEMD)]
 CAPTURED = ["guaranteed", "burstable", "besteffort", "static"]
 
@@ -50,7 +50,7 @@ def found(
         pytest.skip("no kubelet; unset KUBEBUILDER_ASSETS to build one")
     with apart(tmp_path_factory.mktemp("node"), *request.param) as node:
         try:
-            wait_until(lambda: node.runs() and len(_uids(node)) == len(PODS), timeout_s=PATIENCE)
+            wait_until(lambda: node.runs() and len(_uids(node)) == len(PODS), timeout_s=TIMEOUT_S)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{node.logs()}") from error
         yield _find(node)
@@ -100,8 +100,8 @@ def test_host_network_pod_is_rejected_by_both_discovery_methods(found: Found) ->
 
 
 def test_runtime_reports_a_pod_before_its_containers_start(found: Found) -> None:
-    told = found.by_runtime["waiting"]
-    assert isinstance(told, int)
-    assert told not in found.true.values()
+    reported = found.by_runtime["waiting"]
+    assert isinstance(reported, int)
+    assert reported not in found.true.values()
     # CRI-O has no process for the sandbox, so the cgroup leads nowhere yet
-    assert found.by_cgroup["waiting"] == (None if found.runtime == "crio" else told)
+    assert found.by_cgroup["waiting"] == (None if found.runtime == "crio" else reported)

@@ -14,14 +14,14 @@ import socket
 import sys
 import threading
 
-PATIENCE = 10  # seconds
+TIMEOUT_S = 10  # seconds
 EVERY = 10
 
 
 def ask(host: str, port: int, text: str) -> str:
     """Return an empty string if the echo is right, else the error."""
     try:
-        with socket.create_connection((host, port), timeout=PATIENCE) as sock:
+        with socket.create_connection((host, port), timeout=TIMEOUT_S) as sock:
             sock.sendall(text.encode())
             said = b""
             while data := sock.recv(4096):

@@ -14,12 +14,12 @@ import sys
 import time
 from typing import Any
 
-PATIENCE = 5.0
+TIMEOUT_S = 5.0
 
 
 def opened(host: str) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
-    sock.settimeout(PATIENCE)
+    sock.settimeout(TIMEOUT_S)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
     return sock
 

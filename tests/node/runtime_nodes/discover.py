@@ -19,7 +19,7 @@ from ztunnel.agent.pods.enroller import PodDiscovery
 from ztunnel.agent.pods.netns_finder import HostNamespaceError
 from ztunnel.datapath.requirements import mounts
 
-PATIENCE = 60.0  # seconds for the response of the runtime
+TIMEOUT_S = 60.0  # seconds for the response of the runtime
 
 
 def by_cgroup(uids: list[str]) -> dict[str, int | str | None]:
@@ -39,7 +39,7 @@ def by_runtime(uids: list[str]) -> dict[str, int | str | None]:
             runtime_dialer(AUTO, root), CgroupDiscovery(Path(empty)), answered.set, host=root
         )
         finder.refresh(uids)
-        assert answered.wait(PATIENCE), finder.view()
+        assert answered.wait(TIMEOUT_S), finder.view()
         assert finder.view()["answers"], finder.view()
         found = {uid: _inode(finder, uid) for uid in uids}
         finder.close()

@@ -34,7 +34,7 @@ from tests.support.apiserver.server import assets
 from ztunnel.agent.pods import cri_client
 from ztunnel.agent.pods.cri_sandbox import CriError
 
-PATIENCE = float(os.environ.get("PATIENCE", "400"))  # seconds; a machine may be emulated
+TIMEOUT_S = float(os.environ.get("LAYOUT_TIMEOUT_S", "400"))  # seconds; a machine may be emulated
 _MONITORS = {"conmon", "containerd-shim"}  # container monitors, not always in the cgroup of a pod
 
 
@@ -50,22 +50,22 @@ def capture(name: str) -> dict[str, str]:
         start(Path(scratch), runtime, driver) as node,
     ):
         try:
-            told = wait_until(
-                lambda: node.runs() and _told(node), f"pods of {name}", timeout_s=PATIENCE
+            reported = wait_until(
+                lambda: node.runs() and _reported(node), f"pods of {name}", timeout_s=TIMEOUT_S
             )
         except AssertionError as error:
             raise AssertionError(f"{error}\n{node.logs()}") from error
-        files = {f"{name}.txt": _text(name, node, told), f"{name}.json": _json(node, told)}
+        files = {f"{name}.txt": _text(name, node, reported), f"{name}.json": _json(node, reported)}
         if kind == "kind":
             outside = Node(runtime, node.directory, [], Path("/"))
-            files[f"{name}-outside.txt"] = _text(f"{name}-outside", outside, told)
+            files[f"{name}-outside.txt"] = _text(f"{name}-outside", outside, reported)
     return files
 
 
 # -- the container runtime ------------------------------------------------------------------------
 
 
-def _told(node: Node) -> dict[str, dict[str, Any]]:
+def _reported(node: Node) -> dict[str, dict[str, Any]]:
     """Answers by pod UID; empty until the runtime knows all pods."""
     socket = node.root / node.runtime.socket.relative_to("/")
     with closing(cri_client.CriClient(socket)) as client:
@@ -92,16 +92,18 @@ def _status(client: cri_client.CriClient, sandbox: str) -> dict[str, Any]:
     return {"sandbox": sandbox, "info": kept}
 
 
-def _json(node: Node, told: Mapping[str, dict[str, Any]]) -> str:
+def _json(node: Node, reported: Mapping[str, dict[str, Any]]) -> str:
     every = node.processes()
     lines = []
-    for uid in sorted(told):
-        led = {"leads_to": _led(node, told[uid]["info"], every, uid)}
-        lines.append(f'"{uid}": {json.dumps({**told[uid], **led})}')
+    for uid in sorted(reported):
+        led = {"leads_to": _namespace_owner(node, reported[uid]["info"], every, uid)}
+        lines.append(f'"{uid}": {json.dumps({**reported[uid], **led})}')
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _led(node: Node, info: Mapping[str, Any], every: Mapping[int, Process], uid: str) -> str:
+def _namespace_owner(
+    node: Node, info: Mapping[str, Any], every: Mapping[int, Process], uid: str
+) -> str:
     """The owner of the namespace at the path of the runtime: the pod, the node, another, none."""
     spaces = info["runtimeSpec"]["linux"]["namespaces"]
     path = next((one.get("path") for one in spaces if one["type"] == "network"), None)

@@ -25,9 +25,9 @@ def lab():
     made.unlink()
 
 def test_takes_long(lab):
-    ready, tell = os.pipe()
+    ready, notify = os.pipe()
     if not (child := os.fork()):
-        os.write(tell, b"1")
+        os.write(notify, b"1")
         signal.pause()
     os.read(ready, 1)
     os.kill(child, signal.SIGTERM)
