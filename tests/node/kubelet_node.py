@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from tests.node.node_config import Settings
 from tests.support.apiserver.server import ApiServer
+from tests.support.waiting import wait_until
 from ztunnel.lab.network import netns
 from ztunnel.lab.runtime import cgroups
 
@@ -181,12 +181,11 @@ def _make_cgroup(path: Path) -> None:
 
 def _remove_cgroup(path: Path) -> None:
     """Retry the removal until its processes have ended."""
-    deadline = time.monotonic() + KILL_AFTER_S
-    while path.exists():
-        for directory in sorted(path.rglob("*/"), reverse=True):
-            with suppress(OSError):
-                directory.rmdir()
+    wait_until(lambda: _is_removed(path), f"{path} to be empty", timeout_s=KILL_AFTER_S)
+
+
+def _is_removed(path: Path) -> bool:
+    for directory in (*sorted(path.rglob("*/"), reverse=True), path):
         with suppress(OSError):
-            path.rmdir()
-        assert time.monotonic() < deadline, f"{path} is not empty"
-        time.sleep(0.02)
+            directory.rmdir()
+    return not path.exists()

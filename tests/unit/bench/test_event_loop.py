@@ -8,8 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.importorskip("uvloop", reason="comes with the extra `bench`")
-
 from bench import event_loop
 
 SIZE = 3 * event_loop.BUFFER_BYTES + 17
