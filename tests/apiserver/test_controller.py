@@ -249,7 +249,7 @@ def test_agent_can_request_but_not_approve_or_list(mesh: ControlPlane) -> None:
 
 
 def test_missing_permission_to_request_is_reported(mesh: ControlPlane) -> None:
-    kubeconfig = mesh.server.kubeconfig("nobody", ["nothing"])
+    kubeconfig = mesh.server.kubeconfig("alice", ["no-permissions"])
     with pytest.raises(SigningError, match=r"403.*cannot create resource"):
         mesh.request(kubeconfig, WEB)
 

@@ -174,7 +174,7 @@ def test_fields_of_other_managers_require_force(ztctl: Ztctl, fresh_server: ApiS
 
 
 def test_user_without_permissions_sees_missing_permission(fresh_server: ApiServer) -> None:
-    kubeconfig = fresh_server.kubeconfig("nobody", ["nothing"])
+    kubeconfig = fresh_server.kubeconfig("alice", ["no-permissions"])
     done = CliRunner().invoke(cli, ["install", "--kubeconfig", str(kubeconfig)])
     assert done.exit_code == 1
     assert "403" in done.output

@@ -23,7 +23,7 @@ def test_serves_current_kubernetes(server: ApiServer) -> None:
 
 
 def test_rbac_forbids_what_is_not_granted(server: ApiServer) -> None:
-    kubeconfig = server.kubeconfig("nobody", ["nothing"])
+    kubeconfig = server.kubeconfig("alice", ["no-permissions"])
     done = server.try_kubectl("get", "pods", "-A", kubeconfig=kubeconfig)
     assert done.returncode != 0
     assert "forbidden" in done.stderr.lower()

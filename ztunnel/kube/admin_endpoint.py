@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 
 ANNOTATION = "ztunnel.dev/admin"  # of the agent's pod: an AdminEndpoint as text
-ACCOUNT = "ztunnel-admin"  # whoever may create tokens of this account has access
+ACCOUNT = "ztunnel-admin"  # users who may create tokens of this account have access
 TOKEN_LIFETIME_S = 600  # Kubernetes' minimum
 MAX_TOKEN_BYTES = 8192
 OK, REJECTED = "ok", "no: "  # the agent's reply is one of these, REJECTED with a reason
