@@ -113,13 +113,31 @@ NOT_LABELS = frozenset({"ztunnel.dev/workload"})  # a signer name
 
 # Options in the pages that belong to other programs.
 FOREIGN_OPTIONS = frozenset(
-    {
-        "--abort", "--check", "--continue", "--field-selector", "--force", "--from-file", "--group",
-        "--keep", "--only", "--path", "--privileged", "--provider", "--role", "--rounds", "--root",
-        "--runroot", "--runs", "--seconds", "--seed", "--server-side", "--contenders",
+    (
+        "--bind-interfaces",
+        "--contenders",
+        "--field-selector",
+        "--force",
+        "--from-file",
+        "--group",
+        "--help",
+        "--keep",
+        "--net",
+        "--only",
+        "--path",
+        "--privileged",
+        "--provider",
+        "--replay",
+        "--role",
+        "--rounds",
+        "--runs",
+        "--seconds",
+        "--seed",
+        "--server-side",
+        "--strict",
         "--unix-socket",
-        "--bind-interfaces", "--net", "--resolve", "--cov", "--strict", "--version", "--help",
-    }
-)  # fmt: skip
+        "--version",
+    )
+)
 
 WRITTEN_FILES = frozenset({"bench/results.json"})  # made by a run
