@@ -21,11 +21,18 @@ SEND_BUFFER_BYTES = 4 << 20  # several packets of the maximum size
 
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h; needs CAP_NET_ADMIN
 
+# Of a MessagePack decoder. It skips unknown fields recursively, whatever the expected type is.
+DECODE_ERRORS = (msgspec.MsgspecError, RecursionError)
+
 Incoming = TypeVar("Incoming")
 
 
 class LinkError(Exception):
     """The peer violated the protocol; close the session."""
+
+
+class DescriptorsLostError(LinkError):
+    """This process has too few free descriptors for a message; close the session and wait."""
 
 
 class Channel(Generic[Incoming]):
@@ -68,8 +75,9 @@ class Channel(Generic[Incoming]):
     def receive(self) -> tuple[Incoming, list[int]] | None:
         """The next message and its close-on-exec descriptors; None at end of file.
 
-        The caller owns the descriptors. Raises LinkError for an invalid message, and closes its
-        descriptors.
+        The caller owns the descriptors. Raises LinkError for an invalid message, and
+        DescriptorsLostError if the kernel could not install all descriptors; it closes the
+        message's descriptors in both cases.
         """
         size, rights, flags, _ = self.sock.recvmsg_into(
             [self._buffer], socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
@@ -78,12 +86,15 @@ class Channel(Generic[Incoming]):
         if size == 0:
             _close_all(fds)
             return None
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & socket.MSG_TRUNC:
             _close_all(fds)
             raise LinkError("packet larger than the receive buffer")
+        if flags & socket.MSG_CTRUNC:  # room for MAX_FDS was provided: unix(7), SCM_RIGHTS
+            _close_all(fds)
+            raise DescriptorsLostError("out of descriptors: a message arrived without its own")
         try:
             return self._decoder.decode(memoryview(self._buffer)[:size]), fds
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except DECODE_ERRORS as error:
             _close_all(fds)
             raise LinkError(f"invalid message: {error}") from error
 

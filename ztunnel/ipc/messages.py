@@ -24,17 +24,35 @@ A worker that loses the agent continues with the state that it has, and reconnec
 
 An upgrade runs agents and workers of two versions side by side, so tags and the meaning of fields
 must not change. A new field needs a default.
+
+The agent is root and the proxy is not, so the agent trusts no value that a worker sends: each
+field of `ToAgent` has a type and bounds, and a message outside them closes the session. What a
+bound cannot express, `__post_init__` checks.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
+from ztunnel.mesh.address import canonical
 from ztunnel.mesh.model import Service, SocketAddress, Workload
 from ztunnel.mesh.policy.model import Policy
+
+MAX_COUNT = 1 << 62  # of what a worker counts between two reports; the wire's integers have 64 bits
+MAX_PORT = 65535
+MAX_SECONDS = 1e11  # of a duration or a Unix time
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_SECONDS)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=MAX_PORT)]
+Family = Literal[4, 6]
+PodUid = Annotated[str, msgspec.Meta(max_length=253)]  # Kubernetes names the longest ones
+Name = Annotated[str, msgspec.Meta(max_length=1024)]  # Workload.uid and other compound names
+SpiffeId = Annotated[str, msgspec.Meta(max_length=2048)]  # the SPIFFE ID standard, 2.3
+IpText = Annotated[str, msgspec.Meta(max_length=45)]  # INET6_ADDRSTRLEN without its NUL
 
 
 class ListenerKind(StrEnum):
@@ -69,9 +87,13 @@ class ListenerKind(StrEnum):
 class HeldListeners(msgspec.Struct, frozen=True):
     """A pod whose listeners the worker holds. Their descriptors are in the order of `listeners`."""
 
-    pod_uid: str
-    netns_cookie: int
-    listeners: tuple[ListenerKind, ...]
+    pod_uid: PodUid
+    netns_cookie: Count
+    listeners: Annotated[tuple[ListenerKind, ...], msgspec.Meta(max_length=len(ListenerKind))]
+
+    def __post_init__(self) -> None:
+        if len(set(self.listeners)) != len(self.listeners):
+            raise ValueError("a listener is listed twice")
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", kw_only=True):
@@ -80,32 +102,32 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", kw_only=True):
     A worker with more listeners than one packet can carry sends several.
     """
 
-    version: str
-    pid: int
-    worker: int
-    pods: tuple[HeldListeners, ...] = ()
+    version: Annotated[str, msgspec.Meta(max_length=64)]
+    pid: Count
+    worker: Annotated[int, msgspec.Meta(ge=0, le=65535)]
+    pods: Annotated[tuple[HeldListeners, ...], msgspec.Meta(max_length=1024)] = ()
 
 
 class PodReady(msgspec.Struct, frozen=True, tag="pod_ready"):
     """The worker accepts connections on this pod's listeners and has its certificate."""
 
-    pod_uid: str
+    pod_uid: PodUid
 
 
 class SocketRequest(msgspec.Struct, frozen=True, tag="socket_request"):
     """The worker needs more unconnected sockets in the pod's netns; `family` is 4 or 6."""
 
-    pod_uid: str
-    family: int
-    count: int
+    pod_uid: PodUid
+    family: Family
+    count: Count
     udp: bool = False
 
 
 class UdpSocketRequest(msgspec.Struct, frozen=True, tag="udp_socket_request"):
     """The worker forwards the pod's UDP. `port` is that of its socket; 0 requests a socket."""
 
-    pod_uid: str
-    port: int = 0
+    pod_uid: PodUid
+    port: Port = 0
 
 
 class ConnectUdpUnsupported(msgspec.Struct, frozen=True, tag="connect_udp_unsupported"):
@@ -114,11 +136,18 @@ class ConnectUdpUnsupported(msgspec.Struct, frozen=True, tag="connect_udp_unsupp
     `datagrams` were buffered meanwhile: the pod's app sent them from `source` to `destination`.
     """
 
-    workload: str
-    pod_uid: str = ""
+    workload: Name
+    pod_uid: PodUid = ""
     source: SocketAddress | None = None
     destination: SocketAddress | None = None
-    datagrams: tuple[bytes, ...] = ()
+    datagrams: Annotated[
+        tuple[Annotated[bytes, msgspec.Meta(max_length=65535)], ...], msgspec.Meta(max_length=1024)
+    ] = ()
+
+    def __post_init__(self) -> None:
+        for address in (self.source, self.destination):
+            if address is not None:
+                _check_address(address)
 
 
 class SameNodeAllowed(msgspec.Struct, frozen=True, tag="same_node_allowed", kw_only=True):
@@ -127,17 +156,21 @@ class SameNodeAllowed(msgspec.Struct, frozen=True, tag="same_node_allowed", kw_o
     `source_identity` is proven. The agent may let later connections of the pair bypass the proxy.
     """
 
-    source_ip: str
-    source_identity: str
-    pod_uid: str  # the destination pod's
+    source_ip: IpText
+    source_identity: SpiffeId
+    pod_uid: PodUid  # the destination pod's
     destination: SocketAddress
-    revision: int
+    revision: Count
+
+    def __post_init__(self) -> None:
+        _check_ip(self.source_ip)
+        _check_address(self.destination)
 
 
 class IntrospectionReply(msgspec.Struct, frozen=True, tag="introspection_reply"):
-    """The reply to `IntrospectionRequest(id)`; `body` is MessagePack of any shape."""
+    """The reply to `IntrospectionRequest(id)`; `body` is a type of `ztunnel.ipc.introspection`."""
 
-    id: int
+    id: Count
     body: msgspec.Raw
 
 
@@ -147,27 +180,27 @@ class SeriesCounts(msgspec.Struct, frozen=True, array_like=True):
     `sent` is bytes from the client to the server, `received` from the server to the client.
     """
 
-    labels: tuple[str, ...]
-    opened: int = 0
-    closed: int = 0
-    failed: int = 0
-    sent: int = 0
-    received: int = 0
+    labels: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)]
+    opened: Count = 0
+    closed: Count = 0
+    failed: Count = 0
+    sent: Count = 0
+    received: Count = 0
 
 
 class DnsCounts(msgspec.Struct, frozen=True, array_like=True):
     """DNS queries since the previous report, in the orders of `ztunnel.telemetry.dns_counters`."""
 
-    outcomes: tuple[int, ...]
-    forward_failures: int
-    buckets: tuple[int, ...]
-    seconds: float
+    outcomes: Annotated[tuple[Count, ...], msgspec.Meta(max_length=64)]
+    forward_failures: Count
+    buckets: Annotated[tuple[Count, ...], msgspec.Meta(max_length=64)]
+    seconds: Seconds
 
 
 class UdpDropCounts(msgspec.Struct, frozen=True, array_like=True):
     """UDP drops since the previous report, in the order of `UdpDropReason`."""
 
-    by_reason: tuple[int, ...]
+    by_reason: Annotated[tuple[Count, ...], msgspec.Meta(max_length=64)]
 
 
 class CounterReport(msgspec.Struct, frozen=True, tag="counter_report", kw_only=True):
@@ -177,9 +210,9 @@ class CounterReport(msgspec.Struct, frozen=True, tag="counter_report", kw_only=T
     each (instance, seq) once. `instance` identifies the worker process; `seq` counts from 1.
     """
 
-    instance: int
-    seq: int
-    series: tuple[SeriesCounts, ...]
+    instance: Annotated[int, msgspec.Meta(ge=0)]
+    seq: Count
+    series: Annotated[tuple[SeriesCounts, ...], msgspec.Meta(max_length=4096)]
     dns: DnsCounts | None = None
     udp_drops: UdpDropCounts | None = None
 
@@ -304,6 +337,18 @@ class CounterAck(msgspec.Struct, frozen=True, tag="counter_ack"):
     """The agent has counted the worker's reports up to and including `seq`."""
 
     seq: int
+
+
+def _check_address(address: SocketAddress) -> None:
+    """Raises ValueError, which a decoder reports as an invalid message."""
+    _check_ip(address.ip)
+    if not 0 <= address.port <= MAX_PORT:
+        raise ValueError(f"port {address.port} is not between 0 and {MAX_PORT}")
+
+
+def _check_ip(text: str) -> None:
+    if len(text) > 45 or canonical(text) != text:
+        raise ValueError(f"{text[:64]!r} is not an IP address in canonical form")
 
 
 ToAgent = (

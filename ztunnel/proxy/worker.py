@@ -229,7 +229,7 @@ class Worker:
 
     def _socket_requester(self, pod_uid: str) -> RequestSockets:
         def request(family: int, count: int, udp: bool) -> None:
-            self.session.send(SocketRequest(pod_uid, family, count, udp))
+            self.session.send(SocketRequest(pod_uid, 6 if family == 6 else 4, count, udp))
 
         return request
 

@@ -53,6 +53,11 @@ OWN_METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "ztunnel_config_source_revision": ("gauge", "Revision of the mesh sent to the workers.", ()),
     "ztunnel_config_source_errors": ("gauge", "Objects that cannot be read or parsed.", ()),
     "ztunnel_workers": ("gauge", "Proxy workers that are connected to the agent.", ()),
+    "ztunnel_worker_messages_rejected": (
+        "counter",
+        "Invalid messages of proxy workers; each closed its session with the agent.",
+        (),
+    ),
     "ztunnel_workers_queued_bytes": ("gauge", "Bytes queued for workers.", ()),
     "ztunnel_pods": ("gauge", "Pods of this node by enrollment state.", ("state",)),
     "ztunnel_certificate_expiry_timestamp_seconds": (

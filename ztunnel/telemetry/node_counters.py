@@ -31,6 +31,7 @@ METRICS = {
     "istio_tcp_sent_bytes": ("Bytes sent by servers to clients.", "received"),
 }
 MAX_LABEL_CHARS = 512  # a longer label in a worker's report counts as overflow
+MAX_OPEN_SERIES = 32768  # of one worker; connections of further ones are not closed at its exit
 
 
 class TrafficTotals:
@@ -46,9 +47,7 @@ class TrafficTotals:
 
     def add(self, counts: SeriesCounts) -> None:
         """Add the counts of one series. Malformed label sets count as overflow."""
-        key = counts.labels
-        if len(key) != len(LABELS) or max(map(len, key)) > MAX_LABEL_CHARS:
-            key = labels.overflow_labels(("unknown",))
+        key = _valid_labels(counts.labels)
         for name, (_, field) in METRICS.items():
             amount = getattr(counts, field)
             if amount > 0:  # a counter never decreases, whatever a worker reports
@@ -135,6 +134,17 @@ class NodeCounters:
         open_connections = self._open[instance]
         for counts in series:
             self.traffic.add(counts)
-            if counts.opened != counts.closed and counts.labels:
-                unflagged = labels.with_flag(counts.labels, Flag.NONE)
+            if counts.opened == counts.closed:
+                continue
+            unflagged = labels.with_flag(_valid_labels(counts.labels), Flag.NONE)
+            if unflagged in open_connections or len(open_connections) < MAX_OPEN_SERIES:
                 open_connections[unflagged] += counts.opened - counts.closed
+            if not open_connections[unflagged]:
+                del open_connections[unflagged]
+
+
+def _valid_labels(key: Labels) -> Labels:
+    """The labels; those of an overflow series if a worker's report has malformed ones."""
+    if len(key) != len(LABELS) or max(map(len, key)) > MAX_LABEL_CHARS:
+        return labels.overflow_labels(("unknown",))
+    return key

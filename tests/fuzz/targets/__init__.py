@@ -3,4 +3,4 @@
 
 from __future__ import annotations
 
-NAMES = ("connect", "capsule", "baggage", "forwarded", "dns", "policy")
+NAMES = ("connect", "capsule", "baggage", "forwarded", "dns", "policy", "agent_link")

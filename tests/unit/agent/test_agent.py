@@ -34,6 +34,7 @@ from ztunnel.agent.pods.enroller import Enroller
 from ztunnel.agent.pods.reconcile_loop import ReconcileLoop
 from ztunnel.agent.pods.selection import PodSelection
 from ztunnel.agent.workers.server import AgentLinkServer
+from ztunnel.ipc.introspection import ConnectionRow, PeerRow
 from ztunnel.ipc.messages import (
     Certificate,
     IntrospectionReply,
@@ -324,7 +325,15 @@ async def test_connections_list_includes_workers_without_reply(
         talker = await _served(a, "web", 2)
         silent = FakeWorker(a.options.agent_socket, worker=1).greet()
         await wait_until_async(lambda: len(a.sessions.sessions) == 2)
-        row = {"id": 1, "direction": "outbound"}
+        row = msgspec.to_builtins(
+            ConnectionRow(
+                id=1,
+                direction="outbound",
+                source=PeerRow("10.0.0.1:1000"),
+                destination=PeerRow("10.0.0.2:80"),
+                started=1.5,
+            )
+        )
         talker.answers = lambda number, _: IntrospectionReply(
             number, msgspec.Raw(msgspec.msgpack.encode([row]))
         )

@@ -18,6 +18,7 @@ from ztunnel.agent.pods.registry import CapturedPods
 from ztunnel.agent.traffic.same_node import SameNodeBypass
 from ztunnel.agent.workers.registry import SessionRegistry
 from ztunnel.identity.certificate_store import CertificateStore
+from ztunnel.ipc.introspection import View
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.policy.engine import PolicyEngine
 
@@ -128,7 +129,7 @@ class AgentViews:
 
         The connections include those that bypass the proxy.
         """
-        replies = await self._sessions.query(what, WORKER_TIMEOUT_S)
+        replies = await self._sessions.query(View(what), WORKER_TIMEOUT_S)
         rows = [{**row, "worker": reply.worker} for reply in replies for row in reply.body or []]
         return {
             what: rows + (self._same_node.connections() if what == "connections" else []),

@@ -20,6 +20,7 @@ import structlog
 from ztunnel.agent.workers.registry import SessionRegistry
 from ztunnel.datapath.bpf import stats
 from ztunnel.identity.certificate_store import BLOCKED
+from ztunnel.ipc.introspection import View
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.telemetry.dns_counters import DnsCounters
 from ztunnel.telemetry.exposition import Snapshot, render
@@ -77,7 +78,8 @@ class MetricsCollector:
             if cached is not None and self._clock() - cached[0] < MAX_PAGE_AGE_S:
                 return cached[1]
             started_at = time.time()
-            await self._sessions.query("stats", REPORT_TIMEOUT_S)  # each reports its counters first
+            # Each worker reports its counters before it replies.
+            await self._sessions.query(View.STATS, REPORT_TIMEOUT_S)
             self._read_events()
             snapshot = self._snapshot()
             snapshot.set("ztunnel_scrape_generated_timestamp_seconds", started_at)
@@ -148,6 +150,7 @@ class MetricsCollector:
         snapshot.set("ztunnel_config_source_revision", source.get("revision", 0))
         snapshot.set("ztunnel_config_source_errors", len(source.get("errors", ())))
         snapshot.set("ztunnel_workers", len(workers))
+        snapshot.set("ztunnel_worker_messages_rejected", self._sessions.rejected_messages)
         queued = sum(worker["queued_bytes"] for worker in workers)
         snapshot.set("ztunnel_workers_queued_bytes", queued)
         for state in _POD_STATES:

@@ -24,7 +24,11 @@ from ztunnel.agent.pods.listeners import PodListeners
 from ztunnel.agent.pods.netns_finder import HostNamespaceError, NetnsHandle
 from ztunnel.agent.pods.pod import Pod, PodError, PodState, RetryReason, close_listeners
 from ztunnel.agent.pods.registry import PodTable
-from ztunnel.agent.workers.handlers import MessageHandlers, SessionObserver
+from ztunnel.agent.workers.handlers import (
+    InvalidMessageError,
+    MessageHandlers,
+    SessionObserver,
+)
 from ztunnel.agent.workers.registry import SessionRegistry
 from ztunnel.agent.workers.session import Session
 from ztunnel.ipc.messages import Hello, PodReady, PodRemoved, SocketRequest, Sockets
@@ -129,7 +133,7 @@ class Enroller(SessionObserver):
 
     def _adopt(self, session: Session, hello: Hello, fds: list[int]) -> None:
         for held in hello.pods:
-            group = {kind: socket.socket(fileno=fds.pop(0)) for kind in held.listeners}
+            group = {kind: _socket(fds) for kind in held.listeners}
             pod = self._pods.get(held.pod_uid)
             if pod is None:
                 close_listeners(group)
@@ -138,16 +142,18 @@ class Enroller(SessionObserver):
                 self._listeners.adopt(pod, session, held.netns_cookie, group)
 
     def _pod_ready(self, session: Session, message: PodReady, fds: list[int]) -> None:
-        session.ready.add(message.pod_uid)
         pod = self._pods.get(message.pod_uid)
-        if pod is not None and pod.state is PodState.STARTING:
+        if pod is None:
+            return
+        session.ready.add(pod.uid)
+        if pod.state is PodState.STARTING:
             self._attempt(self._capture, pod)
 
     def _send_sockets(self, session: Session, request: SocketRequest, fds: list[int]) -> None:
         pod = self._pods.get(request.pod_uid)
-        if pod is None or pod.netns is None or request.family not in (4, 6):
+        if pod is None or pod.netns is None:
             return
-        left = min(max(request.count, 0), MAX_SOCKETS)
+        left = min(request.count, MAX_SOCKETS)
         while left > 0:
             batch = self._datapath.sockets(
                 pod.netns.fd, request.family, min(left, SOCKET_BATCH), udp=request.udp
@@ -280,6 +286,16 @@ class Enroller(SessionObserver):
             if pod.capture_error != failure:
                 log.warning("pod not captured", pod=pod.workload.uid, error=str(failure))
             pod.capture_error = failure
+
+
+def _socket(fds: list[int]) -> socket.socket:
+    """The socket of the first descriptor, which leaves the list."""
+    try:
+        sock = socket.socket(fileno=fds[0])
+    except OSError as error:  # the session closes the descriptor
+        raise InvalidMessageError(f"a listener is not a socket: {error}") from error
+    del fds[0]
+    return sock
 
 
 def _captured_facts(workload: Workload) -> tuple[object, ...]:

@@ -20,6 +20,8 @@ from ztunnel.agent.workers.session import Session
 from ztunnel.ipc.messages import PodRemoved
 from ztunnel.mesh.address import family
 
+MAX_OFFERED_NAMESPACES = 4  # of one pod: each holds descriptors of the agent
+
 log = structlog.get_logger()
 
 
@@ -56,6 +58,8 @@ class PodListeners:
     def adopt(self, pod: Pod, session: Session, cookie: int, group: Listeners) -> None:
         """Take over listeners that a worker holds in the namespace with this cookie."""
         close_listeners(pod.offered.pop(cookie, {}))
+        while len(pod.offered) >= MAX_OFFERED_NAMESPACES:
+            close_listeners(pod.offered.pop(next(iter(pod.offered))))
         pod.offered[cookie] = group
         session.held.update((pod.uid, kind) for kind in group)
         self.take_offered(pod, [session])

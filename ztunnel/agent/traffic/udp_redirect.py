@@ -80,7 +80,8 @@ class UdpRedirector(ViewConsumer, SessionObserver):
         self._sessions = sessions
         self._clock = clock
         self._retry_at: dict[str, float] = {}  # nodes without connect-udp, and when to retry them
-        self._failed_requests: list[tuple[Session, UdpSocketRequest]] = []  # to be retried
+        # To be retried; by id of the session and uid of the pod, so a worker cannot add more.
+        self._failed_requests: dict[tuple[int, str], tuple[Session, UdpSocketRequest]] = {}
         self._started_at = clock()
         self._has_removed_lost_workers = False
         self._installed = kernel.routes()  # possibly by the previous agent
@@ -151,8 +152,8 @@ class UdpRedirector(ViewConsumer, SessionObserver):
             self._update_nodes()
         elif self._pending:
             self._sync_routes()
-        failed, self._failed_requests = self._failed_requests, []
-        for session, request in failed:
+        failed, self._failed_requests = self._failed_requests, {}
+        for session, request in failed.values():
             if session in self._sessions.sessions:
                 self.open_sockets(session, request, [])
         if not self._has_removed_lost_workers and now - self._started_at >= RECONNECT_TIMEOUT_S:
@@ -208,7 +209,7 @@ class UdpRedirector(ViewConsumer, SessionObserver):
             opened = self._kernel.sockets(pod.netns.fd, ipv6=ipv6)
         except OSError as error:
             log.error("udp sockets not opened, will retry", pod=pod.workload.uid, error=str(error))
-            self._failed_requests.append((session, request))
+            self._failed_requests[id(session), pod.uid] = session, request
             return
         try:
             session.udp[pod.cookie] = opened[0].getsockname()[1]

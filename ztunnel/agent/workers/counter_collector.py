@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+from typing import Final
 
 import structlog
 
@@ -20,6 +21,9 @@ from ztunnel.ipc.messages import CounterAck, CounterReport
 from ztunnel.telemetry.node_counters import NodeCounters
 
 MAX_INSTANCES = 1024  # worker processes of a node that are tracked at a time
+RETRY_INTERVAL_S = 10.0  # until a process that could not be opened is tried again
+_EXITED: Final = -1
+_UNKNOWN: Final = -2  # the agent was out of descriptors or memory
 
 log = structlog.get_logger()
 
@@ -30,7 +34,8 @@ class CounterCollector(SessionObserver):
     def __init__(self, counters: NodeCounters) -> None:
         self._counters = counters
         self._instances: dict[Session, int] = {}  # of open sessions
-        self._pidfds: dict[int, int] = {}  # by instance; -1 if the process could not be opened
+        self._pidfds: dict[int, int] = {}  # by instance; or _EXITED, _UNKNOWN
+        self._pids: dict[int, int] = {}  # of the instances that are _UNKNOWN
 
     def register(self, handlers: MessageHandlers) -> None:
         """Register the handler of `CounterReport`."""
@@ -47,8 +52,18 @@ class CounterCollector(SessionObserver):
         instance = self._instances.pop(session, None)
         if instance is None or instance in self._instances.values():
             return
+        self._watch(instance)
+
+    def _watch(self, instance: int) -> None:
+        """Finish a worker without a session once its process has exited."""
+        if instance not in self._pidfds or instance in self._instances.values():
+            return
         pidfd = self._pidfds[instance]
-        if pidfd < 0 or _has_exited(pidfd):
+        if pidfd == _UNKNOWN:
+            pidfd = self._pidfds[instance] = _pidfd(self._pids[instance])
+        if pidfd == _UNKNOWN:
+            asyncio.get_running_loop().call_later(RETRY_INTERVAL_S, self._watch, instance)
+        elif pidfd == _EXITED or _has_exited(pidfd):
             self._finish(instance)
         else:
             asyncio.get_running_loop().add_reader(pidfd, self._process_exited, instance)
@@ -68,6 +83,7 @@ class CounterCollector(SessionObserver):
                 session.close("too many workers")
                 return False
             self._pidfds[instance] = _pidfd(session.peer.pid)
+            self._pids[instance] = session.peer.pid
         return True
 
     def _process_exited(self, instance: int) -> None:
@@ -83,17 +99,21 @@ class CounterCollector(SessionObserver):
 
     def _close_pidfd(self, instance: int) -> None:
         pidfd = self._pidfds.pop(instance)
+        del self._pids[instance]
         if pidfd >= 0:
             asyncio.get_running_loop().remove_reader(pidfd)
             os.close(pidfd)
 
 
 def _pidfd(pid: int) -> int:
-    """A descriptor that becomes readable when the process exits; -1 if it exited or is hidden."""
+    """A descriptor that becomes readable when the process exits; or _EXITED, _UNKNOWN."""
     try:
         return os.pidfd_open(pid)
-    except OSError:
-        return -1
+    except (ProcessLookupError, ValueError):  # ValueError: pid 0, a process that is hidden from us
+        return _EXITED
+    except OSError as error:
+        log.warning("worker process not opened, will retry", pid=pid, error=str(error))
+        return _UNKNOWN
 
 
 def _has_exited(pidfd: int) -> bool:

@@ -17,6 +17,11 @@ from ztunnel.ipc.messages import ToAgent
 if TYPE_CHECKING:
     from ztunnel.agent.workers.session import Session
 
+
+class InvalidMessageError(Exception):
+    """A worker's message that no correct worker sends: its session is closed."""
+
+
 M = TypeVar("M", bound=msgspec.Struct)
 
 
@@ -24,7 +29,8 @@ class MessageHandlers:
     """The table {message type: handler}.
 
     A handler runs in the event loop, must not block, and gets the session, the message and its
-    file descriptors. The session closes the descriptors that remain in the list.
+    file descriptors. The session closes the descriptors that remain in the list. A handler raises
+    InvalidMessageError for what the types of the message cannot express.
     """
 
     def __init__(self) -> None:

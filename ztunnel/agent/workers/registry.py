@@ -10,6 +10,9 @@ from typing import Any
 import msgspec
 
 from ztunnel.agent.workers.session import Session
+from ztunnel.ipc.introspection import View
+
+MAX_SESSIONS = 256  # of a node; a worker needs one, and a second one while the proxy is replaced
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class SessionRegistry:
 
     def __init__(self) -> None:
         self._sessions: list[Session] = []
+        self.rejected_messages = 0  # each closed its session
 
     @property
     def sessions(self) -> list[Session]:
@@ -41,11 +45,11 @@ class SessionRegistry:
         for session in sessions:
             session.send_packet(packet)
 
-    async def query(self, what: str, timeout_s: float) -> list[WorkerReply]:
+    async def query(self, view: View, timeout_s: float) -> list[WorkerReply]:
         """Query all workers concurrently."""
         sessions = self.sessions
         bodies = await asyncio.gather(
-            *(asyncio.wait_for(session.query(what), timeout_s) for session in sessions),
+            *(asyncio.wait_for(session.query(view), timeout_s) for session in sessions),
             return_exceptions=True,
         )
         return [
@@ -64,6 +68,15 @@ class SessionTable(SessionRegistry):
     def add(self, session: Session) -> None:
         """List the session once it has joined."""
         self._sessions.append(session)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are `MAX_SESSIONS`."""
+        return len(self._sessions) >= MAX_SESSIONS
+
+    def count_rejected(self) -> None:
+        """Count an invalid message."""
+        self.rejected_messages += 1
 
     def remove(self, session: Session) -> None:
         """Forget a closed session."""

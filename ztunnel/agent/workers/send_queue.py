@@ -43,8 +43,12 @@ class SendQueue:
             return
         if self._closed:  # by the attempt to send
             return
-        # The caller may close its descriptors before the copies are sent.
-        self._packets.append((packet, [os.dup(fd) for fd in fds]))
+        try:
+            copies = _duplicates(fds)  # the caller may close its own before these are sent
+        except OSError as error:
+            self._on_failure(f"descriptors not copied: {error}")
+            return
+        self._packets.append((packet, copies))
         self.queued_bytes += len(packet)
         self._fds += len(fds)
         if self.queued_bytes > self._max_bytes or self._fds > MAX_QUEUED_FDS:
@@ -82,6 +86,17 @@ class SendQueue:
             close_fds(fds)
         self._max_bytes = MAX_QUEUED_BYTES
         self._loop.remove_writer(self._channel.fileno())
+
+
+def _duplicates(fds: Sequence[int]) -> list[int]:
+    """Copies of all descriptors, or none. Raises OSError."""
+    copies: list[int] = []
+    try:
+        copies.extend(os.dup(fd) for fd in fds)
+    except OSError:
+        close_fds(copies)
+        raise
+    return copies
 
 
 def close_fds(fds: list[int]) -> None:

@@ -87,8 +87,17 @@ class AgentLinkServer:
             log.warning("worker refused", pid=peer.pid, uid=peer.uid, expected=self._proxy_uid)
             sock.close()
             return
+        if self._sessions.is_full:
+            log.warning("worker refused", pid=peer.pid, uid=peer.uid, reason="too many sessions")
+            sock.close()
+            return
         session = Session(
-            sock, peer, self._handlers, observers=self._observers, on_close=self._sessions.remove
+            sock,
+            peer,
+            self._handlers,
+            observers=self._observers,
+            on_close=self._sessions.remove,
+            on_rejected=self._sessions.count_rejected,
         )
         self._sessions.add(session)
 

@@ -10,6 +10,9 @@
     DRAINING  it receives no changes; its messages, counters for example, are still handled
     CLOSED    the socket is closed
 
+A worker runs as an unprivileged user and may be compromised. A message that does not decode to its
+type, within its bounds, closes the session and is counted; it never raises into the agent.
+
 A session never blocks the agent: packets that the socket does not accept wait in a bounded queue.
 A worker that lets the queue fill up is disconnected; it dials again and gets a fresh snapshot.
 """
@@ -26,9 +29,15 @@ from typing import Any
 import msgspec
 import structlog
 
-from ztunnel.agent.workers.handlers import MessageHandlers, SessionObserver
+from ztunnel.agent.workers.handlers import (
+    InvalidMessageError,
+    MessageHandlers,
+    SessionObserver,
+)
 from ztunnel.agent.workers.send_queue import SendQueue, close_fds
-from ztunnel.ipc.channel import Channel, LinkError
+from ztunnel.ipc import introspection
+from ztunnel.ipc.channel import DECODE_ERRORS, Channel, DescriptorsLostError, LinkError
+from ztunnel.ipc.introspection import View
 from ztunnel.ipc.messages import (
     Draining,
     Hello,
@@ -70,7 +79,9 @@ class Session:
         *,
         observers: Sequence[SessionObserver] = (),
         on_close: Callable[[Session], None],
+        on_rejected: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_rejected` is called for an invalid message, before the session closes."""
         self.peer = peer
         self.worker = -1
         self.version = ""
@@ -80,11 +91,12 @@ class Session:
         self._handlers = handlers
         self._observers = observers
         self._on_close = on_close
+        self._on_rejected = on_rejected
         self._state = SessionState.GREETING
         self._channel: Channel[ToAgent] = Channel(sock, ToAgent)  # type: ignore[arg-type]  # a union
         self._queue = SendQueue(self._channel, self.close)
         self._loop = asyncio.get_running_loop()
-        self._queries: dict[int, asyncio.Future[Any]] = {}
+        self._queries: dict[int, tuple[View, asyncio.Future[Any]]] = {}
         self._last_query = 0
         self._loop.add_reader(sock.fileno(), self._read)
 
@@ -125,14 +137,14 @@ class Session:
         """The same for an encoded packet without descriptors."""
         self._queue.send(packet)
 
-    async def query(self, what: str) -> Any:
+    async def query(self, view: View) -> Any:
         """The worker's view as JSON-able data. Raises ConnectionError if the session closes."""
         self._last_query += 1
         number = self._last_query
         reply: asyncio.Future[Any] = self._loop.create_future()
-        self._queries[number] = reply
+        self._queries[number] = view, reply
         try:
-            self.send(IntrospectionRequest(number, what))
+            self.send(IntrospectionRequest(number, view.value))
             return await reply
         finally:
             self._queries.pop(number, None)
@@ -146,7 +158,7 @@ class Session:
         self._loop.remove_reader(self._channel.fileno())
         self._queue.close()
         self._channel.close()
-        for reply in self._queries.values():
+        for _, reply in self._queries.values():
             if not reply.done():
                 reply.set_exception(ConnectionError(reason))
         log.info("worker left", worker=self.worker, pid=self.peer.pid, reason=reason)
@@ -164,8 +176,11 @@ class Session:
                 break
             except ConnectionResetError:  # once, if the worker exited before it read all: unix(7)
                 continue
-            except (OSError, LinkError) as error:
+            except (OSError, DescriptorsLostError) as error:
                 self.close(str(error))
+                return
+            except LinkError as error:
+                self._reject(str(error))
                 return
             if received is None:
                 self.close("end of file")
@@ -192,6 +207,8 @@ class Session:
             if isinstance(message, Hello) and not self._greet(message, fds):
                 return
             self._handlers.handle(self, message, fds)
+        except InvalidMessageError as error:
+            self._reject(str(error))
         except Exception as error:  # a fault in one handler must not end the agent
             log.error("message handler failed", message=type(message).__name__, exc_info=error)
         finally:
@@ -200,7 +217,7 @@ class Session:
     def _greet(self, hello: Hello, fds: list[int]) -> bool:
         self.worker, self.version = hello.worker, hello.version or "unknown"
         if len(fds) != sum(len(pod.listeners) for pod in hello.pods):
-            self.close("the Hello's descriptors do not match its pods")
+            self._reject("the Hello's descriptors do not match its pods")
             return False
         return True
 
@@ -211,9 +228,21 @@ class Session:
             self._notify_left()
 
     def _complete_query(self, message: IntrospectionReply, fds: list[int]) -> None:
-        reply = self._queries.get(message.id)
-        if reply is not None and not reply.done():
-            reply.set_result(msgspec.msgpack.decode(message.body))
+        view, reply = self._queries.get(message.id, (None, None))
+        if view is None or reply is None or reply.done():
+            return
+        try:
+            body = introspection.decode(view, message.body)
+        except DECODE_ERRORS as error:
+            self._reject(f"invalid reply: {error}")
+            return
+        reply.set_result(body)
+
+    def _reject(self, reason: str) -> None:
+        """Close the session because of an invalid message."""
+        log.warning("worker message rejected", worker=self.worker, pid=self.peer.pid, reason=reason)
+        self._on_rejected()
+        self.close(reason)
 
     def _notify_left(self) -> None:
         for observer in self._observers:

@@ -330,11 +330,11 @@ async def test_sockets_are_sent_in_batches_and_closed_by_agent(tmp_path: Path) -
         pod, _ = await n.capture()
         worker.channel.send(SocketRequest(pod.pod_uid, 6, 100))
         worker.channel.send(SocketRequest("stranger", 4, 16))
-        worker.channel.send(SocketRequest(pod.pod_uid, 4, -5))
         await wait_until_async(lambda: len(worker.stock) == 100)
         assert len(worker.of(Sockets)) == 2
+        worker.channel.send(SocketRequest(pod.pod_uid, 4, -5))
+        await wait_until_async(lambda: worker.ended)
         assert n.kernel.made == 100
-        worker.close()
 
 
 async def test_socket_request_is_bounded(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ztunnel.agent.workers.handlers import MessageHandlers, SessionObserver
 from ztunnel.agent.workers.registry import SessionTable
 from ztunnel.agent.workers.server import AgentLinkServer
 from ztunnel.agent.workers.session import Peer, Session
+from ztunnel.ipc.introspection import View
 from ztunnel.ipc.messages import (
     HeldListeners,
     Hello,
@@ -213,12 +214,12 @@ async def test_queries_return_replies_and_name_workers_without_reply(tmp_path: P
     async with hub(tmp_path) as (workers, _, path):
         talker, mute = FakeWorker(path, worker=1).greet(), FakeWorker(path, worker=2).greet()
         talker.answers = lambda number, what: IntrospectionReply(
-            number, msgspec.Raw(msgspec.msgpack.encode([what]))
+            number, msgspec.Raw(msgspec.msgpack.encode({what: 7}))
         )
         await wait_until_async(lambda: len(workers.sessions) == 2)
-        answers = await workers.query("connections", timeout_s=0.2)
+        answers = await workers.query(View.STATS, timeout_s=0.2)
         bodies = {answer.worker: answer.body for answer in answers}
-        assert bodies == {1: ["connections"], 2: None}
+        assert bodies == {1: {"stats": 7}, 2: None}
         talker.close()
         mute.close()
 
@@ -227,7 +228,7 @@ async def test_query_ends_when_session_closes(tmp_path: Path) -> None:
     async with hub(tmp_path) as (workers, _, path):
         worker = FakeWorker(path).greet()
         await wait_until_async(lambda: len(workers.sessions) == 1)
-        asking = asyncio.create_task(workers.query("stats", timeout_s=60))
+        asking = asyncio.create_task(workers.query(View.STATS, timeout_s=60))
         await wait_until_async(lambda: bool(worker.messages))
         worker.close()
         async with asyncio.timeout(5):
