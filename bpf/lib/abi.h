@@ -5,7 +5,7 @@
  * Addresses are 16 bytes in network byte order. IPv4 is stored v4-mapped (::ffff:a.b.c.d), so that
  * one key serves both families. Ports are in network byte order unless a comment says otherwise.
  * Padding is explicit and zero, because it is part of hash keys. ztunnel/datapath/bpf/layout.py
- * mirrors these structs; tests/bpf/test_layout.py compares sizes and offsets.
+ * mirrors these structs; tests/bpf/loading/test_layout.py compares sizes and offsets.
  */
 #ifndef ZT_ABI_H
 #define ZT_ABI_H

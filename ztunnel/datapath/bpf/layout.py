@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ctypes mirrors of the structs in bpf/lib/abi.h.
 
-tests/bpf/test_layout.py compiles the header and compares sizes, offsets and constants.
+tests/bpf/loading/test_layout.py compiles the header and compares sizes, offsets and constants.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ztunnel.kube.objects.fields import KINDS, TranslateError
 from ztunnel.kube.objects.policies import read_authorization_policy, read_peer_authentication
 from ztunnel.kube.objects.service_entries import read_entry
 
-CRDS = Path(__file__).parents[3] / "deploy" / "crds"
+CRDS = Path(__file__).parents[4] / "deploy" / "crds"
 Json = dict[str, Any]
 
 

@@ -2,7 +2,7 @@
 """The cost of one kind of object in the view of an agent: memory and CPU with and without it.
 
     python bench/scale.py --keep DIR                    # once: the recording
-    python bench/view.py --replay DIR [--kind ServiceAccount] [--rounds 3]
+    python bench/cluster/view.py --replay DIR [--kind ServiceAccount] [--rounds 3]
 
 A process lists and watches everything that an agent does, then its usage is measured; rounds with
 and without the kind alternate. Needs no kernel, workers or root.
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.cluster.agent_process import NODE
 from bench.cluster.recording import Replay

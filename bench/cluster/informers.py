@@ -2,7 +2,7 @@
 """Compares ways to watch 20,000 pods: the kubernetes package's informer and our reflector.
 
     python bench/scale.py --keep DIR            # once: record what an API server sent
-    python bench/informers.py --replay DIR [--rounds 3] [--rate 200] [--changes 2000]
+    python bench/cluster/informers.py --replay DIR [--rounds 3] [--rate 200] [--changes 2000]
 
 Each variant lists and watches the recorded pods in a process of its own and keeps, per pod, the
 fields that the mesh uses. Then the recorded changes are sent at a rate. Decision 0016 has results.
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.cluster.agent_process import NODE
 from bench.cluster.recording import Replay

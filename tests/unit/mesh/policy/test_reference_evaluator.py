@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.policies import ROOT, Json, peer, policies, policy
-from tests.unit.policy import reference_evaluator
+from tests.unit.mesh.policy import reference_evaluator
 from ztunnel.kube.objects.policies import read_authorization_policy, read_peer_authentication
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.policy.engine import PolicyEngine
