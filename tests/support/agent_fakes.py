@@ -121,6 +121,7 @@ class FakeDataPath:
         self.made = 0
         self.closed = False
         self.udp, self.udp_admission = FakeUdpPath(), FakeUdpEntry()
+        self.pins = FakePins()
 
     def find_node(self, cgroup: Path) -> bool:
         return False
@@ -263,6 +264,17 @@ def same_node_bypass(
         SessionTable(),
         logs=LogSettings(),
     )
+
+
+class FakePins:
+    """The pins of a data path that nothing removes, unless a test sets `errors`."""
+
+    def __init__(self) -> None:
+        self.restored = 0
+        self.errors: tuple[str, ...] = ()
+
+    def reconcile(self) -> None:
+        pass
 
 
 class FakeUdpPath:

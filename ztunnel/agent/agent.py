@@ -43,6 +43,7 @@ from ztunnel.identity import ca
 from ztunnel.kube.client.access import AccessError
 from ztunnel.kube.view.publisher import ViewConsumer
 
+PIN_CHECK_INTERVAL_S = 2.0  # takes about a millisecond
 UDP_SWEEP_INTERVAL_S = 2.0
 
 log = structlog.get_logger()
@@ -210,6 +211,7 @@ class Agent:
             ("configuration source", cluster.source.run()),
             ("ServiceEntry DNS", ServiceEntryResolver(core.view.entries, publish).run()),
             ("node addresses", sync_node_addresses(self._kernel, core.view, self._options.node)),
+            ("BPF pins", every(PIN_CHECK_INTERVAL_S, self._kernel.pins.reconcile)),
             ("same-node lease", every(RENEWAL_INTERVAL_S, traffic.same_node.renew)),
             ("same-node events", every(READ_INTERVAL_S, traffic.same_node_events.read)),
             ("UDP redirect", every(UDP_SWEEP_INTERVAL_S, traffic.udp_redirect.sweep)),

@@ -15,7 +15,9 @@ from typing import Protocol
 
 from ztunnel.datapath import netns, requirements
 from ztunnel.datapath.bpf import links
+from ztunnel.datapath.bpf.layout import Role
 from ztunnel.datapath.bpf.maps import Maps, PodEntry
+from ztunnel.datapath.bpf.pins import HeldPins
 from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent, EventReader
 from ztunnel.datapath.netlink import sock_diag
 from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
@@ -38,7 +40,10 @@ class DataPath(Protocol):
         ...
 
     def is_listener(self, sock: socket.socket, kind: ListenerKind, cookie: int) -> bool:
-        """Whether a socket from a worker is a listener of this kind in this namespace."""
+        """Whether a socket from a worker is a listener of this kind in this namespace.
+
+        A socket that an earlier, removed data path tagged is not.
+        """
         ...
 
     def sockets(
@@ -155,6 +160,7 @@ class KernelDataPath:
 
     def __init__(self, pin_dir: Path) -> None:
         self._pin_dir = pin_dir
+        self.pins = HeldPins(pin_dir)
         self._maps = Maps(pin_dir)
         self._events = EventReader(pin_dir)
         self.udp_admission = UdpAdmissionMaps(pin_dir, self._maps)
@@ -179,7 +185,10 @@ class KernelDataPath:
         return netns.open_listeners(netns_fd, self._maps, ipv6=ipv6)
 
     def is_listener(self, sock: socket.socket, kind: ListenerKind, cookie: int) -> bool:
-        return netns.is_listener(sock, kind, cookie)
+        if not netns.is_listener(sock, kind, cookie):
+            return False
+        # An untagged resolver socket belongs to maps that no program uses any more.
+        return not kind.is_query or self._maps.socket_role(sock) is Role.RESOLVER
 
     def sockets(
         self, netns_fd: int, family: int, count: int, *, udp: bool = False
@@ -194,13 +203,20 @@ class KernelDataPath:
         return set(links.sk_lookup_cookies(self._pin_dir))
 
     def enroll(self, netns_fd: int, cookie: int, addresses: tuple[str, ...]) -> None:
+        pin = links.pod_pin(self._pin_dir, cookie)
         self._maps.enroll(PodEntry(cookie, addresses))
+        self.pins.restore(links.sk_lookup_pin(self._pin_dir))
+        self.pins.restore(pin)
         links.attach_sk_lookup(self._pin_dir, netns_fd, cookie)
+        self.pins.hold(pin)
 
     def unenroll(self, cookie: int) -> None:
         self._maps.unenroll(cookie)
         self.udp.remove(cookie)
+        pin = links.pod_pin(self._pin_dir, cookie)
+        self.pins.restore(pin)
         links.detach_sk_lookup(self._pin_dir, cookie)
+        self.pins.release(pin)
 
     def set_listener(self, address: str, sock: socket.socket) -> None:
         self._maps.set_listener(address, sock)
@@ -264,3 +280,4 @@ class KernelDataPath:
         self.udp.close()
         self.udp_admission.close()
         self._maps.close()
+        self.pins.close()

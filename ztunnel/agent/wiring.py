@@ -209,6 +209,7 @@ def build_api(
         policies=core.policies,
         source=cluster.source,
         data_path=data_path,
+        pin_errors=lambda: core.kernel.pins.errors,
     )
     logs = LogControl(core.logs, core.sessions)
     metrics = MetricsCollector(
@@ -237,6 +238,7 @@ def build_data_path_view(
         cgroup=cgroup_of(core.options),
         node_known_by="socket" if sees_node else "address",
         pin_dir=core.options.pin_dir,
+        pins=core.kernel.pins,
         loaded=loaded,
         stats=core.kernel.stats,
         udp=traffic.udp_redirect.view,

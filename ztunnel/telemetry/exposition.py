@@ -73,6 +73,16 @@ OWN_METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("reason",),
     ),
     "ztunnel_bpf_events": ("counter", "Events counted by the BPF programs.", ("event",)),
+    "ztunnel_bpf_pins_restored": (
+        "counter",
+        "Pins of BPF objects that were removed from outside and created again.",
+        (),
+    ),
+    "ztunnel_bpf_pin_errors": (
+        "gauge",
+        "Pins of BPF objects that are missing or replaced; the node is not ready.",
+        (),
+    ),
     "ztunnel_udp_drops": (
         "counter",
         "Redirected UDP that was dropped: datagrams without buffer space (buffer_full), and new "

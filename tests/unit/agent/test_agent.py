@@ -302,6 +302,17 @@ async def test_readiness_names_its_conditions(tmp_path: Path) -> None:
         assert (await a.get("/healthz/ready"))[0] == 503
 
 
+async def test_lost_pins_make_the_agent_unready(tmp_path: Path) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _served(a, "web", 2)
+        a.kernel.pins.errors = ("maps/zt_pods: replaced",)
+        code, body = await a.get("/healthz/ready")
+        assert (code, body["waiting_for"]) == (503, ["BPF pin maps/zt_pods: replaced"])
+        a.kernel.pins.errors = ()
+        assert (await a.get("/healthz/ready")) == (200, {"ready": True})
+        worker.close()
+
+
 async def test_failing_pod_does_not_make_the_agent_unready(tmp_path: Path) -> None:
     async with agent(tmp_path) as a:
         worker = await _served(a, "web", 2)
@@ -411,6 +422,7 @@ async def test_agent_runs_until_stopped_and_leaves_the_kernel_as_it_is(tmp_path:
         assert status["source"]["synced"] is True
         assert status["pods"] == {"captured": 0, "waiting": 1, "refused": 0}
         assert status["data_path"]["loaded"] == "programs loaded"
+        assert status["data_path"]["pins"] == {"restored": 0, "errors": []}
         assert kernel.lease > 0
         assert kernel.journal[0][:1] == ("node",)
         worker.close()

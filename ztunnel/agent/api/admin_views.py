@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -43,6 +43,7 @@ class AgentViews:
         policies: PolicyEngine,
         source: ConfigSource,
         data_path: Callable[[], Json],
+        pin_errors: Callable[[], Sequence[str]],
     ) -> None:
         self._options = options
         self._view = view
@@ -53,6 +54,7 @@ class AgentViews:
         self._simulator = PolicySimulator(view, policies)
         self._source = source
         self._data_path = data_path
+        self._pin_errors = pin_errors
 
     def waiting_for(self) -> list[str]:
         """The conditions that readiness waits for; empty if the agent is ready.
@@ -67,6 +69,7 @@ class AgentViews:
             missing.append("first complete view of the mesh" + (f" ({errors})" if errors else ""))
         if not any(session.is_synced for session in self._sessions.sessions):
             missing.append("a proxy worker")
+        missing += [f"BPF pin {error}" for error in self._pin_errors()]
         return missing
 
     def status(self) -> Json:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ztunnel.datapath.bpf.pins import HeldPins
 from ztunnel.telemetry.udp_drop_counters import UdpDropReason
 
 
@@ -18,6 +19,7 @@ class DataPathView:
     cgroup: Path
     node_known_by: str  # "socket" or "address", see decision 0025
     pin_dir: Path
+    pins: HeldPins
     loaded: str  # the loader's summary
     stats: Callable[[], dict[str, int]]
     udp: Callable[[], dict[str, object]]
@@ -30,6 +32,7 @@ class DataPathView:
             "cgroup": str(self.cgroup),
             "node_known_by": self.node_known_by,
             "pin_dir": str(self.pin_dir),
+            "pins": {"restored": self.pins.restored, "errors": list(self.pins.errors)},
             "loaded": self.loaded,
             "stats": self.stats(),
             "udp": {

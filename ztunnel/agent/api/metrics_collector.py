@@ -159,6 +159,9 @@ class MetricsCollector:
     def _set_data_path(self, snapshot: Snapshot, status: dict[str, Any]) -> None:
         snapshot.set("ztunnel_same_node_bypass_entries", status["same_node"]["bypass_entries"])
         snapshot.set("ztunnel_same_node_connections_terminated", status["same_node"]["terminated"])
+        pins = status["data_path"].get("pins", {"restored": 0, "errors": ()})
+        snapshot.set("ztunnel_bpf_pins_restored", pins["restored"])
+        snapshot.set("ztunnel_bpf_pin_errors", len(pins["errors"]))
         for reason, count in status["data_path"].get("udp", {}).get("dropped", {}).items():
             snapshot.set("ztunnel_udp_drops", count, reason)
         counters = status["data_path"].get("stats", {})

@@ -74,16 +74,20 @@ class PodListeners:
         """Once the pod's namespace is known, use the listeners offered in it and drop the rest."""
         if not pod.cookie:
             return
-        for kind, sock in pod.offered.pop(pod.cookie, {}).items():
-            is_valid = self._datapath.is_listener(sock, kind, pod.cookie)
-            if is_valid and kind not in pod.listeners:
+        offered = pod.offered.pop(pod.cookie, {})
+        valid = {
+            kind: self._datapath.is_listener(sock, kind, pod.cookie)
+            for kind, sock in offered.items()
+        }
+        for kind, sock in offered.items():
+            if all(valid.values()) and kind not in pod.listeners:
                 pod.listeners[kind] = sock
                 pod.listen_error = None  # these sockets had the ports
-                continue
-            sock.close()
-            if not is_valid:
-                for holder in holders:
-                    holder.held.discard((pod.uid, kind))
+            else:
+                sock.close()
+        if not all(valid.values()):  # its other sockets in the pod are not tagged either
+            for holder in holders:
+                self.remove_from(holder, pod.uid, gone=False)
         if pod.offered:  # in a namespace that the pod had before
             pod.close_offered()
             for holder in holders:

@@ -43,9 +43,9 @@ def attach(pin: Path, program: int, target: int, kind: AttachType) -> bool:
 
 def attach_sk_lookup(pin_dir: Path, netns_fd: int, cookie: int) -> None:
     """Redirect inbound connections of a pod's netns. Idempotent. Raises OSError."""
-    program = syscall.open_pinned(pin_dir / "progs" / SK_LOOKUP_PROGRAM)
+    program = syscall.open_pinned(sk_lookup_pin(pin_dir))
     try:
-        attach(_pod_pin(pin_dir, cookie), program, netns_fd, AttachType.SK_LOOKUP)
+        attach(pod_pin(pin_dir, cookie), program, netns_fd, AttachType.SK_LOOKUP)
     finally:
         os.close(program)
 
@@ -56,7 +56,7 @@ def detach_sk_lookup(pin_dir: Path, cookie: int) -> bool:
     Detaches before it removes the pin: the kernel frees an unpinned link later, and until then the
     program would refuse connections, because the map no longer contains the listener.
     """
-    path = _pod_pin(pin_dir, cookie)
+    path = pod_pin(pin_dir, cookie)
     try:
         link = syscall.open_pinned(path)
     except FileNotFoundError:
@@ -75,5 +75,16 @@ def sk_lookup_cookies(pin_dir: Path) -> list[int]:
     return sorted(int(name.removeprefix(_POD_PREFIX)) for name in names)
 
 
-def _pod_pin(pin_dir: Path, cookie: int) -> Path:
+def sk_lookup_pin(pin_dir: Path) -> Path:
+    """The pin of the program that `attach_sk_lookup` attaches."""
+    return pin_dir / "progs" / SK_LOOKUP_PROGRAM
+
+
+def is_pod_link(pin: Path) -> bool:
+    """Whether a pin is that of a pod's sk_lookup link."""
+    return pin.name.startswith(_POD_PREFIX)
+
+
+def pod_pin(pin_dir: Path, cookie: int) -> Path:
+    """The pin of the sk_lookup link of a pod's netns."""
     return pin_dir / "links" / f"{_POD_PREFIX}{cookie}"

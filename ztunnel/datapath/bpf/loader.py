@@ -28,6 +28,7 @@ from ztunnel.datapath.bpf.syscall import AttachType, ProgramType, RawMap
 
 DEFAULT_PIN_DIR = Path("/sys/fs/bpf/ztunnel")
 _INCLUDE = re.compile(r'#include "([^"]+)"')
+_MAP = re.compile(r'^ZT_(?:MAP\("\w+",[^,]+,[^,]+,\s*|RINGBUF\()(\w+),', re.MULTILINE)
 _META_KEY = bytes(4)
 _META_BYTES = len(bytes(layout.Meta()))
 
@@ -130,9 +131,17 @@ def _require_bpffs(pin_dir: Path) -> None:
 
 
 def _complete(pin_dir: Path) -> bool:
-    return (pin_dir / "progs" / SK_LOOKUP.program).exists() and all(
-        (pin_dir / "links" / hook.program).exists() for hook in CGROUP_HOOKS
-    )
+    pins = [
+        Path("progs", SK_LOOKUP.program),
+        *(Path("links", hook.program) for hook in CGROUP_HOOKS),
+        *(Path("maps", name) for name in map_names(source_dir())),
+    ]
+    return all((pin_dir / pin).exists() for pin in pins)
+
+
+def map_names(sources: Path) -> list[str]:
+    """The names of all maps, which are the names of their pins."""
+    return _MAP.findall((sources / "lib" / "maps.h").read_text(encoding="utf-8"))
 
 
 def _compile(pin_dir: Path) -> dict[str, int]:

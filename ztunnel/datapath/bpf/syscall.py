@@ -69,6 +69,13 @@ class ProgramType(IntEnum):
     SK_LOOKUP = 30
 
 
+class LinkType(IntEnum):
+    """enum bpf_link_type, as far as used."""
+
+    CGROUP = 3
+    NETNS = 5
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
@@ -126,7 +133,7 @@ def enable_stats() -> int:
 
 
 def object_info(fd: int, size: int) -> bytes:
-    """The first `size` bytes of a program's or map's info struct, padded with zeroes."""
+    """The first `size` bytes of a program's, map's or link's info struct, padded with zeroes."""
     buffer = ctypes.create_string_buffer(size)
     _bpf(Command.OBJ_GET_INFO, struct.pack("=IIQ", fd, size, ctypes.addressof(buffer)))
     return buffer.raw

@@ -469,6 +469,26 @@ async def test_listeners_of_former_namespace_are_closed(tmp_path: Path) -> None:
         worker.close()
 
 
+async def test_worker_with_invalid_listeners_starts_the_pod_anew(tmp_path: Path) -> None:
+    """Its other sockets in the pod belong to the same, removed data path."""
+    async with node(tmp_path) as n:
+        pod = workload()
+        cookie = n.namespaces.start(pod.pod_uid, "a")
+        n.want(pod)
+        worker = FakeWorker(n.path)
+        fakes = [socket.socket(socket.AF_UNIX) for _ in ListenerKind]
+        held = HeldListeners(pod.pod_uid, cookie, tuple(ListenerKind))
+        worker.greet((worker.hello(held), [sock.fileno() for sock in fakes]))
+        await n.captured(pod)
+        changes = [m for m in worker.messages if isinstance(m, PodAdded | PodRemoved)]
+        assert changes[0] == PodRemoved(pod.pod_uid, gone=False)
+        assert isinstance(changes[1], PodAdded)
+        assert set(changes[1].listeners) == set(ListenerKind)
+        for sock in fakes:
+            sock.close()
+        worker.close()
+
+
 async def test_socket_that_is_no_listener_is_replaced(tmp_path: Path) -> None:
     async with node(tmp_path) as n:
         pod = workload()
