@@ -16,6 +16,7 @@ from ztunnel.kube.client.access import Access
 from ztunnel.kube.constants import NAMESPACE
 from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN
 from ztunnel.mesh.selectors import Selector, SelectorError, parse
+from ztunnel.telemetry import log_writer
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -85,6 +86,7 @@ class _Flags(TypedDict):
     metrics_max_series: int
     metrics_series_ttl: float
     bpf_stats: bool
+    access_log_rate: int
     discovery: tuple[Selector, ...]
     outbound: str
     log_format: str
@@ -253,6 +255,15 @@ class _Flags(TypedDict):
     show_default=True,
     help="Istio's outboundTrafficPolicy. REGISTRY_ONLY: apps reach only services and workloads.",
 )
+@click.option(
+    "--access-log-rate",
+    type=click.IntRange(min=0),
+    default=Options.access_log_rate,
+    show_default=True,
+    help="Maximum number of access log lines per second of each process (agent and every worker), "
+    "for successful and failed connections separately, after a burst of ten seconds' worth; 0 "
+    "disables the limit.",
+)
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
 def command(**flags: Unpack[_Flags]) -> None:
     """Capture this node's enrolled pods and serve the proxy. Needs root.
@@ -270,6 +281,7 @@ def command(**flags: Unpack[_Flags]) -> None:
     try:
         main(_options(flags))
     except StartupError as error:
+        log_writer.flush()  # the error is to be the last line
         raise click.ClickException(str(error)) from error
 
 
@@ -311,6 +323,7 @@ def _options(flags: _Flags) -> Options:
         max_series=flags["metrics_max_series"],
         series_ttl_s=flags["metrics_series_ttl"],
         bpf_stats=flags["bpf_stats"],
+        access_log_rate=flags["access_log_rate"],
         access=None if manifests else Access(flags["kubeconfig"], flags["context"]),
         namespace=flags["namespace"],
         pod_name=flags["pod_name"],

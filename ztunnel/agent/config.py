@@ -8,6 +8,7 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
+from ztunnel.ipc.messages import DEFAULT_ACCESS_LINES_PER_S
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.constants import NAMESPACE
 from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN
@@ -45,6 +46,7 @@ class Options:
     health_port: int = 15021  # 0: disabled
     metrics_bind_address: str = ""  # of both ports; empty: all addresses
     max_series: int = 5000  # of one metric
+    access_log_rate: int = DEFAULT_ACCESS_LINES_PER_S  # of each process; 0: no limit
     series_ttl_s: float = 300.0  # after the workload is deleted
     bpf_stats: bool = False
     access: Access | None = None

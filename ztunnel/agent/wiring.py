@@ -60,10 +60,10 @@ class Core:
     publisher: ViewPublisher
     totals: TrafficTotals
     rtt: RttTable
+    logs: LogSettings
     policies: PolicyEngine = field(default_factory=PolicyEngine)
     pods: PodTable = field(default_factory=PodTable)
     sessions: SessionTable = field(default_factory=SessionTable)
-    logs: LogSettings = field(default_factory=LogSettings)
     wakeup: Wakeup = field(default_factory=Wakeup)
 
 
@@ -77,7 +77,8 @@ def build_core(options: Options, kernel: KernelDataPath) -> Core:
         annotated_only=options.access is not None,
     )
     totals, rtt = TrafficTotals(options.max_series), RttTable(options.max_series)
-    return Core(options, kernel, view, ViewPublisher(view), totals, rtt)
+    logs = LogSettings(options.access_log_rate)
+    return Core(options, kernel, view, ViewPublisher(view), totals, rtt, logs)
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ def build_api(
         totals=core.totals,
         rtt=core.rtt,
         dns=link.node_counters.dns,
+        log_drops=link.node_counters.log_drops,
         status=views,
         sessions=core.sessions,
         read_events=traffic.same_node_events.read,

@@ -43,6 +43,7 @@ from ztunnel.mesh.policy.model import Policy
 
 MAX_COUNT = 1 << 62  # of what a worker counts between two reports; the wire's integers have 64 bits
 MAX_PORT = 65535
+DEFAULT_ACCESS_LINES_PER_S = 100  # of one process
 MAX_SECONDS = 1e11  # of a duration or a Unix time
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
@@ -203,6 +204,12 @@ class UdpDropCounts(msgspec.Struct, frozen=True, array_like=True):
     by_reason: Annotated[tuple[Count, ...], msgspec.Meta(max_length=64)]
 
 
+class LogDropCounts(msgspec.Struct, frozen=True, array_like=True):
+    """Dropped log lines since the previous report, in the order of `LogDropReason`."""
+
+    by_reason: Annotated[tuple[Count, ...], msgspec.Meta(max_length=64)]
+
+
 class CounterReport(msgspec.Struct, frozen=True, tag="counter_report", kw_only=True):
     """What the worker counted since its previous report.
 
@@ -215,6 +222,7 @@ class CounterReport(msgspec.Struct, frozen=True, tag="counter_report", kw_only=T
     series: Annotated[tuple[SeriesCounts, ...], msgspec.Meta(max_length=4096)]
     dns: DnsCounts | None = None
     udp_drops: UdpDropCounts | None = None
+    log_drops: LogDropCounts | None = None
 
 
 class Draining(msgspec.Struct, frozen=True, tag="draining"):
@@ -326,11 +334,16 @@ class AccessRule(msgspec.Struct, frozen=True):
 
 
 class LogConfig(msgspec.Struct, frozen=True, tag="log_config", kw_only=True):
-    """Logging configuration. `namespaces` overrides `access` by the local pod's namespace."""
+    """Logging configuration. `namespaces` overrides `access` by the local pod's namespace.
+
+    `access_lines_per_s` limits the access log of each process, for successful and for failed
+    connections separately; 0: no limit.
+    """
 
     process: LogLevel = LogLevel.INFO
     access: AccessRule = AccessRule()
     namespaces: dict[str, AccessRule] = {}
+    access_lines_per_s: Annotated[int, msgspec.Meta(ge=0)] = DEFAULT_ACCESS_LINES_PER_S
 
 
 class CounterAck(msgspec.Struct, frozen=True, tag="counter_ack"):

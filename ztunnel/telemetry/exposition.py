@@ -89,6 +89,13 @@ OWN_METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "flows beyond a pod's limit (flow_limit).",
         ("reason",),
     ),
+    "ztunnel_log_lines_dropped": (
+        "counter",
+        "Log lines of agent and proxy that were not written: their reader is too slow "
+        "(queue_full), the disk is full or the reader gone (write_failed), or the access log is "
+        "at its limit (rate_limit).",
+        ("reason",),
+    ),
     "ztunnel_dns_queries": ("counter", "DNS queries of pods by outcome.", ("outcome",)),
     "ztunnel_dns_forward_failures": (
         "counter",

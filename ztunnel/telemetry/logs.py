@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configures the logs of every ztunnel process: standard error, console or JSON lines."""
+"""Configures the logs of every ztunnel process: standard error, console or JSON lines.
+
+Logging never blocks and never raises, see `log_writer`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Any
 import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from ztunnel.telemetry import log_writer
 
 LOG_FORMATS = ("console", "json")
 _NUMBERS = {
@@ -36,7 +41,11 @@ def set_level(name: str) -> None:
 
 
 def configure_logs(log_format: str) -> None:
-    """Configure structlog. Call once, before the first event; `log_format` is of LOG_FORMATS."""
+    """Configure structlog. Call once, before the first event; `log_format` is of LOG_FORMATS.
+
+    Writes never block from here on.
+    """
+    log_writer.install()
     shared: list[Processor] = [
         _drop_lower,
         structlog.contextvars.merge_contextvars,

@@ -15,6 +15,7 @@ from ztunnel.ipc.messages import CounterReport, SeriesCounts
 from ztunnel.telemetry import labels
 from ztunnel.telemetry.dns_counters import DnsCounters
 from ztunnel.telemetry.labels import LABELS, Labels, WorkloadLabels
+from ztunnel.telemetry.log_drop_counters import LogDropCounters, log_drops
 from ztunnel.telemetry.response_flags import Flag
 from ztunnel.telemetry.udp_drop_counters import UdpDropCounters
 
@@ -100,10 +101,12 @@ class TrafficTotals:
 class NodeCounters:
     """The node's totals, and per worker what is needed to count each report exactly once."""
 
-    def __init__(self, traffic: TrafficTotals) -> None:
+    def __init__(self, traffic: TrafficTotals, log_drops: LogDropCounters = log_drops) -> None:
+        """`log_drops` has the agent's own lines, to which those of the workers are added."""
         self.traffic = traffic
         self.dns = DnsCounters()
         self.udp_drops = UdpDropCounters()
+        self.log_drops = log_drops
         self._last_seq: dict[int, int] = {}  # by instance
         self._open: defaultdict[int, Counter[Labels]] = defaultdict(Counter)  # by instance
 
@@ -122,6 +125,8 @@ class NodeCounters:
             self.dns.add(report.dns)
         if report.udp_drops is not None:
             self.udp_drops.add(report.udp_drops)
+        if report.log_drops is not None:
+            self.log_drops.add(report.log_drops)
 
     def worker_exited(self, instance: int) -> None:
         """Close what the worker had open: the kernel has reset its connections. Idempotent."""

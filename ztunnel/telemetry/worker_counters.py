@@ -14,6 +14,7 @@ from ztunnel.mesh.model import Service, Workload
 from ztunnel.telemetry import labels
 from ztunnel.telemetry.dns_counters import DnsCounters
 from ztunnel.telemetry.labels import Labels, Reporter, Security
+from ztunnel.telemetry.log_drop_counters import log_drops
 from ztunnel.telemetry.response_flags import Flag
 from ztunnel.telemetry.udp_drop_counters import UdpDropCounters
 
@@ -163,3 +164,4 @@ class WorkerCounters:
         self.traffic = TrafficCounters()
         self.dns = DnsCounters()
         self.udp_drops = UdpDropCounters()
+        self.log_drops = log_drops

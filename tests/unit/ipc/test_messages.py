@@ -36,6 +36,7 @@ PARTS = {  # structs inside of messages: not sent by themselves
     "AccessRule",
     "DnsCounts",
     "HeldListeners",
+    "LogDropCounts",
     "SeriesCounts",
     "UdpDropCounts",
 }

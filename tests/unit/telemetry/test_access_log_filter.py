@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import msgspec
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from ztunnel.agent.api.log_level import LogControl
 from ztunnel.agent.log_settings import LogSettings
 from ztunnel.agent.workers.registry import SessionRegistry
-from ztunnel.ipc.messages import AccessRule, LogConfig, LogLevel
-from ztunnel.telemetry import logs
+from ztunnel.ipc.messages import DEFAULT_ACCESS_LINES_PER_S, AccessRule, LogConfig, LogLevel
+from ztunnel.telemetry import access_log_filter, log_writer, logs
 from ztunnel.telemetry.access_log_filter import is_wanted
+from ztunnel.telemetry.log_drop_counters import LogDropCounters, LogDropReason
 from ztunnel.telemetry.logs import set_level
 
 Levels = st.sampled_from(LogLevel)
@@ -51,7 +53,7 @@ def test_namespace_rule_overrides_general_rule(
 
 
 def test_sampling_applies_to_successful_connections_only() -> None:
-    tenth = LogConfig(access=AccessRule(sample=0.1))
+    tenth = LogConfig(access=AccessRule(sample=0.1), access_lines_per_s=0)
     written = sum(is_wanted(tenth, "", failed=False) for _ in range(10_000))
     assert 600 < written < 1400
     assert all(is_wanted(tenth, "", failed=True) for _ in range(100))
@@ -109,6 +111,7 @@ def test_only_named_settings_change() -> None:
         "process": "debug",
         "access": {"level": "warning", "sample": 1.0},
         "namespaces": {"shop": {"level": "warning", "sample": 0.5}},  # from the general one
+        "access_lines_per_s": 100,
     }
     say(one, namespaces={"shop": None}, access=None, process=None)
     assert one.settings == LogConfig()
@@ -163,6 +166,35 @@ def test_process_level_applies_to_existing_loggers(
     finally:
         logs.set_level("info")
         structlog.configure(**before)
+        log_writer.flush()
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert [line["event"] for line in lines] == ["one", "three", "connection", "four"]
     assert not any("is_access" in line for line in lines)
+
+
+# Its limit
+
+
+def test_limit_applies_to_successful_and_failed_connections_separately(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drops, now = LogDropCounters(), [100.0]
+    monkeypatch.setattr(access_log_filter, "log_drops", drops)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    limiter = access_log_filter.AccessLogLimiter()
+    burst = 5 * access_log_filter.BURST_S
+    assert sum(limiter.admits(5, failed=False) for _ in range(burst + 30)) == burst
+    assert drops.by_reason[LogDropReason.RATE_LIMIT] == 30
+    assert limiter.admits(5, failed=True)
+    now[0] += 1
+    assert sum(limiter.admits(5, failed=False) for _ in range(30)) == 5
+    assert all(limiter.admits(0, failed=False) for _ in range(1000))
+
+
+def test_default_configuration_limits_lines() -> None:
+    assert LogConfig().access_lines_per_s == DEFAULT_ACCESS_LINES_PER_S
+    limiter = access_log_filter.AccessLogLimiter()
+    admitted = sum(
+        limiter.admits(LogConfig().access_lines_per_s, failed=False) for _ in range(100_000)
+    )
+    assert admitted < 100_000 / 10

@@ -79,7 +79,7 @@ def changed(now: LogConfig, change: _Change) -> LogConfig:
             namespaces[name] = _merged(namespaces.get(name, access), rule)
     if len(namespaces) > MAX_NAMESPACE_RULES:
         raise ValueError(f"rules for {len(namespaces)} namespaces; limit {MAX_NAMESPACE_RULES}")
-    return LogConfig(process=process, access=access, namespaces=namespaces)
+    return msgspec.structs.replace(now, process=process, access=access, namespaces=namespaces)
 
 
 def _merged(now: AccessRule, change: _RuleChange) -> AccessRule:

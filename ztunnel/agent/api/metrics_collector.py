@@ -25,6 +25,7 @@ from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.telemetry.dns_counters import DnsCounters
 from ztunnel.telemetry.exposition import Snapshot, render
 from ztunnel.telemetry.labels import WorkloadLabels, workload_labels
+from ztunnel.telemetry.log_drop_counters import LogDropCounters
 from ztunnel.telemetry.node_counters import TrafficTotals
 from ztunnel.telemetry.same_node_rtt import RttTable
 
@@ -53,6 +54,7 @@ class MetricsCollector:
         totals: TrafficTotals,
         rtt: RttTable,
         dns: DnsCounters,
+        log_drops: LogDropCounters,
         status: Status,
         sessions: SessionRegistry,
         read_events: Callable[[], None],
@@ -62,6 +64,7 @@ class MetricsCollector:
         self._totals = totals
         self._rtt = rtt
         self._dns = dns
+        self._log_drops = log_drops
         self._status = status
         self._sessions = sessions
         self._read_events = read_events
@@ -126,6 +129,8 @@ class MetricsCollector:
         )
         for outcome, count in self._dns.outcomes.items():
             snapshot.set("ztunnel_dns_queries", count, outcome.value)
+        for reason, lines in self._log_drops.by_reason.items():
+            snapshot.set("ztunnel_log_lines_dropped", lines, reason.value)
         snapshot.set("ztunnel_dns_forward_failures", self._dns.forward_failures)
         status = self._status.status()
         self._set_agent(snapshot, status)

@@ -42,7 +42,8 @@ class CounterReporter:
             return
         series = self._counters.traffic.flush()
         dns, udp_drops = self._counters.dns.flush(), self._counters.udp_drops.flush()
-        while series or dns is not None or udp_drops is not None:
+        log_drops = self._counters.log_drops.flush()
+        while series or any(each is not None for each in (dns, udp_drops, log_drops)):
             self._seq += 1
             report = CounterReport(
                 instance=self.instance,
@@ -50,10 +51,11 @@ class CounterReporter:
                 series=tuple(series[:MAX_SERIES_PER_REPORT]),
                 dns=dns,
                 udp_drops=udp_drops,
+                log_drops=log_drops,
             )
             self._pending.append(report)
             self._send(report)
-            series, dns, udp_drops = series[MAX_SERIES_PER_REPORT:], None, None
+            series, dns, udp_drops, log_drops = series[MAX_SERIES_PER_REPORT:], None, None, None
 
     def acknowledged(self, seq: int) -> None:
         """Forget the reports up to `seq`: the agent has counted them."""

@@ -22,6 +22,7 @@ from ztunnel.proxy.io.event_loop import EventLoop
 from ztunnel.proxy.process.health_server import HealthServer
 from ztunnel.proxy.process.heartbeat import HeartbeatTable, WorkerState
 from ztunnel.proxy.process.signals import Signals
+from ztunnel.telemetry import log_writer
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESTART_DELAY_S = 0.5  # limits the CPU that a worker which exits at once can use
@@ -118,6 +119,8 @@ class Supervisor:
         except BaseException as error:
             log.error("worker failed", worker=index, exc_info=error)
             return 1
+        finally:
+            log_writer.flush()  # `os._exit` runs no exit handlers
 
     def _reap(self) -> None:
         while self._children:

@@ -28,6 +28,7 @@ from ztunnel.agent.api.metrics_health_server import (
 )
 from ztunnel.ipc.messages import SeriesCounts
 from ztunnel.telemetry.dns_counters import DnsCounters
+from ztunnel.telemetry.log_drop_counters import LogDropCounters
 from ztunnel.telemetry.node_counters import TrafficTotals
 from ztunnel.telemetry.same_node_rtt import RttTable
 
@@ -136,6 +137,7 @@ def metrics_of(a: Agent, totals: TrafficTotals, directory: Path) -> MetricsColle
         totals=totals,
         rtt=RttTable(10),
         dns=DnsCounters(),
+        log_drops=LogDropCounters(),
         status=a.admin._views,
         sessions=a.sessions,
         read_events=a.events.read,
