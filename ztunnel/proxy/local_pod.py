@@ -125,13 +125,11 @@ class Pod:
             [self.listeners[kind].sock.fileno() for kind in kinds],
         )
 
-    def add_socket(self, family: int, fd: int, *, udp: bool) -> None:
-        """Add a socket from the agent to its pool. Takes ownership of `fd`."""
-        pools = self.udp_pools if udp else self.tcp_pools
-        if family in pools:
-            pools[family].add([adopt(fd, family, udp=udp)])
-        else:
-            os.close(fd)
+    def add_sockets(self, family: int, fds: list[int], *, udp: bool) -> None:
+        """Add sockets from the agent to their pool. Removes the descriptors that it uses."""
+        pool = (self.udp_pools if udp else self.tcp_pools).get(family)
+        if pool is not None:
+            pool.add([adopt(fds.pop(), family, udp=udp) for _ in range(len(fds))])
 
     def reset_socket_requests(self) -> None:
         """A new agent does not answer the socket requests sent to the previous one."""
@@ -166,12 +164,10 @@ class Pod:
 
 def add_sockets(pod: Pod | None, family: int, fds: list[int], *, udp: bool) -> None:
     """Add the agent's sockets to the pod's pool, or close them. Empties `fds`."""
+    if pod is not None:
+        pod.add_sockets(family, fds, udp=udp)
     while fds:
-        fd = fds.pop()
-        if pod is None:
-            os.close(fd)
-        else:
-            pod.add_socket(family, fd, udp=udp)
+        os.close(fds.pop())
 
 
 def _of_family(

@@ -18,6 +18,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -223,6 +224,15 @@ class EventLoop:
                 sock.close()
             except OSError as error:  # the descriptor is released all the same
                 log.debug("close failed", error=str(error))
+
+
+def call_contained(callback: Callable[..., None], *arguments: object) -> None:
+    """Call; an exception fails only the object whose method it is, not the caller."""
+    try:
+        callback(*arguments)
+    except Exception as error:
+        method = callback.func if isinstance(callback, partial) else callback
+        _fail(getattr(method, "__self__", None), error)
 
 
 def _call(callback: Callback) -> None:

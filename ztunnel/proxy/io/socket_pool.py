@@ -12,7 +12,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
-from ztunnel.proxy.io.event_loop import EventLoop, Timer
+from ztunnel.proxy.io.event_loop import EventLoop, Timer, call_contained
 from ztunnel.proxy.io.sockets import (
     disconnect,
     disconnect_datagram,
@@ -32,7 +32,11 @@ SocketCallback = Callable[[socket.socket | None], None]
 
 
 class SocketPool:
-    """The sockets of one pod and one address family."""
+    """The sockets of one pod and one address family.
+
+    A callback may acquire and recycle sockets, and close the pool, before it returns. An exception
+    in a callback fails that connection only.
+    """
 
     def __init__(self, loop: EventLoop, request: Callable[[int], None]) -> None:
         """`request(count)` asks the agent for sockets; it does nothing while the agent is down."""
@@ -41,6 +45,7 @@ class SocketPool:
         self._fresh: list[socket.socket] = []
         self._inbound: list[socket.socket] = []  # carried a client address before
         self._waiting: deque[_Waiter] = deque()
+        self._serving = False
         self._closed = False
         self._requested = 0
         self._requested_at = 0.0
@@ -60,6 +65,7 @@ class SocketPool:
         if self._closed:
             callback(None)
             return
+        self._drop_expired()
         self._waiting.append(_Waiter(self._loop, callback, inbound))
         self.request()
 
@@ -129,15 +135,31 @@ class SocketPool:
         return self._fresh.pop() if self._fresh else None
 
     def _serve_waiting(self) -> None:
-        for _ in range(len(self._waiting)):
-            waiter = self._waiting.popleft()
-            if not waiter.is_pending:
-                continue
-            sock = self._pop(inbound=waiter.inbound)
-            if sock is None:
-                self._waiting.append(waiter)  # waiters for the other set may still be served
-            else:
-                waiter.resolve(sock)
+        """Serve waiters in order. A call from within a callback leaves that to the outer call."""
+        if self._serving:
+            return
+        self._serving = True
+        try:
+            self._drop_expired()
+            while (waiter := self._next_waiter()) is not None:
+                waiter.resolve(self._pop(inbound=waiter.inbound))
+        finally:
+            self._serving = False
+
+    def _next_waiter(self) -> _Waiter | None:
+        """Remove and return the first waiter for which there is a socket."""
+        if not self.size:
+            return None
+        for index, waiter in enumerate(self._waiting):
+            if waiter.is_pending and (self._fresh or waiter.inbound):
+                del self._waiting[index]
+                return waiter
+        return None
+
+    def _drop_expired(self) -> None:
+        """Waiters expire in the order of their arrival."""
+        while self._waiting and not self._waiting[0].is_pending:
+            self._waiting.popleft()
 
 
 class DatagramSocketPool(SocketPool):
@@ -166,7 +188,7 @@ class _Waiter:
         if self.is_pending:
             self.is_pending = False
             self._timer.cancel()
-            self._callback(sock)
+            call_contained(self._callback, sock)
 
     def _expired(self) -> None:
         self.resolve(None)

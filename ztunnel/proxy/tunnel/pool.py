@@ -22,7 +22,7 @@ from ztunnel.hbone.connection import Role
 from ztunnel.hbone.constants import POOL_STREAMS
 from ztunnel.hbone.events import RequestReceived
 from ztunnel.proxy.io.buffers import BufferPool
-from ztunnel.proxy.io.event_loop import EventLoop
+from ztunnel.proxy.io.event_loop import EventLoop, call_contained
 from ztunnel.proxy.io.socket_pool import SocketPool
 from ztunnel.proxy.tls.credentials import Credentials
 from ztunnel.proxy.tls.handshake import Handshake
@@ -117,6 +117,7 @@ class PoolEntry:
         self.tunnels: list[Tunnel] = []
         self.waiting: deque[PendingAcquire] = deque()
         self.establishing = False
+        self.serving = False
         self.invalidated = False
         self.resumable: tuple[SSL.Context, SSL.Session] | None = None
         self.newest: Tunnel | None = None  # until its TLS session can be resumed
@@ -198,7 +199,7 @@ class PoolEntry:
         self.open.add(tunnel)
         self.tunnels.append(tunnel)
         self.newest = tunnel
-        self._serve_waiting(tunnel)
+        self._serve_waiting()
         if self.invalidated:
             self.tunnels.clear()
             tunnel.drain()
@@ -214,16 +215,36 @@ class PoolEntry:
     def _fail_waiting(self, reason: str) -> None:
         waiting, self.waiting = self.waiting, deque()
         for pending in waiting:
-            pending.callback(None, reason)
+            call_contained(pending.callback, None, reason)
 
-    def _serve_waiting(self, tunnel: Tunnel) -> None:
-        for _ in range(len(self.waiting)):
-            pending = self.waiting.popleft()
-            if pending.accepts(tunnel):
-                pending.callback(tunnel, "")
-            else:
-                self.waiting.append(pending)
+    def on_failure(self, error: Exception) -> None:
+        """Dialing raised: another attempt may succeed."""
+        self._fail(f"internal error: {error}")
+
+    def _serve_waiting(self) -> None:
+        """Serve in order. A call from within a callback leaves that to the outer call."""
+        if self.serving:
+            return
+        self.serving = True
+        try:
+            while (match := self._next_match()) is not None:
+                pending, tunnel = match
+                call_contained(pending.callback, tunnel, "")
+        finally:
+            self.serving = False
         self._establish_for_waiting()
+
+    def _next_match(self) -> tuple[PendingAcquire, Tunnel] | None:
+        """Remove and return the first connection that an open tunnel accepts, with the tunnel."""
+        tunnels = list(filter(_has_room, self.tunnels))
+        if not tunnels:
+            return None
+        for index, pending in enumerate(self.waiting):
+            for tunnel in tunnels:
+                if pending.accepts(tunnel):
+                    del self.waiting[index]
+                    return pending, tunnel
+        return None
 
     # Events of the tunnels
 
@@ -232,7 +253,7 @@ class PoolEntry:
 
     def on_capacity(self, tunnel: Tunnel) -> None:
         if self.waiting:
-            self._serve_waiting(tunnel)
+            self._serve_waiting()
         if tunnel is self.newest and (resumable := tunnel.resumable):
             self.resumable, self.newest = resumable, None
 
