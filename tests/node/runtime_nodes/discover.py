@@ -40,7 +40,7 @@ def by_runtime(uids: list[str]) -> dict[str, int | str | None]:
         )
         finder.refresh(uids)
         assert answered.wait(TIMEOUT_S), finder.view()
-        assert finder.view()["answers"], finder.view()
+        assert finder.view()["responds"], finder.view()
         found = {uid: _inode(finder, uid) for uid in uids}
         finder.close()
     return found
