@@ -32,6 +32,7 @@ bound cannot express, `__post_init__` checks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -229,6 +230,22 @@ class Draining(msgspec.Struct, frozen=True, tag="draining"):
     """The worker accepts no new work. It still sends counter reports until it disconnects."""
 
 
+class HostGroup(msgspec.Struct, frozen=True):
+    """The ServiceEntry hosts `hosts`, which equal `service` except for name and hostname.
+
+    Hosts of one entry share its endpoints: sent once instead of once per host, they cannot expand
+    a small object to megabytes.
+    """
+
+    service: Service
+    hosts: tuple[str, ...]
+
+    def expand(self) -> Iterator[Service]:
+        """Yield the services; they share the endpoints in memory, too."""
+        for host in self.hosts:
+            yield msgspec.structs.replace(self.service, name=host, hostname=host)
+
+
 class MeshDelta(msgspec.Struct, frozen=True, tag="mesh_delta", kw_only=True):
     """A change of mesh state. `reset` begins a snapshot, `complete` ends it.
 
@@ -247,6 +264,14 @@ class MeshDelta(msgspec.Struct, frozen=True, tag="mesh_delta", kw_only=True):
     registry_only: bool = False  # with `reset`: unknown destinations are refused
     complete: bool = False
     more: bool = False  # parts of this revision follow; they apply together
+    host_groups: tuple[HostGroup, ...] = ()  # further services
+
+    def expanded(self) -> MeshDelta:
+        """Return the delta with all services in `services`."""
+        if not self.host_groups:
+            return self
+        grouped = tuple(each for group in self.host_groups for each in group.expand())
+        return msgspec.structs.replace(self, services=self.services + grouped, host_groups=())
 
 
 class Certificate(msgspec.Struct, frozen=True, tag="certificate", kw_only=True):

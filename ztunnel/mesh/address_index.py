@@ -9,10 +9,38 @@ becomes the owner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+
+class _Claims(Generic[T]):
+    """The claims on a contested address. A claim without preferred rivals costs O(1)."""
+
+    __slots__ = ("by_name", "preferred")
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, T] = {}  # in order of the first claim
+        self.preferred: set[str] = set()  # names
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    def put(self, name: str, claimant: T, *, preferred: bool) -> None:
+        self.by_name[name] = claimant
+        (self.preferred.add if preferred else self.preferred.discard)(name)
+
+    def discard(self, name: str) -> None:
+        self.by_name.pop(name, None)
+        self.preferred.discard(name)
+
+    def winner(self) -> T:
+        """Return the latest preferred claimant, or the latest one."""
+        for name, claimant in reversed(self.by_name.items()):
+            if not self.preferred or name in self.preferred:
+                return claimant
+        raise LookupError("an address without claims is not contested")
 
 
 class AddressIndex(Generic[T]):
@@ -25,19 +53,22 @@ class AddressIndex(Generic[T]):
         self._name = name
         self._preferred = preferred
         self._owner: dict[str, T] = {}
-        self._contested: dict[str, dict[str, T]] = {}  # by name, in order of the first claim
+        self._contested: dict[str, _Claims[T]] = {}
 
     def owner(self, ip: str) -> T | None:
         """Return the current owner of an address."""
         return self._owner.get(ip)
 
-    def claimants(self, ip: str) -> list[T]:
-        """Return all claimants of an address, the owner first, then the latest claim first."""
+    def claimants(self, ip: str) -> Iterator[T]:
+        """Yield all claimants of an address, the owner first, then the latest claim first."""
         owner = self._owner.get(ip)
         if owner is None:
-            return []
-        others = [each for each in self._contested.get(ip, {}).values() if each is not owner]
-        return [owner, *others[::-1]]
+            return
+        yield owner
+        claims = self._contested.get(ip)
+        for each in reversed(claims.by_name.values()) if claims is not None else ():
+            if each is not owner:
+                yield each
 
     def claim(self, ip: str, claimant: T) -> None:
         """Claim an address. A repeated claim replaces the value and keeps its position."""
@@ -46,21 +77,20 @@ class AddressIndex(Generic[T]):
         if owner is None or (ip not in self._contested and self._name(owner) == name):
             self._owner[ip] = claimant
             return
-        claims = self._contested.setdefault(ip, {self._name(owner): owner})
-        claims[name] = claimant
-        self._owner[ip] = self._winner(claims.values())
+        claims = self._contested.get(ip)
+        if claims is None:
+            claims = self._contested[ip] = _Claims()
+            claims.put(self._name(owner), owner, preferred=self._preferred(owner))
+        claims.put(name, claimant, preferred=self._preferred(claimant))
+        self._owner[ip] = claims.winner()
 
     def release(self, ip: str, name: str) -> None:
         """Release the claim that `name` has on an address, if any."""
         claims = self._contested.get(ip)
         if claims is not None:
-            claims.pop(name, None)
-            self._owner[ip] = self._winner(claims.values())
+            claims.discard(name)
+            self._owner[ip] = claims.winner()
             if len(claims) == 1:
                 del self._contested[ip]
         elif ip in self._owner and self._name(self._owner[ip]) == name:
             del self._owner[ip]
-
-    def _winner(self, claims: Iterable[T]) -> T:
-        latest_first = list(claims)[::-1]
-        return next(filter(self._preferred, latest_first), latest_first[0])

@@ -8,12 +8,12 @@ rejects the connection, and no plaintext is sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from ipaddress import ip_address, ip_network
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Protocol
 
 from ztunnel.mesh.address_index import AddressIndex
+from ztunnel.mesh.destination_index import DestinationIndex
 from ztunnel.mesh.load_balancer import Backends, ready_backends
 from ztunnel.mesh.model import Service, SocketAddress, TunnelProtocol, Workload
 from ztunnel.mesh.policy.engine import PolicyChange, PolicyEngine
@@ -47,10 +47,7 @@ class MeshState:
         self._services: dict[str, Service] = {}
         self._service_at = AddressIndex[Service](attrgetter("key"), _is_kubernetes_service)
         self._service_by_hostname = AddressIndex[Service](attrgetter("key"), _is_kubernetes_service)
-        self._service_entry_at = AddressIndex[Service](
-            attrgetter("key"), lambda _: True
-        )  # by endpoint address
-        self._networks: dict[str, Service] = {}  # ServiceEntries that cover CIDRs, by key
+        self._destinations = DestinationIndex()  # of ServiceEntry hosts
         # caches, valid until the next delta
         self._backends: dict[tuple[str, int, int, str], Backends] = {}
         self.route_cache: dict[
@@ -91,25 +88,12 @@ class MeshState:
         return _first_visible(self._service_at.claimants(ip), namespace)
 
     def service_by_hostname(self, hostname: str, namespace: str = "") -> Service | None:
-        """Return the ServiceEntry host with this endpoint, or with a CIDR that contains it."""
+        """Return the service of a DNS name, as visible to a namespace."""
         return _first_visible(self._service_by_hostname.claimants(hostname), namespace)
 
     def service_entry_at(self, address: SocketAddress, namespace: str) -> Service | None:
         """Return the ServiceEntry host with this endpoint address, or a CIDR that contains it."""
-        for service in self._service_entry_at.claimants(address.ip):
-            at_address = (each for each in service.endpoints if each.address == address.ip)
-            if service.is_visible_to(namespace) and any(
-                address.port in each.ports.values() for each in at_address
-            ):
-                return service
-        return next(
-            (
-                each
-                for each in self._networks.values()
-                if _network_contains(each, address, namespace)
-            ),
-            None,
-        )
+        return self._destinations.find(address, namespace)
 
     def service_by_name(self, name: str) -> Service | None:
         """Return a service by full DNS name, or by `namespace/name`."""
@@ -165,10 +149,8 @@ class MeshState:
             self._service_at.claim(ip, service)
         if service.hostname:
             self._service_by_hostname.claim(service.hostname, service)
-        for ip in _endpoint_addresses(service):
-            self._service_entry_at.claim(ip, service)
-        if service.networks:
-            self._networks[service.key] = service
+        if service.is_service_entry:
+            self._destinations.put(service)
 
     def _remove_service(self, key: str) -> None:
         old = self._services.pop(key, None)
@@ -182,10 +164,8 @@ class MeshState:
                 self._service_at.release(ip, old.key)
         if new is None or new.hostname != old.hostname:
             self._service_by_hostname.release(old.hostname, old.key)
-        for ip in _endpoint_addresses(old) - _endpoint_addresses(new):
-            self._service_entry_at.release(ip, old.key)
-        if new is None or not new.networks:
-            self._networks.pop(old.key, None)
+        if new is None or not new.is_service_entry:
+            self._destinations.remove(old.key)
 
 
 def _accepts_hbone(workload: Workload) -> bool:
@@ -197,27 +177,16 @@ def _is_kubernetes_service(service: Service) -> bool:
     return not service.is_service_entry
 
 
-def _first_visible(services: list[Service], namespace: str) -> Service | None:
+def _first_visible(services: Iterable[Service], namespace: str) -> Service | None:
     """Return the first visible service; the namespace's own ServiceEntries take precedence."""
-    visible = [each for each in services if each.is_visible_to(namespace)]
-    own = (each for each in visible if each.namespace == namespace)
-    first = next(iter(visible), None)
-    return first if first is None or not first.is_service_entry else next(own, first)
-
-
-def _endpoint_addresses(service: Service | None) -> set[str]:
-    """Return the endpoint addresses of a ServiceEntry host."""
-    if service is None or not service.is_service_entry:
-        return set()
-    return {each.address for each in service.endpoints}
-
-
-def _network_contains(service: Service, address: SocketAddress, namespace: str) -> bool:
-    return (
-        service.is_visible_to(namespace)
-        and any(port.port == address.port for port in service.ports)
-        and any(ip_address(address.ip) in ip_network(each) for each in service.networks)
-    )
+    first: Service | None = None
+    for each in services:
+        if not each.is_visible_to(namespace):
+            continue
+        first = first or each
+        if not first.is_service_entry or each.namespace == namespace:
+            return each
+    return first
 
 
 def _claimed_addresses(workload: Workload | None) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ class MeshSync:
     def apply(self, delta: MeshDelta) -> None:
         """Apply a delta; a revision in several parts takes effect with its last part."""
         self._same_node.revision = 0
+        delta = delta.expanded()
         if delta.reset:
             self._snapshot = MeshState(delta.registry_only)
             self._parts.clear()

@@ -35,6 +35,7 @@ TO_WORKER = {
 PARTS = {  # structs inside of messages: not sent by themselves
     "AccessRule",
     "DnsCounts",
+    "HostGroup",
     "HeldListeners",
     "LogDropCounts",
     "SeriesCounts",

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 
 import msgspec
 import structlog
 
-from ztunnel.ipc.messages import MeshDelta
+from ztunnel.ipc.messages import HostGroup, MeshDelta
 from ztunnel.mesh.model import Service, Workload
 from ztunnel.mesh.policy.model import AuthorizationPolicy, PeerAuthentication, Policy
 
 CHUNK_BYTES = 240 * 1024  # of items in a message, which stays below 256 KiB with its frame
 
-Item = Workload | Service | Policy
+MAX_GROUP_HOSTS = 256  # of 253 characters: 64 KiB, and CHUNK_BYTES with the shared part
+_GROUP_FRAME_BYTES = 32  # the names of the fields of a HostGroup
+
+Item = Workload | Service | HostGroup | Policy
 
 log = structlog.get_logger()
 _encoder = msgspec.msgpack.Encoder()
@@ -29,12 +32,13 @@ def snapshot(
     registry_only: bool = False,
 ) -> Iterator[MeshDelta]:
     """The complete state: the first message has `reset`, the last one `complete`."""
-    parts = list(_parts([*workloads, *services, *policies])) or [[]]
+    parts = list(_parts([*workloads, *_grouped(services), *policies])) or [[]]
     for index, part in enumerate(parts):
         yield MeshDelta(
             revision=revision,
             workloads=_workloads(part),
             services=_services(part),
+            host_groups=tuple(item for item in part if isinstance(item, HostGroup)),
             policies=_policies(part),
             reset=index == 0,
             registry_only=registry_only and index == 0,
@@ -52,11 +56,12 @@ def change(delta: MeshDelta) -> Iterator[MeshDelta]:
 
 def _changes(delta: MeshDelta) -> Iterator[MeshDelta]:
     yield from _removals(delta)
-    for part in _parts([*delta.workloads, *delta.services, *delta.policies]):
+    for part in _parts([*delta.workloads, *_grouped(delta.services), *delta.policies]):
         yield MeshDelta(
             revision=delta.revision,
             workloads=_workloads(part),
             services=_services(part),
+            host_groups=tuple(item for item in part if isinstance(item, HostGroup)),
             policies=_policies(part),
         )
 
@@ -71,6 +76,33 @@ def _removals(delta: MeshDelta) -> Iterator[MeshDelta]:
         for at in range(0, len(names), per_message):
             removed = {field: names[at : at + per_message]}
             yield MeshDelta(revision=delta.revision, **removed)  # type: ignore[arg-type]
+
+
+def _grouped(services: Iterable[Service]) -> list[Service | HostGroup]:
+    """Combine the hosts of one ServiceEntry, which share one tuple of endpoints."""
+    groups: dict[Hashable, list[Service]] = {}
+    for service in services:
+        key: Hashable = service.key
+        if service.is_service_entry and service.endpoints:
+            key = _shared_part(service)
+        groups.setdefault(key, []).append(service)
+    found: list[Service | HostGroup] = []
+    for members in groups.values():
+        if len(members) == 1:
+            found += members
+            continue
+        for at in range(0, len(members), MAX_GROUP_HOSTS):
+            hosts = tuple(each.hostname for each in members[at : at + MAX_GROUP_HOSTS])
+            found.append(HostGroup(members[0], hosts))
+    return found
+
+
+def _shared_part(service: Service) -> Hashable:
+    """Return what the hosts of one ServiceEntry have in common."""
+    return (
+        *(service.namespace, service.vips, service.ports, id(service.endpoints)),
+        *(service.export_to, service.networks, service.upstream_dns),
+    )
 
 
 def _parts(items: list[Item]) -> Iterator[list[Item]]:
@@ -89,9 +121,19 @@ def _parts(items: list[Item]) -> Iterator[list[Item]]:
 
 def _truncate(item: Item) -> tuple[Item, int]:
     """The item and its size. A service with too many endpoints is truncated, ready ones first."""
+    if isinstance(item, HostGroup):
+        hosts = len(_encoder.encode(item.hosts))
+        service, length = _truncate_service(item.service, CHUNK_BYTES - hosts - _GROUP_FRAME_BYTES)
+        return HostGroup(service, item.hosts), length + hosts + _GROUP_FRAME_BYTES
+    if isinstance(item, Service):
+        return _truncate_service(item, CHUNK_BYTES)
+    return item, len(_encoder.encode(item))
+
+
+def _truncate_service(item: Service, max_bytes: int) -> tuple[Service, int]:
     length = len(_encoder.encode(item))
-    while length > CHUNK_BYTES and isinstance(item, Service) and item.endpoints:
-        limit = len(item.endpoints) * CHUNK_BYTES // length
+    while length > max_bytes and item.endpoints:
+        limit = len(item.endpoints) * max_bytes // length
         log.warning(
             "service truncated", service=item.key, endpoints=len(item.endpoints), limit=limit
         )

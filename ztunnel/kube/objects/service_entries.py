@@ -22,6 +22,8 @@ from ztunnel.mesh.model import ServicePort
 MAX_HOSTS = 256  # this and the next two are limits of Istio's CRD
 MAX_ADDRESSES = 256
 MAX_PORTS = 256
+MAX_ENDPOINTS = 4096  # the limit of Istio's CRD
+MAX_EXPORTS = 256  # namespaces in exportTo
 NO_NAMESPACE = "~"  # exportTo: visible to no namespace
 
 _HOST = re.compile(
@@ -79,7 +81,7 @@ def read_entry(obj: Object, cluster_domain: str) -> Entry:
     hosts = _hosts(spec, cluster_domain)
     vips, networks = _addresses(spec, fields.mapping("status"), resolution)
     ports, targets = _ports(spec)
-    endpoints = tuple(_endpoint(each, resolution, targets) for each in spec.mappings("endpoints"))
+    endpoints = _endpoints(spec, resolution, targets)
     selector = _selector(spec)
     _check_destinations(spec, resolution, hosts, bool(endpoints), selector is not None)
     return Entry(
@@ -168,6 +170,13 @@ def _ports(spec: Fields) -> tuple[tuple[ServicePort, ...], dict[str, int]]:
     return tuple(ports), targets
 
 
+def _endpoints(spec: Fields, resolution: str, targets: dict[str, int]) -> tuple[EntryEndpoint, ...]:
+    found = list(spec.mappings("endpoints"))
+    if len(found) > MAX_ENDPOINTS:
+        raise spec.error("endpoints", f"at most {MAX_ENDPOINTS}")
+    return tuple(_endpoint(each, resolution, targets) for each in found)
+
+
 def _endpoint(fields: Fields, resolution: str, targets: dict[str, int]) -> EntryEndpoint:
     fields.allow_only(
         "address", "ports", "labels", "network", "locality", "weight", "serviceAccount"
@@ -185,7 +194,8 @@ def _endpoint(fields: Fields, resolution: str, targets: dict[str, int]) -> Entry
         raise fields.error(
             "ports", f"names of the entry's ports; unknown: {', '.join(sorted(unknown))}"
         )
-    return EntryEndpoint(address, {**targets, **own})
+    # endpoints without ports of their own share one mapping
+    return EntryEndpoint(address, {**targets, **own} if own else targets)
 
 
 def _selector(spec: Fields) -> dict[str, str] | None:
@@ -217,6 +227,8 @@ def _check_destinations(
 
 def _export_to(spec: Fields, namespace: str) -> tuple[str, ...]:
     export_to = spec.strings("exportTo")
+    if len(export_to) > MAX_EXPORTS:
+        raise spec.error("exportTo", f"at most {MAX_EXPORTS} namespaces")
     for each in export_to:
         if each not in ("*", ".", NO_NAMESPACE) and not _NAMESPACE.fullmatch(each):
             raise spec.error("exportTo", "namespaces, `.` (own), `*` (all) or `~` (none)")

@@ -288,4 +288,5 @@ class ClusterView:
         """Update what is derived from several objects: once, however many of them changed."""
         for key in self._service_index.join():
             self._policies.service_changed(key)
-        self.entries.join()
+        for entry, message in self.entries.join().items():
+            self._set_error(str(entry), message)

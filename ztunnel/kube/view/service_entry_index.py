@@ -5,13 +5,16 @@
 
 The services follow the objects, the pods that selectors match, and DNS results, which are injected
 through `set_addresses`. If two entries of a namespace have the same host, the entry whose name is
-first in alphabetical order wins.
+first in alphabetical order wins. An entry that exceeds a limit is rejected as a whole until it
+fits.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TypeVar
 
 from ztunnel.kube.objects.fields import Object, ObjectKey
 from ztunnel.kube.objects.service_entries import Entry, is_name, read_entry
@@ -19,7 +22,12 @@ from ztunnel.kube.objects.translation import Pod
 from ztunnel.kube.view.tracked_map import TrackedMap
 from ztunnel.mesh.model import Endpoint, Service
 
+MAX_DESTINATIONS = 16_384  # of an entry: hosts x addresses x ports x namespaces in exportTo
+MAX_NAMESPACE_DESTINATIONS = 65_536  # of all entries of a namespace
+
 Pods = Callable[[str], Iterator[tuple[str, Pod]]]
+Endpoints = tuple[Endpoint, ...]
+K = TypeVar("K")
 
 
 class ServiceEntryIndex:
@@ -30,67 +38,120 @@ class ServiceEntryIndex:
         self._services = services
         self._pods = pods
         self._entries: dict[ObjectKey, Entry] = {}
+        self._keys_in: dict[str, set[ObjectKey]] = defaultdict(set)  # by namespace
         self._entries_of: dict[tuple[str, str], set[ObjectKey]] = defaultdict(set)
         self._with_selector: dict[str, set[ObjectKey]] = defaultdict(set)  # by namespace
+        self._resolving: dict[str, set[ObjectKey]] = defaultdict(set)  # by name to resolve
         self._addresses: dict[str, tuple[str, ...]] = {}  # by resolved name
-        self._stale: set[tuple[str, str]] = set()  # (namespace, host)
+        # The hosts of an entry share one tuple, in memory and in messages to workers.
+        self._endpoints: dict[ObjectKey, Endpoints] = {}
+        self._sizes: dict[ObjectKey, int] = {}  # see `_size`
+        self._rejected: dict[ObjectKey, str] = {}
+        self._stale: set[ObjectKey] = set()
+        self._stale_hosts: set[tuple[str, str]] = set()  # (namespace, host)
 
     def put(self, key: ObjectKey, obj: Object) -> str:
         """Add or replace a ServiceEntry; returns a warning, or "". Raises TranslateError."""
         entry = read_entry(obj, self._cluster_domain)
+        known = self._endpoints.get(key)
         self.drop(key)
+        if known is not None:
+            self._endpoints[key] = known
         self._entries[key] = entry
+        self._keys_in[key.namespace].add(key)
         for host in entry.hosts:
             self._entries_of[key.namespace, host].add(key)
-            self._stale.add((key.namespace, host))
+        for name in _names(entry):
+            self._resolving[name].add(key)
         if entry.selector is not None:
             self._with_selector[key.namespace].add(key)
-        return entry.warning or self._conflict(key, entry)
+        self._stale.add(key)
+        return self._rejected.get(key, "") or entry.warning or self._conflict(key, entry)
 
     def drop(self, key: ObjectKey) -> None:
         """Remove a ServiceEntry."""
         entry = self._entries.pop(key, None)
         if entry is None:
             return
+        self._endpoints.pop(key, None)
+        self._sizes.pop(key, None)
+        self._stale.add(key)
+        self._stale_hosts.update((key.namespace, host) for host in entry.hosts)
+        _discard(self._keys_in, key.namespace, key)
+        _discard(self._with_selector, key.namespace, key)
         for host in entry.hosts:
-            self._stale.add((key.namespace, host))
-            self._entries_of[key.namespace, host].discard(key)
-            if not self._entries_of[key.namespace, host]:
-                del self._entries_of[key.namespace, host]
-        self._with_selector[key.namespace].discard(key)
-        if not self._with_selector[key.namespace]:
-            del self._with_selector[key.namespace]
+            _discard(self._entries_of, (key.namespace, host), key)
+        for name in _names(entry):
+            _discard(self._resolving, name, key)
 
     def pods_changed(self, namespace: str) -> None:
         """The pods of a namespace have changed."""
-        for key in self._with_selector.get(namespace, ()):
-            self._stale.update((namespace, host) for host in self._entries[key].hosts)
+        self._stale.update(self._with_selector.get(namespace, ()))
 
     def names(self) -> set[str]:
         """The names to resolve."""
-        names: set[str] = set()
-        for entry in self._entries.values():
-            if entry.resolution == "DNS":
-                names.update(_names(entry))
-        return names
+        return {name for name, keys in self._resolving.items() if not keys <= self._rejected.keys()}
 
     def set_addresses(self, name: str, addresses: tuple[str, ...]) -> bool:
         """Set the canonical addresses of a name of `names()`; returns whether they differ."""
         if self._addresses.get(name, ()) == addresses:
             return False
         self._addresses[name] = addresses
-        for entry in self._entries.values():
-            if entry.resolution == "DNS" and name in _names(entry):
-                self._stale.update((entry.namespace, host) for host in entry.hosts)
+        self._stale.update(self._resolving.get(name, ()))
         return True
 
-    def join(self) -> None:
-        """Update the services whose entries, pods or addresses changed."""
-        for namespace, host in sorted(self._stale):
-            keys = self._entries_of.get((namespace, host))
-            service = self._service(self._entries[min(keys)], host) if keys else None
+    def join(self) -> dict[ObjectKey, str]:
+        """Update the services whose entries, pods or addresses changed.
+
+        Returns the entries that are rejected now, or no longer, with the reason or a warning.
+        """
+        changed: dict[ObjectKey, str] = {}
+        for key in self._stale & self._entries.keys():
+            self._endpoints[key] = self._shared_endpoints(key)
+            self._sizes[key] = self._size(key)
+            if self._sizes[key] > MAX_DESTINATIONS:
+                self._endpoints[key] = ()  # rejected: needs no memory
+        for namespace in {key.namespace for key in self._stale}:
+            changed.update(self._update_rejections(namespace))
+        for key in (self._stale | changed.keys()) & self._entries.keys():
+            self._stale_hosts.update((key.namespace, host) for host in self._entries[key].hosts)
+        for namespace, host in sorted(self._stale_hosts):
+            accepted = self._entries_of.get((namespace, host), set()) - self._rejected.keys()
+            service = self._service(min(accepted), host) if accepted else None
             self._services.put(f"{namespace}/{host}", service)
         self._stale.clear()
+        self._stale_hosts.clear()
+        return changed
+
+    def _update_rejections(self, namespace: str) -> dict[ObjectKey, str]:
+        """Apply the limits to the entries of a namespace, in the order of their names."""
+        rejected: dict[ObjectKey, str] = {}
+        used = 0
+        for key in sorted(self._keys_in.get(namespace, ())):
+            size = self._sizes[key]
+            reason = _limit_error(size, used)
+            if reason:
+                rejected[key] = f"{key}: rejected: {reason}"
+            else:
+                used += size
+        before = {key: why for key, why in self._rejected.items() if key.namespace == namespace}
+        for key in before:
+            del self._rejected[key]
+        self._rejected.update(rejected)
+        return {
+            key: rejected.get(key) or self._entries[key].warning
+            for key in (before.keys() | rejected.keys()) & self._entries.keys()
+            if before.get(key) != rejected.get(key)
+        }
+
+    def _size(self, key: ObjectKey) -> int:
+        """The number of destinations that an entry defines, as the workers index them."""
+        entry = self._entries[key]
+        addresses = len(entry.hosts) * max(1, len(entry.vips) + len(entry.networks))
+        addresses += len(entry.hosts) * len(self._endpoints[key])
+        if _uses_host_names(entry):
+            addresses += sum(len(self._addresses.get(host, ())) for host in entry.hosts)
+        return addresses * len(entry.ports) * max(1, len(entry.export_to))
 
     def _conflict(self, key: ObjectKey, entry: Entry) -> str:
         for host in entry.hosts:
@@ -99,27 +160,36 @@ class ServiceEntryIndex:
                 return f"{key}: host {host} is already defined by {winner}, which has precedence"
         return ""
 
-    def _service(self, entry: Entry, host: str) -> Service:
-        uses_own_dns = entry.resolution != "STATIC" and not entry.endpoints
+    def _service(self, key: ObjectKey, host: str) -> Service:
+        entry = self._entries[key]
+        endpoints = self._endpoints[key]
+        if _uses_host_names(entry):
+            addresses = self._addresses.get(host, ())
+            endpoints = tuple(Endpoint(address=each, ports=entry.targets) for each in addresses)
         return Service(
             namespace=entry.namespace,
             name=host,
             vips=entry.vips,
             ports=entry.ports,
-            endpoints=tuple({each.address: each for each in self._endpoints(entry, host)}.values()),
+            endpoints=endpoints,
             hostname=host,
             is_service_entry=True,
             export_to=entry.export_to,
             networks=entry.networks,
-            upstream_dns=uses_own_dns,
+            upstream_dns=entry.resolution != "STATIC" and not entry.endpoints,
         )
 
-    def _endpoints(self, entry: Entry, host: str) -> Iterator[Endpoint]:
+    def _shared_endpoints(self, key: ObjectKey) -> Endpoints:
+        """The endpoints of all hosts of an entry; an equal value remains the same object."""
+        every = islice(self._all_endpoints(self._entries[key]), MAX_DESTINATIONS + 1)
+        found = {each.address: each for each in every}
+        endpoints = tuple(found.values())
+        known = self._endpoints.get(key)
+        return known if known == endpoints else endpoints
+
+    def _all_endpoints(self, entry: Entry) -> Iterator[Endpoint]:
         if entry.selector is not None:
             yield from self._selected(entry, entry.selector)
-        elif entry.resolution == "DNS" and not entry.endpoints:
-            for address in self._addresses.get(host, ()):
-                yield Endpoint(address=address, ports=entry.targets)
         for each in entry.endpoints:
             addresses: tuple[str, ...] = (each.address,)
             if is_name(each.address):
@@ -136,7 +206,35 @@ class ServiceEntryIndex:
                     )
 
 
+def _limit_error(size: int, used: int) -> str:
+    if size > MAX_DESTINATIONS:
+        return (
+            f"hosts x addresses x ports x namespaces in exportTo are {size}, of at most "
+            f"{MAX_DESTINATIONS}; hint: split the entry"
+        )
+    if used + size > MAX_NAMESPACE_DESTINATIONS:
+        return (
+            f"the entries of its namespace define more than {MAX_NAMESPACE_DESTINATIONS} "
+            "destinations; hint: delete some, or export them to fewer namespaces"
+        )
+    return ""
+
+
+def _uses_host_names(entry: Entry) -> bool:
+    """Whether the addresses of each host are those of its own name."""
+    return entry.resolution == "DNS" and not entry.endpoints and entry.selector is None
+
+
 def _names(entry: Entry) -> set[str]:
+    if entry.resolution != "DNS":
+        return set()
     if entry.endpoints:
         return {each.address for each in entry.endpoints if is_name(each.address)}
     return set(entry.hosts)
+
+
+def _discard(index: dict[K, set[ObjectKey]], name: K, key: ObjectKey) -> None:
+    keys = index.get(name, set())
+    keys.discard(key)
+    if not keys:
+        index.pop(name, None)

@@ -104,3 +104,41 @@ def test_truncated_service_has_ready_endpoints_first() -> None:
     (part,) = delta_chunks.snapshot(1, (), [giant])
     assert _size(part) <= PACKET
     assert part.services[0].endpoints[0] == ready
+
+
+def _entry_hosts(hosts: int, endpoints: int) -> list[Service]:
+    """The hosts of one ServiceEntry as the view creates them: they share one tuple."""
+    shared = tuple(
+        Endpoint(address=f"192.0.{at >> 8}.{at & 255}", ports={"tls": 443})
+        for at in range(endpoints)
+    )
+    return [
+        Service(
+            namespace="shop",
+            name=f"h{at}.example.com",
+            hostname=f"h{at}.example.com",
+            is_service_entry=True,
+            endpoints=shared,
+        )
+        for at in range(hosts)
+    ]
+
+
+def test_hosts_of_an_entry_share_their_endpoints_in_messages_and_workers() -> None:
+    services = _entry_hosts(256, 1000)
+    one = len(msgspec.msgpack.encode(services[0]))
+    parts = list(delta_chunks.snapshot(1, (), services))
+    assert max(map(_size, parts)) <= PACKET
+    assert sum(map(_size, parts)) < 2 * one  # not 256 times
+    received = [msgspec.msgpack.decode(msgspec.msgpack.encode(p), type=MeshDelta) for p in parts]
+    expanded = [each for part in received for each in part.expanded().services]
+    assert expanded == services
+    assert len({id(each.endpoints) for each in expanded}) == 1
+
+
+def test_truncated_entry_remains_within_a_message() -> None:
+    parts = list(delta_chunks.snapshot(1, (), _entry_hosts(256, 20_000)))
+    assert max(map(_size, parts)) <= PACKET
+    expanded = [each for part in parts for each in part.expanded().services]
+    assert len(expanded) == 256
+    assert expanded[0].endpoints

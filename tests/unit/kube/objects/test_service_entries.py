@@ -347,3 +347,83 @@ def test_addresses_from_status_are_used() -> None:
         "status": {"addresses": [{"value": "240.240.0.9", "host": "api.example.com"}]},
     }
     assert only_service(made(obj)).vips == ("240.240.0.9",)
+
+
+# Limits
+
+
+def _addresses_of(count: int) -> list[str]:
+    return [f"192.0.{at >> 8}.{at & 255}" for at in range(count)]
+
+
+def _hosts(count: int) -> list[str]:
+    return [f"h{at}.example.com" for at in range(count)]
+
+
+def test_hosts_of_an_entry_share_one_tuple_of_endpoints() -> None:
+    obj = entry(**static(*_addresses_of(100), hosts=_hosts(100)))
+    view = made(obj)
+    assert len({id(each.endpoints) for each in view.snapshot().services}) == 1
+    view.upsert(entry(**static(*_addresses_of(100), hosts=_hosts(101))))
+    services = view.snapshot().services
+    assert len(services) == 101
+    assert len({id(each.endpoints) for each in services}) == 1
+
+
+def test_entry_beyond_its_limit_is_rejected_alone_until_it_fits() -> None:
+    large = entry("large", **static(*_addresses_of(4096), hosts=_hosts(256)))
+    view = made(large, entry("small", **static("192.0.2.7")))
+    assert only_service(view).name == "api.example.com"
+    assert "rejected: hosts x addresses x ports" in view.errors()["ServiceEntry default/large"]
+    view.upsert(entry("large", **static(*_addresses_of(4), hosts=_hosts(256))))
+    assert len(view.snapshot().services) == 257
+    assert not view.errors()
+
+
+def test_pods_that_a_selector_adds_count_towards_the_limit() -> None:
+    labels = {"app": "db"}
+    spec = {"resolution": "STATIC", "workloadSelector": {"labels": labels}, "hosts": _hosts(256)}
+    pods = [objects.pod(f"db-{at}", f"10.0.1.{at}", labels=labels) for at in range(100)]
+    view = made(entry(**spec), *pods)
+    assert not view.snapshot().services
+    assert "rejected" in view.errors()["ServiceEntry default/out"]
+    for at in range(60):
+        view.delete("Pod", "default", f"db-{at}")
+    assert len(view.snapshot().services) == 256
+    assert not view.errors()
+
+
+def test_namespace_cannot_exceed_its_share_of_destinations() -> None:
+    def full(at: int, namespace: str = "default") -> Object:
+        hosts = [f"{namespace}-{at}.example.com"]
+        ports = [{"number": 1000 + each, "name": f"p{each}"} for each in range(4)]
+        return entry(f"e{at}", namespace, **static(*_addresses_of(4000), hosts=hosts, ports=ports))
+
+    view = made(*(full(at) for at in range(6)), full(0, "other"))
+    names = {each.name for each in view.snapshot().services}
+    assert names == {f"default-{at}.example.com" for at in range(4)} | {"other-0.example.com"}
+    assert view.errors().keys() == {"ServiceEntry default/e4", "ServiceEntry default/e5"}
+    view.delete("ServiceEntry", "default", "e0")
+    names = {each.name for each in view.snapshot().services}
+    assert "default-4.example.com" in names
+    assert view.errors().keys() == {"ServiceEntry default/e5"}
+
+
+def test_names_of_a_rejected_entry_are_not_resolved() -> None:
+    ports = [{"number": 1000 + at, "name": f"p{at}"} for at in range(256)]
+    view = made(entry(resolution="DNS", hosts=_hosts(100), ports=ports))
+    view.drain()
+    assert view.entries.names() == set()
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (static(*_addresses_of(4097)), "at most 4096"),
+        (static("192.0.2.7", exportTo=[f"n{at}" for at in range(257)]), "at most 256 namespaces"),
+    ],
+)
+def test_list_beyond_its_limit_is_rejected(spec: dict[str, Any], reason: str) -> None:
+    view = made(entry(**spec))
+    assert not view.snapshot().services
+    assert reason in view.errors()["ServiceEntry default/out"]
