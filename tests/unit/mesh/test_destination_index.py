@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -98,8 +99,8 @@ def test_a_lookup_parses_no_network_however_many_there_are(monkeypatch: pytest.M
 
     lookups = 0
 
-    class CountingDict(dict[object, object]):
-        def get(self, key: object, default: object = None) -> object:
+    class CountingDict(dict[Any, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
             nonlocal lookups
             lookups += 1
             return super().get(key, default)

@@ -382,9 +382,10 @@ def test_entry_beyond_its_limit_is_rejected_alone_until_it_fits() -> None:
 
 def test_pods_that_a_selector_adds_count_towards_the_limit() -> None:
     labels = {"app": "db"}
-    spec = {"resolution": "STATIC", "workloadSelector": {"labels": labels}, "hosts": _hosts(256)}
     pods = [objects.pod(f"db-{at}", f"10.0.1.{at}", labels=labels) for at in range(100)]
-    view = made(entry(**spec), *pods)
+    selector = {"labels": labels}
+    obj = entry(resolution="STATIC", hosts=_hosts(256), workloadSelector=selector)
+    view = made(obj, *pods)
     assert not view.snapshot().services
     assert "rejected" in view.errors()["ServiceEntry default/out"]
     for at in range(60):
