@@ -38,8 +38,13 @@ class Authority:
     def root_pem(self) -> bytes:
         return self.root.public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, *uris: str, expired: bool = False) -> Certificate:
-        """A leaf with these URI SANs; `expired` makes it expire an hour ago."""
+    def issue(
+        self, *uris: str, expired: bool = False, ca: bool = False, signs: str = ""
+    ) -> Certificate:
+        """A leaf with these URI SANs; `expired` makes it expire an hour ago.
+
+        `ca` makes it a CA; `signs` is a key usage, "key_cert_sign" or "crl_sign".
+        """
         now = datetime.datetime.now(datetime.UTC)
         until = now - HOUR if expired else now + 24 * HOUR
         key = ec.generate_private_key(ec.SECP256R1())
@@ -51,8 +56,10 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - 24 * HOUR)
             .not_valid_after(until)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         )
+        if signs:
+            builder = builder.add_extension(_key_usage(signs), critical=True)
         names = [x509.UniformResourceIdentifier(uri) for uri in uris]
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
@@ -68,3 +75,18 @@ class Authority:
             roots_pem=self.root_pem,
             not_after=until.timestamp(),
         )
+
+
+def _key_usage(signs: str) -> x509.KeyUsage:
+    """Digital signatures, and what `signs` names."""
+    return x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs == "key_cert_sign",
+        crl_sign=signs == "crl_sign",
+        encipher_only=False,
+        decipher_only=False,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -76,6 +77,7 @@ def check_peer(session: TlsSession) -> str:
         certificate = session.peer_certificate
         if session.resumed and is_expired(certificate):
             raise PeerVerificationError("the certificate of the resumed session has expired")
+        _check_is_leaf(certificate)
         return _spiffe_id(certificate)
     except ValueError as error:  # OpenSSL accepted it, the stricter parser does not
         raise PeerVerificationError(f"certificate cannot be read: {error}") from error
@@ -94,16 +96,32 @@ def trust_domain(identity: str) -> str:
         return ""
 
 
+def _check_is_leaf(certificate: x509.Certificate) -> None:
+    """Reject a certificate that may sign others (X509-SVID sections 4.1 and 4.3)."""
+    extensions = certificate.extensions
+    with suppress(x509.ExtensionNotFound):
+        if extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            raise PeerVerificationError("certificate is a CA certificate, not a workload's")
+    with suppress(x509.ExtensionNotFound):
+        usage = extensions.get_extension_for_class(x509.KeyUsage).value
+        if usage.key_cert_sign or usage.crl_sign:
+            raise PeerVerificationError("the key usage of the certificate allows signing others")
+
+
 def _spiffe_id(certificate: x509.Certificate) -> str:
-    """The first URI SAN that is the SPIFFE ID of a workload."""
+    """The SPIFFE ID of a workload in the only URI SAN (X509-SVID section 2)."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         raise PeerVerificationError("certificate has no SPIFFE ID") from None
-    for value in names.get_values_for_type(x509.UniformResourceIdentifier):
-        if trust_domain(value):
-            return value
-    raise PeerVerificationError("certificate has no SPIFFE ID")
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    if len(uris) > 1:
+        raise PeerVerificationError(
+            f"certificate has {len(uris)} URI names, expected one SPIFFE ID"
+        )
+    if not uris or not trust_domain(uris[0]):
+        raise PeerVerificationError("certificate has no SPIFFE ID")
+    return uris[0]
 
 
 def _choose_protocol(

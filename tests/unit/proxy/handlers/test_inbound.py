@@ -164,6 +164,24 @@ def test_certificate_without_spiffe_id_is_refused(pair: Pair) -> None:
     refused(pair, pair.authority.issue("https://example.org/a"))
 
 
+def test_client_certificate_of_a_ca_is_refused(pair: Pair) -> None:
+    refused(pair, pair.authority.issue(pair.a.me.identity, ca=True))
+
+
+@pytest.mark.parametrize("signs", ["key_cert_sign", "crl_sign"])
+def test_client_certificate_that_may_sign_others_is_refused(pair: Pair, signs: str) -> None:
+    refused(pair, pair.authority.issue(pair.a.me.identity, signs=signs))
+
+
+@pytest.mark.parametrize("other", ["spiffe://cluster.local/ns/n/sa/other", "https://example.org/a"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_client_certificate_with_two_uris_is_refused(
+    pair: Pair, other: str, is_first: bool
+) -> None:
+    uris = [pair.a.me.identity, other]
+    refused(pair, pair.authority.issue(*(uris if is_first else reversed(uris))))
+
+
 def test_no_client_certificate_is_refused(pair: Pair) -> None:
     refused(pair, None)
 

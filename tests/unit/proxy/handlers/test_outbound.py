@@ -70,6 +70,20 @@ def test_server_with_an_expired_certificate_is_refused(fresh_pair: Pair) -> None
     dial_is_reset(pair)
 
 
+def test_server_with_a_ca_certificate_is_refused(fresh_pair: Pair) -> None:
+    pair = fresh_pair
+    pair.a.start(pair.authority.issue(pair.a.me.identity))
+    pair.b.start(pair.authority.issue(pair.b.me.identity, ca=True))
+    dial_is_reset(pair)
+
+
+def test_server_with_two_spiffe_ids_is_refused(fresh_pair: Pair) -> None:
+    pair = fresh_pair
+    pair.a.start(pair.authority.issue(pair.a.me.identity))
+    pair.b.start(pair.authority.issue(pair.b.me.identity, "spiffe://cluster.local/ns/n/sa/x"))
+    dial_is_reset(pair)
+
+
 def test_without_certificate_no_plaintext_is_sent(fresh_pair: Pair) -> None:
     pair = fresh_pair
     pair.b.start(pair.authority.issue(pair.b.me.identity))
