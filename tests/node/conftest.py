@@ -98,5 +98,5 @@ def mesh(cluster: Nodes, ztctl: Ztctl) -> Nodes:
         words = ("set", "env", "-n", NAMESPACE, "daemonset/ztunnel-agent", f"ZTUNNEL_CGROUP={own}")
         cluster.server.kubectl(*words)
     done = ztctl("install", "--image", IMAGE)
-    assert "the mesh is ready" in done.stdout + done.stderr, done
+    assert "mesh ready" in done.stdout + done.stderr, done
     return cluster
