@@ -30,7 +30,7 @@ class Context:
     buffers: BufferPool
     pool: TunnelPool
     tracker: ConnectionTracker
-    admissions: AdmissionTable = field(default_factory=AdmissionTable)
+    admissions: AdmissionTable
     same_node_reporter: SameNodeReporter | None = None
     mesh: MeshState | None = None
     credentials: dict[str, Credentials] = field(default_factory=dict)  # by identity
@@ -49,4 +49,11 @@ def new_context(workers: int = 1) -> Context:
     loop, buffers = EventLoop(), BufferPool()
     tracker = ConnectionTracker(AccessLog(loop.after_flushes, configured_renderer()))
     pool = TunnelPool(loop, buffers)
-    return Context(loop=loop, buffers=buffers, pool=pool, tracker=tracker, workers=workers)
+    return Context(
+        loop=loop,
+        buffers=buffers,
+        pool=pool,
+        tracker=tracker,
+        admissions=AdmissionTable(loop.defer),
+        workers=workers,
+    )

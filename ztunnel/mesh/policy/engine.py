@@ -50,6 +50,7 @@ class Cause(StrEnum):
     DENIED = "denied by a rule"
     UNMATCHED = "no rule of any ALLOW policy matches"
     PLAINTEXT = "plaintext, where mTLS is required"
+    OVERDUE = "not authorized again after a change"
 
 
 @dataclass(frozen=True, slots=True)
