@@ -77,6 +77,13 @@ from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
     help="Port of GET /healthz/live and /healthz/ready; 0 disables it.",
 )
 @click.option(
+    "--node-ip",
+    "node_ips",
+    multiple=True,
+    metavar="IP",
+    help="Address of this node, whose probes have precedence at the health port. Repeatable.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(LOG_FORMATS),
     default="console",
@@ -95,6 +102,7 @@ def command(
     root_propagation_delay: float,
     lease_duration: int,
     health_port: int,
+    node_ips: tuple[str, ...],
     log_format: str,
 ) -> None:
     """Run the mesh's control plane in a cluster.
@@ -128,5 +136,5 @@ def command(
     controller = Controller(client, options)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: controller.stop())
-    with HealthServer(health_port or None, controller.is_healthy):
+    with HealthServer(health_port or None, controller.is_healthy, node_ips):
         controller.run()

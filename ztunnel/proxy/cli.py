@@ -67,6 +67,13 @@ DEFAULT_UID = 1337  # Istio's proxy user
     help="Port of /healthz/live and /healthz/ready; 0 disables them.",
 )
 @click.option(
+    "--node-ip",
+    "node_ips",
+    multiple=True,
+    metavar="IP",
+    help="Address of this node, whose probes have precedence at the health port. Repeatable.",
+)
+@click.option(
     "--worker-watchdog-timeout",
     type=click.FloatRange(1, 3600),
     default=WATCHDOG_TIMEOUT_S,
@@ -83,6 +90,7 @@ def command(
     drain_timeout: float,
     otlp_endpoint: str,
     health_port: int,
+    node_ips: tuple[str, ...],
     worker_watchdog_timeout: float,
     log_format: str,
 ) -> None:
@@ -107,7 +115,7 @@ def command(
 
     supervisor = Supervisor(workers, work, watchdog_timeout=worker_watchdog_timeout)
     if health_port:
-        supervisor.serve_health(_listen(health_port))
+        supervisor.serve_health(_listen(health_port), node_ips)
     sys.exit(supervisor.run())
 
 

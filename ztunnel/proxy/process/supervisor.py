@@ -14,7 +14,7 @@ import ctypes
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -56,11 +56,11 @@ class Supervisor:
         self._stopping = False
         self._exit_status = 0
 
-    def serve_health(self, listener: socket.socket) -> None:
+    def serve_health(self, listener: socket.socket, node_addresses: Iterable[str] = ()) -> None:
         """Answer probes on a listening socket while the supervisor runs."""
         self._health_listener = listener
         checks = {"/healthz/live": self.not_live, "/healthz/ready": self.not_ready}
-        HealthServer(self._loop, listener, checks)
+        HealthServer(self._loop, listener, checks, node_addresses)
 
     def run(self) -> int:
         """Run until a stop signal and the exit of all workers; their highest exit status."""
