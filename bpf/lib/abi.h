@@ -12,7 +12,7 @@
 
 #include "bcc_compat.h"
 
-#define ZT_ABI 5 /* increase when the name or the shape of a map changes */
+#define ZT_ABI 6 /* increase when the name or the shape of a map changes */
 
 #define ZT_PORT_OUTBOUND 15001
 #define ZT_PORT_INBOUND 15006
@@ -28,7 +28,7 @@
 #define ZT_MAX_SAME_NODE_ALLOW 65536   /* an evicted pair takes the path through the proxy */
 #define ZT_MAX_SAME_NODE_CONNS 262144  /* live connections that bypass the proxy */
 #define ZT_MAX_DNS_PENDING 16384       /* queries that the proxy has read but not yet looked up */
-#define ZT_MAX_UDP_ROUTES 65536        /* UDP to further destinations is not redirected */
+#define ZT_MAX_UDP_ROUTES 65536        /* when full, UDP to unknown destinations is refused */
 #define ZT_MAX_UDP_TOKENS 65536        /* an evicted token is allocated again */
 #define ZT_MAX_UDP_WORKERS 32          /* worker sockets per pod */
 #define ZT_MAX_UDP_CONNTRACK 131072    /* an evicted pair is authorized again */
@@ -219,11 +219,15 @@ struct zt_dns_pending_key {
  * to that endpoint go to 127.64.0.0 + token, so one socket of the proxy can act for every remote.
  */
 
-/* The route of a destination; looked up by address and port, then by address and port 0. */
+/*
+ * The route of a destination; looked up by address and port, then by address and port 0, then by
+ * the address :: and port 0, which is the default route.
+ */
 enum zt_udp_route {
 	ZT_UDP_ROUTE_NATIVE = 0,   /* not redirected, like a destination without a route */
 	ZT_UDP_ROUTE_REDIRECT = 1, /* to the proxy */
 	ZT_UDP_ROUTE_STRICT = 2,   /* refused: would be plaintext to a STRICT destination */
+	ZT_UDP_ROUTE_REFUSED = 3,  /* refused: the route is unknown, because there is no room for it */
 };
 
 struct zt_udp_remote_key {
@@ -295,6 +299,7 @@ enum zt_stat {
 	ZT_STAT_EVENT_LOST,              /* events that did not fit into zt_events */
 	ZT_STAT_UDP_DENIED,              /* native datagrams that policy denied */
 	ZT_STAT_UDP_NO_AUTHORIZER,       /* native datagrams dropped: no agent to authorize them */
+	ZT_STAT_UDP_NO_ROUTE,            /* datagrams refused: zt_udp_routes has no room for the route */
 	ZT_STAT_MAX,
 };
 

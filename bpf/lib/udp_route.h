@@ -9,14 +9,18 @@
 
 #include "udp_conntrack.h"
 
-/* The route of a destination: enum zt_udp_route. */
-static __always_inline __u8 zt_udp_route_of(const struct zt_endpoint *dst)
+/* The route of a destination: enum zt_udp_route. The default route is not for the pod itself. */
+static __always_inline __u8 zt_udp_route_of(const struct zt_pod *pod, const struct zt_endpoint *dst)
 {
 	struct zt_endpoint key = *dst;
 	__u8 *route = zt_udp_route_find(&key);
 
 	if (!route) {
 		key.port = 0;
+		route = zt_udp_route_find(&key);
+	}
+	if (!route && !zt_is_local(dst->ip) && !zt_is_pod_ip(pod, dst->ip)) {
+		__builtin_memset(key.ip, 0, sizeof(key.ip));
 		route = zt_udp_route_find(&key);
 	}
 	return route ? *route : ZT_UDP_ROUTE_NATIVE;
@@ -52,7 +56,7 @@ static __always_inline enum zt_action zt_udp_classify(struct bpf_sock_addr *ctx,
 	struct zt_udp_stats *stats;
 	struct zt_udp_pod *workers;
 	struct zt_sock *known;
-	int is_redirected;
+	int is_redirected, is_reply;
 	__be16 port;
 	__u8 route;
 
@@ -62,8 +66,9 @@ static __always_inline enum zt_action zt_udp_classify(struct bpf_sock_addr *ctx,
 	if (known && known->role == ZT_ROLE_PROXY)
 		return ZT_PASS;
 	port = zt_local_port(ctx->sk);
-	route = zt_udp_route_of(dst);
-	if (route == ZT_UDP_ROUTE_NATIVE && !zt_redirected_token(netns, dst)) {
+	route = zt_udp_route_of(pod, dst);
+	is_reply = zt_redirected_token(netns, dst) != 0;
+	if (route == ZT_UDP_ROUTE_NATIVE && !is_reply) {
 		zt_udp_ct_outgoing(netns, pod, port, dst);
 		return ZT_PASS;
 	}
@@ -71,6 +76,10 @@ static __always_inline enum zt_action zt_udp_classify(struct bpf_sock_addr *ctx,
 	if (route == ZT_UDP_ROUTE_STRICT) {
 		if (stats)
 			zt_report_strict(netns, pod, port, dst, stats);
+		return ZT_REFUSE;
+	}
+	if (route == ZT_UDP_ROUTE_REFUSED && !is_reply) {
+		zt_count(ZT_STAT_UDP_NO_ROUTE);
 		return ZT_REFUSE;
 	}
 	workers = zt_udp_pod_find(netns);

@@ -284,6 +284,8 @@ class FakeUdpPath:
         self.ways: dict[SocketAddress, UdpRoute] = {}
         self.writes = 0
         self.room = 1 << 30
+        self.default: UdpRoute | None = None
+        self.ports_full = False
         self.sent: list[tuple[SocketAddress, SocketAddress, tuple[bytes, ...]]] = []
         self.given: dict[int, list[int]] = {}
         self.broken = False
@@ -299,6 +301,8 @@ class FakeUdpPath:
         return self.given.get(netns_cookie, [])
 
     def set_worker_ports(self, netns_cookie: int, ports: list[int]) -> None:
+        if self.ports_full:
+            raise OSError(errno.E2BIG, "no room")
         self.given[netns_cookie] = ports
 
     def pods(self) -> set[int]:
@@ -317,10 +321,16 @@ class FakeUdpPath:
         return dict(self.ways)
 
     def set_route(self, to: SocketAddress, what: UdpRoute) -> None:
-        if len(self.ways) >= self.room:
+        if to not in self.ways and len(self.ways) >= self.room:
             raise OSError(errno.E2BIG, "no room")
         self.writes += 1
         self.ways[to] = what
+
+    def default_route(self) -> UdpRoute | None:
+        return self.default
+
+    def set_default_route(self, route: UdpRoute) -> None:
+        self.default = route
 
     def remove_route(self, to: SocketAddress) -> None:
         self.writes += 1

@@ -69,11 +69,21 @@ class UdpAdmissionMaps:
         return int(layout.PolicyEpoch.from_buffer_copy(raw).epoch) if raw else 0
 
     def begin_epoch(self, open_addresses: Iterable[str]) -> None:
-        """Revoke all decisions; in the new epoch `open_addresses` admit all senders."""
+        """Revoke all decisions; in the new epoch `open_addresses` admit all senders.
+
+        Old decisions are revoked in any case. If an address cannot be stored, its datagrams are
+        authorized flow by flow; the first such error is raised as OSError.
+        """
         following = self.epoch + 1
+        failure: OSError | None = None
         for address in open_addresses:
-            self._open(address, following)
+            try:
+                self._open(address, following)
+            except OSError as error:
+                failure = failure or error
         self._epoch.update(_UDP_EPOCH_INDEX, bytes(layout.PolicyEpoch(epoch=following)))
+        if failure is not None:
+            raise failure
 
     def allow_all_sources(self, address: str) -> None:
         """Admit all senders to an address in the current epoch."""

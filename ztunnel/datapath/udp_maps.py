@@ -21,6 +21,7 @@ from ztunnel.datapath.sockopt import IP_PKTINFO, IPV6_FREEBIND
 from ztunnel.datapath.udp_admission_maps import UdpAdmissionMaps
 from ztunnel.mesh.model import SocketAddress
 
+DEFAULT_DESTINATION = SocketAddress("::", 0)  # destinations without a route of their own
 MAX_WORKERS = layout.MAX_UDP_WORKERS
 RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024  # datagrams of one pod that wait for a worker
 
@@ -71,30 +72,45 @@ class UdpMaps:
         """
         self._routes.update(_destination(to), bytes([route]))
 
+    def set_default_route(self, route: UdpRoute) -> None:
+        """Route UDP to destinations without a route: NATIVE, or REFUSED while routes are missing.
+
+        The first call reserves the entry, so that later calls succeed in a full map.
+        """
+        self._routes.update(_destination(DEFAULT_DESTINATION), bytes([route]))
+
+    def default_route(self) -> UdpRoute | None:
+        """The default route; None before the first `set_default_route`."""
+        raw = self._routes.lookup(_destination(DEFAULT_DESTINATION))
+        return UdpRoute(raw[0]) if raw else None
+
     def remove_route(self, to: SocketAddress) -> None:
         """Undo `set_route`."""
         self._routes.delete(_destination(to))
 
     def routes(self) -> dict[SocketAddress, UdpRoute]:
-        """The routes by destination."""
+        """The routes by destination, without the default route."""
         found = {}
         for key, value in self._routes.items():
             parsed_key = layout.Endpoint.from_buffer_copy(key)
-            found[layout.socket_address(bytes(parsed_key.ip), bytes(parsed_key.port))] = UdpRoute(
-                value[0]
-            )
+            destination = layout.socket_address(bytes(parsed_key.ip), bytes(parsed_key.port))
+            if destination != DEFAULT_DESTINATION:
+                found[destination] = UdpRoute(value[0])
         return found
 
     def set_worker_ports(self, netns_cookie: int, ports: Sequence[int]) -> None:
-        """Set the ports of the workers' sockets in a pod. Without any, its UDP is refused."""
+        """Set the ports of the workers' sockets in a pod. Without any, its UDP is refused.
+
+        Raises OSError.
+        """
         key = netns_cookie.to_bytes(_COOKIE_BYTES, sys.byteorder)
         ports = ports[:MAX_WORKERS]
         value = layout.UdpPod(workers=len(ports))
         packed = b"".join(port.to_bytes(2, "big") for port in ports)
         value.ports[:] = packed.ljust(ctypes.sizeof(value.ports), b"\0")
+        self._pods.update(key, bytes(value))
         if self._stats.lookup(key) is None:
             self._stats.update(key, bytes(layout.UdpStats()))
-        self._pods.update(key, bytes(value))
 
     def worker_ports(self, netns_cookie: int) -> list[int]:
         """The ports of the workers' sockets in a pod."""

@@ -83,6 +83,21 @@ OWN_METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Pins of BPF objects that are missing or replaced; the node is not ready.",
         (),
     ),
+    "ztunnel_udp_routes_missing": (
+        "gauge",
+        "Routes without room in zt_udp_routes; if any, UDP to unknown destinations is refused.",
+        (),
+    ),
+    "ztunnel_udp_namespace_routes": (
+        "gauge",
+        "UDP routes of the namespaces that use at least a tenth of their share.",
+        ("namespace",),
+    ),
+    "ztunnel_udp_refused_objects": (
+        "gauge",
+        "Services and pods whose UDP is refused because their namespace exceeds its share.",
+        ("namespace",),
+    ),
     "ztunnel_udp_drops": (
         "counter",
         "Redirected UDP that was dropped: datagrams without buffer space (buffer_full), and new "

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import pytest
 
@@ -118,6 +119,64 @@ def entry(node: BpfNode) -> Iterator[UdpAdmissionMaps]:
     yield made
     made.begin_epoch([])
     made.close()
+
+
+@FAMILIES
+@pytest.mark.parametrize("connected", [False, True])
+def test_refused_default_route_drops_udp_to_unknown_destinations(
+    node: BpfNode, maps: UdpMaps, family: int, connected: bool
+) -> None:
+    """The map is full: any destination without a route might be a pod of the mesh."""
+    peer, own = {4: PEER4, 6: PEER6}[family], {4: POD4, 6: POD6}[family]
+    loopback = {4: "127.0.0.1", 6: "::1"}[family]
+    assert maps.default_route() is None
+    maps.set_default_route(UdpRoute.NATIVE)
+    assert maps.default_route() is UdpRoute.NATIVE
+    maps.set_route(SocketAddress(peer, 53), UdpRoute.NATIVE)
+
+    def send(to: str, port: int) -> None:
+        with _app(node, family) as app:
+            if connected:
+                app.connect((to, port))
+                app.send(b"x")
+            else:
+                app.sendto(b"x", (to, port))
+
+    send(peer, 9000)
+    maps.set_default_route(UdpRoute.REFUSED)
+    assert SocketAddress("::", 0) not in maps.routes()
+    before = node.maps.stats()["udp_no_route"]
+    with pytest.raises(ConnectionRefusedError):
+        send(peer, 9000)
+    assert node.maps.stats()["udp_no_route"] == before + 1
+    for to, port in ((peer, 53), (own, 9000), (loopback, 9000)):
+        send(to, port)
+    assert node.maps.stats()["udp_no_route"] == before + 1
+    proxy = _proxy(node)
+    maps.set_worker_ports(node.cookie, [proxy.port])
+    send(AWAY[family], 9000)  # has a route: redirected
+    proxy.close()
+    maps.set_default_route(UdpRoute.NATIVE)
+    send(peer, 9000)
+    maps.remove_route(SocketAddress("::", 0))
+
+
+def test_default_route_can_be_changed_in_a_full_map(fresh_node: BpfNode) -> None:
+    maps = UdpMaps(fresh_node.pin_dir)
+    maps.set_default_route(UdpRoute.NATIVE)
+    with pytest.raises(OSError, match="Argument list too long"):
+        _fill(maps)
+    maps.set_default_route(UdpRoute.REFUSED)
+    assert maps.default_route() is UdpRoute.REFUSED
+    with _app(fresh_node, 4) as app, pytest.raises(ConnectionRefusedError):
+        app.sendto(b"x", (PEER4, 9000))
+    maps.close()
+
+
+def _fill(maps: UdpMaps) -> None:
+    for number in range(1 << 20):
+        ip = str(ip_address("10.200.0.0") + number)
+        maps.set_route(SocketAddress(ip, 1), UdpRoute.REDIRECT)
 
 
 @FAMILIES

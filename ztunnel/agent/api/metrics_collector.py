@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from ztunnel.agent.traffic.udp_route_share import MAX_ROUTES_PER_NAMESPACE
 from ztunnel.agent.workers.registry import SessionRegistry
 from ztunnel.datapath.bpf import stats
 from ztunnel.identity.certificate_store import BLOCKED
@@ -167,12 +168,21 @@ class MetricsCollector:
         pins = status["data_path"].get("pins", {"restored": 0, "errors": ()})
         snapshot.set("ztunnel_bpf_pins_restored", pins["restored"])
         snapshot.set("ztunnel_bpf_pin_errors", len(pins["errors"]))
-        for reason, count in status["data_path"].get("udp", {}).get("dropped", {}).items():
-            snapshot.set("ztunnel_udp_drops", count, reason)
+        self._set_udp(snapshot, status["data_path"].get("udp", {}))
         counters = status["data_path"].get("stats", {})
         for event, count in counters.items():
             if event != "flows":  # a gauge, exported as the occupancy of the map zt_flows
                 snapshot.set("ztunnel_bpf_events", count, event)
+
+    def _set_udp(self, snapshot: Snapshot, udp: dict[str, Any]) -> None:
+        for reason, count in udp.get("dropped", {}).items():
+            snapshot.set("ztunnel_udp_drops", count, reason)
+        snapshot.set("ztunnel_udp_routes_missing", udp.get("missing_routes", 0))
+        for namespace, count in udp.get("routes_by_namespace", {}).items():
+            if count >= MAX_ROUTES_PER_NAMESPACE // 10:
+                snapshot.set("ztunnel_udp_namespace_routes", count, namespace)
+        for namespace, count in udp.get("refused_objects_by_namespace", {}).items():
+            snapshot.set("ztunnel_udp_refused_objects", count, namespace)
 
     def _set_certificates(self, snapshot: Snapshot) -> None:
         rows = self._status.certificates()["certificates"]

@@ -143,7 +143,11 @@ class SameNodeBypass(SessionObserver):
             self.stats.reports_rejected += 1
             log.debug("bypass entry rejected", source=report.source_ip, reason=entry)
             return
-        self._datapath.allow_bypass(entry)
+        try:
+            self._datapath.allow_bypass(entry)
+        except OSError as error:  # the pair continues to use the proxy
+            log.warning("bypass entry not written", error=str(error))
+            return
         self.stats.entries_allowed += 1
 
     def _authorize(self, report: SameNodeAllowed, entry: BypassEntry) -> BypassEntry | str:

@@ -114,12 +114,16 @@ class UdpAuthorizer(ViewConsumer):
     def begin_epoch(self) -> None:
         """Revoke all decisions: flows are authorized again by the current policies."""
         captured = self._pods.redirected()
-        self._admission.begin_epoch(
+        open_addresses = [
             address
             for pod in captured.values()
             if self._policies.allows_any_source(pod.workload)
             for address in pod.addresses
-        )
+        ]
+        try:
+            self._admission.begin_epoch(open_addresses)
+        except OSError as error:  # old decisions are revoked nevertheless
+            log.warning("open UDP addresses not written", error=str(error))
         self.reconcile()
 
     def reconcile(self) -> None:
@@ -207,7 +211,12 @@ class UdpAuthorizer(ViewConsumer):
             pod.workload, AuthzRequest(source.ip, identity, destination)
         )
         cookie = sender.cookie if sender else 0
-        self._admission.set_decision(UdpDecision(cookie, source.ip, destination, decision.allowed))
+        try:
+            self._admission.set_decision(
+                UdpDecision(cookie, source.ip, destination, decision.allowed)
+            )
+        except OSError as error:  # the next datagram is authorized again
+            log.warning("udp decision not written", error=str(error))
         if not decision.allowed:
             self.denied += 1
             self._deny(flow, decision)

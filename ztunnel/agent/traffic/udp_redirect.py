@@ -9,6 +9,7 @@ until the agent retries the node. Datagrams that waited in the worker are sent n
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from typing import Protocol
 import structlog
 
 from ztunnel.agent.pods.registry import CapturedPods
+from ztunnel.agent.traffic.udp_route_share import MAX_ROUTES_PER_NAMESPACE
 from ztunnel.agent.traffic.udp_routes import UdpRouteTable
 from ztunnel.agent.workers.handlers import MessageHandlers, SessionObserver
 from ztunnel.agent.workers.registry import SessionRegistry
@@ -60,6 +62,8 @@ class UdpKernel(Protocol):
     def routes(self) -> dict[SocketAddress, UdpRoute]: ...
     def set_route(self, to: SocketAddress, what: UdpRoute) -> None: ...
     def remove_route(self, to: SocketAddress) -> None: ...
+    def default_route(self) -> UdpRoute | None: ...
+    def set_default_route(self, route: UdpRoute) -> None: ...
 
 
 class UdpRedirector(ViewConsumer, SessionObserver):
@@ -86,7 +90,12 @@ class UdpRedirector(ViewConsumer, SessionObserver):
         self._has_removed_lost_workers = False
         self._installed = kernel.routes()  # possibly by the previous agent
         self._pending: set[SocketAddress] = set(self._installed)  # to be compared at the next sync
-        self._is_full = False
+        self._missing = 0  # routes that the kernel lacks
+        self._failed_ports: set[int] = set()  # cookies of pods whose ports were not written
+        self._reported: dict[str, int] = {}  # refused objects by namespace, as logged
+        self._default = kernel.default_route()
+        if self._default is None:
+            self._set_default(UdpRoute.NATIVE)  # while the map has room for it
 
     def register(self, handlers: MessageHandlers) -> None:
         """Register the handlers of the messages about UDP."""
@@ -100,6 +109,7 @@ class UdpRedirector(ViewConsumer, SessionObserver):
         if change:
             self._table.apply(change)
             self._sync_routes()
+            self._report_refused()
 
     def connect_udp_unsupported(
         self, session: Session, report: ConnectUdpUnsupported, fds: list[int]
@@ -152,6 +162,9 @@ class UdpRedirector(ViewConsumer, SessionObserver):
             self._update_nodes()
         elif self._pending:
             self._sync_routes()
+        self._failed_ports.intersection_update(pod.cookie for pod in self._pods)
+        for cookie in list(self._failed_ports):
+            self._write_ports(cookie, self._sessions.sessions)
         failed, self._failed_requests = self._failed_requests, {}
         for session, request in failed.values():
             if session in self._sessions.sessions:
@@ -167,6 +180,10 @@ class UdpRedirector(ViewConsumer, SessionObserver):
         return {
             "redirected_destinations": count[UdpRoute.REDIRECT],
             "strict_destinations": count[UdpRoute.STRICT],
+            "refused_destinations": count[UdpRoute.REFUSED],
+            "missing_routes": self._missing,
+            "routes_by_namespace": dict(self._table.shares.used),
+            "refused_objects_by_namespace": self._table.shares.refused,
             "nodes_without_connect_udp": sorted(self._retry_at),
             "natively_sent": self.natively_sent,
         }
@@ -176,23 +193,69 @@ class UdpRedirector(ViewConsumer, SessionObserver):
         self._sync_routes()
 
     def _sync_routes(self) -> None:
-        """Update the kernel's routes where they may differ; `sweep` retries those that fail."""
-        due, self._pending = self._table.pop_changed() | self._pending, set()
-        wanted = self._table.routes
-        for at in due & self._installed.keys() - wanted.keys():
-            self._kernel.remove_route(at)
-            del self._installed[at]
-        try:
-            for at in due & wanted.keys():
-                if self._installed.get(at) is not wanted[at]:
-                    self._kernel.set_route(at, wanted[at])
-                    self._installed[at] = wanted[at]
-            self._is_full = False
-        except OSError as error:
-            self._pending = {at for at in due if self._installed.get(at) is not wanted.get(at)}
-            if not self._is_full:
-                log.error("udp routes not updated", error=str(error), routes=len(self._pending))
-            self._is_full = True
+        """Update the kernel's routes where they may differ; `sweep` retries those that fail.
+
+        While routes are missing, the kernel refuses UDP to every destination that it has no route
+        for: it cannot know which of them would be plaintext to a pod of the mesh.
+        """
+        due, wanted = self._table.pop_changed() | self._pending, self._table.routes
+        failure = self._remove_routes(due - wanted.keys())
+        failure = self._write_routes(due & wanted.keys()) or failure
+        self._pending = {at for at in due if self._installed.get(at) is not wanted.get(at)}
+        missing = len(self._pending & wanted.keys())
+        self._set_default(UdpRoute.REFUSED if missing else UdpRoute.NATIVE)
+        if failure is not None and not self._missing:
+            log.error(
+                "udp routes not updated",
+                error=str(failure),
+                routes=len(self._pending),
+                note="UDP to destinations without a route is refused",
+            )
+        self._missing = missing
+
+    def _remove_routes(self, at: set[SocketAddress]) -> OSError | None:
+        """Remove the routes of destinations; returns the last error."""
+        failure = None
+        for destination in at & self._installed.keys():
+            try:
+                self._kernel.remove_route(destination)
+                del self._installed[destination]
+            except OSError as error:
+                failure = error
+        return failure
+
+    def _write_routes(self, at: set[SocketAddress]) -> OSError | None:
+        """Write the routes of destinations; returns the last error."""
+        failure, wanted, is_full = None, self._table.routes, False
+        for destination in at:
+            known = self._installed.get(destination)
+            if known is wanted[destination] or (is_full and known is None):
+                continue  # a full map still accepts new values of the destinations that it has
+            try:
+                self._kernel.set_route(destination, wanted[destination])
+                self._installed[destination] = wanted[destination]
+            except OSError as error:
+                failure = error
+                is_full = is_full or error.errno in (errno.E2BIG, errno.ENOSPC)
+        return failure
+
+    def _set_default(self, route: UdpRoute) -> None:
+        if route is not self._default:
+            self._kernel.set_default_route(route)
+            self._default = route
+
+    def _report_refused(self) -> None:
+        """Log each namespace whose objects begin to exceed its share."""
+        refused = self._table.shares.refused
+        for namespace in refused.keys() - self._reported.keys():
+            log.warning(
+                "udp routes refused",
+                namespace=namespace,
+                objects=refused[namespace],
+                max_routes=MAX_ROUTES_PER_NAMESPACE,
+                hint="use fewer UDP ports per Service or per PeerAuthentication",
+            )
+        self._reported = refused
 
     # Sockets
 
@@ -226,4 +289,9 @@ class UdpRedirector(ViewConsumer, SessionObserver):
 
     def _write_ports(self, cookie: int, sessions: list[Session]) -> None:
         ports = dict.fromkeys(each.udp[cookie] for each in sessions if cookie in each.udp)
-        self._kernel.set_worker_ports(cookie, list(ports))
+        try:
+            self._kernel.set_worker_ports(cookie, list(ports))
+            self._failed_ports.discard(cookie)
+        except OSError as error:  # without ports, the kernel refuses the pod's UDP
+            self._failed_ports.add(cookie)
+            log.error("udp ports not written, will retry", cookie=cookie, error=str(error))

@@ -8,6 +8,7 @@
                                                        not for a ServiceEntry
     service, one of its endpoints requires mTLS     -> strict
     everything else                                 -> native
+    object beyond its namespace's share             -> refused, see `udp_route_share`
 
 The cost of a change is proportional to its size.
 """
@@ -18,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from operator import attrgetter
 
+from ztunnel.agent.traffic.udp_route_share import Routes, RouteShares
 from ztunnel.datapath.bpf.layout import UdpRoute
 from ztunnel.mesh.address import family
 from ztunnel.mesh.address_index import AddressIndex
@@ -27,14 +29,13 @@ from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.mesh.policy.model import MtlsMode, PeerAuthentication
 from ztunnel.mesh.state import Delta
 
-Routes = dict[SocketAddress, UdpRoute]
-
 
 class UdpRouteTable:
     """`routes` has all destinations that are not native."""
 
     def __init__(self, node: str, policies: PolicyEngine, *, encrypted: bool) -> None:
         self.routes: Routes = {}
+        self.shares = RouteShares()
         self._changed: set[SocketAddress] = set()  # keys of `routes`, since `pop_changed`
         self._nodes_without_connect_udp: set[str] = set()
         self._node = node
@@ -73,7 +74,8 @@ class UdpRouteTable:
             self._recompute()
             return
         for key in touched & self._services.keys():
-            self._set_routes(key, self._of_service(self._services[key]))
+            self._set_service_routes(self._services[key])
+        self._retry_refused()
 
     def set_nodes_without_connect_udp(self, nodes: set[str]) -> None:
         """Do not redirect UDP to the pods of these nodes."""
@@ -86,10 +88,18 @@ class UdpRouteTable:
         return changed
 
     def _recompute(self) -> None:
-        for uid, workload in self._workloads.items():
-            self._set_routes(uid, dict(self._of_workload(workload)))
-        for key, service in self._services.items():
-            self._set_routes(key, self._of_service(service))
+        for workload in self._workloads.values():
+            self._set_workload_routes(workload)
+        for service in self._services.values():
+            self._set_service_routes(service)
+        self._retry_refused()
+
+    def _retry_refused(self) -> None:
+        for name in self.shares.pop_retries():
+            if name in self._workloads:
+                self._set_workload_routes(self._workloads[name])
+            else:
+                self._set_service_routes(self._services[name])
 
     def route_of(self, target: SocketAddress) -> UdpRoute:
         """The route of UDP to the workload with this address, and to this port of it."""
@@ -113,9 +123,9 @@ class UdpRouteTable:
             self._workloads[uid] = workload
             for ip in workload.addresses:
                 self._by_address.claim(ip, workload)
-            self._set_routes(uid, dict(self._of_workload(workload)))
-        else:
-            self._set_routes(uid, {})
+            self._set_workload_routes(workload)
+        elif old is not None:
+            self._set_routes(uid, old.namespace, {})
         addresses = (*(old.addresses if old else ()), *(workload.addresses if workload else ()))
         return {key for ip in addresses for key in self._services_of.get(ip, ())}
 
@@ -126,12 +136,19 @@ class UdpRouteTable:
             if not self._services_of[endpoint.address]:
                 del self._services_of[endpoint.address]
         if service is None:
-            self._set_routes(key, {})
+            if old is not None:
+                self._set_routes(key, old.namespace, {})
             return
         self._services[key] = service
         for endpoint in service.endpoints:
             self._services_of[endpoint.address].add(key)
-        self._set_routes(key, self._of_service(service))
+        self._set_service_routes(service)
+
+    def _set_workload_routes(self, workload: Workload) -> None:
+        self._set_routes(workload.uid, workload.namespace, dict(self._of_workload(workload)))
+
+    def _set_service_routes(self, service: Service) -> None:
+        self._set_routes(service.key, service.namespace, self._of_service(service))
 
     def _of_workload(self, workload: Workload) -> Iterator[tuple[SocketAddress, UdpRoute]]:
         if self._is_local(workload):
@@ -182,8 +199,9 @@ class UdpRouteTable:
             and workload.node not in self._nodes_without_connect_udp
         )
 
-    def _set_routes(self, claimant: str, routes: Routes) -> None:
-        """Set the routes of a workload or a service."""
+    def _set_routes(self, claimant: str, namespace: str, routes: Routes) -> None:
+        """Set the routes of a workload or a service, as far as the namespace's share permits."""
+        routes = self.shares.fit(claimant, namespace, routes)
         before = self._routes_of.pop(claimant, {})
         if routes:
             self._routes_of[claimant] = routes

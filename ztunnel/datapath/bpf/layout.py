@@ -12,7 +12,7 @@ from ipaddress import IPv6Address, ip_address
 
 from ztunnel.mesh.model import SocketAddress
 
-ABI_VERSION = 5  # ZT_ABI
+ABI_VERSION = 6  # ZT_ABI
 
 
 class Role(IntEnum):
@@ -59,6 +59,7 @@ class Stat(IntEnum):
     EVENT_LOST = 7
     UDP_DENIED = 8
     UDP_NO_AUTHORIZER = 9
+    UDP_NO_ROUTE = 10
 
 
 class UdpRoute(IntEnum):
@@ -67,6 +68,7 @@ class UdpRoute(IntEnum):
     NATIVE = 0
     REDIRECT = 1
     STRICT = 2
+    REFUSED = 3
 
 
 class Sock(ctypes.Structure):

@@ -85,7 +85,10 @@ class Maps:
             self._node_netns = opened("zt_node_netns", _INT_BYTES, _COOKIE_BYTES)
 
     def enroll(self, entry: PodEntry) -> None:
-        """Redirect new connections of this netns to the proxy. Revokes all bypass entries."""
+        """Redirect new connections of this netns to the proxy. Revokes all bypass entries.
+
+        Raises OSError (E2BIG if there are too many pods).
+        """
         value = layout.Pod()
         for ip in entry.addresses:
             raw = ip_address(ip).packed
@@ -94,10 +97,10 @@ class Maps:
             else:
                 value.ip6[:] = raw
         key = entry.netns_cookie.to_bytes(_COOKIE_BYTES, sys.byteorder)
+        self.same_node.revoke()
+        self._pods.update(key, bytes(value))  # first: without counters, the programs redirect too
         if self._pod_stats.lookup(key) is None:
             self._pod_stats.update(key, bytes(layout.PodStats()))
-        self.same_node.revoke()
-        self._pods.update(key, bytes(value))
 
     def unenroll(self, netns_cookie: int) -> bool:
         """Stop redirecting connections of this netns; False if it was not enrolled.
@@ -147,12 +150,17 @@ class Maps:
         self._node_netns.update(bytes(_INT_BYTES), cookie.to_bytes(_COOKIE_BYTES, sys.byteorder))
 
     def set_node_addresses(self, addresses: Iterable[str]) -> None:
-        """Set the node's addresses; connections from them (kubelet probes) bypass the proxy."""
+        """Set the node's addresses; connections from them (kubelet probes) bypass the proxy.
+
+        Raises OSError (E2BIG if there are too many); connections from an address that is missing
+        are authorized like those from outside.
+        """
         wanted = {layout.packed(ip) for ip in addresses}
-        for key in wanted:
-            self._node_addrs.update(key, b"\1")
-        for key in set(self._node_addrs.keys()) - wanted:
+        present = set(self._node_addrs.keys())
+        for key in present - wanted:  # first: a former address must not remain trusted
             self._node_addrs.delete(key)
+        for key in wanted - present:
+            self._node_addrs.update(key, b"\1")
 
     def node_addresses(self) -> list[str]:
         """The node's addresses."""

@@ -242,3 +242,56 @@ def test_udp_to_sidecar_with_hbone_is_not_redirected() -> None:
     sidecar = msgspec.structs.replace(far("side", "10.2.0.1"), labels={TUNNEL_LABEL: TUNNEL_HTTP})
     agent.udp.apply(ViewChange((sidecar, far("other", "10.2.0.2"))))
     assert agent.path.carried == {"10.2.0.2"}
+
+
+def test_unknown_udp_is_refused_while_routes_are_missing() -> None:
+    agent = Agent()
+    assert agent.path.default_route() is UdpRoute.NATIVE  # reserved while the map has room
+    agent.path.room = 1
+    agent.udp.apply(ViewChange((far("one", "10.2.0.1"), far("two", "10.2.0.2"))))
+    assert agent.path.default_route() is UdpRoute.REFUSED
+    assert agent.udp.view()["missing_routes"] == 1
+    agent.path.room = 2
+    agent.udp.sweep()
+    assert agent.path.default_route() is UdpRoute.NATIVE
+    assert agent.udp.view()["missing_routes"] == 0
+
+
+def test_restarted_agent_refuses_unknown_udp_until_its_routes_are_complete() -> None:
+    agent = Agent()
+    agent.path.default = UdpRoute.REFUSED
+    agent.udp = agent.start()
+    assert agent.path.default_route() is UdpRoute.REFUSED
+    agent.udp.apply(ViewChange((far("one", "10.2.0.1"),)))
+    assert agent.path.default_route() is UdpRoute.NATIVE
+
+
+def test_failed_route_does_not_stop_the_others() -> None:
+    """A full map still takes new values of the destinations that it has, and removals."""
+    agent = Agent()
+    old, gone = far("old", "10.2.0.1"), far("gone", "10.2.0.2")
+    agent.udp.apply(ViewChange((old, gone)))
+    agent.path.room = 0
+    agent.udp.apply(
+        ViewChange(
+            (
+                *(far(f"new{number}", f"10.3.0.{number}") for number in range(1, 9)),
+                msgspec.structs.replace(old, addresses=("10.2.0.3",)),
+            ),
+            removed_workloads=(gone.uid,),
+        )
+    )
+    assert agent.path.carried == set()
+    assert agent.udp.view()["missing_routes"] == 9
+    assert agent.path.default_route() is UdpRoute.REFUSED
+
+
+def test_ports_that_cannot_be_written_are_retried() -> None:
+    agent = Agent()
+    agent.path.ports_full = True
+    worker = agent.joins()
+    assert worker.given == ["web-uid"]  # until then, the kernel refuses the pod's UDP
+    assert agent.path.given == {}
+    agent.path.ports_full = False
+    agent.udp.sweep()
+    assert agent.path.given == {COOKIE: [worker.udp[COOKIE]]}
