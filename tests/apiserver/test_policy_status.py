@@ -66,6 +66,21 @@ def condition(mesh: ControlPlane, kind: str, name: str) -> Json:
     return found
 
 
+def test_undecodable_policy_has_condition_and_delays_no_other(mesh: ControlPlane) -> None:
+    deep = "[" * 1200 + "]" * 1200
+    body = f'''{{"apiVersion": "{GROUP}/v1", "kind": "AuthorizationPolicy",
+        "metadata": {{"name": "deep", "namespace": "shop"}}, "spec": {{"x": {deep}}}}}'''
+    path = f"/apis/{GROUP}/v1/namespaces/shop/authorizationpolicies"
+    mesh.server.kubectl("create", "--raw", path, "-f", "-", stdin=body)
+    put(mesh, "AuthorizationPolicy", "after-deep", GOOD)
+    for name, status in (("after-deep", "True"), ("deep", "False")):
+        words = ("-n", "shop", "get", "authorizationpolicy", name, "-o", "jsonpath={.status}")
+        wait_until(lambda w=words: mesh.server.kubectl(*w), f"the condition of {name}")  # type: ignore[misc]
+        (found,) = json.loads(mesh.server.kubectl(*words))["conditions"]
+        assert (found["type"], found["status"]) == (CONDITION, status)
+    mesh.server.kubectl("-n", "shop", "delete", "authorizationpolicy", "deep", "after-deep")
+
+
 def test_condition_follows_correction_of_invalid_policy(mesh: ControlPlane) -> None:
     put(mesh, "AuthorizationPolicy", "mended", BAD)
     refused = condition(mesh, "AuthorizationPolicy", "mended")

@@ -3,4 +3,13 @@
 
 from __future__ import annotations
 
-NAMES = ("connect", "capsule", "baggage", "forwarded", "dns", "policy", "agent_link")
+NAMES = (
+    "connect",
+    "capsule",
+    "baggage",
+    "forwarded",
+    "dns",
+    "policy",
+    "agent_link",
+    "kube_objects",
+)

@@ -5,6 +5,11 @@ A pod of a real cluster has kilobytes of containers, volumes and `managedFields`
 them, so that they never become Python objects: this is what fits 20,000 pods into an agent. Strings
 that repeat (labels, namespaces, nodes) are interned. Kinds with few objects keep `spec` and
 `status` as they are; of ServiceAccounts, which may be as many as pods, only the name is used.
+
+An API server accepts objects that a decoder does not, for example with thousands of nested arrays
+in an unknown field. They are decoded member by member: an undecodable member is replaced by an
+`Undecodable`, which no field accepts as a value. The reader of the object then rejects it like any
+other invalid object, and all other objects are unaffected.
 """
 
 from __future__ import annotations
@@ -15,10 +20,14 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from ztunnel.kube.objects.fields import KINDS, Object
+from ztunnel.kube.client import json_scanner
+from ztunnel.kube.client.json_scanner import Span
+from ztunnel.kube.objects.fields import KINDS, Object, Undecodable
 
 _DOMAINS = ("istio.io", "ztunnel.dev")  # of annotations that the mesh uses
 _MAX_ANNOTATION_CHARS = 256  # of sidecar.istio.io/status, which is long, the presence counts
+MAX_DEPTH = 64  # of nested objects and arrays in a member; printing or comparing them recurses
+_DECODE_ERRORS = (msgspec.DecodeError, RecursionError, ValueError)
 
 T = TypeVar("T")
 
@@ -195,11 +204,15 @@ class Event(NamedTuple):
 
 
 class Page(NamedTuple):
-    """One response to a list: plain objects with their kind. `continue_token`: of the next page."""
+    """One response to a list: plain objects with their kind. `continue_token`: of the next page.
+
+    `unidentified`: how many items were left out because they have no readable name.
+    """
 
     items: list[Object]
     resource_version: str
     continue_token: str
+    unidentified: int = 0
 
 
 _SCHEMAS: dict[str, Any] = {
@@ -218,49 +231,149 @@ class PartialDecoder:
     def __init__(self, kind: str) -> None:
         self._kind = {"kind": kind, "apiVersion": KINDS.get(kind, "v1")}
         schema: Any = _SCHEMAS.get(kind, _Any)
+        self._is_name_only = schema is _NameOnly
         self._lists = msgspec.json.Decoder(_List[schema])
+        self._items = msgspec.json.Decoder(schema)
         self._events = msgspec.json.Decoder(
             _Added[schema] | _Modified[schema] | _Deleted[schema] | _Bookmark | _Error
         )
 
     def page(self, body: bytes) -> Page:
-        """Raises msgspec.DecodeError if it is not a list of this kind."""
-        found = self._lists.decode(body)
-        items = [self._kind | _plain(item) for item in found.items or ()]
+        """Raises msgspec.DecodeError if it is not a list."""
+        try:
+            found = self._lists.decode(body)
+            items = [self._kind | _plain(item) for item in found.items or ()]
+        except _DECODE_ERRORS:
+            return self._page_by_item(body)
         return Page(items, found.metadata.resource_version, found.metadata.continue_)
 
     def event(self, line: bytes) -> Event:
-        """One line of a watch. Raises msgspec.DecodeError if it is not an event.
+        """One line of a watch. Raises msgspec.DecodeError if it is not an event of a named object.
 
         An object with a field of an unexpected type is returned with all its fields: the consumer
         reports the error with the object's name.
         """
         try:
             event = self._events.decode(line)
-        except msgspec.ValidationError:
-            return self._unexpected(line)
-        if isinstance(event, _Bookmark):
-            return Event(EventType.BOOKMARK, _plain(event.object))
-        if isinstance(event, _Error):
-            return Event(EventType.ERROR, _plain(event.object))
-        is_gone = isinstance(event, _Deleted)
-        event_type = EventType.DELETE if is_gone else EventType.UPSERT
-        return Event(event_type, self._kind | _plain(event.object))
+            if isinstance(event, _Bookmark):
+                return Event(EventType.BOOKMARK, _plain(event.object))
+            if isinstance(event, _Error):
+                return Event(EventType.ERROR, _plain(event.object))
+            is_gone = isinstance(event, _Deleted)
+            event_type = EventType.DELETE if is_gone else EventType.UPSERT
+            return Event(event_type, self._kind | _plain(event.object))
+        except _DECODE_ERRORS:
+            return self._event_by_member(line)
 
-    def _unexpected(self, line: bytes) -> Event:
-        event = msgspec.json.decode(line, type=_Untyped)
-        metadata = event.object.get("metadata")
-        if event.type not in _TYPES or not isinstance(metadata, dict) or "name" not in metadata:
-            raise msgspec.DecodeError(f"unexpected event {line[:80]!r}")
-        return Event(_TYPES[event.type], self._kind | event.object)
+    def _page_by_item(self, body: bytes) -> Page:
+        members = json_scanner.members(body, (0, len(body)))
+        if "metadata" not in members:
+            raise msgspec.DecodeError("a list without metadata")
+        metadata = _decode(body, members["metadata"], _ListMetadata)
+        items, unidentified = [], 0
+        for span in self._item_spans(body, members.get("items")):
+            try:
+                items.append(self._item(body, span))
+            except msgspec.DecodeError:
+                unidentified += 1
+        return Page(items, metadata.resource_version, metadata.continue_, unidentified)
+
+    def _item_spans(self, body: bytes, span: Span | None) -> list[Span]:
+        if span is None or body[slice(*span)].strip() == b"null":
+            return []
+        return list(json_scanner.elements(body, span))
+
+    def _event_by_member(self, line: bytes) -> Event:
+        members = json_scanner.members(line, (0, len(line)))
+        if members.keys() >= {"type", "object"}:
+            event_type = _TYPES.get(_decode(line, members["type"], str))
+            if event_type is not None:
+                return Event(event_type, self._item(line, members["object"]))
+        raise msgspec.DecodeError(f"unexpected event {line[:80]!r}")
+
+    def _item(self, text: bytes, span: Span) -> Object:
+        """One object. Raises msgspec.DecodeError if its name cannot be decoded."""
+        try:
+            return self._kind | _plain(self._items.decode(memoryview(text)[slice(*span)]))
+        except _DECODE_ERRORS:
+            return self._kind | self._by_member(text, span)
+
+    def _by_member(self, text: bytes, span: Span) -> Object:
+        members = json_scanner.members(text, span)
+        found: Object = {}
+        for name in ("metadata",) if self._is_name_only else _MEMBERS & members.keys():
+            found[name] = _decode_members(text, members.get(name, (0, 0)))
+        metadata = found.get("metadata")
+        if isinstance(metadata, dict) and metadata.get("namespace", "") is None:
+            del metadata["namespace"]  # null means absent
+        if not isinstance(metadata, dict) or not _is_identified(metadata):
+            raise msgspec.DecodeError(f"an object without a name: {text[span[0] :][:80]!r}")
+        return found
 
 
-class _Untyped(msgspec.Struct):
-    type: str
-    object: dict[str, Any]
+_MEMBERS = frozenset({"metadata", "spec", "status", "data", "addressType", "endpoints", "ports"})
+_UNUSED_METADATA = frozenset({"managedFields"})
+
+
+def _is_identified(metadata: Object) -> bool:
+    name, namespace = metadata.get("name"), metadata.get("namespace", "")
+    return isinstance(name, str) and name != "" and isinstance(namespace, str)
+
+
+def _decode_members(text: bytes, span: Span) -> Any:
+    """A value; undecodable members of an object are replaced, and an undecodable other value."""
+    try:
+        members = json_scanner.members(text, span)
+    except msgspec.DecodeError:
+        return _decode_or_mark(text, span)
+    return {
+        name: _decode_or_mark(text, each)
+        for name, each in members.items()
+        if name not in _UNUSED_METADATA
+    }
+
+
+def _decode_or_mark(text: bytes, span: Span) -> Any:
+    try:
+        value = _decode(text, span, Any)
+    except msgspec.DecodeError as error:
+        return Undecodable(str(error))
+    return Undecodable(_TOO_DEEP) if is_too_deep(value) else value
+
+
+def _decode(text: bytes, span: Span, schema: Any) -> Any:
+    """Raises msgspec.DecodeError."""
+    try:
+        return msgspec.json.decode(memoryview(text)[slice(*span)], type=schema)
+    except RecursionError as error:
+        raise msgspec.DecodeError(_TOO_DEEP) from error
+    except ValueError as error:  # for example of characters
+        raise msgspec.DecodeError(str(error)) from error
+
+
+_TOO_DEEP = f"more than {MAX_DEPTH} levels deep"
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether objects and arrays are nested more than MAX_DEPTH levels. Does not recurse."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            child
+            for each in level
+            if isinstance(each, dict | list)
+            for child in (each.values() if isinstance(each, dict) else each)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _plain(value: Any) -> Object:
+    """Raises msgspec.DecodeError if it is nested too deeply."""
+    if isinstance(value, _Any) and (is_too_deep(value.spec) or is_too_deep(value.status)):
+        raise msgspec.DecodeError(_TOO_DEEP)
     plain: Object = msgspec.to_builtins(value)
     return plain
 

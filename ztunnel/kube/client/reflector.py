@@ -8,6 +8,7 @@
 One thread per kind. Events are delivered in that thread and in order. A list after 410 Gone first
 deletes what vanished in between, then delivers every listed object again. Each object is decoded
 once, and only the fields that are used (`object_decoder`); the reflector itself remembers names.
+An error concerns one object only: the others are delivered, and all are listed again afterwards.
 The kubernetes package's informer is not used: decision 0016 has the measurements.
 """
 
@@ -36,6 +37,7 @@ SILENCE_TIMEOUT_S = 90.0  # without a byte: the server sends bookmarks every 60 
 MIN_WATCH_S = 1.0  # a watch that ends sooner counts as failed
 BACKOFF_S = (0.2, 5.0)  # first and longest, doubled each time
 NOT_INSTALLED_RETRY_S = 30.0
+RELIST_INTERVAL_S = 60.0  # at least, between lists after errors that concern single objects
 STOP_TIMEOUT_S = 1.0
 
 log = structlog.get_logger()
@@ -99,6 +101,8 @@ class Reflector:
         self._stopped = threading.Event()
         self._stream: LineStream | None = None
         self._watch_began = 0.0
+        self._relist_at = float("inf")  # time.monotonic; an error concerned a single object
+        self._malformed_at = ""  # version at which the watch delivered something else than an event
         self._health = Health(False, 0.0, "not listed yet")
         self._thread = threading.Thread(
             target=self._run, name=f"reflector-{resource.kind}", daemon=True
@@ -155,7 +159,8 @@ class Reflector:
             self._report_failure(str(error))
             return True
         except Exception as error:  # a defect, in a consumer for example: do not end the thread
-            log.exception("event handler failed", kind=self.resource.kind)
+            log.exception("reflector failed", kind=self.resource.kind)
+            self.version = ""
             self._report_failure(f"{type(error).__name__}: {error}")
             return True
         finally:
@@ -166,8 +171,11 @@ class Reflector:
         is_first = not self._names
         listed: dict[str, set[str]] = defaultdict(set)
         later: list[Event] = []
+        unidentified = 0
+        self._relist_at = float("inf")
         for page in list_pages(self._client, self.resource, self._decoder):
             self._record_response()
+            unidentified += page.unidentified
             for obj in page.items:
                 metadata = obj["metadata"]
                 listed[metadata.get("namespace", "")].add(metadata["name"])
@@ -176,7 +184,10 @@ class Reflector:
                     self._deliver(event)
                 else:
                     later.append(event)
-        for namespace, name in self._vanished(listed):
+        if unidentified:
+            self._report_unidentified(unidentified)
+        # any of the known objects may be the unidentified one: then none counts as deleted
+        for namespace, name in () if unidentified else self._vanished(listed):
             metadata = {"namespace": namespace, "name": name}
             gone = {"kind": self.resource.kind, "metadata": metadata}
             self._deliver(Event(EventType.DELETE, gone))
@@ -211,13 +222,18 @@ class Reflector:
             for line in stream:
                 self._record_response()
                 self._handle(line)
-        if self._resync:
+                if time.monotonic() >= self._relist_at:
+                    break
+        if self._resync or time.monotonic() >= self._relist_at:
             self.version = ""
 
     def _handle(self, line: bytes) -> None:
         try:
             event = self._decoder.event(line)
         except msgspec.DecodeError as error:
+            if self._malformed_at == self.version:  # again: a list skips what cannot be decoded
+                self.version = ""
+            self._malformed_at = self.version
             raise ApiError(0, f"{self.resource.path}: not a watch event: {error}") from error
         if event.type is EventType.ERROR:
             raise ApiError(int(event.object.get("code", 0)), str(event.object.get("message", "")))
@@ -232,7 +248,25 @@ class Reflector:
             self._names[namespace].add(name)
         else:
             self._names[namespace].discard(name)
-        self._on_event(event)
+        try:
+            self._on_event(event)
+        except Exception:  # a defect of the consumer: continue with the other objects
+            log.exception(
+                "event handler failed", kind=self.resource.kind, namespace=namespace, name=name
+            )
+            self._relist_later()
+
+    def _report_unidentified(self, count: int) -> None:
+        log.error(
+            "objects without a readable name ignored",
+            kind=self.resource.kind,
+            count=count,
+            note="objects of this kind that were deleted meanwhile stay in force",
+        )
+        self._relist_later()
+
+    def _relist_later(self) -> None:
+        self._relist_at = min(self._relist_at, time.monotonic() + RELIST_INTERVAL_S)
 
     def _wait_until_installed(self) -> None:
         """The server does not have the kind: what was known of it stays in force."""

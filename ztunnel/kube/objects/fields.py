@@ -8,6 +8,7 @@ type raises TranslateError.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ztunnel.mesh.address import AddressError, canonical
@@ -28,6 +29,16 @@ KINDS = {
 # Groups in which every version has the same schema: no version may be ignored.
 _ANY_VERSION = ("security.istio.io", "networking.istio.io")
 _CLUSTER_SCOPED = frozenset({"Namespace", "Node"})
+
+
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """Stands for a member of an object that could not be decoded. No field accepts it."""
+
+    reason: str
+
+    def __repr__(self) -> str:
+        return f"not decodable ({self.reason})"
 
 
 class TranslateError(ValueError):
@@ -126,7 +137,8 @@ class Fields:
         found = {}
         for key, inner in _items(value):
             text = str(key)
-            is_port = text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536
+            is_digits = text.isascii() and text.isdigit() and len(text) < 6
+            is_port = is_digits and 0 < int(text) < 65536
             if not is_port or not isinstance(inner, dict):
                 raise self.error(name, "mappings by port number")
             found[int(text)] = Fields(inner, f"{self._where}{name}.{text}.")

@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import msgspec
+import structlog
 
 from ztunnel.kube.objects.authorization_rules import ParseContext, parse_rule
 from ztunnel.kube.objects.fields import Fields, Object, TranslateError, key_of
@@ -27,18 +28,22 @@ from ztunnel.mesh.policy.model import (
     Level,
     MtlsMode,
     PeerAuthentication,
+    Policy,
     Rule,
     Selection,
 )
 
 DRY_RUN = "istio.io/dry-run"
 MAX_POLICY_BYTES = 192 * 1024  # as encoded for the proxy: a policy is sent in one message
+MAX_REASON_CHARS = 1024  # of why a policy is rejected
 MAX_TARGETS = 16  # targetRefs; the limit of Istio's CRD
 
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})  # Go's strconv.ParseBool
 _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 _AUDIT = "AUDIT has no effect: nodes do not write audit records"
 _WAYPOINT_KINDS = frozenset({"Gateway", "GatewayClass", "ServiceEntry"})
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +65,14 @@ def read_authorization_policy(obj: Object, root_namespace: str) -> ParsedPolicy:
     try:
         parsed = _authorization_policy(fields, empty, scope)
         policy = parsed.policy
-        size = len(msgspec.msgpack.encode(policy))
-        if size > MAX_POLICY_BYTES:
-            raise TranslateError(f"its size is {size} bytes, want at most {MAX_POLICY_BYTES}")
+        _check_size(policy)
         warnings = (*policy.warnings, *((warning,) if warning else ()))
         return ParsedPolicy(msgspec.structs.replace(policy, warnings=warnings), parsed.targets)
     except TranslateError as error:
         return _fallback(fields, empty, scope, str(error))
+    except Exception as error:  # a defect of the parser must not admit what the policy denies
+        log.exception("policy parser failed", policy=str(key))
+        return _fallback(fields, empty, scope, f"{type(error).__name__}: {error}")
 
 
 def read_peer_authentication(obj: Object, root_namespace: str) -> PeerAuthentication:
@@ -76,18 +82,24 @@ def read_peer_authentication(obj: Object, root_namespace: str) -> PeerAuthentica
     scope = "" if key.namespace == root_namespace else key.namespace
     created = _created(obj)
     try:
-        return _peer_authentication(fields, key.namespace, key.name, scope, created)
+        policy = _peer_authentication(fields, key.namespace, key.name, scope, created)
+        _check_size(policy)
+        return policy
     except TranslateError as error:
-        level, selection = _fallback_level(fields, scope)
-        return PeerAuthentication(
-            namespace=key.namespace,
-            name=key.name,
-            level=level,
-            selection=selection,
-            mode=MtlsMode.STRICT,
-            created=created,
-            refused=str(error),
-        )
+        reason = str(error)
+    except Exception as error:  # a defect of the parser must not admit plaintext
+        log.exception("policy parser failed", policy=str(key))
+        reason = f"{type(error).__name__}: {error}"
+    level, selection = _fallback_level(fields, scope)
+    return PeerAuthentication(
+        namespace=key.namespace,
+        name=key.name,
+        level=level,
+        selection=selection,
+        mode=MtlsMode.STRICT,
+        created=created,
+        refused=reason[:MAX_REASON_CHARS],
+    )
 
 
 def _fallback(fields: Fields, empty: AuthorizationPolicy, scope: str, reason: str) -> ParsedPolicy:
@@ -96,20 +108,28 @@ def _fallback(fields: Fields, empty: AuthorizationPolicy, scope: str, reason: st
     selections: tuple[Selection, ...] = (Selection(scope),)
     targets: tuple[str, ...] = ()
     try:
-        found, targets, waypoints = _selections(fields.mapping("spec"), empty.namespace, scope)
-        selections = found
+        found, resolved, waypoints = _selections(fields.mapping("spec"), empty.namespace, scope)
+        _check_size(*found)
+        selections, targets = found, resolved
         ignored = ignored or ("" if found or targets else waypoints)
-    except TranslateError:
+    except ValueError:
         pass  # select the whole namespace
     policy = msgspec.structs.replace(
         empty,
         action=action,
         selections=selections,
         rules=(Rule(0),) if action is Action.DENY else (),
-        ignored=ignored,
-        refused=reason,
+        ignored=ignored[:MAX_REASON_CHARS],
+        refused=reason[:MAX_REASON_CHARS],
     )
     return ParsedPolicy(policy, targets)
+
+
+def _check_size(*parts: Policy | Selection) -> None:
+    """Raises TranslateError if they are too large for a message to the proxy."""
+    size = sum(len(msgspec.msgpack.encode(part)) for part in parts)
+    if size > MAX_POLICY_BYTES:
+        raise TranslateError(f"its size is {size} bytes, want at most {MAX_POLICY_BYTES}")
 
 
 def _fallback_action(fields: Fields) -> tuple[Action, str]:
@@ -238,8 +258,10 @@ def _peer_authentication(
 def _fallback_level(fields: Fields, scope: str) -> tuple[Level, Selection]:
     """Of an invalid policy: its own selector if that is valid, else the highest precedence."""
     try:
-        return _level(scope, _selector(fields.mapping("spec")))
-    except TranslateError:
+        level, selection = _level(scope, _selector(fields.mapping("spec")))
+        _check_size(selection)
+        return level, selection
+    except ValueError:
         return Level.WORKLOAD, Selection(scope)
 
 

@@ -32,6 +32,8 @@ from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, Service, Workload
 from ztunnel.mesh.policy.model import Policy
 from ztunnel.mesh.selectors import Selector, selects
 
+_MAX_ERROR_CHARS = 1024
+
 log = structlog.get_logger()
 
 
@@ -139,6 +141,9 @@ class ClusterView:
             message = self._upserts[key.kind](key, obj)
         except TranslateError as error:
             message = str(error)
+        except Exception as error:  # a defect must not stop the other objects
+            log.exception("object handler failed", object=name)
+            message = f"{type(error).__name__}: {error}"
         self._set_error(name, message)
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
@@ -215,7 +220,7 @@ class ClusterView:
     def _set_error(self, name: str, error: str) -> None:
         if not error:
             self._errors.pop(name, None)
-        elif self._errors.get(name) != error:
+        elif self._errors.get(name) != (error := error[:_MAX_ERROR_CHARS]):
             self._errors[name] = error
             log.warning("object invalid", object=name, error=error)
 

@@ -11,6 +11,14 @@ import pytest
 
 from ztunnel.kube.client.object_decoder import Event, EventType, PartialDecoder
 from ztunnel.kube.view.cluster_view import ClusterView
+from ztunnel.mesh.policy.model import (
+    Action,
+    AuthorizationPolicy,
+    Level,
+    MtlsMode,
+    PeerAuthentication,
+    Selection,
+)
 
 POD: dict[str, Any] = {
     "apiVersion": "v1",
@@ -175,3 +183,75 @@ def test_malformed_event_is_an_error(line: bytes) -> None:
 def test_malformed_list_is_an_error() -> None:
     with pytest.raises(msgspec.DecodeError):
         PartialDecoder("Pod").page(b"<html>")
+
+
+DEEP = b"[" * 5000 + b"]" * 5000
+POLICY = b"""{"type":"ADDED","object":{"metadata":{"name":"deny","namespace":"shop",
+"resourceVersion":"7"},"spec":{"selector":{"matchLabels":{"app":"web"}},"action":"DENY",%s}}}"""
+
+
+def policy_of(line: bytes) -> AuthorizationPolicy:
+    view = ClusterView("td", "c")
+    view.upsert(PartialDecoder("AuthorizationPolicy").event(line).object)
+    (policy,) = view.snapshot().policies
+    assert isinstance(policy, AuthorizationPolicy)
+    assert "rejected, fails closed" in view.errors()["AuthorizationPolicy shop/deny"]
+    return policy
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        b'"x":' + DEEP,
+        b'"rules":[{"from":%s}]' % DEEP,
+        b'"rules":[{"x":%s}]' % (b"[" * 70 + b"]" * 70),
+        b'"x":%s' % (b'{"a":' * 900 + b"1" + b"}" * 900),
+    ],
+)
+def test_policy_with_undecodable_member_denies_what_it_selects(member: bytes) -> None:
+    policy = policy_of(POLICY % member)
+    assert policy.refused
+    assert policy.action is Action.DENY
+    assert policy.selections == (Selection("shop", {"app": "web"}),)
+    assert [rule.groups for rule in policy.rules] == [()]
+
+
+def test_policy_with_undecodable_selection_denies_in_its_namespace() -> None:
+    line = POLICY.replace(b'{"matchLabels":{"app":"web"}}', DEEP) % b'"rules":[]'
+    policy = policy_of(line)
+    assert policy.selections == (Selection("shop"),)
+    assert policy.refused == (
+        "spec.selector is not decodable (more than 64 levels deep), want a mapping"
+    )
+
+
+def test_policy_with_undecodable_spec_denies_in_its_namespace() -> None:
+    line = b'{"type":"ADDED","object":{"metadata":{"name":"deny","namespace":"shop"},"spec":%s}}'
+    policy = policy_of(line % DEEP)
+    assert policy.selections == (Selection("shop"),)
+    assert policy.action is Action.DENY
+
+
+def test_peer_authentication_with_undecodable_member_is_strict() -> None:
+    line = b'{"type":"ADDED","object":{"metadata":{"name":"p","namespace":"shop"},"spec":{"x":%s}}}'
+    view = ClusterView("td", "c")
+    view.upsert(PartialDecoder("PeerAuthentication").event(line % DEEP).object)
+    (policy,) = view.snapshot().policies
+    assert isinstance(policy, PeerAuthentication)
+    assert (policy.mode, policy.level) == (MtlsMode.STRICT, Level.NAMESPACE)
+
+
+def test_undecodable_item_leaves_other_items_of_page_unchanged() -> None:
+    deep = b'{"metadata":{"name":"deep"},"status":%s,"extra":%s}' % (DEEP, DEEP)
+    body = b'{"metadata":{"resourceVersion":"9","continue":"c"},"items":[%s,%s,%s]}'
+    first, second = (json.dumps(POD | {"metadata": {"name": name}}).encode() for name in "ab")
+    page = PartialDecoder("Pod").page(body % (first, deep, second))
+    assert [item["metadata"]["name"] for item in page.items] == ["a", "deep", "b"]
+    assert page.items[0] == decoded(POD | {"metadata": {"name": "a"}})
+    assert (page.resource_version, page.continue_token, page.unidentified) == ("9", "c", 0)
+
+
+def test_data_of_secret_is_never_decoded() -> None:
+    body = b'{"metadata":{},"items":[{"metadata":{"name":"s"},"data":{"k":"eA=="},"x":%s}]}'
+    (secret,) = PartialDecoder("Secret").page(body % DEEP).items
+    assert secret.keys() == {"kind", "apiVersion", "metadata"}

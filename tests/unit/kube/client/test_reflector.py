@@ -13,6 +13,7 @@ from tests.support.scripted_api import Response, ScriptedClient, failure, reply
 from ztunnel.kube.client import reflector
 from ztunnel.kube.client.object_decoder import Event, EventType
 from ztunnel.kube.client.reflector import Reflector, Resource, backoff_s
+from ztunnel.kube.objects.fields import Undecodable
 
 PODS = Resource("Pod", "/api/v1/pods")
 POLICIES = Resource("AuthorizationPolicy", "/apis/security/policies", optional=True)
@@ -164,17 +165,100 @@ def test_resync_delivers_every_object_again() -> None:
     assert run.reflector.lists == 2
 
 
-def test_failing_consumer_does_not_end_the_reflector() -> None:
-    class Failing(Run):
-        def receive(self, event: Event) -> None:
-            super().receive(event)
-            if event.object["metadata"]["name"] == "bad":
-                raise RuntimeError("defect")
+class FailingRun(Run):
+    """The consumer fails for the object `bad`, but for its deletion."""
 
-    events = watched(("ADDED", pod("bad", 11)), ("ADDED", pod("skipped", 12)))
-    run = Failing(listed(), events, watched(("ADDED", pod("skipped", 12))))
-    assert run.names == ["bad", "skipped"]
-    assert run.versions == ["list", "10", "11", "12"]
+    def receive(self, event: Event) -> None:
+        super().receive(event)
+        if event.type is EventType.UPSERT and event.object["metadata"]["name"] == "bad":
+            raise RuntimeError("defect")
+
+
+def test_failing_consumer_skips_no_other_object_of_list_or_watch() -> None:
+    run = FailingRun(
+        listed(pod("bad"), pod("a")), watched(("MODIFIED", pod("bad", 11)), ("ADDED", pod("b", 12)))
+    )
+    assert run.names == ["bad", "a", "bad", "b"]
+    assert run.versions == ["list", "10", "12"]
+    assert run.listed == 1
+
+
+def test_failing_consumer_causes_another_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reflector, "RELIST_INTERVAL_S", 0.0)
+    run = FailingRun(
+        listed(),
+        watched(("ADDED", pod("bad", 11)), ("ADDED", pod("late", 12))),
+        listed(pod("late", 12), version="20"),
+        watched(),
+    )
+    assert run.names == ["bad", "-bad", "late"]
+    assert run.versions == ["list", "10", "list", "20", "20"]
+
+
+def raw_list(*items: bytes, version: str = "10") -> Response:
+    text = b'{"metadata":{"resourceVersion":"%s"},"items":[%s]}'
+    return Response(200, [text % (version.encode(), b",".join(items))])
+
+
+def raw_policy(name: str, extra: bytes = b"0") -> bytes:
+    text = b'{"metadata":{"name":"%s","namespace":"shop","resourceVersion":"11"},"spec":{"x":%s}}'
+    return text % (name.encode(), extra)
+
+
+def raw_event(kind: str, obj: bytes) -> bytes:
+    return b'{"type":"%s","object":%s}\n' % (kind.encode(), obj)
+
+
+DEEP = b"[" * 5000 + b"]" * 5000
+
+
+def test_undecodable_object_is_delivered_with_its_name_and_delays_no_other() -> None:
+    run = Run(
+        raw_list(raw_policy("deep", DEEP), raw_policy("a")),
+        Response(
+            200,
+            [
+                raw_event("ADDED", raw_policy("deeper", DEEP)),
+                raw_event("MODIFIED", raw_policy("b")),
+                raw_event("DELETED", raw_policy("deep", DEEP)),
+            ],
+        ),
+        resource=POLICIES,
+    )
+    assert run.names == ["deep", "a", "deeper", "b", "-deep"]
+    assert isinstance(run.events[0].object["spec"]["x"], Undecodable)
+    assert run.reflector.lists == 1
+
+
+def test_object_without_name_hides_no_other_and_deletes_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The unreadable object may be any of those that the list lacks."""
+    monkeypatch.setattr(reflector, "RELIST_INTERVAL_S", 0.0)
+    nameless = b'{"metadata":{"name":%s}}' % DEEP
+    run = Run(
+        raw_list(raw_policy("a")),
+        watched(GONE),
+        raw_list(nameless, raw_policy("b"), version="20"),
+        watched(),
+        raw_list(raw_policy("b"), version="30"),
+        watched(),
+        resource=POLICIES,
+    )
+    assert run.names == ["a", "b", "-a", "b"]
+    assert run.versions == ["list", "10", "list", "20", "list", "30", "30"]
+
+
+def test_event_that_stays_malformed_leads_to_a_list() -> None:
+    run = Run(
+        listed(),
+        Response(200, [b"not JSON\n"]),
+        Response(200, [b"not JSON\n"]),
+        listed(pod("a"), version="20"),
+        watched(),
+    )
+    assert run.names == ["a"]
+    assert run.versions == ["list", "10", "10", "list", "20", "20"]
 
 
 def test_field_selector_is_part_of_every_request() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -22,13 +23,14 @@ from tests.support.policies import (
     policies,
     policy,
 )
+from ztunnel.kube.objects import policies as parser
 from ztunnel.kube.objects.policies import (
     MAX_POLICY_BYTES,
     read_authorization_policy,
     read_peer_authentication,
 )
 from ztunnel.kube.view.cluster_view import ClusterView
-from ztunnel.mesh.policy.model import AuthorizationPolicy, MtlsMode
+from ztunnel.mesh.policy.model import Action, AuthorizationPolicy, MtlsMode, Selection
 
 
 def rule(**fields: Any) -> Json:
@@ -281,3 +283,40 @@ def test_view_reports_rejected_policy() -> None:
     assert "rejected" in view.errors()["AuthorizationPolicy shop/p"]
     view.upsert(policy([{}]))
     assert view.errors() == {}
+
+
+def _with(spec: Json, kind: str = "AuthorizationPolicy") -> Json:
+    return {"kind": kind, "metadata": {"name": "p", "namespace": "shop"}, "spec": spec}
+
+
+def test_policy_with_selector_larger_than_a_message_denies_its_namespace() -> None:
+    spec = {"action": "DENY", "selector": {"matchLabels": {"k" * 500_000: "v"}}}
+    found = read_authorization_policy(_with(spec), ROOT).policy
+    assert "want at most" in found.refused
+    assert found.selections == (Selection(found.namespace),)
+    assert len(msgspec.msgpack.encode(found)) < MAX_POLICY_BYTES
+    strict = read_peer_authentication(
+        _with({"selector": spec["selector"]}, "PeerAuthentication"), ROOT
+    )
+    assert (strict.mode, strict.selection) == (MtlsMode.STRICT, Selection(strict.namespace))
+
+
+def test_reason_of_rejection_has_limited_length() -> None:
+    spec = {"targetRefs": [{"kind": "Gateway", "name": "g" * 500_000}], "k" * 500_000: 1}
+    found = read_authorization_policy(_with(spec), ROOT).policy
+    assert found.refused
+    assert len(msgspec.msgpack.encode(found)) < MAX_POLICY_BYTES
+    strict = read_peer_authentication(_with({"k" * 500_000: 1}, "PeerAuthentication"), ROOT)
+    assert strict.refused
+    assert len(msgspec.msgpack.encode(strict)) < MAX_POLICY_BYTES
+
+
+def test_defect_of_parser_fails_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("defect")
+
+    monkeypatch.setattr(parser, "_authorization_policy", fail)
+    monkeypatch.setattr(parser, "_peer_authentication", fail)
+    found = read_authorization_policy(_with({"action": "DENY"}), ROOT).policy
+    assert (found.refused, found.action) == ("KeyError: 'defect'", Action.DENY)
+    assert read_peer_authentication(_with({}, "PeerAuthentication"), ROOT).mode is MtlsMode.STRICT
