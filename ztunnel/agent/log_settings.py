@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ztunnel.ipc.messages import DEFAULT_ACCESS_LINES_PER_S, LogConfig
+from ztunnel.telemetry.access_log_filter import AccessLogLimiter
 
 
 class LogSettings:
@@ -11,3 +12,8 @@ class LogSettings:
 
     def __init__(self, access_lines_per_s: int = DEFAULT_ACCESS_LINES_PER_S) -> None:
         self.current = LogConfig(access_lines_per_s=access_lines_per_s)
+        self._limiter = AccessLogLimiter()
+
+    def admits(self, *, failed: bool) -> bool:
+        """Whether one more access log line is within the limit of this process."""
+        return self._limiter.admits(self.current.access_lines_per_s, failed=failed)

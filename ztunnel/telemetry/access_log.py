@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from ztunnel.ipc.messages import LogConfig
-from ztunnel.telemetry.access_log_filter import is_wanted
+from ztunnel.telemetry.access_log_filter import AccessLogLimiter, is_wanted
 from ztunnel.telemetry.logs import current_format
 
 Level = Literal["info", "warning"]
@@ -40,14 +40,17 @@ class AccessLog:
         self._render = render
         self._bound = structlog.contextvars.get_contextvars()  # bound at process start
         self._lines: list[bytes] = []
+        self._limiter = AccessLogLimiter()
         self.settings = LogConfig()
 
     def wants(self, namespace: str, *, failed: bool) -> bool:
         """Whether to write the line of a connection of a pod of this namespace.
 
-        Samples at random, so call it once for each connection.
+        Samples at random and counts against the limit, so call it once for each connection.
         """
-        return is_wanted(self.settings, namespace, failed=failed)
+        return is_wanted(self.settings, namespace, failed=failed) and self._limiter.admits(
+            self.settings.access_lines_per_s, failed=failed
+        )
 
     def write(self, level: Level, event: str, fields: Fields) -> None:
         """Buffer a line. Empty fields are omitted."""

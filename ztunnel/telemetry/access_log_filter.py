@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides whether a connection is written to the access log.
 
-    rule of the pod's namespace, else the general rule --> level, sampling of successes --> limit
+    rule of the pod's namespace, else the general rule --> level, sampling of successes
+        --> limit, when a line is written
 
 Failed and refused connections are never sampled. The limit of lines per second protects the
 node's disk. Successful and failed connections have one each, so that traffic does not hide
@@ -24,7 +25,7 @@ BURST_S = 10  # an idle process may write the lines of so many seconds at once
 
 
 class AccessLogLimiter:
-    """Limits the lines of one process."""
+    """Limits the lines of one process. Call `admits` once for each line that is to be written."""
 
     def __init__(self) -> None:
         self._lines_per_s = 0
@@ -46,16 +47,11 @@ class AccessLogLimiter:
         return False
 
 
-_limiter = AccessLogLimiter()  # of this process
-
-
 def is_wanted(settings: LogConfig, namespace: str, *, failed: bool) -> bool:
-    """Whether to write the line. Samples successful connections at random, limits all."""
+    """Whether the rules select the line. Samples successful connections at random."""
     rule = settings.access
     if settings.namespaces:
         rule = settings.namespaces.get(namespace, rule)
-    if rule.level not in (_FAILURES if failed else _ALL):
-        return False
-    if not failed and rule.sample < 1 and random.random() >= rule.sample:
-        return False
-    return _limiter.admits(settings.access_lines_per_s, failed=failed)
+    if failed:
+        return rule.level in _FAILURES
+    return rule.level in _ALL and (rule.sample >= 1 or random.random() < rule.sample)

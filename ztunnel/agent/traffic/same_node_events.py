@@ -93,13 +93,13 @@ class SameNodeEvents:
             )
 
     def _is_wanted(self, event: ConnectionEvent) -> bool:
-        failed = event.close_reason is not CloseReason.ORDERLY
         namespace = self._peers.namespace(event.netns_cookie)
-        return is_wanted(self._logs.current, namespace, failed=failed)
+        return is_wanted(self._logs.current, namespace, failed=_has_failed(event))
 
     def _log(self, events: list[ConnectionEvent]) -> None:
         for event in events[:MAX_LOG_LINES]:
-            access_log.info("connection", **self._fields(event))
+            if self._logs.admits(failed=_has_failed(event)):
+                access_log.info("connection", **self._fields(event))
         self._log_summary(events[MAX_LOG_LINES:])
 
     def _log_summary(self, events: Iterable[ConnectionEvent]) -> None:
@@ -114,6 +114,8 @@ class SameNodeEvents:
             )
             groups[group].append(event)
         for group_events in groups.values():
+            if not self._logs.admits(failed=_has_failed(group_events[0])):
+                continue
             fields = self._fields(group_events[-1])
             fields["src.addr"] = group_events[-1].source.ip
             fields["connections"] = len(group_events)
@@ -138,3 +140,7 @@ class SameNodeEvents:
         if error := _ERRORS[event.close_reason]:
             fields["error"] = error
         return fields
+
+
+def _has_failed(event: ConnectionEvent) -> bool:
+    return event.close_reason is not CloseReason.ORDERLY

@@ -144,7 +144,8 @@ class UdpAuthorizer(ViewConsumer):
         if not self._log_budget.take():
             return
         sender, receiver = self._workload_at(source.ip), self._workload_at(destination.ip)
-        if is_wanted(self._logs.current, sender.namespace if sender else "", failed=True):
+        wanted = is_wanted(self._logs.current, sender.namespace if sender else "", failed=True)
+        if wanted and self._logs.admits(failed=True):
             access_log.warning(
                 "refused",
                 direction="outbound",
@@ -234,7 +235,7 @@ class UdpAuthorizer(ViewConsumer):
 
     def _log_allowed(self, flow: _Flow) -> None:
         wanted = is_wanted(self._logs.current, flow.pod.workload.namespace, failed=False)
-        if wanted and self._log_budget.take():
+        if wanted and self._log_budget.take() and self._logs.admits(failed=False):
             access_log.info("udp flow allowed", **flow.log_fields(), note="native datagrams")
 
     def _deny(self, flow: _Flow, decision: Decision) -> None:
@@ -248,7 +249,7 @@ class UdpAuthorizer(ViewConsumer):
         )
         self._on_denied(SeriesCounts(labels.with_flag(series, Flag.DENY), failed=1))
         wanted = is_wanted(self._logs.current, target.namespace, failed=True)
-        if not wanted or not self._log_budget.take():
+        if not wanted or not self._log_budget.take() or not self._logs.admits(failed=True):
             return
         access_log.warning(
             "denied",

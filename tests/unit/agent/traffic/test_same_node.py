@@ -28,6 +28,8 @@ from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent
 from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
 from ztunnel.ipc.messages import SameNodeAllowed
 from ztunnel.mesh.model import SocketAddress
+from ztunnel.telemetry.access_log_filter import BURST_S
+from ztunnel.telemetry.log_drop_counters import LogDropReason, log_drops
 
 REVISION = 7
 
@@ -343,3 +345,15 @@ def test_pair_with_unexpected_peer_is_quarantined() -> None:
     pods.put(captured("b", "10.244.1.3", 20))  # the pod in a new namespace
     traffic.allow(REPORT)
     assert kernel.given
+
+
+def test_close_events_beyond_the_rate_limit_are_not_logged() -> None:
+    kernel = FakeDataPath()
+    traffic = _traffic(kernel)
+    kernel.events = [_ended(port) for port in range(1000, 1090)]
+    before = log_drops.by_reason[LogDropReason.RATE_LIMIT]
+    logs = LogSettings(access_lines_per_s=2)
+    with structlog.testing.capture_logs() as lines:
+        SameNodeEvents(kernel, traffic, PodTable([A, B]), logs=logs).read()
+    assert len(lines) == 2 * BURST_S
+    assert log_drops.by_reason[LogDropReason.RATE_LIMIT] - before == 90 - 2 * BURST_S
