@@ -78,6 +78,8 @@ class Namespaces:
         self._directory = directory
         self._of: dict[str, Path] = {}
         self.host: set[str] = set()
+        self.used: set[tuple[int, int]] = set()  # inodes of namespaces with processes of no pod
+        self.error = 0  # errno of every operation
 
     def start(self, pod_uid: str, netns: str) -> int:
         """Start the pod's sandbox in the namespace of that name; returns its cookie."""
@@ -95,8 +97,15 @@ class Namespaces:
     def open(self, pod_uid: str) -> NetnsHandle | None:
         if pod_uid in self.host:
             raise HostNamespaceError("the node's own network namespace")
+        if self.error:
+            raise OSError(self.error, os.strerror(self.error))
         path = self._of.get(pod_uid)
         return NetnsHandle(os.open(path, os.O_RDONLY), 1) if path else None
+
+    def is_in_use(self, netns: NetnsHandle) -> bool:
+        if self.error:
+            raise OSError(self.error, os.strerror(self.error))
+        return netns.inode in self.used
 
 
 class FakeDataPath:

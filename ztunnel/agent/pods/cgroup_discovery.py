@@ -15,12 +15,13 @@ tests/unit/agent/pods/layouts contains recorded layouts of real nodes.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ztunnel.agent.pods.netns_finder import PROC, NetnsHandle, ProcFs
+from ztunnel.agent.pods.netns_finder import GONE, PROC, NetnsHandle, ProcFs
 
 # Static pods have a uid of 32 hexadecimal digits, all others the usual form with dashes.
 _UID = r"[0-9a-f](?:[0-9a-f]|{dash}){{30,34}}[0-9a-f]"
@@ -29,6 +30,9 @@ _NAMES = (
     re.compile(rf"(?:.+-)?kubepods(?:-[a-z]+)?-pod({_UID.format(dash='_')})\.slice"),
 )
 _MONITOR = "crio-conmon-"
+# Of cgroup.procs: ENODEV, the cgroup was removed after the open; EOPNOTSUPP, it is threaded, and
+# its processes are listed in the cgroup above.
+_NO_PROCESSES = GONE | {errno.ENODEV, errno.EOPNOTSUPP}
 
 
 def pod_uid_of(cgroup_name: str) -> str | None:
@@ -49,7 +53,10 @@ class CgroupDiscovery:
         self._cgroups: dict[str, Path] = {}  # by pod uid
 
     def refresh(self, wanted: Iterable[str]) -> None:
-        """Walk the tree once if one of the `wanted` pod uids has no known cgroup."""
+        """Walk the tree once if one of the `wanted` pod uids has no known cgroup.
+
+        Raises OSError, and retains what it knew.
+        """
         missing = [uid for uid in wanted if not self._is_known(uid)]
         if missing:
             self._cgroups = _walk(self._cgroup)
@@ -57,7 +64,7 @@ class CgroupDiscovery:
     def open(self, pod_uid: str) -> NetnsHandle | None:
         """The namespace of a pod; None if none of its processes is running.
 
-        Raises HostNamespaceError.
+        Raises HostNamespaceError, and OSError if it cannot be known.
         """
         directory = self._cgroups.get(pod_uid)
         if directory is None:
@@ -67,6 +74,10 @@ class CgroupDiscovery:
             if found is not None:
                 return found
         return None
+
+    def is_in_use(self, netns: NetnsHandle) -> bool:
+        """Whether a process is in the namespace. Raises OSError."""
+        return self._processes.is_in_use(netns)
 
     def _is_known(self, pod_uid: str) -> bool:
         directory = self._cgroups.get(pod_uid)
@@ -96,8 +107,10 @@ def _directories(directory: Path) -> list[Path]:
     try:
         with os.scandir(directory) as entries:
             return [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except OSError:  # removed meanwhile
-        return []
+    except OSError as error:
+        if error.errno in GONE:
+            return []
+        raise
 
 
 def _pids(directory: Path) -> set[int]:
@@ -109,7 +122,8 @@ def _pids(directory: Path) -> set[int]:
         waiting += [child for child in _directories(cgroup) if not child.name.startswith(_MONITOR)]
         try:
             found.update(int(pid) for pid in (cgroup / "cgroup.procs").read_text().split())
-        except OSError:  # removed meanwhile, or a threaded cgroup
-            continue
+        except OSError as error:
+            if error.errno not in _NO_PROCESSES:
+                raise
     found.discard(0)  # a process of another pid namespace
     return found

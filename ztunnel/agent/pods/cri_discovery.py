@@ -86,11 +86,18 @@ class CriDiscovery:
         self._cgroups.refresh(missing & self._last_poll.uids if self._responds else missing)
 
     def open(self, pod_uid: str) -> NetnsHandle | None:
-        """The namespace of a pod; None if it is not found. Raises HostNamespaceError."""
+        """The namespace of a pod; None if it is not found.
+
+        Raises HostNamespaceError, and OSError if it cannot be known.
+        """
         found = self._find(pod_uid)
         if found is not None:
             self._opened_uids.add(pod_uid)
         return found
+
+    def is_in_use(self, netns: NetnsHandle) -> bool:
+        """Whether a process is in the namespace. Raises OSError."""
+        return self._processes.is_in_use(netns)
 
     def close(self) -> None:
         """Stop the thread."""
@@ -120,13 +127,18 @@ class CriDiscovery:
         return self._responds and pod_uid not in self._opened_uids | self._last_poll.uids
 
     def _open(self, sandbox: Sandbox) -> NetnsHandle | None:
-        found = None
+        found, unknown = None, None
         if sandbox.netns:
-            found = self._processes.open_path(self._on_host(sandbox.netns))
+            try:
+                found = self._processes.open_path(self._on_host(sandbox.netns))
+            except OSError as error:  # the process may still prove the namespace
+                unknown = error
         if found is None and sandbox.pid:
             found = self._processes.open(
                 sandbox.pid, lambda pid: sandbox.id in self._processes.cgroups(pid)
             )
+        if found is None and unknown is not None:
+            raise unknown
         return found
 
     def _on_host(self, path: str) -> Path:
@@ -148,7 +160,7 @@ class CriDiscovery:
                 runtime = runtime or self._dial()
                 learned = self._poll(runtime, wanted)
                 failure = ""
-            except CriError as error:
+            except (CriError, OSError) as error:  # OSError: no descriptor, for an import even
                 failure = str(error)
             if failure != before.error:
                 log.info("container runtime polled", responds=not failure, error=failure)

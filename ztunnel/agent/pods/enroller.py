@@ -51,11 +51,18 @@ class PodDiscovery(Protocol):
     """Locates the network namespaces of pods; see `cgroup_discovery` and `cri_discovery`."""
 
     def refresh(self, wanted: Iterable[str]) -> None:
-        """Look for the pods with these uids."""
+        """Look for the pods with these uids. Raises OSError."""
         ...
 
     def open(self, pod_uid: str) -> NetnsHandle | None:
-        """The namespace of a pod, if it is found. Raises HostNamespaceError."""
+        """The namespace of a pod; None if it has none.
+
+        Raises HostNamespaceError, and OSError if it cannot be known.
+        """
+        ...
+
+    def is_in_use(self, netns: NetnsHandle) -> bool:
+        """Whether a process is in the namespace. Raises OSError if that cannot be known."""
         ...
 
 
@@ -109,9 +116,9 @@ class Enroller(SessionObserver):
 
     def recheck(self) -> None:
         """Detect namespaces that are gone or replaced, then `advance`."""
-        self._discovery.refresh([pod.uid for pod in self._pods])
+        self._refresh()
         for pod in self._pods:
-            if pod.netns is not None and not self._has_same_netns(pod):
+            if pod.netns is not None and self._has_lost_netns(pod, pod.netns):
                 log.info("pod namespace gone", pod=pod.workload.uid, cookie=pod.cookie)
                 self._release(pod, gone=True)
                 self._pods.put(Pod(pod.workload))
@@ -119,7 +126,7 @@ class Enroller(SessionObserver):
 
     def advance(self) -> None:
         """Take the next steps that are possible for every pod."""
-        self._discovery.refresh([pod.uid for pod in self._pods])
+        self._refresh()
         for pod in self._pods:
             self._attempt(self._advance, pod)
         self._entries.remove_stale()
@@ -219,14 +226,28 @@ class Enroller(SessionObserver):
             pod.timer = loop.call_later(READY_TIMEOUT_S, self._capture_without_worker, pod)
         self._listeners.take_offered(pod, self._sessions.sessions)
 
-    def _has_same_netns(self, pod: Pod) -> bool:
-        netns = self._find(pod)
-        if netns is None or pod.netns is None:
-            return False
+    def _refresh(self) -> None:
         try:
-            return netns.inode == pod.netns.inode
-        finally:
-            netns.close()
+            self._discovery.refresh([pod.uid for pod in self._pods])
+        except OSError as error:  # what is known remains; the next round tries again
+            log.warning("pod discovery failed", error=str(error))
+
+    def _has_lost_netns(self, pod: Pod, held: NetnsHandle) -> bool:
+        """Whether the pod has another namespace, or none, and the held one has no process.
+
+        False if it cannot be known: the traffic of a pod that lives would leave in plaintext.
+        """
+        try:
+            found = self._find(pod)
+            if found is None:
+                return not self._discovery.is_in_use(held)
+            try:
+                return found.inode != held.inode
+            finally:
+                found.close()
+        except OSError as error:
+            log.warning("pod namespace unknown", pod=pod.workload.uid, error=str(error))
+            return False
 
     def _find(self, pod: Pod) -> NetnsHandle | None:
         try:

@@ -14,6 +14,7 @@ The lease is short: without a running agent, connections use the proxy, which ve
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -116,6 +117,9 @@ class SameNodeBypass(SessionObserver):
         self._revision = 0  # of the view that `policies` and `pods` correspond to
         self._has_unchecked = True  # connections whose pods were unknown at the last recheck
         self._denied: dict[int, None] = {}  # sockets that `recheck` terminated, oldest first
+        self._unterminated: deque[SameNodeConnection | ConnectionEvent] = deque(
+            maxlen=MAX_DENIED_SOCKETS
+        )  # to be retried
         self._quarantined: dict[tuple[int, int], None] = {}  # pairs of cookies, oldest first
 
     def register(self, handlers: MessageHandlers) -> None:
@@ -193,7 +197,8 @@ class SameNodeBypass(SessionObserver):
             del self._denied[next(iter(self._denied))]
         self._terminate(connection)
         namespace = self.peers.namespace(connection.destination_cookie)
-        if not is_wanted(self._logs.current, namespace, failed=True):
+        wanted = is_wanted(self._logs.current, namespace, failed=True)
+        if not wanted or not self._logs.admits(failed=True):
             return
         source, destination = str(connection.source), str(connection.destination)
         access_log.warning(
@@ -224,6 +229,9 @@ class SameNodeBypass(SessionObserver):
         """Renew the lease of the entries."""
         self._datapath.renew_bypass_lease(LEASE_S)
         self._datapath.purge_stale_bypass()
+        failed, self._unterminated = self._unterminated, deque(maxlen=MAX_DENIED_SOCKETS)
+        for connection in failed:
+            self._terminate(connection)
         if self._has_unchecked:
             self.recheck()
 
@@ -244,7 +252,10 @@ class SameNodeBypass(SessionObserver):
         try:
             found = self._datapath.terminate(pod.netns.fd, connection, is_isolated=is_isolated)
         except OSError as error:
-            log.error("connection not terminated", pod=pod.workload.uid, error=str(error))
+            log.error(
+                "connection not terminated, will retry", pod=pod.workload.uid, error=str(error)
+            )
+            self._unterminated.append(connection)
             return
         self.stats.terminated += found
 

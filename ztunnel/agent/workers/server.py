@@ -17,6 +17,7 @@ from ztunnel.agent.workers.registry import SessionTable
 from ztunnel.agent.workers.session import Peer, Session
 
 BACKLOG = 64  # connections that wait to be accepted
+ACCEPT_PAUSE_S = 0.5  # after an error: the listener stays readable while descriptors lack
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
 
 log = structlog.get_logger()
@@ -44,6 +45,7 @@ class AgentLinkServer:
         self._handlers = handlers
         self._observers = observers
         self._listener: socket.socket | None = None
+        self._resume: asyncio.TimerHandle | None = None  # while accepting pauses
 
     def start(self) -> None:
         """Listen, for root and the proxy's user only. Raises OSError."""
@@ -63,23 +65,37 @@ class AgentLinkServer:
             listener.close()
             raise
         self._listener = listener
-        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept)
+        self._watch()
 
     def close(self) -> None:
         """Stop listening and close all sessions; workers continue with their current state."""
         if self._listener is not None:
+            self._cancel_resume()
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener.close()
             self._listener = None
             self._path.unlink(missing_ok=True)
         self._sessions.close_all("agent stopping")
 
+    def _watch(self) -> None:
+        assert self._listener is not None
+        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+
+    def _cancel_resume(self) -> None:
+        if self._resume is not None:
+            self._resume.cancel()
+
     def _accept(self) -> None:
         assert self._listener is not None
         try:
             sock, _ = self._listener.accept()
-        except OSError as error:  # the worker closed already, or the agent is out of descriptors
-            log.warning("accept failed", error=str(error))
+        except (BlockingIOError, ConnectionAbortedError):  # the worker closed already
+            return
+        except OSError as error:  # the agent is out of descriptors or memory
+            log.warning("accept paused", error=str(error), seconds=ACCEPT_PAUSE_S)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listener.fileno())
+            self._resume = loop.call_later(ACCEPT_PAUSE_S, self._watch)
             return
         sock.setblocking(False)
         peer = _peer(sock)

@@ -4,6 +4,8 @@
     disconnected --dial--> connected --EOF or error--> disconnected (dials after a growing delay)
 
 The loss of the agent does not affect connections: the worker continues with the state it has.
+A session that ends soon counts as a failure: a worker without free descriptors loses each one at
+the first message that carries some.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from collections.abc import Callable, Sequence
 import msgspec
 import structlog
 
-from ztunnel.ipc.channel import Channel, LinkError
+from ztunnel.ipc.channel import Channel, DescriptorsLostError, LinkError
 from ztunnel.ipc.messages import ToWorker
 from ztunnel.proxy.io.event_loop import READ, WRITE, EventLoop
 
 MIN_RECONNECT_DELAY_S = 0.05
 MAX_RECONNECT_DELAY_S = 1.0
+MAX_DESCRIPTORS_DELAY_S = 30.0  # while this process is out of descriptors
+MIN_SESSION_S = 5.0  # a session that lasted so long resets the delay
 MAX_QUEUED_MESSAGES = 4096  # then an agent that does not read is disconnected
 MAX_MESSAGES_PER_TURN = 64  # limits the delay of connections
 
@@ -48,6 +52,7 @@ class Session:
         self._channel: Channel[ToWorker] | None = None
         self._queue: deque[Message] = deque()
         self._delay = MIN_RECONNECT_DELAY_S
+        self._connected_at = 0.0  # the loop's seconds
         self._stopped = False
 
     @property
@@ -58,7 +63,11 @@ class Session:
         """Connect to the agent; retry later if that fails."""
         if self._stopped:
             return
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:  # out of descriptors
+            self._retry(f"socket: {error.strerror}", MAX_DESCRIPTORS_DELAY_S)
+            return
         try:
             sock.setblocking(False)
             sock.connect(self._path)
@@ -72,6 +81,7 @@ class Session:
         """Start a session over a connected socket."""
         self._channel = Channel(sock, ToWorker)  # type: ignore[arg-type]  # a union
         self._loop.register(sock.fileno(), READ, self)
+        self._connected_at = self._loop.now
         self._queue.clear()
         for message, fds in self._greet():
             self.send(message, fds)
@@ -116,13 +126,15 @@ class Session:
                 received = self._channel.receive()
             except BlockingIOError:
                 return
+            except DescriptorsLostError as error:
+                self._lost(str(error), MAX_DESCRIPTORS_DELAY_S)
+                return
             except (OSError, LinkError) as error:
                 self._lost(str(error))
                 return
             if received is None:
                 self._lost("closed by agent")
                 return
-            self._delay = MIN_RECONNECT_DELAY_S
             self._handle(*received)
 
     def _handle(self, message: ToWorker, fds: list[int]) -> None:
@@ -148,20 +160,22 @@ class Session:
         else:
             self._loop.modify(channel.fileno(), READ)
 
-    def _lost(self, reason: str) -> None:
+    def _lost(self, reason: str, max_delay_s: float = MAX_RECONNECT_DELAY_S) -> None:
         if self._channel is None:
             return
+        if self._loop.now - self._connected_at >= MIN_SESSION_S:
+            self._delay = MIN_RECONNECT_DELAY_S
         self._loop.close(self._channel.sock)
         self._channel = None
         self._queue.clear()
-        self._retry(reason)
+        self._retry(reason, max_delay_s)
 
-    def _retry(self, reason: str) -> None:
+    def _retry(self, reason: str, max_delay_s: float = MAX_RECONNECT_DELAY_S) -> None:
         if self._stopped:
             return
         if self._delay == MIN_RECONNECT_DELAY_S:  # log it once
             log.warning(
                 "agent unreachable", reason=reason, hint="start `ztunnel agent` on this node"
             )
-        self._loop.call_later(self._delay, self.dial)
-        self._delay = min(self._delay * 2, MAX_RECONNECT_DELAY_S)
+        self._loop.call_later(min(self._delay, max_delay_s), self.dial)
+        self._delay = min(self._delay * 2, max_delay_s)

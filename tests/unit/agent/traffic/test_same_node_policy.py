@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -167,3 +168,20 @@ def test_strict_mode_allows_bypass_between_local_pods(pair: Pair) -> None:
 def test_policies_survive_encoding_of_the_link() -> None:
     (only,) = policies(denying())
     assert isinstance(only, AuthorizationPolicy)
+
+
+def test_termination_that_fails_is_retried(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> bool:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    pair.put(denying("a", pair.b.workload.namespace))
+    with monkeypatch.context() as patch:
+        patch.setattr(pair.kernel, "terminate", fail)
+        pair.traffic.recheck()
+        pair.traffic.renew()
+    assert pair.kernel.terminated == []
+    pair.traffic.renew()
+    assert pair.kernel.terminated == [_entry()]
+    pair.traffic.renew()
+    assert pair.kernel.terminated == [_entry()]
+    pair.a.close()

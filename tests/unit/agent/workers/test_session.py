@@ -14,8 +14,10 @@ from typing import cast
 
 import msgspec
 import pytest
+import structlog
 
 from tests.support.agent_fakes import Component, FakeWorker, handlers_of
+from tests.support.descriptors import no_descriptors
 from tests.support.waiting import wait_until_async
 from ztunnel.agent.workers import server as server_module
 from ztunnel.agent.workers.handlers import MessageHandlers, SessionObserver
@@ -250,4 +252,29 @@ async def test_stale_socket_of_a_killed_agent_is_replaced(tmp_path: Path) -> Non
     async with hub(tmp_path) as (workers, _, path):
         worker = FakeWorker(path).greet()
         await wait_until_async(lambda: len(workers.sessions) == 1)
+        worker.close()
+
+
+async def test_accept_pauses_without_descriptors_and_resumes(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (workers, _, path):
+        worker = FakeWorker(path).greet()  # in the backlog
+        with structlog.testing.capture_logs() as lines, no_descriptors():
+            await asyncio.sleep(2 * server_module.ACCEPT_PAUSE_S + 0.2)
+        paused = [line for line in lines if line["event"] == "accept paused"]
+        assert 2 <= len(paused) <= 4  # without a pause: thousands
+        await wait_until_async(lambda: len(workers.sessions) == 1)
+        worker.close()
+
+
+async def test_queue_without_descriptors_for_copies_closes_session(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (workers, _, path):
+        worker = FakeWorker(path).greet()
+        await wait_until_async(lambda: len(workers.sessions) == 1)
+        session = workers.sessions[0]
+        worker.stall()
+        while session.queued_bytes == 0:
+            session.send(MeshDelta(revision=1, removed_workloads=("x" * 200_000,)))
+        with no_descriptors():
+            session.send(PodRemoved("p"), [worker.sock.fileno()])
+        assert workers.sessions == []
         worker.close()
