@@ -62,11 +62,13 @@ def lookup(
         if found is not None and found.exists:
             return found
         denied = denied or found
+    if denied is not None:  # no wildcard covers a name below a Service
+        return denied
     for candidate, alias in candidates:
         service = _wildcard(state, namespace, candidate)
         if service is not None and _is_answerable(service, domain):
             return _service_answer(service, candidate if alias else "", domain)
-    return denied
+    return None
 
 
 def _candidates(name: str, namespace: str, domain: str) -> Iterator[tuple[str, bool]]:

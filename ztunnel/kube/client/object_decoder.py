@@ -107,10 +107,13 @@ class _PodStatus(_Partial):
     phase: str = ""
     pod_ip: str = msgspec.field(name="podIP", default="")
     pod_ips: list[_Ip] | None = msgspec.field(name="podIPs", default=None)
+    host_ip: str = msgspec.field(name="hostIP", default="")
+    host_ips: list[_Ip] | None = msgspec.field(name="hostIPs", default=None)
     conditions: list[_Condition] | None = None
 
     def __post_init__(self) -> None:
         self.phase = intern(self.phase)
+        self.host_ip = intern(self.host_ip)  # equal for all pods of a node
         if self.conditions is not None:
             self.conditions = [each for each in self.conditions if each.type == "Ready"] or None
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ztunnel.kube.objects.fields import Fields, Object, key_of
+from ztunnel.mesh.address import AddressError, canonical
 from ztunnel.mesh.enrollment import (
     REDIRECTION_ANNOTATION,
     REDIRECTION_ENABLED,
@@ -58,7 +59,8 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A parsed Pod. `warning`: which invalid field was replaced by its default."""
+    """A parsed Pod. `warning`: which invalid field was replaced by its default. `host_addresses`
+    are those of its node."""
 
     namespace: str
     name: str
@@ -74,6 +76,7 @@ class Pod:
     owner: tuple[str, str]
     capacity: int
     warning: str
+    host_addresses: tuple[str, ...] = ()
 
     @property
     def is_workload(self) -> bool:
@@ -135,6 +138,7 @@ def read_pod(obj: Object) -> Pod:
         owner=_owner(metadata, labels, key.name),
         capacity=capacity,
         warning=f"{key}: {warning}" if warning else "",
+        host_addresses=_host_addresses(status),
     )
     if pod.is_workload and not pod.uid:
         raise metadata.error("uid", "the pod's uid, because it has an address")
@@ -262,6 +266,17 @@ def read_node_addresses(obj: Object) -> tuple[str, ...]:
     )
 
 
+def read_all_node_addresses(obj: Object) -> tuple[str, ...]:
+    """A Node's internal and external addresses in canonical form."""
+    entries = _fields(obj).mapping("status").mappings("addresses")
+    found = [
+        each.address("address")
+        for each in entries
+        if each.string("type") in ("InternalIP", "ExternalIP")
+    ]
+    return tuple(dict.fromkeys(ip for ip in found if ip))
+
+
 def _fields(obj: Object) -> Fields:
     return Fields(obj, f"{key_of(obj)}: ")
 
@@ -286,6 +301,18 @@ def _pod_addresses(status: Fields) -> tuple[str, ...]:
     found = [entry.address("ip") for entry in status.mappings("podIPs")]
     found = found or [status.address("podIP")]
     return tuple(dict.fromkeys(ip for ip in found if ip))
+
+
+def _host_addresses(status: Fields) -> tuple[str, ...]:
+    """An invalid address is ignored: the pod is a workload nevertheless."""
+    texts = [status.string("hostIP"), *(each.string("ip") for each in status.mappings("hostIPs"))]
+    found: dict[str, None] = {}
+    for text in filter(None, texts):
+        try:
+            found[canonical(text)] = None
+        except AddressError:
+            continue
+    return tuple(found)
 
 
 def _owner(metadata: Fields, labels: Mapping[str, str], pod_name: str) -> tuple[str, str]:

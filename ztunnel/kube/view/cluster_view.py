@@ -24,6 +24,7 @@ from ztunnel.kube.objects.fields import (
     key_of,
     make_key,
 )
+from ztunnel.kube.view.cluster_claims import ServiceName
 from ztunnel.kube.view.policy_index import PolicyIndex
 from ztunnel.kube.view.service_entry_index import ServiceEntryIndex
 from ztunnel.kube.view.service_index import ServiceIndex
@@ -113,7 +114,7 @@ class ClusterView:
             "Namespace": self._put_namespace,
             "Node": self._put_node,
             "Pod": self._put_pod,
-            "Service": self._service_index.put,
+            "Service": self._put_service,
             "EndpointSlice": self._service_index.put_slice,
             "AuthorizationPolicy": self._policies.put_authorization,
             "PeerAuthentication": self._policies.put_peer,
@@ -123,7 +124,7 @@ class ClusterView:
             "Namespace": self._drop_namespace,
             "Node": self._drop_node,
             "Pod": self._drop_pod,
-            "Service": self._service_index.drop,
+            "Service": self._drop_service,
             "EndpointSlice": self._service_index.drop_slice,
             "AuthorizationPolicy": self._policies.drop,
             "PeerAuthentication": self._policies.drop,
@@ -243,21 +244,40 @@ class ClusterView:
 
     def _put_node(self, key: ObjectKey, obj: Object) -> str:
         self._node_addresses[key.name] = translation.read_node_addresses(obj)
+        self.entries.set_cluster_addresses(str(key), translation.read_all_node_addresses(obj))
         return ""
 
     def _drop_node(self, key: ObjectKey) -> None:
         self._node_addresses.pop(key.name, None)
+        self.entries.set_cluster_addresses(str(key), ())
+
+    def _put_service(self, key: ObjectKey, obj: Object) -> str:
+        message = self._service_index.put(key, obj)
+        spec = self._service_index.spec(f"{key.namespace}/{key.name}")
+        self.entries.set_cluster_addresses(str(key), spec.vips if spec is not None else ())
+        self.entries.put_cluster_service(ServiceName(key.namespace, key.name))
+        return message
+
+    def _drop_service(self, key: ObjectKey) -> None:
+        self._service_index.drop(key)
+        self.entries.set_cluster_addresses(str(key), ())
+        self.entries.drop_cluster_service(ServiceName(key.namespace, key.name))
 
     def _put_pod(self, key: ObjectKey, obj: Object) -> str:
         pod = translation.read_pod(obj)
         self._pods[key.namespace][key.name] = pod
         self._derive(pod)
+        self.entries.set_cluster_addresses(str(key), pod.addresses if pod.is_workload else ())
+        # an agent watches no other node than its own, but all pods
+        self.entries.set_cluster_addresses(f"the node of {key}", pod.host_addresses)
         return pod.warning
 
     def _drop_pod(self, key: ObjectKey) -> None:
         pods = self._pods.get(key.namespace, {})
         if pods.pop(key.name, None) is not None and not pods:
             del self._pods[key.namespace]
+        self.entries.set_cluster_addresses(str(key), ())
+        self.entries.set_cluster_addresses(f"the node of {key}", ())
         self._set_workload(self._cluster.workload_uid(key.namespace, key.name), None)
         self.entries.pods_changed(key.namespace)
 

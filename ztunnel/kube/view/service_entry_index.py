@@ -5,20 +5,22 @@
 
 The services follow the objects, the pods that selectors match, and DNS results, which are injected
 through `set_addresses`. If two entries of a namespace have the same host, the entry whose name is
-first in alphabetical order wins. An entry that exceeds a limit is rejected as a whole until it
-fits.
+first in alphabetical order wins. An entry that exceeds a limit, or
+claims a name or an address of the cluster, is rejected as a whole while it does.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 from itertools import islice
 from typing import TypeVar
 
 from ztunnel.kube.objects.fields import Object, ObjectKey
 from ztunnel.kube.objects.service_entries import Entry, is_name, read_entry
 from ztunnel.kube.objects.translation import Pod
+from ztunnel.kube.view.cluster_claims import ANY, ClusterClaims, ServiceName
 from ztunnel.kube.view.tracked_map import TrackedMap
 from ztunnel.mesh.model import Endpoint, Service
 
@@ -46,6 +48,10 @@ class ServiceEntryIndex:
         # The hosts of an entry share one tuple, in memory and in messages to workers.
         self._endpoints: dict[ObjectKey, Endpoints] = {}
         self._sizes: dict[ObjectKey, int] = {}  # see `_size`
+        self._claims = ClusterClaims(cluster_domain)
+        self._conflicts: dict[ObjectKey, str] = {}  # with the cluster's names and addresses
+        self._by_address: dict[str, set[ObjectKey]] = defaultdict(set)
+        self._by_service: dict[ServiceName, set[ObjectKey]] = defaultdict(set)
         self._rejected: dict[ObjectKey, str] = {}
         self._stale: set[ObjectKey] = set()
         self._stale_hosts: set[tuple[str, str]] = set()  # (namespace, host)
@@ -63,6 +69,10 @@ class ServiceEntryIndex:
             self._entries_of[key.namespace, host].add(key)
         for name in _names(entry):
             self._resolving[name].add(key)
+        for ip in _claimed_addresses(entry):
+            self._by_address[ip].add(key)
+        for service in self._claimed_services(entry):
+            self._by_service[service].add(key)
         if entry.selector is not None:
             self._with_selector[key.namespace].add(key)
         self._stale.add(key)
@@ -75,6 +85,7 @@ class ServiceEntryIndex:
             return
         self._endpoints.pop(key, None)
         self._sizes.pop(key, None)
+        self._conflicts.pop(key, None)
         self._stale.add(key)
         self._stale_hosts.update((key.namespace, host) for host in entry.hosts)
         _discard(self._keys_in, key.namespace, key)
@@ -83,6 +94,45 @@ class ServiceEntryIndex:
             _discard(self._entries_of, (key.namespace, host), key)
         for name in _names(entry):
             _discard(self._resolving, name, key)
+        for ip in _claimed_addresses(entry):
+            _discard(self._by_address, ip, key)
+        for service in self._claimed_services(entry):
+            _discard(self._by_service, service, key)
+
+    def set_cluster_addresses(self, owner: str, addresses: tuple[str, ...]) -> None:
+        """Set the addresses of a Node, Pod or Service: no entry may claim them."""
+        for ip in self._claims.set_addresses(owner, addresses):
+            self._stale.update(self._by_address.get(ip, ()))
+
+    def put_cluster_service(self, service: ServiceName) -> None:
+        """A Service exists: no entry may claim its names."""
+        self._claims.put_service(service)
+        self._service_changed(service)
+
+    def drop_cluster_service(self, service: ServiceName) -> None:
+        """A Service was deleted."""
+        self._claims.drop_service(service)
+        self._service_changed(service)
+
+    def _service_changed(self, service: ServiceName) -> None:
+        namespace = service.namespace
+        for each in (service, ServiceName(namespace, ANY), ServiceName(ANY, ANY)):
+            self._stale.update(self._by_service.get(each, ()))
+
+    def _claimed_services(self, entry: Entry) -> set[ServiceName]:
+        return {each for host in entry.hosts for each in self._claims.conflicts(host)}
+
+    def _cluster_conflict(self, entry: Entry) -> str:
+        """Why the entry claims what belongs to the cluster; empty if it does not."""
+        for ip in _claimed_addresses(entry):
+            if owner := self._claims.address_owner(ip):
+                return f"address {ip} belongs to {owner}"
+        for host in entry.hosts:
+            for each in self._claims.conflicts(host):
+                service = self._claims.existing(each)
+                if service is not None:
+                    return f"host {host} is, or covers, a name of Service {service}"
+        return ""
 
     def pods_changed(self, namespace: str) -> None:
         """The pods of a namespace have changed."""
@@ -108,6 +158,7 @@ class ServiceEntryIndex:
         changed: dict[ObjectKey, str] = {}
         for key in self._stale & self._entries.keys():
             self._endpoints[key] = self._shared_endpoints(key)
+            self._conflicts[key] = self._cluster_conflict(self._entries[key])
             self._sizes[key] = self._size(key)
             if self._sizes[key] > MAX_DESTINATIONS:
                 self._endpoints[key] = ()  # rejected: needs no memory
@@ -129,7 +180,7 @@ class ServiceEntryIndex:
         used = 0
         for key in sorted(self._keys_in.get(namespace, ())):
             size = self._sizes[key]
-            reason = _limit_error(size, used)
+            reason = self._conflicts[key] or _limit_error(size, used)
             if reason:
                 rejected[key] = f"{key}: rejected: {reason}"
             else:
@@ -218,6 +269,13 @@ def _limit_error(size: int, used: int) -> str:
             "destinations; hint: delete some, or export them to fewer namespaces"
         )
     return ""
+
+
+def _claimed_addresses(entry: Entry) -> set[str]:
+    """The virtual addresses, and networks of one address."""
+    single = (each for each in entry.networks if each.endswith(("/32", "/128")))
+    own = {each.partition("/")[0] for each in single if ip_network(each).num_addresses == 1}
+    return own.union(entry.vips)
 
 
 def _uses_host_names(entry: Entry) -> bool:

@@ -428,3 +428,91 @@ def test_list_beyond_its_limit_is_rejected(spec: dict[str, Any], reason: str) ->
     view = made(entry(**spec))
     assert not view.snapshot().services
     assert reason in view.errors()["ServiceEntry default/out"]
+
+
+# Names and addresses of the cluster
+
+NODE_POD = objects.pod("kube-proxy", "172.18.0.3", hostNetwork=True, node="n2")
+ON_NODE = objects.pod("app", "10.0.0.9", node="n4")
+ON_NODE["status"] |= {"hostIP": "172.18.0.4", "hostIPs": [{"ip": "172.18.0.4"}, {"ip": "fd12::4"}]}
+WEB = objects.service("web", "10.96.0.1", "fd96::1", namespace="mesh")
+
+
+@pytest.mark.parametrize(
+    ("address", "owner"),
+    [
+        ("172.18.0.2", objects.node("n1", "172.18.0.2")),
+        ("172.18.0.3", NODE_POD),
+        ("172.18.0.4", ON_NODE),
+        ("fd12::4", ON_NODE),
+        ("10.0.0.9", ON_NODE),
+        ("10.96.0.1", WEB),
+        ("::ffff:10.96.0.1", WEB),
+        ("fd96:0::1", WEB),
+    ],
+)
+@pytest.mark.parametrize("resolution", ["STATIC", "NONE"])
+@pytest.mark.parametrize("entry_first", [True, False])
+def test_address_of_the_cluster_is_rejected_in_either_order(
+    address: str, owner: Object, resolution: str, entry_first: bool
+) -> None:
+    spec = {"addresses": [address]} if resolution == "NONE" else static("192.0.2.7")
+    taking = entry(**{**spec, "resolution": resolution, "addresses": [address]})
+    view = made(*((taking, owner) if entry_first else (owner, taking)))
+    services = {each.key for each in view.snapshot().services}
+    assert "default/api.example.com" not in services
+    assert "belongs to" in view.errors()["ServiceEntry default/out"]
+    meta = owner["metadata"]
+    view.delete(owner["kind"], meta.get("namespace", ""), meta["name"])
+    assert only_service(view).name == "api.example.com"
+    assert not view.errors()
+    view.upsert(owner)
+    assert "default/api.example.com" not in {each.key for each in view.snapshot().services}
+
+
+def test_entry_that_is_accepted_is_removed_when_a_node_appears() -> None:
+    view = made(entry(**static("192.0.2.7", addresses=["172.18.0.2"])))
+    assert view.drain().services
+    view.upsert(objects.node("n1", "172.18.0.2"))
+    assert view.drain().removed_services == ("default/api.example.com",)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("web.mesh", "web.mesh.svc", "web.mesh.svc.cluster", "WEB.mesh.svc."),
+        *("db-0.web.mesh", "_http._tcp.web.mesh.svc", "*.web.mesh", "*.mesh.svc", "*.svc.cluster"),
+    ],
+)
+@pytest.mark.parametrize("entry_first", [True, False])
+def test_short_name_of_a_service_is_rejected_in_either_order(host: str, entry_first: bool) -> None:
+    taking = entry("evil", "tenant", **static("192.0.2.66", hosts=["ok.example.com", host]))
+    view = made(*((taking, WEB) if entry_first else (WEB, taking)))
+    assert only_service(view).key == "mesh/web"
+    assert "name of Service mesh/web" in view.errors()["ServiceEntry tenant/evil"]
+    mesh = state(view)
+    for name in ("web.mesh", "web.mesh.svc", "web.mesh.front.svc.cluster.local"):
+        found = addresses(mesh, name, "front")
+        assert found is None or found == ("10.96.0.1", "fd96::1")
+    view.delete("Service", "mesh", "web")
+    assert len(view.snapshot().services) == 2
+    assert not view.errors()
+
+
+@pytest.mark.parametrize(
+    "host", ["mesh.example.com", "web.mesh.example.com", "web.meshes", "*.a.b"]
+)
+def test_host_that_no_search_list_makes_of_a_service_is_accepted(host: str) -> None:
+    view = made(WEB, entry(**static("192.0.2.7", hosts=[host])))
+    assert f"default/{host}" in {each.key for each in view.snapshot().services}
+    assert not view.errors()
+
+
+def test_wildcard_does_not_cover_absent_names_below_a_service() -> None:
+    view = ClusterView("cluster.local", "Kubernetes", "prod.example.com")
+    view.upsert(WEB)
+    view.upsert(entry(**static("192.0.2.66", hosts=["*.example.com"])))
+    mesh = state(view)
+    found = lookup(mesh, "mesh", "db-0.web.mesh.svc.prod.example.com", "prod.example.com")
+    assert found is not None
+    assert not found.exists
