@@ -7,6 +7,8 @@ from __future__ import annotations
 EVENTS = {
     "MeshCaptureRefused": "The pod requested enrollment but can never be captured (host network, "
     "sidecar). The message contains a hint.",
+    "MeshAnnotationRejected": "The API server rejects the annotation of a captured pod, for "
+    "example because its other annotations leave no room; peers do not use HBONE for it.",
     "MeshCaptureFailed": "The pod has not been captured for 15 s, or the node cannot run the data "
     "path at all. The message contains the cause and a hint.",
     "MeshCertificateWithheld": "The pod's service account has been missing for 15 s; the agent "

@@ -9,8 +9,10 @@ removed before it is released (`pods.unenroll_grace`). An agent that has just st
 yet which pods the kernel captures. It therefore leaves an annotation that it finds on an uncaptured
 pod for `ERROR_DURATION_S`: without it, clients would use plaintext for pods that are captured.
 
-Each round compares the desired with the observed state, so failures and restarts lose nothing. If
-the API server is unavailable, writes are retried.
+Each round compares the desired with the observed state, so failures and restarts lose nothing. A
+write that the API server rejects, for example because the pod's own annotations leave no room for
+another, delays only that write: the next attempts back off, and other pods come first. If the API
+server is unavailable, writes are retried.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -35,13 +39,16 @@ from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION, REDIRECTION_ENABLED
 from ztunnel.mesh.model import Workload
 
 INTERVAL_S = 0.1
-WRITE_RETRY_S = 5.0  # until a write that the watch does not show is repeated
+WRITE_RETRY_S = 5.0  # until a write that failed or that the watch does not show is repeated
+MAX_WRITE_RETRY_S = 300.0  # the time doubles with each failure of a write
 ERROR_DURATION_S = 15.0  # until an error is reported, or removes an annotation
 MAX_WRITES = 50  # per round
 CAPTURE_REFUSED, CAPTURE_FAILED = "MeshCaptureRefused", "MeshCaptureFailed"
 CERTIFICATE_WITHHELD = "MeshCertificateWithheld"
+ANNOTATION_REJECTED = "MeshAnnotationRejected"
+REJECTED = frozenset({400, 413, 422})  # HTTP statuses that blame the object that is written
 
-Write = tuple[Callable[..., object], Workload, *tuple[object, ...]]  # a function, its arguments
+WriteKey = tuple[str, str | bool, str]  # pod uid, and what is written
 
 log = structlog.get_logger()
 
@@ -51,6 +58,25 @@ class Writer(Protocol):
 
     def annotate_captured(self, pod: Workload, captured: bool) -> bool: ...
     def emit_event(self, pod: Workload, reason: str, message: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Write:
+    """One request about a pod; `perform` blocks. `key` identifies it in later rounds."""
+
+    pod: Workload
+    key: WriteKey
+    perform: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class WriteFailure:
+    """`count` failures in a row; not before `retry_at` again."""
+
+    count: int
+    retry_at: float
+    error: str
+    is_rejection: bool
 
 
 class PodStatusReporter:
@@ -74,7 +100,8 @@ class PodStatusReporter:
         self._uncaptured_since: dict[str, float] = {}  # by pod uid, of enrolled pods
         self._error_since: dict[tuple[str, str], float] = {}  # by pod uid and message
         self._emitted: dict[str, set[str]] = {}  # pod uid -> messages of Events
-        self._last_error = ""
+        self._failures: dict[WriteKey, WriteFailure] = {}
+        self._is_unavailable = False  # the API server did not answer the last request
 
     async def run(self) -> None:
         """Report until cancelled."""
@@ -86,15 +113,46 @@ class PodStatusReporter:
         """Write what differs at `now`, in seconds of any clock."""
         local = self._view.pods_on(self._node)
         self._forget_deleted({pod.pod_uid for pod in local})
-        due = [*self._annotations(local, now), *self._events(local, now)]
+        pending = [*self._annotations(local, now), *self._events(local, now)]
+        keys = {write.key for write in pending}
+        self._failures = {key: each for key, each in self._failures.items() if key in keys}
+        due = [write for write in pending if self._retry_at(write) <= now]
+        due.sort(key=lambda write: write.key in self._failures)  # those that failed come last
+        for write in due[:MAX_WRITES]:
+            if not await self._perform(write, now):
+                break
+
+    def _retry_at(self, write: Write) -> float:
+        failure = self._failures.get(write.key)
+        return failure.retry_at if failure else 0.0
+
+    async def _perform(self, write: Write, now: float) -> bool:
+        """Whether the server responded. A failure delays this write, and no other."""
         try:
-            for write, *arguments in due[:MAX_WRITES]:
-                await asyncio.to_thread(write, *arguments)
-            self._last_error = ""
-        except ApiError as error:
-            if str(error) != self._last_error:
-                self._last_error = str(error)
-                log.warning("pod status not written, will retry", error=self._last_error)
+            await asyncio.to_thread(write.perform)
+        except Exception as error:
+            self._record_failure(write, error, now)
+            self._is_unavailable = isinstance(error, ApiError) and not error.status
+            return not self._is_unavailable
+        self._failures.pop(write.key, None)
+        self._is_unavailable = False
+        return True
+
+    def _record_failure(self, write: Write, error: Exception, now: float) -> None:
+        before = self._failures.get(write.key)
+        is_rejection = isinstance(error, ApiError) and error.status in REJECTED
+        # what an unavailable server does not answer is not the pod's fault
+        is_unanswered = isinstance(error, ApiError) and not error.status
+        count = (before.count if before else 0) + (not is_unanswered)
+        delay_s = min(WRITE_RETRY_S * 2.0 ** max(0, min(count, 16) - 1), MAX_WRITE_RETRY_S)
+        text = str(error) if isinstance(error, ApiError) else f"{type(error).__name__}: {error}"
+        self._failures[write.key] = WriteFailure(count, now + delay_s, text, is_rejection)
+        if not (is_unanswered and self._is_unavailable) and (not before or before.error != text):
+            log.warning(
+                "pod status not written, will retry",
+                pod=f"{write.pod.namespace}/{write.pod.name}",
+                error=text,
+            )
 
     def _annotations(self, local: list[Workload], now: float) -> Iterator[Write]:
         captured = {
@@ -118,8 +176,12 @@ class PodStatusReporter:
                 continue
             written, written_at = self._annotated.get(uid, ("", -WRITE_RETRY_S))
             if written != desired or now - written_at >= WRITE_RETRY_S:
-                self._annotated[uid] = desired, now
-                yield self._writer.annotate_captured, pod, is_captured
+                perform = partial(self._annotate, pod, desired, now)
+                yield Write(pod, (uid, is_captured, ""), perform)
+
+    def _annotate(self, pod: Workload, desired: str, now: float) -> None:
+        self._writer.annotate_captured(pod, desired == REDIRECTION_ENABLED)
+        self._annotated[pod.pod_uid] = desired, now
 
     def _may_be_captured_soon(self, pod: Workload, now: float) -> bool:
         if not pod.enrolled:
@@ -143,6 +205,13 @@ class PodStatusReporter:
                 hint = f"run `ztctl pod list` on node {self._node}, or restart the pod"
                 message = f"not captured yet: {error}; hint: {hint}"
                 yield from self._event(pod, CAPTURE_FAILED, message)
+            failure = self._failures.get((pod.pod_uid, True, ""))
+            if failure and failure.is_rejection:
+                message = (
+                    f"annotation {REDIRECTION_ANNOTATION} not written: {failure.error}; peers do "
+                    "not use HBONE for this pod; hint: remove annotations from the pod"
+                )
+                yield from self._event(pod, ANNOTATION_REJECTED, message)
             if reason and self._lasts(pod, reason, now):
                 hint = "create the ServiceAccount again, or delete the pod"
                 message = (
@@ -156,7 +225,8 @@ class PodStatusReporter:
 
     def _event(self, pod: Workload, reason: str, message: str) -> Iterator[Write]:
         if message not in self._emitted.get(pod.pod_uid, ()):
-            yield self._emit, pod, reason, message
+            perform = partial(self._emit, pod, reason, message)
+            yield Write(pod, (pod.pod_uid, reason, message), perform)
 
     def _emit(self, pod: Workload, reason: str, message: str) -> None:
         self._writer.emit_event(pod, reason, message)

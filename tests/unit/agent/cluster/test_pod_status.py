@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from tests.support.kube_objects import namespace
-from ztunnel.agent.cluster.pod_status import ERROR_DURATION_S, WRITE_RETRY_S, PodStatusReporter
+from ztunnel.agent.cluster.pod_status import (
+    ANNOTATION_REJECTED,
+    ERROR_DURATION_S,
+    MAX_WRITE_RETRY_S,
+    MAX_WRITES,
+    WRITE_RETRY_S,
+    PodStatusReporter,
+)
 from ztunnel.agent.pods.pod import Pod, PodState
 from ztunnel.agent.pods.registry import PodTable
 from ztunnel.kube.client.request import ApiError
@@ -28,25 +35,29 @@ class World:
         self.annotated: list[tuple[str, bool]] = []
         self.events: list[tuple[str, str]] = []
         self.fails = False
+        self.rejected: dict[str, ApiError] = {}  # by name of the pod
+        self.attempts: list[str] = []  # names of pods whose annotation was written or rejected
         self.blocked = ""
         self.reporter = PodStatusReporter("n1", self.view, self.pods, self, lambda _: self.blocked)
         self.now = 1000.0
 
-    def pod(self, annotations: dict[str, str] | None = None, **spec: Any) -> Workload:
+    def pod(
+        self, annotations: dict[str, str] | None = None, name: str = "a", **spec: Any
+    ) -> Workload:
         self.view.upsert(
             {
                 "kind": "Pod",
                 "metadata": {
-                    "name": "a",
+                    "name": name,
                     "namespace": "shop",
-                    "uid": "u1",
+                    "uid": "u1" if name == "a" else f"u-{name}",
                     "annotations": annotations or {},
                 },
                 "spec": {"nodeName": "n1", **spec},
                 "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]},
             }
         )
-        (found,) = self.view.pods_on("n1")
+        (found,) = [each for each in self.view.pods_on("n1") if each.name == name]
         return found
 
     async def reconcile(self, later: float = 0.0) -> None:
@@ -54,7 +65,10 @@ class World:
         await self.reporter.reconcile(self.now)
 
     def annotate_captured(self, pod: Workload, captured: bool) -> bool:
+        self.attempts.append(pod.name)
         self._may_fail()
+        if pod.name in self.rejected:
+            raise self.rejected[pod.name]
         self.annotated.append((pod.name, captured))
         return True
 
@@ -195,6 +209,93 @@ async def test_write_is_retried_while_api_server_is_unavailable() -> None:
     world.fails = False
     await world.reconcile(WRITE_RETRY_S)
     assert world.annotated == [("a", True)]
+
+
+TOO_LONG = ApiError(422, "metadata.annotations: Too long: may not be more than 262144 bytes")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TOO_LONG, ApiError(403, "denied"), ApiError(500, "webhook"), ApiError(429, "")],
+    ids=str,
+)
+async def test_rejected_annotation_delays_no_other_pod(error: ApiError) -> None:
+    world = World()
+    for name in ("a", "b", "c"):
+        world.pods.put(captured(world.pod(name=name)))
+    world.rejected["a"] = error
+    await world.reconcile()
+    assert world.annotated == [("b", True), ("c", True)]
+
+
+async def test_more_rejected_annotations_than_a_round_has_writes_delay_no_other_pod() -> None:
+    world = World()
+    names = [f"hostile-{number}" for number in range(2 * MAX_WRITES)]
+    world.rejected = dict.fromkeys(names, TOO_LONG)
+    for name in names:
+        world.pods.put(captured(world.pod(name=name)))
+    for _ in range(3):
+        await world.reconcile(0.1)
+    world.pods.put(captured(world.pod(name="late")))
+    await world.reconcile(WRITE_RETRY_S)
+    assert world.annotated == [("late", True)]
+
+
+async def test_all_pods_of_a_full_node_are_annotated_without_retry_delay() -> None:
+    world = World()
+    names = [f"p{number}" for number in range(2 * MAX_WRITES)]
+    for name in names:
+        world.pods.put(captured(world.pod(name=name)))
+    await world.reconcile()
+    await world.reconcile(0.1)
+    assert sorted(name for name, _ in world.annotated) == sorted(names)
+
+
+async def test_rejected_annotation_backs_off_and_emits_one_event() -> None:
+    world = World()
+    world.pods.put(captured(world.pod()))
+    world.rejected["a"] = TOO_LONG
+    for _ in range(20 * 60):
+        await world.reconcile(1.0)
+    assert len(world.attempts) == 9  # after 5, 10, ... 160 s, then every 300 s
+    ((reason, message),) = world.events
+    assert reason == ANNOTATION_REJECTED
+    assert "Too long" in message
+    assert "remove annotations" in message
+    del world.rejected["a"]
+    await world.reconcile(MAX_WRITE_RETRY_S)
+    assert world.annotated == [("a", True)]
+
+
+async def test_backoff_of_rejected_annotation_does_not_delay_its_removal() -> None:
+    world = World()
+    world.pods.put(captured(world.pod({REDIRECTION_ANNOTATION: "x"})))
+    world.rejected["a"] = TOO_LONG
+    await world.reconcile()
+    world.rejected.clear()
+    world.view.upsert(namespace("shop", {}))
+    await world.reconcile()
+    assert world.annotated == [("a", False)]
+
+
+async def test_defect_of_writer_does_not_end_the_reporter() -> None:
+    world = World()
+    for name in ("a", "b"):
+        world.pods.put(captured(world.pod(name=name)))
+    world.rejected["a"] = RuntimeError("defect")  # type: ignore[assignment]
+    await world.reconcile()
+    assert world.annotated == [("b", True)]
+
+
+async def test_unavailable_server_is_not_tried_for_every_pod() -> None:
+    world = World()
+    for name in ("a", "b", "c"):
+        world.pods.put(captured(world.pod(name=name)))
+    world.rejected["a"] = ApiError(0, "connection refused")
+    await world.reconcile()
+    assert world.attempts == ["a"]
+    await world.reconcile(0.1)
+    assert world.annotated == [("b", True), ("c", True)]
 
 
 def test_same_message_is_the_same_event() -> None:
