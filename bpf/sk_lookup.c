@@ -57,9 +57,40 @@ static __always_inline int zt_is_from_node(struct bpf_sk_lookup *ctx, struct zt_
 {
 	if (!zt_is_node_addr(remote))
 		return 0;
-	if (ctx->protocol != ZT_IPPROTO_TCP || !zt_node_netns_cookie())
+	if (!zt_node_netns_cookie())
 		return 1;
+	if (ctx->protocol != ZT_IPPROTO_TCP)
+		return zt_node_udp_is_known(key);
 	return zt_node_conn_find(key) != 0;
+}
+
+/* Whether the address is captured: the proxy or the agent has a socket for it. */
+static __always_inline int zt_is_captured(struct zt_addr *local)
+{
+	struct bpf_sock *sock = zt_udp_authz_sock_find(local);
+
+	if (!sock)
+		sock = zt_listener_find(local);
+	if (!sock)
+		return 0;
+	bpf_sk_release(sock);
+	return 1;
+}
+
+/*
+ * From the pod's own address to itself. Another host can send this too: the kernel rejects such
+ * datagrams of IPv4 only, and IPV6_FREEBIND permits any source. A forged TCP connection is never
+ * established, because the answer stays in the pod.
+ */
+static __always_inline int zt_lookup_own(struct bpf_sk_lookup *ctx, struct zt_addr *local,
+					 struct zt_four_tuple *key)
+{
+	if (ctx->protocol == ZT_IPPROTO_TCP || ctx->family == ZT_AF_INET)
+		return SK_PASS;
+	if (zt_udp_from_self(key) || !zt_is_captured(local))
+		return SK_PASS;
+	zt_count(ZT_STAT_UDP_FORGED);
+	return SK_DROP;
 }
 
 static __always_inline int zt_lookup_udp(struct bpf_sk_lookup *ctx, struct zt_addr *local,
@@ -124,9 +155,11 @@ int zt_sk_lookup(struct bpf_sk_lookup *ctx)
 	    (ctx->protocol == ZT_IPPROTO_TCP && ctx->local_port == ZT_PORT_HBONE))
 		return SK_PASS;
 	zt_lookup_ips(ctx, &local, &remote);
-	if (zt_same_ip(local.ip, remote.ip) || zt_is_local(remote.ip))
-		return SK_PASS; /* inside the pod: for IPv4 the kernel reports the address's device */
+	if (zt_is_local(remote.ip))
+		return SK_PASS; /* inside the pod: the kernel accepts such a source only from loopback */
 	zt_lookup_tuple(ctx, &local, &remote, &key);
+	if (zt_same_ip(local.ip, remote.ip))
+		return zt_lookup_own(ctx, &local, &key);
 	if (zt_is_from_node(ctx, &remote, &key)) {
 		if (ctx->protocol == ZT_IPPROTO_TCP)
 			zt_count(ZT_STAT_NODE_LOCAL_BYPASS);

@@ -300,6 +300,7 @@ enum zt_stat {
 	ZT_STAT_UDP_DENIED,              /* native datagrams that policy denied */
 	ZT_STAT_UDP_NO_AUTHORIZER,       /* native datagrams dropped: no agent to authorize them */
 	ZT_STAT_UDP_NO_ROUTE,            /* datagrams refused: zt_udp_routes has no room for the route */
+	ZT_STAT_UDP_FORGED,              /* datagrams with the pod's address that the pod did not send */
 	ZT_STAT_MAX,
 };
 

@@ -57,7 +57,11 @@ ZT_MAP("hash", struct zt_addr, __u8, zt_node_addrs, ZT_MAX_NODE_ADDRS, 0);
 /* The netns cookie of the node. 0: the node's processes are not below the attached cgroup, so only
  * addresses identify the node's own connections, such as probes. */
 ZT_MAP("array", __u32, __u64, zt_node_netns, 1, 0);
-/* Connections of the node itself, from one of its addresses; the value is the socket's cookie. */
+/*
+ * Connections of the node itself, from one of its addresses; the value is the socket's cookie. For
+ * UDP, the source address is zero and the value is the time of the last datagram, in nanoseconds
+ * of CLOCK_MONOTONIC.
+ */
 ZT_MAP("lru_hash", struct zt_four_tuple, __u64, zt_node_conns, ZT_MAX_NODE_CONNS, 0);
 ZT_MAP("percpu_array", __u32, __u64, zt_stats, ZT_STAT_MAX, 0);
 ZT_RINGBUF(zt_events, ZT_EVENTS_BYTES);

@@ -77,6 +77,67 @@ static __always_inline __u64 zt_udp_source_pod(const struct zt_four_tuple *key)
 }
 
 /*
+ * Whether the pod sent a datagram from its own address to its own address. For such a datagram, the
+ * kernel reports the device of the address, as it does for one that arrives there.
+ */
+static __always_inline int zt_udp_from_self(const struct zt_four_tuple *key)
+{
+	struct zt_four_tuple opposite = {};
+	struct zt_pod *pod;
+	__u64 netns = zt_udp_source_pod(key);
+
+	if (netns) {
+		pod = zt_pod_find(netns);
+		return pod && zt_is_pod_ip(pod, key->dst);
+	}
+	zt_set_tuple(&opposite, key->dst, key->dport, key->src, key->sport);
+	return zt_udp_is_reply(&opposite);
+}
+
+/*
+ * A process of the node sends a datagram. The source address may not be known yet; the port is 0
+ * for a socket that connects before it is bound.
+ */
+static __always_inline void zt_node_udp_sent(__be16 port, const struct zt_endpoint *dst)
+{
+	struct zt_four_tuple key = {};
+	__u64 now = bpf_ktime_get_ns();
+	__u64 *seen_ns;
+
+	if (zt_is_local(dst->ip))
+		return;
+	key.sport = port;
+	__builtin_memcpy(key.dst, dst->ip, 16);
+	key.dport = dst->port;
+	seen_ns = zt_node_conn_find(&key);
+	if (seen_ns)
+		*seen_ns = now;
+	else
+		zt_node_conn_add(&key, now);
+}
+
+/* Whether a process of the node sent the datagram; the caller has checked the source address. */
+static __always_inline int zt_node_udp_is_known(const struct zt_four_tuple *datagram)
+{
+	__u64 now = bpf_ktime_get_ns();
+	struct zt_four_tuple key = {};
+	__u64 *seen_ns;
+
+	key.sport = datagram->sport;
+	__builtin_memcpy(key.dst, datagram->dst, 16);
+	key.dport = datagram->dport;
+	seen_ns = zt_node_conn_find(&key);
+	if (!seen_ns) {
+		key.sport = 0;
+		seen_ns = zt_node_conn_find(&key);
+	}
+	if (!seen_ns || now - *seen_ns >= ZT_UDP_IDLE_NS)
+		return 0;
+	*seen_ns = now;
+	return 1;
+}
+
+/*
  * The proxy delivers an IPv6 datagram from a token address to an app. Nothing owns these addresses,
  * but for a datagram that never left the pod the kernel reports the pod's own device. sendmsg
  * therefore records the delivery, and sk_lookup rejects a forged datagram from outside.

@@ -60,8 +60,13 @@ static __always_inline enum zt_action zt_udp_classify(struct bpf_sock_addr *ctx,
 	__be16 port;
 	__u8 route;
 
-	if (ctx->protocol != ZT_IPPROTO_UDP || !dst->port || !pod || !ctx->sk)
+	if (ctx->protocol != ZT_IPPROTO_UDP || !dst->port || !ctx->sk)
 		return ZT_PASS;
+	if (!pod) {
+		if (netns == zt_node_netns_cookie())
+			zt_node_udp_sent(zt_local_port(ctx->sk), dst);
+		return ZT_PASS;
+	}
 	known = zt_sock_find(ctx->sk);
 	if (known && known->role == ZT_ROLE_PROXY)
 		return ZT_PASS;

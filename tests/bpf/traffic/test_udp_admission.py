@@ -11,8 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bpf.netns_fixture import PEER4, PEER6, POD4, POD6, BpfNode
+from tests.bpf.netns_fixture import PEER4, PEER6, POD4, POD6, BpfNode, run
+from tests.support.waiting import wait_until
 from ztunnel.datapath import netns
+from ztunnel.datapath.sockopt import IPV6_FREEBIND
 from ztunnel.datapath.udp_admission_maps import UdpAdmissionMaps, UdpDecision, deliver, receive
 from ztunnel.datapath.udp_maps import UdpKernelApi, UdpMaps, udp_sockets
 from ztunnel.mesh.model import SocketAddress
@@ -182,6 +184,102 @@ def test_datagrams_inside_a_pod_need_no_decision(node: BpfNode, gate: Gate) -> N
         with _sock(node, family) as app, _sock(node, family) as other:
             other.sendto(b"mine", (host, _port(app)))
             assert app.recvfrom(100)[0] == b"mine"
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_datagrams_to_own_ipv6_address_are_delivered_in_both_directions(
+    node: BpfNode, gate: Gate, connected: bool
+) -> None:
+    before = gate.count("udp_forged")
+    with netns.entered(node.pod):
+        client = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    client.settimeout(5)
+    with _sock(node, 6) as server, client:
+        to = (POD6, _port(server))
+        if connected:
+            client.connect(to)
+            client.send(b"question")
+        else:
+            client.sendto(b"question", to)
+        data, source = server.recvfrom(100)
+        assert (data, source[0]) == (b"question", POD6)
+        server.sendto(b"answer", source)
+        assert client.recv(100) == b"answer"
+    assert gate.count("udp_forged") == before
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_datagram_forged_from_the_destinations_own_address_is_dropped(
+    node: BpfNode, gate: Gate, is_open: bool
+) -> None:
+    """IPV6_FREEBIND needs no capability."""
+    gate.entry.begin_epoch([POD6] if is_open else [])
+    with _sock(node, 6) as app, _forger(node, POD6) as forger:
+        before = gate.count("udp_forged")
+        forger.sendto(b"forged", (POD6, _port(app)))
+        # Twice: the kernel also looks up the socket for the ICMP error that the drop causes.
+        wait_until(lambda: gate.count("udp_forged") == before + 2, "the drop to be counted")
+        with _sock(node, 6) as other:
+            other.sendto(b"mine", (POD6, _port(app)))
+            assert app.recvfrom(100)[0] == b"mine"
+
+
+def test_datagrams_to_an_own_address_that_is_not_captured_are_delivered(
+    fresh_node: BpfNode,
+) -> None:
+    """For example an address of a second network."""
+    run("ip", "-n", fresh_node.pod_name, "addr", "add", "fd97::1/64", "dev", "eth0", "nodad")
+    with _sock(fresh_node, 6) as app, _sock(fresh_node, 6) as other:
+        other.sendto(b"mine", ("fd97::1", _port(app)))
+        assert app.recvfrom(100)[0] == b"mine"
+
+
+def _forger(node: BpfNode, source: str) -> socket.socket:
+    """A socket of the peer that sends from another address."""
+    with netns.entered(node.peer):
+        made = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    made.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+    made.bind((source, 0))
+    return made
+
+
+@pytest.fixture
+def node_address(node: BpfNode) -> Iterator[None]:
+    """The peer acts as the node: its addresses and its namespace are the node's."""
+    node.maps.set_node_addresses([PEER4, PEER6])
+    node.maps.set_node_netns(netns.cookie(node.peer))
+    yield
+    node.maps.set_node_netns(0)
+    node.maps.set_node_addresses([])
+
+
+@FAMILIES
+@pytest.mark.parametrize("connected", [False, True])
+@pytest.mark.usefixtures("node_address")
+def test_datagrams_of_node_sockets_need_no_decision(
+    node: BpfNode, gate: Gate, family: int, connected: bool
+) -> None:
+    with netns.entered(node.peer):
+        sock = socket.socket(AF[family], socket.SOCK_DGRAM)
+    with _sock(node, family) as app, sock:
+        to = (POD[family], _port(app))
+        for number in range(3):
+            if connected and number == 0:
+                sock.connect(to)
+            sock.send(b"x") if connected else sock.sendto(b"x", to)
+            assert app.recvfrom(100)[1][0] == PEER[family]
+
+
+@FAMILIES
+@pytest.mark.usefixtures("node_address")
+def test_datagrams_with_node_address_that_no_node_socket_sent_are_undecided(
+    node: BpfNode, gate: Gate, family: int
+) -> None:
+    """For example those that kube-proxy forwards from a NodePort."""
+    node.maps.set_node_netns(node.cookie)  # another namespace than the sender's
+    with _sock(node, family) as app, _sock(node, family, in_peer=True) as forwarded:
+        forwarded.sendto(b"forwarded", (POD[family], _port(app)))
+        assert gate.undecided(family)[0] == b"forwarded"
 
 
 @pytest.mark.parametrize("connected", [False, True])

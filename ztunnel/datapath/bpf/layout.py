@@ -60,6 +60,7 @@ class Stat(IntEnum):
     UDP_DENIED = 8
     UDP_NO_AUTHORIZER = 9
     UDP_NO_ROUTE = 10
+    UDP_FORGED = 11
 
 
 class UdpRoute(IntEnum):
