@@ -53,4 +53,4 @@ def cli() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    sys.exit(cli(prog_name="ztunnel"))

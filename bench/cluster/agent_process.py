@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,11 +26,11 @@ from ztunnel.datapath import requirements
 from ztunnel.datapath.bpf.maps import Maps
 from ztunnel.ipc import messages
 from ztunnel.ipc.channel import Channel
+from ztunnel.ipc.python_process import python_argv
 from ztunnel.mesh.state import MeshState
 
 NODE = "bench"  # node of the agent, which has one captured pod
 HERE = "10.200.0.1"  # address of that pod
-MODULE = ("-m", "ztunnel.main")
 
 
 class Worker:
@@ -100,7 +99,7 @@ class AgentProcess:
         with self.log.open("wb") as log:
             self.began = time.monotonic()
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", sys.executable, *MODULE, "agent", *words],
+                ["setpriv", "--pdeathsig", "KILL", *python_argv("ztunnel.main", "agent", *words)],
                 stdout=log,
                 stderr=log,
             )

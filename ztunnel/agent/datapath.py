@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +23,7 @@ from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
 from ztunnel.datapath.udp_admission_maps import UdpAdmissionMaps
 from ztunnel.datapath.udp_maps import UdpKernelApi
 from ztunnel.ipc.messages import ListenerKind
+from ztunnel.ipc.python_process import python_argv
 
 OWN_NETNS = Path("/proc/self/ns/net")
 
@@ -142,8 +142,7 @@ async def load(cgroup: Path | None, pin_dir: Path) -> str:
     """
     cgroup_option = () if cgroup is None else ("--cgroup", str(cgroup))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "ztunnel.main", "loader"),
-        *(*cgroup_option, "--pin-dir", str(pin_dir)),
+        *python_argv("ztunnel.main", "loader", *cgroup_option, "--pin-dir", str(pin_dir)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

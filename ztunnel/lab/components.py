@@ -7,15 +7,14 @@ Each runs in a cgroup of its own below the node's and in the node's network name
 
 from __future__ import annotations
 
-import shutil
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from ztunnel.ipc.python_process import python_argv
 from ztunnel.lab.admin_client import admin_get
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import LabNames
@@ -119,13 +118,13 @@ class Component:
     def _argv(self) -> list[str]:
         if self.kind is ComponentKind.DNS:
             served = [word for ip in addresses.DNS_ADDRESSES for word in ("--address", ip)]
-            module = [sys.executable, "-m", "ztunnel.lab.cluster.dns"]
-            return [*module, "--objects", str(self.names.objects), *served]
+            objects = str(self.names.objects)
+            return python_argv("ztunnel.lab.cluster.dns", "--objects", objects, *served)
         common = ["--node", self.node, "--run-dir", str(self.names.run_dir(self.node))]
         options = [word.replace("{node}", self.node) for word in self.options]
         if self.kind is ComponentKind.AGENT:
             common += self._agent_argv()
-        return [_ztunnel_command(), self.kind.value, *common, *options]
+        return python_argv("ztunnel.main", self.kind.value, *common, *options)
 
     def _agent_argv(self) -> list[str]:
         paths = {
@@ -168,15 +167,3 @@ def _accepts(node_netns: str, ip: str, port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _ztunnel_command() -> str:
-    """The `ztunnel` command that belongs to this interpreter."""
-    beside = Path(sys.executable).with_name("ztunnel")
-    command = str(beside) if beside.exists() else shutil.which("ztunnel")
-    if not command:
-        raise LabError(
-            f"no ztunnel command beside {sys.executable} or in PATH; "
-            "hint: install the package (pip install .) and run ztctl from that environment"
-        )
-    return command

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from ztctl.node import requirement_checks
 from ztctl.node.requirement_checks import CheckResult, Status
 from ztctl.output import Column, Format
 from ztunnel.datapath import requirements
+from ztunnel.ipc.python_process import python_argv
 
 PROBE_TIMEOUT_S = 180.0  # most of it for the compiler, which takes a minute on emulated CPUs
 REMOVE_TIMEOUT_S = 5.0
@@ -72,7 +72,7 @@ def _print_hints(results: list[CheckResult]) -> None:
 
 def _probe() -> list[CheckResult]:
     """Run the probe in new namespaces and a new cgroup."""
-    argv = ["unshare", "--mount", "--net", sys.executable, "-m", "ztctl.node.probe_connection"]
+    argv = ["unshare", "--mount", "--net", *python_argv("ztctl.node.probe_connection")]
     with _probe_cgroup() as cgroup:
         try:
             process = subprocess.run(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -37,7 +38,8 @@ def test_all_sources_of_the_package_are_copied() -> None:
 def test_commands_of_the_manifests_are_in_the_image() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     assert {"ztunnel", "ztctl"} <= set(project["project"]["scripts"])
-    assert 'ENTRYPOINT ["ztunnel"]' in CONTAINERFILE
+    entrypoint = ["/opt/ztunnel/bin/python", "-P", "-I", "-m", "ztunnel.main"]
+    assert f"ENTRYPOINT {json.dumps(entrypoint)}" in CONTAINERFILE
     for name in ("agent", "proxy", "controller"):
         for obj in yaml.safe_load_all((ROOT / "deploy" / f"{name}.yaml").read_text("utf-8")):
             for container in obj["spec"].get("template", {}).get("spec", {}).get("containers", []):
