@@ -9,6 +9,8 @@ EVENTS = {
     "sidecar). The message contains a hint.",
     "MeshAnnotationRejected": "The API server rejects the annotation of a captured pod, for "
     "example because its other annotations leave no room; peers do not use HBONE for it.",
+    "MeshPodInvalid": "A field of an enrolled pod is invalid. The message states the effect, for "
+    "example that all connections to the pod are denied because its labels are too large.",
     "MeshCaptureFailed": "The pod has not been captured for 15 s, or the node cannot run the data "
     "path at all. The message contains the cause and a hint.",
     "MeshCertificateWithheld": "The pod's service account has been missing for 15 s; the agent "

@@ -14,6 +14,7 @@ from tests.support.apiserver.objects import ambient, namespace, pod
 from tests.support.apiserver.server import ApiServer
 from tests.support.apiserver.source_runner import SourceRunner
 from tests.support.waiting import wait_until
+from ztunnel.agent.workers import delta_chunks
 from ztunnel.ipc.channel import MAX_MESSAGE_BYTES
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.policy.rule_index import AuthzRequest
@@ -68,8 +69,8 @@ def create(server: ApiServer, name: str, spec: str, place: str = "hostile") -> N
     server.kubectl("create", "--raw", BASE.format(namespace=place), "-f", "-", stdin=body)
 
 
-def is_allowed(source: SourceRunner, place: str) -> bool:
-    workload = source.workload("a", place)
+def is_allowed(source: SourceRunner, place: str, name: str = "a") -> bool:
+    workload = source.workload(name, place)
     request = AuthzRequest(
         "10.9.9.9", "spiffe://cluster.local/ns/x/sa/y", SocketAddress(workload.addresses[0], 80)
     )
@@ -77,9 +78,10 @@ def is_allowed(source: SourceRunner, place: str) -> bool:
 
 
 def check_messages(source: SourceRunner) -> None:
-    """Every policy that the agent sends to workers fits into a message."""
-    for policy in source.mirror.snapshot().policies:
-        assert len(msgspec.msgpack.encode(policy)) < MAX_MESSAGE_BYTES
+    """Everything that the agent sends to workers fits into its messages."""
+    now = source.mirror.snapshot()
+    for part in delta_chunks.snapshot(now.revision, now.workloads, now.services, now.policies):
+        assert len(msgspec.msgpack.encode(part)) < MAX_MESSAGE_BYTES
 
 
 @pytest.mark.parametrize("name", HOSTILE_SPECS)
@@ -112,8 +114,12 @@ def test_pod_with_15000_labels_and_long_annotations_delays_no_other_pod(clean: A
         wait_until(lambda: watching.workload("late", "victim"), "the later pod")
         assert watching.workload("long", "hostile")
         assert watching.workload("large", "hostile")
+        assert not is_allowed(watching, "hostile", "large")
+        assert is_allowed(watching, "hostile", "long")
         with SourceRunner(clean.admin_kubeconfig) as joining:
             assert joining.workload("late", "victim")
+            assert not is_allowed(joining, "hostile", "large")
+            check_messages(joining)
         clean.kubectl("delete", "pod", "large", "-n", "hostile", "--force", "--grace-period=0")
         clean.kubectl("delete", "pod", "long", "-n", "hostile", "--force", "--grace-period=0")
         wait_until(lambda: not watching.workload("large", "hostile"), "the pod to be removed")

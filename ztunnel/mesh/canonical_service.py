@@ -11,6 +11,7 @@ from ztunnel.mesh.model import Workload
 OWNER_KINDS = ("deployment", "cronjob", "job", "pod")
 _SERVICE = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
 _REVISION = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
+LABELS = (*_SERVICE, *_REVISION)
 
 
 def owner(workload: Workload) -> tuple[str, str]:

@@ -46,6 +46,7 @@ MAX_WRITES = 50  # per round
 CAPTURE_REFUSED, CAPTURE_FAILED = "MeshCaptureRefused", "MeshCaptureFailed"
 CERTIFICATE_WITHHELD = "MeshCertificateWithheld"
 ANNOTATION_REJECTED = "MeshAnnotationRejected"
+POD_INVALID = "MeshPodInvalid"
 REJECTED = frozenset({400, 413, 422})  # HTTP statuses that blame the object that is written
 
 WriteKey = tuple[str, str | bool, str]  # pod uid, and what is written
@@ -205,6 +206,8 @@ class PodStatusReporter:
                 hint = f"run `ztctl pod list` on node {self._node}, or restart the pod"
                 message = f"not captured yet: {error}; hint: {hint}"
                 yield from self._event(pod, CAPTURE_FAILED, message)
+            if pod.enrolled and (invalid := self._view.pod_error(pod.namespace, pod.name)):
+                yield from self._event(pod, POD_INVALID, invalid)
             failure = self._failures.get((pod.pod_uid, True, ""))
             if failure and failure.is_rejection:
                 message = (

@@ -9,6 +9,8 @@ import msgspec
 import structlog
 
 from ztunnel.ipc.messages import HostGroup, MeshDelta
+from ztunnel.kube.objects.policies import replace_oversized
+from ztunnel.kube.objects.service_entries import MAX_ADDRESSES
 from ztunnel.mesh.model import Service, Workload
 from ztunnel.mesh.policy.model import AuthorizationPolicy, PeerAuthentication, Policy
 
@@ -16,6 +18,8 @@ CHUNK_BYTES = 240 * 1024  # of items in a message, which stays below 256 KiB wit
 
 MAX_GROUP_HOSTS = 256  # of 253 characters: 64 KiB, and CHUNK_BYTES with the shared part
 _GROUP_FRAME_BYTES = 32  # the names of the fields of a HostGroup
+
+MAX_EXPORTS = 256  # namespaces of a service that is too large for a message
 
 Item = Workload | Service | HostGroup | Policy
 
@@ -127,6 +131,15 @@ def _truncate(item: Item) -> tuple[Item, int]:
         return HostGroup(service, item.hosts), length + hosts + _GROUP_FRAME_BYTES
     if isinstance(item, Service):
         return _truncate_service(item, CHUNK_BYTES)
+    length = len(_encoder.encode(item))
+    if length <= CHUNK_BYTES:
+        return item, length
+    # a backstop: the cluster view bounds labels and policies
+    if isinstance(item, Workload):
+        log.error("object too large for a message", object=item.uid, bytes=length)
+        item = msgspec.structs.replace(item, labels={}, capture_refused="")
+    else:
+        item = replace_oversized(item)
     return item, len(_encoder.encode(item))
 
 
@@ -139,6 +152,17 @@ def _truncate_service(item: Service, max_bytes: int) -> tuple[Service, int]:
         )
         ordered = sorted(item.endpoints, key=lambda endpoint: not endpoint.ready)
         item = msgspec.structs.replace(item, endpoints=tuple(ordered[:limit]))
+        length = len(_encoder.encode(item))
+    if length > max_bytes:
+        log.error("object too large for a message", object=item.key, bytes=length)
+        # connections to a port that a service lacks are refused
+        item = msgspec.structs.replace(
+            item,
+            vips=item.vips[:MAX_ADDRESSES],
+            ports=(),
+            networks=(),
+            export_to=item.export_to[:MAX_EXPORTS],
+        )
         length = len(_encoder.encode(item))
     return item, length
 

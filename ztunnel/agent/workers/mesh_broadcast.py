@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import structlog
+
 from ztunnel.agent.workers import delta_chunks
 from ztunnel.agent.workers.handlers import SessionObserver
 from ztunnel.agent.workers.registry import SessionRegistry
@@ -10,6 +12,8 @@ from ztunnel.agent.workers.session import Session
 from ztunnel.ipc.messages import MeshDelta
 from ztunnel.kube.view.cluster_view import ClusterView, ViewChange
 from ztunnel.kube.view.publisher import ViewConsumer
+
+log = structlog.get_logger()
 
 
 class MeshBroadcast(ViewConsumer, SessionObserver):
@@ -34,8 +38,13 @@ class MeshBroadcast(ViewConsumer, SessionObserver):
             policies=change.policies,
             removed_policies=change.removed_policies,
         )
-        for part in delta_chunks.change(delta):
-            self._sessions.broadcast(part)
+        try:
+            for part in delta_chunks.change(delta):
+                self._sessions.broadcast(part)
+        except Exception:  # a defect: a worker that misses a part must not continue without it
+            log.exception("mesh change not sent", revision=change.revision)
+            for session in self._sessions.sessions:
+                session.close("a change could not be sent")
 
     def joined(self, session: Session) -> None:
         now = self._view.snapshot()

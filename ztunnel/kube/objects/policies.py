@@ -125,6 +125,51 @@ def _fallback(fields: Fields, empty: AuthorizationPolicy, scope: str, reason: st
     return ParsedPolicy(policy, targets)
 
 
+def replace_oversized(policy: Policy) -> Policy:
+    """The policy, or its fallback for the whole namespace if it is too large for a message.
+
+    With targetRefs, the size is known only after the selections of the services are resolved.
+    """
+    try:
+        _check_size(policy)
+    except TranslateError as error:
+        log.warning("policy too large", policy=policy.key, error=str(error))
+        everything = Selection(policy.namespace)
+        if isinstance(policy, PeerAuthentication):
+            return PeerAuthentication(
+                namespace=policy.namespace,
+                name=policy.name,
+                level=Level.WORKLOAD,
+                selection=everything,
+                mode=MtlsMode.STRICT,
+                created=policy.created,
+                refused=str(error),
+            )
+        return AuthorizationPolicy(
+            namespace=policy.namespace,
+            name=policy.name,
+            action=policy.action,
+            selections=(everything,),
+            rules=(Rule(0),) if policy.action is Action.DENY else (),
+            dry_run=policy.dry_run,
+            ignored=policy.ignored[:MAX_REASON_CHARS],
+            refused=str(error),
+        )
+    return policy
+
+
+def deny_workload(namespace: str, pod: str, uid: str, reason: str) -> AuthorizationPolicy:
+    """Denies all connections to one pod. Its name is one that no policy object can have."""
+    return AuthorizationPolicy(
+        namespace=namespace,
+        name=f"pod:{pod}",
+        action=Action.DENY,
+        selections=(Selection(uid=uid),),
+        rules=(Rule(0),),
+        refused=reason,
+    )
+
+
 def _check_size(*parts: Policy | Selection) -> None:
     """Raises TranslateError if they are too large for a message to the proxy."""
     size = sum(len(msgspec.msgpack.encode(part)) for part in parts)

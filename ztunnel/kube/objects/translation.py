@@ -13,10 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ztunnel.kube.objects.fields import Fields, Object, key_of
+from ztunnel.mesh import canonical_service
 from ztunnel.mesh.address import AddressError, canonical
 from ztunnel.mesh.enrollment import (
     REDIRECTION_ANNOTATION,
     REDIRECTION_ENABLED,
+    TUNNEL_LABEL,
     CaptureRejected,
     Enrolled,
     decide,
@@ -34,7 +36,12 @@ from ztunnel.mesh.model import (
 CAPACITY_ANNOTATION = "ambient.ztunnel.dev/capacity"
 SERVICE_LABEL = "kubernetes.io/service-name"  # of an EndpointSlice
 HASH_LABEL = "pod-template-hash"
+MAX_LABELS_BYTES = 32 * 1024  # of a pod; with more, it is denied instead of selected by labels
 
+_TELEMETRY_LABELS = (
+    *canonical_service.LABELS,
+    *("topology.kubernetes.io/region", "topology.kubernetes.io/zone", TUNNEL_LABEL),
+)
 _FINISHED = frozenset({"Succeeded", "Failed"})
 _CRON_JOB = re.compile(r"(.+)-[0-9]{8,10}")  # CronJobs add the scheduled minute; as in Istio
 
@@ -60,7 +67,7 @@ class Cluster:
 @dataclass(frozen=True, slots=True)
 class Pod:
     """A parsed Pod. `warning`: which invalid field was replaced by its default. `host_addresses`
-    are those of its node."""
+    are those of its node. `denied`: why all connections to it are denied; usually empty."""
 
     namespace: str
     name: str
@@ -76,6 +83,7 @@ class Pod:
     owner: tuple[str, str]
     capacity: int
     warning: str
+    denied: str
     host_addresses: tuple[str, ...] = ()
 
     @property
@@ -122,6 +130,8 @@ def read_pod(obj: Object) -> Pod:
     metadata, spec, status = (fields.mapping(name) for name in ("metadata", "spec", "status"))
     labels, annotations = metadata.labels("labels"), metadata.labels("annotations")
     capacity, warning = _capacity(annotations)
+    denied = _labels_error(labels)
+    warning = denied or warning
     account = spec.string("serviceAccountName") or spec.string("serviceAccount")
     pod = Pod(
         namespace=key.namespace,
@@ -138,6 +148,7 @@ def read_pod(obj: Object) -> Pod:
         owner=_owner(metadata, labels, key.name),
         capacity=capacity,
         warning=f"{key}: {warning}" if warning else "",
+        denied=denied,
         host_addresses=_host_addresses(status),
     )
     if pod.is_workload and not pod.uid:
@@ -178,7 +189,7 @@ def workload(pod: Pod, namespace_labels: Mapping[str, str], cluster: Cluster) ->
         host_network=pod.host_network,
         ready=pod.ready,
         capacity=pod.capacity,
-        labels=pod.labels,
+        labels=_telemetry_labels(pod.labels) if pod.denied else pod.labels,
         owner_kind=pod.owner[0],
         owner_name=pod.owner[1],
         capture_refused=refused,
@@ -279,6 +290,20 @@ def read_all_node_addresses(obj: Object) -> tuple[str, ...]:
 
 def _fields(obj: Object) -> Fields:
     return Fields(obj, f"{key_of(obj)}: ")
+
+
+def _labels_error(labels: Mapping[str, str]) -> str:
+    size = sum(len(name) + len(value) for name, value in labels.items())
+    if size <= MAX_LABELS_BYTES:
+        return ""
+    return (
+        f"its labels have {size} characters, want at most {MAX_LABELS_BYTES}: "
+        "all connections to the pod are denied"
+    )
+
+
+def _telemetry_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    return {name: labels[name][:63] for name in _TELEMETRY_LABELS if name in labels}
 
 
 def _capacity(annotations: Mapping[str, str]) -> tuple[int, str]:

@@ -218,6 +218,10 @@ class ClusterView:
         """The errors and warnings of objects, by object."""
         return dict(self._errors)
 
+    def pod_error(self, namespace: str, name: str) -> str:
+        """The error or warning of a pod; empty if there is none."""
+        return self._errors.get(str(make_key("Pod", namespace, name)), "")
+
     def _set_error(self, name: str, error: str) -> None:
         if not error:
             self._errors.pop(name, None)
@@ -266,6 +270,8 @@ class ClusterView:
     def _put_pod(self, key: ObjectKey, obj: Object) -> str:
         pod = translation.read_pod(obj)
         self._pods[key.namespace][key.name] = pod
+        uid = self._cluster.workload_uid(key.namespace, key.name)
+        self._policies.deny_workload(key.namespace, key.name, uid, pod.denied)
         self._derive(pod)
         self.entries.set_cluster_addresses(str(key), pod.addresses if pod.is_workload else ())
         # an agent watches no other node than its own, but all pods
@@ -278,7 +284,9 @@ class ClusterView:
             del self._pods[key.namespace]
         self.entries.set_cluster_addresses(str(key), ())
         self.entries.set_cluster_addresses(f"the node of {key}", ())
-        self._set_workload(self._cluster.workload_uid(key.namespace, key.name), None)
+        uid = self._cluster.workload_uid(key.namespace, key.name)
+        self._set_workload(uid, None)
+        self._policies.deny_workload(key.namespace, key.name, uid, "")
         self.entries.pods_changed(key.namespace)
 
     def _derive(self, pod: translation.Pod) -> None:

@@ -16,13 +16,15 @@ import msgspec
 from ztunnel.kube.objects.fields import Object, ObjectKey
 from ztunnel.kube.objects.policies import (
     ParsedPolicy,
+    deny_workload,
     read_authorization_policy,
     read_peer_authentication,
+    replace_oversized,
 )
 from ztunnel.kube.objects.translation import ServiceSpec
 from ztunnel.kube.view.tracked_map import TrackedMap
 from ztunnel.mesh.model import Service
-from ztunnel.mesh.policy.model import AuthorizationPolicy, Policy, Selection
+from ztunnel.mesh.policy.model import Policy, Selection
 
 
 class PolicyIndex:
@@ -68,6 +70,11 @@ class PolicyIndex:
         self._remove_targets(name)
         self._policies.put(name, None)
 
+    def deny_workload(self, namespace: str, pod: str, uid: str, reason: str) -> None:
+        """Deny all connections to a pod; with an empty reason, no longer."""
+        policy = deny_workload(namespace, pod, uid, reason)
+        self._policies.put(policy.key, policy if reason else None)
+
     def service_changed(self, service: str) -> None:
         """The selector or the endpoints of a service have changed, or it was added or removed."""
         self._stale |= self._policies_of.get(service, set())
@@ -95,7 +102,7 @@ class PolicyIndex:
             self._policies.put(name, self._with_selections(self._targeted[name]))
         self._stale.clear()
 
-    def _with_selections(self, parsed: ParsedPolicy) -> AuthorizationPolicy:
+    def _with_selections(self, parsed: ParsedPolicy) -> Policy:
         selections: list[Selection] = []
         warnings = list(parsed.policy.warnings)
         for service in parsed.targets:
@@ -105,9 +112,10 @@ class PolicyIndex:
                 warnings.append(
                     f"Service {service} has no selector and no endpoints: it selects no pods"
                 )
-        return msgspec.structs.replace(
+        resolved = msgspec.structs.replace(
             parsed.policy, selections=tuple(selections), warnings=tuple(warnings)
         )
+        return replace_oversized(resolved)
 
     def _selections_of(self, service: str) -> list[Selection]:
         spec, joined = self._spec(service), self._joined(service)

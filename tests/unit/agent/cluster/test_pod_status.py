@@ -13,12 +13,14 @@ from ztunnel.agent.cluster.pod_status import (
     ERROR_DURATION_S,
     MAX_WRITE_RETRY_S,
     MAX_WRITES,
+    POD_INVALID,
     WRITE_RETRY_S,
     PodStatusReporter,
 )
 from ztunnel.agent.pods.pod import Pod, PodState
 from ztunnel.agent.pods.registry import PodTable
 from ztunnel.kube.client.request import ApiError
+from ztunnel.kube.objects.translation import CAPACITY_ANNOTATION
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.kube.writers.pod_writer import event
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
@@ -276,6 +278,16 @@ async def test_backoff_of_rejected_annotation_does_not_delay_its_removal() -> No
     world.view.upsert(namespace("shop", {}))
     await world.reconcile()
     assert world.annotated == [("a", False)]
+
+
+async def test_pod_that_has_an_invalid_field_has_one_event() -> None:
+    world = World()
+    world.pod({CAPACITY_ANNOTATION: "many"})
+    await world.reconcile()
+    await world.reconcile(1.0)
+    ((reason, message),) = world.events
+    assert reason == POD_INVALID
+    assert "want a positive number" in message
 
 
 async def test_defect_of_writer_does_not_end_the_reporter() -> None:

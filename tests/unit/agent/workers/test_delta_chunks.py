@@ -11,8 +11,18 @@ from tests.support.agent_fakes import workload
 from ztunnel.agent.workers import delta_chunks
 from ztunnel.ipc.messages import MeshDelta
 from ztunnel.kube.objects.policies import MAX_POLICY_BYTES
-from ztunnel.mesh.model import Endpoint, Service
-from ztunnel.mesh.policy.model import Attribute, AuthorizationPolicy, MatchTerms, Rule
+from ztunnel.mesh.model import Endpoint, Service, ServicePort
+from ztunnel.mesh.policy.model import (
+    Action,
+    Attribute,
+    AuthorizationPolicy,
+    Level,
+    MatchTerms,
+    MtlsMode,
+    PeerAuthentication,
+    Rule,
+    Selection,
+)
 from ztunnel.mesh.state import MeshState
 
 PACKET = 256 * 1024  # bytes
@@ -142,3 +152,43 @@ def test_truncated_entry_remains_within_a_message() -> None:
     expanded = [each for part in parts for each in part.expanded().services]
     assert len(expanded) == 256
     assert expanded[0].endpoints
+
+
+def test_service_with_too_many_ports_keeps_its_address_and_has_no_port() -> None:
+    """Connections to a port that a service lacks are refused, not passed through."""
+    ports = tuple(ServicePort(number, f"port-{number}") for number in range(1, 60_000))
+    giant = Service(namespace="shop", name="giant", vips=("10.96.0.9",), ports=ports)
+    (part,) = delta_chunks.snapshot(1, (), [giant])
+    assert _size(part) <= PACKET
+    (sent,) = part.services
+    assert (sent.vips, sent.ports) == (("10.96.0.9",), ())
+
+
+def test_workload_larger_than_a_message_is_sent_without_labels() -> None:
+    giant = msgspec.structs.replace(workload("w"), labels={"k": "v" * 2_000_000})
+    (part,) = delta_chunks.snapshot(1, [giant], ())
+    assert part.workloads == (msgspec.structs.replace(giant, labels={}),)
+
+
+def test_policy_larger_than_a_message_denies_its_namespace() -> None:
+    selections = tuple(Selection(uid=f"Kubernetes//Pod/shop/pod-{n}") for n in range(50_000))
+    allow = AuthorizationPolicy(namespace="shop", name="a", selections=selections, rules=(Rule(0),))
+    deny = msgspec.structs.replace(allow, name="d", action=Action.DENY)
+    peer = PeerAuthentication(
+        namespace="shop",
+        name="p",
+        level=Level.WORKLOAD,
+        selection=Selection("shop", {"k": "v" * 2_000_000}),
+        mode=MtlsMode.PERMISSIVE,
+    )
+    (part,) = delta_chunks.snapshot(1, (), (), [allow, deny, peer])
+    assert _size(part) <= PACKET
+    for policy in part.policies:
+        assert "want at most" in policy.refused
+    allowing, denying, strict = part.policies
+    assert isinstance(allowing, AuthorizationPolicy)
+    assert (allowing.selections, allowing.rules) == ((Selection("shop"),), ())
+    assert isinstance(denying, AuthorizationPolicy)
+    assert (denying.selections, denying.rules) == ((Selection("shop"),), (Rule(0),))
+    assert isinstance(strict, PeerAuthentication)
+    assert (strict.mode, strict.selection) == (MtlsMode.STRICT, Selection("shop"))

@@ -14,8 +14,11 @@ from tests.support import kube_objects as objects
 from tests.support.kube_objects import AMBIENT
 from ztunnel.kube.objects import translation
 from ztunnel.kube.objects.fields import Object, ObjectKey, key_of
+from ztunnel.kube.objects.translation import SERVICE_LABEL
 from ztunnel.kube.view.cluster_view import ClusterView, ViewChange
-from ztunnel.mesh.model import TunnelProtocol, Workload
+from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
+from ztunnel.mesh.policy.model import Action, AuthorizationPolicy, Rule, Selection
+from ztunnel.mesh.policy.rule_index import AuthzRequest
 from ztunnel.mesh.selectors import parse
 from ztunnel.mesh.state import MeshState
 
@@ -354,3 +357,66 @@ def test_change_has_the_pods_of_the_node_and_whether_they_changed() -> None:
     empty = view.drain()
     assert (bool(empty), empty.revision, empty.local_changed) == (False, third.revision, False)
     assert view.snapshot().revision == third.revision
+
+
+def labeled(**labels: str) -> Object:
+    pod = objects.pod("a", "10.0.0.1")
+    return pod | {"metadata": pod["metadata"] | {"labels": labels}}
+
+
+HUGE = {f"label-{number}": "x" * 60 for number in range(1000)}
+
+
+def test_pod_with_too_many_labels_is_denied_and_keeps_its_telemetry_labels() -> None:
+    mirror = make(labeled(app="web", **HUGE))
+    change = mirror.drain()
+    (workload,), (policy,) = change.workloads, change.policies
+    assert workload.labels == {"app": "web"}
+    assert isinstance(policy, AuthorizationPolicy)
+    assert (policy.action, policy.selections) == (Action.DENY, (Selection(uid=workload.uid),))
+    assert "all connections to the pod are denied" in mirror.errors()["Pod default/a"]
+    assert mirror.pod_error("default", "a") == mirror.errors()["Pod default/a"]
+    state = MeshState()
+    state.apply(change)
+    target = SocketAddress("10.0.0.1", 80)
+    request = AuthzRequest("10.0.0.2", "spiffe://td/ns/x/sa/y", target)
+    assert not state.policies.decide(workload, request).allowed
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_pod_with_too_many_labels_is_denied_until_it_changes(is_deleted: bool) -> None:
+    mirror = make(labeled(**HUGE))
+    (policy,) = mirror.drain().policies
+    if is_deleted:
+        mirror.delete("Pod", "default", "a")
+    else:
+        mirror.upsert(labeled(app="web"))
+    assert mirror.drain().removed_policies == (policy.key,)
+    assert mirror.errors() == {}
+
+
+def test_policy_whose_services_have_too_many_pods_denies_its_namespace() -> None:
+    """Their size is known only after the services are joined."""
+    service = objects.service("s", "10.96.0.1")
+    endpoints = [
+        {
+            "addresses": [f"10.{number >> 8}.{number & 255}.1"],
+            "targetRef": {"kind": "Pod", "name": f"{number}-" + "x" * 200, "namespace": "default"},
+        }
+        for number in range(2000)
+    ]
+    piece = {
+        "kind": "EndpointSlice",
+        "metadata": {"name": "s-1", "namespace": "default", "labels": {SERVICE_LABEL: "s"}},
+        "addressType": "IPv4",
+        "endpoints": endpoints,
+        "ports": [{"port": 80}],
+    }
+    service["spec"].pop("selector", None)
+    spec = {"action": "DENY", "targetRefs": [{"kind": "Service", "name": "s"}]}
+    metadata = {"name": "p", "namespace": "default"}
+    policy = {"kind": "AuthorizationPolicy", "metadata": metadata, "spec": spec}
+    (found,) = make(service, piece, policy).drain().policies
+    assert isinstance(found, AuthorizationPolicy)
+    assert "want at most" in found.refused
+    assert (found.selections, found.rules) == ((Selection("default"),), (Rule(0),))
