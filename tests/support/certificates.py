@@ -18,9 +18,10 @@ HOUR = datetime.timedelta(hours=1)
 class Authority:
     """A self-signed CA."""
 
-    def __init__(self) -> None:
+    def __init__(self, organization: str = "cluster.local") -> None:
+        """OpenSSL finds issuers by name: roots that are trusted together need different ones."""
         self.key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "cluster.local")])
+        name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization)])
         now = datetime.datetime.now(datetime.UTC)
         self.root = (
             x509.CertificateBuilder()

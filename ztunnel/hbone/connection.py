@@ -211,6 +211,13 @@ class Connection(FrameHandlers):
             self._goaway_sent = max(self._streams.highest, 0) if self._is_server else 0
         self._out += frames.goaway(self._goaway_sent, code)
 
+    def announce_goaway(self) -> None:
+        """Server: ask the peer to open no more streams; those on the way are still accepted.
+
+        RFC 9113 6.8: `goaway` follows after a round trip.
+        """
+        self._out += frames.goaway(constants.MAX_STREAM_ID, ErrorCode.NO_ERROR)
+
     # Receiving
 
     def receive(self, data: memoryview, now: float) -> list[Event]:

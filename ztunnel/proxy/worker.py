@@ -12,7 +12,9 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -43,6 +45,7 @@ from ztunnel.proxy.agent_link.introspection import view
 from ztunnel.proxy.agent_link.same_node_reporter import SameNodeReporter
 from ztunnel.proxy.agent_link.session import Message, Session
 from ztunnel.proxy.context import Context
+from ztunnel.proxy.handlers.inbound import HboneConnection
 from ztunnel.proxy.handlers.udp import PodUdp
 from ztunnel.proxy.listeners import add_listener
 from ztunnel.proxy.local_pod import Pod, RequestSockets, add_sockets
@@ -50,12 +53,14 @@ from ztunnel.proxy.mesh_sync import MeshSync
 from ztunnel.proxy.process.heartbeat import WorkerState
 from ztunnel.proxy.process.signals import Signals
 from ztunnel.proxy.tls import credentials
+from ztunnel.proxy.tunnel.tunnel import Tunnel
 from ztunnel.telemetry.logs import set_level
 
 DRAIN_TIMEOUT_S = 5.0  # the default of Istio's ztunnel
 DRAIN_CHECK_INTERVAL_S = 0.05
 HEARTBEAT_INTERVAL_S = 0.5
 GC_THRESHOLD = 50_000  # container objects allocated between collections
+VERIFY_BATCH = 8  # chains per turn, a millisecond
 SOCKET_NAME = "agent.sock"
 MAX_FDS_PER_HELLO = 240  # below SCM_MAX_FD (253); the rest goes into further messages
 
@@ -118,10 +123,10 @@ class Worker:
                 self.context.tracker.access.settings = message
             case MeshDelta():
                 self._mesh_sync.apply(message)  # policy is enforced during a drain, too
+            case Certificate():
+                self._on_certificate(message)  # during a drain, too: it may remove roots
             case _ if self._draining:
                 pass  # no new work
-            case Certificate():
-                self._on_certificate(message)
             case CertificateRemoved():
                 self.context.credentials.pop(message.identity, None)
             case PodAdded():
@@ -141,17 +146,40 @@ class Worker:
             os.close(fds.pop())
 
     def _on_certificate(self, message: Certificate) -> None:
+        previous = self.context.credentials.get(message.identity)
         try:
-            self.context.credentials[message.identity] = credentials.load_credentials(message)
+            loaded = credentials.load_credentials(message)
         except ValueError as error:
             log.error("certificate unusable", identity=message.identity, error=str(error))
             return
+        self.context.credentials[message.identity] = loaded
+        if previous is not None:
+            previous.successor = loaded
         log.info("certificate received", identity=message.identity, not_after=message.not_after)
         self.context.pool.invalidate(
             lambda key: key.source == message.identity, "certificate renewed", fail_waiting=False
         )
+        if previous is None or not set(previous.roots) <= set(loaded.roots):
+            self._verify_tunnels(loaded, deque(self._tunnels(message.identity)))
         for pod in self.pods.values():
             self._announce(pod)
+
+    def _tunnels(self, identity: str) -> Iterator[Tunnel]:
+        """The tunnels from and to the pods of an identity, draining ones too."""
+        for tunnel, key in self.context.pool.open.items():
+            if key.source == identity:
+                yield tunnel
+        for pod in [*self.pods.values(), *self._removed]:
+            for connection in pod.live if pod.identity == identity else ():
+                if isinstance(connection, HboneConnection) and connection.tunnel is not None:
+                    yield connection.tunnel
+
+    def _verify_tunnels(self, loaded: credentials.Credentials, tunnels: deque[Tunnel]) -> None:
+        """Close the tunnels whose peer no root is left for. A batch per turn: others wait."""
+        for _ in range(min(len(tunnels), VERIFY_BATCH)):
+            tunnels.popleft().close_if_untrusted(loaded)
+        if tunnels:
+            self.context.loop.defer(partial(self._verify_tunnels, loaded, tunnels))
 
     def _on_pod_added(self, added: PodAdded, fds: list[int]) -> None:
         pod = self.pods.get(added.pod_uid)
@@ -221,7 +249,7 @@ class Worker:
 
     def _announce(self, pod: Pod) -> None:
         """Report once per session that the pod is served: it has listeners and a certificate."""
-        if pod.uid in self._announced or not pod.listeners:
+        if pod.uid in self._announced or not pod.listeners or self._draining:
             return
         if pod.identity in self.context.credentials:
             self._announced.add(pod.uid)

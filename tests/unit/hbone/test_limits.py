@@ -232,6 +232,24 @@ def test_draining_server_refuses_new_streams_and_serves_open_ones() -> None:
     assert payload_of(events) == b"still here"
 
 
+def test_server_accepts_streams_that_were_on_the_way_when_it_announced_goaway() -> None:
+    server, client = greeted(Role.SERVER), greeted(Role.CLIENT)
+    client.request(CONNECT)
+    server.receive(memoryview(request(1)), 0.0)
+    server.announce_goaway()
+    (sent,) = split(server.take_output())
+    assert sent[0] == FrameType.GOAWAY
+    assert client.receive(memoryview(frames.goaway(constants.MAX_STREAM_ID, 0)), 0.0) == [
+        GoAway(constants.MAX_STREAM_ID, 0)
+    ]
+    assert (client.open_streams, client.can_open_stream) == (1, False)
+    (event,) = server.receive(memoryview(request(3)), 0.0)
+    assert isinstance(event, RequestReceived)
+    server.goaway()
+    assert split(server.take_output())[-1][3] == frames.goaway(3, 0)[9:]
+    assert server.receive(memoryview(request(5)), 0.0) == []
+
+
 def test_client_respects_the_peers_stream_limit() -> None:
     client = Connection(Role.CLIENT)
     limit = frames.settings_frame([(Setting.MAX_CONCURRENT_STREAMS, 1)])

@@ -45,7 +45,7 @@ class HboneServer:
         handshake = Handshake(
             self._context.loop,
             sock,
-            credentials.server,
+            credentials,
             self._context.buffers,
             connection,
             check_identity=self._check_identity,
@@ -118,6 +118,11 @@ class HboneConnection:
     def on_closed(self, tunnel: Tunnel, reason: str) -> None:
         self._tunnel = None
         self.pod.live.discard(self)
+
+    @property
+    def tunnel(self) -> Tunnel | None:
+        """None once it is closed."""
+        return self._tunnel
 
     def abort(self, reason: str) -> None:
         if self._tunnel is not None:

@@ -7,13 +7,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL
-from OpenSSL.crypto import X509
+from OpenSSL.crypto import X509, X509Store, X509StoreContext, X509StoreContextError
 
 from ztunnel.ipc.messages import Certificate
 from ztunnel.mesh import spiffe
@@ -22,6 +23,7 @@ from ztunnel.proxy.tls.session import TlsSession
 ALPN = b"h2"
 CIPHERS = frozenset({"TLS_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256"})  # istio ztunnel: tls
 _Key = EllipticCurvePrivateKey | RSAPrivateKey
+_NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, openssl/x509_vfy.h
 _SESSION_ID_CONTEXT = b"ztunnel"  # session ID context: OpenSSL requires one to resume sessions
 
 
@@ -29,14 +31,53 @@ class PeerVerificationError(Exception):
     """TLS succeeded, but the peer is not acceptable; the text is the reason."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class PeerSession(Protocol):
+    """A session whose handshake is complete, see `TlsSession`."""
+
+    @property
+    def peer_certificate(self) -> x509.Certificate: ...
+
+    @property
+    def peer_chain(self) -> list[x509.Certificate]: ...
+
+
+@dataclass(slots=True, eq=False)
 class Credentials:
-    """The certificate and roots of one identity. A renewal creates a new object."""
+    """The certificate and roots of one identity. A renewal creates a new object: `successor`."""
 
     identity: str
     not_after: float  # Unix seconds
     client: SSL.Context
     server: SSL.Context
+    roots: tuple[x509.Certificate, ...]
+    issuers: tuple[x509.Certificate, ...]  # of the own certificate
+    successor: Credentials | None = None
+
+    @property
+    def latest(self) -> Credentials:
+        """The credentials after all renewals so far."""
+        latest = self
+        while latest.successor is not None:
+            latest = latest.successor
+        return latest
+
+    def trusts(self, session: PeerSession) -> bool:
+        """Whether the peer's certificate chains to the roots, regardless of its expiry.
+
+        A resumed session has no intermediate certificates of the peer. Those of the own chain
+        replace them, because the workloads of a mesh usually have the same issuer.
+        """
+        store = X509Store()
+        store.set_flags(_NO_CHECK_TIME)
+        for root in self.roots:
+            store.add_cert(X509.from_cryptography(root))
+        try:
+            leaf = X509.from_cryptography(session.peer_certificate)
+            chain = [X509.from_cryptography(one) for one in (*session.peer_chain, *self.issuers)]
+            X509StoreContext(store, leaf, chain).verify_certificate()
+        except (X509StoreContextError, ValueError):
+            return False
+        return True
 
 
 def load_credentials(certificate: Certificate) -> Credentials:
@@ -59,6 +100,8 @@ def load_credentials(certificate: Certificate) -> Credentials:
         not_after=certificate.not_after,
         client=client,
         server=server,
+        roots=tuple(roots),
+        issuers=tuple(chain[1:]),
     )
 
 

@@ -52,17 +52,20 @@ class Handshake:
         self,
         loop: EventLoop,
         sock: socket.socket,
-        context: SSL.Context,
+        own: credentials.Credentials,
         buffers: BufferPool,
         owner: HandshakeOwner,
         *,
         check_identity: Callable[[str], str],
         resume: SSL.Session | None = None,
     ) -> None:
-        """`resume` (client): a session of `context` to resume, if the server still accepts it."""
+        """`own`: the credentials of this side; the peer must also be trusted by their successor.
+
+        `resume` (client): a session of `own.client` to resume, if the server still accepts it.
+        """
         self._loop = loop
         self._sock = sock
-        self._context = context
+        self._own = own
         self._buffers = buffers
         self._owner = owner
         self._check_identity = check_identity
@@ -110,7 +113,7 @@ class Handshake:
         self._state = HandshakeState.HANDSHAKING
         self._session = TlsSession(
             self._sock,
-            self._context,
+            self._own.server if server_side else self._own.client,
             self._buffers,
             server_side=server_side,
             resume=self._resume,
@@ -120,7 +123,7 @@ class Handshake:
     def _step(self, session: TlsSession) -> None:
         try:
             wait_for = session.handshake()
-            peer = "" if wait_for else credentials.check_peer(session)
+            peer = "" if wait_for else self._check_peer(session)
         except credentials.PeerVerificationError as error:
             self._fail(Reason(str(error), Flag.IDENTITY_ERROR))
         except CertificateError as error:
@@ -134,6 +137,14 @@ class Handshake:
                 self._watch(wait_for)
             else:
                 self._finish(session, peer)
+
+    def _check_peer(self, session: TlsSession) -> str:
+        """The peer's SPIFFE ID. The roots may have changed since the handshake began."""
+        peer = credentials.check_peer(session)
+        latest = self._own.latest
+        if latest is not self._own and not latest.trusts(session):
+            raise credentials.PeerVerificationError("certificate: its root has been removed")
+        return peer
 
     def _finish(self, session: TlsSession, peer: str) -> None:
         refusal = self._check_identity(peer)

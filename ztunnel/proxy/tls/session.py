@@ -128,6 +128,11 @@ class TlsSession:
         return certificate
 
     @property
+    def peer_chain(self) -> list[x509.Certificate]:
+        """What the peer sent in the handshake, verified or not; empty in a resumed session."""
+        return self._connection.get_peer_cert_chain(as_cryptography=True) or []
+
+    @property
     def resumable(self) -> SSL.Session | None:
         """Client: the session that a later one may resume; None before the first ticket."""
         session = self._connection.get_session()

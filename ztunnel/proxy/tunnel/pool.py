@@ -55,7 +55,7 @@ class TunnelPool:
         self._loop = loop
         self._buffers = buffers
         self._entries: dict[PoolKey, PoolEntry] = {}
-        self.open: set[Tunnel] = set()  # draining tunnels too, until they are closed
+        self.open: dict[Tunnel, PoolKey] = {}  # draining tunnels too, until they are closed
         loop.call_later(SWEEP_INTERVAL_S, self._sweep)
 
     def acquire(
@@ -108,7 +108,7 @@ class PoolEntry:
     """The tunnels of one key. Owns them, and the handshake that establishes the next one."""
 
     def __init__(
-        self, loop: EventLoop, buffers: BufferPool, key: PoolKey, opened: set[Tunnel]
+        self, loop: EventLoop, buffers: BufferPool, key: PoolKey, opened: dict[Tunnel, PoolKey]
     ) -> None:
         self.loop = loop
         self.buffers = buffers
@@ -173,14 +173,13 @@ class PoolEntry:
         if sock is None:
             self._fail("no socket inside the pod: the agent does not respond")
             return
-        context = dial.credentials.client
         resume = None
-        if self.resumable is not None and self.resumable[0] is context:
+        if self.resumable is not None and self.resumable[0] is dial.credentials.client:
             resume = self.resumable[1]
         handshake = Handshake(
             self.loop,
             sock,
-            context,
+            dial.credentials,
             self.buffers,
             self,
             check_identity=self._check_identity,
@@ -196,7 +195,7 @@ class PoolEntry:
     def handshake_done(self, handshake: Handshake, session: TlsSession, peer: str) -> None:
         self.establishing = False
         tunnel = Tunnel(self.loop, self.buffers, session, Role.CLIENT, peer=peer, owner=self)
-        self.open.add(tunnel)
+        self.open[tunnel] = self.key
         self.tunnels.append(tunnel)
         self.newest = tunnel
         self._serve_waiting()
@@ -258,7 +257,7 @@ class PoolEntry:
             self.resumable, self.newest = resumable, None
 
     def on_closed(self, tunnel: Tunnel, reason: str) -> None:
-        self.open.discard(tunnel)
+        self.open.pop(tunnel, None)
         if tunnel in self.tunnels:
             self.tunnels.remove(tunnel)
         if tunnel is self.newest:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """An HBONE connection: one verified TLS session, one HTTP/2 state, many streams.
 
-                drain(), GOAWAY or        no stream left:           peer's FIN or
-                expired certificate       GOAWAY, FIN sent          LINGER_TIMEOUT_S
+            drain(), GOAWAY, expired      no stream left:           peer's FIN or
+            certificate, maximum age      GOAWAY, FIN sent          LINGER_TIMEOUT_S
       ┌──────┐                  ┌──────────┐              ┌─────────────┐        ┌────────┐
       │ OPEN │ ────────────────▶│ DRAINING │ ────────────▶│ HALF_CLOSED │ ──────▶│ CLOSED │
       └──────┘                  └──────────┘              └─────────────┘        └────────┘
-          │  close(): I/O error, no PONG, │  protocol error      │                    ▲
+          │  close(): I/O error, no PONG, │ protocol error, root │ removed            ▲
           └───────────────────────────────┴──────────────────────┴────────────────────┘
                                   (open streams are reset)
 
@@ -38,7 +38,7 @@ from ztunnel.hbone.events import (
     WindowOpened,
 )
 from ztunnel.proxy.io.buffers import BufferPool
-from ztunnel.proxy.io.event_loop import READ, WRITE, EventLoop
+from ztunnel.proxy.io.event_loop import NEVER, READ, WRITE, EventLoop
 from ztunnel.proxy.tls import credentials
 from ztunnel.proxy.tls.session import RECORD_BYTES
 from ztunnel.proxy.tunnel import keepalive
@@ -49,6 +49,8 @@ from ztunnel.proxy.tunnel.tunnel_streams import TunnelStreams
 
 EARLY_DATA_BYTES = RECORD_BYTES  # of an application, sent together with its CONNECT
 MAX_CONTROL_BYTES = 64 * 1024  # unsent control frames at which reading from the peer stops
+MAX_INBOUND_AGE_S = 3600.0  # then the peer must authenticate again; open streams continue
+GOAWAY_GRACE_S = 1.0  # for streams that the peer opened before it learns of the drain
 LINGER_TIMEOUT_S = 2.0  # how long a half-closed tunnel waits for the peer's FIN
 
 log = structlog.get_logger()
@@ -87,6 +89,7 @@ class Tunnel(TunnelStreams):
         self._sock = session.sock
         self._owner = owner
         self._mask = READ
+        self._drain_at = loop.now + MAX_INBOUND_AGE_S if role is Role.SERVER else NEVER
         self._keepalive = Keepalive(loop.now, is_server=role is Role.SERVER)
         loop.rebind(self._sock.fileno(), self)
         self._timer = loop.call_later(keepalive.PING_INTERVAL_S, self._check_alive)
@@ -248,6 +251,12 @@ class Tunnel(TunnelStreams):
             self._writer.schedule_flush()
             self._start_draining()
 
+    def close_if_untrusted(self, own: credentials.Credentials) -> None:
+        """Close if these credentials do not trust the peer's certificate, for example without its
+        former root."""
+        if self.state is not CLOSED and not own.trusts(self._session):
+            self.close("the root of the peer's certificate has been removed")
+
     def close(self, reason: str) -> None:
         """Close now; open streams are reset."""
         if self.state is CLOSED:
@@ -314,6 +323,11 @@ class Tunnel(TunnelStreams):
             return
         if self.state is OPEN and credentials.is_expired(self._session.peer_certificate):
             self.drain()  # a peer that is still valid has a new certificate by now
+        elif self.state is OPEN and now >= self._drain_at:
+            self._drain_at = NEVER
+            self.connection.announce_goaway()
+            self._writer.schedule_flush()
+            self._loop.call_later(GOAWAY_GRACE_S, self.drain)
         if self._keepalive.ping_due(now):
             self.connection.ping(PING_PAYLOAD)
             self._writer.schedule_flush()
