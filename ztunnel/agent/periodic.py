@@ -19,8 +19,10 @@ async def every(interval_s: float, step: Callable[[], None]) -> None:
 
 
 def attempt(step: Callable[[], None]) -> None:
-    """Run a step; log an OSError instead of raising it."""
+    """Run a step; log an error instead of raising it: none may end the agent."""
     try:
         step()
     except OSError as error:
         log.error("step failed, will retry", step=step.__qualname__, error=str(error))
+    except Exception:  # a defect
+        log.exception("step failed, will retry", step=step.__qualname__)

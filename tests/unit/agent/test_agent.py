@@ -45,6 +45,7 @@ from ztunnel.ipc.messages import (
 )
 from ztunnel.kube.view.cluster_view import ViewChange
 from ztunnel.kube.view.publisher import ViewConsumer
+from ztunnel.mesh.state import MeshState
 
 Json = dict[str, Any]
 PATHS = (
@@ -286,6 +287,47 @@ async def test_admin_api_returns_pods_workloads_and_certificates(tmp_path: Path)
         _, certificates = await a.get("/v1/certificates")
         assert certificates["certificates"][0]["identity"] == identity
         worker.close()
+
+
+async def test_objects_larger_than_a_message_neither_end_agent_nor_delay_others(
+    tmp_path: Path,
+) -> None:
+    async with agent(tmp_path) as a:
+        worker = await _served(a, "web", 2)
+        large = pod("large", 3, node="n2")
+        large["metadata"]["labels"] = {f"label-{n}": "x" * 60 for n in range(15_000)}
+        ports = [{"port": number, "name": f"port-{number}"} for number in range(1, 60_000)]
+        service = {
+            "kind": "Service",
+            "metadata": {"name": "large", "namespace": "shop"},
+            "spec": {"clusterIP": "10.96.0.3", "ports": ports},
+        }
+        selector = {"matchLabels": {"k" * 1_100_000: "v"}}
+        policy = {
+            "kind": "AuthorizationPolicy",
+            "metadata": {"name": "large", "namespace": "shop"},
+            "spec": {"selector": selector},
+        }
+        a.say(large, service, policy)
+        a.say(pod("late", 4, node="n2"))
+        late = FakeWorker(a.options.agent_socket).greet()
+        for each in (worker, late):
+            state = MeshState()
+
+            def has_late(each: FakeWorker = each, state: MeshState = state) -> bool:
+                for delta in each.of(MeshDelta):
+                    state.apply(cast("MeshDelta", delta))
+                return any(found.name == "late" for found in state.workloads())
+
+            await wait_until_async(has_late)
+            found = {one.name: one for one in state.workloads()}
+            assert found["large"].labels == {}
+            refused = {one.name: one.refused for one in state.policies}
+            assert set(refused) == {"pod:large", "large"}
+            assert all(refused.values())
+        assert (await a.get("/healthz/ready"))[0] == 200
+        worker.close()
+        late.close()
 
 
 async def test_readiness_names_its_conditions(tmp_path: Path) -> None:

@@ -129,9 +129,19 @@ class Session:
         return self._channel.encode(message)
 
     def send(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> None:
-        """Send a message with copies of `fds`, or queue it; never raises, never blocks."""
-        if self._state is not SessionState.CLOSED:
-            self._queue.send(self.encode(message), fds)
+        """Send a message with copies of `fds`, or queue it; never raises, never blocks.
+
+        A message that is too large closes the session: the worker must not continue without it.
+        """
+        if self._state is SessionState.CLOSED:
+            return
+        try:
+            packet = self.encode(message)
+        except LinkError as error:
+            log.error("message too large", worker=self.worker, error=str(error))
+            self.close(str(error))
+            return
+        self._queue.send(packet, fds)
 
     def send_packet(self, packet: bytes) -> None:
         """The same for an encoded packet without descriptors."""

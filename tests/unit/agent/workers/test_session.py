@@ -24,6 +24,7 @@ from ztunnel.agent.workers.handlers import MessageHandlers, SessionObserver
 from ztunnel.agent.workers.registry import SessionTable
 from ztunnel.agent.workers.server import AgentLinkServer
 from ztunnel.agent.workers.session import Peer, Session
+from ztunnel.ipc.channel import MAX_MESSAGE_BYTES
 from ztunnel.ipc.introspection import View
 from ztunnel.ipc.messages import (
     HeldListeners,
@@ -278,3 +279,14 @@ async def test_queue_without_descriptors_for_copies_closes_session(tmp_path: Pat
             session.send(PodRemoved("p"), [worker.sock.fileno()])
         assert workers.sessions == []
         worker.close()
+
+
+async def test_message_larger_than_a_packet_closes_only_its_session(tmp_path: Path) -> None:
+    async with hub(tmp_path) as (workers, _, path):
+        first, second = FakeWorker(path, worker=1).greet(), FakeWorker(path, worker=2).greet()
+        await wait_until_async(lambda: len(workers.sessions) == 2)
+        session, other = workers.sessions
+        session.send(PodRemoved("p" * (MAX_MESSAGE_BYTES + 1)))
+        assert workers.sessions == [other]
+        first.close()
+        second.close()
