@@ -6,7 +6,7 @@
                    and counted                       and counted
 
 A pipe whose reader has stopped blocks its writers, and a full disk fails them. An agent or a
-worker that waits for its log serves nobody, so it loses lines instead. `log_drops` counts them.
+worker that waits for its log forwards nothing, so it drops lines instead. `log_drops` counts them.
 
 `install` replaces `sys.stderr`: structlog, the access log, tracebacks, warnings and the standard
 library's `logging` all write there. The descriptor's flags remain, because other processes share
