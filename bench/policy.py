@@ -19,7 +19,7 @@ from typing import Any
 from ztunnel.kube.objects.policies import read_authorization_policy
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.policy.engine import PolicyEngine
-from ztunnel.mesh.policy.rule_index import AuthzRequest
+from ztunnel.mesh.policy.match_terms import AuthzRequest
 
 COUNT = 10_000
 LIMIT_S = 100e-6  # seconds for a decision

@@ -17,7 +17,7 @@ from tests.support.waiting import wait_until
 from ztunnel.agent.workers import delta_chunks
 from ztunnel.ipc.channel import MAX_MESSAGE_BYTES
 from ztunnel.mesh.model import SocketAddress
-from ztunnel.mesh.policy.rule_index import AuthzRequest
+from ztunnel.mesh.policy.match_terms import AuthzRequest
 
 CRDS = Path(__file__).parents[2] / "deploy" / "crds"
 BASE = "/apis/security.istio.io/v1/namespaces/{namespace}/authorizationpolicies"

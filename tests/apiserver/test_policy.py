@@ -16,8 +16,8 @@ from tests.support.apiserver.server import ApiServer
 from tests.support.apiserver.source_runner import SourceRunner
 from tests.support.waiting import wait_until
 from ztunnel.mesh.model import SocketAddress
+from ztunnel.mesh.policy.match_terms import AuthzRequest
 from ztunnel.mesh.policy.model import PeerAuthentication
-from ztunnel.mesh.policy.rule_index import AuthzRequest
 
 CRDS = Path(__file__).parents[2] / "deploy" / "crds"
 Json = dict[str, Any]

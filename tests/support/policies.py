@@ -9,7 +9,7 @@ from typing import Any
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.policy.engine import Decision, PolicyEngine
-from ztunnel.mesh.policy.rule_index import AuthzRequest
+from ztunnel.mesh.policy.match_terms import AuthzRequest
 
 Json = dict[str, Any]
 ROOT = "istio-system"

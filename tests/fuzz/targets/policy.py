@@ -20,6 +20,7 @@ from ztunnel.kube.objects.manifests import DocumentError, parse_objects
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.policy.engine import PolicyEngine
+from ztunnel.mesh.policy.match_terms import AuthzRequest
 from ztunnel.mesh.policy.model import (
     Action,
     AuthorizationPolicy,
@@ -27,7 +28,6 @@ from ztunnel.mesh.policy.model import (
     PeerAuthentication,
     Policy,
 )
-from ztunnel.mesh.policy.rule_index import AuthzRequest
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Policy] = msgspec.msgpack.Decoder(Policy)

@@ -17,8 +17,9 @@ from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.address import AddressError, canonical, family, parse_authority
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
 from ztunnel.mesh.policy.engine import PolicyEngine, display_name
+from ztunnel.mesh.policy.match_terms import AuthzRequest, RequestAttributes
 from ztunnel.mesh.policy.model import AuthorizationPolicy, Policy
-from ztunnel.mesh.policy.rule_index import AuthzRequest, RequestAttributes, RuleIndex
+from ztunnel.mesh.policy.rule_index import RuleIndex
 from ztunnel.mesh.ports import RESERVED
 
 MAX_CONSIDERED = 200  # policies in a result

@@ -37,7 +37,7 @@ from ztunnel.ipc.messages import SameNodeAllowed
 from ztunnel.kube.view.cluster_view import ViewChange
 from ztunnel.kube.view.publisher import ViewConsumer
 from ztunnel.mesh.policy.engine import Decision, PolicyEngine, display_name
-from ztunnel.mesh.policy.rule_index import AuthzRequest
+from ztunnel.mesh.policy.match_terms import AuthzRequest
 from ztunnel.mesh.ports import RESERVED
 from ztunnel.telemetry.access_log_filter import is_wanted
 from ztunnel.telemetry.logs import access_logger

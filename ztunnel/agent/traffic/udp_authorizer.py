@@ -37,7 +37,7 @@ from ztunnel.kube.view.publisher import ViewConsumer
 from ztunnel.mesh.address import family
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.policy.engine import Decision, PolicyEngine, display_name
-from ztunnel.mesh.policy.rule_index import AuthzRequest
+from ztunnel.mesh.policy.match_terms import AuthzRequest
 from ztunnel.telemetry import labels
 from ztunnel.telemetry.access_log_filter import is_wanted
 from ztunnel.telemetry.labels import Reporter

@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from ztunnel.mesh.model import Workload
+from ztunnel.mesh.policy.match_terms import AuthzRequest, RequestAttributes
 from ztunnel.mesh.policy.model import (
     Action,
     AuthorizationPolicy,
@@ -27,7 +28,7 @@ from ztunnel.mesh.policy.model import (
     Policy,
     Selection,
 )
-from ztunnel.mesh.policy.rule_index import AuthzRequest, RequestAttributes, RuleIndex, RuleMatch
+from ztunnel.mesh.policy.rule_index import RuleIndex, RuleMatch
 from ztunnel.mesh.policy.selector_index import SelectorIndex
 
 _MODE_CACHE_SIZE = 4096  # workloads

@@ -1,122 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles rules, and indexes them so that few rules are evaluated per request.
 
-An index key describes how to extract a value from a request (the first 20 characters of the
-principal, the first 8 bits of the source address). All values of a key are in one hash table, so a
-lookup among ten thousand values is one operation. A rule is indexed by the values of one of its
-groups; only rules without a positive condition are evaluated for every request.
+A rule is indexed by the values of one of its groups; only rules without a positive condition are
+evaluated for every request. If evaluating the candidates of a policy one by one is expensive, all
+its rules are evaluated at once (`rule_matrix`). So the cost of a decision is proportional to the
+number of policies, however large they are.
 
-    RequestAttributes ──IndexKey──▶ IndexValue ──table──▶ candidate rules ──▶ first match
+    RequestAttributes ──IndexKey──▶ IndexValue ──table──▶ candidates by policy ──▶ first match
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from enum import IntEnum
-from functools import lru_cache
-from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
-import msgspec
-
-from ztunnel.mesh.model import SocketAddress
+from ztunnel.mesh.policy.match_terms import IndexKey, IndexValue, RequestAttributes, index_entry
 from ztunnel.mesh.policy.model import (
-    ADDRESSES,
     Attribute,
     AuthorizationPolicy,
     Clause,
     MatchTerms,
     Rule,
 )
+from ztunnel.mesh.policy.rule_matrix import RuleMatrix
 
-IndexValue = str | int | bool
-_BITS = {4: 32, 6: 128}
-
-
-class AuthzRequest(msgspec.Struct, frozen=True, gc=False):
-    """The input of an authorization. `identity` is the peer's SPIFFE ID, empty without mTLS."""
-
-    source_ip: str
-    identity: str
-    destination: SocketAddress
-
-
-class RequestAttributes:
-    """The attributes of a request that rules match, parsed once."""
-
-    __slots__ = ("addresses", "port", "texts")
-
-    def __init__(self, request: AuthzRequest) -> None:
-        principal = request.identity.removeprefix("spiffe://")
-        _, _, rest = principal.partition("/ns/")
-        namespace, _, account = rest.partition("/sa/")
-        self.texts = {
-            Attribute.PRINCIPAL: principal,
-            Attribute.NAMESPACE: namespace,
-            Attribute.ACCOUNT: f"{namespace}/{account}" if account else "",
-        }
-        self.addresses = {
-            Attribute.SOURCE_IP: _parse_ip(request.source_ip),
-            Attribute.DESTINATION_IP: _parse_ip(request.destination.ip),
-        }
-        self.port = request.destination.port
-
-
-class MatchKind(IntEnum):
-    """How a key extracts its value, ordered by selectivity, most selective first."""
-
-    EXACT = 0
-    NET4 = 1
-    NET6 = 2
-    PREFIX = 3
-    SUFFIX = 4
-    PORT = 5
-    PRESENT = 6
-
-
-class IndexKey(NamedTuple):
-    """`length` in characters of a prefix or suffix, in bits of a network."""
-
-    attribute: Attribute
-    kind: MatchKind
-    length: int = 0
-
-    def extract(self, attributes: RequestAttributes) -> IndexValue | None:
-        """Return the value of a request for this key; None if it has none."""
-        attribute, kind, length = self
-        if kind is MatchKind.PORT:
-            return attributes.port
-        if kind is MatchKind.NET4 or kind is MatchKind.NET6:
-            family, number = attributes.addresses[attribute]
-            bits = 32 if kind is MatchKind.NET4 else 128
-            return number >> (bits - length) if _BITS.get(family) == bits else None
-        text = attributes.texts[attribute]
-        if not text:
-            return None
-        if kind is MatchKind.EXACT:
-            return text
-        if kind is MatchKind.PRESENT:
-            return True
-        return text[:length] if kind is MatchKind.PREFIX else text[-length:]
-
-
-def index_entry(attribute: Attribute, value: str) -> tuple[IndexKey, IndexValue]:
-    """Return the index entry of a term value. Raises ValueError for an invalid CIDR or port."""
-    if attribute is Attribute.DESTINATION_PORT:
-        return IndexKey(attribute, MatchKind.PORT), int(value)
-    if attribute in ADDRESSES:
-        network = ip_network(value)
-        kind, bits = (MatchKind.NET4, 32) if network.version == 4 else (MatchKind.NET6, 128)
-        prefix = int(network.network_address) >> (bits - network.prefixlen)
-        return IndexKey(attribute, kind, network.prefixlen), prefix
-    if value == "*":
-        return IndexKey(attribute, MatchKind.PRESENT), True
-    if value.endswith("*"):
-        return IndexKey(attribute, MatchKind.PREFIX, len(value) - 1), value[:-1]
-    if value.startswith("*"):
-        return IndexKey(attribute, MatchKind.SUFFIX, len(value) - 1), value[1:]
-    return IndexKey(attribute, MatchKind.EXACT), value
-
+MAX_SINGLE_LOOKUPS = 32  # of the candidates of a policy, beyond which its matrix is faster
 
 IndexEntries = dict[IndexKey, set[IndexValue]]
 
@@ -158,13 +66,15 @@ class RuleMatch(NamedTuple):
 class CompiledRule:
     """A rule that can match, with compiled terms."""
 
-    __slots__ = ("groups", "match")
+    __slots__ = ("groups", "lookups", "match")
 
     def __init__(self, policy: str, rule: Rule) -> None:
         self.match = RuleMatch(policy, rule.number)
         self.groups = [
             [[_CompiledTerms(terms) for terms in clause] for clause in g] for g in rule.groups
         ]
+        every = (terms for group in self.groups for clause in group for terms in clause)
+        self.lookups = 1 + sum(len(terms.values) + len(terms.excluded) for terms in every)
 
     def matches(self, attributes: RequestAttributes) -> bool:
         """Return whether every group has a clause whose terms all match."""
@@ -174,13 +84,32 @@ class CompiledRule:
         )
 
 
+class _Candidates:
+    """Rules of one policy, by number, and what evaluating each of them costs."""
+
+    __slots__ = ("lookups", "rules")
+
+    def __init__(self) -> None:
+        self.rules: dict[int, CompiledRule] = {}
+        self.lookups = 0
+
+    def add(self, rule: CompiledRule) -> None:
+        if rule.match.number not in self.rules:
+            self.rules[rule.match.number] = rule
+            self.lookups += rule.lookups
+
+
+_ByPolicy = dict[str, _Candidates]
+
+
 class RuleIndex:
     """The rules of all policies with the same action and the same selection."""
 
     def __init__(self) -> None:
         self.policies: dict[str, AuthorizationPolicy] = {}  # by key
-        self._tables: dict[IndexKey, dict[IndexValue, dict[RuleMatch, CompiledRule]]] = {}
-        self._always_evaluated: dict[RuleMatch, CompiledRule] = {}
+        self._tables: dict[IndexKey, dict[IndexValue, _ByPolicy]] = {}
+        self._always_evaluated: _ByPolicy = {}
+        self._matrices: dict[str, RuleMatrix] = {}  # by policy, created when first needed
         self._first_policy = ""
 
     def __len__(self) -> int:
@@ -200,39 +129,57 @@ class RuleIndex:
         for rule, entries in _rules_with_entries(policy):
             compiled = CompiledRule(policy.key, rule)
             if entries is None:
-                self._always_evaluated[compiled.match] = compiled
+                self._always_evaluated.setdefault(policy.key, _Candidates()).add(compiled)
             for key, value in entries or ():
-                self._tables.setdefault(key, {}).setdefault(value, {})[compiled.match] = compiled
+                by_policy = self._tables.setdefault(key, {}).setdefault(value, {})
+                by_policy.setdefault(policy.key, _Candidates()).add(compiled)
 
     def discard(self, policy: AuthorizationPolicy) -> None:
         """Remove a policy; it must be the value that was added."""
         self.policies.pop(policy.key, None)
         self._first_policy = ""
-        for rule, entries in _rules_with_entries(policy):
-            match = RuleMatch(policy.key, rule.number)
-            self._always_evaluated.pop(match, None)
+        self._matrices.pop(policy.key, None)
+        self._always_evaluated.pop(policy.key, None)
+        for _, entries in _rules_with_entries(policy):
             for key, value in entries or ():
-                self._remove_entry(key, value, match)
+                self._remove_entry(key, value, policy.key)
 
     def first(self, attributes: RequestAttributes) -> RuleMatch | None:
         """Return the first matching rule by policy and number."""
-        return min(
-            (rule.match for rule in self._candidates(attributes) if rule.matches(attributes)),
-            default=None,
-        )
+        candidates = self._candidates(attributes)
+        for policy in sorted(candidates):
+            number = self._first_of(policy, candidates[policy], attributes)
+            if number is not None:
+                return RuleMatch(policy, number)
+        return None
 
-    def _candidates(self, attributes: RequestAttributes) -> Iterator[CompiledRule]:
-        yield from self._always_evaluated.values()
+    def _first_of(
+        self, policy: str, candidates: list[_Candidates], attributes: RequestAttributes
+    ) -> int | None:
+        if sum(each.lookups for each in candidates) <= MAX_SINGLE_LOOKUPS:
+            rules = {number: rule for each in candidates for number, rule in each.rules.items()}
+            matching = (number for number in sorted(rules) if rules[number].matches(attributes))
+            return next(matching, None)
+        matrix = self._matrices.get(policy)
+        if matrix is None:
+            possible = (each for each in self.policies[policy].rules if not each.never_matches)
+            matrix = self._matrices[policy] = RuleMatrix(possible)
+        return matrix.first(attributes)
+
+    def _candidates(self, attributes: RequestAttributes) -> dict[str, list[_Candidates]]:
+        found = {policy: [each] for policy, each in self._always_evaluated.items()}
         for key, table in self._tables.items():
             value = key.extract(attributes)
             if value is not None:
-                yield from table.get(value, {}).values()
+                for policy, candidates in table.get(value, {}).items():
+                    found.setdefault(policy, []).append(candidates)
+        return found
 
-    def _remove_entry(self, key: IndexKey, value: IndexValue, match: RuleMatch) -> None:
+    def _remove_entry(self, key: IndexKey, value: IndexValue, policy: str) -> None:
         table = self._tables.get(key, {})
-        rules = table.get(value, {})
-        rules.pop(match, None)
-        if not rules:
+        by_policy = table.get(value, {})
+        by_policy.pop(policy, None)
+        if not by_policy:
             table.pop(value, None)
         if not table:
             self._tables.pop(key, None)
@@ -272,13 +219,3 @@ def _selectivity(entries: Iterable[tuple[IndexKey, IndexValue]]) -> tuple[int, i
     worst = max(key.kind for key in keys)
     by_namespace = any(key.attribute is Attribute.NAMESPACE for key in keys)
     return worst, by_namespace, -min(key.length for key in keys)
-
-
-@lru_cache(maxsize=4096)
-def _parse_ip(ip: str) -> tuple[int, int]:
-    """Return family and integer of a canonical address; family 0 if it is not an address."""
-    try:
-        address = ip_address(ip)
-    except ValueError:
-        return 0, 0
-    return address.version, int(address)

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ztunnel.mesh.policy.engine import Cause, Decision
-from ztunnel.mesh.policy.rule_index import AuthzRequest
+from ztunnel.mesh.policy.match_terms import AuthzRequest
 from ztunnel.mesh.routing.decisions import Accept
 from ztunnel.mesh.state import MeshState
 

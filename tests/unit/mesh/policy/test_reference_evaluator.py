@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.policies import ROOT, Json, peer, policies, policy
 from tests.unit.mesh.policy import reference_evaluator
 from ztunnel.kube.objects.policies import read_authorization_policy, read_peer_authentication
 from ztunnel.mesh.model import SocketAddress, Workload
+from ztunnel.mesh.policy import rule_index
 from ztunnel.mesh.policy.engine import PolicyEngine
+from ztunnel.mesh.policy.match_terms import AuthzRequest
 from ztunnel.mesh.policy.model import Policy
-from ztunnel.mesh.policy.rule_index import AuthzRequest
 
 NAMESPACES = ["shop", "other", ROOT]
 PRINCIPALS = [
@@ -150,7 +153,19 @@ def expected_decision(objects: list[Json], workload: Workload, request: AuthzReq
     )
 
 
-@settings(max_examples=600, deadline=None)
+@pytest.fixture(params=[rule_index.MAX_SINGLE_LOOKUPS, 0], ids=["as configured", "matrix"])
+def single_lookups(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With 0, every rule is evaluated by the matrix of its policy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rule_index, "MAX_SINGLE_LOOKUPS", request.param)
+        yield
+
+
+FIXTURE = [HealthCheck.function_scoped_fixture]
+
+
+@pytest.mark.usefixtures("single_lookups")
+@settings(max_examples=600, deadline=None, suppress_health_check=FIXTURE)
 @given(objects, st.lists(workloads(), min_size=1, max_size=2), st.lists(requests, min_size=1))
 def test_decisions_equal_reference_evaluator(
     objects: list[Json], workloads: list[Workload], requests: list[AuthzRequest]
@@ -169,7 +184,8 @@ def read(obj: Json) -> Policy:
     return read_authorization_policy(obj, ROOT).policy
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.usefixtures("single_lookups")
+@settings(max_examples=200, deadline=None, suppress_health_check=FIXTURE)
 @given(
     st.lists(st.tuples(st.booleans(), st.one_of(authorizations(), peers())), max_size=12),
     workloads(),

@@ -14,7 +14,7 @@ from tests.unit.mesh.builders import Delta, mesh, workload
 from ztunnel.kube.objects.policies import read_authorization_policy
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.policy.engine import Cause, Decision, PolicyEngine
-from ztunnel.mesh.policy.rule_index import AuthzRequest
+from ztunnel.mesh.policy.match_terms import AuthzRequest
 from ztunnel.mesh.routing.decisions import Accept
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.conntrack.admission import MAX_RECHECK_S, SLICE_S, AdmissionTable
