@@ -24,7 +24,7 @@ from ztunnel.mesh.policy.model import (
 )
 from ztunnel.mesh.policy.rule_matrix import RuleMatrix
 
-MAX_SINGLE_LOOKUPS = 32  # of the candidates of a policy, beyond which its matrix is faster
+MAX_SINGLE_LOOKUPS = 8  # of the candidates of a policy, beyond which its matrix is faster
 
 IndexEntries = dict[IndexKey, set[IndexValue]]
 
@@ -147,7 +147,7 @@ class RuleIndex:
     def first(self, attributes: RequestAttributes) -> RuleMatch | None:
         """Return the first matching rule by policy and number."""
         candidates = self._candidates(attributes)
-        for policy in sorted(candidates):
+        for policy in sorted(candidates) if len(candidates) > 1 else candidates:
             number = self._first_of(policy, candidates[policy], attributes)
             if number is not None:
                 return RuleMatch(policy, number)
@@ -157,6 +157,9 @@ class RuleIndex:
         self, policy: str, candidates: list[_Candidates], attributes: RequestAttributes
     ) -> int | None:
         if sum(each.lookups for each in candidates) <= MAX_SINGLE_LOOKUPS:
+            if len(candidates) == 1 and len(candidates[0].rules) == 1:  # almost always
+                (rule,) = candidates[0].rules.values()
+                return rule.match.number if rule.matches(attributes) else None
             rules = {number: rule for each in candidates for number, rule in each.rules.items()}
             matching = (number for number in sorted(rules) if rules[number].matches(attributes))
             return next(matching, None)
