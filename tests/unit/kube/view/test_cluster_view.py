@@ -17,8 +17,8 @@ from ztunnel.kube.objects.fields import Object, ObjectKey, key_of
 from ztunnel.kube.objects.translation import SERVICE_LABEL
 from ztunnel.kube.view.cluster_view import ClusterView, ViewChange
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
+from ztunnel.mesh.policy.match_terms import AuthzRequest
 from ztunnel.mesh.policy.model import Action, AuthorizationPolicy, Rule, Selection
-from ztunnel.mesh.policy.rule_index import AuthzRequest
 from ztunnel.mesh.selectors import parse
 from ztunnel.mesh.state import MeshState
 
