@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -26,3 +26,11 @@ def attempt(step: Callable[[], None]) -> None:
         log.error("step failed, will retry", step=step.__qualname__, error=str(error))
     except Exception:  # a defect
         log.exception("step failed, will retry", step=step.__qualname__)
+
+
+async def attempt_async(step: Callable[[], Awaitable[object]]) -> None:
+    """Like `attempt`, for a coroutine function."""
+    try:
+        await step()
+    except Exception:
+        log.exception("step failed, will retry", step=getattr(step, "__qualname__", repr(step)))

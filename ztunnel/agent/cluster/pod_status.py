@@ -29,6 +29,7 @@ import structlog
 
 from ztunnel.agent.cluster import service_accounts
 from ztunnel.agent.cluster.service_accounts import Accounts
+from ztunnel.agent.periodic import attempt_async
 from ztunnel.agent.pods.pod import PodState
 from ztunnel.agent.pods.registry import CapturedPods
 from ztunnel.kube.client.access import Access
@@ -107,8 +108,11 @@ class PodStatusReporter:
     async def run(self) -> None:
         """Report until cancelled."""
         while True:
-            await self.reconcile(time.monotonic())
+            await attempt_async(self._reconcile_now)
             await asyncio.sleep(INTERVAL_S)
+
+    async def _reconcile_now(self) -> None:
+        await self.reconcile(time.monotonic())
 
     async def reconcile(self, now: float) -> None:
         """Write what differs at `now`, in seconds of any clock."""

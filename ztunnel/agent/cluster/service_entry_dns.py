@@ -107,7 +107,7 @@ class ServiceEntryResolver:
         async with semaphore:
             try:
                 addresses = await self._resolve(name)
-            except (OSError, UnicodeError) as error:
+            except Exception as error:  # whatever one name causes concerns that name only
                 self._failed.add(name)
                 log.warning("ServiceEntry name not resolved", name=name, error=str(error))
                 return False

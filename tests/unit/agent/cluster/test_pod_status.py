@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from tests.support.kube_objects import namespace
+from tests.support.waiting import wait_until_async
+from ztunnel.agent.cluster import pod_status
 from ztunnel.agent.cluster.pod_status import (
     ANNOTATION_REJECTED,
     ERROR_DURATION_S,
@@ -297,6 +300,25 @@ async def test_defect_of_writer_does_not_end_the_reporter() -> None:
     world.rejected["a"] = RuntimeError("defect")  # type: ignore[assignment]
     await world.reconcile()
     assert world.annotated == [("b", True)]
+
+
+async def test_defect_of_one_round_does_not_end_the_reporter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pod_status, "INTERVAL_S", 0.001)
+    world = World()
+    rounds = 0
+
+    async def reconcile(_: float) -> None:
+        nonlocal rounds
+        rounds += 1
+        raise KeyError("defect")
+
+    monkeypatch.setattr(world.reporter, "reconcile", reconcile)
+    running = asyncio.create_task(world.reporter.run())
+    await wait_until_async(lambda: rounds > 1)
+    assert not running.done()
+    running.cancel()
 
 
 async def test_unavailable_server_is_not_tried_for_every_pod() -> None:

@@ -121,3 +121,19 @@ async def test_names_that_fail_do_not_delay_the_refresh_of_others() -> None:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_defect_while_one_name_is_resolved_delays_no_other() -> None:
+    view = ClusterView("cluster.local", "Kubernetes")
+
+    async def resolve(name: str) -> tuple[str, ...]:
+        if name == "bad.example.com":
+            raise ValueError("defect")
+        return ("192.0.2.7",)
+
+    resolver = ServiceEntryResolver(view.entries, lambda: None, resolve)
+    view.upsert(entry(resolution="DNS", hosts=["bad.example.com", "api.example.com"]))
+    await resolver.resolve_due(1)
+    found = {service.name: service.endpoints for service in view.snapshot().services}
+    assert found["bad.example.com"] == ()
+    assert [each.address for each in found["api.example.com"]] == ["192.0.2.7"]
