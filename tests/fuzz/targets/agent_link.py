@@ -54,7 +54,6 @@ from ztunnel.telemetry.node_counters import NodeCounters, TrafficTotals
 
 MAX_FDS = 3  # with one packet
 HERE, THERE = SocketAddress("10.0.0.1", 40000), SocketAddress("10.0.0.2", 80)
-_HOME = Path(tempfile.mkdtemp(prefix="fuzz-agent-link-"))
 _loop = asyncio.new_event_loop()
 _encode = msgspec.msgpack.encode
 
@@ -78,10 +77,10 @@ class RecordingHandlers(MessageHandlers):
 class Agent:
     """The components that handle the messages of workers, with one captured pod of two."""
 
-    def __init__(self, worker: socket.socket) -> None:
+    def __init__(self, worker: socket.socket, directory: Path) -> None:
         kernel, pods, policies = FakeDataPath(), PodTable(), PolicyEngine()
         self.sessions, self.handlers = SessionTable(), RecordingHandlers()
-        namespaces = Namespaces(_HOME)
+        namespaces = Namespaces(directory)
         self.enroller = Enroller(kernel, namespaces, pods, self.sessions)
         routes = UdpRouteTable("n1", policies, encrypted=False)
         self.udp = UdpRedirector(kernel.udp, routes, pods, self.sessions, lambda: 0.0)
@@ -115,16 +114,17 @@ def check(octets: bytes) -> None:
     before = len(os.listdir("/proc/self/fd"))
     faults: list[dict[str, Any]] = []
     _loop.set_exception_handler(lambda _, context: faults.append(context))
-    _loop.run_until_complete(_run(octets))
+    with tempfile.TemporaryDirectory(prefix="fuzz-agent-link-") as directory:
+        _loop.run_until_complete(_run(octets, Path(directory)))
     assert not faults, faults
     assert len(os.listdir("/proc/self/fd")) == before, "a descriptor was left open"
 
 
-async def _run(octets: bytes) -> None:
+async def _run(octets: bytes, directory: Path) -> None:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     near.setblocking(False)
     far.setblocking(False)
-    agent = Agent(near)
+    agent = Agent(near, directory)
     queries = [_loop.create_task(agent.session.query(view)) for view in View]
     await asyncio.sleep(0)
     try:
