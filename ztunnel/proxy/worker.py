@@ -60,7 +60,7 @@ DRAIN_TIMEOUT_S = 5.0  # the default of Istio's ztunnel
 DRAIN_CHECK_INTERVAL_S = 0.05
 HEARTBEAT_INTERVAL_S = 0.5
 GC_THRESHOLD = 50_000  # container objects allocated between collections
-VERIFY_BATCH = 8  # chains per turn, a millisecond
+VERIFY_BATCH = 4  # chains per turn, about a millisecond
 SOCKET_NAME = "agent.sock"
 MAX_FDS_PER_HELLO = 240  # below SCM_MAX_FD (253); the rest goes into further messages
 

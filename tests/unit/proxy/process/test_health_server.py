@@ -57,7 +57,7 @@ def served() -> Iterator[Served]:
 
 def probe(port: int, source: str) -> int:
     connection = http.client.HTTPConnection(
-        "127.0.0.1", port, timeout=1, source_address=(source, 0)
+        "127.0.0.1", port, timeout=5, source_address=(source, 0)
     )
     try:
         connection.request("GET", "/healthz/live")
