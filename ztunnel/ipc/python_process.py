@@ -2,7 +2,7 @@
 """Starts modules of this installation as processes that may run as root.
 
 `python -m` prepends the working directory to the import path, and PYTHONPATH does so from any
-directory: whoever may write there could plant a module that root imports.
+directory: a user who may write there could plant a module that root imports.
 """
 
 from __future__ import annotations
