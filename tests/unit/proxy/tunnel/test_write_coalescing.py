@@ -113,6 +113,7 @@ def kinds(write: list[Event]) -> list[type]:
 
 def test_response_shares_a_record_with_the_apps_first_data(server: TunnelSide) -> None:
     one = server.accept()
+    server.loop.now += 60  # the delay does not end during the test, on a slow machine either
     server.tunnel.respond(one, 200, [], may_wait=True)
     assert server.turn() == []
     server.send(one, b"hello")
