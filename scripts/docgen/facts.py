@@ -13,7 +13,7 @@ EVENTS = {
     "example that all connections to the pod are denied because its labels are too large.",
     "MeshCaptureFailed": "The pod has not been captured for 15 s, or the node cannot run the data "
     "path at all. The message contains the cause and a hint.",
-    "MeshCertificateWithheld": "The pod's service account has been missing for 15 s; the agent "
+    "MeshCertificateBlocked": "The pod's service account has been missing for 15 s; the agent "
     "requests no certificate for it.",
     "MeshCertificateBlocked": "The pod's service account has been missing for 15 s; the agent "
     "requests no certificate for it.",

@@ -112,7 +112,7 @@ def test_deleted_account_gets_no_certificate_until_it_is_recreated(
     )
     assert caller()["serial"] == before["serial"]
     wait_until(lambda: events(api, "mesh", "caller"), "an Event", timeout_s=20)
-    assert events(api, "mesh", "caller")[0]["reason"] == "MeshCertificateWithheld"
+    assert events(api, "mesh", "caller")[0]["reason"] == "MeshCertificateBlocked"
     mesh.account("mesh", "caller")
     wait_until(lambda: caller()["state"] == "valid", "a new certificate", timeout_s=10)
     wait_until(is_answered, "the caller speaks again", timeout_s=10)

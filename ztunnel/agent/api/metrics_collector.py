@@ -192,7 +192,7 @@ class MetricsCollector:
                     "ztunnel_certificate_expiry_timestamp_seconds", row.not_after, row.identity
                 )
             snapshot.set("ztunnel_certificate_renewals", row.renewals, row.identity)
-        withheld = sum(row.state == BLOCKED for row in rows)
+        blocked = sum(row.state == BLOCKED for row in rows)
         failing = sum(bool(row.last_error) for row in rows)
-        snapshot.set("ztunnel_certificates_failing", failing - withheld)
-        snapshot.set("ztunnel_certificates_blocked", withheld, "service_account_missing")
+        snapshot.set("ztunnel_certificates_failing", failing - blocked)
+        snapshot.set("ztunnel_certificates_blocked", blocked, "service_account_missing")

@@ -45,7 +45,7 @@ MAX_WRITE_RETRY_S = 300.0  # the time doubles with each failure of a write
 ERROR_DURATION_S = 15.0  # until an error is reported, or removes an annotation
 MAX_WRITES = 50  # per round
 CAPTURE_REFUSED, CAPTURE_FAILED = "MeshCaptureRefused", "MeshCaptureFailed"
-CERTIFICATE_WITHHELD = "MeshCertificateWithheld"
+CERTIFICATE_BLOCKED = "MeshCertificateBlocked"
 ANNOTATION_REJECTED = "MeshAnnotationRejected"
 POD_INVALID = "MeshPodInvalid"
 REJECTED = frozenset({400, 413, 422})  # HTTP statuses that blame the object that is written
@@ -225,7 +225,7 @@ class PodStatusReporter:
                     f"{reason}: no certificate is requested, and the current one will expire; "
                     f"hint: {hint}"
                 )
-                yield from self._event(pod, CERTIFICATE_WITHHELD, message)
+                yield from self._event(pod, CERTIFICATE_BLOCKED, message)
 
     def _lasts(self, pod: Workload, message: str, now: float) -> bool:
         return now - self._error_since[pod.pod_uid, message] >= ERROR_DURATION_S

@@ -192,7 +192,7 @@ async def test_missing_service_account_emits_event_with_hint() -> None:
     world.pods.put(captured(world.pod({REDIRECTION_ANNOTATION: "enabled"})))
     world.blocked = "service account shop/default does not exist"
     reason, message = await event_after_error_duration(world)
-    assert reason == "MeshCertificateWithheld"
+    assert reason == "MeshCertificateBlocked"
     assert message.startswith("service account shop/default does not exist: no certificate")
     assert "create the ServiceAccount again" in message
 
