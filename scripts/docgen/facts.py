@@ -15,8 +15,6 @@ EVENTS = {
     "path at all. The message contains the cause and a hint.",
     "MeshCertificateBlocked": "The pod's service account has been missing for 15 s; the agent "
     "requests no certificate for it.",
-    "MeshCertificateBlocked": "The pod's service account has been missing for 15 s; the agent "
-    "requests no certificate for it.",
 }
 
 POD_ERRORS = {
