@@ -73,8 +73,7 @@ def test_inbound_tunnel_is_closed_when_its_root_is_removed(fresh_pair: Pair) -> 
 
 def test_outbound_tunnel_is_closed_when_its_root_is_removed(fresh_pair: Pair) -> None:
     pair = start(fresh_pair, b_issuer=OLD)
-    with pair.a.dial() as app:
-        pair.app.accept()
+    with pair.a.dial() as app, pair.app.accept():
         wait_until(lambda: pair.a.context.pool.open, "a tunnel")
         replace_certificate(pair.a, NEW, NEW)
         wait_until(lambda: not pair.a.context.pool.open, "the tunnel to close")
