@@ -53,7 +53,7 @@ class AdmissionTable:
 
     def __init__(
         self,
-        defer: Callable[[Callable[[], None]], None],
+        defer: Defer,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._defer = defer
