@@ -37,9 +37,17 @@ def remove_stale_resources() -> list[str]:
         removed.append(path.name)
     for path in _of_ended_processes(requirements.cgroup2_root(), _CGROUP):
         with suppress(OSError):  # a child process of that run is still in it
-            path.rmdir()
+            for cgroup in (*_descendants(path), path):
+                cgroup.rmdir()
             removed.append(path.name)
     return removed
+
+
+def _descendants(cgroup: Path) -> Iterator[Path]:
+    """Yield the cgroups below a cgroup, the deepest first: only an empty one can be removed."""
+    for child in sorted(each for each in cgroup.iterdir() if each.is_dir()):
+        yield from _descendants(child)
+        yield child
 
 
 def _of_ended_processes(folder: Path, name: re.Pattern[str]) -> Iterator[Path]:

@@ -12,7 +12,8 @@ from tests.bpf.stale_resources import remove_stale_resources
 NODE_PROGRAM = """
 import sys
 from tests.bpf.netns_fixture import BpfNode
-with BpfNode():
+with BpfNode() as node:
+    (node.cgroup / "child").mkdir()
     print("up", flush=True)
     sys.stdin.read()
 """
