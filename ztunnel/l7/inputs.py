@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a configuration is compiled from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import msgspec
+
+from ztunnel.l7.store import L7Store
+from ztunnel.mesh.model import (
+    DEFAULT_CLUSTER_DOMAIN,
+    DEFAULT_ROOT_NAMESPACE,
+    DEFAULT_TRUST_DOMAIN,
+    Service,
+    ServicePort,
+    Workload,
+)
+from ztunnel.mesh.state import MeshState
+
+
+class Protocol(StrEnum):
+    """How a waypoint handles the bytes of a service port."""
+
+    HTTP = "http"  # HTTP/1.1, or HTTP/2 with prior knowledge or by upgrade
+    HTTP2 = "http2"  # backends get HTTP/2
+    TCP = "tcp"
+    TLS = "tls"  # not terminated; routed by SNI if a TLSRoute attaches
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the mesh that configurations depend on."""
+
+    trust_domain: str = DEFAULT_TRUST_DOMAIN
+    root_namespace: str = DEFAULT_ROOT_NAMESPACE
+    cluster_domain: str = DEFAULT_CLUSTER_DOMAIN
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The L7 objects and the mesh. Read-only during a compilation."""
+
+    store: L7Store
+    mesh: MeshState
+    settings: Settings = field(default_factory=Settings)
+
+
+class Destination(msgspec.Struct, frozen=True, kw_only=True):
+    """What one filter chain of a waypoint serves: a service port, or a pod by its own address.
+
+    Exactly one of `service` and `workload` is set. `gateway` is the waypoint, `namespace/name`.
+    """
+
+    gateway: str
+    protocol: Protocol
+    service: Service | None = None
+    port: ServicePort | None = None
+    workload: Workload | None = None
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the service or pod."""
+        owner = self.service or self.workload
+        return owner.namespace if owner is not None else ""

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names inside Envoy's configuration."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class TypeUrl(StrEnum):
+    """The resource types that Envoy subscribes to (envoyproxy.io, "xDS protocol")."""
+
+    LISTENER = "type.googleapis.com/envoy.config.listener.v3.Listener"
+    ROUTE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+    CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+    ENDPOINT = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+
+
+class PeerState(StrEnum):
+    """Filter-state keys with the client's metadata, from the TLVs of the PROXY header.
+
+    Istio's number for the identity; the others are private to the loopback hop.
+    """
+
+    IDENTITY = "ztunnel.peer.identity"
+    WORKLOAD = "ztunnel.peer.workload"
+    NAMESPACE = "ztunnel.peer.namespace"
+    APP = "ztunnel.peer.app"
+    VERSION = "ztunnel.peer.version"
+    TRACEPARENT = "ztunnel.peer.traceparent"
+
+    @property
+    def tlv(self) -> int:
+        """The type number of the TLV."""
+        return _TLVS[self]
+
+
+_TLVS = {
+    PeerState.IDENTITY: 0xD0,  # istio/ztunnel, src/proxy/inbound.rs
+    PeerState.WORKLOAD: 0xE0,
+    PeerState.NAMESPACE: 0xE1,
+    PeerState.APP: 0xE2,
+    PeerState.VERSION: 0xE3,
+    PeerState.TRACEPARENT: 0xE4,
+}
+
+WAYPOINT_LISTENER = "waypoint"
+WAYPOINT_PORT = 15088  # Envoy's listener on the pod's loopback
+XDS_PORT = 15010  # delta ADS, on the pod's loopback
+METRICS_PORT = 15020  # /metrics of a gateway pod
+READINESS_PORT = 15021  # Envoy's /healthz/ready; Istio's number
+ADMIN_PORT = 15000  # Envoy's admin interface, on the pod's loopback; Istio's number
+
+
+def cluster_name(service: str, port: int, subset: str = "") -> str:
+    """The Envoy cluster of a service port; `service` is `namespace/name`."""
+    return f"{service}|{port}|{subset}" if subset else f"{service}|{port}"
+
+
+def route_name(destination: str, port: int) -> str:
+    """The route configuration of a service port (`namespace/name`) or of a pod (its uid)."""
+    return f"{destination}|{port}"

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conditions in the status of Gateway API objects."""
