@@ -42,6 +42,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `pod_uid` is metadata.uid: it changes when a pod of the same name is re-created. `addresses`
     are canonical, the primary one first. `enrolled`: the pod's node is to capture it. `protocol`:
     how peers reach it now; it becomes HBONE once the pod is captured.
+
+    `waypoint`: `namespace/name` of the Gateway that connections to the pod's own addresses pass;
+    empty for none. `waypoint_error`: why that waypoint cannot be used, so that such connections
+    are refused. `gateway`: `namespace/name` of the Gateway that the pod runs. `require_waypoint`:
+    the pod's node admits only connections that passed the waypoint of the pod or of its services.
     """
 
     uid: str
@@ -62,6 +67,10 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     owner_kind: str = "pod"  # deployment | cronjob | job | pod, for baggage and metrics
     owner_name: str = ""
     capture_refused: str = ""  # why a pod that opts in is not captured; empty otherwise
+    waypoint: str = ""
+    waypoint_error: str = ""
+    gateway: str = ""
+    require_waypoint: bool = False
 
     @property
     def identity(self) -> str:
@@ -70,11 +79,16 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):
-    """A port of a service. Endpoints map its `name` to their own target port."""
+    """A port of a service. Endpoints map its `name` to their own target port.
+
+    `app_protocol`: the appProtocol in lower case, or the protocol that the prefix of the name
+    declares (`http-web`: `http`); empty if neither does. Of a ServiceEntry: its protocol.
+    """
 
     port: int
     name: str = ""
     protocol: str = "TCP"
+    app_protocol: str = ""
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -98,7 +112,9 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     One value, so that an update is one message. The `name` of a ServiceEntry's host is the host.
     `export_to`: the namespaces that see the service, empty for all. `networks`: the CIDRs that an
     entry without endpoints covers. `upstream_dns`: without virtual addresses, the pod's own
-    resolver answers for the name.
+    resolver answers for the name. `waypoint`: `namespace/name` of the Gateway, and of its Service,
+    that connections to the service pass; empty for none. `waypoint_error`: why that waypoint
+    cannot be used, so that connections are refused.
     """
 
     namespace: str
@@ -111,6 +127,8 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     export_to: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     upstream_dns: bool = False
+    waypoint: str = ""
+    waypoint_error: str = ""
 
     @property
     def key(self) -> str:
