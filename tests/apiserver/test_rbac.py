@@ -9,7 +9,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from tests.support.apiserver.objects import ambient, endpoints, pod, service
+from tests.support.apiserver.objects import ambient, endpoints, namespace, pod, service
 from tests.support.apiserver.rbac_fixture import AGENT, SYSTEM, agent_kubeconfig, grant, manifest
 from tests.support.apiserver.server import ApiServer
 from tests.support.apiserver.source_runner import SourceRunner
@@ -172,3 +172,43 @@ def _annotations(server: ApiServer, name: str) -> dict[str, str]:
     found = json.loads(server.kubectl("-n", "rights", "get", "pod", name, "-o", "json"))
     annotations: dict[str, str] = found["metadata"].get("annotations", {})
     return annotations
+
+
+@pytest.fixture(scope="module")
+def controller_token(server: ApiServer) -> str:
+    """A token of the controller, once its admission policy is in force."""
+    server.apply(namespace(SYSTEM))
+    server.apply(*manifest("controller-rbac.yaml"), *manifest("controller-guard.yaml"))
+    token = server.token(SYSTEM, "ztunnel-controller")
+    wait_until(
+        lambda: "may create only" in _create(server, token, SYSTEM, "ConfigMap", "probe"),
+        "the admission policy is in force",
+        timeout_s=30,
+    )
+    return token
+
+
+def _create(server: ApiServer, token: str, where: str, kind: str, name: str) -> str:
+    """The API server's error for a dry-run creation; empty on success."""
+    body = {"apiVersion": "v1", "kind": kind, "metadata": {"name": name}}
+    path = f"/api/v1/namespaces/{where}/{kind.lower()}s?dryRun=All"
+    try:
+        server.request("POST", path, body, token=token)
+    except HTTPError as response:
+        return response.read().decode()
+    return ""
+
+
+def test_controller_creates_only_secret_of_ca(server: ApiServer, controller_token: str) -> None:
+    assert _create(server, controller_token, SYSTEM, "Secret", "ztunnel-ca") == ""
+    assert "may create only" in _create(server, controller_token, SYSTEM, "Secret", "stolen")
+    assert "forbidden" in _create(server, controller_token, "default", "Secret", "ztunnel-ca")
+
+
+def test_controller_creates_only_config_maps_of_roots(
+    server: ApiServer, controller_token: str
+) -> None:
+    allowed = _create(server, controller_token, "default", "ConfigMap", "istio-ca-root-cert")
+    assert allowed == ""
+    refused = _create(server, controller_token, "default", "ConfigMap", "coredns")
+    assert "may create only" in refused

@@ -32,8 +32,8 @@ def test_proxy_runs_unprivileged_without_capabilities(lab: Lab) -> None:
         status = _status(pid)
         for which in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
             assert int(status[which], 16) == 0, f"{which} of {pid}"
-        assert set(status["Uid"].split()) == {"1337"}
-        assert set(status["Gid"].split()) == {"1337"}
+        assert set(status["Uid"].split()) == {"15008"}
+        assert set(status["Gid"].split()) == {"15008"}
         assert status["Groups"].strip() == ""
         assert status["NoNewPrivs"].strip() == "1"
 

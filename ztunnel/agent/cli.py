@@ -187,7 +187,7 @@ class _Flags(TypedDict):
 @click.option(
     "--proxy-uid",
     type=click.IntRange(min=1),
-    default=1337,
+    default=15008,
     show_default=True,
     help="User ID that the proxy runs as.",
 )

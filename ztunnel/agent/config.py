@@ -40,7 +40,7 @@ class Options:
     ca_dir: Path | None
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     certificate_ttl: timedelta = timedelta(hours=24)
-    proxy_uid: int = 1337
+    proxy_uid: int = 15008
     same_node: SameNode = SameNode.DIRECT
     metrics_port: int = 15020  # 0: disabled
     health_port: int = 15021  # 0: disabled

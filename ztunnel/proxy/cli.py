@@ -19,7 +19,7 @@ from ztunnel.proxy.process.supervisor import WATCHDOG_TIMEOUT_S, Supervisor
 from ztunnel.proxy.worker import DRAIN_TIMEOUT_S, Worker
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 
-DEFAULT_UID = 1337  # Istio's proxy user
+DEFAULT_UID = 15008  # of no other program; 1337 is that of sidecars of Istio, in pods
 
 
 @click.command("proxy")

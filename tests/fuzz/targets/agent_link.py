@@ -96,7 +96,7 @@ class Agent:
         self.enroller.want({"web-uid": pod, "db-uid": waiting}, {"web-uid", "db-uid"})
         self.session = Session(
             worker,
-            Peer(os.getpid(), 1337),
+            Peer(os.getpid(), 15008),
             self.handlers,
             observers=[self.enroller, self.udp, self.collector],
             on_close=self.sessions.remove,

@@ -56,8 +56,8 @@ def test_all_privileges_are_dropped(proxy: Proxy) -> None:
     assert {found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
     if os.geteuid() == 0:
         assert found["CapBnd"] == "0" * 16
-        assert found["Uid"].split() == ["1337"] * 4
-        assert found["Gid"].split() == ["1337"] * 4
+        assert found["Uid"].split() == ["15008"] * 4
+        assert found["Gid"].split() == ["15008"] * 4
         assert found["Groups"].strip() == ""
 
 
