@@ -67,6 +67,7 @@ class ConnectionState:
             constants.OVERHEAD_FRAME_BURST, constants.OVERHEAD_FRAMES_PER_S
         )
         self._resets = TokenBucket(constants.RESET_BURST, constants.RESETS_PER_S)
+        self._hpack_bytes = TokenBucket(constants.HPACK_BURST_BYTES, constants.HPACK_BYTES_PER_S)
         self._now = 0.0
         self._out = bytearray()
         self._block_prefix = NO_DYNAMIC_TABLE  # precedes the first header block only

@@ -37,6 +37,15 @@ MAX_QUEUED_OUTPUT_BYTES = 1024 * 1024  # control frames that the peer does not r
 # Frames without payload or effect on a stream: PING, SETTINGS, PRIORITY, unknown, empty DATA.
 OVERHEAD_FRAME_BURST = 1000
 OVERHEAD_FRAMES_PER_S = 200.0
+# Frames on closed streams were on their way when the stream was closed. Each stream may have this
+# many; more count as frames without effect.
+LATE_FRAMES_PER_STREAM = 64
+MAX_LATE_FRAMES = 65_536  # that a connection may accumulate; also what it begins with
+SMALL_DATA_BYTES = 64  # less payload in DATA on a closed stream counts as a late frame
+# Octets of header blocks that hpack decodes, at up to 1 µs each (indexed fields, Huffman codes).
+# A CONNECT of Istio's ztunnel takes about 300 octets.
+HPACK_BURST_BYTES = 512 * 1024
+HPACK_BYTES_PER_S = 256.0 * 1024
 # Streams refused, malformed, or reset before a response (CVE-2023-44487). Streams that got a
 # response may be reset freely: applications do that.
 RESET_BURST = 1000

@@ -25,7 +25,13 @@ from ztunnel.hbone.events import (
     WindowOpened,
 )
 from ztunnel.hbone.frames import ACK, FrameType
-from ztunnel.hbone.headers import MalformedError, check_trailers, parse_request, parse_response
+from ztunnel.hbone.headers import (
+    MalformedError,
+    check_trailers,
+    decode_plain,
+    parse_request,
+    parse_response,
+)
 from ztunnel.hbone.parsed_frames import DataPiece, Frame, HeaderBlock
 from ztunnel.hbone.streams import ClosedReason, Stream
 
@@ -42,6 +48,12 @@ class FrameHandlers(ConnectionState):
     def _count_overhead_frame(self) -> None:
         if not self._overhead_frames.spend(self._now):
             raise H2ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, "too many frames without payload")
+
+    def _count_late_frame(self, stream_id: int) -> None:
+        """Of a closed stream. Raises H2ConnectionError if it was never opened, or for a flood."""
+        self._require_closed(stream_id)
+        if not self._streams.spend_late_frame():
+            self._count_overhead_frame()
 
     def _require_closed(self, stream_id: int) -> ClosedReason:
         """Why an unknown stream is closed; raises H2ConnectionError if it was never opened."""
@@ -77,8 +89,8 @@ class FrameHandlers(ConnectionState):
                 raise H2ConnectionError(
                     ErrorCode.STREAM_CLOSED, f"DATA on closed stream {piece.stream_id}"
                 )
-            if not len(piece.payload) and not piece.last:
-                self._count_overhead_frame()
+            if len(piece.payload) < constants.SMALL_DATA_BYTES and not piece.last:
+                self._count_late_frame(piece.stream_id)
             return
         if not stream.remote_open:
             raise StreamError(piece.stream_id, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
@@ -91,7 +103,13 @@ class FrameHandlers(ConnectionState):
     # HEADERS
 
     def _on_headers(self, unit: HeaderBlock, events: list[Event]) -> None:
-        headers = self._decoder.decode(unit.block)  # always: it updates the HPACK table
+        headers = decode_plain(unit.block)
+        if headers is None:
+            if not self._hpack_bytes.spend(self._now, len(unit.block)):
+                raise H2ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, "too many compressed headers")
+            headers = self._decoder.decode(unit.block)  # always: it updates the HPACK table
+        else:
+            self._decoder.check_size(headers)
         stream = self._live.get(unit.stream_id)
         try:
             if stream is None:
@@ -186,7 +204,7 @@ class FrameHandlers(ConnectionState):
         if stream_id:
             stream = self._live.get(stream_id)
             if stream is None:
-                self._require_closed(stream_id)  # late: normal, without penalty
+                self._count_late_frame(stream_id)
                 return
             window = stream.send_window
         try:
@@ -203,7 +221,7 @@ class FrameHandlers(ConnectionState):
     def _on_reset(self, frame: Frame, events: list[Event]) -> None:
         stream = self._live.get(frame.stream_id)
         if stream is None:
-            self._require_closed(frame.stream_id)  # late: normal, without penalty
+            self._count_late_frame(frame.stream_id)
             return
         if self._is_server and not stream.answered:
             self._count_reset()

@@ -7,8 +7,8 @@ costs some hundred octets per stream, and saves 100 µs at a peer that decodes H
 `NO_DYNAMIC_TABLE` precedes the first block of a connection: it sets the table size to 0, which
 complies with any HEADER_TABLE_SIZE of the peer.
 
-Decoding: such plain blocks are decoded here, because they neither read nor change the dynamic
-table. The hpack package decodes all others.
+Decoding: `decode_plain` decodes such blocks, which neither read nor change the dynamic table.
+`HeaderDecoder` decodes all others with the hpack package.
 """
 
 from __future__ import annotations
@@ -111,11 +111,6 @@ class HeaderDecoder:
 
     def decode(self, block: bytes) -> list[Header]:
         """Raises H2ConnectionError: COMPRESSION_ERROR, or ENHANCE_YOUR_CALM for a large list."""
-        plain = _decode_plain(block)
-        if plain is not None:
-            if sum(len(n) + len(v) + FIELD_OVERHEAD for n, v in plain) > self._max_list:
-                raise _too_large()
-            return plain
         try:
             fields = self._hpack.decode(block, raw=True)
         except hpack.OversizedHeaderListError:
@@ -124,12 +119,17 @@ class HeaderDecoder:
             raise H2ConnectionError(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from None
         return [(bytes(name), bytes(value)) for name, value in fields]
 
+    def check_size(self, fields: list[Header]) -> None:
+        """Raises H2ConnectionError with ENHANCE_YOUR_CALM for a large list."""
+        if sum(len(n) + len(v) + FIELD_OVERHEAD for n, v in fields) > self._max_list:
+            raise _too_large()
+
 
 def _too_large() -> H2ConnectionError:
     return H2ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, "header list too large")
 
 
-def _decode_plain(block: bytes) -> list[Header] | None:
+def decode_plain(block: bytes) -> list[Header] | None:
     """Decode a block whose fields are literals without indexing and Huffman coding; else None."""
     fields: list[Header] = []
     pos, end = 0, len(block)

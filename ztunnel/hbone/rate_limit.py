@@ -15,13 +15,13 @@ class TokenBucket:
         self._tokens = self._burst
         self._updated_at: float | None = None
 
-    def spend(self, now: float) -> bool:
-        """Remove one token; False if there is none. A time in the past adds no tokens."""
+    def spend(self, now: float, tokens: float = 1.0) -> bool:
+        """Remove tokens; False if there are too few. A time in the past adds no tokens."""
         if self._updated_at is not None and now > self._updated_at:
             refill = (now - self._updated_at) * self._per_second
             self._tokens = min(self._burst, self._tokens + refill)
         self._updated_at = now
-        if self._tokens < 1.0:
+        if self._tokens < tokens:
             return False
-        self._tokens -= 1.0
+        self._tokens -= tokens
         return True

@@ -72,12 +72,23 @@ class StreamTable:
         self.highest = -1  # the last ID that was opened; -1: none
         self._receive_window = receive_window
         self._reset: dict[int, None] = {}  # an ordered set
+        self._late_frames = constants.MAX_LATE_FRAMES  # that the peer may still send
 
     def open(self, stream_id: int, send_window: int) -> Stream:
         self.highest = stream_id
         stream = Stream(stream_id, send_window, self._receive_window)
         self.live[stream_id] = stream
+        self._late_frames = min(
+            self._late_frames + constants.LATE_FRAMES_PER_STREAM, constants.MAX_LATE_FRAMES
+        )
         return stream
+
+    def spend_late_frame(self) -> bool:
+        """Count a frame on a closed stream; False if the peer sent more than its streams may."""
+        if not self._late_frames:
+            return False
+        self._late_frames -= 1
+        return True
 
     @property
     def next_id(self) -> int:

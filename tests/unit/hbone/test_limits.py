@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tracemalloc
 
+import hpack
 import pytest
 
 from tests.unit.hbone.wire_helpers import (
@@ -23,6 +24,7 @@ from ztunnel.hbone.errors import ApiMisuseError, ErrorCode
 from ztunnel.hbone.events import (
     ConnectionFailed,
     DataReceived,
+    Event,
     GoAway,
     PongReceived,
     RequestReceived,
@@ -319,3 +321,57 @@ def test_nothing_follows_a_failure() -> None:
     events = server.receive(memoryview(data(1, b"x") + request(1)), 0.0)
     assert [type(event) for event in events] == [ConnectionFailed]
     assert server.receive(memoryview(request(1)), 0.0) == []
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        frames.window_update(1, 1),
+        frames.rst_stream(1, ErrorCode.CANCEL),
+        data(1, b""),
+        data(1, b"x"),
+    ],
+    ids=["WINDOW_UPDATE", "RST_STREAM", "empty DATA", "small DATA"],
+)
+def test_flood_of_frames_on_a_closed_stream_ends_the_connection(late: bytes) -> None:
+    server = greeted(Role.SERVER)
+    server.receive(memoryview(request(1)), 0.0)
+    server.respond(1, 200)
+    server.reset(1)
+    events = server.receive(memoryview(late * (constants.MAX_LATE_FRAMES - 1)), 0.0)
+    assert events == []
+    events = server.receive(memoryview(late * (constants.OVERHEAD_FRAME_BURST + 2)), 0.0)
+    assert isinstance(events[-1], ConnectionFailed)
+    assert events[-1].code is ErrorCode.ENHANCE_YOUR_CALM
+
+
+def compressed_request(stream_id: int) -> bytes:
+    """A request of Istio's ztunnel: indexed fields and Huffman codes."""
+    block = hpack.Encoder().encode([*CONNECT, (b"baggage", b"k8s.deployment.name=client" * 8)])
+    return frames.frame(FrameType.HEADERS, frames.END_HEADERS, stream_id, block)
+
+
+def test_thousand_compressed_requests_per_second_are_served() -> None:
+    server = greeted(Role.SERVER)
+    for number in range(10_000):
+        stream_id = 2 * number + 1
+        (received, *_) = server.receive(memoryview(compressed_request(stream_id)), number / 1000)
+        assert isinstance(received, RequestReceived)
+        server.respond(stream_id, 200)
+        server.reset(stream_id)
+        server.take_output()
+
+
+def test_flood_of_compressed_headers_ends_the_connection() -> None:
+    server = greeted(Role.SERVER)
+    size = len(compressed_request(1))
+    events: list[Event] = []
+    for number in range(constants.HPACK_BURST_BYTES // size * 2):
+        events = server.receive(memoryview(compressed_request(2 * number + 1)), 0.0)
+        if not isinstance(events[-1], RequestReceived):
+            break
+        server.respond(2 * number + 1, 200)
+        server.reset(2 * number + 1)
+        server.take_output()
+    assert isinstance(events[-1], ConnectionFailed)
+    assert events[-1].code is ErrorCode.ENHANCE_YOUR_CALM

@@ -158,6 +158,7 @@ def test_mutated_chunking_gives_the_same_result(octets: bytes) -> None:
 def test_hpack_decodes_our_header_blocks(fields: list[tuple[bytes, bytes]]) -> None:
     block = headers.encode(fields)
     assert [tuple(field) for field in hpack.Decoder().decode(block, raw=True)] == fields
+    assert headers.decode_plain(block) == fields
     assert headers.HeaderDecoder(1 << 20).decode(block) == fields
 
 
@@ -166,9 +167,11 @@ def test_plain_decoder_and_hpack_agree_on_any_octets(block: bytes) -> None:
     try:
         expected = [tuple(field) for field in hpack.Decoder().decode(block, raw=True)]
     except hpack.HPACKError:
+        assert headers.decode_plain(block) is None
         with pytest.raises(H2ConnectionError):
             headers.HeaderDecoder(1 << 16).decode(block)
     else:
+        assert headers.decode_plain(block) in (None, expected)
         assert headers.HeaderDecoder(1 << 16).decode(block) == expected
 
 
