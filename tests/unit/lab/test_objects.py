@@ -42,6 +42,9 @@ def test_lists_and_documents_are_flattened(tmp_path: Path) -> None:
     assert keys == [Key("Service", "default", "a"), Key("Namespace", "", "b")]
 
 
+POD: Object = {"metadata": {"name": "p"}, "spec": {}}
+
+
 @pytest.mark.parametrize("text", ["kind: Pod\n", "- 1\n", "a: [\n"])
 def test_invalid_manifest_is_an_error_with_its_path(tmp_path: Path, text: str) -> None:
     manifest = tmp_path / "bad.yaml"
@@ -94,7 +97,7 @@ def test_images_are_identified_by_their_base_name(image: str, name: str) -> None
 
 def test_command_and_args_of_the_container_take_precedence() -> None:
     container = {"name": "c", "image": "whatever", "command": ["echo"], "args": [1]}
-    assert images.argv(container, {}) == ["echo", "1"]
+    assert images.argv(container, POD, {}) == ["echo", "1"]
 
 
 def test_config_map_adds_images() -> None:
@@ -104,13 +107,30 @@ def test_config_map_adds_images() -> None:
         "data": {"app": 'exec ./app "$@"'},
     }
     table = images.user_commands({key_of(config): config})
-    argv = images.argv({"name": "c", "image": "team/app:2", "args": ["-v"]}, table)
+    argv = images.argv({"name": "c", "image": "team/app:2", "args": ["-v"]}, POD, table)
     assert argv == ["sh", "-c", 'exec ./app "$@"', "app", "-v"]
 
 
 def test_unknown_image_without_command_is_an_error_with_hint() -> None:
     with pytest.raises(images.UnknownImageError, match="ztunnel-lab-images"):
-        images.argv({"name": "c", "image": "mystery"}, {})
+        images.argv({"name": "c", "image": "mystery"}, POD, {})
+
+
+@pytest.mark.parametrize(
+    ("word", "result"),
+    [
+        ("at $(IP):80", "at 10.0.0.1:80"),
+        ("$$(IP)", "$(IP)"),
+        ("$(date) $(OTHER) $IP", "$(date) $(OTHER) $IP"),
+    ],
+)
+def test_declared_variables_are_expanded_in_the_command(word: str, result: str) -> None:
+    container = {
+        "name": "c",
+        "command": ["echo", word],
+        "env": [{"name": "IP", "value": "10.0.0.1"}],
+    }
+    assert images.argv(container, POD, {}) == ["echo", result]
 
 
 def test_downward_api_fields_are_in_the_environment() -> None:

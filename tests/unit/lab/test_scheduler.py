@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ztunnel.lab.cluster.admission import admit, unbound
 from ztunnel.lab.cluster.deployments import deployment_of, deployment_pods
 from ztunnel.lab.cluster.pod_fields import pod_ips
-from ztunnel.lab.cluster.scheduler import PodPlan, plan_pods
+from ztunnel.lab.cluster.scheduler import PodPlan, plan_pods, surplus_pods
 from ztunnel.lab.cluster.system_objects import system_objects
 from ztunnel.lab.network.addresses import make_nodes
 from ztunnel.lab.objects import Key, Object, key_of
@@ -105,6 +105,28 @@ def test_changed_template_replaces_the_pods() -> None:
         with_pods(objects, first) | with_system_objects(deployment("web", 2, image="nginx:2"))
     )
     assert not {str(key_of(p)) for p in first.pods} & {str(key_of(p)) for p in second.pods}
+
+
+def test_rolling_update_keeps_old_pods_and_their_addresses() -> None:
+    objects = with_system_objects(deployment("web", 2))
+    first = plan(objects)
+    updated = with_system_objects(deployment("web", 2, image="nginx:2"))
+    stored = with_pods(objects, first) | updated
+    second = plan(stored)
+    assert surplus_pods(stored, second) == ([*sorted(first.pods, key=key_of)], [])
+    old, new = ({ip for p in each.pods for ip in pod_ips(p)} for each in (first, second))
+    assert not old & new
+
+
+def test_recreated_and_orphaned_pods_stop_at_once() -> None:
+    objects = with_system_objects(deployment("web", 1), deployment("gone", 1))
+    first = plan(objects)
+    recreated = deployment("web", 1, image="nginx:2")
+    recreated["spec"]["strategy"] = {"type": "Recreate"}
+    stored = with_pods(with_system_objects(recreated), first)
+    replaced, obsolete = surplus_pods(stored, plan(stored))
+    assert replaced == []
+    assert {deployment_of(p) for p in obsolete} == {"web", "gone"}
 
 
 def test_unbound_pod_gets_another_uid() -> None:

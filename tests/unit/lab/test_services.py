@@ -12,6 +12,7 @@ import dns.rcode
 import pytest
 
 from ztunnel.lab.cluster import kube_proxy, services
+from ztunnel.lab.cluster.admission import terminating
 from ztunnel.lab.cluster.dns_zone import Zone, answer, build_zone
 from ztunnel.lab.network import addresses
 from ztunnel.lab.objects import Key, Object, key_of
@@ -87,6 +88,17 @@ def test_slices_contain_selected_pods_of_each_family_with_readiness() -> None:
         "fd00:10:244:1::2": True,
         "fd00:10:244:1::3": False,
     }
+
+
+def test_terminating_pod_serves_but_is_not_ready() -> None:
+    objects = planned(service(), terminating(pod(1), "2026-01-01T00:00:00Z"))
+    found = [
+        entry["conditions"]
+        for key, obj in objects.items()
+        if key.kind == "EndpointSlice"
+        for entry in obj["endpoints"]
+    ]
+    assert found == [{"ready": False, "serving": True, "terminating": True}] * 2
 
 
 def test_named_target_port_is_resolved_per_pod() -> None:

@@ -51,6 +51,11 @@ def unbound(pod: Object) -> Object:
     return {**others, "metadata": metadata}
 
 
+def terminating(pod: Object, now: str) -> Object:
+    """The pod while it is being deleted, as the API server shows it during the grace period."""
+    return {**pod, "metadata": {**pod["metadata"], "deletionTimestamp": now}}
+
+
 def _admit_pod(stored: Object, old: Object) -> Object:
     applied = old["metadata"].get("annotations", {}).get(APPLIED_ANNOTATION)
     if applied != stored["metadata"]["annotations"][APPLIED_ANNOTATION]:

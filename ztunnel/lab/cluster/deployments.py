@@ -7,7 +7,7 @@ import copy
 from collections.abc import Iterator
 
 from ztunnel.lab.cluster.digest import digest, name_suffix
-from ztunnel.lab.cluster.pod_fields import is_ready
+from ztunnel.lab.cluster.pod_fields import is_ready, is_terminating
 from ztunnel.lab.objects import Object, Objects, of_kind
 
 HASH_LABEL = "pod-template-hash"
@@ -50,18 +50,27 @@ def deployment_of(pod: Object) -> str | None:
     return None
 
 
+def is_rolling(deployment: Object) -> bool:
+    """Whether old pods stay until the new ones are ready. The default, as in Kubernetes."""
+    strategy = deployment["spec"].get("strategy") or {}
+    return bool(strategy.get("type", "RollingUpdate") == "RollingUpdate")
+
+
 def deployment_status(deployment: Object, objects: Objects) -> dict[str, int]:
     """The replica counts of a Deployment's status."""
     name, namespace = deployment["metadata"]["name"], deployment["metadata"]["namespace"]
     pods = [
         pod
         for pod in of_kind(objects, "Pod")
-        if pod["metadata"]["namespace"] == namespace and deployment_of(pod) == name
+        if pod["metadata"]["namespace"] == namespace
+        and deployment_of(pod) == name
+        and not is_terminating(pod)
     ]
+    current = {pod["metadata"]["name"] for pod in deployment_pods(deployment)}
     ready = sum(is_ready(pod) for pod in pods)
     return {
         "replicas": len(pods),
-        "updatedReplicas": len(pods),
+        "updatedReplicas": sum(pod["metadata"]["name"] in current for pod in pods),
         "readyReplicas": ready,
         "availableReplicas": ready,
     }

@@ -12,6 +12,11 @@ def is_ready(pod: Object) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
+def is_terminating(pod: Object) -> bool:
+    """Whether the pod is being deleted: its containers are about to stop."""
+    return "deletionTimestamp" in pod["metadata"]
+
+
 def is_host_network(pod: Object) -> bool:
     """Whether the pod shares its node's network namespace."""
     return bool(pod["spec"].get("hostNetwork"))

@@ -13,7 +13,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ztunnel.lab.cluster.deployments import deployment_pods
+from ztunnel.lab.cluster.deployments import deployment_of, deployment_pods, is_rolling
 from ztunnel.lab.cluster.pod_fields import is_host_network, pod_ips
 from ztunnel.lab.cluster.system_objects import node_object
 from ztunnel.lab.network import addresses
@@ -34,6 +34,15 @@ class PodPlan:
     def keys(self) -> set[Key]:
         """The keys of all pods."""
         return {key_of(pod) for pod in self.pods}
+
+
+@dataclass
+class _Cluster:
+    """Where pods can go. `used_ips` includes those of old pods, which may still run."""
+
+    nodes: Sequence[Node]
+    labels: Mapping[str, dict[str, str]]
+    used_ips: set[str]
 
 
 def plan_pods(
@@ -58,14 +67,38 @@ def plan_pods(
         else:
             unscheduled.append(copy.deepcopy(desired))
             plan.problems += _ignored_fields(desired)
-    labels = {node.name: _node_labels(objects, node) for node in nodes}
+    cluster = _Cluster(
+        nodes,
+        {node.name: _node_labels(objects, node) for node in nodes},
+        {ip for pod in of_kind(objects, "Pod") for ip in pod_ips(pod)},
+    )
     for pod in sorted(unscheduled, key=lambda pod: not _is_constrained(pod)):
         pod["metadata"]["uid"] = uid(pod)
         pod["metadata"]["creationTimestamp"] = now
-        if problem := _bind(pod, plan.pods, nodes, labels, now):
+        if problem := _bind(pod, plan.pods, cluster, now):
             plan.problems.append(problem)
+        cluster.used_ips.update(pod_ips(pod))
         plan.pods.append(pod)
     return plan
+
+
+def surplus_pods(objects: Objects, plan: PodPlan) -> tuple[list[Object], list[Object]]:
+    """The stored pods of Deployments that are not in the plan, in two groups.
+
+    The first group stays until its replacements are ready (a rolling update), the second does not.
+    """
+    rolling = {
+        key_of(deployment)[1:]
+        for deployment in of_kind(objects, "Deployment")
+        if is_rolling(deployment)
+    }
+    replaced: list[Object] = []
+    obsolete: list[Object] = []
+    for pod in of_kind(objects, "Pod"):
+        if pod["metadata"].get("ownerReferences") and key_of(pod) not in plan.keys:
+            owner = pod["metadata"]["namespace"], deployment_of(pod)
+            (replaced if owner in rolling else obsolete).append(pod)
+    return replaced, obsolete
 
 
 def _desired_pods(objects: Objects) -> Iterator[Object]:
@@ -112,19 +145,13 @@ def _ignored_fields(pod: Object) -> Iterator[str]:
             yield f"{key_of(pod)}: spec.{name} is ignored: not supported by the lab"
 
 
-def _bind(
-    pod: Object,
-    others: list[Object],
-    nodes: Sequence[Node],
-    labels: Mapping[str, dict[str, str]],
-    now: str,
-) -> str | None:
+def _bind(pod: Object, others: list[Object], cluster: _Cluster, now: str) -> str | None:
     """Bind the pod to a node and set its addresses. Returns the reason if that is impossible."""
-    node, reason = _select_node(pod, others, nodes, labels)
+    node, reason = _select_node(pod, others, cluster.nodes, cluster.labels)
     ips: Sequence[str] = ()
     if node:
         try:
-            ips = _allocate_addresses(pod, node, others)
+            ips = _allocate_addresses(pod, node, cluster.used_ips)
         except ValueError as error:
             node, reason = None, str(error)
     condition = {"type": "PodScheduled", "status": "True" if node else "False"}
@@ -175,8 +202,7 @@ def _owner(pod: Object) -> tuple[str, str] | None:
     return (pod["metadata"]["namespace"], owners[0]["name"]) if owners else None
 
 
-def _allocate_addresses(pod: Object, node: Node, others: Iterable[Object]) -> Sequence[str]:
+def _allocate_addresses(pod: Object, node: Node, used: set[str]) -> Sequence[str]:
     if is_host_network(pod):
         return addresses.node_addresses(node.index)
-    used = {ip for other in others for ip in pod_ips(other)}
     return addresses.pod_addresses(node.index, used)

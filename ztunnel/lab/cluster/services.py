@@ -7,7 +7,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from ztunnel.lab.cluster.pod_fields import is_ready, pod_ips
+from ztunnel.lab.cluster.pod_fields import is_ready, is_terminating, pod_ips
 from ztunnel.lab.network import addresses
 from ztunnel.lab.objects import SERVICE_LABEL, Key, Object, Objects, key_of, of_kind
 
@@ -136,10 +136,14 @@ def _numeric_ports(ports: list[dict[str, Any]]) -> Ports:
 
 
 def _endpoint(pod: Object, ip: str, publish_not_ready: bool) -> Object:
-    ready, metadata = is_ready(pod), pod["metadata"]
+    serving, metadata, terminating = is_ready(pod), pod["metadata"], is_terminating(pod)
     entry: Object = {
         "addresses": [ip],
-        "conditions": {"ready": ready or publish_not_ready, "serving": ready, "terminating": False},
+        "conditions": {
+            "ready": publish_not_ready or (serving and not terminating),
+            "serving": serving,
+            "terminating": terminating,
+        },
         "nodeName": pod["spec"]["nodeName"],
         "targetRef": {
             "kind": "Pod",

@@ -10,7 +10,7 @@ from pathlib import Path
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import LabNames
 from ztunnel.lab.objects import Object, key_of
-from ztunnel.lab.runtime import images, nginx, process
+from ztunnel.lab.runtime import envoy, images, nginx, process
 from ztunnel.lab.runtime.sandbox import Sandbox
 
 # The default of containerd and Docker.
@@ -64,12 +64,17 @@ def start(
     if nginx.is_official_nginx(container, commands):
         argv = _prepare_nginx(names, sandbox, pod, container)
     else:
-        argv = images.argv(container, commands)
+        argv = images.argv(container, pod, commands)
+    environment = images.environment(container, pod)
+    if envoy.is_envoy(container):
+        envoy.require()
+        programs = envoy.program_directory(names.pod_dir(sandbox.uid))
+        environment["PATH"] = f"{programs}:{environment['PATH']}"
     process.spawn(
         _in_container_argv(names, sandbox, pod, container, argv),
         sandbox.cgroup(names) / container["name"],
         log_path(names, sandbox.uid, container["name"]),
-        images.environment(container, pod),
+        environment,
     )
 
 

@@ -7,6 +7,7 @@ Kubernetes, `command` and `args` of the pod take precedence.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ IMAGES_CONFIG_MAP = "ztunnel-lab-images"
 CONTAINER_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_HOSTNAME = 63  # characters; RFC 1123
 
+_REFERENCE = re.compile(r"\$?\$\(([-._a-zA-Z][-._a-zA-Z0-9]*)\)")
 _SLEEP = "exec sleep infinity"
 _COMMANDS: Mapping[str, str] = {
     "nginx": "nginx",  # with another command than the official image's, see nginx.py
@@ -48,25 +50,38 @@ def user_commands(objects: Objects) -> dict[str, str]:
     return commands
 
 
-def argv(container: Object, commands: Mapping[str, str]) -> list[str]:
+def argv(container: Object, pod: Object, commands: Mapping[str, str]) -> list[str]:
     """The command line of a container. `commands`: of user-defined images.
 
     Raises UnknownImageError if neither the container nor the image has a command.
     """
-    command, args = container.get("command") or [], container.get("args") or []
+    variables = _declared_variables(container, pod)
+    command = [expanded(str(word), variables) for word in container.get("command") or []]
+    args = [expanded(str(word), variables) for word in container.get("args") or []]
     if command:
-        return [str(word) for word in (*command, *args)]
+        return [*command, *args]
     name = base_name(container["image"])
     if shell := commands.get(name):
-        return ["sh", "-c", shell, name, *map(str, args)]  # the command receives args as "$@"
+        return ["sh", "-c", shell, name, *args]  # the command receives args as "$@"
     if args:
-        return [str(word) for word in args]
+        return args
     if name not in _COMMANDS:
         raise UnknownImageError(
             f"image {container['image']!r} has no command in the lab; hint: set the container's "
             f"command, or add {name!r} to the data of a ConfigMap named {IMAGES_CONFIG_MAP}"
         )
     return ["sh", "-c", _COMMANDS[name]]
+
+
+def expanded(word: str, variables: Mapping[str, str]) -> str:
+    """Replace `$(NAME)` of declared variables, as the kubelet does; `$$(NAME)` is a literal."""
+
+    def replacement(found: re.Match[str]) -> str:
+        if found[0].startswith("$$"):
+            return found[0][1:]
+        return variables.get(found[1], found[0])
+
+    return _REFERENCE.sub(replacement, word)
 
 
 def tcp_ports(container: Object) -> list[int]:
@@ -77,18 +92,23 @@ def tcp_ports(container: Object) -> list[int]:
 
 def environment(container: Object, pod: Object) -> dict[str, str]:
     """The container's environment. It does not inherit the environment of the lab command."""
-    variables = {"PATH": CONTAINER_PATH, "HOME": "/root", "HOSTNAME": hostname(pod)}
-    for entry in container.get("env") or []:
-        source = (entry.get("valueFrom") or {}).get("fieldRef")
-        value = _field(pod, source["fieldPath"]) if source else entry.get("value", "")
-        variables[entry["name"]] = str(value)
-    return variables
+    defaults = {"PATH": CONTAINER_PATH, "HOME": "/root", "HOSTNAME": hostname(pod)}
+    return defaults | _declared_variables(container, pod)
 
 
 def hostname(pod: Object) -> str:
     """The pod's host name, truncated to the limit of the kernel and DNS."""
     name = pod["spec"].get("hostname") or pod["metadata"]["name"]
     return str(name)[:MAX_HOSTNAME].rstrip("-.")
+
+
+def _declared_variables(container: Object, pod: Object) -> dict[str, str]:
+    variables = {}
+    for entry in container.get("env") or []:
+        source = (entry.get("valueFrom") or {}).get("fieldRef")
+        value = _field(pod, source["fieldPath"]) if source else entry.get("value", "")
+        variables[entry["name"]] = str(value)
+    return variables
 
 
 def _field(pod: Object, path: str) -> Any:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from ztunnel.lab.cluster.pod_fields import is_ready
 from ztunnel.lab.names import LabNames
 from ztunnel.lab.network.addresses import Node
 from ztunnel.lab.objects import Object, Objects, ObjectStore, key_of, of_kind
-from ztunnel.lab.runtime import containers, images, probes, sandbox
+from ztunnel.lab.runtime import containers, images, probes, sandbox, termination
 from ztunnel.lab.runtime.sandbox import Sandbox
 
 _POLL_INTERVAL_S = 0.05
@@ -48,6 +49,16 @@ class Kubelet:
         for pod_sandbox in list(sandbox.recorded(self._names)):
             if pod_sandbox.uid not in uids:
                 sandbox.destroy(self._names, pod_sandbox)
+
+    def stop(self, pods: Sequence[Object]) -> None:
+        """Stop the containers of pods, all at the same time: preStop, SIGTERM, SIGKILL."""
+        with ThreadPoolExecutor(max_workers=max(1, len(pods))) as pool:
+            list(pool.map(lambda pod: termination.stop(self._names, pod), pods))
+
+    def remove(self, pods: Iterable[Object]) -> None:
+        """Remove the sandboxes of these pods."""
+        for pod in pods:
+            sandbox.destroy(self._names, sandbox.describe(self._names, pod))
 
     def run(self, pod: Object, commands: Mapping[str, str]) -> Object:
         """Start what does not run of a bound pod. Returns the stored object.

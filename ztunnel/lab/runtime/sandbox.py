@@ -3,6 +3,7 @@
 
     <node cgroup>/kubepods/pod<uid>/pause/      sleep infinity: holds the namespaces
     <state>/pods/<uid>/sandbox.json             for removal after the object was deleted
+                      /mounts                   more files of the host, mounted in the pod
                       /etc/…                    mounted over the host's files in the pod
                       /<container>.log, /<container>/
 
@@ -24,7 +25,7 @@ from ztunnel.lab.names import LabNames
 from ztunnel.lab.network import addresses, links, netns
 from ztunnel.lab.network.addresses import Node
 from ztunnel.lab.objects import Object, write_atomically
-from ztunnel.lab.runtime import cgroups, process
+from ztunnel.lab.runtime import cgroups, envoy, process
 from ztunnel.lab.runtime.images import hostname
 
 PAUSE = "pause"
@@ -39,6 +40,7 @@ set -eu
 for file in resolv.conf hosts hostname nsswitch.conf; do
   if [ -e "/etc/$file" ]; then mount --bind "$1/etc/$file" "/etc/$file"; fi
 done
+while IFS="\t" read -r source target; do mount --bind "$source" "$target"; done <"$1/mounts"
 hostname "$2"
 exec sleep infinity
 """
@@ -101,10 +103,21 @@ def create(names: LabNames, node: Node, pod: Object) -> Sandbox:
     write_atomically(directory / "sandbox.json", json.dumps(asdict(sandbox)))
     for name, text in _etc_files(pod):
         (directory / "etc" / name).write_text(text)
+    _write_mounts(pod, directory)
     if not sandbox.host_network:
         links.create_pod(names, node, sandbox.netns, sandbox.uid, pod_ips(pod))
     _start_pause(names, sandbox, hostname(pod))
     return sandbox
+
+
+def _write_mounts(pod: Object, directory: Path) -> None:
+    """Write the list of bind mounts, and create their mount points."""
+    lines = []
+    for source, target in envoy.mounts(pod, directory):
+        target.parent.mkdir(exist_ok=True)
+        target.touch()
+        lines.append(f"{source}\t{target}\n")
+    (directory / "mounts").write_text("".join(lines))
 
 
 def _start_pause(names: LabNames, sandbox: Sandbox, host: str) -> None:
