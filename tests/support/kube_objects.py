@@ -99,3 +99,26 @@ def endpoint_slice(
         "ports": [{"name": port_name, "port": port, "protocol": "TCP"}],
         "endpoints": list(endpoints),
     }
+
+
+def gateway(
+    name: str = "waypoint",
+    *,
+    namespace: str = "default",
+    traffic: str = "",
+    allowed: Object | None = None,
+) -> Object:
+    """A waypoint. `traffic`: istio.io/waypoint-for; `allowed`: allowedRoutes.namespaces."""
+    listener: Object = {"name": "mesh", "port": 15008, "protocol": "HBONE"}
+    if allowed is not None:
+        listener["allowedRoutes"] = {"namespaces": allowed}
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": {"istio.io/waypoint-for": traffic} if traffic else {},
+        },
+        "spec": {"gatewayClassName": "istio-waypoint", "listeners": [listener]},
+    }

@@ -45,8 +45,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `waypoint`: `namespace/name` of the Gateway that connections to the pod's own addresses pass;
     empty for none. `waypoint_error`: why that waypoint cannot be used, so that such connections
-    are refused. `gateway`: `namespace/name` of the Gateway that the pod runs. `require_waypoint`:
-    the pod's node admits only connections that passed the waypoint of the pod or of its services.
+    are refused. `gateway`: `namespace/name` of the Gateway that the pod runs.
     """
 
     uid: str
@@ -70,7 +69,6 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     waypoint: str = ""
     waypoint_error: str = ""
     gateway: str = ""
-    require_waypoint: bool = False
 
     @property
     def identity(self) -> str:

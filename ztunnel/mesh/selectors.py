@@ -60,6 +60,14 @@ def parse(text: str) -> tuple[Selector, ...]:
         raise SelectorError(f"not a JSON list of label selectors: {error}") from error
 
 
+def from_object(value: Any) -> Selector:
+    """Return one LabelSelector that was decoded already. Raises SelectorError."""
+    try:
+        return tuple(_requirements(value))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SelectorError(f"not a label selector: {error}") from error
+
+
 def _requirements(selector: Any) -> Iterator[Requirement]:
     unknown = selector.keys() - {"matchLabels", "matchExpressions"}
     if unknown:

@@ -25,6 +25,7 @@ KINDS = {
     "AuthorizationPolicy": "security.istio.io/v1",
     "PeerAuthentication": "security.istio.io/v1",
     "ServiceEntry": "networking.istio.io/v1",
+    "Gateway": "gateway.networking.k8s.io/v1",
 }
 # Groups in which every version has the same schema: no version may be ignored.
 _ANY_VERSION = ("security.istio.io", "networking.istio.io")
@@ -114,6 +115,10 @@ class Fields:
             if name not in names:
                 known = ", ".join(names)
                 raise TranslateError(f"{self._where}{name}: no such field; known: {known}")
+
+    def raw(self, name: str) -> Any:
+        """The value as it is, for a reader of its own; None if absent."""
+        return self._value.get(name)
 
     def mapping(self, name: str) -> Fields:
         """A mapping; empty if absent."""

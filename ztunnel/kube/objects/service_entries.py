@@ -62,6 +62,7 @@ class Entry:
     selector: dict[str, str] | None
     export_to: tuple[str, ...]
     warning: str
+    labels: dict[str, str]
 
 
 def read_entry(obj: Object, cluster_domain: str) -> Entry:
@@ -97,6 +98,7 @@ def read_entry(obj: Object, cluster_domain: str) -> Entry:
         selector=selector,
         export_to=_export_to(spec, key.namespace),
         warning=_warning(spec, str(key), resolution, networks),
+        labels=fields.mapping("metadata").labels("labels"),
     )
 
 
@@ -164,7 +166,8 @@ def _ports(spec: Fields) -> tuple[tuple[ServicePort, ...], dict[str, int]]:
             raise each.error("protocol", ", ".join(sorted(_PROTOCOLS)))
         numbers.add(number)
         targets[name] = each.port("targetPort") or number
-        ports.append(ServicePort(number, name, "UDP" if protocol == "UDP" else "TCP"))
+        transport = "UDP" if protocol == "UDP" else "TCP"
+        ports.append(ServicePort(number, name, transport, protocol.lower()))
     if not 0 < len(ports) <= MAX_PORTS:
         raise spec.error("ports", f"one to {MAX_PORTS} ports")
     return tuple(ports), targets

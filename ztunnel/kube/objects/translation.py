@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ztunnel.kube.objects.fields import Fields, Object, key_of
+from ztunnel.kube.objects.port_protocol import protocol_of_name
+from ztunnel.kube.objects.waypoints import gateway_of, requires_waypoint
 from ztunnel.mesh import canonical_service
 from ztunnel.mesh.address import AddressError, canonical
 from ztunnel.mesh.enrollment import (
@@ -102,6 +104,8 @@ class ServiceSpec:
     ports: tuple[ServicePort, ...]
     external: bool
     selector: dict[str, str]  # empty if its endpoints are managed by other means
+    labels: dict[str, str]
+    requires_waypoint: bool | None = None  # see `waypoints.requires_waypoint`
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +160,17 @@ def read_pod(obj: Object) -> Pod:
     return pod
 
 
-def workload(pod: Pod, namespace_labels: Mapping[str, str], cluster: Cluster) -> Workload | None:
-    """The pod as a workload; None if it is finished or has no address yet."""
+def workload(
+    pod: Pod,
+    namespace_labels: Mapping[str, str],
+    cluster: Cluster,
+    waypoint: str = "",
+    waypoint_error: str = "",
+) -> Workload | None:
+    """The pod as a workload; None if it is finished or has no address yet.
+
+    `waypoint`, `waypoint_error`: as in Workload.
+    """
     if not pod.is_workload:
         return None
     decision = decide(
@@ -193,6 +206,9 @@ def workload(pod: Pod, namespace_labels: Mapping[str, str], cluster: Cluster) ->
         owner_kind=pod.owner[0],
         owner_name=pod.owner[1],
         capture_refused=refused,
+        waypoint=waypoint,
+        waypoint_error=waypoint_error,
+        gateway=gateway_of(pod.labels, pod.namespace),
     )
 
 
@@ -205,7 +221,9 @@ def _is_annotated(pod: Pod) -> bool:
 
 def read_service(obj: Object) -> ServiceSpec:
     """Validate and parse a Service. Raises TranslateError."""
-    key, spec = key_of(obj), _fields(obj).mapping("spec")
+    key, fields = key_of(obj), _fields(obj)
+    spec, metadata = fields.mapping("spec"), fields.mapping("metadata")
+    labels = metadata.labels("labels")
     ips = spec.strings("clusterIPs") or [spec.string("clusterIP")]
     vips = [ip for ip in ips if ip not in ("", "None")]  # "None": headless
     return ServiceSpec(
@@ -215,6 +233,8 @@ def read_service(obj: Object) -> ServiceSpec:
         ports=tuple(_service_port(port) for port in spec.mappings("ports")),
         external=spec.string("type") == "ExternalName",
         selector=spec.labels("selector"),
+        labels=labels,
+        requires_waypoint=requires_waypoint(labels, metadata.labels("annotations")),
     )
 
 
@@ -233,11 +253,17 @@ def read_slice(obj: Object) -> Slice | None:
     )
 
 
-def service(spec: ServiceSpec, slices: Iterable[Slice], cluster: Cluster) -> Service | None:
+def service(
+    spec: ServiceSpec,
+    slices: Iterable[Slice],
+    cluster: Cluster,
+    waypoint: str = "",
+    waypoint_error: str = "",
+) -> Service | None:
     """A service with the endpoints of its slices; None for an ExternalName service.
 
-    While an endpoint moves between slices it may be in both (Kubernetes documents this). It is one
-    endpoint then, ready if it is ready in either slice.
+    `waypoint`, `waypoint_error`: as in Service. While an endpoint moves between slices it may be
+    in both (Kubernetes documents this). It is one endpoint then, ready if it is ready in either.
     """
     if spec.external:
         return None
@@ -261,6 +287,8 @@ def service(spec: ServiceSpec, slices: Iterable[Slice], cluster: Cluster) -> Ser
         ports=spec.ports,
         endpoints=tuple(endpoints.values()),
         hostname=f"{spec.name}.{spec.namespace}.svc.{cluster.cluster_domain}",
+        waypoint=waypoint,
+        waypoint_error=waypoint_error,
     )
 
 
@@ -359,7 +387,9 @@ def _service_port(fields: Fields) -> ServicePort:
     number = fields.port("port")
     if number is None:
         raise fields.error("port", "a port number")
-    return ServicePort(number, fields.string("name"), fields.string("protocol") or "TCP")
+    name = fields.string("name")
+    declared = fields.string("appProtocol").lower() or protocol_of_name(name)
+    return ServicePort(number, name, fields.string("protocol") or "TCP", declared)
 
 
 def _slice_entry(fields: Fields, namespace: str) -> SliceEntry:

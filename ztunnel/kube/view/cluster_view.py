@@ -24,11 +24,13 @@ from ztunnel.kube.objects.fields import (
     key_of,
     make_key,
 )
+from ztunnel.kube.objects.waypoints import Traffic
 from ztunnel.kube.view.cluster_claims import ServiceName
 from ztunnel.kube.view.policy_index import PolicyIndex
 from ztunnel.kube.view.service_entry_index import ServiceEntryIndex
 from ztunnel.kube.view.service_index import ServiceIndex
 from ztunnel.kube.view.tracked_map import TrackedMap
+from ztunnel.kube.view.waypoint_index import WaypointIndex
 from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, Service, Workload
 from ztunnel.mesh.policy.model import Policy
 from ztunnel.mesh.selectors import Selector, selects
@@ -107,9 +109,14 @@ class ClusterView:
         self._pods: dict[str, dict[str, translation.Pod]] = defaultdict(dict)  # namespace → name
         self._uids_on: dict[str, dict[str, None]] = defaultdict(dict)  # node → Workload.uid
         self._uid_of_pod: dict[str, str] = {}  # metadata.uid → Workload.uid
-        self._service_index = ServiceIndex(self._cluster, self._services, self._is_discovered)
+        self._waypoints = WaypointIndex(lambda name: self._namespace_labels.get(name, {}))
+        self._service_index = ServiceIndex(
+            self._cluster, self._services, self._is_discovered, self._waypoints
+        )
         self._policies = PolicyIndex(root_namespace, self._service_index.spec, self._services.get)
-        self.entries = ServiceEntryIndex(cluster_domain, self._services, self._pods_in)
+        self.entries = ServiceEntryIndex(
+            cluster_domain, self._services, self._pods_in, self._waypoints
+        )
         self._upserts: dict[str, Callable[[ObjectKey, Object], str]] = {
             "Namespace": self._put_namespace,
             "Node": self._put_node,
@@ -119,6 +126,7 @@ class ClusterView:
             "AuthorizationPolicy": self._policies.put_authorization,
             "PeerAuthentication": self._policies.put_peer,
             "ServiceEntry": self.entries.put,
+            "Gateway": self._put_gateway,
         }
         self._deletes: dict[str, Callable[[ObjectKey], None]] = {
             "Namespace": self._drop_namespace,
@@ -129,6 +137,7 @@ class ClusterView:
             "AuthorizationPolicy": self._policies.drop,
             "PeerAuthentication": self._policies.drop,
             "ServiceEntry": self.entries.drop,
+            "Gateway": self._drop_gateway,
         }
 
     def upsert(self, obj: Object) -> None:
@@ -243,8 +252,26 @@ class ClusterView:
         if before != (labels or {}):
             for pod in self._pods.get(name, {}).values():
                 self._derive(pod)
-            if self._discovery:
-                self._service_index.namespace_changed(name)
+            self._service_index.namespace_changed(name)
+            self.entries.namespace_changed(name)
+
+    def _put_gateway(self, key: ObjectKey, obj: Object) -> str:
+        self._waypoints_changed(self._waypoints.put(key, obj))
+        return ""
+
+    def _drop_gateway(self, key: ObjectKey) -> None:
+        self._waypoints_changed(self._waypoints.drop(key))
+
+    def _waypoints_changed(self, users: frozenset[ObjectKey]) -> None:
+        """Resolve the waypoint of these objects again."""
+        for key in sorted(users):
+            match key.kind:
+                case "Service":
+                    self._service_index.waypoint_changed(key)
+                case "ServiceEntry":
+                    self.entries.waypoint_changed(key)
+                case _:
+                    self._derive(self._pods[key.namespace][key.name])
 
     def _put_node(self, key: ObjectKey, obj: Object) -> str:
         self._node_addresses[key.name] = translation.read_node_addresses(obj)
@@ -284,6 +311,7 @@ class ClusterView:
             del self._pods[key.namespace]
         self.entries.set_cluster_addresses(str(key), ())
         self.entries.set_cluster_addresses(f"the node of {key}", ())
+        self._waypoints.forget(key)
         uid = self._cluster.workload_uid(key.namespace, key.name)
         self._set_workload(uid, None)
         self._policies.deny_workload(key.namespace, key.name, uid, "")
@@ -292,7 +320,10 @@ class ClusterView:
     def _derive(self, pod: translation.Pod) -> None:
         labels = self._namespace_labels.get(pod.namespace, {})
         uid = self._cluster.workload_uid(pod.namespace, pod.name)
-        found = translation.workload(pod, labels, self._cluster)
+        waypoint, error = self._waypoints.resolve(
+            make_key("Pod", pod.namespace, pod.name), pod.labels, Traffic.WORKLOAD
+        )
+        found = translation.workload(pod, labels, self._cluster, waypoint, error)
         self._set_workload(uid, found if self._is_discovered(pod.namespace) else None)
         self.entries.pods_changed(pod.namespace)
 

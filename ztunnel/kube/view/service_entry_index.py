@@ -20,8 +20,10 @@ from typing import TypeVar
 from ztunnel.kube.objects.fields import Object, ObjectKey
 from ztunnel.kube.objects.service_entries import Entry, is_name, read_entry
 from ztunnel.kube.objects.translation import Pod
+from ztunnel.kube.objects.waypoints import Traffic
 from ztunnel.kube.view.cluster_claims import ANY, ClusterClaims, ServiceName
 from ztunnel.kube.view.tracked_map import TrackedMap
+from ztunnel.kube.view.waypoint_index import WaypointIndex
 from ztunnel.mesh.model import Endpoint, Service
 
 MAX_DESTINATIONS = 16_384  # of an entry: hosts x addresses x ports x namespaces in exportTo
@@ -35,7 +37,14 @@ K = TypeVar("K")
 class ServiceEntryIndex:
     """`pods(namespace)` returns the pods with their Workload.uid; `services` gets the result."""
 
-    def __init__(self, cluster_domain: str, services: TrackedMap[Service], pods: Pods) -> None:
+    def __init__(
+        self,
+        cluster_domain: str,
+        services: TrackedMap[Service],
+        pods: Pods,
+        waypoints: WaypointIndex,
+    ) -> None:
+        self._waypoints = waypoints
         self._cluster_domain = cluster_domain
         self._services = services
         self._pods = pods
@@ -83,6 +92,7 @@ class ServiceEntryIndex:
         entry = self._entries.pop(key, None)
         if entry is None:
             return
+        self._waypoints.forget(key)
         self._endpoints.pop(key, None)
         self._sizes.pop(key, None)
         self._conflicts.pop(key, None)
@@ -137,6 +147,14 @@ class ServiceEntryIndex:
     def pods_changed(self, namespace: str) -> None:
         """The pods of a namespace have changed."""
         self._stale.update(self._with_selector.get(namespace, ()))
+
+    def waypoint_changed(self, key: ObjectKey) -> None:
+        """The waypoint of an entry has changed."""
+        self._stale.add(key)
+
+    def namespace_changed(self, namespace: str) -> None:
+        """The labels of a namespace have changed: it may have another waypoint."""
+        self._stale.update(self._keys_in.get(namespace, ()))
 
     def names(self) -> set[str]:
         """The names to resolve."""
@@ -214,6 +232,7 @@ class ServiceEntryIndex:
     def _service(self, key: ObjectKey, host: str) -> Service:
         entry = self._entries[key]
         endpoints = self._endpoints[key]
+        waypoint, error = self._waypoints.resolve(key, entry.labels, Traffic.SERVICE)
         if _uses_host_names(entry):
             addresses = self._addresses.get(host, ())
             endpoints = tuple(Endpoint(address=each, ports=entry.targets) for each in addresses)
@@ -228,6 +247,8 @@ class ServiceEntryIndex:
             export_to=entry.export_to,
             networks=entry.networks,
             upstream_dns=entry.resolution != "STATIC" and not entry.endpoints,
+            waypoint=waypoint,
+            waypoint_error=error,
         )
 
     def _shared_endpoints(self, key: ObjectKey) -> Endpoints:

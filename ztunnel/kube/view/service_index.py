@@ -11,8 +11,10 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from ztunnel.kube.objects import translation
-from ztunnel.kube.objects.fields import Object, ObjectKey
+from ztunnel.kube.objects.fields import Object, ObjectKey, make_key
+from ztunnel.kube.objects.waypoints import Traffic
 from ztunnel.kube.view.tracked_map import TrackedMap
+from ztunnel.kube.view.waypoint_index import WaypointIndex
 from ztunnel.mesh.model import Service
 
 
@@ -25,7 +27,9 @@ class ServiceIndex:
         cluster: translation.Cluster,
         services: TrackedMap[Service],
         is_selected: Callable[[str], bool],
+        waypoints: WaypointIndex,
     ) -> None:
+        self._waypoints = waypoints
         self._cluster = cluster
         self._services = services
         self._is_selected = is_selected
@@ -49,6 +53,7 @@ class ServiceIndex:
         """Remove a Service."""
         name = _service_key(key.namespace, key.name)
         self._specs.pop(name, None)
+        self._waypoints.forget(key)
         self._stale.add(name)
 
     def put_slice(self, key: ObjectKey, obj: Object) -> str:
@@ -76,8 +81,12 @@ class ServiceIndex:
         self._stale.add(name)
 
     def namespace_changed(self, namespace: str) -> None:
-        """A namespace is selected now, or no longer."""
+        """The labels of a namespace have changed: it may be selected, or have a waypoint."""
         self._stale.update(key for key in self._specs if key.partition("/")[0] == namespace)
+
+    def waypoint_changed(self, key: ObjectKey) -> None:
+        """The waypoint of a service has changed."""
+        self._stale.add(_service_key(key.namespace, key.name))
 
     def join(self) -> list[str]:
         """Update the services that changed; returns their keys."""
@@ -91,7 +100,11 @@ class ServiceIndex:
         spec, slices = self._specs.get(name), self._slices.get(name, {})
         if spec is None or not self._is_selected(name.partition("/")[0]):
             return None
-        return translation.service(spec, (slices[each] for each in sorted(slices)), self._cluster)
+        waypoint, error = self._waypoints.resolve(
+            make_key("Service", spec.namespace, spec.name), spec.labels, Traffic.SERVICE
+        )
+        pieces = (slices[each] for each in sorted(slices))
+        return translation.service(spec, pieces, self._cluster, waypoint, error)
 
 
 def _service_key(namespace: str, name: str) -> str:

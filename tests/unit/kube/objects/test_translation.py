@@ -175,7 +175,7 @@ def test_service_with_endpoints_of_both_families() -> None:
         namespace="default",
         name="web",
         vips=("10.96.0.1", "fd00:96::1"),
-        ports=(ServicePort(80, "http"),),
+        ports=(ServicePort(80, "http", app_protocol="http"),),
         endpoints=(
             Endpoint(address="10.0.0.1", ports={"http": 8080}, workload=uid),
             Endpoint(address="fd00::1", ports={"http": 8080}, workload=uid),

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resolves which waypoint an object uses. A part of the view.
+
+    object's own label ─▶ else, label of its namespace ─▶ Gateway: does it accept this traffic?
+
+A waypoint that does not exist, or does not admit the namespace, is a result with an error:
+connections are refused. A waypoint that does not accept the kind of traffic is no waypoint, as in
+Istio. The pods and the Service of a Gateway ignore the label of their namespace: otherwise the
+waypoint would be in front of itself.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from ztunnel.kube.objects.fields import Object, ObjectKey
+from ztunnel.kube.objects.waypoints import (
+    Gateway,
+    Traffic,
+    gateway_of,
+    read_gateway,
+    requested_waypoint,
+)
+
+Labels = Mapping[str, str]
+
+
+class Waypoint(NamedTuple):
+    """`name`: `namespace/name` of the Gateway; empty for none. `error`: why it cannot be used."""
+
+    name: str = ""
+    error: str = ""
+
+
+NONE = Waypoint()
+
+
+class WaypointIndex:
+    """The Gateways, and which objects depend on each. `labels_of` returns a namespace's labels."""
+
+    def __init__(self, labels_of: Callable[[str], Labels]) -> None:
+        self._labels_of = labels_of
+        self._gateways: dict[str, Gateway] = {}  # by `namespace/name`
+        self._users: dict[str, set[ObjectKey]] = defaultdict(set)  # by waypoint
+        self._waypoint_of: dict[ObjectKey, str] = {}
+
+    def put(self, key: ObjectKey, obj: Object) -> frozenset[ObjectKey]:
+        """Add or replace a Gateway; returns the objects to resolve again.
+
+        Raises TranslateError; the previous Gateway remains in effect then.
+        """
+        name = f"{key.namespace}/{key.name}"
+        found = read_gateway(obj)
+        if self._gateways.get(name) == found:
+            return frozenset()
+        self._gateways[name] = found
+        return frozenset(self._users.get(name, ()))
+
+    def drop(self, key: ObjectKey) -> frozenset[ObjectKey]:
+        """Remove a Gateway; returns the objects to resolve again."""
+        name = f"{key.namespace}/{key.name}"
+        if self._gateways.pop(name, None) is None:
+            return frozenset()
+        return frozenset(self._users.get(name, ()))
+
+    def resolve(self, key: ObjectKey, labels: Labels, traffic: Traffic) -> Waypoint:
+        """The waypoint of an object with these labels, for traffic to services or workloads."""
+        own = requested_waypoint(labels, key.namespace)
+        inherited = self._labels_of(key.namespace)
+        gateway = gateway_of(labels, key.namespace)
+        name = own
+        if name is None:
+            name = "" if gateway else requested_waypoint(inherited, key.namespace) or ""
+        if name == gateway:
+            name = ""
+        self._set_dependency(key, name)
+        if not name:
+            return NONE
+        found = self._gateways.get(name)
+        if found is None:
+            # the default traffic type is `service`
+            is_service = traffic is Traffic.SERVICE or own is not None
+            return Waypoint(name, f"waypoint {name} does not exist") if is_service else NONE
+        if not found.accepts(traffic):
+            return NONE
+        if not found.admits(key.namespace, inherited):
+            return Waypoint(
+                name,
+                f"waypoint {name} does not admit objects of namespace {key.namespace}; hint: set "
+                "allowedRoutes.namespaces of its HBONE listener",
+            )
+        return Waypoint(name)
+
+    def forget(self, key: ObjectKey) -> None:
+        """The object does not exist any more."""
+        self._set_dependency(key, "")
+
+    def _set_dependency(self, key: ObjectKey, name: str) -> None:
+        old = self._waypoint_of.pop(key, "")
+        if old and old != name:
+            self._users[old].discard(key)
+            if not self._users[old]:
+                del self._users[old]
+        if name:
+            self._waypoint_of[key] = name
+            self._users[name].add(key)
