@@ -23,6 +23,12 @@ ADMIN_CLUSTER = "admin"
 READINESS_PATH = "/healthz/ready"
 MAX_CONNECTIONS = 50_000  # of clients; more are refused, instead of running out of memory
 HEAP_SHARE = 0.9  # of the container's memory limit that Envoy's heap may use
+# Without the first value, Envoy rejects every regular expression of more than about 95 characters,
+# and the whole listener with it; it is Istio's. The second one limits what JWKS servers send.
+RUNTIME = {
+    "re2.max_program_size.error_level": 32768,  # instructions of one expression
+    "http.async_response_buffer_limit": 1 << 20,  # bytes of a response that a filter requests
+}
 _BUFFER_BYTES = 1 << 20  # flow-control windows and buffers of the xDS stream
 _V3 = "V3"
 
@@ -53,6 +59,7 @@ def bootstrap(settings: BootstrapSettings) -> Json:
             "clusters": [_xds_cluster(), _admin_cluster()],
         },
         "overload_manager": _overload_manager(settings.memory_bytes),
+        "layered_runtime": {"layers": [{"name": "static", "static_layer": RUNTIME}]},
     }
     return {**found, **(settings.stats or {})}
 
