@@ -30,6 +30,7 @@ from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent
 from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
 from ztunnel.datapath.udp_admission_maps import UdpDecision as UdpVerdict
 from ztunnel.ipc.channel import Channel
+from ztunnel.ipc.gateway_messages import GatewayListenerKind
 from ztunnel.ipc.messages import (
     Draining,
     Hello,
@@ -150,6 +151,22 @@ class FakeDataPath:
         return made
 
     def is_listener(self, sock: socket.socket, kind: ListenerKind, cookie: int) -> bool:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+    def gateway_listeners(
+        self, netns_fd: int, *, ipv6: bool
+    ) -> dict[GatewayListenerKind, socket.socket]:
+        cookie = self.cookie(netns_fd)
+        if cookie in self.port_taken:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        self.journal.append(("listen gateway", cookie))
+        return {
+            kind: _listener() for kind in GatewayListenerKind if ipv6 or kind.value.endswith("4")
+        }
+
+    def is_gateway_listener(
+        self, sock: socket.socket, kind: GatewayListenerKind, cookie: int
+    ) -> bool:
         return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
     def sockets(

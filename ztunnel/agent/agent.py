@@ -27,6 +27,7 @@ from ztunnel.agent.cluster.pod_status import run_pod_status
 from ztunnel.agent.cluster.service_entry_dns import ServiceEntryResolver
 from ztunnel.agent.config import Options
 from ztunnel.agent.datapath import KernelDataPath
+from ztunnel.agent.gateways.rejections import run_rejection_writer
 from ztunnel.agent.periodic import every
 from ztunnel.agent.traffic.policy_update import PolicyUpdate
 from ztunnel.agent.traffic.same_node import (
@@ -35,16 +36,18 @@ from ztunnel.agent.traffic.same_node import (
     SameNodeRevocation,
 )
 from ztunnel.agent.traffic.same_node_events import READ_INTERVAL_S
-from ztunnel.agent.wiring import Api, Cluster, Core, Link, Pods, Traffic
+from ztunnel.agent.wiring import Api, Cluster, Core, Gateways, Link, Pods, Traffic
 from ztunnel.agent.workers.handlers import MessageHandlers, SessionObserver
 from ztunnel.agent.workers.server import AgentLinkServer
 from ztunnel.datapath.bpf import stats
 from ztunnel.identity import ca
+from ztunnel.ipc.gateway_messages import FromGateway
 from ztunnel.kube.client.access import AccessError
 from ztunnel.kube.view.publisher import ViewConsumer
 
 PIN_CHECK_INTERVAL_S = 2.0  # takes about a millisecond
 UDP_SWEEP_INTERVAL_S = 2.0
+GATEWAY_PODS_INTERVAL_S = 0.25
 
 log = structlog.get_logger()
 
@@ -120,10 +123,16 @@ def view_consumers(
         cluster.certificates,
         # Decisions about the pods that are captured now, by the new policies.
         traffic.udp_authorizer,
-        # Last: terminates what is denied by the new policies between the pods that are captured
+        # Terminates what is denied by the new policies between the pods that are captured
         # now. Entries were revoked first, so no connection that this check misses used one.
         SameNodeRecheck(traffic.same_node),
     )
+
+
+def gateway_consumers(gateways: Gateways) -> tuple[ViewConsumer, ...]:
+    """The consumers that configure Envoys. They follow `view_consumers`: gateway pods are a subset
+    of the captured ones, and Envoy's configuration is no part of the enforcement by this node."""
+    return gateways.mesh, gateways.l7, gateways.pods
 
 
 def session_observers(
@@ -156,6 +165,15 @@ def message_handlers(traffic: Traffic, pods: Pods, link: Link) -> MessageHandler
     return handlers
 
 
+def gateway_handlers(gateways: Gateways) -> MessageHandlers:
+    """The handlers of all messages from the gateway process."""
+    handlers = MessageHandlers(FromGateway)
+    gateways.pods.register(handlers)
+    gateways.rejected.register(handlers)
+    gateways.queries.register(handlers)
+    return handlers
+
+
 class Agent:
     """All components of a running agent."""
 
@@ -168,17 +186,28 @@ class Agent:
         self._cluster = cluster = wiring.build_cluster(core)
         self._pods = pods = wiring.build_pods(core, traffic)
         self._link = link = wiring.build_link(core)
+        self._gateways = gateways = wiring.build_gateways(core)
         data_path = wiring.build_data_path_view(
             core, traffic, pods, link, loaded=loaded, sees_node=sees_node
         )
         self._api = api = wiring.build_api(core, cluster, traffic, link, data_path)
-        core.publisher.subscribe(view_consumers(core, traffic, pods, cluster, link))
+        core.publisher.subscribe(
+            (*view_consumers(core, traffic, pods, cluster, link), *gateway_consumers(gateways))
+        )
         self._server = AgentLinkServer(
             options.agent_socket,
             options.proxy_uid,
             core.sessions,
             message_handlers(traffic, pods, link),
             session_observers(traffic, pods, cluster, link, api),
+        )
+        self._gateway_server = AgentLinkServer(
+            options.gateway_socket,
+            options.gateway_uid,
+            gateways.sessions,
+            gateway_handlers(gateways),
+            (gateways.mesh, gateways.l7, gateways.pods, gateways.queries),
+            process="gateway",
         )
         self._bpf_stats = stats.enable_run_stats() if options.bpf_stats else -1
 
@@ -215,6 +244,7 @@ class Agent:
             ("same-node lease", every(RENEWAL_INTERVAL_S, traffic.same_node.renew)),
             ("same-node events", every(READ_INTERVAL_S, traffic.same_node_events.read)),
             ("UDP redirect", every(UDP_SWEEP_INTERVAL_S, traffic.udp_redirect.sweep)),
+            ("gateway pods", every(GATEWAY_PODS_INTERVAL_S, self._gateways.pods.reconcile)),
             ("UDP authorizer", every(UDP_SWEEP_INTERVAL_S, traffic.udp_authorizer.reconcile)),
         ]
 
@@ -232,6 +262,11 @@ class Agent:
                 options.access, options.node, view, self._core.pods, self._cluster.source
             )
             tasks.append(("pod status", status))
+            gateways = self._gateways
+            rejected = run_rejection_writer(
+                options.access, options.node, view, gateways.pods, gateways.rejected
+            )
+            tasks.append(("rejected configuration", rejected))
         if options.access is not None and options.pod_name:
             tasks.append(("remote admin", serve_remote_admin(options.access, options, view)))
         return [(name, self._when_synced(task)) for name, task in tasks]
@@ -249,6 +284,7 @@ class Agent:
         gc.collect()
         gc.freeze()  # the first view is most of the heap: the collector need not walk it again
         self._server.start()
+        self._gateway_server.start()
         log.info("agent accepting workers", socket=str(self._options.agent_socket))
         await asyncio.Event().wait()
 
@@ -257,6 +293,8 @@ class Agent:
         await self._api.endpoints.close()
         await self._api.admin.close()
         self._server.close()
+        self._gateway_server.close()
+        self._gateways.pods.close()
         self._link.counters.close()
         self._traffic.udp_authorizer.close()
         await self._cluster.certificates.store.close()

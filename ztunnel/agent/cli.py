@@ -79,6 +79,7 @@ class _Flags(TypedDict):
     root_namespace: str
     cert_ttl: int
     proxy_uid: int
+    gateway_uid: int
     same_node: str
     metrics_port: int
     health_port: int
@@ -190,6 +191,13 @@ class _Flags(TypedDict):
     default=15008,
     show_default=True,
     help="User ID that the proxy runs as.",
+)
+@click.option(
+    "--gateway-uid",
+    type=click.IntRange(min=1),
+    default=Options.gateway_uid,
+    show_default=True,
+    help="User ID that the gateway process runs as.",
 )
 @click.option(
     "--same-node",
@@ -316,6 +324,7 @@ def _options(flags: _Flags) -> Options:
         root_namespace=flags["root_namespace"],
         certificate_ttl=timedelta(seconds=flags["cert_ttl"]),
         proxy_uid=flags["proxy_uid"],
+        gateway_uid=flags["gateway_uid"],
         same_node=SameNode(flags["same_node"]),
         metrics_port=flags["metrics_port"],
         health_port=flags["health_port"],

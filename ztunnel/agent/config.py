@@ -41,6 +41,7 @@ class Options:
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     certificate_ttl: timedelta = timedelta(hours=24)
     proxy_uid: int = 15008
+    gateway_uid: int = 15010
     same_node: SameNode = SameNode.DIRECT
     metrics_port: int = 15020  # 0: disabled
     health_port: int = 15021  # 0: disabled
@@ -61,6 +62,11 @@ class Options:
     def agent_socket(self) -> Path:
         """The socket that workers dial."""
         return self.run_dir / "agent.sock"
+
+    @property
+    def gateway_socket(self) -> Path:
+        """The socket that the gateway process dials."""
+        return self.run_dir / "gateway.sock"
 
     @property
     def admin_socket(self) -> Path:

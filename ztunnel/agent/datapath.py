@@ -22,6 +22,7 @@ from ztunnel.datapath.netlink import sock_diag
 from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
 from ztunnel.datapath.udp_admission_maps import UdpAdmissionMaps
 from ztunnel.datapath.udp_maps import UdpKernelApi
+from ztunnel.ipc.gateway_messages import GatewayListenerKind
 from ztunnel.ipc.messages import ListenerKind
 from ztunnel.ipc.python_process import python_argv
 
@@ -44,6 +45,18 @@ class DataPath(Protocol):
 
         A socket that an earlier, removed data path tagged is not.
         """
+        ...
+
+    def gateway_listeners(
+        self, netns_fd: int, *, ipv6: bool
+    ) -> dict[GatewayListenerKind, socket.socket]:
+        """Open the listeners of the gateway process in a gateway pod. Raises OSError."""
+        ...
+
+    def is_gateway_listener(
+        self, sock: socket.socket, kind: GatewayListenerKind, cookie: int
+    ) -> bool:
+        """Whether a socket from the gateway process is such a listener in this namespace."""
         ...
 
     def sockets(
@@ -188,6 +201,16 @@ class KernelDataPath:
             return False
         # An untagged resolver socket belongs to maps that no program uses any more.
         return not kind.is_query or self._maps.socket_role(sock) is Role.RESOLVER
+
+    def gateway_listeners(
+        self, netns_fd: int, *, ipv6: bool
+    ) -> dict[GatewayListenerKind, socket.socket]:
+        return netns.open_gateway_listeners(netns_fd, ipv6=ipv6)
+
+    def is_gateway_listener(
+        self, sock: socket.socket, kind: GatewayListenerKind, cookie: int
+    ) -> bool:
+        return netns.is_gateway_listener(sock, kind, cookie)
 
     def sockets(
         self, netns_fd: int, family: int, count: int, *, udp: bool = False

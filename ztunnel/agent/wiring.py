@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the agent's components, area by area.
 
-    Core --> Traffic, Cluster, Link --> Pods --> Api
+    Core --> Traffic, Cluster, Link, Gateways --> Pods --> Api
 
 Each area gets the earlier ones that it needs; nothing is set after construction.
 """
@@ -25,6 +25,10 @@ from ztunnel.agent.cluster.certificates import NodeCertificates
 from ztunnel.agent.cluster.config_source import ConfigSource, config_source_of
 from ztunnel.agent.config import Options, SameNode
 from ztunnel.agent.datapath import KernelDataPath
+from ztunnel.agent.gateways.broadcast import L7Broadcast
+from ztunnel.agent.gateways.pods import GatewayPods
+from ztunnel.agent.gateways.queries import GatewayQueries
+from ztunnel.agent.gateways.rejections import RejectedConfig
 from ztunnel.agent.log_settings import LogSettings
 from ztunnel.agent.pods.cgroup_discovery import CgroupDiscovery
 from ztunnel.agent.pods.cri_discovery import CriDiscovery, runtime_dialer
@@ -42,9 +46,10 @@ from ztunnel.agent.workers.counter_collector import CounterCollector
 from ztunnel.agent.workers.mesh_broadcast import MeshBroadcast
 from ztunnel.agent.workers.registry import SessionTable
 from ztunnel.datapath.requirements import cgroup2_root
+from ztunnel.ipc.gateway_messages import GatewaySettings
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.kube.view.publisher import ViewPublisher
-from ztunnel.mesh.model import DEFAULT_CLUSTER
+from ztunnel.mesh.model import DEFAULT_CLUSTER, DEFAULT_CLUSTER_DOMAIN
 from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.telemetry.node_counters import NodeCounters, TrafficTotals
 from ztunnel.telemetry.same_node_rtt import RttTable
@@ -184,6 +189,36 @@ def build_link(core: Core) -> Link:
     counters = NodeCounters(core.totals)
     broadcast = MeshBroadcast(core.view, core.sessions, registry_only=core.options.registry_only)
     return Link(broadcast, CounterCollector(counters), counters)
+
+
+@dataclass(frozen=True)
+class Gateways:
+    """The gateway process and the gateway pods of this node."""
+
+    sessions: SessionTable
+    mesh: MeshBroadcast
+    l7: L7Broadcast
+    pods: GatewayPods
+    rejected: RejectedConfig
+    queries: GatewayQueries
+
+
+def build_gateways(core: Core) -> Gateways:
+    sessions = SessionTable()
+    pods = GatewayPods(core.kernel, core.pods, sessions)
+    settings = GatewaySettings(
+        trust_domain=core.options.trust_domain,
+        root_namespace=core.options.root_namespace,
+        cluster_domain=DEFAULT_CLUSTER_DOMAIN,
+    )
+    return Gateways(
+        sessions,
+        MeshBroadcast(core.view, sessions, registry_only=core.options.registry_only),
+        L7Broadcast(core.view, sessions, settings),
+        pods,
+        RejectedConfig(pods),
+        GatewayQueries(sessions),
+    )
 
 
 @dataclass(frozen=True)

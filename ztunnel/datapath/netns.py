@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ztunnel.datapath.bpf.maps import Maps
+from ztunnel.ipc.gateway_messages import GatewayListenerKind
 from ztunnel.ipc.messages import ListenerKind
-from ztunnel.mesh.ports import DNS, HBONE, INBOUND, OUTBOUND
+from ztunnel.mesh.ports import DNS, GATEWAY_METRICS, HBONE, INBOUND, OUTBOUND, XDS
 
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
@@ -39,6 +40,13 @@ LISTEN_ADDRESSES: dict[ListenerKind, tuple[socket.AddressFamily, str, int]] = {
     ListenerKind.QUERY6_SECOND: (socket.AF_INET6, "::1", DNS + 1),
     ListenerKind.QUERY4_THIRD: (socket.AF_INET, "127.0.0.1", DNS + 2),
     ListenerKind.QUERY6_THIRD: (socket.AF_INET6, "::1", DNS + 2),
+}
+
+GATEWAY_ADDRESSES: dict[GatewayListenerKind, tuple[socket.AddressFamily, str, int]] = {
+    GatewayListenerKind.XDS4: (socket.AF_INET, "127.0.0.1", XDS),
+    GatewayListenerKind.XDS6: (socket.AF_INET6, "::1", XDS),
+    GatewayListenerKind.METRICS4: (socket.AF_INET, "0.0.0.0", GATEWAY_METRICS),
+    GatewayListenerKind.METRICS6: (socket.AF_INET6, "::", GATEWAY_METRICS),
 }
 
 
@@ -99,9 +107,47 @@ def open_listeners(
     return sockets
 
 
+def open_gateway_listeners(
+    netns_fd: int, *, ipv6: bool
+) -> dict[GatewayListenerKind, socket.socket]:
+    """Open the listeners of the gateway process in a gateway pod, all or none.
+
+    Raises OSError (EADDRINUSE if a process of the pod uses one of the ports).
+    """
+    sockets: dict[GatewayListenerKind, socket.socket] = {}
+    try:
+        with entered(netns_fd):
+            for kind, (family, host, port) in GATEWAY_ADDRESSES.items():
+                if ipv6 or family is socket.AF_INET:
+                    sockets[kind] = _listener(family, host, port)
+    except OSError:
+        for sock in sockets.values():
+            sock.close()
+        raise
+    return sockets
+
+
+def is_gateway_listener(sock: socket.socket, kind: GatewayListenerKind, netns_cookie: int) -> bool:
+    """Whether a socket is a listener of this kind in this namespace."""
+    family, host, port = GATEWAY_ADDRESSES[kind]
+    return _is_bound(sock, netns_cookie, (family, port), host=host)
+
+
 def is_listener(sock: socket.socket, kind: ListenerKind, netns_cookie: int) -> bool:
     """Whether a socket is a listener of this kind in this namespace."""
     family, _, port = LISTEN_ADDRESSES[kind]
+    return _is_bound(sock, netns_cookie, (family, port), is_query=kind.is_query)
+
+
+def _is_bound(
+    sock: socket.socket,
+    netns_cookie: int,
+    address: tuple[socket.AddressFamily, int],
+    *,
+    host: str = "",
+    is_query: bool = False,
+) -> bool:
+    family, port = address
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
         listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
@@ -110,8 +156,10 @@ def is_listener(sock: socket.socket, kind: ListenerKind, netns_cookie: int) -> b
     except OSError:
         return False
     is_there = int.from_bytes(raw, sys.byteorder) == netns_cookie
-    is_open = form == socket.SOCK_DGRAM if kind.is_query else bool(listens)
-    return is_there and is_open and sock.family == family and bound[1] == port
+    is_open = form == socket.SOCK_DGRAM if is_query else bool(listens)
+    if not (is_there and is_open and sock.family == family):
+        return False
+    return bool(bound[1] == port and (not host or bound[0] == host))
 
 
 def tcp_sockets(netns_fd: int, family: int, count: int, maps: Maps) -> list[socket.socket]:

@@ -10,41 +10,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-_GATEWAY_API = "gateway.networking.k8s.io/v1"
-_NETWORKING = "networking.istio.io/v1"
-_SECURITY = "security.istio.io/v1"
-_TELEMETRY = "telemetry.istio.io/v1"
-_EXTENSIONS = "extensions.istio.io/v1alpha1"
+from ztunnel.kube.objects.l7_kinds import L7_KINDS, KindInfo
 
-
-class KindInfo(NamedTuple):
-    """The API of a kind. `plural` is the resource name in URLs."""
-
-    api_version: str
-    plural: str
-    cluster_scoped: bool = False
-
-
-# The kinds that configure L7. Gateway API v1.6, standard channel; Istio 1.27.
-L7_KINDS: dict[str, KindInfo] = {
-    "GatewayClass": KindInfo(_GATEWAY_API, "gatewayclasses", cluster_scoped=True),
-    "Gateway": KindInfo(_GATEWAY_API, "gateways"),
-    "ListenerSet": KindInfo(_GATEWAY_API, "listenersets"),
-    "HTTPRoute": KindInfo(_GATEWAY_API, "httproutes"),
-    "GRPCRoute": KindInfo(_GATEWAY_API, "grpcroutes"),
-    "TCPRoute": KindInfo(_GATEWAY_API, "tcproutes"),
-    "TLSRoute": KindInfo(_GATEWAY_API, "tlsroutes"),
-    "UDPRoute": KindInfo(_GATEWAY_API, "udproutes"),
-    "ReferenceGrant": KindInfo(_GATEWAY_API, "referencegrants"),
-    "BackendTLSPolicy": KindInfo(_GATEWAY_API, "backendtlspolicies"),
-    "DestinationRule": KindInfo(_NETWORKING, "destinationrules"),
-    "VirtualService": KindInfo(_NETWORKING, "virtualservices"),
-    "EnvoyFilter": KindInfo("networking.istio.io/v1alpha3", "envoyfilters"),
-    "AuthorizationPolicy": KindInfo(_SECURITY, "authorizationpolicies"),
-    "RequestAuthentication": KindInfo(_SECURITY, "requestauthentications"),
-    "Telemetry": KindInfo(_TELEMETRY, "telemetries"),
-    "WasmPlugin": KindInfo(_EXTENSIONS, "wasmplugins"),
-}
+__all__ = ["L7_KINDS", "KindInfo", "L7Key", "L7Object", "l7_object"]
 
 
 class L7Key(NamedTuple):

@@ -16,6 +16,7 @@ MODE_NONE = "none"
 SIDECAR_ANNOTATION = "sidecar.istio.io/status"
 REDIRECTION_ANNOTATION = "ambient.istio.io/redirection"  # the agent annotates captured pods with it
 REDIRECTION_ENABLED = "enabled"
+REJECTED_CONFIG_ANNOTATION = "ztunnel.dev/rejected-config"  # of gateway pods, by their agent
 TUNNEL_LABEL = "networking.istio.io/tunnel"  # set on pods by Istio's sidecar injection
 TUNNEL_HTTP = "http"  # the sidecar accepts HBONE itself
 

@@ -33,7 +33,9 @@ class MessageHandlers:
     InvalidMessageError for what the types of the message cannot express.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, incoming: Any = ToAgent) -> None:
+        """`incoming`: the union of the messages that the agent accepts on this link."""
+        self.incoming = incoming
         self._table: dict[type, Callable[[Session, Any, list[int]], None]] = {}
 
     def register(self, kind: type[M], handler: Callable[[Session, M, list[int]], None]) -> None:
@@ -44,7 +46,7 @@ class MessageHandlers:
 
     def missing(self) -> list[str]:
         """The types of messages to the agent that have no handler."""
-        return sorted(kind.__name__ for kind in get_args(ToAgent) if kind not in self._table)
+        return sorted(kind.__name__ for kind in get_args(self.incoming) if kind not in self._table)
 
     def handle(self, session: Session, message: msgspec.Struct, fds: list[int]) -> None:
         """Call the handler of the message's type."""

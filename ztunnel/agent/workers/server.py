@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The listening socket of the agent link: `<run-dir>/agent.sock`."""
+"""The listening sockets of the agent link: `<run-dir>/agent.sock` and `gateway.sock`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class AgentLinkServer:
         sessions: SessionTable,
         handlers: MessageHandlers,
         observers: Sequence[SessionObserver],
+        *,
+        process: str = "proxy",
     ) -> None:
         """Sessions notify `observers` in their order. Raises ValueError if a message type has no
         handler."""
@@ -44,6 +46,7 @@ class AgentLinkServer:
         self._sessions = sessions
         self._handlers = handlers
         self._observers = observers
+        self._process = process
         self._listener: socket.socket | None = None
         self._resume: asyncio.TimerHandle | None = None  # while accepting pauses
 
@@ -100,11 +103,23 @@ class AgentLinkServer:
         sock.setblocking(False)
         peer = _peer(sock)
         if peer.uid not in (0, self._proxy_uid):
-            log.warning("worker refused", pid=peer.pid, uid=peer.uid, expected=self._proxy_uid)
+            log.warning(
+                "worker refused",
+                process=self._process,
+                pid=peer.pid,
+                uid=peer.uid,
+                expected=self._proxy_uid,
+            )
             sock.close()
             return
         if self._sessions.is_full:
-            log.warning("worker refused", pid=peer.pid, uid=peer.uid, reason="too many sessions")
+            log.warning(
+                "worker refused",
+                process=self._process,
+                pid=peer.pid,
+                uid=peer.uid,
+                reason="too many sessions",
+            )
             sock.close()
             return
         session = Session(
@@ -114,6 +129,7 @@ class AgentLinkServer:
             observers=self._observers,
             on_close=self._sessions.remove,
             on_rejected=self._sessions.count_rejected,
+            process=self._process,
         )
         self._sessions.add(session)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's side of the link: each proxy worker that dials `<run-dir>/agent.sock` is a session.
 
+So is the gateway process that dials `<run-dir>/gateway.sock`, with messages of its own.
+
     GREETING --all Hellos read--> JOINED --Draining--> DRAINING
         |                            |                    |
         +------------- EOF, protocol error, slow reader --+--> CLOSED
@@ -37,14 +39,9 @@ from ztunnel.agent.workers.handlers import (
 from ztunnel.agent.workers.send_queue import SendQueue, close_fds
 from ztunnel.ipc import introspection
 from ztunnel.ipc.channel import DECODE_ERRORS, Channel, DescriptorsLostError, LinkError
+from ztunnel.ipc.gateway_messages import GatewayHello
 from ztunnel.ipc.introspection import View
-from ztunnel.ipc.messages import (
-    Draining,
-    Hello,
-    IntrospectionReply,
-    IntrospectionRequest,
-    ToAgent,
-)
+from ztunnel.ipc.messages import Draining, Hello, IntrospectionReply, IntrospectionRequest
 
 MESSAGE_BATCH = 64  # messages of one worker handled before other sockets have their turn
 
@@ -80,20 +77,23 @@ class Session:
         observers: Sequence[SessionObserver] = (),
         on_close: Callable[[Session], None],
         on_rejected: Callable[[], None] = lambda: None,
+        process: str = "proxy",
     ) -> None:
-        """`on_rejected` is called for an invalid message, before the session closes."""
+        """`on_rejected` is called for an invalid message, before the session closes. `process`:
+        the name of the program, for logs."""
         self.peer = peer
         self.worker = -1
         self.version = ""
         self.ready: set[str] = set()
         self.udp: dict[int, int] = {}  # port of its UDP socket by netns cookie
-        self.held: set[tuple[str, str]] = set()  # (pod uid, ListenerKind) it has a descriptor of
+        self.held: set[tuple[str, str]] = set()  # (pod uid, kind of listener) it has descriptors of
+        self.process = process
         self._handlers = handlers
         self._observers = observers
         self._on_close = on_close
         self._on_rejected = on_rejected
         self._state = SessionState.GREETING
-        self._channel: Channel[ToAgent] = Channel(sock, ToAgent)  # type: ignore[arg-type]  # a union
+        self._channel: Channel[Any] = Channel(sock, handlers.incoming)
         self._queue = SendQueue(self._channel, self.close)
         self._loop = asyncio.get_running_loop()
         self._queries: dict[int, tuple[View, asyncio.Future[Any]]] = {}
@@ -171,7 +171,13 @@ class Session:
         for _, reply in self._queries.values():
             if not reply.done():
                 reply.set_exception(ConnectionError(reason))
-        log.info("worker left", worker=self.worker, pid=self.peer.pid, reason=reason)
+        log.info(
+            "worker left",
+            process=self.process,
+            worker=self.worker,
+            pid=self.peer.pid,
+            reason=reason,
+        )
         self._on_close(self)
         if not was_draining:
             self._notify_left()
@@ -204,7 +210,7 @@ class Session:
 
     def _join(self) -> None:
         self._state = SessionState.JOINED
-        log.info("worker joined", worker=self.worker, pid=self.peer.pid)
+        log.info("worker joined", process=self.process, worker=self.worker, pid=self.peer.pid)
         try:
             for observer in self._observers:
                 observer.joined(self)
@@ -214,7 +220,7 @@ class Session:
 
     def _handle(self, message: msgspec.Struct, fds: list[int]) -> None:
         try:
-            if isinstance(message, Hello) and not self._greet(message, fds):
+            if isinstance(message, Hello | GatewayHello) and not self._greet(message, fds):
                 return
             self._handlers.handle(self, message, fds)
         except InvalidMessageError as error:
@@ -224,8 +230,10 @@ class Session:
         finally:
             close_fds(fds)
 
-    def _greet(self, hello: Hello, fds: list[int]) -> bool:
-        self.worker, self.version = hello.worker, hello.version or "unknown"
+    def _greet(self, hello: Hello | GatewayHello, fds: list[int]) -> bool:
+        if isinstance(hello, Hello):
+            self.worker = hello.worker
+        self.version = hello.version or "unknown"
         if len(fds) != sum(len(pod.listeners) for pod in hello.pods):
             self._reject("the Hello's descriptors do not match its pods")
             return False
@@ -234,7 +242,7 @@ class Session:
     def _drain(self, _: Draining, fds: list[int]) -> None:
         if self._state is not SessionState.DRAINING:
             self._state = SessionState.DRAINING
-            log.info("worker draining", worker=self.worker, pid=self.peer.pid)
+            log.info("worker draining", process=self.process, worker=self.worker, pid=self.peer.pid)
             self._notify_left()
 
     def _complete_query(self, message: IntrospectionReply, fds: list[int]) -> None:
@@ -250,7 +258,13 @@ class Session:
 
     def _reject(self, reason: str) -> None:
         """Close the session because of an invalid message."""
-        log.warning("worker message rejected", worker=self.worker, pid=self.peer.pid, reason=reason)
+        log.warning(
+            "worker message rejected",
+            process=self.process,
+            worker=self.worker,
+            pid=self.peer.pid,
+            reason=reason,
+        )
         self._on_rejected()
         self.close(reason)
 

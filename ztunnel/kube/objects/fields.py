@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ztunnel.kube.objects.l7_kinds import GATEWAY_GROUP, L7_KINDS
 from ztunnel.mesh.address import AddressError, canonical
 
 Object = dict[str, Any]
@@ -25,11 +26,19 @@ KINDS = {
     "AuthorizationPolicy": "security.istio.io/v1",
     "PeerAuthentication": "security.istio.io/v1",
     "ServiceEntry": "networking.istio.io/v1",
-    "Gateway": "gateway.networking.k8s.io/v1",
+    **{kind: info.api_version for kind, info in L7_KINDS.items()},
 }
 # Groups in which every version has the same schema: no version may be ignored.
-_ANY_VERSION = ("security.istio.io", "networking.istio.io")
-_CLUSTER_SCOPED = frozenset({"Namespace", "Node"})
+_ANY_VERSION = (
+    "security.istio.io",
+    "networking.istio.io",
+    "telemetry.istio.io",
+    "extensions.istio.io",
+    GATEWAY_GROUP,
+)
+_CLUSTER_SCOPED = frozenset(
+    {"Namespace", "Node", *(kind for kind, info in L7_KINDS.items() if info.cluster_scoped)}
+)
 
 
 @dataclass(frozen=True, slots=True)

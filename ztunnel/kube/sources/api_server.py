@@ -18,6 +18,7 @@ from typing import Any
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.client.object_decoder import Event, EventType
 from ztunnel.kube.client.reflector import SILENCE_TIMEOUT_S, Reflector, Resource, stop_all
+from ztunnel.kube.objects.l7_kinds import L7_KINDS
 from ztunnel.kube.view.cluster_view import ClusterView
 
 BATCH_WINDOW_S = 0.02  # collect a burst of events before the workers are updated
@@ -36,9 +37,12 @@ def watched_resources(node: str) -> tuple[Resource, ...]:
         Resource(_ACCOUNT, "/api/v1/serviceaccounts"),
         Resource("Service", "/api/v1/services"),
         Resource("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices"),
-        Resource("AuthorizationPolicy", f"{_SECURITY}/authorizationpolicies", optional=True),
         Resource("PeerAuthentication", f"{_SECURITY}/peerauthentications", optional=True),
         Resource("ServiceEntry", f"{_NETWORKING}/serviceentries", optional=True),
+        *(
+            Resource(kind, f"/apis/{info.api_version}/{info.plural}", optional=True)
+            for kind, info in L7_KINDS.items()
+        ),
     )
 
 

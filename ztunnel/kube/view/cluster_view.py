@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from ztunnel.ipc.gateway_messages import L7ObjectBody
 from ztunnel.kube.objects import translation
 from ztunnel.kube.objects.fields import (
     Object,
@@ -24,8 +25,10 @@ from ztunnel.kube.objects.fields import (
     key_of,
     make_key,
 )
+from ztunnel.kube.objects.l7_kinds import L7_KINDS
 from ztunnel.kube.objects.waypoints import Traffic
 from ztunnel.kube.view.cluster_claims import ServiceName
+from ztunnel.kube.view.l7_index import L7Index
 from ztunnel.kube.view.policy_index import PolicyIndex
 from ztunnel.kube.view.service_entry_index import ServiceEntryIndex
 from ztunnel.kube.view.service_index import ServiceIndex
@@ -46,8 +49,9 @@ class ViewChange:
     of policies.
 
     `revision` numbers the states of the view; an empty change has the revision of the last one.
-    `local_pods` are all pods of the view's node in this state, enrolled or not. `local_changed`:
-    one of them is new, different or gone.
+    `l7` are the bodies of objects that configure L7, `removed_l7` the names of removed ones
+    (`str(ObjectKey)`), which `revision` does not count. `local_pods` are all pods of the view's
+    node in this state, enrolled or not. `local_changed`: one of them is new, different or gone.
     """
 
     workloads: tuple[Workload, ...] = ()
@@ -56,6 +60,8 @@ class ViewChange:
     removed_services: tuple[str, ...] = ()
     policies: tuple[Policy, ...] = ()
     removed_policies: tuple[str, ...] = ()
+    l7: tuple[L7ObjectBody, ...] = ()
+    removed_l7: tuple[str, ...] = ()
     revision: int = 0
     local_pods: tuple[Workload, ...] = ()
     local_changed: bool = False
@@ -73,6 +79,8 @@ class ViewChange:
             or self.removed_services
             or self.policies
             or self.removed_policies
+            or self.l7
+            or self.removed_l7
         )
 
 
@@ -117,6 +125,7 @@ class ClusterView:
         self.entries = ServiceEntryIndex(
             cluster_domain, self._services, self._pods_in, self._waypoints
         )
+        self._l7 = L7Index()
         self._upserts: dict[str, Callable[[ObjectKey, Object], str]] = {
             "Namespace": self._put_namespace,
             "Node": self._put_node,
@@ -148,7 +157,9 @@ class ClusterView:
         try:
             key = key_of(obj)
             name = str(key)
-            message = self._upserts[key.kind](key, obj)
+            message = self._put_l7(key, obj)
+            if key.kind in self._upserts:
+                message = self._upserts[key.kind](key, obj) or message
         except TranslateError as error:
             message = str(error)
         except Exception as error:  # a defect must not stop the other objects
@@ -158,10 +169,12 @@ class ClusterView:
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
         """Remove an object, if it is known."""
+        key = make_key(kind, namespace, name)
+        if kind in L7_KINDS:
+            self._l7.drop(key)
         if kind in self._deletes:
-            key = make_key(kind, namespace, name)
             self._deletes[kind](key)
-            self._set_error(str(key), "")
+        self._set_error(str(key), "")
 
     def drain(self) -> ViewChange:
         """The difference to the last `drain`, however often it changed in between."""
@@ -169,9 +182,10 @@ class ClusterView:
         workloads, removed_workloads = self._workloads.drain()
         services, removed_services = self._services.drain()
         policies, removed_policies = self._policies.drain()
+        l7, removed_l7 = self._l7.bodies.drain()
         if any(
             (workloads, services, removed_workloads, removed_services, policies, removed_policies)
-        ):
+        ):  # workers learn nothing of L7 objects
             self.revision += 1
         return ViewChange(
             workloads,
@@ -180,6 +194,8 @@ class ClusterView:
             removed_services,
             policies,
             removed_policies,
+            l7,
+            removed_l7,
             self.revision,
             tuple(self.pods_on(self._node)),
             self._is_local({workload.uid for workload in workloads}.union(removed_workloads)),
@@ -201,6 +217,7 @@ class ClusterView:
             tuple(self._workloads),
             tuple(self._services),
             policies=tuple(self._policies.all()),
+            l7=tuple(self._l7.bodies),
             revision=self.revision,
             local_pods=tuple(self.pods_on(self._node)),
         )
@@ -230,6 +247,9 @@ class ClusterView:
     def pod_error(self, namespace: str, name: str) -> str:
         """The error or warning of a pod; empty if there is none."""
         return self._errors.get(str(make_key("Pod", namespace, name)), "")
+
+    def _put_l7(self, key: ObjectKey, obj: Object) -> str:
+        return self._l7.put(key, obj) if key.kind in L7_KINDS else ""
 
     def _set_error(self, name: str, error: str) -> None:
         if not error:

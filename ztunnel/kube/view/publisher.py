@@ -22,8 +22,8 @@ from ztunnel.kube.view.cluster_view import ClusterView, ViewChange
 log = structlog.get_logger()
 
 _MAX_ERROR_CHARS = 320
-_REMOVED = ("removed_workloads", "removed_services", "removed_policies")
-_ADDED = ("workloads", "services", "policies")
+_REMOVED = ("removed_workloads", "removed_services", "removed_policies", "removed_l7")
+_ADDED = ("workloads", "services", "policies", "l7")
 
 
 class ViewConsumer:

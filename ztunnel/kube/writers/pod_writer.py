@@ -39,6 +39,11 @@ class PodWriter:
         """Set an annotation of a pod; False if the pod does not exist."""
         return self._patch_metadata(namespace, pod, {"annotations": {annotation: value}})
 
+    def annotate_pod(self, pod: Workload, annotation: str, value: str) -> bool:
+        """Set an annotation of this very pod, or remove it; False if the pod no longer exists."""
+        metadata = {"uid": pod.pod_uid, "annotations": {annotation: value or None}}
+        return self._patch_metadata(pod.namespace, pod.name, metadata)
+
     def emit_event(self, pod: Workload, reason: str, message: str) -> None:
         """Create a Warning Event on a pod, unless the same Event exists."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds that configure L7: Gateway API v1.6 (standard channel) and Istio 1.27."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+GATEWAY_GROUP = "gateway.networking.k8s.io"
+_GATEWAY_API = f"{GATEWAY_GROUP}/v1"
+_NETWORKING = "networking.istio.io/v1"
+_SECURITY = "security.istio.io/v1"
+_TELEMETRY = "telemetry.istio.io/v1"
+_EXTENSIONS = "extensions.istio.io/v1alpha1"
+
+
+class KindInfo(NamedTuple):
+    """The API of a kind. `plural` is the resource name in URLs."""
+
+    api_version: str
+    plural: str
+    cluster_scoped: bool = False
+
+
+L7_KINDS: dict[str, KindInfo] = {
+    "GatewayClass": KindInfo(_GATEWAY_API, "gatewayclasses", cluster_scoped=True),
+    "Gateway": KindInfo(_GATEWAY_API, "gateways"),
+    "ListenerSet": KindInfo(_GATEWAY_API, "listenersets"),
+    "HTTPRoute": KindInfo(_GATEWAY_API, "httproutes"),
+    "GRPCRoute": KindInfo(_GATEWAY_API, "grpcroutes"),
+    "TCPRoute": KindInfo(_GATEWAY_API, "tcproutes"),
+    "TLSRoute": KindInfo(_GATEWAY_API, "tlsroutes"),
+    "UDPRoute": KindInfo(_GATEWAY_API, "udproutes"),
+    "ReferenceGrant": KindInfo(_GATEWAY_API, "referencegrants"),
+    "BackendTLSPolicy": KindInfo(_GATEWAY_API, "backendtlspolicies"),
+    "DestinationRule": KindInfo(_NETWORKING, "destinationrules"),
+    "VirtualService": KindInfo(_NETWORKING, "virtualservices"),
+    "EnvoyFilter": KindInfo("networking.istio.io/v1alpha3", "envoyfilters"),
+    "AuthorizationPolicy": KindInfo(_SECURITY, "authorizationpolicies"),
+    "RequestAuthentication": KindInfo(_SECURITY, "requestauthentications"),
+    "Telemetry": KindInfo(_TELEMETRY, "telemetries"),
+    "WasmPlugin": KindInfo(_EXTENSIONS, "wasmplugins"),
+}
