@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ztunnel.l7.objects import L7_KINDS
 from ztunnel.lab import status
 from ztunnel.lab.cluster.deployments import deployment_of
 from ztunnel.lab.cluster.pod_fields import is_ready
@@ -36,6 +37,17 @@ KINDS = {  # by the names that commands accept, in lower case
     "configmap": "ConfigMap",
     "cm": "ConfigMap",
     "node": "Node",
+    "peerauthentication": "PeerAuthentication",
+    "pa": "PeerAuthentication",
+    **{kind.lower(): kind for kind in L7_KINDS},
+    "gc": "GatewayClass",
+    "gtw": "Gateway",
+    "refgrant": "ReferenceGrant",
+    "btlspolicy": "BackendTLSPolicy",
+    "dr": "DestinationRule",
+    "vs": "VirtualService",
+    "ap": "AuthorizationPolicy",
+    "ra": "RequestAuthentication",
 }
 
 

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-from ztunnel.lab.cluster import kube_proxy, services
+from ztunnel.lab.cluster import gateways, kube_proxy, services
 from ztunnel.lab.cluster.admission import admit, terminating, unbound
 from ztunnel.lab.cluster.deployments import deployment_of, deployment_status
 from ztunnel.lab.cluster.pod_fields import pod_ips
@@ -81,6 +81,7 @@ class Reconciler:
         Returns the remaining problems. `wait_for_new_only`: probe other pods once, without waiting.
         """
         self.put_system_objects()
+        problems = self._put_gateway_objects()
         self._put_all(services.plan_services(self._store.load()))
         self.unbind_dead_pods()
         objects = self._store.load()
@@ -101,7 +102,17 @@ class Reconciler:
         self.publish()
         self._terminate([pod for pod in replaced if not _waits_for(pod, unready)])
         reasons = [self._kubelet.unready_reason(pod) for pod in unready] if deadline else []
-        return [*plan.problems, *reasons, *self._uncaptured(pods)]
+        return [*problems, *plan.problems, *reasons, *self._uncaptured(pods)]
+
+    def _put_gateway_objects(self) -> list[str]:
+        """Store what runs the Gateways, and remove it with them. Returns the problems."""
+        stored = self._store.load()
+        plan = gateways.plan_gateways(stored)
+        for key in plan.stale:
+            self._store.remove(key)
+        for obj in plan.objects:
+            self._store.put(admit(obj, stored.get(key_of(obj)), new_uid, _now()))
+        return plan.problems
 
     def publish(self) -> None:
         """Update endpoints, status of deployments, and the rules of kube-proxy on all nodes."""

@@ -15,13 +15,14 @@ from ztunnel.lab.runtime.sandbox import Sandbox
 def stop(names: LabNames, pod: Object) -> None:
     """Stop all containers of a bound pod. Returns when none runs.
 
-    The grace period is the pod's terminationGracePeriodSeconds, or the lab's default, which is
-    shorter than that of Kubernetes. It includes the preStop hooks.
+    The grace period is the pod's terminationGracePeriodSeconds, at most that of the lab, which is
+    shorter than Kubernetes's default. It includes the preStop hooks.
     """
     pod_sandbox = sandbox.describe(names, pod)
     if not sandbox.is_alive(names, pod_sandbox):
         return
-    grace_s = float(pod["spec"].get("terminationGracePeriodSeconds", sandbox.STOP_GRACE_S))
+    wanted_s = float(pod["spec"].get("terminationGracePeriodSeconds", sandbox.STOP_GRACE_S))
+    grace_s = min(wanted_s, sandbox.STOP_GRACE_S)
     deadline = time.monotonic() + grace_s
     for container in pod["spec"]["containers"]:
         _run_pre_stop(names, pod_sandbox, pod, container, grace_s)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Send HTTP requests at a fixed rate until stdin ends. Runs in a pod.
+
+usage: http_load.py HOST PORT RATE [--new] [HEADER:VALUE ...]
+
+Requests start on schedule whatever the earlier ones do (open loop), on kept-alive connections; with
+--new, each has a connection of its own. As in Go's net/http, a request on a reused connection that
+the server closed without any response is sent again; `retried` counts these.
+
+Prints "started", and at the end a JSON object: `requests`, a list of [start, end, status, version],
+with times in seconds since the epoch; and `retried`. The status of a failed request is 0, and its
+error is in the place of the version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+
+TIMEOUT_S = 10.0  # seconds for one request
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class NoResponseError(ConnectionError):
+    """The connection ended without a byte of the response."""
+
+
+class Client:
+    """Sends requests to one address, on a pool of idle connections."""
+
+    def __init__(self, host: str, port: int, headers: list[str], new: bool) -> None:
+        self.requests: list[tuple[float, float, int, str]] = []
+        self.retried = 0
+        self._address = (host, port)
+        self._new = new
+        self._idle: list[Connection] = []
+        close = ["connection: close"] if new else []
+        head = ["GET / HTTP/1.1", "host: my-app", *headers, *close]
+        self._request = ("\r\n".join(head) + "\r\n\r\n").encode()
+
+    async def send(self) -> None:
+        """Send one request and record its result."""
+        began = time.time()
+        try:
+            status, version = await asyncio.wait_for(self._send(), TIMEOUT_S)
+        except (TimeoutError, OSError, ValueError, asyncio.IncompleteReadError) as error:
+            status, version = 0, f"{type(error).__name__}: {error}"
+        self.requests.append((began, time.time(), status, version))
+
+    async def _send(self) -> tuple[int, str]:
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if reader.at_eof() or writer.is_closing():
+                writer.close()
+                continue
+            try:
+                return await self._exchange(reader, writer)
+            except (NoResponseError, ConnectionResetError, BrokenPipeError):
+                self.retried += 1
+        return await self._exchange(*await asyncio.open_connection(*self._address))
+
+    async def _exchange(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> tuple[int, str]:
+        keep = False
+        try:
+            writer.write(self._request)
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError as error:
+                if error.partial:
+                    raise
+                raise NoResponseError("closed before a response") from error
+            lines = head.decode("latin-1").lower().split("\r\n")
+            fields = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
+            await reader.readexactly(int(fields.get("content-length", 0)))
+            keep = not self._new and fields.get("connection") != "close"
+            if keep:
+                self._idle.append((reader, writer))
+            return int(lines[0].split(" ")[1]), fields.get("x-version", "")
+        finally:
+            if not keep:
+                writer.close()
+
+
+async def main(host: str, port: int, rate: float, headers: list[str], new: bool) -> None:
+    client, running = Client(host, port, headers, new), set()
+    ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    print("started", flush=True)
+    due = time.monotonic()
+    while not ended.done():
+        task = asyncio.create_task(client.send())
+        running.add(task)
+        task.add_done_callback(running.discard)
+        due += 1 / rate
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+    await asyncio.gather(*running)
+    print(json.dumps({"requests": client.requests, "retried": client.retried}), flush=True)
+
+
+if __name__ == "__main__":
+    words = [word for word in sys.argv[1:] if word != "--new"]
+    asyncio.run(main(words[0], int(words[1]), float(words[2]), words[3:], "--new" in sys.argv))
