@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the configuration of a gateway's Envoys from the mesh and the L7 objects."""
+
+from __future__ import annotations
+
+from ztunnel.l7.config import GatewayConfig, Json
+from ztunnel.l7.inputs import Inputs
+from ztunnel.l7.names import WAYPOINT_LISTENER, TypeUrl
+from ztunnel.l7.problems import Problem
+from ztunnel.l7.routing.clusters import service_cluster
+from ztunnel.l7.routing.destinations import pod_unit, service_unit
+from ztunnel.l7.routing.listener import waypoint_listener
+from ztunnel.l7.routing.units import ClusterRef, ClusterUnit, DestinationUnit
+from ztunnel.l7.tracking import Memo
+from ztunnel.mesh.model import Service, Workload
+
+
+class GatewayCompiler:
+    """Compiles one gateway repeatedly. Parts whose inputs have not changed are not compiled again,
+    and are the identical objects in the next configuration."""
+
+    def __init__(self, gateway: str) -> None:
+        self.gateway = gateway
+        self._destinations: Memo[DestinationUnit] = Memo()
+        self._clusters: Memo[ClusterUnit] = Memo()
+
+    @property
+    def recompiled(self) -> tuple[int, int]:
+        """The numbers of destinations and clusters that the last call compiled."""
+        return self._destinations.computed, self._clusters.computed
+
+    def compile(self, inputs: Inputs) -> GatewayConfig:
+        """Return the configuration. Pure, apart from the cache."""
+        self._destinations.start()
+        self._clusters.start()
+        units = self._units(inputs)
+        refs = sorted({ref for unit in units for ref in unit.uses})
+        clusters = {ref: self._cluster(inputs, ref) for ref in refs}
+        self._destinations.finish()
+        self._clusters.finish()
+        return _assembled(units, clusters)
+
+    def _units(self, inputs: Inputs) -> list[DestinationUnit]:
+        services = [s for s in inputs.mesh.services() if s.waypoint == self.gateway]
+        pods = [w for w in inputs.mesh.workloads() if w.waypoint == self.gateway]
+        return [
+            *(self._service(inputs, each) for each in sorted(services, key=_service_key)),
+            *(self._pod(inputs, each) for each in sorted(pods, key=_pod_key)),
+        ]
+
+    def _service(self, inputs: Inputs, service: Service) -> DestinationUnit:
+        return self._destinations.get(
+            ("service", service.key),
+            inputs,
+            lambda tracked: service_unit(tracked, self.gateway, service),
+            (service,),
+        )
+
+    def _pod(self, inputs: Inputs, pod: Workload) -> DestinationUnit:
+        return self._destinations.get(
+            ("pod", pod.uid),
+            inputs,
+            lambda tracked: pod_unit(tracked, self.gateway, pod),
+            (pod,),
+        )
+
+    def _cluster(self, inputs: Inputs, ref: ClusterRef) -> ClusterUnit:
+        return self._clusters.get(
+            ref, inputs, lambda tracked: service_cluster(tracked, self.gateway, ref)
+        )
+
+
+def compile_gateway(inputs: Inputs, gateway: str) -> GatewayConfig:
+    """Return the configuration of the gateway `namespace/name`. Pure."""
+    return GatewayCompiler(gateway).compile(inputs)
+
+
+def _assembled(
+    units: list[DestinationUnit], clusters: dict[ClusterRef, ClusterUnit]
+) -> GatewayConfig:
+    routes: dict[str, Json] = {}
+    all_clusters: dict[str, Json] = {}
+    endpoints: dict[str, Json] = {}
+    problems: set[Problem] = set()
+    for unit in units:
+        routes |= unit.routes
+        all_clusters |= unit.clusters
+        problems |= set(unit.problems)
+    for ref, each in clusters.items():
+        problems |= set(each.problems)
+        if each.cluster is not None and each.endpoints is not None:
+            all_clusters[ref.name] = each.cluster
+            endpoints[ref.name] = each.endpoints
+    listener = waypoint_listener(
+        [branch for unit in units for branch in unit.branches],
+        [chain for unit in units for chain in unit.chains],
+    )
+    resources = {
+        TypeUrl.LISTENER: {WAYPOINT_LISTENER: listener},
+        TypeUrl.ROUTE: routes,
+        TypeUrl.CLUSTER: all_clusters,
+        TypeUrl.ENDPOINT: endpoints,
+    }
+    return GatewayConfig(resources, tuple(sorted(problems)))
+
+
+def _service_key(service: Service) -> str:
+    return service.key
+
+
+def _pod_key(pod: Workload) -> str:
+    return pod.uid

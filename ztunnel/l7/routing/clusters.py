@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clusters and endpoints of service ports, and of pods that are addressed directly."""
+
+from __future__ import annotations
+
+from ztunnel.l7.config import Json
+from ztunnel.l7.inputs import Inputs, Protocol
+from ztunnel.l7.routing.hcm import ADS
+from ztunnel.l7.routing.protocols import declared_protocol
+from ztunnel.l7.routing.units import ClusterRef, ClusterUnit
+from ztunnel.l7.telemetry import fields as telemetry
+from ztunnel.l7.traffic import cluster as traffic
+from ztunnel.mesh.model import Endpoint, Service, ServicePort, Workload
+
+_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_H2: Json = {"allow_connect": True}
+# A backend gets the version of HTTP that the client uses, unless its port declares HTTP/2.
+_UPSTREAM: dict[Protocol, Json] = {
+    Protocol.HTTP: {
+        "use_downstream_protocol_config": {
+            "http_protocol_options": {},
+            "http2_protocol_options": _H2,
+        }
+    },
+    Protocol.HTTP2: {"explicit_http_config": {"http2_protocol_options": _H2}},
+}
+_DIAL_TIMEOUT = "10s"  # Istio's default, meshConfig.connectTimeout
+
+
+def service_cluster(inputs: Inputs, gateway: str, ref: ClusterRef) -> ClusterUnit:
+    """Return the cluster of a service port with its ready endpoints."""
+    service = inputs.mesh.service(ref.service)
+    port = service_port(service, ref.port)
+    if service is None or port is None:
+        return ClusterUnit(None, None)
+    policy = traffic.cluster_fields(inputs, gateway, service, port, ref.subset)
+    cluster: Json = {
+        "name": ref.name,
+        "type": "EDS",
+        "eds_cluster_config": {"eds_config": ADS, "service_name": ref.name},
+        "connect_timeout": _DIAL_TIMEOUT,
+        **_protocol_options(declared_protocol(port) or Protocol.HTTP),
+    }
+    endpoints = _endpoints(inputs, service, port)
+    assignment: Json = {"cluster_name": ref.name}
+    if endpoints:
+        assignment["endpoints"] = [{"lb_endpoints": endpoints}]
+    return ClusterUnit(merge_cluster(cluster, policy.fields), assignment, policy.problems)
+
+
+def pod_cluster(inputs: Inputs, workload: Workload, name: str) -> Json:
+    """Return a cluster that dials the pod's address and port that the client has dialed."""
+    owner = Service(namespace=workload.namespace, name="")
+    return {
+        "name": name,
+        "type": "ORIGINAL_DST",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "connect_timeout": _DIAL_TIMEOUT,
+        **_protocol_options(Protocol.HTTP),
+        **_metadata(telemetry.endpoint_metadata(inputs, owner, workload)),
+    }
+
+
+def service_port(service: Service | None, number: int) -> ServicePort | None:
+    """Return the TCP port of a service, or None."""
+    if service is None:
+        return None
+    return next((p for p in service.ports if p.port == number and p.protocol == "TCP"), None)
+
+
+def merge_cluster(cluster: Json, fields: Json) -> Json:
+    """Merge fields of a traffic policy; HTTP protocol options merge by their own fields."""
+    merged = {**cluster, **fields}
+    key = "typed_extension_protocol_options"
+    ours, theirs = cluster.get(key), fields.get(key)
+    if ours and theirs:
+        options = {**ours, **theirs}
+        for name in ours.keys() & theirs.keys():
+            options[name] = {**ours[name], **theirs[name]}
+        merged[key] = options
+    return merged
+
+
+def _protocol_options(protocol: Protocol) -> Json:
+    config = _UPSTREAM.get(protocol)
+    if config is None:
+        return {}
+    options = {"@type": f"type.googleapis.com/{_HTTP_OPTIONS}", **config}
+    return {"typed_extension_protocol_options": {_HTTP_OPTIONS: options}}
+
+
+def _endpoints(inputs: Inputs, service: Service, port: ServicePort) -> list[Json]:
+    """The ready endpoints. A dual-stack pod is one endpoint, by its first address (IPv4 first)."""
+    found: list[Json] = []
+    seen: set[str] = set()
+    ready = [e for e in service.endpoints if e.ready and port.name in e.ports]
+    for endpoint in sorted(ready, key=lambda e: (":" in e.address, e.address)):
+        if endpoint.workload:
+            if endpoint.workload in seen:
+                continue
+            seen.add(endpoint.workload)
+        found.append(_endpoint(inputs, service, port, endpoint))
+    return found
+
+
+def _endpoint(inputs: Inputs, service: Service, port: ServicePort, endpoint: Endpoint) -> Json:
+    workload = inputs.mesh.workload(endpoint.workload) if endpoint.workload else None
+    address = {"address": endpoint.address, "port_value": endpoint.ports[port.name]}
+    result: Json = {
+        "endpoint": {"address": {"socket_address": address}},
+        **_metadata(telemetry.endpoint_metadata(inputs, service, workload)),
+    }
+    if workload is not None and workload.capacity > 1:
+        result["load_balancing_weight"] = workload.capacity
+    return result
+
+
+def _metadata(value: Json) -> Json:
+    return {"metadata": value} if value else {}

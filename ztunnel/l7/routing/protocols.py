@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a waypoint handles a service port, from what the service declares.
+
+The names are those of Istio (istio/istio, pkg/config/protocol) and of Kubernetes' appProtocol.
+"""
+
+from __future__ import annotations
+
+from ztunnel.l7.inputs import Protocol
+from ztunnel.mesh.model import ServicePort
+
+_DECLARED = {
+    "http": Protocol.HTTP,
+    "grpc-web": Protocol.HTTP,
+    "ws": Protocol.HTTP,
+    "kubernetes.io/ws": Protocol.HTTP,
+    "http2": Protocol.HTTP2,
+    "grpc": Protocol.HTTP2,
+    "h2c": Protocol.HTTP2,
+    "kubernetes.io/h2c": Protocol.HTTP2,
+    "https": Protocol.TLS,
+    "tls": Protocol.TLS,
+    "wss": Protocol.TLS,
+    "kubernetes.io/wss": Protocol.TLS,
+    "tcp": Protocol.TCP,
+    "mongo": Protocol.TCP,
+    "mysql": Protocol.TCP,
+    "redis": Protocol.TCP,
+}
+
+# SMTP, DNS, MySQL, MongoDB: servers of these protocols may send first, so that waiting for the
+# client's bytes would block. istio/istio, pkg/config/kube/conversion.go.
+_SERVER_FIRST_PORTS = frozenset((25, 53, 3306, 27017))
+
+
+def declared_protocol(port: ServicePort) -> Protocol | None:
+    """Return the protocol of a port; None if Envoy has to detect it from the first bytes."""
+    found = _DECLARED.get(port.app_protocol)
+    if found is None and not port.app_protocol and port.port in _SERVER_FIRST_PORTS:
+        return Protocol.TCP
+    return found
