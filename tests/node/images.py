@@ -8,7 +8,7 @@ import io
 import json
 import platform
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 BUSYBOX = Path("/bin/busybox")  # busybox-static of Debian: the name selects the applet
@@ -16,9 +16,16 @@ _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 _TYPE = "application/vnd.oci.image"
 
 
-def archive(target: Path, name: str, program: Path, entrypoint: Sequence[str]) -> None:
+def archive(
+    target: Path,
+    name: str,
+    program: Path,
+    entrypoint: Sequence[str],
+    files: Mapping[str, Path] | None = None,
+) -> None:
     """Write an image of a program that runs as `entrypoint`.
 
+    `files`: further files of the image by path, with their permissions.
     Format: the OCI image layout specification, as a tar file.
     """
     blobs: dict[str, bytes] = {}
@@ -28,7 +35,7 @@ def archive(target: Path, name: str, program: Path, entrypoint: Sequence[str]) -
         blobs[f"blobs/sha256/{digest}"] = data
         return {"mediaType": f"{_TYPE}.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
 
-    layer = blob("layer.v1.tar", _root(program, entrypoint[0]))
+    layer = blob("layer.v1.tar", _root(program, entrypoint[0], files or {}))
     config = {
         "architecture": _MACHINES[platform.machine()],
         "os": "linux",
@@ -50,10 +57,12 @@ def archive(target: Path, name: str, program: Path, entrypoint: Sequence[str]) -
             _add(tar, path, data)
 
 
-def _root(program: Path, called: str) -> bytes:
+def _root(program: Path, called: str, files: Mapping[str, Path]) -> bytes:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as tar:
         _add(tar, f"bin/{called}", program.read_bytes(), mode=0o755)
+        for path, file in files.items():
+            _add(tar, path, file.read_bytes(), mode=file.stat().st_mode & 0o777)
     return made.getvalue()
 
 

@@ -12,7 +12,7 @@ from tests.lab.helpers.scrape import Page
 from tests.node import cluster_dns
 from tests.node.border_workloads import INSIDE, OUTSIDE, cluster_ip
 from tests.node.cluster_fixture import SERVICE, Nodes
-from tests.node.conftest import TIMEOUT_S
+from tests.node.cluster_setup import TIMEOUT_S
 from tests.node.node_config import CLUSTER_DNS, CLUSTER_DOMAIN
 from tests.node.objects import GREETING
 from tests.node.pods import ask, run_in

@@ -16,7 +16,7 @@ import pytest
 from tests.lab.helpers.scrape import Page
 from tests.node.border_workloads import INSIDE, OUTSIDE, SERVERS, cluster_ip, node_port
 from tests.node.cluster_fixture import CONTROL, PORT, SERVICE, Nodes
-from tests.node.conftest import TIMEOUT_S
+from tests.node.cluster_setup import TIMEOUT_S
 from tests.node.objects import AMBIENT, GREETING, metadata
 from tests.node.pods import MARK, ask, connections, is_captured, pod, requests, run_in
 from tests.support.apiserver.control_plane import wait_until

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.node.cluster_fixture import Nodes
-from tests.node.conftest import TIMEOUT_S, Ztctl
+from tests.node.cluster_setup import TIMEOUT_S, Ztctl
 from tests.node.objects import AMBIENT, GREETING, NEXT, account, client, namespace, server
 from tests.node.pods import (
     SYSTEM,

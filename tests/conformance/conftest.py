@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One cluster with two real nodes, the mesh, and the CRDs of the Gateway API and of Istio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.node import cluster_dns, images
+from tests.node.cluster_fixture import Nodes
+from tests.node.cluster_setup import Ztctl, built, install_mesh, run_ztctl, running_cluster
+
+
+@pytest.fixture(scope="session")
+def programs() -> Path:
+    """The directory of the suite, of istioctl, and of their files."""
+    return built("scripts/conformance-programs")
+
+
+@pytest.fixture(scope="package")
+def cluster(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Iterator[Nodes]:
+    """Two Ready nodes with cluster DNS. The thread enters the netns of the control plane."""
+    echo = tmp_path_factory.mktemp("images") / "echo.tar"
+    files = {
+        "bin/client": programs / "client",
+        "cert.crt": programs / "cert.crt",
+        "cert.key": programs / "cert.key",
+    }
+    images.archive(echo, echo_image(programs), programs / "server", ["server"], files)
+    more = (echo, built("scripts/node-image", "envoy"))
+    with running_cluster(tmp_path_factory.mktemp("nodes"), more) as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="package")
+def ztctl(cluster: Nodes) -> Ztctl:
+    """Run `ztctl ARGUMENTS...` against the cluster: see `run_ztctl`."""
+    return partial(run_ztctl, cluster)
+
+
+@pytest.fixture(scope="package")
+def mesh(cluster: Nodes, programs: Path) -> Nodes:
+    """The cluster with the mesh installed, and the CRDs that users of waypoints install."""
+    crds = ("apply", "--server-side", "-f", str(programs / "gateway-api-crds"))
+    cluster.server.kubectl(*crds, "-f", str(programs / "istio-crds.yaml"))
+    cluster.server.apply(*cluster_dns.objects())
+    install_mesh(cluster)
+    return cluster
+
+
+def echo_image(programs: Path) -> str:
+    """The name that the suite's manifests use."""
+    found = {
+        container["image"]
+        for document in yaml.safe_load_all((programs / "mesh.yaml").read_text())
+        if document["kind"] == "Deployment"
+        for container in document["spec"]["template"]["spec"]["containers"]
+    }
+    (name,) = found
+    return str(name)
