@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # Entry points of this project, for root on Debian 12. Every target installs what it needs and is safe to repeat.
 
-.PHONY: help setup demo test test-all lint bench clean
+.PHONY: help setup demo test test-all conformance lint bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo      start a lab of two nodes, show the main features, remove the lab'
-	@echo 'make test      style, types, layers, unit, BPF and lab tests: what needs no Kubernetes'
-	@echo 'make test-all  the same, then tests with a real API server and real kubelets'
-	@echo 'make lint      style, types, layers, documentation'
-	@echo 'make bench     measure ztunnel beside Envoy and HAProxy; BENCH=quick takes two minutes'
-	@echo 'make setup     install dependencies only: apt packages, the rest into .venv'
-	@echo 'make clean     remove .venv and caches; apt packages stay'
+	@echo 'make demo         start a lab of two nodes, show the main features, remove the lab'
+	@echo 'make test         style, types, layers, unit, BPF and lab tests: what needs no Kubernetes'
+	@echo 'make test-all     the same, then tests with a real API server and real kubelets'
+	@echo 'make conformance  run the Gateway API mesh tests on real kubelets; write docs/conformance.md'
+	@echo 'make lint         style, types, layers, documentation'
+	@echo 'make bench        measure ztunnel beside Envoy and HAProxy; BENCH=quick takes two minutes'
+	@echo 'make setup        install dependencies only: apt packages, the rest into .venv'
+	@echo 'make clean        remove .venv and caches; apt packages stay'
 
 setup:
 	@scripts/setup
@@ -26,6 +27,10 @@ test:
 test-all:
 	@scripts/setup test-all
 	@scripts/test all
+
+conformance:
+	@scripts/setup test-all
+	@scripts/conformance
 
 lint:
 	@scripts/setup test
