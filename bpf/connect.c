@@ -10,10 +10,15 @@
 #include "lib/same_node.h"
 #include "lib/udp_route.h"
 
+/*
+ * Ports that only the proxy's own sockets may connect to, at any address: the listeners of the
+ * proxy, and that of a waypoint's Envoy, which trusts the PROXY header that precedes a connection.
+ */
 static __always_inline int zt_is_proxy_port(__be16 port)
 {
 	return port == bpf_htons(ZT_PORT_OUTBOUND) || port == bpf_htons(ZT_PORT_INBOUND) ||
-	       port == bpf_htons(ZT_PORT_HBONE) || port == bpf_htons(ZT_PORT_DNS);
+	       port == bpf_htons(ZT_PORT_HBONE) || port == bpf_htons(ZT_PORT_DNS) ||
+	       port == bpf_htons(ZT_PORT_WAYPOINT);
 }
 
 static __always_inline enum zt_action zt_classify_tcp(struct bpf_sock_addr *ctx,

@@ -17,6 +17,7 @@
 #define ZT_PORT_OUTBOUND 15001
 #define ZT_PORT_INBOUND 15006
 #define ZT_PORT_HBONE 15008
+#define ZT_PORT_WAYPOINT 15088 /* of a waypoint's Envoy: it trusts what the proxy states there */
 #define ZT_PORT_DNS 15053 /* TCP and UDP; UDP also uses the following ports, one per name server */
 #define ZT_DNS_SERVERS 3  /* name servers per socket; resolv.conf(5) allows three */
 

@@ -52,7 +52,7 @@ class MeshState:
         self._backends: dict[tuple[str, int, int, str], Backends] = {}
         self.route_cache: dict[
             tuple[str, SocketAddress], Any
-        ] = {}  # of `routing.outbound`, by namespace and destination
+        ] = {}  # of `routing.outbound`, by the source's Gateway or namespace, and destination
 
     def apply(self, delta: Delta) -> None:
         """Apply a delta: removals first, so that an object in both lists exists afterwards."""
@@ -86,6 +86,14 @@ class MeshState:
     def service_at(self, ip: str, namespace: str = "") -> Service | None:
         """Return the service of a virtual address (canonical), as visible to a namespace."""
         return _first_visible(self._service_at.claimants(ip), namespace)
+
+    def services_at(self, ip: str) -> Iterator[Service]:
+        """Iterate over all services that claim a virtual address (canonical)."""
+        return self._service_at.claimants(ip)
+
+    def services_by_hostname(self, hostname: str) -> Iterator[Service]:
+        """Iterate over all services that claim a DNS name (lower case)."""
+        return self._service_by_hostname.claimants(hostname)
 
     def service_by_hostname(self, hostname: str, namespace: str = "") -> Service | None:
         """Return the service of a DNS name, as visible to a namespace."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from ztunnel.datapath import sockopt
 from ztunnel.mesh.model import SocketAddress
+from ztunnel.mesh.ports import WAYPOINT
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.agent_link.same_node_reporter import SameNodeReporter
 from ztunnel.proxy.conntrack.admission import AdmissionTable
@@ -19,6 +20,9 @@ from ztunnel.proxy.io.event_loop import EventLoop
 from ztunnel.proxy.tls.credentials import Credentials
 from ztunnel.proxy.tunnel.pool import TunnelPool
 from ztunnel.telemetry.access_log import AccessLog, configured_renderer
+
+# Every network namespace has this address, also that of a pod with IPv6 only.
+ENVOY = SocketAddress("127.0.0.1", WAYPOINT)
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +39,7 @@ class Context:
     mesh: MeshState | None = None
     credentials: dict[str, Credentials] = field(default_factory=dict)  # by identity
     workers: int = 1  # worker processes of this node
+    envoy: SocketAddress = ENVOY  # in a waypoint's pod
     choose: Callable[[], float] = random.random  # in [0, 1): selects an endpoint
     shuffle: random.Random = field(default_factory=random.Random)  # orders addresses in DNS answers
     original_dns_server: Callable[[socket.socket, int], SocketAddress] = sockopt.original_dns_server

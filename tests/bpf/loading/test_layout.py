@@ -32,6 +32,7 @@ def _c_program() -> str:
         "ZT_PORT_OUTBOUND",
         "ZT_PORT_INBOUND",
         "ZT_PORT_HBONE",
+        "ZT_PORT_WAYPOINT",
         "ZT_PORT_DNS",
     ):
         lines.append(f'printf("\\"{constant}\\": %d,", {constant});')
@@ -72,6 +73,7 @@ def test_mirrors_match_the_sizes_and_offsets_of_the_compiler(tmp_path: Path) -> 
         ports.INBOUND,
         ports.HBONE,
     ]
+    assert said["ZT_PORT_WAYPOINT"] == ports.WAYPOINT
     assert (said["ZT_PORT_DNS"], said["ZT_DNS_SERVERS"]) == (ports.DNS, ports.DNS_SERVERS)
     assert said["ZT_SOCKOPT_DNS_SERVER"] == sockopt.ZT_SOCKOPT_DNS_SERVER
     assert said["ZT_ROLE_RESOLVER"] == layout.Role.RESOLVER

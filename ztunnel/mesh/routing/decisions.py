@@ -41,7 +41,8 @@ Route = Hbone | Passthrough | Refuse
 class Accept(msgspec.Struct, frozen=True, gc=False):
     """Connect to `destination` on behalf of `client`.
 
-    `source` is the client's workload, if its address is known and its identity matches.
+    `source` is the client's workload, if its address is known and its identity matches. With
+    `to_waypoint`, `workload` runs the waypoint of the destination.
     """
 
     client: SocketAddress
@@ -50,6 +51,7 @@ class Accept(msgspec.Struct, frozen=True, gc=False):
     workload: Workload
     service: str = ""
     udp: bool = False  # datagrams, not a connection
+    to_waypoint: bool = False  # `destination` is not the pod's: the pod's Envoy forwards to it
 
 
 class Reject(msgspec.Struct, frozen=True, gc=False):

@@ -2,7 +2,9 @@
 """Decides on a connection into a pod. Pure.
 
 Status codes (istio/ztunnel, proxy/inbound.rs): 400, the request is not a CONNECT to this pod; 503,
-the pod is unknown. Authorization (401) follows after `Accept`, in `mesh.policy.engine`.
+the pod is unknown. A pod that runs a Gateway also accepts the services and workloads whose waypoint
+that Gateway is; every other authority that is not the pod is rejected. Authorization (401) follows
+after `Accept`, in `mesh.policy.engine`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,12 @@ from ztunnel.mesh.headers.forwarded import ForwardedError, parse_forwarded
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.ports import RESERVED
 from ztunnel.mesh.routing.decisions import Accept, Reject
+from ztunnel.mesh.routing.waypoints import (
+    NamedAddress,
+    WaypointDestination,
+    find_destination,
+    parse_named_authority,
+)
 from ztunnel.mesh.state import MeshState
 
 BAD_REQUEST = 400
@@ -50,8 +58,11 @@ def check_connect(
     if isinstance(destination, Reject):
         return destination
     udp = request.protocol == PROTOCOL
-    if destination.ip != local.ip:
-        return Reject(BAD_REQUEST, f"authority {destination} is not this pod, {local.ip}")
+    if isinstance(destination, NamedAddress) or destination.ip != local.ip:
+        waypoint = None if udp else find_destination(state, local.ip, destination)
+        if waypoint is None:
+            return Reject(BAD_REQUEST, f"authority {destination} is not this pod, {local.ip}")
+        return _accept_for_waypoint(state, request, peer, identity, waypoint)
     if destination.port in RESERVED and not udp:
         return Reject(BAD_REQUEST, f"port {destination.port} is reserved for the mesh")
     workload = state.workload_at(local.ip)
@@ -64,7 +75,24 @@ def check_connect(
     return Accept(client, destination, source, workload, service, udp)
 
 
-def _destination(request: Request) -> SocketAddress | Reject:
+def _accept_for_waypoint(
+    state: MeshState,
+    request: Request,
+    peer: SocketAddress,
+    identity: str,
+    found: WaypointDestination | str,
+) -> Accept | Reject:
+    """Decide on a CONNECT to a destination whose waypoint is the local pod."""
+    if isinstance(found, str):
+        return Reject(BAD_REQUEST, found)
+    client, _ = _forwarded(state, request, peer, identity)
+    source = state.workload_at(client.ip)
+    if source is not None and source.identity != identity:
+        source = None
+    return Accept(client, found.address, source, found.gateway_pod, found.service, to_waypoint=True)
+
+
+def _destination(request: Request) -> SocketAddress | NamedAddress | Reject:
     """Return the destination: the authority of a connection, the path of a connect-udp request."""
     if request.method != b"CONNECT":
         return Reject(BAD_REQUEST, f"method {request.method[:16]!r} is not CONNECT")
@@ -75,6 +103,9 @@ def _destination(request: Request) -> SocketAddress | Reject:
             return parse_target(request.path)
         return parse_authority(request.authority.decode("ascii"))
     except (AddressError, UnicodeDecodeError):
+        named = None if request.protocol else parse_named_authority(request.authority)
+        if named is not None:
+            return named
         target = request.path if request.protocol else request.authority
         return Reject(BAD_REQUEST, f"authority {target[:64]!r} is not ip:port")
 

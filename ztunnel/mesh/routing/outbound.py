@@ -4,6 +4,9 @@
 virtual address   ─▶ a ready endpoint of the same family ─┐
 workload address  ────────────────────────────────────────┼▶ HBONE or passthrough
 any other address ────────────────────────────────────────┘
+virtual address or workload address that has a waypoint
+                  ─▶ HBONE to a ready pod of the waypoint, unless the source runs that Gateway
+                  ─▶ refused, if there is none
 workload address that a ServiceEntry lists       ─▶ the workload: no entry hijacks a pod
 reserved port, no endpoint, no such port         ─▶ refused
 any other address in a mesh with REGISTRY_ONLY   ─▶ refused
@@ -16,6 +19,7 @@ from ztunnel.mesh.load_balancer import Backends
 from ztunnel.mesh.model import Service, SocketAddress, TunnelProtocol, Workload
 from ztunnel.mesh.ports import HBONE, RESERVED
 from ztunnel.mesh.routing.decisions import Hbone, Passthrough, Refuse, Route
+from ztunnel.mesh.routing.waypoints import WaypointPods, ready_pods
 from ztunnel.mesh.state import MeshState
 
 ROUTE_CACHE_SIZE = 4096  # entries; bounded because an application may dial any number of addresses
@@ -27,27 +31,47 @@ def route(state: MeshState, source: Workload, destination: SocketAddress, chance
     `chance` is a random number in [0, 1) that selects the endpoint. Until the next delta, equal
     arguments return the same object.
     """
-    key = (source.namespace, destination)
+    key = (source.gateway or source.namespace, destination)  # a Gateway's key contains a slash
     cached: Route | _BalancedRoute | None = state.route_cache.get(key)
     if cached is None:
         if len(state.route_cache) >= ROUTE_CACHE_SIZE:
             state.route_cache.clear()
-        cached = state.route_cache[key] = _resolve(state, source.namespace, destination)
+        cached = state.route_cache[key] = _resolve(state, source, destination)
     return cached.choose(state, chance) if isinstance(cached, _BalancedRoute) else cached
 
 
 def _resolve(
-    state: MeshState, namespace: str, destination: SocketAddress
+    state: MeshState, source: Workload, destination: SocketAddress
 ) -> Route | _BalancedRoute:
-    """Return the part of the decision that does not depend on `chance`."""
+    """Return the part of the decision that does not depend on `chance`.
+
+    It depends on the source's Gateway or, without one, its namespace: see `route_cache`.
+    """
     if destination.port in RESERVED:
         return Refuse(f"port {destination.port} is reserved for the mesh")
+    namespace = source.namespace
     service = state.service_at(destination.ip, namespace)
     pod = state.workload_at(destination.ip)
     if service is not None and not (service.is_service_entry and pod is not None):
+        if service.waypoint and service.waypoint != source.gateway:
+            return _service_waypoint(state, service, destination)
         return _balance(state, service, destination, "TCP")
-    entry = state.service_entry_at(destination, namespace)
-    if state.registry_only and pod is None and entry is None:
+    if pod is not None and pod.waypoint and pod.waypoint != source.gateway:
+        return _waypoint(state, pod.waypoint, pod.waypoint_error, destination, "")
+    return _resolve_address(state, source, destination, is_pod=pod is not None)
+
+
+def _resolve_address(
+    state: MeshState, source: Workload, destination: SocketAddress, *, is_pod: bool
+) -> Route:
+    """Decide on an address that is not virtual, and has no waypoint."""
+    entry = state.service_entry_at(destination, source.namespace)
+    if entry is not None and not is_pod and _needs_waypoint(entry, source):
+        return Refuse(
+            f"{entry.hostname} has the waypoint {entry.waypoint} but no virtual address; hint: "
+            "set spec.addresses of the ServiceEntry"
+        )
+    if state.registry_only and not is_pod and entry is None:
         return Refuse(
             f"{destination.ip} is neither a service nor a workload (outbound traffic policy is "
             "REGISTRY_ONLY)"
@@ -76,14 +100,12 @@ def route_udp(
 
 
 class _BalancedRoute:
-    """A service port with ready endpoints, and the route to each endpoint."""
+    """Several targets, and the route to each of them."""
 
-    __slots__ = ("_backends", "_is_tcp", "_routes", "_service")
+    __slots__ = ("_backends", "_routes")
 
-    def __init__(self, service: Service, backends: Backends, *, is_tcp: bool) -> None:
-        self._service = service
+    def __init__(self, backends: Backends) -> None:
         self._backends = backends
-        self._is_tcp = is_tcp
         self._routes: dict[SocketAddress, Route] = {}
 
     def choose(self, state: MeshState, chance: float) -> Route:
@@ -94,12 +116,70 @@ class _BalancedRoute:
         return found
 
     def _route(self, state: MeshState, target: SocketAddress) -> Route:
+        """The route to one of the targets; called once for each."""
+        raise NotImplementedError
+
+
+class _ServiceRoute(_BalancedRoute):
+    """A service port with ready endpoints."""
+
+    __slots__ = ("_is_tcp", "_service")
+
+    def __init__(self, service: Service, backends: Backends, *, is_tcp: bool) -> None:
+        super().__init__(backends)
+        self._service = service
+        self._is_tcp = is_tcp
+
+    def _route(self, state: MeshState, target: SocketAddress) -> Route:
         service = self._service
         if target.port in RESERVED and self._is_tcp:
             return Refuse(
                 f"service {service.key} targets port {target.port}, which is reserved for the mesh"
             )
         return _route_to_address(state, target, service.hostname or service.key)
+
+
+class _WaypointRoute(_BalancedRoute):
+    """A destination that has a waypoint; the targets are the ready pods of the waypoint."""
+
+    __slots__ = ("_authority", "_pods", "_service")
+
+    def __init__(self, authority: SocketAddress, service: str, pods: WaypointPods) -> None:
+        super().__init__(pods.backends)
+        self._authority = authority
+        self._pods = pods.by_address
+        self._service = service
+
+    def _route(self, state: MeshState, target: SocketAddress) -> Route:
+        pod = self._pods[target]
+        return Hbone(self._authority, target, (pod.identity,), pod, self._service)
+
+
+def _service_waypoint(
+    state: MeshState, service: Service, destination: SocketAddress
+) -> _BalancedRoute | Refuse:
+    if all((p.port, p.protocol) != (destination.port, "TCP") for p in service.ports):
+        return Refuse(f"service {service.key} has no TCP port {destination.port}")
+    name = service.hostname or service.key
+    return _waypoint(state, service.waypoint, service.waypoint_error, destination, name)
+
+
+def _waypoint(
+    state: MeshState, waypoint: str, error: str, destination: SocketAddress, service: str
+) -> _BalancedRoute | Refuse:
+    """The route through a waypoint. `destination` becomes the authority."""
+    if error:
+        return Refuse(error)
+    found = ready_pods(state, waypoint, family(destination.ip))
+    if isinstance(found, str):
+        return Refuse(found)
+    return _WaypointRoute(destination, service, found)
+
+
+def _needs_waypoint(entry: Service, source: Workload) -> bool:
+    """Whether connections of the source to the entry must pass a waypoint, but cannot: a waypoint
+    selects the service by its virtual address."""
+    return bool(entry.waypoint and not entry.vips and entry.waypoint != source.gateway)
 
 
 def _balance(
@@ -110,7 +190,7 @@ def _balance(
         return Refuse(f"service {service.key} has no {protocol} port {destination.port}")
     if not backends.targets:
         return Refuse(f"service {service.key} has no ready endpoint for port {destination.port}")
-    return _BalancedRoute(service, backends, is_tcp=protocol == "TCP")
+    return _ServiceRoute(service, backends, is_tcp=protocol == "TCP")
 
 
 def _route_to_address(state: MeshState, target: SocketAddress, service: str) -> Hbone | Passthrough:

@@ -9,7 +9,8 @@
         └──────────────────────▶ CLOSED
 
 A connect-udp request needs no dialing: it goes from CHECKING to RELAYING. The application sees the
-address of the original client: `set_client_address` sets it before the proxy dials.
+address of the original client: `set_client_address` sets it before the proxy dials. A connection to
+a destination whose waypoint the pod is goes to the pod's Envoy: a PROXY header precedes its bytes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Final
 
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header, RequestReceived
+from ztunnel.mesh.headers.proxy_protocol import ProxyProtocolError
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.policy.engine import Decision
 from ztunnel.mesh.routing.decisions import Accept, Reject
@@ -28,6 +30,7 @@ from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.conntrack.record import Direction, Record
 from ztunnel.proxy.conntrack.tracker import make_peer
 from ztunnel.proxy.context import Context
+from ztunnel.proxy.handlers.waypoint_header import waypoint_header
 from ztunnel.proxy.io.connector import Connector
 from ztunnel.proxy.io.socket_pool import SocketPool
 from ztunnel.proxy.local_pod import Pod
@@ -136,7 +139,7 @@ class InboundStream:
         )
         self._record.dry_run = decision.dry_run
         if tracker.tracer is not None:
-            self._record.trace = _traceparent(self._request)
+            self._record.trace = _traceparent(self._request).decode("latin-1")
         self._accepted = accepted
         if accepted.udp:
             self._serve_udp(accepted, self._record)
@@ -154,34 +157,44 @@ class InboundStream:
     def _dial(self, accepted: Accept) -> None:
         context = self._context
         self._state = DIALING
-        self._sockets = self._pod.socket_pool_for(accepted.destination)
+        target = context.envoy if accepted.to_waypoint else accepted.destination
+        self._sockets = self._pod.socket_pool_for(target)
         self._connector = Connector(
             context.loop,
             self._sockets,
-            accepted.destination,
+            target,
             self._dialled,
-            lambda sock: context.set_client_address(sock, accepted.client),
+            None
+            if accepted.to_waypoint
+            else lambda sock: context.set_client_address(sock, accepted.client),
         )
         self._connector.start()
 
     def _dialled(self, sock: socket.socket | None, reason: str) -> None:
         self._connector = None
+        accepted, record = self._accepted, self._record
+        if sock is not None and accepted is not None and accepted.to_waypoint:
+            reason = self._send_proxy_header(sock, accepted)
+            if reason:
+                self._context.loop.close(sock)
+                sock = None
         if sock is None:
             self._refuse(UNAVAILABLE, reason)
             return
-        assert self._record is not None
+        assert record is not None
         self._tunnel.respond(
             self.stream_id, 200, self._response_headers(), may_wait=self._has_request()
         )
-        if self._context.same_node_reporter is not None and self._accepted is not None:
-            self._context.same_node_reporter.report_allowed(self._accepted, self._pod.uid)
+        reporter = self._context.same_node_reporter
+        if reporter is not None and accepted is not None and not accepted.to_waypoint:
+            reporter.report_allowed(accepted, self._pod.uid)
         self._state = RELAYING
         self._relay = relay = StreamRelay(
             self._context.loop,
             self._tunnel,
             self.stream_id,
             sock,
-            record=self._record,
+            record=record,
             ended=self._relay_ended,
         )
         relay.begin()
@@ -190,6 +203,19 @@ class InboundStream:
         self._early_data.clear()
         if self._early_end:
             relay.on_end()
+
+    def _send_proxy_header(self, sock: socket.socket, accepted: Accept) -> str:
+        """Send the header that precedes all other bytes; returns why that failed, or ""."""
+        try:
+            header = waypoint_header(accepted, self._tunnel.peer, _traceparent(self._request))
+            flags = socket.MSG_MORE if self._early_data else 0
+            if sock.send(header, flags) == len(header):
+                return ""
+        except ProxyProtocolError as error:
+            return f"no PROXY header: {error}"
+        except OSError as error:
+            return f"waypoint: {error.strerror or error}"
+        return "the send buffer has no room for the PROXY header"
 
     def _response_headers(self) -> list[Header]:
         mesh = self._context.mesh
@@ -281,8 +307,11 @@ class InboundStream:
         self._relay = None
         if sock is not None and self._sockets is not None:
             self._context.loop.unregister(sock.fileno())
-            self._sockets.recycle(sock, inbound=True)
+            self._sockets.recycle(sock, inbound=not self._is_to_waypoint())
         self._finish(error)
+
+    def _is_to_waypoint(self) -> bool:
+        return self._accepted is not None and self._accepted.to_waypoint
 
     def _finish(self, error: str) -> None:
         if self._state is CLOSED:
@@ -300,6 +329,5 @@ class InboundStream:
             )
 
 
-def _traceparent(request: RequestReceived) -> str:
-    value = next((value for name, value in request.headers if name == b"traceparent"), b"")
-    return value.decode("latin-1")
+def _traceparent(request: RequestReceived) -> bytes:
+    return next((value for name, value in request.headers if name == b"traceparent"), b"")

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PROXY header for a connection to a waypoint's Envoy: the verified facts about the client.
+
+The identity is that of the mTLS peer. The other facts are those of the workload that has the
+client's address and this identity; without one, they are left out. No header of the request
+contributes anything but the trace context.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ztunnel.mesh import canonical_service
+from ztunnel.mesh.headers import proxy_protocol
+from ztunnel.mesh.headers.proxy_protocol import encode_proxy_header
+from ztunnel.mesh.model import Workload
+from ztunnel.mesh.routing.decisions import Accept
+
+MAX_NAME_BYTES = 253  # of a Kubernetes name, the longest of these values
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C, version 00
+
+
+def waypoint_header(accepted: Accept, identity: str, traceparent: bytes) -> bytes:
+    """The header of one connection. `identity`: as the peer has proven it.
+
+    Raises ProxyProtocolError if the identity is too long.
+    """
+    tlvs = [(proxy_protocol.TLV_IDENTITY, identity.encode())]
+    if accepted.source is not None:
+        tlvs += _workload_tlvs(accepted.source)
+    if _TRACEPARENT.fullmatch(traceparent):
+        tlvs.append((proxy_protocol.TLV_TRACEPARENT, traceparent))
+    return encode_proxy_header(accepted.client, accepted.destination, tuple(tlvs))
+
+
+def _workload_tlvs(source: Workload) -> list[tuple[int, bytes]]:
+    """Names as in the metrics of `ztunnel.telemetry.labels`."""
+    return [
+        (proxy_protocol.TLV_WORKLOAD, _name(canonical_service.owner(source)[1])),
+        (proxy_protocol.TLV_NAMESPACE, _name(source.namespace)),
+        (proxy_protocol.TLV_APP, _name(canonical_service.service(source))),
+        (proxy_protocol.TLV_VERSION, _name(canonical_service.revision(source))),
+    ]
+
+
+def _name(text: str) -> bytes:
+    return text.encode()[:MAX_NAME_BYTES]
