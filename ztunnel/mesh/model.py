@@ -109,10 +109,10 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     One value, so that an update is one message. The `name` of a ServiceEntry's host is the host.
     `export_to`: the namespaces that see the service, empty for all. `networks`: the CIDRs that an
-    entry without endpoints covers. `upstream_dns`: without virtual addresses, the pod's own
-    resolver answers for the name. `waypoint`: `namespace/name` of the Gateway, and of its Service,
-    that connections to the service pass; empty for none. `waypoint_error`: why that waypoint
-    cannot be used, so that connections are refused.
+    entry without endpoints covers. `entry`: the name of the ServiceEntry object. `upstream_dns`:
+    without virtual addresses, the pod's own resolver answers for the name. `waypoint`:
+    `namespace/name` of the Gateway, and of its Service, that connections to the service pass; empty
+    for none. `waypoint_error`: why that waypoint cannot be used, so that connections are refused.
     """
 
     namespace: str
@@ -127,6 +127,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     upstream_dns: bool = False
     waypoint: str = ""
     waypoint_error: str = ""
+    entry: str = ""
 
     @property
     def key(self) -> str:

@@ -249,6 +249,7 @@ class ServiceEntryIndex:
             upstream_dns=entry.resolution != "STATIC" and not entry.endpoints,
             waypoint=waypoint,
             waypoint_error=error,
+            entry=entry.name,
         )
 
     def _shared_endpoints(self, key: ObjectKey) -> Endpoints:

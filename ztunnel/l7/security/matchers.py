@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values of policies as matchers of Envoy. `ztunnel.l7.security.evaluate` has the same semantics.
+
+The client's identity is text in the filter state, which the listener fills from the PROXY header
+of the node proxy. Without an identity the key is absent, and no matcher matches.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_network
+
+from ztunnel.l7.api.policy_terms import is_template, request_principal_parts, template_regex
+from ztunnel.l7.config import Json
+from ztunnel.l7.names import PeerState
+
+JWT_FILTER = "envoy.filters.http.jwt_authn"  # the namespace of its dynamic metadata
+PAYLOAD = "payload"  # the key of a verified token's payload
+_SCHEME = "spiffe://"
+_PRESENT: Json = {"safe_regex": {"regex": ".+"}}
+
+
+def text(value: str) -> Json:
+    """A StringMatcher: exact, `*` (not empty), `prefix*` or `*suffix`."""
+    if value == "*":
+        return _PRESENT
+    if value.startswith("*"):
+        return {"suffix": value[1:]}
+    if value.endswith("*"):
+        return {"prefix": value[:-1]}
+    return {"exact": value}
+
+
+def principal(value: str) -> Json:
+    """The identity without `spiffe://`."""
+    if value == "*":
+        return _identity({"prefix": _SCHEME})
+    if value.startswith("*"):
+        return _identity({"safe_regex": {"regex": f"{_SCHEME}.*{re.escape(value[1:])}"}})
+    if value.endswith("*"):
+        return _identity({"prefix": _SCHEME + value[:-1]})
+    return _identity({"exact": _SCHEME + value})
+
+
+def namespace(value: str) -> Json:
+    """The namespace of the identity."""
+    if value == "*":
+        name = "[^/]+"
+    elif value.startswith("*"):
+        name = f"[^/]*{re.escape(value[1:])}"
+    elif value.endswith("*"):
+        name = f"{re.escape(value[:-1])}[^/]*"
+    else:
+        name = re.escape(value)
+    return _identity({"safe_regex": {"regex": f"{_SCHEME}[^/]+/ns/{name}/sa/[^/]+"}})
+
+
+def service_account(value: str) -> Json:
+    """The service account of the identity, `namespace/name`."""
+    place, _, name = value.partition("/")
+    return _identity({"suffix": f"/ns/{place}/sa/{name}"})
+
+
+def _identity(matcher: Json) -> Json:
+    return {"filter_state": {"key": str(PeerState.IDENTITY), "string_match": matcher}}
+
+
+def network(value: str) -> Json:
+    """A CidrRange."""
+    found = ip_network(value)
+    return {"address_prefix": str(found.network_address), "prefix_len": found.prefixlen}
+
+
+def header(name: str, value: str) -> Json:
+    """A HeaderMatcher: one of the header's values matches."""
+    if value == "*":
+        return {"name": name, "present_match": True}
+    return {"name": name, "string_match": text(value)}
+
+
+def host(value: str) -> Json:
+    """The authority, ignoring case."""
+    found = header(":authority", value)
+    if "string_match" in found:
+        found["string_match"] = {**found["string_match"], "ignore_case": True}
+    return found
+
+
+def path(value: str) -> Json:
+    """A StringMatcher of the normalized path without its query.
+
+    Envoy's own URI templates are not used: `*` does not match brackets there, so that a path could
+    evade a template of a DENY policy.
+    """
+    if is_template(value):
+        return {"safe_regex": {"regex": template_regex(value)}}
+    return text(value)
+
+
+def claim(key: tuple[str, ...], value: str) -> Json:
+    """A claim of the verified token, a string or a list of strings."""
+    matcher = {"string_match": text(value)}
+    return _payload(key, {"or_match": {"value_matchers": [matcher, _in_list(matcher)]}})
+
+
+def request_principal(value: str) -> Json:
+    """Issuer and subject of the verified token."""
+    ids = [
+        _payload((name,), {"string_match": text(part)})
+        for name, part in zip(("iss", "sub"), request_principal_parts(value), strict=True)
+    ]
+    return {"and_ids": {"ids": ids}}
+
+
+def _in_list(matcher: Json) -> Json:
+    return {"list_match": {"one_of": matcher}}
+
+
+def _payload(key: tuple[str, ...], value: Json) -> Json:
+    segments = [{"key": part} for part in (PAYLOAD, *key)]
+    return {"metadata": {"filter": JWT_FILTER, "path": segments, "value": value}}
