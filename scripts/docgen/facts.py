@@ -11,6 +11,8 @@ EVENTS = {
     "example because its other annotations leave no room; peers do not use HBONE for it.",
     "MeshPodInvalid": "A field of an enrolled pod is invalid. The message states the effect, for "
     "example that all connections to the pod are denied because its labels are too large.",
+    "MeshCaptureBypassable": "An enrolled pod has privileges with which it can send traffic "
+    "past the mesh, for example NET_ADMIN. The message names the containers.",
     "MeshCaptureFailed": "The pod has not been captured for 15 s, or the node cannot run the data "
     "path at all. The message contains the cause and a hint.",
     "MeshCertificateBlocked": "The pod's service account has been missing for 15 s; the agent "

@@ -48,6 +48,7 @@ CAPTURE_REFUSED, CAPTURE_FAILED = "MeshCaptureRefused", "MeshCaptureFailed"
 CERTIFICATE_BLOCKED = "MeshCertificateBlocked"
 ANNOTATION_REJECTED = "MeshAnnotationRejected"
 POD_INVALID = "MeshPodInvalid"
+CAPTURE_BYPASSABLE = "MeshCaptureBypassable"
 REJECTED = frozenset({400, 413, 422})  # HTTP statuses that blame the object that is written
 
 WriteKey = tuple[str, str | bool, str]  # pod uid, and what is written
@@ -212,6 +213,9 @@ class PodStatusReporter:
                 yield from self._event(pod, CAPTURE_FAILED, message)
             if pod.enrolled and (invalid := self._view.pod_error(pod.namespace, pod.name)):
                 yield from self._event(pod, POD_INVALID, invalid)
+            if pod.enrolled and (held := self._view.pod_privileges(pod.namespace, pod.name)):
+                message = f"can send traffic past the mesh: {held}; hint: drop these privileges"
+                yield from self._event(pod, CAPTURE_BYPASSABLE, message)
             failure = self._failures.get((pod.pod_uid, True, ""))
             if failure and failure.is_rejection:
                 message = (

@@ -84,14 +84,44 @@ class _ConfigMap(_Partial):
     data: dict[str, str] | None = None
 
 
+class _Capabilities(_Partial):
+    add: list[str] | None = None
+
+
+class _SecurityContext(_Partial):
+    privileged: bool = False
+    capabilities: _Capabilities | None = None
+
+
+class _Container(_Partial):
+    name: str = ""
+    security_context: _SecurityContext | None = None
+
+    @property
+    def adds_privileges(self) -> bool:
+        context = self.security_context
+        return context is not None and (
+            context.privileged or bool(context.capabilities and context.capabilities.add)
+        )
+
+
 class _PodSpec(_Partial):
     node_name: str = ""
     service_account_name: str = ""
     host_network: bool = False
+    host_pid: bool = msgspec.field(name="hostPID", default=False)
+    containers: list[_Container] | None = None  # only those that add privileges
+    init_containers: list[_Container] | None = None
 
     def __post_init__(self) -> None:
         self.node_name = intern(self.node_name)
         self.service_account_name = intern(self.service_account_name)
+        self.containers = _privileged(self.containers)
+        self.init_containers = _privileged(self.init_containers)
+
+
+def _privileged(containers: list[_Container] | None) -> list[_Container] | None:
+    return [each for each in containers or () if each.adds_privileges] or None
 
 
 class _Condition(_Partial):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ztunnel.kube.objects.fields import Fields, Object, key_of
+from ztunnel.kube.objects.pod_privileges import bypassing_privileges
 from ztunnel.kube.objects.port_protocol import protocol_of_name
 from ztunnel.kube.objects.waypoints import gateway_of, requires_waypoint
 from ztunnel.mesh import canonical_service
@@ -69,7 +70,8 @@ class Cluster:
 @dataclass(frozen=True, slots=True)
 class Pod:
     """A parsed Pod. `warning`: which invalid field was replaced by its default. `host_addresses`
-    are those of its node. `denied`: why all connections to it are denied; usually empty."""
+    are those of its node. `denied`: why all connections to it are denied; usually empty.
+    `privileges`: which ones let its containers bypass the capture."""
 
     namespace: str
     name: str
@@ -87,6 +89,7 @@ class Pod:
     warning: str
     denied: str
     host_addresses: tuple[str, ...] = ()
+    privileges: str = ""
 
     @property
     def is_workload(self) -> bool:
@@ -154,6 +157,7 @@ def read_pod(obj: Object) -> Pod:
         warning=f"{key}: {warning}" if warning else "",
         denied=denied,
         host_addresses=_host_addresses(status),
+        privileges=bypassing_privileges(spec),
     )
     if pod.is_workload and not pod.uid:
         raise metadata.error("uid", "the pod's uid, because it has an address")

@@ -248,6 +248,11 @@ class ClusterView:
         """The error or warning of a pod; empty if there is none."""
         return self._errors.get(str(make_key("Pod", namespace, name)), "")
 
+    def pod_privileges(self, namespace: str, name: str) -> str:
+        """The privileges of a pod that let it bypass the capture; empty if there are none."""
+        pod = self._pods.get(namespace, {}).get(name)
+        return pod.privileges if pod is not None else ""
+
     def _put_l7(self, key: ObjectKey, obj: Object) -> str:
         return self._l7.put(key, obj) if key.kind in L7_KINDS else ""
 

@@ -13,6 +13,7 @@ from tests.support.waiting import wait_until_async
 from ztunnel.agent.cluster import pod_status
 from ztunnel.agent.cluster.pod_status import (
     ANNOTATION_REJECTED,
+    CAPTURE_BYPASSABLE,
     ERROR_DURATION_S,
     MAX_WRITE_RETRY_S,
     MAX_WRITES,
@@ -291,6 +292,17 @@ async def test_pod_that_has_an_invalid_field_has_one_event() -> None:
     ((reason, message),) = world.events
     assert reason == POD_INVALID
     assert "want a positive number" in message
+
+
+async def test_enrolled_pod_with_net_admin_has_one_event() -> None:
+    world = World()
+    added = {"capabilities": {"add": ["NET_ADMIN"]}}
+    world.pod(containers=[{"name": "vpn", "securityContext": added}])
+    await world.reconcile()
+    await world.reconcile(1.0)
+    ((reason, message),) = world.events
+    assert reason == CAPTURE_BYPASSABLE
+    assert "container vpn has NET_ADMIN" in message
 
 
 async def test_defect_of_writer_does_not_end_the_reporter() -> None:
