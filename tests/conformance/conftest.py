@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.node import cluster_dns, images
-from tests.node.cluster_fixture import Nodes
-from tests.node.cluster_setup import Ztctl, built, install_mesh, run_ztctl, running_cluster
+from tests.support.nodes import cluster_dns, images
+from tests.support.nodes.cluster_fixture import Nodes
+from tests.support.nodes.cluster_setup import Ztctl, built, install_mesh, run_ztctl, running_cluster
 
 
 @pytest.fixture(scope="session")

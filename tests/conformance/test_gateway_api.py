@@ -11,11 +11,11 @@ import pytest
 import ztunnel
 from tests.conformance import expected, report, suite, waypoint
 from tests.conformance.suite import Outcome, Results
-from tests.node.cluster_fixture import Nodes
-from tests.node.cluster_setup import TIMEOUT_S
-from tests.node.objects import namespace
 from tests.support.apiserver.control_plane import wait_until
 from tests.support.apiserver.server import ROOT
+from tests.support.nodes.cluster_fixture import Nodes
+from tests.support.nodes.cluster_setup import TIMEOUT_S
+from tests.support.nodes.objects import namespace
 
 SUITE_TIMEOUT_S = 900.0
 PAGE = ROOT / "docs/conformance.md"

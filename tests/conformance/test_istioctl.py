@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.node.cluster_fixture import Nodes
-from tests.node.objects import AMBIENT, metadata, namespace
 from tests.support.apiserver.control_plane import wait_until
+from tests.support.nodes.cluster_fixture import Nodes
+from tests.support.nodes.objects import AMBIENT, metadata, namespace
 
 SPACE, NAME = "bookshop", "waypoint"
 TIMEOUT_S = 60.0  # seconds for one command, also if it waits for a pod

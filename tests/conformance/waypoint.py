@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.node.objects import AMBIENT, metadata
+from tests.support.nodes.objects import AMBIENT, metadata
 
 SPACES = MESH, CONSUMER = "gateway-conformance-mesh", "gateway-conformance-mesh-consumer"
 NAME, CLASS, PORT = "waypoint", "istio-waypoint", 15008

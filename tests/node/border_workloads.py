@@ -8,10 +8,18 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from tests.node.cluster_fixture import Nodes
-from tests.node.objects import AMBIENT, GREETING, account, client, namespace, server, service
-from tests.node.pods import ask, is_captured, is_ready
 from tests.support.apiserver.control_plane import wait_until
+from tests.support.nodes.cluster_fixture import Nodes
+from tests.support.nodes.objects import (
+    AMBIENT,
+    GREETING,
+    account,
+    client,
+    namespace,
+    server,
+    service,
+)
+from tests.support.nodes.pods import ask, is_captured, is_ready
 
 INSIDE, OUTSIDE = "inside", "outside"
 SERVERS = {"near": "node-1", "far": "node-2"}  # the clients are on node-1

@@ -9,8 +9,14 @@ from functools import partial
 import pytest
 
 from tests.node.border_workloads import create_workloads
-from tests.node.cluster_fixture import Nodes
-from tests.node.cluster_setup import TIMEOUT_S, Ztctl, install_mesh, run_ztctl, running_cluster
+from tests.support.nodes.cluster_fixture import Nodes
+from tests.support.nodes.cluster_setup import (
+    TIMEOUT_S,
+    Ztctl,
+    install_mesh,
+    run_ztctl,
+    running_cluster,
+)
 
 
 @pytest.fixture(scope="package")

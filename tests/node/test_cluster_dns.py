@@ -9,14 +9,14 @@ from functools import partial
 import pytest
 
 from tests.lab.helpers.scrape import Page
-from tests.node import cluster_dns
 from tests.node.border_workloads import INSIDE, OUTSIDE, cluster_ip
-from tests.node.cluster_fixture import SERVICE, Nodes
-from tests.node.cluster_setup import TIMEOUT_S
-from tests.node.node_config import CLUSTER_DNS, CLUSTER_DOMAIN
-from tests.node.objects import GREETING
-from tests.node.pods import ask, run_in
 from tests.support.apiserver.control_plane import wait_until
+from tests.support.nodes import cluster_dns
+from tests.support.nodes.cluster_fixture import SERVICE, Nodes
+from tests.support.nodes.cluster_setup import TIMEOUT_S
+from tests.support.nodes.node_config import CLUSTER_DNS, CLUSTER_DOMAIN
+from tests.support.nodes.objects import GREETING
+from tests.support.nodes.pods import ask, run_in
 
 SIDES = (INSIDE, OUTSIDE)
 _RESOLVE = "import socket, sys; print(socket.gethostbyname(sys.argv[1]))"

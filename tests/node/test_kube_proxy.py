@@ -15,11 +15,11 @@ import pytest
 
 from tests.lab.helpers.scrape import Page
 from tests.node.border_workloads import INSIDE, OUTSIDE, SERVERS, cluster_ip, node_port
-from tests.node.cluster_fixture import CONTROL, PORT, SERVICE, Nodes
-from tests.node.cluster_setup import TIMEOUT_S
-from tests.node.objects import AMBIENT, GREETING, metadata
-from tests.node.pods import MARK, ask, connections, is_captured, pod, requests, run_in
 from tests.support.apiserver.control_plane import wait_until
+from tests.support.nodes.cluster_fixture import CONTROL, PORT, SERVICE, Nodes
+from tests.support.nodes.cluster_setup import TIMEOUT_S
+from tests.support.nodes.objects import AMBIENT, GREETING, metadata
+from tests.support.nodes.pods import MARK, ask, connections, is_captured, pod, requests, run_in
 
 CLIENT_ID, FAR_ID = (f"spiffe://cluster.local/ns/{INSIDE}/sa/{name}" for name in ("client", "far"))
 # connects to the API server through its service, like client libraries

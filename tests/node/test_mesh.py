@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.node.cluster_fixture import Nodes
-from tests.node.cluster_setup import TIMEOUT_S, Ztctl
-from tests.node.objects import AMBIENT, GREETING, NEXT, account, client, namespace, server
-from tests.node.pods import (
+from tests.support.apiserver.control_plane import wait_until
+from tests.support.nodes.cluster_fixture import Nodes
+from tests.support.nodes.cluster_setup import TIMEOUT_S, Ztctl
+from tests.support.nodes.objects import AMBIENT, GREETING, NEXT, account, client, namespace, server
+from tests.support.nodes.pods import (
     SYSTEM,
     address_of,
     ask,
@@ -27,7 +28,6 @@ from tests.node.pods import (
     pod,
     requests,
 )
-from tests.support.apiserver.control_plane import wait_until
 from ztunnel.agent.pods.cgroup_discovery import CgroupDiscovery
 from ztunnel.agent.pods.cri_discovery import AUTO, runtime_dialer
 from ztunnel.agent.pods.netns_finder import ProcFs

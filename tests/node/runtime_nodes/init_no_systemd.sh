@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# PID 1 of a node without systemd and without an API server (with one: ../kubelet_node.sh).
+# PID 1 of a node without systemd and without an API server (with one: tests/support/nodes/kubelet_node.sh).
 #   init_no_systemd.sh DIRECTORY RUNTIME KUBELET ARGUMENT...
 set -eu
 here=$(dirname "$0") dir=$1 runtime=$2

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import yaml
 
-from tests.node import images
-from tests.node.kubelet_node import PREFIX, _make_cgroup, _remove_cgroup, hierarchies
 from tests.node.runtime_nodes import pods
 from tests.node.runtime_nodes.kubelet import configuration
 from tests.node.runtime_nodes.pods import PODS
 from tests.node.runtime_nodes.runtimes import PAUSE, SYSTEMD, Runtime
 from tests.support.apiserver.control_plane import wait_until
 from tests.support.apiserver.server import assets
+from tests.support.nodes import images
+from tests.support.nodes.kubelet_node import PREFIX, _make_cgroup, _remove_cgroup, hierarchies
 
 HERE = Path(__file__).resolve().parent
 KIND_PAUSE = "registry.k8s.io/pause:3.10"  # version of the containerd configuration

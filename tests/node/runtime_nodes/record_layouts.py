@@ -24,13 +24,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from tests.node.kubelet_node import PREFIX
 from tests.node.runtime_nodes import node as nodes
 from tests.node.runtime_nodes.node import Node, Process
 from tests.node.runtime_nodes.pods import PODS, name_of
 from tests.node.runtime_nodes.runtimes import CONTAINERD, CRIO, CRIO_IN_PODS
 from tests.support.apiserver.control_plane import wait_until
 from tests.support.apiserver.server import assets
+from tests.support.nodes.kubelet_node import PREFIX
 from ztunnel.agent.pods import cri_client
 from ztunnel.agent.pods.cri_sandbox import CriError
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.node.node_config import CLUSTER_DNS, CLUSTER_DOMAIN
-from tests.node.objects import account, metadata
+from tests.support.nodes.node_config import CLUSTER_DNS, CLUSTER_DOMAIN
+from tests.support.nodes.objects import account, metadata
 
 IMAGE = "localhost/coredns:test"
 SPACE, NAME = "kube-system", "coredns"

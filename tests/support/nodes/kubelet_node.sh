@@ -1,12 +1,12 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # PID 1 of a node, in its own namespaces. When it ends, the kernel kills all processes of the node
-# and removes its mounts and pins. See tests/node/kubelet_node.py.
+# and removes its mounts and pins. See tests/support/nodes/kubelet_node.py.
 set -eu
 dir=$1 binaries=$2 node=$3 address=$4 cgroup=$5
 echo 0 >"$cgroup/cgroup.procs" # so that BPF programs at the cgroup of the node also see the node itself
 
-. "$(dirname "$0")/runtime_nodes/common_mounts.sh"
+. "$(dirname "$0")/../../node/runtime_nodes/common_mounts.sh"
 
 containerd --config "$dir/containerd.toml" >"$dir/containerd.log" 2>&1 &
 until ctr version >/dev/null 2>&1; do kill -0 $!; sleep 0.05; done

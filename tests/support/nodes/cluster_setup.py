@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.node import cluster_dns, images
-from tests.node.cluster_fixture import Nodes
-from tests.node.node_config import PAUSE
-from tests.node.objects import IMAGE, NEXT
 from tests.support.apiserver.control_plane import wait_until
 from tests.support.apiserver.server import ROOT, assets
+from tests.support.nodes import cluster_dns, images
+from tests.support.nodes.cluster_fixture import Nodes
+from tests.support.nodes.node_config import PAUSE
+from tests.support.nodes.objects import IMAGE, NEXT
 from ztunnel.datapath.requirements import cgroup2_root
 from ztunnel.kube.constants import NAMESPACE
 

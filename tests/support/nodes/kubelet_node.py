@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from tests.node.node_config import Settings
 from tests.support.apiserver.server import ApiServer
+from tests.support.nodes.node_config import Settings
 from tests.support.waiting import wait_until
 from ztunnel.lab.network import netns
 from ztunnel.lab.runtime import cgroups

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.node.cluster_fixture import Nodes
-from tests.node.objects import asking
+from tests.support.nodes.cluster_fixture import Nodes
+from tests.support.nodes.objects import asking
 
 MARK = "ambient.istio.io/redirection"
 SYSTEM = "ztunnel-system"

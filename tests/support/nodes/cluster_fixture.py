@@ -20,9 +20,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from tests.node.kubelet_node import PREFIX, Machine, sweep
 from tests.support.apiserver.control_plane import wait_until
 from tests.support.apiserver.server import ApiServer
+from tests.support.nodes.kubelet_node import PREFIX, Machine, sweep
 from ztunnel.lab.network import netns
 from ztunnel.lab.runtime import cgroups, mounts
 
