@@ -2,9 +2,9 @@
 """Controls which UDP the kernel redirects to the workers: their sockets, and the routes.
 
 Each worker has one UDP socket per address family in each pod, both on the same port. `udp_routes`
-decides the route of each destination. If a worker finds that a node's proxy does not support
-connect-udp, UDP to the pods of that node is sent natively, or dropped if policy requires mTLS,
-until the agent retries the node. Datagrams that waited in the worker are sent natively then.
+decides the route of each destination. If a worker finds that a workload's proxy does not
+support connect-udp, UDP to that workload is sent natively, or dropped if policy requires mTLS,
+until the agent retries it. Datagrams that waited in the worker are sent natively then.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ztunnel.kube.view.publisher import ViewConsumer
 from ztunnel.mesh.address import family
 from ztunnel.mesh.model import SocketAddress, Workload
 
-CONNECT_UDP_RETRY_S = 600.0  # until a node without connect-udp is tried again
+CONNECT_UDP_RETRY_S = 600.0  # until a workload without connect-udp is tried again
 RECONNECT_TIMEOUT_S = 10.0  # for workers that outlived the previous agent
 
 log = structlog.get_logger()
@@ -83,7 +83,7 @@ class UdpRedirector(ViewConsumer, SessionObserver):
         self._pods = pods
         self._sessions = sessions
         self._clock = clock
-        self._retry_at: dict[str, float] = {}  # nodes without connect-udp, and when to retry them
+        self._retry_at: dict[str, float] = {}  # Workload.uid without connect-udp: when to retry
         # To be retried; by id of the session and uid of the pod, so a worker cannot add more.
         self._failed_requests: dict[tuple[int, str], tuple[Session, UdpSocketRequest]] = {}
         self._started_at = clock()
@@ -114,19 +114,22 @@ class UdpRedirector(ViewConsumer, SessionObserver):
     def connect_udp_unsupported(
         self, session: Session, report: ConnectUdpUnsupported, fds: list[int]
     ) -> None:
-        """Stop redirecting UDP to the node of a workload, whose proxy lacks connect-udp."""
+        """Stop redirecting UDP to a workload whose proxy lacks connect-udp.
+
+        Only to this workload: each pod may run a peer of its own that answers for it.
+        """
         workload = self._table.workload(report.workload)
         if workload is None:
             return
-        if workload.node not in self._retry_at:
+        if workload.uid not in self._retry_at:
             log.warning(
                 "connect-udp unsupported",
-                node=workload.node,
+                workload=workload.uid,
                 note="UDP is sent natively, or dropped if policy requires mTLS",
                 retry_s=CONNECT_UDP_RETRY_S,
             )
-            self._retry_at[workload.node] = self._clock() + CONNECT_UDP_RETRY_S
-            self._update_nodes()
+            self._retry_at[workload.uid] = self._clock() + CONNECT_UDP_RETRY_S
+            self._update_unsupported()
         if report.datagrams:
             self._send_natively(report, workload)
 
@@ -155,11 +158,11 @@ class UdpRedirector(ViewConsumer, SessionObserver):
     def sweep(self) -> None:
         """Retry what is due, and remove the ports of workers that did not reconnect."""
         now = self._clock()
-        due = [node for node, retry_at in self._retry_at.items() if retry_at <= now]
-        for node in due:
-            del self._retry_at[node]
+        due = [uid for uid, retry_at in self._retry_at.items() if retry_at <= now]
+        for uid in due:
+            del self._retry_at[uid]
         if due:
-            self._update_nodes()
+            self._update_unsupported()
         elif self._pending:
             self._sync_routes()
         self._failed_ports.intersection_update(pod.cookie for pod in self._pods)
@@ -184,12 +187,12 @@ class UdpRedirector(ViewConsumer, SessionObserver):
             "missing_routes": self._missing,
             "routes_by_namespace": dict(self._table.shares.used),
             "refused_objects_by_namespace": self._table.shares.refused,
-            "nodes_without_connect_udp": sorted(self._retry_at),
+            "workloads_without_connect_udp": sorted(self._retry_at),
             "natively_sent": self.natively_sent,
         }
 
-    def _update_nodes(self) -> None:
-        self._table.set_nodes_without_connect_udp(set(self._retry_at))
+    def _update_unsupported(self) -> None:
+        self._table.set_without_connect_udp(set(self._retry_at))
         self._sync_routes()
 
     def _sync_routes(self) -> None:

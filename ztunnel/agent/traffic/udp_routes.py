@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides the route of UDP that this node's captured pods send, by destination; does no I/O.
 
-    pod of the mesh, its node supports connect-udp  -> redirect; a local pod only if encrypted
+    pod of the mesh, its proxy supports connect-udp -> redirect; a local pod only if encrypted
     pod of the mesh on this node                    -> native: authorized at the destination
     any other pod that requires mTLS                -> strict: the kernel drops it
     service, all its endpoints are in the mesh      -> redirect: the proxy selects an endpoint;
@@ -37,7 +37,7 @@ class UdpRouteTable:
         self.routes: Routes = {}
         self.shares = RouteShares()
         self._changed: set[SocketAddress] = set()  # keys of `routes`, since `pop_changed`
-        self._nodes_without_connect_udp: set[str] = set()
+        self._without_connect_udp: set[str] = set()  # Workload.uid
         self._node = node
         self._policies = policies
         self._encrypted = encrypted
@@ -77,10 +77,18 @@ class UdpRouteTable:
             self._set_service_routes(self._services[key])
         self._retry_refused()
 
-    def set_nodes_without_connect_udp(self, nodes: set[str]) -> None:
-        """Do not redirect UDP to the pods of these nodes."""
-        self._nodes_without_connect_udp = nodes
-        self._recompute()
+    def set_without_connect_udp(self, uids: set[str]) -> None:
+        """Do not redirect UDP to these workloads, and only to these."""
+        changed = (self._without_connect_udp ^ uids) & self._workloads.keys()
+        self._without_connect_udp = uids
+        touched: set[str] = set()
+        for uid in changed:
+            workload = self._workloads[uid]
+            self._set_workload_routes(workload)
+            touched.update(*(self._services_of.get(ip, ()) for ip in workload.addresses))
+        for key in touched:
+            self._set_service_routes(self._services[key])
+        self._retry_refused()
 
     def pop_changed(self) -> set[SocketAddress]:
         """The destinations whose route may have changed since the last call."""
@@ -196,7 +204,7 @@ class UdpRouteTable:
         return (
             _has_node_proxy(workload)
             and not self._is_local(workload)
-            and workload.node not in self._nodes_without_connect_udp
+            and workload.uid not in self._without_connect_udp
         )
 
     def _set_routes(self, claimant: str, namespace: str, routes: Routes) -> None:

@@ -155,15 +155,15 @@ def test_restarted_agent_removes_stale_routes() -> None:
     assert agent.path.carried == {"10.2.0.1"}
 
 
-def test_udp_to_node_without_connect_udp_is_native_until_retry() -> None:
+def test_udp_to_workload_without_connect_udp_is_native_until_retry() -> None:
     agent = Agent()
     pods = [far("a", "10.2.0.1"), far("b", "10.2.0.2"), far("c", "10.3.0.1", node="n3")]
     agent.udp.apply(ViewChange(tuple(pods)))
     agent.silent(ConnectUdpUnsupported(pods[0].uid))
     agent.silent(ConnectUdpUnsupported("unknown"))
-    assert agent.path.carried == {"10.3.0.1"}
+    assert agent.path.carried == {"10.2.0.2", "10.3.0.1"}  # its neighbour stays redirected
     agent.udp.apply(ViewChange((far("d", "10.2.0.4"),)))
-    assert agent.path.carried == {"10.3.0.1"}
+    assert agent.path.carried == {"10.2.0.2", "10.2.0.4", "10.3.0.1"}
     agent.now = CONNECT_UDP_RETRY_S
     agent.udp.sweep()
     assert agent.path.carried == {"10.2.0.1", "10.2.0.2", "10.2.0.4", "10.3.0.1"}

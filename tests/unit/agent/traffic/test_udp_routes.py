@@ -64,13 +64,13 @@ def test_local_pods_are_redirected_only_if_encrypted() -> None:
         assert made.routes == ({at("10.1.0.1"): CARRY} if encrypted else {})
 
 
-def test_strict_drops_udp_only_to_nodes_without_connect_udp() -> None:
+def test_strict_drops_udp_only_to_workloads_without_connect_udp() -> None:
     made, policies = ways()
     policies.put(strict())
     pods = pod("10.2.0.1"), pod("10.2.0.2", plain=True), pod("10.1.0.1", node="n1")
     made.apply(ViewChange(pods))
     assert made.routes == {at("10.2.0.1"): CARRY, at("10.2.0.2"): STRICT}
-    made.set_nodes_without_connect_udp({"n2"})
+    made.set_without_connect_udp({pods[0].uid})
     assert made.routes == {at("10.2.0.1"): STRICT, at("10.2.0.2"): STRICT}
     policies.remove(strict().key)
     made.apply(ViewChange(removed_policies=(strict().key,)))
