@@ -18,6 +18,8 @@ _COMMANDS = {
     "proxy": "ztunnel.proxy.cli",
     "loader": "ztunnel.datapath.cli",
     "controller": "ztunnel.controller.cli",
+    "gateway": "ztunnel.gateway.cli",
+    "envoy-api": "ztunnel.gateway.api_cli",
 }
 
 
@@ -46,7 +48,8 @@ class _Lazy(click.Group):
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ztunnel")
 def cli() -> None:
-    """An ambient service mesh: a node's agent, proxy and BPF loader, and the cluster's controller.
+    """An ambient service mesh: a node's agent, proxy, gateway process and BPF loader, and the
+    cluster's controller.
 
     These are the processes of the mesh. To operate it, use `ztctl`.
     """

@@ -82,66 +82,103 @@ Config = Mapping[str, Mapping[str, Resource]]  # by type URL and name
 
 
 class ResourceEncoder:
-    """One per gateway: its cache has what the last configuration needed."""
+    """One per gateway: its cache has what the last configuration needed.
+
+    The compiler returns the identical object for a part that has not changed; objects that are
+    equal, but not identical, are found by a hash of their JSON text.
+    """
 
     def __init__(self, api: EnvoyApi) -> None:
         self._api = api
-        self._cache: dict[bytes, bytes] = {}
-        self._used: dict[bytes, bytes] = {}
+        self._by_identity: dict[int, tuple[Any, bytes]] = {}  # the object keeps its id in use
+        self._by_content: dict[bytes, bytes] = {}
+        self._last: dict[str, dict[str, Resource]] = {}
 
     def encode(
-        self, resources: Mapping[str, Mapping[str, Mapping[str, Any]]]
+        self, resources: Mapping[Any, Mapping[str, Mapping[str, Any]]]
     ) -> tuple[dict[str, dict[str, Resource]], list[Invalid]]:
-        """Encode proto3 JSON by type URL and name. An invalid resource or part is left out.
+        """Encode proto3 JSON by type URL and name.
 
-        A type URL may lack `type.googleapis.com/`.
+        The last valid version takes the place of an invalid resource or part; without one, it is
+        left out.
         """
+        round_ = _Round(self._by_identity, self._by_content)
         config: dict[str, dict[str, Resource]] = {}
         invalid: list[Invalid] = []
-        self._used = {}
         for url, named in resources.items():
-            type_url = url if url.startswith(TYPE_PREFIX) else TYPE_PREFIX + url
-            group = config.setdefault(type_url, {})
+            type_url = str(url)
+            group, last = config.setdefault(type_url, {}), self._last.get(type_url, {})
             for name, value in named.items():
                 try:
-                    group[name] = self._resource(type_url, name, value, invalid)
+                    group[name] = self._resource(type_url, name, value, round_, invalid)
                 except EncodeError as error:
                     invalid.append(Invalid(type_url, name, str(error)))
-        self._cache = self._used
+                    if name in last:
+                        group[name] = last[name]
+        self._by_identity, self._by_content = round_.by_identity, round_.by_content
+        self._last = config
         return config, invalid
 
     def _resource(
-        self, type_url: str, name: str, value: Mapping[str, Any], invalid: list[Invalid]
+        self,
+        type_url: str,
+        name: str,
+        value: Mapping[str, Any],
+        round_: _Round,
+        invalid: list[Invalid],
     ) -> Resource:
         message = type_url.removeprefix(TYPE_PREFIX)
-        head, parts, number = dict(value), {}, 0
-        head.pop("@type", None)
+        head, parts, number = value, {}, 0
         if type_url in _PARTS:
             field, number, part_message, key = _PARTS[type_url]
-            for index, part in enumerate(head.pop(field, ())):
+            last = self._last.get(type_url, {}).get(name)
+            head = {key: each for key, each in value.items() if key != field}
+            for index, part in enumerate(value.get(field, ())):
                 part_name = str(part.get(key) or index)
                 try:
-                    parts[part_name] = self._encode(part_message, part)
+                    parts[part_name] = self._encode(part_message, part, round_)
                 except EncodeError as error:
                     invalid.append(Invalid(type_url, f"{name}/{part_name}", str(error)))
-        found = Resource(
-            type_url, name, self._encode(message, head), parts, number, _endpoints(type_url, value)
-        )
+                    if last is not None and part_name in last.parts:
+                        parts[part_name] = last.parts[part_name]
+        octets = self._encode(message, head, round_)
+        found = Resource(type_url, name, octets, parts, number, _endpoints(type_url, value))
         if found.size > MAX_RESOURCE_BYTES:
             raise EncodeError(f"{message} has {found.size} bytes; limit {MAX_RESOURCE_BYTES}")
-        return found
+        return self._same_as_last(found)
 
-    def _encode(self, message: str, value: Mapping[str, Any]) -> bytes:
+    def _same_as_last(self, found: Resource) -> Resource:
+        """The resource of the last round if it is equal: its version is known already."""
+        last = self._last.get(found.type_url, {}).get(found.name)
+        return last if last is not None and last == found else found
+
+    def _encode(self, message: str, value: Mapping[str, Any], round_: _Round) -> bytes:
+        known = round_.by_identity.get(id(value)) or round_.old_identity.get(id(value))
+        if known is not None and known[0] is value:
+            round_.by_identity[id(value)] = known
+            return known[1]
         try:
             content = _json.encode(value)
         except (TypeError, ValueError, RecursionError) as error:
             raise EncodeError(f"{message}: {error}") from error
         key = hashlib.blake2b(content, digest_size=16, person=message.encode()[-16:]).digest()
-        found = self._used.get(key) or self._cache.get(key)
+        found = round_.by_content.get(key) or round_.old_content.get(key)
         if found is None:
             found = self._api.encode(message, value)
-        self._used[key] = found
+        round_.by_identity[id(value)] = value, found
+        round_.by_content[key] = found
         return found
+
+
+class _Round:
+    """The caches of one call of `encode`; those of the last call are only read."""
+
+    def __init__(
+        self, old_identity: dict[int, tuple[Any, bytes]], old_content: dict[bytes, bytes]
+    ) -> None:
+        self.old_identity, self.old_content = old_identity, old_content
+        self.by_identity: dict[int, tuple[Any, bytes]] = {}
+        self.by_content: dict[bytes, bytes] = {}
 
 
 def _endpoints(type_url: str, value: Mapping[str, Any]) -> str:
