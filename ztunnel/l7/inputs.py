@@ -10,6 +10,7 @@ import msgspec
 
 from ztunnel.l7.store import L7Store
 from ztunnel.mesh.model import (
+    DEFAULT_CLUSTER,
     DEFAULT_CLUSTER_DOMAIN,
     DEFAULT_ROOT_NAMESPACE,
     DEFAULT_TRUST_DOMAIN,
@@ -29,13 +30,30 @@ class Protocol(StrEnum):
     TLS = "tls"  # not terminated; routed by SNI if a TLSRoute attaches
 
 
+class AccessLogEncoding(StrEnum):
+    """The form of a line of a waypoint's access log (Istio's meshConfig.accessLogEncoding)."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the mesh that configurations depend on."""
+    """Settings of the mesh that configurations depend on.
+
+    `access_log`: waypoints log requests by default; Telemetry objects override it.
+    `otlp_endpoint`: `host:port` of the collector of traces, OTLP over gRPC; empty for none.
+    `trace_sampling_percent`: of requests that continue no trace; Istio's default is 1.
+    """
 
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     root_namespace: str = DEFAULT_ROOT_NAMESPACE
     cluster_domain: str = DEFAULT_CLUSTER_DOMAIN
+    cluster: str = DEFAULT_CLUSTER
+    access_log: bool = False
+    access_log_encoding: AccessLogEncoding = AccessLogEncoding.TEXT
+    otlp_endpoint: str = ""
+    trace_sampling_percent: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,22 @@ class Fields:
             raise self.error(name, "true or false")
         return default if value is None else value
 
+    def names(self) -> list[str]:
+        """The names of all fields, for mappings whose keys the user chooses."""
+        if not all(isinstance(name, str) for name in self._value):
+            raise self.invalid("has a key that is not a string")
+        return list(self._value)
+
+    def number(self, name: str, least: float, most: float) -> float | None:
+        """A number in [least, most]; None if absent."""
+        value = self._value.get(name)
+        if value is None:
+            return None
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not least <= value <= most:
+            raise self.error(name, f"a number from {least} to {most}")
+        return float(value)
+
     def port(self, name: str) -> int | None:
         """A port number; None if absent."""
         value = self._value.get(name)

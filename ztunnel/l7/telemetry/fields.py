@@ -5,19 +5,77 @@ from __future__ import annotations
 
 from ztunnel.l7.config import Json
 from ztunnel.l7.inputs import Destination, Inputs
+from ztunnel.l7.problems import Problem
+from ztunnel.l7.telemetry import access_log, labels, metrics, tracing
+from ztunnel.l7.telemetry.effective import Effective, effective_telemetry, telemetry_problems
 from ztunnel.mesh.model import Service, Workload
 
 
 def hcm(inputs: Inputs, destination: Destination) -> Json:
-    """Return fields of HttpConnectionManager."""
-    return {}
+    """Return fields of HttpConnectionManager: access logs, metrics and tracing."""
+    effective = effective_telemetry(inputs, destination)
+    tags = _merged(labels.http_tags(destination, inputs.settings), effective)
+    loggers = metrics.http_loggers(_scope(destination), tags)
+    fields: Json = {"access_log": [*loggers, *_logs(inputs, effective)]}
+    if effective.spans is not None:
+        namespace, _, name = destination.gateway.partition("/")
+        fields |= tracing.hcm_fields(effective.spans, f"{name}.{namespace}")
+    return fields
 
 
 def tcp(inputs: Inputs, destination: Destination) -> Json:
     """Return fields of TcpProxy."""
-    return {}
+    effective = effective_telemetry(inputs, destination)
+    tags = _merged(labels.tcp_tags(destination, inputs.settings), effective)
+    loggers = metrics.tcp_loggers(_scope(destination), tags)
+    ends = {"log_type_filter": {"types": ["TcpConnectionEnd"]}}
+    for logger in _logs(inputs, effective):
+        filters = [ends, *([logger["filter"]] if "filter" in logger else [])]
+        only_ends = {"and_filter": {"filters": filters}} if len(filters) > 1 else ends
+        loggers.append(logger | {"filter": only_ends})
+    return {"access_log": loggers, "access_log_options": {"flush_access_log_on_start": True}}
 
 
 def endpoint_metadata(inputs: Inputs, service: Service, workload: Workload | None) -> Json:
     """Return `metadata` of an LbEndpoint."""
-    return {}
+    found = labels.endpoint_labels(service, workload, inputs.settings)
+    return {"filter_metadata": {labels.METADATA: found}}
+
+
+def clusters(inputs: Inputs) -> tuple[Json, ...]:
+    """Return the clusters that telemetry needs. Raises ValueError for a malformed endpoint."""
+    endpoint = inputs.settings.otlp_endpoint
+    return (tracing.collector_cluster(endpoint),) if endpoint else ()
+
+
+def problems(inputs: Inputs) -> tuple[Problem, ...]:
+    """Return the problems of all Telemetry objects."""
+    return telemetry_problems(inputs)
+
+
+def _logs(inputs: Inputs, effective: Effective) -> list[Json]:
+    if not effective.logs:
+        return []
+    return [access_log.access_log(inputs.settings.access_log_encoding, effective.log_expressions)]
+
+
+def _merged(tags: list[Json], effective: Effective) -> metrics.Tags:
+    return {metric: _overridden(tags, changes) for metric, changes in effective.tags.items()}
+
+
+def _overridden(tags: list[Json], changes: dict[str, str | None]) -> list[Json]:
+    if not changes:
+        return tags
+    kept = [tag for tag in tags if tag["name"] not in changes]
+    return kept + [
+        {"name": name, "value_format": value}
+        for name, value in changes.items()
+        if value is not None
+    ]
+
+
+def _scope(destination: Destination) -> str:
+    """The name of the scope of a destination's metrics."""
+    if destination.service is not None and destination.port is not None:
+        return f"{destination.service.key}|{destination.port.port}"
+    return destination.workload.uid if destination.workload is not None else destination.gateway

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The telemetry of a destination: the defaults of the mesh, overridden by Telemetry objects.
+
+From weak to strong, as in Istio: the object of the root namespace, that of the waypoint's
+namespace, objects that target the Gateway, objects that target the Service. In the first two
+levels only the oldest object without a target counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ztunnel.l7.api.telemetry import Telemetry, parse_telemetry
+from ztunnel.l7.config import Json
+from ztunnel.l7.inputs import Destination, Inputs
+from ztunnel.l7.objects import L7Object
+from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.telemetry.metrics import Metric
+from ztunnel.l7.telemetry.tracing import SpanSettings
+
+KIND = "Telemetry"
+
+
+@dataclass
+class Effective:
+    """What applies to a destination. `tags`: the tag overrides of each metric that is enabled."""
+
+    logs: bool
+    log_expressions: tuple[str, ...] = ()
+    tags: dict[Metric, dict[str, str | None]] = field(default_factory=dict)
+    spans: SpanSettings | None = None
+
+
+def effective_telemetry(inputs: Inputs, destination: Destination) -> Effective:
+    """Merge all objects that apply to a destination."""
+    settings = inputs.settings
+    result = Effective(logs=settings.access_log, tags={metric: {} for metric in Metric})
+    sampling = settings.trace_sampling_percent
+    span_tags: tuple[Json, ...] = ()
+    is_traced = bool(settings.otlp_endpoint)
+    for telemetry in _applicable(inputs, destination):
+        for log in telemetry.logs:
+            result.logs = not log.disabled
+            result.log_expressions = (log.expression,) if log.expression else ()
+        for override in telemetry.overrides:
+            _override(result, override.metrics, override.disabled, override.tags)
+        for entry in telemetry.tracing:
+            sampling = sampling if entry.sampling_percent is None else entry.sampling_percent
+            span_tags = entry.tags or span_tags
+            if entry.disabled is not None:
+                is_traced = bool(settings.otlp_endpoint) and not entry.disabled
+    result.spans = SpanSettings(sampling, span_tags) if is_traced else None
+    return result
+
+
+def telemetry_problems(inputs: Inputs) -> tuple[Problem, ...]:
+    """The problems of all Telemetry objects."""
+    found: list[Problem] = []
+    namespace_wide: dict[str, L7Object] = {}
+    for obj, telemetry in _parsed(inputs):
+        found += telemetry.problems
+        if telemetry.tracing and not inputs.settings.otlp_endpoint:
+            found.append(
+                _problem(obj, Severity.IGNORED, "spec.tracing", "the mesh has no collector")
+            )
+        if telemetry.targets or telemetry.has_selector:
+            continue
+        first = namespace_wide.setdefault(obj.namespace, obj)
+        if first is not obj:
+            message = f"{first.name} is older and applies to the whole namespace"
+            found.append(_problem(obj, Severity.IGNORED, "", message, "Conflicted"))
+    return tuple(found)
+
+
+def _override(
+    result: Effective,
+    metrics: frozenset[str],
+    disabled: bool | None,
+    tags: dict[str, str | None],
+) -> None:
+    for metric in map(Metric, sorted(metrics)):
+        if disabled:
+            result.tags.pop(metric, None)
+        elif disabled is False:
+            result.tags.setdefault(metric, {})
+        if metric in result.tags:
+            result.tags[metric] = result.tags[metric] | tags
+
+
+def _applicable(inputs: Inputs, destination: Destination) -> Iterator[Telemetry]:
+    gateway_namespace, _, gateway = destination.gateway.partition("/")
+    service = destination.service
+    objects = list(_parsed(inputs))
+    for namespace in dict.fromkeys((inputs.settings.root_namespace, gateway_namespace)):
+        yield from [
+            telemetry
+            for obj, telemetry in objects
+            if obj.namespace == namespace and not telemetry.targets and not telemetry.has_selector
+        ][:1]
+    yield from _targeting(objects, gateway_namespace, ("Gateway",), gateway)
+    if service is not None:
+        kinds = ("ServiceEntry",) if service.is_service_entry else ("Service",)
+        yield from _targeting(objects, service.namespace, kinds, service.name)
+
+
+def _targeting(
+    objects: list[tuple[L7Object, Telemetry]], namespace: str, kinds: tuple[str, ...], name: str
+) -> Iterator[Telemetry]:
+    for obj, telemetry in objects:
+        if obj.namespace == namespace and any(
+            target.kind in kinds and target.name == name for target in telemetry.targets
+        ):
+            yield telemetry
+
+
+def _parsed(inputs: Inputs) -> list[tuple[L7Object, Telemetry]]:
+    objects = sorted(inputs.store.of_kind(KIND), key=lambda obj: obj.age_rank)
+    return [(obj, parse_telemetry(obj)) for obj in objects]
+
+
+def _problem(
+    obj: L7Object, severity: Severity, path: str, message: str, reason: str = "Unsupported"
+) -> Problem:
+    return Problem(
+        kind=KIND,
+        namespace=obj.namespace,
+        name=obj.name,
+        field=path,
+        message=message,
+        severity=severity,
+        reason=reason,
+    )

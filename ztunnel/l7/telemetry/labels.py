@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The labels of Istio's metrics as tags of Envoy's `stats` access logger.
+
+Names, order and the value `unknown`: istio.io, "Istio Standard Metrics". The client's labels come
+from the filter state that the PROXY header fills, those of the server from the endpoint's metadata.
+Envoy formats a missing value as an empty text, which rules replace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from ztunnel.l7.config import Json
+from ztunnel.l7.inputs import Destination, Settings
+from ztunnel.l7.names import PeerState
+from ztunnel.mesh import canonical_service
+from ztunnel.mesh.model import Service, TunnelProtocol, Workload
+
+UNKNOWN = "unknown"
+METADATA = "ztunnel"  # namespace of the endpoint metadata
+INVALID_GRPC_STATUS = "invalid"  # a status that gRPC does not define
+
+_TYPE = "type.googleapis.com/"
+_INPUT: Json = {
+    "name": "value",
+    "typed_config": {
+        "@type": _TYPE + "envoy.extensions.matching.common_inputs.stats.v3.StatTagValueInput"
+    },
+}
+_ACTION = _TYPE + "envoy.extensions.matching.actions.transform_stat.v3.TransformStat"
+_SOURCE = {
+    "source_workload": PeerState.WORKLOAD,
+    "source_canonical_service": PeerState.APP,
+    "source_canonical_revision": PeerState.VERSION,
+    "source_workload_namespace": PeerState.NAMESPACE,
+    "source_principal": PeerState.IDENTITY,
+    "source_app": PeerState.APP,
+    "source_version": PeerState.VERSION,
+}
+_DESTINATION = {  # label: key of the endpoint's metadata
+    "destination_workload": "workload",
+    "destination_workload_namespace": "workload_namespace",
+    "destination_principal": "principal",
+    "destination_app": "app",
+    "destination_version": "version",
+    "destination_service": "service",
+    "destination_canonical_service": "app",
+    "destination_canonical_revision": "version",
+    "destination_service_name": "service_name",
+    "destination_service_namespace": "service_namespace",
+    "destination_cluster": "cluster",
+}
+_GRPC_STATUSES = range(17)  # google.golang.org/grpc/codes: 0 (OK) to 16 (UNAUTHENTICATED)
+
+
+def http_tags(destination: Destination, settings: Settings) -> list[Json]:
+    """The tags of HTTP metrics, in Istio's order."""
+    return [
+        *_common(destination, settings),
+        _tag("request_protocol", "%REQ(content-type)%", _REQUEST_PROTOCOL),
+        _tag("response_code", "%RESPONSE_CODE%", _RESPONSE_CODE),
+        _tag("grpc_response_status", "%GRPC_STATUS_NUMBER%", _GRPC_STATUS),
+        _tag("response_flags", "%RESPONSE_FLAGS%"),
+        _security_policy(),
+    ]
+
+
+def tcp_tags(destination: Destination, settings: Settings) -> list[Json]:
+    """The tags of TCP metrics, in Istio's order."""
+    return [
+        *_common(destination, settings),
+        _tag("request_protocol", "tcp"),
+        _tag("response_flags", "%RESPONSE_FLAGS%"),
+        _security_policy(),
+    ]
+
+
+def endpoint_labels(service: Service, workload: Workload | None, settings: Settings) -> Json:
+    """The metadata of an endpoint from which `_DESTINATION` reads."""
+    labels = service_labels(service)
+    if workload is None:
+        return labels
+    labels |= {
+        "workload": canonical_service.owner(workload)[1],
+        "workload_namespace": workload.namespace,
+        "app": canonical_service.service(workload),
+        "version": canonical_service.revision(workload),
+        "cluster": workload.cluster or settings.cluster,
+    }
+    if workload.protocol is TunnelProtocol.HBONE:
+        labels["principal"] = workload.identity
+    return labels
+
+
+def service_labels(service: Service) -> dict[str, str]:
+    """The labels of a service; the name of a ServiceEntry's host is the host."""
+    return {
+        "service": service.hostname or service.name,
+        "service_name": service.name,
+        "service_namespace": service.namespace,
+    }
+
+
+def _common(destination: Destination, settings: Settings) -> list[Json]:
+    fallback = service_labels(destination.service) if destination.service else {}
+    tags = [_tag("reporter", "waypoint")]
+    tags += [
+        _tag(label, f"%FILTER_STATE({key}:PLAIN)%", _if_missing(UNKNOWN))
+        for label, key in _SOURCE.items()
+    ]
+    tags.append(_tag("source_cluster", settings.cluster))
+    tags += [
+        _tag(
+            label,
+            f"%UPSTREAM_METADATA({METADATA}:{key})%",
+            _if_missing(fallback.get(key, UNKNOWN)),
+        )
+        for label, key in _DESTINATION.items()
+    ]
+    return tags
+
+
+def _security_policy() -> Json:
+    policy = f"%FILTER_STATE({PeerState.IDENTITY}:PLAIN)%"
+    return _tag("connection_security_policy", policy, _SECURITY_POLICY)
+
+
+def _tag(name: str, value_format: str, rules: Json | None = None) -> Json:
+    tag: Json = {"name": name, "value_format": value_format}
+    return tag | {"rules": rules} if rules else tag
+
+
+def _set(value: str | None) -> Json:
+    """An action that replaces the value; None leaves it as it is."""
+    update = {} if value is None else {"update_tag": {"new_tag_value": value}}
+    return {"action": {"name": "set", "typed_config": {"@type": _ACTION, **update}}}
+
+
+def _exact(values: Mapping[str, str | None], otherwise: Json | None = None) -> Json:
+    tree = {"map": {key: _set(value) for key, value in values.items()}}
+    matcher: Json = {"matcher_tree": {"input": _INPUT, "exact_match_map": tree}}
+    return matcher | {"on_no_match": otherwise} if otherwise else matcher
+
+
+def _prefix(values: Mapping[str, str | None], otherwise: Json) -> Json:
+    tree = {"map": {key: _set(value) for key, value in values.items()}}
+    return {
+        "matcher_tree": {"input": _INPUT, "prefix_match_map": tree},
+        "on_no_match": otherwise,
+    }
+
+
+def _if_missing(value: str) -> Json:
+    return _exact({"": value, "-": value})
+
+
+# A client that chooses the response code at an echoing server creates no series beyond the
+# registered codes (RFC 9110, section 15, by Python's table) and one per class.
+_RESPONSE_CODE = _exact(
+    {"": "0", "0": None, **{str(code.value): None for code in HTTPStatus}},
+    {"matcher": _prefix({f"{n}": f"{n}xx" for n in range(1, 6)}, _set("other"))},
+)
+_GRPC_STATUS = _exact(
+    {str(status): None for status in _GRPC_STATUSES} | {"": None}, _set(INVALID_GRPC_STATUS)
+)
+_REQUEST_PROTOCOL = _prefix(
+    {"application/grpc": "grpc", "application/grpc-web": "http"}, _set("http")
+)
+_SECURITY_POLICY = _prefix({"spiffe://": "mutual_tls"}, _set("none"))

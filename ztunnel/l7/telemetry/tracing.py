@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Traces: a span per request, sent over OTLP/gRPC to the collector of the mesh.
+
+A request continues the trace of its own `traceparent` header (W3C Trace Context). If it has none,
+it continues the trace of the tunnel, which the node's proxy passes on only if it is sampled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ztunnel.l7.config import Json
+from ztunnel.l7.names import PeerState
+from ztunnel.mesh.address import AddressError, canonical
+
+COLLECTOR_CLUSTER = "ztunnel.otlp"
+_TYPE = "type.googleapis.com/"
+_EXPORT_TIMEOUT = "5s"
+_MAX_PATH_BYTES = 256  # of a path in a span; Envoy's and Istio's default
+_H2 = {
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": _TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }
+}
+
+
+@dataclass(frozen=True)
+class SpanSettings:
+    """`sampling_percent` concerns requests that continue no trace. `tags`: custom tags of Envoy."""
+
+    sampling_percent: float
+    tags: tuple[Json, ...] = field(default=())
+
+
+def hcm_fields(settings: SpanSettings, service_name: str) -> Json:
+    """Fields of HttpConnectionManager; `service_name` is that of the spans."""
+    provider = {
+        "name": "envoy.tracers.opentelemetry",
+        "typed_config": {
+            "@type": _TYPE + "envoy.config.trace.v3.OpenTelemetryConfig",
+            "grpc_service": {
+                "envoy_grpc": {"cluster_name": COLLECTOR_CLUSTER},
+                "timeout": _EXPORT_TIMEOUT,
+            },
+            "service_name": service_name,
+        },
+    }
+    tracing: Json = {
+        "client_sampling": {"value": 100},
+        "random_sampling": {"value": settings.sampling_percent},
+        "overall_sampling": {"value": 100},
+        "max_path_tag_length": _MAX_PATH_BYTES,
+        "custom_tags": [_SOURCE_TAG, *settings.tags],
+        "provider": provider,
+    }
+    return {"tracing": tracing, "early_header_mutation_extensions": [_JOIN_TUNNEL]}
+
+
+def collector_cluster(endpoint: str) -> Json:
+    """The cluster of the collector, `host:port`. Raises ValueError."""
+    host, separator, port = endpoint.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{endpoint!r} is not host:port")
+    try:
+        host, discovery = canonical(host), "STATIC"
+    except AddressError:
+        discovery = "STRICT_DNS"
+    address = {"socket_address": {"address": host, "port_value": int(port)}}
+    endpoints = [{"lb_endpoints": [{"endpoint": {"address": address}}]}]
+    return {
+        "name": COLLECTOR_CLUSTER,
+        "type": discovery,
+        "connect_timeout": _EXPORT_TIMEOUT,
+        "typed_extension_protocol_options": _H2,
+        "load_assignment": {"cluster_name": COLLECTOR_CLUSTER, "endpoints": endpoints},
+    }
+
+
+_SOURCE_TAG = {"tag": "source.principal", "value": f"%FILTER_STATE({PeerState.IDENTITY}:PLAIN)%"}
+# The header is changed before the span starts, which reads it.
+_JOIN_TUNNEL = {
+    "name": "envoy.http.early_header_mutation.header_mutation",
+    "typed_config": {
+        "@type": _TYPE
+        + "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+        "mutations": [
+            {
+                "append": {
+                    "header": {
+                        "key": "traceparent",
+                        "value": f"%FILTER_STATE({PeerState.TRACEPARENT}:PLAIN)%",
+                    },
+                    "append_action": "ADD_IF_ABSENT",
+                }
+            }
+        ],
+    },
+}
