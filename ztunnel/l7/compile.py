@@ -6,11 +6,11 @@ from __future__ import annotations
 from ztunnel.l7.config import GatewayConfig, Json
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.names import WAYPOINT_LISTENER, TypeUrl
-from ztunnel.l7.problems import Problem
 from ztunnel.l7.routing.clusters import service_cluster
 from ztunnel.l7.routing.destinations import pod_unit, service_unit
 from ztunnel.l7.routing.listener import waypoint_listener
 from ztunnel.l7.routing.units import ClusterRef, ClusterUnit, DestinationUnit
+from ztunnel.l7.telemetry import fields as telemetry
 from ztunnel.l7.tracking import Memo
 from ztunnel.mesh.model import Service, Workload
 
@@ -38,7 +38,7 @@ class GatewayCompiler:
         clusters = {ref: self._cluster(inputs, ref) for ref in refs}
         self._destinations.finish()
         self._clusters.finish()
-        return _assembled(units, clusters)
+        return _assembled(inputs, units, clusters)
 
     def _units(self, inputs: Inputs) -> list[DestinationUnit]:
         services = [s for s in inputs.mesh.services() if s.waypoint == self.gateway]
@@ -76,12 +76,12 @@ def compile_gateway(inputs: Inputs, gateway: str) -> GatewayConfig:
 
 
 def _assembled(
-    units: list[DestinationUnit], clusters: dict[ClusterRef, ClusterUnit]
+    inputs: Inputs, units: list[DestinationUnit], clusters: dict[ClusterRef, ClusterUnit]
 ) -> GatewayConfig:
     routes: dict[str, Json] = {}
-    all_clusters: dict[str, Json] = {}
+    all_clusters = {each["name"]: each for each in telemetry.clusters(inputs)}
     endpoints: dict[str, Json] = {}
-    problems: set[Problem] = set()
+    problems = set(telemetry.problems(inputs))
     for unit in units:
         routes |= unit.routes
         all_clusters |= unit.clusters

@@ -11,7 +11,7 @@ import yaml
 from tests.unit.mesh.builders import Mesh
 from ztunnel.l7.compile import compile_gateway
 from ztunnel.l7.config import GatewayConfig
-from ztunnel.l7.inputs import Inputs
+from ztunnel.l7.inputs import Inputs, Settings
 from ztunnel.l7.objects import l7_object
 from ztunnel.l7.store import L7Store
 from ztunnel.mesh.model import Endpoint, Service, ServicePort, Workload
@@ -26,12 +26,13 @@ class World:
     def __init__(self) -> None:
         self.mesh = Mesh()
         self.store = L7Store()
+        self.settings = Settings()
         self._vips = 0
 
     @property
     def inputs(self) -> Inputs:
         """The inputs of a compilation."""
-        return Inputs(self.store, self.mesh.state)
+        return Inputs(self.store, self.mesh.state, self.settings)
 
     def service(
         self,

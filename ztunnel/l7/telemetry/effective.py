@@ -58,7 +58,8 @@ def telemetry_problems(inputs: Inputs) -> tuple[Problem, ...]:
     """The problems of all Telemetry objects."""
     found: list[Problem] = []
     namespace_wide: dict[str, L7Object] = {}
-    for obj, telemetry in _parsed(inputs):
+    for obj in sorted(inputs.store.of_kind(KIND), key=lambda each: each.age_rank):
+        telemetry = parse_telemetry(obj)
         found += telemetry.problems
         if telemetry.tracing and not inputs.settings.otlp_endpoint:
             found.append(
@@ -89,33 +90,27 @@ def _override(
 
 
 def _applicable(inputs: Inputs, destination: Destination) -> Iterator[Telemetry]:
-    gateway_namespace, _, gateway = destination.gateway.partition("/")
-    service = destination.service
-    objects = list(_parsed(inputs))
-    for namespace in dict.fromkeys((inputs.settings.root_namespace, gateway_namespace)):
+    own, _, gateway = destination.gateway.partition("/")
+    for namespace in dict.fromkeys((inputs.settings.root_namespace, own)):
         yield from [
             telemetry
-            for obj, telemetry in objects
-            if obj.namespace == namespace and not telemetry.targets and not telemetry.has_selector
+            for _, telemetry in _parsed(inputs, namespace)
+            if not telemetry.targets and not telemetry.has_selector
         ][:1]
-    yield from _targeting(objects, gateway_namespace, ("Gateway",), gateway)
-    if service is not None:
-        kinds = ("ServiceEntry",) if service.is_service_entry else ("Service",)
-        yield from _targeting(objects, service.namespace, kinds, service.name)
+    yield from _targeting(inputs, own, "Gateway", gateway)
+    service = destination.service
+    if service is not None and not service.is_service_entry:
+        yield from _targeting(inputs, service.namespace, "Service", service.name)
 
 
-def _targeting(
-    objects: list[tuple[L7Object, Telemetry]], namespace: str, kinds: tuple[str, ...], name: str
-) -> Iterator[Telemetry]:
-    for obj, telemetry in objects:
-        if obj.namespace == namespace and any(
-            target.kind in kinds and target.name == name for target in telemetry.targets
-        ):
+def _targeting(inputs: Inputs, namespace: str, kind: str, name: str) -> Iterator[Telemetry]:
+    for _, telemetry in _parsed(inputs, namespace):
+        if (kind, name) in telemetry.targets:
             yield telemetry
 
 
-def _parsed(inputs: Inputs) -> list[tuple[L7Object, Telemetry]]:
-    objects = sorted(inputs.store.of_kind(KIND), key=lambda obj: obj.age_rank)
+def _parsed(inputs: Inputs, namespace: str) -> list[tuple[L7Object, Telemetry]]:
+    objects = sorted(inputs.store.of_namespace(KIND, namespace), key=lambda obj: obj.age_rank)
     return [(obj, parse_telemetry(obj)) for obj in objects]
 
 

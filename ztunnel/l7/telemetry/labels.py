@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The labels of Istio's metrics as tags of Envoy's `stats` access logger.
 
-Names, order and the value `unknown`: istio.io, "Istio Standard Metrics". The client's labels come
-from the filter state that the PROXY header fills, those of the server from the endpoint's metadata.
-Envoy formats a missing value as an empty text, which rules replace.
+Names and order: istio.io, "Istio Standard Metrics". The client's labels come from the filter state
+that the PROXY header fills, those of the server from the endpoint's metadata. Envoy formats a
+missing value as an empty text; `telemetry.page` replaces it with Istio's `unknown`, because a rule
+for each label would triple the size of a chain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from http import HTTPStatus
 
 from ztunnel.l7.config import Json
 from ztunnel.l7.inputs import Destination, Settings
@@ -17,9 +17,9 @@ from ztunnel.l7.names import PeerState
 from ztunnel.mesh import canonical_service
 from ztunnel.mesh.model import Service, TunnelProtocol, Workload
 
-UNKNOWN = "unknown"
 METADATA = "ztunnel"  # namespace of the endpoint metadata
-INVALID_GRPC_STATUS = "invalid"  # a status that gRPC does not define
+INVALID_GRPC_STATUS = "invalid"  # not in 0 to 16, google.golang.org/grpc/codes
+OTHER_RESPONSE_CODE = "other"
 
 _TYPE = "type.googleapis.com/"
 _INPUT: Json = {
@@ -51,7 +51,6 @@ _DESTINATION = {  # label: key of the endpoint's metadata
     "destination_service_namespace": "service_namespace",
     "destination_cluster": "cluster",
 }
-_GRPC_STATUSES = range(17)  # google.golang.org/grpc/codes: 0 (OK) to 16 (UNAUTHENTICATED)
 
 
 def http_tags(destination: Destination, settings: Settings) -> list[Json]:
@@ -105,16 +104,13 @@ def service_labels(service: Service) -> dict[str, str]:
 def _common(destination: Destination, settings: Settings) -> list[Json]:
     fallback = service_labels(destination.service) if destination.service else {}
     tags = [_tag("reporter", "waypoint")]
-    tags += [
-        _tag(label, f"%FILTER_STATE({key}:PLAIN)%", _if_missing(UNKNOWN))
-        for label, key in _SOURCE.items()
-    ]
+    tags += [_tag(label, f"%FILTER_STATE({key}:PLAIN)%") for label, key in _SOURCE.items()]
     tags.append(_tag("source_cluster", settings.cluster))
     tags += [
         _tag(
             label,
             f"%UPSTREAM_METADATA({METADATA}:{key})%",
-            _if_missing(fallback.get(key, UNKNOWN)),
+            _if_missing(fallback[key]) if key in fallback else None,
         )
         for label, key in _DESTINATION.items()
     ]
@@ -131,40 +127,34 @@ def _tag(name: str, value_format: str, rules: Json | None = None) -> Json:
     return tag | {"rules": rules} if rules else tag
 
 
-def _set(value: str | None) -> Json:
-    """An action that replaces the value; None leaves it as it is."""
-    update = {} if value is None else {"update_tag": {"new_tag_value": value}}
-    return {"action": {"name": "set", "typed_config": {"@type": _ACTION, **update}}}
+def _set(value: str) -> Json:
+    """An action that replaces the value."""
+    config = {"@type": _ACTION, "update_tag": {"new_tag_value": value}}
+    return {"action": {"name": "set", "typed_config": config}}
 
 
-def _exact(values: Mapping[str, str | None], otherwise: Json | None = None) -> Json:
+def _prefix(values: Mapping[str, str], otherwise: str) -> Json:
     tree = {"map": {key: _set(value) for key, value in values.items()}}
-    matcher: Json = {"matcher_tree": {"input": _INPUT, "exact_match_map": tree}}
-    return matcher | {"on_no_match": otherwise} if otherwise else matcher
-
-
-def _prefix(values: Mapping[str, str | None], otherwise: Json) -> Json:
-    tree = {"map": {key: _set(value) for key, value in values.items()}}
-    return {
-        "matcher_tree": {"input": _INPUT, "prefix_match_map": tree},
-        "on_no_match": otherwise,
-    }
+    matcher = {"input": _INPUT, "prefix_match_map": tree}
+    return {"matcher_tree": matcher, "on_no_match": _set(otherwise)}
 
 
 def _if_missing(value: str) -> Json:
-    return _exact({"": value, "-": value})
+    tree = {"map": {"": _set(value)}}
+    return {"matcher_tree": {"input": _INPUT, "exact_match_map": tree}}
 
 
-# A client that chooses the response code at an echoing server creates no series beyond the
-# registered codes (RFC 9110, section 15, by Python's table) and one per class.
-_RESPONSE_CODE = _exact(
-    {"": "0", "0": None, **{str(code.value): None for code in HTTPStatus}},
-    {"matcher": _prefix({f"{n}": f"{n}xx" for n in range(1, 6)}, _set("other"))},
+def _if_matches(regex: str, value: str) -> Json:
+    match = {"safe_regex": {"google_re2": {}, "regex": regex}}
+    predicate = {"single_predicate": {"input": _INPUT, "value_match": match}}
+    return {"matcher_list": {"matchers": [{"predicate": predicate, "on_match": _set(value)}]}}
+
+
+# A client that chooses the response code at an echoing server creates no series beyond the blocks
+# of registered codes (IANA, "HTTP Status Code Registry") and one for all others.
+_RESPONSE_CODE = _if_matches(
+    "1[1-9].|2[13-9].|3[1-9].|4[46-9].|5[2-9].|[06-9]..|.{4,}", OTHER_RESPONSE_CODE
 )
-_GRPC_STATUS = _exact(
-    {str(status): None for status in _GRPC_STATUSES} | {"": None}, _set(INVALID_GRPC_STATUS)
-)
-_REQUEST_PROTOCOL = _prefix(
-    {"application/grpc": "grpc", "application/grpc-web": "http"}, _set("http")
-)
-_SECURITY_POLICY = _prefix({"spiffe://": "mutual_tls"}, _set("none"))
+_GRPC_STATUS = _if_matches("-.*|1[7-9]|[2-9].|.{3,}", INVALID_GRPC_STATUS)
+_REQUEST_PROTOCOL = _prefix({"application/grpc": "grpc", "application/grpc-web": "http"}, "http")
+_SECURITY_POLICY = _prefix({"spiffe://": "mutual_tls"}, "none")
