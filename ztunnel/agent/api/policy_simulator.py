@@ -192,6 +192,8 @@ def _definition(policy: Policy) -> dict[str, Any]:
 
 
 def _state(policy: Policy) -> str:
+    if isinstance(policy, AuthorizationPolicy) and policy.at_waypoint:
+        return "at waypoint"
     if policy.refused:
         return "refused"
     if isinstance(policy, AuthorizationPolicy):

@@ -197,6 +197,7 @@ def _authorization_policy(fields: Fields, empty: AuthorizationPolicy, scope: str
         raise spec.error("action", "ALLOW, DENY, CUSTOM or AUDIT")
     context = ParseContext(Action.ALLOW if action == "ALLOW" else Action.DENY, empty.namespace)
     ignored = waypoints if not targets and not selections else ""
+    at_waypoint = bool(ignored)
     if action == "AUDIT":
         ignored = _AUDIT
     if action == "CUSTOM":
@@ -212,6 +213,7 @@ def _authorization_policy(fields: Fields, empty: AuthorizationPolicy, scope: str
         selections=selections,
         rules=rules,
         ignored=ignored,
+        at_waypoint=at_waypoint,
         warnings=tuple(context.warnings),
     )
     return ParsedPolicy(policy, targets)

@@ -4,6 +4,7 @@ view.
 
 A policy with targetRefs selects the pods of its services: by the labels of the service's selector,
 so that a new pod is covered before it is an endpoint, or, without a selector, by the endpoints.
+A service that has a usable waypoint is left out: the waypoint enforces the policy.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 
 from ztunnel.kube.objects.fields import Object, ObjectKey
 from ztunnel.kube.objects.policies import (
+    MAX_REASON_CHARS,
     ParsedPolicy,
     deny_workload,
     read_authorization_policy,
@@ -24,7 +26,7 @@ from ztunnel.kube.objects.policies import (
 from ztunnel.kube.objects.translation import ServiceSpec
 from ztunnel.kube.view.tracked_map import TrackedMap
 from ztunnel.mesh.model import Service
-from ztunnel.mesh.policy.model import Policy, Selection
+from ztunnel.mesh.policy.model import AuthorizationPolicy, Policy, Selection
 
 
 class PolicyIndex:
@@ -105,7 +107,19 @@ class PolicyIndex:
     def _with_selections(self, parsed: ParsedPolicy) -> Policy:
         selections: list[Selection] = []
         warnings = list(parsed.policy.warnings)
+        elsewhere = [
+            f"Service {service} by waypoint {waypoint}"
+            for service in parsed.targets
+            if (waypoint := self._waypoint_of(service))
+        ]
+        if elsewhere:
+            text = f"enforced by waypoints, not by nodes: {', '.join(elsewhere)}"
+            if len(elsewhere) == len(parsed.targets):
+                return _at_waypoint(parsed.policy, text)
+            warnings.append(text)
         for service in parsed.targets:
+            if self._waypoint_of(service):
+                continue
             of_service = self._selections_of(service)
             selections += of_service
             if not of_service:
@@ -117,12 +131,28 @@ class PolicyIndex:
         )
         return replace_oversized(resolved)
 
+    def _waypoint_of(self, service: str) -> str:
+        """The waypoint that enforces the policies of a service; empty if its nodes do."""
+        joined = self._joined(service)
+        return joined.waypoint if joined is not None and not joined.waypoint_error else ""
+
     def _selections_of(self, service: str) -> list[Selection]:
         spec, joined = self._spec(service), self._joined(service)
         if spec is not None and spec.selector and not spec.external:
             return [Selection(spec.namespace, spec.selector)]
         uids = {endpoint.workload for endpoint in joined.endpoints} if joined else set()
         return [Selection(uid=uid) for uid in sorted(uids - {""})]
+
+
+def _at_waypoint(policy: AuthorizationPolicy, text: str) -> AuthorizationPolicy:
+    """A policy that has no effect on nodes."""
+    return msgspec.structs.replace(
+        policy,
+        selections=(),
+        warnings=(),
+        ignored=(policy.ignored or text)[:MAX_REASON_CHARS],
+        at_waypoint=True,
+    )
 
 
 def _rejection(refused: str) -> str:

@@ -73,7 +73,8 @@ class AuthorizationPolicy(msgspec.Struct, frozen=True, tag=True, kw_only=True, o
     """An AuthorizationPolicy; it applies to workloads that any of `selections` matches.
 
     `refused`: why the policy is invalid and denies instead. `ignored`: why it has no effect on
-    this node's traffic. `warnings`: which parts are enforced differently from what is written.
+    this node's traffic. `at_waypoint`: it has none because waypoints enforce it. `warnings`: which
+    parts are enforced differently from what is written.
     """
 
     namespace: str
@@ -84,6 +85,7 @@ class AuthorizationPolicy(msgspec.Struct, frozen=True, tag=True, kw_only=True, o
     dry_run: bool = False
     refused: str = ""
     ignored: str = ""
+    at_waypoint: bool = False
     warnings: tuple[str, ...] = ()
 
     @property

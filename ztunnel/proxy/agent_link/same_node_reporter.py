@@ -30,8 +30,11 @@ class SameNodeReporter:
     def report_allowed(self, accepted: Accept, pod_uid: str) -> None:
         """Report an allowed connection if its source, by proven identity, is a pod of this node."""
         source = accepted.source
-        if source is None or source.node != accepted.workload.node or not self.revision:
+        workload = accepted.workload
+        if source is None or source.node != workload.node or not self.revision:
             return
+        if workload.waypoint and workload.waypoint != source.gateway:
+            return  # a client of an earlier state, or one that does not use the waypoint
         message = SameNodeAllowed(
             source_ip=accepted.client.ip,
             source_identity=source.identity,

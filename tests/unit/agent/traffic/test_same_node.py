@@ -76,6 +76,19 @@ def test_report_with_any_mismatch_is_rejected(mismatch: dict[str, Any]) -> None:
     assert isinstance(validate(report, [A, B], REVISION, SameNode.DIRECT), str)
 
 
+def test_only_the_waypoint_of_a_pod_may_bypass_the_proxy() -> None:
+    behind = msgspec.structs.replace(B.workload, waypoint="default/waypoint")
+    target = Pod(behind, PodState.CAPTURED, None, cookie=12)
+    reason = "connections to the destination pass waypoint default/waypoint"
+    assert validate(REPORT, [A, target], REVISION, SameNode.DIRECT) == reason
+    other = msgspec.structs.replace(A.workload, gateway="default/other")
+    source = Pod(other, PodState.CAPTURED, None, cookie=11)
+    assert validate(REPORT, [source, target], REVISION, SameNode.DIRECT) == reason
+    gateway = msgspec.structs.replace(A.workload, gateway="default/waypoint")
+    source = Pod(gateway, PodState.CAPTURED, None, cookie=11)
+    assert isinstance(validate(REPORT, [source, target], REVISION, SameNode.DIRECT), BypassEntry)
+
+
 @pytest.mark.parametrize("state", [PodState.PENDING, PodState.STARTING])
 def test_report_about_uncaptured_pod_is_rejected(state: PodState) -> None:
     late = captured("b", "10.244.1.3", 12)

@@ -244,3 +244,15 @@ def test_protocol_of_a_port(port: dict[str, str], protocol: str) -> None:
 def test_protocol_of_a_service_entry_port() -> None:
     (found,) = view_of(entry()).snapshot().services
     assert [each.app_protocol for each in found.ports] == ["http"]
+
+
+def test_attached_waypoint_of_a_local_pod_revokes_bypass_entries() -> None:
+    """`affects_authorization` revokes all entries before the change applies."""
+    view = ClusterView("td", "c", node="node1")
+    view.upsert(objects.gateway(traffic="workload"))
+    view.upsert(pod())
+    view.drain()
+    view.upsert(namespace(use="waypoint"))
+    change = view.drain()
+    assert change.affects_authorization
+    assert [each.waypoint for each in change.local_pods] == ["default/waypoint"]

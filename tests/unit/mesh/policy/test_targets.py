@@ -9,6 +9,7 @@ from tests.support import kube_objects as objects
 from tests.support.policies import Json, authz_request, policy
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.mesh.model import Workload
+from ztunnel.mesh.policy.model import AuthorizationPolicy
 from ztunnel.mesh.state import MeshState
 
 
@@ -116,3 +117,80 @@ def test_policy_without_target_refs_applies_to_namespace() -> None:
     assert (cluster.allowed("web"), cluster.allowed("db")) == (False, False)
     cluster.apply(objects.service("web", "10.96.0.1", selector={"app": "none"}))
     assert not cluster.allowed("web")
+
+
+WAYPOINT_LABEL = {"istio.io/use-waypoint": "waypoint"}
+
+
+def service_with_waypoint(name: str, **labels: str) -> Json:
+    made = objects.service(name, "10.96.0.1", selector={"app": name})
+    made["metadata"]["labels"] = WAYPOINT_LABEL | labels
+    return made
+
+
+def test_policy_of_a_service_with_a_waypoint_is_enforced_by_the_waypoint() -> None:
+    cluster = Cluster()
+    cluster.apply(
+        objects.pod("web", "10.0.0.1", labels={"app": "web"}),
+        objects.gateway(),
+        service_with_waypoint("web"),
+        targeting("web"),
+    )
+    assert cluster.allowed("web")
+    (found,) = cluster.state.policies
+    assert isinstance(found, AuthorizationPolicy)
+    assert found.at_waypoint
+    assert found.ignored == (
+        "enforced by waypoints, not by nodes: Service default/web by waypoint default/waypoint"
+    )
+
+
+def test_policy_is_enforced_by_nodes_while_the_waypoint_cannot_be_used() -> None:
+    cluster = Cluster()
+    cluster.apply(
+        objects.pod("web", "10.0.0.1", labels={"app": "web"}),
+        service_with_waypoint("web"),
+        targeting("web"),
+    )
+    assert not cluster.allowed("web")
+    cluster.apply(objects.gateway())
+    assert cluster.allowed("web")
+    cluster.delete("Gateway", "waypoint")
+    assert not cluster.allowed("web")
+
+
+def test_policy_of_several_services_is_enforced_where_each_of_them_is() -> None:
+    cluster = Cluster()
+    cluster.apply(
+        objects.pod("web", "10.0.0.1", labels={"app": "web"}),
+        objects.pod("db", "10.0.0.2", labels={"app": "db"}),
+        objects.gateway(),
+        service_with_waypoint("web"),
+        objects.service("db", "10.96.0.2", selector={"app": "db"}),
+        targeting("web", "db"),
+    )
+    assert (cluster.allowed("web"), cluster.allowed("db")) == (True, False)
+    assert cluster.warnings() == [
+        "enforced by waypoints, not by nodes: Service default/web by waypoint default/waypoint"
+    ]
+
+
+def test_policy_with_a_selector_is_enforced_by_nodes_despite_a_waypoint() -> None:
+    cluster = Cluster()
+    cluster.apply(
+        objects.pod("web", "10.0.0.1", labels={"app": "web"}),
+        objects.gateway(),
+        service_with_waypoint("web"),
+        policy(namespace="default", selector={"matchLabels": {"app": "web"}}),
+    )
+    assert not cluster.allowed("web")
+
+
+def test_policy_of_a_gateway_is_at_the_waypoint() -> None:
+    cluster = Cluster()
+    gateway = {"kind": "Gateway", "group": "gateway.networking.k8s.io", "name": "waypoint"}
+    cluster.apply(objects.pod("web", "10.0.0.1"), policy(namespace="default", targetRefs=[gateway]))
+    assert cluster.allowed("web")
+    (found,) = cluster.state.policies
+    assert isinstance(found, AuthorizationPolicy)
+    assert found.at_waypoint
