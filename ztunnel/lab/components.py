@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The components of a node besides pods: agent, proxy and the lab's DNS server.
+"""The components of a node besides pods: agent, proxy, gateway process and the lab's DNS server.
 
 Each runs in a cgroup of its own below the node's and in the node's network namespace. Its log is
 `<run-dir>/<component>.log`.
@@ -33,6 +33,7 @@ class ComponentKind(StrEnum):
     DNS = "dns"
     AGENT = "agent"
     PROXY = "proxy"
+    GATEWAY = "gateway"
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,15 @@ class Component:
         """Whether the component is ready.
 
         The agent reports the readiness of its proxy. If the agent does not run, a running proxy
-        counts as ready.
+        counts as ready. The gateway process has no readiness of its own: its effect is the
+        readiness of the gateway pods.
         """
         if not process.is_running(self.cgroup):
             return False
         if self.kind is ComponentKind.DNS:
             return _accepts(self.names.node_netns(self.node), addresses.DNS_ADDRESSES[-1], 53)
+        if self.kind is ComponentKind.GATEWAY:
+            return True
         if self.kind is ComponentKind.PROXY and not process.is_running(
             self.cgroup.with_name(ComponentKind.AGENT.value)
         ):
@@ -143,8 +147,12 @@ def components_of(names: LabNames, node: str, settings: LabSettings) -> list[Com
     dns = Component(names, node, ComponentKind.DNS)
     if not settings.mesh:
         return [dns]
-    agent = Component(names, node, ComponentKind.AGENT, settings.agent_options)
-    return [dns, agent, Component(names, node, ComponentKind.PROXY, settings.proxy_options)]
+    return [
+        dns,
+        Component(names, node, ComponentKind.AGENT, settings.agent_options),
+        Component(names, node, ComponentKind.PROXY, settings.proxy_options),
+        Component(names, node, ComponentKind.GATEWAY),
+    ]
 
 
 def start_all(

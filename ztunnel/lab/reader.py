@@ -100,7 +100,7 @@ class LabReader:
         return components_of(self.names, node, self.settings)
 
     def component(self, node: str, kind: str) -> Component:
-        """A component of a node: `agent`, `proxy` or `dns`."""
+        """A component of a node: `agent`, `proxy`, `gateway` or `dns`."""
         self._require_node(node)
         components = self.components(node)
         for component in components:

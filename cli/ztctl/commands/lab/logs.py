@@ -17,7 +17,7 @@ from ztunnel.lab import Lab
 @click.option("-f", "--follow", is_flag=True, help="Follow the log.")
 @click.option("--tail", "lines", type=int, default=100, show_default=True, help="Lines to show.")
 @click.argument("target", metavar="NODE|POD")
-@click.argument("component", required=False, metavar="[agent|proxy|dns|CONTAINER]")
+@click.argument("component", required=False, metavar="[agent|proxy|gateway|dns|CONTAINER]")
 def logs(
     *,
     name: str,

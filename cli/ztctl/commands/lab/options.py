@@ -73,7 +73,7 @@ def wait_options(command: Command) -> Command:
 
 def component_argument(command: Command) -> Command:
     """Add the arguments NODE and COMPONENT."""
-    choice = click.Choice(["agent", "proxy", "dns"])
+    choice = click.Choice(["agent", "proxy", "gateway", "dns"])
     return click.argument("node")(click.argument("component", type=choice)(command))
 
 
