@@ -22,10 +22,14 @@ import structlog
 
 from ztunnel.kube.objects.authorization_rules import ParseContext, parse_rule
 from ztunnel.kube.objects.fields import Fields, Object, TranslateError, key_of
+from ztunnel.kube.objects.waypoints import REQUIRE_WAYPOINT
+from ztunnel.mesh.model import Workload
 from ztunnel.mesh.policy.model import (
     Action,
+    Attribute,
     AuthorizationPolicy,
     Level,
+    MatchTerms,
     MtlsMode,
     PeerAuthentication,
     Policy,
@@ -167,6 +171,30 @@ def deny_workload(namespace: str, pod: str, uid: str, reason: str) -> Authorizat
         selections=(Selection(uid=uid),),
         rules=(Rule(0),),
         refused=reason,
+    )
+
+
+def require_waypoint(
+    workload: Workload, gateways: tuple[str, ...], identities: tuple[str, ...]
+) -> AuthorizationPolicy:
+    """Denies all connections to one pod but those of its waypoints' identities.
+
+    Its name is one that no policy object can have.
+    """
+    principals = tuple(identity.removeprefix("spiffe://") for identity in identities)
+    terms = MatchTerms(Attribute.PRINCIPAL, excluded=principals)
+    who = (
+        f"waypoint {', '.join(gateways)} may connect"
+        if gateways
+        else "its waypoint may connect, and it has none"
+    )
+    return AuthorizationPolicy(
+        namespace=workload.namespace,
+        name=f"require-waypoint:{workload.name}",
+        action=Action.DENY,
+        selections=(Selection(uid=workload.uid),),
+        rules=(Rule(0, (((terms,),),) if principals else ()),),
+        warnings=(f"{REQUIRE_WAYPOINT}: only {who}",),
     )
 
 

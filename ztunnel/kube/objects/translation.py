@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ztunnel.kube.objects.fields import Fields, Object, key_of
 from ztunnel.kube.objects.pod_privileges import bypassing_privileges
 from ztunnel.kube.objects.port_protocol import protocol_of_name
-from ztunnel.kube.objects.waypoints import gateway_of, requires_waypoint
+from ztunnel.kube.objects.waypoints import REQUIRE_WAYPOINT, gateway_of, requires_waypoint
 from ztunnel.mesh import canonical_service
 from ztunnel.mesh.address import AddressError, canonical
 from ztunnel.mesh.enrollment import (
@@ -89,6 +89,7 @@ class Pod:
     warning: str
     denied: str
     host_addresses: tuple[str, ...] = ()
+    requires_waypoint: bool | None = None  # see `waypoints.requires_waypoint`
     privileges: str = ""
 
     @property
@@ -157,6 +158,7 @@ def read_pod(obj: Object) -> Pod:
         warning=f"{key}: {warning}" if warning else "",
         denied=denied,
         host_addresses=_host_addresses(status),
+        requires_waypoint=requires_waypoint(labels, annotations),
         privileges=bypassing_privileges(spec),
     )
     if pod.is_workload and not pod.uid:
@@ -297,8 +299,12 @@ def service(
 
 
 def read_namespace_labels(obj: Object) -> dict[str, str]:
-    """The labels of a Namespace."""
-    return _fields(obj).mapping("metadata").labels("labels")
+    """The labels of a Namespace; the annotation ztunnel.dev/require-waypoint counts as a label."""
+    metadata = _fields(obj).mapping("metadata")
+    labels, annotations = metadata.labels("labels"), metadata.labels("annotations")
+    if REQUIRE_WAYPOINT in annotations:
+        return labels | {REQUIRE_WAYPOINT: annotations[REQUIRE_WAYPOINT]}
+    return labels
 
 
 def read_node_addresses(obj: Object) -> tuple[str, ...]:

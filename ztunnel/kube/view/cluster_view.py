@@ -26,7 +26,7 @@ from ztunnel.kube.objects.fields import (
     make_key,
 )
 from ztunnel.kube.objects.l7_kinds import L7_KINDS
-from ztunnel.kube.objects.waypoints import Traffic
+from ztunnel.kube.objects.waypoints import Traffic, requires_waypoint
 from ztunnel.kube.view.cluster_claims import ServiceName
 from ztunnel.kube.view.l7_index import L7Index
 from ztunnel.kube.view.policy_index import PolicyIndex
@@ -34,6 +34,7 @@ from ztunnel.kube.view.service_entry_index import ServiceEntryIndex
 from ztunnel.kube.view.service_index import ServiceIndex
 from ztunnel.kube.view.tracked_map import TrackedMap
 from ztunnel.kube.view.waypoint_index import WaypointIndex
+from ztunnel.kube.view.waypoint_requirements import WaypointRequirements
 from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, Service, Workload
 from ztunnel.mesh.policy.model import Policy
 from ztunnel.mesh.selectors import Selector, selects
@@ -125,6 +126,7 @@ class ClusterView:
         self.entries = ServiceEntryIndex(
             cluster_domain, self._services, self._pods_in, self._waypoints
         )
+        self._requirements = WaypointRequirements(self._workloads.get, self._policies.set_own)
         self._l7 = L7Index()
         self._upserts: dict[str, Callable[[ObjectKey, Object], str]] = {
             "Namespace": self._put_namespace,
@@ -339,6 +341,7 @@ class ClusterView:
         self._waypoints.forget(key)
         uid = self._cluster.workload_uid(key.namespace, key.name)
         self._set_workload(uid, None)
+        self._requirements.pod_changed(uid, required=None)
         self._policies.deny_workload(key.namespace, key.name, uid, "")
         self.entries.pods_changed(key.namespace)
 
@@ -350,6 +353,9 @@ class ClusterView:
         )
         found = translation.workload(pod, labels, self._cluster, waypoint, error)
         self._set_workload(uid, found if self._is_discovered(pod.namespace) else None)
+        inherited = requires_waypoint(labels, {}) or None  # `false` decides for no pod
+        own = pod.requires_waypoint
+        self._requirements.pod_changed(uid, required=inherited if own is None else own)
         self.entries.pods_changed(pod.namespace)
 
     def _is_discovered(self, namespace: str) -> bool:
@@ -377,5 +383,12 @@ class ClusterView:
         """Update what is derived from several objects: once, however many of them changed."""
         for key in self._service_index.join():
             self._policies.service_changed(key)
+            spec = self._service_index.spec(key)
+            self._requirements.service_changed(
+                key,
+                self._services.get(key),
+                required=spec is not None and spec.requires_waypoint is True,
+            )
+        self._requirements.join()
         for entry, message in self.entries.join().items():
             self._set_error(str(entry), message)

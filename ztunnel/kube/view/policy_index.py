@@ -77,6 +77,10 @@ class PolicyIndex:
         policy = deny_workload(namespace, pod, uid, reason)
         self._policies.put(policy.key, policy if reason else None)
 
+    def set_own(self, key: str, policy: Policy | None) -> None:
+        """Set a policy that the view itself derives; None removes it."""
+        self._policies.put(key, policy)
+
     def service_changed(self, service: str) -> None:
         """The selector or the endpoints of a service have changed, or it was added or removed."""
         self._stale |= self._policies_of.get(service, set())
