@@ -171,7 +171,8 @@ class DeltaSession:
                 raise ProtocolError(f"more than {MAX_TYPES} resource types")
             memory = self._memory.setdefault(type_url, Memory())
             found = self._types[type_url] = Subscription(memory)
-            found.set_wanted((self._config or {}).get(type_url, {}))
+            if self._config is not None:
+                found.set_wanted(self._config.get(type_url, {}))
         return found
 
     def _ordered(self) -> list[tuple[str, Subscription]]:
@@ -185,9 +186,18 @@ class DeltaSession:
             is_free = self._is_due(type_url, is_free, now)
             return is_free, is_free
         if type_url in (CLUSTER, ENDPOINTS):
-            is_free = not self._has_work(LISTENER, ROUTES)
+            is_free = LISTENER in self._types and not self._has_references()
             return True, self._is_due(type_url, is_free, now)
         return True, True
+
+    def _has_references(self) -> bool:
+        """Whether Envoy may still have listeners or routes that refer to removed clusters."""
+        users = (self._types.get(type_url) for type_url in (LISTENER, ROUTES))
+        return any(
+            each.has_work() or any(True for _ in each.removable())
+            for each in users
+            if each is not None and each.is_open
+        )
 
     def _is_due(self, type_url: str, is_free: bool, now: float) -> bool:
         """Whether a stage is free, or has waited for long enough."""

@@ -199,7 +199,13 @@ class Subscription:
                 yield name
 
     def removable(self) -> Iterator[str]:
-        """The names of resources that no longer exist."""
+        """The names of resources that no longer exist.
+
+        Envoy keeps endpoints and routes, which it requests by name, until it needs them no longer,
+        and logs an error if they are removed earlier.
+        """
+        if not self._is_wildcard:
+            return
         for name in self._known.keys() | self._unsure:
             if name in self.wanted or self._known.get(name) == ABSENT:
                 continue
@@ -290,7 +296,7 @@ class Subscription:
         if isolation is None:
             if message is None:
                 return
-            if len(wanted.parts) > 1:
+            if wanted.parts:
                 accepted = self.memory.accepted.get(name)
                 isolation = PartIsolation(wanted.version, self._target(name), accepted)
                 self._isolation[name] = isolation
