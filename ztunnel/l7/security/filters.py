@@ -20,9 +20,11 @@ from ztunnel.l7.api.authorization_policy import (
     http_fields,
     parse_authorization_policy,
 )
+from ztunnel.l7.api.policy_terms import Attribute
 from ztunnel.l7.config import Filters, Json
 from ztunnel.l7.inputs import Destination, Inputs, Protocol
 from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.security.matchers import client_address_filter
 from ztunnel.l7.security.rbac import never_matches, rbac_policies
 from ztunnel.l7.security.selection import ParsedPolicies
 
@@ -45,10 +47,21 @@ def filters(inputs: Inputs, destination: Destination) -> Filters:
     found = _rbac_filters(policies, tcp)
     problems = [problem for policy in policies for problem in policy.problems]
     problems += [problem for policy in policies for problem in _tcp_problems(policy, tcp)]
+    network = (client_address_filter(),) if _uses_client_address(policies) else ()
     return Filters(
         http=() if tcp else found,
-        network=found if tcp else (),
+        network=network + (found if tcp else ()),
         problems=tuple(problems),
+    )
+
+
+def _uses_client_address(policies: Iterable[AuthorizationPolicy]) -> bool:
+    return any(
+        term.attribute in (Attribute.SOURCE_IP, Attribute.REMOTE_IP)
+        for policy in policies
+        for rule in policy.rules
+        for clause in (*rule.sources, rule.conditions)
+        for term in clause
     )
 
 

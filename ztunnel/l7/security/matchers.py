@@ -15,6 +15,7 @@ from ztunnel.l7.config import Json
 from ztunnel.l7.names import PeerState
 
 JWT_FILTER = "envoy.filters.http.jwt_authn"  # the namespace of its dynamic metadata
+CLIENT_ADDRESS = "ztunnel.peer.address"  # a filter-state key
 PAYLOAD = "payload"  # the key of a verified token's payload
 _SCHEME = "spiffe://"
 _PRESENT: Json = {"safe_regex": {"regex": ".+"}}
@@ -63,6 +64,39 @@ def service_account(value: str) -> Json:
 
 def _identity(matcher: Json) -> Json:
     return {"filter_state": {"key": str(PeerState.IDENTITY), "string_match": matcher}}
+
+
+def client_address(value: str) -> Json:
+    """The client's address in a network; needs the filter of `client_address_filter`.
+
+    In a PROXY header for an IPv6 destination, an IPv4 source is v4-mapped.
+    """
+    ranges = [network(value)]
+    if ":" not in value:
+        address, length = ranges[0]["address_prefix"], ranges[0]["prefix_len"]
+        ranges.append({"address_prefix": f"::ffff:{address}", "prefix_len": 96 + length})
+    return {"filter_state": {"key": CLIENT_ADDRESS, "address_match": {"ranges": ranges}}}
+
+
+def client_address_filter() -> Json:
+    """A network filter that stores the source of the PROXY header.
+
+    RBAC's own fields do not match it: `direct_remote_ip` is the node proxy's, and `remote_ip` may
+    be that of a request's x-forwarded-for, which a client may forge.
+    """
+    value = {
+        "object_key": CLIENT_ADDRESS,
+        "factory_key": "envoy.network.transport_socket.original_dst_address",  # for any address
+        "format_string": {"text_format_source": {"inline_string": "%DOWNSTREAM_REMOTE_ADDRESS%"}},
+    }
+    return {
+        "name": "envoy.filters.network.set_filter_state",
+        "typed_config": {
+            "@type": "type.googleapis.com/"
+            "envoy.extensions.filters.network.set_filter_state.v3.Config",
+            "on_new_connection": [value],
+        },
+    }
 
 
 def network(value: str) -> Json:

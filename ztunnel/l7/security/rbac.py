@@ -122,9 +122,8 @@ _MATCHERS: dict[Attribute, Callable[[Term, str], Json]] = {
     Attribute.PRINCIPAL: lambda _, value: matchers.principal(value),
     Attribute.NAMESPACE: lambda _, value: matchers.namespace(value),
     Attribute.ACCOUNT: lambda _, value: matchers.service_account(value),
-    # The peer of the PROXY header, which no header of a request changes.
-    Attribute.SOURCE_IP: lambda _, value: {"source_ip": matchers.network(value)},
-    Attribute.REMOTE_IP: lambda _, value: {"source_ip": matchers.network(value)},
+    Attribute.SOURCE_IP: lambda _, value: matchers.client_address(value),
+    Attribute.REMOTE_IP: lambda _, value: matchers.client_address(value),
     Attribute.DESTINATION_IP: lambda _, value: {"destination_ip": matchers.network(value)},
     Attribute.PORT: lambda _, value: {"destination_port": int(value)},
     Attribute.SNI: lambda _, value: {"requested_server_name": matchers.text(value)},

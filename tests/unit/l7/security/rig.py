@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from tests.support.waypoint.backend import Backend
 from tests.support.waypoint.client import dial
 from tests.support.waypoint.envoy import RunningEnvoy, running_envoy
@@ -104,10 +106,18 @@ class Rig:
         port: int = 80,
         namespace: str = "default",
     ) -> None:
-        """Add a service, and objects, which are attached to it if they have no targetRefs."""
+        """Add a service, and objects, which are attached to it if they have no targetRefs.
+
+        Its IPv6 address is the service `<name>-v6` of `call`.
+        """
         self.services[name] = self.world.service(
             name, {port: protocol}, [self.backend.port], namespace=namespace
         )
+        found = self.world.mesh.state.service(f"{namespace}/{name}")
+        assert found is not None
+        mapped = f"fd00::{len(self.services)}"
+        self.world.mesh.put(msgspec.structs.replace(found, vips=(*found.vips, mapped)))
+        self.services[f"{name}-v6"] = mapped, port
         for obj in objects:
             obj["spec"].setdefault("targetRefs", [target("Service", name)])
             self.world.add(obj)

@@ -192,6 +192,11 @@ def test_client_address_is_not_taken_from_a_header(rig: Rig, service: str) -> No
     assert rig.call(service, headers=headers, source=outside).status == 403
 
 
+def test_ipv4_client_of_an_ipv6_address_is_matched(rig: Rig) -> None:
+    assert rig.call("networks-v6").status == 200
+    assert rig.call("networks-v6", source=("192.0.2.1", 1234)).status == 403
+
+
 def test_host_is_matched_without_case(rig: Rig) -> None:
     assert rig.call("host", headers=[("host", "A.Shop.EXAMPLE")]).status == 200
     assert rig.call("host", headers=[("host", "shop.example")]).status == 403
