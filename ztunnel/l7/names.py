@@ -48,6 +48,7 @@ WAYPOINT_PORT = 15088  # Envoy's listener on the pod's loopback
 XDS_PORT = 15010  # delta ADS, on the pod's loopback
 METRICS_PORT = 15020  # /metrics of a gateway pod
 READINESS_PORT = 15021  # Envoy's /healthz/ready; Istio's number
+SYSTEM_CA_FILE = "/etc/ssl/certs/ca-certificates.crt"  # in the Envoy image; Debian's path
 ADMIN_PORT = 15000  # Envoy's admin interface, on the pod's loopback; Istio's number
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The filters that enforce the policies of a destination.
 
+    JWT     401 if a token is invalid; removes the headers that only verified tokens may set
     AUDIT   marks requests for the access log
     DENY    403 if a rule matches
     ALLOW   403 unless a rule matches; without a policy of this action, there is no such filter
@@ -11,8 +12,9 @@ the dynamic metadata of the filter, under keys that begin with `istio_dry_run_`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from ztunnel.l7.api import request_authentication
 from ztunnel.l7.api.authorization_policy import (
     KIND,
     Action,
@@ -21,11 +23,13 @@ from ztunnel.l7.api.authorization_policy import (
     parse_authorization_policy,
 )
 from ztunnel.l7.api.policy_terms import Attribute
+from ztunnel.l7.api.request_authentication import RequestAuthentication
 from ztunnel.l7.config import Filters, Json
 from ztunnel.l7.inputs import Destination, Inputs, Protocol
 from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.security.jwt import jwt_filter
 from ztunnel.l7.security.matchers import client_address_filter
-from ztunnel.l7.security.rbac import never_matches, rbac_policies
+from ztunnel.l7.security.rbac import ANY, invalid_name, never_matches, rbac_policies
 from ztunnel.l7.security.selection import ParsedPolicies
 
 HTTP_RBAC = "envoy.filters.http.rbac"
@@ -36,21 +40,32 @@ _ENVOY_ACTION = {Action.ALLOW: "ALLOW", Action.DENY: "DENY", Action.AUDIT: "LOG"
 _ORDER = (Action.AUDIT, Action.DENY, Action.ALLOW)
 _FILTER_OF = {action: action for action in _ORDER} | {Action.CUSTOM: Action.DENY}
 _STAT_PREFIX = "waypoint."
+_ALWAYS: Json = {"permissions": [ANY], "principals": [ANY]}
 
+REQUEST_AUTHENTICATIONS = ParsedPolicies(
+    request_authentication.KIND, request_authentication.parse_request_authentication
+)
 AUTHORIZATION_POLICIES = ParsedPolicies(KIND, parse_authorization_policy)
 
 
 def filters(inputs: Inputs, destination: Destination) -> Filters:
     """Return the filters, first to last; the router is added by the caller."""
     policies = tuple(AUTHORIZATION_POLICIES.attached(inputs, destination))
-    tcp = destination.protocol in (Protocol.TCP, Protocol.TLS)
-    found = _rbac_filters(policies, tcp)
-    problems = [problem for policy in policies for problem in policy.problems]
-    problems += [problem for policy in policies for problem in _tcp_problems(policy, tcp)]
+    tokens = tuple(REQUEST_AUTHENTICATIONS.attached(inputs, destination))
+    problems = [problem for policy in tokens for problem in policy.problems]
+    problems += [problem for policy in policies for problem in policy.problems]
     network = (client_address_filter(),) if _uses_client_address(policies) else ()
+    if destination.protocol in (Protocol.TCP, Protocol.TLS):
+        for policy in policies:
+            problems += _tcp_problems(policy)
+        problems += [_no_tokens(policy) for policy in tokens]
+        rbac = _rbac_filters(policies, (), tcp=True)
+        return Filters(network=network + rbac, problems=tuple(problems))
+    jwt = jwt_filter(tokens)
     return Filters(
-        http=() if tcp else found,
-        network=network + (found if tcp else ()),
+        http=((jwt.http,) if jwt else ()) + _rbac_filters(policies, tokens, tcp=False),
+        network=network,
+        clusters=jwt.clusters if jwt else (),
         problems=tuple(problems),
     )
 
@@ -65,28 +80,32 @@ def _uses_client_address(policies: Iterable[AuthorizationPolicy]) -> bool:
     )
 
 
-def _rbac_filters(policies: Iterable[AuthorizationPolicy], tcp: bool) -> tuple[Json, ...]:
+def _rbac_filters(
+    policies: Sequence[AuthorizationPolicy], tokens: Sequence[RequestAuthentication], *, tcp: bool
+) -> tuple[Json, ...]:
     found = []
     for action in _ORDER:
         of_action = [policy for policy in policies if _FILTER_OF[policy.action] is action]
-        enforced = [policy for policy in of_action if not policy.dry_run]
-        dry = [policy for policy in of_action if policy.dry_run]
+        enforced = _merged((each for each in of_action if not each.dry_run), tcp)
+        dry = _merged((each for each in of_action if each.dry_run), tcp)
+        if action is Action.DENY:
+            enforced |= {invalid_name(each): _ALWAYS for each in tokens if each.refused}
         config: Json = {}
         if enforced:
-            config["rules"] = _rules(action, enforced, tcp)
+            config["rules"] = {"action": _ENVOY_ACTION[action], "policies": enforced}
         if dry and action in DRY_RUN_PREFIX:
-            config["shadow_rules"] = _rules(action, dry, tcp)
+            config["shadow_rules"] = {"action": _ENVOY_ACTION[action], "policies": dry}
             config["shadow_rules_stat_prefix"] = DRY_RUN_PREFIX[action]
         if config:
             found.append(_filter(config, tcp))
     return tuple(found)
 
 
-def _rules(action: Action, policies: Iterable[AuthorizationPolicy], tcp: bool) -> Json:
+def _merged(policies: Iterable[AuthorizationPolicy], tcp: bool) -> dict[str, Json]:
     merged: dict[str, Json] = {}
     for policy in policies:
         merged |= rbac_policies(policy, tcp=tcp)
-    return {"action": _ENVOY_ACTION[action], "policies": merged}
+    return merged
 
 
 def _filter(config: Json, tcp: bool) -> Json:
@@ -96,9 +115,9 @@ def _filter(config: Json, tcp: bool) -> Json:
     return {"name": HTTP_RBAC, "typed_config": {"@type": f"{_TYPE}.http.rbac.v3.RBAC", **config}}
 
 
-def _tcp_problems(policy: AuthorizationPolicy, tcp: bool) -> Iterable[Problem]:
+def _tcp_problems(policy: AuthorizationPolicy) -> Iterable[Problem]:
     """What a TCP port does not enforce as it is written."""
-    for rule in policy.rules if tcp else ():
+    for rule in policy.rules:
         names = sorted(http_fields(rule))
         if not names:
             continue
@@ -113,3 +132,14 @@ def _tcp_problems(policy: AuthorizationPolicy, tcp: bool) -> Iterable[Problem]:
             severity=Severity.WARNING,
             reason="UnsupportedValue",
         )
+
+
+def _no_tokens(policy: RequestAuthentication) -> Problem:
+    return Problem(
+        kind=request_authentication.KIND,
+        namespace=policy.namespace,
+        name=policy.name,
+        message="TCP connections carry no tokens: it has no effect on TCP ports",
+        severity=Severity.IGNORED,
+        reason="NoEffect",
+    )

@@ -21,6 +21,7 @@ from ztunnel.l7.api.authorization_policy import (
     http_fields,
 )
 from ztunnel.l7.api.policy_terms import HTTP_ONLY, Attribute, Term
+from ztunnel.l7.api.request_authentication import RequestAuthentication
 from ztunnel.l7.config import Json
 from ztunnel.l7.security import matchers
 
@@ -53,6 +54,11 @@ _DESTINATION = frozenset(
 def policy_name(policy: AuthorizationPolicy, rule: int) -> str:
     """The name of a rule in RBAC filters, response details and access logs (as in Istio)."""
     return f"ns[{policy.namespace}]-policy[{policy.name}]-rule[{rule}]"
+
+
+def invalid_name(policy: RequestAuthentication) -> str:
+    """The name of the rule that denies everything because of an invalid RequestAuthentication."""
+    return f"ns[{policy.namespace}]-request-authentication[{policy.name}]-invalid"
 
 
 def rbac_policies(policy: AuthorizationPolicy, *, tcp: bool) -> dict[str, Json]:

@@ -59,6 +59,19 @@ def authorization_policy(
     }
 
 
+def request_authentication(
+    name: str, *rules: Object, target: Object | None = None, namespace: str = "default"
+) -> Object:
+    """A RequestAuthentication; without a target, `Rig.add` attaches it to its service."""
+    targets = {"targetRefs": [target]} if target else {}
+    return {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "RequestAuthentication",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"jwtRules": list(rules), **targets},
+    }
+
+
 def target(kind: str, name: str) -> Object:
     """A targetRef."""
     groups = {"Service": "", "ServiceEntry": "networking.istio.io"}
