@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 MAX_JWKS_BYTES = 128 * 1024
 MAX_KEYS = 128
+MAX_NAME_CHARS = 256  # of kid and alg
 _RSA_BITS = range(1024, 8193)
 _RSA_EXPONENTS = (3, 65537)  # Envoy's JWT library accepts no others
 _RSA_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
@@ -96,7 +97,15 @@ def _key(key: Any) -> dict[str, str]:
     for name in ("kid", "alg"):
         if key.get(name) is not None:
             found[name] = _text(key, name)
+            if len(found[name]) > MAX_NAME_CHARS or not _is_plain(found[name]):
+                raise JwksError(
+                    f"has a {name} that is not at most {MAX_NAME_CHARS} ASCII characters"
+                )
     return found
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()
 
 
 def _rsa(key: dict[str, Any]) -> dict[str, str]:
