@@ -126,6 +126,7 @@ def test_install_waits_until_every_workload_is_ready(ztctl: Ztctl, fresh_server:
         ("deployment", "ztunnel-controller"),
         ("daemonset", "ztunnel-agent"),
         ("daemonset", "ztunnel-proxy"),
+        ("daemonset", "ztunnel-gateway"),
     ):
         rollout(fresh_server, kind, name)
     waiting.join(100)

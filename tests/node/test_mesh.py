@@ -56,7 +56,7 @@ def test_installed_pods_are_ready_and_never_restarted(mesh: Nodes) -> None:
     pods = json.loads(mesh.server.kubectl("get", "pods", "-n", SYSTEM, "-o", "json"))["items"]
     states = [state for pod in pods for state in pod["status"]["containerStatuses"]]
     names = sorted(state["name"] for state in states)
-    assert names == ["agent", "agent", "controller", "controller", "proxy", "proxy"]
+    assert names == sorted(["agent", "controller", "gateway", "proxy"] * 2)
     assert [state for state in states if not state["ready"] or state["restartCount"]] == []
 
 

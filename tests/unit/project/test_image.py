@@ -40,7 +40,7 @@ def test_commands_of_the_manifests_are_in_the_image() -> None:
     assert {"ztunnel", "ztctl"} <= set(project["project"]["scripts"])
     entrypoint = ["/opt/ztunnel/bin/python", "-P", "-I", "-m", "ztunnel.main"]
     assert f"ENTRYPOINT {json.dumps(entrypoint)}" in CONTAINERFILE
-    for name in ("agent", "proxy", "controller"):
+    for name in ("agent", "proxy", "gateway", "controller"):
         for obj in yaml.safe_load_all((ROOT / "deploy" / f"{name}.yaml").read_text("utf-8")):
             for container in obj["spec"].get("template", {}).get("spec", {}).get("containers", []):
                 assert "command" not in container  # of the entry point
