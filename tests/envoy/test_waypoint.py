@@ -69,8 +69,8 @@ def test_connection_without_proxy_header_is_closed(waypoint: Waypoint) -> None:
 def test_proxy_header_of_version_1_is_closed(waypoint: Waypoint) -> None:
     with socket.create_connection((LOOPBACK, waypoint.envoy.port), 10) as sock:
         vip, port = waypoint.web
-        sock.sendall(f"PROXY TCP4 10.0.0.1 {vip} 1234 {port}\r\n".encode())
-        sock.sendall(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n")
+        header = f"PROXY TCP4 10.0.0.1 {vip} 1234 {port}\r\n"
+        sock.sendall(header.encode() + b"GET / HTTP/1.1\r\nhost: web\r\n\r\n")
         assert _read_all(sock) == b""
 
 

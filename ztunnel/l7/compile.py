@@ -6,9 +6,11 @@ from __future__ import annotations
 from ztunnel.l7.config import GatewayConfig, Json
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.names import WAYPOINT_LISTENER, TypeUrl
-from ztunnel.l7.routing.clusters import service_cluster
+from ztunnel.l7.problems import Problem
+from ztunnel.l7.routing.attachment import RouteIndex
 from ztunnel.l7.routing.destinations import pod_unit, service_unit
-from ztunnel.l7.routing.listener import waypoint_listener
+from ztunnel.l7.routing.envoy.clusters import service_cluster
+from ztunnel.l7.routing.envoy.listener import waypoint_listener
 from ztunnel.l7.routing.units import ClusterRef, ClusterUnit, DestinationUnit
 from ztunnel.l7.telemetry import fields as telemetry
 from ztunnel.l7.tracking import Memo
@@ -23,6 +25,7 @@ class GatewayCompiler:
         self.gateway = gateway
         self._destinations: Memo[DestinationUnit] = Memo()
         self._clusters: Memo[ClusterUnit] = Memo()
+        self._routes = RouteIndex()
 
     @property
     def recompiled(self) -> tuple[int, int]:
@@ -31,6 +34,7 @@ class GatewayCompiler:
 
     def compile(self, inputs: Inputs) -> GatewayConfig:
         """Return the configuration. Pure, apart from the cache."""
+        self._routes.refresh(inputs.store)
         self._destinations.start()
         self._clusters.start()
         units = self._units(inputs)
@@ -38,7 +42,7 @@ class GatewayCompiler:
         clusters = {ref: self._cluster(inputs, ref) for ref in refs}
         self._destinations.finish()
         self._clusters.finish()
-        return _assembled(inputs, units, clusters)
+        return _assembled(inputs, units, clusters, self._routes.problems)
 
     def _units(self, inputs: Inputs) -> list[DestinationUnit]:
         services = [s for s in inputs.mesh.services() if s.waypoint == self.gateway]
@@ -49,11 +53,12 @@ class GatewayCompiler:
         ]
 
     def _service(self, inputs: Inputs, service: Service) -> DestinationUnit:
+        routes = self._routes.of_service(service)
         return self._destinations.get(
             ("service", service.key),
             inputs,
-            lambda tracked: service_unit(tracked, self.gateway, service),
-            (service,),
+            lambda tracked: service_unit(tracked, self.gateway, service, routes),
+            (service, *routes),
         )
 
     def _pod(self, inputs: Inputs, pod: Workload) -> DestinationUnit:
@@ -76,12 +81,15 @@ def compile_gateway(inputs: Inputs, gateway: str) -> GatewayConfig:
 
 
 def _assembled(
-    inputs: Inputs, units: list[DestinationUnit], clusters: dict[ClusterRef, ClusterUnit]
+    inputs: Inputs,
+    units: list[DestinationUnit],
+    clusters: dict[ClusterRef, ClusterUnit],
+    invalid: tuple[Problem, ...],
 ) -> GatewayConfig:
     routes: dict[str, Json] = {}
     all_clusters = {each["name"]: each for each in telemetry.clusters(inputs)}
     endpoints: dict[str, Json] = {}
-    problems = set(telemetry.problems(inputs))
+    problems = {*invalid, *telemetry.problems(inputs)}
     for unit in units:
         routes |= unit.routes
         all_clusters |= unit.clusters

@@ -15,6 +15,7 @@ Respond = Callable[[dict[str, Any]], tuple[int, dict[str, str]]]
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     backend: Backend
     respond: Respond | None = None
 
@@ -62,7 +63,9 @@ class Backend:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
 
     def __enter__(self) -> Backend:
         self._thread.start()

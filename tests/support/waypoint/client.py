@@ -47,6 +47,7 @@ def dial(
 ) -> socket.socket:
     """Connect to the waypoint listener at `port`, and send the PROXY header with the TLVs."""
     sock = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     tlvs = tuple((key.tlv, value.encode()) for key, value in peer.items())
     sock.sendall(encode_proxy_header(SocketAddress(*source), SocketAddress(*destination), tlvs))
     return sock

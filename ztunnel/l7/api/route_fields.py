@@ -138,6 +138,9 @@ def parse_modifier(fields: Fields, *, of_response: bool) -> HeaderModifier:
     for name in fields.strings("remove"):
         if not _TOKEN.fullmatch(name):
             raise fields.error("remove", "names of headers")
+    names = [n.lower() for n in (*fields.strings("remove"), *dict(_headers(fields, "add")))]
+    if "host" in names or (of_response and "host" in dict(_headers(fields, "set"))):
+        raise fields.invalid("changes the header host; of requests, it can only be set")
     return HeaderModifier(
         of_response=of_response,
         set=_headers(fields, "set"),

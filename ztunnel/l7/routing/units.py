@@ -13,6 +13,9 @@ from ztunnel.l7.config import Json
 from ztunnel.l7.names import cluster_name
 from ztunnel.l7.problems import Problem
 
+# No cluster has this name: Envoy answers requests that select it with an error, and resets
+# connections.
+UNRESOLVED = "unresolved-backend"
 ANY_PORT = 0  # of a branch: every port of the address
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from ztunnel.l7.config import Filters, Json
 from ztunnel.l7.inputs import Destination, Inputs
 from ztunnel.l7.names import PeerState
-from ztunnel.l7.routing.extensions import matcher_input, network_filter
-from ztunnel.l7.routing.hcm import ADS, STAT_PREFIX, http_connection_manager
+from ztunnel.l7.routing.envoy.extensions import matcher_input, network_filter
+from ztunnel.l7.routing.envoy.hcm import ADS, STAT_PREFIX, http_connection_manager
 from ztunnel.l7.telemetry import fields as telemetry
 
 TLV_STATE = "envoy.network.proxy_protocol.tlv"  # Envoy's key, with TlvLocation FILTER_STATE

@@ -10,7 +10,7 @@ from ztunnel.l7.config import Json
 _EXTENSIONS = "type.googleapis.com/envoy.extensions"
 
 
-def typed(name: str, type_name: str, **fields: Any) -> Json:
+def typed(name: str, type_name: str, /, **fields: Any) -> Json:
     """An extension: `type_name` is relative to `envoy.extensions`."""
     return {
         "name": name,
@@ -27,16 +27,16 @@ def matcher_input(name: str, type_name: str) -> Json:
     }
 
 
-def http_filter(name: str, type_name: str, **fields: Any) -> Json:
+def http_filter(name: str, type_name: str, /, **fields: Any) -> Json:
     """An HTTP filter; `type_name` is relative to `envoy.extensions.filters.http`."""
     return typed(f"envoy.filters.http.{name}", f"filters.http.{type_name}", **fields)
 
 
-def network_filter(name: str, type_name: str, **fields: Any) -> Json:
+def network_filter(name: str, type_name: str, /, **fields: Any) -> Json:
     """A network filter; `type_name` is relative to `envoy.extensions.filters.network`."""
     return typed(f"envoy.filters.network.{name}", f"filters.network.{type_name}", **fields)
 
 
-def listener_filter(name: str, type_name: str, **fields: Any) -> Json:
+def listener_filter(name: str, type_name: str, /, **fields: Any) -> Json:
     """A listener filter; `type_name` is relative to `envoy.extensions.filters.listener`."""
     return typed(f"envoy.filters.listener.{name}", f"filters.listener.{type_name}", **fields)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ztunnel.l7.config import Filters, Json
 from ztunnel.l7.inputs import Destination, Inputs
-from ztunnel.l7.routing.extensions import http_filter, network_filter
+from ztunnel.l7.routing.envoy.extensions import http_filter, network_filter
 from ztunnel.l7.telemetry import fields as telemetry
 
 # Statistics of all chains have one prefix: names by service would be unbounded.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ztunnel.l7.config import Json
 from ztunnel.l7.inputs import Inputs, Protocol
-from ztunnel.l7.routing.hcm import ADS
+from ztunnel.l7.routing.envoy.hcm import ADS
 from ztunnel.l7.routing.protocols import declared_protocol
 from ztunnel.l7.routing.units import ClusterRef, ClusterUnit
 from ztunnel.l7.telemetry import fields as telemetry

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from ztunnel.l7.config import Json
 from ztunnel.l7.names import WAYPOINT_LISTENER, WAYPOINT_PORT, PeerState
-from ztunnel.l7.routing.extensions import listener_filter, matcher_input
+from ztunnel.l7.routing.envoy.extensions import listener_filter, matcher_input
 from ztunnel.l7.routing.units import ANY_PORT, Branch
 
 # A server of an undeclared protocol that sends first has to wait for this long, and its connection
