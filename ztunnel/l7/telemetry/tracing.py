@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Traces: a span per request, sent over OTLP/gRPC to the collector of the mesh.
 
-A request continues the trace of its own `traceparent` header (W3C Trace Context). If it has none,
-it continues the trace of the tunnel, which the node's proxy passes on only if it is sampled.
+A request continues the trace of its own `traceparent` header (W3C Trace Context), and is sampled as
+that one. If it has none, it continues the trace of the tunnel, which the node's proxy passes on
+only if it is sampled. B3 headers are forwarded, but Envoy's tracer does not continue their traces.
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ def hcm_fields(settings: SpanSettings, service_name: str) -> Json:
                 "timeout": _EXPORT_TIMEOUT,
             },
             "service_name": service_name,
+            "sampler": _sampler(settings.sampling_percent),
         },
     }
     tracing: Json = {
         "client_sampling": {"value": 100},
-        "random_sampling": {"value": settings.sampling_percent},
+        "random_sampling": {"value": 100},  # the tracer's sampler decides
         "overall_sampling": {"value": 100},
         "max_path_tag_length": _MAX_PATH_BYTES,
         "custom_tags": [_SOURCE_TAG, *settings.tags],
@@ -75,6 +77,26 @@ def collector_cluster(endpoint: str) -> Json:
         "connect_timeout": _EXPORT_TIMEOUT,
         "typed_extension_protocol_options": _H2,
         "load_assignment": {"cluster_name": COLLECTOR_CLUSTER, "endpoints": endpoints},
+    }
+
+
+def _sampler(percent: float) -> Json:
+    """Sample a continued trace as its parent is sampled, and a share of new traces."""
+    share = {"numerator": round(percent * 10_000), "denominator": "MILLION"}
+    return _extension(
+        "parent_based",
+        "ParentBasedSamplerConfig",
+        wrapped_sampler=_extension(
+            "trace_id_ratio_based", "TraceIdRatioBasedSamplerConfig", sampling_percentage=share
+        ),
+    )
+
+
+def _extension(name: str, kind: str, **values: Json) -> Json:
+    package = "envoy.extensions.tracers.opentelemetry.samplers.v3"
+    return {
+        "name": f"envoy.tracers.opentelemetry.samplers.{name}",
+        "typed_config": {"@type": f"{_TYPE}{package}.{kind}", **values},
     }
 
 

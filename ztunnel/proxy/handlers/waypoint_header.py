@@ -17,7 +17,9 @@ from ztunnel.mesh.model import Workload
 from ztunnel.mesh.routing.decisions import Accept
 
 MAX_NAME_BYTES = 253  # of a Kubernetes name, the longest of these values
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C, version 00
+# W3C Trace Context, version 00, with the flag `sampled`. Requests continue the tunnel's trace, and
+# none of them would be sampled if that one is not.
+_SAMPLED = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f][13579bdf]")
 
 
 def waypoint_header(accepted: Accept, identity: str, traceparent: bytes) -> bytes:
@@ -28,7 +30,7 @@ def waypoint_header(accepted: Accept, identity: str, traceparent: bytes) -> byte
     tlvs = [(proxy_protocol.TLV_IDENTITY, identity.encode())]
     if accepted.source is not None:
         tlvs += _workload_tlvs(accepted.source)
-    if _TRACEPARENT.fullmatch(traceparent):
+    if _SAMPLED.fullmatch(traceparent):
         tlvs.append((proxy_protocol.TLV_TRACEPARENT, traceparent))
     return encode_proxy_header(accepted.client, accepted.destination, tuple(tlvs))
 
