@@ -99,12 +99,13 @@ def _assembled(
         if each.cluster is not None and each.endpoints is not None:
             all_clusters[ref.name] = each.cluster
             endpoints[ref.name] = each.endpoints
-    listener = waypoint_listener(
-        [branch for unit in units for branch in unit.branches],
-        [chain for unit in units for chain in unit.chains],
-    )
+    branches = [branch for unit in units for branch in unit.branches]
+    chains = [chain for unit in units for chain in unit.chains]
+    listeners = {}
+    if chains:  # Envoy rejects a listener without any
+        listeners[WAYPOINT_LISTENER] = waypoint_listener(branches, chains)
     resources = {
-        TypeUrl.LISTENER: {WAYPOINT_LISTENER: listener},
+        TypeUrl.LISTENER: listeners,
         TypeUrl.ROUTE: routes,
         TypeUrl.CLUSTER: all_clusters,
         TypeUrl.ENDPOINT: endpoints,
