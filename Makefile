@@ -10,7 +10,7 @@ help:
 	@echo 'make test-all     the same, then tests with a real API server and real kubelets'
 	@echo 'make conformance  run the Gateway API mesh tests on real kubelets; write docs/conformance.md'
 	@echo 'make lint         style, types, layers, documentation'
-	@echo 'make bench        measure ztunnel beside Envoy and HAProxy; BENCH=quick takes two minutes'
+	@echo 'make bench        measure ztunnel beside Envoy and HAProxy; BENCH=quick takes four minutes'
 	@echo 'make setup        install dependencies only: apt packages, the rest into .venv'
 	@echo 'make clean        remove .venv and caches; apt packages stay'
 
@@ -39,6 +39,7 @@ lint:
 bench:
 	@scripts/setup bench
 	@.venv/bin/python -m bench
+	@.venv/bin/python -m bench.l7
 
 clean:
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
