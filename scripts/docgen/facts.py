@@ -17,6 +17,10 @@ EVENTS = {
     "path at all. The message contains the cause and a hint.",
     "MeshCertificateBlocked": "The pod's service account has been missing for 15 s; the agent "
     "requests no certificate for it.",
+    "MeshConfigurationProblem": "A field of a route or policy is not honoured as written. The "
+    "message names the field and the effect.",
+    "MeshGatewayInvalid": "A Gateway of a waypoint class is not accepted; its condition Accepted "
+    "has the same message.",
 }
 
 POD_ERRORS = {
@@ -82,6 +86,34 @@ LABELS = {
         "CSR `spec.extra`, set by the API server",
         "Node that the requester's token is bound to.",
     ),
+    "app.kubernetes.io/managed-by": (
+        "Objects of a gateway",
+        "`ztunnel-controller`: the controller applies and deletes the object.",
+    ),
+    "gateway.networking.k8s.io/gateway-class-name": (
+        "Pods and Service of a gateway, set by the controller",
+        "Class of the Gateway that they belong to.",
+    ),
+    "gateway.networking.k8s.io/gateway-name": (
+        "Pods and Service of a gateway, set by the controller",
+        "Gateway that they belong to.",
+    ),
+    "istio.io/use-waypoint": (
+        "Namespace, Service, pod or ServiceEntry label",
+        "Gateway that connections to the object pass; `none` opts out.",
+    ),
+    "istio.io/use-waypoint-namespace": (
+        "Namespace, Service, pod or ServiceEntry label",
+        "Namespace of that Gateway.  Default: the object's own.",
+    ),
+    "istio.io/waypoint-for": (
+        "Gateway label",
+        "Traffic that the waypoint accepts: `service` (default), `workload`, `all` or `none`.",
+    ),
+    "istio.io/WaypointBound": (
+        "Service and ServiceEntry condition, written by the controller",
+        "Whether connections pass the requested waypoint, and why not.",
+    ),
     "istio.io/dataplane-mode": (
         "Namespace or pod label",
         "`ambient` enrolls; `none` on a pod opts out.",
@@ -107,13 +139,23 @@ LABELS = {
         "Agent pod annotation, written by the agent",
         "Port and certificate digest of the agent's admin API.",
     ),
+    "ztunnel.dev/rejected-config": (
+        "Gateway pod annotation, written by the agent",
+        "JSON: resources that the pod's Envoy rejects, with its messages.",
+    ),
+    "ztunnel.dev/require-waypoint": (
+        "Namespace or pod label or annotation",
+        "Every value but `false`: only the waypoint may connect to the pod.",
+    ),
     "ztunnel.dev/expiring-roots": (
         "ConfigMap annotation, written by the controller",
         "JSON object: SHA-256 of a root that is being phased out, to the Unix time of its removal.",
     ),
 }
 
-NOT_LABELS = frozenset({"ztunnel.dev/workload"})  # a signer name
+NOT_LABELS = frozenset(
+    {"ztunnel.dev/workload", "ztunnel.dev/waypoint-controller"}
+)  # the names of a signer and of a GatewayClass' controller
 
 # Options in the pages that belong to other programs.
 FOREIGN_OPTIONS = frozenset(

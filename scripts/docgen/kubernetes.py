@@ -18,8 +18,12 @@ _LABEL = re.compile(r'"([a-z0-9.-]+\.(?:io|dev)/[A-Za-z-]+)"')
 
 
 def events() -> str:
-    """Reasons of the Events that the agent emits."""
-    found = {reason for path in sources("ztunnel/agent") for reason in _EVENT.findall(_read(path))}
+    """Reasons of the Events that agent and controller emit."""
+    found = {
+        reason
+        for path in sources("ztunnel/agent", "ztunnel/controller")
+        for reason in _EVENT.findall(_read(path))
+    }
     return table(("reason", "meaning"), _described(found, facts.EVENTS, "Event"))
 
 

@@ -12,7 +12,9 @@ import click
 
 from ztunnel.kube.client.access import Access, AccessError
 from ztunnel.kube.constants import AGENT_ACCOUNT, NAMESPACE
-from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
+from ztunnel.l7.deployment.settings import PROXY_IMAGE, DeploymentSettings
+from ztunnel.l7.inputs import Settings
+from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 
 
@@ -70,6 +72,18 @@ from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
     help="Seconds until a standby replica replaces a leader that does not renew its lease.",
 )
 @click.option(
+    "--proxy-image",
+    default=PROXY_IMAGE,
+    show_default=True,
+    help="Image of waypoints: Envoy 1.36 or later, and bash.",
+)
+@click.option(
+    "--root-namespace",
+    default=DEFAULT_ROOT_NAMESPACE,
+    show_default=True,
+    help="Namespace whose policies apply to the whole mesh.",
+)
+@click.option(
     "--health-port",
     type=click.IntRange(0, 65535),
     default=15021,
@@ -101,6 +115,8 @@ def command(
     cert_ttl: int,
     root_propagation_delay: float,
     lease_duration: int,
+    proxy_image: str,
+    root_namespace: str,
     health_port: int,
     node_ips: tuple[str, ...],
     log_format: str,
@@ -113,12 +129,14 @@ def command(
     format; without it, a self-signed CA is created in the Secret `ztunnel-ca`. The root
     certificates are published in the ConfigMap istio-ca-root-cert of every namespace.
 
-    Also reports in the status of each policy whether the nodes enforce it. Several replicas may
+    Runs the pods of waypoints: Gateways of the classes istio-waypoint and ztunnel-waypoint. Reports
+    in the status of policies, routes, Gateways and Services what is in force. Several replicas may
     run; one of them is the leader.
     """
     configure_logs(log_format)
     from ztunnel.controller.controller import Controller, Options  # noqa: PLC0415  slow; not for --help
     from ztunnel.controller.health_server import HealthServer  # noqa: PLC0415
+    from ztunnel.controller.l7.session import L7Options  # noqa: PLC0415
 
     try:
         client = Access(kubeconfig, context).client()
@@ -132,6 +150,10 @@ def command(
         ttl=timedelta(seconds=cert_ttl),
         root_propagation_delay_s=root_propagation_delay,
         lease_duration_s=lease_duration,
+        l7=L7Options(
+            Settings(trust_domain=trust_domain, root_namespace=root_namespace),
+            DeploymentSettings(proxy_image=proxy_image),
+        ),
     )
     controller = Controller(client, options)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -4,13 +4,15 @@
 wait for the lease ──▶ watch Secrets, requests, namespaces, ConfigMaps, policies ──▶ reconcile
         ▲                                                                             │
         └──────────────────────────────── lease lost ◀────────────────────────────────┘
+
+`ztunnel.controller.l7` does the same for Gateways and the status of L7 objects.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
 from typing import Any
@@ -21,6 +23,7 @@ from ztunnel.controller.ca_manager import CaManager, CaNotReadyError, RotationCo
 from ztunnel.controller.csr_controller import CsrController, is_finished
 from ztunnel.controller.csr_policy import CsrPolicyConfig
 from ztunnel.controller.kube_client import CSR_PATH, KubeClient
+from ztunnel.controller.l7.session import L7Options, L7Session
 from ztunnel.controller.leader_election import LeaderElector, LeaseTimings
 from ztunnel.controller.policy_status_controller import PolicyStatusController, PolicyWatch
 from ztunnel.controller.workqueue import WorkQueue
@@ -61,6 +64,7 @@ class Options:
     ttl: timedelta = timedelta(hours=24)
     root_propagation_delay_s: float = 10.0
     lease_duration_s: int = 15
+    l7: L7Options = field(default_factory=L7Options)
 
     @property
     def csr_policy(self) -> CsrPolicyConfig:
@@ -130,6 +134,7 @@ class LeaderSession:
     def __init__(self, client: Any, options: Options) -> None:
         cluster = KubeClient(client)
         self._namespace = options.namespace
+        self._l7 = L7Session(client, options.l7)
         self._queue: WorkQueue[WorkItem] = WorkQueue()
         self._ca = CaManager(cluster, options.rotation)
         self._requests = CsrController(cluster, options.csr_policy, self._ca.current)
@@ -155,6 +160,7 @@ class LeaderSession:
         )
         self._reflectors = [
             *self._policies.reflectors,
+            *self._l7.reflectors,
             self._watch_requests(client),
             self._namespaces.reflector,
             self._published.reflector,
@@ -172,11 +178,13 @@ class LeaderSession:
             reflector.start()
         for thread in self._threads:
             thread.start()
+        self._l7.start()
 
     def close(self) -> None:
         """Stop; waits for reconciliations in progress."""
         self._queue.close()
         stop_all(self._reflectors)
+        self._l7.close()
         for thread in self._threads:
             thread.join()
 
@@ -199,7 +207,9 @@ class LeaderSession:
             self._queue.add(WorkItem(WorkKind.REQUEST, csr["metadata"]["name"]))
 
     def _namespace_changed(self, namespace: Object) -> None:
-        self._queue.add(WorkItem(WorkKind.ROOTS, namespace["metadata"]["name"]))
+        name = namespace["metadata"]["name"]
+        self._queue.add(WorkItem(WorkKind.ROOTS, name))
+        self._l7.namespace_changed(name, self._namespaces.get("", name))
 
     def _roots_changed(self, config_map: Object) -> None:
         namespace = config_map["metadata"]["namespace"]

@@ -24,11 +24,12 @@ class Informer:
         resource: Resource,
         on_change: Callable[[Object], None],
         *,
+        on_listed: Callable[[], None] = lambda: None,
         resync: bool = False,
     ) -> None:
         self._objects: dict[tuple[str, str], Object] = {}
         self._on_change = on_change
-        self.reflector = Reflector(client, resource, self._apply, resync=resync)
+        self.reflector = Reflector(client, resource, self._apply, on_listed, resync=resync)
 
     def get(self, namespace: str, name: str) -> Object | None:
         """The object as last seen; safe from any thread."""
@@ -37,6 +38,15 @@ class Informer:
     def names(self) -> list[str]:
         """The name of every object; safe from any thread."""
         return [name for _, name in list(self._objects)]
+
+    def objects(self) -> list[Object]:
+        """All objects as last seen; safe from any thread."""
+        return list(self._objects.values())
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the cache was complete once: an object that it lacks does not exist."""
+        return self.reflector.lists > 0
 
     def _apply(self, event: Event) -> None:
         metadata = event.object["metadata"]

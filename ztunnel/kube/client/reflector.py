@@ -55,11 +55,13 @@ class Resource:
     path: str
     field_selector: str = ""
     optional: bool = False
+    label_selector: str = ""
 
     @property
     def query(self) -> dict[str, str]:
         """Query parameters of every list and watch."""
-        return {"fieldSelector": self.field_selector} if self.field_selector else {}
+        selectors = {"fieldSelector": self.field_selector, "labelSelector": self.label_selector}
+        return {name: value for name, value in selectors.items() if value}
 
 
 @dataclass(frozen=True)

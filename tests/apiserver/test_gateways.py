@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The controller runs waypoints on a real API server, with the permissions of deploy/.
+
+There is no kubelet and no garbage collector: tests set the status of Deployments.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.apiserver.control_plane import ControlPlane, manifests, wait_until
+from tests.support.apiserver.gateway_crds import install_crds
+from tests.support.apiserver.server import ApiServer
+
+Json = dict[str, Any]
+GATEWAY = "gateway.networking.k8s.io"
+OWNED = ("serviceaccount", "deployment", "service")
+HBONE = {"name": "mesh", "port": 15008, "protocol": "HBONE"}
+
+
+@pytest.fixture(scope="module")
+def mesh(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A server with the CRDs, the guard, and two controllers, one of them the leader."""
+    with ApiServer(tmp_path_factory.mktemp("gateways"), binaries) as server:
+        install_crds(server)
+        made = ControlPlane(server)
+        server.apply(*manifests("controller-guard.yaml"))
+        with made.controller("one"), made.controller("two"):
+            yield made
+
+
+def get(mesh: ControlPlane, kind: str, namespace: str, name: str) -> Json | None:
+    words = ("-n", namespace, "get", kind, name, "-o", "json", "--ignore-not-found")
+    text = mesh.server.kubectl(*words)
+    return json.loads(text) if text.strip() else None
+
+
+def put_gateway(
+    mesh: ControlPlane,
+    namespace: str,
+    name: str = "way",
+    labels: Json | None = None,
+    **spec: Any,
+) -> None:
+    mesh.namespace(namespace)
+    body = {
+        "apiVersion": f"{GATEWAY}/v1",
+        "kind": "Gateway",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels or {}},
+        "spec": {"gatewayClassName": "istio-waypoint", "listeners": [HBONE], **spec},
+    }
+    mesh.server.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(body))
+
+
+def conditions(obj: Json | None) -> dict[str, tuple[str, str]]:
+    """Status and reason by type."""
+    found = ((obj or {}).get("status") or {}).get("conditions") or []
+    return {each["type"]: (each["status"], each["reason"]) for each in found}
+
+
+def owned(mesh: ControlPlane, namespace: str, name: str = "way") -> list[Json]:
+    """Wait for the objects of a Gateway."""
+
+    def all_of_them() -> list[Json] | None:
+        found = [get(mesh, kind, namespace, name) for kind in OWNED]
+        return None if None in found else found  # type: ignore[return-value]
+
+    objects: list[Json] = wait_until(all_of_them, f"the objects of {namespace}/{name}")
+    return objects
+
+
+def set_ready(mesh: ControlPlane, namespace: str, ready: int, name: str = "way") -> None:
+    """As the Deployment controller does."""
+    status = {"replicas": ready, "readyReplicas": ready, "availableReplicas": ready}
+    path = f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}/status"
+    mesh.server.request("PATCH", path, {"status": status})
+
+
+def wait_condition(
+    mesh: ControlPlane, kind: str, namespace: str, name: str, **wanted: tuple[str, str]
+) -> Json:
+    """Wait until an object has these conditions; returns it."""
+
+    def current() -> Json | None:
+        obj = get(mesh, kind, namespace, name)
+        found = conditions(obj)
+        return obj if all(found.get(key) == value for key, value in wanted.items()) else None
+
+    obj: Json = wait_until(
+        current, lambda: f"{wanted}, found {conditions(get(mesh, kind, namespace, name))}"
+    )
+    return obj
+
+
+def test_classes_are_created_and_accepted(mesh: ControlPlane) -> None:
+    for name in ("istio-waypoint", "ztunnel-waypoint"):
+        found = wait_condition(mesh, "gatewayclass", "default", name, Accepted=("True", "Accepted"))
+        assert found["spec"]["controllerName"] == "ztunnel.dev/waypoint-controller"
+
+
+def test_waypoint_is_programmed_when_a_pod_is_ready(mesh: ControlPlane) -> None:
+    put_gateway(mesh, "shop")
+    account, deployment, service = owned(mesh, "shop")
+    gateway = get(mesh, "gateway", "shop", "way")
+    assert gateway is not None
+    for obj in (account, deployment, service):
+        (owner,) = obj["metadata"]["ownerReferences"]
+        assert owner["uid"] == gateway["metadata"]["uid"]
+    assert [each["port"] for each in service["spec"]["ports"]] == [15021, 15008]
+    pending = wait_condition(
+        mesh,
+        "gateway",
+        "shop",
+        "way",
+        Accepted=("True", "Accepted"),
+        Programmed=("False", "Pending"),
+    )
+    (address,) = pending["status"]["addresses"]
+    assert address["value"] == service["spec"]["clusterIP"]
+    set_ready(mesh, "shop", 1)
+    ready = wait_condition(mesh, "gateway", "shop", "way", Programmed=("True", "Programmed"))
+    (listener,) = ready["status"]["listeners"]
+    assert listener["name"] == "mesh"
+    assert conditions({"status": listener})["Programmed"] == ("True", "Programmed")
+    generation = ready["metadata"]["generation"]
+    assert {each["observedGeneration"] for each in ready["status"]["conditions"]} == {generation}
+
+
+def test_changed_gateway_is_applied(mesh: ControlPlane) -> None:
+    put_gateway(mesh, "changed")
+    owned(mesh, "changed")
+    put_gateway(mesh, "changed", infrastructure={"labels": {"team": "a"}})
+    wait_until(
+        lambda: (
+            owned(mesh, "changed")[1]["spec"]["template"]["metadata"]["labels"].get("team") == "a"
+        ),
+        "the label of the pods",
+    )
+
+
+def test_drift_is_repaired_and_scaling_is_not(mesh: ControlPlane) -> None:
+    put_gateway(mesh, "drift")
+    image = owned(mesh, "drift")[1]["spec"]["template"]["spec"]["containers"][0]["image"]
+    mesh.server.kubectl(
+        "-n", "drift", "set", "image", "deployment/way", "istio-proxy=example.com/evil:1"
+    )
+    mesh.server.kubectl("-n", "drift", "scale", "deployment/way", "--replicas=3")
+    mesh.server.kubectl("-n", "drift", "delete", "service", "way")
+
+    def is_repaired() -> bool:
+        spec = owned(mesh, "drift")[1]["spec"]
+        return bool(spec["template"]["spec"]["containers"][0]["image"] == image)
+
+    wait_until(is_repaired, "the image")
+    assert owned(mesh, "drift")[1]["spec"]["replicas"] == 3
+    budget = wait_until(
+        lambda: get(mesh, "poddisruptionbudget", "drift", "way"), "the disruption budget"
+    )
+    assert budget["spec"]["maxUnavailable"] == 1
+    mesh.server.kubectl("-n", "drift", "scale", "deployment/way", "--replicas=1")
+    wait_until(
+        lambda: get(mesh, "poddisruptionbudget", "drift", "way") is None, "no disruption budget"
+    )
+
+
+def test_objects_of_deleted_gateway_are_deleted(mesh: ControlPlane) -> None:
+    put_gateway(mesh, "gone")
+    owned(mesh, "gone")
+    mesh.server.kubectl("-n", "gone", "delete", "gateway", "way")
+    wait_until(
+        lambda: not any(get(mesh, kind, "gone", "way") for kind in OWNED), "everything is deleted"
+    )
+
+
+def test_foreign_object_of_the_same_name_is_left_alone(mesh: ControlPlane) -> None:
+    mesh.namespace("taken")
+    mesh.server.kubectl("-n", "taken", "create", "deployment", "way", "--image=mine")
+    put_gateway(mesh, "taken")
+    found = wait_condition(mesh, "gateway", "taken", "way", Programmed=("False", "Invalid"))
+    (programmed,) = (c for c in found["status"]["conditions"] if c["type"] == "Programmed")
+    assert "Deployment taken/way exists and does not belong to the Gateway" in programmed["message"]
+    deployment = get(mesh, "deployment", "taken", "way")
+    assert deployment is not None
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == "mine"
+
+
+def test_gateway_of_another_class_is_ignored(mesh: ControlPlane) -> None:
+    foreign = {
+        "apiVersion": f"{GATEWAY}/v1",
+        "kind": "GatewayClass",
+        "metadata": {"name": "foreign"},
+        "spec": {"controllerName": "example.com/controller"},
+    }
+    mesh.server.apply(foreign)
+    put_gateway(mesh, "foreign", gatewayClassName="foreign")
+    put_gateway(mesh, "foreign", name="after")
+    owned(mesh, "foreign", "after")
+    assert get(mesh, "deployment", "foreign", "way") is None
+    gateway = get(mesh, "gateway", "foreign", "way")
+    assert gateway is not None
+    accepted = gateway["status"]["conditions"]
+    assert {each["reason"] for each in accepted} == {"Pending"}  # the default of the CRD
+
+
+def test_gateway_that_moves_to_another_class_is_removed(mesh: ControlPlane) -> None:
+    put_gateway(mesh, "moving")
+    owned(mesh, "moving")
+    put_gateway(mesh, "moving", gatewayClassName="foreign")
+    wait_until(
+        lambda: not any(get(mesh, kind, "moving", "way") for kind in OWNED), "everything is deleted"
+    )
+
+
+def test_missing_parameters_are_reported_and_used_once_they_exist(mesh: ControlPlane) -> None:
+    reference = {"group": "", "kind": "ConfigMap", "name": "more"}
+    put_gateway(mesh, "more", infrastructure={"parametersRef": reference})
+    wait_condition(mesh, "gateway", "more", "way", Accepted=("False", "InvalidParameters"))
+    assert get(mesh, "deployment", "more", "way") is None
+    mesh.server.kubectl(
+        *("-n", "more", "create", "configmap", "more"),
+        "--from-literal=deployment=spec: {replicas: 2}",
+    )
+    put_gateway(
+        mesh, "more", labels={"touched": "yes"}, infrastructure={"parametersRef": reference}
+    )
+    wait_until(
+        lambda: owned(mesh, "more")[1]["spec"]["replicas"] == 2, "the replicas of the overlay"
+    )
+    events = mesh.server.kubectl("-n", "more", "get", "events", "-o", "jsonpath={..message}")
+    assert "ConfigMap more does not exist" in events
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"listeners": [{"name": "web", "port": 80, "protocol": "HTTP"}]}, "ListenersNotValid"),
+        ({"addresses": [{"value": "10.0.0.1"}]}, "UnsupportedAddress"),
+    ],
+)
+def test_unsupported_gateway_is_not_accepted(mesh: ControlPlane, spec: Json, reason: str) -> None:
+    namespace = f"bad-{reason.lower()}"
+    put_gateway(mesh, namespace, **spec)
+    wait_condition(mesh, "gateway", namespace, "way", Accepted=("False", reason))
+
+
+def test_settled_gateway_is_not_written_again(mesh: ControlPlane) -> None:
+    put_gateway(mesh, "quiet")
+    owned(mesh, "quiet")
+    set_ready(mesh, "quiet", 1)
+    wait_condition(mesh, "gateway", "quiet", "way", Programmed=("True", "Programmed"))
+
+    def versions() -> list[str]:
+        kinds = ("gateway", *OWNED)
+        objects = (get(mesh, kind, "quiet", "way") or {} for kind in kinds)
+        return [obj["metadata"]["resourceVersion"] for obj in objects]
+
+    before = versions()
+    put_gateway(mesh, "later")  # reconciled after `quiet`
+    owned(mesh, "later")
+    assert versions() == before
+
+
+def test_new_leader_continues(mesh: ControlPlane) -> None:
+    put_gateway(mesh, "leader")
+    owned(mesh, "leader")
+    leader = mesh.leader()
+    with mesh.controller("three"):
+        for process in list(mesh._running):
+            if isinstance(process, subprocess.Popen) and f"--identity {leader}" in " ".join(
+                map(str, process.args if isinstance(process.args, list) else [])
+            ):
+                process.kill()
+        wait_until(lambda: mesh.leader() != leader, "another leader")
+        put_gateway(mesh, "leader", infrastructure={"labels": {"after": "change"}})
+        wait_until(
+            lambda: owned(mesh, "leader")[1]["metadata"]["labels"].get("after") == "change",
+            "the new leader applies the change",
+        )

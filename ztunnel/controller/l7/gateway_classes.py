@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GatewayClasses of waypoints: creates ours, accepts them, and leaves others alone.
+
+istio-waypoint, ztunnel-waypoint
+  absent                           created, with our controllerName
+  with our controllerName          its Gateways are run, condition Accepted
+  with another controllerName      ignored and reported: istiod is present
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import structlog
+
+from ztunnel.controller.l7.object_client import ObjectClient, Ref, api_version
+from ztunnel.controller.l7.watches import Watches
+from ztunnel.kube.objects.fields import Object
+from ztunnel.l7.deployment.settings import CONTROLLER_NAME, WAYPOINT_CLASSES
+from ztunnel.l7.status.conditions import has_conditions, render_conditions
+from ztunnel.l7.status.gateway import class_conditions
+
+KIND = "GatewayClass"
+_DESCRIPTION = "Waypoints for services and workloads, run by ztunnel with Envoy"
+
+log = structlog.get_logger()
+
+
+def controller_of(gateway_class: Object) -> str:
+    """`spec.controllerName`."""
+    spec = gateway_class.get("spec")
+    return str(spec.get("controllerName") or "") if isinstance(spec, dict) else ""
+
+
+class GatewayClasses:
+    """Thread-safe."""
+
+    def __init__(self, client: ObjectClient, watches: Watches) -> None:
+        self._client = client
+        self._watches = watches
+        self._foreign: dict[str, str] = {}  # reported: class → controller
+
+    def is_ours(self, name: str) -> bool:
+        """Whether this controller runs the Gateways of a class."""
+        found = self._watches.get(KIND, "", name)
+        return found is not None and controller_of(found) == CONTROLLER_NAME
+
+    def foreign_controller(self, name: str) -> str:
+        """The other controller of a class; empty if the class does not exist or is ours."""
+        found = self._watches.get(KIND, "", name)
+        controller = controller_of(found) if found is not None else ""
+        return "" if controller == CONTROLLER_NAME else controller
+
+    def reconcile(self, name: str) -> None:
+        """Create the class or write its status. On any exception the caller retries."""
+        if not self._watches.is_listed(KIND):
+            return
+        found = self._watches.get(KIND, "", name)
+        if found is None:
+            if name in WAYPOINT_CLASSES and self._client.get(Ref(KIND, "", name)) is None:
+                self._client.apply(_new_class(name))
+                log.info("gateway class created", gateway_class=name)
+            return
+        controller = controller_of(found)
+        if controller != CONTROLLER_NAME:
+            self._report_foreign(name, controller)
+            return
+        self._foreign.pop(name, None)
+        self._accept(found)
+
+    def _accept(self, obj: Object) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        metadata = obj["metadata"]
+        status = obj.get("status")
+        before = status.get("conditions") if isinstance(status, dict) else None
+        ours = class_conditions(CONTROLLER_NAME)
+        conditions = render_conditions(ours, before, int(metadata.get("generation") or 0), now)
+        if not has_conditions(before, conditions):
+            self._client.apply_status(obj, {"conditions": conditions}, force=True)
+
+    def _report_foreign(self, name: str, controller: str) -> None:
+        if name in WAYPOINT_CLASSES and self._foreign.get(name) != controller:
+            self._foreign[name] = controller
+            log.warning(
+                "gateway class ignored: owned by another controller",
+                gateway_class=name,
+                controller=controller,
+                hint="Gateways of class ztunnel-waypoint are run by ztunnel",
+            )
+
+
+def _new_class(name: str) -> Object:
+    return {
+        "apiVersion": api_version(KIND),
+        "kind": KIND,
+        "metadata": {"name": name},
+        "spec": {"controllerName": CONTROLLER_NAME, "description": _DESCRIPTION},
+    }

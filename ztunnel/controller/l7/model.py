@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The controller's model of the mesh: services with their waypoints, and the L7 objects.
+
+It has the agents' view without pods and endpoints, so that the status agrees with what nodes do.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ztunnel.kube.objects.fields import Object, TranslateError
+from ztunnel.kube.view.cluster_view import ClusterView
+from ztunnel.l7.inputs import Inputs, Settings
+from ztunnel.l7.objects import L7_KINDS, L7Key, l7_object
+from ztunnel.l7.store import L7Store
+from ztunnel.mesh.state import MeshState
+
+VIEW_KINDS = frozenset({"Namespace", "Service", "ServiceEntry", "Gateway"})
+
+
+class Model:
+    """Thread-safe."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._lock = threading.RLock()
+        self._view = ClusterView(
+            settings.trust_domain,
+            "Kubernetes",
+            settings.cluster_domain,
+            settings.root_namespace,
+        )
+        self._mesh = MeshState()
+        self._store = L7Store()
+        self._inputs = Inputs(self._store, self._mesh, settings)
+
+    def put(self, obj: Object) -> str:
+        """Add or replace an object; returns why it is invalid, or an empty text."""
+        error = ""
+        with self._lock:
+            if obj["kind"] in VIEW_KINDS:
+                self._view.upsert(obj)
+            if obj["kind"] in L7_KINDS:
+                try:
+                    self._store.put(l7_object(obj))
+                except (ValueError, TranslateError) as invalid:
+                    self._remove_from_store(obj)
+                    error = str(invalid)
+        return error
+
+    def remove(self, obj: Object) -> None:
+        """Remove an object by kind, namespace and name."""
+        metadata = obj["metadata"]
+        with self._lock:
+            if obj["kind"] in VIEW_KINDS:
+                self._view.delete(obj["kind"], metadata.get("namespace", ""), metadata["name"])
+            if obj["kind"] in L7_KINDS:
+                self._remove_from_store(obj)
+
+    @contextmanager
+    def inputs(self) -> Iterator[Inputs]:
+        """The current state; it must not be used after the block."""
+        with self._lock:
+            self._mesh.apply(self._view.drain())
+            yield self._inputs
+
+    def _remove_from_store(self, obj: Object) -> None:
+        metadata = obj["metadata"]
+        namespace = metadata.get("namespace") or ""
+        self._store.remove(L7Key(obj["kind"], namespace, metadata["name"]))

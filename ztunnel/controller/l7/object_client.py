@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes of Kubernetes objects, their status, and Events. Blocking; methods raise ApiError."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from ztunnel.kube.client.request import APPLY_PATCH, CONFLICT, NOT_FOUND, ApiError, send
+from ztunnel.kube.objects.fields import Object
+from ztunnel.l7.objects import L7_KINDS
+
+FIELD_MANAGER = "ztunnel-gateway-controller"
+COMPONENT = "ztunnel-controller"  # source of Events
+_MAX_EVENT_CHARS = 1024  # enforced by the API server
+_MAX_EMITTED = 10_000  # Events that are not sent again
+_PLURALS = {
+    "ConfigMap": ("v1", "configmaps"),
+    "Deployment": ("apps/v1", "deployments"),
+    "HorizontalPodAutoscaler": ("autoscaling/v2", "horizontalpodautoscalers"),
+    "PeerAuthentication": ("security.istio.io/v1", "peerauthentications"),
+    "Pod": ("v1", "pods"),
+    "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
+    "Service": ("v1", "services"),
+    "ServiceAccount": ("v1", "serviceaccounts"),
+    "ServiceEntry": ("networking.istio.io/v1", "serviceentries"),
+    **{kind: (info.api_version, info.plural) for kind, info in L7_KINDS.items()},
+}
+
+
+class Ref(NamedTuple):
+    """An object; `namespace` is empty for cluster-scoped kinds."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        place = f"{self.namespace}/" if self.namespace else ""
+        return f"{self.kind} {place}{self.name}"
+
+
+def api_version(kind: str) -> str:
+    """The API version of a kind, for example `apps/v1`."""
+    return _PLURALS[kind][0]
+
+
+def collection_path(kind: str, namespace: str = "") -> str:
+    """The path of a kind's collection: of all namespaces, or of one."""
+    version, plural = _PLURALS[kind]
+    root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+    return f"{root}/namespaces/{namespace}/{plural}" if namespace else f"{root}/{plural}"
+
+
+def ref_of(obj: Object) -> Ref:
+    """The Ref of an object."""
+    metadata = obj["metadata"]
+    return Ref(obj["kind"], metadata.get("namespace") or "", metadata["name"])
+
+
+class ObjectClient:
+    """Thread-safe."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._emitted: dict[str, None] = {}  # names of Events, oldest first
+
+    def get(self, ref: Ref) -> Object | None:
+        """The object; None if it does not exist."""
+        try:
+            found: Object = send(self._client, "GET", _path(ref))
+        except ApiError as error:
+            if error.status != NOT_FOUND:
+                raise
+            return None
+        return found
+
+    def apply(self, obj: Object) -> Object:
+        """Server-side apply, as owner of the fields."""
+        return self._apply(_path(ref_of(obj)), obj, force=True)
+
+    def apply_status(self, obj: Object, status: Object, *, force: bool) -> bool:
+        """Apply a status to an object as read; False if it is not there any more, or has changed.
+
+        Without `force` raises ApiError CONFLICT if another controller owns one of the fields.
+        The uid makes the request fail for a later object of the same name.
+        """
+        metadata = obj["metadata"]
+        identity = {
+            key: metadata[key]
+            for key in ("namespace", "name", "uid", "resourceVersion")
+            if metadata.get(key) and (force or key != "resourceVersion")
+        }
+        ref = ref_of(obj)
+        body = {
+            "apiVersion": api_version(ref.kind),
+            "kind": ref.kind,
+            "metadata": identity,
+            "status": status,
+        }
+        try:
+            self._apply(f"{_path(ref)}/status", body, force=force)
+        except ApiError as error:
+            if error.status == NOT_FOUND:
+                return False
+            raise
+        return True
+
+    def delete(self, obj: Object) -> None:
+        """Delete exactly this object, and its dependents in the background."""
+        options = {
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": obj["metadata"]["uid"]},
+        }
+        try:
+            send(self._client, "DELETE", _path(ref_of(obj)), body=options)
+        except ApiError as error:
+            if error.status not in (NOT_FOUND, CONFLICT):  # gone, or another of that name
+                raise
+
+    def emit_event(self, obj: Object, reason: str, message: str) -> None:
+        """Create a Warning Event, unless the same Event exists."""
+        body = event(obj, reason, message, datetime.now(UTC))
+        name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
+        if f"{namespace}/{name}" in self._emitted:
+            return
+        path = f"/api/v1/namespaces/{namespace}/events"
+        try:
+            send(self._client, "POST", path, body=body)
+        except ApiError as error:
+            if error.status not in (NOT_FOUND, CONFLICT):  # no namespace, or it exists
+                raise
+        self._emitted[f"{namespace}/{name}"] = None
+        if len(self._emitted) > _MAX_EMITTED:
+            self._emitted.pop(next(iter(self._emitted)), None)
+
+    def _apply(self, path: str, obj: Object, *, force: bool) -> Object:
+        query = {"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"}
+        found: Object = send(
+            self._client, "PATCH", path, query=query, body=obj, content_type=APPLY_PATCH
+        )
+        return found
+
+
+def event(obj: Object, reason: str, message: str, now: datetime) -> Object:
+    """A Warning Event. Its name is a hash of its content, so that it exists once per object."""
+    metadata, ref = obj["metadata"], ref_of(obj)
+    content = "\0".join((metadata.get("uid") or "", reason, message))
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    namespace = ref.namespace or "default"  # as Kubernetes places Events of cluster-scoped objects
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{ref.name[:200]}.{digest}", "namespace": namespace},
+        "involvedObject": {
+            "apiVersion": api_version(ref.kind),
+            "kind": ref.kind,
+            "name": ref.name,
+            "namespace": ref.namespace,
+            "uid": metadata.get("uid") or "",
+        },
+        "type": "Warning",
+        "reason": reason,
+        "message": message[:_MAX_EVENT_CHARS],
+        "source": {"component": COMPONENT},
+        "reportingComponent": COMPONENT,
+        "reportingInstance": COMPONENT,
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "count": 1,
+    }
+
+
+def _path(ref: Ref) -> str:
+    return f"{collection_path(ref.kind, ref.namespace)}/{ref.name}"

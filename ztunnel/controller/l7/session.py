@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The L7 half of one term as leader: watches, a queue of its own, and its threads.
+
+    change ──▶ model ──▶ the object's own item, at once
+                     ──▶ `ALL`, after a moment: which statuses differ because of the change
+
+A flood of routes therefore does not delay certificates.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import structlog
+
+from ztunnel.controller.l7.gateway_classes import GatewayClasses, controller_of
+from ztunnel.controller.l7.gateways import Gateways
+from ztunnel.controller.l7.model import Model
+from ztunnel.controller.l7.namespace_rate import NamespaceRate
+from ztunnel.controller.l7.object_client import ObjectClient, Ref
+from ztunnel.controller.l7.statuses import Statuses
+from ztunnel.controller.l7.watches import OWNED_KINDS, POD, Watches
+from ztunnel.controller.workqueue import WorkQueue
+from ztunnel.kube.client.reflector import Reflector
+from ztunnel.kube.client.request import CONFLICT, ApiError
+from ztunnel.kube.objects.fields import Object
+from ztunnel.l7.deployment.settings import (
+    CONTROLLER_NAME,
+    GATEWAY_LABEL,
+    WAYPOINT_CLASSES,
+    DeploymentSettings,
+)
+from ztunnel.l7.inputs import Settings
+
+THREADS = 2
+SETTLE_S = 0.5  # several changes lead to one pass over all statuses
+_GATEWAY, _CLASS, _NAMESPACE = "Gateway", "GatewayClass", "Namespace"
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class L7Options:
+    """Settings of the mesh, and of the pods of gateways."""
+
+    mesh: Settings = field(default_factory=Settings)
+    deployment: DeploymentSettings = field(default_factory=DeploymentSettings)
+
+
+class Task(Enum):
+    """What an item of the queue stands for."""
+
+    CLASS = "gateway class"
+    GATEWAY = "gateway"
+    STATUS = "status"
+    ALL = "all statuses"
+
+
+@dataclass(frozen=True)
+class Item:
+    """`ref`: the object; of ALL, empty."""
+
+    task: Task
+    ref: Ref
+
+
+_ALL = Item(Task.ALL, Ref("", "", ""))
+
+
+class L7Session:
+    """Started once, closed once."""
+
+    def __init__(self, client: Any, options: L7Options) -> None:
+        objects = ObjectClient(client)
+        self._queue: WorkQueue[Item] = WorkQueue()
+        self._model = Model(options.mesh)
+        self._watches = Watches(client, self._changed, self._listed)
+        self._classes = GatewayClasses(objects, self._watches)
+        self._gateways = Gateways(
+            objects, self._watches, self._classes, options.deployment, lambda key: ""
+        )
+        self._statuses = Statuses(
+            objects,
+            self._watches,
+            self._model,
+            classes=self._classes,
+            rate=NamespaceRate(time.monotonic),
+            is_ready=self._gateways.is_ready,
+        )
+        self._handlers: dict[Task, Callable[[Ref], float | None]] = {
+            Task.CLASS: self._reconcile_class,
+            Task.GATEWAY: lambda ref: self._gateways.reconcile(f"{ref.namespace}/{ref.name}"),
+            Task.STATUS: self._statuses.reconcile,
+            Task.ALL: self._find_outdated,
+        }
+        self._unlisted = {reflector.resource.kind for reflector in self._watches.reflectors}
+        self._threads = [
+            threading.Thread(target=self._work, name=f"reconcile-l7-{number}", daemon=True)
+            for number in range(THREADS)
+        ]
+
+    @property
+    def reflectors(self) -> list[Reflector]:
+        """To be started and stopped by the caller."""
+        return self._watches.reflectors
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Stop; waits for reconciliations in progress."""
+        self._queue.close()
+        for thread in self._threads:
+            thread.join()
+
+    def namespace_changed(self, name: str, namespace: Object | None) -> None:
+        """A Namespace, which the caller watches, has changed; None if it is gone."""
+        obj = namespace or {"kind": _NAMESPACE, "metadata": {"name": name}}
+        if namespace is not None:
+            self._model.put(obj)
+        else:
+            self._model.remove(obj)
+        self._queue.add(_ALL, SETTLE_S)
+
+    # Called in the reflectors' threads
+
+    def _listed(self, kind: str) -> None:
+        """Nothing is written before every kind is known: a status would name missing objects."""
+        self._unlisted.discard(kind)
+        if kind == _CLASS:
+            for name in WAYPOINT_CLASSES:
+                self._add(Task.CLASS, Ref(_CLASS, "", name))
+        if not self._unlisted:
+            self._queue.add(_ALL)
+            for gateway in self._watches.objects(_GATEWAY):
+                self._add(Task.GATEWAY, _ref(gateway))
+
+    def _changed(self, obj: Object) -> None:
+        ref = _ref(obj)
+        current = self._watches.of(ref)
+        if ref.kind == POD:
+            self._pod_changed(ref, current or obj)
+            return
+        if ref.kind not in OWNED_KINDS:
+            if current is not None:
+                self._model.put(current)
+            else:
+                self._model.remove(obj)
+        if ref.kind in OWNED_KINDS or ref.kind in (_GATEWAY, "Service"):
+            self._add(Task.GATEWAY, Ref(_GATEWAY, ref.namespace, ref.name))
+        if ref.kind == _CLASS:
+            self._class_changed(ref, current)
+        if ref.kind in self._statuses.kinds:
+            self._add(Task.STATUS, ref)
+        self._queue.add(_ALL, SETTLE_S)
+
+    def _class_changed(self, ref: Ref, current: Object | None) -> None:
+        self._add(Task.CLASS, ref)
+        is_relevant = current is None or controller_of(current) == CONTROLLER_NAME
+        for gateway in self._watches.objects(_GATEWAY) if is_relevant else ():
+            self._add(Task.GATEWAY, _ref(gateway))
+
+    def _pod_changed(self, ref: Ref, obj: Object) -> None:
+        labels = obj["metadata"].get("labels") or {}
+        name = labels.get(GATEWAY_LABEL)
+        if isinstance(name, str) and name:
+            self._add(Task.GATEWAY, Ref(_GATEWAY, ref.namespace, name))
+
+    def _add(self, task: Task, ref: Ref) -> None:
+        self._queue.add(Item(task, ref))
+
+    # Called in the worker threads
+
+    def _reconcile_class(self, ref: Ref) -> None:
+        self._classes.reconcile(ref.name)
+
+    def _find_outdated(self, _: Ref) -> None:
+        for ref in self._statuses.outdated():
+            self._add(Task.STATUS, ref)
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._unlisted and item.task is not Task.CLASS:
+                self._queue.done(item)  # `_listed` adds all again
+                continue
+            try:
+                repeat_s = self._handlers[item.task](item.ref)
+                self._queue.done(item)
+            except Exception as error:
+                self._retry(item, error)
+                continue
+            if repeat_s is not None:
+                self._queue.add(item, repeat_s)
+
+    def _retry(self, item: Item, error: Exception) -> None:
+        backoff_s = self._queue.retry(item)
+        if isinstance(error, ApiError) and error.status == CONFLICT:
+            return  # the object changed in between: a retry reads it again
+        log.warning(
+            "reconciliation failed",
+            kind=item.task.value,
+            name=str(item.ref),
+            error=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            retry_in_s=round(backoff_s, 1),
+            exc_info=None if isinstance(error, ApiError) else error,
+        )
+
+
+def _ref(obj: Object) -> Ref:
+    metadata = obj["metadata"]
+    return Ref(obj["kind"], metadata.get("namespace") or "", metadata["name"])
