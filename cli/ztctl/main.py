@@ -52,6 +52,11 @@ COMMANDS = {
     "policy": Entry(
         "ztctl.commands.policy", "policy", "Policies and their decisions.", plural="policies"
     ),
+    "proxy-config": Entry(
+        "ztctl.commands.proxy_config",
+        "proxy_config",
+        "Configuration of the Envoy of a waypoint or gateway.",
+    ),
     "redirect": Entry(
         "ztctl.commands.redirect", "redirect", "Captured pods and connections, from the BPF maps."
     ),

@@ -190,7 +190,9 @@ class Agent:
         data_path = wiring.build_data_path_view(
             core, traffic, pods, link, loaded=loaded, sees_node=sees_node
         )
-        self._api = api = wiring.build_api(core, cluster, traffic, link, data_path)
+        self._api = api = wiring.build_api(
+            core, cluster, traffic, link, data_path, gateways=gateways
+        )
         core.publisher.subscribe(
             (*view_consumers(core, traffic, pods, cluster, link), *gateway_consumers(gateways))
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 from ztunnel.agent.api.admin_server import AdminServer
 from ztunnel.agent.api.admin_views import AgentViews
 from ztunnel.agent.api.data_path_view import DataPathView
+from ztunnel.agent.api.gateway_views import GatewayViews
 from ztunnel.agent.api.log_level import LogControl
 from ztunnel.agent.api.metrics_collector import MetricsCollector
 from ztunnel.agent.api.metrics_health_server import MetricsHealthServer
@@ -232,7 +233,13 @@ class Api:
 
 
 def build_api(
-    core: Core, cluster: Cluster, traffic: Traffic, link: Link, data_path: DataPathView
+    core: Core,
+    cluster: Cluster,
+    traffic: Traffic,
+    link: Link,
+    data_path: DataPathView,
+    *,
+    gateways: Gateways,
 ) -> Api:
     options = core.options
     views = AgentViews(
@@ -265,7 +272,11 @@ def build_api(
         metrics_port=options.metrics_port,
         health_port=options.health_port,
     )
-    return Api(logs, AdminServer(options.admin_socket, views, logs), metrics, endpoints)
+    gateway_views = GatewayViews(
+        gateways.pods, gateways.sessions, gateways.rejected, gateways.queries
+    )
+    admin = AdminServer(options.admin_socket, views, logs, gateway_views)
+    return Api(logs, admin, metrics, endpoints)
 
 
 def build_data_path_view(

@@ -149,7 +149,8 @@ class Agent:
         cluster = wiring.Cluster(self.source, issuer, certificates)
         link = wiring.build_link(core)
         data_path = cast("DataPathView", lambda: {"stats": {}})
-        api = wiring.build_api(core, cluster, traffic, link, data_path)
+        gateways = wiring.build_gateways(core)
+        api = wiring.build_api(core, cluster, traffic, link, data_path, gateways=gateways)
         self.admin, self.counters = api.admin, link.counters
         self.probe = Probe()
         first, *others = view_consumers(core, traffic, pods, cluster, link)

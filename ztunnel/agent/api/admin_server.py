@@ -12,6 +12,9 @@
     GET /v1/policies      {"policies": [policy_simulator rows]}
     GET /v1/policy        ?name=: these policies, each with its target "workloads"; or {"error"}
     GET /v1/policy/test   ?from=&to=: the decision about a connection, see `policy_simulator`
+    GET /v1/gateways      {"gateways": [...], "processes": [...]}, see `gateway_views`
+    GET /v1/gateway       ?pod=&view=config_dump|clusters|xds|log: of a gateway pod's Envoy
+    PATCH /v1/gateway     ?pod=&log=LEVEL or LOGGER=LEVEL: Envoy's log levels; returns all
     GET /v1/tunnels       {"tunnels": [...], "unanswered": [...]}
     GET /v1/log           {"process": level, "access": {"level", "sample"}, "namespaces": {...}}
     PATCH /v1/log         the same with the fields to change, null for the default; returns all
@@ -19,7 +22,7 @@
 
     curl --unix-socket /run/ztunnel/admin.sock http://agent/v1/status
 
-Only root can connect. Only the log configuration can be changed. No response has a private key.
+Only root can connect. Only log levels can be changed. No response has a private key.
 """
 
 from __future__ import annotations
@@ -62,13 +65,29 @@ class Logs(Protocol):
         ...
 
 
+class Gateways(Protocol):
+    """The gateway pods; see `ztunnel.agent.api.gateway_views`."""
+
+    def gateways(self) -> Json: ...
+    async def gateway(self, pod: str, view: str, log_level: str = "") -> bytes:
+        """JSON text. Raises ValueError, LookupError."""
+        ...
+
+
 class AdminServer:
     """The HTTP server."""
 
-    def __init__(self, path: Path, views: Views, logs: Logs | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        views: Views,
+        logs: Logs | None = None,
+        gateways: Gateways | None = None,
+    ) -> None:
         self._path = path
         self._views = views
         self._logs = logs
+        self._gateways = gateways
         self._runner = web.AppRunner(self._application(), access_log=None)
 
     async def start(self) -> None:
@@ -110,7 +129,25 @@ class AdminServer:
         if self._logs is not None:
             application.router.add_get("/v1/log", _handler(self._logs.view))
             application.router.add_patch("/v1/log", self._change_logs)
+        if self._gateways is not None:
+            application.router.add_get("/v1/gateways", _handler(self._gateways.gateways))
+            application.router.add_get("/v1/gateway", self._gateway)
+            application.router.add_patch("/v1/gateway", self._gateway)
         return application
+
+    async def _gateway(self, request: web.Request) -> web.Response:
+        assert self._gateways is not None
+        query = request.query
+        is_change = request.method == "PATCH"
+        view = "log" if is_change else query.get("view", "")
+        level = query.get("log", "") if is_change else ""
+        try:
+            body = await self._gateways.gateway(query.get("pod", ""), view, level)
+        except ValueError as error:
+            return web.Response(status=400, text=str(error))
+        except LookupError as error:
+            return web.Response(status=404, text=str(error))
+        return web.Response(body=body, content_type="application/json")
 
     def _worker_handler(self, what: str) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(_: web.Request) -> web.Response:

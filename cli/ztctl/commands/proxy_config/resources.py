@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ztctl proxy-config listener|route|cluster|endpoint POD`."""
+
+from __future__ import annotations
+
+import click
+
+from ztctl.commands.proxy_config import envoy_tables
+from ztctl.commands.proxy_config.pods import find_pod, pod_argument
+from ztctl.context import Context
+from ztctl.output import Column, Format
+
+_LISTENERS = (
+    Column("LISTENER", "listener"),
+    Column("ADDRESS", "address"),
+    Column("CHAIN", "chain"),
+    Column("MATCH", "match"),
+    Column("DESTINATION", "destination"),
+)
+_ROUTES = (
+    Column("NAME", "name"),
+    Column("DOMAINS", "domains"),
+    Column("MATCH", "match"),
+    Column("ROUTE", "route"),
+    Column("TARGET", "target"),
+)
+_CLUSTERS = (
+    Column("NAME", "name"),
+    Column("TYPE", "type"),
+    Column("LB", "lb"),
+    Column("CONNECT-TIMEOUT", "timeout"),
+    Column("TLS", "tls"),
+)
+_ENDPOINTS = (
+    Column("ENDPOINT", "endpoint"),
+    Column("HEALTH", "health"),
+    Column("CLUSTER", "cluster"),
+    Column("WEIGHT", "weight"),
+    Column("REQUESTS", "requests"),
+    Column("ERRORS", "errors"),
+)
+
+
+@click.command()
+@pod_argument
+@click.pass_obj
+def listener(context: Context, pod: str, namespace: str) -> None:
+    """Listeners, their filter chains, and the addresses that select these.
+
+    \b
+    Examples:
+      ztctl proxy-config listener waypoint
+      ztctl proxy-config listener waypoint-7d9f-x2b4 -n shop -o yaml
+    """
+    found = envoy_tables.listeners(find_pod(context, pod, namespace).view("config_dump"))
+    rows = found
+    if context.output_format is Format.TABLE:
+        rows = [dict(row) for each in found for row in envoy_tables.listener_rows(each)]
+    context.print_rows(rows, _LISTENERS)
+
+
+@click.command()
+@pod_argument
+@click.pass_obj
+def route(context: Context, pod: str, namespace: str) -> None:
+    """Routes of HTTP requests, in the order in which they match.
+
+    \b
+    Examples:
+      ztctl proxy-config route waypoint
+      ztctl proxy-config route waypoint -o json
+    """
+    found = envoy_tables.routes(find_pod(context, pod, namespace).view("config_dump"))
+    rows = found
+    if context.output_format is Format.TABLE:
+        rows = [dict(row) for each in found for row in envoy_tables.route_rows(each)]
+    context.print_rows(rows, _ROUTES)
+
+
+@click.command()
+@pod_argument
+@click.pass_obj
+def cluster(context: Context, pod: str, namespace: str) -> None:
+    """Clusters: the service ports that requests are sent to.
+
+    \b
+    Examples:
+      ztctl proxy-config cluster waypoint
+      ztctl proxy-config cluster waypoint -o json
+    """
+    found = envoy_tables.clusters(find_pod(context, pod, namespace).view("config_dump"))
+    rows = found
+    if context.output_format is Format.TABLE:
+        rows = [dict(envoy_tables.cluster_row(each)) for each in found]
+    context.print_rows(rows, _CLUSTERS)
+
+
+@click.command()
+@pod_argument
+@click.pass_obj
+def endpoint(context: Context, pod: str, namespace: str) -> None:
+    """Endpoints with their health, and the numbers of requests and failures.
+
+    \b
+    Examples:
+      ztctl proxy-config endpoint waypoint
+      ztctl proxy-config endpoint waypoint -o json
+    """
+    status = find_pod(context, pod, namespace).view("clusters")
+    if context.output_format is Format.TABLE:
+        context.print_rows(list(envoy_tables.endpoint_rows(status)), _ENDPOINTS)
+    else:
+        context.print_rows(status.get("cluster_statuses") or [], _ENDPOINTS)
