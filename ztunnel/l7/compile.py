@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ztunnel.l7.config import GatewayConfig, Json
+from ztunnel.l7.config import ClusterRef, GatewayConfig, Json
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.names import WAYPOINT_LISTENER, TypeUrl
 from ztunnel.l7.problems import Problem
@@ -11,7 +11,7 @@ from ztunnel.l7.routing.attachment import RouteIndex
 from ztunnel.l7.routing.destinations import pod_unit, service_unit
 from ztunnel.l7.routing.envoy.clusters import service_cluster
 from ztunnel.l7.routing.envoy.listener import waypoint_listener
-from ztunnel.l7.routing.units import ClusterRef, ClusterUnit, DestinationUnit
+from ztunnel.l7.routing.units import ClusterUnit, DestinationUnit
 from ztunnel.l7.telemetry import fields as telemetry
 from ztunnel.l7.tracking import Memo
 from ztunnel.mesh.model import Service, Workload

@@ -8,10 +8,11 @@ configurations, so they are never modified after compilation.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from ztunnel.l7.names import TypeUrl
+from ztunnel.l7.names import TypeUrl, cluster_name
 from ztunnel.l7.problems import Problem
+from ztunnel.mesh.model import Endpoint
 
 Json = dict[str, Any]
 
@@ -40,3 +41,33 @@ class Filters:
     network: tuple[Json, ...] = ()
     clusters: tuple[Json, ...] = ()
     problems: tuple[Problem, ...] = ()
+
+
+class ClusterRef(NamedTuple):
+    """A cluster that a route uses: a port of the service `namespace/name`, or a subset of it."""
+
+    service: str
+    port: int
+    subset: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the Envoy cluster."""
+        return cluster_name(self.service, self.port, self.subset)
+
+
+@dataclass(frozen=True)
+class RouteTable:
+    """Routes of Envoy for all requests to a service port, and the clusters that they use."""
+
+    routes: tuple[Json, ...]
+    uses: frozenset[ClusterRef] = frozenset()
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class EndpointGroup:
+    """Endpoints of a cluster with a common locality and priority: fields of LocalityLbEndpoints."""
+
+    endpoints: tuple[Endpoint, ...]
+    fields: Json = field(default_factory=dict)

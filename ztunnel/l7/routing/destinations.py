@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ztunnel.l7.api.stream_route import StreamRoute
-from ztunnel.l7.config import Json
+from ztunnel.l7.config import ClusterRef, Json, RouteTable
 from ztunnel.l7.inputs import Destination, Inputs, Protocol
 from ztunnel.l7.names import route_name
 from ztunnel.l7.problems import Problem
@@ -20,8 +20,9 @@ from ztunnel.l7.routing.envoy.request_routes import RouteBuilder
 from ztunnel.l7.routing.envoy.route_config import forward, forward_all, port_route_configuration
 from ztunnel.l7.routing.envoy.stream_routes import StreamTarget, by_server_name, stream_target
 from ztunnel.l7.routing.protocols import declared_protocol
-from ztunnel.l7.routing.units import ANY_PORT, Branch, ClusterRef, DestinationUnit
+from ztunnel.l7.routing.units import ANY_PORT, Branch, DestinationUnit
 from ztunnel.l7.security.filters import filters
+from ztunnel.l7.traffic.routes import route_source
 from ztunnel.mesh.model import Service, ServicePort, Workload
 
 _REQUESTS = (Protocol.HTTP, Protocol.HTTP2)
@@ -124,17 +125,27 @@ class _Port:
         destination = self._destination(protocol)
         policies = filters(self._inputs, destination)
         builder = RouteBuilder(self._inputs, self._service, self._port)
-        default = [forward(self._own.name)]
-        config = port_route_configuration(self._name, self._routes, builder, default)
-        if PRODUCER not in self._routes.groups:
-            builder.uses.add(self._own)
+        default = self._default(destination)
+        config = port_route_configuration(self._name, self._routes, builder, default.routes)
         return DestinationUnit(
             chains=(http_chain(self._inputs, destination, policies, chain, self._name),),
             routes={self._name: config},
             clusters={each["name"]: each for each in policies.clusters},
-            uses=frozenset(builder.uses),
-            problems=(*policies.problems, *builder.problems, *self._route_problems()),
+            uses=frozenset(builder.uses) | default.uses,
+            problems=(
+                *policies.problems,
+                *builder.problems,
+                *default.problems,
+                *self._route_problems(),
+            ),
         )
+
+    def _default(self, destination: Destination) -> RouteTable:
+        """Return the routes for clients to which no route of Gateway API applies."""
+        if PRODUCER in self._routes.groups:
+            return RouteTable(())
+        found = route_source(self._inputs, destination)
+        return found or RouteTable((forward(self._own.name),), frozenset((self._own,)))
 
     def _route_problems(self) -> list[Problem]:
         return [p for group in self._routes.groups.values() for r in group for p in r.problems]

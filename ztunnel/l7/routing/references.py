@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from ztunnel.kube.objects.fields import Fields, TranslateError
 from ztunnel.l7.api.route_fields import BackendRef
+from ztunnel.l7.config import ClusterRef
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.routing.envoy.clusters import service_port
-from ztunnel.l7.routing.units import ClusterRef
 from ztunnel.mesh.model import Service
 
 _GATEWAY_GROUP = "gateway.networking.k8s.io"

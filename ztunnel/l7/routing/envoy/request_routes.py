@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ztunnel.l7.api.request_rules import Backend, Cors, Redirect, Retry, Rewrite, Rule
 from ztunnel.l7.api.route_common import route_problem
 from ztunnel.l7.api.route_fields import BackendRef, HeaderModifier, Mirror
-from ztunnel.l7.config import Json
+from ztunnel.l7.config import ClusterRef, Json
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.problems import Problem
 from ztunnel.l7.routing.envoy.matches import route_match
@@ -23,7 +23,7 @@ from ztunnel.l7.routing.envoy.route_filters import (
 )
 from ztunnel.l7.routing.precedence import Entry
 from ztunnel.l7.routing.references import resolve
-from ztunnel.l7.routing.units import UNRESOLVED, ClusterRef
+from ztunnel.l7.routing.units import UNRESOLVED
 from ztunnel.mesh.model import Service, ServicePort
 
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from ztunnel.l7.api.route_common import route_problem
 from ztunnel.l7.api.stream_route import StreamRoute
-from ztunnel.l7.config import Json
+from ztunnel.l7.config import ClusterRef, Json
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.problems import Problem
 from ztunnel.l7.routing.envoy.chains import chain_action
 from ztunnel.l7.routing.envoy.extensions import matcher_input
 from ztunnel.l7.routing.references import resolve
-from ztunnel.l7.routing.units import UNRESOLVED, ClusterRef
+from ztunnel.l7.routing.units import UNRESOLVED
 from ztunnel.mesh.model import Service
 
 
