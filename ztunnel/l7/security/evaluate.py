@@ -29,7 +29,8 @@ from ztunnel.l7.api.policy_terms import (
     request_principal_parts,
     template_regex,
 )
-from ztunnel.l7.security.rbac import never_matches, policy_name
+from ztunnel.l7.api.request_authentication import RequestAuthentication
+from ztunnel.l7.security.rbac import invalid_name, never_matches, policy_name
 from ztunnel.l7.security.request import Attributes
 
 FORBIDDEN = 403
@@ -57,19 +58,25 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def evaluate(
-    policies: Sequence[AuthorizationPolicy], attributes: Attributes, *, tcp: bool = False
+    policies: Sequence[AuthorizationPolicy],
+    refused: Sequence[RequestAuthentication],
+    attributes: Attributes,
+    *,
+    tcp: bool = False,
 ) -> Decision:
-    """Return the decision of the policies that are attached to the destination."""
+    """Return the decision of the policies that are attached to the destination.
+
+    `refused`: invalid RequestAuthentications, which deny everything.
+    """
     enforced = [policy for policy in policies if not policy.dry_run]
-    decision = _decide(enforced, attributes, tcp)
+    denied = [_Match(invalid_name(each), each.key, -1) for each in refused]
+    decision = _decide(enforced, attributes, tcp, denied)
     audit = _first(enforced, Action.AUDIT, attributes, tcp)
     dry_run = ""
     if len(enforced) < len(policies):
-        would = _decide(policies, attributes, tcp)
+        would = _decide(policies, attributes, tcp, denied)
         dry_run = would.reason if would.allowed != decision.allowed else ""
-    return msgspec.structs.replace(
-        decision, audit=audit.rule if audit else "", dry_run=dry_run, status=decision.status
-    )
+    return msgspec.structs.replace(decision, audit=audit.rule if audit else "", dry_run=dry_run)
 
 
 class _Match(msgspec.Struct, frozen=True, order=True):
@@ -78,10 +85,17 @@ class _Match(msgspec.Struct, frozen=True, order=True):
     number: int
 
 
-def _decide(policies: Sequence[AuthorizationPolicy], attributes: Attributes, tcp: bool) -> Decision:
-    match = _first(policies, Action.DENY, attributes, tcp)
+def _decide(
+    policies: Sequence[AuthorizationPolicy],
+    attributes: Attributes,
+    tcp: bool,
+    denied: Sequence[_Match],
+) -> Decision:
+    deny = _first(policies, Action.DENY, attributes, tcp)
+    match = min((*denied, *((deny,) if deny else ())), default=None)
     if match is not None:
-        reason = f"denied by {match.policy}, rules[{match.number}]"
+        place = f", rules[{match.number}]" if match.number >= 0 else ", which is invalid"
+        reason = f"denied by {match.policy}{place}"
         return Decision(
             allowed=False, status=FORBIDDEN, reason=reason, policy=match.policy, rule=match.rule
         )

@@ -55,7 +55,7 @@ def filters(inputs: Inputs, destination: Destination) -> Filters:
     problems = [problem for policy in tokens for problem in policy.problems]
     problems += [problem for policy in policies for problem in policy.problems]
     network = (client_address_filter(),) if _uses_client_address(policies) else ()
-    if destination.protocol in (Protocol.TCP, Protocol.TLS):
+    if is_tcp(destination):
         for policy in policies:
             problems += _tcp_problems(policy)
         problems += [_no_tokens(policy) for policy in tokens]
@@ -68,6 +68,11 @@ def filters(inputs: Inputs, destination: Destination) -> Filters:
         clusters=jwt.clusters if jwt else (),
         problems=tuple(problems),
     )
+
+
+def is_tcp(destination: Destination) -> bool:
+    """Whether a destination's connections carry no HTTP requests."""
+    return destination.protocol in (Protocol.TCP, Protocol.TLS)
 
 
 def _uses_client_address(policies: Iterable[AuthorizationPolicy]) -> bool:
