@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides a request as the filters of `ztunnel.l7.security.filters` do in Envoy. Pure.
 
+    a CUSTOM policy matches                      ─▶ an authorizer decides, which is not predicted
     an AUDIT policy matches                      ─▶ the request is marked
     a DENY policy matches                        ─▶ 403
     no ALLOW policy is attached                  ─▶ allowed
@@ -30,6 +31,7 @@ from ztunnel.l7.api.policy_terms import (
     template_regex,
 )
 from ztunnel.l7.api.request_authentication import RequestAuthentication
+from ztunnel.l7.security.custom import Resolved
 from ztunnel.l7.security.rbac import invalid_name, never_matches, policy_name
 from ztunnel.l7.security.request import Attributes
 
@@ -41,6 +43,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     `policy` is the deciding policy; if no ALLOW policy matches, the first of them. `audit` is the
     name of an AUDIT rule that matches. `dry_run` describes what policies in dry run would change.
+    `authorizers` are asked before: if one of them denies, the request is denied anyway.
     """
 
     allowed: bool
@@ -50,6 +53,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     rule: str = ""
     audit: str = ""
     dry_run: str = ""
+    authorizers: tuple[str, ...] = ()
 
     @property
     def response_details(self) -> str:
@@ -58,7 +62,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def evaluate(
-    policies: Sequence[AuthorizationPolicy],
+    resolved: Resolved,
     refused: Sequence[RequestAuthentication],
     attributes: Attributes,
     *,
@@ -68,6 +72,7 @@ def evaluate(
 
     `refused`: invalid RequestAuthentications, which deny everything.
     """
+    policies = resolved.policies
     enforced = [policy for policy in policies if not policy.dry_run]
     denied = [_Match(invalid_name(each), each.key, -1) for each in refused]
     decision = _decide(enforced, attributes, tcp, denied)
@@ -76,7 +81,16 @@ def evaluate(
     if len(enforced) < len(policies):
         would = _decide(policies, attributes, tcp, denied)
         dry_run = would.reason if would.allowed != decision.allowed else ""
-    return msgspec.structs.replace(decision, audit=audit.rule if audit else "", dry_run=dry_run)
+    return msgspec.structs.replace(
+        decision,
+        audit=audit.rule if audit else "",
+        dry_run=dry_run,
+        authorizers=tuple(
+            each.provider.name
+            for each in resolved.authorizers
+            if _first(each.policies, Action.CUSTOM, attributes, tcp) is not None
+        ),
+    )
 
 
 class _Match(msgspec.Struct, frozen=True, order=True):

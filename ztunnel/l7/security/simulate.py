@@ -16,7 +16,7 @@ import msgspec
 from ztunnel.l7.api.request_authentication import JwtRule, RequestAuthentication
 from ztunnel.l7.inputs import Destination, Inputs
 from ztunnel.l7.security.evaluate import Decision, evaluate
-from ztunnel.l7.security.filters import AUTHORIZATION_POLICIES, REQUEST_AUTHENTICATIONS, is_tcp
+from ztunnel.l7.security.filters import REQUEST_AUTHENTICATIONS, effective_policies, is_tcp
 from ztunnel.l7.security.jwt import SPACE_DELIMITED
 from ztunnel.l7.security.paths import normalize_path
 from ztunnel.l7.security.request import Attributes, Claims, Connection, HttpRequest
@@ -39,7 +39,7 @@ def simulate(
     `request` is as the client sends it. `claims` are those of a token with a valid signature, in
     the header `authorization`; its time limits are not checked.
     """
-    policies = tuple(AUTHORIZATION_POLICIES.attached(inputs, destination))
+    policies = effective_policies(inputs, destination)
     if request is None or is_tcp(destination):
         return evaluate(policies, (), Attributes(connection, None), tcp=True)
     if (request.method, request.path) == ("OPTIONS", "*"):  # RFC 9110, section 7.1

@@ -22,7 +22,7 @@ from tests.support.waypoint.envoy import RunningEnvoy, running_envoy
 from tests.support.waypoint.world import World
 from ztunnel.l7.config import GatewayConfig
 from ztunnel.l7.deployment.bootstrap import RUNTIME
-from ztunnel.l7.inputs import Destination, Protocol
+from ztunnel.l7.inputs import Destination, Inputs, Protocol, Settings
 from ztunnel.l7.names import WAYPOINT_LISTENER, PeerState, TypeUrl
 
 Object = dict[str, Any]
@@ -91,11 +91,23 @@ def rule(source: Object | None = None, operation: Object | None = None, *when: O
     return found
 
 
+class PolicyWorld(World):
+    """A world with a MeshConfig."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mesh_config: Object = {}
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs(self.store, self.mesh.state, Settings(mesh_config=self.mesh_config))
+
+
 @dataclass
 class Rig:
     """Services of the waypoint `default/waypoint`. Add all of them before `run`."""
 
-    world: World = field(default_factory=World)
+    world: PolicyWorld = field(default_factory=PolicyWorld)
     services: dict[str, tuple[str, int]] = field(default_factory=dict)
     backend: Backend = field(default_factory=lambda: Backend("app"))
     access_log: dict[str, str] = field(default_factory=dict)  # response details by x-request-id
