@@ -15,7 +15,6 @@ from ztunnel.gateway.envoy_admin import EnvoyAdmin
 from ztunnel.gateway.metrics_server import MetricsServer
 from ztunnel.gateway.xds.ads_server import AdsServer
 from ztunnel.gateway.xds.descriptors import EnvoyApi
-from ztunnel.gateway.xds.resources import VERSION_BYTES
 from ztunnel.ipc.gateway_messages import (
     MAX_REJECTION_CHARS,
     MAX_XDS_NAME_CHARS,
@@ -27,7 +26,6 @@ from ztunnel.ipc.gateway_messages import (
 )
 
 MAX_REPORTED = 64  # rejected resources
-VERSION_CHARS = 2 * VERSION_BYTES  # that are shown: hashes of the parts follow
 
 
 class GatewayPod:
@@ -127,8 +125,8 @@ class GatewayPod:
                 {
                     "type": each.type_url.rpartition(".")[2],
                     "name": each.name,
-                    "version": each.version[:VERSION_CHARS],
-                    "accepted": each.accepted[:VERSION_CHARS],
+                    "version": each.version,
+                    "accepted": each.accepted,
                     "state": each.state.value,
                     "message": each.message,
                 }

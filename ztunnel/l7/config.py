@@ -25,12 +25,34 @@ class GatewayConfig:
     problems: tuple[Problem, ...] = ()
 
 
+Locality = tuple[str, str, str]  # region, zone, subzone
+
+
+@dataclass(frozen=True)
+class LocalityPolicy:
+    """How requests are distributed over localities; `own` is the waypoint's.
+
+    `shares`: the weight of each pattern of localities; empty for priorities by distance.
+    `failover`: the region that follows the own one, empty for any.
+    """
+
+    own: Locality
+    shares: tuple[tuple[str, int], ...] = ()
+    failover: str = ""
+
+
 @dataclass(frozen=True)
 class ClusterFields:
-    """Fields that traffic policies add to a cluster."""
+    """What traffic policies add to a cluster.
+
+    `labels`: only endpoints of pods with these labels. `rejected`: no endpoints at all.
+    """
 
     fields: Json = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+    rejected: bool = False
+    locality: LocalityPolicy | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,10 +52,15 @@ class _Handler(BaseHTTPRequestHandler):
 class Backend:
     """A server on 127.0.0.1 at `port`, which records the requests that it received.
 
-    `respond` may return another status and headers, and may sleep.
+    `respond` may return another status and headers, and may sleep. `context`: serves TLS.
     """
 
-    def __init__(self, name: str, respond: Respond | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        respond: Respond | None = None,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         self.name = name
         self.requests: list[dict[str, Any]] = []
         handler = type(
@@ -62,6 +68,8 @@ class Backend:
         )
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
+        if context is not None:
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.02,), daemon=True

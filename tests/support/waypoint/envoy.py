@@ -44,7 +44,8 @@ class RunningEnvoy:
 
     def stat(self, name: str) -> int:
         """Return a counter or gauge, 0 if it does not exist."""
-        text = self.admin_get(f"/stats?filter=^{name.replace('.', '[.]')}$")
+        pattern = name.replace(".", "[.]").replace("|", "[|]")
+        text = self.admin_get(f"/stats?filter=^{pattern}$")
         return int(text.rpartition(":")[2]) if text.strip() else 0
 
 
@@ -98,7 +99,9 @@ def validate(config: GatewayConfig, directory: Path) -> None:
     bootstrap.write_text(json.dumps(static_bootstrap(config, 0, 0)))
     command = [str(ENVOY), "--mode", "validate", "-c", str(bootstrap), "--log-level", "error"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    # Envoy 1.40 may crash while it exits, after it has accepted a configuration with TLS
+    is_valid = result.returncode == 0 or f"configuration '{bootstrap}' OK" in result.stdout
+    assert is_valid, result.stdout[-4000:] + result.stderr[-4000:]
 
 
 def _is_ready(envoy: RunningEnvoy) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ztunnel.l7.api.telemetry import Telemetry, parse_telemetry
+from ztunnel.l7.api.istio.telemetry import Telemetry, parse_telemetry
 from ztunnel.l7.config import Json
 from ztunnel.l7.inputs import Destination, Inputs
 from ztunnel.l7.objects import L7Object

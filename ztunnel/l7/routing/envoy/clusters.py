@@ -10,6 +10,8 @@ from ztunnel.l7.routing.protocols import declared_protocol
 from ztunnel.l7.routing.units import ClusterUnit
 from ztunnel.l7.telemetry import fields as telemetry
 from ztunnel.l7.traffic import cluster as traffic
+from ztunnel.l7.traffic.endpoints import arrange
+from ztunnel.l7.traffic.merging import merge_fields
 from ztunnel.mesh.model import Endpoint, Service, ServicePort, Workload
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -33,25 +35,23 @@ def service_cluster(inputs: Inputs, gateway: str, ref: ClusterRef) -> ClusterUni
     port = service_port(service, ref.port)
     if service is None or port is None:
         return ClusterUnit(None, None)
-    policy = traffic.cluster_fields(inputs, gateway, service, port, ref.subset)
+    protocol = declared_protocol(port) or Protocol.HTTP
+    policy = traffic.cluster_fields(inputs, gateway, service, port, ref.subset, protocol=protocol)
     cluster: Json = {
         "name": ref.name,
         "type": "EDS",
         "eds_cluster_config": {"eds_config": ADS, "service_name": ref.name},
         "connect_timeout": _DIAL_TIMEOUT,
-        **_protocol_options(declared_protocol(port) or Protocol.HTTP),
+        **_protocol_options(protocol),
     }
-    ready = _ready(service, port)
-    groups = traffic.endpoint_groups(inputs, gateway, service, ref.subset, ready)
     localities = [
         {"lb_endpoints": [_endpoint(inputs, service, port, e) for e in g.endpoints], **g.fields}
-        for g in groups
-        if g.endpoints
+        for g in arrange(inputs, policy, _ready(service, port))
     ]
     assignment: Json = {"cluster_name": ref.name}
     if localities:
         assignment["endpoints"] = localities
-    return ClusterUnit(merge_cluster(cluster, policy.fields), assignment, policy.problems)
+    return ClusterUnit(merge_fields(cluster, policy.fields), assignment, policy.problems)
 
 
 def pod_cluster(inputs: Inputs, workload: Workload, name: str) -> Json:
@@ -72,19 +72,6 @@ def service_port(service: Service | None, number: int) -> ServicePort | None:
     if service is None:
         return None
     return next((p for p in service.ports if p.port == number and p.protocol == "TCP"), None)
-
-
-def merge_cluster(cluster: Json, fields: Json) -> Json:
-    """Merge fields of a traffic policy; HTTP protocol options merge by their own fields."""
-    merged = {**cluster, **fields}
-    key = "typed_extension_protocol_options"
-    ours, theirs = cluster.get(key), fields.get(key)
-    if ours and theirs:
-        options = {**ours, **theirs}
-        for name in ours.keys() & theirs.keys():
-            options[name] = {**ours[name], **theirs[name]}
-        merged[key] = options
-    return merged
 
 
 def _protocol_options(protocol: Protocol) -> Json:

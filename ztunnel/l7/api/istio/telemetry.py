@@ -12,8 +12,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from ztunnel.kube.objects.fields import Fields, TranslateError
-from ztunnel.l7.api.cel import CelError, check_expression
-from ztunnel.l7.api.tag_values import TagValueError, tag_value_format
+from ztunnel.l7.api.istio.cel import CelError, check_expression
+from ztunnel.l7.api.istio.tag_values import TagValueError, tag_value_format
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parsers of Istio's APIs for traffic and telemetry."""
