@@ -25,6 +25,7 @@ KIND = "RequestAuthentication"
 MAX_RULES = 64  # jwtRules of an object; Istio's CRD allows 4096
 MAX_URI_CHARS = 2048  # the limit of Istio's CRD
 MAX_LOCATIONS = 16  # headers, parameters, cookies or output headers of a rule, each
+MAX_PREFIX_CHARS = 256  # of a token in a header
 MAX_REASON_CHARS = 1024
 DEFAULT_TIMEOUT_S = 5.0  # of a request for a JWKS, as in Istio
 MAX_TIMEOUT_S = 30.0
@@ -199,7 +200,10 @@ def _pairs(fields: Fields, name: str, first: str, second: str) -> tuple[tuple[st
         entry.allow_only(first, second)
         if not _TOKEN.fullmatch(entry.string(first)):
             raise entry.error(first, "the name of a header")
-        found.append((entry.string(first).lower(), entry.string(second)))
+        prefix = entry.string(second)
+        if len(prefix) > MAX_PREFIX_CHARS or not (prefix.isascii() and prefix.isprintable()):
+            raise entry.error(second, "printable characters")
+        found.append((entry.string(first).lower(), prefix))
     if len(found) > MAX_LOCATIONS:
         raise fields.error(name, f"at most {MAX_LOCATIONS} entries")
     return tuple(found)
