@@ -60,6 +60,9 @@ COMMANDS = {
     "redirect": Entry(
         "ztctl.commands.redirect", "redirect", "Captured pods and connections, from the BPF maps."
     ),
+    "route": Entry(
+        "ztctl.commands.route", "route", "Routes of services, and what they do.", plural="routes"
+    ),
     "service": Entry(
         "ztctl.commands.service", "service", "Services of the mesh.", plural="services"
     ),

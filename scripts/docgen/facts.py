@@ -144,8 +144,8 @@ LABELS = {
         "JSON: resources that the pod's Envoy rejects, with its messages.",
     ),
     "ztunnel.dev/require-waypoint": (
-        "Namespace or pod label or annotation",
-        "Every value but `false`: only the waypoint may connect to the pod.",
+        "Namespace, Service or pod label or annotation",
+        "Every value but `false`: only the waypoint may connect to the pods.",
     ),
     "ztunnel.dev/expiring-roots": (
         "ConfigMap annotation, written by the controller",

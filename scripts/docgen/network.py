@@ -18,6 +18,13 @@ def ports() -> str:
         (str(pod.DNS), "TCP", "captured pod, loopback", "proxy", "Redirected DNS over TCP."),
         (dns, "UDP", "captured pod, loopback", "proxy", "Redirected DNS; a port per resolver."),
         (
+            str(pod.WAYPOINT),
+            "TCP",
+            "waypoint pod, 127.0.0.1",
+            "Envoy",
+            "Connections for the waypoint, after a PROXY header; the proxy's sockets only.",
+        ),
+        (
             "ephemeral",
             "UDP",
             "captured pod",

@@ -13,6 +13,7 @@ import yaml
 from tests.support.nodes import cluster_dns, images
 from tests.support.nodes.cluster_fixture import Nodes
 from tests.support.nodes.cluster_setup import Ztctl, built, install_mesh, run_ztctl, running_cluster
+from tests.support.nodes.objects import ENVOY_IMAGE
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +49,7 @@ def mesh(cluster: Nodes, programs: Path) -> Nodes:
     crds = ("apply", "--server-side", "-f", str(programs / "gateway-api-crds"))
     cluster.server.kubectl(*crds, "-f", str(programs / "istio-crds.yaml"))
     cluster.server.apply(*cluster_dns.objects())
-    install_mesh(cluster)
+    install_mesh(cluster, "--proxy-image", ENVOY_IMAGE)
     return cluster
 
 

@@ -44,6 +44,7 @@ from ztunnel.kube.constants import (
     service_account_user,
 )
 from ztunnel.kube.objects.fields import Object
+from ztunnel.kube.objects.policy_status import evaluate
 from ztunnel.mesh.model import DEFAULT_TRUST_DOMAIN
 
 # Expected failures: their text is complete, a traceback adds nothing.
@@ -134,12 +135,16 @@ class LeaderSession:
     def __init__(self, client: Any, options: Options) -> None:
         cluster = KubeClient(client)
         self._namespace = options.namespace
-        self._l7 = L7Session(client, options.l7)
+        self._l7 = L7Session(client, options.l7, self._waypoints_changed)
         self._queue: WorkQueue[WorkItem] = WorkQueue()
         self._ca = CaManager(cluster, options.rotation)
         self._requests = CsrController(cluster, options.csr_policy, self._ca.current)
         self._policies = PolicyWatch(client, self._policy_changed)
-        policy_status = PolicyStatusController(client, self._policies.get)
+        policy_status = PolicyStatusController(
+            client,
+            self._policies.get,
+            lambda policy: self._l7.policy_condition(policy) or evaluate(policy),
+        )
         self._reconcilers: dict[WorkKind, Callable[[str], None]] = {
             WorkKind.CA: self._reconcile_ca,
             WorkKind.REQUEST: self._requests.reconcile,
@@ -220,6 +225,10 @@ class LeaderSession:
         self._queue.add(WorkItem(WorkKind.POLICY, key))
 
     # Called in the worker threads
+
+    def _waypoints_changed(self) -> None:
+        for key in self._policies.targeted_keys():
+            self._queue.add(WorkItem(WorkKind.POLICY, key))
 
     def _reconcile_roots(self, namespace: str) -> None:
         """Compares with the cache first: every namespace is reconciled at each resync."""

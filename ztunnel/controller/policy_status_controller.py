@@ -20,7 +20,7 @@ from ztunnel.kube.client.reflector import Reflector, Resource
 from ztunnel.kube.client.request import APPLY_PATCH, CONFLICT, NOT_FOUND, ApiError, send
 from ztunnel.kube.constants import FIELD_MANAGER
 from ztunnel.kube.objects.fields import Object
-from ztunnel.kube.objects.policy_status import KINDS, pending_condition
+from ztunnel.kube.objects.policy_status import KINDS, PolicyCondition, evaluate, pending_condition
 from ztunnel.kube.sources.api_server import watched_resources
 
 log = structlog.get_logger()
@@ -46,20 +46,39 @@ class PolicyWatch:
         """To be started and stopped by the caller."""
         return [informer.reflector for informer in self._informers.values()]
 
+    def targeted_keys(self) -> list[str]:
+        """The keys of AuthorizationPolicies with targetRefs: their effect depends on waypoints."""
+        return [
+            _key(obj)
+            for obj in self._informers["AuthorizationPolicy"].objects()
+            if isinstance(spec := obj.get("spec"), dict)
+            and (spec.get("targetRefs") or spec.get("targetRef"))
+        ]
+
     def get(self, key: str) -> Object | None:
         """The policy with a key that `on_change` was called with; None if it was deleted."""
         kind, namespace, name = key.split("/")
         return self._informers[kind].get(namespace, name)
 
     def _notify(self, obj: Object) -> None:
-        metadata = obj["metadata"]
-        self._on_change(f"{obj['kind']}/{metadata['namespace']}/{metadata['name']}")
+        self._on_change(_key(obj))
+
+
+def _key(obj: Object) -> str:
+    metadata = obj["metadata"]
+    return f"{obj['kind']}/{metadata['namespace']}/{metadata['name']}"
 
 
 class PolicyStatusController:
     """Thread-safe."""
 
-    def __init__(self, client: Any, get_policy: Callable[[str], Object | None]) -> None:
+    def __init__(
+        self,
+        client: Any,
+        get_policy: Callable[[str], Object | None],
+        evaluate: Callable[[Object], PolicyCondition] = evaluate,
+    ) -> None:
+        self._evaluate = evaluate
         self._client = client
         self._get_policy = get_policy
         self._paths = {resource.kind: resource.path for resource in policy_resources()}
@@ -72,7 +91,7 @@ class PolicyStatusController:
             self._conflicts.discard(key)
             return
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        condition = pending_condition(policy, now)
+        condition = pending_condition(policy, now, self._evaluate)
         if condition is None:
             return
         try:

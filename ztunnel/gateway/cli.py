@@ -48,6 +48,12 @@ DEFAULT_UID = 15010  # of no other program
     show_default=True,
     help="Port of /healthz/live and /healthz/ready; 0 disables them.",
 )
+@click.option(
+    "--mesh-config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with Istio's MeshConfig, whose extensionProviders are the external authorizers of "
+    "policies with action CUSTOM. It is read again when it changes.",
+)
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True)
 def command(
     *,
@@ -56,6 +62,7 @@ def command(
     uid: int,
     envoy_api: Path | None,
     health_port: int,
+    mesh_config: Path | None,
     log_format: str,
 ) -> None:
     """Configure the Envoys of this node's waypoints and gateways.
@@ -75,7 +82,7 @@ def command(
     except (privileges.PrivilegeError, OSError) as error:
         raise click.ClickException(f"cannot drop privileges: {error}") from error
     try:
-        asyncio.run(serve(api, run_dir / "gateway.sock", health))
+        asyncio.run(serve(api, run_dir / "gateway.sock", health, mesh_config))
     finally:
         log_writer.flush()
 

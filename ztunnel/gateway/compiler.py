@@ -20,11 +20,12 @@ from typing import Any
 
 import structlog
 
+from ztunnel.gateway.mesh_config import MeshConfig
 from ztunnel.gateway.state import GatewayState
 from ztunnel.gateway.xds.descriptors import EnvoyApi
 from ztunnel.gateway.xds.resources import Config, Invalid, ResourceEncoder
 from ztunnel.l7.compile import GatewayCompiler
-from ztunnel.l7.inputs import Inputs
+from ztunnel.l7.inputs import Inputs, Settings
 from ztunnel.l7.problems import Problem
 
 DEBOUNCE_S = 0.01
@@ -35,6 +36,13 @@ log = structlog.get_logger()
 
 class CompileTimeoutError(Exception):
     """A compilation took longer than MAX_COMPILE_S."""
+
+
+@dataclass(frozen=True)
+class MeshConfigChanged:
+    """A new content of Istio's MeshConfig."""
+
+    config: MeshConfig
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Compiled:
 class _Gateway:
     compiler: GatewayCompiler
     encoder: ResourceEncoder
+    settings: Settings
     error: str = ""
     last: Compiled | None = field(default=None)
 
@@ -75,7 +84,7 @@ class ConfigCompiler:
         self._executor = ThreadPoolExecutor(1, "compile")
 
     def add(self, message: Any) -> None:
-        """Apply a message of the agent before the next compilation."""
+        """Apply a message of the agent, or a MeshConfigChanged, before the next compilation."""
         self._messages.append(message)
         self._changed.set()
 
@@ -108,7 +117,10 @@ class ConfigCompiler:
         messages, self._messages = self._messages, []
         for message in messages:
             try:
-                self._state.apply(message)
+                if isinstance(message, MeshConfigChanged):
+                    self._state.set_mesh_config(message.config)
+                else:
+                    self._state.apply(message)
             except Exception as error:  # a defect: continue with the other messages
                 log.error("message failed", message=type(message).__name__, exc_info=error)
         inputs, wanted = self._state.inputs(), set(self._wanted())
@@ -122,8 +134,10 @@ class ConfigCompiler:
     async def _compile(self, name: str, inputs: Inputs) -> None:
         gateway = self._gateways.get(name)
         if gateway is None:
-            gateway = _Gateway(GatewayCompiler(name), ResourceEncoder(self._api))
+            gateway = _Gateway(GatewayCompiler(name), ResourceEncoder(self._api), inputs.settings)
             self._gateways[name] = gateway
+        if gateway.settings is not inputs.settings:  # not tracked by the compiler
+            gateway.compiler, gateway.settings = GatewayCompiler(name), inputs.settings
         loop = asyncio.get_running_loop()
         try:
             compiled = await loop.run_in_executor(self._executor, _compiled, gateway, inputs)

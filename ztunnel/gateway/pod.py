@@ -15,6 +15,7 @@ from ztunnel.gateway.envoy_admin import EnvoyAdmin
 from ztunnel.gateway.metrics_server import MetricsServer
 from ztunnel.gateway.xds.ads_server import AdsServer
 from ztunnel.gateway.xds.descriptors import EnvoyApi
+from ztunnel.gateway.xds.resources import VERSION_BYTES
 from ztunnel.ipc.gateway_messages import (
     MAX_REJECTION_CHARS,
     MAX_XDS_NAME_CHARS,
@@ -26,6 +27,7 @@ from ztunnel.ipc.gateway_messages import (
 )
 
 MAX_REPORTED = 64  # rejected resources
+VERSION_CHARS = 2 * VERSION_BYTES  # that are shown: hashes of the parts follow
 
 
 class GatewayPod:
@@ -125,8 +127,8 @@ class GatewayPod:
                 {
                     "type": each.type_url.rpartition(".")[2],
                     "name": each.name,
-                    "version": each.version,
-                    "accepted": each.accepted,
+                    "version": each.version[:VERSION_CHARS],
+                    "accepted": each.accepted[:VERSION_CHARS],
                     "state": each.state.value,
                     "message": each.message,
                 }

@@ -14,10 +14,11 @@ from typing import Any
 import structlog
 
 from ztunnel import __version__
-from ztunnel.gateway.compiler import Compiled, ConfigCompiler
+from ztunnel.gateway.compiler import Compiled, ConfigCompiler, MeshConfigChanged
 from ztunnel.gateway.envoy_admin import EnvoyAdminError
 from ztunnel.gateway.health_server import HealthServer
 from ztunnel.gateway.link import AgentLink, Message
+from ztunnel.gateway.mesh_config import MeshConfig, MeshConfigFile
 from ztunnel.gateway.pod import GatewayPod
 from ztunnel.gateway.state import GatewayState
 from ztunnel.gateway.xds.descriptors import EnvoyApi
@@ -43,7 +44,7 @@ log = structlog.get_logger()
 class GatewayProcess:
     """One per node."""
 
-    def __init__(self, api: EnvoyApi, socket_path: Path) -> None:
+    def __init__(self, api: EnvoyApi, socket_path: Path, mesh_config: Path | None = None) -> None:
         self._api = api
         self._pods: dict[str, GatewayPod] = {}
         self._reported: dict[str, tuple[RejectedResource, ...]] = {}
@@ -53,6 +54,7 @@ class GatewayProcess:
         )
         self._link = AgentLink(socket_path, self._greet, self._receive)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._mesh_config = mesh_config
 
     def unready_reasons(self) -> list[str]:
         """The conditions that readiness waits for."""
@@ -60,7 +62,10 @@ class GatewayProcess:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set."""
-        tasks = [asyncio.create_task(each) for each in (self._link.run(), self._compiler.run())]
+        running = [self._link.run(), self._compiler.run()]
+        if self._mesh_config is not None:
+            running.append(MeshConfigFile(self._mesh_config, self._mesh_config_changed).run())
+        tasks = [asyncio.create_task(each) for each in running]
         stopped = asyncio.create_task(stop.wait())
         try:
             done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -118,6 +123,9 @@ class GatewayProcess:
             self._start(self._reply(message))
         elif isinstance(message, LogConfig):
             set_level(message.process.value)
+
+    def _mesh_config_changed(self, config: MeshConfig) -> None:
+        self._compiler.add(MeshConfigChanged(config))
 
     def _add_pod(self, added: GatewayPodAdded, fds: list[int]) -> None:
         socks = [socket.socket(fileno=fd) for fd in fds]
@@ -193,13 +201,18 @@ async def _logged(step: Coroutine[Any, Any, None]) -> None:
         log.error("step failed", exc_info=error)
 
 
-async def serve(api: EnvoyApi, socket_path: Path, health_socket: socket.socket | None) -> None:
+async def serve(
+    api: EnvoyApi,
+    socket_path: Path,
+    health_socket: socket.socket | None,
+    mesh_config: Path | None = None,
+) -> None:
     """Run the process until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    process = GatewayProcess(api, socket_path)
+    process = GatewayProcess(api, socket_path, mesh_config)
     health = HealthServer(process.unready_reasons)
     if health_socket is not None:
         await health.listen(health_socket)

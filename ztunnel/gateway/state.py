@@ -9,6 +9,10 @@ no state --reset--> receiving a snapshot --complete--> in sync --delta--> in syn
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import msgspec
 import structlog
 
@@ -49,11 +53,17 @@ class GatewayState:
         elif isinstance(message, L7Delta):
             self._apply_l7(message)
         else:
-            self._settings = Settings(
-                trust_domain=message.trust_domain,
-                root_namespace=message.root_namespace,
-                cluster_domain=message.cluster_domain,
-            )
+            self._apply_settings(message)
+
+    def _apply_settings(self, message: GatewaySettings) -> None:
+        """Each reconnection sends them: the same values leave the same object."""
+        values = msgspec.structs.asdict(message)
+        if any(getattr(self._settings, name) != value for name, value in values.items()):
+            self._settings = replace(self._settings, **values)
+
+    def set_mesh_config(self, config: Mapping[str, Any]) -> None:
+        """Replace Istio's MeshConfig."""
+        self._settings = replace(self._settings, mesh_config=config)
 
     def _apply_mesh(self, delta: MeshDelta) -> None:
         if delta.reset:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
@@ -44,6 +46,7 @@ class Settings:
     `access_log`: waypoints log requests by default; Telemetry objects override it.
     `otlp_endpoint`: `host:port` of the collector of traces, OTLP over gRPC; empty for none.
     `trace_sampling_percent`: of requests that continue no trace; Istio's default is 1.
+    `mesh_config`: Istio's MeshConfig, of which `extensionProviders` is used; never modified.
     `locality`: `region/zone/subzone` of the waypoint's pods; empty if it is not known.
     """
 
@@ -55,6 +58,7 @@ class Settings:
     access_log_encoding: AccessLogEncoding = AccessLogEncoding.TEXT
     otlp_endpoint: str = ""
     trace_sampling_percent: float = 1.0
+    mesh_config: Mapping[str, Any] = field(default_factory=dict)
     locality: str = ""
 
 

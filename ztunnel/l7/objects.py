@@ -12,7 +12,11 @@ import msgspec
 
 from ztunnel.kube.objects.l7_kinds import L7_KINDS, KindInfo
 
-__all__ = ["L7_KINDS", "KindInfo", "L7Key", "L7Object", "l7_object"]
+__all__ = ["L7_KINDS", "UNREADABLE", "KindInfo", "L7Key", "L7Object", "l7_object"]
+
+# Stands for a spec that is not an object. Without the object, requests would not be denied.
+UNREADABLE = "ztunnel: unreadable"
+_FAIL_CLOSED = frozenset({"AuthorizationPolicy", "RequestAuthentication"})
 
 
 class L7Key(NamedTuple):
@@ -69,6 +73,8 @@ def l7_object(obj: dict[str, Any]) -> L7Object:
     if not L7_KINDS[kind].cluster_scoped:
         namespace = namespace or "default"
     spec = obj.get("spec")
+    if spec is not None and not isinstance(spec, dict) and kind in _FAIL_CLOSED:
+        spec = {UNREADABLE: True}
     if spec is not None and not isinstance(spec, dict):
         raise ValueError(f"{kind} {namespace}/{name}: spec is not an object")
     generation = metadata.get("generation")

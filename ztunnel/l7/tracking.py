@@ -8,7 +8,7 @@ a result is valid while every read returns the identical object.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from ztunnel.l7.inputs import Inputs
@@ -18,6 +18,7 @@ from ztunnel.mesh.model import Service, Workload
 from ztunnel.mesh.state import MeshState
 
 T = TypeVar("T")
+_RESOURCE_KEYS = frozenset(("name", "cluster_name"))  # a resource is replaced as a whole
 _Read = Callable[[Inputs], object]
 Reads = dict[Hashable, tuple[_Read, object]]
 
@@ -132,7 +133,8 @@ class Memo(Generic[T]):
     ) -> T:
         """Return the value; `extra` are further objects that it depends on, by identity.
 
-        A new value that equals the old one is replaced by it, so that consumers see no change.
+        Parts of a new value that equal the old ones are replaced by them, so that consumers see
+        no change.
         """
         entry = self._entries.get(key)
         if entry is not None and _same(entry.extra, extra) and _is_valid(entry.reads, inputs):
@@ -144,8 +146,8 @@ class Memo(Generic[T]):
         )
         value = compute(tracked)
         self.computed += 1
-        if entry is not None and entry.value == value:
-            value = entry.value
+        if entry is not None:
+            value = _reuse(entry.value, value)
         self._entries[key] = _Entry(value, reads, extra, self._round)
         return value
 
@@ -154,6 +156,22 @@ class Memo(Generic[T]):
         unused = [key for key, entry in self._entries.items() if entry.round != self._round]
         for key in unused:
             del self._entries[key]
+
+
+def _reuse(old: Any, new: Any) -> Any:
+    """Return `new` with equal parts of `old`: fields of dataclasses, and values of dicts."""
+    if old == new:
+        return old
+    if type(old) is not type(new):
+        return new
+    if is_dataclass(new) and not isinstance(new, type):
+        names = [field.name for field in fields(new)]
+        return replace(new, **{n: _reuse(getattr(old, n), getattr(new, n)) for n in names})
+    if isinstance(new, dict) and not new.keys() & _RESOURCE_KEYS:
+        return {key: _reuse(old[key], value) if key in old else value for key, value in new.items()}
+    if isinstance(new, tuple) and len(old) == len(new) and type(new) is tuple:
+        return tuple(_reuse(a, b) for a, b in zip(old, new, strict=True))
+    return new
 
 
 def _same(old: tuple[Any, ...], new: tuple[Any, ...]) -> bool:

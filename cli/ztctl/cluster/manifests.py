@@ -44,13 +44,20 @@ def load() -> list[Object]:
     ]
 
 
-def load_configured(settings: MeshSettings, image: str | None) -> list[Object]:
-    """All objects in deploy/, with the mesh settings and, unless None, the image."""
+def load_configured(
+    settings: MeshSettings, image: str | None, proxy_image: str | None = None
+) -> list[Object]:
+    """All objects in deploy/, with the mesh settings and, unless None, the images.
+
+    `proxy_image`: of the waypoints that the controller runs.
+    """
     objects = load()
     for container in _containers(objects):
         if image is not None and container["image"] == IMAGE:
             container["image"] = image
         container["args"] = _configured_args(container["args"], settings)
+        if proxy_image is not None and container["args"][0] == "controller":
+            container["args"].append(f"--proxy-image={proxy_image}")
     return objects
 
 
@@ -61,13 +68,14 @@ def _containers(objects: list[Object]) -> Iterator[Object]:
 
 
 def _configured_args(args: list[str], settings: MeshSettings) -> list[str]:
-    """Agent and controller have a trust domain; the other settings are the agent's."""
+    """Agent and controller know trust domain and root namespace; the rest is the agent's."""
     flags: dict[str, str] = {}
-    if settings.trust_domain is not None and args[0] in ("agent", "controller"):
-        flags["--trust-domain"] = settings.trust_domain
-    if args[0] == "agent":
+    if args[0] in ("agent", "controller"):
+        if settings.trust_domain is not None:
+            flags["--trust-domain"] = settings.trust_domain
         if settings.root_namespace is not None:
             flags["--root-namespace"] = settings.root_namespace
+    if args[0] == "agent":
         if settings.discovery_selectors:
             text = json.dumps(list(settings.discovery_selectors), separators=(",", ":"))
             flags["--discovery-selectors"] = text

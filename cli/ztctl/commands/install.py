@@ -36,6 +36,7 @@ _NOTE_COLUMNS = (Column("FIELD", "field"), Column("EFFECT", "effect"), Column("M
     help="An IstioOperator document with mesh settings; - for standard input.",
 )
 @click.option("--image", help="Image of all containers, built from deploy/Containerfile.")
+@click.option("--proxy-image", help="Image of waypoints, built from deploy/Containerfile.envoy.")
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -61,6 +62,7 @@ def install(
     *,
     file: Path | None,
     image: str | None,
+    proxy_image: str | None,
     dry_run: bool,
     force: bool,
     wait: bool,
@@ -83,7 +85,7 @@ def install(
     if notes:
         rows = list(mesh_config.note_rows(notes))
         click.echo(output.render_table(_NOTE_COLUMNS, rows), err=not is_table)
-    objects = manifests.load_configured(settings, image)
+    objects = manifests.load_configured(settings, image, proxy_image)
     if not is_table:
         click.echo(_render_objects(objects, context.output_format))
         if dry_run:

@@ -26,6 +26,8 @@ SERVICES = Resource(
         Column("ADDRESSES", "vips"),
         Column("PORTS", "ports"),
         Column("READY", "endpoints"),
+        Column("WAYPOINT", "waypoint"),
+        Column("PROBLEM", "waypoint_error"),
     ),
     per_node=False,
     computed={"ports": _ports, "endpoints": _ready_endpoints},

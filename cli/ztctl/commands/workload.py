@@ -18,6 +18,7 @@ WORKLOADS = Resource(
         Column("ADDRESSES", "addresses"),
         Column("READY", "ready"),
         Column("IDENTITY", "identity"),
+        Column("WAYPOINT", "waypoint"),
         Column("EXCLUDED-REASON", "capture_refused"),
     ),
     per_node=False,

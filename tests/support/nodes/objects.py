@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 IMAGE, NEXT = "localhost/ztunnel:test", "localhost/ztunnel:next"
+ENVOY_IMAGE = "localhost/ztunnel-envoy:test"
 PORT = 8080  # HTTP over TCP, and one datagram per datagram over UDP
 GREETING = "hello from the server"
 AMBIENT = {"istio.io/dataplane-mode": "ambient"}

@@ -56,6 +56,8 @@ def _answers(envoy: RunningEnvoy) -> bool:
 
 def at_port(config: GatewayConfig, port: int) -> Mapping[TypeUrl, dict[str, Json]]:
     """The resources with the waypoint listener at another port: tests share a network namespace."""
+    if WAYPOINT_LISTENER not in config.resources[TypeUrl.LISTENER]:
+        return config.resources
     address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
     listener = {**config.resources[TypeUrl.LISTENER][WAYPOINT_LISTENER], "address": address}
     return {**config.resources, TypeUrl.LISTENER: {WAYPOINT_LISTENER: listener}}

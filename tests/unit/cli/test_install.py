@@ -57,19 +57,22 @@ def test_settings_become_flags_of_the_components_that_have_them() -> None:
         ({"matchLabels": {"mesh": "yes"}},),
         OutboundTrafficPolicy.REGISTRY_ONLY,
     )
-    containers = _containers(manifests.load_configured(settings, "registry.example/ztunnel:1"))
+    images = ("registry.example/ztunnel:1", "registry.example/ztunnel-envoy:1")
+    containers = _containers(manifests.load_configured(settings, *images))
     agent, signer, proxy = (containers[name]["args"] for name in ("agent", "controller", "proxy"))
     assert "--trust-domain=example.org" in agent
     assert "--trust-domain=example.org" in signer
     assert "--trust-domain=cluster.local" not in agent + signer
     assert "--root-namespace=policies" in agent
+    assert "--root-namespace=policies" in signer
+    assert "--proxy-image=registry.example/ztunnel-envoy:1" in signer
     assert '--discovery-selectors=[{"matchLabels":{"mesh":"yes"}}]' in agent
     assert "--outbound-traffic-policy=REGISTRY_ONLY" in agent
     assert len(proxy) == len(_containers(manifests.load())["proxy"]["args"])
     assert {each["image"] for each in containers.values()} == {"registry.example/ztunnel:1"}
 
 
-@pytest.mark.parametrize("name", ["agent", "proxy", "controller"])
+@pytest.mark.parametrize("name", ["agent", "proxy", "gateway", "controller"])
 def test_flags_exist_in_the_command_line_of_the_component(name: str) -> None:
     from click.testing import CliRunner
 
@@ -78,15 +81,15 @@ def test_flags_exist_in_the_command_line_of_the_component(name: str) -> None:
     settings = MeshSettings(
         "a.b", "c", ({"matchLabels": {"d": "e"}},), OutboundTrafficPolicy.REGISTRY_ONLY
     )
-    arguments = _containers(manifests.load_configured(settings, None))[name]["args"]
+    arguments = _containers(manifests.load_configured(settings, None, "e"))[name]["args"]
     assert arguments[0] == name
     known = CliRunner().invoke(cli, [name, "--help"]).output
     for option in arguments[1:]:
         assert option.partition("=")[0] in known
 
 
-def test_proxy_and_controller_run_unprivileged() -> None:
-    for name in ("proxy", "controller"):
+def test_all_but_the_agent_run_unprivileged() -> None:
+    for name in ("proxy", "gateway", "controller"):
         context = _containers(manifests.load())[name]["securityContext"]
         assert context["capabilities"] == {"drop": ["ALL"]}
         assert context["allowPrivilegeEscalation"] is False

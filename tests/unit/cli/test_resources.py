@@ -56,6 +56,7 @@ def test_workloads_are_listed_as_a_table(ztctl: Ztctl, agent: Agent) -> None:
         "10.244.1.2,fd00:10:244:1::2",
         "yes",
         "spiffe://cluster.local/ns/default/sa/default",
+        "-",  # the waypoint
         "-",
     ]
 
@@ -70,7 +71,16 @@ def test_json_and_yaml_contain_whole_workloads(ztctl: Ztctl, agent: Agent) -> No
 def test_services_have_the_number_of_ready_endpoints(ztctl: Ztctl, agent: Agent) -> None:
     agent.answers["/v1/services"] = {"services": [SERVICE]}
     row = ztctl("--run-dir", str(agent.run_dir), "service", "list").output.splitlines()[1]
-    assert row.split() == ["default", "my-app", "10.96.3.4", "80/TCP", "1/2"]
+    assert row.split() == ["default", "my-app", "10.96.3.4", "80/TCP", "1/2", "-", "-"]
+
+
+def test_service_list_states_why_a_waypoint_cannot_be_used(ztctl: Ztctl, agent: Agent) -> None:
+    error = "waypoint default/wp does not exist"
+    row = {**SERVICE, "waypoint": "default/wp", "waypoint_error": error}
+    agent.answers["/v1/services"] = {"services": [row]}
+    line = ztctl("--run-dir", str(agent.run_dir), "service", "list").output.splitlines()[1]
+    assert line.split()[5] == "default/wp"
+    assert line.endswith(error)
 
 
 def test_peer_of_a_connection_depends_on_its_direction(ztctl: Ztctl, agent: Agent) -> None:

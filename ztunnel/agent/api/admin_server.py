@@ -12,13 +12,14 @@
     GET /v1/policies      {"policies": [policy_simulator rows]}
     GET /v1/policy        ?name=: these policies, each with its target "workloads"; or {"error"}
     GET /v1/policy/test   ?from=&to=: the decision about a connection, see `policy_simulator`
+    GET /v1/l7            {"settings": {...}, "objects": [...]}: routes, Gateways, ...; unparsed
     GET /v1/gateways      {"gateways": [...], "processes": [...]}, see `gateway_views`
     GET /v1/gateway       ?pod=&view=config_dump|clusters|xds|log: of a gateway pod's Envoy
     PATCH /v1/gateway     ?pod=&log=LEVEL or LOGGER=LEVEL: Envoy's log levels; returns all
     GET /v1/tunnels       {"tunnels": [...], "unanswered": [...]}
     GET /v1/log           {"process": level, "access": {"level", "sample"}, "namespaces": {...}}
     PATCH /v1/log         the same with the fields to change, null for the default; returns all
-    GET /config_dump      all of the above except connections, in one object
+    GET /config_dump      all of the above except connections, l7, in one object
 
     curl --unix-socket /run/ztunnel/admin.sock http://agent/v1/status
 
@@ -51,6 +52,7 @@ class Views(Protocol):
     def pods(self) -> Json: ...
     def certificates(self) -> Json: ...
     def policies(self) -> Json: ...
+    def l7(self) -> Json: ...
     def policy(self, query: Mapping[str, str]) -> Json: ...
     def policy_test(self, query: Mapping[str, str]) -> Json: ...
     async def query_workers(self, what: str) -> Json: ...
@@ -115,6 +117,7 @@ class AdminServer:
             ("/v1/pods", views.pods),
             ("/v1/certificates", views.certificates),
             ("/v1/policies", views.policies),
+            ("/v1/l7", views.l7),
             ("/config_dump", self._dump),
         ):
             application.router.add_get(path, _handler(view))

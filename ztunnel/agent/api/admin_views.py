@@ -20,6 +20,7 @@ from ztunnel.agent.workers.registry import SessionRegistry
 from ztunnel.identity.certificate_store import CertificateStore
 from ztunnel.ipc.introspection import View
 from ztunnel.kube.view.cluster_view import ClusterView
+from ztunnel.mesh.model import DEFAULT_CLUSTER_DOMAIN
 from ztunnel.mesh.policy.engine import PolicyEngine
 
 WORKER_TIMEOUT_S = 2.0  # for a worker's reply
@@ -120,6 +121,18 @@ class AgentViews:
 
     def policies(self) -> Json:
         return self._simulator.policies()
+
+    def l7(self) -> Json:
+        """The objects that configure L7, which the agent does not parse."""
+        options = self._options
+        return {
+            "settings": {
+                "trust_domain": options.trust_domain,
+                "root_namespace": options.root_namespace,
+                "cluster_domain": DEFAULT_CLUSTER_DOMAIN,
+            },
+            "objects": [msgspec.Raw(each.body) for each in self._view.snapshot().l7],
+        }
 
     def policy(self, query: Mapping[str, str]) -> Json:
         return self._simulator.policy(query)

@@ -18,17 +18,20 @@ from typing import Any
 
 import structlog
 
+from ztunnel.controller.l7.computers import Computers, WaypointState
 from ztunnel.controller.l7.gateway_classes import GatewayClasses, controller_of
 from ztunnel.controller.l7.gateways import Gateways
 from ztunnel.controller.l7.model import Model
 from ztunnel.controller.l7.namespace_rate import NamespaceRate
 from ztunnel.controller.l7.object_client import ObjectClient, Ref
+from ztunnel.controller.l7.rejections import Rejections
 from ztunnel.controller.l7.statuses import Statuses
 from ztunnel.controller.l7.watches import OWNED_KINDS, POD, Watches
 from ztunnel.controller.workqueue import WorkQueue
 from ztunnel.kube.client.reflector import Reflector
 from ztunnel.kube.client.request import CONFLICT, ApiError
 from ztunnel.kube.objects.fields import Object
+from ztunnel.kube.objects.policy_status import PolicyCondition
 from ztunnel.l7.deployment.settings import (
     CONTROLLER_NAME,
     GATEWAY_LABEL,
@@ -58,6 +61,7 @@ class Task(Enum):
     CLASS = "gateway class"
     GATEWAY = "gateway"
     STATUS = "status"
+    REJECTION = "rejected configuration"
     ALL = "all statuses"
 
 
@@ -75,27 +79,28 @@ _ALL = Item(Task.ALL, Ref("", "", ""))
 class L7Session:
     """Started once, closed once."""
 
-    def __init__(self, client: Any, options: L7Options) -> None:
+    def __init__(
+        self, client: Any, options: L7Options, on_pass: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_pass` is called after changes that may affect the status of other objects."""
+        self._on_pass = on_pass
         objects = ObjectClient(client)
         self._queue: WorkQueue[Item] = WorkQueue()
         self._model = Model(options.mesh)
         self._watches = Watches(client, self._changed, self._listed)
         self._classes = GatewayClasses(objects, self._watches)
+        self._rejections = Rejections(objects, self._watches)
         self._gateways = Gateways(
-            objects, self._watches, self._classes, options.deployment, lambda key: ""
+            objects, self._watches, self._classes, options.deployment, self._rejections.of_gateway
         )
-        self._statuses = Statuses(
-            objects,
-            self._watches,
-            self._model,
-            classes=self._classes,
-            rate=NamespaceRate(time.monotonic),
-            is_ready=self._gateways.is_ready,
-        )
+        self._computers = Computers(self._model, self._waypoint_state, self._rejections.by_service)
+        rate = NamespaceRate(time.monotonic)
+        self._statuses = Statuses(objects, self._watches, self._computers, rate)
         self._handlers: dict[Task, Callable[[Ref], float | None]] = {
             Task.CLASS: self._reconcile_class,
             Task.GATEWAY: lambda ref: self._gateways.reconcile(f"{ref.namespace}/{ref.name}"),
             Task.STATUS: self._statuses.reconcile,
+            Task.REJECTION: self._read_rejection,
             Task.ALL: self._find_outdated,
         }
         self._unlisted = {reflector.resource.kind for reflector in self._watches.reflectors}
@@ -119,6 +124,10 @@ class L7Session:
         self._queue.close()
         for thread in self._threads:
             thread.join()
+
+    def policy_condition(self, policy: Object) -> PolicyCondition | None:
+        """The condition of an AuthorizationPolicy that waypoints enforce; None if nodes do."""
+        return self._computers.authorization_condition(policy)
 
     def namespace_changed(self, name: str, namespace: Object | None) -> None:
         """A Namespace, which the caller watches, has changed; None if it is gone."""
@@ -157,7 +166,7 @@ class L7Session:
             self._add(Task.GATEWAY, Ref(_GATEWAY, ref.namespace, ref.name))
         if ref.kind == _CLASS:
             self._class_changed(ref, current)
-        if ref.kind in self._statuses.kinds:
+        if ref.kind in self._computers.kinds:
             self._add(Task.STATUS, ref)
         self._queue.add(_ALL, SETTLE_S)
 
@@ -168,6 +177,7 @@ class L7Session:
             self._add(Task.GATEWAY, _ref(gateway))
 
     def _pod_changed(self, ref: Ref, obj: Object) -> None:
+        self._add(Task.REJECTION, ref)
         labels = obj["metadata"].get("labels") or {}
         name = labels.get(GATEWAY_LABEL)
         if isinstance(name, str) and name:
@@ -181,7 +191,26 @@ class L7Session:
     def _reconcile_class(self, ref: Ref) -> None:
         self._classes.reconcile(ref.name)
 
+    def _read_rejection(self, ref: Ref) -> None:
+        if self._rejections.reconcile(ref):
+            self._queue.add(_ALL)
+            for gateway in self._watches.objects(_GATEWAY):
+                if gateway["metadata"].get("namespace") == ref.namespace:
+                    self._add(Task.GATEWAY, _ref(gateway))
+
+    def _waypoint_state(self, key: str) -> WaypointState:
+        namespace, _, name = key.partition("/")
+        gateway = self._watches.get(_GATEWAY, namespace, name)
+        if gateway is None:
+            return WaypointState(exists=False, ready=False)
+        spec = gateway.get("spec")
+        class_name = str(spec.get("gatewayClassName")) if isinstance(spec, dict) else ""
+        foreign = self._classes.foreign_controller(class_name)
+        return WaypointState(True, self._gateways.is_ready(key), foreign)
+
     def _find_outdated(self, _: Ref) -> None:
+        self._computers.compile()
+        self._on_pass()
         for ref in self._statuses.outdated():
             self._add(Task.STATUS, ref)
 

@@ -24,8 +24,8 @@ OWNED_KINDS = (
 )
 POD = "Pod"
 _MANAGED = f"{MANAGED_LABEL}={MANAGED_BY}"
-# PolicyWatch has AuthorizationPolicy; nothing reports on the two that have no effect at all
-_NOT_WATCHED = frozenset({"EnvoyFilter", "WasmPlugin"})
+# PolicyWatch has AuthorizationPolicy; the others have no effect, which `ztctl analyze` reports
+_NOT_WATCHED = frozenset({"AuthorizationPolicy", "EnvoyFilter", "WasmPlugin"})
 
 
 def l7_resources() -> list[Resource]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,9 @@ LISTENER = TYPE_PREFIX + "envoy.config.listener.v3.Listener"
 ROUTES = TYPE_PREFIX + "envoy.config.route.v3.RouteConfiguration"
 
 VERSION_BYTES = 12  # of the content's hash
+PART_HASH_BYTES = 6
 MAX_RESOURCE_BYTES = 32 << 20
+_SEPARATOR = ":"
 
 # By type: field with the parts, its number, their message, the field that names a part.
 _PARTS = {
@@ -52,10 +54,39 @@ class Resource:
 
     @cached_property
     def version(self) -> str:
+        """A hash of the content; of a listener, also hashes of its parts, see `with_parts_of`."""
         digest = hashlib.blake2b(self.head, digest_size=VERSION_BYTES)
         for name, part in self.parts.items():
             digest.update(wire.text(1, name) + wire.field(2, part))
-        return digest.hexdigest()
+        if self.type_url != LISTENER:
+            return digest.hexdigest()
+        return f"{digest.hexdigest()}{_SEPARATOR}{''.join(self.part_hashes.values())}"
+
+    @cached_property
+    def part_hashes(self) -> dict[str, str]:
+        """A hash of each part with its name."""
+        return {
+            name: hashlib.blake2b(
+                wire.text(1, name) + wire.field(2, part), digest_size=PART_HASH_BYTES
+            ).hexdigest()
+            for name, part in self.parts.items()
+        }
+
+    def with_parts_of(self, version: str) -> Resource | None:
+        """The resource with those of its parts that are also in another version of it.
+
+        After a restart of this process, a version is all that is known of what Envoy has. None if
+        the version has no hashes of parts.
+        """
+        _, separator, text = version.partition(_SEPARATOR)
+        if not separator:
+            return None
+        size = 2 * PART_HASH_BYTES
+        hashes = {text[at : at + size] for at in range(0, len(text), size)}
+        parts = {
+            name: self.parts[name] for name, each in self.part_hashes.items() if each in hashes
+        }
+        return replace(self, parts=parts)
 
     @cached_property
     def size(self) -> int:

@@ -286,7 +286,12 @@ class Subscription:
             for owner, (part, content) in self.memory.invalid_parts
             if owner == name and wanted.parts.get(part) == content
         }
-        return without(wanted, self.memory.accepted.get(name), invalid)
+        return without(wanted, self._accepted(wanted), invalid)
+
+    def _accepted(self, wanted: Resource) -> Resource | None:
+        """What Envoy has of a resource; after a restart, only parts that are wanted are known."""
+        known = self.memory.accepted.get(wanted.name)
+        return known or wanted.with_parts_of(self._known.get(wanted.name, ""))
 
     def _advance(self, name: str, sent: Resource, message: str | None) -> None:
         """Continue the isolation of a resource; `message` is None if Envoy accepted it."""
@@ -297,8 +302,9 @@ class Subscription:
             if message is None:
                 return
             if wanted.parts:
-                accepted = self.memory.accepted.get(name)
-                isolation = PartIsolation(wanted.version, self._target(name), accepted)
+                isolation = PartIsolation(
+                    wanted.version, self._target(name), self._accepted(wanted)
+                )
                 self._isolation[name] = isolation
                 self._skip_known(name, isolation)
             else:

@@ -13,7 +13,7 @@ object alone, so the condition is the same for every node.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ztunnel.kube.objects.fields import Object, TranslateError
@@ -88,7 +88,9 @@ def current_condition(obj: Object) -> Mapping[str, object]:
     return {}
 
 
-def pending_condition(obj: Object, now: str) -> dict[str, object] | None:
+def pending_condition(
+    obj: Object, now: str, evaluate: Callable[[Object], PolicyCondition] = evaluate
+) -> dict[str, object] | None:
     """The condition to write; None if the object has it."""
     metadata = obj["metadata"]
     before = current_condition(obj)

@@ -8,6 +8,7 @@ from enum import StrEnum
 import msgspec
 
 from ztunnel.kube.objects.fields import Fields, TranslateError
+from ztunnel.l7.objects import UNREADABLE
 
 MAX_TARGETS = 16  # targetRefs; the limit of Istio's CRD
 
@@ -38,6 +39,8 @@ class Target(msgspec.Struct, frozen=True):
 
 def parse_target_refs(spec: Fields, namespace: str, root_namespace: str) -> tuple[Target, ...]:
     """Return the targets; empty if the policy has no targetRefs. Raises TranslateError."""
+    if spec.has(UNREADABLE):
+        raise TranslateError("spec is not an object")
     references = list(spec.mappings("targetRefs"))
     if spec.has("targetRef"):
         references.append(spec.mapping("targetRef"))

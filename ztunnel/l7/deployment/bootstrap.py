@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ztunnel.l7.deployment.settings import DRAIN_S, Json
 from ztunnel.l7.names import ADMIN_PORT, READINESS_PORT, XDS_PORT
+from ztunnel.l7.telemetry import bootstrap as telemetry
 
 LOOPBACK = "127.0.0.1"
 XDS_CLUSTER = "xds"
@@ -37,15 +38,13 @@ _V3 = "V3"
 class BootstrapSettings:
     """`gateway`: namespace/name. `node_id`: unique among the pods. `address`: the pod's IP.
 
-    `memory_bytes`: the container's limit, 0 without one. `stats`: fields of the bootstrap that
-    telemetry adds, such as `stats_config`.
+    `memory_bytes`: the container's limit, 0 without one.
     """
 
     gateway: str
     node_id: str
     address: str
     memory_bytes: int = 0
-    stats: Json | None = None
 
 
 def bootstrap(settings: BootstrapSettings) -> Json:
@@ -61,7 +60,7 @@ def bootstrap(settings: BootstrapSettings) -> Json:
         "overload_manager": _overload_manager(settings.memory_bytes),
         "layered_runtime": {"layers": [{"name": "static", "static_layer": RUNTIME}]},
     }
-    return {**found, **(settings.stats or {})}
+    return {**found, **telemetry.fields()}
 
 
 def envoy_arguments(config: Json, threads: int | None) -> list[str]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides a request as the filters of `ztunnel.l7.security.filters` do in Envoy. Pure.
 
+    a CUSTOM policy matches                      ─▶ an authorizer decides, which is not predicted
     an AUDIT policy matches                      ─▶ the request is marked
     a DENY policy matches                        ─▶ 403
     no ALLOW policy is attached                  ─▶ allowed
@@ -29,7 +30,9 @@ from ztunnel.l7.api.policy_terms import (
     request_principal_parts,
     template_regex,
 )
-from ztunnel.l7.security.rbac import never_matches, policy_name
+from ztunnel.l7.api.request_authentication import RequestAuthentication
+from ztunnel.l7.security.custom import Resolved
+from ztunnel.l7.security.rbac import invalid_name, never_matches, policy_name
 from ztunnel.l7.security.request import Attributes
 
 FORBIDDEN = 403
@@ -40,6 +43,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     `policy` is the deciding policy; if no ALLOW policy matches, the first of them. `audit` is the
     name of an AUDIT rule that matches. `dry_run` describes what policies in dry run would change.
+    `authorizers` are asked before: if one of them denies, the request is denied anyway.
     """
 
     allowed: bool
@@ -49,6 +53,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     rule: str = ""
     audit: str = ""
     dry_run: str = ""
+    authorizers: tuple[str, ...] = ()
 
     @property
     def response_details(self) -> str:
@@ -57,18 +62,34 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def evaluate(
-    policies: Sequence[AuthorizationPolicy], attributes: Attributes, *, tcp: bool = False
+    resolved: Resolved,
+    refused: Sequence[RequestAuthentication],
+    attributes: Attributes,
+    *,
+    tcp: bool = False,
 ) -> Decision:
-    """Return the decision of the policies that are attached to the destination."""
+    """Return the decision of the policies that are attached to the destination.
+
+    `refused`: invalid RequestAuthentications, which deny everything.
+    """
+    policies = resolved.policies
     enforced = [policy for policy in policies if not policy.dry_run]
-    decision = _decide(enforced, attributes, tcp)
+    denied = [_Match(invalid_name(each), each.key, -1) for each in refused]
+    decision = _decide(enforced, attributes, tcp, denied)
     audit = _first(enforced, Action.AUDIT, attributes, tcp)
     dry_run = ""
     if len(enforced) < len(policies):
-        would = _decide(policies, attributes, tcp)
+        would = _decide(policies, attributes, tcp, denied)
         dry_run = would.reason if would.allowed != decision.allowed else ""
     return msgspec.structs.replace(
-        decision, audit=audit.rule if audit else "", dry_run=dry_run, status=decision.status
+        decision,
+        audit=audit.rule if audit else "",
+        dry_run=dry_run,
+        authorizers=tuple(
+            each.provider.name
+            for each in resolved.authorizers
+            if _first(each.policies, Action.CUSTOM, attributes, tcp) is not None
+        ),
     )
 
 
@@ -78,10 +99,17 @@ class _Match(msgspec.Struct, frozen=True, order=True):
     number: int
 
 
-def _decide(policies: Sequence[AuthorizationPolicy], attributes: Attributes, tcp: bool) -> Decision:
-    match = _first(policies, Action.DENY, attributes, tcp)
+def _decide(
+    policies: Sequence[AuthorizationPolicy],
+    attributes: Attributes,
+    tcp: bool,
+    denied: Sequence[_Match],
+) -> Decision:
+    deny = _first(policies, Action.DENY, attributes, tcp)
+    match = min((*denied, *((deny,) if deny else ())), default=None)
     if match is not None:
-        reason = f"denied by {match.policy}, rules[{match.number}]"
+        place = f", rules[{match.number}]" if match.number >= 0 else ", which is invalid"
+        reason = f"denied by {match.policy}{place}"
         return Decision(
             allowed=False, status=FORBIDDEN, reason=reason, policy=match.policy, rule=match.rule
         )

@@ -2,6 +2,7 @@
 """The filters that enforce the policies of a destination.
 
     JWT     401 if a token is invalid; removes the headers that only verified tokens may set
+    CUSTOM  asks an external authorizer about the requests that match
     AUDIT   marks requests for the access log
     DENY    403 if a rule matches
     ALLOW   403 unless a rule matches; without a policy of this action, there is no such filter
@@ -27,6 +28,7 @@ from ztunnel.l7.api.request_authentication import RequestAuthentication
 from ztunnel.l7.config import Filters, Json
 from ztunnel.l7.inputs import Destination, Inputs, Protocol
 from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.security.custom import Resolved, custom_filters, resolve
 from ztunnel.l7.security.jwt import jwt_filter
 from ztunnel.l7.security.matchers import client_address_filter
 from ztunnel.l7.security.rbac import ANY, invalid_name, never_matches, rbac_policies
@@ -38,7 +40,6 @@ DRY_RUN_PREFIX = {Action.ALLOW: "istio_dry_run_allow_", Action.DENY: "istio_dry_
 _TYPE = "type.googleapis.com/envoy.extensions.filters"
 _ENVOY_ACTION = {Action.ALLOW: "ALLOW", Action.DENY: "DENY", Action.AUDIT: "LOG"}
 _ORDER = (Action.AUDIT, Action.DENY, Action.ALLOW)
-_FILTER_OF = {action: action for action in _ORDER} | {Action.CUSTOM: Action.DENY}
 _STAT_PREFIX = "waypoint."
 _ALWAYS: Json = {"permissions": [ANY], "principals": [ANY]}
 
@@ -50,24 +51,37 @@ AUTHORIZATION_POLICIES = ParsedPolicies(KIND, parse_authorization_policy)
 
 def filters(inputs: Inputs, destination: Destination) -> Filters:
     """Return the filters, first to last; the router is added by the caller."""
-    policies = tuple(AUTHORIZATION_POLICIES.attached(inputs, destination))
+    tcp = is_tcp(destination)
+    policies, authorizers = effective_policies(inputs, destination)
     tokens = tuple(REQUEST_AUTHENTICATIONS.attached(inputs, destination))
+    every = (*policies, *(policy for each in authorizers for policy in each.policies))
     problems = [problem for policy in tokens for problem in policy.problems]
-    problems += [problem for policy in policies for problem in policy.problems]
-    network = (client_address_filter(),) if _uses_client_address(policies) else ()
-    if destination.protocol in (Protocol.TCP, Protocol.TLS):
-        for policy in policies:
-            problems += _tcp_problems(policy)
-        problems += [_no_tokens(policy) for policy in tokens]
-        rbac = _rbac_filters(policies, (), tcp=True)
-        return Filters(network=network + rbac, problems=tuple(problems))
-    jwt = jwt_filter(tokens)
+    problems += [problem for policy in every for problem in policy.problems]
+    for policy in every if tcp else ():
+        problems += _tcp_problems(policy)
+    problems += [_no_tokens(policy) for policy in tokens] if tcp else []
+    address = (client_address_filter(),) if _uses_client_address(every) else ()
+    custom = custom_filters(authorizers, tcp=tcp)
+    rbac = _rbac_filters(policies, () if tcp else tokens, tcp=tcp)
+    decisions = custom.filters + rbac
+    jwt = None if tcp else jwt_filter(tokens)
     return Filters(
-        http=((jwt.http,) if jwt else ()) + _rbac_filters(policies, tokens, tcp=False),
-        network=network,
-        clusters=jwt.clusters if jwt else (),
+        http=() if tcp else ((jwt.http,) if jwt else ()) + decisions,
+        network=address + (decisions if tcp else ()),
+        clusters=(jwt.clusters if jwt else ()) + custom.clusters,
         problems=tuple(problems),
     )
+
+
+def effective_policies(inputs: Inputs, destination: Destination) -> Resolved:
+    """Return the policies that are attached to a destination, with the external authorizers."""
+    attached = AUTHORIZATION_POLICIES.attached(inputs, destination)
+    return resolve(inputs, attached, tcp=is_tcp(destination))
+
+
+def is_tcp(destination: Destination) -> bool:
+    """Whether a destination's connections carry no HTTP requests."""
+    return destination.protocol in (Protocol.TCP, Protocol.TLS)
 
 
 def _uses_client_address(policies: Iterable[AuthorizationPolicy]) -> bool:
@@ -85,7 +99,7 @@ def _rbac_filters(
 ) -> tuple[Json, ...]:
     found = []
     for action in _ORDER:
-        of_action = [policy for policy in policies if _FILTER_OF[policy.action] is action]
+        of_action = [policy for policy in policies if policy.action is action]
         enforced = _merged((each for each in of_action if not each.dry_run), tcp)
         dry = _merged((each for each in of_action if each.dry_run), tcp)
         if action is Action.DENY:

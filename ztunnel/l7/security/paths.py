@@ -3,7 +3,7 @@
 
     %41          A, for letters, digits and -._~ only
     \\            /
-    . and ..     removed with their segments, also if escaped
+    . and ..     removed with their segments, also if escaped, or with parameters: `..;x`
     //           stays, as does %2F
     space " < > ^ ` { | }  escaped
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 
 _UNRESERVED = re.compile(r"%(2[dDeE]|3[0-9]|4[1-9a-fA-F]|5[0-9aA]|5[fF]|6[1-9a-fA-F]|7[0-9aAeE])")
+_DOT_PARAMETERS = re.compile(r"(?<=/)(\.\.?);[^/]*")
 _ESCAPED = re.compile(r'[ "<>^`{|}]')
 _INVALID = re.compile(r"[^\x21-\x7e]|#")  # Envoy answers 400
 
@@ -25,6 +26,7 @@ def normalize_path(target: str) -> str | None:
     path, question, query = target.partition("?")
     if not path.startswith("/") or _INVALID.search(target) or "%00" in path:
         return None
+    path = _DOT_PARAMETERS.sub(r"\1", path)
     path = _UNRESERVED.sub(lambda match: chr(int(match[1], 16)), path.replace("\\", "/"))
     path = _ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", path)
     return _without_dots(path) + question + query

@@ -203,6 +203,24 @@ def test_invalid_chain_is_remembered_when_envoy_reconnects() -> None:
     assert [each.part for _, each in envoy.session.rejected()] == ["b"]
 
 
+def test_restarted_server_drops_no_other_chain_to_find_an_invalid_one() -> None:
+    envoy = FakeEnvoy(lambda each: b"bad" not in each.parts.values())
+    connected(config(listener("l", a="1", b="1", c="1")), envoy)
+    seen: list[set[str]] = []
+    reject = envoy.is_valid
+
+    def record(each: Resource) -> bool:
+        if each.parts and reject(each):
+            seen.append(set(each.parts))
+        return reject(each)
+
+    envoy.is_valid = record
+    envoy.connect()  # a new server
+    update(envoy, config(listener("l", a="1", b="bad", c="1", d="1")))
+    assert all({"a", "c"} <= each for each in seen)
+    assert envoy.has[LISTENER]["l"].parts.keys() == {"a", "c", "d"}
+
+
 def test_old_nonce_changes_nothing() -> None:
     envoy = connected(shop())
     envoy.session.receive(Request(CLUSTER, nonce="dead", error="late"))

@@ -160,3 +160,9 @@ def test_quantity(text: object, value: float | None) -> None:
 )
 def test_worker_threads_follow_the_cpu_limit(limit: object, threads: int | None) -> None:
     assert worker_threads(limit) == threads
+
+
+def test_bootstrap_has_the_histogram_buckets_of_istio() -> None:
+    made = config(15000, 15021, dynamic=True)
+    (buckets,) = made["stats_config"]["histogram_bucket_settings"]
+    assert 0.5 in buckets["buckets"]

@@ -20,9 +20,10 @@ from tests.support.waypoint.backend import Backend
 from tests.support.waypoint.client import dial
 from tests.support.waypoint.envoy import RunningEnvoy, running_envoy
 from tests.support.waypoint.world import World
+from ztunnel.l7.config import GatewayConfig
 from ztunnel.l7.deployment.bootstrap import RUNTIME
-from ztunnel.l7.inputs import Destination, Protocol
-from ztunnel.l7.names import PeerState
+from ztunnel.l7.inputs import Destination, Inputs, Protocol, Settings
+from ztunnel.l7.names import WAYPOINT_LISTENER, PeerState, TypeUrl
 
 Object = dict[str, Any]
 CLIENT = ("10.244.0.9", 40000)
@@ -90,13 +91,26 @@ def rule(source: Object | None = None, operation: Object | None = None, *when: O
     return found
 
 
+class PolicyWorld(World):
+    """A world with a MeshConfig."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mesh_config: Object = {}
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs(self.store, self.mesh.state, Settings(mesh_config=self.mesh_config))
+
+
 @dataclass
 class Rig:
     """Services of the waypoint `default/waypoint`. Add all of them before `run`."""
 
-    world: World = field(default_factory=World)
+    world: PolicyWorld = field(default_factory=PolicyWorld)
     services: dict[str, tuple[str, int]] = field(default_factory=dict)
     backend: Backend = field(default_factory=lambda: Backend("app"))
+    access_log: dict[str, str] = field(default_factory=dict)  # response details by x-request-id
     _envoy: RunningEnvoy | None = None
 
     def __post_init__(self) -> None:
@@ -136,11 +150,22 @@ class Rig:
             self.world.add(obj)
 
     @contextmanager
-    def run(self, directory: Path) -> Iterator[Rig]:
-        """Run Envoy and the backend."""
+    def run(self, directory: Path, *, decide_only: bool = False) -> Iterator[Rig]:
+        """Run Envoy and the backend.
+
+        `decide_only`: Envoy answers allowed requests itself, which is faster, and `access_log` is
+        filled at the end.
+        """
         config = self.world.compile()
+        path = directory / "access.log"
+        if decide_only:
+            _log_requests(config, path)
+            _answer_directly(config)
         with self.backend, running_envoy(config, directory, _EXTRA) as self._envoy:
             yield self
+        for line in path.read_text().splitlines() if decide_only else ():
+            request, _, details = line.partition(" ")
+            self.access_log[request] = details
 
     @property
     def log(self) -> str:
@@ -178,6 +203,35 @@ class Rig:
         return Destination(
             gateway="default/waypoint", protocol=protocol, service=found, port=found.ports[0]
         )
+
+
+def _log_requests(config: GatewayConfig, path: Path) -> None:
+    listener = config.resources[TypeUrl.LISTENER][WAYPOINT_LISTENER]
+    line = "%REQ(X-REQUEST-ID)% %RESPONSE_CODE_DETAILS%\n"
+    log = {
+        "name": "file",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": str(path),
+            "log_format": {"text_format_source": {"inline_string": line}},
+        },
+    }
+    for chain in listener["filter_chains"]:
+        chain["filters"][-1]["typed_config"]["access_log"] = [log]
+
+
+def _answer_directly(config: GatewayConfig) -> None:
+    for route_config in config.resources[TypeUrl.ROUTE].values():
+        for host in route_config["virtual_hosts"]:
+            host["routes"] = [
+                {
+                    "match": {"prefix": "/"},
+                    "direct_response": {"status": 200},
+                    "response_headers_to_add": [
+                        {"header": {"key": "x-path", "value": "%REQ(:PATH)%"}}
+                    ],
+                }
+            ]
 
 
 def exchange(

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Computes the status of each kind from the model, and compares it with the current one."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from ztunnel.controller.l7.model import Model
+from ztunnel.kube.objects.fields import Object
+from ztunnel.kube.objects.policy_status import PolicyCondition
+from ztunnel.l7.compile import GatewayCompiler
+from ztunnel.l7.deployment.settings import CONTROLLER_NAME, WAYPOINT_CLASSES
+from ztunnel.l7.inputs import Inputs
+from ztunnel.l7.objects import L7Key, L7Object, l7_object
+from ztunnel.l7.problems import Problem
+from ztunnel.l7.routing.attachment import RouteIndex
+from ztunnel.l7.status.conditions import Condition, has_conditions, render_conditions
+from ztunnel.l7.status.policies import own_problems, policy_condition, problem_text
+from ztunnel.l7.status.routes import (
+    ROUTE_KINDS,
+    merge_parents,
+    route_conditions,
+    route_problems,
+)
+from ztunnel.l7.status.service import WAYPOINT_BOUND, waypoint_bound
+from ztunnel.mesh.model import Service
+
+TRAFFIC_KINDS = ("DestinationRule", "VirtualService")
+POLICY_KINDS = (*TRAFFIC_KINDS, "RequestAuthentication", "Telemetry")
+
+
+class Pending(NamedTuple):
+    """A status to apply. `force`: it has the entries of other controllers, too."""
+
+    obj: Object
+    status: Object
+    force: bool
+    problems: tuple[str, ...] = ()
+
+
+class WaypointState(NamedTuple):
+    """Of a Gateway. `foreign`: the other controller that runs it."""
+
+    exists: bool
+    ready: bool
+    foreign: str = ""
+
+
+class Computers:
+    """Thread-safe. `waypoint_state` is called with `namespace/name` of a Gateway."""
+
+    def __init__(
+        self,
+        model: Model,
+        waypoint_state: Callable[[str], WaypointState],
+        rejected: Callable[[], Mapping[str, str]],
+    ) -> None:
+        """`rejected`: Envoy's message by service."""
+        self._model = model
+        self._waypoint_state = waypoint_state
+        self._rejected = rejected
+        self._routes = RouteIndex()
+        self._compilers: dict[str, GatewayCompiler] = {}
+        self._compiled: Mapping[L7Key, Sequence[Problem]] = {}
+        self._lock = threading.Lock()
+        self._by_kind: dict[str, Callable[[Inputs, Object, str], Pending | None]] = {
+            "Service": self._service,
+            "ServiceEntry": self._service_entry,
+            **dict.fromkeys(ROUTE_KINDS, self._route),
+            **dict.fromkeys(POLICY_KINDS, self._policy),
+        }
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds that have a status of ours."""
+        return tuple(self._by_kind)
+
+    def pending(self, obj: Object) -> Pending | None:
+        """The status to write; None if the object has it."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        with self._model.inputs() as inputs:
+            return self._by_kind[obj["kind"]](inputs, obj, now)
+
+    def compile(self) -> None:
+        """Find the problems of objects that depend on what they apply to."""
+        found: dict[L7Key, list[Problem]] = defaultdict(list)
+        with self._model.inputs() as inputs:
+            gateways = {
+                f"{each.namespace}/{each.name}"
+                for each in inputs.store.of_kind("Gateway")
+                if each.spec.get("gatewayClassName") in WAYPOINT_CLASSES
+            }
+            for gone in self._compilers.keys() - gateways:
+                del self._compilers[gone]
+            for gateway in sorted(gateways):
+                compiler = self._compilers.setdefault(gateway, GatewayCompiler(gateway))
+                for problem in compiler.compile(inputs).problems:
+                    key = L7Key(problem.kind, problem.namespace, problem.name)
+                    if problem not in found[key]:
+                        found[key].append(problem)
+        self._compiled = found
+
+    def authorization_condition(self, obj: Object) -> PolicyCondition | None:
+        """The condition of an AuthorizationPolicy that waypoints enforce; None if nodes do."""
+        try:
+            policy = l7_object(obj)
+        except ValueError:
+            return None
+        targets = _targets(policy)
+        if not targets:
+            return None
+        with self._model.inputs() as inputs:
+            root = inputs.settings.root_namespace
+            for target in targets:
+                if target.get("kind") not in ("Service", "ServiceEntry"):
+                    continue
+                found = inputs.mesh.service(f"{policy.namespace}/{target.get('name')}")
+                if target["kind"] == "Service" and (found is None or not found.waypoint):
+                    return None  # the destination's node enforces it
+        condition = policy_condition(own_problems(policy, root))
+        return PolicyCondition(condition.status, condition.reason, condition.message)
+
+    # One method per kind
+
+    def _service(self, inputs: Inputs, obj: Object, now: str) -> Pending | None:
+        metadata = obj["metadata"]
+        found = inputs.mesh.service(f"{metadata['namespace']}/{metadata['name']}")
+        return self._bound(obj, found, now)
+
+    def _service_entry(self, inputs: Inputs, obj: Object, now: str) -> Pending | None:
+        """All hosts of an entry have the same waypoint."""
+        metadata, spec = obj["metadata"], obj.get("spec")
+        hosts = spec.get("hosts") if isinstance(spec, dict) else None
+        found = (
+            inputs.mesh.service(f"{metadata['namespace']}/{host}")
+            for host in (hosts if isinstance(hosts, list) else ())
+        )
+        return self._bound(obj, next((each for each in found if each is not None), None), now)
+
+    def _bound(self, obj: Object, service: Service | None, now: str) -> Pending | None:
+        condition: Condition | None = None
+        if service is not None and service.waypoint:
+            state = self._waypoint_state(service.waypoint)
+            condition = waypoint_bound(
+                service.waypoint,
+                service.waypoint_error,
+                exists=state.exists,
+                ready=state.ready,
+                foreign=state.foreign,
+            )
+        before = _conditions(obj)
+        wanted = render_conditions([condition] if condition else [], before, _generation(obj), now)
+        has_none = not any(_is_of_type(each, WAYPOINT_BOUND) for each in before)
+        if has_conditions(before, wanted) if condition else has_none:
+            return None
+        return Pending(obj, {"conditions": wanted}, force=False)
+
+    def _route(self, inputs: Inputs, obj: Object, now: str) -> Pending | None:
+        metadata, status = obj["metadata"], obj.get("status")
+        route = inputs.store.get(obj["kind"], metadata["namespace"], metadata["name"])
+        if route is None:
+            return None
+        with self._lock:
+            self._routes.refresh(inputs.store)
+            ours = route_conditions(inputs, route, self._routes, self._rejected())
+            problems = route_problems(inputs, route, self._routes) if ours else ()
+        current = status.get("parents") if isinstance(status, dict) else None
+        parents = merge_parents(current, ours, CONTROLLER_NAME, _generation(obj), now)
+        if parents is None:
+            return None
+        return Pending(obj, {"parents": parents}, True, problems)
+
+    def _policy(self, inputs: Inputs, obj: Object, now: str) -> Pending | None:
+        metadata = obj["metadata"]
+        policy = inputs.store.get(obj["kind"], metadata["namespace"], metadata["name"])
+        if policy is None:
+            return None
+        own = own_problems(policy, inputs.settings.root_namespace)
+        problems = dict.fromkeys((*own, *self._compiled.get(policy.key, ())))
+        condition = policy_condition(tuple(problems))
+        before = _conditions(obj)
+        wanted = render_conditions([condition], before, _generation(obj), now)
+        if has_conditions(before, wanted):
+            return None
+        texts = (problem_text(tuple(problems)),) if problems else ()
+        return Pending(obj, {"conditions": wanted}, False, texts)
+
+
+def _targets(policy: L7Object) -> list[dict[str, Any]]:
+    references = policy.spec.get("targetRefs")
+    found = list(references) if isinstance(references, list) else []
+    return [each for each in (*found, policy.spec.get("targetRef")) if isinstance(each, dict)]
+
+
+def _conditions(obj: Object) -> list[Any]:
+    status = obj.get("status")
+    found = status.get("conditions") if isinstance(status, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def _is_of_type(condition: object, name: str) -> bool:
+    return isinstance(condition, dict) and condition.get("type") == name
+
+
+def _generation(obj: Object) -> int:
+    return int(obj["metadata"].get("generation") or 0)
