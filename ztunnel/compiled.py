@@ -64,6 +64,8 @@ HOT = tuple(
         "proxy.handlers.outbound_hbone",
         "proxy.handlers.outbound_passthrough",
         "proxy.handlers.waypoint_header",
+        "proxy.handlers.waypoint_probe",
+        "proxy.handlers.waypoint_retry",
         "proxy.tunnel.connection_plan",
         "proxy.local_pod",
         "proxy.tunnel.pool",

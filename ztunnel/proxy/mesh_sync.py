@@ -63,6 +63,7 @@ class MeshSync:
         """Apply all parts before anything is decided: between parts a policy could be missing."""
         parts, self._parts = self._parts, []
         for part in parts:
+            self._context.recent_destinations.note(mesh, part, self._context.loop.now)
             mesh.apply(part)
         self._enforce(parts[-1].revision, recheck=any(map(self._affects_admission, parts)))
 

@@ -31,6 +31,7 @@ from ztunnel.proxy.conntrack.record import Direction, Record
 from ztunnel.proxy.conntrack.tracker import make_peer
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.handlers.waypoint_header import waypoint_header
+from ztunnel.proxy.handlers.waypoint_probe import EnvoyProbe
 from ztunnel.proxy.io.connector import Connector
 from ztunnel.proxy.io.socket_pool import SocketPool
 from ztunnel.proxy.local_pod import Pod
@@ -82,6 +83,7 @@ class InboundStream:
         self._accepted: Accept | None = None
         self._sockets: SocketPool | None = None
         self._connector: Connector | None = None
+        self._probe: EnvoyProbe | None = None
         self._relay: StreamRelay | UdpFlow | None = None
         self._early_data: list[bytes] = []  # before the response; bounded by the stream's window
         self._early_end = False
@@ -172,15 +174,38 @@ class InboundStream:
 
     def _dialled(self, sock: socket.socket | None, reason: str) -> None:
         self._connector = None
-        accepted, record = self._accepted, self._record
+        accepted = self._accepted
         if sock is not None and accepted is not None and accepted.to_waypoint:
-            reason = self._send_proxy_header(sock, accepted)
+            is_recent = self._is_recent(accepted)
+            # with the early data in one segment, unless they have to wait
+            flags = socket.MSG_MORE if self._early_data and not is_recent else 0
+            reason = self._send_proxy_header(sock, accepted, flags)
             if reason:
                 self._context.loop.close(sock)
                 sock = None
+            elif is_recent:
+                self._probe = EnvoyProbe(self._context.loop, sock, self._probed)
+                return
         if sock is None:
             self._refuse(UNAVAILABLE, reason)
             return
+        self._serve(sock, 0)
+
+    def _is_recent(self, accepted: Accept) -> bool:
+        context = self._context
+        return context.recent_destinations.contains(accepted.destination.ip, context.loop.now)
+
+    def _probed(self, sock: socket.socket, accepted: bool, seen_events: int) -> None:
+        self._probe = None
+        if accepted:
+            self._serve(sock, seen_events)
+            return
+        self._context.loop.close(sock)
+        self._refuse(UNAVAILABLE, "the waypoint's Envoy has no configuration for the destination")
+
+    def _serve(self, sock: socket.socket, seen_events: int) -> None:
+        """Respond, and relay between the stream and the application."""
+        accepted, record = self._accepted, self._record
         assert record is not None
         self._tunnel.respond(
             self.stream_id, 200, self._response_headers(), may_wait=self._has_request()
@@ -197,18 +222,17 @@ class InboundStream:
             record=record,
             ended=self._relay_ended,
         )
-        relay.begin()
+        relay.begin(seen_events)
         for payload in self._early_data:
             relay.on_data(memoryview(payload))
         self._early_data.clear()
         if self._early_end:
             relay.on_end()
 
-    def _send_proxy_header(self, sock: socket.socket, accepted: Accept) -> str:
+    def _send_proxy_header(self, sock: socket.socket, accepted: Accept, flags: int) -> str:
         """Send the header that precedes all other bytes; returns why that failed, or ""."""
         try:
             header = waypoint_header(accepted, self._tunnel.peer, _traceparent(self._request))
-            flags = socket.MSG_MORE if self._early_data else 0
             if sock.send(header, flags) == len(header):
                 return ""
         except ProxyProtocolError as error:
@@ -298,6 +322,9 @@ class InboundStream:
         if self._connector is not None:
             self._connector.cancel()
             self._connector = None
+        if self._probe is not None:
+            self._probe.cancel()
+            self._probe = None
         if self._early_data:
             self._tunnel.consumed(self.stream_id, sum(map(len, self._early_data)))
             self._early_data.clear()

@@ -76,7 +76,22 @@ class OutboundServer:
                     refusal = Reason(reason, Flag.IDENTITY_ERROR)
                     self._refuse(sock, client, str(destination), refusal, plan.peers)
                     return
-                HboneOutbound(self._context, self._pod, sock, client, plan).start(credentials)
+                HboneOutbound(self._context, self._pod, sock, client, plan, planner=self).start(
+                    credentials
+                )
+
+    def plan_again(self, destination: SocketAddress) -> ConnectionPlan | str:
+        """Decide again on a connection through a waypoint; see `waypoint_retry`."""
+        mesh = self._context.mesh
+        source = mesh.workload(self._pod.workload) if mesh is not None else None
+        if mesh is None or source is None:
+            return f"workload {self._pod.workload} is not in the mesh state"
+        match route(mesh, source, destination, self._context.choose()):
+            case Refuse(reason):
+                return reason
+            case Hbone() as decision:
+                return self._plan(mesh, source, decision)
+        return f"{destination} has no waypoint any more, and is not in the mesh"
 
     def _plan(self, mesh: MeshState, source: Workload, decision: Hbone) -> ConnectionPlan:
         pod = self._pod

@@ -20,6 +20,7 @@ from ztunnel.proxy.handlers.outbound_connection import (
     CLOSED,
     OutboundConnection,
 )
+from ztunnel.proxy.handlers.waypoint_retry import RETRIED_STATUSES, Planner, RetrySchedule
 from ztunnel.proxy.io.event_loop import Timer
 from ztunnel.proxy.io.sockets import fin_on_close
 from ztunnel.proxy.local_pod import Pod
@@ -38,6 +39,8 @@ class HboneOutbound(OutboundConnection):
     """One connection of an application, and its stream until the relay replaces it.
 
     AWAITING_TUNNEL → AWAITING_RESPONSE → RELAYING → CLOSED
+           ▲                 │ a waypoint rejects it for now: see `waypoint_retry`
+           └─────────────────┘
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class HboneOutbound(OutboundConnection):
         sock: socket.socket,
         client: SocketAddress,
         plan: ConnectionPlan,
+        *,
+        planner: Planner,
     ) -> None:
         record = context.tracker.connection_opened(
             Direction.OUTBOUND,
@@ -63,6 +68,9 @@ class HboneOutbound(OutboundConnection):
         self._tunnel: Tunnel | None = None
         self._timer: Timer | None = None
         self._sent_early_data = False
+        self._planner = planner
+        self._retries: RetrySchedule | None = None
+        self._early_data = b""  # to a waypoint, for another attempt
 
     def start(self, credentials: Credentials) -> None:
         """Request a tunnel from the pool."""
@@ -73,14 +81,18 @@ class HboneOutbound(OutboundConnection):
         if self._state is CLOSED:
             return
         if tunnel is None:
-            self._fail(reason)
+            if not self._retry():
+                self._fail(reason)
             return
         self._tunnel = tunnel
         self._state = AWAITING_RESPONSE
         self._record.destination = self._plan.proven_destination(tunnel.peer)
         self.stream_id = tunnel.open(self._headers(), self, self._plan.head)
         self._timer = self._context.loop.add_timeout(RESPONSE_TIMEOUT_S, self._no_response)
-        self._send_early_data(tunnel)
+        if self._early_data:
+            self._repeat_early_data(tunnel)
+        else:
+            self._send_early_data(tunnel)
 
     def _headers(self) -> tuple[Header, ...]:
         """The request headers that differ between connections of one plan."""
@@ -119,7 +131,53 @@ class HboneOutbound(OutboundConnection):
             return
         self._sent_early_data = True
         self._record.sent += count
+        if self._plan.to_waypoint:
+            self._early_data = bytes(room[:count])
         tunnel.commit(self.stream_id, count)
+
+    # Further attempts
+
+    def _retry(self) -> bool:
+        """Schedule another attempt, if the destination has a waypoint and there is time left."""
+        loop = self._context.loop
+        if not self._plan.to_waypoint:
+            return False
+        if self._retries is None:
+            self._retries = RetrySchedule(loop.now)
+        delay = self._retries.next_delay(loop.now)
+        if delay < 0:
+            return False
+        self._release_setup()
+        self._tunnel = None
+        self._state = AWAITING_TUNNEL
+        self._timer = loop.call_later(delay, self._try_again)
+        return True
+
+    def _try_again(self) -> None:
+        self._timer = None
+        plan = self._planner.plan_again(self._plan.decision.authority)
+        credentials = self._context.credentials.get(self._pod.identity)
+        if isinstance(plan, str):
+            self._fail(plan)
+        elif credentials is None:
+            self._fail(Reason(f"no certificate for {self._pod.identity}", Flag.IDENTITY_ERROR))
+        else:
+            self._plan = plan
+            self._record.destination, self._record.hbone_addr = plan.destination, plan.authority
+            self.start(credentials)
+
+    def _repeat_early_data(self, tunnel: Tunnel) -> None:
+        """Send what an earlier attempt sent, and the waypoint did not deliver."""
+        room = tunnel.claim(self)
+        size = len(self._early_data)
+        if room is None or len(room) < size:
+            if room is not None:
+                tunnel.abandon()
+            if not self._retry():
+                self._fail("the tunnel has no room to repeat the request")
+            return
+        room[:size] = self._early_data
+        tunnel.commit(self.stream_id, size)
 
     def _no_response(self) -> None:
         self._fail(f"no response to CONNECT within {RESPONSE_TIMEOUT_S:.0f} s")
@@ -128,11 +186,14 @@ class HboneOutbound(OutboundConnection):
 
     def on_response(self, status: int, headers: tuple[Header, ...]) -> None:
         if status != 200:
+            if status in RETRIED_STATUSES and self._retry():
+                return
             flag = Flag.DENY if status == DENIED else Flag.CONNECT
             self._fail(Reason(f"the destination's proxy answered {status}", flag))
             return
         assert self._tunnel is not None
         self._stop_timer()
+        self._early_data = b""
         relay = StreamRelay(
             self._context.loop,
             self._tunnel,

@@ -23,7 +23,7 @@ class ConnectionPlan:
 
     __slots__ = (
         *("authority", "decision", "destination", "head", "identity", "key", "peers", "proven"),
-        "source",
+        *("source", "to_waypoint"),
     )
 
     def __init__(
@@ -44,6 +44,7 @@ class ConnectionPlan:
         # the peer must prove this identity before it receives any data
         self.peers = ConnectionPeers(source, workload, service, (self.identity, workload.identity))
         self.authority = str(decision.authority)
+        self.to_waypoint = decision.authority.ip != decision.tunnel.ip
         self.destination = make_peer(decision.tunnel, workload)
         self.proven = with_identity(self.destination, workload.identity)
         self.key = PoolKey(

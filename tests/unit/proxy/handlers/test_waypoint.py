@@ -416,3 +416,112 @@ def test_waypoint_with_another_identity_gets_no_byte(fresh_world: World) -> None
     with pytest.raises(ConnectionResetError):
         world.a.dial().recv(1)
     assert world.b.context.tracker.live() == []
+
+
+# Changes, while requests arrive
+
+
+def test_client_tries_again_while_envoy_does_not_accept(world: World) -> None:
+    """For example while Envoy restarts. The bytes of the client are repeated, once each."""
+    address = world.envoy.address
+    world.envoy.close()
+    client = world.a.dial()
+    client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    wait_until(lambda: world.b.context.tracker.stats.failed > 0, "a first attempt")
+    world.envoy.listener = listen(address.ip, address.port)
+    world.envoy.listener.setblocking(True)
+    world.envoy.listener.settimeout(DEADLINE)
+    _, _, server = world.accept()
+    with server, client:
+        client.sendall(b"more")
+        client.shutdown(socket.SHUT_WR)
+        data = b""
+        while chunk := server.recv(100):
+            data += chunk
+        assert data == b"GET / HTTP/1.1\r\n\r\nmore"
+
+
+def test_client_tries_again_while_the_node_of_the_waypoint_does_not_know_the_service(
+    fresh_world: World,
+) -> None:
+    world = fresh_world
+    services = world.b.services
+    world.b.services = tuple(each for each in services if each is not SHOP)
+    world.start()
+    client = world.a.dial()
+    client.sendall(b"early")
+    wait_until(lambda: world.b.context.tracker.stats.refused > 0, "a first attempt")
+    world.b.agent.send(MeshDelta(revision=2, services=(SHOP,)))
+    _, _, server = world.accept()
+    with server, client:
+        assert server.recv(100) == b"early"
+    assert len(world.a.context.tracker.live()) <= 1
+
+
+def test_client_follows_a_detached_waypoint(world: World) -> None:
+    """The waypoint's node learns it first and rejects; the client's node decides again."""
+    app = App(world.b.ip)
+    detached = msgspec.structs.replace(
+        SHOP,
+        waypoint="",
+        endpoints=(
+            Endpoint(address=world.b.ip, ports={"http": app.address.port}, workload=world.b.me.uid),
+        ),
+    )
+    with closing_all(app):
+        world.b.agent.send(MeshDelta(revision=2, services=(detached,)))
+        world.b.query("stats")
+        client = world.a.dial()
+        client.sendall(b"early")
+        wait_until(lambda: world.b.context.tracker.stats.refused > 0, "a first attempt")
+        world.a.agent.send(MeshDelta(revision=2, services=(detached,)))
+        server = app.accept()
+        assert server.recv(100) == b"early"
+        server.close()
+        client.close()
+
+
+def test_denied_connection_is_not_tried_again(world: World) -> None:
+    rules = Rules(world.b)
+    rules.send(deny(principals=["cluster.local/ns/test/sa/a"]))
+    rules.settle()
+    with pytest.raises(ConnectionResetError):
+        world.a.dial().recv(1)
+    assert world.b.context.tracker.stats.denied == 1
+
+
+def test_envoy_without_the_new_destination_gets_no_byte_and_the_client_tries_again(
+    world: World,
+) -> None:
+    """Envoy closes a connection to a destination that it does not know after the header."""
+    vip = "10.96.7.77"
+    new = msgspec.structs.replace(SHOP, name="new", hostname="new.test.svc", vips=(vip,))
+    for node in (world.a, world.b):
+        node.agent.send(MeshDelta(revision=2, services=(new,)))
+        node.query("stats")
+    world.a.target = SocketAddress(vip, 80)
+    client = world.a.dial()
+    client.sendall(b"once")
+    for _ in range(2):
+        header, _, server = world.accept()
+        assert header.destination == SocketAddress(vip, 80)
+        server.close()
+    _, _, server = world.accept()
+    with server, client:
+        assert server.recv(100) == b"once"
+        server.sendall(b"answer")
+        assert client.recv(100) == b"answer"
+
+
+def test_new_destination_of_a_server_that_speaks_first(world: World) -> None:
+    vip = "10.96.7.78"
+    new = msgspec.structs.replace(SHOP, name="new", hostname="new.test.svc", vips=(vip,))
+    for node in (world.a, world.b):
+        node.agent.send(MeshDelta(revision=2, services=(new,)))
+        node.query("stats")
+    world.a.target = SocketAddress(vip, 80)
+    client = world.a.dial()
+    _, _, server = world.accept()
+    with server, client:
+        server.sendall(b"220 ready")
+        assert client.recv(100) == b"220 ready"
