@@ -138,8 +138,11 @@ def run(
     version: str,
     timeout_s: float,
     only: str = "",
+    keep: bool = False,
 ) -> Results:
     """Run the mesh tests, or `only` one of them, and print a line when one ends.
+
+    `keep`: leave the namespaces of the suite, with the waypoint, for another run.
 
     `directory`: for the report. `version`: of this project, for the report. The suite ends itself
     after `timeout_s` seconds: tests that have not ended are missing from the results.
@@ -158,6 +161,7 @@ def run(
         "version": version,
         "contact": "@ztunnel/maintainers",
         "report-output": str(report),
+        "cleanup-base-resources": "false" if keep else "true",
         **({"run-test": only} if only else {}),
     }
     argv = [str(program), "-test.v", "-test.run=^TestConformance$", f"-test.timeout={timeout_s}s"]

@@ -92,12 +92,14 @@ class GrpcConnection(asyncio.Protocol):
         if not self._is_counted:
             transport.abort()
             return
-        self._http.update_settings(
-            {
+        # update_settings would send these too, but before a frame with the defaults, which the
+        # client would obey: after 64 KB it would wait for an update of a window that h2 sees open
+        self._http.local_settings = h2.settings.Settings(
+            client=False,
+            initial_values={
                 h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
                 h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: WINDOW_BYTES,
-                h2.settings.SettingCodes.ENABLE_PUSH: 0,
-            }
+            },
         )
         self._http.initiate_connection()
         self._http.increment_flow_control_window(WINDOW_BYTES)
