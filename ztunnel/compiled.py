@@ -33,6 +33,7 @@ HOT = tuple(
     f"ztunnel.{name}"
     for name in (
         "datapath.sockopt",
+        "hbone.buffer_budget",
         "hbone.connection",
         "hbone.connection_state",
         "hbone.frame_handlers",

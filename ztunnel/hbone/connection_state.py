@@ -6,6 +6,7 @@ from __future__ import annotations
 from enum import Enum
 
 from ztunnel.hbone import constants, frames
+from ztunnel.hbone.buffer_budget import BufferBudget, BufferShare
 from ztunnel.hbone.errors import ApiMisuseError, ErrorCode
 from ztunnel.hbone.flow_control import HeldCredit, ReceiveWindow, SendWindow
 from ztunnel.hbone.frame_reader import FrameReader
@@ -28,6 +29,7 @@ class ConnectionState:
         self,
         role: Role,
         *,
+        share: BufferShare | None = None,
         stream_window: int = constants.STREAM_WINDOW_BYTES,
         connection_window: int = constants.CONNECTION_WINDOW_BYTES,
         max_frame_size: int = constants.MAX_FRAME_BYTES,
@@ -37,6 +39,9 @@ class ConnectionState:
     ) -> None:
         """Queues the preface and SETTINGS.
 
+        `share`: of the memory for octets that wait for slow readers, and for grown windows; by
+        default, a budget of its own.
+        `stream_window`, `connection_window`: the initial windows.
         `max_header_list`: octets; by default 16 KiB for a client, 64 KiB for a server.
         `max_streams` (server): how many streams the peer may have open. Windows and frame size
         must not be below RFC 9113's defaults: the peer uses those until it has our SETTINGS.
@@ -60,7 +65,9 @@ class ConnectionState:
         self._live = self._streams.live  # one attribute access less per frame
         self._send_window = SendWindow(constants.DEFAULT_WINDOW_BYTES)
         self._receive_window = ReceiveWindow(connection_window)
-        self._held = HeldCredit(constants.MAX_HELD_BYTES)
+        self._share = share or BufferBudget(constants.BUFFER_BUDGET_BYTES).new_share()
+        self._held = HeldCredit(constants.MAX_HELD_BYTES, self._share)
+        self._grown = 0  # octets of `share` for the growth of the connection's window
         self._peer = PeerSettings(is_server=not self._is_server)
         self._settings_received = False
         self._overhead_frames = TokenBucket(
@@ -113,12 +120,34 @@ class ConnectionState:
             return
         increment = self._receive_window.credit(n)  # inlined: called for each piece of payload
         if increment:
-            self._out += frames.window_update(0, increment)
+            self._out += frames.window_update(0, increment + self._grow_connection_window())
         stream = self._live.get(stream_id)
         if stream is not None and stream.remote_open:
             increment = stream.receive_window.credit(n)
             if increment:
+                increment += self._grow_stream_window(stream.receive_window)
                 self._out += frames.window_update(stream_id, increment)
+
+    def _grow_connection_window(self) -> int:
+        """The applications read: double the window if the share has room. Returns the increment."""
+        limit = self._receive_window.limit
+        if 2 * limit > constants.MAX_CONNECTION_WINDOW_BYTES or self._share.room < 4 * limit:
+            return 0
+        self._share.add(limit)
+        self._grown += limit
+        return self._receive_window.grow(2 * limit)
+
+    def _grow_stream_window(self, window: ReceiveWindow) -> int:
+        """The application reads: double the window within the connection's."""
+        limit = 2 * window.limit
+        fits = limit * constants.STREAMS_PER_WINDOW <= self._receive_window.limit
+        return window.grow(limit) if fits else 0
+
+    def release_memory(self) -> None:
+        """The transport is closed: return what the connection uses of its share. Idempotent."""
+        self._held.release()
+        self._share.give_back(self._grown)
+        self._grown = 0
 
     def hold(self, n: int) -> None:
         """`n` received octets wait for a slow reader: only their stream must wait.

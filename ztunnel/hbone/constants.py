@@ -8,8 +8,13 @@ name their section; the others state their reason.
 
 from __future__ import annotations
 
-STREAM_WINDOW_BYTES = 4 * 1024 * 1024  # istio ztunnel: window_size
-CONNECTION_WINDOW_BYTES = 16 * 1024 * 1024  # istio ztunnel: connection_window_size
+# Windows double while applications read as fast as the peer sends. A reader that stalls from the
+# start holds the initial window only.
+STREAM_WINDOW_BYTES = 256 * 1024
+CONNECTION_WINDOW_BYTES = 1024 * 1024
+MAX_STREAM_WINDOW_BYTES = 4 * 1024 * 1024  # istio ztunnel: window_size
+MAX_CONNECTION_WINDOW_BYTES = 16 * 1024 * 1024  # istio ztunnel: connection_window_size
+STREAMS_PER_WINDOW = 4  # full stream windows that a connection's window has room for
 MAX_FRAME_BYTES = 1024 * 1024  # istio ztunnel: frame_size
 CLIENT_MAX_HEADER_LIST_BYTES = 16 * 1024  # the Rust h2 crate's default for a client
 SERVER_MAX_HEADER_LIST_BYTES = 64 * 1024  # istio ztunnel: max_header_list_size of the server
@@ -23,9 +28,10 @@ MAX_WINDOW_BYTES = 2_147_483_647  # RFC 9113 6.9.1: 2^31-1
 MAX_STREAM_ID = 2_147_483_647  # RFC 9113 5.1.1
 
 INITIAL_PEER_MAX_STREAMS = 100  # before its SETTINGS; RFC 9113 6.5.2 recommends at least this
-# Payload that waits for slow readers without occupying the connection's window: 8 stream windows.
-# So up to 8 stalled streams do not stop the others.
+# Payload that waits for slow readers without occupying the connection's window: 128 initial stream
+# windows. So 128 streams that stall from the start do not stop the others.
 MAX_HELD_BYTES = 32 * 1024 * 1024
+BUFFER_BUDGET_BYTES = 256 * 1024 * 1024  # of a worker, for held payload and grown windows
 CREDIT_FRACTION = 4  # send WINDOW_UPDATE once a quarter is consumed: few, large updates
 FRAME_HEADER_BYTES = 9  # RFC 9113 4.1
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ztunnel.hbone import constants
+from ztunnel.hbone.buffer_budget import BufferShare
 from ztunnel.hbone.errors import ApiMisuseError, ErrorCode, H2ConnectionError
 
 
@@ -30,10 +31,10 @@ class ReceiveWindow:
     limit = available + received but not consumed + credit not yet announced
     """
 
-    __slots__ = ("_credit", "_limit", "_threshold", "available")
+    __slots__ = ("_credit", "_threshold", "available", "limit")
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._threshold = limit // constants.CREDIT_FRACTION
         self._credit = 0
         self.available = limit
@@ -48,7 +49,7 @@ class ReceiveWindow:
 
     def credit(self, n: int) -> int:
         """`n` octets were consumed; returns the increment to announce now, mostly 0."""
-        if self._credit + n + self.available > self._limit:
+        if self._credit + n + self.available > self.limit:
             raise ApiMisuseError(f"credit for {n} octets: more than were received")
         self._credit += n
         if self._credit < self._threshold:
@@ -57,30 +58,47 @@ class ReceiveWindow:
         self.available += increment
         return increment
 
+    def grow(self, limit: int) -> int:
+        """Raise the limit; returns the increment to announce now."""
+        increment = limit - self.limit
+        self.limit = limit
+        self._threshold = limit // constants.CREDIT_FRACTION
+        self.available += increment
+        return increment
+
 
 class HeldCredit:
-    """Octets of all streams that wait for slow readers.
+    """Octets of all streams of a connection that wait for slow readers.
 
-    The connection gets credit for them at once, so that a stalled stream does not stop the others.
-    Beyond `limit` it does not, so that `limit` and the connection's window bound the memory.
+    The connection gets credit for them at once, so that a stalled stream does not stop the others,
+    as far as `limit` and the pod's share of the worker's memory allow. The octets without credit
+    fit the connection's window, which bounds the memory.
     """
 
-    __slots__ = ("_limit", "_total")
+    __slots__ = ("_credited", "_limit", "_share", "_uncredited")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, share: BufferShare) -> None:
         self._limit = limit
-        self._total = 0
+        self._share = share
+        self._credited = 0
+        self._uncredited = 0
 
     def add(self, n: int) -> int:
         """`n` octets wait; returns how many of them the connection gets credit for now."""
-        return n - self._change(n)
+        credited = self._share.take(min(n, self._limit - self._credited))
+        self._credited += credited
+        self._uncredited += n - credited
+        return credited
 
     def remove(self, n: int) -> int:
         """`n` octets were delivered; returns the credit that the connection lacks for them."""
-        return -self._change(-n)
+        owed = min(n, self._uncredited)
+        self._uncredited -= owed
+        self._credited -= n - owed
+        self._share.give_back(n - owed)
+        return owed
 
-    def _change(self, n: int) -> int:
-        """The change of the number of octets beyond the limit."""
-        before = self._total
-        self._total = before + n
-        return max(self._total - self._limit, 0) - max(before - self._limit, 0)
+    def release(self) -> None:
+        """The connection ended."""
+        self._share.give_back(self._credited)
+        self._credited = self._uncredited = 0

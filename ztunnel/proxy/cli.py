@@ -19,6 +19,7 @@ from ztunnel.proxy.process.supervisor import WATCHDOG_TIMEOUT_S, Supervisor
 from ztunnel.proxy.worker import DRAIN_TIMEOUT_S, Worker
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 
+DEFAULT_BUFFER_MIB = 512
 DEFAULT_UID = 15008  # of no other program; 1337 is that of sidecars of Istio, in pods
 
 
@@ -74,6 +75,14 @@ DEFAULT_UID = 15008  # of no other program; 1337 is that of sidecars of Istio, i
     help="Address of this node, whose probes have precedence at the health port. Repeatable.",
 )
 @click.option(
+    "--buffer-memory-mib",
+    type=click.IntRange(8, 1024 * 1024),
+    default=DEFAULT_BUFFER_MIB,
+    show_default=True,
+    help="Memory of all workers together for payload that applications do not read. A pod uses at "
+    "most half of what is free.",
+)
+@click.option(
     "--worker-watchdog-timeout",
     type=click.FloatRange(1, 3600),
     default=WATCHDOG_TIMEOUT_S,
@@ -91,6 +100,7 @@ def command(
     otlp_endpoint: str,
     health_port: int,
     node_ips: tuple[str, ...],
+    buffer_memory_mib: int,
     worker_watchdog_timeout: float,
     log_format: str,
 ) -> None:
@@ -109,7 +119,7 @@ def command(
         _require_tracing()
 
     def work(index: int, heartbeats: HeartbeatTable) -> int:
-        context = new_context(workers)
+        context = new_context(workers, buffer_memory_mib * 1024 * 1024 // workers)
         worker = Worker(context, run_dir, index, drain_timeout, partial(heartbeats.beat, index))
         return _run_traced(worker, node, otlp_endpoint) if otlp_endpoint else worker.run()
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ztunnel.datapath import sockopt
+from ztunnel.hbone.buffer_budget import BufferBudget
+from ztunnel.hbone.constants import BUFFER_BUDGET_BYTES
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.ports import WAYPOINT
 from ztunnel.mesh.state import MeshState
@@ -36,6 +38,7 @@ class Context:
     pool: TunnelPool
     tracker: ConnectionTracker
     admissions: AdmissionTable
+    budget: BufferBudget
     same_node_reporter: SameNodeReporter | None = None
     mesh: MeshState | None = None
     credentials: dict[str, Credentials] = field(default_factory=dict)  # by identity
@@ -51,8 +54,11 @@ class Context:
     set_client_address: Callable[[socket.socket, SocketAddress], None] = sockopt.set_client_address
 
 
-def new_context(workers: int = 1) -> Context:
-    """A context with its own event loop. `workers` is the number of worker processes."""
+def new_context(workers: int = 1, buffer_bytes: int = BUFFER_BUDGET_BYTES) -> Context:
+    """A context with its own event loop. `workers` is the number of worker processes.
+
+    `buffer_bytes`: the memory of this worker for payload that applications do not read.
+    """
     loop, buffers = EventLoop(), BufferPool()
     tracker = ConnectionTracker(AccessLog(loop.after_flushes, configured_renderer()))
     pool = TunnelPool(loop, buffers)
@@ -62,5 +68,6 @@ def new_context(workers: int = 1) -> Context:
         pool=pool,
         tracker=tracker,
         admissions=AdmissionTable(loop.defer),
+        budget=BufferBudget(buffer_bytes),
         workers=workers,
     )

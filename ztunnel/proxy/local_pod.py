@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
+from ztunnel.hbone.buffer_budget import BufferShare
 from ztunnel.ipc.messages import HeldListeners, ListenerKind, PodAdded
 from ztunnel.mesh.address import family as family_of
 from ztunnel.mesh.headers.baggage import baggage
@@ -63,8 +64,18 @@ RequestSockets = Callable[[int, int, bool], None]  # family, count, udp
 class Pod:
     """A pod of this node."""
 
-    def __init__(self, loop: EventLoop, added: PodAdded, request_sockets: RequestSockets) -> None:
-        """`request_sockets(family, count, udp)` requests sockets from the agent."""
+    def __init__(
+        self,
+        loop: EventLoop,
+        added: PodAdded,
+        request_sockets: RequestSockets,
+        share: BufferShare,
+    ) -> None:
+        """`request_sockets(family, count, udp)` requests sockets from the agent.
+
+        `share`: of the worker's memory for payload that the pod's applications do not read.
+        """
+        self.share = share
         self.uid = added.pod_uid
         self.workload = added.workload  # Workload.uid
         self.identity = added.identity

@@ -51,6 +51,7 @@ from ztunnel.proxy.listeners import add_listener
 from ztunnel.proxy.local_pod import Pod, RequestSockets, add_sockets
 from ztunnel.proxy.mesh_sync import MeshSync
 from ztunnel.proxy.process.heartbeat import WorkerState
+from ztunnel.proxy.process.memory import TRIM_INTERVAL_S, MemoryTrimmer
 from ztunnel.proxy.process.signals import Signals
 from ztunnel.proxy.tls import credentials
 from ztunnel.proxy.tunnel.tunnel import Tunnel
@@ -86,6 +87,8 @@ class Worker:
         self._mesh_sync = MeshSync(context, self.pods, context.same_node_reporter)
         self._counter_reporter = CounterReporter(self.session.send, context.tracker.counters)
         context.loop.call_later(INTERVAL_S, self._report_counters_periodically)
+        self._trimmer = MemoryTrimmer(lambda: context.budget.used)
+        context.loop.call_later(TRIM_INTERVAL_S, self._trim_periodically)
         self._index = index
         self._send_heartbeat = send_heartbeat
         self._announced: set[str] = set()  # uids of the pods that are ready in this session
@@ -140,7 +143,8 @@ class Worker:
                 self._on_udp_sockets(message, fds)
             case IntrospectionRequest():
                 self._report_counters()
-                body = view(message.what, self.context.tracker, self.context.pool)
+                context = self.context
+                body = view(message.what, context.tracker, context.pool, context.budget)
                 self.session.send(IntrospectionReply(message.id, msgspec.Raw(body)))
         while fds:
             os.close(fds.pop())
@@ -184,7 +188,9 @@ class Worker:
     def _on_pod_added(self, added: PodAdded, fds: list[int]) -> None:
         pod = self.pods.get(added.pod_uid)
         if pod is None:
-            pod = Pod(self.context.loop, added, self._socket_requester(added.pod_uid))
+            share = self.context.budget.new_share()
+            request_sockets = self._socket_requester(added.pod_uid)
+            pod = Pod(self.context.loop, added, request_sockets, share)
             self.pods[added.pod_uid] = pod
             log.info("pod added", pod=added.workload, identity=added.identity)
         else:
@@ -265,6 +271,10 @@ class Worker:
         if self.session.is_up:
             self.context.tracker.count_bytes()
             self._counter_reporter.report()
+
+    def _trim_periodically(self) -> None:
+        self.context.loop.call_later(TRIM_INTERVAL_S, self._trim_periodically)
+        self._trimmer.check()
 
     def _report_counters_periodically(self) -> None:
         self._report_counters()

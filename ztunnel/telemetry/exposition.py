@@ -104,6 +104,16 @@ OWN_METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "flows beyond a pod's limit (flow_limit).",
         ("reason",),
     ),
+    "ztunnel_proxy_buffered_bytes": (
+        "gauge",
+        "Memory of the proxy's workers that waiting payload and grown windows use.",
+        (),
+    ),
+    "ztunnel_proxy_buffer_limit_bytes": (
+        "gauge",
+        "The limit of ztunnel_proxy_buffered_bytes, see --buffer-memory-mib.",
+        (),
+    ),
     "ztunnel_log_lines_dropped": (
         "counter",
         "Log lines of agent and proxy that were not written: their reader is too slow "

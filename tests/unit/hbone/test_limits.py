@@ -129,13 +129,14 @@ def test_payload_is_passed_on_before_its_frame_is_complete_and_without_a_copy() 
 
 def test_credit_is_returned_in_large_updates() -> None:
     client = client_with_stream(200)
+    quarter = constants.STREAM_WINDOW_BYTES // 4
     for _ in range(4):
-        client.receive(memoryview(data(1, bytes(constants.MAX_FRAME_BYTES))), 0.0)
-    client.consumed(1, constants.MAX_FRAME_BYTES - 1)
+        client.receive(memoryview(data(1, bytes(quarter))), 0.0)
+    client.consumed(1, quarter - 1)
     assert client.take_output() == b""
     client.consumed(1, 1)
-    assert client.take_output() == frames.window_update(1, constants.MAX_FRAME_BYTES)
-    client.consumed(1, 3 * constants.MAX_FRAME_BYTES)
+    assert client.take_output() == frames.window_update(1, quarter)
+    client.consumed(1, 3 * quarter)
     increments = {sid: payload for _, _, sid, payload in split(client.take_output())}
     assert increments.keys() == {0, 1}
 

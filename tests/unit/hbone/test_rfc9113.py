@@ -82,6 +82,19 @@ def answering_server() -> Connection:
     return connection
 
 
+def server_with_large_windows() -> Connection:
+    """Stream 1 is open and answered."""
+    connection = greeted(
+        Role.SERVER,
+        stream_window=constants.MAX_STREAM_WINDOW_BYTES,
+        connection_window=constants.MAX_CONNECTION_WINDOW_BYTES,
+    )
+    connection.receive(memoryview(request(1)), 0)
+    connection.respond(1, 200)
+    connection.take_output()
+    return connection
+
+
 def server_after_end() -> Connection:
     """Stream 1 was closed by END_STREAM of both."""
     connection = answering_server()
@@ -185,7 +198,12 @@ CASES = [
         frames.HEAD.pack(0xFFFF, 0xFF, UNKNOWN, 0, 0),
         fails(E.FRAME_SIZE_ERROR),
     ),
-    Case("DATA of our maximum", answering_server, data(1, bytes(constants.MAX_FRAME_BYTES)), OK),
+    Case(
+        "DATA of our maximum",
+        server_with_large_windows,
+        data(1, bytes(constants.MAX_FRAME_BYTES)),
+        OK,
+    ),
     # 4.3 and 6.10 header blocks
     Case(
         "PING inside a header block",

@@ -7,6 +7,7 @@ The splitter is independent of the codec's frame reader.
 from __future__ import annotations
 
 from ztunnel.hbone import frames, headers
+from ztunnel.hbone.buffer_budget import BufferShare
 from ztunnel.hbone.connection import Connection, Role
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import ConnectionFailed, DataReceived, Event, Header
@@ -16,9 +17,9 @@ CONNECT: list[Header] = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80
 GREETING = frames.PREFACE + frames.settings_frame([])
 
 
-def greeted(role: Role, **options: int) -> Connection:
+def greeted(role: Role, share: BufferShare | None = None, **options: int) -> Connection:
     """A connection whose peer has sent an empty SETTINGS and read all output."""
-    connection = Connection(role, **options)  # type: ignore[arg-type]
+    connection = Connection(role, share=share, **options)  # type: ignore[arg-type]
     connection.receive(
         memoryview(GREETING if role is Role.SERVER else frames.settings_frame([])), 0
     )

@@ -83,9 +83,12 @@ class MetricsCollector:
                 return cached[1]
             started_at = time.time()
             # Each worker reports its counters before it replies.
-            await self._sessions.query(View.STATS, REPORT_TIMEOUT_S)
+            workers = await self._sessions.query(View.STATS, REPORT_TIMEOUT_S)
             self._read_events()
             snapshot = self._snapshot()
+            for name in ("buffered_bytes", "buffer_limit_bytes"):
+                total = sum((each.body or {}).get(name, 0) for each in workers)
+                snapshot.set(f"ztunnel_proxy_{name}", total)
             snapshot.set("ztunnel_scrape_generated_timestamp_seconds", started_at)
             page = await asyncio.to_thread(self._render, snapshot, accept)
             self._pages[kind] = self._clock(), page

@@ -7,20 +7,22 @@ from collections.abc import Sequence
 
 import msgspec
 
+from ztunnel.hbone.buffer_budget import BufferBudget
 from ztunnel.proxy.conntrack.tracker import ConnectionTracker
 from ztunnel.proxy.tunnel.pool import TunnelPool
 
 MAX_BODY_BYTES = 900 * 1024  # below `channel.MAX_MESSAGE_BYTES`
 
 
-def view(what: str, tracker: ConnectionTracker, pool: TunnelPool) -> bytes:
+def view(what: str, tracker: ConnectionTracker, pool: TunnelPool, budget: BufferBudget) -> bytes:
     """The view "connections" (list), "tunnels" (list) or "stats" (object); nil for others."""
     if what == "connections":
         return _truncated(tracker.live())
     if what == "tunnels":
         return _truncated(_tunnels(pool))
     if what == "stats":
-        return msgspec.msgpack.encode(tracker.stats)
+        buffers = {"buffered_bytes": budget.used, "buffer_limit_bytes": budget.limit}
+        return msgspec.msgpack.encode(msgspec.structs.asdict(tracker.stats) | buffers)
     return msgspec.msgpack.encode(None)
 
 

@@ -87,6 +87,7 @@ class HboneConnection:
             Role.SERVER,
             peer=peer,
             owner=self,
+            share=self.pod.share,
         )
         self.pod.live.add(self)
 

@@ -126,6 +126,7 @@ class PassthroughInbound:
             sock,
             record=self._record,
             ended=self._relay_ended,
+            share=self._pod.share,
             inbound=True,
         )
         self._relay.begin(self._seen_events)

@@ -74,7 +74,8 @@ class HboneOutbound(OutboundConnection):
 
     def start(self, credentials: Credentials) -> None:
         """Request a tunnel from the pool."""
-        dial = DialContext(self._pod.socket_pool_for(self._plan.decision.tunnel), credentials)
+        sockets = self._pod.socket_pool_for(self._plan.decision.tunnel)
+        dial = DialContext(sockets, credentials, self._pod.share)
         self._context.pool.acquire(self._plan.key, dial, self._tunnel_ready)
 
     def _tunnel_ready(self, tunnel: Tunnel | None, reason: str) -> None:

@@ -63,6 +63,7 @@ class PassthroughOutbound(OutboundConnection):
             sock,
             record=self._record,
             ended=self._relay_ended,
+            share=self._pod.share,
         )
         self._start_relay(relay)
 

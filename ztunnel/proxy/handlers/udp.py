@@ -178,7 +178,8 @@ class PodUdp:
             workload_pod=workload.pod_uid,
         )
         headers = self._request(source, client, decision)
-        dial = DialContext(self._pod.socket_pool_for(decision.tunnel), credentials)
+        sockets = self._pod.socket_pool_for(decision.tunnel)
+        dial = DialContext(sockets, credentials, self._pod.share)
 
         def tunnel_ready(tunnel: Tunnel | None, reason: str) -> None:
             self._tunnel_ready(flow, workload, headers, tunnel, reason)

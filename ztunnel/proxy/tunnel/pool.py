@@ -18,6 +18,7 @@ from functools import partial
 
 from OpenSSL import SSL
 
+from ztunnel.hbone.buffer_budget import BufferShare
 from ztunnel.hbone.connection import Role
 from ztunnel.hbone.constants import POOL_STREAMS
 from ztunnel.hbone.events import RequestReceived
@@ -41,11 +42,12 @@ TunnelCallback = Callable[[Tunnel | None, str], None]
 class DialContext:
     """What the source pod provides to establish a tunnel."""
 
-    __slots__ = ("credentials", "sockets")
+    __slots__ = ("credentials", "share", "sockets")
 
-    def __init__(self, sockets: SocketPool, credentials: Credentials) -> None:
+    def __init__(self, sockets: SocketPool, credentials: Credentials, share: BufferShare) -> None:
         self.sockets = sockets
         self.credentials = credentials
+        self.share = share
 
 
 class TunnelPool:
@@ -68,7 +70,8 @@ class TunnelPool:
         """
         entry = self._entries.get(key)
         if entry is None:
-            entry = self._entries[key] = PoolEntry(self._loop, self._buffers, key, self.open)
+            entry = PoolEntry(self._loop, self._buffers, key, self.open, dial.share)
+            self._entries[key] = entry
         entry.acquire(PendingAcquire(dial, callback, settled))
 
     def invalidate(
@@ -108,8 +111,14 @@ class PoolEntry:
     """The tunnels of one key. Owns them, and the handshake that establishes the next one."""
 
     def __init__(
-        self, loop: EventLoop, buffers: BufferPool, key: PoolKey, opened: dict[Tunnel, PoolKey]
+        self,
+        loop: EventLoop,
+        buffers: BufferPool,
+        key: PoolKey,
+        opened: dict[Tunnel, PoolKey],
+        share: BufferShare,
     ) -> None:
+        self._share = share
         self.loop = loop
         self.buffers = buffers
         self.key = key
@@ -194,7 +203,15 @@ class PoolEntry:
 
     def handshake_done(self, handshake: Handshake, session: TlsSession, peer: str) -> None:
         self.establishing = False
-        tunnel = Tunnel(self.loop, self.buffers, session, Role.CLIENT, peer=peer, owner=self)
+        tunnel = Tunnel(
+            self.loop,
+            self.buffers,
+            session,
+            Role.CLIENT,
+            peer=peer,
+            owner=self,
+            share=self._share,
+        )
         self.open[tunnel] = self.key
         self.tunnels.append(tunnel)
         self.newest = tunnel

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import socket
 
+from ztunnel.hbone.buffer_budget import BufferShare
 from ztunnel.proxy.conntrack.record import Record
-from ztunnel.proxy.io.buffers import BufferPool
+from ztunnel.proxy.io.buffers import BUFFER_BYTES, BufferPool
 from ztunnel.proxy.io.event_loop import ENDING, HANGUP, WRITE, EventLoop
 from ztunnel.proxy.io.sockets import fin_on_close
 from ztunnel.proxy.tunnel.stream_relay import APP_EVENTS, RelayEnded
+
+SMALL_READ_BYTES = 4096  # at a time, while the pod's share of memory is used up
 
 
 class SocketSide:
@@ -58,9 +61,14 @@ class SocketRelay:
         *,
         record: Record,
         ended: RelayEnded,
+        share: BufferShare,
         inbound: bool = False,
     ) -> None:
-        """`ended` gets the server's socket. The pod is the server if `inbound`, else the client."""
+        """`ended` gets the server's socket. The pod is the server if `inbound`, else the client.
+
+        `share`: the pod's, of the worker's memory for bytes that wait.
+        """
+        self._share = share
         self._loop = loop
         self._buffers = buffers
         self._record = record
@@ -97,8 +105,9 @@ class SocketRelay:
         if self._is_closed or source.closed or target.pending:
             return
         buffer = self._buffers.acquire()
+        room = BUFFER_BYTES if self._share.room > BUFFER_BYTES else SMALL_READ_BYTES
         try:
-            count = source.sock.recv_into(buffer.view)
+            count = source.sock.recv_into(buffer.view, room)
             if count:
                 self._count(source, count)
                 self._write(target, buffer.view[:count])
@@ -112,7 +121,7 @@ class SocketRelay:
         if not count:
             source.closed = True
             self._shut(target)
-        elif (count == len(buffer.view) or source.ending) and not source.pump_deferred:
+        elif (count == room or source.ending) and not source.pump_deferred:
             source.pump_deferred = True
             self._loop.defer(source.pump)
 
@@ -122,6 +131,8 @@ class SocketRelay:
             return
         self._is_closed = True
         for side in (self._client, self._server):
+            self._share.give_back(len(side.pending))
+            side.pending = memoryview(b"")
             self._loop.close(side.sock)  # a reset, see `sockets.reset_on_close`
         self._ended(None, reason)
 
@@ -135,6 +146,7 @@ class SocketRelay:
             return
         if count < len(payload):
             target.pending = memoryview(bytes(payload[count:]))
+            self._share.add(len(target.pending))
             if not target.watches_write:
                 target.watches_write = True
                 self._loop.modify(target.sock.fileno(), APP_EVENTS | WRITE)
@@ -148,6 +160,7 @@ class SocketRelay:
             self.abort(f"{self._name(target)}: {error.strerror}")
             return
         target.pending = target.pending[count:]
+        self._share.give_back(count)
         if target.pending:
             return
         source = self._other(target)

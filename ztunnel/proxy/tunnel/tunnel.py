@@ -24,6 +24,7 @@ from typing import Protocol
 import structlog
 from OpenSSL import SSL
 
+from ztunnel.hbone.buffer_budget import BufferShare
 from ztunnel.hbone.connection import Role
 from ztunnel.hbone.events import (
     ConnectionFailed,
@@ -79,9 +80,10 @@ class Tunnel(TunnelStreams):
         *,
         peer: str,
         owner: TunnelOwner,
+        share: BufferShare,
     ) -> None:
-        """`peer` is the SPIFFE ID that the peer's certificate proved."""
-        super().__init__(loop, buffers, session, role)
+        """`peer` is the SPIFFE ID that the peer's certificate proved. `share`: the pod's."""
+        super().__init__(loop, buffers, session, role, share)
         self.peer = peer
         self.early_data_follows = False  # for `on_request`: data of the stream is the next event
         self._buffers = buffers
@@ -271,6 +273,7 @@ class Tunnel(TunnelStreams):
         self._loop.close(self._sock)
         self._writer.close()
         self._session.discard()
+        self.connection.release_memory()
         for stream in list(self.streams.values()):
             self._notify(stream, stream.on_reset, f"tunnel lost: {reason}")
         self.streams.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ztunnel.hbone.buffer_budget import BufferShare
 from ztunnel.hbone.connection import Connection, Role
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header
@@ -19,8 +20,15 @@ from ztunnel.proxy.tunnel.write_coalescer import WriteCoalescer
 class TunnelStreams:
     """The streams of one tunnel. `Tunnel` adds I/O and the tunnel's own life cycle."""
 
-    def __init__(self, loop: EventLoop, buffers: BufferPool, session: Session, role: Role) -> None:
-        self.connection = Connection(role, extended_connect=role is Role.SERVER)
+    def __init__(
+        self,
+        loop: EventLoop,
+        buffers: BufferPool,
+        session: Session,
+        role: Role,
+        share: BufferShare,
+    ) -> None:
+        self.connection = Connection(role, share=share, extended_connect=role is Role.SERVER)
         self.streams: dict[int, TunnelStream] = {}
         self.state = OPEN
         self.last_used_at = loop.now

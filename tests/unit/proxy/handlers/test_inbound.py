@@ -73,11 +73,11 @@ def test_settings_announce_hbone_windows_and_limits(pair: Pair) -> None:
         while not any(isinstance(one, h2.events.RemoteSettingsChanged) for one in peer.events):
             peer.read()
         remote = peer.h2.remote_settings
-        assert remote.initial_window_size == 4 << 20
+        assert remote.initial_window_size == 256 << 10
         assert remote.max_frame_size == 1 << 20
         assert remote.max_concurrent_streams == 200
         assert remote.max_header_list_size == 64 << 10
-        assert peer.h2.outbound_flow_control_window == 16 << 20
+        assert peer.h2.outbound_flow_control_window == 1 << 20
 
 
 @pytest.mark.parametrize("port", [15001, 15006, 15008])

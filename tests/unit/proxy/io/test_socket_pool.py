@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ztunnel.hbone.buffer_budget import BufferBudget
 from ztunnel.ipc.messages import PodAdded
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.io.connector import Connector
@@ -34,7 +35,7 @@ def test_dial_cancelled_while_waiting_returns_its_socket_and_loses_no_other() ->
     added = PodAdded(
         pod_uid="uid", workload="w", identity="i", netns_cookie=1, addresses=("10.0.0.1",)
     )
-    pod = Pod(loop, added, lambda family, count, udp: None)
+    pod = Pod(loop, added, lambda family, count, udp: None, BufferBudget(0).new_share())
     pool = pod.tcp_pools[4]
     dial = Connector(loop, pool, SocketAddress("192.0.2.1", 1), lambda sock, reason: None)
     dial.start()
@@ -52,7 +53,7 @@ def test_sockets_of_unknown_pods_and_families_are_closed() -> None:
     added = PodAdded(
         pod_uid="uid", workload="w", identity="i", netns_cookie=1, addresses=("10.0.0.1",)
     )
-    pod = Pod(loop, added, lambda family, count, udp: None)
+    pod = Pod(loop, added, lambda family, count, udp: None, BufferBudget(0).new_share())
     for owner, family in ((None, 4), (pod, 5)):
         fds = [socket.socket().detach()]
         (fd,) = fds

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.unit.proxy.fake_session import FakeSession, NullOwner
+from ztunnel.hbone.buffer_budget import BufferBudget
 from ztunnel.hbone.connection import Connection, Role
+from ztunnel.hbone.constants import BUFFER_BUDGET_BYTES
 from ztunnel.hbone.events import DataReceived
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.conntrack.record import Direction, Record
@@ -38,6 +40,7 @@ class Side:
             Role.CLIENT,
             peer="spiffe://td/ns/n/sa/s",
             owner=NullOwner(),
+            share=BufferBudget(BUFFER_BUDGET_BYTES).new_share(),
         )
         self.peer = Connection(Role.SERVER)
         self.sync()

@@ -17,7 +17,11 @@ import pytest
 from tests.support.waiting import wait_until
 from tests.unit.proxy.conftest import Pair
 from tests.unit.proxy.harness import DEADLINE
-from ztunnel.hbone.constants import CONNECTION_WINDOW_BYTES, MAX_HELD_BYTES
+from ztunnel.hbone.constants import (
+    CONNECTION_WINDOW_BYTES,
+    MAX_CONNECTION_WINDOW_BYTES,
+    MAX_HELD_BYTES,
+)
 from ztunnel.proxy.handlers.inbound import HboneConnection
 from ztunnel.proxy.tunnel.stream_relay import StreamRelay
 
@@ -220,8 +224,11 @@ def test_200_stalled_streams_use_bounded_memory_and_lose_nothing(pair: Pair) -> 
     streams = [connect(pair) for _ in range(200)]
     sent = send_until_stuck([client for client, _ in streams])
     tunnels = len(pair.a.context.pool.tunnels())
-    assert sum(sent) > tunnels * (MAX_HELD_BYTES + CONNECTION_WINDOW_BYTES)
-    assert held(pair) <= tunnels * (MAX_HELD_BYTES + CONNECTION_WINDOW_BYTES)
+    waiting, budget = held(pair), pair.b.context.budget
+    assert sum(sent) > waiting > tunnels * CONNECTION_WINDOW_BYTES
+    assert waiting <= tunnels * (MAX_HELD_BYTES + MAX_CONNECTION_WINDOW_BYTES)
+    assert waiting <= budget.limit // 2 + tunnels * CONNECTION_WINDOW_BYTES
+    assert budget.used <= budget.limit // 2
     for client, _ in streams:
         client.close()
     assert read_all([server for _, server in streams]) == sent
