@@ -104,23 +104,32 @@ def cluster_options(command: Command) -> Command:
     return command
 
 
+def lab_or_cluster_options(command: Command) -> Command:
+    """Add `--lab`, `--kubeconfig` and `--context`."""
+    return _lab_option(cluster_options(command))
+
+
+def _lab_option(command: Command) -> Command:
+    return click.option(
+        "--lab",
+        envvar="ZTCTL_LAB",
+        expose_value=False,
+        callback=_store,
+        help="Name of a lab on this machine.",
+    )(command)
+
+
 def target_options(command: Command) -> Command:
     """Add the options that select nodes: a lab's, a cluster's, or one by its directories."""
     transport = click.Choice([kind.value for kind in TransportKind])
     options = (
-        ("--lab", str, "Name of a lab on this machine.", "ZTCTL_LAB"),
-        ("--node", str, "Node of the lab or cluster.  [default: all]", None),
-        ("--transport", transport, "How to reach a cluster's agents.  [default: auto]", None),
-        ("--run-dir", click.Path(path_type=Path), "Run directory of the agent.", None),
-        ("--pin-dir", click.Path(path_type=Path), "Directory of the pinned BPF maps.", None),
+        ("--node", str, "Node of the lab or cluster.  [default: all]"),
+        ("--transport", transport, "How to reach a cluster's agents.  [default: auto]"),
+        ("--run-dir", click.Path(path_type=Path), "Run directory of the agent."),
+        ("--pin-dir", click.Path(path_type=Path), "Directory of the pinned BPF maps."),
     )
-    for name, kind, text, variable in reversed(options):
-        command = click.option(
-            name,
-            type=kind,
-            envvar=variable,
-            expose_value=False,
-            callback=_store,
-            help=text,
-        )(command)
-    return cluster_options(command)
+    for name, kind, text in reversed(options):
+        command = click.option(name, type=kind, expose_value=False, callback=_store, help=text)(
+            command
+        )
+    return lab_or_cluster_options(command)

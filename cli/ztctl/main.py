@@ -74,6 +74,12 @@ COMMANDS = {
         "ztctl.commands.uninstall", "uninstall", "Remove ztunnel from this machine or a cluster."
     ),
     "version": Entry("ztctl.commands.version", "version", "Print the version."),
+    "waypoint": Entry(
+        "ztctl.commands.waypoint",
+        "waypoint",
+        "Run waypoints, and show their status.",
+        plural="waypoints",
+    ),
     "workload": Entry(
         "ztctl.commands.workload", "workload", "Workloads of the mesh.", plural="workloads"
     ),

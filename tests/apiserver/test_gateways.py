@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,42 @@ def test_settled_gateway_is_not_written_again(mesh: ControlPlane) -> None:
     put_gateway(mesh, "later")  # reconciled after `quiet`
     owned(mesh, "later")
     assert versions() == before
+
+
+def ztctl(mesh: ControlPlane, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run `ztctl waypoint`."""
+    kubeconfig = ("--kubeconfig", str(mesh.server.admin_kubeconfig))
+    argv = [sys.executable, "-m", "ztctl.main", "waypoint", words[0], *kubeconfig, *words[1:]]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_ztctl_applies_waits_for_and_deletes_waypoints(mesh: ControlPlane) -> None:
+    missing = ztctl(mesh, "apply", "-n", "cli")
+    assert missing.returncode == 1
+    assert "namespace cli does not exist" in missing.stderr
+    mesh.namespace("cli")
+    impatient = ztctl(mesh, "apply", "-n", "cli", "--wait", "--timeout=1")
+    assert "0 of 1 pods ready" in impatient.stderr
+    assert ztctl(mesh, "status", "-n", "cli").returncode == 1
+    owned(mesh, "cli", "waypoint")
+    set_ready(mesh, "cli", 1, "waypoint")
+    done = ztctl(mesh, "apply", "-n", "cli", "--for=all", "--enroll-namespace", "--wait")
+    assert done.returncode == 0, done.stderr
+    assert "waypoint cli/waypoint programmed" in done.stdout
+    namespace = get(mesh, "namespace", "cli", "cli")
+    assert namespace is not None
+    assert namespace["metadata"]["labels"]["istio.io/use-waypoint"] == "waypoint"
+    other = ztctl(mesh, "apply", "-n", "cli", "--name=other", "--enroll-namespace")
+    assert "uses waypoint cli/waypoint; hint: --overwrite" in other.stderr
+    assert get(mesh, "gateway", "cli", "other") is None
+    (row,) = json.loads(ztctl(mesh, "list", "-n", "cli", "-o", "json").stdout)
+    assert (row["name"], row["for"], row["programmed"]) == ("waypoint", "all", True)
+    status = ztctl(mesh, "status", "waypoint", "-n", "cli")
+    assert status.returncode == 0
+    assert "Programmed" in status.stdout
+    assert ztctl(mesh, "delete", "nothing", "-n", "cli").returncode == 1
+    assert "cli/waypoint deleted" in ztctl(mesh, "delete", "--all", "-n", "cli").stdout
+    assert get(mesh, "gateway", "cli", "waypoint") is None
 
 
 def test_new_leader_continues(mesh: ControlPlane) -> None:

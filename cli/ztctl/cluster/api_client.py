@@ -37,6 +37,7 @@ _PLURALS = {  # kind: plural, and whether it is namespaced
     "CustomResourceDefinition": ("customresourcedefinitions", False),
     "DaemonSet": ("daemonsets", True),
     "Deployment": ("deployments", True),
+    "Gateway": ("gateways", True),
     "Namespace": ("namespaces", False),
     "PodDisruptionBudget": ("poddisruptionbudgets", True),
     "Role": ("roles", True),
