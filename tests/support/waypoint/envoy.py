@@ -18,6 +18,7 @@ from typing import Any
 from tests.support.ports import free_ports
 from tests.support.waiting import wait_until
 from ztunnel.l7.config import GatewayConfig
+from ztunnel.l7.deployment.bootstrap import RUNTIME
 from ztunnel.l7.names import WAYPOINT_LISTENER, TypeUrl
 
 ENVOY = Path(sys.executable).parent / "envoy"
@@ -64,6 +65,7 @@ def static_bootstrap(
         _inline_endpoints(cluster, resources[TypeUrl.ENDPOINT].get(name))
     return {
         "node": {"id": "test", "cluster": "test"},
+        "layered_runtime": {"layers": [{"name": "static", "static_layer": RUNTIME}]},
         "static_resources": {"listeners": [listener], "clusters": list(clusters.values())},
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin}}},
         **(extra or {}),

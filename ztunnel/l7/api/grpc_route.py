@@ -9,12 +9,13 @@ import re
 from ztunnel.kube.objects.fields import Fields
 from ztunnel.l7.api import route_fields as common
 from ztunnel.l7.api.request_rules import Match, PathKind, RequestRoute, Rule
-from ztunnel.l7.api.route_common import parse_route, parse_rule_backend, parse_session
+from ztunnel.l7.api.route_common import parse_route, parse_rule_backends, parse_session
 from ztunnel.l7.api.route_fields import HeaderModifier, Mirror, ValueKind
 from ztunnel.l7.objects import L7Object
 
 _SERVICE = re.compile(r"[A-Za-z_][A-Za-z_0-9.]{0,1023}")
 _METHOD = re.compile(r"[A-Za-z_][A-Za-z_0-9]{0,1023}")
+_FILTERS = ("RequestHeaderModifier", "ResponseHeaderModifier", "RequestMirror")
 _ANY_NAME = "[^/]+"
 
 
@@ -31,10 +32,7 @@ def _complete(rule: Fields, obj: L7Object, matches: tuple[Match, ...]) -> Rule:
         name=rule.string("name"),
         matches=matches,
         filters=filters,
-        backends=tuple(
-            parse_rule_backend(each, obj.namespace, _filter)
-            for each in rule.mappings("backendRefs")
-        ),
+        backends=parse_rule_backends(rule, obj.namespace, _filter),
         session=parse_session(rule),
     )
 
@@ -62,7 +60,8 @@ def _path(method: Fields, kind: ValueKind, service: str, name: str) -> tuple[Pat
         return PathKind.PREFIX, "/"
     if kind is ValueKind.REGEX:
         for each in ("service", "method"):
-            common.check_regex(method, each)
+            if method.string(each):
+                common.check_regex(method, each)
         pattern = f"/(?:{service or _ANY_NAME})/(?:{name or _ANY_NAME})"
         return PathKind.REGEX, pattern
     if service and not _SERVICE.fullmatch(service):
@@ -79,12 +78,12 @@ def _path(method: Fields, kind: ValueKind, service: str, name: str) -> tuple[Pat
 def _filter(fields: Fields, namespace: str) -> HeaderModifier | Mirror:
     """Return a filter. Raises TranslateError for a filter that is not supported."""
     kind = fields.string("type")
+    if kind not in _FILTERS:
+        raise fields.error("type", " or ".join(_FILTERS))
     member = kind[:1].lower() + kind[1:]
     fields.allow_only("type", member)
-    if kind in ("RequestHeaderModifier", "ResponseHeaderModifier"):
-        return common.parse_modifier(
-            fields.mapping(member), of_response=kind.startswith("Response")
-        )
     if kind == "RequestMirror":
         return common.parse_mirror(fields.mapping(member), namespace)
-    raise fields.error("type", "a filter that waypoints support")
+    return common.parse_modifier(
+        fields.mapping(member), of_response=kind == "ResponseHeaderModifier"
+    )

@@ -21,7 +21,7 @@ from ztunnel.l7.api.request_rules import (
     Rule,
     match_rank,
 )
-from ztunnel.l7.api.route_common import parse_route, parse_rule_backend, parse_session
+from ztunnel.l7.api.route_common import parse_route, parse_rule_backends, parse_session
 from ztunnel.l7.api.route_fields import HeaderModifier
 from ztunnel.l7.objects import L7Object
 
@@ -30,6 +30,13 @@ _HOSTNAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _PATH = re.compile(r"/[^\x00-\x20\x7f#?]{0,1023}")
 _FORBIDDEN = ("//", "/./", "/../", "%2f", "%2F")  # Gateway API's validation of a path to match
 _REDIRECTS = (301, 302, 303, 307, 308)
+# Values become parts of headers, so that none may contain a line break.
+_CORS = {
+    "allowOrigins": re.compile(r"\*|[a-z][a-z0-9+.\-]{0,31}://[A-Za-z0-9*.:\[\]_\-]{1,253}"),
+    "allowMethods": re.compile(r"\*|[A-Z]{1,32}"),
+    "allowHeaders": common.TOKEN,
+    "exposeHeaders": common.TOKEN,
+}
 _RULE = (
     "name",
     "matches",
@@ -51,9 +58,7 @@ def _complete(rule: Fields, obj: L7Object, matches: tuple[Match, ...]) -> Rule:
     timeouts = rule.mapping("timeouts")
     timeouts.allow_only("request", "backendRequest")
     filters = tuple(_filter(each, obj.namespace) for each in rule.mappings("filters"))
-    backends = tuple(
-        parse_rule_backend(each, obj.namespace, _filter) for each in rule.mappings("backendRefs")
-    )
+    backends = parse_rule_backends(rule, obj.namespace, _filter)
     request_s = common.duration_s(timeouts, "request")
     backend_s = common.duration_s(timeouts, "backendRequest")
     if request_s and backend_s and backend_s > request_s:
@@ -136,6 +141,8 @@ def _ranked(match: Match | None = None) -> Match:
 def _filter(fields: Fields, namespace: str) -> RouteFilter:
     """Return a filter. Raises TranslateError for a filter that is not supported."""
     kind = fields.string("type")
+    if kind not in _FILTERS:
+        raise fields.error("type", " or ".join(_FILTERS))
     member = kind[:1].lower() + kind[1:] if kind not in _MEMBERS else _MEMBERS[kind]
     fields.allow_only("type", member)
     if kind == "RequestHeaderModifier":
@@ -148,11 +155,17 @@ def _filter(fields: Fields, namespace: str) -> RouteFilter:
         return _redirect(fields.mapping(member))
     if kind == "URLRewrite":
         return _rewrite(fields.mapping(member))
-    if kind == "CORS":
-        return _cors(fields.mapping(member))
-    raise fields.error("type", "a filter that waypoints support")
+    return _cors(fields.mapping(member))
 
 
+_FILTERS = (
+    "RequestHeaderModifier",
+    "ResponseHeaderModifier",
+    "RequestMirror",
+    "RequestRedirect",
+    "URLRewrite",
+    "CORS",
+)
 _MEMBERS = {"URLRewrite": "urlRewrite", "CORS": "cors"}
 
 
@@ -210,6 +223,9 @@ def _cors(fields: Fields) -> Cors:
         "exposeHeaders",
         "maxAge",
     )
+    for name, pattern in _CORS.items():
+        if not all(pattern.fullmatch(value) for value in fields.strings(name)):
+            raise fields.error(name, "values of the form that Gateway API specifies")
     return Cors(
         origins=tuple(fields.strings("allowOrigins")),
         credentials=fields.boolean("allowCredentials"),

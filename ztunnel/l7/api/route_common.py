@@ -13,6 +13,7 @@ from collections.abc import Callable
 from ztunnel.kube.objects.fields import Fields, TranslateError
 from ztunnel.l7.api.request_rules import Backend, Match, RequestRoute, RouteFilter, Rule, Session
 from ztunnel.l7.api.route_fields import (
+    MAX_BACKENDS,
     MAX_RULES,
     HeaderModifier,
     duration_s,
@@ -66,10 +67,20 @@ def route_problem(obj: L7Object, field: str, message: str, reason: str) -> Probl
     )
 
 
-def parse_rule_backend(
+def parse_rule_backends(
+    rule: Fields, namespace: str, parse_filter: Callable[[Fields, str], RouteFilter]
+) -> tuple[Backend, ...]:
+    """Return the backends of a rule. Raises TranslateError."""
+    found = [_backend(each, namespace, parse_filter) for each in rule.mappings("backendRefs")]
+    if len(found) > MAX_BACKENDS:
+        raise rule.error("backendRefs", f"at most {MAX_BACKENDS} backends")
+    return tuple(found)
+
+
+def _backend(
     fields: Fields, namespace: str, parse_filter: Callable[[Fields, str], RouteFilter]
 ) -> Backend:
-    """Return a backend of a rule; filters that cannot be honoured are its `error`."""
+    """Return a backend; filters that cannot be honoured are its `error`."""
     ref = parse_backend(fields, namespace, extra=("filters",))
     try:
         filters = [parse_filter(each, namespace) for each in fields.mappings("filters")]

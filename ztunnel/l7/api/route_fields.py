@@ -19,8 +19,10 @@ MAX_RULES = 256  # of a route; Gateway API allows 16, Istio's users have more in
 _GATEWAY_GROUP = "gateway.networking.k8s.io"
 _DURATION = re.compile(r"(?:[0-9]{1,5}(?:h|m|s|ms)){1,4}")  # Gateway API, GEP-2257
 _UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]{1,256}")  # RFC 9110, 5.6.2
+TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]{1,256}")  # RFC 9110, 5.6.2
 _MAX_WEIGHT = 1_000_000  # Gateway API, BackendRef.weight
+MAX_VALUE_CHARS = 4096  # of a header or query parameter; Gateway API
+MAX_BACKENDS = 256  # of a rule: the sum of weights is an integer of 32 bits in Envoy
 
 
 class ParentRef(msgspec.Struct, frozen=True):
@@ -122,10 +124,12 @@ def parse_values(fields: Fields, name: str, *, of_headers: bool) -> tuple[ValueM
     for each in fields.mappings(name):
         each.allow_only("type", "name", "value")
         key = header_name(each, "name") if of_headers else each.string("name")
-        if not key:
-            raise each.error("name", "a name")
+        if not TOKEN.fullmatch(key):
+            raise each.error("name", "a name of letters, digits and punctuation")
         kind = choice(each, "type", ValueKind, ValueKind.EXACT)
         value = each.string("value")
+        if len(value) > MAX_VALUE_CHARS:
+            raise each.error("value", f"at most {MAX_VALUE_CHARS} characters")
         if kind is ValueKind.REGEX:
             check_regex(each, "value")
         found.setdefault(key, ValueMatch(key, kind, value))
@@ -136,7 +140,7 @@ def parse_modifier(fields: Fields, *, of_response: bool) -> HeaderModifier:
     """Return a header modifier. Raises TranslateError."""
     fields.allow_only("set", "add", "remove")
     for name in fields.strings("remove"):
-        if not _TOKEN.fullmatch(name):
+        if not TOKEN.fullmatch(name):
             raise fields.error("remove", "names of headers")
     names = [n.lower() for n in (*fields.strings("remove"), *dict(_headers(fields, "add")))]
     if "host" in names or (of_response and "host" in dict(_headers(fields, "set"))):
@@ -167,7 +171,7 @@ def parse_mirror(fields: Fields, namespace: str) -> Mirror:
 def header_name(fields: Fields, name: str) -> str:
     """Return the name of a header in lower case. Raises TranslateError."""
     value = fields.string(name)
-    if not _TOKEN.fullmatch(value):
+    if not TOKEN.fullmatch(value):
         raise fields.error(name, "the name of a header")
     return value.lower()
 
@@ -204,7 +208,7 @@ def choice(fields: Fields, name: str, kind: type[E], default: E) -> E:
 
 def check_regex(fields: Fields, name: str) -> None:
     """Raise TranslateError unless the field is an expression that Envoy accepts."""
-    error = regex_error(fields.string(name))
+    error = regex_error(fields.string(name)) if fields.string(name) else "it is empty"
     if error:
         raise fields.error(name, f"a regular expression of RE2 ({error})")
 
@@ -214,7 +218,9 @@ def _headers(fields: Fields, name: str) -> tuple[tuple[str, str], ...]:
     for each in fields.mappings(name):
         each.allow_only("name", "value")
         value = each.string("value")
-        if any(c in value for c in "\r\n\0"):
-            raise each.error("value", "the value of a header")
+        if len(value) > MAX_VALUE_CHARS or any(c in value for c in "\r\n\0"):
+            raise each.error(
+                "value", f"the value of a header, at most {MAX_VALUE_CHARS} characters"
+            )
         found.setdefault(header_name(each, "name"), value)
     return tuple(found.items())

@@ -8,7 +8,13 @@ import re
 import msgspec
 
 from ztunnel.kube.objects.fields import Fields
-from ztunnel.l7.api.route_fields import BackendRef, ParentRef, parse_backend, parse_parents
+from ztunnel.l7.api.route_fields import (
+    MAX_BACKENDS,
+    BackendRef,
+    ParentRef,
+    parse_backend,
+    parse_parents,
+)
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
 
@@ -39,6 +45,8 @@ def parse_stream_route(obj: L7Object) -> StreamRoute:
         raise spec.error("rules", "one rule")
     for rule in rules:
         rule.allow_only("name", "backendRefs")
+        if sum(1 for _ in rule.mappings("backendRefs")) > MAX_BACKENDS:
+            raise rule.error("backendRefs", f"at most {MAX_BACKENDS} backends")
     known = ("parentRefs", "rules", "hostnames" if obj.kind == "TLSRoute" else "rules")
     return StreamRoute(
         obj=obj,
