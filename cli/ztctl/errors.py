@@ -10,7 +10,7 @@ from __future__ import annotations
 import click
 
 EXIT_FAILED = 1  # the command failed, or a required check did
-EXIT_USAGE = 2  # click's own
+EXIT_USAGE = 2  # click's own, and errors of commands whose result is the exit code
 EXIT_NOT_REACHABLE = 3
 
 
@@ -24,3 +24,9 @@ class NotReachableError(CommandError):
     """No installation was found, or its agent or API server does not answer."""
 
     exit_code = EXIT_NOT_REACHABLE
+
+
+class QuestionError(CommandError):
+    """There is no result: of commands that report one by EXIT_FAILED."""
+
+    exit_code = EXIT_USAGE
