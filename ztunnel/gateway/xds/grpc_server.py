@@ -29,8 +29,15 @@ MAX_REQUESTS = 256  # streams in the life of a connection
 MAX_MESSAGE_BYTES = 4 << 20  # of a client; the first request of 20,000 resources has 2 MB
 WINDOW_BYTES = 1 << 20  # of a stream
 MAX_SEND_BYTES = 64 << 20  # that a client does not read
+MAX_HEADER_BYTES = 16 << 10  # of a request
+MAX_INCOMPLETE_BYTES = 128 << 10  # of frames that are not complete
 CHUNK_BYTES = 16384  # of a DATA frame, RFC 9113, 6.5.2
 
+_SETTINGS = {
+    h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+    h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: WINDOW_BYTES,
+    h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEADER_BYTES,
+}
 _PREFIX = struct.Struct(">BI")  # compressed flag, length
 _OK, _RESOURCE_EXHAUSTED, _UNIMPLEMENTED, _INTERNAL = 0, 8, 12, 13  # grpc status codes
 
@@ -80,6 +87,7 @@ class GrpcConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._streams: dict[int, _OpenStream] = {}
         self._requests = 0
+        self._incomplete = 0  # bytes received since the last complete frame
         self._is_paused = False
         self._is_counted = False
 
@@ -92,15 +100,8 @@ class GrpcConnection(asyncio.Protocol):
         if not self._is_counted:
             transport.abort()
             return
-        # update_settings would send these too, but before a frame with the defaults, which the
-        # client would obey: after 64 KB it would wait for an update of a window that h2 sees open
-        self._http.local_settings = h2.settings.Settings(
-            client=False,
-            initial_values={
-                h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
-                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: WINDOW_BYTES,
-            },
-        )
+        # not `update_settings`: the client would get both these and the default values
+        self._http.local_settings = h2.settings.Settings(client=False, initial_values=_SETTINGS)
         self._http.initiate_connection()
         self._http.increment_flow_control_window(WINDOW_BYTES)
         self._flush()
@@ -111,6 +112,11 @@ class GrpcConnection(asyncio.Protocol):
         except h2.exceptions.ProtocolError as error:
             log.debug("xds connection failed", error=str(error))
             self._flush()
+            self.close()
+            return
+        # h2 buffers a frame before it checks the length that its header claims
+        self._incomplete = 0 if events else self._incomplete + len(data)
+        if self._incomplete > MAX_INCOMPLETE_BYTES:
             self.close()
             return
         for event in events:

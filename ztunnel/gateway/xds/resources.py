@@ -55,12 +55,9 @@ class Resource:
     @cached_property
     def version(self) -> str:
         """A hash of the content; of a listener, also hashes of its parts, see `with_parts_of`."""
-        digest = hashlib.blake2b(self.head, digest_size=VERSION_BYTES)
-        for name, part in self.parts.items():
-            digest.update(wire.text(1, name) + wire.field(2, part))
-        if self.type_url != LISTENER:
-            return digest.hexdigest()
-        return f"{digest.hexdigest()}{_SEPARATOR}{''.join(self.part_hashes.values())}"
+        parts = "".join(self.part_hashes.values())
+        content = hashlib.blake2b(self.head + parts.encode(), digest_size=VERSION_BYTES)
+        return content.hexdigest() + (f"{_SEPARATOR}{parts}" if self.type_url == LISTENER else "")
 
     @cached_property
     def part_hashes(self) -> dict[str, str]:
@@ -124,6 +121,7 @@ class ResourceEncoder:
         self._by_identity: dict[int, tuple[Any, bytes]] = {}  # the object keeps its id in use
         self._by_content: dict[bytes, bytes] = {}
         self._last: dict[str, dict[str, Resource]] = {}
+        self._valid: dict[str, dict[str, Any]] = {}  # what these were encoded from, if valid
 
     def encode(
         self, resources: Mapping[Any, Mapping[str, Mapping[str, Any]]]
@@ -136,18 +134,28 @@ class ResourceEncoder:
         round_ = _Round(self._by_identity, self._by_content)
         config: dict[str, dict[str, Resource]] = {}
         invalid: list[Invalid] = []
+        valid: dict[str, dict[str, Any]] = {}
         for url, named in resources.items():
             type_url = str(url)
             group, last = config.setdefault(type_url, {}), self._last.get(type_url, {})
+            old, values = self._valid.get(type_url, {}), valid.setdefault(type_url, {})
             for name, value in named.items():
+                known = len(invalid)
+                if old.get(name) is value:
+                    group[name], values[name] = last[name], value
+                    round_.keep(value, *value.get(_PARTS.get(type_url, ("",))[0], ()))
+                    continue
                 try:
                     group[name] = self._resource(type_url, name, value, round_, invalid)
                 except EncodeError as error:
                     invalid.append(Invalid(type_url, name, str(error)))
                     if name in last:
                         group[name] = last[name]
+                if len(invalid) == known:
+                    values[name] = value
         self._by_identity, self._by_content = round_.by_identity, round_.by_content
         self._last = config
+        self._valid = valid
         return config, invalid
 
     def _resource(
@@ -210,6 +218,13 @@ class _Round:
         self.old_identity, self.old_content = old_identity, old_content
         self.by_identity: dict[int, tuple[Any, bytes]] = {}
         self.by_content: dict[bytes, bytes] = {}
+
+    def keep(self, *values: Any) -> None:
+        """Keep what is known of objects that are not encoded again."""
+        for value in values:
+            known = self.old_identity.get(id(value))
+            if known is not None:
+                self.by_identity[id(value)] = known
 
 
 def _endpoints(type_url: str, value: Mapping[str, Any]) -> str:
