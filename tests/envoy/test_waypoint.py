@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.support.waypoint.backend import Backend
@@ -127,6 +128,26 @@ def test_forwarded_headers_of_a_gateway_are_preserved(waypoint: Waypoint) -> Non
 def test_path_is_normalized_as_by_istio(waypoint: Waypoint) -> None:
     answer = request(waypoint.envoy.port, waypoint.web, path="/a/../b//c%2Fd")
     assert answer.received["path"] == "/b//c%2Fd"
+
+
+def test_ipv6_destination_and_dual_stack_pod(tmp_path: Path) -> None:
+    world = World()
+    with Backend("web") as backend:
+        world.service("web", backends=[backend.port])
+        service = world.mesh.state.service("default/web")
+        assert service is not None
+        (endpoint,) = service.endpoints
+        second = msgspec.structs.replace(endpoint, address="::1")  # nothing listens there
+        world.mesh.put(
+            msgspec.structs.replace(
+                service, vips=(*service.vips, "fd00::a:1"), endpoints=(second, endpoint)
+            )
+        )
+        with running_envoy(world.compile(), tmp_path) as envoy:
+            for vip in (*service.vips, "fd00::a:1"):
+                answers = [request(envoy.port, (vip, 80)) for _ in range(6)]
+                assert {a.backend for a in answers} == {"web"}
+            assert envoy.stat("cluster.default/web|80.membership_total") == 1
 
 
 def test_response_is_not_decorated(waypoint: Waypoint) -> None:

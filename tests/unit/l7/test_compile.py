@@ -130,3 +130,12 @@ def test_invalid_route_affects_no_other(compiled: Compiled) -> None:
     (found,) = after["default/s5|80"]["virtual_hosts"][0]["routes"]
     assert found["direct_response"] == {"status": 500}
     assert any("regular expression" in p.message for p in compiled.last.problems)
+
+
+def test_route_whose_rules_are_no_list_rejects_all_requests(compiled: Compiled) -> None:
+    broken = route(5)
+    broken["spec"]["rules"] = "none"
+    compiled.world.add(broken)
+    after = compiled.compile().resources[TypeUrl.ROUTE]
+    (found,) = after["default/s5|80"]["virtual_hosts"][0]["routes"]
+    assert (found["match"], found["direct_response"]) == ({"prefix": "/"}, {"status": 500})

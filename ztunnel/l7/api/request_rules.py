@@ -39,6 +39,9 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
     rank: Rank = ()
 
 
+ANY_REQUEST = Match(rank=(0, 0, 0, 0, 0))  # less specific than all others
+
+
 class PathChange(msgspec.Struct, frozen=True):
     """Replaces the path, or only the prefix that has matched (`prefix`)."""
 

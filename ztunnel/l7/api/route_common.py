@@ -11,7 +11,15 @@ import re
 from collections.abc import Callable
 
 from ztunnel.kube.objects.fields import Fields, TranslateError
-from ztunnel.l7.api.request_rules import Backend, Match, RequestRoute, RouteFilter, Rule, Session
+from ztunnel.l7.api.request_rules import (
+    ANY_REQUEST,
+    Backend,
+    Match,
+    RequestRoute,
+    RouteFilter,
+    Rule,
+    Session,
+)
 from ztunnel.l7.api.route_fields import (
     MAX_BACKENDS,
     MAX_RULES,
@@ -26,7 +34,6 @@ from ztunnel.l7.problems import Problem, Severity
 Matches = Callable[[Fields], tuple[Match, ...]]
 Complete = Callable[[Fields, L7Object, tuple[Match, ...]], Rule]
 
-_ANY = Match(rank=(0, 0, 0, 0, 0))
 _COOKIE = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]{1,128}")
 _DEFAULT_SESSION = "ztunnel-session"
 _SPEC = ("parentRefs", "hostnames", "rules")
@@ -120,7 +127,7 @@ def parse_session(rule: Fields) -> Session | None:
 
 def _rule(fields: Fields, obj: L7Object, matches: Matches, complete: Complete) -> Rule:
     where = fields.path("").rstrip(".")
-    found: tuple[Match, ...] = (_ANY,)
+    found: tuple[Match, ...] = (ANY_REQUEST,)
     try:
         found = matches(fields)
         return complete(fields, obj, found)

@@ -24,6 +24,7 @@ _HOSTNAME = re.compile(r"(?:\*\.)?[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 class StreamRoute(msgspec.Struct, frozen=True, kw_only=True):
     """A parsed TCPRoute or TLSRoute: connections go to one of the backends, by weight.
 
+    `error`: why the route is replaced by one without backends, so that connections are closed.
     `hostnames`: the SNI names that a TLSRoute matches, exact or `*.suffix`; empty for all.
     """
 
@@ -32,6 +33,7 @@ class StreamRoute(msgspec.Struct, frozen=True, kw_only=True):
     backends: tuple[BackendRef, ...]
     hostnames: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+    error: str = ""
 
 
 def parse_stream_route(obj: L7Object) -> StreamRoute:

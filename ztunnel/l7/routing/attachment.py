@@ -18,9 +18,9 @@ import msgspec
 from ztunnel.kube.objects.fields import TranslateError
 from ztunnel.l7.api.grpc_route import parse_grpc_route
 from ztunnel.l7.api.http_route import parse_http_route
-from ztunnel.l7.api.request_rules import RequestRoute
+from ztunnel.l7.api.request_rules import ANY_REQUEST, RequestRoute, Rule
 from ztunnel.l7.api.route_common import route_problem
-from ztunnel.l7.api.route_fields import ParentRef
+from ztunnel.l7.api.route_fields import ParentRef, parse_parents
 from ztunnel.l7.api.stream_route import StreamRoute, parse_stream_route
 from ztunnel.l7.inputs import Protocol
 from ztunnel.l7.objects import L7Key, L7Object
@@ -121,7 +121,7 @@ class RouteIndex:
         try:
             return obj, _PARSERS[obj.kind](obj)
         except TranslateError as error:
-            return obj, route_problem(obj, "spec", str(error), "UnsupportedValue")
+            return obj, _rejecting(obj, str(error))
 
 
 def port_routes(routes: Iterable[Route], service: Service, port: ServicePort) -> PortRoutes:
@@ -164,6 +164,20 @@ def applies(kind: str, port: ServicePort, *, explicit: bool) -> bool:
     if kind == "TLSRoute":
         return declared is Protocol.TLS or (explicit and declared not in _REQUESTS)
     return explicit or declared not in _REQUESTS
+
+
+def _rejecting(obj: L7Object, error: str) -> Route | Problem:
+    """A route in place of an invalid one: it rejects what no other route matches. A Problem if
+    even the parents are invalid, so that it is not known what the route concerns."""
+    problem = route_problem(obj, "spec", error, AcceptedReason.UNSUPPORTED_VALUE)
+    try:
+        parents = parse_parents(obj)
+    except TranslateError:
+        return problem
+    if obj.kind in ("TCPRoute", "TLSRoute"):
+        return StreamRoute(obj=obj, parents=parents, backends=(), problems=(problem,), error=error)
+    rule = Rule(where="spec", matches=(ANY_REQUEST,), error=error)
+    return RequestRoute(obj=obj, parents=parents, rules=(rule,), problems=(problem,))
 
 
 def _candidate(route: Route, service: Service, port: ServicePort) -> Candidate | None:

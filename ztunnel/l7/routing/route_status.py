@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import msgspec
 
-from ztunnel.l7.api.request_rules import RequestRoute
 from ztunnel.l7.api.route_fields import BackendRef, Mirror, ParentRef
 from ztunnel.l7.api.stream_route import StreamRoute
 from ztunnel.l7.inputs import Inputs
@@ -121,14 +120,21 @@ def _service(
     rejection = _rejection(route, status, service, index)
     if rejection is not None:
         return _with_references(inputs, route, rejection, service)
-    errors = [r.error for r in route.rules if r.error] if isinstance(route, RequestRoute) else []
-    if errors and isinstance(route, RequestRoute) and len(errors) == len(route.rules):
+    errors, rules = _errors(route)
+    if errors and len(errors) == rules:
         status = _rejected(status, AcceptedReason.UNSUPPORTED_VALUE, "; ".join(errors))
     elif errors:
         status = msgspec.structs.replace(status, partially_invalid="; ".join(errors))
     ports = _ports(route, status.parent, service)
     won = tuple(p.port for p in ports if _wins(route, service, p, index))
     return _with_references(inputs, route, msgspec.structs.replace(status, ports=won), service)
+
+
+def _errors(route: Route) -> tuple[list[str], int]:
+    """The errors of the rules, and the number of rules."""
+    if isinstance(route, StreamRoute):
+        return [route.error] if route.error else [], 1
+    return [r.error for r in route.rules if r.error], len(route.rules)
 
 
 def _rejection(

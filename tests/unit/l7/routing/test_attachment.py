@@ -205,3 +205,12 @@ def test_route_with_invalid_parents_is_one_problem(world: World) -> None:
     found = status(world, obj)
     assert found.parents == ()
     assert [p.reason for p in found.problems] == ["UnsupportedValue"]
+
+
+@pytest.mark.parametrize("kind", ["HTTPRoute", "GRPCRoute", "TCPRoute"])
+def test_route_with_invalid_rules_is_rejected_at_its_parents(world: World, kind: str) -> None:
+    obj = route(kind, parent={"port": 9000})
+    obj["spec"]["rules"] = "none"
+    found = only(world, obj)
+    assert found.accepted is AcceptedReason.UNSUPPORTED_VALUE
+    assert "spec.rules" in found.accepted_message
