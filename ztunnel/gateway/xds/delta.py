@@ -7,7 +7,9 @@ Envoy gets what is new before what refers to it, and loses what is gone after th
     clusters --> endpoints --> (new clusters are warm) --> listeners, routes --> removed clusters
 
 A stage waits for Envoy's answers to the earlier ones, for `MAX_WAIT_S` at most. A rejected resource
-(`subscription`) delays no stage.
+(`subscription`) delays no stage. Clusters are removed `CLUSTER_DRAIN_S` after the last reference:
+connections that Envoy accepted before still use them, and clients learn of a change at different
+moments.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from ztunnel.gateway.xds.subscription import (
     Rejection,
     Subscription,
 )
+from ztunnel.l7.deployment.settings import DRAIN_S
 
 MAX_WAIT_S = 2.0  # a cluster that never gets warm must not keep all others from being used
+CLUSTER_DRAIN_S = DRAIN_S + 5.0  # Envoy closes connections of removed filter chains after DRAIN_S
 MAX_TYPES = 32  # resource types of a stream; Envoy has about ten
 
 
@@ -83,6 +87,7 @@ class DeltaSession:
         self._warming: set[str] = set()  # endpoints of new clusters that Envoy lacks
         self._answered: set[str] = set()  # endpoints that were sent since the last clusters
         self._waits_since: dict[str, float] = {}  # by type of a blocked stage
+        self._unused_since: dict[str, float] = {}  # clusters to be removed
 
     def set_config(self, config: Config) -> None:
         """Set what Envoy is to have. Before the first call, nothing is sent."""
@@ -112,7 +117,8 @@ class DeltaSession:
             return
         for type_url, subscription in self._ordered():
             upserts, removals = self._may_send(type_url, now)
-            batch = subscription.next_batch(upserts=upserts, removals=removals)
+            kept = self._draining(now) if removals and type_url == CLUSTER else ()
+            batch = subscription.next_batch(upserts=upserts, removals=removals, kept=kept)
             if batch is None:
                 continue
             self._nonce += 1
@@ -127,9 +133,10 @@ class DeltaSession:
     @property
     def wait_until(self) -> float | None:
         """When `responses` may return something without a request; None: never."""
-        if not self._waits_since:
-            return None
-        return min(self._waits_since.values()) + MAX_WAIT_S
+        due = [since + MAX_WAIT_S for since in self._waits_since.values()]
+        if CLUSTER not in self._waits_since:
+            due += [since + CLUSTER_DRAIN_S for since in self._unused_since.values()]
+        return min(due, default=None)
 
     @property
     def is_synced(self) -> bool:
@@ -198,6 +205,16 @@ class DeltaSession:
             for each in users
             if each is not None and each.is_open
         )
+
+    def _draining(self, now: float) -> set[str]:
+        """The clusters without references that connections may still use."""
+        before = self._unused_since
+        self._unused_since = {
+            name: before.get(name, now)
+            for name in self._types[CLUSTER].removable()
+            if now - before.get(name, now) < CLUSTER_DRAIN_S
+        }
+        return set(self._unused_since)
 
     def _is_due(self, type_url: str, is_free: bool, now: float) -> bool:
         """Whether a stage is free, or has waited for long enough."""

@@ -15,7 +15,7 @@ version that it accepted.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ztunnel.gateway.xds.parts import Part, PartIsolation, without
@@ -155,12 +155,17 @@ class Subscription:
 
     # Responses
 
-    def next_batch(self, *, upserts: bool, removals: bool) -> Batch | None:
-        """The next response, if the type has one and none is in flight."""
+    def next_batch(
+        self, *, upserts: bool, removals: bool, kept: Container[str] = ()
+    ) -> Batch | None:
+        """The next response, if the type has one and none is in flight.
+
+        `kept`: resources that no longer exist, but are not removed yet.
+        """
         if not self.is_open or self.flight is not None:
             return None
         names = set(self.pending()) if upserts else set()
-        gone = set(self.removable()) if removals else set()
+        gone = {name for name in self.removable() if name not in kept} if removals else set()
         gone |= set(self.absent()) if upserts else set()
         while self._alone and not self._alone[0] & (names | gone):
             if not upserts:

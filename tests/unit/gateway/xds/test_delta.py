@@ -15,7 +15,14 @@ from tests.unit.gateway.xds.fake_envoy import (
     listener,
     routes,
 )
-from ztunnel.gateway.xds.delta import MAX_TYPES, MAX_WAIT_S, DeltaSession, Request, SyncState
+from ztunnel.gateway.xds.delta import (
+    CLUSTER_DRAIN_S,
+    MAX_TYPES,
+    MAX_WAIT_S,
+    DeltaSession,
+    Request,
+    SyncState,
+)
 from ztunnel.gateway.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Resource
 from ztunnel.gateway.xds.subscription import Memory, ProtocolError
 
@@ -95,6 +102,31 @@ def test_cluster_is_removed_after_the_route_that_used_it() -> None:
     assert sent[order.index(ROUTES) + 1] == (CLUSTER, (), ("a",))
     assert not envoy.broken
     assert envoy.has == wanted
+
+
+def test_cluster_without_references_is_kept_while_connections_may_use_it() -> None:
+    envoy = connected(shop())
+    without = config(*backend("b"), routes("web", "b"), listener("l", web="routes:web"))
+    envoy.session.set_config(without)
+    removed_at = None
+    for now in range(int(CLUSTER_DRAIN_S + MAX_WAIT_S) + 2):
+        for response in envoy.session.responses(float(now)):
+            if response.removed:
+                assert (response.type_url, response.removed) == (CLUSTER, ("a",))
+                removed_at = now
+            envoy.session.receive(Request(response.type_url, nonce=response.nonce))
+    assert removed_at is not None
+    assert removed_at >= CLUSTER_DRAIN_S
+
+
+def test_cluster_that_is_used_again_is_not_removed() -> None:
+    envoy = connected(shop())
+    envoy.session.set_config(config(listener("l", web="routes:web"), routes("web", "a")))
+    for now in range(3):
+        for response in envoy.session.responses(float(now)):
+            envoy.session.receive(Request(response.type_url, nonce=response.nonce))
+    envoy.session.set_config(shop())
+    assert list(envoy.session.responses(100.0)) == []
 
 
 def test_changed_cluster_gets_its_endpoints_again() -> None:
