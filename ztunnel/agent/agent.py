@@ -208,7 +208,7 @@ class Agent:
             options.gateway_uid,
             gateways.sessions,
             gateway_handlers(gateways),
-            (gateways.mesh, gateways.l7, gateways.pods, gateways.queries),
+            (api.logs, gateways.mesh, gateways.l7, gateways.pods, gateways.queries),
             process="gateway",
         )
         self._bpf_stats = stats.enable_run_stats() if options.bpf_stats else -1

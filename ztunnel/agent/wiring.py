@@ -254,7 +254,7 @@ def build_api(
         data_path=data_path,
         pin_errors=lambda: core.kernel.pins.errors,
     )
-    logs = LogControl(core.logs, core.sessions)
+    logs = LogControl(core.logs, core.sessions, gateways.sessions)
     metrics = MetricsCollector(
         totals=core.totals,
         rtt=core.rtt,

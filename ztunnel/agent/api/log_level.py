@@ -38,7 +38,8 @@ class _Change(msgspec.Struct, forbid_unknown_fields=True):
 class LogControl(SessionObserver):
     """Applies settings to this process, and sends them to the workers."""
 
-    def __init__(self, settings: LogSettings, sessions: SessionRegistry) -> None:
+    def __init__(self, settings: LogSettings, *sessions: SessionRegistry) -> None:
+        """`sessions`: of the workers and of the gateway process."""
         self._settings = settings
         self._sessions = sessions
 
@@ -60,7 +61,8 @@ class LogControl(SessionObserver):
         config = self._settings.current = changed(self._settings.current, change)
         log.info("log configuration changed", **self.view())
         set_level(config.process)
-        self._sessions.broadcast(config)
+        for sessions in self._sessions:
+            sessions.broadcast(config)
         return self.view()
 
 
