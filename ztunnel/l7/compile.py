@@ -45,11 +45,16 @@ class GatewayCompiler:
         return _assembled(inputs, units, clusters, self._routes.problems)
 
     def _units(self, inputs: Inputs) -> list[DestinationUnit]:
-        services = [s for s in inputs.mesh.services() if s.waypoint == self.gateway]
-        pods = [w for w in inputs.mesh.workloads() if w.waypoint == self.gateway]
+        """The units of services and pods. Of two that claim an address, the first gets it: an
+        author of ServiceEntries must not take over the connections of a Service or pod."""
+        found = (s for s in inputs.mesh.services() if s.waypoint == self.gateway)
+        services = sorted((s for s in found if not s.waypoint_error), key=_service_key)
+        found_pods = (w for w in inputs.mesh.workloads() if w.waypoint == self.gateway)
+        pods = sorted((w for w in found_pods if not w.waypoint_error), key=_pod_key)
         return [
-            *(self._service(inputs, each) for each in sorted(services, key=_service_key)),
-            *(self._pod(inputs, each) for each in sorted(pods, key=_pod_key)),
+            *(self._service(inputs, each) for each in services if not each.is_service_entry),
+            *(self._pod(inputs, each) for each in pods),
+            *(self._service(inputs, each) for each in services if each.is_service_entry),
         ]
 
     def _service(self, inputs: Inputs, service: Service) -> DestinationUnit:

@@ -79,6 +79,12 @@ class TrackedMesh(MeshState):
         self._reads["service", key] = (lambda i: i.mesh.service(key), found)
         return found
 
+    def service_at(self, ip: str, namespace: str = "") -> Service | None:
+        """Return the service of a virtual address, as visible to a namespace."""
+        found = self._mesh.service_at(ip, namespace)
+        self._reads["vip", ip, namespace] = (lambda i: i.mesh.service_at(ip, namespace), found)
+        return found
+
     def service_by_hostname(self, hostname: str, namespace: str = "") -> Service | None:
         """Return the service of a DNS name, as visible to a namespace."""
         found = self._mesh.service_by_hostname(hostname, namespace)

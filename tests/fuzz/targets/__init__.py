@@ -12,4 +12,5 @@ NAMES = (
     "policy",
     "agent_link",
     "kube_objects",
+    "l7_objects",
 )

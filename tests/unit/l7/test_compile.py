@@ -139,3 +139,25 @@ def test_route_whose_rules_are_no_list_rejects_all_requests(compiled: Compiled) 
     after = compiled.compile().resources[TypeUrl.ROUTE]
     (found,) = after["default/s5|80"]["virtual_hosts"][0]["routes"]
     assert (found["match"], found["direct_response"]) == ({"prefix": "/"}, {"status": 500})
+
+
+def chain_of(config: GatewayConfig, vip: str) -> str:
+    matcher = config.resources[TypeUrl.LISTENER]["waypoint"]["filter_chain_matcher"]
+    by_ip = matcher["matcher_tree"]["exact_match_map"]["map"]
+    by_port = by_ip[vip]["matcher"]["matcher_tree"]["exact_match_map"]["map"]
+    return str(by_port["80"]["action"]["name"])
+
+
+def test_service_entry_cannot_take_over_the_address_of_a_service(compiled: Compiled) -> None:
+    service = compiled.world.mesh.state.service("default/s3")
+    assert service is not None
+    claim = {"namespace": "a", "name": "evil.example", "is_service_entry": True}
+    compiled.world.mesh.put(msgspec.structs.replace(service, **claim, hostname="evil.example"))
+    assert chain_of(compiled.compile(), service.vips[0]) == "default/s3|80"
+
+
+def test_service_that_the_waypoint_does_not_admit_is_not_served(compiled: Compiled) -> None:
+    service = compiled.world.mesh.state.service("default/s3")
+    assert service is not None
+    compiled.world.mesh.put(msgspec.structs.replace(service, waypoint_error="not admitted"))
+    assert "default/s3|80" not in compiled.compile().resources[TypeUrl.ROUTE]
