@@ -36,3 +36,9 @@ def regex_error(pattern: str) -> str:
 def regex_matches(pattern: str, text: str) -> bool:
     """Return whether the whole text matches a valid expression."""
     return re2.compile(pattern, _OPTIONS).fullmatch(text) is not None
+
+
+@lru_cache(maxsize=4096)
+def regex_groups(pattern: str) -> int:
+    """Return the number of groups of a valid expression."""
+    return int(re2.compile(pattern, _OPTIONS).groups)

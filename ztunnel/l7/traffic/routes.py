@@ -3,8 +3,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from ztunnel.l7.api.istio.values import Reporter
 from ztunnel.l7.config import RouteTable
 from ztunnel.l7.inputs import Destination, Inputs
+from ztunnel.l7.objects import L7Object
+from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.traffic.virtual_service.destinations import Resolver
+from ztunnel.l7.traffic.virtual_service.routes import RouteTableBuilder
+from ztunnel.l7.traffic.virtual_service.selection import select
 
 
 def route_source(inputs: Inputs, destination: Destination) -> RouteTable | None:
@@ -12,4 +20,20 @@ def route_source(inputs: Inputs, destination: Destination) -> RouteTable | None:
 
     None: all requests go to the service itself.
     """
-    return None
+    service, port = destination.service, destination.port
+    if service is None or port is None:
+        return None
+    selected = select(inputs, destination.gateway, service)
+    if selected is None:
+        return None
+    resolver = Resolver(inputs, selected.obj, destination.gateway, service, port.port)
+    table = RouteTableBuilder(selected.obj, resolver).build()
+    conflicts = tuple(_conflict(obj, selected.obj) for obj in selected.shadowed)
+    return table and replace(table, problems=(*table.problems, *conflicts))
+
+
+def _conflict(obj: L7Object, older: L7Object) -> Problem:
+    reporter = Reporter(obj)
+    message = f"{older.namespace}/{older.name} is older and has the same host"
+    reporter.report(Severity.IGNORED, "spec.hosts", message, "Conflicted")
+    return reporter.problems[0]

@@ -93,7 +93,7 @@ def string_match(fields: Fields, *, ignore_case: bool = False) -> Json:
     (kind,) = given
     text = fields.string(kind)
     if kind == "regex":
-        if error := regex_error(text):
+        if error := regex_error(text) or ("" if text else "it is empty"):
             raise fields.error("regex", f"a regular expression of RE2 ({error})")
         return {"safe_regex": {"regex": text}}
     if not text and kind == "prefix":

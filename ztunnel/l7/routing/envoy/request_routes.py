@@ -12,7 +12,6 @@ from ztunnel.l7.config import ClusterRef, Json
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.problems import Problem
 from ztunnel.l7.routing.envoy.matches import route_match
-from ztunnel.l7.routing.envoy.retries import DEFAULT_RETRY, duration, retry_policy
 from ztunnel.l7.routing.envoy.route_filters import (
     cors_policy,
     header_fields,
@@ -24,6 +23,7 @@ from ztunnel.l7.routing.envoy.route_filters import (
 from ztunnel.l7.routing.precedence import Entry
 from ztunnel.l7.routing.references import resolve
 from ztunnel.l7.routing.units import UNRESOLVED
+from ztunnel.l7.traffic.retries import DEFAULT_RETRY, duration, retry_policy
 from ztunnel.mesh.model import Service, ServicePort
 
 

@@ -10,8 +10,8 @@ from ztunnel.l7.config import Json
 from ztunnel.l7.routing.attachment import PRODUCER, PortRoutes
 from ztunnel.l7.routing.envoy.matches import from_namespace
 from ztunnel.l7.routing.envoy.request_routes import RouteBuilder
-from ztunnel.l7.routing.envoy.retries import DEFAULT_RETRY
 from ztunnel.l7.routing.precedence import in_order
+from ztunnel.l7.traffic.retries import DEFAULT_RETRY
 
 _NOT_FOUND = {"direct_response": {"status": 404}}  # for gRPC, Envoy makes it UNIMPLEMENTED
 
