@@ -26,6 +26,9 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
+    "analyze": Entry(
+        "ztctl.commands.analyze", "analyze", "Resources that are ignored or only partly honoured."
+    ),
     "certificate": Entry(
         "ztctl.commands.certificate",
         "certificate",

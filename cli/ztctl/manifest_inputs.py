@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +44,10 @@ def load_files(paths: Sequence[str], settings: Settings) -> ManifestInputs:
         settings.cluster_domain,
         settings.root_namespace,
     )
-    for obj in _objects(paths):
-        view.upsert(obj)
+    objects = list(_objects(paths))
+    with redirect_stdout(io.StringIO()):  # the view logs errors, which are also returned
+        for obj in objects:
+            view.upsert(obj)
     state = view.snapshot()
     mesh, store = MeshState(), L7Store()
     mesh.apply(

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ztctl analyze` names what is ignored or only partly honoured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.unit.cli.conftest import Agent, Ztctl
+
+NAMESPACE = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient, istio.io/use-waypoint: way}}
+---
+"""
+GATEWAY = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: way, namespace: shop}
+spec:
+  gatewayClassName: istio-waypoint
+  listeners: [{name: mesh, port: 15008, protocol: HBONE}]
+---
+"""
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec: {clusterIP: 10.96.0.9, selector: {app: cart}, ports: [{name: http, port: 80}]}
+---
+"""
+PLAIN_SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: plain, namespace: other}
+spec: {clusterIP: 10.96.0.10, ports: [{name: http, port: 80}]}
+---
+"""
+WORKING = NAMESPACE + GATEWAY + SERVICE + PLAIN_SERVICE
+
+
+def policy(name: str, spec: str, kind: str = "AuthorizationPolicy", namespace: str = "shop") -> str:
+    return f"""
+apiVersion: security.istio.io/v1
+kind: {kind}
+metadata: {{name: {name}, namespace: {namespace}}}
+spec: {spec}
+---
+"""
+
+
+def target(name: str, kind: str = "Service") -> str:
+    group = "" if kind == "Service" else "gateway.networking.k8s.io"
+    return f'targetRefs: [{{kind: {kind}, group: "{group}", name: {name}}}]'
+
+
+RULE = "rules: [{to: [{operation: {methods: [GET]}}]}]"
+CUSTOM = "action: CUSTOM, provider: {name: missing}"
+
+
+def findings(
+    ztctl: Ztctl, tmp_path: Path, text: str, *arguments: str
+) -> tuple[int, list[dict[str, Any]]]:
+    path = tmp_path / "objects.yaml"
+    path.write_text(text)
+    result = ztctl("analyze", str(path), "-o", "json", *arguments)
+    assert result.exit_code < 2, result.output
+    return result.exit_code, json.loads(result.stdout)
+
+
+CASES = [
+    (
+        policy("p", f"{{{target('cart')}, rules: [{{form: []}}]}}"),
+        "error",
+        "AuthorizationPolicy",
+        "invalid, allows nothing instead",
+    ),
+    (
+        policy("p", f"{{{target('none')}, {RULE}}}"),
+        "warning",
+        "AuthorizationPolicy",
+        "Service shop/none does not exist",
+    ),
+    (
+        policy("p", f"{{{target('gone', 'Gateway')}, {RULE}}}"),
+        "warning",
+        "AuthorizationPolicy",
+        "Gateway shop/gone does not exist",
+    ),
+    (
+        policy("p", f"{{{target('plain')}, {RULE}}}", namespace="other"),
+        "warning",
+        "AuthorizationPolicy",
+        "HTTP requests, which nodes do not see",
+    ),
+    (
+        policy("p", f"{{selector: {{matchLabels: {{app: x}}}}, {RULE}}}"),
+        "warning",
+        "AuthorizationPolicy",
+        "HTTP requests, which nodes do not see",
+    ),
+    (
+        policy("p", f"{{{target('cart')}, {CUSTOM}, {RULE}}}"),
+        "error",
+        "AuthorizationPolicy",
+        "no valid extension provider missing",
+    ),
+    (
+        policy("p", "{jwtRules: []}", "RequestAuthentication"),
+        "ignored",
+        "RequestAuthentication",
+        "has no targetRefs",
+    ),
+    (
+        policy("p", f"{{{target('plain')}, jwtRules: []}}", "RequestAuthentication", "other"),
+        "ignored",
+        "RequestAuthentication",
+        "uses no waypoint",
+    ),
+    (
+        policy("p", "{mtls: {mode: DISABLE}}", "PeerAuthentication"),
+        "warning",
+        "PeerAuthentication",
+        "handled as PERMISSIVE",
+    ),
+    (
+        policy("p", "{mtls: {mode: NONE}}", "PeerAuthentication"),
+        "error",
+        "PeerAuthentication",
+        "fails closed",
+    ),
+    (
+        """
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: f, namespace: shop}
+spec: {}
+""",
+        "ignored",
+        "EnvoyFilter",
+        "waypoints do not read it",
+    ),
+    (
+        """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: ingress, namespace: shop}
+spec: {gatewayClassName: nginx, listeners: []}
+""",
+        "ignored",
+        "Gateway",
+        "another controller runs it",
+    ),
+    (
+        """
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r, namespace: other}
+spec:
+  parentRefs: [{kind: Service, group: "", name: plain}]
+  rules: [{backendRefs: [{name: plain, port: 80}]}]
+""",
+        "ignored",
+        "HTTPRoute",
+        "uses no waypoint",
+    ),
+    (
+        """
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r, namespace: shop}
+spec:
+  parentRefs: [{kind: Service, group: "", name: cart}]
+  rules: [{backendRefs: [{name: none, port: 80}]}]
+""",
+        "error",
+        "HTTPRoute",
+        "none",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[2]}: {case[3]}")
+def test_problem_is_found(ztctl: Ztctl, tmp_path: Path, case: tuple[str, str, str, str]) -> None:
+    text, severity, kind, message = case
+    code, rows = findings(ztctl, tmp_path, WORKING + text)
+    found = [row for row in rows if row["kind"] == kind and message in row["message"]]
+    assert {row["severity"] for row in found} == {severity}, rows
+    assert code == (1 if severity == "error" else 0)
+
+
+def test_working_objects_have_no_problem(ztctl: Ztctl, tmp_path: Path) -> None:
+    assert findings(ztctl, tmp_path, WORKING + policy("p", f"{{{target('cart')}, {RULE}}}")) == (
+        0,
+        [],
+    )
+
+
+def test_missing_waypoint_is_an_error_of_its_service(ztctl: Ztctl, tmp_path: Path) -> None:
+    code, rows = findings(ztctl, tmp_path, NAMESPACE + SERVICE)
+    assert code == 1
+    assert [(row["kind"], row["name"], row["reason"]) for row in rows] == [
+        ("Service", "cart", "WaypointUnusable")
+    ]
+
+
+def test_namespace_and_threshold(ztctl: Ztctl, tmp_path: Path) -> None:
+    text = WORKING + policy("p", "{jwtRules: []}", "RequestAuthentication")
+    assert findings(ztctl, tmp_path, text, "-n", "other") == (0, [])
+    assert findings(ztctl, tmp_path, text, "-n", "shop", "--failure-threshold", "ignored")[0] == 1
+    assert findings(ztctl, tmp_path, text, "-A", "--failure-threshold", "warning")[0] == 0
+
+
+def test_table(ztctl: Ztctl, tmp_path: Path) -> None:
+    path = tmp_path / "objects.yaml"
+    path.write_text(WORKING)
+    result = ztctl("analyze", str(path))
+    assert (result.exit_code, result.stdout) == (0, "No problem found.\n")
+    path.write_text(WORKING + policy("p", "{jwtRules: []}", "RequestAuthentication"))
+    assert ztctl("analyze", str(tmp_path)).stdout.startswith("SEVERITY  KIND ")
+
+
+@pytest.mark.parametrize("arguments", [["none.yaml"], ["-n", "a", "-A", "x.yaml"]])
+def test_error_is_not_a_result(ztctl: Ztctl, arguments: list[str]) -> None:
+    assert ztctl("analyze", *arguments).exit_code == 2
+
+
+def test_running_mesh_is_read_from_an_agent(ztctl: Ztctl, tmp_path: Path) -> None:
+    text = policy("p", f"{{{target('none')}, {RULE}}}")
+    with Agent(tmp_path / "run") as agent:
+        agent.answers = {
+            "/v1/l7": {"settings": {}, "objects": list(yaml.safe_load_all(text))[:1]},
+            "/v1/services": {"services": []},
+            "/v1/workloads": {"workloads": []},
+            "/v1/status": {"source": {"errors": {"Pod shop/a": "spec is invalid"}}},
+            "/v1/policies": {"policies": []},
+        }
+        result = ztctl("analyze", "--run-dir", str(agent.run_dir), "-o", "json")
+    rows = [(row["kind"], row["name"], row["severity"]) for row in json.loads(result.stdout)]
+    assert rows == [("Pod", "a", "error"), ("AuthorizationPolicy", "p", "warning")]
+    assert result.exit_code == 1

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that waypoints do not honour, or honour only partly. Pure.
+
+    routes, rules, policies   what their parsers and the compilation of each waypoint report
+    attachment                targets that do not exist, or that no waypoint serves
+    kinds                     those that waypoints never read
+
+A policy that nodes enforce instead is reported with what nodes report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from ztunnel.l7.api.authorization_policy import KIND as AUTHORIZATION_POLICY
+from ztunnel.l7.api.authorization_policy import parse_authorization_policy
+from ztunnel.l7.api.request_authentication import KIND as REQUEST_AUTHENTICATION
+from ztunnel.l7.api.request_authentication import parse_request_authentication
+from ztunnel.l7.api.target_refs import Target, TargetKind
+from ztunnel.l7.compile import compile_gateway
+from ztunnel.l7.deployment.settings import WAYPOINT_CLASSES
+from ztunnel.l7.inputs import Inputs
+from ztunnel.l7.objects import L7Key, L7Object
+from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.routing.attachment import ROUTE_KINDS, RouteIndex
+from ztunnel.l7.routing.route_status import route_status
+from ztunnel.l7.status.gateway import listener_problem
+from ztunnel.l7.telemetry.effective import telemetry_problems
+from ztunnel.l7.traffic.cluster import rule_problems
+
+_NEVER_READ = {
+    "EnvoyFilter": "waypoints do not read it: Envoy's configuration is the mesh's own",
+    "WasmPlugin": "waypoints do not read it: Envoy runs no extensions",
+    "UDPRoute": "UDP does not pass waypoints",
+    "VirtualService": "waypoints do not read it; hint: use an HTTPRoute",
+}
+
+
+NodeProblems = Callable[[L7Object, str], Iterable[Problem]]
+
+
+def analyze(inputs: Inputs, node_problems: NodeProblems) -> tuple[Problem, ...]:
+    """Return all problems, ordered by object, without duplicates.
+
+    `node_problems` returns what nodes report about an AuthorizationPolicy that they enforce; its
+    arguments are the object and the root namespace.
+    """
+    found = set(_authorization_policies(inputs, node_problems))
+    for source in _SOURCES:
+        found.update(source(inputs))
+    return tuple(sorted(found))
+
+
+def _compiled(inputs: Inputs) -> Iterator[Problem]:
+    """What the compilation of every waypoint reports."""
+    named = {each.waypoint for each in inputs.mesh.services()}
+    named |= {each.waypoint for each in inputs.mesh.workloads()}
+    for gateway in sorted(named - {""}):
+        try:
+            yield from compile_gateway(inputs, gateway).problems
+        except Exception as error:  # a defect must not hide the other problems
+            namespace, _, name = gateway.partition("/")
+            message = f"cannot be compiled: {type(error).__name__}: {error}"
+            key = L7Key("Gateway", namespace, name)
+            yield _problem(key, message, Severity.ERROR, "CompileFailed")
+
+
+def _waypoints(inputs: Inputs) -> Iterator[Problem]:
+    """Services and pods whose waypoint cannot be used."""
+    for service in inputs.mesh.services():
+        if service.waypoint_error:
+            kind = "ServiceEntry" if service.is_service_entry else "Service"
+            key = L7Key(kind, service.namespace, service.entry or service.name)
+            yield _unusable(key, service.waypoint_error)
+    for pod in inputs.mesh.workloads():
+        if pod.waypoint_error:
+            yield _unusable(L7Key("Pod", pod.namespace, pod.name), pod.waypoint_error)
+
+
+def _unusable(key: L7Key, error: str) -> Problem:
+    message = f"connections are refused: {error}"
+    return _problem(key, message, Severity.ERROR, "WaypointUnusable")
+
+
+def _gateways(inputs: Inputs) -> Iterator[Problem]:
+    for obj in inputs.store.of_kind("Gateway"):
+        name = obj.spec.get("gatewayClassName")
+        if name not in WAYPOINT_CLASSES:
+            message = f"class {name!r:.80} is not the mesh's: another controller runs it"
+            yield _of(obj, message, Severity.IGNORED, "spec.gatewayClassName", "ForeignClass")
+            continue
+        listeners = obj.spec.get("listeners")
+        for number, listener in enumerate(listeners if isinstance(listeners, list) else ()):
+            text = listener_problem(listener) if isinstance(listener, dict) else "is no mapping"
+            if text:
+                path = f"spec.listeners[{number}]"
+                yield _of(obj, text, Severity.ERROR, path, "UnsupportedProtocol")
+
+
+def _routes(inputs: Inputs) -> Iterator[Problem]:
+    index = RouteIndex()
+    index.refresh(inputs.store)
+    for kind in ROUTE_KINDS:
+        for obj in inputs.store.of_kind(kind):
+            found = route_status(inputs, obj, index)
+            yield from found.problems
+            if not found.parents and not found.problems:
+                message = "no parent is a service: a gateway of another controller may use it"
+                yield _of(obj, message, Severity.IGNORED, "spec.parentRefs", "NoParent")
+
+
+def _authorization_policies(inputs: Inputs, node_problems: NodeProblems) -> Iterator[Problem]:
+    root = inputs.settings.root_namespace
+    for obj in inputs.store.of_kind(AUTHORIZATION_POLICY):
+        policy = parse_authorization_policy(obj, root)
+        if policy.targets or policy.everywhere:
+            yield from policy.problems
+        by_node = [
+            target
+            for target in policy.targets
+            if target.kind is TargetKind.SERVICE and _is_without_waypoint(inputs, obj, target)
+        ]
+        yield from _missing_targets(inputs, obj, policy.targets)
+        if by_node or not (policy.targets or policy.everywhere):
+            yield from node_problems(obj, root)
+
+
+def _request_authentications(inputs: Inputs) -> Iterator[Problem]:
+    for obj in inputs.store.of_kind(REQUEST_AUTHENTICATION):
+        policy = parse_request_authentication(obj, inputs.settings.root_namespace)
+        yield from policy.problems
+        yield from _missing_targets(inputs, obj, policy.targets)
+        for target in policy.targets:
+            if target.kind is TargetKind.SERVICE and _is_without_waypoint(inputs, obj, target):
+                message = (
+                    f"service {obj.namespace}/{target.name} uses no waypoint: it has no effect"
+                )
+                yield _of(obj, message, Severity.IGNORED, "spec.targetRefs", "NoWaypoint")
+
+
+def _missing_targets(inputs: Inputs, obj: L7Object, targets: Iterable[Target]) -> Iterator[Problem]:
+    for target in targets:
+        text = _target_error(inputs, obj.namespace, target)
+        if text:
+            yield _of(obj, text, Severity.WARNING, "spec.targetRefs", "TargetNotFound")
+
+
+def _target_error(inputs: Inputs, namespace: str, target: Target) -> str:
+    """Why a target has no effect; empty if it has one."""
+    place = f"{target.kind} {namespace}/{target.name}"
+    match target.kind:
+        case TargetKind.GATEWAY_CLASS:
+            is_ours = target.name in WAYPOINT_CLASSES
+            return "" if is_ours else f"class {target.name} has no waypoints of the mesh"
+        case TargetKind.GATEWAY:
+            return _gateway_error(inputs.store.get("Gateway", namespace, target.name), place)
+        case TargetKind.SERVICE_ENTRY:
+            return _entry_error(inputs, namespace, target.name, place)
+        case TargetKind.SERVICE:
+            service = inputs.mesh.service(f"{namespace}/{target.name}")
+            exists = service is not None and not service.is_service_entry
+            return "" if exists else f"{place} does not exist"
+
+
+def _gateway_error(gateway: L7Object | None, place: str) -> str:
+    if gateway is None:
+        return f"{place} does not exist"
+    is_ours = gateway.spec.get("gatewayClassName") in WAYPOINT_CLASSES
+    return "" if is_ours else f"{place} is not a waypoint of the mesh"
+
+
+def _entry_error(inputs: Inputs, namespace: str, name: str, place: str) -> str:
+    hosts = [
+        each
+        for each in inputs.mesh.services()
+        if each.namespace == namespace and each.entry == name
+    ]
+    if not hosts:
+        return f"{place} does not exist, or is invalid"
+    return "" if any(each.waypoint for each in hosts) else f"{place} uses no waypoint"
+
+
+def _is_without_waypoint(inputs: Inputs, obj: L7Object, target: Target) -> bool:
+    service = inputs.mesh.service(f"{obj.namespace}/{target.name}")
+    return service is not None and not service.waypoint
+
+
+def _never_read(inputs: Inputs) -> Iterator[Problem]:
+    for kind, message in _NEVER_READ.items():
+        for obj in inputs.store.of_kind(kind):
+            yield _of(obj, message, Severity.IGNORED, "", "UnsupportedKind")
+
+
+_SOURCES: tuple[Callable[[Inputs], Iterable[Problem]], ...] = (
+    _compiled,
+    _waypoints,
+    _gateways,
+    _routes,
+    _request_authentications,
+    rule_problems,
+    telemetry_problems,
+    _never_read,
+)
+
+
+def _of(
+    obj: L7Object, message: str, severity: Severity, field: str = "", reason: str = ""
+) -> Problem:
+    return _problem(obj.key, message, severity, reason, field)
+
+
+def _problem(key: L7Key, message: str, severity: Severity, reason: str, field: str = "") -> Problem:
+    return Problem(
+        kind=key.kind,
+        namespace=key.namespace,
+        name=key.name,
+        field=field,
+        message=message,
+        severity=severity,
+        reason=reason,
+    )
