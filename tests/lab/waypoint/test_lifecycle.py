@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waypoints at 200 requests/s while they are attached, scaled, replaced and killed.
+
+docs/concepts/waypoint-lifecycle.md publishes the measured losses; `-s` prints those of this run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.lab.helpers.harness import proxy_log
+from tests.lab.waypoint import shop
+from tests.lab.waypoint.traffic import Result, Shop
+from tests.support.waiting import wait_until
+from ztunnel.lab.runtime import cgroups, sandbox
+
+EFFECTIVE_S = 1.0  # until a change applies to new connections
+MODES: tuple[list[str], ...] = ([], ["--new"])  # kept-alive connections, and one for each request
+LOADS = pytest.mark.parametrize("options", MODES, ids=["kept-alive", "new"])
+LABEL = "istio.io/use-waypoint"
+
+
+@pytest.fixture
+def attached(waypoint_shop: Shop) -> Iterator[Shop]:
+    """The shop with a route of all requests to v2, which only the waypoint knows."""
+    to(waypoint_shop, "v2")
+    wait_until(lambda: waypoint_shop.get("buyer-far").version == "v2", "the route applies")
+    yield waypoint_shop
+    attach(waypoint_shop, shop.WAYPOINT)
+
+
+def to(made: Shop, version: str) -> None:
+    """Route all requests to a version."""
+    assert made.lab.apply(shop.route({"backendRefs": [shop.backend(version)]}), wait=False) == []
+
+
+def attach(made: Shop, waypoint: str | None) -> None:
+    """Put a waypoint in front of my-app, or none."""
+    made.lab.label("Service", "my-app", {LABEL: waypoint}, shop.SHOP)
+
+
+def report(name: str, result: Result) -> None:
+    count, failed = len(result.requests), len(result.failed)
+    print(
+        f"\n{name}: {failed} of {count} requests failed, over {result.outage_s():.2f} s,", end=" "
+    )
+    print(f"{result.retried} retried; {sorted({r.version for r in result.failed})[:3]}")
+
+
+def envoy_pids(made: Shop) -> list[int]:
+    pod = made.waypoint_pod()
+    cgroup = sandbox.describe(made.lab.names, pod).cgroup(made.lab.names)
+    return cgroups.pids(cgroup / pod["spec"]["containers"][0]["name"])
+
+
+def scale(made: Shop, replicas: int) -> None:
+    deployment = made.lab.get("Deployment", shop.WAYPOINT, shop.SHOP)
+    deployment["spec"]["replicas"] = replicas
+    assert made.lab.apply(deployment) == []
+    pods = [p for p in made.lab.pods(shop.SHOP) if is_waypoint(p)]
+    assert len(pods) == replicas
+
+
+def is_waypoint(pod: dict[str, Any]) -> bool:
+    labels = pod["metadata"]["labels"]
+    return bool(labels.get("gateway.networking.k8s.io/gateway-name") == shop.WAYPOINT)
+
+
+@LOADS
+def test_route_changes_fail_no_request_and_apply_within_a_second(
+    attached: Shop, options: list[str]
+) -> None:
+    steady = []  # from a second after a change until the next one
+    with attached.load("buyer-near", *options) as result:
+        for version in ("v1", "v2", "v1", "v2"):
+            to(attached, version)
+            changed_at = time.time()
+            time.sleep(EFFECTIVE_S + 0.5)
+            steady.append((version, changed_at + EFFECTIVE_S, time.time()))
+    report(f"route changes {options}", result)
+    assert result.failed == []
+    for version, begin, end in steady:
+        assert result.versions(begin, end) == {version}
+
+
+@LOADS
+def test_scaling_fails_no_request(attached: Shop, options: list[str]) -> None:
+    with attached.load("buyer-far", *options) as result:
+        scale(attached, 3)
+        time.sleep(1)
+        scale(attached, 1)
+    report(f"scale 1, 3, 1 {options}", result)
+    assert result.failed == []
+
+
+@LOADS
+def test_rolling_update_fails_no_request(attached: Shop, options: list[str]) -> None:
+    before = attached.waypoint_pod()["metadata"]["uid"]
+    gateway = attached.lab.get("Gateway", shop.WAYPOINT, shop.SHOP)
+    annotations = {"infrastructure": {**gateway["spec"]["infrastructure"]}}
+    annotations["infrastructure"]["annotations"] = {"updated": str(time.time())}
+    with attached.load("buyer-far", *options) as result:
+        assert attached.lab.apply({**gateway, "spec": {**gateway["spec"], **annotations}}) == []
+    assert attached.waypoint_pod()["metadata"]["uid"] != before
+    report(f"rolling update {options}", result)
+    assert result.failed == []
+
+
+@LOADS
+def test_loss_of_the_control_plane_fails_no_request(attached: Shop, options: list[str]) -> None:
+    with attached.load("buyer-far", *options) as result:
+        for kind in ("gateway", "agent"):
+            attached.lab.restart("node1", kind, kill=True)
+            time.sleep(0.5)
+    report(f"kill -9 of ztunnel gateway, then of the agent {options}", result)
+    assert result.failed == []
+    to(attached, "v1")  # and both work again
+    wait_until(lambda: attached.get("buyer-far").version == "v1", "changes apply again")
+
+
+def test_loss_of_envoy_is_bounded(attached: Shop) -> None:
+    with attached.load("buyer-far", "--new") as result:
+        for pid in envoy_pids(attached):
+            os.kill(pid, signal.SIGKILL)
+        killed_at = time.time()
+        assert attached.lab.apply() == []  # the lab's kubelet restarts it
+        recovered_s = time.time() - killed_at
+    report(f"kill -9 of Envoy, ready again after {recovered_s:.2f} s", result)
+    assert result.versions(killed_at + recovered_s + 0.5) == {"v2"}
+    assert result.outage_s() < recovered_s + 1
+
+
+def test_loss_of_the_proxy_is_bounded(attached: Shop) -> None:
+    with attached.load("buyer-far", "--new") as result:
+        killed_at = time.time()
+        attached.lab.restart("node1", "proxy", kill=True)
+        recovered_s = time.time() - killed_at
+        time.sleep(1)
+    report(f"kill -9 of the waypoint's proxy, ready again after {recovered_s:.2f} s", result)
+    assert result.versions(killed_at + recovered_s + 1) == {"v2"}
+    assert result.outage_s() < recovered_s + 1.5
+
+
+def test_missing_waypoint_refuses_with_the_reason(attached: Shop) -> None:
+    attach(attached, "absent")
+    wait_until(lambda: attached.get("buyer-far").status == 0, "connections are refused")
+    wait_until(lambda: "waypoint shop/absent does not exist" in proxy_log(attached.lab, "node2"))
+
+
+def test_waypoint_without_ready_pods_refuses_with_the_reason(attached: Shop) -> None:
+    scale(attached, 0)
+    try:
+        wait_until(lambda: attached.get("buyer-far").status == 0, "connections are refused")
+        wait_until(lambda: "no ready" in proxy_log(attached.lab, "node2"))
+    finally:
+        scale(attached, 1)
+    wait_until(lambda: attached.get("buyer-far").version == "v2", "the waypoint is back")
