@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -21,8 +22,6 @@ from tests.support.waiting import wait_until
 from ztunnel.lab.runtime import cgroups, sandbox
 
 EFFECTIVE_S = 1.0  # until a change applies to new connections
-MODES: tuple[list[str], ...] = ([], ["--new"])  # kept-alive connections, and one for each request
-LOADS = pytest.mark.parametrize("options", MODES, ids=["kept-alive", "new"])
 LABEL = "istio.io/use-waypoint"
 
 
@@ -53,6 +52,19 @@ def report(name: str, result: Result) -> None:
     print(f"{result.retried} retried; {sorted({r.version for r in result.failed})[:3]}")
 
 
+@contextmanager
+def both_loads(made: Shop, caller: str) -> Iterator[list[Result]]:
+    """100 requests/s on kept-alive connections, and 100 on a new connection each."""
+    with made.load(caller, rate=100) as kept, made.load(caller, "--new", rate=100) as new:
+        yield [kept, new]
+
+
+def assert_none_failed(name: str, results: list[Result]) -> None:
+    for result, mode in zip(results, ("kept-alive", "new connections"), strict=True):
+        report(f"{name}, {mode}", result)
+    assert [request for result in results for request in result.failed] == []
+
+
 def envoy_pids(made: Shop) -> list[int]:
     pod = made.waypoint_pod()
     cgroup = sandbox.describe(made.lab.names, pod).cgroup(made.lab.names)
@@ -72,54 +84,45 @@ def is_waypoint(pod: dict[str, Any]) -> bool:
     return bool(labels.get("gateway.networking.k8s.io/gateway-name") == shop.WAYPOINT)
 
 
-@LOADS
-def test_route_changes_fail_no_request_and_apply_within_a_second(
-    attached: Shop, options: list[str]
-) -> None:
+def test_route_changes_fail_no_request_and_apply_within_a_second(attached: Shop) -> None:
     steady = []  # from a second after a change until the next one
-    with attached.load("buyer-near", *options) as result:
+    with both_loads(attached, "buyer-near") as results:
         for version in ("v1", "v2", "v1", "v2"):
             to(attached, version)
             changed_at = time.time()
             time.sleep(EFFECTIVE_S + 0.5)
             steady.append((version, changed_at + EFFECTIVE_S, time.time()))
-    report(f"route changes {options}", result)
-    assert result.failed == []
+    assert_none_failed("route changes", results)
     for version, begin, end in steady:
-        assert result.versions(begin, end) == {version}
+        for result in results:
+            assert result.versions(begin, end) == {version}
 
 
-@LOADS
-def test_scaling_fails_no_request(attached: Shop, options: list[str]) -> None:
-    with attached.load("buyer-far", *options) as result:
+def test_scaling_fails_no_request(attached: Shop) -> None:
+    with both_loads(attached, "buyer-far") as results:
         scale(attached, 3)
         time.sleep(1)
         scale(attached, 1)
-    report(f"scale 1, 3, 1 {options}", result)
-    assert result.failed == []
+    assert_none_failed("scale 1, 3, 1", results)
 
 
-@LOADS
-def test_rolling_update_fails_no_request(attached: Shop, options: list[str]) -> None:
+def test_rolling_update_fails_no_request(attached: Shop) -> None:
     before = attached.waypoint_pod()["metadata"]["uid"]
     gateway = attached.lab.get("Gateway", shop.WAYPOINT, shop.SHOP)
     annotations = {"infrastructure": {**gateway["spec"]["infrastructure"]}}
     annotations["infrastructure"]["annotations"] = {"updated": str(time.time())}
-    with attached.load("buyer-far", *options) as result:
+    with both_loads(attached, "buyer-far") as results:
         assert attached.lab.apply({**gateway, "spec": {**gateway["spec"], **annotations}}) == []
     assert attached.waypoint_pod()["metadata"]["uid"] != before
-    report(f"rolling update {options}", result)
-    assert result.failed == []
+    assert_none_failed("rolling update", results)
 
 
-@LOADS
-def test_loss_of_the_control_plane_fails_no_request(attached: Shop, options: list[str]) -> None:
-    with attached.load("buyer-far", *options) as result:
+def test_loss_of_the_control_plane_fails_no_request(attached: Shop) -> None:
+    with both_loads(attached, "buyer-far") as results:
         for kind in ("gateway", "agent"):
             attached.lab.restart("node1", kind, kill=True)
             time.sleep(0.5)
-    report(f"kill -9 of ztunnel gateway, then of the agent {options}", result)
-    assert result.failed == []
+    assert_none_failed("kill -9 of ztunnel gateway, then of the agent", results)
     to(attached, "v1")  # and both work again
     wait_until(lambda: attached.get("buyer-far").version == "v1", "changes apply again")
 
