@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 
 import pytest
@@ -14,10 +15,14 @@ from tests.support.apiserver.rbac_fixture import AGENT, SYSTEM, agent_kubeconfig
 from tests.support.apiserver.server import ApiServer
 from tests.support.apiserver.source_runner import SourceRunner
 from tests.support.waiting import wait_until
+from ztunnel.controller.l7.watches import l7_resources
+from ztunnel.controller.policy_status_controller import policy_resources
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.client.request import ApiError
 from ztunnel.kube.sources.api_server import watched_resources
 from ztunnel.kube.writers.pod_writer import PodWriter
+from ztunnel.l7.deployment import DeploymentSettings, LiveState, gateway_resources
+from ztunnel.l7.objects import L7Object
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
 from ztunnel.mesh.model import TunnelProtocol
 
@@ -212,3 +217,90 @@ def test_controller_creates_only_config_maps_of_roots(
     assert allowed == ""
     refused = _create(server, controller_token, "default", "ConfigMap", "coredns")
     assert "may create only" in refused
+
+
+def _deployment(managed: bool = True, **pod: object) -> dict[str, Any]:
+    """What runs a Gateway, as the controller applies it."""
+    account = pod.pop("serviceAccountName", "way")
+    gateway = L7Object(kind="Gateway", namespace="default", name="way")
+    live = LiveState(uid="12345678-1234-1234-1234-123456789012")
+    found = gateway_resources(gateway, DeploymentSettings(), live)[1]
+    found["spec"]["template"]["spec"] |= {"serviceAccountName": account, **pod}
+    if not managed:
+        del found["metadata"]["ownerReferences"]
+    return found
+
+
+def _create_deployment(server: ApiServer, token: str, body: dict[str, Any]) -> str:
+    path = "/apis/apps/v1/namespaces/default/deployments?dryRun=All"
+    try:
+        server.request("POST", path, body, token=token)
+    except HTTPError as response:
+        return response.read().decode()
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (_deployment(), ""),
+        (_deployment(managed=False), "belong to a Gateway"),
+        (_deployment(hostNetwork=True), "no privileges"),
+        (_deployment(hostPID=True), "no privileges"),
+        (_deployment(serviceAccountName="admin"), "no other service account"),
+        (_deployment(volumes=[{"name": "a", "hostPath": {"path": "/"}}]), "no volumes"),
+        (
+            _deployment(initContainers=[{"name": "a", "image": "a"}]),
+            "no privileges",
+        ),
+        (
+            _deployment(
+                containers=[{"name": "a", "image": "a", "securityContext": {"privileged": True}}]
+            ),
+            "no privileges",
+        ),
+    ],
+)
+def test_controller_creates_only_deployments_of_gateways(
+    server: ApiServer, controller_token: str, body: dict[str, Any], error: str
+) -> None:
+    wait_until(
+        lambda: (
+            "belong to a Gateway"
+            in _create_deployment(server, controller_token, _deployment(managed=False))
+        ),
+        "the admission policy is in force",
+        timeout_s=30,
+    )
+    found = _create_deployment(server, controller_token, body)
+    assert error in found
+    assert bool(found) is bool(error)
+
+
+@pytest.mark.parametrize("verb", ["DELETE", "PATCH"])
+def test_controller_cannot_change_objects_of_others(
+    server: ApiServer, controller_token: str, verb: str
+) -> None:
+    server.apply(service("theirs", "default"))
+    path = "/api/v1/namespaces/default/services/theirs"
+    body = {"spec": {"selector": {"app": "evil"}}} if verb == "PATCH" else None
+    with pytest.raises(HTTPError) as error:
+        server.request(verb, path, body, token=controller_token)
+    assert "belong to a Gateway" in error.value.read().decode()
+
+
+def test_controller_role_equals_watched_resources() -> None:
+    role = next(obj for obj in manifest("controller-rbac.yaml") if obj["kind"] == "ClusterRole")
+    granted = {
+        (group, resource)
+        for rule in role["rules"]
+        if {"list", "watch"} <= set(rule["verbs"]) and "resourceNames" not in rule
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    asked = set()
+    for resource in (*l7_resources(), *policy_resources()):
+        *_, group, _, plural = ["", *resource.path.strip("/").split("/")]
+        asked.add(("" if group == "api" else group, plural))
+    others = {("", "namespaces"), ("certificates.k8s.io", "certificatesigningrequests")}
+    assert granted == asked | others
