@@ -11,6 +11,8 @@ NAMES = (
     "dns",
     "policy",
     "agent_link",
+    "gateway_link",
+    "xds_stream",
     "kube_objects",
     "l7_objects",
 )

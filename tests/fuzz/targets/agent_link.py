@@ -44,6 +44,7 @@ from ztunnel.ipc.messages import (
     SameNodeAllowed,
     SeriesCounts,
     SocketRequest,
+    ToAgent,
     UdpDropCounts,
     UdpSocketRequest,
 )
@@ -61,8 +62,8 @@ _encode = msgspec.msgpack.encode
 class RecordingHandlers(MessageHandlers):
     """Records the errors of handlers, which the session would only log."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, incoming: Any = ToAgent) -> None:
+        super().__init__(incoming)
         self.errors: list[Exception] = []
 
     def handle(self, session: Session, message: msgspec.Struct, fds: list[int]) -> None:
@@ -129,10 +130,10 @@ async def _run(octets: bytes, directory: Path) -> None:
     await asyncio.sleep(0)
     try:
         for packet, count in packets(octets):
-            _send(far, packet, count)
+            send(far, packet, count)
             agent.session._read()
             agent.udp.sweep()
-            _drain(far)
+            drain(far)
         _check_totals(agent.counters)
         assert not agent.handlers.errors, agent.handlers.errors
     finally:
@@ -153,7 +154,7 @@ def _check_totals(counters: NodeCounters) -> None:
     assert dns.seconds >= 0
 
 
-def _send(sock: socket.socket, packet: bytes, count: int) -> None:
+def send(sock: socket.socket, packet: bytes, count: int) -> None:
     """Send a packet with descriptors of sockets, and one that is no socket among three."""
     fds = [sock.fileno(), sock.fileno(), 0][:count]
     try:
@@ -162,7 +163,7 @@ def _send(sock: socket.socket, packet: bytes, count: int) -> None:
         return
 
 
-def _drain(sock: socket.socket) -> None:
+def drain(sock: socket.socket) -> None:
     """Read what the agent sends."""
     try:
         while True:
@@ -268,18 +269,18 @@ def _mutate(octets: bytes, chance: random.Random) -> bytes:
     parts = [framed(packet, count) for packet, count in packets(octets)]
     spare = [framed(_encode(chance.choice(MESSAGES)), chance.randrange(MAX_FDS + 1))]
     message = msgspec.msgpack.decode(_encode(chance.choice(MESSAGES)))
-    spare.append(framed(_encode(_replaced(message, chance)), chance.randrange(MAX_FDS + 1)))
+    spare.append(framed(_encode(replaced(message, chance)), chance.randrange(MAX_FDS + 1)))
     return b"".join(rearranged(parts, spare, chance))
 
 
-def _replaced(value: object, chance: random.Random) -> object:
+def replaced(value: object, chance: random.Random) -> object:
     """The value with one part replaced."""
     if isinstance(value, dict) and value and chance.randrange(8):
         key = chance.choice(list(value))
-        return {**value, key: _replaced(value[key], chance)}
+        return {**value, key: replaced(value[key], chance)}
     if isinstance(value, list) and value and chance.randrange(8):
         index = chance.randrange(len(value))
-        return [*value[:index], _replaced(value[index], chance), *value[index + 1 :]]
+        return [*value[:index], replaced(value[index], chance), *value[index + 1 :]]
     return chance.choice(HOSTILE)
 
 
