@@ -49,7 +49,7 @@ def report(name: str, result: Result) -> None:
     print(
         f"\n{name}: {failed} of {count} requests failed, over {result.outage_s():.2f} s,", end=" "
     )
-    print(f"{result.retried} retried; {sorted({r.version for r in result.failed})[:3]}")
+    print(f"the slowest other took {result.slowest_s():.2f} s, {result.retried} were sent again")
 
 
 @contextmanager
@@ -82,6 +82,21 @@ def scale(made: Shop, replicas: int) -> None:
 def is_waypoint(pod: dict[str, Any]) -> bool:
     labels = pod["metadata"]["labels"]
     return bool(labels.get("gateway.networking.k8s.io/gateway-name") == shop.WAYPOINT)
+
+
+def test_attach_and_detach_fail_no_request_and_apply_within_a_second(attached: Shop) -> None:
+    with both_loads(attached, "buyer-far") as results:
+        attach(attached, None)
+        detached_at = time.time()
+        time.sleep(EFFECTIVE_S + 1)
+        ended_at = time.time()
+        attach(attached, shop.WAYPOINT)
+        attached_at = time.time()
+        time.sleep(EFFECTIVE_S + 1)
+    assert_none_failed("detach and attach", results)
+    _, new = results  # the route of all requests to v2 is the waypoint's
+    assert new.versions(detached_at + EFFECTIVE_S, ended_at) == {"v1", "v2"}
+    assert new.versions(attached_at + EFFECTIVE_S) == {"v2"}
 
 
 def test_route_changes_fail_no_request_and_apply_within_a_second(attached: Shop) -> None:

@@ -61,6 +61,10 @@ class Result:
         failed = self.failed
         return max(r.ended for r in failed) - min(r.began for r in failed) if failed else 0.0
 
+    def slowest_s(self) -> float:
+        """The duration of the slowest request that succeeded."""
+        return max((r.ended - r.began for r in self.requests if r.status == 200), default=0.0)
+
     def versions(self, after: float, before: float = float("inf")) -> set[str]:
         """The versions that answered requests that began in this time."""
         return {r.version for r in self.requests if after <= r.began < before and r.status == 200}
