@@ -278,6 +278,36 @@ def test_policy_with_l7_rules_is_accepted_where_a_waypoint_enforces_it(mesh: Con
     wait_until(lambda: condition(mesh, kind, "get") == ("True", "Accepted"), "by the waypoint")
 
 
+def test_backend_tls_policy_has_the_waypoint_as_ancestor(mesh: ControlPlane) -> None:
+    service(mesh, "secure", {"istio.io/use-waypoint": "way"})
+    target = [{"group": "", "kind": "Service", "name": "secure"}]
+    system = {"hostname": "secure.example.com", "wellKnownCACertificates": "System"}
+
+    def accepted() -> list[tuple[str, tuple[str, str]]]:
+        status = read(mesh, "backendtlspolicy", "secure").get("status") or {}
+        return [
+            (each["ancestorRef"]["name"], (condition["status"], condition["reason"]))
+            for each in status.get("ancestors") or []
+            for condition in each["conditions"]
+            if condition["type"] == "Accepted"
+        ]
+
+    put(mesh, "BackendTLSPolicy", "shop", "secure", {"targetRefs": target, "validation": system})
+    wait_until(lambda: accepted() == [("way", ("True", "Accepted"))], "accepted")
+    reference = {"group": "", "kind": "ConfigMap", "name": "ca"}
+    private = {"hostname": "secure.example.com", "caCertificateRefs": [reference]}
+    mesh.server.kubectl("-n", "shop", "delete", "backendtlspolicy", "secure")
+    put(mesh, "BackendTLSPolicy", "shop", "secure", {"targetRefs": target, "validation": private})
+    wait_until(lambda: accepted() == [("way", ("False", "NoValidCACertificate"))], "rejected")
+
+
+def test_destination_rule_has_a_condition(mesh: ControlPlane) -> None:
+    version = "networking.istio.io/v1"
+    rule = {"host": "web", "trafficPolicy": {"loadBalancer": {"simple": "LEAST_REQUEST"}}}
+    put(mesh, "DestinationRule", "shop", "web", rule, version=version)
+    wait_until(lambda: condition(mesh, "destinationrule", "web") == ("True", "Accepted"), "valid")
+
+
 def test_500_routes_settle_without_a_hot_loop(mesh: ControlPlane) -> None:
     for number in range(5):
         service(mesh, f"many-{number}", {"istio.io/use-waypoint": "way"}, f"many-{number}")

@@ -18,15 +18,17 @@ from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.objects import L7Key, L7Object, l7_object
 from ztunnel.l7.problems import Problem
 from ztunnel.l7.routing.attachment import RouteIndex
+from ztunnel.l7.status.backend_tls import backend_tls_entries
 from ztunnel.l7.status.conditions import Condition, has_conditions, render_conditions
+from ztunnel.l7.status.entries import ANCESTORS, PARENTS, merge_entries
 from ztunnel.l7.status.policies import own_problems, policy_condition, problem_text
 from ztunnel.l7.status.routes import (
     ROUTE_KINDS,
-    merge_parents,
     route_conditions,
     route_problems,
 )
 from ztunnel.l7.status.service import WAYPOINT_BOUND, waypoint_bound
+from ztunnel.l7.traffic.cluster import rule_problems
 from ztunnel.mesh.model import Service
 
 TRAFFIC_KINDS = ("DestinationRule", "VirtualService")
@@ -72,6 +74,7 @@ class Computers:
             "ServiceEntry": self._service_entry,
             **dict.fromkeys(ROUTE_KINDS, self._route),
             **dict.fromkeys(POLICY_KINDS, self._policy),
+            "BackendTLSPolicy": self._backend_tls,
         }
 
     @property
@@ -94,14 +97,14 @@ class Computers:
                 for each in inputs.store.of_kind("Gateway")
                 if each.spec.get("gatewayClassName") in WAYPOINT_CLASSES
             }
+            all_problems = dict.fromkeys(rule_problems(inputs))
             for gone in self._compilers.keys() - gateways:
                 del self._compilers[gone]
             for gateway in sorted(gateways):
                 compiler = self._compilers.setdefault(gateway, GatewayCompiler(gateway))
-                for problem in compiler.compile(inputs).problems:
-                    key = L7Key(problem.kind, problem.namespace, problem.name)
-                    if problem not in found[key]:
-                        found[key].append(problem)
+                all_problems.update(dict.fromkeys(compiler.compile(inputs).problems))
+        for problem in all_problems:
+            found[L7Key(problem.kind, problem.namespace, problem.name)].append(problem)
         self._compiled = found
 
     def authorization_condition(self, obj: Object) -> PolicyCondition | None:
@@ -169,7 +172,9 @@ class Computers:
             ours = route_conditions(inputs, route, self._routes, self._rejected())
             problems = route_problems(inputs, route, self._routes) if ours else ()
         current = status.get("parents") if isinstance(status, dict) else None
-        parents = merge_parents(current, ours, CONTROLLER_NAME, _generation(obj), now)
+        parents = merge_entries(
+            PARENTS, current, ours, CONTROLLER_NAME, generation=_generation(obj), now=now
+        )
         if parents is None:
             return None
         return Pending(obj, {"parents": parents}, True, problems)
@@ -188,6 +193,22 @@ class Computers:
             return None
         texts = (problem_text(tuple(problems)),) if problems else ()
         return Pending(obj, {"conditions": wanted}, False, texts)
+
+    def _backend_tls(self, inputs: Inputs, obj: Object, now: str) -> Pending | None:
+        metadata, status = obj["metadata"], obj.get("status")
+        policy = inputs.store.get(obj["kind"], metadata["namespace"], metadata["name"])
+        if policy is None:
+            return None
+        problems = self._compiled.get(policy.key, ())
+        ours = backend_tls_entries(inputs, policy, problems)
+        current = status.get("ancestors") if isinstance(status, dict) else None
+        ancestors = merge_entries(
+            ANCESTORS, current, ours, CONTROLLER_NAME, generation=_generation(obj), now=now
+        )
+        if ancestors is None:
+            return None
+        texts = (problem_text(problems),) if problems else ()
+        return Pending(obj, {"ancestors": ancestors}, True, texts)
 
 
 def _targets(policy: L7Object) -> list[dict[str, Any]]:

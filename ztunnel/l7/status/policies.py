@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The condition ZtunnelAccepted of Istio's objects that waypoints read, and ancestors of
-BackendTLSPolicies.
+"""The condition ZtunnelAccepted of Istio's objects that waypoints read.
 
-    True   Accepted           in force as written, where it applies
-    True   UnsupportedValue   in force, but not all of it as written
-    False  Invalid            not in force; the message states what is instead
-    False  RejectedByProxy    Envoy rejects it: the previous configuration stays in force
+True   Accepted           in force as written, where it applies
+True   UnsupportedValue   in force, but not all of it as written
+False  Invalid            not in force; the message states what is instead
+False  RejectedByProxy    Envoy rejects it: the previous configuration stays in force
 """
 
 from __future__ import annotations

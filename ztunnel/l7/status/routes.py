@@ -21,18 +21,17 @@ from ztunnel.l7.problems import Problem, Severity
 from ztunnel.l7.routing.attachment import ROUTE_KINDS, AcceptedReason, RouteIndex
 from ztunnel.l7.routing.references import ResolvedReason
 from ztunnel.l7.routing.route_status import ParentStatus, route_status
-from ztunnel.l7.status.conditions import Condition, Json, has_conditions, render_conditions
+from ztunnel.l7.status.conditions import Condition, Json
+from ztunnel.l7.status.entries import REF_FIELDS, Entry
 
-__all__ = ["REJECTED", "ROUTE_KINDS", "merge_parents", "route_conditions", "route_problems"]
+__all__ = ["REJECTED", "ROUTE_KINDS", "route_conditions", "route_problems"]
 
 REJECTED = "RejectedByProxy"  # reason: Envoy does not accept the configuration
-MAX_PARENTS = 32  # in a status, by its schema
-_REF_FIELDS = ("group", "kind", "namespace", "name", "sectionName", "port")
 
 
 def route_conditions(
     inputs: Inputs, obj: L7Object, index: RouteIndex, rejected: Mapping[str, str]
-) -> list[tuple[Json, tuple[Condition, ...]]]:
+) -> list[Entry]:
     """Return the parentRefs that concern the mesh, each with its conditions.
 
     `rejected`: Envoy's message by service, `namespace/name`. `index` is refreshed.
@@ -42,7 +41,7 @@ def route_conditions(
     if not found.parents and found.problems:
         return _invalid(obj, refs, found.problems)
     return [
-        (_reference(refs[each.index]), _conditions(each, rejected.get(each.service, "")))
+        Entry(_reference(refs[each.index]), _conditions(each, rejected.get(each.service, "")))
         for each in found.parents
         if each.index < len(refs)
     ]
@@ -55,33 +54,6 @@ def route_problems(inputs: Inputs, obj: L7Object, index: RouteIndex) -> tuple[st
         for each in route_status(inputs, obj, index).problems
         if each.reason != "NoWaypoint"
     )
-
-
-def merge_parents(
-    current: object,
-    ours: list[tuple[Json, tuple[Condition, ...]]],
-    controller: str,
-    generation: int,
-    now: str,
-) -> list[Json] | None:
-    """Return the parents to write, with those of other controllers; None if they are current."""
-    existing = _mappings(current)
-    own = {_key(each.get("parentRef")): each for each in existing if _is_of(each, controller)}
-    others = [each for each in existing if not _is_of(each, controller)]
-    merged = [
-        {
-            "parentRef": ref,
-            "controllerName": controller,
-            "conditions": render_conditions(
-                conditions, own.get(_key(ref), {}).get("conditions"), generation, now
-            ),
-        }
-        for ref, conditions in ours[: max(0, MAX_PARENTS - len(others))]
-    ]
-    is_current = len(merged) == len(own) and all(
-        _is_current(own.get(_key(each["parentRef"])), each) for each in merged
-    )
-    return None if is_current else [*others, *merged]
 
 
 def _conditions(status: ParentStatus, rejected: str) -> tuple[Condition, ...]:
@@ -105,9 +77,7 @@ def _conditions(status: ParentStatus, rejected: str) -> tuple[Condition, ...]:
     return tuple(found)
 
 
-def _invalid(
-    obj: L7Object, refs: list[Json], problems: tuple[Problem, ...]
-) -> list[tuple[Json, tuple[Condition, ...]]]:
+def _invalid(obj: L7Object, refs: list[Json], problems: tuple[Problem, ...]) -> list[Entry]:
     """A route that cannot be read: rejected at every parent that is a service."""
     errors = [each for each in problems if each.severity is Severity.ERROR]
     text = "; ".join(each.message for each in errors or problems)
@@ -117,7 +87,7 @@ def _invalid(
     except TranslateError:
         parents = ()
     return [
-        (_reference(ref), (condition,))
+        Entry(_reference(ref), (condition,))
         for ref, parent in zip(refs, parents, strict=False)
         if parent.kind in ("Service", "Hostname")
     ]
@@ -125,24 +95,7 @@ def _invalid(
 
 def _reference(ref: Json) -> Json:
     """A parentRef as the status repeats it."""
-    return {name: ref[name] for name in _REF_FIELDS if ref.get(name) is not None}
-
-
-def _key(ref: object) -> tuple[str, ...]:
-    fields = ref if isinstance(ref, dict) else {}
-    return tuple(str(fields.get(name) or "") for name in _REF_FIELDS)
-
-
-def _is_of(entry: Json, controller: str) -> bool:
-    return entry.get("controllerName") == controller
-
-
-def _is_current(before: Json | None, wanted: Json) -> bool:
-    if before is None:
-        return False
-    known = before.get("conditions")
-    is_same_size = len(_mappings(known)) == len(wanted["conditions"])
-    return is_same_size and has_conditions(known, wanted["conditions"])
+    return {name: ref[name] for name in REF_FIELDS if ref.get(name) is not None}
 
 
 def _mappings(value: object) -> list[Json]:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from ztunnel.l7.objects import L7Object, l7_object
 from ztunnel.l7.problems import Problem, Severity
 from ztunnel.l7.status.conditions import Condition, has_conditions, render_conditions
+from ztunnel.l7.status.entries import PARENTS, Entry, merge_entries
 from ztunnel.l7.status.gateway import GatewayFacts, gateway_status
 from ztunnel.l7.status.policies import policy_condition
-from ztunnel.l7.status.routes import merge_parents
 from ztunnel.l7.status.service import waypoint_bound
 
 Json = dict[str, Any]
@@ -61,16 +61,14 @@ def test_merging_parents_converges_and_keeps_others(
         {"parentRef": {"name": name}, "controllerName": owner, "conditions": []}
         for owner, name in present
     ]
-    ours: list[tuple[Json, tuple[Condition, ...]]] = [
-        ({"name": name}, (ACCEPTED,)) for name in wanted
-    ]
-    merged = merge_parents(current, ours, OURS, 1, NOW)
+    ours = [Entry({"name": name}, (ACCEPTED,)) for name in wanted]
+    merged = merge_entries(PARENTS, current, ours, OURS, generation=1, now=NOW)
     result = current if merged is None else merged
     others = [each for each in current if each["controllerName"] == OTHER]
     assert [each for each in result if each["controllerName"] == OTHER] == others
     own = [each["parentRef"] for each in result if each["controllerName"] == OURS]
     assert sorted(map(str, own)) == sorted(str({"name": name}) for name in wanted)
-    assert merge_parents(result, ours, OURS, 1, "2027-01-01T00:00:00Z") is None
+    assert merge_entries(PARENTS, result, ours, OURS, generation=1, now="later") is None
 
 
 def gateway(**spec: Any) -> L7Object:
