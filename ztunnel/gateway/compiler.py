@@ -65,7 +65,10 @@ class _Gateway:
 
 
 class ConfigCompiler:
-    """One per process. `wanted` returns the gateways of this node's pods, `namespace/name`."""
+    """One per process. `wanted` returns the gateways of this node's pods, `namespace/name`.
+
+    `pods` returns the pods, by Workload.uid.
+    """
 
     def __init__(
         self,
@@ -73,11 +76,13 @@ class ConfigCompiler:
         state: GatewayState,
         wanted: Callable[[], Iterable[str]],
         publish: Callable[[str, Compiled], None],
+        pods: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self._api = api
         self._state = state
         self._wanted = wanted
         self._publish = publish
+        self._pods = pods
         self._messages: list[Any] = []
         self._changed = asyncio.Event()
         self._gateways: dict[str, _Gateway] = {}
@@ -123,6 +128,7 @@ class ConfigCompiler:
                     self._state.apply(message)
             except Exception as error:  # a defect: continue with the other messages
                 log.error("message failed", message=type(message).__name__, exc_info=error)
+        self._state.set_locality(sorted(self._pods()))
         inputs, wanted = self._state.inputs(), set(self._wanted())
         for gone in self._gateways.keys() - wanted:
             del self._gateways[gone]

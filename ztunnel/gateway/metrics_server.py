@@ -7,15 +7,14 @@ Envoy adds the prefix `envoy_` to all names; `istio_*` metrics lose it.
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 
 from aiohttp import web
 
 from ztunnel.gateway.envoy_admin import EnvoyAdmin, EnvoyAdminError
+from ztunnel.l7.telemetry.page import prometheus_page
 
 MAX_SCRAPES = 2  # at a time, of a pod; more wait
-_PREFIXED = re.compile(rb"^((?:# (?:TYPE|HELP) )?)envoy_(?=istio_)", re.MULTILINE)
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -46,9 +45,4 @@ class MetricsServer:
                 body = await self._admin.get("/stats/prometheus?usedonly")
             except EnvoyAdminError as error:
                 return web.Response(status=503, text=f"{error}\n")
-        return web.Response(body=istio_names(body), headers={"Content-Type": _CONTENT_TYPE})
-
-
-def istio_names(body: bytes) -> bytes:
-    """Envoy's page with Istio's names."""
-    return _PREFIXED.sub(rb"\1", body)
+        return web.Response(body=prometheus_page(body), headers={"Content-Type": _CONTENT_TYPE})

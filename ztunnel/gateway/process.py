@@ -50,7 +50,11 @@ class GatewayProcess:
         self._reported: dict[str, tuple[RejectedResource, ...]] = {}
         self._state = GatewayState()
         self._compiler = ConfigCompiler(
-            api, self._state, lambda: {pod.gateway for pod in self._pods.values()}, self._publish
+            api,
+            self._state,
+            lambda: {pod.gateway for pod in self._pods.values()},
+            self._publish,
+            lambda: [pod.workload for pod in self._pods.values()],
         )
         self._link = AgentLink(socket_path, self._greet, self._receive)
         self._tasks: set[asyncio.Task[None]] = set()

@@ -9,7 +9,7 @@ no state --reset--> receiving a snapshot --complete--> in sync --delta--> in syn
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from ztunnel.ipc.messages import MeshDelta
 from ztunnel.l7.inputs import Inputs, Settings
 from ztunnel.l7.objects import L7Key, l7_object
 from ztunnel.l7.store import L7Store
+from ztunnel.l7.traffic.locality import NOWHERE, locality_of
 from ztunnel.mesh.state import MeshState
 
 log = structlog.get_logger()
@@ -64,6 +65,15 @@ class GatewayState:
     def set_mesh_config(self, config: Mapping[str, Any]) -> None:
         """Replace Istio's MeshConfig."""
         self._settings = replace(self._settings, mesh_config=config)
+
+    def set_locality(self, pods: Iterable[str]) -> None:
+        """Take the locality of this node from one of its gateway pods, by Workload.uid."""
+        if self._mesh is None:
+            return
+        found = (locality_of(self._mesh.workload(uid)) for uid in pods)
+        locality = next(("/".join(each) for each in found if each != NOWHERE), "")
+        if locality != self._settings.locality:
+            self._settings = replace(self._settings, locality=locality)
 
     def _apply_mesh(self, delta: MeshDelta) -> None:
         if delta.reset:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 from ztunnel.l7.api.istio.telemetry import Telemetry, parse_telemetry
 from ztunnel.l7.config import Json
-from ztunnel.l7.inputs import Destination, Inputs
+from ztunnel.l7.inputs import AccessLogEncoding, Destination, Inputs
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.telemetry.mesh_config import MeshTelemetry, mesh_telemetry
 from ztunnel.l7.telemetry.metrics import Metric
 from ztunnel.l7.telemetry.tracing import SpanSettings
 
@@ -27,6 +28,7 @@ class Effective:
     """What applies to a destination. `tags`: the tag overrides of each metric that is enabled."""
 
     logs: bool
+    log_encoding: AccessLogEncoding
     log_expressions: tuple[str, ...] = ()
     tags: dict[Metric, dict[str, str | None]] = field(default_factory=dict)
     spans: SpanSettings | None = None
@@ -34,11 +36,10 @@ class Effective:
 
 def effective_telemetry(inputs: Inputs, destination: Destination) -> Effective:
     """Merge all objects that apply to a destination."""
-    settings = inputs.settings
-    result = Effective(logs=settings.access_log, tags={metric: {} for metric in Metric})
-    sampling = settings.trace_sampling_percent
+    mesh = mesh_telemetry(inputs.settings)
+    result = Effective(mesh.access_log, mesh.encoding, tags={metric: {} for metric in Metric})
+    sampling, provider, is_disabled = mesh.sampling_percent, mesh.tracing, False
     span_tags: tuple[Json, ...] = ()
-    is_traced = bool(settings.otlp_endpoint)
     for telemetry in _applicable(inputs, destination):
         for log in telemetry.logs:
             result.logs = not log.disabled
@@ -48,23 +49,22 @@ def effective_telemetry(inputs: Inputs, destination: Destination) -> Effective:
         for entry in telemetry.tracing:
             sampling = sampling if entry.sampling_percent is None else entry.sampling_percent
             span_tags = entry.tags or span_tags
-            if entry.disabled is not None:
-                is_traced = bool(settings.otlp_endpoint) and not entry.disabled
-    result.spans = SpanSettings(sampling, span_tags) if is_traced else None
+            provider = entry.provider or provider
+            is_disabled = is_disabled if entry.disabled is None else entry.disabled
+    if provider in mesh.collectors and not is_disabled:
+        result.spans = SpanSettings(mesh.collectors[provider]["name"], sampling, span_tags)
     return result
 
 
 def telemetry_problems(inputs: Inputs) -> tuple[Problem, ...]:
     """The problems of all Telemetry objects."""
     found: list[Problem] = []
+    mesh = mesh_telemetry(inputs.settings)
     namespace_wide: dict[str, L7Object] = {}
     for obj in sorted(inputs.store.of_kind(KIND), key=lambda each: each.age_rank):
         telemetry = parse_telemetry(obj)
         found += telemetry.problems
-        if telemetry.tracing and not inputs.settings.otlp_endpoint:
-            found.append(
-                _problem(obj, Severity.IGNORED, "spec.tracing", "the mesh has no collector")
-            )
+        found += _tracing_problems(obj, telemetry, mesh)
         if telemetry.targets or telemetry.has_selector:
             continue
         first = namespace_wide.setdefault(obj.namespace, obj)
@@ -72,6 +72,18 @@ def telemetry_problems(inputs: Inputs) -> tuple[Problem, ...]:
             message = f"{first.name} is older and applies to the whole namespace"
             found.append(_problem(obj, Severity.IGNORED, "", message, "Conflicted"))
     return tuple(found)
+
+
+def _tracing_problems(obj: L7Object, telemetry: Telemetry, mesh: MeshTelemetry) -> list[Problem]:
+    names = [entry.provider for entry in telemetry.tracing if entry.provider]
+    messages = [
+        f"provider {name!r} is none of MeshConfig's with opentelemetry; no spans are sent"
+        for name in names
+        if name not in mesh.collectors
+    ]
+    if telemetry.tracing and not names and not mesh.tracing:
+        messages.append("neither this object nor MeshConfig names a provider; no spans are sent")
+    return [_problem(obj, Severity.IGNORED, "spec.tracing", message) for message in messages]
 
 
 def _override(

@@ -8,6 +8,7 @@ from ztunnel.l7.inputs import Destination, Inputs
 from ztunnel.l7.problems import Problem
 from ztunnel.l7.telemetry import access_log, labels, metrics, tracing
 from ztunnel.l7.telemetry.effective import Effective, effective_telemetry, telemetry_problems
+from ztunnel.l7.telemetry.mesh_config import mesh_telemetry
 from ztunnel.mesh.model import Service, Workload
 
 
@@ -16,7 +17,7 @@ def hcm(inputs: Inputs, destination: Destination) -> Json:
     effective = effective_telemetry(inputs, destination)
     tags = _merged(labels.http_tags(destination, inputs.settings), effective)
     loggers = metrics.http_loggers(_scope(destination), tags)
-    fields: Json = {"access_log": [*loggers, *_logs(inputs, effective)]}
+    fields: Json = {"access_log": [*loggers, *_logs(effective)]}
     if effective.spans is not None:
         namespace, _, name = destination.gateway.partition("/")
         fields |= tracing.hcm_fields(effective.spans, f"{name}.{namespace}")
@@ -29,7 +30,7 @@ def tcp(inputs: Inputs, destination: Destination) -> Json:
     tags = _merged(labels.tcp_tags(destination, inputs.settings), effective)
     loggers = metrics.tcp_loggers(_scope(destination), tags)
     ends = {"log_type_filter": {"types": ["TcpConnectionEnd"]}}
-    for logger in _logs(inputs, effective):
+    for logger in _logs(effective):
         filters = [ends, *([logger["filter"]] if "filter" in logger else [])]
         only_ends = {"and_filter": {"filters": filters}} if len(filters) > 1 else ends
         loggers.append(logger | {"filter": only_ends})
@@ -43,9 +44,8 @@ def endpoint_metadata(inputs: Inputs, service: Service, workload: Workload | Non
 
 
 def clusters(inputs: Inputs) -> tuple[Json, ...]:
-    """Return the clusters that telemetry needs. Raises ValueError for a malformed endpoint."""
-    endpoint = inputs.settings.otlp_endpoint
-    return (tracing.collector_cluster(endpoint),) if endpoint else ()
+    """Return the clusters of the collectors of traces."""
+    return tuple(mesh_telemetry(inputs.settings).collectors.values())
 
 
 def problems(inputs: Inputs) -> tuple[Problem, ...]:
@@ -53,10 +53,10 @@ def problems(inputs: Inputs) -> tuple[Problem, ...]:
     return telemetry_problems(inputs)
 
 
-def _logs(inputs: Inputs, effective: Effective) -> list[Json]:
+def _logs(effective: Effective) -> list[Json]:
     if not effective.logs:
         return []
-    return [access_log.access_log(inputs.settings.access_log_encoding, effective.log_expressions)]
+    return [access_log.access_log(effective.log_encoding, effective.log_expressions)]
 
 
 def _merged(tags: list[Json], effective: Effective) -> metrics.Tags:

@@ -16,15 +16,15 @@ _EMPTY = re.compile(rb'(?<!grpc_response_status)=""')
 def prometheus_page(page: bytes) -> bytes:
     """Rewrite the response of Envoy's `/stats/prometheus`.
 
-    Names lose the prefix `envoy_`. In Istio's metrics, an empty label becomes `unknown`, except the
-    gRPC status of a request that is not gRPC.
+    Istio's metrics lose the prefix `envoy_`. Their empty labels become `unknown`, except the gRPC
+    status of a request that is not gRPC.
     """
     return b"\n".join([_line(line) for line in page.split(b"\n")])
 
 
 def _line(line: bytes) -> bytes:
-    if line.startswith(_TYPE + _PREFIX):
-        return _TYPE + line[len(_TYPE) + len(_PREFIX) :]
     if line.startswith(_ISTIO):
-        line = _EMPTY.sub(b'="' + UNKNOWN + b'"', line)
-    return line.removeprefix(_PREFIX)
+        return _EMPTY.sub(b'="' + UNKNOWN + b'"', line).removeprefix(_PREFIX)
+    if line.startswith(_TYPE + _ISTIO):
+        return _TYPE + line[len(_TYPE) + len(_PREFIX) :]
+    return line

@@ -14,7 +14,6 @@ from ztunnel.l7.config import Json
 from ztunnel.l7.names import PeerState
 from ztunnel.mesh.address import AddressError, canonical
 
-COLLECTOR_CLUSTER = "ztunnel.otlp"
 _TYPE = "type.googleapis.com/"
 _EXPORT_TIMEOUT = "5s"
 _MAX_PATH_BYTES = 256  # of a path in a span; Envoy's and Istio's default
@@ -28,8 +27,12 @@ _H2 = {
 
 @dataclass(frozen=True)
 class SpanSettings:
-    """`sampling_percent` concerns requests that continue no trace. `tags`: custom tags of Envoy."""
+    """`collector`: the name of its cluster. `tags`: custom tags of Envoy.
 
+    `sampling_percent` concerns requests that continue no trace.
+    """
+
+    collector: str
     sampling_percent: float
     tags: tuple[Json, ...] = field(default=())
 
@@ -41,7 +44,7 @@ def hcm_fields(settings: SpanSettings, service_name: str) -> Json:
         "typed_config": {
             "@type": _TYPE + "envoy.config.trace.v3.OpenTelemetryConfig",
             "grpc_service": {
-                "envoy_grpc": {"cluster_name": COLLECTOR_CLUSTER},
+                "envoy_grpc": {"cluster_name": settings.collector},
                 "timeout": _EXPORT_TIMEOUT,
             },
             "service_name": service_name,
@@ -59,8 +62,9 @@ def hcm_fields(settings: SpanSettings, service_name: str) -> Json:
     return {"tracing": tracing, "early_header_mutation_extensions": [_JOIN_TUNNEL]}
 
 
-def collector_cluster(endpoint: str) -> Json:
-    """The cluster of the collector, `host:port`. Raises ValueError."""
+def collector_cluster(provider: str, endpoint: str) -> Json:
+    """The cluster of a collector at `host:port`. Raises ValueError."""
+    name = f"ztunnel.tracing|{provider}"
     host, separator, port = endpoint.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
@@ -72,11 +76,11 @@ def collector_cluster(endpoint: str) -> Json:
     address = {"socket_address": {"address": host, "port_value": int(port)}}
     endpoints = [{"lb_endpoints": [{"endpoint": {"address": address}}]}]
     return {
-        "name": COLLECTOR_CLUSTER,
+        "name": name,
         "type": discovery,
         "connect_timeout": _EXPORT_TIMEOUT,
         "typed_extension_protocol_options": _H2,
-        "load_assignment": {"cluster_name": COLLECTOR_CLUSTER, "endpoints": endpoints},
+        "load_assignment": {"cluster_name": name, "endpoints": endpoints},
     }
 
 

@@ -124,7 +124,7 @@ def test_series_beyond_the_limit_are_counted_as_overflow(
             session.request("GET", "/", headers={"x-caller": str(number)})
             session.getresponse().read()
         assert len(waypoint.series("istio_requests_total")) == limit
-        ((_, overflow),) = waypoint.series("server_stats_overflow_counter_total")
+        ((_, overflow),) = waypoint.series("envoy_server_stats_overflow_counter_total")
         assert overflow == 50
 
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 from ztunnel.l7.telemetry.page import prometheus_page
 
 
-def test_names_lose_envoys_prefix() -> None:
-    page = b'# TYPE envoy_server_live gauge\nenvoy_server_live{} 1\n\nenvoy_a{x=""} 2\n'
-    assert prometheus_page(page) == b'# TYPE server_live gauge\nserver_live{} 1\n\na{x=""} 2\n'
+def test_only_istio_metrics_lose_envoys_prefix() -> None:
+    page = b'# TYPE envoy_istio_requests_total counter\nenvoy_istio_a{} 1\n\nenvoy_b{x=""} 2\n'
+    expected = b'# TYPE istio_requests_total counter\nistio_a{} 1\n\nenvoy_b{x=""} 2\n'
+    assert prometheus_page(page) == expected
 
 
 def test_empty_labels_of_istio_metrics_become_unknown() -> None:

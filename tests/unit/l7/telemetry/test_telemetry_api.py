@@ -115,7 +115,10 @@ def test_entries_for_clients_do_not_apply_and_are_reported() -> None:
             "spec.accessLogging[0].filter.expression",
         ),
         ({"tracing": [{"enableIstioTags": True}]}, "spec.tracing[0].enableIstioTags"),
-        ({"tracing": [{"providers": [{"name": "zipkin"}]}]}, "spec.tracing[0].providers"),
+        (
+            {"tracing": [{"providers": [{"name": "a"}, {"name": "b"}]}]},
+            "spec.tracing[0].providers",
+        ),
         (
             {"tracing": [{"customTags": {"t": {"environment": {"name": "A"}}}}]},
             "spec.tracing[0].customTags.t",
@@ -152,12 +155,39 @@ def test_invalid_object_has_no_effect_and_is_reported(spec: dict[str, Any]) -> N
     assert not effective(obj).logs
 
 
-def test_tracing_without_collector_is_reported() -> None:
+def test_tracing_without_provider_is_reported() -> None:
     world = World().add(telemetry({"tracing": [{"randomSamplingPercentage": 5}]}))
     (problem,) = telemetry_problems(world.inputs)
     assert problem.field == "spec.tracing"
     world.settings = Settings(otlp_endpoint="otel:4317")
     assert telemetry_problems(world.inputs) == ()
+    world.add(telemetry({"tracing": [{"providers": [{"name": "zipkin"}]}]}, namespace="other"))
+    (problem,) = telemetry_problems(world.inputs)
+    assert "'zipkin'" in problem.message
+
+
+def test_mesh_config_has_the_defaults_of_logs_and_traces() -> None:
+    provider = {"name": "otel", "opentelemetry": {"service": "obs/otel.obs.svc", "port": 4317}}
+    mesh = {
+        "accessLogFile": "/dev/stdout",
+        "accessLogEncoding": "JSON",
+        "extensionProviders": [provider, {"name": "other", "zipkin": {}}, {"name": 1}],
+        "defaultProviders": {"tracing": ["otel"]},
+        "defaultConfig": {"tracing": {"sampling": 42}},
+    }
+    found = effective(settings=Settings(mesh_config=mesh))
+    assert (found.logs, found.log_encoding) == (True, "json")
+    assert found.spans is not None
+    assert (found.spans.collector, found.spans.sampling_percent) == ("ztunnel.tracing|otel", 42)
+
+
+@pytest.mark.parametrize(
+    "mesh", [{"extensionProviders": 1}, {"defaultProviders": []}, {"accessLogFile": {}}]
+)
+def test_invalid_mesh_config_counts_as_absent(mesh: dict[str, Any]) -> None:
+    found = effective(settings=Settings(mesh_config=mesh))
+    assert not found.logs
+    assert found.spans is None
 
 
 _JSON = st.recursive(

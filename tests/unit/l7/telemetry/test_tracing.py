@@ -135,9 +135,21 @@ def test_disabled_reporting_leaves_headers_alone(tmp_path: Any, collector: Colle
         assert collector.spans == []
 
 
+def test_telemetry_selects_a_provider_of_mesh_config(tmp_path: Any, collector: Collector) -> None:
+    target = {"service": "127.0.0.1", "port": collector.port}
+    provider = {"name": "otel", "opentelemetry": target}
+    sampling = {"tracing": {"sampling": 100}}
+    mesh = {"extensionProviders": [provider], "defaultConfig": sampling}
+    spec = {"tracing": [{"providers": [{"name": "otel"}]}]}
+    given = Settings(mesh_config=mesh)
+    with running(tmp_path, telemetry(spec), settings=given) as waypoint:
+        waypoint.get()
+        wait_until(lambda: bool(collector.spans), lambda: "no span", 15)
+
+
 def test_collector_may_be_a_name_or_an_address() -> None:
-    assert collector_cluster("otel.obs.svc:4317")["type"] == "STRICT_DNS"
-    assert collector_cluster("[fd00::1]:4317")["type"] == "STATIC"
+    assert collector_cluster("p", "otel.obs.svc:4317")["type"] == "STRICT_DNS"
+    assert collector_cluster("p", "[fd00::1]:4317")["type"] == "STATIC"
     for endpoint in ("otel", "otel:0", ":4317", "otel:x"):
         with pytest.raises(ValueError, match="host:port"):
-            collector_cluster(endpoint)
+            collector_cluster("p", endpoint)

@@ -71,6 +71,7 @@ class MetricOverride:
 class TracingEntry:
     """An entry of tracing. None and empty inherit. `tags` are custom tags of Envoy."""
 
+    provider: str
     sampling_percent: float | None
     disabled: bool | None
     tags: tuple[dict[str, object], ...] = ()
@@ -249,11 +250,10 @@ class _Reader:
             *("customTags", "useRequestIdForTraceSampling", "enableIstioTags"),
         )
         is_server = self._applies(entry.mapping("match"))
-        if list(entry.mappings("providers")):
+        providers = [one.string("name") for one in entry.mappings("providers")]
+        if len(providers) > 1:
             self.report(
-                Severity.WARNING,
-                entry.path("providers"),
-                "spans are sent to the collector of the mesh, whichever provider is named",
+                Severity.IGNORED, entry.path("providers"), "only the first provider gets spans"
             )
         for name in ("useRequestIdForTraceSampling", "enableIstioTags"):
             if entry.has(name):
@@ -262,7 +262,8 @@ class _Reader:
             entry.boolean("disableSpanReporting") if entry.has("disableSpanReporting") else None
         )
         sampling = entry.number("randomSamplingPercentage", 0, 100)
-        result = TracingEntry(sampling, disabled, self._custom_tags(entry))
+        provider = providers[0] if providers else ""
+        result = TracingEntry(provider, sampling, disabled, self._custom_tags(entry))
         return [result] if is_server else []
 
     def _custom_tags(self, entry: Fields) -> tuple[dict[str, object], ...]:
