@@ -2,7 +2,7 @@
 """Envoy's API as protobuf descriptors, in a pool of its own.
 
 The descriptors come from an Envoy program, or from a file that `ztunnel envoy-api` wrote
-(docs/decisions/0029). A private pool never conflicts with generated modules of other packages.
+(docs/decisions/0030). A private pool never conflicts with generated modules of other packages.
 Resources are plain dicts in proto3 JSON; `@type` inside Any is resolved in the pool.
 """
 

@@ -2,7 +2,7 @@
 """Bidirectional gRPC streams over HTTP/2 on accepted sockets, for one method.
 
 grpc's servers cannot use a listening descriptor of another network namespace, and ADS needs a small
-part of gRPC: messages with a length prefix on one stream (docs/decisions/0030). Source: the gRPC
+part of gRPC: messages with a length prefix on one stream (docs/decisions/0031). Source: the gRPC
 repository, doc/PROTOCOL-HTTP2.md.
 
 Any process of a gateway pod can connect. Connections, streams and messages are bounded; what a
