@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.support.waypoint.backend import Backend
-from tests.support.waypoint.client import dial
+from tests.support.waypoint.client import dial, request
 from tests.support.waypoint.envoy import running_envoy
 from tests.support.waypoint.grpc_backend import GrpcBackend
 from tests.support.waypoint.h2_client import H2Client
@@ -83,6 +83,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
             "balanced": world.service("balanced", {80: "grpc"}, ports),
             "plain": world.service("plain", {80: "http"}, [ports[0]]),
             "detected": world.service("detected", {80: ""}, [ports[0]]),
+            "web": world.service("web", {80: "grpc-web"}, [ports[0]]),
             "http1": world.service("http1", {80: "http"}, [web]),
             "ws": world.service("ws", {80: "http"}, [stack.enter_context(_Upgrader()).port]),
             "routed": world.service("routed", {80: "grpc"}),
@@ -140,6 +141,15 @@ def test_calls_are_distributed_by_weight(mesh: Mesh) -> None:
     counts = Counter(json.loads(client.call("/a/B").message)["backend"] for _ in range(100))
     assert set(counts) == {"g1", "g2"}
     assert min(counts.values()) > 25
+
+
+def test_grpc_web_is_translated(mesh: Mesh) -> None:
+    headers = {"content-type": "application/grpc-web"}
+    frame = b"\0\0\0\0\0"
+    answer = request(mesh.port, mesh.services["web"], "POST", "/a/B", headers, body=frame)
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/grpc-web+proto")
+    assert b'"backend": "g1"' in answer.body
+    assert b"grpc-status:0" in answer.body  # the trailers are a frame of the body
 
 
 def test_websocket_is_upgraded(mesh: Mesh) -> None:

@@ -521,3 +521,7 @@ def test_reference_grant_permits_a_backend_of_another_namespace(mesh: Mesh) -> N
 
 def test_route_of_the_waypoints_namespace_needs_no_grant(mesh: Mesh) -> None:
     assert mesh.get("foreign").backend == "secret"
+
+
+def test_configuration_uses_no_deprecated_field(mesh: Mesh) -> None:
+    assert mesh.envoy.stat("runtime.deprecated_feature_use") == 0

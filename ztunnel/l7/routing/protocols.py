@@ -11,11 +11,11 @@ from ztunnel.mesh.model import ServicePort
 
 _DECLARED = {
     "http": Protocol.HTTP,
-    "grpc-web": Protocol.HTTP,
     "ws": Protocol.HTTP,
     "kubernetes.io/ws": Protocol.HTTP,
     "http2": Protocol.HTTP2,
     "grpc": Protocol.HTTP2,
+    "grpc-web": Protocol.HTTP2,  # Envoy translates it to gRPC
     "h2c": Protocol.HTTP2,
     "kubernetes.io/h2c": Protocol.HTTP2,
     "https": Protocol.TLS,
@@ -31,6 +31,11 @@ _DECLARED = {
 # SMTP, DNS, MySQL, MongoDB: servers of these protocols may send first, so that waiting for the
 # client's bytes would block. istio/istio, pkg/config/kube/conversion.go.
 _SERVER_FIRST_PORTS = frozenset((25, 53, 3306, 27017))
+
+
+def is_grpc_web(port: ServicePort | None) -> bool:
+    """Return whether clients of a port use gRPC-Web, which its backends do not."""
+    return port is not None and port.app_protocol == "grpc-web"
 
 
 def declared_protocol(port: ServicePort) -> Protocol | None:

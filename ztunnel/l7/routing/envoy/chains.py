@@ -69,7 +69,6 @@ def _peer_value(state: PeerState) -> Json:
             },
             "omit_empty_values": True,
         },
-        "read_only": True,
         "skip_if_empty": True,
     }
 

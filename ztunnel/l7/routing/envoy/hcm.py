@@ -10,6 +10,7 @@ from __future__ import annotations
 from ztunnel.l7.config import Filters, Json
 from ztunnel.l7.inputs import Destination, Inputs
 from ztunnel.l7.routing.envoy.extensions import http_filter, network_filter
+from ztunnel.l7.routing.protocols import is_grpc_web
 from ztunnel.l7.telemetry import fields as telemetry
 
 # Statistics of all chains have one prefix: names by service would be unbounded.
@@ -23,6 +24,7 @@ ADS = {"ads": {}, "resource_api_version": "V3"}
 _CORS = http_filter("cors", "cors.v3.Cors")
 _SESSIONS = http_filter("stateful_session", "stateful_session.v3.StatefulSession")
 _FAULT = http_filter("fault", "fault.v3.HTTPFault")
+_GRPC_WEB = http_filter("grpc_web", "grpc_web.v3.GrpcWeb")
 _ROUTER = http_filter("router", "router.v3.Router", suppress_envoy_headers=True)
 
 
@@ -36,7 +38,14 @@ def http_connection_manager(
     config = {
         **_HARDENED,
         **routes,
-        "http_filters": [_CORS, *policies.http, _FAULT, _SESSIONS, _ROUTER],
+        "http_filters": [
+            _CORS,
+            *policies.http,
+            *([_GRPC_WEB] if is_grpc_web(destination.port) else []),
+            _FAULT,
+            _SESSIONS,
+            _ROUTER,
+        ],
         **telemetry.hcm(inputs, destination),
     }
     return network_filter(
@@ -63,6 +72,8 @@ _HARDENED: Json = {
     "http_protocol_options": {"accept_http_10": True},
     "http2_protocol_options": {
         "max_concurrent_streams": _MAX_STREAMS,
+        "initial_stream_window_size": 256 * 1024,  # a client can make Envoy buffer so much
+        "initial_connection_window_size": 1024 * 1024,
         "allow_connect": True,  # WebSocket over HTTP/2, RFC 8441; no route matches plain CONNECT
     },
     "upgrade_configs": [{"upgrade_type": "websocket"}],
