@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ztunnel.kube.objects.fields import Object, ObjectKey
 from ztunnel.kube.objects.waypoints import (
+    USE_WAYPOINT,
     Gateway,
     Traffic,
     gateway_of,
@@ -67,8 +68,12 @@ class WaypointIndex:
 
     def resolve(self, key: ObjectKey, labels: Labels, traffic: Traffic) -> Waypoint:
         """The waypoint of an object with these labels, for traffic to services or workloads."""
-        own = requested_waypoint(labels, key.namespace)
         inherited = self._labels_of(key.namespace)
+        if USE_WAYPOINT not in labels and USE_WAYPOINT not in inherited:  # as of nearly all pods
+            if key in self._waypoint_of:
+                self._set_dependency(key, "")
+            return NONE
+        own = requested_waypoint(labels, key.namespace)
         gateway = gateway_of(labels, key.namespace)
         name = own
         if name is None:

@@ -55,8 +55,10 @@ class WaypointRequirements:
             self._required[uid] = required
         workload = self._workload(uid)
         is_gateway = workload is not None and workload.gateway != ""
-        self._set_gateway(uid, workload if is_gateway else None)
-        self._stale.add(uid)
+        if is_gateway or uid in self._gateways:
+            self._set_gateway(uid, workload if is_gateway else None)
+        if required is not None or uid in self._services_of or uid in self._policies:
+            self._stale.add(uid)
 
     def service_changed(self, key: str, service: Service | None, *, required: bool) -> None:
         """A service was joined or removed. `required`: by its own label."""
