@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+import yaml
 
 from tests.conformance.suite import PROFILES, VERSION, Level, Outcome, Results, TestRun
 
@@ -17,17 +19,19 @@ kubelets.
 `make test-all` includes the same run and fails if a result differs from this page.
 
 The routes of these tests have Services as parents. The label `istio.io/use-waypoint` of their
-namespaces selects a waypoint of class `istio-waypoint`, which applies the routes.
+namespaces selects a waypoint of class `istio-waypoint`, which applies the routes. The suite's own
+report is [conformance-report.yaml](conformance-report.yaml).
 """
 
 
 def page(results: Results, reasons: Mapping[str, str]) -> str:
     """Markdown. `reasons`: why tests cannot pass, by name."""
     runs = sorted(results.runs.values(), key=lambda run: (list(Level).index(run.level), run.name))
-    lines = [_HEAD, "## Results", "", "| Level | Passed | Failed | Skipped |", "|---|---|---|---|"]
-    for level in Level:
-        counts = [_count(runs, level, outcome) for outcome in Outcome]
-        lines.append(f"| {level} | {' | '.join(counts)} |")
+    lines = [_HEAD, "## Results", "", "| Tests | Passed | Failed | Skipped |", "|---|---|---|---|"]
+    lines += _profiles(results.report)
+    counts = " | ".join(str(_count(runs, Level.NONE, outcome)) for outcome in Outcome)
+    lines += [f"| mesh tests of no profile | {counts} |"]
+    lines += ["", "A test can belong to several profiles."]
     lines += ["", "## Tests", "", "| Test | Level | Result | Relies on | Reason |"]
     lines.append("|---|---|---|---|---|")
     for run in runs:
@@ -37,5 +41,21 @@ def page(results: Results, reasons: Mapping[str, str]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _count(runs: list[TestRun], level: Level, outcome: Outcome) -> str:
-    return str(sum(run.level is level and run.outcome is outcome for run in runs))
+def without_date(text: str) -> object:
+    """The suite's own report, to compare it with another one."""
+    report = yaml.safe_load(text)
+    del report["date"]
+    return report
+
+
+def _profiles(text: str) -> Iterator[str]:
+    for profile in yaml.safe_load(text)["profiles"]:
+        for level in (Level.CORE, Level.EXTENDED):
+            if level in profile:
+                found = profile[level]["statistics"]
+                counts = " | ".join(str(found[one.value.capitalize()]) for one in Outcome)
+                yield f"| {profile['name']} {level} | {counts} |"
+
+
+def _count(runs: list[TestRun], level: Level, outcome: Outcome) -> int:
+    return sum(run.level is level and run.outcome is outcome for run in runs)

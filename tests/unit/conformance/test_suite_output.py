@@ -29,6 +29,14 @@ FAIL
 """
 
 
+REPORT = """\
+date: "2026-11-30T15:59:34Z"
+profiles:
+- name: MESH-HTTP
+  core: {result: success, statistics: {Failed: 0, Passed: 1, Skipped: 0}}
+"""
+
+
 def parse(text: str = OUTPUT) -> Output:
     output = Output()
     for line in text.splitlines():
@@ -68,8 +76,13 @@ def test_log_lines_belong_to_the_test_that_wrote_them() -> None:
 def test_page_counts_every_test_and_gives_the_reason_of_a_failure() -> None:
     runs = parse().runs
     del runs["GatewayModifyListeners"]
-    page = report.page(Results(runs, "", "", 1.0), {"MeshPorts": "no such port"})
-    assert "| core | 1 | 0 | 0 |" in page
-    assert "| no profile | 0 | 1 | 0 |" in page
+    page = report.page(Results(runs, REPORT, "", 1.0), {"MeshPorts": "no such port"})
+    assert "| MESH-HTTP core | 1 | 0 | 0 |" in page
+    assert "| mesh tests of no profile | 0 | 1 | 0 |" in page
     row = "| MeshPorts | no profile | failed | Mesh, HTTPRoute, HTTPRouteParentRefPort |"
     assert f"{row} no such port |" in page
+
+
+def test_reports_of_different_dates_are_equal() -> None:
+    later = REPORT.replace("15:59", "16:00")
+    assert report.without_date(later) == report.without_date(REPORT)

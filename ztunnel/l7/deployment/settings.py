@@ -10,7 +10,7 @@ Json = dict[str, Any]
 
 PROXY_IMAGE = "ztunnel-envoy:latest"  # built by `scripts/image -e`
 CONTAINER = "istio-proxy"  # Istio's name: overlays and `kubectl logs -c` of users apply unchanged
-USER_ID = 1337  # as the other processes of the mesh; any non-root user will do
+USER_ID = 15088  # any non-root user but 1337, which is reserved for sidecars (istioctl: IST0144)
 FIELD_MANAGER = "ztunnel-gateway-controller"
 
 DRAIN_S = 20  # Envoy finishes requests; each response asks the client to open another connection
