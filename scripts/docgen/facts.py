@@ -161,6 +161,7 @@ NOT_LABELS = frozenset(
 FOREIGN_OPTIONS = frozenset(
     (
         "--bind-interfaces",
+        "--config-yaml",
         "--contenders",
         "--field-selector",
         "--force",

@@ -301,6 +301,19 @@ def test_backend_tls_policy_has_the_waypoint_as_ancestor(mesh: ControlPlane) -> 
     wait_until(lambda: accepted() == [("way", ("False", "NoValidCACertificate"))], "rejected")
 
 
+def test_udp_route_is_not_accepted(mesh: ControlPlane) -> None:
+    service(mesh, "dns")
+    spec = {
+        "parentRefs": [{"group": "", "kind": "Service", "name": "dns", "port": 80}],
+        "rules": [{"backendRefs": [{"name": "dns", "port": 80}]}],
+    }
+    put(mesh, "UDPRoute", "shop", "dns", spec)
+    wait_until(
+        lambda: parents(mesh, "udproute", "dns") == [{"Accepted": ("False", "UnsupportedValue")}],
+        "UDP",
+    )
+
+
 def test_destination_rule_has_a_condition(mesh: ControlPlane) -> None:
     version = "networking.istio.io/v1"
     rule = {"host": "web", "trafficPolicy": {"loadBalancer": {"simple": "LEAST_REQUEST"}}}

@@ -38,6 +38,7 @@ _PLURALS = {  # kind: plural, and whether it is namespaced
     "DaemonSet": ("daemonsets", True),
     "Deployment": ("deployments", True),
     "Gateway": ("gateways", True),
+    "GatewayClass": ("gatewayclasses", False),
     "Namespace": ("namespaces", False),
     "PodDisruptionBudget": ("poddisruptionbudgets", True),
     "Role": ("roles", True),

@@ -71,3 +71,10 @@ def test_condition_of_an_earlier_generation_does_not_count() -> None:
     assert not is_programmed(gateway)
     condition["observedGeneration"] = 2
     assert is_programmed(gateway)
+
+
+def test_waypoint_of_a_foreign_class_is_reported() -> None:
+    gateway = gateway_manifest("way", "shop", None, "istio-waypoint")
+    rows = list(status_rows([gateway], lambda name: "istio.io/mesh-controller"))
+    assert rows[0]["reason"] == "ForeignController"
+    assert "istio.io/mesh-controller" in rows[0]["message"]

@@ -20,12 +20,13 @@ from ztunnel.l7.problems import Problem
 from ztunnel.l7.routing.attachment import RouteIndex
 from ztunnel.l7.status.backend_tls import backend_tls_entries
 from ztunnel.l7.status.conditions import Condition, has_conditions, render_conditions
-from ztunnel.l7.status.entries import ANCESTORS, PARENTS, merge_entries
+from ztunnel.l7.status.entries import ANCESTORS, PARENTS, Entry, merge_entries
 from ztunnel.l7.status.policies import own_problems, policy_condition, problem_text
 from ztunnel.l7.status.routes import (
     ROUTE_KINDS,
     route_conditions,
     route_problems,
+    udp_entries,
 )
 from ztunnel.l7.status.service import WAYPOINT_BOUND, waypoint_bound
 from ztunnel.l7.traffic.cluster import rule_problems
@@ -75,6 +76,7 @@ class Computers:
             **dict.fromkeys(ROUTE_KINDS, self._route),
             **dict.fromkeys(POLICY_KINDS, self._policy),
             "BackendTLSPolicy": self._backend_tls,
+            "UDPRoute": self._udp_route,
         }
 
     @property
@@ -163,7 +165,7 @@ class Computers:
         return Pending(obj, {"conditions": wanted}, force=False)
 
     def _route(self, inputs: Inputs, obj: Object, now: str) -> Pending | None:
-        metadata, status = obj["metadata"], obj.get("status")
+        metadata = obj["metadata"]
         route = inputs.store.get(obj["kind"], metadata["namespace"], metadata["name"])
         if route is None:
             return None
@@ -171,13 +173,12 @@ class Computers:
             self._routes.refresh(inputs.store)
             ours = route_conditions(inputs, route, self._routes, self._rejected())
             problems = route_problems(inputs, route, self._routes) if ours else ()
-        current = status.get("parents") if isinstance(status, dict) else None
-        parents = merge_entries(
-            PARENTS, current, ours, CONTROLLER_NAME, generation=_generation(obj), now=now
-        )
-        if parents is None:
-            return None
-        return Pending(obj, {"parents": parents}, True, problems)
+        return _with_parents(obj, ours, problems, now)
+
+    def _udp_route(self, inputs: Inputs, obj: Object, now: str) -> Pending | None:
+        metadata = obj["metadata"]
+        route = inputs.store.get(obj["kind"], metadata["namespace"], metadata["name"])
+        return _with_parents(obj, udp_entries(route), (), now) if route is not None else None
 
     def _policy(self, inputs: Inputs, obj: Object, now: str) -> Pending | None:
         metadata = obj["metadata"]
@@ -209,6 +210,17 @@ class Computers:
             return None
         texts = (problem_text(problems),) if problems else ()
         return Pending(obj, {"ancestors": ancestors}, True, texts)
+
+
+def _with_parents(
+    obj: Object, ours: list[Entry], problems: tuple[str, ...], now: str
+) -> Pending | None:
+    status = obj.get("status")
+    current = status.get("parents") if isinstance(status, dict) else None
+    parents = merge_entries(
+        PARENTS, current, ours, CONTROLLER_NAME, generation=_generation(obj), now=now
+    )
+    return None if parents is None else Pending(obj, {"parents": parents}, True, problems)
 
 
 def _targets(policy: L7Object) -> list[dict[str, Any]]:

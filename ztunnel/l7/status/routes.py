@@ -24,7 +24,7 @@ from ztunnel.l7.routing.route_status import ParentStatus, route_status
 from ztunnel.l7.status.conditions import Condition, Json
 from ztunnel.l7.status.entries import REF_FIELDS, Entry
 
-__all__ = ["REJECTED", "ROUTE_KINDS", "route_conditions", "route_problems"]
+__all__ = ["REJECTED", "ROUTE_KINDS", "route_conditions", "route_problems", "udp_entries"]
 
 REJECTED = "RejectedByProxy"  # reason: Envoy does not accept the configuration
 
@@ -39,12 +39,19 @@ def route_conditions(
     found = route_status(inputs, obj, index)
     refs = _mappings(obj.spec.get("parentRefs"))
     if not found.parents and found.problems:
-        return _invalid(obj, refs, found.problems)
+        return _invalid(obj, found.problems)
     return [
         Entry(_reference(refs[each.index]), _conditions(each, rejected.get(each.service, "")))
         for each in found.parents
         if each.index < len(refs)
     ]
+
+
+def udp_entries(obj: L7Object) -> list[Entry]:
+    """Return the entries of a UDPRoute with Services as parents: waypoints do not carry UDP."""
+    text = "UDP does not pass waypoints: the route has no effect"
+    condition = Condition("Accepted", False, AcceptedReason.UNSUPPORTED_VALUE.value, text)
+    return _for_services(obj, condition)
 
 
 def route_problems(inputs: Inputs, obj: L7Object, index: RouteIndex) -> tuple[str, ...]:
@@ -77,11 +84,16 @@ def _conditions(status: ParentStatus, rejected: str) -> tuple[Condition, ...]:
     return tuple(found)
 
 
-def _invalid(obj: L7Object, refs: list[Json], problems: tuple[Problem, ...]) -> list[Entry]:
+def _invalid(obj: L7Object, problems: tuple[Problem, ...]) -> list[Entry]:
     """A route that cannot be read: rejected at every parent that is a service."""
     errors = [each for each in problems if each.severity is Severity.ERROR]
     text = "; ".join(each.message for each in errors or problems)
     condition = Condition("Accepted", False, AcceptedReason.UNSUPPORTED_VALUE.value, text)
+    return _for_services(obj, condition)
+
+
+def _for_services(obj: L7Object, condition: Condition) -> list[Entry]:
+    refs = _mappings(obj.spec.get("parentRefs"))
     try:
         parents = parse_parents(obj)
     except TranslateError:

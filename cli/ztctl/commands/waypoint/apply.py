@@ -62,6 +62,13 @@ def apply(
                 f"namespace {namespace} does not exist; hint: kubectl create namespace {namespace}"
             )
         labels = namespace_labels(found, name, overwrite=overwrite) if enroll_namespace else {}
+        foreign = store.foreign_controller(class_name)
+        if foreign:
+            click.echo(
+                f"warning: class {class_name} belongs to {foreign}, which runs the waypoint "
+                "instead of ztunnel; hint: --class ztunnel-waypoint",
+                err=True,
+            )
         store.apply(manifest)
         click.echo(f"waypoint {namespace}/{name} applied")
         if wait:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ztctl.errors import CommandError
@@ -87,10 +87,26 @@ def list_rows(gateways: Iterable[Object]) -> Iterator[Object]:
         }
 
 
-def status_rows(gateways: Iterable[Object]) -> Iterator[Object]:
-    """Rows of `ztctl waypoint status`: one per condition."""
+def status_rows(
+    gateways: Iterable[Object], foreign: Callable[[str], str] = lambda name: ""
+) -> Iterator[Object]:
+    """Rows of `ztctl waypoint status`: one per condition.
+
+    `foreign`: the other controller that owns a class, or an empty text.
+    """
     for each in sorted(gateways, key=_place):
         place = {"namespace": each["metadata"]["namespace"], "name": each["metadata"]["name"]}
+        class_name = each["spec"]["gatewayClassName"]
+        controller = foreign(class_name)
+        if controller:
+            yield {
+                **place,
+                "type": "Class",
+                "status": "False",
+                "reason": "ForeignController",
+                "message": f"class {class_name} belongs to {controller}: ztunnel does not run "
+                "the waypoint; hint: --class ztunnel-waypoint",
+            }
         conditions = (each.get("status") or {}).get("conditions") or [{}]
         for one in conditions:
             yield {

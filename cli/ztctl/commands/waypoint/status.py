@@ -40,11 +40,13 @@ def status(
     """
     with waypoint_store(context) as store:
         found = store.gateways(None if all_namespaces else namespace)
+        classes = {each["spec"]["gatewayClassName"] for each in found}
+        foreign = {name: store.foreign_controller(name) for name in classes}
     known = {each["metadata"]["name"] for each in found}
     missing = [name for name in names if name not in known]
     if names:
         found = [each for each in found if each["metadata"]["name"] in names]
-    context.print_rows(list(status_rows(found)), _COLUMNS)
+    context.print_rows(list(status_rows(found, foreign.__getitem__)), _COLUMNS)
     if missing:
         raise CommandError(f"no waypoint {', '.join(missing)} in namespace {namespace}")
     unready = [each["metadata"]["name"] for each in found if not is_programmed(each)]

@@ -12,7 +12,7 @@ from ztctl.cluster.api_client import ApiServer, Progress
 from ztctl.commands.waypoint.gateway import KIND, PROGRAMMED, condition, is_programmed, is_waypoint
 from ztctl.context import Context
 from ztctl.errors import CommandError
-from ztunnel.l7.deployment.settings import GATEWAY_LABEL
+from ztunnel.l7.deployment.settings import CONTROLLER_NAME, GATEWAY_LABEL
 from ztunnel.l7.objects import L7_KINDS, l7_object
 from ztunnel.l7.status.gateway import GatewayFacts, gateway_status
 
@@ -27,6 +27,9 @@ class WaypointStore(Protocol):
 
     def gateways(self, namespace: str | None) -> list[Object]:
         """All Gateways of waypoint classes, with their status."""
+
+    def foreign_controller(self, class_name: str) -> str:
+        """The other controller that owns a GatewayClass; empty if ztunnel does."""
 
     def apply(self, gateway: Object) -> None:
         """Create or update the Gateway."""
@@ -71,6 +74,16 @@ class _ClusterStore:
         return [
             each for each in self._api_server.list(f"{path}{place}/gateways") if is_waypoint(each)
         ]
+
+    def foreign_controller(self, class_name: str) -> str:
+        reference = {
+            "apiVersion": L7_KINDS["GatewayClass"].api_version,
+            "kind": "GatewayClass",
+            "metadata": {"name": class_name},
+        }
+        found = self._api_server.get(reference) or {}
+        controller = (found.get("spec") or {}).get("controllerName") or CONTROLLER_NAME
+        return "" if controller == CONTROLLER_NAME else str(controller)
 
     def apply(self, gateway: Object) -> None:
         self._api_server.apply(gateway, dry_run=False, force=True)
@@ -123,6 +136,9 @@ class _LabStore:
             and is_waypoint(each)
             and namespace in (None, each["metadata"]["namespace"])
         ]
+
+    def foreign_controller(self, class_name: str) -> str:
+        return ""
 
     def apply(self, gateway: Object) -> None:
         self._do(lambda: self._lab.apply(gateway, wait=False))
