@@ -243,3 +243,29 @@ async def test_envoy_that_connects_before_the_configuration_exists_waits_for_it(
     finally:
         await run(context.__exit__, None, None, None)
         control.server.close()
+
+
+async def test_counters_survive_an_update_of_the_listener(
+    api: descriptors.EnvoyApi, tmp_path: Path
+) -> None:
+    def requests() -> list[str]:
+        page = envoy.admin_get("/stats/prometheus")
+        return [line for line in page.splitlines() if line.startswith("envoy_istio_requests_total")]
+
+    world = World()
+    with Backend("web") as backend:
+        web = world.service("web", backends=[backend.port])
+        async with running(api, world, tmp_path) as (control, envoy):
+            assert (await run(request, envoy.port, web)).status == 200
+            (before,) = await run(requests)
+            world.apply("""
+                kind: Telemetry
+                metadata: {name: log, namespace: default}
+                spec: {accessLogging: [{providers: [{name: envoy}]}]}
+                """)
+            await control.publish()
+            await asyncio.sleep(1.5)  # longer than the drain of the old chains
+            assert (await run(request, envoy.port, web)).status == 200
+            (after,) = await run(requests)
+    assert (before.rpartition(" ")[2], after.rpartition(" ")[2]) == ("1", "2")
+    assert before.rpartition(" ")[0] == after.rpartition(" ")[0]

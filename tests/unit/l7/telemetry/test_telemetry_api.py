@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.envoy.telemetry.running import telemetry
 from tests.support.waypoint.world import World
-from tests.unit.l7.telemetry.running import telemetry
 from ztunnel.l7.api.istio.telemetry import parse_telemetry
 from ztunnel.l7.inputs import Destination, Protocol, Settings
 from ztunnel.l7.objects import l7_object

@@ -16,11 +16,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.envoy.traffic.worlds import destination_rule, fields_of, world_with_versions
 from tests.support.waypoint.backend import Backend
 from tests.support.waypoint.client import Answer, request
 from tests.support.waypoint.envoy import running_envoy
 from tests.support.waypoint.world import World
-from tests.unit.l7.traffic.worlds import destination_rule, fields_of, world_with_versions
 from ztunnel.l7.traffic import tls as tls_fields
 
 HOST = "secure.example.com"

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.envoy.traffic.worlds import destination_rule, world_with_versions
 from tests.support.waypoint.backend import Backend, Respond
 from tests.support.waypoint.client import DEFAULT_PEER, Answer, request
 from tests.support.waypoint.envoy import running_envoy
 from tests.support.waypoint.world import GATEWAY, World
-from tests.unit.l7.traffic.worlds import destination_rule, world_with_versions
 from ztunnel.l7.config import RouteTable
 from ztunnel.l7.inputs import Destination, Protocol
 from ztunnel.l7.names import PeerState

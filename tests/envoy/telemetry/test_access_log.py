@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.l7.telemetry.running import IDENTITY, Waypoint, running, telemetry
+from tests.envoy.telemetry.running import IDENTITY, Waypoint, running, telemetry
 from ztunnel.l7.api.istio.cel import CelError, check_expression
 from ztunnel.l7.inputs import AccessLogEncoding, Settings
 from ztunnel.l7.telemetry.access_log import access_log

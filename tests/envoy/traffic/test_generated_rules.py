@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.envoy.traffic.worlds import destination_rule, fields_of
 from tests.support.waypoint.envoy import validate
 from tests.support.waypoint.world import World
-from tests.unit.l7.traffic.worlds import destination_rule, fields_of
 
 _DURATIONS = st.sampled_from(["0s", "1s", "100ms", "1.5s", "1h", "720h", "999999h", "x", ""])
 _COUNTS = st.sampled_from([0, 1, 5, 100, 2**31 - 1, 2**40, -1, "many"])

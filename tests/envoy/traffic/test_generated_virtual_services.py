@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.envoy.traffic.test_virtual_service import virtual_service
 from tests.support.waypoint.envoy import validate
 from tests.support.waypoint.world import World
-from tests.unit.l7.traffic.test_virtual_service import virtual_service
 
 _DURATIONS = st.sampled_from(["0s", "1s", "1ms", "1us", "1.5s", "720h", "9999h", "x", ""])
 _COUNTS = st.sampled_from([0, 1, 5, 100, 2**31 - 1, 2**40, -1, "many"])

@@ -11,8 +11,8 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
+from tests.envoy.telemetry.running import IDENTITY, PEER, running, telemetry
 from tests.support.waiting import wait_until
-from tests.unit.l7.telemetry.running import IDENTITY, PEER, running, telemetry
 from ztunnel.l7.inputs import Settings
 from ztunnel.l7.names import PeerState
 from ztunnel.l7.telemetry.tracing import collector_cluster

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.l7.telemetry.running import IDENTITY, running, telemetry
+from tests.envoy.telemetry.running import IDENTITY, running, telemetry
 from ztunnel.l7.telemetry import metrics
 from ztunnel.l7.telemetry.bootstrap import HISTOGRAM_BUCKETS
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.envoy.traffic.worlds import destination_rule, fields_of, world_with_versions
 from tests.support.waypoint.backend import Backend
 from tests.support.waypoint.client import Answer, request
 from tests.support.waypoint.envoy import running_envoy
 from tests.support.waypoint.world import World
-from tests.unit.l7.traffic.worlds import destination_rule, fields_of, world_with_versions
 
 WEB = "web.default.svc.cluster.local"
 
