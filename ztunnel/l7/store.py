@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
+from typing import TypeVar
 
 from ztunnel.l7.objects import L7Key, L7Object
+
+T = TypeVar("T")
 
 
 class L7Store:
@@ -53,6 +56,13 @@ class L7Store:
     def revision_of(self, kind: str) -> int:
         """Return a number that grows with each change of the kind."""
         return self._revisions.get(kind, 0)
+
+    def derived(self, key: Hashable, read: Callable[[L7Store], T]) -> T:
+        """Return `read(self)`, which returns the identical object until what it reads has changed.
+
+        `key` identifies it among the derived values of the store.
+        """
+        return read(self)
 
     def _changed(self, kind: str, namespace: str) -> None:
         self.revision += 1

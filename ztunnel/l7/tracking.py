@@ -17,6 +17,7 @@ from ztunnel.l7.store import L7Store
 from ztunnel.mesh.model import Service, Workload
 from ztunnel.mesh.state import MeshState
 
+S = TypeVar("S")
 T = TypeVar("T")
 _RESOURCE_KEYS = frozenset(("name", "cluster_name"))  # a resource is replaced as a whole
 _Read = Callable[[Inputs], object]
@@ -45,6 +46,12 @@ class TrackedStore(L7Store):
         """Return the objects of a kind in a namespace."""
         found = self._store.of_namespace(kind, namespace)
         self._reads[kind, namespace] = (lambda i: i.store.of_namespace(kind, namespace), found)
+        return found
+
+    def derived(self, key: Hashable, read: Callable[[L7Store], S]) -> S:
+        """Return a derived value: a change is one of the value, not of all that it is read from."""
+        found = read(self._store)
+        self._reads["derived", key] = (lambda i: read(i.store), found)
         return found
 
     def revision_of(self, kind: str) -> int:

@@ -18,7 +18,10 @@ from typing import Generic, Protocol, TypeVar
 from ztunnel.l7.api.target_refs import Target, TargetKind
 from ztunnel.l7.inputs import Destination, Inputs
 from ztunnel.l7.objects import L7Object
+from ztunnel.l7.store import L7Store
 
+# Of a waypoint whose Gateway is not known: any of them.
+WAYPOINT_CLASSES = ("istio-waypoint", "ztunnel-waypoint")
 _MAX_NAMESPACES = 4096  # in a cache of parsed policies
 
 
@@ -38,6 +41,30 @@ class AttachedPolicy(Protocol):
 P = TypeVar("P", bound=AttachedPolicy)
 
 
+class _Namespace(Generic[P]):
+    """The parsed policies of a namespace, and by target. A target's tuple is the identical one as
+    before if its policies are."""
+
+    def __init__(
+        self, objects: tuple[L7Object, ...], policies: tuple[P, ...], before: _Namespace[P] | None
+    ) -> None:
+        self.objects = objects
+        self.policies = policies
+        found: dict[Target | None, list[P]] = {}
+        for policy in policies:
+            for target in (None,) if policy.everywhere else policy.targets:
+                found.setdefault(target, []).append(policy)
+        self._by_target = {target: tuple(each) for target, each in found.items()}
+        for target, each in self._by_target.items():
+            old = before.of(target) if before is not None else ()
+            if len(old) == len(each) and all(a is b for a, b in zip(old, each, strict=True)):
+                self._by_target[target] = old
+
+    def of(self, target: Target | None) -> tuple[P, ...]:
+        """The policies of a target; of None, those that apply to the whole namespace."""
+        return self._by_target.get(target, ())
+
+
 class ParsedPolicies(Generic[P]):
     """Parsed objects of a kind, by namespace. Objects that have not changed are not parsed again.
 
@@ -47,56 +74,53 @@ class ParsedPolicies(Generic[P]):
     def __init__(self, kind: str, parse: Callable[[L7Object, str], P]) -> None:
         self._kind = kind
         self._parse = parse
-        self._cache: dict[tuple[str, str], tuple[tuple[L7Object, ...], tuple[P, ...]]] = {}
-
-    def of_namespace(self, inputs: Inputs, namespace: str) -> tuple[P, ...]:
-        """Return the policies of a namespace, ordered by name."""
-        objects = inputs.store.of_namespace(self._kind, namespace)
-        key = namespace, inputs.settings.root_namespace
-        known = self._cache.get(key)
-        if known is not None and known[0] is objects:
-            return known[1]
-        old = {id(obj): policy for obj, policy in zip(*known, strict=True)} if known else {}
-        parsed = tuple(
-            old.get(id(obj)) or self._parse(obj, inputs.settings.root_namespace) for obj in objects
-        )
-        if len(self._cache) >= _MAX_NAMESPACES:
-            self._cache.clear()
-        self._cache[key] = objects, parsed
-        return parsed
+        self._cache: dict[tuple[str, str], _Namespace[P]] = {}
 
     def attached(self, inputs: Inputs, destination: Destination) -> Iterator[P]:
         """Yield the policies that the waypoint enforces for a destination."""
-        for policy in self._candidates(inputs, destination):
-            if _is_attached(policy, inputs, destination):
-                yield policy
+        root = inputs.settings.root_namespace
+        seen: set[int] = set()
+        for namespace, target in _places(inputs, destination):
+            for policy in self._of_target(inputs.store, root, namespace, target):
+                if id(policy) not in seen:
+                    seen.add(id(policy))
+                    yield policy
 
-    def _candidates(self, inputs: Inputs, destination: Destination) -> Iterator[P]:
-        namespaces = {
-            destination.namespace,
-            destination.gateway.partition("/")[0],
-            inputs.settings.root_namespace,
-        }
-        for namespace in sorted(namespaces):
-            yield from self.of_namespace(inputs, namespace)
+    def _of_target(
+        self, store: L7Store, root: str, namespace: str, target: Target | None
+    ) -> tuple[P, ...]:
+        key = self._kind, root, namespace, target
+        return store.derived(key, lambda each: self._namespace(each, root, namespace).of(target))
+
+    def _namespace(self, store: L7Store, root: str, namespace: str) -> _Namespace[P]:
+        objects = store.of_namespace(self._kind, namespace)
+        known = self._cache.get((namespace, root))
+        if known is not None and known.objects is objects:
+            return known
+        old: dict[int, P] = {}
+        if known is not None:
+            old = {id(o): p for o, p in zip(known.objects, known.policies, strict=True)}
+        policies = tuple(old.get(id(obj)) or self._parse(obj, root) for obj in objects)
+        if len(self._cache) >= _MAX_NAMESPACES:
+            self._cache.clear()
+        found = self._cache[namespace, root] = _Namespace(objects, policies, known)
+        return found
 
 
-def _is_attached(policy: AttachedPolicy, inputs: Inputs, destination: Destination) -> bool:
-    if policy.everywhere:
-        return True
-    return any(_matches(each, policy.namespace, inputs, destination) for each in policy.targets)
-
-
-def _matches(target: Target, namespace: str, inputs: Inputs, destination: Destination) -> bool:
+def _places(inputs: Inputs, destination: Destination) -> Iterator[tuple[str, Target | None]]:
+    """The namespaces and targets whose policies apply to a destination."""
+    root = inputs.settings.root_namespace
     service = destination.service
     gateway_namespace, _, gateway_name = destination.gateway.partition("/")
-    if target.kind is TargetKind.GATEWAY:
-        return (namespace, target.name) == (gateway_namespace, gateway_name)
-    if target.kind is TargetKind.GATEWAY_CLASS:
-        gateway = inputs.store.get("Gateway", gateway_namespace, gateway_name)
-        return gateway is None or gateway.spec.get("gatewayClassName") == target.name
-    if service is None or service.namespace != namespace:
-        return False
-    if target.kind is TargetKind.SERVICE_ENTRY:
-        return service.is_service_entry and service.entry == target.name
-    return not service.is_service_entry and service.name == target.name
+    for namespace in sorted({destination.namespace, gateway_namespace, root}):
+        yield namespace, None
+    if service is not None and service.is_service_entry:
+        yield service.namespace, Target(TargetKind.SERVICE_ENTRY, service.entry)
+    elif service is not None:
+        yield service.namespace, Target(TargetKind.SERVICE, service.name)
+    yield gateway_namespace, Target(TargetKind.GATEWAY, gateway_name)
+    gateway = inputs.store.get("Gateway", gateway_namespace, gateway_name)
+    names = WAYPOINT_CLASSES if gateway is None else (gateway.spec.get("gatewayClassName"),)
+    for name in names:
+        if isinstance(name, str):
+            yield root, Target(TargetKind.GATEWAY_CLASS, name)

@@ -22,6 +22,7 @@ from tests.unit.l7.security.rig import (
 from ztunnel.l7.api.authorization_policy import Action, parse_authorization_policy
 from ztunnel.l7.api.extension_providers import parse_extension_providers
 from ztunnel.l7.api.request_authentication import parse_request_authentication
+from ztunnel.l7.compile import GatewayCompiler
 from ztunnel.l7.inputs import Destination, Protocol
 from ztunnel.l7.objects import L7Object, l7_object
 from ztunnel.l7.problems import Severity
@@ -185,6 +186,27 @@ def test_change_of_one_policy_parses_only_that_one(monkeypatch: pytest.MonkeyPat
     world.add(authorization_policy("p7", [{}], target=target("Service", "s7"), namespace="one"))
     world.compile()
     assert parsed == ["p7"]
+
+
+def test_change_of_a_policy_compiles_only_what_it_targets() -> None:
+    world = PolicyWorld()
+    for number in range(10):
+        ref = target("Service", f"s{number}")
+        world.add(authorization_policy(f"p{number}", [], target=ref))
+        world.service(f"s{number}")
+    compiler = GatewayCompiler("default/waypoint")
+    compiler.compile(world.inputs)
+    for obj, expected in (
+        (authorization_policy("p7", [{}], target=target("Service", "s7")), 1),
+        (authorization_policy("p7", [{}], target=target("Service", "s8")), 2),
+        (authorization_policy("p8", [{}], target=target("Service", "none")), 1),
+        (authorization_policy("all", [{}], target=target("Gateway", "waypoint")), 10),
+        (authorization_policy("other", [{}], target=target("Gateway", "other")), 0),
+        (authorization_policy("bad", [], "DENY", target={"kind": "x"}), 10),
+    ):
+        world.add(obj)
+        compiler.compile(world.inputs)
+        assert compiler.recompiled[0] == expected, obj
 
 
 @pytest.mark.parametrize(
