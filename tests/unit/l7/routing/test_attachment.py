@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.waypoint.world import World
+from ztunnel.l7.names import TypeUrl
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.routing.attachment import AcceptedReason, RouteIndex
 from ztunnel.l7.routing.references import ResolvedReason
@@ -91,8 +93,6 @@ def test_parent_that_does_not_fit(world: World, parent: dict[str, Any], reason: 
 def test_headless_service_is_no_parent(world: World) -> None:
     headless = world.mesh.state.service("default/web")
     assert headless is not None
-    import msgspec
-
     world.mesh.put(msgspec.structs.replace(headless, vips=()))
     assert only(world, route()).accepted is AcceptedReason.NO_MATCHING_PARENT
 
@@ -214,3 +214,34 @@ def test_route_with_invalid_rules_is_rejected_at_its_parents(world: World, kind:
     found = only(world, obj)
     assert found.accepted is AcceptedReason.UNSUPPORTED_VALUE
     assert "spec.rules" in found.accepted_message
+
+
+def test_host_of_a_service_entry_is_parent_and_backend(world: World) -> None:
+    web = world.mesh.state.service("default/web")
+    assert web is not None
+    host = "api.example.com"
+    entry = msgspec.structs.replace(
+        web, name=host, hostname=host, is_service_entry=True, vips=("10.97.0.1",)
+    )
+    world.mesh.put(entry)
+    reference = {"group": "networking.istio.io", "kind": "Hostname", "name": host}
+    found = only(world, route(parent=reference, backends=[{**reference, "port": 80}]))
+    assert (found.accepted, found.resolved) == (AcceptedReason.ACCEPTED, ResolvedReason.RESOLVED)
+    assert (found.service, found.ports) == (f"default/{host}", (80, 81, 9000))
+    routes = world.compile().resources[TypeUrl.ROUTE]
+    (only_route,) = routes[f"default/{host}|80"]["virtual_hosts"][0]["routes"]
+    assert only_route["route"]["cluster"] == f"default/{host}|80"
+
+
+def chains(world: World, port: int) -> set[str]:
+    listener = world.compile().resources[TypeUrl.LISTENER]["waypoint"]
+    prefix = f"default/web|{port}"
+    return {c["name"] for c in listener["filter_chains"] if c["name"].startswith(prefix)}
+
+
+def test_route_that_names_an_undeclared_port_declares_it(world: World) -> None:
+    assert chains(world, 9000) == {"default/web|9000|http", "default/web|9000|tcp"}
+    world.add(route())
+    assert chains(world, 9000) == {"default/web|9000|http", "default/web|9000|tcp"}
+    world.add(route(parent={"port": 9000}))
+    assert chains(world, 9000) == {"default/web|9000"}
