@@ -2,7 +2,8 @@
 """CONNECT requests, from the bytes of a connection to a decision.
 
 The parser never raises and does not depend on how input is split, GOAWAY is its last frame, and a
-request is accepted only for the pod that received it.
+request is accepted only for the pod that received it. A waypoint also accepts its service, and the
+PROXY header for its Envoy contains nothing that the request claims, except the trace context.
 """
 
 from __future__ import annotations
@@ -21,13 +22,20 @@ from ztunnel.hbone.events import ConnectionFailed, DataReceived, RequestReceived
 from ztunnel.hbone.frames import END_HEADERS, END_STREAM, FrameType
 from ztunnel.mesh.address import AddressError
 from ztunnel.mesh.headers.connect_udp import format_target, parse_target
-from ztunnel.mesh.model import SocketAddress, TunnelProtocol
+from ztunnel.mesh.headers.proxy_protocol import (
+    TLV_IDENTITY,
+    TLV_TRACEPARENT,
+    parse_proxy_header,
+)
+from ztunnel.mesh.model import Service, ServicePort, SocketAddress, TunnelProtocol
 from ztunnel.mesh.ports import RESERVED
 from ztunnel.mesh.routing.decisions import Accept, Reject
 from ztunnel.mesh.routing.inbound import check_connect
 from ztunnel.mesh.state import MeshState
+from ztunnel.proxy.handlers.waypoint_header import waypoint_header
 
 POD = WEB.addresses[0]
+VIP = "10.96.0.1"
 GREETING = frames.PREFACE + frames.settings_frame([])
 Pair = tuple[bytes, bytes]
 
@@ -37,8 +45,25 @@ class _Change:
     services = removed_workloads = removed_services = policies = removed_policies = ()
 
 
-MESH = MeshState()
+class _WaypointChange(_Change):
+    workloads = (msgspec.structs.replace(_Change.workloads[0], gateway="shop/wp"),)
+    services = (  # type: ignore[assignment]
+        Service(
+            namespace="shop",
+            name="api",
+            vips=(VIP,),
+            ports=(ServicePort(80),),
+            hostname="api.shop.svc.cluster.local",
+            waypoint="shop/wp",
+        ),
+    )
+
+
+MESH, WAYPOINT_MESH = MeshState(), MeshState()
 MESH.apply(_Change())
+WAYPOINT_MESH.apply(_WaypointChange())
+IDENTITY = "spiffe://cluster.local/ns/shop/sa/web"
+PEER = SocketAddress("10.244.2.9", 40000)
 
 
 def check(octets: bytes) -> None:
@@ -75,8 +100,8 @@ def _decide(request: RequestReceived) -> None:
         MESH,
         request,
         local=SocketAddress(POD, 15008),
-        peer=SocketAddress("10.244.2.9", 40000),
-        identity="spiffe://cluster.local/ns/shop/sa/web",
+        peer=PEER,
+        identity=IDENTITY,
     )
     if isinstance(decision, Accept):
         assert request.method == b"CONNECT"
@@ -85,6 +110,30 @@ def _decide(request: RequestReceived) -> None:
     else:
         assert isinstance(decision, Reject)
         assert decision.status in (400, 503)
+    _decide_at_waypoint(request)
+
+
+def _decide_at_waypoint(request: RequestReceived) -> None:
+    decision = check_connect(
+        WAYPOINT_MESH, request, local=SocketAddress(POD, 15008), peer=PEER, identity=IDENTITY
+    )
+    if isinstance(decision, Reject):
+        assert decision.status in (400, 503)
+        return
+    if not decision.to_waypoint:
+        assert decision.destination.ip == POD
+        return
+    assert not decision.udp
+    assert decision.destination == SocketAddress(VIP, 80)
+    trace = next((value for name, value in request.headers if name == b"traceparent"), b"")
+    header = parse_proxy_header(waypoint_header(decision, IDENTITY, trace))
+    assert header is not None
+    assert header.destination == decision.destination
+    assert header.source == decision.client
+    assert [value for kind, value in header.tlvs if kind == TLV_IDENTITY] == [IDENTITY.encode()]
+    claimed = {kind: value for kind, value in header.tlvs if kind != TLV_IDENTITY}
+    assert claimed.pop(TLV_TRACEPARENT, trace) == trace
+    assert not claimed or decision.source is not None
 
 
 def _check_path(octets: bytes) -> None:
@@ -118,6 +167,9 @@ _SPARE: list[Pair] = [
     (b":authority", b"10.244.1.7:15008"),
     (b":authority", b"[::ffff:10.244.1.7]:80"),
     (b":authority", b"010.244.1.7:80"),
+    (b":authority", b"10.96.0.1:80"),
+    (b":authority", b"api.shop.svc.cluster.local:80"),
+    (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     (b"host", b"elsewhere"),
     (b"forwarded", b'for="10.244.2.9:1";host=web.shop.svc.cluster.local'),
     (b"baggage", b"k8s.namespace.name=shop"),
@@ -164,7 +216,9 @@ TARGET = Target(
     seeds=(
         _plain(_CONNECT) + frames.frame(FrameType.DATA, END_STREAM, 1, b"hello"),
         _plain(_UDP),
-        _plain([*_CONNECT, *_SPARE[9:11]]),
+        _plain([*_CONNECT, *_SPARE[12:14]]),
+        _plain([(b":method", b"CONNECT"), (b":authority", b"10.96.0.1:80")]),
+        _plain([(b":method", b"CONNECT"), (b":authority", b"api.shop.svc.cluster.local:80")]),
         _plain([(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/")]),
         b"/.well-known/masque/udp/fd00%3A%3A7/53/",
     ),
