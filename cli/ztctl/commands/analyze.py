@@ -20,6 +20,7 @@ from ztctl.output import Column, Format
 from ztunnel.l7.analysis import analyze as find_problems
 from ztunnel.l7.inputs import Inputs, Settings
 from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.security.custom import PROVIDER_NOT_FOUND
 from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN
 from ztunnel.mesh.policy.model import PeerAuthentication
 
@@ -107,6 +108,8 @@ def analyze(
             raise
         raise QuestionError(error.message) from error
     problems = [*find_problems(Inputs(inputs.store, inputs.mesh, config), node_problems), *others]
+    if mesh_config is None:
+        problems = list(map(_without_mesh_config, problems))
     problems = sorted(
         {each for each in problems if not namespace or each.namespace == namespace},
         key=lambda each: (_RANK[each.severity], each),
@@ -118,6 +121,18 @@ def analyze(
     threshold = _RANK[Severity(failure_threshold)]
     if any(_RANK[each.severity] <= threshold for each in problems):
         ctx.exit(EXIT_FAILED)
+
+
+def _without_mesh_config(problem: Problem) -> Problem:
+    """A provider may exist: what is not known is not an error."""
+    if problem.reason != PROVIDER_NOT_FOUND:
+        return problem
+    return msgspec.structs.replace(
+        problem,
+        message="not checked: external authorizers are not known here; hint: --mesh-config FILE "
+        "with the text of the ConfigMap ztunnel-mesh-config",
+        severity=Severity.WARNING,
+    )
 
 
 def _from_errors(errors: dict[str, str]) -> Iterator[Problem]:

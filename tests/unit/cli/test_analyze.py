@@ -106,9 +106,9 @@ CASES = [
     ),
     (
         policy("p", f"{{{target('cart')}, {CUSTOM}, {RULE}}}"),
-        "error",
+        "warning",
         "AuthorizationPolicy",
-        "no valid extension provider missing",
+        "external authorizers are not known here",
     ),
     (
         policy("p", "{jwtRules: []}", "RequestAuthentication"),
@@ -214,6 +214,18 @@ def test_namespace_and_threshold(ztctl: Ztctl, tmp_path: Path) -> None:
     assert findings(ztctl, tmp_path, text, "-n", "other") == (0, [])
     assert findings(ztctl, tmp_path, text, "-n", "shop", "--failure-threshold", "ignored")[0] == 1
     assert findings(ztctl, tmp_path, text, "-A", "--failure-threshold", "warning")[0] == 0
+
+
+def test_authorizers_are_checked_with_a_mesh_config(ztctl: Ztctl, tmp_path: Path) -> None:
+    text = WORKING + policy("p", f"{{{target('cart')}, {CUSTOM}, {RULE}}}")
+    config = tmp_path / "mesh.txt"
+    config.write_text("extensionProviders: []")
+    code, rows = findings(ztctl, tmp_path, text, "--mesh-config", str(config))
+    assert code == 1
+    assert "no valid extension provider missing" in rows[0]["message"]
+    provider = "{service: cart.shop.svc.cluster.local, port: 80}"
+    config.write_text(f"extensionProviders: [{{name: missing, envoyExtAuthzGrpc: {provider}}}]")
+    assert findings(ztctl, tmp_path, text, "--mesh-config", str(config)) == (0, [])
 
 
 def test_table(ztctl: Ztctl, tmp_path: Path) -> None:

@@ -159,6 +159,19 @@ def test_invalid_question_is_an_error(
     assert message in result.stderr
 
 
+def test_authorizer_is_named_if_the_mesh_config_is_known(ztctl: Ztctl, tmp_path: Path) -> None:
+    path, config = tmp_path / "objects.yaml", tmp_path / "mesh"
+    custom = "action: CUSTOM\n  provider: {name: auth}\n  rules:"
+    path.write_text(MANIFESTS.replace("rules:", custom, 1))
+    provider = "{service: plain.default.svc.cluster.local, port: 80}"
+    config.write_text(f"extensionProviders: [{{name: auth, envoyExtAuthzGrpc: {provider}}}]")
+    arguments = ["--from", WEB, "--to", "http://cart.shop/items/7"]
+    assert run(ztctl, str(path), *arguments)[0] == 2
+    code, decision = run(ztctl, str(path), *arguments, "--mesh-config", str(config))
+    assert code == 0
+    assert decision["authorizers"] == ["auth"]
+
+
 def test_running_agent_is_asked(ztctl: Ztctl, tmp_path: Path) -> None:
     objects = [obj for obj in yaml.safe_load_all(MANIFESTS) if "istio" in obj["apiVersion"]]
     service = {

@@ -28,6 +28,7 @@ from ztunnel.l7.security.matchers import text
 from ztunnel.l7.security.rbac import rbac_policies
 from ztunnel.mesh.model import Service
 
+PROVIDER_NOT_FOUND = "ProviderNotFound"  # the reason of a Problem
 _TYPE = "type.googleapis.com/envoy.extensions"
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _DIAL_TIMEOUT = "5s"
@@ -124,7 +125,7 @@ def _denying(policy: AuthorizationPolicy, error: str) -> AuthorizationPolicy:
         field="spec.provider.name",
         message=f"{error}: what the policy matches is denied",
         severity=Severity.ERROR,
-        reason="ProviderNotFound",
+        reason=PROVIDER_NOT_FOUND,
     )
     return msgspec.structs.replace(policy, action=Action.DENY, problems=(*policy.problems, problem))
 

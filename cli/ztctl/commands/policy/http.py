@@ -13,9 +13,11 @@ import msgspec
 from ztctl import output
 from ztctl.errors import CommandError
 from ztctl.output import Row
+from ztunnel.l7.api.authorization_policy import Action
 from ztunnel.l7.inputs import Destination, Inputs, Protocol
 from ztunnel.l7.routing.protocols import declared_protocol
 from ztunnel.l7.security.evaluate import Decision
+from ztunnel.l7.security.filters import AUTHORIZATION_POLICIES
 from ztunnel.l7.security.request import Connection, HttpRequest
 from ztunnel.l7.security.simulate import simulate
 from ztunnel.mesh import spiffe
@@ -51,8 +53,12 @@ def predict(
     headers: Sequence[str],
     claims: str | None,
     namespace: str = NAMESPACE,
+    has_mesh_config: bool = True,
 ) -> Row:
-    """Return the decision as plain data. Raises CommandError for an invalid question."""
+    """Return the decision as plain data. Raises CommandError for an invalid question.
+
+    `has_mesh_config`: the external authorizers are known; else a CUSTOM policy is an error.
+    """
     parts = urlsplit(url)
     request = HttpRequest(
         method=method,
@@ -65,6 +71,8 @@ def predict(
     connection = Connection(
         identity=client.identity, source_ip=client.address, destination=target.address
     )
+    if not has_mesh_config:
+        _reject_custom(inputs, target.destination)
     if target.error:
         decision = Decision(allowed=False, reason=f"refused: {target.error}")
     else:
@@ -167,6 +175,15 @@ def _target(inputs: Inputs, host: str, port: int, namespace: str) -> Target:
     )
     ip = host if host in service.vips else next(iter(service.vips), "")
     return Target(destination, SocketAddress(ip, port), service.key, service.waypoint_error)
+
+
+def _reject_custom(inputs: Inputs, destination: Destination) -> None:
+    for policy in AUTHORIZATION_POLICIES.attached(inputs, destination):
+        if policy.action is Action.CUSTOM:
+            raise CommandError(
+                f"{policy.key} names the external authorizer {policy.provider}, which is not known "
+                "here; hint: --mesh-config FILE with the text of the ConfigMap ztunnel-mesh-config"
+            )
 
 
 def _no_waypoint(what: str) -> str:

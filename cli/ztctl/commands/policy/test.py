@@ -137,5 +137,11 @@ def _request(
     else:
         inputs = load_inputs(context)
     config = replace(inputs.settings, mesh_config=load_mesh_config(mesh_config))
-    decision = http.predict(Inputs(inputs.store, inputs.mesh, config), source, url, **query)
+    decision = http.predict(
+        Inputs(inputs.store, inputs.mesh, config),
+        source,
+        url,
+        has_mesh_config=mesh_config is not None,
+        **query,
+    )
     return decision, http.render(decision)
