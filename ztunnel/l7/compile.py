@@ -11,9 +11,9 @@ from ztunnel.l7.routing.attachment import RouteIndex
 from ztunnel.l7.routing.destinations import pod_unit, service_unit
 from ztunnel.l7.routing.envoy.clusters import service_cluster
 from ztunnel.l7.routing.envoy.listener import waypoint_listener
+from ztunnel.l7.routing.tracking import Memo
 from ztunnel.l7.routing.units import ClusterUnit, DestinationUnit
 from ztunnel.l7.telemetry import fields as telemetry
-from ztunnel.l7.tracking import Memo
 from ztunnel.mesh.model import Service, Workload
 
 

@@ -7,7 +7,7 @@ The names are those of Istio (istio/istio, pkg/config/protocol) and of Kubernete
 from __future__ import annotations
 
 from ztunnel.l7.inputs import Protocol
-from ztunnel.mesh.model import ServicePort
+from ztunnel.mesh.model import Service, ServicePort
 
 _DECLARED = {
     "http": Protocol.HTTP,
@@ -44,3 +44,10 @@ def declared_protocol(port: ServicePort) -> Protocol | None:
     if found is None and not port.app_protocol and port.port in _SERVER_FIRST_PORTS:
         return Protocol.TCP
     return found
+
+
+def service_port(service: Service | None, number: int) -> ServicePort | None:
+    """Return the TCP port of a service, or None."""
+    if service is None:
+        return None
+    return next((p for p in service.ports if p.port == number and p.protocol == "TCP"), None)

@@ -16,7 +16,7 @@ from ztunnel.l7.api.route_fields import BackendRef
 from ztunnel.l7.config import ClusterRef
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.objects import L7Object
-from ztunnel.l7.routing.envoy.clusters import service_port
+from ztunnel.l7.routing.protocols import service_port
 from ztunnel.mesh.model import Service
 
 _GATEWAY_GROUP = "gateway.networking.k8s.io"

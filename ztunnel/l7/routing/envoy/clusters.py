@@ -6,7 +6,7 @@ from __future__ import annotations
 from ztunnel.l7.config import ClusterRef, Json
 from ztunnel.l7.inputs import Inputs, Protocol
 from ztunnel.l7.routing.envoy.hcm import ADS
-from ztunnel.l7.routing.protocols import declared_protocol
+from ztunnel.l7.routing.protocols import declared_protocol, service_port
 from ztunnel.l7.routing.units import ClusterUnit
 from ztunnel.l7.telemetry import fields as telemetry
 from ztunnel.l7.traffic import cluster as traffic
@@ -65,13 +65,6 @@ def pod_cluster(inputs: Inputs, workload: Workload, name: str) -> Json:
         **_protocol_options(Protocol.HTTP),
         **_metadata(telemetry.endpoint_metadata(inputs, owner, workload)),
     }
-
-
-def service_port(service: Service | None, number: int) -> ServicePort | None:
-    """Return the TCP port of a service, or None."""
-    if service is None:
-        return None
-    return next((p for p in service.ports if p.port == number and p.protocol == "TCP"), None)
 
 
 def _protocol_options(protocol: Protocol) -> Json:
