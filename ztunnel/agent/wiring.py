@@ -255,6 +255,9 @@ def build_api(
         pin_errors=lambda: core.kernel.pins.errors,
     )
     logs = LogControl(core.logs, core.sessions, gateways.sessions)
+    gateway_views = GatewayViews(
+        gateways.pods, gateways.sessions, gateways.rejected, gateways.queries
+    )
     metrics = MetricsCollector(
         totals=core.totals,
         rtt=core.rtt,
@@ -264,6 +267,7 @@ def build_api(
         sessions=core.sessions,
         read_events=traffic.same_node_events.read,
         pin_dir=options.pin_dir,
+        add_gateways=gateway_views.add_metrics,
     )
     endpoints = MetricsHealthServer(
         page=metrics.page,
@@ -271,9 +275,6 @@ def build_api(
         bind_address=options.metrics_bind_address,
         metrics_port=options.metrics_port,
         health_port=options.health_port,
-    )
-    gateway_views = GatewayViews(
-        gateways.pods, gateways.sessions, gateways.rejected, gateways.queries
     )
     admin = AdminServer(options.admin_socket, views, logs, gateway_views)
     return Api(logs, admin, metrics, endpoints)

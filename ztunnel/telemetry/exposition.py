@@ -60,6 +60,18 @@ OWN_METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "ztunnel_workers_queued_bytes": ("gauge", "Bytes queued for workers.", ()),
     "ztunnel_pods": ("gauge", "Pods of this node by enrollment state.", ("state",)),
+    "ztunnel_gateway_processes": ("gauge", "Connected gateway processes.", ()),
+    "ztunnel_gateway_messages_rejected": (
+        "counter",
+        "Invalid messages of gateway processes; each closed its session.",
+        (),
+    ),
+    "ztunnel_gateway_pods": ("gauge", "Gateway pods of this node by state.", ("state",)),
+    "ztunnel_gateway_rejected_resources": (
+        "gauge",
+        "Resources that the Envoy of a gateway pod rejects, at most 64.",
+        ("pod",),
+    ),
     "ztunnel_certificate_expiry_timestamp_seconds": (
         "gauge",
         "Unix time when the certificate of an identity expires.",

@@ -9,6 +9,7 @@ from ztunnel.agent.gateways.queries import GatewayQueries, GatewayQueryError
 from ztunnel.agent.gateways.rejections import RejectedConfig
 from ztunnel.agent.workers.registry import SessionRegistry
 from ztunnel.ipc.gateway_messages import GatewayView
+from ztunnel.telemetry.exposition import Snapshot
 
 MAX_LOG_LEVEL_CHARS = 64
 NO_PROCESS = "no gateway process is connected"
@@ -45,6 +46,18 @@ class GatewayViews:
             for session in self._sessions.sessions
         ]
         return {"gateways": rows, "processes": processes}
+
+    def add_metrics(self, snapshot: Snapshot) -> None:
+        """Set the metrics about gateways."""
+        pods = self._pods.pods()
+        served = sum(bool(pod.listeners) for pod in pods)
+        snapshot.set("ztunnel_gateway_processes", len(self._sessions.sessions))
+        snapshot.set("ztunnel_gateway_messages_rejected", self._sessions.rejected_messages)
+        snapshot.set("ztunnel_gateway_pods", served, "served")
+        snapshot.set("ztunnel_gateway_pods", len(pods) - served, "waiting")
+        for pod in pods:
+            count = len(self._rejected.of_pod(pod.workload.pod_uid))
+            snapshot.set("ztunnel_gateway_rejected_resources", count, _name(pod))
 
     async def gateway(self, pod: str, view: str, log_level: str = "") -> bytes:
         """A view of a pod (`namespace/name`) as JSON text.

@@ -60,6 +60,7 @@ class MetricsCollector:
         sessions: SessionRegistry,
         read_events: Callable[[], None],
         pin_dir: Path,
+        add_gateways: Callable[[Snapshot], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._totals = totals
@@ -70,6 +71,7 @@ class MetricsCollector:
         self._sessions = sessions
         self._read_events = read_events
         self._pin_dir = pin_dir
+        self._add_gateways = add_gateways
         self._clock = clock
         self._lock = asyncio.Lock()
         self._pages: dict[str, tuple[float, tuple[bytes, str]]] = {}
@@ -140,6 +142,7 @@ class MetricsCollector:
         self._set_agent(snapshot, status)
         self._set_data_path(snapshot, status)
         self._set_certificates(snapshot)
+        self._add_gateways(snapshot)
         for name, count in self._totals.series_count().items():
             snapshot.set("ztunnel_metrics_series", count, name)
         snapshot.set("ztunnel_metrics_series_overflow", self._totals.overflowed)

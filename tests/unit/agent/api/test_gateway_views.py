@@ -21,6 +21,7 @@ from ztunnel.ipc.gateway_messages import (
     GatewayView,
     RejectedResource,
 )
+from ztunnel.telemetry.exposition import Snapshot, render
 
 UID = "waypoint-0-uid"
 
@@ -78,6 +79,22 @@ async def test_list_has_pods_processes_and_rejections(
     assert '"rejected":[{"type":"Cluster","name":"c","message":"no"}]' in text
     assert '"problem":""' in text
     assert '"version":"1"' in text
+
+
+async def test_metrics_count_pods_and_rejections(api: Api, process: FakeGatewayProcess) -> None:
+    api.node.capture(gateway_workload("late"), netns="b")
+    api.node.pods.pods()[1].listeners.clear()
+    process.channel.send(GatewayRejected(UID, (RejectedResource("t", "c", "no"),)))
+    await wait_until_async(lambda: api.node.rejected.of_pod(UID), "the report")
+    snapshot = Snapshot()
+    GatewayViews(api.node.pods, api.node.sessions, api.node.rejected, api.node.queries).add_metrics(
+        snapshot
+    )
+    page = render(snapshot, "")[0].decode()
+    assert "ztunnel_gateway_processes 1.0" in page
+    assert 'ztunnel_gateway_pods{state="served"} 1.0' in page
+    assert 'ztunnel_gateway_pods{state="waiting"} 1.0' in page
+    assert 'ztunnel_gateway_rejected_resources{pod="shop/waypoint-0"} 1.0' in page
 
 
 async def test_view_is_passed_on_unchanged(api: Api, process: FakeGatewayProcess) -> None:
