@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from tests.support.apiserver.server import ROOT
 from tests.support.nodes.cluster_fixture import Nodes
 from tests.support.nodes.cluster_setup import TIMEOUT_S
 from tests.support.nodes.objects import namespace
+from tests.support.nodes.pods import SYSTEM
 
 SUITE_TIMEOUT_S = 900.0
+COMPONENTS = ("agent", "controller", "gateway", "proxy")
 PAGE, REPORT = ROOT / "docs/conformance.md", ROOT / "docs/conformance-report.yaml"
 UPDATE = os.environ.get("CONFORMANCE_UPDATE") == "yes"  # write them instead of comparing
 
@@ -88,3 +91,18 @@ def test_published_results_are_those_of_this_run(results: Results) -> None:
     assert PAGE.read_text() == page, "hint: make conformance"
     published = report.without_date(REPORT.read_text())
     assert published == report.without_date(results.report), "hint: make conformance"
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_component_logs_no_error_and_no_denied_request(
+    component: str, results: Results, served: Nodes
+) -> None:
+    selector = f"app.kubernetes.io/name=ztunnel-{component}"
+    words = ("logs", "-n", SYSTEM, "-l", selector, "--tail=-1")
+    lines = served.server.kubectl(*words).splitlines()
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    assert events
+    wrong = [event for event in events if event["level"] in {"error", "critical"}]
+    assert wrong == []
+    assert [line for line in lines if "forbidden" in line.lower()] == []
+    assert [line for line in lines if not line.startswith("{")] == []  # tracebacks
