@@ -107,7 +107,7 @@ LABELS = {
         "Namespace of that Gateway.  Default: the object's own.",
     ),
     "istio.io/waypoint-for": (
-        "Gateway label",
+        "Gateway or GatewayClass label",
         "Traffic that the waypoint accepts: `service` (default), `workload`, `all` or `none`.",
     ),
     "istio.io/WaypointBound": (

@@ -42,17 +42,17 @@ class From(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """What the mesh needs of a Gateway. `selector`: the namespaces of From.SELECTOR."""
+    """What the mesh needs of a Gateway. `selector`: the namespaces of From.SELECTOR.
+
+    `traffic`: by its own label; None if its GatewayClass decides.
+    """
 
     namespace: str
     name: str
-    traffic: Traffic
+    gateway_class: str
+    traffic: Traffic | None
     namespaces: From
     selector: Selector = ()
-
-    def accepts(self, traffic: Traffic) -> bool:
-        """Whether connections to services, or to workloads, pass the waypoint."""
-        return self.traffic in (traffic, Traffic.ALL)
 
     def admits(self, namespace: str, labels: Mapping[str, str]) -> bool:
         """Whether objects of a namespace with these labels may use the waypoint."""
@@ -65,14 +65,26 @@ def read_gateway(obj: Object) -> Gateway:
     """Validate and parse a Gateway. Raises TranslateError."""
     key = key_of(obj)
     fields = Fields(obj, f"{key}: ")
-    labels = fields.mapping("metadata").labels("labels")
-    traffic = labels.get(WAYPOINT_FOR, Traffic.SERVICE.value)
+    spec = fields.mapping("spec")
+    gateway_class = spec.string("gatewayClassName")
+    namespaces, selector = _namespaces(spec)
+    return Gateway(key.namespace, key.name, gateway_class, read_traffic(obj), namespaces, selector)
+
+
+def read_traffic(obj: Object) -> Traffic | None:
+    """The label istio.io/waypoint-for of a Gateway or GatewayClass; None without it.
+
+    Raises TranslateError.
+    """
+    key = key_of(obj)
+    traffic = Fields(obj, f"{key}: ").mapping("metadata").labels("labels").get(WAYPOINT_FOR)
+    if traffic is None:
+        return None
     if traffic not in set(Traffic):
         raise TranslateError(
             f"{key}: label {WAYPOINT_FOR} is {traffic!r:.40}, want service, workload, all or none"
         )
-    namespaces, selector = _namespaces(fields.mapping("spec"))
-    return Gateway(key.namespace, key.name, Traffic(traffic), namespaces, selector)
+    return Traffic(traffic)
 
 
 def _namespaces(spec: Fields) -> tuple[From, Selector]:

@@ -138,6 +138,7 @@ class ClusterView:
             "PeerAuthentication": self._policies.put_peer,
             "ServiceEntry": self.entries.put,
             "Gateway": self._put_gateway,
+            "GatewayClass": self._put_gateway_class,
         }
         self._deletes: dict[str, Callable[[ObjectKey], None]] = {
             "Namespace": self._drop_namespace,
@@ -149,6 +150,7 @@ class ClusterView:
             "PeerAuthentication": self._policies.drop,
             "ServiceEntry": self.entries.drop,
             "Gateway": self._drop_gateway,
+            "GatewayClass": self._drop_gateway_class,
         }
 
     def upsert(self, obj: Object) -> None:
@@ -288,6 +290,13 @@ class ClusterView:
 
     def _drop_gateway(self, key: ObjectKey) -> None:
         self._waypoints_changed(self._waypoints.drop(key))
+
+    def _put_gateway_class(self, key: ObjectKey, obj: Object) -> str:
+        self._waypoints_changed(self._waypoints.put_class(key, obj))
+        return ""
+
+    def _drop_gateway_class(self, key: ObjectKey) -> None:
+        self._waypoints_changed(self._waypoints.drop_class(key))
 
     def _waypoints_changed(self, users: frozenset[ObjectKey]) -> None:
         """Resolve the waypoint of these objects again."""

@@ -22,6 +22,7 @@ from ztunnel.kube.objects.waypoints import (
     Traffic,
     gateway_of,
     read_gateway,
+    read_traffic,
     requested_waypoint,
 )
 
@@ -39,11 +40,15 @@ NONE = Waypoint()
 
 
 class WaypointIndex:
-    """The Gateways, and which objects depend on each. `labels_of` returns a namespace's labels."""
+    """The Gateways and their classes, and which objects depend on each Gateway.
+
+    `labels_of` returns a namespace's labels.
+    """
 
     def __init__(self, labels_of: Callable[[str], Labels]) -> None:
         self._labels_of = labels_of
         self._gateways: dict[str, Gateway] = {}  # by `namespace/name`
+        self._classes: dict[str, Traffic] = {}  # GatewayClasses with a label, by name
         self._users: dict[str, set[ObjectKey]] = defaultdict(set)  # by waypoint
         self._waypoint_of: dict[ObjectKey, str] = {}
 
@@ -65,6 +70,31 @@ class WaypointIndex:
         if self._gateways.pop(name, None) is None:
             return frozenset()
         return frozenset(self._users.get(name, ()))
+
+    def put_class(self, key: ObjectKey, obj: Object) -> frozenset[ObjectKey]:
+        """Add or replace a GatewayClass, as `put`. Raises TranslateError."""
+        return self._set_class(key.name, read_traffic(obj))
+
+    def drop_class(self, key: ObjectKey) -> frozenset[ObjectKey]:
+        """Remove a GatewayClass, as `drop`."""
+        return self._set_class(key.name, None)
+
+    def _set_class(self, name: str, traffic: Traffic | None) -> frozenset[ObjectKey]:
+        if self._classes.pop(name, None) != traffic:
+            concerned = [each for each in self._gateways.items() if each[1].gateway_class == name]
+        else:
+            concerned = []
+        if traffic is not None:
+            self._classes[name] = traffic
+        users = (self._users.get(gateway, set()) for gateway, _ in concerned)
+        return frozenset().union(*users)
+
+    def _accepts(self, gateway: Gateway, traffic: Traffic) -> bool:
+        """Whether connections to services, or to workloads, pass the waypoint."""
+        accepted = gateway.traffic
+        if accepted is None:
+            accepted = self._classes.get(gateway.gateway_class, Traffic.SERVICE)
+        return accepted in (traffic, Traffic.ALL)
 
     def resolve(self, key: ObjectKey, labels: Labels, traffic: Traffic) -> Waypoint:
         """The waypoint of an object with these labels, for traffic to services or workloads."""
@@ -88,7 +118,7 @@ class WaypointIndex:
             # the default traffic type is `service`
             is_service = traffic is Traffic.SERVICE or own is not None
             return Waypoint(name, f"waypoint {name} does not exist") if is_service else NONE
-        if not found.accepts(traffic):
+        if not self._accepts(found, traffic):
             return NONE
         if not found.admits(key.namespace, inherited):
             return Waypoint(

@@ -177,6 +177,40 @@ def test_change_of_a_gateway_resolves_only_its_users_again() -> None:
     assert [each.waypoint_error for each in view.drain().services] == [MISSING]
 
 
+def gateway_class(traffic: str = "") -> Object:
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "GatewayClass",
+        "metadata": {
+            "name": "istio-waypoint",
+            "labels": {"istio.io/waypoint-for": traffic} if traffic else {},
+        },
+        "spec": {"controllerName": "istio.io/mesh-controller"},
+    }
+
+
+def test_class_of_the_gateway_decides_if_the_gateway_does_not() -> None:
+    view = view_of(gateway_class("workload"), objects.gateway(), namespace(use="waypoint"))
+    view.upsert(service())
+    view.upsert(pod())
+
+    def of_pod_and_service() -> tuple[str, str]:
+        found = resolved(view)
+        return found["web-1"][0], found["web"][0]
+
+    assert of_pod_and_service() == ("default/waypoint", "")
+    view.upsert(gateway_class("all"))
+    assert of_pod_and_service() == ("default/waypoint", "default/waypoint")
+    view.upsert(objects.gateway(traffic="service"))
+    assert of_pod_and_service() == ("", "default/waypoint")
+    view.upsert(objects.gateway())
+    view.delete("GatewayClass", "", "istio-waypoint")
+    assert of_pod_and_service() == ("", "default/waypoint")
+    view.upsert(gateway_class("everything"))
+    assert "want service, workload, all or none" in view.errors()["GatewayClass istio-waypoint"]
+    assert of_pod_and_service() == ("", "default/waypoint")
+
+
 def test_invalid_gateway_keeps_its_previous_state_and_is_reported() -> None:
     view = view_of(objects.gateway(), service(use="waypoint"))
     view.upsert(objects.gateway(traffic="everything"))
@@ -200,6 +234,9 @@ CHANGES = (
     objects.gateway(traffic="all"),
     objects.gateway(traffic="workload"),
     objects.gateway(allowed={"from": "All"}),
+    gateway_class(),
+    gateway_class("all"),
+    gateway_class("none"),
 )
 
 
