@@ -87,6 +87,14 @@ class RouteTable:
     problems: tuple[Problem, ...] = ()
 
 
+class StreamTable(NamedTuple):
+    """Fields of TcpProxy that select clusters, the clusters that exist, and what is wrong."""
+
+    fields: Json
+    uses: frozenset[ClusterRef] = frozenset()
+    problems: tuple[Problem, ...] = ()
+
+
 @dataclass(frozen=True)
 class EndpointGroup:
     """Endpoints of a cluster with a common locality and priority: fields of LocalityLbEndpoints."""

@@ -13,7 +13,7 @@ import pytest
 
 from tests.envoy.traffic.worlds import destination_rule, fields_of, world_with_versions
 from tests.support.waypoint.backend import Backend
-from tests.support.waypoint.client import Answer, request
+from tests.support.waypoint.client import Answer, dial, request
 from tests.support.waypoint.envoy import running_envoy
 from tests.support.waypoint.world import World
 
@@ -63,6 +63,16 @@ def test_exact_host_wins_over_wildcard_and_oldest_over_newer() -> None:
     found = fields_of(world)
     assert found.fields["lb_policy"] == "ROUND_ROBIN"
     assert [(p.name, p.reason) for p in found.problems] == [("c", "Conflicted")]
+
+
+def test_idle_connections_of_tcp_are_closed(tmp_path: Path) -> None:
+    with Backend("v1") as backend:
+        world, vip = world_with_versions({"v1": backend}, protocol="tcp")
+        world.add(destination_rule({"connectionPool": {"tcp": {"idleTimeout": "0.3s"}}}))
+        config = world.compile()
+        assert config.problems == ()
+        with running_envoy(config, tmp_path) as envoy, dial(envoy.port, vip) as sock:
+            assert sock.recv(1) == b""  # the default is an hour
 
 
 def test_settings_of_a_port_replace_and_those_of_a_subset_override() -> None:

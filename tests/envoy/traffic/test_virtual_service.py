@@ -357,3 +357,34 @@ def test_destination_of_another_namespace_needs_a_grant() -> None:
     found = route_source(world.inputs, destination)
     assert found is not None
     assert [ref.name for ref in found.uses] == ["data/db|80"]
+
+
+def test_tcp_routes_select_subsets(tmp_path: Path) -> None:
+    with Backend("v1") as v1, Backend("v2") as v2:
+        world, vip = world_with_versions({"v1": v1, "v2": v2}, protocol="tcp")
+        world.add(destination_rule({}, subsets=SUBSETS))
+        other = {"match": [{"port": 81}], "route": [to("v1")]}
+        route = {"match": [{"port": 80}], "route": [to("v2")]}
+        world.add(virtual_service(http=[], tcp=[other, route]))
+        config = world.compile()
+        assert config.problems == ()
+        with running_envoy(config, tmp_path) as envoy:
+            assert {request(envoy.port, vip).backend for _ in range(6)} == {"v2"}
+
+
+def test_tcp_route_with_unsupported_match_closes_connections(tmp_path: Path) -> None:
+    with Backend("v1") as v1:
+        world, vip = world_with_versions({"v1": v1}, protocol="tcp")
+        match = {"destinationSubnets": ["10.0.0.0/8"]}
+        world.add(virtual_service(http=[], tcp=[{"match": [match], "route": [to()]}]))
+        config = world.compile()
+        assert [problem.severity for problem in config.problems] == ["error"]
+        with running_envoy(config, tmp_path) as envoy, pytest.raises(OSError):
+            request(envoy.port, vip)
+
+
+def test_tls_routes_are_reported() -> None:
+    world, _ = world_with_versions({}, protocol="tls")
+    world.add(virtual_service(http=[], tls=[{"match": [{"sniHosts": ["a"]}], "route": [to()]}]))
+    (problem,) = world.compile().problems
+    assert (problem.field, problem.severity) == ("spec.tls", "ignored")

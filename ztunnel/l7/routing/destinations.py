@@ -22,7 +22,8 @@ from ztunnel.l7.routing.envoy.stream_routes import StreamTarget, by_server_name,
 from ztunnel.l7.routing.protocols import declared_protocol
 from ztunnel.l7.routing.units import ANY_PORT, Branch, DestinationUnit
 from ztunnel.l7.security.filters import filters
-from ztunnel.l7.traffic.routes import route_source
+from ztunnel.l7.traffic.cluster import stream_limits
+from ztunnel.l7.traffic.routes import route_source, stream_source
 from ztunnel.mesh.model import Service, ServicePort, Workload
 
 _REQUESTS = (Protocol.HTTP, Protocol.HTTP2)
@@ -120,8 +121,7 @@ class _Port:
     def _of(self, protocol: Protocol, chain: str) -> DestinationUnit:
         """Return the chain for a protocol, with the routes if it is HTTP."""
         if protocol not in _REQUESTS:
-            own = StreamTarget({"cluster": self._own.name}, frozenset((self._own,)), ())
-            return self._tcp(protocol, chain, own)
+            return self._tcp(protocol, chain, self._stream_default(protocol))
         destination = self._destination(protocol)
         policies = filters(self._inputs, destination)
         builder = RouteBuilder(self._inputs, self._service, self._port)
@@ -139,6 +139,13 @@ class _Port:
                 *self._route_problems(),
             ),
         )
+
+    def _stream_default(self, protocol: Protocol) -> StreamTarget:
+        """Return where connections go to which no route of Gateway API applies."""
+        found = stream_source(self._inputs, self._destination(protocol))
+        if found is not None:
+            return StreamTarget(*found)
+        return StreamTarget({"cluster": self._own.name}, frozenset((self._own,)), ())
 
     def _default(self, destination: Destination) -> RouteTable:
         """Return the routes for clients to which no route of Gateway API applies."""
@@ -171,8 +178,9 @@ class _Port:
     def _tcp(self, protocol: Protocol, chain: str, target: StreamTarget) -> DestinationUnit:
         destination = self._destination(protocol)
         policies = filters(self._inputs, destination)
+        fields = {**target.fields, **stream_limits(self._inputs, destination)}
         return DestinationUnit(
-            chains=(tcp_chain(self._inputs, destination, policies, chain, target.fields),),
+            chains=(tcp_chain(self._inputs, destination, policies, chain, fields),),
             clusters={each["name"]: each for each in policies.clusters},
             uses=target.uses,
             problems=(*policies.problems, *target.problems),

@@ -17,9 +17,9 @@ from ztunnel.l7.api.istio.destination_rule import (
     effective_sections,
     parse_destination_rule,
 )
-from ztunnel.l7.api.istio.values import Reporter
+from ztunnel.l7.api.istio.values import Reporter, duration
 from ztunnel.l7.config import ClusterFields, Json, LocalityPolicy
-from ztunnel.l7.inputs import Inputs, Protocol
+from ztunnel.l7.inputs import Destination, Inputs, Protocol
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
 from ztunnel.l7.traffic import tls as tls_fields
@@ -60,7 +60,7 @@ def cluster_fields(
     policy = tls_fields.backend_tls_policy(inputs, service, port)
     problems = _policy_problems(policy) if policy is not None else []
     if rule is not None:
-        problems += _rule_problems(rule, inputs.settings.locality)
+        problems += _rule_problems(rule, inputs.settings.locality, protocol)
     sections: Sections = {}
     labels: dict[str, str] = {}
     rejected = rule is not None and bool(rule.error)
@@ -84,6 +84,24 @@ def cluster_fields(
     return ClusterFields(
         found.fields, tuple(problems), labels=labels, rejected=rejected, locality=found.locality
     )
+
+
+def stream_limits(inputs: Inputs, destination: Destination) -> Json:
+    """Return fields of TcpProxy that limit the time of connections to a service port."""
+    service, port = destination.service, destination.port
+    rule = None if service is None else find_rule(inputs, destination.gateway, service)
+    if rule is None or port is None:
+        return {}
+    pool = effective_sections(rule, "", port.port).get("connectionPool", _NO_FIELDS)
+    try:
+        tcp = pool.mapping("tcp")
+        limits = {
+            "idle_timeout": duration(tcp, "idleTimeout", zero=True),
+            "max_downstream_connection_duration": duration(tcp, "maxConnectionDuration"),
+        }
+    except TranslateError:
+        return {}  # its cluster has no endpoints
+    return {name: value for name, value in limits.items() if value}
 
 
 def rule_problems(inputs: Inputs) -> tuple[Problem, ...]:
@@ -147,13 +165,15 @@ def _proxy_protocol(section: Fields, fields: Json) -> Json:
     }
 
 
-def _rule_problems(rule: DestinationRule, locality: str) -> list[Problem]:
+def _rule_problems(
+    rule: DestinationRule, locality: str, protocol: Protocol = Protocol.HTTP
+) -> list[Problem]:
     """What is wrong with any part of a rule, including parts that do not apply to a port."""
     reporter = Reporter(rule.obj)
     reporter.problems += rule.problems
     for sections in all_sections(rule):
         try:
-            _translate(sections, locality, reporter)
+            _translate(sections, locality, reporter, protocol=protocol)
         except TranslateError as error:
             message = f"{error}; the requests that it concerns are rejected"
             reporter.report(Severity.ERROR, "spec", message, "Invalid")

@@ -41,12 +41,9 @@ def pool_fields(
     options, is_http = _http_options(tcp, http, protocol), is_request_protocol(protocol)
     if is_http and options:
         fields["typed_extension_protocol_options"] = {HTTP_OPTIONS: options}
+    duration(tcp, "idleTimeout", zero=True)  # for its errors: of TCP, the listener has it
     if is_http:
-        why = "connections of HTTP have http.idleTimeout"
-        reporter.ignored(tcp, "idleTimeout", why=why)
-    else:
-        names = ("idleTimeout", "maxConnectionDuration")
-        reporter.ignored(tcp, *names, why="connections of TCP have no time limit at waypoints")
+        reporter.ignored(tcp, "idleTimeout", why="connections of HTTP have http.idleTimeout")
     return fields
 
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ztunnel.l7.api.istio.values import Reporter
-from ztunnel.l7.config import RouteTable
-from ztunnel.l7.inputs import Destination, Inputs
+from ztunnel.l7.config import ClusterRef, RouteTable, StreamTable
+from ztunnel.l7.inputs import Destination, Inputs, Protocol
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
 from ztunnel.l7.traffic.virtual_service.destinations import Resolver
 from ztunnel.l7.traffic.virtual_service.routes import RouteTableBuilder
 from ztunnel.l7.traffic.virtual_service.selection import select
+from ztunnel.l7.traffic.virtual_service.streams import StreamTableBuilder
 
 
 def route_source(inputs: Inputs, destination: Destination) -> RouteTable | None:
@@ -30,6 +31,26 @@ def route_source(inputs: Inputs, destination: Destination) -> RouteTable | None:
     table = RouteTableBuilder(selected.obj, resolver).build()
     conflicts = tuple(_conflict(obj, selected.obj) for obj in selected.shadowed)
     return table and replace(table, problems=(*table.problems, *conflicts))
+
+
+def stream_source(inputs: Inputs, destination: Destination) -> StreamTable | None:
+    """Return where connections to a port go to which no route of Gateway API attaches.
+
+    None: all connections go to the service itself.
+    """
+    service, port = destination.service, destination.port
+    if service is None or port is None:
+        return None
+    selected = select(inputs, destination.gateway, service)
+    if selected is None:
+        return None
+    resolver = Resolver(inputs, selected.obj, destination.gateway, service, port.port)
+    builder = StreamTableBuilder(selected.obj, resolver)
+    table = builder.build() if destination.protocol is Protocol.TCP else None
+    if table is None and builder.problems:
+        own = ClusterRef(service.key, port.port)
+        return StreamTable({"cluster": own.name}, frozenset((own,)), builder.problems)
+    return table
 
 
 def _conflict(obj: L7Object, older: L7Object) -> Problem:

@@ -40,6 +40,7 @@ class RouteTableBuilder:
         spec, routes = Fields(self._object.spec, "spec."), []
         try:
             spec.allow_only(*_SPEC)
+            self._reporter.ignored(spec, "tls", why="has no effect at waypoints; use a TLSRoute")
             given = list(spec.mappings("http"))
             if len(given) > MAX_ROUTES:
                 raise spec.error("http", f"at most {MAX_ROUTES} routes")
