@@ -194,6 +194,35 @@ def test_problem_is_found(ztctl: Ztctl, tmp_path: Path, case: tuple[str, str, st
     assert code == (1 if severity == "error" else 0)
 
 
+VIRTUAL_SERVICE = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: v, namespace: shop}
+spec: {hosts: [HOST], http: [{route: [{destination: {host: cart}}]}]}
+---
+"""
+HTTP_ROUTE = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r, namespace: shop}
+spec:
+  parentRefs: [{kind: Service, group: "", name: cart}]
+  rules: [{backendRefs: [{name: cart, port: 80}]}]
+"""
+
+
+def test_virtual_service_without_effect_is_named(ztctl: Ztctl, tmp_path: Path) -> None:
+    used = WORKING + VIRTUAL_SERVICE.replace("HOST", "cart")
+    assert findings(ztctl, tmp_path, used) == (0, [])
+    for text, message in (
+        (WORKING + VIRTUAL_SERVICE.replace("HOST", "none"), "none of its hosts is a service"),
+        (used + HTTP_ROUTE, "routes of Gateway API apply to service shop/cart instead"),
+    ):
+        _, (row,) = findings(ztctl, tmp_path, text)
+        assert (row["kind"], row["severity"]) == ("VirtualService", "ignored")
+        assert message in row["message"]
+
+
 def test_working_objects_have_no_problem(ztctl: Ztctl, tmp_path: Path) -> None:
     assert findings(ztctl, tmp_path, WORKING + policy("p", f"{{{target('cart')}, {RULE}}}")) == (
         0,

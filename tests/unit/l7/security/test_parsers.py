@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.l7.security.rig import (
+from tests.envoy.security.rig import (
     Object,
     PolicyWorld,
     Rig,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.l7.security.rig import (
+from tests.envoy.security.rig import (
     CART,
     Object,
     Rig,

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from tests.unit.l7.security.rig import (
+from tests.envoy.security.rig import (
     Object,
     Rig,
     authorization_policy,
     request_authentication,
     rule,
 )
-from tests.unit.l7.security.tokens import Issuer
+from tests.envoy.security.tokens import Issuer
 
 SHOP, OTHER, REMOTE = Issuer("https://shop.example"), Issuer("other"), Issuer("remote")
 STRANGER = Issuer("https://shop.example")  # the same name, another key

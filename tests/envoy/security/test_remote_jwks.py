@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.envoy.security.certificate import self_signed
+from tests.envoy.security.rig import Object, Rig, request_authentication
+from tests.envoy.security.tokens import Issuer
 from tests.support.ports import free_ports
-from tests.unit.l7.security.certificate import self_signed
-from tests.unit.l7.security.rig import Object, Rig, request_authentication
-from tests.unit.l7.security.tokens import Issuer
 from ztunnel.l7.api import request_authentication as parser
 from ztunnel.l7.deployment.bootstrap import RUNTIME
 from ztunnel.l7.security import jwt

@@ -6,7 +6,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from tests.unit.l7.security.rig import Object, authorization_policy
+from tests.envoy.security.rig import Object, authorization_policy
 
 IDENTITIES = [
     "",

@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.envoy.security.rig import Object, Rig, authorization_policy, rule
 from tests.support.ports import free_ports
 from tests.support.waypoint.backend import Backend
-from tests.unit.l7.security.rig import Object, Rig, authorization_policy, rule
 from ztunnel.l7.security.request import Connection, HttpRequest
 from ztunnel.l7.security.simulate import simulate
 from ztunnel.mesh.model import Service, ServicePort, SocketAddress

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.unit.l7.security.random_policies import random_policies, random_request
-from tests.unit.l7.security.rig import Rig, request_authentication
-from tests.unit.l7.security.tokens import Issuer
+from tests.envoy.security.random_policies import random_policies, random_request
+from tests.envoy.security.rig import Rig, request_authentication
+from tests.envoy.security.tokens import Issuer
 from ztunnel.l7.security.evaluate import Decision
 from ztunnel.l7.security.request import Connection, HttpRequest
 from ztunnel.l7.security.simulate import simulate

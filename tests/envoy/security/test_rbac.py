@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.l7.security.rig import CART, Object, Rig, authorization_policy, rule, target
+from tests.envoy.security.rig import CART, Object, Rig, authorization_policy, rule, target
 
 CATALOG = "spiffe://cluster.local/ns/catalog/sa/web"
 POLICIES: dict[str, list[Object]] = {

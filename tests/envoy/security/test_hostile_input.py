@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from tests.unit.l7.security.rig import (
+from tests.envoy.security.rig import (
     CART,
     Object,
     Rig,
@@ -20,7 +20,7 @@ from tests.unit.l7.security.rig import (
     request_authentication,
     rule,
 )
-from tests.unit.l7.security.tokens import Issuer
+from tests.envoy.security.tokens import Issuer
 from ztunnel.l7.api.authorization_policy import MAX_TEMPLATES, MAX_VALUES
 from ztunnel.l7.names import PeerState
 from ztunnel.mesh.headers.proxy_protocol import encode_proxy_header

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.l7.security.rig import Rig, exchange
+from tests.envoy.security.rig import Rig, exchange
 from ztunnel.l7.security.paths import normalize_path
 
 PATHS = 3000
