@@ -85,6 +85,26 @@ def test_tcp_service_that_sends_first_is_not_delayed(tmp_path: Path) -> None:
             assert sock.recv(100) == b"hello\n"
 
 
+def test_waypoint_of_pods_does_not_delay_declared_tcp_services(tmp_path: Path) -> None:
+    world = World()
+    world.pod("direct", (LOOPBACK,), waypoint=GATEWAY)
+    with _LineServer() as port, Backend("web") as backend:
+        plain = world.service("plain", {3000: "tcp"}, [port])
+        with running_envoy(world.compile(), tmp_path) as envoy:
+            with dial(envoy.port, plain) as sock:
+                sock.settimeout(2)
+                assert sock.recv(100) == b"hello\n"
+            assert request(envoy.port, (LOOPBACK, backend.port)).backend == "web"
+
+
+def test_other_namespaces_do_not_decide_what_is_http_for_pods() -> None:
+    world = World()
+    world.pod("direct", (LOOPBACK,), waypoint=GATEWAY)
+    world.service("plain", {3000: "tcp"}, namespace="other")
+    listener = world.compile().resources[TypeUrl.LISTENER]["waypoint"]
+    assert "3000" not in str(listener["listener_filters"])
+
+
 def test_undeclared_port_serves_http_and_other_bytes(waypoint: Waypoint) -> None:
     assert request(waypoint.envoy.port, waypoint.detected).backend == "web"
     with dial(waypoint.envoy.port, waypoint.detected) as sock:

@@ -108,10 +108,13 @@ class _Port:
         if kind == "TLSRoute":
             return self._by_server_name()
         if kind == "TCPRoute":
-            return self._selected(chain_action(self._name), [self._stream(self._routes)])
+            units = [self._stream(self._routes)]
+            return self._selected(chain_action(self._name), units, is_raw=True)
         declared = declared_protocol(self._port)
         if declared is not None:
-            return self._selected(chain_action(self._name), [self._of(declared, self._name)])
+            units = [self._of(declared, self._name)]
+            is_raw = declared not in _REQUESTS
+            return self._selected(chain_action(self._name), units, is_raw=is_raw)
         if self._routes.explicit and self._routes.groups:
             return self._selected(chain_action(self._name), [self._of(Protocol.HTTP, self._name)])
         http, tcp = f"{self._name}|http", f"{self._name}|tcp"
@@ -173,7 +176,7 @@ class _Port:
             target = stream_target(self._inputs, self._service, route)
             units.append(self._tcp(Protocol.TLS, chain, target))
             chains.append((chain, route))
-        return self._selected(by_server_name(chains), units, inspect_tls=True)
+        return self._selected(by_server_name(chains), units, inspect_tls=True, is_raw=True)
 
     def _tcp(self, protocol: Protocol, chain: str, target: StreamTarget) -> DestinationUnit:
         destination = self._destination(protocol)
@@ -193,10 +196,15 @@ class _Port:
         *,
         inspect_http: bool = False,
         inspect_tls: bool = False,
+        is_raw: bool = False,
     ) -> DestinationUnit:
-        """Return the units' contents, selected by the addresses of the service."""
+        """Return the units' contents, selected by the addresses of the service.
+
+        Only the waypoint's own namespace decides for all pods that a port is not HTTP.
+        """
+        is_raw &= self._service.namespace == self._gateway.partition("/")[0]
         branches = tuple(
-            Branch(ip, self._port.port, on_match, inspect_http, inspect_tls)
+            Branch(ip, self._port.port, on_match, inspect_http, inspect_tls, is_raw)
             for ip in self._service.vips
         )
         return joined([DestinationUnit(branches=branches), *units])

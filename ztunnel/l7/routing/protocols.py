@@ -30,7 +30,7 @@ _DECLARED = {
 
 # SMTP, DNS, MySQL, MongoDB: servers of these protocols may send first, so that waiting for the
 # client's bytes would block. istio/istio, pkg/config/kube/conversion.go.
-_SERVER_FIRST_PORTS = frozenset((25, 53, 3306, 27017))
+SERVER_FIRST_PORTS = frozenset((25, 53, 3306, 27017))
 
 
 def is_grpc_web(port: ServicePort | None) -> bool:
@@ -41,7 +41,7 @@ def is_grpc_web(port: ServicePort | None) -> bool:
 def declared_protocol(port: ServicePort) -> Protocol | None:
     """Return the protocol of a port; None if Envoy has to detect it from the first bytes."""
     found = _DECLARED.get(port.app_protocol)
-    if found is None and not port.app_protocol and port.port in _SERVER_FIRST_PORTS:
+    if found is None and not port.app_protocol and port.port in SERVER_FIRST_PORTS:
         return Protocol.TCP
     return found
 

@@ -23,6 +23,7 @@ class Branch(NamedTuple):
 
     `on_match` is an OnMatch of the listener's matcher: an action that names a chain, or another
     matcher. `inspect_http`, `inspect_tls`: the matcher needs what these listener filters detect.
+    `is_raw`: a service of the waypoint's own namespace declares that the port is not HTTP.
     """
 
     ip: str
@@ -30,6 +31,7 @@ class Branch(NamedTuple):
     on_match: Json
     inspect_http: bool = False
     inspect_tls: bool = False
+    is_raw: bool = False
 
 
 @dataclass(frozen=True)

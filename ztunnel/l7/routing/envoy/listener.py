@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from ztunnel.l7.config import Json
 from ztunnel.l7.names import WAYPOINT_LISTENER, WAYPOINT_PORT, PeerState
 from ztunnel.l7.routing.envoy.extensions import listener_filter, matcher_input
+from ztunnel.l7.routing.protocols import SERVER_FIRST_PORTS
 from ztunnel.l7.routing.units import ANY_PORT, Branch
 
 # A server of an undeclared protocol that sends first has to wait for this long, and its connection
@@ -65,23 +66,31 @@ def _exact(value: Json, matches: dict[str, Json]) -> Json:
 def _inspectors(branches: Sequence[Branch]) -> list[Json]:
     """Inspectors wait for the client's first bytes, so they run only on ports that need them."""
     found = []
-    if any(b.inspect_tls for b in branches):
-        ports = _disabled_except([b.port for b in branches if b.inspect_tls])
-        found.append(listener_filter("tls_inspector", "tls_inspector.v3.TlsInspector") | ports)
-    if any(b.inspect_http for b in branches):
-        ports = _disabled_except([b.port for b in branches if b.inspect_http])
-        found.append(listener_filter("http_inspector", "http_inspector.v3.HttpInspector") | ports)
+    tls = {b.port for b in branches if b.inspect_tls}
+    http = {b.port for b in branches if b.inspect_http}
+    if tls:
+        only = {"filter_disabled": {"not_match": _any_of(tls)}}
+        found.append(listener_filter("tls_inspector", "tls_inspector.v3.TlsInspector") | only)
+    if http:
+        raw = {b.port for b in branches if b.is_raw}
+        inspector = listener_filter("http_inspector", "http_inspector.v3.HttpInspector")
+        found.append(inspector | _disabled(http, raw | SERVER_FIRST_PORTS))
     return found
 
 
-def _disabled_except(ports: list[int]) -> Json:
-    if ANY_PORT in ports:
-        return {}
+def _disabled(ports: set[int], raw: set[int]) -> Json:
+    """Where http_inspector does not run. Pods need it on every port, except on those that are
+    known not to be HTTP: there, it would delay servers that send first."""
+    if ANY_PORT not in ports:
+        return {"filter_disabled": {"not_match": _any_of(ports)}}
+    return {"filter_disabled": _any_of(raw - ports)} if raw - ports else {}
+
+
+def _any_of(ports: set[int]) -> Json:
     ranges = [
-        {"destination_port_range": {"start": port, "end": port + 1}} for port in sorted(set(ports))
+        {"destination_port_range": {"start": port, "end": port + 1}} for port in sorted(ports)
     ]
-    needed = {"or_match": {"rules": ranges}} if len(ranges) > 1 else ranges[0]
-    return {"filter_disabled": {"not_match": needed}}
+    return {"or_match": {"rules": ranges}} if len(ranges) > 1 else ranges[0]
 
 
 _PROXY_PROTOCOL = listener_filter(
