@@ -13,7 +13,7 @@ import pytest
 
 from tests.lab.helpers.harness import APPS, named
 from tests.support.waiting import wait_until
-from ztunnel.lab import Lab
+from ztunnel.lab import Lab, admin_get
 
 RATE = 200  # requests per second
 AMBIENT = {"istio.io/dataplane-mode": "ambient"}
@@ -122,3 +122,84 @@ def test_no_request_fails_when_the_control_plane_is_killed(shop: Lab, component:
     shop.delete("service", "late", NAMESPACE)
     assert report["failures"] == []
     assert report["requests"] >= 4 * RATE
+
+
+def _gateway_rows(lab: Lab) -> dict[str, dict[str, Any]]:
+    """The gateway pods of the namespace by node."""
+    found = {}
+    for node in ("node1", "node2"):
+        _, answer = admin_get(lab.names, node, "/v1/gateways")
+        for row in (answer or {}).get("gateways", []):
+            if row["gateway"] == f"{NAMESPACE}/waypoint":
+                found[node] = row
+    return found
+
+
+def _view(lab: Lab, view: str) -> dict[str, Any]:
+    """A view of the gateway pod; empty while no process serves it."""
+    ((node, row),) = _gateway_rows(lab).items()
+    status, answer = admin_get(lab.names, node, f"/v1/gateway?pod={row['workload']}&view={view}")
+    assert status in (200, 404), answer
+    return answer if isinstance(answer, dict) and status == 200 else {}
+
+
+def test_views_show_what_envoy_has(shop: Lab) -> None:
+    ((_, row),) = _gateway_rows(shop).items()
+    assert (row["problem"], row["rejected"]) == ("", [])
+    assert row["listeners"] == ["metrics4", "metrics6", "xds4", "xds6"]
+    wait_until(lambda: _view(shop, "xds")["synced"], lambda: _view(shop, "xds"))
+    xds = _view(shop, "xds")
+    assert {each["state"] for each in xds["resources"]} == {"SYNCED"}
+    assert f"{NAMESPACE}/web|80" in {each["name"] for each in xds["resources"]}
+    clusters = {each["name"] for each in _view(shop, "clusters")["cluster_statuses"]}
+    assert f"{NAMESPACE}/web|80" in clusters
+    assert "configs" in _view(shop, "config_dump")
+    assert "rbac" in _view(shop, "log")["loggers"]
+
+
+def test_metrics_are_served_in_the_gateway_pod(shop: Lab) -> None:
+    ((_, row),) = _gateway_rows(shop).items()
+    assert _status(shop) == "200"
+    name = row["workload"].partition("/")[2]
+    for host in ("127.0.0.1", "[::1]"):
+        argv = ["curl", "-sg", "-m", "5", f"http://{host}:15020/metrics"]
+        page = shop.exec(name, *argv, namespace=NAMESPACE).stdout
+        assert f'destination_service="web.{NAMESPACE}.svc.cluster.local"' in page
+        assert "\nenvoy_istio_" not in page
+
+
+FLOOD = """
+import os, socket, time
+for number in range(60):
+    for _ in range(4):
+        with socket.create_connection(("127.0.0.1", 15010), 5) as sock:
+            sock.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + os.urandom(4096))
+held = [socket.create_connection(("127.0.0.1", 15010), 5) for _ in range(30)]
+time.sleep(1)
+"""
+
+
+def test_another_container_of_the_pod_cannot_disturb_the_configuration(shop: Lab) -> None:
+    """It can connect to the xDS listener, like Envoy."""
+    ((_, row),) = _gateway_rows(shop).items()
+    load = _start_load(shop)
+    name = row["workload"].partition("/")[2]
+    flood = shop.popen(name, sys.executable, "-c", FLOOD, namespace=NAMESPACE)
+    assert shop.apply(_service("flooded")) == []
+    wait_until(lambda: _status(shop, "flooded") == "200", "the new service", timeout_s=10)
+    assert flood.wait(30) == 0
+    report = _report(load)
+    shop.delete("service", "flooded", NAMESPACE)
+    assert report["failures"] == []
+    assert _view(shop, "xds")["connected"]
+
+
+def test_replaced_process_takes_over_without_a_failed_request(shop: Lab) -> None:
+    """As in a rolling update: SIGTERM, then another process."""
+    load = _start_load(shop)
+    for node in ("node1", "node2"):
+        shop.restart(node, "gateway")
+    _requests(load)
+    wait_until(lambda: _view(shop, "xds").get("synced"), "Envoy to reconnect")
+    report = _report(load)
+    assert report["failures"] == []
