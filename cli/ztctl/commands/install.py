@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 TIMEOUT_S = 300.0  # most of it for pulling the image
 _NOTE_COLUMNS = (Column("FIELD", "field"), Column("EFFECT", "effect"), Column("MEANING", "meaning"))
 
+_GATEWAYS = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": CRD,
+    "metadata": {"name": "gateways.gateway.networking.k8s.io"},
+}
+_NO_GATEWAY_API = (
+    "note: the cluster has no Gateway API, which waypoints require; hint: "
+    "kubectl apply --server-side -f https://github.com/kubernetes-sigs/gateway-api/releases/"
+    "download/v1.6.3/standard-install.yaml"
+)
+
 
 @click.command()
 @click.option(
@@ -92,6 +103,8 @@ def install(
             return
     with closing(context.api_server()) as api_server:
         _apply(context, api_server, objects, dry_run=dry_run, force=force)
+        if api_server.get(_GATEWAYS) is None:
+            _report(context, _NO_GATEWAY_API)
         if wait and not dry_run:
             _wait(context, api_server, objects, timeout_s)
 
