@@ -27,6 +27,7 @@ from ztunnel.l7.routing.route_status import route_status
 from ztunnel.l7.status.gateway import listener_problem
 from ztunnel.l7.telemetry.effective import telemetry_problems
 from ztunnel.l7.traffic.cluster import rule_problems
+from ztunnel.l7.traffic.unused import unused_problems
 from ztunnel.l7.traffic.virtual_service.selection import KIND as VIRTUAL_SERVICE
 from ztunnel.l7.traffic.virtual_service.selection import select
 
@@ -223,6 +224,7 @@ _SOURCES: tuple[Callable[[Inputs], Iterable[Problem]], ...] = (
     _routes,
     _request_authentications,
     rule_problems,
+    unused_problems,
     telemetry_problems,
     _virtual_services,
     _never_read,

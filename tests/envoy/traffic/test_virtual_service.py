@@ -21,6 +21,7 @@ from ztunnel.l7.config import RouteTable
 from ztunnel.l7.inputs import Destination, Protocol
 from ztunnel.l7.names import PeerState
 from ztunnel.l7.traffic.routes import route_source
+from ztunnel.l7.traffic.unused import unused_problems
 
 SUBSETS = [{"name": v, "labels": {"version": v}} for v in ("v1", "v2")]
 
@@ -269,7 +270,9 @@ def test_http_route_replaces_the_virtual_service(tmp_path: Path) -> None:
               parentRefs: [{group: "", kind: Service, name: web}]
               rules: [{backendRefs: [{name: web, port: 80}]}]
             """)
-        with running_envoy(world.compile(), tmp_path) as envoy:
+        config = world.compile()
+        assert [(p.kind, p.reason) for p in config.problems] == [("VirtualService", "Conflicted")]
+        with running_envoy(config, tmp_path) as envoy:
             assert request(envoy.port, vip).status == 200
 
 
@@ -388,3 +391,16 @@ def test_tls_routes_are_reported() -> None:
     world.add(virtual_service(http=[], tls=[{"match": [{"sniHosts": ["a"]}], "route": [to()]}]))
     (problem,) = world.compile().problems
     assert (problem.field, problem.severity) == ("spec.tls", "ignored")
+
+
+def test_objects_that_no_waypoint_uses_are_reported() -> None:
+    world, _ = world_with_versions({})
+    world.add(virtual_service({"route": [to()]}))
+    world.add(virtual_service({"route": [to()]}, name="unused", hosts=["other"]))
+    world.add(destination_rule({}))
+    world.add(destination_rule({}, name="unused", host="other"))
+    found = unused_problems(world.inputs)
+    assert [(p.kind, p.name) for p in found] == [
+        ("DestinationRule", "unused"),
+        ("VirtualService", "unused"),
+    ]

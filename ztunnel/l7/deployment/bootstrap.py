@@ -30,6 +30,7 @@ RUNTIME = {
     "re2.max_program_size.error_level": 32768,  # instructions of one expression
     "http.async_response_buffer_limit": 1 << 20,  # bytes of a response that a filter requests
 }
+LOG_FLUSH_INTERVAL_MS = 1000  # of the access log, as Istio's; Envoy's default is 10 s
 _BUFFER_BYTES = 1 << 20  # flow-control windows and buffers of the xDS stream
 _V3 = "V3"
 
@@ -74,6 +75,8 @@ def envoy_arguments(config: Json, threads: int | None) -> list[str]:
         str(DRAIN_S),
         "--drain-strategy",
         "immediate",
+        "--file-flush-interval-msec",
+        str(LOG_FLUSH_INTERVAL_MS),
         *concurrency,
     ]
 

@@ -23,7 +23,7 @@ from ztunnel.l7.routing.protocols import declared_protocol
 from ztunnel.l7.routing.units import ANY_PORT, Branch, DestinationUnit
 from ztunnel.l7.security.filters import filters
 from ztunnel.l7.traffic.cluster import stream_limits
-from ztunnel.l7.traffic.routes import route_source, stream_source
+from ztunnel.l7.traffic.routes import replaced_problems, route_source, stream_source
 from ztunnel.mesh.model import Service, ServicePort, Workload
 
 _REQUESTS = (Protocol.HTTP, Protocol.HTTP2)
@@ -153,7 +153,8 @@ class _Port:
     def _default(self, destination: Destination) -> RouteTable:
         """Return the routes for clients to which no route of Gateway API applies."""
         if PRODUCER in self._routes.groups:
-            return RouteTable(())
+            kind = self._routes.kind()
+            return RouteTable((), problems=replaced_problems(self._inputs, destination, kind))
         found = route_source(self._inputs, destination)
         return found or RouteTable((forward(self._own.name),), frozenset((self._own,)))
 

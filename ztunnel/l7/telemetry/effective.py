@@ -111,7 +111,9 @@ def _applicable(inputs: Inputs, destination: Destination) -> Iterator[Telemetry]
         ][:1]
     yield from _targeting(inputs, own, "Gateway", gateway)
     service = destination.service
-    if service is not None and not service.is_service_entry:
+    if service is not None and service.is_service_entry:
+        yield from _targeting(inputs, service.namespace, "ServiceEntry", service.entry)
+    elif service is not None:
         yield from _targeting(inputs, service.namespace, "Service", service.name)
 
 

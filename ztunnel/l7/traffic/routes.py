@@ -53,6 +53,18 @@ def stream_source(inputs: Inputs, destination: Destination) -> StreamTable | Non
     return table
 
 
+def replaced_problems(inputs: Inputs, destination: Destination, kind: str) -> tuple[Problem, ...]:
+    """Report the VirtualService that a route of Gateway API replaces; `kind` is the route's."""
+    service = destination.service
+    selected = None if service is None else select(inputs, destination.gateway, service)
+    if selected is None or service is None:
+        return ()
+    reporter = Reporter(selected.obj)
+    message = f"{service.key} has an {kind}, which replaces the VirtualService"
+    reporter.report(Severity.IGNORED, "spec.hosts", message, "Conflicted")
+    return tuple(reporter.problems)
+
+
 def _conflict(obj: L7Object, older: L7Object) -> Problem:
     reporter = Reporter(obj)
     message = f"{older.namespace}/{older.name} is older and has the same host"

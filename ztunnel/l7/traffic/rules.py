@@ -21,6 +21,12 @@ KIND = "DestinationRule"
 
 def find_rule(inputs: Inputs, gateway: str, service: Service) -> DestinationRule | None:
     """Return the rule that applies to requests from a gateway to a service."""
+    rules = applicable_rules(inputs, gateway, service)
+    return _merged(rules) if rules else None
+
+
+def applicable_rules(inputs: Inputs, gateway: str, service: Service) -> list[DestinationRule]:
+    """Return the rules that are merged for a service, in no order."""
     own = gateway.partition("/")[0]
     for namespace in dict.fromkeys((own, service.namespace, inputs.settings.root_namespace)):
         rules = [
@@ -33,8 +39,8 @@ def find_rule(inputs: Inputs, gateway: str, service: Service) -> DestinationRule
         ]
         if rules:
             host = max((rule.host for rule in rules), key=_specificity)
-            return _merged([rule for rule in rules if rule.host == host])
-    return None
+            return [rule for rule in rules if rule.host == host]
+    return []
 
 
 def _specificity(host: str) -> tuple[bool, int]:

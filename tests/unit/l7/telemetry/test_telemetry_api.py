@@ -123,10 +123,6 @@ def test_entries_for_clients_do_not_apply_and_are_reported() -> None:
             {"tracing": [{"customTags": {"t": {"environment": {"name": "A"}}}}]},
             "spec.tracing[0].customTags.t",
         ),
-        (
-            {"targetRefs": [{"kind": "ServiceEntry", "group": "networking.istio.io"}]},
-            "spec.targetRefs[0].kind",
-        ),
     ],
 )
 def test_fields_without_effect_are_reported(spec: dict[str, Any], field: str) -> None:

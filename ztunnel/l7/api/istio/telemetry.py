@@ -147,10 +147,6 @@ class _Reader:
             raise one.error("kind", "a Gateway, Service or ServiceEntry and its group")
         if namespace not in ("", self._object.namespace):
             raise one.error("namespace", "the namespace of the object")
-        if kind == "ServiceEntry":
-            self.report(
-                Severity.IGNORED, one.path("kind"), "ServiceEntry is not a supported target"
-            )
         return Target(kind, one.string("name"))
 
     def _applies(self, match: Fields) -> bool:
