@@ -21,6 +21,7 @@ from ztunnel.mesh.enrollment import REJECTED_CONFIG_ANNOTATION
 
 MAX_RESOURCES = 64  # read of one annotation
 MAX_MESSAGE_CHARS = 512
+_PART = "#"  # between the name of a resource and the name of its rejected part
 
 
 class _Resource(msgspec.Struct):
@@ -58,14 +59,13 @@ class Rejections:
         return True
 
     def by_service(self) -> dict[str, str]:
-        """Envoy's message by service, `namespace/name`, of its routes or clusters."""
+        """Envoy's message by service, `namespace/name`: its routes, clusters, filter chains."""
         found: dict[str, str] = {}
-        types = _names(TypeUrl.ROUTE, TypeUrl.CLUSTER, TypeUrl.ENDPOINT)
         with self._lock:
             for _, _, resources in self._by_pod.values():
                 for each in resources:
-                    if each.type in types:
-                        service = each.name.partition("|")[0]
+                    service = _service(each)
+                    if service:
                         found.setdefault(service, each.message[:MAX_MESSAGE_CHARS])
         return found
 
@@ -75,10 +75,20 @@ class Rejections:
         with self._lock:
             for _, owner, resources in self._by_pod.values():
                 for each in resources if owner == gateway else ():
-                    if each.type in types:
+                    if each.type in types and _PART not in each.name:
                         message = each.message[:MAX_MESSAGE_CHARS]
                         return f"Envoy rejects the listener, the previous one stays: {message}"
         return ""
+
+
+def _service(resource: _Resource) -> str:
+    """The service that a rejected resource belongs to; of a listener, its filter chain does."""
+    name = resource.name
+    if resource.type in _names(TypeUrl.LISTENER):
+        name = name.partition(_PART)[2]
+    elif resource.type not in _names(TypeUrl.ROUTE, TypeUrl.CLUSTER, TypeUrl.ENDPOINT):
+        return ""
+    return name.partition("|")[0]
 
 
 def _names(*types: TypeUrl) -> frozenset[str]:
