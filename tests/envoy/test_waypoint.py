@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -103,6 +104,23 @@ def test_other_namespaces_do_not_decide_what_is_http_for_pods() -> None:
     world.service("plain", {3000: "tcp"}, namespace="other")
     listener = world.compile().resources[TypeUrl.LISTENER]["waypoint"]
     assert "3000" not in str(listener["listener_filters"])
+
+
+def test_new_services_leave_the_listeners_own_filters_unchanged() -> None:
+    """Other changes of the listener than those of chains make Envoy drain its connections."""
+    world = World()
+    world.service("web")
+
+    def without_chains() -> dict[str, Any]:
+        listener = world.compile().resources[TypeUrl.LISTENER]["waypoint"]
+        return {k: v for k, v in listener.items() if "chain" not in k}
+
+    before = without_chains()
+    world.service("http", {8000: "http"})
+    world.service("undeclared", {9000: "", 9001: "unknown"})
+    world.service("db", {3306: "tcp", 53: "tcp"})
+    world.service("tls", {443: "tls"})
+    assert without_chains() == before
 
 
 def test_undeclared_port_serves_http_and_other_bytes(waypoint: Waypoint) -> None:

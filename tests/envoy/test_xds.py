@@ -133,7 +133,8 @@ async def test_kept_connection_survives_listener_updates(
             kept = http.client.HTTPConnection(*web)
             kept.sock = await run(dial, control.port, web)
             for number in range(5):
-                world.service(f"more-{number}", backends=[backend.port])
+                protocol = ("http", "", "grpc", "tls", "")[number]
+                world.service(f"more-{number}", {9000 + number: protocol}, [backend.port])
                 await control.publish()
                 await run(kept.request, "GET", "/")
                 response = await run(kept.getresponse)

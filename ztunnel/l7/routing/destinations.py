@@ -113,7 +113,7 @@ class _Port:
         declared = declared_protocol(self._port)
         if declared is not None:
             units = [self._of(declared, self._name)]
-            is_raw = declared not in _REQUESTS
+            is_raw = declared is Protocol.TCP
             return self._selected(chain_action(self._name), units, is_raw=is_raw)
         if self._routes.explicit and self._routes.groups:
             return self._selected(chain_action(self._name), [self._of(Protocol.HTTP, self._name)])
@@ -177,7 +177,7 @@ class _Port:
             target = stream_target(self._inputs, self._service, route)
             units.append(self._tcp(Protocol.TLS, chain, target))
             chains.append((chain, route))
-        return self._selected(by_server_name(chains), units, inspect_tls=True, is_raw=True)
+        return self._selected(by_server_name(chains), units, inspect_tls=True)
 
     def _tcp(self, protocol: Protocol, chain: str, target: StreamTarget) -> DestinationUnit:
         destination = self._destination(protocol)
@@ -199,13 +199,10 @@ class _Port:
         inspect_tls: bool = False,
         is_raw: bool = False,
     ) -> DestinationUnit:
-        """Return the units' contents, selected by the addresses of the service.
-
-        Only the waypoint's own namespace decides for all pods that a port is not HTTP.
-        """
-        is_raw &= self._service.namespace == self._gateway.partition("/")[0]
+        """Return the units' contents, selected by the addresses of the service."""
+        is_own = self._service.namespace == self._gateway.partition("/")[0]
         branches = tuple(
-            Branch(ip, self._port.port, on_match, inspect_http, inspect_tls, is_raw)
+            Branch(ip, self._port.port, on_match, inspect_http, inspect_tls, is_raw, is_own)
             for ip in self._service.vips
         )
         return joined([DestinationUnit(branches=branches), *units])

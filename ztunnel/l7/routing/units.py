@@ -23,7 +23,7 @@ class Branch(NamedTuple):
 
     `on_match` is an OnMatch of the listener's matcher: an action that names a chain, or another
     matcher. `inspect_http`, `inspect_tls`: the matcher needs what these listener filters detect.
-    `is_raw`: a service of the waypoint's own namespace declares that the port is not HTTP.
+    `is_raw`: the port is declared as TCP. `is_own`: by the waypoint's own namespace.
     """
 
     ip: str
@@ -32,6 +32,7 @@ class Branch(NamedTuple):
     inspect_http: bool = False
     inspect_tls: bool = False
     is_raw: bool = False
+    is_own: bool = False
 
 
 @dataclass(frozen=True)

@@ -64,26 +64,30 @@ def _exact(value: Json, matches: dict[str, Json]) -> Json:
 
 
 def _inspectors(branches: Sequence[Branch]) -> list[Json]:
-    """Inspectors wait for the client's first bytes, so they run only on ports that need them."""
-    found = []
+    """The filters that detect protocols from the client's first bytes.
+
+    A change of these filters makes Envoy drain all connections of the listener. So http_inspector
+    runs everywhere, except on ports where servers may send first: they would wait for the client.
+    """
+    disabled = {"filter_disabled": _any_of(_raw_ports(branches))}
+    http = listener_filter("http_inspector", "http_inspector.v3.HttpInspector") | disabled
     tls = {b.port for b in branches if b.inspect_tls}
-    http = {b.port for b in branches if b.inspect_http}
-    if tls:
-        only = {"filter_disabled": {"not_match": _any_of(tls)}}
-        found.append(listener_filter("tls_inspector", "tls_inspector.v3.TlsInspector") | only)
-    if http:
-        raw = {b.port for b in branches if b.is_raw}
-        inspector = listener_filter("http_inspector", "http_inspector.v3.HttpInspector")
-        found.append(inspector | _disabled(http, raw | SERVER_FIRST_PORTS))
-    return found
+    if not tls:
+        return [http]
+    only = {"filter_disabled": {"not_match": _any_of(tls)}}
+    return [listener_filter("tls_inspector", "tls_inspector.v3.TlsInspector") | only, http]
 
 
-def _disabled(ports: set[int], raw: set[int]) -> Json:
-    """Where http_inspector does not run. Pods need it on every port, except on those that are
-    known not to be HTTP: there, it would delay servers that send first."""
-    if ANY_PORT not in ports:
-        return {"filter_disabled": {"not_match": _any_of(ports)}}
-    return {"filter_disabled": _any_of(raw - ports)} if raw - ports else {}
+def _raw_ports(branches: Sequence[Branch]) -> set[int]:
+    """The port numbers that are declared as TCP, and on which no service needs detection.
+
+    Pods need it on every port. There, only the waypoint's own namespace can declare otherwise:
+    without detection, policies that name HTTP attributes reject the connections.
+    """
+    detected = {b.port for b in branches if b.inspect_http}
+    serves_pods = ANY_PORT in detected
+    declared = {b.port for b in branches if b.is_raw and (b.is_own or not serves_pods)}
+    return (declared - detected) | SERVER_FIRST_PORTS
 
 
 def _any_of(ports: set[int]) -> Json:
