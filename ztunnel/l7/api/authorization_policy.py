@@ -144,8 +144,10 @@ def parse_authorization_policy(obj: L7Object, root_namespace: str) -> Authorizat
     try:
         if not refused:
             parsed = _parse(spec, parsed, context)
-    except (TranslateError, RecursionError) as error:
+    except TranslateError as error:
         refused = str(error)
+    except Exception as error:  # a defect of the parser must not admit what the policy denies
+        refused = f"{type(error).__name__}: {error}"
     if refused:
         parsed = _refuse(spec, parsed, context, refused[:MAX_REASON_CHARS])
     return msgspec.structs.replace(parsed, problems=tuple(context.problems))

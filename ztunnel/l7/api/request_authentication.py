@@ -131,8 +131,10 @@ def parse_request_authentication(obj: L7Object, root_namespace: str) -> RequestA
     try:
         spec.allow_only("selector", "targetRef", "targetRefs", "jwtRules")
         rules = _rules(spec, context)
-    except (TranslateError, RecursionError) as error:
+    except TranslateError as error:
         refused = refused or str(error)
+    except Exception as error:  # a defect of the parser must not admit what the policy denies
+        refused = refused or f"{type(error).__name__}: {error}"
     if refused:
         refused, rules = refused[:MAX_REASON_CHARS], ()
         context.report(

@@ -117,6 +117,20 @@ def test_policy_with_invalid_targets_applies_to_its_namespace(
     assert bool(parsed.refused) is everywhere
 
 
+def test_defect_of_a_parser_fails_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("ztunnel.l7.api.authorization_policy._rule", fail)
+    monkeypatch.setattr("ztunnel.l7.api.request_authentication._rule", fail)
+    spec = {"targetRefs": [target("Service", "s")], "action": "DENY", "rules": [{}]}
+    parsed = parse_authorization_policy(policy(spec), ROOT)
+    assert (parsed.refused, parsed.action) == ("ZeroDivisionError: oops", Action.DENY)
+    assert parsed.rules
+    obj = request_authentication("r", {}, target=target("Service", "s"))
+    assert parse_request_authentication(l7_object(obj), ROOT).refused == "ZeroDivisionError: oops"
+
+
 @pytest.mark.parametrize("spec", [[], "x", 1])
 def test_unreadable_spec_applies_to_its_namespace(spec: object) -> None:
     body = {
