@@ -133,6 +133,18 @@ def test_waypoint_is_programmed_when_a_pod_is_ready(mesh: ControlPlane) -> None:
     assert {each["observedGeneration"] for each in ready["status"]["conditions"]} == {generation}
 
 
+def test_reason_of_missing_pods_is_in_the_condition(mesh: ControlPlane) -> None:
+    put_gateway(mesh, "blocked")
+    owned(mesh, "blocked")
+    failure = {"type": "ReplicaFailure", "status": "True", "message": "violates PodSecurity"}
+    path = "/apis/apps/v1/namespaces/blocked/deployments/way/status"
+    mesh.server.request("PATCH", path, {"status": {"conditions": [failure]}})
+    wait_until(
+        lambda: "violates PodSecurity" in json.dumps(get(mesh, "gateway", "blocked", "way")),
+        "the message of the Deployment",
+    )
+
+
 def test_changed_gateway_is_applied(mesh: ControlPlane) -> None:
     put_gateway(mesh, "changed")
     owned(mesh, "changed")

@@ -86,6 +86,7 @@ class Gateways:
             wanted=live.replicas,
             ready=self._ready(namespace, name),
             conflict=conflict or self._rejected(key),
+            detail=self._failure(namespace, name),
         )
         self._write_status(obj, gateway, facts)
         return repeat_s
@@ -194,6 +195,17 @@ class Gateways:
         deployment = self._watches.get("Deployment", namespace, name) or {}
         ready = _mapping(deployment.get("status")).get("readyReplicas")
         return ready if isinstance(ready, int) else 0
+
+    def _failure(self, namespace: str, name: str) -> str:
+        """Why the Deployment has no pods, for example because admission rejects them."""
+        deployment = self._watches.get("Deployment", namespace, name) or {}
+        conditions = _mapping(deployment.get("status")).get("conditions")
+        for each in conditions if isinstance(conditions, list) else ():
+            found = _mapping(each)
+            state = found.get("type"), found.get("status")
+            if state in (("ReplicaFailure", "True"), ("Progressing", "False")):
+                return str(found.get("message") or "")
+        return ""
 
     def _write_status(self, obj: Object, gateway: L7Object, facts: GatewayFacts) -> None:
         before = _mapping(obj.get("status"))

@@ -6,35 +6,29 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-RATE_PER_S = 20.0
-BURST = 100.0
+RATE_PER_S = 50.0
+BURST = 100
+_INTERVAL_S = 1 / RATE_PER_S
+_MAX_IDLE = 1000  # namespaces that are remembered although they may write at once
 
 
 class NamespaceRate:
-    """A token bucket per namespace. Thread-safe; `clock` is monotonic, in seconds."""
+    """Slots in time, per namespace (the generic cell rate algorithm, ITU-T I.371).
+
+    Thread-safe; `clock` is monotonic, in seconds.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and when they were counted
+        self._ends: dict[str, float] = {}  # when all reserved writes would be over without bursts
 
-    def delay_s(self, namespace: str) -> float:
-        """Take a token: 0 if there is one, else the seconds until there is one."""
+    def reserve_s(self, namespace: str) -> float:
+        """Reserve the next slot; returns in how many seconds it is: 0 for at once."""
         with self._lock:
             now = self._clock()
-            tokens, at = self._buckets.get(namespace, (BURST, now))
-            tokens = min(BURST, tokens + (now - at) * RATE_PER_S)
-            if tokens < 1:
-                self._buckets[namespace] = tokens, now
-                return (1 - tokens) / RATE_PER_S
-            self._buckets[namespace] = tokens - 1, now
-            self._drop_full(now)
-            return 0.0
-
-    def _drop_full(self, now: float) -> None:
-        """Forget namespaces whose bucket is full again, once there are many."""
-        if len(self._buckets) > 1000:
-            full_s = BURST / RATE_PER_S
-            self._buckets = {
-                name: bucket for name, bucket in self._buckets.items() if now - bucket[1] < full_s
-            }
+            end = max(self._ends.get(namespace, now), now) + _INTERVAL_S
+            self._ends[namespace] = end
+            if len(self._ends) > _MAX_IDLE:
+                self._ends = {name: at for name, at in self._ends.items() if at > now}
+            return max(0.0, end - now - BURST * _INTERVAL_S)

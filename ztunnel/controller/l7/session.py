@@ -22,7 +22,6 @@ from ztunnel.controller.l7.computers import Computers, WaypointState
 from ztunnel.controller.l7.gateway_classes import GatewayClasses, controller_of
 from ztunnel.controller.l7.gateways import Gateways
 from ztunnel.controller.l7.model import Model
-from ztunnel.controller.l7.namespace_rate import NamespaceRate
 from ztunnel.controller.l7.object_client import ObjectClient, Ref
 from ztunnel.controller.l7.rejections import Rejections
 from ztunnel.controller.l7.statuses import Statuses
@@ -94,8 +93,7 @@ class L7Session:
             objects, self._watches, self._classes, options.deployment, self._rejections.of_gateway
         )
         self._computers = Computers(self._model, self._waypoint_state, self._rejections.by_service)
-        rate = NamespaceRate(time.monotonic)
-        self._statuses = Statuses(objects, self._watches, self._computers, rate)
+        self._statuses = Statuses(objects, self._watches, self._computers, time.monotonic)
         self._handlers: dict[Task, Callable[[Ref], float | None]] = {
             Task.CLASS: self._reconcile_class,
             Task.GATEWAY: lambda ref: self._gateways.reconcile(f"{ref.namespace}/{ref.name}"),

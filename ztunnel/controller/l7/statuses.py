@@ -8,6 +8,8 @@ Rate limited per namespace. A status that another controller owns is left alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import structlog
 
 from ztunnel.controller.l7.computers import Computers, Pending
@@ -23,21 +25,29 @@ class Statuses:
     """Thread-safe."""
 
     def __init__(
-        self, client: ObjectClient, watches: Watches, computers: Computers, rate: NamespaceRate
+        self,
+        client: ObjectClient,
+        watches: Watches,
+        computers: Computers,
+        clock: Callable[[], float],
     ) -> None:
+        """`clock` is monotonic, in seconds."""
         self._client = client
         self._watches = watches
         self._computers = computers
-        self._rate = rate
+        self._clock = clock
+        self._rate = NamespaceRate(clock)
         self._conflicts: set[Ref] = set()  # reported
+        self._due: dict[Ref, float] = {}  # when it is the turn of a delayed write
 
     def reconcile(self, ref: Ref) -> float | None:
         """Write a status if it is outdated; returns in how many seconds to repeat, if limited."""
         pending = self._pending(ref)
         if pending is None:
+            self._due.pop(ref, None)
             return None
-        delay_s = self._rate.delay_s(ref.namespace)
-        if delay_s:
+        delay_s = self._delay_s(ref)
+        if delay_s > 0:
             return delay_s
         try:
             self._client.apply_status(pending.obj, pending.status, force=pending.force)
@@ -66,6 +76,18 @@ class Statuses:
             self._conflicts.discard(ref)
             return None
         return self._computers.pending(obj)
+
+    def _delay_s(self, ref: Ref) -> float:
+        """How long a write must wait; each write reserves its turn once."""
+        now = self._clock()
+        due = self._due.get(ref)
+        if due is None:
+            due = now + self._rate.reserve_s(ref.namespace)
+        if due <= now:
+            self._due.pop(ref, None)
+            return 0.0
+        self._due[ref] = due
+        return due - now
 
     def _report_conflict(self, ref: Ref) -> None:
         if ref not in self._conflicts:

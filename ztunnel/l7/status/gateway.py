@@ -31,6 +31,7 @@ class GatewayFacts:
 
     `problems`: of its infrastructure. `addresses`: of its Service. `wanted`, `ready`: pods.
     `conflict`: why its objects could not be applied.
+    `detail`: why pods are missing, as reported by Kubernetes.
     """
 
     problems: Sequence[Problem] = ()
@@ -38,6 +39,7 @@ class GatewayFacts:
     wanted: int = 1
     ready: int = 0
     conflict: str = ""
+    detail: str = ""
 
 
 def gateway_status(gateway: L7Object, facts: GatewayFacts, before: Json, now: str) -> Json:
@@ -107,7 +109,8 @@ def _programmed(accepted: Condition, facts: GatewayFacts) -> Condition:
     if not facts.addresses:
         return Condition("Programmed", False, "AddressNotAssigned", "no address of the Service yet")
     if not facts.ready:
-        return Condition("Programmed", False, "Pending", f"{pods}; connections are refused")
+        text = "; ".join(filter(None, (pods, "connections are refused", facts.detail)))
+        return Condition("Programmed", False, "Pending", text)
     return Condition("Programmed", True, "Programmed", "at least one pod is ready")
 
 

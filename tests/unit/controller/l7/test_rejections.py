@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Annotations of gateway pods, and the rate of writes per namespace."""
+"""Annotations of gateway pods, and Events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import pytest
 
-from ztunnel.controller.l7.namespace_rate import BURST, RATE_PER_S, NamespaceRate
 from ztunnel.controller.l7.object_client import ObjectClient, Ref, event
 from ztunnel.controller.l7.rejections import Rejections
 from ztunnel.controller.l7.watches import Watches
@@ -94,17 +93,6 @@ def test_malformed_annotation_is_ignored(text: str) -> None:
     cluster.annotate(text)
     rejections.reconcile(POD)
     assert rejections.by_service() == {}
-
-
-def test_writes_are_limited_per_namespace() -> None:
-    now = [0.0]
-    rate = NamespaceRate(lambda: now[0])
-    assert [rate.delay_s("a") for _ in range(int(BURST))] == [0.0] * int(BURST)
-    assert rate.delay_s("a") == pytest.approx(1 / RATE_PER_S)
-    assert rate.delay_s("b") == 0.0
-    now[0] += 1.0
-    assert [rate.delay_s("a") for _ in range(int(RATE_PER_S))] == [0.0] * int(RATE_PER_S)
-    assert rate.delay_s("a") > 0
 
 
 def test_event_of_equal_content_has_an_equal_name() -> None:
