@@ -4,7 +4,7 @@
 Its keys are Istio's: `deployment`, `service`, `serviceAccount`, `horizontalPodAutoscaler` and
 `podDisruptionBudget`. Each holds YAML that is merged as by `kubectl patch`: mappings by key, lists
 of named items by name, null deletes. Only fields that cannot change what a gateway pod runs are
-honoured: whoever may create a Gateway must not gain the right to run other containers or mount
+honoured: the right to create a Gateway must not include the right to run other containers or mount
 other volumes.
 """
 

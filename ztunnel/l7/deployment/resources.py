@@ -5,7 +5,7 @@ HorizontalPodAutoscaler and a PodDisruptionBudget.
     Gateway (+ ConfigMap of its parametersRef) ──▶ objects for server-side apply, and Problems
 
 All have the Gateway's name, as Istio's waypoints have, and are owned by it, so that Kubernetes
-deletes them with it. The number of replicas is left to whoever scales the Deployment, unless an
+deletes them with it. The number of replicas is left to autoscalers and users, unless an
 overlay sets it.
 """
 

@@ -27,7 +27,7 @@ _PARSERS: dict[str, Callable[[L7Object, str], Sequence[Problem]]] = {
 
 
 def own_problems(obj: L7Object, root_namespace: str) -> tuple[Problem, ...]:
-    """Return what is wrong with an object by itself, for kinds whose parser tells."""
+    """Return what is wrong with an object by itself, for kinds whose parser reports it."""
     parser = _PARSERS.get(obj.kind)
     return tuple(parser(obj, root_namespace)) if parser is not None else ()
 

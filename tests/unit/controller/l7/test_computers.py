@@ -47,7 +47,7 @@ ROUTE = obj(
 
 
 class World:
-    """A model, and what the computers are told about it."""
+    """A model, and the facts that the computers get."""
 
     def __init__(self, *objects: Json) -> None:
         self.model = Model(Settings())
