@@ -84,7 +84,8 @@ def _provider(rule: JwtRule) -> Json:
 
 def _keys(rule: JwtRule) -> Json:
     if rule.jwks_uri is None:
-        return {"local_jwks": {"inline_string": rule.jwks}}
+        # Verified tokens, 100 per worker, are not verified again; their times are still checked.
+        return {"local_jwks": {"inline_string": rule.jwks}, "jwt_cache_config": {}}
     return {
         "remote_jwks": {
             "http_uri": {
@@ -93,6 +94,7 @@ def _keys(rule: JwtRule) -> Json:
                 "timeout": f"{rule.timeout_s:.3f}s",
             },
             "cache_duration": JWKS_CACHE,
+            # No cache of tokens: it would outlive the removal of a key.
             # The listener does not wait for a server that may never respond.
             "async_fetch": {"fast_listener": True},
             "retry_policy": {
