@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,22 +40,22 @@ def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEnvoy]:
 
 
 @pytest.fixture
-def admin(envoy: RunningEnvoy, monkeypatch: pytest.MonkeyPatch) -> EnvoyAdmin:
-    monkeypatch.setattr(envoy_admin, "GATEWAY_ADMIN", envoy.admin)
-    return _with_sockets(EnvoyAdmin)
+def admin(envoy: RunningEnvoy) -> EnvoyAdmin:
+    return _at(envoy.admin)
 
 
-def _with_sockets(make: Callable[[Callable[[], None]], EnvoyAdmin]) -> EnvoyAdmin:
-    """The agent's role: a socket for each request."""
+def _at(port: int) -> EnvoyAdmin:
+    """The agent's role: a connected socket for each request."""
     made: list[EnvoyAdmin] = []
-
-    def offer() -> None:
-        sock = socket.socket()
-        sock.setblocking(False)
-        asyncio.get_running_loop().call_soon(made[0].offer, sock)
-
-    made.append(make(offer))
+    made.append(EnvoyAdmin(lambda: _offer(made[0], port)))
     return made[0]
+
+
+def _offer(admin: EnvoyAdmin, port: int) -> None:
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.connect_ex(("127.0.0.1", port))
+    asyncio.get_running_loop().call_soon(admin.offer, sock)
 
 
 async def test_config_dump_and_clusters_are_json(admin: EnvoyAdmin) -> None:
@@ -84,12 +84,11 @@ async def test_error_of_envoy_is_reported(admin: EnvoyAdmin) -> None:
         await admin.get("/nothing")
 
 
-async def test_pod_without_envoy_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pod_without_envoy_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    monkeypatch.setattr(envoy_admin, "GATEWAY_ADMIN", port)
     with pytest.raises(EnvoyAdminError, match="admin interface"):
-        await _with_sockets(EnvoyAdmin).get("/ready")
+        await _at(port).get("/ready")
 
 
 async def test_request_without_a_socket_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +114,7 @@ async def test_request_without_a_socket_times_out(monkeypatch: pytest.MonkeyPatc
         b"HTTP/1.1 200 OK\r\nx: " + b"y" * 40_000 + b"\r\n\r\n",
     ],
 )
-async def test_hostile_answers_are_errors(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+async def test_hostile_answers_are_errors(answer: bytes) -> None:
     """Another container of the pod may listen on Envoy's port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -124,15 +123,12 @@ async def test_hostile_answers_are_errors(monkeypatch: pytest.MonkeyPatch, answe
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    monkeypatch.setattr(envoy_admin, "GATEWAY_ADMIN", server.sockets[0].getsockname()[1])
     with pytest.raises(EnvoyAdminError):
-        await _with_sockets(EnvoyAdmin).get("/ready")
+        await _at(server.sockets[0].getsockname()[1]).get("/ready")
     server.close()
 
 
-async def test_config_dump_has_no_private_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_config_dump_has_no_private_key(tmp_path: Path) -> None:
     """Of a static secret, and of a certificate inside a cluster."""
     certificate = {
         "certificate_chain": {"inline_string": CERTIFICATE.chain_pem.decode()},
@@ -161,20 +157,17 @@ async def test_config_dump_has_no_private_key(
         }
     }
     with running_envoy(config, tmp_path, extra) as envoy:
-        monkeypatch.setattr(envoy_admin, "GATEWAY_ADMIN", envoy.admin)
         added = GatewayPodAdded(
             pod_uid="u", workload="w", gateway="shop/waypoint", netns_cookie=1, listeners=()
         )
         made: list[pod.GatewayPod] = []
 
-        def offer() -> None:
-            sock = socket.socket()
-            sock.setblocking(False)
-            asyncio.get_running_loop().call_soon(made[0].admin.offer, sock)
-
         made.append(
             pod.GatewayPod(
-                descriptors.load(), added, request_socket=offer, on_change=lambda _: None
+                descriptors.load(),
+                added,
+                request_socket=lambda: _offer(made[0].admin, envoy.admin),
+                on_change=lambda _: None,
             )
         )
         for view in GatewayView:

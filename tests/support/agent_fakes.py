@@ -164,6 +164,10 @@ class FakeDataPath:
             kind: _listener() for kind in GatewayListenerKind if ipv6 or kind.value.endswith("4")
         }
 
+    def admin_sockets(self, netns_fd: int, count: int) -> list[socket.socket]:
+        self.made += count
+        return [socket.socket() for _ in range(count)]
+
     def is_gateway_listener(
         self, sock: socket.socket, kind: GatewayListenerKind, cookie: int
     ) -> bool:

@@ -53,6 +53,10 @@ class DataPath(Protocol):
         """Open the listeners of the gateway process in a gateway pod. Raises OSError."""
         ...
 
+    def admin_sockets(self, netns_fd: int, count: int) -> list[socket.socket]:
+        """Open sockets that connect to Envoy's admin port in a gateway pod. Raises OSError."""
+        ...
+
     def is_gateway_listener(
         self, sock: socket.socket, kind: GatewayListenerKind, cookie: int
     ) -> bool:
@@ -206,6 +210,9 @@ class KernelDataPath:
         self, netns_fd: int, *, ipv6: bool
     ) -> dict[GatewayListenerKind, socket.socket]:
         return netns.open_gateway_listeners(netns_fd, ipv6=ipv6)
+
+    def admin_sockets(self, netns_fd: int, count: int) -> list[socket.socket]:
+        return netns.admin_sockets(netns_fd, count)
 
     def is_gateway_listener(
         self, sock: socket.socket, kind: GatewayListenerKind, cookie: int

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from ztunnel.datapath.bpf.maps import Maps
 from ztunnel.ipc.gateway_messages import GatewayListenerKind
 from ztunnel.ipc.messages import ListenerKind
-from ztunnel.mesh.ports import DNS, GATEWAY_METRICS, HBONE, INBOUND, OUTBOUND, XDS
+from ztunnel.mesh.ports import DNS, GATEWAY_ADMIN, GATEWAY_METRICS, HBONE, INBOUND, OUTBOUND, XDS
 
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
@@ -122,6 +122,25 @@ def open_gateway_listeners(
                     sockets[kind] = _listener(family, host, port)
     except OSError:
         for sock in sockets.values():
+            sock.close()
+        raise
+    return sockets
+
+
+def admin_sockets(netns_fd: int, count: int) -> list[socket.socket]:
+    """Open nonblocking sockets that connect to Envoy's admin port of a gateway pod. Raises OSError.
+
+    Untagged: their holder gets no privilege of the proxy, whatever it connects them to later.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        with entered(netns_fd):
+            for _ in range(count):
+                sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                sockets.append(sock)
+                sock.connect_ex(("127.0.0.1", GATEWAY_ADMIN))  # its holder sees an error
+    except OSError:
+        for sock in sockets:
             sock.close()
         raise
     return sockets

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to the admin interface of the Envoy in a gateway pod, over sockets from the agent."""
+"""Requests to the admin interface of the Envoy in a gateway pod, over sockets from the agent.
+
+The agent connects the sockets: this process cannot choose what they reach.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-
-from ztunnel.mesh.ports import GATEWAY_ADMIN
 
 TIMEOUT_S = 8.0
 MAX_BODY_BYTES = 60 << 20
@@ -28,7 +29,7 @@ class EnvoyAdmin:
         self._waiting: list[asyncio.Future[socket.socket]] = []
 
     def offer(self, sock: socket.socket) -> None:
-        """A socket from the agent: unconnected, not blocking, in the pod."""
+        """A socket from the agent, which connects it to Envoy's admin port. Not blocking."""
         while self._waiting:
             waiter = self._waiting.pop(0)
             if not waiter.done():
@@ -56,7 +57,6 @@ class EnvoyAdmin:
     async def _exchange(self, path: str, method: str) -> bytes:
         sock = await self._socket()
         try:
-            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", GATEWAY_ADMIN))
             reader, writer = await asyncio.open_connection(sock=sock, limit=MAX_HEADER_BYTES)
         except BaseException:
             sock.close()

@@ -14,6 +14,8 @@ agent trusts no value, tags and the meaning of fields never change.
       | SocketRequest, GatewayRejected, GatewayReply            |
       |-------------------------------------------------------->|
 
+Here, SocketRequest requests sockets that the agent connects to the pod's 127.0.0.1:15000.
+
 A process that loses the agent continues to serve the state that it has, and reconnects.
 """
 

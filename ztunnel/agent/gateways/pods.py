@@ -202,14 +202,15 @@ class GatewayPods(ViewConsumer, SessionObserver):
             self._offer(known, session)
 
     def _send_sockets(self, session: Session, request: SocketRequest, fds: list[int]) -> None:
-        """Only in gateway pods: Envoy's admin port is on their loopback."""
-        if request.udp:
-            raise InvalidMessageError("a gateway process needs no UDP sockets")
+        """To Envoy's admin port, which is on the pod's loopback. The agent connects them: sockets
+        of the proxy would give the process more than it needs."""
+        if request.udp or request.family != 4:
+            raise InvalidMessageError("a gateway process needs TCP sockets of IPv4 only")
         pod = self._captured.get(request.pod_uid)
         if pod is None or pod.netns is None or request.pod_uid not in self._pods:
             return
         count = min(request.count, MAX_SOCKETS)
-        batch = self._datapath.sockets(pod.netns.fd, request.family, count)
+        batch = self._datapath.admin_sockets(pod.netns.fd, count)
         try:
             session.send(Sockets(pod.uid, request.family), [sock.fileno() for sock in batch])
         finally:

@@ -186,6 +186,7 @@ async def test_sockets_are_sent_for_gateway_pods_only(
     "message",
     [
         SocketRequest(UID, 4, 1, udp=True),
+        SocketRequest(UID, 6, 1),
         PodReady(UID),  # of workers
         GatewayReply(1, b"x" * (1 << 19) + b"x"),
     ],
