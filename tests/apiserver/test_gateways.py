@@ -331,3 +331,29 @@ def test_new_leader_continues(mesh: ControlPlane) -> None:
             lambda: owned(mesh, "leader")[1]["metadata"]["labels"].get("after") == "change",
             "the new leader applies the change",
         )
+
+
+def test_classes_of_istiod_are_left_alone_and_reported(fresh_server: ApiServer) -> None:
+    install_crds(fresh_server)
+    mesh = ControlPlane(fresh_server)
+    istiod = {
+        "apiVersion": f"{GATEWAY}/v1",
+        "kind": "GatewayClass",
+        "metadata": {"name": "istio-waypoint"},
+        "spec": {"controllerName": "istio.io/mesh-controller"},
+    }
+    fresh_server.apply(istiod)
+    put_gateway(mesh, "theirs")
+    with mesh.controller("one"):
+        put_gateway(mesh, "ours", gatewayClassName="ztunnel-waypoint")
+        owned(mesh, "ours")
+        assert get(mesh, "deployment", "theirs", "way") is None
+        wait_until(lambda: "owned by another controller" in mesh.log("one"), "the log")
+    found = get(mesh, "gatewayclass", "default", "istio-waypoint")
+    assert found is not None
+    assert found["spec"]["controllerName"] == "istio.io/mesh-controller"
+    assert conditions(found).get("Accepted", ("", ""))[0] != "True"
+    shown = ztctl(mesh, "status", "-n", "theirs")
+    assert "ForeignController" in shown.stdout
+    warned = ztctl(mesh, "apply", "-n", "theirs", "--name=way")
+    assert "belongs to istio.io/mesh-controller" in warned.stderr
