@@ -300,23 +300,21 @@ class Subscription:
 
     def _advance(self, name: str, sent: Resource, message: str | None) -> None:
         """Continue the isolation of a resource; `message` is None if Envoy accepted it."""
-        isolation, wanted = self._isolation.get(name), self.wanted.get(name)
-        if wanted is None:
-            return
+        wanted = self.wanted.get(name)
+        if wanted is None or sent.version != self._target(name).version:
+            return  # an answer about what is no longer wanted
+        isolation = self._isolation.get(name)
         if isolation is None:
             if message is None:
                 return
-            if wanted.parts:
-                isolation = PartIsolation(
-                    wanted.version, self._target(name), self._accepted(wanted)
-                )
-                self._isolation[name] = isolation
-                self._skip_known(name, isolation)
-            else:
+            if not wanted.parts:
                 self.memory.rejections[name] = Rejection(name, wanted.version, message)
-            return
-        if isolation.candidate().version != sent.version:
-            return  # an answer to what was sent before the isolation began
+                return
+            isolation = PartIsolation(wanted.version, sent, self._accepted(wanted))
+            self._isolation[name] = isolation
+            self._skip_known(name, isolation)
+            if isolation.candidate().version != sent.version:
+                return
         if message is None:
             isolation.accept()
         elif not isolation.reject(message):

@@ -55,10 +55,12 @@ class FakeEnvoy:
         self._subscribed: dict[str, set[str]] = {ENDPOINTS: set(), ROUTES: set()}
         self._requested: set[str] = set()
         self.session = DeltaSession()
+        self._waiting: list[Response] = []  # received, not answered yet
 
     def connect(self, memory: dict[str, Memory] | None = None) -> None:
         """Open a stream, with the versions that it has."""
         self.session = DeltaSession(memory)
+        self._waiting.clear()
         self._requested = set(WILDCARD_TYPES)
         for type_url in WILDCARD_TYPES:
             self._request(Request(type_url, versions=self._versions(type_url)))
@@ -69,7 +71,8 @@ class FakeEnvoy:
     def run(self, steps: int = 2000) -> int:
         """Exchange messages until nothing happens; returns the number of responses."""
         for step in range(steps):
-            responses = list(self.session.responses(self.now))
+            responses, self._waiting = self._waiting, []
+            responses += self.session.responses(self.now)
             if not responses:
                 if self.session.wait_until is None:
                     return step
@@ -79,6 +82,13 @@ class FakeEnvoy:
             for each in responses:
                 self.answer(each)
         raise AssertionError("the exchange does not end")
+
+    def exchange(self, count: int) -> None:
+        """Receive what the server sends now, and answer up to `count` responses; others wait."""
+        self._waiting += self.session.responses(self.now)
+        for _ in range(min(count, len(self._waiting))):
+            self.answer(self._waiting.pop(0))
+            self._waiting += self.session.responses(self.now)
 
     def answer(self, response: Response) -> None:
         """Apply or reject a response."""

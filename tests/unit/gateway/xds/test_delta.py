@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -253,6 +255,31 @@ def test_restarted_server_drops_no_other_chain_to_find_an_invalid_one() -> None:
     assert envoy.has[LISTENER]["l"].parts.keys() == {"a", "c", "d"}
 
 
+def test_only_changed_chain_is_known_to_be_invalid_at_once() -> None:
+    envoy = FakeEnvoy(lambda each: b"bad" not in each.parts.values())
+    connected(config(listener("l", a="1", b="1")), envoy)
+    sent = update(envoy, config(listener("l", a="1", b="bad")))
+    assert sent == [(LISTENER, ("l",), ())]
+    assert [each.part for _, each in envoy.session.rejected()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda text: cluster("a", text), lambda text: listener("l", a=text)]
+)
+def test_late_rejection_does_not_concern_a_newer_version(
+    make: Callable[[str], Resource],
+) -> None:
+    envoy = connected(config(make("1")))
+    envoy.session.set_config(config(make("2")))
+    (old,) = list(envoy.session.responses(0.0))
+    envoy.session.set_config(config(make("3")))
+    envoy.session.receive(Request(old.type_url, nonce=old.nonce, error="no"))
+    assert list(envoy.session.rejected()) == []
+    envoy.run()
+    name = old.resources[0].name
+    assert envoy.has[old.type_url][name] == make("3")
+
+
 def test_old_nonce_changes_nothing() -> None:
     envoy = connected(shop())
     envoy.session.receive(Request(CLUSTER, nonce="dead", error="late"))
@@ -291,6 +318,23 @@ def is_valid(each: Resource) -> bool:
     return not each.head.endswith(b"=bad") and b"bad" not in each.parts.values()
 
 
+def _check_valid_part(envoy: FakeEnvoy, wanted: Config) -> None:
+    """Envoy has all that is valid, nothing that is invalid, and no cluster beyond."""
+    assert envoy.session.is_synced
+    for url in (CLUSTER, ENDPOINTS, ROUTES):
+        for name, each in wanted[url].items():
+            if is_valid(each) and name in envoy.has[url]:
+                assert envoy.has[url][name] == each
+    assert envoy.has[CLUSTER].keys() <= wanted[CLUSTER].keys()
+    valid = {name for name, each in wanted[CLUSTER].items() if is_valid(each)}
+    assert valid <= envoy.has[CLUSTER].keys()
+    parts, has = wanted[LISTENER]["l"].parts, envoy.has[LISTENER]["l"].parts
+    assert {n: p for n, p in has.items() if parts[n] != b"bad"} == {
+        n: p for n, p in parts.items() if p != b"bad"
+    }
+    assert b"bad" not in has.values()
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(configs(), st.booleans()), min_size=1, max_size=6))
 def test_envoy_always_reaches_the_valid_part_of_the_last_configuration(
@@ -304,19 +348,22 @@ def test_envoy_always_reaches_the_valid_part_of_the_last_configuration(
             envoy.connect(memory)
         envoy.session.set_config(wanted)
         envoy.run()
-        assert envoy.session.is_synced
-        for url in (CLUSTER, ENDPOINTS, ROUTES):
-            for name, each in wanted[url].items():
-                if is_valid(each) and name in envoy.has[url]:
-                    assert envoy.has[url][name] == each
-        assert envoy.has[CLUSTER].keys() <= wanted[CLUSTER].keys()
-        valid = {name for name, each in wanted[CLUSTER].items() if is_valid(each)}
-        assert valid <= envoy.has[CLUSTER].keys()
-        parts, has = wanted[LISTENER]["l"].parts, envoy.has[LISTENER]["l"].parts
-        assert {n: p for n, p in has.items() if parts[n] != b"bad"} == {
-            n: p for n, p in parts.items() if p != b"bad"
-        }
-        assert b"bad" not in has.values()
+        _check_valid_part(envoy, wanted)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(configs(), st.integers(0, 5)), min_size=1, max_size=6), configs())
+def test_changes_while_responses_are_in_flight(
+    history: list[tuple[Config, int]], last: Config
+) -> None:
+    envoy = FakeEnvoy(is_valid)
+    envoy.connect()
+    for wanted, count in history:
+        envoy.session.set_config(wanted)
+        envoy.exchange(count)
+    envoy.session.set_config(last)
+    envoy.run()
+    _check_valid_part(envoy, last)
 
 
 @settings(max_examples=150, deadline=None)
