@@ -22,14 +22,12 @@ from ztunnel.l7.deployment.settings import WAYPOINT_CLASSES
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.objects import L7Key, L7Object
 from ztunnel.l7.problems import Problem, Severity
-from ztunnel.l7.routing.attachment import PRODUCER, ROUTE_KINDS, RouteIndex, port_routes
+from ztunnel.l7.routing.attachment import ROUTE_KINDS, RouteIndex
 from ztunnel.l7.routing.route_status import route_status
 from ztunnel.l7.status.gateway import listener_problem
 from ztunnel.l7.telemetry.effective import telemetry_problems
 from ztunnel.l7.traffic.cluster import rule_problems
 from ztunnel.l7.traffic.unused import unused_problems
-from ztunnel.l7.traffic.virtual_service.selection import KIND as VIRTUAL_SERVICE
-from ztunnel.l7.traffic.virtual_service.selection import select
 
 _NEVER_READ = {
     "EnvoyFilter": "waypoints do not read it: Envoy's configuration is the mesh's own",
@@ -187,30 +185,6 @@ def _is_without_waypoint(inputs: Inputs, obj: L7Object, target: Target) -> bool:
     return service is not None and not service.waypoint
 
 
-def _virtual_services(inputs: Inputs) -> Iterator[Problem]:
-    """Those that no waypoint uses; what is wrong with the others, the compilation reports."""
-    index = RouteIndex()
-    index.refresh(inputs.store)
-    used: set[L7Key] = set()
-    replaced: dict[L7Key, str] = {}
-    for service in inputs.mesh.services():
-        found = select(inputs, service.waypoint, service) if service.waypoint else None
-        if found is None:
-            continue
-        routes = index.of_service(service)
-        if any(PRODUCER not in port_routes(routes, service, p).groups for p in service.ports):
-            used.add(found.obj.key)
-        replaced[found.obj.key] = service.key
-        used.update(obj.key for obj in found.shadowed)
-    for obj in inputs.store.of_kind(VIRTUAL_SERVICE):
-        if obj.key in used:
-            continue
-        message = "none of its hosts is a service with a waypoint that may use it"
-        if obj.key in replaced:
-            message = f"routes of Gateway API apply to service {replaced[obj.key]} instead"
-        yield _of(obj, message, Severity.IGNORED, "spec.hosts", "NoEffect")
-
-
 def _never_read(inputs: Inputs) -> Iterator[Problem]:
     for kind, message in _NEVER_READ.items():
         for obj in inputs.store.of_kind(kind):
@@ -226,7 +200,6 @@ _SOURCES: tuple[Callable[[Inputs], Iterable[Problem]], ...] = (
     rule_problems,
     unused_problems,
     telemetry_problems,
-    _virtual_services,
     _never_read,
 )
 

@@ -95,21 +95,13 @@ def analyze(
     context: Context = ctx.obj
     if namespace and all_namespaces:
         raise QuestionError("-n and -A exclude each other; hint: leave out one of them")
+    settings = Settings(trust_domain=trust_domain, root_namespace=root_namespace)
     try:
-        if files:
-            settings = Settings(trust_domain=trust_domain, root_namespace=root_namespace)
-            found = load_files(files, settings)
-            inputs, others = found.inputs, [*_from_errors(found.errors), *_peers(found.inputs)]
-        else:
-            inputs, others = load_inputs(context), list(_from_agent(context))
-        config = replace(inputs.settings, mesh_config=load_mesh_config(mesh_config))
+        problems = _problems(context, files, settings, mesh_config)
     except CommandError as error:
         if error.exit_code != EXIT_FAILED:
             raise
         raise QuestionError(error.message) from error
-    problems = [*find_problems(Inputs(inputs.store, inputs.mesh, config), node_problems), *others]
-    if mesh_config is None:
-        problems = list(map(_without_mesh_config, problems))
     problems = sorted(
         {each for each in problems if not namespace or each.namespace == namespace},
         key=lambda each: (_RANK[each.severity], each),
@@ -121,6 +113,20 @@ def analyze(
     threshold = _RANK[Severity(failure_threshold)]
     if any(_RANK[each.severity] <= threshold for each in problems):
         ctx.exit(EXIT_FAILED)
+
+
+def _problems(
+    context: Context, files: tuple[str, ...], settings: Settings, mesh_config: Path | None
+) -> list[Problem]:
+    """All problems of files, or of a running mesh. Raises CommandError."""
+    if files:
+        found = load_files(files, settings)
+        inputs, others = found.inputs, [*_from_errors(found.errors), *_peers(found.inputs)]
+    else:
+        inputs, others = load_inputs(context), list(_from_agent(context))
+    config = replace(inputs.settings, mesh_config=load_mesh_config(mesh_config))
+    problems = [*find_problems(Inputs(inputs.store, inputs.mesh, config), node_problems), *others]
+    return problems if mesh_config is not None else list(map(_without_mesh_config, problems))
 
 
 def _without_mesh_config(problem: Problem) -> Problem:

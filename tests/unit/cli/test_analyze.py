@@ -215,8 +215,11 @@ def test_virtual_service_without_effect_is_named(ztctl: Ztctl, tmp_path: Path) -
     used = WORKING + VIRTUAL_SERVICE.replace("HOST", "cart")
     assert findings(ztctl, tmp_path, used) == (0, [])
     for text, message in (
-        (WORKING + VIRTUAL_SERVICE.replace("HOST", "none"), "none of its hosts is a service"),
-        (used + HTTP_ROUTE, "routes of Gateway API apply to service shop/cart instead"),
+        (
+            WORKING + VIRTUAL_SERVICE.replace("HOST", "none"),
+            "applies to no service",
+        ),
+        (used + HTTP_ROUTE, "shop/cart has an HTTPRoute, which replaces"),
     ):
         _, (row,) = findings(ztctl, tmp_path, text)
         assert (row["kind"], row["severity"]) == ("VirtualService", "ignored")

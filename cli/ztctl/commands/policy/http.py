@@ -78,6 +78,20 @@ def predict(
     else:
         decision = simulate(inputs, target.destination, connection, request, _claims(claims))
     return {
+        **_decision_fields(decision),
+        "from": {"workload": client.name, "identity": client.identity, "address": client.address},
+        "to": {
+            "service": target.name,
+            "address": str(target.address),
+            "waypoint": target.destination.gateway,
+            "protocol": target.destination.protocol.value,
+        },
+        "request": {"method": method, "path": request.path, "host": request.authority},
+    }
+
+
+def _decision_fields(decision: Decision) -> dict[str, Any]:
+    return {
         "allowed": decision.allowed,
         "status": decision.status,
         "reason": decision.reason,
@@ -87,14 +101,6 @@ def predict(
         "audit": decision.audit,
         "dry_run": decision.dry_run,
         "authorizers": list(decision.authorizers),
-        "from": {"workload": client.name, "identity": client.identity, "address": client.address},
-        "to": {
-            "service": target.name,
-            "address": str(target.address),
-            "waypoint": target.destination.gateway,
-            "protocol": target.destination.protocol.value,
-        },
-        "request": {"method": method, "path": request.path, "host": request.authority},
     }
 
 

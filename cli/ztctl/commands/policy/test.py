@@ -14,6 +14,7 @@ from ztctl.commands.policy.query import query_any_agent, render_decision
 from ztctl.context import Context, output_option, target_options
 from ztctl.errors import EXIT_FAILED, CommandError, QuestionError
 from ztctl.output import Format, Row
+from ztunnel.l7.inputs import Inputs, Settings
 from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN
 
 _SCHEMES = ("http://", "https://")
@@ -84,28 +85,16 @@ def test(
         --to http://cart.shop/ --claims '{"iss": "https://issuer.example", "sub": "alice"}'
     """
     context: Context = ctx.obj
+    query = {"method": method, "headers": headers, "claims": claims, "namespace": namespace}
+    settings = Settings(trust_domain=trust_domain, root_namespace=root_namespace)
     try:
         if destination.startswith(_SCHEMES):
-            decision, text = _request(
-                context,
-                source,
-                destination,
-                files=files,
-                mesh_config=mesh_config,
-                settings=(trust_domain, root_namespace),
-                query={
-                    "method": method,
-                    "headers": headers,
-                    "claims": claims,
-                    "namespace": namespace,
-                },
-            )
+            loaded = _load(context, files, settings, mesh_config)
+            decision, text = _request(loaded, source, destination, mesh_config, query)
         elif files:
             raise CommandError("-f needs --to http://SERVICE/PATH; hint: leave out -f")
         else:
-            query = {"from": source, "to": destination, **({"family": "6"} if ipv6 else {})}
-            decision = query_any_agent(context, "/v1/policy/test", **query)
-            text = render_decision(decision)
+            decision, text = _connection(context, source, destination, ipv6=ipv6)
     except CommandError as error:
         if error.exit_code != EXIT_FAILED:
             raise
@@ -116,32 +105,28 @@ def test(
         ctx.exit(EXIT_FAILED)
 
 
+def _connection(context: Context, source: str, destination: str, *, ipv6: bool) -> tuple[Row, str]:
+    query = {"from": source, "to": destination, **({"family": "6"} if ipv6 else {})}
+    decision = query_any_agent(context, "/v1/policy/test", **query)
+    return decision, render_decision(decision)
+
+
+def _load(
+    context: Context, files: tuple[str, ...], settings: Settings, mesh_config: Path | None
+) -> Inputs:
+    from ztctl.l7_inputs import load_inputs  # noqa: PLC0415  only requests need it
+    from ztctl.manifest_inputs import load_files, load_mesh_config  # noqa: PLC0415
+
+    inputs = load_files(files, settings).inputs if files else load_inputs(context)
+    config = replace(inputs.settings, mesh_config=load_mesh_config(mesh_config))
+    return Inputs(inputs.store, inputs.mesh, config)
+
+
 def _request(
-    context: Context,
-    source: str,
-    url: str,
-    *,
-    files: tuple[str, ...],
-    mesh_config: Path | None,
-    settings: tuple[str, str],
-    query: dict[str, Any],
+    inputs: Inputs, source: str, url: str, mesh_config: Path | None, query: dict[str, Any]
 ) -> tuple[Row, str]:
     from ztctl.commands.policy import http  # noqa: PLC0415  parsers that only requests need
-    from ztctl.l7_inputs import load_inputs  # noqa: PLC0415
-    from ztctl.manifest_inputs import load_files, load_mesh_config  # noqa: PLC0415
-    from ztunnel.l7.inputs import Inputs, Settings  # noqa: PLC0415
 
-    if files:
-        loaded = load_files(files, Settings(trust_domain=settings[0], root_namespace=settings[1]))
-        inputs = loaded.inputs
-    else:
-        inputs = load_inputs(context)
-    config = replace(inputs.settings, mesh_config=load_mesh_config(mesh_config))
-    decision = http.predict(
-        Inputs(inputs.store, inputs.mesh, config),
-        source,
-        url,
-        has_mesh_config=mesh_config is not None,
-        **query,
-    )
+    has_mesh_config = mesh_config is not None
+    decision = http.predict(inputs, source, url, has_mesh_config=has_mesh_config, **query)
     return decision, http.render(decision)
