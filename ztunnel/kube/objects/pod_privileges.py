@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ztunnel.kube.objects.fields import Fields, TranslateError
 
 CONTAINER_LISTS = ("initContainers", "containers")
+_FIELDS = (*CONTAINER_LISTS, "hostPID")
 # NET_ADMIN moves interfaces and rewrites destinations; NET_RAW sends packets without a socket that
 # the hooks see; the others make a process root on the node.
 BYPASSING = frozenset({"ALL", "BPF", "NET_ADMIN", "NET_RAW", "SYS_ADMIN", "SYS_MODULE"})
@@ -18,6 +19,8 @@ def bypassing_privileges(spec: Fields) -> str:
 
     NET_RAW counts only where a pod adds it: most runtimes grant it by default.
     """
+    if not any(map(spec.has, _FIELDS)):  # as of almost all pods that the API's decoder passes on
+        return ""
     try:
         return "; ".join(_of_containers(spec))
     except TranslateError as error:  # does not concern capture, and so must not reject the pod
