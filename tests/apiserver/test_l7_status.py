@@ -315,10 +315,16 @@ def test_udp_route_is_not_accepted(mesh: ControlPlane) -> None:
 
 
 def test_destination_rule_has_a_condition(mesh: ControlPlane) -> None:
+    service(mesh, "web", {"istio.io/use-waypoint": "way"})
     version = "networking.istio.io/v1"
     rule = {"host": "web", "trafficPolicy": {"loadBalancer": {"simple": "LEAST_REQUEST"}}}
     put(mesh, "DestinationRule", "shop", "web", rule, version=version)
     wait_until(lambda: condition(mesh, "destinationrule", "web") == ("True", "Accepted"), "valid")
+    put(mesh, "DestinationRule", "shop", "lost", {**rule, "host": "nowhere"}, version=version)
+    wait_until(
+        lambda: condition(mesh, "destinationrule", "lost") == ("True", "UnsupportedValue"),
+        "its host does not exist",
+    )
 
 
 def test_500_routes_of_a_namespace_settle_without_a_hot_loop(mesh: ControlPlane) -> None:

@@ -30,6 +30,7 @@ from ztunnel.l7.status.routes import (
 )
 from ztunnel.l7.status.service import WAYPOINT_BOUND, waypoint_bound
 from ztunnel.l7.traffic.cluster import rule_problems
+from ztunnel.l7.traffic.unused import unused_problems
 from ztunnel.mesh.model import Service
 
 TRAFFIC_KINDS = ("DestinationRule", "VirtualService")
@@ -99,7 +100,7 @@ class Computers:
                 for each in inputs.store.of_kind("Gateway")
                 if each.spec.get("gatewayClassName") in WAYPOINT_CLASSES
             }
-            all_problems = dict.fromkeys(rule_problems(inputs))
+            all_problems = dict.fromkeys((*rule_problems(inputs), *unused_problems(inputs)))
             for gone in self._compilers.keys() - gateways:
                 del self._compilers[gone]
             for gateway in sorted(gateways):
