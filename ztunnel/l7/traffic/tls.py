@@ -7,6 +7,8 @@ a backend in plaintext, or one that is not verified.
 
 from __future__ import annotations
 
+import re
+
 from ztunnel.kube.objects.fields import Fields, TranslateError
 from ztunnel.l7.api.istio.values import Reporter
 from ztunnel.l7.config import Json
@@ -18,6 +20,7 @@ from ztunnel.mesh.model import Service, ServicePort
 
 BACKEND_TLS_POLICY = "BackendTLSPolicy"
 _TYPE = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+_SERVER_NAME = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9._]{0,252}")
 _MODES = ("DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL")
 # Debian's package ca-certificates in the proxy image. Envoy does not implement system_root_certs.
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
@@ -43,7 +46,7 @@ def rule_tls_fields(tls: Fields, reporter: Reporter, *, is_http: bool) -> Json:
     for name in ("credentialName", "caCrl", "clientCertificate", "privateKey"):
         if tls.has(name):
             raise tls.error(name, "none: waypoints cannot read it")
-    sni, validation = tls.string("sni"), _rule_validation(tls)
+    sni, validation = _server_name(tls, "sni"), _rule_validation(tls)
     if sni:
         return _socket(sni, validation)
     if not is_http:
@@ -99,7 +102,7 @@ def policy_tls_fields(obj: L7Object, reporter: Reporter) -> Json:
         )
     if validation.string("wellKnownCACertificates") != "System":
         raise validation.error("wellKnownCACertificates", "System")
-    hostname = validation.string("hostname")
+    hostname = _server_name(validation, "hostname")
     if not hostname:
         raise validation.error("hostname", "a host name")
     names = [_policy_san(each) for each in validation.mappings("subjectAltNames")]
@@ -124,6 +127,14 @@ def _target_sections(obj: L7Object, service: Service) -> set[str]:
         }
     except TranslateError:
         return {""}  # an invalid policy concerns all services of the namespace: fail closed
+
+
+def _server_name(fields: Fields, name: str) -> str:
+    """A name for SNI; Envoy rejects a cluster whose name has over 255 bytes."""
+    text = fields.string(name)
+    if text and not _SERVER_NAME.fullmatch(text):
+        raise fields.error(name, "a host name")
+    return text
 
 
 def _policy_san(fields: Fields) -> Json:

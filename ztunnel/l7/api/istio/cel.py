@@ -91,7 +91,8 @@ class _Parser:
             self._unary(depth)
 
     def _unary(self, depth: int) -> None:
-        while self._accept("!") or self._accept("-"):
+        operator = self.token  # the grammar does not mix them
+        while operator in ("!", "-") and self._accept(operator):
             pass
         self._primary(depth)
         while self.kind == "operator" and self.token in (".", "["):
