@@ -24,7 +24,7 @@ from ztunnel.gateway.mesh_config import MeshConfig
 from ztunnel.gateway.state import GatewayState
 from ztunnel.gateway.xds.descriptors import EnvoyApi
 from ztunnel.gateway.xds.resources import Config, Invalid, ResourceEncoder
-from ztunnel.l7.compile import GatewayCompiler
+from ztunnel.l7.compile import DEFECT, GatewayCompiler
 from ztunnel.l7.inputs import Inputs, Settings
 from ztunnel.l7.problems import Problem
 
@@ -34,8 +34,8 @@ MAX_COMPILE_S = 20.0  # of one gateway; 2,000 routes take a few seconds the firs
 log = structlog.get_logger()
 
 
-class CompileTimeoutError(Exception):
-    """A compilation took longer than MAX_COMPILE_S."""
+class CompileTimeoutError(BaseException):
+    """A compilation took longer than MAX_COMPILE_S. No Exception: the compiler handles these."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class ConfigCompiler:
         loop = asyncio.get_running_loop()
         try:
             compiled = await loop.run_in_executor(self._executor, _compiled, gateway, inputs)
-        except Exception as error:
+        except (Exception, CompileTimeoutError) as error:
             # the cache may be incomplete: compile everything next time
             gateway.compiler, gateway.encoder = GatewayCompiler(name), ResourceEncoder(self._api)
             gateway.error = f"{type(error).__name__}: {error}"[:1024]
@@ -159,6 +159,10 @@ class ConfigCompiler:
         for each in compiled.invalid:
             if each not in known:
                 log.error("resource invalid", gateway=name, resource=each.name, error=each.message)
+        reported = set(before.problems) if before is not None else set()
+        for problem in compiled.problems:
+            if problem.reason == DEFECT and problem not in reported:
+                log.error("destination not compiled", gateway=name, error=str(problem))
         self._publish(name, compiled)
 
 

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 from ztunnel.l7.config import ClusterRef, GatewayConfig, Json
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.names import WAYPOINT_LISTENER, TypeUrl
-from ztunnel.l7.problems import Problem
+from ztunnel.l7.problems import Problem, Severity
 from ztunnel.l7.routing.attachment import RouteIndex
 from ztunnel.l7.routing.destinations import pod_unit, service_unit
 from ztunnel.l7.routing.envoy.clusters import service_cluster
@@ -15,6 +18,8 @@ from ztunnel.l7.routing.tracking import Memo
 from ztunnel.l7.routing.units import ClusterUnit, DestinationUnit
 from ztunnel.l7.telemetry import fields as telemetry
 from ztunnel.mesh.model import Service, Workload
+
+DEFECT: Final = "InternalError"  # reason of a problem that is a defect of the compiler
 
 
 class GatewayCompiler:
@@ -62,7 +67,10 @@ class GatewayCompiler:
         return self._destinations.get(
             ("service", service.key),
             inputs,
-            lambda tracked: service_unit(tracked, self.gateway, service, routes),
+            lambda tracked: _unit(
+                lambda: service_unit(tracked, self.gateway, service, routes),
+                ("Service", service.namespace, service.name),
+            ),
             (service, *routes),
         )
 
@@ -70,14 +78,49 @@ class GatewayCompiler:
         return self._destinations.get(
             ("pod", pod.uid),
             inputs,
-            lambda tracked: pod_unit(tracked, self.gateway, pod),
+            lambda tracked: _unit(
+                lambda: pod_unit(tracked, self.gateway, pod), ("Pod", pod.namespace, pod.name)
+            ),
             (pod,),
         )
 
     def _cluster(self, inputs: Inputs, ref: ClusterRef) -> ClusterUnit:
         return self._clusters.get(
-            ref, inputs, lambda tracked: service_cluster(tracked, self.gateway, ref)
+            ref,
+            inputs,
+            lambda tracked: _cluster_unit(
+                lambda: service_cluster(tracked, self.gateway, ref), ref.service
+            ),
         )
+
+
+def _unit(make: Callable[[], DestinationUnit], of: tuple[str, str, str]) -> DestinationUnit:
+    """The unit; after a defect, one without chains: Envoy closes connections to it, and all other
+    destinations are unaffected."""
+    try:
+        return make()
+    except Exception as error:
+        return DestinationUnit(problems=(_defect(error, *of),))
+
+
+def _cluster_unit(make: Callable[[], ClusterUnit], service: str) -> ClusterUnit:
+    """The same for a cluster: requests to it get status 503."""
+    try:
+        return make()
+    except Exception as error:
+        namespace, _, name = service.partition("/")
+        return ClusterUnit(None, None, (_defect(error, "Service", namespace, name),))
+
+
+def _defect(error: Exception, kind: str, namespace: str, name: str) -> Problem:
+    return Problem(
+        kind=kind,
+        namespace=namespace,
+        name=name,
+        message=f"not compiled, connections are refused: {type(error).__name__}: {error}"[:512],
+        severity=Severity.ERROR,
+        reason=DEFECT,
+    )
 
 
 def compile_gateway(inputs: Inputs, gateway: str) -> GatewayConfig:
