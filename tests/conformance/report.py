@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import yaml
 
@@ -41,15 +42,16 @@ def page(results: Results, reasons: Mapping[str, str]) -> str:
     return "\n".join([*lines, ""])
 
 
-def without_date(text: str) -> object:
-    """The suite's own report, to compare it with another one."""
-    report = yaml.safe_load(text)
+def comparable(text: str) -> dict[str, Any]:
+    """The suite's own report without its date, and with its profiles in order: they have none."""
+    report: dict[str, Any] = yaml.safe_load(text)
     del report["date"]
+    report["profiles"].sort(key=lambda profile: profile["name"])
     return report
 
 
 def _profiles(text: str) -> Iterator[str]:
-    for profile in yaml.safe_load(text)["profiles"]:
+    for profile in comparable(text)["profiles"]:
         for level in (Level.CORE, Level.EXTENDED):
             if level in profile:
                 found = profile[level]["statistics"]
