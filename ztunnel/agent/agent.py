@@ -126,6 +126,8 @@ def view_consumers(
         # Terminates what is denied by the new policies between the pods that are captured
         # now. Entries were revoked first, so no connection that this check misses used one.
         SameNodeRecheck(traffic.same_node),
+        # After the revocation, and by the new policies and pods.
+        traffic.waypoint_bypass,
     )
 
 
@@ -151,6 +153,8 @@ def session_observers(
         cluster.certificates,
         traffic.udp_redirect,
         pods.enroller,
+        # Entries exist only while a worker does.
+        traffic.waypoint_bypass,
         link.counters,
     )
 

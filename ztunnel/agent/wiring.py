@@ -43,6 +43,7 @@ from ztunnel.agent.traffic.same_node_metrics import SameNodeMetrics
 from ztunnel.agent.traffic.udp_authorizer import UdpAuthorizer
 from ztunnel.agent.traffic.udp_redirect import UdpRedirector
 from ztunnel.agent.traffic.udp_routes import UdpRouteTable
+from ztunnel.agent.traffic.waypoint_bypass import WaypointBypass
 from ztunnel.agent.workers.counter_collector import CounterCollector
 from ztunnel.agent.workers.mesh_broadcast import MeshBroadcast
 from ztunnel.agent.workers.registry import SessionTable
@@ -93,6 +94,7 @@ class Traffic:
 
     same_node: SameNodeBypass
     same_node_events: SameNodeEvents
+    waypoint_bypass: WaypointBypass
     udp_authorizer: UdpAuthorizer
     udp_redirect: UdpRedirector
 
@@ -123,7 +125,8 @@ def build_traffic(core: Core) -> Traffic:
         on_strict_drop=authorizer.log_strict_drop,
     )
     redirect = UdpRedirector(kernel.udp, routes, core.pods, core.sessions, time.monotonic)
-    return Traffic(same_node, events, authorizer, redirect)
+    waypoint_bypass = WaypointBypass(same_node, core.pods)
+    return Traffic(same_node, events, waypoint_bypass, authorizer, redirect)
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,11 @@ def build_pods(core: Core, traffic: Traffic) -> Pods:
         discovery,
         core.pods,
         core.sessions,
-        on_captured=(traffic.same_node.pod_captured, traffic.udp_authorizer.pod_captured),
+        on_captured=(
+            traffic.same_node.pod_captured,
+            traffic.udp_authorizer.pod_captured,
+            traffic.waypoint_bypass.pod_captured,
+        ),
     )
     selection = PodSelection(enroller, core.publisher.publish)
     return Pods(discovery, enroller, selection, ReconcileLoop(enroller, core.wakeup))

@@ -36,6 +36,8 @@ from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
 from ztunnel.ipc.messages import SameNodeAllowed
 from ztunnel.kube.view.cluster_view import ViewChange
 from ztunnel.kube.view.publisher import ViewConsumer
+from ztunnel.mesh.address import family as address_family
+from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.policy.engine import Decision, PolicyEngine, display_name
 from ztunnel.mesh.policy.match_terms import AuthzRequest
 from ztunnel.mesh.ports import RESERVED
@@ -141,15 +143,36 @@ class SameNodeBypass(SessionObserver):
     def allow(self, report: SameNodeAllowed) -> None:
         """Create the bypass entry for a pair that a worker authorized, if the report is valid and
         the agent's own policy engine allows the pair, too."""
-        entry = validate(report, self._pods, self._revision, self._mode)
-        if isinstance(entry, BypassEntry) and pair_of(entry) in self._quarantined:
-            entry = "an unexpected peer answered an earlier bypassed connection of the pair"
-        if isinstance(entry, BypassEntry):
-            entry = self._authorize(report, entry)
+        entry = self._entry_of(report)
         if isinstance(entry, str):
             self.stats.reports_rejected += 1
             log.debug("bypass entry rejected", source=report.source_ip, reason=entry)
             return
+        self._write(entry)
+
+    def allow_pair(self, source: Pod, target: Pod, destination: SocketAddress) -> None:
+        """Create the bypass entry for a pair of captured pods that no worker reported yet, if the
+        agent's policy engine allows it."""
+        family = address_family(destination.ip)
+        source_ip = next((ip for ip in source.addresses if address_family(ip) == family), "")
+        report = SameNodeAllowed(
+            source_ip=source_ip,
+            source_identity=source.workload.identity,
+            pod_uid=target.uid,
+            destination=destination,
+            revision=self._revision,
+        )
+        entry = self._entry_of(report) if source_ip and self._sessions.sessions else ""
+        if isinstance(entry, BypassEntry):
+            self._write(entry)
+
+    def _entry_of(self, report: SameNodeAllowed) -> BypassEntry | str:
+        entry = validate(report, self._pods, self._revision, self._mode)
+        if isinstance(entry, BypassEntry) and pair_of(entry) in self._quarantined:
+            return "an unexpected peer answered an earlier bypassed connection of the pair"
+        return self._authorize(report, entry) if isinstance(entry, BypassEntry) else entry
+
+    def _write(self, entry: BypassEntry) -> None:
         try:
             self._datapath.allow_bypass(entry)
         except OSError as error:  # the pair continues to use the proxy
