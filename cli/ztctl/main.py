@@ -27,7 +27,9 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "analyze": Entry(
-        "ztctl.commands.analyze", "analyze", "Resources that are ignored or only partly honoured."
+        "ztctl.commands.l7.analyze",
+        "analyze",
+        "Resources that are ignored or partly honoured.",
     ),
     "certificate": Entry(
         "ztctl.commands.certificate",
@@ -56,7 +58,7 @@ COMMANDS = {
         "ztctl.commands.policy", "policy", "Policies and their decisions.", plural="policies"
     ),
     "proxy-config": Entry(
-        "ztctl.commands.proxy_config",
+        "ztctl.commands.l7.proxy_config",
         "proxy_config",
         "Configuration of the Envoy of a waypoint or gateway.",
     ),
@@ -64,7 +66,7 @@ COMMANDS = {
         "ztctl.commands.redirect", "redirect", "Captured pods and connections, from the BPF maps."
     ),
     "route": Entry(
-        "ztctl.commands.route", "route", "Routes of services, and what they do.", plural="routes"
+        "ztctl.commands.l7.route", "route", "Routes of services, and what they do.", plural="routes"
     ),
     "service": Entry(
         "ztctl.commands.service", "service", "Services of the mesh.", plural="services"
@@ -78,7 +80,7 @@ COMMANDS = {
     ),
     "version": Entry("ztctl.commands.version", "version", "Print the version."),
     "waypoint": Entry(
-        "ztctl.commands.waypoint",
+        "ztctl.commands.l7.waypoint",
         "waypoint",
         "Run waypoints, and show their status.",
         plural="waypoints",

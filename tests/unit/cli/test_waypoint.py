@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.unit.cli.conftest import Ztctl
-from ztctl.commands.waypoint.gateway import (
+from ztctl.commands.l7.waypoint.gateway import (
     gateway_manifest,
     is_programmed,
     namespace_labels,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from ztctl.commands.route.services import find_service, rule_rows
+from ztctl.commands.l7.route.services import find_service, rule_rows
 from ztctl.context import Context, output_option, target_options
 from ztctl.l7_inputs import load_inputs
 from ztctl.output import Column

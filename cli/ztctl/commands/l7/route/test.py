@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from ztctl import output
-from ztctl.commands.route.services import find_port, find_service
+from ztctl.commands.l7.route.services import find_port, find_service
 from ztctl.context import Context, output_option, target_options
 from ztctl.errors import CommandError
 from ztctl.l7_inputs import load_inputs

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ztctl.commands.proxy_config.pods import find_pod, pod_argument
+from ztctl.commands.l7.proxy_config.pods import find_pod, pod_argument
 from ztctl.context import Context
 from ztctl.output import Column, Format
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import click
 
-from ztctl.commands.route.list import list_
-from ztctl.commands.route.show import show
-from ztctl.commands.route.test import test
+from ztctl.commands.l7.route.list import list_
+from ztctl.commands.l7.route.show import show
+from ztctl.commands.l7.route.test import test
 
 route = click.Group(
     "route",

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import click
 
-from ztctl.commands.waypoint.gateway import gateway_manifest, namespace_labels
-from ztctl.commands.waypoint.options import manifest_options, namespace_option
-from ztctl.commands.waypoint.stores import WaypointStore, waypoint_store
+from ztctl.commands.l7.waypoint.gateway import gateway_manifest, namespace_labels
+from ztctl.commands.l7.waypoint.options import manifest_options, namespace_option
+from ztctl.commands.l7.waypoint.stores import WaypointStore, waypoint_store
 from ztctl.context import Context
 from ztctl.errors import CommandError
 

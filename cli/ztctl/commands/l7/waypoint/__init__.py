@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import click
 
-from ztctl.commands.waypoint.apply import apply
-from ztctl.commands.waypoint.delete import delete
-from ztctl.commands.waypoint.generate import generate
-from ztctl.commands.waypoint.list import list_
-from ztctl.commands.waypoint.status import status
+from ztctl.commands.l7.waypoint.apply import apply
+from ztctl.commands.l7.waypoint.delete import delete
+from ztctl.commands.l7.waypoint.generate import generate
+from ztctl.commands.l7.waypoint.list import list_
+from ztctl.commands.l7.waypoint.status import status
 
 waypoint = click.Group(
     "waypoint",

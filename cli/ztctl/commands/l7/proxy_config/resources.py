@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import click
 
-from ztctl.commands.proxy_config import envoy_tables
-from ztctl.commands.proxy_config.pods import find_pod, pod_argument
+from ztctl.commands.l7.proxy_config import envoy_tables
+from ztctl.commands.l7.proxy_config.pods import find_pod, pod_argument
 from ztctl.context import Context
 from ztctl.output import Column, Format
 

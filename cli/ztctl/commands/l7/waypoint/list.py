@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import click
 
-from ztctl.commands.waypoint.gateway import list_rows
-from ztctl.commands.waypoint.options import all_namespaces_option, namespace_option
-from ztctl.commands.waypoint.stores import waypoint_store
+from ztctl.commands.l7.waypoint.gateway import list_rows
+from ztctl.commands.l7.waypoint.options import all_namespaces_option, namespace_option
+from ztctl.commands.l7.waypoint.stores import waypoint_store
 from ztctl.context import Context, output_option
 from ztctl.output import Column
 

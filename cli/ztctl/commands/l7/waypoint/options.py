@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ztctl.commands.waypoint.gateway import DEFAULT_NAME
+from ztctl.commands.l7.waypoint.gateway import DEFAULT_NAME
 from ztctl.context import lab_or_cluster_options
 from ztunnel.kube.objects.waypoints import Traffic
 from ztunnel.l7.deployment.settings import WAYPOINT_CLASSES

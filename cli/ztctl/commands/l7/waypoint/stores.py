@@ -9,7 +9,13 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from ztctl.cluster.api_client import ApiServer, Progress
-from ztctl.commands.waypoint.gateway import KIND, PROGRAMMED, condition, is_programmed, is_waypoint
+from ztctl.commands.l7.waypoint.gateway import (
+    KIND,
+    PROGRAMMED,
+    condition,
+    is_programmed,
+    is_waypoint,
+)
 from ztctl.context import Context
 from ztctl.errors import CommandError
 from ztunnel.l7.deployment.settings import CONTROLLER_NAME, GATEWAY_LABEL

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import click
 
-from ztctl.commands.proxy_config.log import log
-from ztctl.commands.proxy_config.resources import cluster, endpoint, listener, route
-from ztctl.commands.proxy_config.status import status
+from ztctl.commands.l7.proxy_config.log import log
+from ztctl.commands.l7.proxy_config.resources import cluster, endpoint, listener, route
+from ztctl.commands.l7.proxy_config.status import status
 
 proxy_config = click.Group(
     "proxy-config",

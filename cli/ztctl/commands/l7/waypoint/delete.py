@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import click
 
-from ztctl.commands.waypoint.options import namespace_option
-from ztctl.commands.waypoint.stores import waypoint_store
+from ztctl.commands.l7.waypoint.options import namespace_option
+from ztctl.commands.l7.waypoint.stores import waypoint_store
 from ztctl.context import Context
 from ztctl.errors import CommandError
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import click
 
 from ztctl import output
-from ztctl.commands.waypoint.gateway import gateway_manifest
-from ztctl.commands.waypoint.options import manifest_options, namespace_option
+from ztctl.commands.l7.waypoint.gateway import gateway_manifest
+from ztctl.commands.l7.waypoint.options import manifest_options, namespace_option
 from ztctl.context import Context, output_option
 from ztctl.output import Format
 
