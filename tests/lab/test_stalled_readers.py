@@ -13,12 +13,13 @@ import pytest
 from tests.lab.helpers.harness import APPS, addresses
 from tests.support.waiting import wait_until
 from ztunnel.lab import Lab
+from ztunnel.proxy.cli import DEFAULT_BUFFER_MIB
 
 CONNECTIONS = 800
 PORT = "7900"
-# A stream window of 4 MiB each would allow 3.2 GB; 500 KiB each were measured. Half of the default
-# budget of one worker, and what 800 connections need themselves (see docs/performance.md).
-MAX_GROWTH_BYTES = 128 * 1024 * 1024 + CONNECTIONS * 32 * 1024
+# One pod gets at most half of the node's budget; connections need some memory themselves. With
+# stream windows of 4 MiB from the start, 500 KiB per connection were measured.
+MAX_GROWTH_BYTES = DEFAULT_BUFFER_MIB // 2 * 1024 * 1024 + CONNECTIONS * 32 * 1024
 SETTLE_S = 3.0  # the servers fill all buffers
 
 
