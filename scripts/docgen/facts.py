@@ -139,6 +139,10 @@ LABELS = {
         "Agent pod annotation, written by the agent",
         "Port and certificate digest of the agent's admin API.",
     ),
+    "ztunnel.dev/ca-certificates": (
+        "BackendTLSPolicy annotation, written by the controller",
+        "Certificates in PEM of the ConfigMaps in `caCertificateRefs`.",
+    ),
     "ztunnel.dev/rejected-config": (
         "Gateway pod annotation, written by the agent",
         "JSON: resources that the pod's Envoy rejects, with its messages.",

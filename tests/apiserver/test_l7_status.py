@@ -14,6 +14,7 @@ import pytest
 from tests.support.apiserver.control_plane import ControlPlane, manifests, wait_until
 from tests.support.apiserver.gateway_crds import install_crds
 from tests.support.apiserver.server import ApiServer
+from tests.support.certificate_authority import CertificateAuthority
 
 Json = dict[str, Any]
 GATEWAY = "gateway.networking.k8s.io"
@@ -299,6 +300,61 @@ def test_backend_tls_policy_has_the_waypoint_as_ancestor(mesh: ControlPlane) -> 
     mesh.server.kubectl("-n", "shop", "delete", "backendtlspolicy", "secure")
     put(mesh, "BackendTLSPolicy", "shop", "secure", {"targetRefs": target, "validation": private})
     wait_until(lambda: accepted() == [("way", ("False", "NoValidCACertificate"))], "rejected")
+    mesh.server.kubectl("-n", "shop", "delete", "backendtlspolicy", "secure")
+
+
+def test_certificates_of_config_maps_are_published(mesh: ControlPlane) -> None:
+    service(mesh, "private", {"istio.io/use-waypoint": "way"})
+    one, two = CertificateAuthority("one"), CertificateAuthority("two")
+    config_map: Json = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "authority", "namespace": "shop"},
+        "data": {"ca.crt": one.key_pem + one.pem},
+    }
+    reference = {"group": "", "kind": "ConfigMap", "name": "authority"}
+    validation = {"hostname": "private.example.com", "caCertificateRefs": [reference]}
+    target = [{"group": "", "kind": "Service", "name": "private"}]
+    spec = {"targetRefs": target, "validation": validation}
+
+    def state() -> tuple[str, dict[str, tuple[str, str]]]:
+        """The annotation, and the conditions."""
+        obj = read(mesh, "backendtlspolicy", "private")
+        annotations = obj["metadata"].get("annotations") or {}
+        found = {
+            each["type"]: (each["status"], each["reason"])
+            for ancestor in (obj.get("status") or {}).get("ancestors") or []
+            for each in ancestor["conditions"]
+        }
+        return annotations.get("ztunnel.dev/ca-certificates", ""), found
+
+    missing = {
+        "Accepted": ("False", "NoValidCACertificate"),
+        "ResolvedRefs": ("False", "InvalidCACertificateRef"),
+    }
+    valid = {"Accepted": ("True", "Accepted"), "ResolvedRefs": ("True", "ResolvedRefs")}
+    put(mesh, "BackendTLSPolicy", "shop", "private", spec)
+    wait_until(lambda: state() == ("", missing), lambda: f"no ConfigMap, found {state()}")
+    mesh.server.apply(config_map)
+    wait_until(lambda: state() == (one.pem, valid), lambda: f"published, found {state()}", 45)
+    config_map["data"] = {"ca.crt": two.pem}
+    mesh.server.apply(config_map)
+    wait_until(lambda: state() == (two.pem, valid), lambda: f"updated, found {state()}", 45)
+    managers = {
+        each["manager"]: json.dumps(each["fieldsV1"])
+        for each in read_with_managers(mesh, "backendtlspolicy", "private")
+    }
+    assert "f:ztunnel.dev/ca-certificates" in managers["ztunnel-backend-certificates"]
+    reference["kind"] = "Secret"
+    put(mesh, "BackendTLSPolicy", "shop", "private", spec)
+    other_kind = {**missing, "ResolvedRefs": ("False", "InvalidKind")}
+    wait_until(lambda: state() == ("", other_kind), lambda: f"removed, found {state()}")
+
+
+def read_with_managers(mesh: ControlPlane, kind: str, name: str) -> list[Json]:
+    words = ("-n", "shop", "get", kind, name, "-o", "json", "--show-managed-fields")
+    found: list[Json] = json.loads(mesh.server.kubectl(*words))["metadata"]["managedFields"]
+    return found
 
 
 def test_udp_route_is_not_accepted(mesh: ControlPlane) -> None:

@@ -10,6 +10,7 @@ from urllib.error import HTTPError
 
 import pytest
 
+from tests.support.apiserver.gateway_crds import install_crds
 from tests.support.apiserver.objects import ambient, endpoints, namespace, pod, service
 from tests.support.apiserver.rbac_fixture import AGENT, SYSTEM, agent_kubeconfig, grant, manifest
 from tests.support.apiserver.server import ApiServer
@@ -287,6 +288,47 @@ def test_controller_cannot_change_objects_of_others(
     with pytest.raises(HTTPError) as error:
         server.request(verb, path, body, token=controller_token)
     assert "belong to a Gateway" in error.value.read().decode()
+
+
+@pytest.mark.parametrize(
+    ("patch", "error"),
+    [
+        ({"metadata": {"annotations": {"ztunnel.dev/ca-certificates": "x"}}}, ""),
+        ({"metadata": {"annotations": {"owner": "you"}}}, "only the annotation"),
+        ({"metadata": {"annotations": {"owner": None}}}, "only the annotation"),
+        ({"metadata": {"labels": {"app": "x"}}}, "only the annotation"),
+        ({"spec": {"validation": {"hostname": "evil.example.com"}}}, "only the annotation"),
+    ],
+)
+def test_controller_changes_only_the_annotation_of_backend_tls_policies(
+    server: ApiServer, controller_token: str, patch: dict[str, Any], error: str
+) -> None:
+    install_crds(server)
+    validation = {"hostname": "a.example.com", "wellKnownCACertificates": "System"}
+    targets = [{"group": "", "kind": "Service", "name": "web"}]
+    policy = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "BackendTLSPolicy",
+        "metadata": {"name": "tls", "namespace": "default", "annotations": {"owner": "me"}},
+        "spec": {"targetRefs": targets, "validation": validation},
+    }
+    server.apply(policy)
+
+    def answer(body: dict[str, Any]) -> str:
+        path = "/apis/gateway.networking.k8s.io/v1/namespaces/default/backendtlspolicies/tls"
+        try:
+            server.request("PATCH", f"{path}?dryRun=All", body, token=controller_token)
+        except HTTPError as response:
+            return response.read().decode()
+        return ""
+
+    probe = {"metadata": {"labels": {"app": "probe"}}}
+    wait_until(
+        lambda: "only the annotation" in answer(probe), "the policy is in force", timeout_s=30
+    )
+    found = answer(patch)
+    assert error in found
+    assert bool(found) is bool(error)
 
 
 def test_controller_role_equals_watched_resources() -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from ztunnel.lab.cluster import gateways, kube_proxy, services
 from ztunnel.lab.cluster.admission import admit, terminating, unbound
+from ztunnel.lab.cluster.backend_certificates import plan_certificates, with_certificates
 from ztunnel.lab.cluster.deployments import deployment_of, deployment_status
 from ztunnel.lab.cluster.pod_fields import pod_ips
 from ztunnel.lab.cluster.scheduler import plan_pods, surplus_pods
@@ -59,7 +60,8 @@ class Reconciler:
                 raise LabError(
                     f"{key}: namespace {key.namespace!r} does not exist; hint: apply a Namespace"
                 )
-            stored[key] = admit(obj, stored.get(key), new_uid, _now())
+            admitted = admit(obj, stored.get(key), new_uid, _now())
+            stored[key], _ = with_certificates(admitted, stored)
             self._store.put(stored[key])
         return [key_of(obj) for obj in ordered]
 
@@ -81,7 +83,7 @@ class Reconciler:
         Returns the remaining problems. `wait_for_new_only`: probe other pods once, without waiting.
         """
         self.put_system_objects()
-        problems = self._put_gateway_objects()
+        problems = [*self._put_gateway_objects(), *self._put_certificates()]
         self._put_all(services.plan_services(self._store.load()))
         self.unbind_dead_pods()
         objects = self._store.load()
@@ -113,6 +115,12 @@ class Reconciler:
         for obj in plan.objects:
             self._store.put(admit(obj, stored.get(key_of(obj)), new_uid, _now()))
         return plan.problems
+
+    def _put_certificates(self) -> list[str]:
+        """Store the certificates of BackendTLSPolicies. Returns the problems."""
+        changed, problems = plan_certificates(self._store.load())
+        self._put_all(changed)
+        return problems
 
     def publish(self) -> None:
         """Update endpoints, status of deployments, and the rules of kube-proxy on all nodes."""

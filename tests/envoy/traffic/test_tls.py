@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.envoy.traffic.worlds import destination_rule, fields_of, world_with_versions
+from tests.support.certificate_authority import CertificateAuthority
 from tests.support.waypoint.backend import Backend
 from tests.support.waypoint.client import Answer, request
 from tests.support.waypoint.envoy import running_envoy
@@ -168,16 +169,60 @@ def test_backend_tls_policy_of_another_port_does_not_apply() -> None:
     assert "transport_socket" not in fields_of(world).fields
 
 
-def test_authorities_in_config_maps_reject_requests_and_are_reported() -> None:
+PRIVATE = {"caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "ca"}]}
+
+
+def with_authorities(pem: str, validation: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A policy with references, as the controller annotates it."""
+    found = policy(validation or {**PRIVATE, "hostname": HOST})
+    found["metadata"]["annotations"] = {"ztunnel.dev/ca-certificates": pem}
+    return found
+
+
+def test_backend_tls_policy_verifies_with_authorities_of_config_maps(tmp_path: Path) -> None:
+    ours, other = CertificateAuthority("ours"), CertificateAuthority("other")
+    server = tmp_path / "private.pem"
+    server.write_text(ours.issue(HOST))
+    for name in ("ours", "other"):
+        (tmp_path / name).mkdir()
+    with tls_backend(server, []) as backend:
+        world, vip = world_with_versions({"v1": backend})
+        world.add(with_authorities(other.pem + ours.pem))
+        with running_envoy(world.compile(), tmp_path / "ours") as envoy:
+            assert request(envoy.port, vip).backend == "tls"
+        world.add(with_authorities(other.pem))
+        with running_envoy(world.compile(), tmp_path / "other") as envoy:
+            assert request(envoy.port, vip).status == 503
+            assert envoy.stat("cluster.default/web|80.ssl.fail_verify_error") >= 1
+
+
+@pytest.mark.parametrize(
+    ("pem", "message"),
+    [
+        ("", "has not published"),
+        ("x", "in PEM"),
+        ("-----BEGIN CERTIFICATE-----\n", "in PEM"),
+        (CertificateAuthority().pem * 200, "in PEM"),
+    ],
+)
+def test_missing_authorities_reject_requests_and_are_reported(pem: str, message: str) -> None:
     world = World()
     world.service("web")
-    refs = [{"group": "", "kind": "ConfigMap", "name": "ca"}]
-    world.add(policy({"caCertificateRefs": refs, "hostname": HOST}))
+    world.add(with_authorities(pem))
     found = fields_of(world)
     assert found.rejected
     (problem,) = found.problems
     assert (problem.kind, problem.severity) == ("BackendTLSPolicy", "error")
-    assert "ConfigMaps" in problem.message
+    assert problem.reason == "InvalidCACertificateRef"
+    assert message in problem.message
+
+
+def test_annotation_without_references_has_no_effect() -> None:
+    world = World()
+    world.service("web")
+    world.add(with_authorities(CertificateAuthority().pem, SYSTEM))
+    context = fields_of(world).fields["transport_socket"]["typed_config"]["common_tls_context"]
+    assert context["validation_context"]["trusted_ca"] == {"filename": tls_fields.SYSTEM_BUNDLE}
 
 
 def test_backend_tls_policy_takes_precedence_over_destination_rule() -> None:

@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ztunnel.controller.l7.model import Model
+from ztunnel.controller.l7.object_client import Ref
 from ztunnel.kube.objects.fields import Object
+from ztunnel.kube.objects.l7_kinds import CA_CERTIFICATES_ANNOTATION
 from ztunnel.kube.objects.policy_status import PolicyCondition
 from ztunnel.l7.compile import GatewayCompiler
 from ztunnel.l7.deployment.settings import CONTROLLER_NAME, WAYPOINT_CLASSES
@@ -18,7 +20,7 @@ from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.objects import L7Key, L7Object, l7_object
 from ztunnel.l7.problems import Problem
 from ztunnel.l7.routing.attachment import RouteIndex
-from ztunnel.l7.status.backend_tls import backend_tls_entries
+from ztunnel.l7.status.backend_tls import backend_tls_entries, target_waypoints
 from ztunnel.l7.status.conditions import Condition, has_conditions, render_conditions
 from ztunnel.l7.status.entries import ANCESTORS, PARENTS, Entry, merge_entries
 from ztunnel.l7.status.policies import own_problems, policy_condition, problem_text
@@ -29,7 +31,8 @@ from ztunnel.l7.status.routes import (
     udp_entries,
 )
 from ztunnel.l7.status.service import WAYPOINT_BOUND, waypoint_bound
-from ztunnel.l7.traffic.cluster import rule_problems
+from ztunnel.l7.traffic.backend_ca import RefError, has_certificate_refs
+from ztunnel.l7.traffic.cluster import INVALID_TLS_POLICY, rule_problems, tls_policy_problems
 from ztunnel.l7.traffic.unused import unused_problems
 from ztunnel.mesh.model import Service
 
@@ -62,8 +65,13 @@ class Computers:
         model: Model,
         waypoint_state: Callable[[str], WaypointState],
         rejected: Callable[[], Mapping[str, str]],
+        ref_errors: Callable[[Ref], Sequence[RefError] | None] = lambda _: (),
     ) -> None:
-        """`rejected`: Envoy's message by service."""
+        """`rejected`: Envoy's message by service.
+
+        `ref_errors`: of a BackendTLSPolicy's references; None if they have not been read yet.
+        """
+        self._ref_errors = ref_errors
         self._model = model
         self._waypoint_state = waypoint_state
         self._rejected = rejected
@@ -129,6 +137,11 @@ class Computers:
                     return None  # the destination's node enforces it
         condition = policy_condition(own_problems(policy, root))
         return PolicyCondition(condition.status, condition.reason, condition.message)
+
+    def is_enforced(self, policy: L7Object) -> bool:
+        """Whether a waypoint applies a BackendTLSPolicy."""
+        with self._model.inputs() as inputs:
+            return bool(target_waypoints(inputs, policy))
 
     # One method per kind
 
@@ -201,8 +214,13 @@ class Computers:
         policy = inputs.store.get(obj["kind"], metadata["namespace"], metadata["name"])
         if policy is None:
             return None
-        problems = self._compiled.get(policy.key, ())
-        ours = backend_tls_entries(inputs, policy, problems)
+        ref_errors = self._known_ref_errors(inputs, policy)
+        if ref_errors is None:
+            return None  # to be published within moments
+        others = self._compiled.get(policy.key, ())  # of its targets; perhaps of a former spec
+        found = (each for each in others if each.reason != INVALID_TLS_POLICY)
+        problems = tuple(dict.fromkeys((*tls_policy_problems(policy), *found)))
+        ours = backend_tls_entries(inputs, policy, problems, ref_errors)
         current = status.get("ancestors") if isinstance(status, dict) else None
         ancestors = merge_entries(
             ANCESTORS, current, ours, CONTROLLER_NAME, generation=_generation(obj), now=now
@@ -211,6 +229,13 @@ class Computers:
             return None
         texts = (problem_text(problems),) if problems else ()
         return Pending(obj, {"ancestors": ancestors}, True, texts)
+
+    def _known_ref_errors(self, inputs: Inputs, policy: L7Object) -> Sequence[RefError] | None:
+        """None if the certificates of a policy that a waypoint applies are not published yet."""
+        if not has_certificate_refs(policy) or not target_waypoints(inputs, policy):
+            return ()
+        errors = self._ref_errors(Ref(*policy.key))
+        return errors if errors or policy.annotations.get(CA_CERTIFICATES_ANNOTATION) else None
 
 
 def _with_parents(

@@ -6,8 +6,16 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
-from ztunnel.kube.client.request import APPLY_PATCH, CONFLICT, NOT_FOUND, ApiError, send
+from ztunnel.kube.client.request import (
+    APPLY_PATCH,
+    CONFLICT,
+    MERGE_PATCH,
+    NOT_FOUND,
+    ApiError,
+    send,
+)
 from ztunnel.kube.objects.fields import Object
 from ztunnel.l7.objects import L7_KINDS
 
@@ -107,6 +115,28 @@ class ObjectClient:
             raise
         return True
 
+    def set_annotation(self, obj: Object, name: str, value: str, manager: str) -> bool:
+        """Apply an annotation as field manager `manager`; an empty value removes it.
+
+        False if exactly this object does not exist any more. Without the uid, apply would create
+        an object.
+        """
+        ref = ref_of(obj)
+        metadata = {"name": ref.name, "namespace": ref.namespace, "uid": obj["metadata"]["uid"]}
+        metadata["annotations"] = {name: value or None}
+        body = {"apiVersion": api_version(ref.kind), "kind": ref.kind, "metadata": metadata}
+        query = {"fieldManager": manager} | ({"force": "true"} if value else {})
+        content_type = APPLY_PATCH if value else MERGE_PATCH
+        try:
+            send(
+                self._client, "PATCH", _path(ref), query=query, body=body, content_type=content_type
+            )
+        except ApiError as error:
+            if error.status in (NOT_FOUND, CONFLICT):
+                return False
+            raise
+        return True
+
     def delete(self, obj: Object) -> None:
         """Delete exactly this object, and its dependents in the background."""
         options = {
@@ -174,4 +204,5 @@ def event(obj: Object, reason: str, message: str, now: datetime) -> Object:
 
 
 def _path(ref: Ref) -> str:
-    return f"{collection_path(ref.kind, ref.namespace)}/{ref.name}"
+    name = quote(ref.name, safe="")  # of a reference, which may be a path to another object
+    return f"{collection_path(ref.kind, ref.namespace)}/{name}"

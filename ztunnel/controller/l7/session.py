@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 import structlog
 
+from ztunnel.controller.l7.backend_certificates import BackendCertificates
 from ztunnel.controller.l7.computers import Computers, WaypointState
 from ztunnel.controller.l7.gateway_classes import GatewayClasses, controller_of
 from ztunnel.controller.l7.gateways import Gateways
@@ -30,6 +31,7 @@ from ztunnel.controller.workqueue import WorkQueue
 from ztunnel.kube.client.reflector import Reflector
 from ztunnel.kube.client.request import CONFLICT, ApiError
 from ztunnel.kube.objects.fields import Object
+from ztunnel.kube.objects.l7_kinds import BACKEND_TLS_POLICY
 from ztunnel.kube.objects.policy_status import PolicyCondition
 from ztunnel.l7.deployment.settings import (
     CONTROLLER_NAME,
@@ -38,6 +40,7 @@ from ztunnel.l7.deployment.settings import (
     DeploymentSettings,
 )
 from ztunnel.l7.inputs import Settings
+from ztunnel.l7.traffic.backend_ca import RefError
 
 THREADS = 2
 SETTLE_S = 0.5  # several changes lead to one pass over all statuses
@@ -61,6 +64,7 @@ class Task(Enum):
     GATEWAY = "gateway"
     STATUS = "status"
     REJECTION = "rejected configuration"
+    CERTIFICATES = "backend certificates"
     ALL = "all statuses"
 
 
@@ -92,13 +96,22 @@ class L7Session:
         self._gateways = Gateways(
             objects, self._watches, self._classes, options.deployment, self._rejections.of_gateway
         )
-        self._computers = Computers(self._model, self._waypoint_state, self._rejections.by_service)
+        self._computers = Computers(
+            self._model,
+            self._waypoint_state,
+            self._rejections.by_service,
+            self._ref_errors,
+        )
+        self._certificates = BackendCertificates(
+            objects, self._watches, self._computers.is_enforced, self._certificates_read
+        )
         self._statuses = Statuses(objects, self._watches, self._computers, time.monotonic)
         self._handlers: dict[Task, Callable[[Ref], float | None]] = {
             Task.CLASS: self._reconcile_class,
             Task.GATEWAY: lambda ref: self._gateways.reconcile(f"{ref.namespace}/{ref.name}"),
             Task.STATUS: self._statuses.reconcile,
             Task.REJECTION: self._read_rejection,
+            Task.CERTIFICATES: self._certificates.reconcile,
             Task.ALL: self._find_outdated,
         }
         self._unlisted = {reflector.resource.kind for reflector in self._watches.reflectors}
@@ -148,6 +161,8 @@ class L7Session:
             self._queue.add(_ALL)
             for gateway in self._watches.objects(_GATEWAY):
                 self._add(Task.GATEWAY, _ref(gateway))
+            for policy in self._watches.objects(BACKEND_TLS_POLICY):
+                self._add(Task.CERTIFICATES, _ref(policy))
 
     def _changed(self, obj: Object) -> None:
         ref = _ref(obj)
@@ -162,6 +177,8 @@ class L7Session:
                 self._model.remove(obj)
         if ref.kind in OWNED_KINDS or ref.kind in (_GATEWAY, "Service"):
             self._add(Task.GATEWAY, Ref(_GATEWAY, ref.namespace, ref.name))
+        if ref.kind == BACKEND_TLS_POLICY:
+            self._add(Task.CERTIFICATES, ref)
         if ref.kind == _CLASS:
             self._class_changed(ref, current)
         if ref.kind in self._computers.kinds:
@@ -196,6 +213,12 @@ class L7Session:
                 if gateway["metadata"].get("namespace") == ref.namespace:
                     self._add(Task.GATEWAY, _ref(gateway))
 
+    def _ref_errors(self, ref: Ref) -> Sequence[RefError] | None:
+        return self._certificates.errors(ref)
+
+    def _certificates_read(self, ref: Ref) -> None:
+        self._add(Task.STATUS, ref)
+
     def _waypoint_state(self, key: str) -> WaypointState:
         namespace, _, name = key.partition("/")
         gateway = self._watches.get(_GATEWAY, namespace, name)
@@ -209,6 +232,8 @@ class L7Session:
     def _find_outdated(self, _: Ref) -> None:
         self._computers.compile()
         self._on_pass()
+        for ref in self._certificates.unread():
+            self._add(Task.CERTIFICATES, ref)
         for ref in self._statuses.outdated():
             self._add(Task.STATUS, ref)
 

@@ -23,6 +23,11 @@ import msgspec
 from ztunnel.kube.client import json_scanner
 from ztunnel.kube.client.json_scanner import Span
 from ztunnel.kube.objects.fields import KINDS, Object, Undecodable
+from ztunnel.kube.objects.l7_kinds import (
+    BACKEND_TLS_POLICY,
+    CA_CERTIFICATES_ANNOTATION,
+    MAX_CA_CERTIFICATES_CHARS,
+)
 
 _DOMAINS = ("istio.io", "ztunnel.dev")  # of annotations that the mesh uses
 _MAX_ANNOTATION_CHARS = 256  # of sidecar.istio.io/status, which is long, the presence counts
@@ -73,6 +78,20 @@ class _Any(_Partial):
     metadata: _FullMetadata
     spec: Any = None
     status: Any = None
+
+
+class _BackendTlsMetadata(_FullMetadata):
+    """The controller's annotation with certificates is long; of no other object is it kept."""
+
+    def __post_init__(self) -> None:
+        pem = (self.annotations or {}).get(CA_CERTIFICATES_ANNOTATION, "")
+        super().__post_init__()
+        if self.annotations is not None and 0 < len(pem) <= MAX_CA_CERTIFICATES_CHARS:
+            self.annotations[CA_CERTIFICATES_ANNOTATION] = pem
+
+
+class _BackendTls(_Any, kw_only=True):
+    metadata: _BackendTlsMetadata
 
 
 class _NameOnly(_Partial):
@@ -249,6 +268,7 @@ class Page(NamedTuple):
 
 
 _SCHEMAS: dict[str, Any] = {
+    BACKEND_TLS_POLICY: _BackendTls,
     "ConfigMap": _ConfigMap,
     "EndpointSlice": _Slice,
     "Pod": _Pod,

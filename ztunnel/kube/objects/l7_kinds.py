@@ -12,6 +12,11 @@ _SECURITY = "security.istio.io/v1"
 _TELEMETRY = "telemetry.istio.io/v1"
 _EXTENSIONS = "extensions.istio.io/v1alpha1"
 
+BACKEND_TLS_POLICY = "BackendTLSPolicy"
+# Of BackendTLSPolicies, by the controller: the certificates that caCertificateRefs refer to, as PEM
+CA_CERTIFICATES_ANNOTATION = "ztunnel.dev/ca-certificates"
+MAX_CA_CERTIFICATES_CHARS = 64 << 10  # all annotations of an object have 256 KiB
+
 
 class KindInfo(NamedTuple):
     """The API of a kind. `plural` is the resource name in URLs."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ztunnel.kube.objects.fields import Fields, TranslateError
+from ztunnel.kube.objects.l7_kinds import BACKEND_TLS_POLICY
 from ztunnel.l7.api.istio.destination_rule import (
     DestinationRule,
     Sections,
@@ -31,6 +32,7 @@ from ztunnel.l7.traffic.outlier_detection import outlier_fields
 from ztunnel.l7.traffic.rules import KIND, find_rule
 from ztunnel.mesh.model import Service, ServicePort
 
+INVALID_TLS_POLICY = "InvalidCACertificateRef"  # reason of errors of BackendTLSPolicies
 _NO_FIELDS = Fields({}, "")
 _RAW_BUFFER: Json = {
     "name": "envoy.transport_sockets.raw_buffer",
@@ -58,7 +60,7 @@ def cluster_fields(
     """Return the fields for requests of `gateway` to a service port."""
     rule = find_rule(inputs, gateway, service)
     policy = tls_fields.backend_tls_policy(inputs, service, port)
-    problems = _policy_problems(policy) if policy is not None else []
+    problems = tls_policy_problems(policy) if policy is not None else []
     if rule is not None:
         problems += _rule_problems(rule, inputs.settings.locality, protocol)
     sections: Sections = {}
@@ -110,8 +112,8 @@ def rule_problems(inputs: Inputs) -> tuple[Problem, ...]:
     for obj in inputs.store.of_kind(KIND):
         rule = parse_destination_rule(obj, inputs.settings.cluster_domain)
         found += _rule_problems(rule, inputs.settings.locality)
-    for obj in inputs.store.of_kind(tls_fields.BACKEND_TLS_POLICY):
-        found += _policy_problems(obj)
+    for obj in inputs.store.of_kind(BACKEND_TLS_POLICY):
+        found += tls_policy_problems(obj)
     return tuple(found)
 
 
@@ -180,11 +182,12 @@ def _rule_problems(
     return reporter.problems
 
 
-def _policy_problems(policy: L7Object) -> list[Problem]:
+def tls_policy_problems(policy: L7Object) -> list[Problem]:
+    """The problems of a BackendTLSPolicy, whether or not it applies."""
     reporter = Reporter(policy)
     try:
         tls_fields.policy_tls_fields(policy, reporter)
     except TranslateError as error:
         message = f"{error}; requests to the targets are rejected"
-        reporter.report(Severity.ERROR, "spec.validation", message, "InvalidCACertificateRef")
+        reporter.report(Severity.ERROR, "spec.validation", message, INVALID_TLS_POLICY)
     return reporter.problems

@@ -10,6 +10,11 @@ from __future__ import annotations
 import re
 
 from ztunnel.kube.objects.fields import Fields, TranslateError
+from ztunnel.kube.objects.l7_kinds import (
+    BACKEND_TLS_POLICY,
+    CA_CERTIFICATES_ANNOTATION,
+    MAX_CA_CERTIFICATES_CHARS,
+)
 from ztunnel.l7.api.istio.values import Reporter
 from ztunnel.l7.config import Json
 from ztunnel.l7.inputs import Inputs
@@ -18,12 +23,15 @@ from ztunnel.l7.problems import Severity
 from ztunnel.l7.traffic.connection_pool import HTTP_OPTIONS
 from ztunnel.mesh.model import Service, ServicePort
 
-BACKEND_TLS_POLICY = "BackendTLSPolicy"
 _TYPE = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 _SERVER_NAME = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9._]{0,252}")
 _MODES = ("DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL")
 # Debian's package ca-certificates in the proxy image. Envoy does not implement system_root_certs.
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+# What `backend_ca` writes: certificates only
+_CERTIFICATES = re.compile(
+    r"(?:-----BEGIN CERTIFICATE-----\n(?:[A-Za-z0-9+/=]{1,64}\n)+-----END CERTIFICATE-----\n)+"
+)
 _SYSTEM = "system"  # Istio's name for them
 
 
@@ -96,17 +104,20 @@ def policy_tls_fields(obj: L7Object, reporter: Reporter) -> Json:
     validation.allow_only(
         "caCertificateRefs", "wellKnownCACertificates", "hostname", "subjectAltNames"
     )
+    well_known = validation.string("wellKnownCACertificates")
     if list(validation.mappings("caCertificateRefs")):
-        raise validation.error(
-            "caCertificateRefs", "wellKnownCACertificates: waypoints do not read ConfigMaps"
-        )
-    if validation.string("wellKnownCACertificates") != "System":
+        if well_known:
+            raise validation.error("wellKnownCACertificates", "none, because of caCertificateRefs")
+        authorities = _published_roots(obj, validation)
+    elif well_known == "System":
+        authorities = _system_roots()
+    else:
         raise validation.error("wellKnownCACertificates", "System")
     hostname = _server_name(validation, "hostname")
     if not hostname:
         raise validation.error("hostname", "a host name")
     names = [_policy_san(each) for each in validation.mappings("subjectAltNames")]
-    context = {**_system_roots(), "match_typed_subject_alt_names": names or [_san("DNS", hostname)]}
+    context = {**authorities, "match_typed_subject_alt_names": names or [_san("DNS", hostname)]}
     return _socket(hostname, context)
 
 
@@ -149,6 +160,20 @@ def _policy_san(fields: Fields) -> Json:
 
 def _system_roots() -> Json:
     return {"trusted_ca": {"filename": SYSTEM_BUNDLE}}
+
+
+def _published_roots(obj: L7Object, validation: Fields) -> Json:
+    """What the controller published. Raises TranslateError if it has not, or if it is not PEM."""
+    pem = obj.annotations.get(CA_CERTIFICATES_ANNOTATION, "")
+    where = validation.path("caCertificateRefs")
+    if not pem:
+        raise TranslateError(f"{where}: the controller has not published the certificates")
+    if len(pem) > MAX_CA_CERTIFICATES_CHARS or not _CERTIFICATES.fullmatch(pem):
+        raise TranslateError(
+            f"{where}: the annotation {CA_CERTIFICATES_ANNOTATION} is not certificates in PEM; "
+            "hint: remove it"
+        )
+    return {"trusted_ca": {"inline_string": pem}}
 
 
 def _san(kind: str, name: str) -> Json:

@@ -10,6 +10,7 @@ import pytest
 from ztunnel.controller.l7.computers import Computers, WaypointState
 from ztunnel.controller.l7.model import Model
 from ztunnel.l7.inputs import Settings
+from ztunnel.l7.traffic.backend_ca import RefError
 
 Json = dict[str, Any]
 LISTENER = {"name": "mesh", "port": 15008, "protocol": "HBONE"}
@@ -56,7 +57,10 @@ class World:
             assert self.model.put(each) == ""
         self.state = WaypointState(exists=True, ready=True)
         self.rejected: dict[str, str] = {}
-        self.computers = Computers(self.model, lambda _: self.state, lambda: self.rejected)
+        self.ref_errors: list[RefError] | None = None
+        self.computers = Computers(
+            self.model, lambda _: self.state, lambda: self.rejected, lambda _: self.ref_errors
+        )
 
     def settle(self, one: Json) -> Json:
         """Write the status until there is nothing to write; returns it."""
@@ -129,3 +133,48 @@ def test_targeted_policy_is_reported_where_it_is_enforced(
 def test_policy_with_a_selector_is_left_to_the_nodes() -> None:
     policy = obj("AuthorizationPolicy", "all", {"selector": {"matchLabels": {"a": "b"}}})
     assert World(GATEWAY, SERVICE).computers.authorization_condition(policy) is None
+
+
+def tls_policy(pem: str = "") -> Json:
+    validation = {
+        "hostname": "web.example.com",
+        "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "ca"}],
+    }
+    targets = [{"group": "", "kind": "Service", "name": "web"}]
+    annotations = {"ztunnel.dev/ca-certificates": pem} if pem else {}
+    spec = {"targetRefs": targets, "validation": validation}
+    return obj("BackendTLSPolicy", "tls", spec, annotations=annotations)
+
+
+def tls_conditions(world: World, policy: Json) -> dict[str, tuple[str, str]]:
+    world.model.put(policy)
+    (ancestor,) = world.settle(policy)["status"]["ancestors"]
+    return conditions(ancestor)
+
+
+PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
+
+def test_backend_tls_policy_has_no_status_before_its_references_are_read() -> None:
+    world = World(GATEWAY, SERVICE, tls_policy())
+    world.computers.compile()
+    assert world.computers.pending(tls_policy()) is None
+    world.ref_errors = []
+    assert world.computers.pending(tls_policy()) is None  # the annotation is not visible yet
+    assert tls_conditions(world, tls_policy(PEM)) == {
+        "Accepted": ("True", "Accepted"),
+        "ResolvedRefs": ("True", "ResolvedRefs"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("pem", "accepted"),
+    [("", ("False", "NoValidCACertificate")), (PEM, ("True", "Accepted"))],
+)
+def test_invalid_references_of_a_backend_tls_policy_are_reported(
+    pem: str, accepted: tuple[str, str]
+) -> None:
+    world = World(GATEWAY, SERVICE)
+    world.ref_errors = [RefError("InvalidKind", "a Secret")]
+    found = tls_conditions(world, tls_policy(pem))
+    assert found == {"Accepted": accepted, "ResolvedRefs": ("False", "InvalidKind")}

@@ -255,3 +255,26 @@ def test_data_of_secret_is_never_decoded() -> None:
     body = b'{"metadata":{},"items":[{"metadata":{"name":"s"},"data":{"k":"eA=="},"x":%s}]}'
     (secret,) = PartialDecoder("Secret").page(body % DEEP).items
     assert secret.keys() == {"kind", "apiVersion", "metadata"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "chars", "kept"),
+    [
+        ("BackendTLSPolicy", 65_536, 65_536),
+        ("BackendTLSPolicy", 65_537, 256),
+        ("HTTPRoute", 65_536, 256),
+    ],
+)
+def test_certificates_are_kept_of_backend_tls_policies_only(
+    kind: str, chars: int, kept: int
+) -> None:
+    annotations = {"ztunnel.dev/ca-certificates": "x" * chars, "istio.io/a": "y" * 1000, "b": "c"}
+    metadata = {"name": "a", "namespace": "shop", "generation": 2, "annotations": annotations}
+    item = {"metadata": metadata, "spec": {"validation": {}}}
+    page = PartialDecoder(kind).page(json.dumps({"metadata": {}, "items": [item]}).encode())
+    (found,) = page.items
+    assert found["kind"] == kind
+    assert found["metadata"]["generation"] == 2
+    assert found["spec"] == {"validation": {}}
+    found_chars = {name: len(value) for name, value in found["metadata"]["annotations"].items()}
+    assert found_chars == {"ztunnel.dev/ca-certificates": kept, "istio.io/a": 256}
