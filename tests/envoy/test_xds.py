@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from tests.envoy.traffic.worlds import destination_rule
 from tests.support.ports import free_ports
 from tests.support.waiting import wait_until_async
 from tests.support.waypoint.backend import Backend
@@ -121,6 +122,23 @@ async def test_new_service_is_reachable_and_removed_one_is_closed(
                 await run(request, control.port, late)
             assert (await run(request, control.port, web)).backend == "web"
             assert await run(envoy.stat, "cluster_manager.cds.update_rejected") == 0
+
+
+async def test_changed_cluster_is_in_force_at_once(
+    api: descriptors.EnvoyApi, tmp_path: Path
+) -> None:
+    """Envoy does not wait for endpoints until a timeout of 15 s."""
+    world = World()
+    with Backend("web") as backend:
+        web = world.service("web", backends=[backend.port])
+        async with running(api, world, tmp_path) as (control, envoy):
+            tls = {"mode": "SIMPLE", "sni": "web.example.com"}
+            world.add(destination_rule({"tls": tls}))
+            await control.publish()  # waits for at most 10 s
+            assert (await run(request, envoy.port, web)).status == 503  # not a TLS server
+            world.add(destination_rule({}))
+            await control.publish()
+            assert (await run(request, envoy.port, web)).backend == "web"
 
 
 async def test_kept_connection_survives_listener_updates(

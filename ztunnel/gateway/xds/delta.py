@@ -85,7 +85,9 @@ class DeltaSession:
         self._types: dict[str, Subscription] = {}
         self._nonce = 0
         self._warming: set[str] = set()  # endpoints of new clusters that Envoy lacks
-        self._answered: set[str] = set()  # endpoints that were sent since the last clusters
+        # Endpoints to be sent because their cluster was sent. A changed cluster gets warm with
+        # endpoints only, and Envoy answers once it is warm: they must not wait for the answer.
+        self._cold: set[str] = set()
         self._waits_since: dict[str, float] = {}  # by type of a blocked stage
         self._unused_since: dict[str, float] = {}  # clusters to be removed
 
@@ -95,6 +97,7 @@ class DeltaSession:
         for type_url, subscription in self._types.items():
             subscription.set_wanted(config.get(type_url, {}))
         self._warming &= set(config.get(ENDPOINTS, {}))
+        self._cold &= set(config.get(ENDPOINTS, {}))
 
     def receive(self, request: Request) -> None:
         """Handle a request. Raises ProtocolError."""
@@ -116,6 +119,8 @@ class DeltaSession:
         if self._config is None:
             return
         for type_url, subscription in self._ordered():
+            for name in self._cold if type_url == ENDPOINTS else ():
+                subscription.forget(name)
             upserts, removals = self._may_send(type_url, now)
             kept = self._draining(now) if removals and type_url == CLUSTER else ()
             batch = subscription.next_batch(upserts=upserts, removals=removals, kept=kept)
@@ -124,9 +129,10 @@ class DeltaSession:
             self._nonce += 1
             batch.nonce = f"{self._nonce:x}"
             if type_url == CLUSTER:
-                self._answered.clear()
+                names = {each.endpoints for each in batch.resources.values()}
+                self._cold |= names & self._config.get(ENDPOINTS, {}).keys()
             elif type_url == ENDPOINTS:
-                self._answered |= batch.resources.keys() | batch.removed
+                self._cold -= batch.resources.keys() | batch.removed
             resources = tuple(batch.resources.values())
             yield Response(type_url, batch.nonce, resources, tuple(sorted(batch.removed)))
 
@@ -231,7 +237,7 @@ class DeltaSession:
 
     def _accepted(self, type_url: str, resources: Mapping[str, Resource]) -> None:
         if type_url == ENDPOINTS:
-            self._warming -= resources.keys()
+            self._warming -= resources.keys() - self._cold
         if type_url != CLUSTER:
             return
         endpoints = self._type(ENDPOINTS)
@@ -239,8 +245,5 @@ class DeltaSession:
             name = cluster.endpoints
             if not name or name not in (self._config or {}).get(ENDPOINTS, {}):
                 continue
-            if name not in self._answered:  # a changed cluster gets warm with endpoints only
-                endpoints.forget(name)
-                self._warming.add(name)
-            elif not endpoints.has(name):
+            if name in self._cold or not endpoints.has(name):
                 self._warming.add(name)

@@ -139,6 +139,33 @@ def test_changed_cluster_gets_its_endpoints_again() -> None:
     assert update(envoy, wanted) == [(CLUSTER, ("a",), ()), (ENDPOINTS, ("a",), ())]
 
 
+def test_endpoints_follow_a_changed_cluster_before_envoy_answers() -> None:
+    """Envoy answers once the cluster is warm, and it gets warm with endpoints only."""
+    envoy = connected(shop())
+    changed = (cluster("a", "2"), routes("web", "a"), listener("l", web="routes:web"))
+    envoy.session.set_config(config(*changed, endpoints("a")))
+    found = [(each.type_url, each.nonce) for each in envoy.session.responses(envoy.now)]
+    assert [type_url for type_url, _ in found] == [CLUSTER, ENDPOINTS]
+    (_, first), (_, second) = found
+    envoy.session.receive(Request(ENDPOINTS, nonce=second))
+    envoy.session.receive(Request(CLUSTER, nonce=first))
+    assert list(envoy.session.responses(envoy.now)) == []
+    assert envoy.session.is_synced
+
+
+def test_endpoints_that_were_sent_before_a_changed_cluster_are_sent_again() -> None:
+    envoy = connected(shop())
+    others = (routes("web", "a"), listener("l", web="routes:web"))
+    envoy.session.set_config(config(cluster("a"), endpoints("a", "2"), *others))
+    (early,) = envoy.session.responses(envoy.now)
+    envoy.session.set_config(config(cluster("a", "2"), endpoints("a", "2"), *others))
+    (changed,) = envoy.session.responses(envoy.now)
+    assert changed.type_url == CLUSTER
+    envoy.session.receive(Request(ENDPOINTS, nonce=early.nonce))
+    (again,) = envoy.session.responses(envoy.now)
+    assert (again.type_url, [each.name for each in again.resources]) == (ENDPOINTS, ["a"])
+
+
 def test_requested_resource_that_does_not_exist_is_reported_as_removed() -> None:
     envoy = connected(config(cluster("a"), listener("l", web="routes:none")))
     assert (ENDPOINTS, (), ("a",), True) in envoy.journal
@@ -190,7 +217,7 @@ def test_rejected_resource_is_sent_again_only_when_it_changes() -> None:
     envoy = connected(shop(), FakeEnvoy(lambda each: each.head != b"a=bad"))
     good = envoy.has[CLUSTER]["a"]
     bad = shop() | {CLUSTER: {"a": cluster("a", "bad")}}
-    assert update(envoy, bad) == [(CLUSTER, ("a",), ())]
+    assert update(envoy, bad) == [(CLUSTER, ("a",), ()), (ENDPOINTS, ("a",), ())]
     assert update(envoy, dict(bad)) == []
     assert envoy.has[CLUSTER]["a"] == good
     assert update(envoy, shop()) == []  # it never lost the last good version
