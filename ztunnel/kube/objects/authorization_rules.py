@@ -9,15 +9,12 @@ Unknown and empty fields raise TranslateError. L7 fields are reported as warning
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv6Network, ip_network
 
+from ztunnel.kube.objects import policy_values
 from ztunnel.kube.objects.fields import Fields
 from ztunnel.mesh.policy.model import Action, Attribute, Clause, Group, MatchTerms, Rule
-
-_NETWORK = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?")
 
 _SOURCE = {
     "principals": Attribute.PRINCIPAL,
@@ -142,45 +139,17 @@ def _normal(
     text: str, attribute: Attribute, fields: Fields, name: str, context: ParseContext
 ) -> str:
     if attribute is Attribute.DESTINATION_PORT:
-        return _port(text, fields, name)
+        return policy_values.port(text, fields, name)
     if attribute in (Attribute.SOURCE_IP, Attribute.DESTINATION_IP):
-        return _network(text, fields, name)
+        return policy_values.network(text, fields, name)
     if attribute is Attribute.ACCOUNT:
-        return _account(text, fields, name, context.namespace)
+        return policy_values.account(text, fields, name, context.namespace)
     if attribute is Attribute.PRINCIPAL:
         text = text.removeprefix("spiffe://")
     stem = text[:-1] if text.endswith("*") else text.removeprefix("*")
     if not text or "*" in stem:
         raise fields.error(name, "strings with * only alone, at the beginning or at the end")
     return text
-
-
-def _port(text: str, fields: Fields, name: str) -> str:
-    if not (text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) < 65536):
-        raise fields.error(name, "port numbers as strings")
-    return str(int(text))
-
-
-def _account(text: str, fields: Fields, name: str, namespace: str) -> str:
-    parts = text.split("/")
-    if "*" in text or len(parts) > 2 or not all(parts):
-        raise fields.error(name, "service accounts as `name` or `namespace/name`, no wildcards")
-    return text if len(parts) == 2 else f"{namespace}/{text}"
-
-
-def _network(text: str, fields: Fields, name: str) -> str:
-    """In canonical form with host bits cleared; v4-mapped networks become IPv4."""
-    try:
-        if not _NETWORK.fullmatch(text):
-            raise ValueError(text)
-        network = ip_network(text, strict=False)
-    except ValueError as error:
-        raise fields.error(name, "addresses or networks such as 10.0.0.0/8") from error
-    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
-        mapped = network.network_address.ipv4_mapped
-        if mapped is not None:
-            return f"{mapped}/{network.prefixlen - 96}"
-    return str(network)
 
 
 def _negated(name: str) -> str:

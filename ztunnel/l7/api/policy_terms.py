@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from ipaddress import IPv6Network, ip_network
 
 import msgspec
 
+from ztunnel.kube.objects import policy_values
 from ztunnel.kube.objects.fields import Fields, TranslateError
 
 ONE_SEGMENT = "{*}"
@@ -20,7 +20,6 @@ ANY_SEGMENTS = "{**}"
 MAX_VALUE_CHARS = 1024  # of one value: its regular expression stays far below Envoy's limit
 MAX_OPERATORS = 5  # of a path template; the limit of Envoy's URI templates
 
-_NETWORK = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?")
 _HEADER_NAME = re.compile(r":authority|[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")  # RFC 9110, 5.6.2
 
 
@@ -141,11 +140,11 @@ def template_regex(path: str) -> str:
 
 def _normal(text: str, attribute: Attribute, fields: Fields, name: str, namespace: str) -> str:
     if attribute in ADDRESSES:
-        return _network(text, fields, name)
+        return policy_values.network(text, fields, name)
     if attribute is Attribute.PORT:
-        return _port(text, fields, name)
+        return policy_values.port(text, fields, name)
     if attribute is Attribute.ACCOUNT:
-        return _account(text, fields, name, namespace)
+        return policy_values.account(text, fields, name, namespace)
     if attribute is Attribute.PATH and is_template(text):
         return _template(text, fields, name)
     if attribute is Attribute.PRINCIPAL:
@@ -173,31 +172,3 @@ def _template(text: str, fields: Fields, name: str) -> str:
             f"of at most {MAX_OPERATORS} operators",
         )
     return text
-
-
-def _port(text: str, fields: Fields, name: str) -> str:
-    if not (text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) < 65536):
-        raise fields.error(name, "port numbers as strings")
-    return str(int(text))
-
-
-def _account(text: str, fields: Fields, name: str, namespace: str) -> str:
-    parts = text.split("/")
-    if "*" in text or len(parts) > 2 or not all(parts):
-        raise fields.error(name, "service accounts as `name` or `namespace/name`, no wildcards")
-    return text if len(parts) == 2 else f"{namespace}/{text}"
-
-
-def _network(text: str, fields: Fields, name: str) -> str:
-    """In canonical form with host bits cleared; v4-mapped networks become IPv4."""
-    try:
-        if not _NETWORK.fullmatch(text):
-            raise ValueError(text)
-        network = ip_network(text, strict=False)
-    except ValueError as error:
-        raise fields.error(name, "addresses or networks such as 10.0.0.0/8") from error
-    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
-        mapped = network.network_address.ipv4_mapped
-        if mapped is not None:
-            return f"{mapped}/{network.prefixlen - 96}"
-    return str(network)

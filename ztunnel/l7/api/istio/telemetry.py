@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ztunnel.kube.objects.fields import Fields, TranslateError
 from ztunnel.l7.api.istio.cel import CelError, check_expression
 from ztunnel.l7.api.istio.tag_values import TagValueError, tag_value_format
+from ztunnel.l7.api.istio.values import Reporter
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
 
@@ -99,25 +100,8 @@ def parse_telemetry(obj: L7Object) -> Telemetry:
         return Telemetry(has_selector=True, problems=tuple(reader.problems))
 
 
-class _Reader:
-    def __init__(self, obj: L7Object) -> None:
-        self._object = obj
-        self.problems: list[Problem] = []
-
-    def report(
-        self, severity: Severity, path: str, message: str, reason: str = "UnsupportedValue"
-    ) -> None:
-        self.problems.append(
-            Problem(
-                kind=self._object.kind,
-                namespace=self._object.namespace,
-                name=self._object.name,
-                field=path,
-                message=message,
-                severity=severity,
-                reason=reason,
-            )
-        )
+class _Reader(Reporter):
+    """Reads a Telemetry."""
 
     def read(self, spec: Fields) -> Telemetry:
         spec.allow_only(
