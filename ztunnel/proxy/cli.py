@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import click
 import structlog
 
 from ztunnel.proxy.context import new_context
-from ztunnel.proxy.process import privileges
+from ztunnel.proxy.process import options
 from ztunnel.proxy.process.heartbeat import HeartbeatTable
 from ztunnel.proxy.process.supervisor import WATCHDOG_TIMEOUT_S, Supervisor
 from ztunnel.proxy.worker import DRAIN_TIMEOUT_S, Worker
@@ -25,20 +24,8 @@ DEFAULT_UID = 15008  # of no other program; 1337 is that of sidecars of Istio, i
 
 @click.command("proxy")
 @click.option("--node", required=True, help="Name of this node, for logs and traces.")
-@click.option(
-    "--run-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("/run/ztunnel"),
-    show_default=True,
-    help="Directory of the agent's socket.",
-)
-@click.option(
-    "--uid",
-    type=click.IntRange(min=1),
-    default=DEFAULT_UID,
-    show_default=True,
-    help="Numeric user and group to switch to if started as root.",
-)
+@options.run_dir
+@options.uid(DEFAULT_UID)
 @click.option(
     "--workers",
     type=click.IntRange(1, 256),
@@ -60,13 +47,7 @@ DEFAULT_UID = 15008  # of no other program; 1337 is that of sidecars of Istio, i
     help="OTLP/HTTP collector that receives a span for each tunneled connection, for example "
     "http://collector:4318/v1/traces. Requires the extra `tracing`.",
 )
-@click.option(
-    "--health-port",
-    type=click.IntRange(0, 65535),
-    default=0,
-    show_default=True,
-    help="Port of /healthz/live and /healthz/ready; 0 disables them.",
-)
+@options.health_port
 @click.option(
     "--node-ip",
     "node_ips",
@@ -110,10 +91,7 @@ def command(
     """
     configure_logs(log_format)
     structlog.contextvars.bind_contextvars(node=node)
-    try:
-        privileges.drop(uid)
-    except (privileges.PrivilegeError, OSError) as error:
-        raise click.ClickException(f"cannot drop privileges: {error}") from error
+    options.drop_privileges(uid)
 
     if otlp_endpoint:
         _require_tracing()
@@ -125,7 +103,7 @@ def command(
 
     supervisor = Supervisor(workers, work, watchdog_timeout=worker_watchdog_timeout)
     if health_port:
-        supervisor.serve_health(_listen(health_port), node_ips)
+        supervisor.serve_health(options.listen_for_probes(health_port), node_ips)
     sys.exit(supervisor.run())
 
 
@@ -138,13 +116,6 @@ def _run_traced(worker: Worker, node: str, otlp_endpoint: str) -> int:
         return worker.run()
     finally:
         tracer.close()
-
-
-def _listen(port: int) -> socket.socket:
-    try:
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    except OSError as error:
-        raise click.ClickException(f"cannot listen on port {port} for probes: {error}") from error
 
 
 def _require_tracing() -> None:
