@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+
 import click
 
 from ztctl.commands.l7.proxy_config import envoy_tables
 from ztctl.commands.l7.proxy_config.pods import find_pod, pod_argument
 from ztctl.context import Context
-from ztctl.output import Column, Format
+from ztctl.output import Column, Format, Row
 
 _LISTENERS = (
     Column("LISTENER", "listener"),
@@ -53,10 +55,7 @@ def listener(context: Context, pod: str, namespace: str) -> None:
       ztctl proxy-config listener waypoint-7d9f-x2b4 -n shop -o yaml
     """
     found = envoy_tables.listeners(find_pod(context, pod, namespace).view("config_dump"))
-    rows = found
-    if context.output_format is Format.TABLE:
-        rows = [dict(row) for each in found for row in envoy_tables.listener_rows(each)]
-    context.print_rows(rows, _LISTENERS)
+    _print(context, found, envoy_tables.listener_rows, _LISTENERS)
 
 
 @click.command()
@@ -71,10 +70,7 @@ def route(context: Context, pod: str, namespace: str) -> None:
       ztctl proxy-config route waypoint -o json
     """
     found = envoy_tables.routes(find_pod(context, pod, namespace).view("config_dump"))
-    rows = found
-    if context.output_format is Format.TABLE:
-        rows = [dict(row) for each in found for row in envoy_tables.route_rows(each)]
-    context.print_rows(rows, _ROUTES)
+    _print(context, found, envoy_tables.route_rows, _ROUTES)
 
 
 @click.command()
@@ -89,10 +85,7 @@ def cluster(context: Context, pod: str, namespace: str) -> None:
       ztctl proxy-config cluster waypoint -o json
     """
     found = envoy_tables.clusters(find_pod(context, pod, namespace).view("config_dump"))
-    rows = found
-    if context.output_format is Format.TABLE:
-        rows = [dict(envoy_tables.cluster_row(each)) for each in found]
-    context.print_rows(rows, _CLUSTERS)
+    _print(context, found, lambda each: [envoy_tables.cluster_row(each)], _CLUSTERS)
 
 
 @click.command()
@@ -111,3 +104,16 @@ def endpoint(context: Context, pod: str, namespace: str) -> None:
         context.print_rows(list(envoy_tables.endpoint_rows(status)), _ENDPOINTS)
     else:
         context.print_rows(status.get("cluster_statuses") or [], _ENDPOINTS)
+
+
+def _print(
+    context: Context,
+    found: list[envoy_tables.Json],
+    rows_of: Callable[[envoy_tables.Json], Iterable[Row]],
+    columns: Sequence[Column],
+) -> None:
+    """A table has the rows of each resource; other formats have Envoy's own resources."""
+    if context.output_format is Format.TABLE:
+        context.print_rows([dict(row) for each in found for row in rows_of(each)], columns)
+    else:
+        context.print_rows(found, columns)
