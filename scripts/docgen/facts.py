@@ -151,6 +151,10 @@ LABELS = {
         "Namespace, Service or pod label or annotation",
         "Every value but `false`: only the waypoint may connect to the pods.",
     ),
+    "ztunnel.dev/gateway-certificates": (
+        "Gateway annotation, written by the controller",
+        "JSON object: usable certificate files of the gateway's pods, to digests. No keys.",
+    ),
     "ztunnel.dev/expiring-roots": (
         "ConfigMap annotation, written by the controller",
         "JSON object: SHA-256 of a root that is being phased out, to the Unix time of its removal.",

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class TypeUrl(StrEnum):
@@ -13,6 +16,7 @@ class TypeUrl(StrEnum):
     ROUTE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
     CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
     ENDPOINT = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+    SECRET = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 
 
 class PeerState(StrEnum):
@@ -50,6 +54,39 @@ METRICS_PORT = 15020  # /metrics of a gateway pod
 READINESS_PORT = 15021  # Envoy's /healthz/ready; Istio's number
 SYSTEM_CA_FILE = "/etc/ssl/certs/ca-certificates.crt"  # in the Envoy image; Debian's path
 ADMIN_PORT = 15000  # Envoy's admin interface, on the pod's loopback; Istio's number
+
+# Where a gateway's pod mounts the Secret with its certificates. The files are <id>.crt and <id>.key
+# of a certificate, <id>.ca of a bundle of authorities.
+GATEWAY_CERTIFICATES_DIRECTORY = "/etc/ztunnel/gateway-certificates"
+# Certificates and bundles of one gateway. Envoy opens an inotify instance for each file, and the
+# kernel permits a user 128 of them (fs.inotify.max_user_instances).
+MAX_GATEWAY_CERTIFICATES = 64
+_ID_CHARS = 32  # hexadecimal digits of a SHA-256
+
+
+class CertificateSource(NamedTuple):
+    """The object that holds a certificate or authorities: `Secret` or `ConfigMap`."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.namespace}/{self.name}"
+
+
+def certificate_id(kind: str, namespace: str, name: str) -> str:
+    """The id of a certificate and its key, which names the files and Envoy's secret."""
+    return _digest(str(CertificateSource(kind, namespace, name)))
+
+
+def ca_id(refs: Iterable[CertificateSource]) -> str:
+    """The id of the bundle of authorities of the references, in the order of the object."""
+    return _digest(",".join(map(str, refs)))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:_ID_CHARS]
 
 
 def cluster_name(service: str, port: int, subset: str = "") -> str:

@@ -15,6 +15,9 @@ _EXTENSIONS = "extensions.istio.io/v1alpha1"
 BACKEND_TLS_POLICY = "BackendTLSPolicy"
 # Of BackendTLSPolicies, by the controller: the certificates that caCertificateRefs refer to, as PEM
 CA_CERTIFICATES_ANNOTATION = "ztunnel.dev/ca-certificates"
+# Of Gateways, by the controller: the usable files of the gateway's certificates, as a JSON object
+# {"<id>.crt": hash, "<id>.ca": hash} with the first 16 hexadecimal digits of the content's SHA-256
+GATEWAY_CERTIFICATES_ANNOTATION = "ztunnel.dev/gateway-certificates"
 MAX_CA_CERTIFICATES_CHARS = 64 << 10  # all annotations of an object have 256 KiB
 
 
