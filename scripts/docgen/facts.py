@@ -102,6 +102,11 @@ LABELS = {
         "Namespace, Service, pod or ServiceEntry label",
         "Gateway that connections to the object pass; `none` opts out.",
     ),
+    "istio.io/ingress-use-waypoint": (
+        "Namespace, Service or ServiceEntry label",
+        "`true`: ingress gateways reach the service through its waypoint. Default: the namespace's "
+        "label, else `false`.",
+    ),
     "istio.io/use-waypoint-namespace": (
         "Namespace, Service, pod or ServiceEntry label",
         "Namespace of that Gateway.  Default: the object's own.",

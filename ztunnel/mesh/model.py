@@ -113,6 +113,8 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     without virtual addresses, the pod's own resolver answers for the name. `waypoint`:
     `namespace/name` of the Gateway, and of its Service, that connections to the service pass; empty
     for none. `waypoint_error`: why that waypoint cannot be used, so that connections are refused.
+    `ingress_use_waypoint`: ingress gateways connect to the virtual address, and so through the
+    waypoint; otherwise they connect to the endpoints. Never set without a waypoint.
     """
 
     namespace: str
@@ -128,6 +130,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     waypoint: str = ""
     waypoint_error: str = ""
     entry: str = ""
+    ingress_use_waypoint: bool = False
 
     @property
     def key(self) -> str:

@@ -17,6 +17,7 @@ from ztunnel.mesh.selectors import Selector, SelectorError, from_object, selects
 
 USE_WAYPOINT = "istio.io/use-waypoint"
 USE_WAYPOINT_NAMESPACE = "istio.io/use-waypoint-namespace"
+INGRESS_USE_WAYPOINT = "istio.io/ingress-use-waypoint"  # of a Service, ServiceEntry or Namespace
 NO_WAYPOINT = "none"  # value of USE_WAYPOINT: overrides the namespace's waypoint
 WAYPOINT_FOR = "istio.io/waypoint-for"
 GATEWAY_NAME = "gateway.networking.k8s.io/gateway-name"  # of a Gateway's pods and Service
@@ -116,6 +117,15 @@ def requested_waypoint(labels: Mapping[str, str], namespace: str) -> str | None:
     if name == NO_WAYPOINT:
         return ""
     return f"{labels.get(USE_WAYPOINT_NAMESPACE) or namespace}/{name}"
+
+
+def ingress_uses_waypoint(labels: Mapping[str, str], namespace_labels: Mapping[str, str]) -> bool:
+    """Whether ingress gateways reach an object through its waypoint; its own label decides first.
+
+    As in Istio, every value but `true` (in any case) means no.
+    """
+    value = labels.get(INGRESS_USE_WAYPOINT, namespace_labels.get(INGRESS_USE_WAYPOINT, ""))
+    return value.lower() == "true"
 
 
 def gateway_of(labels: Mapping[str, str], namespace: str) -> str:

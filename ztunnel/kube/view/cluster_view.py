@@ -357,7 +357,7 @@ class ClusterView:
     def _derive(self, pod: translation.Pod) -> None:
         labels = self._namespace_labels.get(pod.namespace, {})
         uid = self._cluster.workload_uid(pod.namespace, pod.name)
-        waypoint, error = self._waypoints.resolve(
+        waypoint, error, _ = self._waypoints.resolve(
             make_key("Pod", pod.namespace, pod.name), pod.labels, Traffic.WORKLOAD
         )
         found = translation.workload(pod, labels, self._cluster, waypoint, error)

@@ -232,7 +232,7 @@ class ServiceEntryIndex:
     def _service(self, key: ObjectKey, host: str) -> Service:
         entry = self._entries[key]
         endpoints = self._endpoints[key]
-        waypoint, error = self._waypoints.resolve(key, entry.labels, Traffic.SERVICE)
+        waypoint, error, from_ingress = self._waypoints.resolve(key, entry.labels, Traffic.SERVICE)
         if _uses_host_names(entry):
             addresses = self._addresses.get(host, ())
             endpoints = tuple(Endpoint(address=each, ports=entry.targets) for each in addresses)
@@ -249,6 +249,7 @@ class ServiceEntryIndex:
             upstream_dns=entry.resolution != "STATIC" and not entry.endpoints,
             waypoint=waypoint,
             waypoint_error=error,
+            ingress_use_waypoint=from_ingress,
             entry=entry.name,
         )
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 
+import msgspec
+
 from ztunnel.kube.objects import translation
 from ztunnel.kube.objects.fields import Object, ObjectKey, make_key
 from ztunnel.kube.objects.waypoints import Traffic
@@ -100,11 +102,14 @@ class ServiceIndex:
         spec, slices = self._specs.get(name), self._slices.get(name, {})
         if spec is None or not self._is_selected(name.partition("/")[0]):
             return None
-        waypoint, error = self._waypoints.resolve(
+        waypoint, error, from_ingress = self._waypoints.resolve(
             make_key("Service", spec.namespace, spec.name), spec.labels, Traffic.SERVICE
         )
         pieces = (slices[each] for each in sorted(slices))
-        return translation.service(spec, pieces, self._cluster, waypoint, error)
+        joined = translation.service(spec, pieces, self._cluster, waypoint, error)
+        if joined is None or not from_ingress:
+            return joined
+        return msgspec.structs.replace(joined, ingress_use_waypoint=True)
 
 
 def _service_key(namespace: str, name: str) -> str:

@@ -21,6 +21,7 @@ from ztunnel.kube.objects.waypoints import (
     Gateway,
     Traffic,
     gateway_of,
+    ingress_uses_waypoint,
     read_gateway,
     read_traffic,
     requested_waypoint,
@@ -30,10 +31,14 @@ Labels = Mapping[str, str]
 
 
 class Waypoint(NamedTuple):
-    """`name`: `namespace/name` of the Gateway; empty for none. `error`: why it cannot be used."""
+    """`name`: `namespace/name` of the Gateway; empty for none. `error`: why it cannot be used.
+
+    `from_ingress`: ingress gateways use it too.
+    """
 
     name: str = ""
     error: str = ""
+    from_ingress: bool = False
 
 
 NONE = Waypoint()
@@ -113,11 +118,13 @@ class WaypointIndex:
         self._set_dependency(key, name)
         if not name:
             return NONE
+        from_ingress = ingress_uses_waypoint(labels, inherited)
         found = self._gateways.get(name)
         if found is None:
             # the default traffic type is `service`
             is_service = traffic is Traffic.SERVICE or own is not None
-            return Waypoint(name, f"waypoint {name} does not exist") if is_service else NONE
+            error = f"waypoint {name} does not exist"
+            return Waypoint(name, error, from_ingress) if is_service else NONE
         if not self._accepts(found, traffic):
             return NONE
         if not found.admits(key.namespace, inherited):
@@ -125,8 +132,9 @@ class WaypointIndex:
                 name,
                 f"waypoint {name} does not admit objects of namespace {key.namespace}; hint: set "
                 "allowedRoutes.namespaces of its HBONE listener",
+                from_ingress,
             )
-        return Waypoint(name)
+        return Waypoint(name, from_ingress=from_ingress)
 
     def forget(self, key: ObjectKey) -> None:
         """The object does not exist any more."""

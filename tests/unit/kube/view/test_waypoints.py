@@ -116,6 +116,51 @@ def test_own_label_has_precedence_over_the_namespace() -> None:
     }
 
 
+def by_ingress(*objs: Object) -> dict[str, bool]:
+    services = view_of(*objs).snapshot().services
+    return {each.name: each.ingress_use_waypoint for each in services}
+
+
+def ingress(obj: Object, value: str) -> Object:
+    obj["metadata"].setdefault("labels", {})["istio.io/ingress-use-waypoint"] = value
+    return obj
+
+
+@pytest.mark.parametrize(
+    ("of_namespace", "own", "expected"),
+    [
+        ("", "true", True),
+        ("", "True", True),
+        ("", "yes", False),
+        ("", "", False),
+        ("true", None, True),
+        ("true", "false", False),
+        ("false", "true", True),
+        ("", None, False),
+    ],
+)
+def test_ingress_use_waypoint_of_the_service_has_precedence_over_the_namespace(
+    of_namespace: str, own: str | None, expected: bool
+) -> None:
+    objs = [ingress(namespace(use="waypoint"), of_namespace), objects.gateway()]
+    objs += [each if own is None else ingress(each, own) for each in (service(), entry())]
+    assert by_ingress(*objs) == {"web": expected, "api.example.com": expected}
+
+
+def test_ingress_use_waypoint_needs_a_waypoint_and_includes_one_that_cannot_be_used() -> None:
+    assert by_ingress(namespace(), ingress(service(), "true")) == {"web": False}
+    missing = view_of(namespace(), ingress(service(use="waypoint"), "true")).snapshot().services[0]
+    assert missing.ingress_use_waypoint
+    assert missing.waypoint_error == MISSING
+
+
+def test_ingress_use_waypoint_follows_the_labels_of_the_namespace() -> None:
+    view = view_of(ingress(namespace(use="waypoint"), "true"), objects.gateway(), service())
+    assert view.drain().services[0].ingress_use_waypoint
+    view.upsert(namespace(use="waypoint"))
+    assert not view.drain().services[0].ingress_use_waypoint
+
+
 def test_missing_waypoint_stays_set_with_an_error() -> None:
     view = view_of(namespace(use="waypoint"), service(), pod("own", use="waypoint"), pod("plain"))
     assert resolved(view) == {
