@@ -33,7 +33,8 @@ from ztunnel.l7.deployment.settings import MANAGED_BY, MANAGED_LABEL, Deployment
 from ztunnel.l7.objects import L7Object, l7_object
 from ztunnel.l7.problems import Severity
 from ztunnel.l7.status.conditions import has_conditions
-from ztunnel.l7.status.gateway import GatewayFacts, gateway_status
+from ztunnel.l7.status.facts import GatewayFacts, ip_addresses
+from ztunnel.l7.status.gateway import gateway_status
 
 KIND = "Gateway"
 PARAMETERS_POLL_S = 30.0  # ConfigMaps of parametersRef are not watched
@@ -82,7 +83,7 @@ class Gateways:
             repeat_s = min(repeat_s or PARAMETERS_POLL_S, PARAMETERS_POLL_S)
         facts = GatewayFacts(
             problems=problems,
-            addresses=self._addresses(namespace, name),
+            addresses=ip_addresses(self._addresses(namespace, name)),
             wanted=live.replicas,
             ready=self._ready(namespace, name),
             conflict=conflict or self._rejected(key),

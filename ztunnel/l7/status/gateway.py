@@ -12,34 +12,17 @@ Reasons are those of the Gateway API where it has one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from ztunnel.l7.objects import L7Object
-from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.problems import Severity
 from ztunnel.l7.status.conditions import Condition, Json, render_conditions
+from ztunnel.l7.status.facts import GatewayFacts
 from ztunnel.mesh.ports import HBONE
 
 HBONE_PROTOCOL = "HBONE"
 MAX_ADDRESSES = 16  # of a Gateway's status, by its schema
-
-
-@dataclass(frozen=True)
-class GatewayFacts:
-    """What the status depends on besides the Gateway.
-
-    `problems`: of its infrastructure. `addresses`: of its Service. `wanted`, `ready`: pods.
-    `conflict`: why its objects could not be applied.
-    `detail`: why pods are missing, as reported by Kubernetes.
-    """
-
-    problems: Sequence[Problem] = ()
-    addresses: Sequence[str] = ()
-    wanted: int = 1
-    ready: int = 0
-    conflict: str = ""
-    detail: str = ""
 
 
 def gateway_status(gateway: L7Object, facts: GatewayFacts, before: Json, now: str) -> Json:
@@ -49,7 +32,8 @@ def gateway_status(gateway: L7Object, facts: GatewayFacts, before: Json, now: st
     known = {each.get("name"): each for each in _mappings(before.get("listeners"))}
     return {
         "addresses": [
-            {"type": "IPAddress", "value": address} for address in facts.addresses[:MAX_ADDRESSES]
+            {"type": address.type.value, "value": address.value}
+            for address in facts.addresses[:MAX_ADDRESSES]
         ],
         "conditions": render_conditions(
             (accepted, programmed), before.get("conditions"), gateway.generation, now

@@ -13,7 +13,8 @@ from ztunnel.l7.objects import L7Object, l7_object
 from ztunnel.l7.problems import Problem, Severity
 from ztunnel.l7.status.conditions import Condition, has_conditions, render_conditions
 from ztunnel.l7.status.entries import PARENTS, Entry, merge_entries
-from ztunnel.l7.status.gateway import GatewayFacts, gateway_status
+from ztunnel.l7.status.facts import GatewayFacts, ip_addresses
+from ztunnel.l7.status.gateway import gateway_status
 from ztunnel.l7.status.policies import policy_condition
 from ztunnel.l7.status.service import waypoint_bound
 
@@ -85,11 +86,11 @@ def reasons(status: Json) -> dict[str, tuple[str, str]]:
 @pytest.mark.parametrize(
     ("facts", "programmed"),
     [
-        (GatewayFacts(addresses=["10.0.0.1"], ready=1), ("True", "Programmed")),
-        (GatewayFacts(addresses=["10.0.0.1"], ready=0), ("False", "Pending")),
+        (GatewayFacts(addresses=ip_addresses(["10.0.0.1"]), ready=1), ("True", "Programmed")),
+        (GatewayFacts(addresses=ip_addresses(["10.0.0.1"]), ready=0), ("False", "Pending")),
         (GatewayFacts(ready=1), ("False", "AddressNotAssigned")),
         (
-            GatewayFacts(addresses=["10.0.0.1"], ready=1, conflict="taken"),
+            GatewayFacts(addresses=ip_addresses(["10.0.0.1"]), ready=1, conflict="taken"),
             ("False", "Invalid"),
         ),
     ],
@@ -106,7 +107,7 @@ def test_gateway_is_programmed_when_it_can_serve(
 
 def test_listeners_of_other_protocols_are_not_accepted() -> None:
     web = {"name": "web", "port": 80, "protocol": "HTTP"}
-    facts = GatewayFacts(addresses=["10.0.0.1"], ready=1)
+    facts = GatewayFacts(addresses=ip_addresses(["10.0.0.1"]), ready=1)
     status = gateway_status(gateway(listeners=[HBONE, web]), facts, {}, NOW)
     assert reasons(status)["Accepted"] == ("True", "ListenersNotValid")
     assert reasons(status["listeners"][1])["Accepted"] == ("False", "UnsupportedProtocol")

@@ -20,7 +20,8 @@ from ztctl.context import Context
 from ztctl.errors import CommandError
 from ztunnel.l7.deployment.settings import CONTROLLER_NAME, GATEWAY_LABEL
 from ztunnel.l7.objects import L7_KINDS, l7_object
-from ztunnel.l7.status.gateway import GatewayFacts, gateway_status
+from ztunnel.l7.status.facts import GatewayFacts, ip_addresses
+from ztunnel.l7.status.gateway import gateway_status
 
 Object = dict[str, Any]
 
@@ -213,7 +214,9 @@ def _with_status(gateway: Object, objects: list[Object], ready: set[tuple[str, s
         and (each["metadata"].get("namespace"), each["metadata"]["name"]) == (namespace, name)
         for address in each["spec"].get("clusterIPs") or ()
     ]
-    facts = GatewayFacts(addresses=addresses, wanted=len(pods), ready=len(ready.intersection(pods)))
+    facts = GatewayFacts(
+        addresses=ip_addresses(addresses), wanted=len(pods), ready=len(ready.intersection(pods))
+    )
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {**gateway, "status": gateway_status(l7_object(gateway), facts, {}, now)}
 
