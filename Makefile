@@ -8,7 +8,7 @@ help:
 	@echo 'make demo         start a lab of two nodes, show the main features, remove the lab'
 	@echo 'make test         style, types, layers, unit, BPF and lab tests: what needs no Kubernetes'
 	@echo 'make test-all     the same, then tests with a real API server and real kubelets'
-	@echo 'make conformance  run the Gateway API mesh tests on real kubelets; write docs/conformance.md'
+	@echo 'make conformance  run the Gateway API conformance tests on real kubelets; write docs/conformance.md'
 	@echo 'make lint         style, types, layers, documentation'
 	@echo 'make bench        measure ztunnel beside Envoy and HAProxy; BENCH=quick takes four minutes'
 	@echo 'make setup        install dependencies only: apt packages, the rest into .venv'

@@ -15,6 +15,12 @@ from tests.support.nodes.cluster_fixture import Nodes
 from tests.support.nodes.cluster_setup import Ztctl, built, install_mesh, run_ztctl, running_cluster
 from tests.support.nodes.objects import ENVOY_IMAGE
 
+# of base/manifests.yaml and of the tests' own manifests
+ECHO_BASIC = [
+    f"registry.k8s.io/gateway-api/echo-basic:{tag}"
+    for tag in ("v1.5.1", "v1.6.0-dev.2", "v1.6.0-dev.3")
+]
+
 
 @pytest.fixture(scope="session")
 def programs() -> Path:
@@ -31,8 +37,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Iterato
         "cert.crt": programs / "cert.crt",
         "cert.key": programs / "cert.key",
     }
-    images.archive(echo, echo_image(programs), programs / "server", ["server"], files)
-    more = (echo, built("scripts/node-image", "envoy"))
+    images.archive(echo, images_of(programs / "mesh.yaml"), programs / "server", ["server"], files)
+    basic = echo.with_name("echo-basic.tar")
+    images.archive(basic, ECHO_BASIC, programs / "echo-basic", ["echo-basic"])
+    more = (echo, basic, built("scripts/node-image", "envoy"))
     with running_cluster(tmp_path_factory.mktemp("nodes"), more) as nodes:
         yield nodes
 
@@ -53,13 +61,12 @@ def mesh(cluster: Nodes, programs: Path) -> Nodes:
     return cluster
 
 
-def echo_image(programs: Path) -> str:
-    """The name that the suite's manifests use."""
+def images_of(manifests: Path) -> list[str]:
+    """The names that the Deployments of the suite's manifests use."""
     found = {
         container["image"]
-        for document in yaml.safe_load_all((programs / "mesh.yaml").read_text())
-        if document["kind"] == "Deployment"
+        for document in yaml.safe_load_all(manifests.read_text())
+        if document and document["kind"] == "Deployment"
         for container in document["spec"]["template"]["spec"]["containers"]
     }
-    (name,) = found
-    return str(name)
+    return sorted(found)

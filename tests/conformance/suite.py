@@ -12,39 +12,19 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from tests.conformance.profiles import Scope
+
 VERSION = "v1.6.3"  # of the suite and of the CRDs, which must be equal
-PROFILES = ("MESH-HTTP", "MESH-GRPC")
-CORE = frozenset(
-    {"Mesh", "HTTPRoute", "GRPCRoute"}
-)  # pkg/features, MeshCoreFeatures and the routes
-EXTENDED = (  # pkg/features/mesh.go, MeshExtendedFeatures: all of them
-    "MeshClusterIPMatching",
-    "MeshConsumerRoute",
-    "MeshHTTPRouteBackendRequestHeaderModification",
-    "MeshHTTPRouteNamedRouteRule",
-    "MeshHTTPRouteQueryParamMatching",
-    "MeshHTTPRouteRedirectPath",
-    "MeshHTTPRouteRedirectPort",
-    "MeshHTTPRouteRewritePath",
-    "MeshHTTPRouteSchemeRedirect",
-)
-OTHER = (  # of no mesh profile, but mesh tests rely on them
-    "HTTPRoute303RedirectStatusCode",
-    "HTTPRoute307RedirectStatusCode",
-    "HTTPRoute308RedirectStatusCode",
-    "HTTPRouteParentRefPort",
-    "HTTPRouteResponseHeaderModification",
-)
 # Go names, whole seconds. Upper bounds: images are on the nodes, configuration takes milliseconds.
 TIMEOUTS_S = {"NamespacesMustBeReady": 120, "DefaultTestTimeout": 30, "MaxTimeToConsistency": 20}
-_NAME = "Mesh"  # prefix of the names of all mesh tests
 _END = re.compile(r"^\s*--- (PASS|FAIL|SKIP): TestConformance/(\w+) \(([\d.]+)s\)$")
 _FEATURES = re.compile(r"Running (\w+), relying on the following features: (.*)$")
+_UNSUPPORTED = re.compile(r"Skipping (\w+): suite does not support (\w+)$")
 _SECTION = re.compile(r"^=== (?:RUN|CONT|NAME)\s+TestConformance/(\w+)")
 
 
@@ -56,17 +36,12 @@ class Outcome(StrEnum):
     SKIPPED = "skipped"
 
 
-class Level(StrEnum):
-    """Which part of the mesh profiles a test belongs to."""
-
-    CORE = "core"
-    EXTENDED = "extended"
-    NONE = "no profile"
-
-
 @dataclass
 class TestRun:
-    """One test of the suite. `output` is its log, in lines."""
+    """One test of the suite. `output` is its log, in lines.
+
+    `unsupported`: the feature because of which it was skipped.
+    """
 
     __test__ = False  # not a test of pytest
 
@@ -74,15 +49,8 @@ class TestRun:
     outcome: Outcome = Outcome.SKIPPED
     seconds: float = 0.0
     features: tuple[str, ...] = ()
+    unsupported: str = ""
     output: list[str] = field(default_factory=list)
-
-    @property
-    def level(self) -> Level:
-        """By the features it relies on, as in the suite's own report."""
-        more = set(self.features) - CORE
-        if not more:
-            return Level.CORE
-        return Level.EXTENDED if more <= set(EXTENDED) else Level.NONE
 
 
 class Output:
@@ -104,6 +72,8 @@ class Output:
             if found := _FEATURES.search(line):
                 names = (one.strip().rpartition("-")[0] for one in found[2].split(","))
                 self._run(found[1]).features = tuple(names)
+            elif found := _UNSUPPORTED.search(line):
+                self._run(found[1]).unsupported = found[2]
 
     def _run(self, name: str) -> TestRun:
         return self.runs.setdefault(name, TestRun(name))
@@ -117,8 +87,9 @@ class Output:
 
 @dataclass(frozen=True)
 class Results:
-    """`runs`: the mesh tests by name. `report`: YAML, a ConformanceReport. `log`: all output."""
+    """`runs`: the tests of the scope by name. `report`: YAML, a ConformanceReport. `log`: all."""
 
+    scope: Scope
     runs: dict[str, TestRun]
     report: str
     log: str
@@ -129,54 +100,70 @@ class Results:
         return {run.name for run in self.runs.values() if run.outcome is outcome}
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which tests run: `only` one, or all but `skipped`.
+
+    `keep`: leave the namespaces of the suite for another run.
+    """
+
+    only: str = ""
+    skipped: Sequence[str] = ()
+    keep: bool = False
+
+
 def run(
     program: Path,
     kubeconfig: Path,
     directory: Path,
+    scope: Scope,
     *,
-    namespace_labels: Mapping[str, str],
     version: str,
     timeout_s: float,
-    only: str = "",
-    keep: bool = False,
+    selection: Selection = Selection(),
+    more: Sequence[str] = (),
 ) -> Results:
-    """Run the mesh tests, or `only` one of them, and print a line when one ends.
+    """Run the tests of a scope, and print a line when one ends.
 
-    `keep`: leave the namespaces of the suite, with the waypoint, for another run.
-
-    `directory`: for the report. `version`: of this project, for the report. The suite ends itself
-    after `timeout_s` seconds: tests that have not ended are missing from the results.
+    `directory`: for the report. `version`: of this project, for the report. `more`: flags. The
+    suite ends itself after `timeout_s` seconds: tests that have not ended are missing from the
+    results.
     """
     report = directory / "report.yaml"
+    labels = (f"{key}={value}" for key, value in scope.namespace_labels.items())
     flags = {
-        "conformance-profiles": ",".join(PROFILES),
-        "supported-features": ",".join((*sorted(CORE), *EXTENDED, *OTHER)),
-        "namespace-labels": ",".join(f"{key}={value}" for key, value in namespace_labels.items()),
+        "conformance-profiles": ",".join(scope.profiles),
+        "supported-features": ",".join(sorted(scope.supported)),
+        "namespace-labels": ",".join(labels),
         "timeout-config-overrides": ";".join(f"{key}:{one}" for key, one in TIMEOUTS_S.items()),
-        "gateway-class": "",
-        "mesh-name": "ztunnel",
+        "gateway-class": scope.gateway_class,
+        "mesh-name": "" if scope.gateway_class else "ztunnel",
         "organization": "ztunnel",
         "project": "ztunnel",
         "url": "https://ztunnel.invalid",
         "version": version,
         "contact": "@ztunnel/maintainers",
         "report-output": str(report),
-        "cleanup-base-resources": "false" if keep else "true",
-        **({"run-test": only} if only else {}),
+        "cleanup-base-resources": "false" if selection.keep else "true",
+        **({"run-test": selection.only} if selection.only else {}),
+        **({"skip-tests": ",".join(selection.skipped)} if selection.skipped else {}),
     }
     argv = [str(program), "-test.v", "-test.run=^TestConformance$", f"-test.timeout={timeout_s}s"]
+    argv += [*(f"--{key}={value}" for key, value in flags.items()), *more]
     began = time.monotonic()
-    parsed, log = _follow(
-        [*argv, *(f"--{key}={value}" for key, value in flags.items())], kubeconfig
-    )
-    runs = {name: one for name, one in parsed.runs.items() if name.startswith(_NAME)}
+    parsed, log = _follow(argv, kubeconfig, scope)
+    runs = {name: one for name, one in parsed.runs.items() if scope.has(name)}
     text = report.read_text() if report.exists() else ""
-    return Results(runs, text, log, time.monotonic() - began)
+    return Results(scope, runs, text, log, time.monotonic() - began)
 
 
-def _follow(argv: list[str], kubeconfig: Path) -> tuple[Output, str]:
+def _follow(argv: list[str], kubeconfig: Path, scope: Scope) -> tuple[Output, str]:
+    def show(run: TestRun) -> None:
+        if scope.has(run.name):
+            print(f"{run.outcome:8}{run.seconds:6.1f} s  {run.name}", flush=True)
+
     lines: list[str] = []
-    parsed = Output(_print_progress)
+    parsed = Output(show)
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *argv],
         env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "KUBECONFIG": str(kubeconfig)},
@@ -192,8 +179,3 @@ def _follow(argv: list[str], kubeconfig: Path) -> tuple[Output, str]:
             lines.append(line)
             parsed.feed(line.rstrip("\n"))
     return parsed, "".join(lines)
-
-
-def _print_progress(run: TestRun) -> None:
-    if run.name.startswith(_NAME):
-        print(f"{run.outcome:8}{run.seconds:6.1f} s  {run.name}", flush=True)

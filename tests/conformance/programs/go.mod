@@ -11,6 +11,7 @@ tool (
 	istio.io/istio/istioctl/cmd/istioctl
 	istio.io/istio/pkg/test/echo/cmd/client
 	istio.io/istio/pkg/test/echo/cmd/server
+	sigs.k8s.io/gateway-api/conformance/echo-basic
 )
 
 require sigs.k8s.io/gateway-api/conformance v1.6.3

@@ -10,6 +10,7 @@ from tests.support.nodes.node_config import CLUSTER_DNS, CLUSTER_DOMAIN
 from tests.support.nodes.objects import account, metadata
 
 IMAGE = "localhost/coredns:test"
+IMAGES = (IMAGE, "registry.k8s.io/coredns/coredns:v1.12.2")  # the latter in the conformance suite
 SPACE, NAME = "kube-system", "coredns"
 ELSEWHERE, ADDRESS = "www.example.test", "192.0.2.7"  # an external host, and its address
 _COREFILE = f"""

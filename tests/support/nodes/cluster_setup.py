@@ -47,7 +47,7 @@ def running_cluster(directory: Path, more_images: Sequence[Path] = ()) -> Iterat
     archives = directory / "images"
     archives.mkdir()
     images.archive(archives / "pause.tar", PAUSE, images.BUSYBOX, ["sleep", "2147483647"])
-    images.archive(archives / "coredns.tar", cluster_dns.IMAGE, binaries / "coredns", ["coredns"])
+    images.archive(archives / "coredns.tar", cluster_dns.IMAGES, binaries / "coredns", ["coredns"])
     for archive in (built("scripts/node-image"), *more_images):
         (archives / archive.name).symlink_to(archive)
     with Nodes(directory, binaries) as nodes:

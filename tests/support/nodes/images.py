@@ -18,12 +18,12 @@ _TYPE = "application/vnd.oci.image"
 
 def archive(
     target: Path,
-    name: str,
+    name: str | Sequence[str],
     program: Path,
     entrypoint: Sequence[str],
     files: Mapping[str, Path] | None = None,
 ) -> None:
-    """Write an image of a program that runs as `entrypoint`.
+    """Write an image of a program that runs as `entrypoint`, under one or more names.
 
     `files`: further files of the image by path, with their permissions.
     Format: the OCI image layout specification, as a tar file.
@@ -48,8 +48,11 @@ def archive(
         "layers": [layer],
     }
     described = blob("manifest.v1+json", json.dumps(manifest).encode())
-    described["annotations"] = {"io.containerd.image.name": name}
-    index = {"schemaVersion": 2, "manifests": [described]}
+    manifests = [
+        {**described, "annotations": {"io.containerd.image.name": each}}
+        for each in ([name] if isinstance(name, str) else name)
+    ]
+    index = {"schemaVersion": 2, "manifests": manifests}
     blobs["index.json"] = json.dumps(index).encode()
     blobs["oci-layout"] = json.dumps({"imageLayoutVersion": "1.0.0"}).encode()
     with tarfile.open(target, "w") as tar:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from tests.conformance import report
-from tests.conformance.suite import Level, Outcome, Output, Results
+from tests.conformance.profiles import GATEWAYS, MESH, Level
+from tests.conformance.suite import Outcome, Output, Results
 
 OUTPUT = """\
 === RUN   TestConformance
@@ -60,11 +61,11 @@ def test_test_without_a_result_line_counts_as_skipped() -> None:
 
 def test_level_follows_from_the_features() -> None:
     runs = parse().runs
-    assert runs["MeshBasic"].level is Level.CORE
+    assert MESH.level(runs["MeshBasic"].features) is Level.CORE
     assert runs["MeshPorts"].features == ("Mesh", "HTTPRoute", "HTTPRouteParentRefPort")
-    assert runs["MeshPorts"].level is Level.NONE
+    assert MESH.level(runs["MeshPorts"].features) is Level.NONE
     named = OUTPUT.replace("HTTPRouteParentRefPort", "MeshHTTPRouteRewritePath")
-    assert parse(named).runs["MeshPorts"].level is Level.EXTENDED
+    assert MESH.level(parse(named).runs["MeshPorts"].features) is Level.EXTENDED
 
 
 def test_log_lines_belong_to_the_test_that_wrote_them() -> None:
@@ -76,7 +77,7 @@ def test_log_lines_belong_to_the_test_that_wrote_them() -> None:
 def test_page_counts_every_test_and_gives_the_reason_of_a_failure() -> None:
     runs = parse().runs
     del runs["GatewayModifyListeners"]
-    page = report.page(Results(runs, REPORT, "", 1.0), {"MeshPorts": "no such port"})
+    page = report.section(Results(MESH, runs, REPORT, "", 1.0), {"MeshPorts": "no such port"})
     assert "| MESH-HTTP core | 1 | 0 | 0 |" in page
     assert "| mesh tests of no profile | 0 | 1 | 0 |" in page
     row = "| MeshPorts | no profile | failed | Mesh, HTTPRoute, HTTPRouteParentRefPort |"
@@ -89,5 +90,25 @@ def test_date_and_order_of_profiles_do_not_matter() -> None:
     one = f"{head}profiles:\n{profiles}{grpc}"
     other = f"{head.replace('15:59', '16:00')}profiles:\n{grpc}{profiles}"
     assert report.comparable(one) == report.comparable(other)
-    pages = {report.page(Results({}, text, "", 1.0), {}) for text in (one, other)}
+    pages = {report.section(Results(MESH, {}, text, "", 1.0), {}) for text in (one, other)}
     assert len(pages) == 1
+
+
+def test_unsupported_feature_is_the_reason_of_a_skipped_test() -> None:
+    run = parse().runs["GatewayModifyListeners"]
+    assert run.unsupported == "Gateway"
+    row = report.row(GATEWAYS, run, {"Gateway": "not built"})
+    assert row == "| GatewayModifyListeners | core | not supported | Gateway | not built |"
+
+
+def test_section_of_one_run_leaves_that_of_the_other() -> None:
+    page = report.replaced("", "mesh", "of the mesh\n")
+    page = report.replaced(page, "gateway", "of gateways\n")
+    assert report.published(page, "mesh") == "of the mesh\n"
+    assert report.published(report.replaced(page, "mesh", ""), "gateway") == "of gateways\n"
+
+
+def test_levels_of_gateway_tests_follow_the_profiles() -> None:
+    assert GATEWAYS.level(("Gateway", "TCPRoute", "ReferenceGrant")) is Level.CORE
+    assert GATEWAYS.level(("Gateway", "ListenerSet", "TLSRoute")) is Level.EXTENDED
+    assert GATEWAYS.level(("Gateway", "HTTPRoute", "TLSRoute")) is Level.NONE
