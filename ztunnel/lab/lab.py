@@ -22,7 +22,7 @@ from ztunnel.lab import cleanup
 from ztunnel.lab.components import start_all
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import LabNames
-from ztunnel.lab.network import links
+from ztunnel.lab.network import external, links
 from ztunnel.lab.objects import Object, read_manifests
 from ztunnel.lab.reader import KINDS, LabReader, require_root
 from ztunnel.lab.reconciler import Reconciler, new_uid
@@ -241,6 +241,19 @@ class Lab(LabReader):
             check=check,
         )
 
+    def external_exec(
+        self, *argv: str, timeout: float | None = 60, check: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on the machine outside the cluster and wait for it."""
+        return subprocess.run(
+            self.external_argv(argv),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=check,
+        )
+
     # -- components --------------------------------------------------------------------------------
 
     def kill(self, node: str, kind: str) -> None:
@@ -273,6 +286,7 @@ class Lab(LabReader):
             self.names.run_dir(node.name).mkdir(exist_ok=True)
             self.names.node_cgroup(node.name).mkdir(parents=True, exist_ok=True)
             self.progress(f"{node.name}: network ready")
+        external.ensure(self.names, self.nodes)
         self.names.ca.mkdir(mode=0o700, exist_ok=True)
 
     @contextmanager

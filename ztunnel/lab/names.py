@@ -42,6 +42,10 @@ class LabNames:
         return self.state / "objects"
 
     @property
+    def secrets(self) -> Path:
+        return self.state / "secrets"
+
+    @property
     def ca(self) -> Path:
         return self.state / "ca"
 
@@ -60,6 +64,15 @@ class LabNames:
     @property
     def underlay_netns(self) -> str:
         return f"{self.netns_prefix}underlay"
+
+    @property
+    def external_netns(self) -> str:
+        """The machine outside the cluster."""
+        return f"{self.netns_prefix}external"
+
+    @property
+    def external_cgroup(self) -> Path:
+        return self.cgroup / "external"
 
     def node_netns(self, node: str) -> str:
         return f"{self.netns_prefix}{node}"

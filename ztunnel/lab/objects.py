@@ -2,8 +2,8 @@
 """The lab's API server: a directory of Kubernetes objects, with one file for each.
 
 The agents watch this directory. Each lab command reads it, makes a plan, and writes the result.
-Files are replaced atomically. Kinds that the lab does not implement, such as policies and
-gateways, are stored unchanged.
+Files are replaced atomically. Kinds that the lab does not implement, such as policies, are stored
+unchanged. Secrets are in a directory of their own that only root can read and no agent watches.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ztunnel.lab.errors import LabError
 
 Object = dict[str, Any]
 
+SECRET = "Secret"
 SERVICE_LABEL = "kubernetes.io/service-name"  # of EndpointSlices
 CLUSTER_SCOPED = frozenset(
     {
@@ -104,37 +105,45 @@ def _files(source: Path) -> list[Path]:
     return files
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     """Replace a file atomically: readers see either the old text or the new, even after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.unlink(missing_ok=True)  # of a process with this pid that crashed
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with open(descriptor, "w") as file:
+        file.write(text)
     temporary.rename(path)
 
 
 class ObjectStore:
-    """The directory of objects. Writers hold the lab's lock; readers need none."""
+    """The directory of objects. Writers hold the lab's lock; readers need none.
 
-    def __init__(self, directory: Path) -> None:
+    `secrets`: the directory of the Secrets.
+    """
+
+    def __init__(self, directory: Path, secrets: Path) -> None:
         self.directory = directory
+        self._secrets = secrets
 
     def load(self) -> dict[Key, Object]:
-        """All objects in the directory."""
+        """All objects."""
         objects = {}
-        for path in self.directory.glob("*.yaml"):
-            for obj in parse_manifest(path):
-                objects[key_of(obj)] = obj
+        for directory in (self.directory, self._secrets):
+            for path in directory.glob("*.yaml"):
+                for obj in parse_manifest(path):
+                    objects[key_of(obj)] = obj
         return objects
 
     def put(self, obj: Object) -> bool:
         """Write an object, unless it is unchanged. Returns whether it was written."""
-        path = self._path(key_of(obj))
+        path, is_secret = self._path(key_of(obj)), obj["kind"] == SECRET
         text = yaml.dump(obj, Dumper=_Dumper, sort_keys=False, width=100)
         try:
             if path.read_text() == text:
                 return False
         except FileNotFoundError:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
+            path.parent.mkdir(mode=0o700 if is_secret else 0o755, parents=True, exist_ok=True)
+        write_atomically(path, text, 0o600 if is_secret else 0o644)
         return True
 
     def remove(self, key: Key) -> bool:
@@ -145,7 +154,8 @@ class ObjectStore:
         return existed
 
     def _path(self, key: Key) -> Path:
-        return self.directory / f"{key.kind.lower()}.{key.namespace or '_'}.{key.name}.yaml"
+        directory = self._secrets if key.kind == SECRET else self.directory
+        return directory / f"{key.kind.lower()}.{key.namespace or '_'}.{key.name}.yaml"
 
 
 class _Dumper(yaml.CSafeDumper):

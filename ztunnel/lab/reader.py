@@ -36,6 +36,7 @@ KINDS = {  # by the names that commands accept, in lower case
     "sa": "ServiceAccount",
     "configmap": "ConfigMap",
     "cm": "ConfigMap",
+    "secret": "Secret",
     "node": "Node",
     "peerauthentication": "PeerAuthentication",
     "pa": "PeerAuthentication",
@@ -58,7 +59,7 @@ class LabReader:
         self.names = names
         self.settings = settings
         self.nodes = make_nodes(settings.nodes)
-        self.store = ObjectStore(names.objects)
+        self.store = ObjectStore(names.objects, names.secrets)
 
     @property
     def exists(self) -> bool:
@@ -159,6 +160,14 @@ class LabReader:
         cgroup.mkdir(parents=True, exist_ok=True)
         in_netns = [*netns.enter_argv(self.names.node_netns(node)), *argv]
         return process.in_cgroup_argv(cgroup, in_netns)
+
+    def external_argv(self, argv: Sequence[str]) -> list[str]:
+        """The command line that runs `argv` on the machine outside the cluster."""
+        require_root("run a command outside the cluster")
+        self.require_up()
+        self.names.external_cgroup.mkdir(parents=True, exist_ok=True)
+        in_netns = [*netns.enter_argv(self.names.external_netns), *argv]
+        return process.in_cgroup_argv(self.names.external_cgroup, in_netns)
 
     def key(self, kind: str, name: str, namespace: str) -> Key:
         """The key of an object; `kind` may be a short name."""

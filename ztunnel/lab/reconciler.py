@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-from ztunnel.lab.cluster import gateways, kube_proxy, services
+from ztunnel.lab.cluster import gateways, kube_proxy, load_balancer, services
 from ztunnel.lab.cluster.admission import admit, terminating, unbound
 from ztunnel.lab.cluster.backend_certificates import plan_certificates, with_certificates
 from ztunnel.lab.cluster.deployments import deployment_of, deployment_status
@@ -16,9 +16,9 @@ from ztunnel.lab.cluster.scheduler import plan_pods, surplus_pods
 from ztunnel.lab.cluster.system_objects import SYSTEM_NAMESPACES, system_objects
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import LabNames
-from ztunnel.lab.network.addresses import Node, node_addresses
+from ztunnel.lab.network.addresses import Node
 from ztunnel.lab.objects import Key, Object, ObjectStore, key_of, of_kind
-from ztunnel.lab.runtime import capture_gate, images
+from ztunnel.lab.runtime import capture_gate, volumes
 from ztunnel.lab.runtime.kubelet import Kubelet
 from ztunnel.lab.state import LabSettings
 
@@ -95,15 +95,15 @@ class Reconciler:
         self._put_all(plan.pods)
         self.publish()
         self._kubelet.remove_others([*plan.pods, *replaced])
-        commands = images.user_commands(objects)
-        pods = [self._kubelet.run(pod, commands) for pod in plan.pods if pod_ips(pod)]
+        pods = [self._kubelet.run(pod, objects) for pod in plan.pods if pod_ips(pod)]
         old = [pod for pod in pods if wait_for_new_only and key_of(pod) in objects]
         new = [pod for pod in pods if pod not in old]
         self._kubelet.wait_ready(old, 0, self._progress)
         unready = self._kubelet.wait_ready(new, deadline or 0, self._progress)
         self.publish()
         self._terminate([pod for pod in replaced if not _waits_for(pod, unready)])
-        reasons = [self._kubelet.unready_reason(pod) for pod in unready] if deadline else []
+        reasons = [f"{key_of(pod)}: {each}" for pod in new for each in volumes.problems(pod)]
+        reasons += [self._kubelet.unready_reason(pod) for pod in unready] if deadline else []
         return [*problems, *plan.problems, *reasons, *self._uncaptured(pods)]
 
     def _put_gateway_objects(self) -> list[str]:
@@ -123,7 +123,7 @@ class Reconciler:
         return problems
 
     def publish(self) -> None:
-        """Update endpoints, status of deployments, and the rules of kube-proxy on all nodes."""
+        """Update endpoints, status of deployments, and the rules of nodes and load balancer."""
         objects = self._store.load()
         slices = services.plan_slices(objects)
         self._put_all(slices)
@@ -134,8 +134,11 @@ class Reconciler:
             self._store.put({**deployment, "status": status})
         frontends = list(kube_proxy.frontends(self._store.load()))
         for node in self._nodes:
-            script = kube_proxy.render(frontends, node_addresses(node.index))
-            kube_proxy.apply(self._names.node_netns(node.name), script)
+            kube_proxy.apply(self._names.node_netns(node.name), kube_proxy.render(frontends, node))
+        # after the nodes: until then, they forward to pods that terminate
+        load_balancer.apply(
+            self._names.external_netns, load_balancer.render(frontends, self._nodes)
+        )
 
     def _wait_until_captured(self, pod: Object) -> None:
         if self._settings.mesh and capture_gate.must_be_captured(pod, self._store.load()):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ztunnel.lab.cluster.external_addresses import ingress_addresses
 from ztunnel.lab.cluster.kube_proxy import frontends
 from ztunnel.lab.cluster.pod_fields import is_ready, pod_ips
 from ztunnel.lab.components import Component
@@ -91,7 +92,7 @@ def _services(objects: Objects) -> Iterator[dict[str, Any]]:
     backends: dict[str, set[str]] = {}
     for entry in frontends(objects):
         backends.setdefault(entry.address, set()).update(
-            f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip, port in entry.backends
+            f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip, port, _ in entry.backends
         )
     for service in of_kind(objects, "Service"):
         spec = service["spec"]
@@ -100,6 +101,7 @@ def _services(objects: Objects) -> Iterator[dict[str, Any]]:
             "namespace": service["metadata"]["namespace"],
             "name": service["metadata"]["name"],
             "clusterIPs": ips,
+            "externalIPs": ingress_addresses(service),
             "ports": [f"{port['port']}/{port['protocol']}" for port in spec.get("ports") or []],
             "endpoints": sorted(set().union(*(backends.get(ip, set()) for ip in ips))),
         }

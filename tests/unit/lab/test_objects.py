@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ztunnel.lab import demo_manifests
+from ztunnel.lab.cluster.admission import admit
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import LabNames
 from ztunnel.lab.objects import Key, Object, ObjectStore, key_of, read_manifests
@@ -54,18 +55,51 @@ def test_invalid_manifest_is_an_error_with_its_path(tmp_path: Path, text: str) -
 
 
 def test_unknown_kinds_are_stored_unchanged(tmp_path: Path) -> None:
-    objects = ObjectStore(tmp_path)
+    objects = ObjectStore(tmp_path, tmp_path / "secrets")
     assert objects.put(POLICY)
     assert objects.load() == {Key("AuthorizationPolicy", "shop", "deny"): POLICY}
 
 
 def test_unchanged_object_is_not_written_again(tmp_path: Path) -> None:
-    objects = ObjectStore(tmp_path)
+    objects = ObjectStore(tmp_path, tmp_path / "secrets")
     objects.put(POLICY)
     assert not objects.put(POLICY)
     assert objects.remove(key_of(POLICY))
     assert not objects.remove(key_of(POLICY))
     assert not list(tmp_path.iterdir())
+
+
+SECRET: Object = {
+    "apiVersion": "v1",
+    "kind": "Secret",
+    "metadata": {"name": "tls", "namespace": "shop"},
+    "stringData": {"tls.key": "key"},
+}
+
+
+def test_secrets_are_readable_by_root_only_and_not_among_the_objects(tmp_path: Path) -> None:
+    objects = ObjectStore(tmp_path / "objects", tmp_path / "secrets")
+    objects.put(POLICY)
+    objects.put(SECRET)
+    assert objects.load()[Key("Secret", "shop", "tls")] == SECRET
+    assert len(list((tmp_path / "objects").iterdir())) == 1
+    (path,) = (tmp_path / "secrets").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert objects.remove(key_of(SECRET))
+    assert not path.exists()
+
+
+def test_text_of_a_secret_becomes_data() -> None:
+    stored = admit(SECRET, None, lambda: "uid", "now")
+    assert stored["data"] == {"tls.key": "a2V5"}
+    assert "stringData" not in stored
+
+
+def test_invalid_secret_is_an_error_without_its_value() -> None:
+    with pytest.raises(LabError, match="is not base64") as caught:
+        admit({**SECRET, "data": {"tls.crt": "!!!"}, "stringData": {}}, None, lambda: "u", "now")
+    assert "!!!" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "a-b", "A", "1a", "x" * 17, "../x"])

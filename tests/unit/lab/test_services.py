@@ -11,11 +11,14 @@ import dns.opcode
 import dns.rcode
 import pytest
 
-from ztunnel.lab.cluster import kube_proxy, services
-from ztunnel.lab.cluster.admission import terminating
+from ztunnel.lab.cluster import kube_proxy, load_balancer, services
+from ztunnel.lab.cluster.admission import admit, terminating
 from ztunnel.lab.cluster.dns_zone import Zone, answer, build_zone
+from ztunnel.lab.cluster.external_addresses import NODE_PORTS
 from ztunnel.lab.network import addresses
 from ztunnel.lab.objects import Key, Object, key_of
+
+NODE1, NODE2 = addresses.make_nodes(2)
 
 
 def service(name: str = "web", **spec: Any) -> Object:
@@ -125,7 +128,7 @@ def test_slices_of_a_deleted_service_are_stale_but_manual_ones_are_not() -> None
 
 def test_rules_select_only_ready_endpoints() -> None:
     objects = planned(service(clusterIP="10.96.7.7"), pod(2), pod(3), pod(4, ready=False))
-    script = kube_proxy.render(list(kube_proxy.frontends(objects)), ("172.30.0.1", "fd00:30::1"))
+    script = kube_proxy.render(list(kube_proxy.frontends(objects)), NODE1)
     assert "numgen random mod 2 map { 0 : 10.244.1.2 . 8080, 1 : 10.244.1.3 . 8080 }" in script
     assert "10.244.1.4" not in script
     assert "10.96.7.7 . tcp . 80 : goto svc0" in script
@@ -134,6 +137,64 @@ def test_rules_select_only_ready_endpoints() -> None:
 def test_headless_services_and_services_without_endpoints_have_no_rules() -> None:
     objects = planned(service(clusterIP="None"), service("unselected"), pod(2))
     assert not list(kube_proxy.frontends(objects))
+
+
+def balanced(**spec: Any) -> Object:
+    return service(type="LoadBalancer", externalTrafficPolicy="Local", **spec)
+
+
+def test_load_balancer_gets_addresses_and_node_ports_that_stay() -> None:
+    first = planned(balanced())[Key("Service", "default", "web")]
+    ingress = [entry["ip"] for entry in first["status"]["loadBalancer"]["ingress"]]
+    assert [ip.startswith(("172.30.1.", "fd00:30:1::")) for ip in ingress] == [True, True]
+    port = first["spec"]["ports"][0]["nodePort"]
+    assert port in NODE_PORTS
+    again = admit(balanced(), first, lambda: "uid", "now")
+    assert again["status"] == first["status"]
+    assert again["spec"]["ports"][0]["nodePort"] == port
+
+
+def test_requested_node_port_and_balancer_address_are_respected() -> None:
+    port = {"port": 80, "targetPort": 8080, "nodePort": 31000}
+    wanted = balanced(ports=[port], loadBalancerIP="172.30.1.77")
+    found = planned(wanted, service("other", type="NodePort"))
+    web = found[Key("Service", "default", "web")]
+    assert web["spec"]["ports"][0]["nodePort"] == 31000
+    assert web["status"]["loadBalancer"]["ingress"] == [{"ip": "172.30.1.77", "ipMode": "VIP"}]
+    assert found[Key("Service", "default", "other")]["spec"]["ports"][0]["nodePort"] in NODE_PORTS
+
+
+def test_local_policy_uses_the_pods_of_the_node_and_preserves_the_client() -> None:
+    served = list(kube_proxy.frontends(planned(balanced(), pod(2))))
+    external = [frontend for frontend in served if frontend.external]
+    assert len(external) == 4  # load balancer and node port, of both families
+    node1, node2 = kube_proxy.render(external, NODE1), kube_proxy.render(external, NODE2)
+    assert "dnat ip to" in node1
+    assert "meta mark set" not in node1
+    assert "dnat" not in node2.partition("chain resolve")[0]
+
+
+def test_cluster_policy_uses_all_pods_and_hides_the_client() -> None:
+    served = list(kube_proxy.frontends(planned(service(type="NodePort"), pod(2))))
+    external = [frontend for frontend in served if frontend.external]
+    script = kube_proxy.render(external, NODE2)
+    assert "meta mark set 0x4000" in script
+    assert "10.244.1.2 . 8080" in script
+
+
+def test_terminating_pod_serves_until_another_one_is_ready() -> None:
+    old = terminating(pod(2), "2026-01-01T00:00:00Z")
+    for others, expected in (((), "10.244.1.2"), ((pod(3),), "10.244.1.3")):
+        served = kube_proxy.frontends(planned(balanced(), old, *others))
+        addresses_of = {b.address for f in served if not f.ipv6 for b in f.backends}
+        assert addresses_of == {expected}
+
+
+def test_load_balancer_uses_only_nodes_with_endpoints() -> None:
+    objects = planned(balanced(loadBalancerIP="172.30.1.7"), pod(2))
+    script = load_balancer.render(list(kube_proxy.frontends(objects)), (NODE1, NODE2))
+    assert "ip daddr 172.30.1.7 tcp dport 80 goto balancer0" in script
+    assert "numgen inc mod 1 map { 0 : 1001 }" in script
 
 
 def resolve(zone: Zone, name: str, kind: str = "A") -> tuple[str, set[str]]:

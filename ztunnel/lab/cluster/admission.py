@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import copy
 from collections.abc import Callable
 from typing import Any
 
 from ztunnel.lab.cluster.digest import digest
-from ztunnel.lab.objects import Object
+from ztunnel.lab.cluster.external_addresses import EXTERNAL_TYPES
+from ztunnel.lab.errors import LabError
+from ztunnel.lab.objects import SECRET, Object, key_of
 
 APPLIED_ANNOTATION = "ztunnel-lab/applied-spec"  # hash of a pod's spec, as in its manifest
 
@@ -18,9 +22,12 @@ def admit(new: Object, old: Object | None, uid: Callable[[], str], now: str) -> 
 
     Fields that the lab sets (uid, node, addresses, status) are preserved. Labels and annotations
     are merged, and those of `new` take precedence, so that labels of `ztctl lab label` survive. A
-    pod without an owner whose spec has changed is unbound, and so is created anew.
+    pod without an owner whose spec has changed is unbound, and so is created anew. Raises LabError
+    if a Secret is invalid.
     """
     stored = copy.deepcopy(new)
+    if new["kind"] == SECRET:
+        _admit_secret(stored)
     metadata = stored["metadata"]
     if new["kind"] == "Pod":
         annotations = metadata.setdefault("annotations", {})
@@ -39,6 +46,7 @@ def admit(new: Object, old: Object | None, uid: Callable[[], str], now: str) -> 
         metadata.setdefault(field, old["metadata"].get(field))
     if new["kind"] == "Service":
         _preserve_cluster_ips(stored.setdefault("spec", {}), old.get("spec", {}))
+        _preserve_node_ports(stored["spec"], old.get("spec", {}))
     if "status" in old:
         stored.setdefault("status", copy.deepcopy(old["status"]))
     return stored
@@ -67,9 +75,36 @@ def _admit_pod(stored: Object, old: Object) -> Object:
     return unchanged
 
 
+def _admit_secret(secret: Object) -> None:
+    """Merge stringData into data, as the API server does."""
+    secret.setdefault("type", "Opaque")
+    data = dict(secret.get("data") or {})
+    for name, text in (secret.pop("stringData", None) or {}).items():
+        data[name] = base64.b64encode(str(text).encode()).decode()
+    for name, value in data.items():
+        try:
+            base64.b64decode(value, validate=True)
+        except (TypeError, ValueError, binascii.Error) as error:
+            raise LabError(f"{key_of(secret)}: data[{name!r}] is not base64") from error
+    secret["data"] = data
+
+
 def _preserve_cluster_ips(new: dict[str, Any], old: dict[str, Any]) -> None:
     if "clusterIP" in new or "clusterIPs" in new:
         return
     for field in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
         if field in old and old.get("clusterIP") != "None":
             new.setdefault(field, old[field])
+
+
+def _preserve_node_ports(new: dict[str, Any], old: dict[str, Any]) -> None:
+    """Ports have the same node port as before, unless the manifest sets another one."""
+    assigned = {
+        (port["port"], port.get("protocol", "TCP")): port["nodePort"]
+        for port in old.get("ports") or []
+        if "nodePort" in port
+    }
+    for port in new.get("ports") or [] if new.get("type") in EXTERNAL_TYPES else []:
+        key = port["port"], port.get("protocol", "TCP")
+        if key in assigned:
+            port.setdefault("nodePort", assigned[key])

@@ -20,7 +20,7 @@ from ztunnel.lab.network import addresses
 from ztunnel.lab.network.addresses import Node
 from ztunnel.lab.objects import Key, Object, Objects, key_of, of_kind
 
-_UNSUPPORTED_FIELDS = ("initContainers", "volumes")
+_UNSUPPORTED_FIELDS = ("initContainers",)
 
 
 @dataclass

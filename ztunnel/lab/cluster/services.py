@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's service and EndpointSlice controllers: virtual addresses and endpoints. Pure."""
+"""The lab's service and EndpointSlice controllers: addresses and endpoints. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+from ztunnel.lab.cluster.external_addresses import set_external_addresses
 from ztunnel.lab.cluster.pod_fields import is_ready, is_terminating, pod_ips
 from ztunnel.lab.network import addresses
 from ztunnel.lab.objects import SERVICE_LABEL, Key, Object, Objects, key_of, of_kind
@@ -18,7 +19,7 @@ Ports = tuple[tuple[str, int, str], ...]  # name, port of the pod, protocol
 
 
 def plan_services(objects: Objects) -> list[Object]:
-    """All services, with virtual addresses and default values."""
+    """All services, with addresses and default values."""
     services = [copy.deepcopy(service) for service in of_kind(objects, "Service")]
     used = set(addresses.DNS_ADDRESSES)
     for service in services:
@@ -26,6 +27,7 @@ def plan_services(objects: Objects) -> list[Object]:
     for service in services:
         _set_port_defaults(service["spec"])
         _set_cluster_ips(service, used)
+    set_external_addresses(services)
     return services
 
 

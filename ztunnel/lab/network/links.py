@@ -28,20 +28,20 @@ _IFA_F_NODAD = 0x02  # linux/if_addr.h
 _GATEWAY_MAC = "ee:ee:ee:ee:ee:ee"  # of the gateway of all pods, as with Calico
 _PREFIX_LENGTH = {False: 32, True: 128}
 
-_SYSCTLS = {
+SYSCTLS = {
     "ipv6/conf/all/accept_dad": "0",
     "ipv6/conf/default/accept_dad": "0",
     # Independent of the host's default, so that labs are comparable: BBR paces by timers. Reno is
     # in every kernel and allowed in every namespace.
     "ipv4/tcp_congestion_control": "reno",
 }
-_NODE_SYSCTLS = _SYSCTLS | {
+_NODE_SYSCTLS = SYSCTLS | {
     "ipv4/ip_forward": "1",
     "ipv6/conf/all/forwarding": "1",
     "ipv4/conf/all/rp_filter": "1",
     "ipv4/conf/default/rp_filter": "1",
 }
-_POD_SYSCTLS = _SYSCTLS | {
+_POD_SYSCTLS = SYSCTLS | {
     "ipv6/conf/default/accept_ra": "0",
     "ipv4/ip_unprivileged_port_start": "0",  # the default of container runtimes
     "ipv4/ping_group_range": "0 2147483647",
@@ -55,12 +55,12 @@ def pod_interface(uid: str) -> str:
 
 def ensure_underlay(names: LabNames) -> None:
     """Create the bridge, in a namespace of its own."""
-    netns.create(names.underlay_netns, _SYSCTLS)
+    netns.create(names.underlay_netns, SYSCTLS)
     with NetNS(names.underlay_netns, flags=0) as underlay:
-        _set_link_up(underlay, "lo")
-        if not _link_index(underlay, BRIDGE):
+        set_link_up(underlay, "lo")
+        if not link_index(underlay, BRIDGE):
             underlay.link("add", ifname=BRIDGE, kind="bridge", br_forward_delay=0, mtu=MTU)
-        _set_link_up(underlay, BRIDGE)
+        set_link_up(underlay, BRIDGE)
 
 
 def ensure_node(names: LabNames, node: Node, nodes: Sequence[Node]) -> None:
@@ -68,33 +68,34 @@ def ensure_node(names: LabNames, node: Node, nodes: Sequence[Node]) -> None:
     node_netns = names.node_netns(node.name)
     netns.create(node_netns, _NODE_SYSCTLS)
     with NetNS(node_netns, flags=0) as netlink:
-        loopback = _set_link_up(netlink, "lo")
+        loopback = set_link_up(netlink, "lo")
         for ip in addresses.DNS_ADDRESSES:
-            _add_address(netlink, loopback, ip)
-        if not _link_index(netlink, "eth0"):
-            _connect_to_bridge(names, node)
-        link = _set_link_up(netlink, "eth0")
+            add_address(netlink, loopback, ip)
+        if not link_index(netlink, "eth0"):
+            connect_to_bridge(names, node.name, node_netns)
+        link = set_link_up(netlink, "eth0")
         for ip, length in zip(
             addresses.node_addresses(node.index), addresses.UNDERLAY_PREFIX_LENGTHS, strict=True
         ):
-            _add_address(netlink, link, ip, length)
+            add_address(netlink, link, ip, length)
         _add_node_routes(netlink, link, node, nodes)
 
 
-def _connect_to_bridge(names: LabNames, node: Node) -> None:
+def connect_to_bridge(names: LabNames, port: str, machine_netns: str) -> None:
+    """Create the link `eth0` of a machine to the bridge, where its port is `port`."""
     with NetNS(names.underlay_netns, flags=0) as underlay:
-        if stale := _link_index(underlay, node.name):
+        if stale := link_index(underlay, port):
             underlay.link("del", index=stale)
         underlay.link(
             "add",
-            ifname=node.name,
+            ifname=port,
             kind="veth",
             mtu=MTU,
-            peer={"ifname": "eth0", "mtu": MTU, "net_ns_fd": names.node_netns(node.name)},
+            peer={"ifname": "eth0", "mtu": MTU, "net_ns_fd": machine_netns},
         )
-        bridge = _link_index(underlay, BRIDGE)
-        underlay.link("set", index=_link_index(underlay, node.name), master=bridge)
-        _set_link_up(underlay, node.name)
+        bridge = link_index(underlay, BRIDGE)
+        underlay.link("set", index=link_index(underlay, port), master=bridge)
+        set_link_up(underlay, port)
 
 
 def _add_node_routes(netlink: NetNS, link: int, node: Node, nodes: Sequence[Node]) -> None:
@@ -123,7 +124,7 @@ def create_pod(names: LabNames, node: Node, pod_netns: str, uid: str, ips: list[
     mac = "02:" + hashlib.sha256(uid.encode()).digest()[:5].hex(":")
     node_ips = addresses.node_addresses(node.index)
     with NetNS(names.node_netns(node.name), flags=0) as netlink:
-        if stale := _link_index(netlink, interface):
+        if stale := link_index(netlink, interface):
             netlink.link("del", index=stale)
         netlink.link(
             "add",
@@ -135,8 +136,8 @@ def create_pod(names: LabNames, node: Node, pod_netns: str, uid: str, ips: list[
         )
         with NetNS(pod_netns, flags=0) as pod:
             _configure_pod(pod, ips)
-        link = _set_link_up(netlink, interface)
-        _add_address(netlink, link, addresses.POD_GATEWAYS[1], 64)
+        link = set_link_up(netlink, interface)
+        add_address(netlink, link, addresses.POD_GATEWAYS[1], 64)
         for ip, source in zip(ips, node_ips, strict=True):
             length = _PREFIX_LENGTH[addresses.is_ipv6(ip)]
             netlink.neigh("replace", dst=ip, lladdr=mac, ifindex=link, state="permanent")
@@ -144,10 +145,10 @@ def create_pod(names: LabNames, node: Node, pod_netns: str, uid: str, ips: list[
 
 
 def _configure_pod(pod: NetNS, ips: list[str]) -> None:
-    _set_link_up(pod, "lo")
-    link = _set_link_up(pod, "eth0")
+    set_link_up(pod, "lo")
+    link = set_link_up(pod, "eth0")
     for ip, gateway in zip(ips, addresses.POD_GATEWAYS, strict=True):
-        _add_address(pod, link, ip)
+        add_address(pod, link, ip)
         pod.neigh("replace", dst=gateway, lladdr=_GATEWAY_MAC, ifindex=link, state="permanent")
         if not addresses.is_ipv6(ip):
             pod.route("replace", dst=f"{gateway}/32", oif=link, scope="link")
@@ -155,19 +156,22 @@ def _configure_pod(pod: NetNS, ips: list[str]) -> None:
         pod.route("replace", dst=default, gateway=gateway, oif=link)
 
 
-def _link_index(netlink: NetNS, interface: str) -> int | None:
+def link_index(netlink: NetNS, interface: str) -> int | None:
+    """The index of an interface; None if it does not exist."""
     indexes: list[int] = netlink.link_lookup(ifname=interface)
     return indexes[0] if indexes else None
 
 
-def _set_link_up(netlink: NetNS, interface: str) -> int:
-    index = _link_index(netlink, interface)
+def set_link_up(netlink: NetNS, interface: str) -> int:
+    """Set an interface up, and return its index."""
+    index = link_index(netlink, interface)
     assert index is not None, interface
     netlink.link("set", index=index, state="up")
     return index
 
 
-def _add_address(netlink: NetNS, link: int, ip: str, length: int | None = None) -> None:
+def add_address(netlink: NetNS, link: int, ip: str, length: int | None = None) -> None:
+    """Add an address; `length` is that of its prefix, by default one address."""
     ipv6 = addresses.is_ipv6(ip)
     netlink.addr(
         "replace",

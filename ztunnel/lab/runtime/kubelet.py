@@ -12,7 +12,7 @@ from ztunnel.lab.cluster.pod_fields import is_ready
 from ztunnel.lab.names import LabNames
 from ztunnel.lab.network.addresses import Node
 from ztunnel.lab.objects import Object, Objects, ObjectStore, key_of, of_kind
-from ztunnel.lab.runtime import containers, images, probes, sandbox, termination
+from ztunnel.lab.runtime import containers, images, probes, sandbox, termination, volumes
 from ztunnel.lab.runtime.sandbox import Sandbox
 
 _POLL_INTERVAL_S = 0.05
@@ -60,14 +60,21 @@ class Kubelet:
         for pod in pods:
             sandbox.destroy(self._names, sandbox.describe(self._names, pod))
 
-    def run(self, pod: Object, commands: Mapping[str, str]) -> Object:
-        """Start what does not run of a bound pod. Returns the stored object.
+    def run(self, pod: Object, objects: Objects) -> Object:
+        """Start what does not run of a bound pod and update its volumes; return the stored object.
 
-        `commands`: of user-defined images. The status has the addresses before a container starts,
-        so that the agent can capture the pod before its first connection.
+        `objects` has its images and volumes. The status has the addresses before a container
+        starts, so that the agent can capture the pod before its first connection.
         """
         pod_sandbox = sandbox.describe(self._names, pod)
-        pod = copy.deepcopy(pod)
+        pod, commands = copy.deepcopy(pod), images.user_commands(objects)
+        try:
+            volumes.sync(self._names.pod_dir(pod_sandbox.uid), pod, objects)
+        except volumes.VolumeError as error:
+            if not sandbox.is_alive(self._names, pod_sandbox):  # a running pod continues
+                reasons = {each["name"]: str(error) for each in pod["spec"]["containers"]}
+                self._update_status(pod, pod_sandbox, waiting=reasons)
+                return pod
         if not sandbox.is_alive(self._names, pod_sandbox):
             sandbox.create(self._names, self._nodes[pod_sandbox.node], pod)
         if pod["status"]["phase"] != "Running":

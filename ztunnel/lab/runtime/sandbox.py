@@ -4,6 +4,8 @@
     <node cgroup>/kubepods/pod<uid>/pause/      sleep infinity: holds the namespaces
     <state>/pods/<uid>/sandbox.json             for removal after the object was deleted
                       /mounts                   more files of the host, mounted in the pod
+                      /overlays                 directories of the host with more mount points
+                      /volumes/
                       /etc/…                    mounted over the host's files in the pod
                       /<container>.log, /<container>/
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,7 +28,7 @@ from ztunnel.lab.names import LabNames
 from ztunnel.lab.network import addresses, links, netns
 from ztunnel.lab.network.addresses import Node
 from ztunnel.lab.objects import Object, write_atomically
-from ztunnel.lab.runtime import cgroups, envoy, process
+from ztunnel.lab.runtime import cgroups, envoy, process, volumes
 from ztunnel.lab.runtime.images import hostname
 
 PAUSE = "pause"
@@ -37,6 +40,9 @@ _POLL_INTERVAL_S = 0.005
 # A bind mount over a symlinked /etc/resolv.conf (systemd-resolved) affects only this namespace.
 _PAUSE_SCRIPT = """\
 set -eu
+while IFS="\t" read -r lower added; do
+  mount -t overlay -o "ro,lowerdir=$added:$lower" overlay "$lower"
+done <"$1/overlays"
 for file in resolv.conf hosts hostname nsswitch.conf; do
   if [ -e "/etc/$file" ]; then mount --bind "$1/etc/$file" "/etc/$file"; fi
 done
@@ -111,13 +117,18 @@ def create(names: LabNames, node: Node, pod: Object) -> Sandbox:
 
 
 def _write_mounts(pod: Object, directory: Path) -> None:
-    """Write the list of bind mounts, and create their mount points."""
+    """Write the lists of mounts, and create their mount points."""
     lines = []
+    found = volumes.mounts(pod)
     for source, target in envoy.mounts(pod, directory):
         target.parent.mkdir(exist_ok=True)
         target.touch()
         lines.append(f"{source}\t{target}\n")
+    for volume, path in found:
+        lines.append(f"{volumes.directory_of(directory, volume)}\t{path}\n")
     (directory / "mounts").write_text("".join(lines))
+    overlays = volumes.missing_parents(directory, [mount.path for mount in found])
+    (directory / "overlays").write_text("".join(f"{a}\t{b}\n" for a, b in overlays))
 
 
 def _start_pause(names: LabNames, sandbox: Sandbox, host: str) -> None:
@@ -151,11 +162,7 @@ def destroy(names: LabNames, sandbox: Sandbox, grace_s: float = STOP_GRACE_S) ->
     cgroups.remove(cgroup)
     if not sandbox.host_network:
         netns.remove(sandbox.netns)
-    directory = names.pod_dir(sandbox.uid)
-    for path in sorted(directory.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    if directory.exists():
-        directory.rmdir()
+    shutil.rmtree(names.pod_dir(sandbox.uid), ignore_errors=True)
 
 
 def recorded(names: LabNames) -> Iterator[Sandbox]:

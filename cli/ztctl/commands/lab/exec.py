@@ -20,6 +20,7 @@ from ztunnel.lab import Lab
 @namespace_option
 @click.option("-c", "--container", help="Container of the pod.  [default: the first]")
 @click.option("--node", help="Run in this node's network namespace instead of a pod.")
+@click.option("--external", is_flag=True, help="Run on a machine outside the cluster.")
 @click.option("--privileged", is_flag=True, help="Run with all capabilities.")
 @click.argument("words", nargs=-1, required=True, metavar="[POD] [--] COMMAND...")
 def exec_(
@@ -28,6 +29,7 @@ def exec_(
     namespace: str,
     container: str | None,
     node: str | None,
+    external: bool,
     privileged: bool,
     words: tuple[str, ...],
 ) -> None:
@@ -41,10 +43,13 @@ def exec_(
       ztctl lab exec client -- curl -s http://my-app
       ztctl lab exec -n other deploy/web sh
       ztctl lab exec --node node1 -- ip route
+      ztctl lab exec --external -- curl -s http://172.30.0.1:30080
     """
     with lab_errors():
         lab = Lab(name)
-        if node:
+        if external:
+            argv, env = lab.external_argv(_command(words)), dict(os.environ)
+        elif node:
             argv, env = lab.node_argv(node, _command(words)), dict(os.environ)
         else:
             argv, env = lab.exec_argv(

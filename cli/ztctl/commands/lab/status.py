@@ -28,6 +28,7 @@ _SERVICES = (
     Column("NAMESPACE", "namespace"),
     Column("SERVICE", "name"),
     Column("CLUSTER-IPS", "clusterIPs"),
+    Column("EXTERNAL-IPS", "externalIPs"),
     Column("PORTS", "ports"),
     Column("ENDPOINTS", "endpoints"),
 )

@@ -58,7 +58,10 @@ def planned() -> dict[Key, Object]:
 
 
 def test_lab_directory_is_read_completely(tmp_path: Path) -> None:
-    store, view = ObjectStore(tmp_path), ClusterView("cluster.local", "Kubernetes")
+    store, view = (
+        ObjectStore(tmp_path, tmp_path / "secrets"),
+        ClusterView("cluster.local", "Kubernetes"),
+    )
     for obj in planned().values():
         store.put(obj)
     scan = scan_directory(tmp_path, {})
