@@ -6,7 +6,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+WAYPOINT_CLASSES: Final = ("istio-waypoint", "ztunnel-waypoint")
+INGRESS_CLASSES: Final = ("istio", "ztunnel")  # istio: unless its GatewayClass is istiod's
+
+
+def is_waypoint_class(name: object) -> bool:
+    """Return whether Gateways of a class are waypoints of the mesh."""
+    return isinstance(name, str) and name in WAYPOINT_CLASSES
+
+
+def is_ingress_class(name: object) -> bool:
+    """Return whether Gateways of a class are ingress gateways of the mesh."""
+    return isinstance(name, str) and name in INGRESS_CLASSES
 
 
 class TypeUrl(StrEnum):

@@ -2,10 +2,10 @@
 """Overlays of a Gateway's resources: the ConfigMap that `spec.infrastructure.parametersRef` names.
 
 Its keys are Istio's: `deployment`, `service`, `serviceAccount`, `horizontalPodAutoscaler` and
-`podDisruptionBudget`. Each holds YAML that is merged as by `kubectl patch`: mappings by key, lists
-of named items by name, null deletes. Only fields that cannot change what a gateway pod runs are
-honoured: the right to create a Gateway must not include the right to run other containers or mount
-other volumes.
+`podDisruptionBudget`, and `daemonSet`. Each holds YAML that is merged as by `kubectl patch`:
+mappings by key, lists of named items by name, null deletes. Only fields that cannot change what a
+gateway pod runs are honoured: the right to create a Gateway must not include the right to run other
+containers or mount other volumes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _METADATA = {"labels": _ANY, "annotations": _ANY}
 _MERGE_KEYS = {
     "containers": "name",
     "imagePullSecrets": "name",
+    "ports": "port",
     "topologySpreadConstraints": "topologyKey",
 }
 _Tree = Mapping[str, Any]
@@ -35,6 +36,7 @@ class OverlayKey(StrEnum):
     """Keys of the ConfigMap, and of which kind the object is."""
 
     DEPLOYMENT = "deployment"
+    DAEMON_SET = "daemonSet"
     SERVICE = "service"
     SERVICE_ACCOUNT = "serviceAccount"
     AUTOSCALER = "horizontalPodAutoscaler"
@@ -54,6 +56,15 @@ _POD: _Tree = {
     "topologySpreadConstraints": _ANY,
 }
 _ALLOWED: dict[OverlayKey, _Tree] = {
+    OverlayKey.DAEMON_SET: {
+        "metadata": _METADATA,
+        "spec": {
+            "minReadySeconds": _ANY,
+            "revisionHistoryLimit": _ANY,
+            "template": {"metadata": _METADATA, "spec": _POD},
+            "updateStrategy": _ANY,
+        },
+    },
     OverlayKey.DEPLOYMENT: {
         "metadata": _METADATA,
         "spec": {
@@ -84,6 +95,25 @@ _ALLOWED: dict[OverlayKey, _Tree] = {
         "spec": {"maxUnavailable": _ANY, "minAvailable": _ANY, "unhealthyPodEvictionPolicy": _ANY},
     },
 }
+# Of the Service of an ingress gateway. `externalIPs` is not among them: with it, whoever creates a
+# Gateway could capture the traffic of other pods to any address (CVE-2020-8554).
+_INGRESS_SERVICE: _Tree = {
+    "metadata": _METADATA,
+    "spec": {
+        "allocateLoadBalancerNodePorts": _ANY,
+        "externalTrafficPolicy": _ANY,
+        "healthCheckNodePort": _ANY,
+        "internalTrafficPolicy": _ANY,
+        "ipFamilies": _ANY,
+        "ipFamilyPolicy": _ANY,
+        "loadBalancerClass": _ANY,
+        "loadBalancerSourceRanges": _ANY,
+        "ports": {"port": _ANY, "nodePort": _ANY},
+        "sessionAffinity": _ANY,
+        "sessionAffinityConfig": _ANY,
+        "trafficDistribution": _ANY,
+    },
+}
 
 
 class OverlayError(ValueError):
@@ -106,11 +136,14 @@ def parse_overlay(text: str) -> Json:
     return found or {}
 
 
-def restrict(key: OverlayKey, overlay: Json, drop: Callable[[str], None]) -> Json:
+def restrict(
+    key: OverlayKey, overlay: Json, drop: Callable[[str], None], *, is_ingress: bool = False
+) -> Json:
     """Return the honoured part of an overlay; `drop` receives the path of each other field."""
+    allowed = _INGRESS_SERVICE if is_ingress and key is OverlayKey.SERVICE else _ALLOWED[key]
     ignored = {"apiVersion", "kind"}
     rest = {name: value for name, value in overlay.items() if name not in ignored}
-    return _restricted(rest, _ALLOWED[key], "", drop)
+    return _restricted(rest, allowed, "", drop)
 
 
 def merge(base: Json, overlay: Json) -> Json:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pod of a gateway: one Envoy, without privileges, volumes or a service account token."""
+"""The pod of a gateway: one Envoy, without privileges or a service account token.
+
+An ingress gateway mounts the Secret with its certificates, and may bind ports below 1024.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ztunnel.l7.deployment.bootstrap import (
     READINESS_PATH,
@@ -13,6 +16,7 @@ from ztunnel.l7.deployment.bootstrap import (
     envoy_arguments,
 )
 from ztunnel.l7.deployment.quantities import quantity, worker_threads
+from ztunnel.l7.deployment.service import GatewayPort
 from ztunnel.l7.deployment.settings import (
     CONTAINER,
     DRAIN_S,
@@ -22,7 +26,15 @@ from ztunnel.l7.deployment.settings import (
     DeploymentSettings,
     Json,
 )
-from ztunnel.l7.names import ADMIN_PORT, METRICS_PORT, READINESS_PORT
+from ztunnel.l7.names import (
+    ADMIN_PORT,
+    GATEWAY_CERTIFICATES_DIRECTORY,
+    METRICS_PORT,
+    READINESS_PORT,
+)
+
+CERTIFICATES_VOLUME = "certificates"
+_KEY_MODE = 0o440  # for Envoy's group
 
 
 def pod_spec(gateway: str, account: str, settings: DeploymentSettings) -> Json:
@@ -44,6 +56,45 @@ def pod_spec(gateway: str, account: str, settings: DeploymentSettings) -> Json:
             _spread("topology.kubernetes.io/zone", name),
         ],
         "containers": [_container(settings)],
+    }
+
+
+def as_ingress(spec: Json, secret: str, host_ports: Sequence[GatewayPort]) -> Json:
+    """Return a pod spec with what an ingress gateway needs.
+
+    `secret`: with its certificates; it may not exist yet. `host_ports`: to bind on the node.
+    """
+    volume = {
+        "name": CERTIFICATES_VOLUME,
+        "secret": {"secretName": secret, "optional": True, "defaultMode": _KEY_MODE},
+    }
+    mount = {
+        "name": CERTIFICATES_VOLUME,
+        "mountPath": GATEWAY_CERTIFICATES_DIRECTORY,
+        "readOnly": True,
+    }
+    ports = [
+        {
+            "name": port.name[:15],  # IANA_SVC_NAME
+            "containerPort": port.number,
+            "hostPort": port.number,
+            "protocol": port.transport.value,
+        }
+        for port in host_ports
+    ]
+    (container,) = spec["containers"]
+    unprivileged = {"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}
+    return {
+        **spec,
+        "securityContext": {
+            **spec["securityContext"],
+            "fsGroup": USER_ID,
+            "sysctls": [unprivileged],  # of the pod's network namespace; safe for every kubelet
+        },
+        "containers": [
+            {**container, "ports": [*container["ports"], *ports], "volumeMounts": [mount]}
+        ],
+        "volumes": [volume],
     }
 
 

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The objects that run a Gateway: ServiceAccount, Deployment, Service, and if wanted a
+"""The objects that run a Gateway: ServiceAccount, Deployment or DaemonSet, Service, and if wanted a
 HorizontalPodAutoscaler and a PodDisruptionBudget.
 
     Gateway (+ ConfigMap of its parametersRef) ──▶ objects for server-side apply, and Problems
 
-All have the Gateway's name, as Istio's waypoints have, and are owned by it, so that Kubernetes
-deletes them with it. The number of replicas is left to autoscalers and users, unless an
-overlay sets it.
+Those of a waypoint have the Gateway's name, as Istio's waypoints have; those of an ingress gateway
+are named `<gateway>-<class>` (GEP-1762). All are owned by the Gateway, so that Kubernetes deletes
+them with it. The number of replicas is left to autoscalers and users, unless an overlay sets it.
+
+The pods do not depend on listeners and certificates (but for host ports): a change of them does not
+replace the pods.
 """
 
 from __future__ import annotations
@@ -14,14 +17,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ztunnel.l7.deployment.overlay import (
-    OverlayError,
-    OverlayKey,
-    merge,
-    parse_overlay,
-    restrict,
+from ztunnel.l7.deployment.overlay import OverlayKey, merge
+from ztunnel.l7.deployment.parameters import (
+    Options,
+    Problems,
+    WorkloadKind,
+    class_of,
+    infrastructure_metadata,
+    is_reserved,
+    parameters_name,
+    read_options,
+    read_overlays,
 )
-from ztunnel.l7.deployment.pod import pod_spec, scrape_annotations, with_arguments
+from ztunnel.l7.deployment.pod import as_ingress, pod_spec, scrape_annotations, with_arguments
+from ztunnel.l7.deployment.service import (
+    GatewayPort,
+    distinct_ports,
+    ingress_service,
+    waypoint_service,
+)
 from ztunnel.l7.deployment.settings import (
     CLASS_LABEL,
     GATEWAY_LABEL,
@@ -30,23 +44,19 @@ from ztunnel.l7.deployment.settings import (
     DeploymentSettings,
     Json,
 )
-from ztunnel.l7.names import READINESS_PORT
+from ztunnel.l7.names import INGRESS_CLASSES, is_ingress_class
 from ztunnel.l7.objects import L7_KINDS, L7Object
 from ztunnel.l7.problems import Problem, Severity
-from ztunnel.mesh.enrollment import (
-    MODE_AMBIENT,
-    MODE_LABEL,
-    REDIRECTION_ANNOTATION,
-    SIDECAR_ANNOTATION,
-)
-from ztunnel.mesh.ports import HBONE
+from ztunnel.mesh.enrollment import MODE_AMBIENT, MODE_LABEL
+
+__all__ = ["LiveState", "gateway_problems", "gateway_resources", "parameters_name"]
 
 CANONICAL_NAME_LABEL = "service.istio.io/canonical-name"
-_RESERVED_ANNOTATIONS = frozenset({SIDECAR_ANNOTATION, REDIRECTION_ANNOTATION})
-_OWN_DOMAIN = "ztunnel.dev/"
+MAX_NAME_CHARS = 63  # of a Service and of a label's value (Kubernetes)
 _API_VERSIONS = {
     "ServiceAccount": "v1",
     "Deployment": "apps/v1",
+    "DaemonSet": "apps/v1",
     "Service": "v1",
     "HorizontalPodAutoscaler": "autoscaling/v2",
     "PodDisruptionBudget": "policy/v1",
@@ -54,6 +64,7 @@ _API_VERSIONS = {
 _OVERLAY_KINDS = {
     "ServiceAccount": OverlayKey.SERVICE_ACCOUNT,
     "Deployment": OverlayKey.DEPLOYMENT,
+    "DaemonSet": OverlayKey.DAEMON_SET,
     "Service": OverlayKey.SERVICE,
     "HorizontalPodAutoscaler": OverlayKey.AUTOSCALER,
     "PodDisruptionBudget": OverlayKey.DISRUPTION_BUDGET,
@@ -66,12 +77,35 @@ class LiveState:
 
     `uid`: of the Gateway; without one, the objects have no owner. `parameters`: the data of the
     ConfigMap that `parameters_name` returns; None if it does not exist. `replicas`: that the
-    Deployment has now.
+    Deployment has now. `ports`: of the listeners of an ingress gateway.
     """
 
     uid: str = ""
     parameters: Mapping[str, str] | None = field(default_factory=dict)
     replicas: int = 1
+    ports: tuple[GatewayPort, ...] = ()
+
+
+def resource_name(gateway: L7Object) -> str:
+    """The name of all objects that run a Gateway."""
+    name = class_of(gateway)
+    return f"{gateway.name}-{name}" if is_ingress_class(name) else gateway.name
+
+
+def certificates_name(gateway: L7Object) -> str:
+    """The Secret with the certificates of an ingress gateway."""
+    return f"{resource_name(gateway)}-certificates"
+
+
+def possible_names(gateway: str) -> tuple[str, ...]:
+    """The names that the objects of a Gateway have, or had while it was of another class."""
+    return gateway, *(f"{gateway}-{name}" for name in INGRESS_CLASSES)
+
+
+def possible_gateways(name: str) -> tuple[str, ...]:
+    """The Gateways, by name, that an object of this name may belong to."""
+    suffixes = [f"-{each}" for each in INGRESS_CLASSES]
+    return name, *(name.removesuffix(each) for each in suffixes if name.endswith(each))
 
 
 def gateway_resources(
@@ -91,17 +125,6 @@ def gateway_problems(
     return tuple(_Plan(gateway, settings, live or LiveState()).problems)
 
 
-def parameters_name(gateway: L7Object) -> str:
-    """The ConfigMap, in the Gateway's namespace, that `parametersRef` names; empty if none."""
-    infrastructure = gateway.spec.get("infrastructure")
-    reference = infrastructure.get("parametersRef") if isinstance(infrastructure, dict) else None
-    if not isinstance(reference, dict):
-        return ""
-    is_config_map = reference.get("kind") == "ConfigMap" and not reference.get("group")
-    name = reference.get("name")
-    return name if is_config_map and isinstance(name, str) else ""
-
-
 class _Plan:
     """Builds `objects` and `problems` of one Gateway."""
 
@@ -109,70 +132,97 @@ class _Plan:
         self._gateway = gateway
         self._settings = settings
         self._live = live
-        self.problems: list[Problem] = []
-        self._labels = {
-            GATEWAY_LABEL: gateway.name,
-            CLASS_LABEL: str(gateway.spec.get("gatewayClassName") or ""),
-            MANAGED_LABEL: MANAGED_BY,
-        }
-        self._added_labels = self._infrastructure("labels")
-        self._annotations = self._infrastructure("annotations")
-        self._overlays = self._read_overlays()
+        self._collected = Problems(gateway)
+        self._is_ingress = is_ingress_class(class_of(gateway))
+        self._name = resource_name(gateway)
+        self._ports = distinct_ports(live.ports)
+        report = self._report = self._collected.report
+        self._labels = object_labels(gateway)
+        reserved = frozenset({*self._labels, MODE_LABEL})
+        self._added_labels = infrastructure_metadata(gateway, "labels", reserved, report)
+        self._annotations = infrastructure_metadata(gateway, "annotations", frozenset(), report)
+        self._options: Options = read_options(gateway, settings, report)
+        self._overlays = read_overlays(gateway, live.parameters, report)
+        if len(self._name) > MAX_NAME_CHARS:
+            message = f"{self._name} has more than {MAX_NAME_CHARS} characters"
+            report("metadata.name", message, Severity.ERROR)
         self.objects = self._build()
+
+    @property
+    def problems(self) -> list[Problem]:
+        return self._collected.found
 
     def _build(self) -> list[Json]:
         account = self._object("ServiceAccount", {})
-        deployment = self._deployment()
-        service = self._object("Service", self._service())
-        objects = [account, deployment, service]
+        workload = self._workload()
+        service = self._service()
+        objects = [account, workload, service]
+        if self._options.workload is WorkloadKind.DAEMON_SET:
+            for key in (OverlayKey.AUTOSCALER, OverlayKey.DISRUPTION_BUDGET, OverlayKey.DEPLOYMENT):
+                if key in self._overlays:
+                    self._report(key.value, "has no effect: the Gateway runs as a DaemonSet")
+            return objects
+        if OverlayKey.DAEMON_SET in self._overlays:
+            self._report(OverlayKey.DAEMON_SET.value, "has no effect: it runs as a Deployment")
         autoscaler = None
         if OverlayKey.AUTOSCALER in self._overlays:
             autoscaler = self._object("HorizontalPodAutoscaler", self._autoscaler())
             objects.append(autoscaler)
-        if self._wants_budget(deployment, autoscaler):
+        if self._wants_budget(workload, autoscaler):
             objects.append(self._object("PodDisruptionBudget", self._budget()))
         return objects
 
-    def _deployment(self) -> Json:
-        name = f"{self._gateway.namespace}/{self._gateway.name}"
+    def _workload(self) -> Json:
+        """The Deployment or DaemonSet."""
+        kind, name = self._options.workload.value, f"{self._gateway.namespace}/{self._gateway.name}"
         pod_labels: dict[str, str] = {
             **self._added_labels,
             **self._labels,
-            CANONICAL_NAME_LABEL: self._gateway.name,
+            CANONICAL_NAME_LABEL: self._name,
             MODE_LABEL: MODE_AMBIENT,  # the node terminates and originates its tunnels
         }
         metadata: Json = {
             "labels": pod_labels,
             "annotations": {**scrape_annotations(), **self._annotations},
         }
+        pod = pod_spec(name, self._name, self._settings)
+        if self._is_ingress:
+            host_ports = self._ports if self._options.host_ports else ()
+            pod = as_ingress(pod, certificates_name(self._gateway), host_ports)
         spec: Json = {
             "selector": {"matchLabels": {GATEWAY_LABEL: self._gateway.name}},
-            "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "template": {
-                "metadata": metadata,
-                "spec": pod_spec(name, self._gateway.name, self._settings),
-            },
+            **self._strategy(),
+            "template": {"metadata": metadata, "spec": pod},
         }
-        merged = self._object("Deployment", spec)
+        merged = self._object(kind, spec)
         template: Json = merged["spec"]["template"]
         self._protect(template["metadata"], pod_labels)
         if len(template["spec"]["containers"]) > 1:
-            self._report(f"{OverlayKey.DEPLOYMENT}: spec.template.spec.containers", "unknown name")
+            key = _OVERLAY_KINDS[kind]
+            self._report(f"{key}: spec.template.spec.containers", "unknown name")
             template["spec"]["containers"] = template["spec"]["containers"][:1]
         template["spec"] = with_arguments(template["spec"], name)
         return merged
 
+    def _strategy(self) -> Json:
+        """A new pod is ready before an old one ends, unless both need the same port of a node."""
+        surge = {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+        if self._options.workload is WorkloadKind.DEPLOYMENT:
+            return {"strategy": surge}
+        replace = {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+        return {"updateStrategy": replace if self._options.host_ports else surge}
+
     def _object(self, kind: str, spec: Json) -> Json:
         """An object with its overlay."""
         metadata: Json = {
-            "name": self._gateway.name,
+            "name": self._name,
             "namespace": self._gateway.namespace,
             "labels": {**self._added_labels, **self._labels},
         }
         if self._annotations:
             metadata["annotations"] = dict(self._annotations)
         if self._live.uid:
-            metadata["ownerReferences"] = [self._owner()]
+            metadata["ownerReferences"] = [owner_reference(self._gateway, self._live.uid)]
         made: Json = {"apiVersion": _API_VERSIONS[kind], "kind": kind, "metadata": metadata}
         if spec:
             made["spec"] = spec
@@ -188,30 +238,27 @@ class _Plan:
         annotations = metadata.get("annotations")
         if isinstance(annotations, dict):
             metadata["annotations"] = {
-                name: value for name, value in annotations.items() if not _is_reserved(name)
+                name: value for name, value in annotations.items() if not is_reserved(name)
             }
 
-    def _owner(self) -> Json:
-        return {
-            "apiVersion": L7_KINDS["Gateway"].api_version,
-            "kind": "Gateway",
-            "name": self._gateway.name,
-            "uid": self._live.uid,
-            "controller": True,
-        }
-
     def _service(self) -> Json:
-        return {
-            "type": "ClusterIP",
-            "selector": {GATEWAY_LABEL: self._gateway.name},
-            "ports": [
-                _port("status-port", READINESS_PORT, "tcp"),
-                _port("mesh", HBONE, "hbone"),
-            ],
-        }
+        if not self._is_ingress:
+            return self._object("Service", waypoint_service(self._gateway.name))
+        options = self._options
+        spec = ingress_service(
+            self._gateway.name, options.service_type, self._ports, options.address
+        )
+        merged = self._object("Service", spec)
+        ports = merged["spec"].get("ports")
+        known = [each for each in ports if "name" in each] if isinstance(ports, list) else []
+        if known != ports:
+            where = f"{OverlayKey.SERVICE}: spec.ports"
+            self._report(where, "not honoured: no listener has the port; only nodePort can be set")
+        merged["spec"]["ports"] = known or spec["ports"]
+        return merged
 
     def _autoscaler(self) -> Json:
-        target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": self._gateway.name}
+        target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": self._name}
         return {"scaleTargetRef": target, "maxReplicas": 2}
 
     def _budget(self) -> Json:
@@ -228,77 +275,22 @@ class _Plan:
             replicas.append(autoscaler["spec"].get("minReplicas"))
         return any(isinstance(count, int) and count > 1 for count in replicas)
 
-    def _infrastructure(self, name: str) -> dict[str, str]:
-        """`spec.infrastructure.labels` or `annotations`, without reserved ones."""
-        infrastructure = self._gateway.spec.get("infrastructure")
-        values = infrastructure.get(name) if isinstance(infrastructure, dict) else None
-        found: dict[str, str] = {}
-        for key, value in (values if isinstance(values, dict) else {}).items():
-            is_reserved = name == "labels" and key in {*self._labels, MODE_LABEL}
-            if is_reserved or not isinstance(value, str) or _is_reserved(key):
-                self._report(f"spec.infrastructure.{name}", f"{key} is reserved for the mesh")
-            else:
-                found[key] = value
-        return found
 
-    def _read_overlays(self) -> dict[OverlayKey, Json]:
-        infrastructure = self._gateway.spec.get("infrastructure")
-        reference = (
-            infrastructure.get("parametersRef") if isinstance(infrastructure, dict) else None
-        )
-        if not reference:
-            return {}
-        where, name = "spec.infrastructure.parametersRef", parameters_name(self._gateway)
-        if not name:
-            self._report(where, "only a ConfigMap is supported", Severity.ERROR)
-            return {}
-        if self._live.parameters is None:
-            self._report(where, f"ConfigMap {name} does not exist", Severity.ERROR)
-            return {}
-        return self._parse(name, self._live.parameters)
-
-    def _parse(self, name: str, parameters: Mapping[str, str]) -> dict[OverlayKey, Json]:
-        found: dict[OverlayKey, Json] = {}
-        for text in sorted(parameters):
-            where = f"ConfigMap {name}: {text}"
-            if text not in [key.value for key in OverlayKey]:
-                self._report(where, "unknown key")
-                continue
-            key = OverlayKey(text)
-            try:
-                overlay = parse_overlay(parameters[text])
-            except OverlayError as error:
-                self._report(where, str(error), Severity.ERROR)
-                continue
-            found[key] = restrict(key, overlay, lambda path, at=where: self._not_honoured(at, path))  # type: ignore[misc]
-        return found
-
-    def _not_honoured(self, where: str, path: str) -> None:
-        self._report(f"{where}: {path}", "not honoured: the field is not configurable")
-
-    def _report(self, where: str, message: str, severity: Severity = Severity.IGNORED) -> None:
-        self.problems.append(
-            Problem(
-                kind="Gateway",
-                namespace=self._gateway.namespace,
-                name=self._gateway.name,
-                field=where,
-                message=message,
-                severity=severity,
-                reason="InvalidParameters",
-            )
-        )
-
-
-def _is_reserved(annotation: str) -> bool:
-    return annotation in _RESERVED_ANNOTATIONS or annotation.startswith(_OWN_DOMAIN)
-
-
-def _port(name: str, number: int, protocol: str) -> Json:
+def object_labels(gateway: L7Object) -> dict[str, str]:
+    """The labels of all objects that run a Gateway."""
     return {
-        "name": name,
-        "port": number,
-        "targetPort": number,
-        "protocol": "TCP",
-        "appProtocol": protocol,
+        GATEWAY_LABEL: gateway.name,
+        CLASS_LABEL: class_of(gateway),
+        MANAGED_LABEL: MANAGED_BY,
+    }
+
+
+def owner_reference(gateway: L7Object, uid: str) -> Json:
+    """The entry of `ownerReferences` by which an object belongs to a Gateway."""
+    return {
+        "apiVersion": L7_KINDS["Gateway"].api_version,
+        "kind": "Gateway",
+        "name": gateway.name,
+        "uid": uid,
+        "controller": True,
     }

@@ -21,7 +21,9 @@ CLASS_LABEL = "gateway.networking.k8s.io/gateway-class-name"
 MANAGED_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "ztunnel-controller"
 WAYPOINT_CLASSES = ("istio-waypoint", "ztunnel-waypoint")
-CONTROLLER_NAME = "ztunnel.dev/waypoint-controller"  # of our GatewayClasses
+CONTROLLER_NAME = "ztunnel.dev/waypoint-controller"  # of the GatewayClasses of waypoints
+INGRESS_CONTROLLER_NAME = "ztunnel.dev/gateway-controller"  # of those of ingress gateways
+ALL_NAMESPACES = "*"  # in a setting that lists namespaces
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class DeploymentSettings:
     """`proxy_image` contains `envoy`, version 1.36 or later, and bash, which starts the drain.
 
     `cpu_limit` and `memory_limit` are Kubernetes quantities; a ConfigMap of a Gateway's
-    `parametersRef` overrides them.
+    `parametersRef` overrides them. `host_port_namespaces`: whose Gateways may bind ports of nodes;
+    `*` stands for all.
     """
 
     proxy_image: str = PROXY_IMAGE
@@ -38,3 +41,8 @@ class DeploymentSettings:
     cpu_limit: str = "2"
     memory_request: str = "128Mi"
     memory_limit: str = "1Gi"
+    host_port_namespaces: frozenset[str] = frozenset()
+
+    def permits_host_ports(self, namespace: str) -> bool:
+        """Whether the pods of a namespace's Gateways may bind ports of their nodes."""
+        return bool(self.host_port_namespaces & {ALL_NAMESPACES, namespace})
