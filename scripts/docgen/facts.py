@@ -132,6 +132,11 @@ LABELS = {
         "Pod label, set by Istio's injection",
         "`http`: the pod's sidecar accepts HBONE.",
     ),
+    "networking.istio.io/service-type": (
+        "Gateway annotation",
+        "Type of an ingress gateway's Service: `LoadBalancer` (default), `NodePort` or "
+        "`ClusterIP`.",
+    ),
     "service.istio.io/canonical-name": ("Pod label", "Canonical service in metrics."),
     "service.istio.io/canonical-revision": ("Pod label", "Canonical revision in metrics."),
     "sidecar.istio.io/status": (
@@ -160,6 +165,15 @@ LABELS = {
         "Gateway annotation, written by the controller",
         "JSON object: usable certificate files of the gateway's pods, to digests. No keys.",
     ),
+    "ztunnel.dev/gateway-host-ports": (
+        "Gateway annotation",
+        "`true`: the pods of the ingress gateway, a DaemonSet, bind the listeners' ports on their "
+        "nodes.",
+    ),
+    "ztunnel.dev/gateway-workload": (
+        "Gateway annotation",
+        "What runs an ingress gateway: `Deployment` (default) or `DaemonSet`.",
+    ),
     "ztunnel.dev/expiring-roots": (
         "ConfigMap annotation, written by the controller",
         "JSON object: SHA-256 of a root that is being phased out, to the Unix time of its removal.",
@@ -167,8 +181,8 @@ LABELS = {
 }
 
 NOT_LABELS = frozenset(
-    {"ztunnel.dev/workload", "ztunnel.dev/waypoint-controller"}
-)  # the names of a signer and of a GatewayClass' controller
+    {"ztunnel.dev/workload", "ztunnel.dev/waypoint-controller", "ztunnel.dev/gateway-controller"}
+)  # the names of a signer and of the controllers of GatewayClasses
 
 # Options in the pages that belong to other programs.
 FOREIGN_OPTIONS = frozenset(
