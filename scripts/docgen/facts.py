@@ -98,6 +98,10 @@ LABELS = {
         "Pods and Service of a gateway, set by the controller",
         "Gateway that they belong to.",
     ),
+    "networking.istio.io/enable-autoallocate-ip": (
+        "ServiceEntry label",
+        "`false`: no virtual addresses are allocated for its hosts. Default: `true`.",
+    ),
     "istio.io/use-waypoint": (
         "Namespace, Service, pod or ServiceEntry label",
         "Gateway that connections to the object pass; `none` opts out.",

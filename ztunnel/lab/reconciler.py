@@ -14,6 +14,7 @@ from ztunnel.lab.cluster.deployments import deployment_of, deployment_status
 from ztunnel.lab.cluster.pod_fields import pod_ips
 from ztunnel.lab.cluster.scheduler import plan_pods, surplus_pods
 from ztunnel.lab.cluster.system_objects import SYSTEM_NAMESPACES, system_objects
+from ztunnel.lab.cluster.virtual_addresses import plan_entries
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import LabNames
 from ztunnel.lab.network.addresses import Node
@@ -63,6 +64,7 @@ class Reconciler:
             admitted = admit(obj, stored.get(key), new_uid, _now())
             stored[key], _ = with_certificates(admitted, stored)
             self._store.put(stored[key])
+        self._put_virtual_addresses()
         return [key_of(obj) for obj in ordered]
 
     def put_system_objects(self) -> None:
@@ -83,7 +85,11 @@ class Reconciler:
         Returns the remaining problems. `wait_for_new_only`: probe other pods once, without waiting.
         """
         self.put_system_objects()
-        problems = [*self._put_gateway_objects(), *self._put_certificates()]
+        problems = [
+            *self._put_gateway_objects(),
+            *self._put_certificates(),
+            *self._put_virtual_addresses(),
+        ]
         self._put_all(services.plan_services(self._store.load()))
         self.unbind_dead_pods()
         objects = self._store.load()
@@ -119,6 +125,12 @@ class Reconciler:
     def _put_certificates(self) -> list[str]:
         """Store the certificates of BackendTLSPolicies. Returns the problems."""
         changed, problems = plan_certificates(self._store.load())
+        self._put_all(changed)
+        return problems
+
+    def _put_virtual_addresses(self) -> list[str]:
+        """Store the virtual addresses of ServiceEntries. Returns the problems."""
+        changed, problems = plan_entries(self._store.load())
         self._put_all(changed)
         return problems
 

@@ -113,6 +113,8 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     without virtual addresses, the pod's own resolver answers for the name. `waypoint`:
     `namespace/name` of the Gateway, and of its Service, that connections to the service pass; empty
     for none. `waypoint_error`: why that waypoint cannot be used, so that connections are refused.
+    `dynamic_ports`: target port by port name, of a host whose names the waypoint resolves (the
+    resolution DYNAMIC_DNS); empty for all others.
     `ingress_use_waypoint`: ingress gateways connect to the virtual address, and so through the
     waypoint; otherwise they connect to the endpoints. Never set without a waypoint.
     """
@@ -131,6 +133,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     waypoint_error: str = ""
     entry: str = ""
     ingress_use_waypoint: bool = False
+    dynamic_ports: dict[str, int] = {}
 
     @property
     def key(self) -> str:

@@ -65,6 +65,11 @@ class Model:
             self._mesh.apply(self._view.drain())
             yield self._inputs
 
+    def has_address(self, ip: str) -> bool:
+        """Whether an address (canonical) belongs to the cluster."""
+        with self._lock:
+            return bool(self._view.entries.cluster_address_owner(ip))
+
     def _remove_from_store(self, obj: Object) -> None:
         metadata = obj["metadata"]
         namespace = metadata.get("namespace") or ""

@@ -88,10 +88,13 @@ class ObjectClient:
         """Server-side apply, as owner of the fields."""
         return self._apply(_path(ref_of(obj)), obj, force=True)
 
-    def apply_status(self, obj: Object, status: Object, *, force: bool) -> bool:
+    def apply_status(
+        self, obj: Object, status: Object, *, force: bool, manager: str = FIELD_MANAGER
+    ) -> bool:
         """Apply a status to an object as read; False if it is not there any more, or has changed.
 
-        Without `force` raises ApiError CONFLICT if another controller owns one of the fields.
+        An apply replaces what the same field manager has applied before. Without `force` raises
+        ApiError CONFLICT if another controller owns one of the fields.
         The uid makes the request fail for a later object of the same name.
         """
         metadata = obj["metadata"]
@@ -108,7 +111,7 @@ class ObjectClient:
             "status": status,
         }
         try:
-            self._apply(f"{_path(ref)}/status", body, force=force)
+            self._apply(f"{_path(ref)}/status", body, force=force, manager=manager)
         except ApiError as error:
             if error.status == NOT_FOUND:
                 return False
@@ -165,8 +168,10 @@ class ObjectClient:
         if len(self._emitted) > _MAX_EMITTED:
             self._emitted.pop(next(iter(self._emitted)), None)
 
-    def _apply(self, path: str, obj: Object, *, force: bool) -> Object:
-        query = {"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"}
+    def _apply(
+        self, path: str, obj: Object, *, force: bool, manager: str = FIELD_MANAGER
+    ) -> Object:
+        query = {"fieldManager": manager, "force": "true" if force else "false"}
         found: Object = send(
             self._client, "PATCH", path, query=query, body=obj, content_type=APPLY_PATCH
         )

@@ -26,6 +26,8 @@ from ztunnel.controller.l7.model import Model
 from ztunnel.controller.l7.object_client import ObjectClient, Ref
 from ztunnel.controller.l7.rejections import Rejections
 from ztunnel.controller.l7.statuses import Statuses
+from ztunnel.controller.l7.virtual_addresses import KIND as SERVICE_ENTRY
+from ztunnel.controller.l7.virtual_addresses import VirtualAddresses
 from ztunnel.controller.l7.watches import OWNED_KINDS, POD, Watches
 from ztunnel.controller.workqueue import WorkQueue
 from ztunnel.kube.client.reflector import Reflector
@@ -44,6 +46,7 @@ from ztunnel.l7.traffic.backend_ca import RefError
 
 THREADS = 2
 SETTLE_S = 0.5  # several changes lead to one pass over all statuses
+ADDRESSES_SETTLE_S = 0.1  # the same over all ServiceEntries, whose applications wait for it
 _GATEWAY, _CLASS, _NAMESPACE = "Gateway", "GatewayClass", "Namespace"
 
 log = structlog.get_logger()
@@ -65,6 +68,7 @@ class Task(Enum):
     STATUS = "status"
     REJECTION = "rejected configuration"
     CERTIFICATES = "backend certificates"
+    ADDRESSES = "virtual addresses"
     ALL = "all statuses"
 
 
@@ -77,6 +81,7 @@ class Item:
 
 
 _ALL = Item(Task.ALL, Ref("", "", ""))
+_ADDRESSES = Item(Task.ADDRESSES, Ref("", "", ""))  # of all entries, which must differ
 
 
 class L7Session:
@@ -105,6 +110,9 @@ class L7Session:
         self._certificates = BackendCertificates(
             objects, self._watches, self._computers.is_enforced, self._certificates_read
         )
+        self._addresses = VirtualAddresses(
+            objects, self._watches, options.mesh.cluster_domain, self._model.has_address
+        )
         self._statuses = Statuses(objects, self._watches, self._computers, time.monotonic)
         self._handlers: dict[Task, Callable[[Ref], float | None]] = {
             Task.CLASS: self._reconcile_class,
@@ -112,6 +120,7 @@ class L7Session:
             Task.STATUS: self._statuses.reconcile,
             Task.REJECTION: self._read_rejection,
             Task.CERTIFICATES: self._certificates.reconcile,
+            Task.ADDRESSES: self._allocate_addresses,
             Task.ALL: self._find_outdated,
         }
         self._unlisted = {reflector.resource.kind for reflector in self._watches.reflectors}
@@ -159,6 +168,7 @@ class L7Session:
                 self._add(Task.CLASS, Ref(_CLASS, "", name))
         if not self._unlisted:
             self._queue.add(_ALL)
+            self._queue.add(_ADDRESSES)
             for gateway in self._watches.objects(_GATEWAY):
                 self._add(Task.GATEWAY, _ref(gateway))
             for policy in self._watches.objects(BACKEND_TLS_POLICY):
@@ -179,6 +189,8 @@ class L7Session:
             self._add(Task.GATEWAY, Ref(_GATEWAY, ref.namespace, ref.name))
         if ref.kind == BACKEND_TLS_POLICY:
             self._add(Task.CERTIFICATES, ref)
+        if ref.kind == SERVICE_ENTRY:
+            self._queue.add(_ADDRESSES, ADDRESSES_SETTLE_S)
         if ref.kind == _CLASS:
             self._class_changed(ref, current)
         if ref.kind in self._computers.kinds:
@@ -212,6 +224,9 @@ class L7Session:
             for gateway in self._watches.objects(_GATEWAY):
                 if gateway["metadata"].get("namespace") == ref.namespace:
                     self._add(Task.GATEWAY, _ref(gateway))
+
+    def _allocate_addresses(self, ref: Ref) -> None:
+        self._addresses.reconcile(ref)
 
     def _ref_errors(self, ref: Ref) -> Sequence[RefError] | None:
         return self._certificates.errors(ref)

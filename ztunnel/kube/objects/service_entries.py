@@ -4,6 +4,7 @@
     resolution NONE     connections keep their destination; the entry lists permitted destinations
     resolution STATIC   to the addresses of endpoints, or of pods that a workloadSelector selects
     resolution DNS      to the addresses that the node resolves endpoint names or hosts to
+    DYNAMIC_DNS         the waypoint resolves the name of each request (Host) or connection (SNI)
 
 An invalid entry is rejected as a whole (TranslateError). Source of the semantics: Istio's
 networking.istio.io/v1 reference; `warning` names what a node does not support.
@@ -24,6 +25,8 @@ MAX_ADDRESSES = 256
 MAX_PORTS = 256
 MAX_ENDPOINTS = 4096  # the limit of Istio's CRD
 MAX_EXPORTS = 256  # namespaces in exportTo
+MAX_ALLOCATED = 2 * MAX_HOSTS  # addresses in the status: one of each family for a host
+AUTO_ALLOCATE = "networking.istio.io/enable-autoallocate-ip"  # label; "false" opts out
 NO_NAMESPACE = "~"  # exportTo: visible to no namespace
 
 _HOST = re.compile(
@@ -33,7 +36,15 @@ _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _PROTOCOLS = frozenset(
     {"TCP", "TLS", "HTTP", "HTTPS", "HTTP2", "GRPC", "GRPC-WEB", "MONGO", "MYSQL", "REDIS", "UDP"}
 )
-_RESOLUTIONS = {"NONE": "NONE", "STATIC": "STATIC", "DNS": "DNS", "DNS_ROUND_ROBIN": "DNS"}
+_RESOLUTIONS = {
+    "NONE": "NONE",
+    "STATIC": "STATIC",
+    "DNS": "DNS",
+    "DNS_ROUND_ROBIN": "DNS",
+    "DYNAMIC_DNS": "DYNAMIC_DNS",
+}
+# Requests and connections that carry a name, which the waypoint resolves
+_NAMED_PROTOCOLS = frozenset({"http", "http2", "grpc", "grpc-web", "https", "tls"})
 _LOCATIONS = frozenset({"", "MESH_EXTERNAL", "MESH_INTERNAL"})
 
 
@@ -48,12 +59,16 @@ class EntryEndpoint:
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A parsed ServiceEntry. `export_to` is empty for all namespaces; `selector` is None without a
-    workloadSelector; `targets`: target ports of endpoints that have no `ports` of their own."""
+    workloadSelector; `targets`: target ports of endpoints that have no `ports` of their own.
+
+    `vips`: the virtual addresses of all hosts (spec.addresses); `host_vips`: those of one host,
+    which were allocated in the status and apply without the former."""
 
     namespace: str
     name: str
     hosts: tuple[str, ...]
     vips: tuple[str, ...]
+    host_vips: dict[str, tuple[str, ...]]
     networks: tuple[str, ...]
     ports: tuple[ServicePort, ...]
     targets: dict[str, int]
@@ -63,6 +78,28 @@ class Entry:
     export_to: tuple[str, ...]
     warning: str
     labels: dict[str, str]
+
+    def vips_of(self, host: str) -> tuple[str, ...]:
+        """The virtual addresses of one of the hosts."""
+        return self.vips or self.host_vips.get(host, ())
+
+    @property
+    def all_vips(self) -> set[str]:
+        """The virtual addresses of all hosts."""
+        return {vip for host in self.hosts for vip in self.vips_of(host)}
+
+    @property
+    def wants_addresses(self) -> bool:
+        """Whether virtual addresses are to be allocated for the hosts, as in Istio.
+
+        UDP does not pass the proxy, so that a virtual address would make UDP ports unreachable.
+        """
+        return (
+            self.resolution != "NONE"
+            and not self.vips
+            and _auto_allocates(self.labels)
+            and all(port.protocol == "TCP" for port in self.ports)
+        )
 
 
 def read_entry(obj: Object, cluster_domain: str) -> Entry:
@@ -76,20 +113,25 @@ def read_entry(obj: Object, cluster_domain: str) -> Entry:
     )
     resolution = _RESOLUTIONS.get(spec.string("resolution") or "NONE")
     if resolution is None:
-        raise spec.error("resolution", "NONE, STATIC, DNS or DNS_ROUND_ROBIN")
+        raise spec.error("resolution", "NONE, STATIC, DNS, DNS_ROUND_ROBIN or DYNAMIC_DNS")
     if spec.string("location") not in _LOCATIONS:
         raise spec.error("location", "MESH_EXTERNAL or MESH_INTERNAL")
     hosts = _hosts(spec, cluster_domain)
-    vips, networks = _addresses(spec, fields.mapping("status"), resolution)
+    vips, networks = _addresses(spec, resolution)
+    labels = fields.mapping("metadata").labels("labels")
+    allocated = resolution != "NONE" and not vips and _auto_allocates(labels)
     ports, targets = _ports(spec)
     endpoints = _endpoints(spec, resolution, targets)
     selector = _selector(spec)
     _check_destinations(spec, resolution, hosts, bool(endpoints), selector is not None)
+    if resolution == "DYNAMIC_DNS":
+        _check_dynamic(spec, ports)
     return Entry(
         namespace=key.namespace,
         name=key.name,
         hosts=hosts,
         vips=vips,
+        host_vips=_allocated(fields.mapping("status"), hosts) if allocated else {},
         networks=networks,
         ports=ports,
         targets=targets,
@@ -98,8 +140,12 @@ def read_entry(obj: Object, cluster_domain: str) -> Entry:
         selector=selector,
         export_to=_export_to(spec, key.namespace),
         warning=_warning(spec, str(key), resolution, networks),
-        labels=fields.mapping("metadata").labels("labels"),
+        labels=labels,
     )
+
+
+def _auto_allocates(labels: dict[str, str]) -> bool:
+    return labels.get(AUTO_ALLOCATE, "").lower() != "false"
 
 
 def _hosts(spec: Fields, cluster_domain: str) -> tuple[str, ...]:
@@ -116,13 +162,8 @@ def _hosts(spec: Fields, cluster_domain: str) -> tuple[str, ...]:
     return hosts
 
 
-def _addresses(
-    spec: Fields, status: Fields, resolution: str
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Virtual addresses; for resolution NONE, networks instead.
-
-    Without addresses in the spec, those that istiod allocated in the status are used.
-    """
+def _addresses(spec: Fields, resolution: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Virtual addresses; for resolution NONE, networks instead."""
     addresses = spec.strings("addresses")
     if len(addresses) > MAX_ADDRESSES:
         raise spec.error("addresses", f"at most {MAX_ADDRESSES}")
@@ -131,10 +172,22 @@ def _addresses(
         return (), tuple(dict.fromkeys(found))
     if not all(text.endswith(("/32", "/128")) for text in found):
         raise spec.error("addresses", "single addresses; networks require resolution NONE")
-    vips = [text.partition("/")[0] for text in found]
-    if not vips:
-        vips = [each.address("value") for each in status.mappings("addresses")]
-    return tuple(dict.fromkeys(vip for vip in vips if vip)), ()
+    return tuple(dict.fromkeys(text.partition("/")[0] for text in found)), ()
+
+
+def _allocated(status: Fields, hosts: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """The addresses that were allocated in the status, by host; those without host are of all."""
+    found: dict[str, list[str]] = {host: [] for host in hosts}
+    allocated = list(status.mappings("addresses"))
+    if len(allocated) > MAX_ALLOCATED:
+        raise status.error("addresses", f"at most {MAX_ALLOCATED}")
+    for each in allocated:
+        vip = each.address("value")
+        host = each.string("host").lower().rstrip(".")
+        for name in (host,) if host else hosts:
+            if vip and name in found and vip not in found[name]:
+                found[name].append(vip)
+    return {host: tuple(vips) for host, vips in found.items() if vips}
 
 
 def _network(text: str, spec: Fields) -> str:
@@ -218,14 +271,25 @@ def _check_destinations(
     """Check that exactly one source of destinations is configured."""
     if has_endpoints and selects:
         raise spec.error("workloadSelector", "no workloadSelector with endpoints")
-    if resolution == "NONE" and (has_endpoints or selects):
+    if resolution in ("NONE", "DYNAMIC_DNS") and (has_endpoints or selects):
         raise spec.error("resolution", "STATIC or DNS, because there are endpoints or a selector")
     if resolution == "STATIC" and not (has_endpoints or selects):
         raise spec.error("endpoints", "some, or a workloadSelector, because resolution is STATIC")
     if resolution == "DNS" and selects:
         raise spec.error("workloadSelector", "no workloadSelector with resolution DNS")
     if resolution == "DNS" and not has_endpoints and any(host.startswith("*") for host in hosts):
-        raise spec.error("hosts", "no wildcards (they cannot be resolved), or endpoints")
+        raise spec.error(
+            "hosts", "no wildcards (they cannot be resolved), endpoints, or resolution DYNAMIC_DNS"
+        )
+
+
+def _check_dynamic(spec: Fields, ports: tuple[ServicePort, ...]) -> None:
+    if spec.string("location") == "MESH_INTERNAL":
+        raise spec.error("location", "MESH_EXTERNAL, because resolution is DYNAMIC_DNS")
+    if any(port.app_protocol not in _NAMED_PROTOCOLS for port in ports):
+        raise spec.error(
+            "ports", "protocols HTTP, HTTP2, GRPC, HTTPS or TLS, because resolution is DYNAMIC_DNS"
+        )
 
 
 def _export_to(spec: Fields, namespace: str) -> tuple[str, ...]:

@@ -114,6 +114,10 @@ class ServiceEntryIndex:
         for ip in self._claims.set_addresses(owner, addresses):
             self._stale.update(self._by_address.get(ip, ()))
 
+    def cluster_address_owner(self, ip: str) -> str:
+        """Return the Node, Pod or Service that has an address; empty if there is none."""
+        return self._claims.address_owner(ip)
+
     def put_cluster_service(self, service: ServiceName) -> None:
         """A Service exists: no entry may claim its names."""
         self._claims.put_service(service)
@@ -216,7 +220,8 @@ class ServiceEntryIndex:
     def _size(self, key: ObjectKey) -> int:
         """The number of destinations that an entry defines, as the workers index them."""
         entry = self._entries[key]
-        addresses = len(entry.hosts) * max(1, len(entry.vips) + len(entry.networks))
+        vips = sum(len(entry.vips_of(host)) for host in entry.hosts)
+        addresses = max(len(entry.hosts), vips + len(entry.hosts) * len(entry.networks))
         addresses += len(entry.hosts) * len(self._endpoints[key])
         if _uses_host_names(entry):
             addresses += sum(len(self._addresses.get(host, ())) for host in entry.hosts)
@@ -239,7 +244,7 @@ class ServiceEntryIndex:
         return Service(
             namespace=entry.namespace,
             name=host,
-            vips=entry.vips,
+            vips=entry.vips_of(host),
             ports=entry.ports,
             endpoints=endpoints,
             hostname=host,
@@ -251,6 +256,7 @@ class ServiceEntryIndex:
             waypoint_error=error,
             ingress_use_waypoint=from_ingress,
             entry=entry.name,
+            dynamic_ports=entry.targets if entry.resolution == "DYNAMIC_DNS" else {},
         )
 
     def _shared_endpoints(self, key: ObjectKey) -> Endpoints:
@@ -298,7 +304,7 @@ def _claimed_addresses(entry: Entry) -> set[str]:
     """The virtual addresses, and networks of one address."""
     single = (each for each in entry.networks if each.endswith(("/32", "/128")))
     own = {each.partition("/")[0] for each in single if ip_network(each).num_addresses == 1}
-    return own.union(entry.vips)
+    return own.union(entry.all_vips)
 
 
 def _uses_host_names(entry: Entry) -> bool:
