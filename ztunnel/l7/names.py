@@ -71,9 +71,10 @@ ADMIN_PORT = 15000  # Envoy's admin interface, on the pod's loopback; Istio's nu
 # Where a gateway's pod mounts the Secret with its certificates. The files are <id>.crt and <id>.key
 # of a certificate, <id>.ca of a bundle of authorities.
 GATEWAY_CERTIFICATES_DIRECTORY = "/etc/ztunnel/gateway-certificates"
-# Certificates and bundles of one gateway. Envoy opens an inotify instance for each file, and the
-# kernel permits a user 128 of them (fs.inotify.max_user_instances).
-MAX_GATEWAY_CERTIFICATES = 64
+# Certificates and bundles of one gateway. Envoy opens an inotify instance for each and aborts if it
+# gets none. The kernel permits a user of a node 128 (fs.inotify.max_user_instances), and a rolling
+# update runs two pods of a gateway on a node.
+MAX_GATEWAY_CERTIFICATES = 60
 _ID_CHARS = 32  # hexadecimal digits of a SHA-256
 
 

@@ -18,7 +18,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ztunnel.gateway.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Config, Resource
+from ztunnel.gateway.xds.resources import (
+    CLUSTER,
+    ENDPOINTS,
+    LISTENER,
+    ROUTES,
+    SECRET,
+    Config,
+    Resource,
+)
+from ztunnel.gateway.xds.secrets import SecretSubscription
 from ztunnel.gateway.xds.subscription import (
     Memory,
     ProtocolError,
@@ -109,6 +118,10 @@ class DeltaSession:
                 batch = subscription.acknowledge(request.nonce)
                 if batch is not None:
                     self._accepted(request.type_url, batch.resources)
+                if isinstance(subscription, SecretSubscription) and subscription.was_repaired:
+                    # Envoy rejects new listeners and clusters that use an invalid secret
+                    for type_url in (LISTENER, CLUSTER):
+                        self._type(type_url).forget_rejections()
         is_first = not subscription.is_open
         if is_first or request.subscribe or request.unsubscribe:
             subscription.unsubscribe(request.unsubscribe)
@@ -119,6 +132,8 @@ class DeltaSession:
         if self._config is None:
             return
         for type_url, subscription in self._ordered():
+            if isinstance(subscription, SecretSubscription):
+                subscription.start_retries(now)
             for name in self._cold if type_url == ENDPOINTS else ():
                 subscription.forget(name)
             upserts, removals = self._may_send(type_url, now)
@@ -142,6 +157,9 @@ class DeltaSession:
         due = [since + MAX_WAIT_S for since in self._waits_since.values()]
         if CLUSTER not in self._waits_since:
             due += [since + CLUSTER_DRAIN_S for since in self._unused_since.values()]
+        secrets = self._types.get(SECRET)
+        if isinstance(secrets, SecretSubscription) and secrets.retry_at is not None:
+            due.append(secrets.retry_at)
         return min(due, default=None)
 
     @property
@@ -183,7 +201,8 @@ class DeltaSession:
             if len(self._types) >= MAX_TYPES:
                 raise ProtocolError(f"more than {MAX_TYPES} resource types")
             memory = self._memory.setdefault(type_url, Memory())
-            found = self._types[type_url] = Subscription(memory)
+            made = SecretSubscription if type_url == SECRET else Subscription
+            found = self._types[type_url] = made(memory)
             if self._config is not None:
                 found.set_wanted(self._config.get(type_url, {}))
         return found

@@ -22,6 +22,7 @@ CLUSTER = TYPE_PREFIX + "envoy.config.cluster.v3.Cluster"
 ENDPOINTS = TYPE_PREFIX + "envoy.config.endpoint.v3.ClusterLoadAssignment"
 LISTENER = TYPE_PREFIX + "envoy.config.listener.v3.Listener"
 ROUTES = TYPE_PREFIX + "envoy.config.route.v3.RouteConfiguration"
+SECRET = TYPE_PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
 
 VERSION_BYTES = 12  # of the content's hash
 PART_HASH_BYTES = 6
@@ -33,6 +34,8 @@ _PARTS = {
     LISTENER: ("filter_chains", 3, "envoy.config.listener.v3.FilterChain", "name"),
     ROUTES: ("virtual_hosts", 2, "envoy.config.route.v3.VirtualHost", "name"),
 }
+# By field of Secret: its number, and the number of its field `watched_directory`.
+_WATCHED = {"tls_certificate": (2, 7), "validation_context": (4, 11)}
 
 _json = msgspec.json.Encoder()
 
@@ -43,6 +46,8 @@ class Resource:
 
     `head` is everything but the parts. `parts` are serialized by name, in order; their field has
     the number `part_field`. `endpoints`: of a cluster, the name of its ClusterLoadAssignment.
+    `watched`: of a secret, the field with a watched directory, the number of `watched_directory`
+    in it, and the path. `pinned_version` replaces the hash.
     """
 
     type_url: str
@@ -51,10 +56,14 @@ class Resource:
     parts: Mapping[str, bytes]
     part_field: int = 0
     endpoints: str = ""
+    watched: tuple[int, int, str] | None = None
+    pinned_version: str = ""
 
     @cached_property
     def version(self) -> str:
         """A hash of the content; of a listener, also hashes of its parts, see `with_parts_of`."""
+        if self.pinned_version:
+            return self.pinned_version
         parts = "".join(self.part_hashes.values())
         content = hashlib.blake2b(self.head + parts.encode(), digest_size=VERSION_BYTES)
         return content.hexdigest() + (f"{_SEPARATOR}{parts}" if self.type_url == LISTENER else "")
@@ -181,7 +190,15 @@ class ResourceEncoder:
                     if last is not None and part_name in last.parts:
                         parts[part_name] = last.parts[part_name]
         octets = self._encode(message, head, round_)
-        found = Resource(type_url, name, octets, parts, number, _endpoints(type_url, value))
+        found = Resource(
+            type_url,
+            name,
+            octets,
+            parts,
+            number,
+            _endpoints(type_url, value),
+            _watched(type_url, value),
+        )
         if found.size > MAX_RESOURCE_BYTES:
             raise EncodeError(f"{message} has {found.size} bytes; limit {MAX_RESOURCE_BYTES}")
         return self._same_as_last(found)
@@ -232,3 +249,10 @@ def _endpoints(type_url: str, value: Mapping[str, Any]) -> str:
         return ""
     eds = value.get("eds_cluster_config") or value.get("edsClusterConfig") or {}
     return str(eds.get("service_name") or eds.get("serviceName") or value.get("name", ""))
+
+
+def _watched(type_url: str, value: Mapping[str, Any]) -> tuple[int, int, str] | None:
+    for field, (number, directory) in _WATCHED.items() if type_url == SECRET else ():
+        if field in value and "watched_directory" in value[field]:
+            return number, directory, str(value[field]["watched_directory"]["path"])
+    return None

@@ -235,6 +235,11 @@ class Subscription:
         """Send a resource again, if Envoy subscribes to it."""
         self._known.pop(name, None)
 
+    def forget_rejections(self) -> None:
+        """Send what Envoy rejected again: what it depends on has changed."""
+        self.memory.rejections.clear()
+        self.memory.invalid_parts.clear()
+
     def has(self, name: str) -> bool:
         """Whether Envoy has the resource, in any version."""
         return name in self._known
