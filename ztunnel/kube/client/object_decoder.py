@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from enum import Enum
 from sys import intern
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -26,7 +26,10 @@ from ztunnel.kube.objects.fields import KINDS, Object, Undecodable
 from ztunnel.kube.objects.l7_kinds import (
     BACKEND_TLS_POLICY,
     CA_CERTIFICATES_ANNOTATION,
+    GATEWAY_CERTIFICATES_ANNOTATION,
     MAX_CA_CERTIFICATES_CHARS,
+    MAX_GATEWAY_ANNOTATION_CHARS,
+    PROXY_CONFIG_ANNOTATION,
 )
 
 _DOMAINS = ("istio.io", "ztunnel.dev")  # of annotations that the mesh uses
@@ -80,18 +83,36 @@ class _Any(_Partial):
     status: Any = None
 
 
-class _BackendTlsMetadata(_FullMetadata):
-    """The controller's annotation with certificates is long; of no other object is it kept."""
+class _LongMetadata(_FullMetadata):
+    """Keeps the long annotations that are listed; of no other object are they kept."""
+
+    _lengths: ClassVar[dict[str, int]] = {}  # characters by annotation; longer ones are cut
 
     def __post_init__(self) -> None:
-        pem = (self.annotations or {}).get(CA_CERTIFICATES_ANNOTATION, "")
+        given = self.annotations or {}
         super().__post_init__()
-        if self.annotations is not None and 0 < len(pem) <= MAX_CA_CERTIFICATES_CHARS:
-            self.annotations[CA_CERTIFICATES_ANNOTATION] = pem
+        for name, length in self._lengths.items() if self.annotations is not None else ():
+            if self.annotations is not None and 0 < len(given.get(name, "")) <= length:
+                self.annotations[name] = given[name]
+
+
+class _BackendTlsMetadata(_LongMetadata):
+    _lengths = {CA_CERTIFICATES_ANNOTATION: MAX_CA_CERTIFICATES_CHARS}
 
 
 class _BackendTls(_Any, kw_only=True):
     metadata: _BackendTlsMetadata
+
+
+class _GatewayMetadata(_LongMetadata):
+    _lengths = {
+        GATEWAY_CERTIFICATES_ANNOTATION: MAX_GATEWAY_ANNOTATION_CHARS,
+        PROXY_CONFIG_ANNOTATION: MAX_GATEWAY_ANNOTATION_CHARS,
+    }
+
+
+class _Gateway(_Any, kw_only=True):
+    metadata: _GatewayMetadata
 
 
 class _NameOnly(_Partial):
@@ -271,6 +292,7 @@ _SCHEMAS: dict[str, Any] = {
     BACKEND_TLS_POLICY: _BackendTls,
     "ConfigMap": _ConfigMap,
     "EndpointSlice": _Slice,
+    "Gateway": _Gateway,
     "Pod": _Pod,
     "Secret": _NameOnly,
     "ServiceAccount": _NameOnly,

@@ -18,6 +18,8 @@ CA_CERTIFICATES_ANNOTATION = "ztunnel.dev/ca-certificates"
 # Of Gateways, by the controller: the usable files of the gateway's certificates, as a JSON object
 # {"<id>.crt": hash, "<id>.ca": hash} with the first 16 hexadecimal digits of the content's SHA-256
 GATEWAY_CERTIFICATES_ANNOTATION = "ztunnel.dev/gateway-certificates"
+PROXY_CONFIG_ANNOTATION = "proxy.istio.io/config"  # of Gateways: Istio's ProxyConfig, as YAML
+MAX_GATEWAY_ANNOTATION_CHARS = 16 << 10  # of the two above; 64 certificates take 4 KiB
 MAX_CA_CERTIFICATES_CHARS = 64 << 10  # all annotations of an object have 256 KiB
 
 

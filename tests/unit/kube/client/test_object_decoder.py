@@ -278,3 +278,11 @@ def test_certificates_are_kept_of_backend_tls_policies_only(
     assert found["spec"] == {"validation": {}}
     found_chars = {name: len(value) for name, value in found["metadata"]["annotations"].items()}
     assert found_chars == {"ztunnel.dev/ca-certificates": kept, "istio.io/a": 256}
+
+
+@pytest.mark.parametrize("name", ["ztunnel.dev/gateway-certificates", "proxy.istio.io/config"])
+@pytest.mark.parametrize(("kind", "kept"), [("Gateway", 4000), ("HTTPRoute", 256)])
+def test_long_annotations_are_kept_of_gateways_only(name: str, kind: str, kept: int) -> None:
+    obj = {"metadata": {"name": "edge", "annotations": {name: "x" * 4000}}}
+    event = PartialDecoder(kind).event(json.dumps({"type": "ADDED", "object": obj}).encode())
+    assert len(event.object["metadata"]["annotations"][name]) == kept
