@@ -19,6 +19,8 @@ EVENTS = {
     "requests no certificate for it.",
     "MeshConfigurationProblem": "A field of a route or policy is not honoured as written. The "
     "message names the field and the effect.",
+    "MeshIngressInvalid": "A part of an Ingress is not honoured, or an object that serves it "
+    "cannot be applied. The message names the field.",
     "MeshGatewayInvalid": "A Gateway of a waypoint class is not accepted; its condition Accepted "
     "has the same message.",
 }
@@ -164,6 +166,10 @@ LABELS = {
     "ztunnel.dev/require-waypoint": (
         "Namespace, Service or pod label or annotation",
         "Every value but `false`: only the waypoint may connect to the pods.",
+    ),
+    "ztunnel.dev/ingress": (
+        "HTTPRoute and ListenerSet label, written by the controller",
+        "`true`: made for an Ingress. The controller replaces changes.",
     ),
     "ztunnel.dev/gateway-certificates": (
         "Gateway annotation, written by the controller",

@@ -70,6 +70,13 @@ class Model:
         with self._lock:
             return bool(self._view.entries.cluster_address_owner(ip))
 
+    def port_number(self, namespace: str, service: str, name: str) -> int | None:
+        """The number of a Service's port with a name; None if there is no such port."""
+        with self.inputs() as inputs:
+            found = inputs.mesh.service(f"{namespace}/{service}")
+            ports = found.ports if found is not None else ()
+            return next((each.port for each in ports if name and each.name == name), None)
+
     def _remove_from_store(self, obj: Object) -> None:
         metadata = obj["metadata"]
         namespace = metadata.get("namespace") or ""

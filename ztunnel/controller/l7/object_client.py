@@ -27,6 +27,8 @@ _PLURALS = {
     "ConfigMap": ("v1", "configmaps"),
     "Deployment": ("apps/v1", "deployments"),
     "HorizontalPodAutoscaler": ("autoscaling/v2", "horizontalpodautoscalers"),
+    "Ingress": ("networking.k8s.io/v1", "ingresses"),
+    "IngressClass": ("networking.k8s.io/v1", "ingressclasses"),
     "PeerAuthentication": ("security.istio.io/v1", "peerauthentications"),
     "Pod": ("v1", "pods"),
     "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),

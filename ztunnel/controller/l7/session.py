@@ -22,13 +22,14 @@ from ztunnel.controller.l7.backend_certificates import BackendCertificates
 from ztunnel.controller.l7.computers import Computers, WaypointState
 from ztunnel.controller.l7.gateway_classes import GatewayClasses, controller_of
 from ztunnel.controller.l7.gateways import Gateways
+from ztunnel.controller.l7.ingresses import MADE_KINDS, Ingresses
 from ztunnel.controller.l7.model import Model
 from ztunnel.controller.l7.object_client import ObjectClient, Ref
 from ztunnel.controller.l7.rejections import Rejections
 from ztunnel.controller.l7.statuses import Statuses
 from ztunnel.controller.l7.virtual_addresses import KIND as SERVICE_ENTRY
 from ztunnel.controller.l7.virtual_addresses import VirtualAddresses
-from ztunnel.controller.l7.watches import OWNED_KINDS, POD, Watches
+from ztunnel.controller.l7.watches import INGRESS_KINDS, OWNED_KINDS, POD, Watches
 from ztunnel.controller.workqueue import WorkQueue
 from ztunnel.kube.client.reflector import Reflector
 from ztunnel.kube.client.request import CONFLICT, ApiError
@@ -69,6 +70,7 @@ class Task(Enum):
     REJECTION = "rejected configuration"
     CERTIFICATES = "backend certificates"
     ADDRESSES = "virtual addresses"
+    INGRESSES = "ingresses"
     ALL = "all statuses"
 
 
@@ -82,6 +84,8 @@ class Item:
 
 _ALL = Item(Task.ALL, Ref("", "", ""))
 _ADDRESSES = Item(Task.ADDRESSES, Ref("", "", ""))  # of all entries, which must differ
+_INGRESSES = Item(Task.INGRESSES, Ref("", "", ""))
+_FOR_INGRESSES = frozenset({*INGRESS_KINDS, *MADE_KINDS, _GATEWAY, "Service"})
 
 
 class L7Session:
@@ -114,6 +118,7 @@ class L7Session:
             objects, self._watches, options.mesh.cluster_domain, self._model.has_address
         )
         self._statuses = Statuses(objects, self._watches, self._computers, time.monotonic)
+        self._ingresses = Ingresses(objects, self._watches, self._model.port_number)
         self._handlers: dict[Task, Callable[[Ref], float | None]] = {
             Task.CLASS: self._reconcile_class,
             Task.GATEWAY: lambda ref: self._gateways.reconcile(f"{ref.namespace}/{ref.name}"),
@@ -121,6 +126,7 @@ class L7Session:
             Task.REJECTION: self._read_rejection,
             Task.CERTIFICATES: self._certificates.reconcile,
             Task.ADDRESSES: self._allocate_addresses,
+            Task.INGRESSES: lambda _: self._ingresses.reconcile(),
             Task.ALL: self._find_outdated,
         }
         self._unlisted = {reflector.resource.kind for reflector in self._watches.reflectors}
@@ -169,6 +175,7 @@ class L7Session:
         if not self._unlisted:
             self._queue.add(_ALL)
             self._queue.add(_ADDRESSES)
+            self._queue.add(_INGRESSES)
             for gateway in self._watches.objects(_GATEWAY):
                 self._add(Task.GATEWAY, _ref(gateway))
             for policy in self._watches.objects(BACKEND_TLS_POLICY):
@@ -195,6 +202,8 @@ class L7Session:
             self._class_changed(ref, current)
         if ref.kind in self._computers.kinds:
             self._add(Task.STATUS, ref)
+        if ref.kind in _FOR_INGRESSES:
+            self._queue.add(_INGRESSES, SETTLE_S)
         self._queue.add(_ALL, SETTLE_S)
 
     def _class_changed(self, ref: Ref, current: Object | None) -> None:

@@ -22,6 +22,7 @@ OWNED_KINDS = (
     "HorizontalPodAutoscaler",
     "PodDisruptionBudget",
 )
+INGRESS_KINDS = ("Ingress", "IngressClass")
 POD = "Pod"
 _MANAGED = f"{MANAGED_LABEL}={MANAGED_BY}"
 # PolicyWatch has AuthorizationPolicy; the others have no effect, which `ztctl analyze` reports
@@ -37,6 +38,7 @@ def l7_resources() -> list[Resource]:
             if kind not in _NOT_WATCHED
         ),
         Resource("Service", collection_path("Service")),
+        *(Resource(kind, collection_path(kind)) for kind in INGRESS_KINDS),
         Resource(POD, collection_path(POD), label_selector=GATEWAY_LABEL),
         *(Resource(kind, collection_path(kind), label_selector=_MANAGED) for kind in OWNED_KINDS),
     ]

@@ -115,6 +115,19 @@ class _Gateway(_Any, kw_only=True):
     metadata: _GatewayMetadata
 
 
+class _IngressMetadata(_FullMetadata):
+    """Other controllers' annotations are kept: the controller reports that it ignores them."""
+
+    def __post_init__(self) -> None:
+        found = self.annotations or {}
+        super().__post_init__()
+        self.annotations = {k: v[:_MAX_ANNOTATION_CHARS] for k, v in found.items()} or None
+
+
+class _Ingress(_Any, kw_only=True):
+    metadata: _IngressMetadata
+
+
 class _NameOnly(_Partial):
     metadata: _Named
 
@@ -290,6 +303,8 @@ class Page(NamedTuple):
 
 _SCHEMAS: dict[str, Any] = {
     BACKEND_TLS_POLICY: _BackendTls,
+    "Ingress": _Ingress,
+    "IngressClass": _Ingress,
     "ConfigMap": _ConfigMap,
     "EndpointSlice": _Slice,
     "Gateway": _Gateway,
