@@ -18,8 +18,8 @@ from ztunnel.l7.api.request_authentication import KIND as REQUEST_AUTHENTICATION
 from ztunnel.l7.api.request_authentication import parse_request_authentication
 from ztunnel.l7.api.target_refs import Target, TargetKind
 from ztunnel.l7.compile import compile_gateway
-from ztunnel.l7.deployment.settings import WAYPOINT_CLASSES
 from ztunnel.l7.inputs import Inputs
+from ztunnel.l7.names import WAYPOINT_CLASSES
 from ztunnel.l7.objects import L7Key, L7Object
 from ztunnel.l7.problems import Problem, Severity
 from ztunnel.l7.routing.attachment import ROUTE_KINDS, RouteIndex

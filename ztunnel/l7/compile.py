@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from ztunnel.l7.config import ClusterRef, GatewayConfig, Json
+from ztunnel.l7.ingress.compile import DEFECT, IngressCompiler
+from ztunnel.l7.ingress.listeners import is_ingress_gateway
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.names import WAYPOINT_LISTENER, TypeUrl
 from ztunnel.l7.problems import Problem, Severity
@@ -19,7 +20,7 @@ from ztunnel.l7.routing.units import ClusterUnit, DestinationUnit
 from ztunnel.l7.telemetry import fields as telemetry
 from ztunnel.mesh.model import Service, Workload
 
-DEFECT: Final = "InternalError"  # reason of a problem that is a defect of the compiler
+__all__ = ["DEFECT", "GatewayCompiler", "compile_gateway"]
 
 
 class GatewayCompiler:
@@ -31,15 +32,24 @@ class GatewayCompiler:
         self._destinations: Memo[DestinationUnit] = Memo()
         self._clusters: Memo[ClusterUnit] = Memo()
         self._routes = RouteIndex()
+        self._ingress: IngressCompiler | None = None
 
     @property
     def recompiled(self) -> tuple[int, int]:
         """The numbers of destinations and clusters that the last call compiled."""
+        if self._ingress is not None:
+            return self._ingress.recompiled
         return self._destinations.computed, self._clusters.computed
 
     def compile(self, inputs: Inputs) -> GatewayConfig:
         """Return the configuration. Pure, apart from the cache."""
         self._routes.refresh(inputs.store)
+        namespace, _, name = self.gateway.partition("/")
+        gateway = inputs.store.get("Gateway", namespace, name)
+        if gateway is not None and is_ingress_gateway(inputs.store, gateway):
+            self._ingress = self._ingress or IngressCompiler(self.gateway)
+            return self._ingress.compile(inputs, gateway, self._routes)
+        self._ingress = None
         self._destinations.start()
         self._clusters.start()
         units = self._units(inputs)

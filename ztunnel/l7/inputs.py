@@ -72,9 +72,11 @@ class Inputs:
 
 
 class Destination(msgspec.Struct, frozen=True, kw_only=True):
-    """What one filter chain of a waypoint serves: a service port, or a pod by its own address.
+    """What one filter chain serves: a service port, or a pod by its own address; of an ingress
+    gateway, clients of its own address.
 
-    Exactly one of `service` and `workload` is set. `gateway` is the waypoint, `namespace/name`.
+    Exactly one of `service`, `workload` and `ingress` is set. `gateway` is the waypoint or ingress
+    gateway, `namespace/name`.
     """
 
     gateway: str
@@ -82,9 +84,12 @@ class Destination(msgspec.Struct, frozen=True, kw_only=True):
     service: Service | None = None
     port: ServicePort | None = None
     workload: Workload | None = None
+    ingress: bool = False
 
     @property
     def namespace(self) -> str:
-        """The namespace of the service or pod."""
+        """The namespace of the service or pod, or of the ingress gateway."""
         owner = self.service or self.workload
+        if self.ingress:
+            return self.gateway.partition("/")[0]
         return owner.namespace if owner is not None else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names inside Envoy's configuration."""
+"""Names of GatewayClasses, of files in gateway pods, and inside Envoy's configuration."""
 
 from __future__ import annotations
 

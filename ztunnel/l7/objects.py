@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ztunnel.kube.objects.l7_kinds import L7_KINDS, KindInfo
+from ztunnel.kube.objects.l7_kinds import L7_KINDS, STORED_KINDS, KindInfo
 
-__all__ = ["L7_KINDS", "UNREADABLE", "KindInfo", "L7Key", "L7Object", "l7_object"]
+__all__ = ["L7_KINDS", "STORED_KINDS", "UNREADABLE", "KindInfo", "L7Key", "L7Object", "l7_object"]
 
 # Stands for a spec that is not an object. Without the object, requests would not be denied.
 UNREADABLE = "ztunnel: unreadable"
@@ -65,12 +65,12 @@ def l7_object(obj: dict[str, Any]) -> L7Object:
     """
     kind = obj.get("kind")
     metadata = obj.get("metadata")
-    if not isinstance(kind, str) or kind not in L7_KINDS or not isinstance(metadata, dict):
+    if not isinstance(kind, str) or kind not in STORED_KINDS or not isinstance(metadata, dict):
         raise ValueError(f"{str(kind)[:64]!r} is not a kind that configures L7")
     name, namespace = metadata.get("name"), metadata.get("namespace") or ""
     if not isinstance(name, str) or not name or not isinstance(namespace, str):
         raise ValueError(f"{kind}: metadata has no valid name and namespace")
-    if not L7_KINDS[kind].cluster_scoped:
+    if not STORED_KINDS[kind].cluster_scoped:
         namespace = namespace or "default"
     spec = obj.get("spec")
     if spec is not None and not isinstance(spec, dict) and kind in _FAIL_CLOSED:
@@ -81,14 +81,14 @@ def l7_object(obj: dict[str, Any]) -> L7Object:
     created = metadata.get("creationTimestamp")
     return L7Object(
         kind=kind,
-        namespace="" if L7_KINDS[kind].cluster_scoped else namespace,
+        namespace="" if STORED_KINDS[kind].cluster_scoped else namespace,
         name=name,
         generation=generation if isinstance(generation, int) else 0,
         created=created if isinstance(created, str) else "",
         labels=_strings(metadata.get("labels")),
         annotations=_strings(metadata.get("annotations")),
         spec=spec or {},
-        api_version=str(obj.get("apiVersion") or L7_KINDS[kind].api_version),
+        api_version=str(obj.get("apiVersion") or STORED_KINDS[kind].api_version),
     )
 
 

@@ -54,19 +54,42 @@ def static_bootstrap(
     config: GatewayConfig, port: int, admin: int, extra: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return a bootstrap with the same resources inline. `extra` merges into the top level."""
-    resources = copy.deepcopy(config.resources)
-    listener = resources[TypeUrl.LISTENER][WAYPOINT_LISTENER]
+    resources = inline_resources(config)
+    (listener,) = (e for e in resources["listeners"] if e["name"] == WAYPOINT_LISTENER)
     listener["address"]["socket_address"]["port_value"] = port
-    for chain in listener["filter_chains"]:
-        for each in chain["filters"]:
-            _inline_routes(each["typed_config"], resources[TypeUrl.ROUTE])
+    return bootstrap_of(resources | {"listeners": [listener]}, admin, extra)
+
+
+def inline_resources(config: GatewayConfig) -> dict[str, list[Any]]:
+    """Return `static_resources` with all resources: routes, endpoints and secrets are inline."""
+    resources = copy.deepcopy(config.resources)
+    listeners = list(resources[TypeUrl.LISTENER].values())
+    for listener in listeners:
+        for chain in listener.get("filter_chains", ()):
+            for each in chain["filters"]:
+                _inline_routes(each["typed_config"], resources[TypeUrl.ROUTE])
     clusters = resources[TypeUrl.CLUSTER]
     for name, cluster in clusters.items():
         _inline_endpoints(cluster, resources[TypeUrl.ENDPOINT].get(name))
+    secrets = [
+        secret
+        for url, named in resources.items()
+        if url.endswith(".Secret")
+        for secret in named.values()
+    ]
+    found = {"listeners": listeners, "clusters": list(clusters.values()), "secrets": secrets}
+    _without_sds(found)
+    return found
+
+
+def bootstrap_of(
+    resources: dict[str, list[Any]], admin: int, extra: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return a bootstrap with static resources. `extra` merges into the top level."""
     return {
         "node": {"id": "test", "cluster": "test"},
         "layered_runtime": {"layers": [{"name": "static", "static_layer": RUNTIME}]},
-        "static_resources": {"listeners": [listener], "clusters": list(clusters.values())},
+        "static_resources": resources,
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin}}},
         **(extra or {}),
     }
@@ -78,8 +101,16 @@ def running_envoy(
 ) -> Iterator[RunningEnvoy]:
     """Run Envoy until the end of the context. Raises AssertionError with its log if it exits."""
     port, admin = free_ports(2)
+    with started_envoy(static_bootstrap(config, port, admin, extra), directory, port) as envoy:
+        yield envoy
+
+
+@contextmanager
+def started_envoy(config: dict[str, Any], directory: Path, port: int = 0) -> Iterator[RunningEnvoy]:
+    """Run Envoy with a bootstrap until the end of the context, as `running_envoy`."""
+    admin = config["admin"]["address"]["socket_address"]["port_value"]
     bootstrap = directory / "bootstrap.json"
-    bootstrap.write_text(json.dumps(static_bootstrap(config, port, admin, extra), indent=1))
+    bootstrap.write_text(json.dumps(config, indent=1))
     log = directory / "envoy.log"
     command = [str(ENVOY), "-c", str(bootstrap), "--disable-hot-restart", "--concurrency", "1"]
     with log.open("wb") as output:
@@ -98,7 +129,8 @@ def running_envoy(
 def validate(config: GatewayConfig, directory: Path) -> None:
     """Raise AssertionError with Envoy's message unless Envoy accepts the configuration."""
     bootstrap = directory / "validate.json"
-    bootstrap.write_text(json.dumps(static_bootstrap(config, 0, 0)))
+    resources = inline_resources(config)
+    bootstrap.write_text(json.dumps(bootstrap_of(resources, 0)))
     command = [str(ENVOY), "--mode", "validate", "-c", str(bootstrap), "--log-level", "error"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     # Envoy 1.40 may crash while it exits, after it has accepted a configuration with TLS
@@ -126,3 +158,12 @@ def _inline_endpoints(cluster: dict[str, Any], endpoints: dict[str, Any] | None)
         del cluster["eds_cluster_config"]
         cluster["type"] = "STATIC"
         cluster["load_assignment"] = endpoints
+
+
+def _without_sds(value: Any) -> None:
+    """A secret without `sds_config` is the static one of its name."""
+    if isinstance(value, dict):
+        value.pop("sds_config", None)
+    for each in value.values() if isinstance(value, dict) else value:
+        if isinstance(each, dict | list):
+            _without_sds(each)

@@ -15,8 +15,9 @@ from ztunnel.kube.objects.fields import Object
 from ztunnel.kube.objects.l7_kinds import CA_CERTIFICATES_ANNOTATION
 from ztunnel.kube.objects.policy_status import PolicyCondition
 from ztunnel.l7.compile import GatewayCompiler
-from ztunnel.l7.deployment.settings import CONTROLLER_NAME, WAYPOINT_CLASSES
+from ztunnel.l7.deployment.settings import CONTROLLER_NAME
 from ztunnel.l7.inputs import Inputs
+from ztunnel.l7.names import WAYPOINT_CLASSES
 from ztunnel.l7.objects import L7Key, L7Object, l7_object
 from ztunnel.l7.problems import Problem
 from ztunnel.l7.routing.attachment import RouteIndex

@@ -16,7 +16,8 @@ import structlog
 from ztunnel.controller.l7.object_client import ObjectClient, Ref, api_version
 from ztunnel.controller.l7.watches import Watches
 from ztunnel.kube.objects.fields import Object
-from ztunnel.l7.deployment.settings import CONTROLLER_NAME, WAYPOINT_CLASSES
+from ztunnel.l7.deployment.settings import CONTROLLER_NAME
+from ztunnel.l7.names import WAYPOINT_CLASSES
 from ztunnel.l7.status.conditions import has_conditions, render_conditions
 from ztunnel.l7.status.gateway import class_conditions
 

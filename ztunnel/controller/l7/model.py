@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from ztunnel.kube.objects.fields import Object, TranslateError
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.l7.inputs import Inputs, Settings
-from ztunnel.l7.objects import L7_KINDS, L7Key, l7_object
+from ztunnel.l7.objects import STORED_KINDS, L7Key, l7_object
 from ztunnel.l7.store import L7Store
 from ztunnel.mesh.state import MeshState
 
@@ -41,7 +41,7 @@ class Model:
         with self._lock:
             if obj["kind"] in VIEW_KINDS:
                 self._view.upsert(obj)
-            if obj["kind"] in L7_KINDS:
+            if obj["kind"] in STORED_KINDS:
                 try:
                     self._store.put(l7_object(obj))
                 except (ValueError, TranslateError) as invalid:
@@ -55,7 +55,7 @@ class Model:
         with self._lock:
             if obj["kind"] in VIEW_KINDS:
                 self._view.delete(obj["kind"], metadata.get("namespace", ""), metadata["name"])
-            if obj["kind"] in L7_KINDS:
+            if obj["kind"] in STORED_KINDS:
                 self._remove_from_store(obj)
 
     @contextmanager

@@ -39,10 +39,10 @@ from ztunnel.kube.objects.policy_status import PolicyCondition
 from ztunnel.l7.deployment.settings import (
     CONTROLLER_NAME,
     GATEWAY_LABEL,
-    WAYPOINT_CLASSES,
     DeploymentSettings,
 )
 from ztunnel.l7.inputs import Settings
+from ztunnel.l7.names import WAYPOINT_CLASSES
 from ztunnel.l7.traffic.backend_ca import RefError
 
 THREADS = 2

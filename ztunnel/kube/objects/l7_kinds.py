@@ -21,6 +21,7 @@ GATEWAY_CERTIFICATES_ANNOTATION = "ztunnel.dev/gateway-certificates"
 PROXY_CONFIG_ANNOTATION = "proxy.istio.io/config"  # of Gateways: Istio's ProxyConfig, as YAML
 MAX_GATEWAY_ANNOTATION_CHARS = 16 << 10  # of the two above; 64 certificates take 4 KiB
 MAX_CA_CERTIFICATES_CHARS = 64 << 10  # all annotations of an object have 256 KiB
+NAMESPACE = "Namespace"  # its labels select whose routes attach to a listener
 
 
 class KindInfo(NamedTuple):
@@ -50,3 +51,5 @@ L7_KINDS: dict[str, KindInfo] = {
     "Telemetry": KindInfo(_TELEMETRY, "telemetries"),
     "WasmPlugin": KindInfo(_EXTENSIONS, "wasmplugins"),
 }
+# Kinds in a store of L7 objects: of namespaces, the labels.
+STORED_KINDS = {**L7_KINDS, NAMESPACE: KindInfo("v1", "namespaces", cluster_scoped=True)}

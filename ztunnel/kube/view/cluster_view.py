@@ -25,7 +25,7 @@ from ztunnel.kube.objects.fields import (
     key_of,
     make_key,
 )
-from ztunnel.kube.objects.l7_kinds import L7_KINDS
+from ztunnel.kube.objects.l7_kinds import L7_KINDS, STORED_KINDS
 from ztunnel.kube.objects.waypoints import Traffic, requires_waypoint
 from ztunnel.kube.view.cluster_claims import ServiceName
 from ztunnel.kube.view.l7_index import L7Index
@@ -174,7 +174,7 @@ class ClusterView:
     def delete(self, kind: str, namespace: str, name: str) -> None:
         """Remove an object, if it is known."""
         key = make_key(kind, namespace, name)
-        if kind in L7_KINDS:
+        if kind in STORED_KINDS:
             self._l7.drop(key)
         if kind in self._deletes:
             self._deletes[kind](key)
@@ -268,8 +268,10 @@ class ClusterView:
             log.warning("object invalid", object=name, error=error)
 
     def _put_namespace(self, key: ObjectKey, obj: Object) -> str:
-        self._label_namespace(key.name, translation.read_namespace_labels(obj))
-        return ""
+        labels = translation.read_namespace_labels(obj)
+        self._label_namespace(key.name, labels)
+        metadata = {"name": key.name, "labels": labels}
+        return self._l7.put(key, {"apiVersion": "v1", "kind": key.kind, "metadata": metadata})
 
     def _drop_namespace(self, key: ObjectKey) -> None:
         self._label_namespace(key.name, None)

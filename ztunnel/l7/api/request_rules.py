@@ -120,11 +120,12 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestRoute(msgspec.Struct, frozen=True, kw_only=True):
-    """A parsed HTTPRoute or GRPCRoute."""
+    """A parsed HTTPRoute or GRPCRoute. `hostnames`: exact or `*.suffix`; empty for all."""
 
     obj: L7Object
     parents: tuple[ParentRef, ...]
     rules: tuple[Rule, ...]
+    hostnames: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 

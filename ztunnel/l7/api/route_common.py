@@ -36,6 +36,8 @@ Complete = Callable[[Fields, L7Object, tuple[Match, ...]], Rule]
 
 _COOKIE = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]{1,128}")
 _DEFAULT_SESSION = "ztunnel-session"
+_HOSTNAME = re.compile(r"(?:\*\.)?[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
+_GATEWAYS = ("Gateway", "ListenerSet")
 _SPEC = ("parentRefs", "hostnames", "rules")
 
 
@@ -44,7 +46,10 @@ def parse_route(obj: L7Object, matches: Matches, complete: Complete) -> RequestR
     spec = Fields(obj.spec, "spec.")
     parents = parse_parents(obj)
     problems = [_ignored(obj, name) for name in sorted(obj.spec) if name not in _SPEC]
-    if spec.strings("hostnames") and any(p.kind != "Gateway" for p in parents):
+    hostnames = tuple(spec.strings("hostnames"))
+    if not all(_HOSTNAME.fullmatch(each) for each in hostnames):
+        raise spec.error("hostnames", "hostnames, or *. and a hostname")
+    if hostnames and any(p.kind not in _GATEWAYS for p in parents):
         problems.append(_hostnames(obj))
     raw = list(spec.mappings("rules"))
     if len(raw) > MAX_RULES:
@@ -58,7 +63,13 @@ def parse_route(obj: L7Object, matches: Matches, complete: Complete) -> RequestR
             if b.error
         ]
         problems += _session_problems(obj, rule)
-    return RequestRoute(obj=obj, parents=parents, rules=tuple(rules), problems=tuple(problems))
+    return RequestRoute(
+        obj=obj,
+        parents=parents,
+        rules=tuple(rules),
+        hostnames=hostnames,
+        problems=tuple(problems),
+    )
 
 
 def route_problem(obj: L7Object, field: str, message: str, reason: str) -> Problem:

@@ -8,11 +8,10 @@ from ztunnel.l7.deployment.resources import (
     gateway_resources,
     parameters_name,
 )
-from ztunnel.l7.deployment.settings import CONTROLLER_NAME, WAYPOINT_CLASSES, DeploymentSettings
+from ztunnel.l7.deployment.settings import CONTROLLER_NAME, DeploymentSettings
 
 __all__ = [
     "CONTROLLER_NAME",
-    "WAYPOINT_CLASSES",
     "BootstrapSettings",
     "DeploymentSettings",
     "LiveState",

@@ -20,7 +20,6 @@ GATEWAY_LABEL = "gateway.networking.k8s.io/gateway-name"
 CLASS_LABEL = "gateway.networking.k8s.io/gateway-class-name"
 MANAGED_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "ztunnel-controller"
-WAYPOINT_CLASSES = ("istio-waypoint", "ztunnel-waypoint")
 CONTROLLER_NAME = "ztunnel.dev/waypoint-controller"  # of the GatewayClasses of waypoints
 INGRESS_CONTROLLER_NAME = "ztunnel.dev/gateway-controller"  # of those of ingress gateways
 ALL_NAMESPACES = "*"  # in a setting that lists namespaces

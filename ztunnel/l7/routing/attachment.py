@@ -16,6 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from ztunnel.kube.objects.fields import TranslateError
+from ztunnel.kube.objects.l7_kinds import GATEWAY_GROUP
 from ztunnel.l7.api.grpc_route import parse_grpc_route
 from ztunnel.l7.api.http_route import parse_http_route
 from ztunnel.l7.api.request_rules import ANY_REQUEST, RequestRoute, Rule
@@ -49,6 +50,7 @@ class AcceptedReason(StrEnum):
 
     ACCEPTED = "Accepted"
     NO_MATCHING_PARENT = "NoMatchingParent"
+    NO_MATCHING_HOSTNAME = "NoMatchingListenerHostname"
     NOT_ALLOWED = "NotAllowedByListeners"
     UNSUPPORTED_VALUE = "UnsupportedValue"
     CONFLICTED = "Conflicted"
@@ -78,7 +80,7 @@ class Candidate(NamedTuple):
 
 
 class RouteIndex:
-    """All routes, parsed once per object, by the service that they name as parent."""
+    """All routes, parsed once per object, by the service or gateway that they name as parent."""
 
     def __init__(self) -> None:
         self._parsed: dict[L7Key, tuple[L7Object, Route | Problem]] = {}
@@ -113,6 +115,10 @@ class RouteIndex:
         if service.is_service_entry:
             found = self._by_parent.get(("Hostname", "", service.hostname), ())
         return found
+
+    def of_gateway(self, kind: str, namespace: str, name: str) -> tuple[Route, ...]:
+        """Return the routes that name a Gateway or ListenerSet as parent, oldest first."""
+        return self._by_parent.get((kind, namespace, name), ())
 
     def _parse(self, obj: L7Object) -> tuple[L7Object, Route | Problem]:
         known = self._parsed.get(obj.key)
@@ -201,6 +207,8 @@ def _parent_key(parent: ParentRef) -> tuple[str, str, str] | None:
         return ("Service", parent.namespace, parent.name)
     if (parent.group, parent.kind) == (ISTIO_GROUP, "Hostname"):
         return ("Hostname", "", parent.name)
+    if parent.group == GATEWAY_GROUP and parent.kind in ("Gateway", "ListenerSet"):
+        return (parent.kind, parent.namespace, parent.name)
     return None
 
 

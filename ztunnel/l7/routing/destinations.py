@@ -127,7 +127,7 @@ class _Port:
             return self._tcp(protocol, chain, self._stream_default(protocol))
         destination = self._destination(protocol)
         policies = filters(self._inputs, destination)
-        builder = RouteBuilder(self._inputs, self._service, self._port)
+        builder = RouteBuilder(self._inputs, self._service, self._port.port)
         default = self._default(destination)
         config = port_route_configuration(self._name, self._routes, builder, default.routes)
         return DestinationUnit(

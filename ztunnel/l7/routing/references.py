@@ -17,6 +17,7 @@ from ztunnel.l7.config import ClusterRef
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.routing.protocols import service_port
+from ztunnel.l7.store import L7Store
 from ztunnel.mesh.model import Service
 
 _GATEWAY_GROUP = "gateway.networking.k8s.io"
@@ -41,8 +42,11 @@ class Resolution(NamedTuple):
     message: str = ""
 
 
-def resolve(inputs: Inputs, route: L7Object, parent: Service, ref: BackendRef) -> Resolution:
-    """Resolve a backend of a route that attaches to the service `parent`."""
+def resolve(inputs: Inputs, route: L7Object, parent: Service | None, ref: BackendRef) -> Resolution:
+    """Resolve a backend of a route that attaches to the service `parent`, or to a Gateway (None).
+
+    Routes of a Gateway have no exception: a backend in another namespace needs a ReferenceGrant.
+    """
     service = _service(inputs, ref)
     if isinstance(service, Resolution):
         return service
@@ -72,36 +76,58 @@ def _service(inputs: Inputs, ref: BackendRef) -> Service | Resolution:
     else:
         kind = f"{ref.group}/{ref.kind}".lstrip("/")
         return Resolution(
-            None, ResolvedReason.INVALID_KIND, f"{ref.where}: waypoints do not support kind {kind}"
+            None, ResolvedReason.INVALID_KIND, f"{ref.where}: kind {kind} is not supported"
         )
     if found is None:
         return Resolution(None, ResolvedReason.NOT_FOUND, f"{what} does not exist")
     return found
 
 
-def _is_permitted(inputs: Inputs, route: L7Object, parent: Service, backend: Service) -> bool:
-    own = backend.key == parent.key or backend.namespace == route.namespace
-    gateway_namespace = parent.waypoint.partition("/")[0]
-    if own or backend.is_service_entry or route.namespace == gateway_namespace:
+def _is_permitted(
+    inputs: Inputs, route: L7Object, parent: Service | None, backend: Service
+) -> bool:
+    if backend.is_service_entry:
         return True
-    grants = inputs.store.of_namespace("ReferenceGrant", backend.namespace)
-    return any(_grants(grant, route, backend.name) for grant in grants)
+    if parent is not None:
+        gateway_namespace = parent.waypoint.partition("/")[0]
+        if backend.key == parent.key or route.namespace == gateway_namespace:
+            return True
+    target = Reference("", "Service", backend.namespace, backend.name)
+    return is_granted(inputs.store, route, target)
 
 
-def _grants(grant: L7Object, route: L7Object, name: str) -> bool:
-    """Return whether a ReferenceGrant permits a route; an invalid grant permits nothing."""
+class Reference(NamedTuple):
+    """What an object refers to."""
+
+    group: str
+    kind: str
+    namespace: str
+    name: str
+
+
+def is_granted(store: L7Store, origin: L7Object, target: Reference) -> bool:
+    """Return whether an object of Gateway API may refer to a target: one in its own namespace, or
+    one that a ReferenceGrant permits."""
+    if origin.namespace == target.namespace:
+        return True
+    grants = store.of_namespace("ReferenceGrant", target.namespace)
+    return any(_grants(grant, origin, target) for grant in grants)
+
+
+def _grants(grant: L7Object, origin: L7Object, target: Reference) -> bool:
+    """Return whether a ReferenceGrant permits a reference; an invalid grant permits nothing."""
     spec = Fields(grant.spec, "spec.")
     try:
-        origin = any(
+        is_origin = any(
             (f.string("group"), f.string("kind"), f.string("namespace"))
-            == (_GATEWAY_GROUP, route.kind, route.namespace)
+            == (_GATEWAY_GROUP, origin.kind, origin.namespace)
             for f in spec.mappings("from")
         )
-        target = any(
-            (t.string("group"), t.string("kind")) == ("", "Service")
-            and t.string("name") in ("", name)
+        is_target = any(
+            (t.string("group"), t.string("kind")) == (target.group, target.kind)
+            and t.string("name") in ("", target.name)
             for t in spec.mappings("to")
         )
     except TranslateError:
         return False
-    return origin and target
+    return is_origin and is_target

@@ -10,6 +10,7 @@ import msgspec
 from ztunnel.l7.api.route_fields import BackendRef, Mirror, ParentRef
 from ztunnel.l7.api.stream_route import StreamRoute
 from ztunnel.l7.inputs import Inputs
+from ztunnel.l7.names import is_waypoint_class
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
 from ztunnel.l7.routing.attachment import (
@@ -25,8 +26,6 @@ from ztunnel.l7.routing.attachment import (
 )
 from ztunnel.l7.routing.references import ResolvedReason, resolve
 from ztunnel.mesh.model import Service, ServicePort
-
-_WAYPOINT_CLASSES = ("istio-waypoint", "ztunnel-waypoint")
 
 
 class ParentStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +103,7 @@ def _parent(
 def _gateway(inputs: Inputs, status: ParentStatus) -> ParentStatus | None:
     parent = status.parent
     gateway = inputs.store.get("Gateway", parent.namespace, parent.name)
-    if gateway is None or gateway.spec.get("gatewayClassName") not in _WAYPOINT_CLASSES:
+    if gateway is None or not is_waypoint_class(gateway.spec.get("gatewayClassName")):
         return None
     return _rejected(
         status,

@@ -17,11 +17,10 @@ from typing import Generic, Protocol, TypeVar
 
 from ztunnel.l7.api.target_refs import Target, TargetKind
 from ztunnel.l7.inputs import Destination, Inputs
+from ztunnel.l7.names import WAYPOINT_CLASSES
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.store import L7Store
 
-# Of a waypoint whose Gateway is not known: any of them.
-WAYPOINT_CLASSES = ("istio-waypoint", "ztunnel-waypoint")
 _MAX_NAMESPACES = 4096  # in a cache of parsed policies
 
 
@@ -120,6 +119,7 @@ def _places(inputs: Inputs, destination: Destination) -> Iterator[tuple[str, Tar
         yield service.namespace, Target(TargetKind.SERVICE, service.name)
     yield gateway_namespace, Target(TargetKind.GATEWAY, gateway_name)
     gateway = inputs.store.get("Gateway", gateway_namespace, gateway_name)
+    # of a waypoint whose Gateway is not known: any of them
     names = WAYPOINT_CLASSES if gateway is None else (gateway.spec.get("gatewayClassName"),)
     for name in names:
         if isinstance(name, str):

@@ -17,7 +17,8 @@ from ztunnel.l7.deployment.resources import (
     gateway_resources,
     parameters_name,
 )
-from ztunnel.l7.deployment.settings import WAYPOINT_CLASSES, DeploymentSettings
+from ztunnel.l7.deployment.settings import DeploymentSettings
+from ztunnel.l7.names import WAYPOINT_CLASSES
 from ztunnel.l7.objects import L7Object, l7_object
 from ztunnel.l7.problems import Severity
 from ztunnel.lab.objects import Key, Object, Objects, of_kind

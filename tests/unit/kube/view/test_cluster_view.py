@@ -327,7 +327,10 @@ def test_newly_selected_namespace_adds_its_objects() -> None:
     mirror.upsert(objects.pod("a", "10.0.0.1"))
     mirror.upsert(objects.service("s", "10.96.0.1"))
     mirror.upsert(objects.namespace("default"))
-    assert not mirror.drain()
+    change = mirror.drain()
+    assert not change.workloads
+    assert not change.services
+    assert [body.key for body in change.l7] == ["Namespace default"]  # its labels, for gateways
     mirror.upsert(objects.namespace("default", {"mesh": "yes"}))
     assert names(mirror.drain()) == ["a", "s"]
     mirror.upsert(objects.namespace("default", {"mesh": "no"}))

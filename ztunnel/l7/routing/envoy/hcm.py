@@ -29,14 +29,20 @@ _ROUTER = http_filter("router", "router.v3.Router", suppress_envoy_headers=True)
 
 
 def http_connection_manager(
-    inputs: Inputs, destination: Destination, policies: Filters, routes: Json
+    inputs: Inputs,
+    destination: Destination,
+    policies: Filters,
+    routes: Json,
+    overrides: Json | None = None,
 ) -> Json:
     """Return the network filter. `routes` is `{"rds": ...}` or `{"route_config": ...}`.
 
     CORS precedes the policies, because a browser's preflight request carries no credentials.
+    `overrides`: fields in place of those of a waypoint.
     """
     config = {
         **_HARDENED,
+        **(overrides or {}),
         **routes,
         "http_filters": [
             _CORS,

@@ -24,16 +24,21 @@ from ztunnel.l7.routing.precedence import Entry
 from ztunnel.l7.routing.references import resolve
 from ztunnel.l7.routing.units import UNRESOLVED
 from ztunnel.l7.traffic.retries import DEFAULT_RETRY, duration, retry_policy
-from ztunnel.mesh.model import Service, ServicePort
+from ztunnel.mesh.model import Service
 
 
 @dataclass
 class RouteBuilder:
-    """Builds the routes of one service port, and collects the clusters that they use."""
+    """Builds the routes of one service port, or of a gateway's listener (`service` is None), and
+    collects the clusters that they use.
+
+    `port`, `scheme`: of the requests, for redirects.
+    """
 
     inputs: Inputs
-    service: Service
-    port: ServicePort
+    service: Service | None
+    port: int
+    scheme: str = "http"
     uses: set[ClusterRef] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
 
@@ -63,7 +68,7 @@ class RouteBuilder:
     def _action(self, entry: Entry) -> Json:
         for each in entry.rule.filters:
             if isinstance(each, Redirect):
-                return {"redirect": redirect_action(each, entry.match, self.port.port)}
+                return {"redirect": redirect_action(each, entry.match, self.port, self.scheme)}
         clusters = self._clusters(entry)
         if not clusters:
             return _unavailable(entry.route.obj.kind)

@@ -55,14 +55,14 @@ def rewrite_fields(rewrite: Rewrite, match: Match) -> Json:
     return {**fields, **_prefix_fields(change, match)}
 
 
-def redirect_action(redirect: Redirect, match: Match, port: int) -> Json:
-    """Return a RedirectAction for requests to a port of a service."""
+def redirect_action(redirect: Redirect, match: Match, port: int, scheme: str = "http") -> Json:
+    """Return a RedirectAction for requests with this scheme to a port."""
     action: Json = {"response_code": _RESPONSE_CODES[redirect.status]}
     if redirect.scheme:
         action["scheme_redirect"] = redirect.scheme
     if redirect.hostname:
         action["host_redirect"] = redirect.hostname
-    target = _redirect_port(redirect, port)
+    target = _redirect_port(redirect, port, scheme)
     if target is not None:
         action["port_redirect"] = target
     if redirect.path is None:
@@ -128,12 +128,12 @@ def _prefix_fields(change: PathChange, match: Match) -> Json:
     return {"regex_rewrite": {"pattern": pattern, "substitution": "/"}}
 
 
-def _redirect_port(redirect: Redirect, port: int) -> int | None:
+def _redirect_port(redirect: Redirect, port: int, scheme: str) -> int | None:
     """The port of the Location header; None if Envoy derives the right one, or none is needed."""
     if redirect.port is None and not redirect.scheme:
         wanted = port if redirect.hostname else None  # without a hostname, Envoy keeps host:port
-        return None if wanted == _DEFAULT_PORTS["http"] else wanted
-    scheme_port = _DEFAULT_PORTS.get(redirect.scheme or "http")
+        return None if wanted == _DEFAULT_PORTS[scheme] else wanted
+    scheme_port = _DEFAULT_PORTS.get(redirect.scheme or scheme)
     wanted = redirect.port if redirect.port is not None else scheme_port
     request_has_no_port = port in _DEFAULT_PORTS.values() or bool(redirect.hostname)
     return None if wanted == scheme_port and request_has_no_port else wanted

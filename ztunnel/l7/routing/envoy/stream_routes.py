@@ -26,8 +26,11 @@ class StreamTarget(NamedTuple):
     problems: tuple[Problem, ...]
 
 
-def stream_target(inputs: Inputs, service: Service, route: StreamRoute) -> StreamTarget:
-    """Return where connections go. Gateway API: without a valid backend, they are reset."""
+def stream_target(inputs: Inputs, service: Service | None, route: StreamRoute) -> StreamTarget:
+    """Return where connections go. Gateway API: without a valid backend, they are reset.
+
+    `service`: that the route attaches to; None for a gateway.
+    """
     weighted, uses, problems = [], set(), list(route.problems)
     for ref in route.backends:
         resolution = resolve(inputs, route.obj, service, ref)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ztctl.errors import CommandError
 from ztunnel.kube.objects.waypoints import USE_WAYPOINT, USE_WAYPOINT_NAMESPACE, WAYPOINT_FOR
-from ztunnel.l7.deployment.settings import WAYPOINT_CLASSES
+from ztunnel.l7.names import WAYPOINT_CLASSES
 from ztunnel.l7.objects import L7_KINDS
 from ztunnel.l7.status.gateway import HBONE_PROTOCOL
 from ztunnel.mesh.ports import HBONE

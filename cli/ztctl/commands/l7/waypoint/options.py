@@ -11,7 +11,7 @@ import click
 from ztctl.commands.l7.waypoint.gateway import DEFAULT_NAME
 from ztctl.context import lab_or_cluster_options
 from ztunnel.kube.objects.waypoints import Traffic
-from ztunnel.l7.deployment.settings import WAYPOINT_CLASSES
+from ztunnel.l7.names import WAYPOINT_CLASSES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ingress gateways under test: real Envoys, with clients that connect to their listeners."""

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filter chains of listeners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ztunnel.l7.api.gateway import GatewaySpec, ListenerProtocol
+from ztunnel.l7.config import Filters, Json
+from ztunnel.l7.ingress.attachment import AttachedRoute
+from ztunnel.l7.ingress.hcm import request_manager
+from ztunnel.l7.ingress.hostnames import ANY
+from ztunnel.l7.ingress.listeners import EffectiveListener
+from ztunnel.l7.ingress.streams import stream_unit
+from ztunnel.l7.ingress.tls import downstream_tls
+from ztunnel.l7.ingress.units import ChainUnit
+from ztunnel.l7.inputs import Destination, Inputs, Protocol
+from ztunnel.l7.problems import Problem
+from ztunnel.l7.security.filters import filters
+
+HTTP_PROTOCOLS = (ListenerProtocol.HTTP, ListenerProtocol.HTTPS)
+
+
+class ListenerChain(NamedTuple):
+    """A listener with the name of its chain and, unless it is HTTP, its routes."""
+
+    name: str
+    listener: EffectiveListener
+    routes: Sequence[AttachedRoute] = ()
+
+
+def chain_unit(inputs: Inputs, gateway: GatewaySpec, chain: ListenerChain) -> ChainUnit:
+    """Return the chains of a listener."""
+    listener = chain.listener
+    if listener.listener.protocol not in HTTP_PROTOCOLS:
+        return stream_unit(inputs, gateway, listener, chain.routes)
+    destination = Destination(gateway=gateway.key, protocol=Protocol.HTTP, ingress=True)
+    policies = filters(inputs, destination)
+    manager = request_manager(inputs, destination, policies, chain.name)
+    found: Json = {"name": chain.name, "filters": [*policies.network, manager]}
+    if listener.listener.protocol is ListenerProtocol.HTTP:
+        return _unit(found, policies)
+    tls = downstream_tls(inputs, gateway, listener)
+    if tls.transport_socket is None:
+        return ChainUnit(problems=(*policies.problems, *tls.problems))
+    hostname = listener.listener.hostname
+    match = {"server_names": [hostname]} if hostname != ANY else {}
+    found |= {"filter_chain_match": match, "transport_socket": tls.transport_socket}
+    return _unit(found, policies, tls.secrets, tls.problems, inspect_tls=True)
+
+
+def _unit(
+    chain: Json,
+    policies: Filters,
+    secrets: dict[str, Json] | None = None,
+    problems: Iterable[Problem] = (),
+    *,
+    inspect_tls: bool = False,
+) -> ChainUnit:
+    return ChainUnit(
+        chains=(chain,),
+        clusters={each["name"]: each for each in policies.clusters},
+        secrets=secrets or {},
+        problems=(*policies.problems, *problems),
+        inspect_tls=inspect_tls,
+    )

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the configuration of an ingress gateway's Envoys.
+
+    port with HTTP           one listener, one chain, one route configuration
+    port with HTTPS and TLS  one listener, chains by SNI; HTTPS: a route configuration per chain
+    port with TCP            one listener, one chain
+    port with UDP            one listener
+
+A listener that is not usable has no chain: connections to it are closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from ztunnel.l7.api.gateway import GatewaySpec, ListenerProtocol, parse_gateway
+from ztunnel.l7.config import ClusterRef, GatewayConfig, Json
+from ztunnel.l7.ingress.attachment import (
+    AttachedRoute,
+    GatewayListeners,
+    attached_routes,
+    gateway_listeners,
+)
+from ztunnel.l7.ingress.chains import HTTP_PROTOCOLS, ListenerChain, chain_unit
+from ztunnel.l7.ingress.listeners import EffectiveListener
+from ztunnel.l7.ingress.port_listener import port_listener
+from ztunnel.l7.ingress.units import ChainUnit, HostUnit
+from ztunnel.l7.ingress.virtual_hosts import (
+    Host,
+    host_unit,
+    listener_hosts,
+    misdirected,
+    route_configuration,
+)
+from ztunnel.l7.inputs import Inputs
+from ztunnel.l7.names import TypeUrl
+from ztunnel.l7.objects import L7Object
+from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.routing.attachment import RouteIndex
+from ztunnel.l7.routing.envoy.clusters import service_cluster
+from ztunnel.l7.routing.tracking import Memo
+from ztunnel.l7.routing.units import ClusterUnit
+from ztunnel.l7.telemetry import fields as telemetry
+
+DEFECT: Final = "InternalError"  # reason of a problem that is a defect of the compiler
+Routes = Mapping[tuple[str, str, str, str], tuple[AttachedRoute, ...]]  # by listener
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Caches:
+    """Units of the last compilation."""
+
+    listeners: Memo[GatewayListeners] = field(default_factory=Memo)
+    chains: Memo[ChainUnit] = field(default_factory=Memo)
+    hosts: Memo[HostUnit] = field(default_factory=Memo)
+    clusters: Memo[ClusterUnit] = field(default_factory=Memo)
+
+    @property
+    def _all(self) -> tuple[Memo[Any], ...]:
+        return (self.listeners, self.chains, self.hosts, self.clusters)
+
+    def start(self) -> None:
+        """Begin a compilation."""
+        for memo in self._all:
+            memo.start()
+
+    def finish(self) -> None:
+        """End it: units that it did not use are dropped."""
+        for memo in self._all:
+            memo.finish()
+
+
+class IngressCompiler:
+    """Compiles one gateway repeatedly, as `ztunnel.l7.compile.GatewayCompiler` does."""
+
+    def __init__(self, gateway: str) -> None:
+        self.gateway = gateway
+        self._caches = _Caches()
+
+    @property
+    def recompiled(self) -> tuple[int, int]:
+        """The numbers of chains and virtual hosts, and of clusters, that the last call compiled."""
+        caches = self._caches
+        return caches.chains.computed + caches.hosts.computed, caches.clusters.computed
+
+    def compile(self, inputs: Inputs, gateway: L7Object, index: RouteIndex) -> GatewayConfig:
+        """Return the configuration. `index` is refreshed from `inputs.store`."""
+        self._caches.start()
+        known = self._caches.listeners.get(
+            "listeners", inputs, lambda tracked: gateway_listeners(tracked.store, gateway)
+        )
+        spec = parse_gateway(gateway)
+        routes = attached_routes(inputs.store, known, index)
+        found = _Compilation(self._caches, inputs, spec, routes)
+        found.problems |= {*spec.problems, *index.problems, *_listener_problems(known.listeners)}
+        for port, listeners in _by_port(known.listeners).items():
+            found.add_port(port, listeners)
+        config = found.config()
+        self._caches.finish()
+        return config
+
+
+class _Compilation:
+    """One compilation: collects the parts of the configuration."""
+
+    def __init__(self, caches: _Caches, inputs: Inputs, spec: GatewaySpec, routes: Routes) -> None:
+        self._caches = caches
+        self._inputs = inputs
+        self._spec = spec
+        self._routes = routes
+        self._listeners: dict[str, Json] = {}
+        self._configurations: dict[str, Json] = {}
+        self._clusters: dict[str, Json] = {}
+        self._secrets: dict[str, Json] = {}
+        self._uses: set[ClusterRef] = set()
+        self.problems: set[Problem] = set()
+
+    def add_port(self, port: int, listeners: Sequence[EffectiveListener]) -> None:
+        """Add the usable listeners of a port."""
+        names = [e.listener.hostname for e in listeners if e.listener.protocol in HTTP_PROTOCOLS]
+        http = [e for e in listeners if e.listener.protocol is ListenerProtocol.HTTP]
+        units: list[ChainUnit] = []
+        if http:
+            self._add_routes(f"http|{port}", http, names)
+            units.append(self._chain(f"http|{port}", http[0], ()))
+        for each in listeners:
+            name = _chain_name(each)
+            if each.listener.protocol is ListenerProtocol.HTTPS:
+                self._add_routes(name, [each], names)
+            if each.listener.protocol is not ListenerProtocol.HTTP:
+                units.append(self._chain(name, each, self._routes[each.key]))
+        for unit in units:
+            self._add(unit)
+        found = port_listener(port, units)
+        if found is not None:
+            self._listeners[found["name"]] = found
+
+    def config(self) -> GatewayConfig:
+        """Return everything that was added, with the clusters that it uses."""
+        inputs = self._inputs
+        clusters = {each["name"]: each for each in telemetry.clusters(inputs)} | self._clusters
+        endpoints: dict[str, Json] = {}
+        problems = {*self.problems, *telemetry.problems(inputs)}
+        for ref in sorted(self._uses):
+            unit = self._cluster(ref)
+            problems |= set(unit.problems)
+            if unit.cluster is not None and unit.endpoints is not None:
+                clusters[ref.name], endpoints[ref.name] = unit.cluster, unit.endpoints
+        resources = {
+            TypeUrl.LISTENER: self._listeners,
+            TypeUrl.ROUTE: self._configurations,
+            TypeUrl.CLUSTER: clusters,
+            TypeUrl.ENDPOINT: endpoints,
+        }
+        return GatewayConfig(resources, tuple(sorted(problems)))
+
+    def _add(self, unit: ChainUnit) -> None:
+        self._clusters |= unit.clusters
+        self._secrets |= unit.secrets
+        self._uses |= unit.uses
+        self.problems |= set(unit.problems)
+        if unit.udp is not None:
+            self._listeners[unit.udp["name"]] = unit.udp
+
+    def _add_routes(
+        self, name: str, listeners: Sequence[EffectiveListener], siblings: Sequence[str]
+    ) -> None:
+        """Add the routes of listeners that share a chain; `siblings`: all hostnames of the port."""
+        virtual_hosts: list[Json] = []
+        for listener in listeners:
+            for host in listener_hosts(listener, self._routes[listener.key], siblings):
+                unit = self._host(name, host)
+                virtual_hosts.append(unit.virtual_host)
+                self._uses |= unit.uses
+                self.problems |= set(unit.problems)
+        own = {each.listener.hostname for each in listeners}
+        virtual_hosts += [misdirected(e) for e in dict.fromkeys(siblings) if e not in own]
+        self._configurations[name] = route_configuration(name, virtual_hosts)
+
+    def _host(self, name: str, host: Host) -> HostUnit:
+        return self._caches.hosts.get(
+            (name, *host.listener.key, host.hostname),
+            self._inputs,
+            lambda tracked: _guarded(
+                lambda: host_unit(tracked, host),
+                host.listener.listener.owner,
+                lambda problem: HostUnit(host_unit_error(host), problems=(problem,)),
+            ),
+            (host.listener, *host.routes),
+        )
+
+    def _chain(
+        self, name: str, listener: EffectiveListener, routes: Sequence[AttachedRoute]
+    ) -> ChainUnit:
+        chain = ListenerChain(name, listener, routes)
+        return self._caches.chains.get(
+            name,
+            self._inputs,
+            lambda tracked: _guarded(
+                lambda: chain_unit(tracked, self._spec, chain),
+                listener.listener.owner,
+                lambda problem: ChainUnit(problems=(problem,)),
+            ),
+            (self._spec.obj, listener, *(each.route for each in routes)),
+        )
+
+    def _cluster(self, ref: ClusterRef) -> ClusterUnit:
+        namespace, _, name = ref.service.partition("/")
+        owner = L7Object(kind="Service", namespace=namespace, name=name)
+        return self._caches.clusters.get(
+            ref,
+            self._inputs,
+            lambda tracked: _guarded(
+                lambda: service_cluster(tracked, self._spec.key, ref),
+                owner,
+                lambda problem: ClusterUnit(None, None, (problem,)),
+            ),
+        )
+
+
+def host_unit_error(host: Host) -> Json:
+    """Return a virtual host that answers 500."""
+    domain = host.hostname or "*"
+    answer = {"match": {"prefix": "/"}, "direct_response": {"status": 500}}
+    return {"name": domain, "domains": [domain], "routes": [answer]}
+
+
+def _chain_name(listener: EffectiveListener) -> str:
+    """Names of one ListenerSet and those of another are distinct."""
+    owner = listener.listener.owner
+    prefix = "" if owner.kind == "Gateway" else f"{owner.namespace}/{owner.name}/"
+    return f"{listener.listener.port}|{prefix}{listener.listener.name}"
+
+
+def _by_port(listeners: Iterable[EffectiveListener]) -> dict[int, list[EffectiveListener]]:
+    found: dict[int, list[EffectiveListener]] = {}
+    for each in listeners:
+        if each.is_usable:
+            found.setdefault(each.listener.port, []).append(each)
+    return found
+
+
+def _listener_problems(listeners: Iterable[EffectiveListener]) -> Iterable[Problem]:
+    for each in listeners:
+        texts = {
+            each.accepted: each.accepted_message,
+            each.conflicted: each.conflicted_message,
+            each.resolved: each.resolved_message,
+        }
+        for reason, message in texts.items():
+            if message:
+                yield _problem(each.listener.owner, message, reason, each.listener.where)
+
+
+def _guarded(make: Callable[[], T], owner: L7Object, fallback: Callable[[Problem], T]) -> T:
+    """The result; after a defect, one that refuses what it concerns, and nothing else."""
+    try:
+        return make()
+    except Exception as error:
+        message = f"not compiled, requests are refused: {type(error).__name__}: {error}"[:512]
+        return fallback(_problem(owner, message, DEFECT))
+
+
+def _problem(owner: L7Object, message: str, reason: str, where: str = "") -> Problem:
+    return Problem(
+        kind=owner.kind,
+        namespace=owner.namespace,
+        name=owner.name,
+        field=where,
+        message=message,
+        severity=Severity.ERROR,
+        reason=reason,
+    )

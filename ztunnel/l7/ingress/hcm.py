@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HttpConnectionManager of an ingress gateway: an edge, which trusts no header of a client."""
+
+from __future__ import annotations
+
+from ztunnel.l7.config import Filters, Json
+from ztunnel.l7.inputs import Destination, Inputs
+from ztunnel.l7.routing.envoy.hcm import ADS, http_connection_manager
+
+STAT_PREFIX = "ingress"
+
+_EDGE: Json = {
+    "stat_prefix": STAT_PREFIX,
+    # the client's address is that of its connection, and is appended to x-forwarded-for
+    "use_remote_address": True,
+    "skip_xff_append": False,
+    "strip_trailing_host_dot": True,
+}
+
+
+def request_manager(
+    inputs: Inputs, destination: Destination, policies: Filters, route_name: str
+) -> Json:
+    """Return the network filter that routes by the route configuration of this name."""
+    routes = {"rds": {"route_config_name": route_name, "config_source": ADS}}
+    return http_connection_manager(inputs, destination, policies, routes, _EDGE)

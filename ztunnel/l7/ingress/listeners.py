@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The listeners of an ingress gateway: its own, and those of the ListenerSets that attach to it.
+
+    Gateway and ListenerSets ─parse─▶ Listener ─▶ accepted? conflicted? references resolved?
+
+Listeners of one object that conflict with each other are all conflicted. Between objects, the
+Gateway precedes its ListenerSets, and an older ListenerSet a younger one (GEP-1713).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from enum import StrEnum
+
+import msgspec
+
+from ztunnel.kube.objects.l7_kinds import (
+    GATEWAY_CERTIFICATES_ANNOTATION,
+    GATEWAY_GROUP,
+    NAMESPACE,
+)
+from ztunnel.l7.api.gateway import (
+    CertificateRef,
+    GatewaySpec,
+    Listener,
+    ListenerProtocol,
+    ListenerSetSpec,
+    RouteKind,
+    TlsMode,
+    parse_gateway,
+    parse_listener_set,
+)
+from ztunnel.l7.names import certificate_id, is_ingress_class
+from ztunnel.l7.objects import L7Key, L7Object
+from ztunnel.l7.routing.references import Reference, is_granted
+from ztunnel.l7.store import L7Store
+
+RESERVED_PORTS = range(15000, 15100)  # of the mesh and of Envoy's own listeners
+OUR_CONTROLLERS = "ztunnel.dev/"  # prefix of spec.controllerName of our GatewayClasses
+_NAME_LABEL = "kubernetes.io/metadata.name"  # Kubernetes sets it on every namespace
+
+_HTTP_KINDS = (RouteKind(GATEWAY_GROUP, "HTTPRoute"), RouteKind(GATEWAY_GROUP, "GRPCRoute"))
+_KINDS: dict[ListenerProtocol, tuple[RouteKind, ...]] = {
+    ListenerProtocol.HTTP: _HTTP_KINDS,
+    ListenerProtocol.HTTPS: _HTTP_KINDS,
+    ListenerProtocol.TLS: (
+        RouteKind(GATEWAY_GROUP, "TLSRoute"),
+        RouteKind(GATEWAY_GROUP, "TCPRoute"),
+    ),
+    ListenerProtocol.TCP: (RouteKind(GATEWAY_GROUP, "TCPRoute"),),
+    ListenerProtocol.UDP: (RouteKind(GATEWAY_GROUP, "UDPRoute"),),
+}
+_ENCRYPTED = (ListenerProtocol.HTTPS, ListenerProtocol.TLS)
+
+Conflict = tuple["ListenerConflict", str]
+
+
+class ListenerAccepted(StrEnum):
+    """Reasons of a listener's condition Accepted."""
+
+    ACCEPTED = "Accepted"
+    PORT_UNAVAILABLE = "PortUnavailable"
+    UNSUPPORTED_PROTOCOL = "UnsupportedProtocol"
+    INVALID = "Invalid"
+
+
+class ListenerConflict(StrEnum):
+    """Reasons of a listener's condition Conflicted."""
+
+    NONE = "NoConflicts"
+    HOSTNAME = "HostnameConflict"
+    PROTOCOL = "ProtocolConflict"
+
+
+_NO_CONFLICT: Conflict = (ListenerConflict.NONE, "")
+
+
+class ListenerResolved(StrEnum):
+    """Reasons of a listener's condition ResolvedRefs."""
+
+    RESOLVED = "ResolvedRefs"
+    INVALID_CERTIFICATE = "InvalidCertificateRef"
+    NOT_PERMITTED = "RefNotPermitted"
+    INVALID_KINDS = "InvalidRouteKinds"
+
+
+class EffectiveListener(msgspec.Struct, frozen=True, kw_only=True):
+    """A listener with the raw material of its conditions.
+
+    `kinds`: the routes that may attach. `certificates`: those that exist and may be used.
+    """
+
+    listener: Listener
+    accepted: ListenerAccepted = ListenerAccepted.ACCEPTED
+    accepted_message: str = ""
+    conflicted: ListenerConflict = ListenerConflict.NONE
+    conflicted_message: str = ""
+    resolved: ListenerResolved = ListenerResolved.RESOLVED
+    resolved_message: str = ""
+    kinds: tuple[RouteKind, ...] = ()
+    certificates: tuple[CertificateRef, ...] = ()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the gateway accepts connections for it."""
+        if self.accepted is not ListenerAccepted.ACCEPTED:
+            return False
+        if self.conflicted is not ListenerConflict.NONE:
+            return False
+        return not self.terminates_tls or bool(self.certificates)
+
+    @property
+    def terminates_tls(self) -> bool:
+        """Whether it needs a certificate."""
+        return self.listener.protocol in _ENCRYPTED and not self.listener.is_passthrough
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """Kind, namespace and name of the owner, and the listener's name."""
+        owner = self.listener.owner
+        return (owner.kind, owner.namespace, owner.name, self.listener.name)
+
+
+class ListenerSetAccepted(StrEnum):
+    """Reasons of a ListenerSet's condition Accepted."""
+
+    ACCEPTED = "Accepted"
+    NOT_ALLOWED = "NotAllowed"
+    PARENT_NOT_ACCEPTED = "ParentNotAccepted"
+
+
+def is_ingress_gateway(store: L7Store, gateway: L7Object | None) -> bool:
+    """Return whether a Gateway is an ingress gateway of the mesh.
+
+    The class `istio` belongs to istiod if a GatewayClass of its controller exists.
+    """
+    name = gateway.spec.get("gatewayClassName") if gateway is not None else None
+    if not is_ingress_class(name):
+        return False
+    found = store.get("GatewayClass", "", str(name))
+    controller = found.spec.get("controllerName") if found is not None else None
+    return found is None or str(controller).startswith(OUR_CONTROLLERS)
+
+
+def effective_listeners(store: L7Store, gateway: L7Object) -> tuple[EffectiveListener, ...]:
+    """Return the listeners in their order of precedence."""
+    spec = parse_gateway(gateway)
+    sets = [s for s in listener_sets(store, spec) if is_set_allowed(store, spec, s)]
+    listeners = [*spec.listeners, *(each for s in sets for each in s.listeners)]
+    files = certificate_files(gateway)
+    conflicts = _conflicts(_by_owner(listeners))
+    return tuple(
+        _effective(store, each, files, conflicts.get(id(each), _NO_CONFLICT)) for each in listeners
+    )
+
+
+def listener_sets(store: L7Store, gateway: GatewaySpec) -> tuple[ListenerSetSpec, ...]:
+    """Return the ListenerSets that name a Gateway as parent, oldest first."""
+    found = (parse_listener_set(each) for each in store.of_kind("ListenerSet"))
+    mine = (each for each in found if each.gateway == gateway.key)
+    return tuple(sorted(mine, key=lambda each: each.obj.age_rank))
+
+
+def is_set_allowed(store: L7Store, gateway: GatewaySpec, spec: ListenerSetSpec) -> bool:
+    """Return whether a Gateway admits a ListenerSet (`spec.allowedListeners`)."""
+    labels = namespace_labels(store, spec.obj.namespace)
+    own = gateway.obj.namespace
+    return gateway.allowed_listeners.admits(own, spec.obj.namespace, labels)
+
+
+def namespace_labels(store: L7Store, name: str) -> Mapping[str, str]:
+    """Return the labels of a namespace."""
+    found = store.get(NAMESPACE, "", name)
+    return {**(found.labels if found is not None else {}), _NAME_LABEL: name}
+
+
+def certificate_files(gateway: L7Object) -> Mapping[str, str]:
+    """Return the usable files in the gateway's pods, with a digest of the content."""
+    try:
+        found = json.loads(gateway.annotations.get(GATEWAY_CERTIFICATES_ANNOTATION, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {str(name): str(digest) for name, digest in found.items()}
+
+
+def supported_kinds(listener: Listener) -> tuple[tuple[RouteKind, ...], bool]:
+    """Return the kinds of routes that may attach, and whether all requested ones are among them."""
+    if listener.protocol is None:
+        return (), True
+    known = _KINDS[listener.protocol]
+    wanted = listener.allowed.kinds
+    if not wanted:
+        return known, True
+    return tuple(each for each in wanted if each in known), all(w in known for w in wanted)
+
+
+def _effective(
+    store: L7Store, listener: Listener, files: Mapping[str, str], conflict: Conflict
+) -> EffectiveListener:
+    accepted, accepted_message = _acceptance(listener)
+    kinds, are_all_known = supported_kinds(listener)
+    certificates, resolved, message = _certificates(store, listener, files)
+    if not are_all_known:
+        resolved = ListenerResolved.INVALID_KINDS
+        message = f"{listener.where}.allowedRoutes.kinds: not supported by {listener.protocol}"
+    return EffectiveListener(
+        listener=listener,
+        accepted=accepted,
+        accepted_message=accepted_message,
+        conflicted=conflict[0],
+        conflicted_message=conflict[1],
+        resolved=resolved,
+        resolved_message=message,
+        kinds=kinds,
+        certificates=certificates,
+    )
+
+
+def _acceptance(listener: Listener) -> tuple[ListenerAccepted, str]:
+    where = listener.where
+    if listener.error:
+        return ListenerAccepted.INVALID, listener.error
+    if listener.protocol is None:
+        message = f"{where}.protocol: want {', '.join(ListenerProtocol)}"
+        return ListenerAccepted.UNSUPPORTED_PROTOCOL, message
+    if listener.port in RESERVED_PORTS:
+        message = f"{where}.port: {RESERVED_PORTS[0]} to {RESERVED_PORTS[-1]} belong to the mesh"
+        return ListenerAccepted.PORT_UNAVAILABLE, message
+    is_encrypted = listener.protocol in _ENCRYPTED
+    if is_encrypted == (listener.tls is None):
+        message = f"{where}.tls: want it for HTTPS and TLS, and not for other protocols"
+        return ListenerAccepted.INVALID, message
+    if listener.protocol is ListenerProtocol.HTTPS and listener.is_passthrough:
+        return ListenerAccepted.INVALID, f"{where}.tls.mode: want Terminate for HTTPS"
+    return ListenerAccepted.ACCEPTED, ""
+
+
+def _certificates(
+    store: L7Store, listener: Listener, files: Mapping[str, str]
+) -> tuple[tuple[CertificateRef, ...], ListenerResolved, str]:
+    """The usable certificates, and the first error of a reference."""
+    tls = listener.tls
+    if tls is None or tls.mode is not TlsMode.TERMINATE:
+        return (), ListenerResolved.RESOLVED, ""
+    usable = []
+    error = (ListenerResolved.RESOLVED, "")
+    if not tls.certificates:
+        text = f"{listener.where}.tls.certificateRefs: no certificate"
+        error = (ListenerResolved.INVALID_CERTIFICATE, text)
+    for ref in tls.certificates:
+        reason, message = _certificate(store, listener.owner, ref, files)
+        if reason is ListenerResolved.RESOLVED:
+            usable.append(ref)
+        elif error[0] is ListenerResolved.RESOLVED:
+            error = (reason, message)
+    return tuple(usable), *error
+
+
+def _certificate(
+    store: L7Store, owner: L7Object, ref: CertificateRef, files: Mapping[str, str]
+) -> tuple[ListenerResolved, str]:
+    invalid = ListenerResolved.INVALID_CERTIFICATE
+    if (ref.group, ref.kind) != ("", "Secret"):
+        return invalid, f"{ref.where}: kind {ref.kind} is not supported; hint: use a Secret"
+    if not is_granted(store, owner, Reference("", "Secret", ref.namespace, ref.name)):
+        return (
+            ListenerResolved.NOT_PERMITTED,
+            f"{ref.where}: no ReferenceGrant in namespace {ref.namespace} permits {owner.kind} of "
+            f"namespace {owner.namespace}",
+        )
+    name = certificate_id(ref.kind, ref.namespace, ref.name)
+    if f"{name}.crt" not in files:
+        text = f"{ref.where}: Secret {ref.namespace}/{ref.name} has no valid certificate and key"
+        return invalid, text
+    return ListenerResolved.RESOLVED, ""
+
+
+def _by_owner(listeners: Iterable[Listener]) -> Iterator[list[Listener]]:
+    groups: dict[L7Key, list[Listener]] = {}
+    for each in listeners:
+        groups.setdefault(each.owner.key, []).append(each)
+    return iter(groups.values())
+
+
+def _conflicts(groups: Iterable[list[Listener]]) -> dict[int, Conflict]:
+    """Return the conflict of each accepted listener, by id()."""
+    found: dict[int, Conflict] = {}
+    claimed = _Claims()
+    for group in groups:
+        valid = [each for each in group if _acceptance(each)[0] is ListenerAccepted.ACCEPTED]
+        for each in valid:
+            found[id(each)] = claimed.conflict(each, [o for o in valid if o is not each])
+        for each in valid:
+            if found[id(each)] is _NO_CONFLICT:
+                claimed.add(each)
+    return found
+
+
+class _Claims:
+    """What listeners of preceding objects have claimed."""
+
+    def __init__(self) -> None:
+        self._protocols: dict[tuple[int, str], str] = {}  # by port and transport
+        self._places: set[tuple[int, str, str]] = set()
+
+    def add(self, listener: Listener) -> None:
+        """Claim the place of a listener."""
+        self._protocols.setdefault(_transport(listener), _protocol_group(listener))
+        self._places.add(_place(listener))
+
+    def conflict(self, listener: Listener, others: list[Listener]) -> Conflict:
+        """Return the conflict of a listener; `others` are of the same object."""
+        transport, protocol = _transport(listener), _protocol_group(listener)
+        same = [other for other in others if _transport(other) == transport]
+        if self._protocols.get(transport, protocol) != protocol or any(
+            _protocol_group(other) != protocol for other in same
+        ):
+            text = f"port {listener.port} has listeners of several protocols"
+            return ListenerConflict.PROTOCOL, text
+        place = _place(listener)
+        if place in self._places or any(_place(other) == place for other in same):
+            text = f"port {listener.port} has several listeners for {listener.hostname or '*'}"
+            return ListenerConflict.HOSTNAME, text
+        return _NO_CONFLICT
+
+
+def _transport(listener: Listener) -> tuple[int, str]:
+    is_udp = listener.protocol is ListenerProtocol.UDP
+    return (listener.port, "UDP" if is_udp else "TCP")
+
+
+def _protocol_group(listener: Listener) -> str:
+    """HTTPS and TLS share a port: SNI selects the listener."""
+    return "SNI" if listener.protocol in _ENCRYPTED else str(listener.protocol)
+
+
+def _place(listener: Listener) -> tuple[int, str, str]:
+    """What a listener claims; hostnames mean nothing to TCP and UDP."""
+    is_stream = listener.protocol in (ListenerProtocol.TCP, ListenerProtocol.UDP)
+    return (*_transport(listener), "" if is_stream else listener.hostname)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts from which the configuration of an ingress gateway is assembled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ztunnel.l7.config import ClusterRef, Json
+from ztunnel.l7.problems import Problem
+
+
+@dataclass(frozen=True)
+class ChainUnit:
+    """What one listener contributes to the Envoy listener of its port.
+
+    `chains`: with `filter_chain_match` if the port is shared. `inspect_tls`: their matches need
+    SNI. `udp`: a complete Envoy listener for UDP instead of chains. `secrets` by name.
+    """
+
+    chains: tuple[Json, ...] = ()
+    clusters: dict[str, Json] = field(default_factory=dict)
+    secrets: dict[str, Json] = field(default_factory=dict)
+    uses: frozenset[ClusterRef] = frozenset()
+    problems: tuple[Problem, ...] = ()
+    inspect_tls: bool = False
+    udp: Json | None = None
+
+
+@dataclass(frozen=True)
+class HostUnit:
+    """The virtual host of one hostname, and the clusters that it uses."""
+
+    virtual_host: Json
+    uses: frozenset[ClusterRef] = frozenset()
+    problems: tuple[Problem, ...] = ()

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Virtual hosts of a listener: one per hostname at which routes attach.
+
+Requests belong to the listener of the port with the most specific hostname (Gateway API, "HTTP
+listener isolation"): a route of another listener does not get them. Names that a listener covers,
+but no route of it, answer 404. Over TLS, names that belong to another listener than the one that
+SNI selected answer 421 (RFC 9110, 15.5.20), so that a client opens another connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ztunnel.l7.api.gateway import ListenerProtocol
+from ztunnel.l7.api.request_rules import RequestRoute, match_rank
+from ztunnel.l7.config import Json
+from ztunnel.l7.ingress.attachment import AttachedRoute
+from ztunnel.l7.ingress.hostnames import ANY, most_specific
+from ztunnel.l7.ingress.listeners import EffectiveListener
+from ztunnel.l7.ingress.units import HostUnit
+from ztunnel.l7.inputs import Inputs
+from ztunnel.l7.problems import Problem
+from ztunnel.l7.routing.attachment import Route
+from ztunnel.l7.routing.envoy.request_routes import RouteBuilder
+from ztunnel.l7.routing.precedence import Entry, in_order
+
+NOT_FOUND, MISDIRECTED = 404, 421
+
+
+@dataclass(frozen=True)
+class Host:
+    """One hostname of a listener, with its routes, oldest first."""
+
+    hostname: str
+    listener: EffectiveListener
+    routes: tuple[Route, ...] = ()
+
+
+def listener_hosts(
+    listener: EffectiveListener, routes: Sequence[AttachedRoute], siblings: Iterable[str]
+) -> tuple[Host, ...]:
+    """Return the hosts of a listener; `siblings` are the hostnames of all listeners of the port.
+
+    The listener's own hostname is always one of them.
+    """
+    own = listener.listener.hostname
+    found: dict[str, list[Route]] = {own: []}
+    names = tuple(siblings)
+    for attached in routes:
+        for hostname in attached.hostnames:
+            if most_specific(names, hostname) == own:
+                found.setdefault(hostname, []).append(attached.route)
+    return tuple(Host(name, listener, tuple(each)) for name, each in found.items())
+
+
+def host_unit(inputs: Inputs, host: Host) -> HostUnit:
+    """Return the virtual host with the routes of all objects, in the order of precedence."""
+    listener = host.listener.listener
+    scheme = "https" if listener.protocol is ListenerProtocol.HTTPS else "http"
+    builder = RouteBuilder(inputs, None, listener.port, scheme)
+    requests = [each for each in host.routes if isinstance(each, RequestRoute)]
+    routes = [builder.build(entry) for entry in _ordered(requests)]
+    problems: list[Problem] = [*builder.problems, *(p for r in requests for p in r.problems)]
+    virtual_host = _virtual_host(host.hostname, [*routes, _answer(NOT_FOUND)])
+    return HostUnit(virtual_host, frozenset(builder.uses), tuple(dict.fromkeys(problems)))
+
+
+def misdirected(hostname: str) -> Json:
+    """Return the virtual host for names that belong to another listener of the port."""
+    return _virtual_host(hostname, [_answer(MISDIRECTED)])
+
+
+def route_configuration(name: str, virtual_hosts: Sequence[Json]) -> Json:
+    """Return a route configuration; other hosts get 404."""
+    return {
+        "name": name,
+        "virtual_hosts": list(virtual_hosts),
+        "validate_clusters": False,
+        "ignore_port_in_host_matching": True,
+    }
+
+
+def _ordered(routes: Sequence[RequestRoute]) -> list[Entry]:
+    """Routes of two kinds have ranks that compare by the matches that Envoy gets."""
+    entries = in_order(routes)
+    if len({route.obj.kind for route in routes}) < 2:
+        return entries
+    return sorted(entries, key=_common_rank)
+
+
+def _common_rank(entry: Entry) -> tuple[int, ...]:
+    match = entry.match
+    rank = match_rank(
+        match.path_kind, match.path, match.method, len(match.headers), len(match.query)
+    )
+    return tuple(-part for part in rank)
+
+
+def _virtual_host(hostname: str, routes: Sequence[Json]) -> Json:
+    domain = "*" if hostname == ANY else hostname
+    return {"name": domain, "domains": [domain], "routes": list(routes)}
+
+
+def _answer(status: int) -> Json:
+    return {"match": {"prefix": "/"}, "direct_response": {"status": status}}
