@@ -11,6 +11,7 @@ from ztunnel.lab.cluster import gateways, kube_proxy, load_balancer, services
 from ztunnel.lab.cluster.admission import admit, terminating, unbound
 from ztunnel.lab.cluster.backend_certificates import plan_certificates, with_certificates
 from ztunnel.lab.cluster.deployments import deployment_of, deployment_status
+from ztunnel.lab.cluster.gateways import GatewayPlan
 from ztunnel.lab.cluster.pod_fields import pod_ips
 from ztunnel.lab.cluster.scheduler import plan_pods, surplus_pods
 from ztunnel.lab.cluster.system_objects import SYSTEM_NAMESPACES, system_objects
@@ -85,8 +86,9 @@ class Reconciler:
         Returns the remaining problems. `wait_for_new_only`: probe other pods once, without waiting.
         """
         self.put_system_objects()
+        gateway_plan = self._put_gateway_objects()
         problems = [
-            *self._put_gateway_objects(),
+            *gateway_plan.problems,
             *self._put_certificates(),
             *self._put_virtual_addresses(),
         ]
@@ -102,6 +104,7 @@ class Reconciler:
         self.publish()
         self._kubelet.remove_others([*plan.pods, *replaced])
         pods = [self._kubelet.run(pod, objects) for pod in plan.pods if pod_ips(pod)]
+        self._put_all(gateway_plan.annotated)
         old = [pod for pod in pods if wait_for_new_only and key_of(pod) in objects]
         new = [pod for pod in pods if pod not in old]
         self._kubelet.wait_ready(old, 0, self._progress)
@@ -112,15 +115,15 @@ class Reconciler:
         reasons += [self._kubelet.unready_reason(pod) for pod in unready] if deadline else []
         return [*problems, *plan.problems, *reasons, *self._uncaptured(pods)]
 
-    def _put_gateway_objects(self) -> list[str]:
-        """Store what runs the Gateways, and remove it with them. Returns the problems."""
+    def _put_gateway_objects(self) -> GatewayPlan:
+        """Store what runs the Gateways, and remove it with them."""
         stored = self._store.load()
         plan = gateways.plan_gateways(stored)
         for key in plan.stale:
             self._store.remove(key)
         for obj in plan.objects:
             self._store.put(admit(obj, stored.get(key_of(obj)), new_uid, _now()))
-        return plan.problems
+        return plan
 
     def _put_certificates(self) -> list[str]:
         """Store the certificates of BackendTLSPolicies. Returns the problems."""

@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from pathlib import Path
 from typing import Any
 
+from ztunnel.kube.objects.l7_kinds import GATEWAY_CERTIFICATES_ANNOTATION
+from ztunnel.l7.names import certificate_id
 from ztunnel.lab.cluster.gateways import plan_gateways
 from ztunnel.lab.objects import Key, Object, key_of
+from ztunnel.lab.server_certificates import tls_secret
 
 
 def gateway(class_name: str = "istio-waypoint", **spec: Any) -> Object:
@@ -58,3 +64,93 @@ def test_missing_parameters_are_a_problem_and_replace_nothing() -> None:
     plan = plan_gateways(by_key(broken, *running))
     assert plan.objects == []
     assert "absent" in plan.problems[0]
+
+
+def ingress(*references: Object) -> Object:
+    listener = {
+        "name": "https",
+        "port": 443,
+        "protocol": "HTTPS",
+        "tls": {"certificateRefs": list(references)},
+    }
+    return gateway("ztunnel", listeners=[listener])
+
+
+def stored(secret: Object) -> Object:
+    """A Secret as the lab stores it."""
+    data = {k: base64.b64encode(v.encode()).decode() for k, v in secret["stringData"].items()}
+    return {"kind": "Secret", "metadata": secret["metadata"], "data": data}
+
+
+def applied(objects: dict[Key, Object]) -> tuple[dict[Key, Object], list[str]]:
+    """The objects after the plan is stored, and its problems."""
+    plan = plan_gateways(objects)
+    return {**objects, **by_key(*plan.objects, *plan.annotated)}, plan.problems
+
+
+def test_ingress_gateway_gets_objects_named_after_gateway_and_class() -> None:
+    found, _ = applied(by_key(ingress({"name": "tls"})))
+    service = found[Key("Service", "shop", "waypoint-ztunnel")]["spec"]
+    assert [port["port"] for port in service["ports"]] == [443]
+    assert Key("Deployment", "shop", "waypoint-ztunnel") in found
+
+
+def test_class_istio_of_another_controller_runs_nothing() -> None:
+    other = {
+        "kind": "GatewayClass",
+        "metadata": {"name": "istio"},
+        "spec": {"controllerName": "istio.io/gateway-controller"},
+    }
+    assert plan_gateways(by_key(gateway("istio"), other)).objects == []
+    assert plan_gateways(by_key(gateway("istio"))).objects != []
+
+
+def test_certificates_are_files_of_a_secret_and_names_in_the_annotation(tmp_path: Path) -> None:
+    secret = stored(tls_secret(tmp_path / "ca", "tls", "shop", ["a.example"]))
+    found, problems = applied(by_key(ingress({"name": "tls"}), secret))
+    assert problems == []
+    name = certificate_id("Secret", "shop", "tls")
+    files = found[Key("Secret", "shop", "waypoint-ztunnel-certificates")]["data"]
+    assert set(files) == {f"{name}.crt", f"{name}.key"}
+    metadata = found[Key("Gateway", "shop", "waypoint")]["metadata"]
+    annotation = metadata["annotations"][GATEWAY_CERTIFICATES_ANNOTATION]
+    assert list(json.loads(annotation)) == [f"{name}.crt"]
+    assert plan_gateways(found).annotated == []
+
+
+def test_invalid_renewal_leaves_the_previous_certificate(tmp_path: Path) -> None:
+    secret = stored(tls_secret(tmp_path / "ca", "tls", "shop", ["a.example"]))
+    before, _ = applied(by_key(ingress({"name": "tls"}), secret))
+    broken = {**secret, "data": {**secret["data"], "tls.key": "AAAA"}}
+    after, problems = applied({**before, key_of(broken): broken})
+    assert "stays in use" in problems[0]
+    key = Key("Secret", "shop", "waypoint-ztunnel-certificates")
+    assert after[key]["data"] == before[key]["data"]
+
+
+def test_certificate_of_another_namespace_needs_a_grant(tmp_path: Path) -> None:
+    secret = stored(tls_secret(tmp_path / "ca", "tls", "other", ["a.example"]))
+    wanted = ingress({"name": "tls", "namespace": "other"})
+    found, _ = applied(by_key(wanted, secret))
+    assert found[Key("Secret", "shop", "waypoint-ztunnel-certificates")]["data"] == {}
+    grant = {
+        "kind": "ReferenceGrant",
+        "metadata": {"name": "grant", "namespace": "other"},
+        "spec": {
+            "from": [
+                {"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "shop"}
+            ],
+            "to": [{"group": "", "kind": "Secret"}],
+        },
+    }
+    found, _ = applied(by_key(wanted, secret, grant))
+    assert len(found[Key("Secret", "shop", "waypoint-ztunnel-certificates")]["data"]) == 2
+
+
+def test_invalid_listener_does_not_affect_other_gateways() -> None:
+    broken = ingress({"name": "tls"})
+    broken["spec"]["listeners"] = "none"
+    other = gateway()
+    other["metadata"] = {**other["metadata"], "name": "other"}
+    found, _ = applied(by_key(broken, other))
+    assert Key("Deployment", "shop", "other") in found
