@@ -40,6 +40,7 @@ _PLURALS = {  # kind: plural, and whether it is namespaced
     "Gateway": ("gateways", True),
     "GatewayClass": ("gatewayclasses", False),
     "Namespace": ("namespaces", False),
+    "NetworkPolicy": ("networkpolicies", True),
     "PodDisruptionBudget": ("poddisruptionbudgets", True),
     "Role": ("roles", True),
     "RoleBinding": ("rolebindings", True),
