@@ -8,6 +8,9 @@
  * that bypass the proxy: their source socket was seen to connect, and each entry admits one
  * connection. Datagrams need an admission decision, see lib/udp_conntrack.h. The kernel does not
  * run this hook for datagrams to a socket that is connected to their sender.
+ *
+ * Listener ports of an ingress gateway are public: connections and datagrams reach its Envoy
+ * directly, which enforces policy. All other ports of the pod are captured.
  */
 #include "lib/same_node.h"
 #include "lib/udp_conntrack.h"
@@ -62,6 +65,31 @@ static __always_inline int zt_is_from_node(struct bpf_sk_lookup *ctx, struct zt_
 	if (ctx->protocol != ZT_IPPROTO_TCP)
 		return zt_node_udp_is_known(key);
 	return zt_node_conn_find(key) != 0;
+}
+
+/*
+ * Whether it arrived at a listener port of an ingress gateway. The source of a datagram must not be
+ * a token: only the proxy may send those, see lib/udp_token.h.
+ */
+static __always_inline int zt_is_for_gateway(struct bpf_sk_lookup *ctx, const struct zt_addr *local,
+					     const struct zt_addr *remote,
+					     struct zt_four_tuple *key)
+{
+	struct zt_gateway_port_key wanted = {};
+	struct zt_gateway_port *found;
+
+	__builtin_memcpy(wanted.ip, local->ip, 16);
+	wanted.port = bpf_htons((__u16)ctx->local_port);
+	wanted.protocol = ctx->protocol;
+	found = zt_gateway_port_find(&wanted);
+	if (!found)
+		return 0;
+	if (ctx->protocol == ZT_IPPROTO_TCP)
+		zt_bypass_admits(key); /* a bypass entry awaits this pod's answer */
+	else if (zt_is_token_ip6(remote->ip))
+		return 0;
+	__sync_fetch_and_add(&found->admitted, 1);
+	return 1;
 }
 
 /* Whether the address is captured: the proxy or the agent has a socket for it. */
@@ -165,6 +193,8 @@ int zt_sk_lookup(struct bpf_sk_lookup *ctx)
 			zt_count(ZT_STAT_NODE_LOCAL_BYPASS);
 		return SK_PASS;
 	}
+	if (zt_is_for_gateway(ctx, &local, &remote, &key))
+		return SK_PASS;
 	if (ctx->protocol != ZT_IPPROTO_TCP)
 		return zt_lookup_udp(ctx, &local, &remote, &key);
 	return zt_lookup_tcp(ctx, &local, &key);

@@ -34,6 +34,7 @@
 #define ZT_MAX_UDP_WORKERS 32          /* worker sockets per pod */
 #define ZT_MAX_UDP_CONNTRACK 131072    /* an evicted pair is authorized again */
 #define ZT_MAX_UDP_DECISIONS 65536     /* an evicted decision is made again */
+#define ZT_MAX_GATEWAY_PORTS 16384     /* when full, connections to further ports are captured */
 #define ZT_EVENTS_BYTES 2097152        /* 15,000 unread events; a power of two */
 
 #define ZT_UDP_IDLE_NS 120000000000ULL        /* RFC 4787 4.3: lifetime of a UDP pair */
@@ -123,6 +124,21 @@ struct zt_flow {
 	__u64 owner;    /* cookie of the connecting socket; only that socket may delete the entry */
 	__u64 start_ns; /* CLOCK_MONOTONIC */
 	struct zt_sock sock;
+};
+
+/*
+ * A port of an ingress gateway's listener at an address of one of its pods: what arrives there is
+ * not captured, because the pod's Envoy enforces policy.
+ */
+struct zt_gateway_port_key {
+	__u8 ip[16];
+	__be16 port;
+	__u8 protocol; /* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 pad[5];
+};
+
+struct zt_gateway_port {
+	__u64 admitted; /* connections or datagrams */
 };
 
 /*

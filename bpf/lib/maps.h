@@ -45,6 +45,16 @@ static __always_inline struct zt_pod_stats *zt_pod_stats_find(__u64 netns)
 	return zt_pod_stats.lookup(&netns);
 }
 
+/* The ports of gateway pods that are not captured; the agent adds and removes entries. */
+ZT_MAP("hash", struct zt_gateway_port_key, struct zt_gateway_port, zt_gateway_ports,
+       ZT_MAX_GATEWAY_PORTS, BPF_F_NO_PREALLOC);
+
+static __always_inline struct zt_gateway_port *zt_gateway_port_find(
+	struct zt_gateway_port_key *key)
+{
+	return zt_gateway_ports.lookup(key);
+}
+
 /* The caller releases the socket. */
 static __always_inline struct bpf_sock *zt_listener_find(struct zt_addr *local)
 {

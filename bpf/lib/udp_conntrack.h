@@ -17,6 +17,20 @@ static __always_inline int zt_udp_ct_is_live(const struct zt_udp_ct_entry *entry
 	return bpf_ktime_get_ns() - entry->seen_ns < ZT_UDP_IDLE_NS;
 }
 
+/*
+ * Whether a pod sends from a listener port of its ingress gateway. Such datagrams need no entry:
+ * what comes back is admitted anyway, and senders with forged addresses must not evict entries.
+ */
+static __always_inline int zt_udp_is_from_gateway(const __u8 src[16], __be16 port)
+{
+	struct zt_gateway_port_key key = {};
+
+	__builtin_memcpy(key.ip, src, 16);
+	key.port = port;
+	key.protocol = ZT_IPPROTO_UDP;
+	return zt_gateway_port_find(&key) != 0;
+}
+
 /* A pod sends a native datagram from `port` to `dst`. */
 static __always_inline void zt_udp_ct_outgoing(__u64 netns, const struct zt_pod *pod, __be16 port,
 					       const struct zt_endpoint *dst)
@@ -37,7 +51,7 @@ static __always_inline void zt_udp_ct_outgoing(__u64 netns, const struct zt_pod 
 	entry = zt_udp_ct_find(&key);
 	if (entry && entry->netns == netns)
 		entry->seen_ns = new.seen_ns;
-	else
+	else if (!zt_udp_is_from_gateway(src, port))
 		zt_udp_ct_set(&key, &new);
 }
 
@@ -140,17 +154,22 @@ static __always_inline int zt_node_udp_is_known(const struct zt_four_tuple *data
 /*
  * The proxy delivers an IPv6 datagram from a token address to an app. Nothing owns these addresses,
  * but for a datagram that never left the pod the kernel reports the pod's own device. sendmsg
- * therefore records the delivery, and sk_lookup rejects a forged datagram from outside.
+ * therefore records the delivery, and sk_lookup rejects a forged datagram: any process can bind an
+ * IPv6 socket to such an address (IPV6_FREEBIND), but only the proxy's sockets have its role.
  */
 static __always_inline void zt_udp_record_delivery(struct bpf_sock_addr *ctx,
 						   const struct zt_endpoint *app)
 {
 	struct zt_udp_ct_entry new = { .seen_ns = bpf_ktime_get_ns() };
 	struct zt_four_tuple key = {};
+	struct zt_sock *sender;
 	__u8 token[16];
 
 	zt_copy6(token, ctx->msg_src_ip6);
 	if (!zt_is_token_ip6(token) || !ctx->sk)
+		return;
+	sender = zt_sock_find(ctx->sk);
+	if (!sender || sender->role != ZT_ROLE_PROXY)
 		return;
 	zt_set_tuple(&key, token, zt_local_port(ctx->sk), app->ip, 0);
 	zt_udp_ct_set(&key, &new);

@@ -27,6 +27,7 @@ from ztunnel.agent.workers.server import AgentLinkServer
 from ztunnel.agent.workers.session import Session
 from ztunnel.datapath.bpf.layout import UdpRoute
 from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent
+from ztunnel.datapath.gateway_port_map import OpenPort
 from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
 from ztunnel.datapath.udp_admission_maps import UdpDecision as UdpVerdict
 from ztunnel.ipc.channel import Channel
@@ -131,6 +132,7 @@ class FakeDataPath:
         self.made = 0
         self.closed = False
         self.udp, self.udp_admission = FakeUdpPath(), FakeUdpEntry()
+        self.gateway_ports = FakeGatewayPorts()
         self.pins = FakePins()
 
     def find_node(self, cgroup: Path) -> bool:
@@ -369,6 +371,28 @@ class FakeUdpPath:
     @property
     def carried(self) -> set[str]:
         return {at.ip for at, what in self.ways.items() if what is UdpRoute.REDIRECT}
+
+
+class FakeGatewayPorts:
+    """The kernel's open ports; `room` is the number of entries that fit."""
+
+    def __init__(self, *ports: OpenPort) -> None:
+        self.entries = set(ports)
+        self.room = 1000
+
+    def ports(self) -> dict[OpenPort, int]:
+        return dict.fromkeys(self.entries, 0)
+
+    def open(self, port: OpenPort) -> None:
+        if len(self.entries) >= self.room:
+            raise OSError(errno.E2BIG, "full")
+        self.entries.add(port)
+
+    def close_ports(self, ports: Iterable[OpenPort]) -> None:
+        self.entries -= set(ports)
+
+    def close(self) -> None:
+        pass
 
 
 class FakeUdpEntry:

@@ -110,6 +110,9 @@ def view_consumers(
         SameNodeRevocation(traffic.same_node),
         # Every decision that the agent makes below is by the new policies.
         PolicyUpdate(core.policies),
+        # Removes a port before any part of the agent acts on the new state, and before another pod
+        # with the address is captured.
+        traffic.gateway_ports,
         # Workers decide most connections, so they get the change before slower steps. They know a
         # workload before the enroller adds its pod.
         link.broadcast,
@@ -251,6 +254,7 @@ class Agent:
             ("same-node events", every(READ_INTERVAL_S, traffic.same_node_events.read)),
             ("UDP redirect", every(UDP_SWEEP_INTERVAL_S, traffic.udp_redirect.sweep)),
             ("gateway pods", every(GATEWAY_PODS_INTERVAL_S, self._gateways.pods.reconcile)),
+            ("gateway ports", every(UDP_SWEEP_INTERVAL_S, traffic.gateway_ports.reconcile)),
             ("UDP authorizer", every(UDP_SWEEP_INTERVAL_S, traffic.udp_authorizer.reconcile)),
         ]
 

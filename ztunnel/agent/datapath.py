@@ -18,6 +18,7 @@ from ztunnel.datapath.bpf.layout import Role
 from ztunnel.datapath.bpf.maps import Maps, PodEntry
 from ztunnel.datapath.bpf.pins import HeldPins
 from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent, EventReader
+from ztunnel.datapath.gateway_port_map import GatewayPortMap
 from ztunnel.datapath.netlink import sock_diag
 from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
 from ztunnel.datapath.udp_admission_maps import UdpAdmissionMaps
@@ -181,6 +182,7 @@ class KernelDataPath:
         self._events = EventReader(pin_dir)
         self.udp_admission = UdpAdmissionMaps(pin_dir, self._maps)
         self.udp = UdpKernelApi(pin_dir, self._maps, self.udp_admission)
+        self.gateway_ports = GatewayPortMap(pin_dir)
         self._maps.same_node.revoke()  # this agent has not validated an earlier agent's entries
 
     def find_node(self, cgroup: Path) -> bool:
@@ -307,6 +309,7 @@ class KernelDataPath:
         """Close the descriptors; the pins stay."""
         self._events.close()
         self.udp.close()
+        self.gateway_ports.close()
         self.udp_admission.close()
         self._maps.close()
         self.pins.close()

@@ -37,6 +37,7 @@ from ztunnel.agent.pods.enroller import Enroller
 from ztunnel.agent.pods.reconcile_loop import ReconcileLoop, Wakeup
 from ztunnel.agent.pods.registry import PodTable
 from ztunnel.agent.pods.selection import PodSelection
+from ztunnel.agent.traffic.gateway_ports import GatewayPorts
 from ztunnel.agent.traffic.same_node import SameNodeBypass
 from ztunnel.agent.traffic.same_node_events import SameNodeEvents
 from ztunnel.agent.traffic.same_node_metrics import SameNodeMetrics
@@ -97,6 +98,7 @@ class Traffic:
     waypoint_bypass: WaypointBypass
     udp_authorizer: UdpAuthorizer
     udp_redirect: UdpRedirector
+    gateway_ports: GatewayPorts
 
 
 def build_traffic(core: Core) -> Traffic:
@@ -126,7 +128,8 @@ def build_traffic(core: Core) -> Traffic:
     )
     redirect = UdpRedirector(kernel.udp, routes, core.pods, core.sessions, time.monotonic)
     waypoint_bypass = WaypointBypass(same_node, core.pods)
-    return Traffic(same_node, events, waypoint_bypass, authorizer, redirect)
+    gateway_ports = GatewayPorts(kernel.gateway_ports)
+    return Traffic(same_node, events, waypoint_bypass, authorizer, redirect, gateway_ports)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from ztunnel.kube.objects import l7_kinds
+
 WAYPOINT_CLASSES: Final = ("istio-waypoint", "ztunnel-waypoint")
-INGRESS_CLASSES: Final = ("istio", "ztunnel")  # istio: unless its GatewayClass is istiod's
+INGRESS_CLASSES: Final = l7_kinds.INGRESS_CLASSES
 
 
 def is_waypoint_class(name: object) -> bool:

@@ -35,6 +35,13 @@ class SocketAddress(msgspec.Struct, frozen=True, order=True, gc=False):
         return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
 
+class GatewayPort(msgspec.Struct, frozen=True, order=True, gc=False):
+    """A port of an ingress gateway's listener. `protocol`: TCP or UDP."""
+
+    port: int
+    protocol: str = "TCP"
+
+
 class Workload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One pod as every node knows it.
 
@@ -45,7 +52,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `waypoint`: `namespace/name` of the Gateway that connections to the pod's own addresses pass;
     empty for none. `waypoint_error`: why that waypoint cannot be used, so that such connections
-    are refused. `gateway`: `namespace/name` of the Gateway that the pod runs.
+    are refused. `gateway`: `namespace/name` of the Gateway that the pod runs. `gateway_ports`: the
+    ports of that ingress gateway's listeners. They are public: the mesh does not capture what
+    arrives there, and the pod's Envoy enforces policy.
     """
 
     uid: str
@@ -69,11 +78,17 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     waypoint: str = ""
     waypoint_error: str = ""
     gateway: str = ""
+    gateway_ports: tuple[GatewayPort, ...] = ()
 
     @property
     def identity(self) -> str:
         """The SPIFFE ID of the workload, `spiffe://<td>/ns/<ns>/sa/<sa>`."""
         return f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+
+    def is_gateway_port(self, port: int, *, udp: bool = False) -> bool:
+        """Return whether it is a port of a listener of the ingress gateway that the pod runs."""
+        protocol = "UDP" if udp else "TCP"
+        return any(each.port == port and each.protocol == protocol for each in self.gateway_ports)
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):

@@ -11,6 +11,7 @@ XDS = 15010  # delta ADS of `ztunnel gateway`, on loopback in a gateway pod; ist
 GATEWAY_METRICS = 15020  # Envoy's statistics, served by `ztunnel gateway`; Istio's number
 GATEWAY_READINESS = 15021  # Envoy's own `/healthz/ready`; Istio's number
 GATEWAY_ADMIN = 15000  # Envoy's admin interface, on loopback; Istio's number
+MESH = range(15000, 15100)  # no listener of a gateway may have them: numbers of Istio and the mesh
 RESERVED = frozenset(
     (OUTBOUND, INBOUND, HBONE, DNS, WAYPOINT)
 )  # rejected as destinations: they would cause a loop, or forge what the proxy states about clients

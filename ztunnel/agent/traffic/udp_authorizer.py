@@ -209,7 +209,7 @@ class UdpAuthorizer(ViewConsumer):
         identity = local.identity if local else ""
         flow = _Flow(source, local or self._workload_at(source.ip), identity, pod, destination)
         decision = self._policies.decide(
-            pod.workload, AuthzRequest(source.ip, identity, destination)
+            pod.workload, AuthzRequest(source.ip, identity, destination, udp=True)
         )
         cookie = sender.cookie if sender else 0
         try:

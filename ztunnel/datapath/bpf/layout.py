@@ -111,6 +111,23 @@ class Flow(ctypes.Structure):
     _fields_ = (("owner", ctypes.c_uint64), ("start_ns", ctypes.c_uint64), ("sock", Sock))
 
 
+class GatewayPortKey(ctypes.Structure):
+    """struct zt_gateway_port_key"""
+
+    _fields_ = (
+        ("ip", ctypes.c_ubyte * 16),
+        ("port", ctypes.c_ubyte * 2),
+        ("protocol", ctypes.c_uint8),
+        ("pad", ctypes.c_ubyte * 5),
+    )
+
+
+class GatewayPort(ctypes.Structure):
+    """struct zt_gateway_port"""
+
+    _fields_ = (("admitted", ctypes.c_uint64),)
+
+
 class PodStats(ctypes.Structure):
     """struct zt_pod_stats"""
 
@@ -308,6 +325,8 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "zt_pod": Pod,
     "zt_flow_key": FlowKey,
     "zt_flow": Flow,
+    "zt_gateway_port_key": GatewayPortKey,
+    "zt_gateway_port": GatewayPort,
     "zt_pod_stats": PodStats,
     "zt_dns_pending_key": DnsPendingKey,
     "zt_policy_epoch": PolicyEpoch,

@@ -12,6 +12,7 @@ _SECURITY = "security.istio.io/v1"
 _TELEMETRY = "telemetry.istio.io/v1"
 _EXTENSIONS = "extensions.istio.io/v1alpha1"
 
+INGRESS_CLASSES = ("istio", "ztunnel")  # `istio`: unless its GatewayClass is istiod's
 BACKEND_TLS_POLICY = "BackendTLSPolicy"
 # Of BackendTLSPolicies, by the controller: the certificates that caCertificateRefs refer to, as PEM
 CA_CERTIFICATES_ANNOTATION = "ztunnel.dev/ca-certificates"

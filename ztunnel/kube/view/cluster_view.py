@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import structlog
 
 from ztunnel.ipc.gateway_messages import L7ObjectBody
@@ -26,8 +27,9 @@ from ztunnel.kube.objects.fields import (
     make_key,
 )
 from ztunnel.kube.objects.l7_kinds import L7_KINDS, STORED_KINDS
-from ztunnel.kube.objects.waypoints import Traffic, requires_waypoint
+from ztunnel.kube.objects.waypoints import Traffic, gateway_of, requires_waypoint
 from ztunnel.kube.view.cluster_claims import ServiceName
+from ztunnel.kube.view.gateway_port_index import GatewayPortIndex
 from ztunnel.kube.view.l7_index import L7Index
 from ztunnel.kube.view.policy_index import PolicyIndex
 from ztunnel.kube.view.service_entry_index import ServiceEntryIndex
@@ -118,7 +120,8 @@ class ClusterView:
         self._pods: dict[str, dict[str, translation.Pod]] = defaultdict(dict)  # namespace → name
         self._uids_on: dict[str, dict[str, None]] = defaultdict(dict)  # node → Workload.uid
         self._uid_of_pod: dict[str, str] = {}  # metadata.uid → Workload.uid
-        self._waypoints = WaypointIndex(lambda name: self._namespace_labels.get(name, {}))
+        self._waypoints = WaypointIndex(self._labels_of)
+        self._gateway_ports = GatewayPortIndex(self._labels_of)
         self._service_index = ServiceIndex(
             self._cluster, self._services, self._is_discovered, self._waypoints
         )
@@ -139,6 +142,7 @@ class ClusterView:
             "ServiceEntry": self.entries.put,
             "Gateway": self._put_gateway,
             "GatewayClass": self._put_gateway_class,
+            "ListenerSet": self._put_listener_set,
         }
         self._deletes: dict[str, Callable[[ObjectKey], None]] = {
             "Namespace": self._drop_namespace,
@@ -151,6 +155,7 @@ class ClusterView:
             "ServiceEntry": self.entries.drop,
             "Gateway": self._drop_gateway,
             "GatewayClass": self._drop_gateway_class,
+            "ListenerSet": self._drop_listener_set,
         }
 
     def upsert(self, obj: Object) -> None:
@@ -285,20 +290,43 @@ class ClusterView:
                 self._derive(pod)
             self._service_index.namespace_changed(name)
             self.entries.namespace_changed(name)
+            self._gateway_ports_changed(self._gateway_ports.namespace_changed(name))
+
+    def _labels_of(self, namespace: str) -> dict[str, str]:
+        return self._namespace_labels.get(namespace, {})
 
     def _put_gateway(self, key: ObjectKey, obj: Object) -> str:
+        self._gateway_ports_changed(self._gateway_ports.put_gateway(key, obj))
         self._waypoints_changed(self._waypoints.put(key, obj))
         return ""
 
     def _drop_gateway(self, key: ObjectKey) -> None:
+        self._gateway_ports_changed(self._gateway_ports.drop_gateway(key))
         self._waypoints_changed(self._waypoints.drop(key))
 
     def _put_gateway_class(self, key: ObjectKey, obj: Object) -> str:
+        self._gateway_ports_changed(self._gateway_ports.set_class(key.name, obj))
         self._waypoints_changed(self._waypoints.put_class(key, obj))
         return ""
 
     def _drop_gateway_class(self, key: ObjectKey) -> None:
+        self._gateway_ports_changed(self._gateway_ports.set_class(key.name, None))
         self._waypoints_changed(self._waypoints.drop_class(key))
+
+    def _put_listener_set(self, key: ObjectKey, obj: Object) -> str:
+        self._gateway_ports_changed(self._gateway_ports.put_set(key, obj))
+        return ""
+
+    def _drop_listener_set(self, key: ObjectKey) -> None:
+        self._gateway_ports_changed(self._gateway_ports.drop_set(key))
+
+    def _gateway_ports_changed(self, gateways: set[str]) -> None:
+        """Derive the pods of these Gateways again."""
+        for gateway in gateways:
+            namespace = gateway.partition("/")[0]
+            for pod in self._pods.get(namespace, {}).values():
+                if gateway_of(pod.labels, namespace) == gateway:
+                    self._derive(pod)
 
     def _waypoints_changed(self, users: frozenset[ObjectKey]) -> None:
         """Resolve the waypoint of these objects again."""
@@ -363,6 +391,9 @@ class ClusterView:
             make_key("Pod", pod.namespace, pod.name), pod.labels, Traffic.WORKLOAD
         )
         found = translation.workload(pod, labels, self._cluster, waypoint, error)
+        if found is not None and found.gateway and found.enrolled:
+            ports = self._gateway_ports.ports(found.gateway)
+            found = msgspec.structs.replace(found, gateway_ports=ports)
         self._set_workload(uid, found if self._is_discovered(pod.namespace) else None)
         inherited = requires_waypoint(labels, {}) or None  # `false` decides for no pod
         own = pod.requires_waypoint

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Authorizes a connection to a workload and states which policy decided. Pure.
 
+    to a listener port of an ingress gateway      ─▶ allowed: its Envoy enforces policy
     plaintext, and PeerAuthentication is STRICT   ─▶ denied
     a DENY policy matches                         ─▶ denied
     no ALLOW policy selects the workload          ─▶ allowed
@@ -51,6 +52,7 @@ class Cause(StrEnum):
     DENIED = "denied by a rule"
     UNMATCHED = "no rule of any ALLOW policy matches"
     PLAINTEXT = "plaintext, where mTLS is required"
+    GATEWAY = "listener port of a gateway, whose Envoy enforces policy"
     OVERDUE = "not authorized again after a change"
 
 
@@ -72,6 +74,7 @@ class Decision:
 
 
 UNRESTRICTED = Decision(True, Cause.UNRESTRICTED, Cause.UNRESTRICTED.value)
+AT_GATEWAY = Decision(True, Cause.GATEWAY, Cause.GATEWAY.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +202,12 @@ class PolicyEngine:
         """Decide whether the connection to the workload is allowed."""
         if not self._policies:
             return UNRESTRICTED
+        port = request.destination.port
+        if workload.gateway_ports and workload.is_gateway_port(port, udp=request.udp):
+            return AT_GATEWAY
+        return self._authorize(workload, request)
+
+    def _authorize(self, workload: Workload, request: AuthzRequest) -> Decision:
         if not request.identity:
             mode = self.modes(workload).at(request.destination.port)
             if mode.mode is MtlsMode.STRICT:

@@ -23,11 +23,15 @@ _BITS = {4: 32, 6: 128}
 
 
 class AuthzRequest(msgspec.Struct, frozen=True, gc=False):
-    """The input of an authorization. `identity` is the peer's SPIFFE ID, empty without mTLS."""
+    """The input of an authorization. `identity` is the peer's SPIFFE ID, empty without mTLS.
+
+    `udp`: datagrams, not a connection.
+    """
 
     source_ip: str
     identity: str
     destination: SocketAddress
+    udp: bool = False
 
 
 class RequestAttributes:

@@ -77,7 +77,7 @@ class AdmissionTable:
         self, mesh: MeshState, connection: AdmittedConnection, accepted: Accept, identity: str
     ) -> Decision:
         """Authorize a connection. `identity` is the peer's proven identity; empty: plaintext."""
-        request = AuthzRequest(accepted.client.ip, identity, accepted.destination)
+        request = AuthzRequest(accepted.client.ip, identity, accepted.destination, accepted.udp)
         self._admitted[connection] = accepted.workload.uid, request
         decision = mesh.policies.decide(accepted.workload, request)
         if not decision.allowed:

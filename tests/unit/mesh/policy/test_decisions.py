@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.policies import (
@@ -17,8 +18,10 @@ from tests.support.policies import (
     authz_request,
     decide,
     peer,
+    policies,
     policy,
 )
+from ztunnel.mesh.model import GatewayPort
 from ztunnel.mesh.policy.engine import Cause
 
 P = CLIENT.removeprefix("spiffe://")
@@ -524,3 +527,24 @@ def test_dry_run_is_reported_but_not_enforced(
 
 def test_the_table_has_at_least_150_cases() -> None:
     assert 2 * len(MATCHES) + len(TOGETHER) + len(PLAINTEXT) >= 150
+
+
+GATEWAY = msgspec.structs.replace(WEB, gateway_ports=(GatewayPort(443),))
+
+
+@pytest.mark.parametrize("identity", [CLIENT, ""])
+def test_listener_ports_of_a_gateway_are_left_to_its_envoy(identity: str) -> None:
+    engine = policies(policy([{}], "DENY"), peer("STRICT"))
+    decision = engine.decide(GATEWAY, authz_request(443, identity=identity))
+    assert (decision.allowed, decision.cause) == (True, Cause.GATEWAY)
+    assert not engine.decide(GATEWAY, authz_request(8443, identity=identity)).allowed
+    assert not engine.decide(WEB, authz_request(443, identity=identity)).allowed
+
+
+def test_a_tcp_listener_does_not_open_the_port_of_udp() -> None:
+    engine = policies(policy([{}], "DENY"))
+    datagrams = msgspec.structs.replace(authz_request(443), udp=True)
+    assert not engine.decide(GATEWAY, datagrams).allowed
+    both = msgspec.structs.replace(WEB, gateway_ports=(GatewayPort(443, "UDP"),))
+    assert engine.decide(both, datagrams).cause is Cause.GATEWAY
+    assert not engine.decide(both, authz_request(443)).allowed
