@@ -3,14 +3,14 @@
 
     Gateway and ListenerSets ─parse─▶ Listener ─▶ accepted? conflicted? references resolved?
 
-Listeners of one object that conflict with each other are all conflicted. Between objects, the
-Gateway precedes its ListenerSets, and an older ListenerSet a younger one (GEP-1713).
+Between objects, the Gateway precedes its ListenerSets, and an older ListenerSet a younger one
+(GEP-1713). The other listeners of one object that conflict with each other are all conflicted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -31,6 +31,7 @@ from ztunnel.l7.api.gateway import (
     parse_gateway,
     parse_listener_set,
 )
+from ztunnel.l7.ingress.client_authorities import client_authorities
 from ztunnel.l7.names import certificate_id, is_ingress_class
 from ztunnel.l7.objects import L7Key, L7Object
 from ztunnel.l7.routing.references import Reference, is_granted
@@ -51,6 +52,7 @@ _KINDS: dict[ListenerProtocol, tuple[RouteKind, ...]] = {
     ListenerProtocol.TCP: (RouteKind(GATEWAY_GROUP, "TCPRoute"),),
     ListenerProtocol.UDP: (RouteKind(GATEWAY_GROUP, "UDPRoute"),),
 }
+_PASSTHROUGH_KINDS = (RouteKind(GATEWAY_GROUP, "TLSRoute"),)
 _ENCRYPTED = (ListenerProtocol.HTTPS, ListenerProtocol.TLS)
 
 Conflict = tuple["ListenerConflict", str]
@@ -63,6 +65,7 @@ class ListenerAccepted(StrEnum):
     PORT_UNAVAILABLE = "PortUnavailable"
     UNSUPPORTED_PROTOCOL = "UnsupportedProtocol"
     INVALID = "Invalid"
+    NO_VALID_CA = "NoValidCACertificate"
 
 
 class ListenerConflict(StrEnum):
@@ -83,6 +86,8 @@ class ListenerResolved(StrEnum):
     INVALID_CERTIFICATE = "InvalidCertificateRef"
     NOT_PERMITTED = "RefNotPermitted"
     INVALID_KINDS = "InvalidRouteKinds"
+    INVALID_CA = "InvalidCACertificateRef"
+    INVALID_CA_KIND = "InvalidCACertificateKind"
 
 
 class EffectiveListener(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,12 +127,12 @@ class EffectiveListener(msgspec.Struct, frozen=True, kw_only=True):
         return (owner.kind, owner.namespace, owner.name, self.listener.name)
 
 
-class ListenerSetAccepted(StrEnum):
-    """Reasons of a ListenerSet's condition Accepted."""
+class CertificateState(StrEnum):
+    """Reasons of a Gateway's condition ResolvedRefs."""
 
-    ACCEPTED = "Accepted"
-    NOT_ALLOWED = "NotAllowed"
-    PARENT_NOT_ACCEPTED = "ParentNotAccepted"
+    RESOLVED = "ResolvedRefs"
+    INVALID = "InvalidClientCertificateRef"
+    NOT_PERMITTED = "RefNotPermitted"
 
 
 def is_ingress_gateway(store: L7Store, gateway: L7Object | None) -> bool:
@@ -150,9 +155,23 @@ def effective_listeners(store: L7Store, gateway: L7Object) -> tuple[EffectiveLis
     listeners = [*spec.listeners, *(each for s in sets for each in s.listeners)]
     files = certificate_files(gateway)
     conflicts = _conflicts(_by_owner(listeners))
-    return tuple(
+    found = (
         _effective(store, each, files, conflicts.get(id(each), _NO_CONFLICT)) for each in listeners
     )
+    return tuple(_with_authorities(store, spec, each, files) for each in found)
+
+
+def backend_certificate(store: L7Store, gateway: GatewaySpec) -> tuple[CertificateState, str]:
+    """Return whether the client certificate of a Gateway towards backends can be used, and why
+    not."""
+    ref = gateway.backend_certificate
+    if ref is None:
+        return CertificateState.RESOLVED, ""
+    reason, message = _certificate(store, gateway.obj, ref, certificate_files(gateway.obj))
+    if reason is ListenerResolved.RESOLVED:
+        return CertificateState.RESOLVED, ""
+    is_denied = reason is ListenerResolved.NOT_PERMITTED
+    return CertificateState.NOT_PERMITTED if is_denied else CertificateState.INVALID, message
 
 
 def listener_sets(store: L7Store, gateway: GatewaySpec) -> tuple[ListenerSetSpec, ...]:
@@ -190,7 +209,7 @@ def supported_kinds(listener: Listener) -> tuple[tuple[RouteKind, ...], bool]:
     """Return the kinds of routes that may attach, and whether all requested ones are among them."""
     if listener.protocol is None:
         return (), True
-    known = _KINDS[listener.protocol]
+    known = _PASSTHROUGH_KINDS if listener.is_passthrough else _KINDS[listener.protocol]
     wanted = listener.allowed.kinds
     if not wanted:
         return known, True
@@ -217,6 +236,25 @@ def _effective(
         kinds=kinds,
         certificates=certificates,
     )
+
+
+def _with_authorities(
+    store: L7Store, gateway: GatewaySpec, listener: EffectiveListener, files: Mapping[str, str]
+) -> EffectiveListener:
+    """Add what is wrong with the validation of clients, unless something else is."""
+    if listener.listener.protocol is not ListenerProtocol.HTTPS:
+        return listener
+    found = client_authorities(store, gateway, listener.listener.port, files)
+    if found.error is None:
+        return listener
+    changed: dict[str, object] = {}
+    if listener.resolved is ListenerResolved.RESOLVED:
+        changed["resolved"] = ListenerResolved(found.error.value)
+        changed["resolved_message"] = found.message
+    if listener.accepted is ListenerAccepted.ACCEPTED and not found.is_usable:
+        changed["accepted"] = ListenerAccepted.NO_VALID_CA
+        changed["accepted_message"] = found.message
+    return msgspec.structs.replace(listener, **changed)
 
 
 def _acceptance(listener: Listener) -> tuple[ListenerAccepted, str]:
@@ -291,9 +329,11 @@ def _conflicts(groups: Iterable[list[Listener]]) -> dict[int, Conflict]:
     claimed = _Claims()
     for group in groups:
         valid = [each for each in group if _acceptance(each)[0] is ListenerAccepted.ACCEPTED]
-        for each in valid:
-            found[id(each)] = claimed.conflict(each, [o for o in valid if o is not each])
-        for each in valid:
+        found |= {id(each): claimed.conflict(each, ()) for each in valid}
+        rest = [each for each in valid if found[id(each)] is _NO_CONFLICT]
+        for each in rest:
+            found[id(each)] = claimed.conflict(each, [o for o in rest if o is not each])
+        for each in rest:
             if found[id(each)] is _NO_CONFLICT:
                 claimed.add(each)
     return found
@@ -311,7 +351,7 @@ class _Claims:
         self._protocols.setdefault(_transport(listener), _protocol_group(listener))
         self._places.add(_place(listener))
 
-    def conflict(self, listener: Listener, others: list[Listener]) -> Conflict:
+    def conflict(self, listener: Listener, others: Sequence[Listener]) -> Conflict:
         """Return the conflict of a listener; `others` are of the same object."""
         transport, protocol = _transport(listener), _protocol_group(listener)
         same = [other for other in others if _transport(other) == transport]

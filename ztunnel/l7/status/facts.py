@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from ztunnel.l7.problems import Problem
 
+MAX_ADDRESSES = 16  # of a Gateway's status, by its schema
+
 
 class AddressType(StrEnum):
     """`type` of an address in the spec and the status of a Gateway (Gateway API)."""

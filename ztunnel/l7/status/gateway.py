@@ -18,11 +18,10 @@ from typing import Any
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Severity
 from ztunnel.l7.status.conditions import Condition, Json, render_conditions
-from ztunnel.l7.status.facts import GatewayFacts
+from ztunnel.l7.status.facts import MAX_ADDRESSES, GatewayFacts
 from ztunnel.mesh.ports import HBONE
 
 HBONE_PROTOCOL = "HBONE"
-MAX_ADDRESSES = 16  # of a Gateway's status, by its schema
 
 
 def gateway_status(gateway: L7Object, facts: GatewayFacts, before: Json, now: str) -> Json:
