@@ -12,8 +12,8 @@ from ztunnel.l7.ingress.attachment import AttachedRoute
 from ztunnel.l7.ingress.hcm import request_manager
 from ztunnel.l7.ingress.hostnames import ANY
 from ztunnel.l7.ingress.listeners import EffectiveListener
-from ztunnel.l7.ingress.streams import stream_unit
-from ztunnel.l7.ingress.tls import downstream_tls
+from ztunnel.l7.ingress.streams import StreamListener, stream_unit
+from ztunnel.l7.ingress.tls import downstream_tls, handshake_timeout
 from ztunnel.l7.ingress.units import ChainUnit
 from ztunnel.l7.inputs import Destination, Inputs, Protocol
 from ztunnel.l7.problems import Problem
@@ -23,18 +23,22 @@ HTTP_PROTOCOLS = (ListenerProtocol.HTTP, ListenerProtocol.HTTPS)
 
 
 class ListenerChain(NamedTuple):
-    """A listener with the name of its chain and, unless it is HTTP, its routes."""
+    """A listener with the name of its chain and, unless it is HTTP, its routes.
+
+    `siblings`: the hostnames of all listeners of its port.
+    """
 
     name: str
     listener: EffectiveListener
     routes: Sequence[AttachedRoute] = ()
+    siblings: Sequence[str] = ()
 
 
 def chain_unit(inputs: Inputs, gateway: GatewaySpec, chain: ListenerChain) -> ChainUnit:
     """Return the chains of a listener."""
     listener = chain.listener
     if listener.listener.protocol not in HTTP_PROTOCOLS:
-        return stream_unit(inputs, gateway, listener, chain.routes)
+        return stream_unit(inputs, gateway, StreamListener(*chain))
     destination = Destination(gateway=gateway.key, protocol=Protocol.HTTP, ingress=True)
     policies = filters(inputs, destination)
     manager = request_manager(inputs, destination, policies, chain.name)
@@ -47,6 +51,7 @@ def chain_unit(inputs: Inputs, gateway: GatewaySpec, chain: ListenerChain) -> Ch
     hostname = listener.listener.hostname
     match = {"server_names": [hostname]} if hostname != ANY else {}
     found |= {"filter_chain_match": match, "transport_socket": tls.transport_socket}
+    found |= handshake_timeout()
     return _unit(found, policies, tls.secrets, tls.problems, inspect_tls=True)
 
 

@@ -126,13 +126,13 @@ class _Compilation:
         units: list[ChainUnit] = []
         if http:
             self._add_routes(f"http|{port}", http, names)
-            units.append(self._chain(f"http|{port}", http[0], ()))
+            units.append(self._chain(f"http|{port}", http[0], (), ()))
         for each in listeners:
             name = _chain_name(each)
             if each.listener.protocol is ListenerProtocol.HTTPS:
                 self._add_routes(name, [each], names)
             if each.listener.protocol is not ListenerProtocol.HTTP:
-                units.append(self._chain(name, each, self._routes[each.key]))
+                units.append(self._chain(name, each, self._routes[each.key], listeners))
         for unit in units:
             self._add(unit)
         found = port_listener(port, units)
@@ -155,6 +155,7 @@ class _Compilation:
             TypeUrl.ROUTE: self._configurations,
             TypeUrl.CLUSTER: clusters,
             TypeUrl.ENDPOINT: endpoints,
+            TypeUrl.SECRET: self._secrets,
         }
         return GatewayConfig(resources, tuple(sorted(problems)))
 
@@ -194,9 +195,14 @@ class _Compilation:
         )
 
     def _chain(
-        self, name: str, listener: EffectiveListener, routes: Sequence[AttachedRoute]
+        self,
+        name: str,
+        listener: EffectiveListener,
+        routes: Sequence[AttachedRoute],
+        siblings: Sequence[EffectiveListener],
     ) -> ChainUnit:
-        chain = ListenerChain(name, listener, routes)
+        hostnames = tuple(each.listener.hostname for each in siblings)
+        chain = ListenerChain(name, listener, routes, hostnames)
         return self._caches.chains.get(
             name,
             self._inputs,
@@ -205,7 +211,7 @@ class _Compilation:
                 listener.listener.owner,
                 lambda problem: ChainUnit(problems=(problem,)),
             ),
-            (self._spec.obj, listener, *(each.route for each in routes)),
+            (self._spec.obj, listener, *(each.route for each in routes), *siblings),
         )
 
     def _cluster(self, ref: ClusterRef) -> ClusterUnit:

@@ -1,22 +1,169 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listeners for TLS, TCP and UDP: TLSRoute, TCPRoute and UDPRoute."""
+"""Listeners for TLS and TCP, which forward connections: TLSRoute and TCPRoute.
+
+    TLS, Passthrough   a chain per route, selected by SNI; the backend gets the client's TLS
+    TLS, Terminate     the same, with the listener's certificates; the backend gets the content
+    TCP                one chain: the oldest route applies
+
+Names for which a listener has no route are refused, even if a less specific listener of the port
+has one: they belong to the most specific listener, as with HTTP.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from ztunnel.l7.api.gateway import GatewaySpec
+from ztunnel.l7.api.gateway import GatewaySpec, ListenerProtocol
+from ztunnel.l7.api.stream_route import StreamRoute
+from ztunnel.l7.config import ClusterRef, Json
 from ztunnel.l7.ingress.attachment import AttachedRoute
+from ztunnel.l7.ingress.hostnames import ANY, covers, most_specific
 from ztunnel.l7.ingress.listeners import EffectiveListener
+from ztunnel.l7.ingress.tls import TlsContext, downstream_tls, handshake_timeout
 from ztunnel.l7.ingress.units import ChainUnit
-from ztunnel.l7.inputs import Inputs
+from ztunnel.l7.inputs import Destination, Inputs, Protocol
+from ztunnel.l7.routing.envoy.extensions import network_filter
+from ztunnel.l7.routing.envoy.stream_routes import StreamTarget, stream_target
+from ztunnel.l7.routing.protocols import service_port
+from ztunnel.l7.routing.units import UNRESOLVED
+from ztunnel.l7.security.filters import filters
+from ztunnel.l7.telemetry import fields as telemetry
+from ztunnel.l7.traffic.cluster import stream_limits
+
+_STAT_PREFIX = "ingress"
+_REFUSED = StreamTarget({"cluster": UNRESOLVED}, frozenset(), ())
 
 
-def stream_unit(
+class StreamListener(NamedTuple):
+    """A listener with the name of its chain, its routes (oldest first), and the hostnames of all
+    listeners of its port."""
+
+    name: str
+    listener: EffectiveListener
+    routes: Sequence[AttachedRoute] = ()
+    siblings: Sequence[str] = ()
+
+
+class _Branch(NamedTuple):
+    """Connections with one of these SNI names, or all others, and where they go."""
+
+    name: str
+    hostnames: tuple[str, ...]
+    target: StreamTarget
+
+
+def stream_unit(inputs: Inputs, gateway: GatewaySpec, stream: StreamListener) -> ChainUnit:
+    """Return the chains of a listener of protocol TLS or TCP."""
+    if stream.listener.listener.protocol is ListenerProtocol.TLS:
+        return _tls_unit(inputs, gateway, stream)
+    if not stream.routes:
+        return ChainUnit()
+    target = _target(inputs, stream.routes[0])
+    return _unit(inputs, gateway, [_Branch(stream.name, (), target)])
+
+
+def _tls_unit(inputs: Inputs, gateway: GatewaySpec, stream: StreamListener) -> ChainUnit:
+    tls = None
+    if not stream.listener.listener.is_passthrough:
+        tls = downstream_tls(inputs, gateway, stream.listener)
+        if tls.transport_socket is None:
+            return ChainUnit(problems=tls.problems)
+    return _unit(inputs, gateway, _branches(inputs, stream), tls, is_tls=True)
+
+
+def _branches(inputs: Inputs, stream: StreamListener) -> list[_Branch]:
+    """One branch per route, with the names that no older route and no other listener has."""
+    own = stream.listener.listener.hostname
+    claimed: dict[str, AttachedRoute] = {}
+    for each in stream.routes:
+        for hostname in each.hostnames:
+            if most_specific(stream.siblings, hostname) == own:
+                claimed.setdefault(hostname, each)
+    found = []
+    for each in stream.routes:
+        names = tuple(name for name, route in claimed.items() if route is each)
+        if names:
+            obj = each.route.obj
+            name = f"{stream.name}|{obj.kind}|{obj.namespace}/{obj.name}"
+            found.append(_Branch(name, names, _target(inputs, each)))
+    is_covered = any(covers(each, own) for each in stream.siblings if each != own)
+    if own not in claimed and is_covered:
+        found.append(_Branch(f"{stream.name}|refused", (own,), _REFUSED))
+    return found
+
+
+def _target(inputs: Inputs, attached: AttachedRoute) -> StreamTarget:
+    route = attached.route
+    assert isinstance(route, StreamRoute)
+    return stream_target(inputs, None, route)
+
+
+def _unit(
     inputs: Inputs,
     gateway: GatewaySpec,
-    listener: EffectiveListener,
-    routes: Sequence[AttachedRoute],
+    branches: Sequence[_Branch],
+    tls: TlsContext | None = None,
+    *,
+    is_tls: bool = False,
 ) -> ChainUnit:
-    """Return the chains of a listener of protocol TLS, TCP or UDP; `routes` are oldest first."""
-    return ChainUnit()
+    is_opaque = is_tls and tls is None
+    destination = Destination(
+        gateway=gateway.key, protocol=Protocol.TLS if is_opaque else Protocol.TCP, ingress=True
+    )
+    policies = filters(inputs, destination)
+    chains = []
+    for branch in branches:
+        last = _proxy(inputs, destination, branch.target)
+        chain: Json = {"name": branch.name, "filters": [*policies.network, last]}
+        if is_tls:
+            chain["filter_chain_match"] = _match(branch)
+        if tls is not None:
+            chain |= {"transport_socket": tls.transport_socket, **handshake_timeout()}
+        chains.append(chain)
+    return ChainUnit(
+        chains=tuple(chains),
+        clusters={each["name"]: each for each in policies.clusters} if chains else {},
+        secrets=tls.secrets if tls is not None and chains else {},
+        uses=frozenset(ref for branch in branches for ref in branch.target.uses),
+        problems=(
+            *policies.problems,
+            *(tls.problems if tls is not None else ()),
+            *(problem for branch in branches for problem in branch.target.problems),
+        ),
+        inspect_tls=is_tls,
+    )
+
+
+def _match(branch: _Branch) -> Json:
+    """Only TLS: a connection without a ClientHello has no name either."""
+    match: Json = {"transport_protocol": "tls"}
+    if ANY not in branch.hostnames:
+        match["server_names"] = list(branch.hostnames)
+    return match
+
+
+def _proxy(inputs: Inputs, destination: Destination, target: StreamTarget) -> Json:
+    return network_filter(
+        "tcp_proxy",
+        "tcp_proxy.v3.TcpProxy",
+        stat_prefix=_STAT_PREFIX,
+        **target.fields,
+        **_limits(inputs, destination, target.uses),
+        **telemetry.tcp(inputs, destination),
+    )
+
+
+def _limits(inputs: Inputs, destination: Destination, uses: frozenset[ClusterRef]) -> Json:
+    """The DestinationRule's limits, if all connections go to one service port."""
+    if len(uses) != 1:
+        return {}
+    (ref,) = uses
+    service = inputs.mesh.service(ref.service)
+    port = service_port(service, ref.port)
+    if service is None or port is None:
+        return {}
+    one = Destination(
+        gateway=destination.gateway, protocol=destination.protocol, service=service, port=port
+    )
+    return stream_limits(inputs, one)
