@@ -71,11 +71,26 @@ class Inputs:
     settings: Settings = field(default_factory=Settings)
 
 
+class Edge(msgspec.Struct, frozen=True, kw_only=True):
+    """An ingress gateway towards its clients, with what is known of its pods.
+
+    `labels`: of its pods, each set once. `name`: of its Deployment. `canonical_service`,
+    `canonical_revision`, `principal`: of a pod. `has_ipv6`: the pods have an IPv6 address.
+    """
+
+    name: str
+    labels: tuple[dict[str, str], ...] = ()
+    canonical_service: str = ""
+    canonical_revision: str = ""
+    principal: str = ""
+    has_ipv6: bool = False
+
+
 class Destination(msgspec.Struct, frozen=True, kw_only=True):
     """What one filter chain serves: a service port, or a pod by its own address; of an ingress
     gateway, clients of its own address.
 
-    Exactly one of `service`, `workload` and `ingress` is set. `gateway` is the waypoint or ingress
+    Exactly one of `service`, `workload` and `edge` is set. `gateway` is the waypoint or ingress
     gateway, `namespace/name`.
     """
 
@@ -84,12 +99,12 @@ class Destination(msgspec.Struct, frozen=True, kw_only=True):
     service: Service | None = None
     port: ServicePort | None = None
     workload: Workload | None = None
-    ingress: bool = False
+    edge: Edge | None = None
 
     @property
     def namespace(self) -> str:
         """The namespace of the service or pod, or of the ingress gateway."""
         owner = self.service or self.workload
-        if self.ingress:
+        if self.edge is not None:
             return self.gateway.partition("/")[0]
         return owner.namespace if owner is not None else ""

@@ -26,11 +26,12 @@ from ztunnel.l7.api.policy_terms import (
     parse_condition_key,
     parse_values,
 )
-from ztunnel.l7.api.target_refs import Target, parse_target_refs
+from ztunnel.l7.api.target_refs import Target, parse_selector, parse_target_refs
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
 
 KIND = "AuthorizationPolicy"
+REMOTE_ADDRESS = "RemoteAddress"  # reason of a problem that only waypoints have
 DRY_RUN = "istio.io/dry-run"
 MAX_VALUES = 10_000  # of a policy: they cost Envoy about 0.4 ms per request if none matches
 MAX_TEMPLATES = 2_000  # of a policy: about 0.2 ms
@@ -79,7 +80,8 @@ class Rule(msgspec.Struct, frozen=True):
 class AuthorizationPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """A parsed policy. `refused`: why it is invalid and replaced.
 
-    Without `targets` nodes enforce it, unless `everywhere` is set: its targets are invalid, so it
+    Without `targets`, ingress gateways and nodes enforce it for pods with the labels of `selector`,
+    unless `everywhere` is set: its targets are invalid, so it
     applies to its whole namespace.
     """
 
@@ -88,6 +90,7 @@ class AuthorizationPolicy(msgspec.Struct, frozen=True, kw_only=True):
     action: Action = Action.ALLOW
     targets: tuple[Target, ...] = ()
     everywhere: bool = False
+    selector: dict[str, str] = {}
     rules: tuple[Rule, ...] = ()
     provider: str = ""
     dry_run: bool = False
@@ -108,7 +111,9 @@ class _Context:
     values: int = 0
     templates: int = 0
 
-    def report(self, path: str, message: str, severity: Severity) -> None:
+    def report(
+        self, path: str, message: str, severity: Severity, reason: str = "UnsupportedValue"
+    ) -> None:
         self.problems.append(
             Problem(
                 kind=KIND,
@@ -117,7 +122,7 @@ class _Context:
                 field=path,
                 message=message,
                 severity=severity,
-                reason="UnsupportedValue",
+                reason=reason,
             )
         )
 
@@ -128,17 +133,23 @@ def parse_authorization_policy(obj: L7Object, root_namespace: str) -> Authorizat
     dry_run = _dry_run(obj, context)
     spec = Fields(obj.spec, "spec.")
     targets: tuple[Target, ...] = ()
+    selector: dict[str, str] = {}
     everywhere = False
     refused = ""
     try:
         targets = parse_target_refs(spec, obj.namespace, root_namespace)
     except TranslateError as error:
         everywhere, refused = True, str(error)
+    try:
+        selector = parse_selector(spec)
+    except TranslateError as error:  # it selects all pods
+        refused = refused or str(error)
     parsed = AuthorizationPolicy(
         namespace=obj.namespace,
         name=obj.name,
         targets=targets,
         everywhere=everywhere,
+        selector=selector,
         dry_run=dry_run,
     )
     try:
@@ -269,8 +280,9 @@ def _values(fields: Fields, name: str, attribute: Attribute, context: _Context) 
     if found and attribute is Attribute.REMOTE_IP:
         context.report(
             fields.path(name),
-            "compared with the client's own address: x-forwarded-for is not trusted",
+            "waypoints compare it with the client's own address: they do not trust x-forwarded-for",
             Severity.WARNING,
+            REMOTE_ADDRESS,
         )
     check = _CHECKS.get(attribute)
     for value in found if check else ():

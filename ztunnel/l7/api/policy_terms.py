@@ -63,12 +63,15 @@ class Term(msgspec.Struct, frozen=True):
     """Holds if one of `values` (if any) and none of `excluded` match the attribute.
 
     `key` names a header in lower case, or is the path of a claim; empty for other attributes.
+    `at_edge`: for clients of an ingress gateway. Addresses are then those of Envoy, and a host
+    without a port matches any port, because a client chooses the port of its host header.
     """
 
     attribute: Attribute
     values: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     key: tuple[str, ...] = ()
+    at_edge: bool = False
 
 
 def parse_values(

@@ -17,11 +17,12 @@ import msgspec
 
 from ztunnel.kube.objects.fields import Fields, TranslateError
 from ztunnel.l7.api.jwks import JwksError, parse_jwks
-from ztunnel.l7.api.target_refs import Target, parse_target_refs
+from ztunnel.l7.api.target_refs import Target, parse_selector, parse_target_refs
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
 
 KIND = "RequestAuthentication"
+NO_TARGETS = "NoTargets"  # reason of a problem that only waypoints have
 MAX_RULES = 64  # jwtRules of an object; Istio's CRD allows 4096
 MAX_URI_CHARS = 2048  # the limit of Istio's CRD
 MAX_LOCATIONS = 16  # headers, parameters, cookies or output headers of a rule, each
@@ -88,6 +89,7 @@ class RequestAuthentication(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     targets: tuple[Target, ...] = ()
     everywhere: bool = False
+    selector: dict[str, str] = {}
     rules: tuple[JwtRule, ...] = ()
     refused: str = ""
     problems: tuple[Problem, ...] = ()
@@ -122,12 +124,17 @@ def parse_request_authentication(obj: L7Object, root_namespace: str) -> RequestA
     context = _Context(obj)
     spec = Fields(obj.spec, "spec.")
     targets: tuple[Target, ...] = ()
+    selector: dict[str, str] = {}
     everywhere, refused = False, ""
     rules: tuple[JwtRule, ...] = ()
     try:
         targets = parse_target_refs(spec, obj.namespace, root_namespace)
     except TranslateError as error:
         everywhere, refused = True, str(error)
+    try:
+        selector = parse_selector(spec)
+    except TranslateError as error:  # it selects all pods
+        refused = refused or str(error)
     try:
         spec.allow_only("selector", "targetRef", "targetRefs", "jwtRules")
         rules = _rules(spec, context)
@@ -142,15 +149,17 @@ def parse_request_authentication(obj: L7Object, root_namespace: str) -> RequestA
         )
     elif not targets:
         context.report(
-            "has no targetRefs: waypoints use only those, and nodes do not verify tokens",
+            "has no targetRefs: only ingress gateways verify tokens, those whose pods it selects",
             Severity.IGNORED,
             "spec.selector" if spec.has("selector") else "spec",
+            NO_TARGETS,
         )
     return RequestAuthentication(
         namespace=obj.namespace,
         name=obj.name,
         targets=targets,
         everywhere=everywhere,
+        selector=selector,
         rules=rules,
         refused=refused,
         problems=tuple(context.problems),

@@ -52,6 +52,16 @@ def parse_target_refs(spec: Fields, namespace: str, root_namespace: str) -> tupl
     return tuple(dict.fromkeys(targets))
 
 
+def parse_selector(spec: Fields) -> dict[str, str]:
+    """Return the labels of the pods that a policy without targets selects; empty for all.
+
+    Raises TranslateError.
+    """
+    selector = spec.mapping("selector")
+    selector.allow_only("matchLabels")
+    return selector.labels("matchLabels")
+
+
 def _target(fields: Fields, namespace: str, root_namespace: str) -> Target:
     fields.allow_only("group", "kind", "name", "namespace")
     try:

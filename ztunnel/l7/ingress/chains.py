@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ztunnel.l7.api.gateway import GatewaySpec, ListenerProtocol
+from ztunnel.l7.api.gateway import ListenerProtocol
 from ztunnel.l7.config import Filters, Json
 from ztunnel.l7.ingress.attachment import AttachedRoute
 from ztunnel.l7.ingress.hcm import request_manager
@@ -14,7 +14,7 @@ from ztunnel.l7.ingress.hostnames import ANY
 from ztunnel.l7.ingress.listeners import EffectiveListener
 from ztunnel.l7.ingress.streams import StreamListener, stream_unit
 from ztunnel.l7.ingress.tls import downstream_tls, handshake_timeout
-from ztunnel.l7.ingress.units import ChainUnit
+from ztunnel.l7.ingress.units import ChainUnit, Known
 from ztunnel.l7.inputs import Destination, Inputs, Protocol
 from ztunnel.l7.problems import Problem
 from ztunnel.l7.security.filters import filters
@@ -34,14 +34,14 @@ class ListenerChain(NamedTuple):
     siblings: Sequence[str] = ()
 
 
-def chain_unit(inputs: Inputs, gateway: GatewaySpec, chain: ListenerChain) -> ChainUnit:
+def chain_unit(inputs: Inputs, known: Known, chain: ListenerChain) -> ChainUnit:
     """Return the chains of a listener."""
-    listener = chain.listener
+    gateway, listener = known.spec, chain.listener
     if listener.listener.protocol not in HTTP_PROTOCOLS:
-        return stream_unit(inputs, gateway, StreamListener(*chain))
-    destination = Destination(gateway=gateway.key, protocol=Protocol.HTTP, ingress=True)
+        return stream_unit(inputs, known, StreamListener(*chain))
+    destination = Destination(gateway=gateway.key, protocol=Protocol.HTTP, edge=known.edge)
     policies = filters(inputs, destination)
-    manager = request_manager(inputs, destination, policies, chain.name)
+    manager = request_manager(inputs, destination, policies, chain.name, known.topology)
     found: Json = {"name": chain.name, "filters": [*policies.network, manager]}
     if listener.listener.protocol is ListenerProtocol.HTTP:
         return _unit(found, policies)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from ztunnel.l7.api.gateway import GatewaySpec, ListenerProtocol, parse_gateway
+from ztunnel.l7.api.gateway import ListenerProtocol, parse_gateway
 from ztunnel.l7.config import ClusterRef, GatewayConfig, Json
 from ztunnel.l7.ingress.attachment import (
     AttachedRoute,
@@ -25,8 +25,10 @@ from ztunnel.l7.ingress.attachment import (
 )
 from ztunnel.l7.ingress.chains import HTTP_PROTOCOLS, ListenerChain, chain_unit
 from ztunnel.l7.ingress.listeners import EffectiveListener
+from ztunnel.l7.ingress.pods import edge_of
 from ztunnel.l7.ingress.port_listener import port_listener
-from ztunnel.l7.ingress.units import ChainUnit, HostUnit
+from ztunnel.l7.ingress.topology import topology_of
+from ztunnel.l7.ingress.units import ChainUnit, HostUnit, Known
 from ztunnel.l7.ingress.virtual_hosts import (
     Host,
     host_unit,
@@ -34,7 +36,7 @@ from ztunnel.l7.ingress.virtual_hosts import (
     misdirected,
     route_configuration,
 )
-from ztunnel.l7.inputs import Inputs
+from ztunnel.l7.inputs import Edge, Inputs
 from ztunnel.l7.names import TypeUrl
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
@@ -80,6 +82,7 @@ class IngressCompiler:
     def __init__(self, gateway: str) -> None:
         self.gateway = gateway
         self._caches = _Caches()
+        self._edge: Edge | None = None
 
     @property
     def recompiled(self) -> tuple[int, int]:
@@ -91,12 +94,20 @@ class IngressCompiler:
         """Return the configuration. `index` is refreshed from `inputs.store`."""
         self._caches.start()
         known = self._caches.listeners.get(
-            "listeners", inputs, lambda tracked: gateway_listeners(tracked.store, gateway)
+            "listeners",
+            inputs,
+            lambda tracked: gateway_listeners(tracked.store, gateway),
+            (gateway,),
         )
         spec = parse_gateway(gateway)
         routes = attached_routes(inputs.store, known, index)
-        found = _Compilation(self._caches, inputs, spec, routes)
-        found.problems |= {*spec.problems, *index.problems, *_listener_problems(known.listeners)}
+        edge, topology = edge_of(inputs, gateway), topology_of(inputs, gateway)
+        if self._edge != edge:
+            self._edge = edge
+        around = Known(spec, self._edge, topology)
+        found = _Compilation(self._caches, inputs, around, routes)
+        found.problems |= {*topology.problems, *spec.problems, *index.problems}
+        found.problems |= set(_listener_problems(known.listeners))
         for port, listeners in _by_port(known.listeners).items():
             found.add_port(port, listeners)
         config = found.config()
@@ -107,10 +118,10 @@ class IngressCompiler:
 class _Compilation:
     """One compilation: collects the parts of the configuration."""
 
-    def __init__(self, caches: _Caches, inputs: Inputs, spec: GatewaySpec, routes: Routes) -> None:
+    def __init__(self, caches: _Caches, inputs: Inputs, known: Known, routes: Routes) -> None:
         self._caches = caches
         self._inputs = inputs
-        self._spec = spec
+        self._known = known
         self._routes = routes
         self._listeners: dict[str, Json] = {}
         self._configurations: dict[str, Json] = {}
@@ -135,7 +146,7 @@ class _Compilation:
                 units.append(self._chain(name, each, self._routes[each.key], listeners))
         for unit in units:
             self._add(unit)
-        found = port_listener(port, units)
+        found = port_listener(self._known, port, units)
         if found is not None:
             self._listeners[found["name"]] = found
 
@@ -207,11 +218,17 @@ class _Compilation:
             name,
             self._inputs,
             lambda tracked: _guarded(
-                lambda: chain_unit(tracked, self._spec, chain),
+                lambda: chain_unit(tracked, self._known, chain),
                 listener.listener.owner,
                 lambda problem: ChainUnit(problems=(problem,)),
             ),
-            (self._spec.obj, listener, *(each.route for each in routes), *siblings),
+            (
+                self._known.spec.obj,
+                self._known.edge,
+                listener,
+                *(each.route for each in routes),
+                *siblings,
+            ),
         )
 
     def _cluster(self, ref: ClusterRef) -> ClusterUnit:
@@ -221,7 +238,7 @@ class _Compilation:
             ref,
             self._inputs,
             lambda tracked: _guarded(
-                lambda: service_cluster(tracked, self._spec.key, ref),
+                lambda: service_cluster(tracked, self._known.spec.key, ref),
                 owner,
                 lambda problem: ClusterUnit(None, None, (problem,)),
             ),

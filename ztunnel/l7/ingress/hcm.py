@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ztunnel.l7.config import Filters, Json
+from ztunnel.l7.ingress.topology import ClientCertDetails, Topology
 from ztunnel.l7.inputs import Destination, Inputs
 from ztunnel.l7.routing.envoy.hcm import ADS, http_connection_manager
 
@@ -16,11 +17,24 @@ _EDGE: Json = {
     "skip_xff_append": False,
     "strip_trailing_host_dot": True,
 }
+_DETAILS: Json = {"subject": True, "cert": True, "dns": True, "uri": True}  # as Istio
+_SETTING = (ClientCertDetails.SANITIZE_SET, ClientCertDetails.APPEND_FORWARD)
 
 
 def request_manager(
-    inputs: Inputs, destination: Destination, policies: Filters, route_name: str
+    inputs: Inputs,
+    destination: Destination,
+    policies: Filters,
+    route_name: str,
+    topology: Topology,
 ) -> Json:
     """Return the network filter that routes by the route configuration of this name."""
     routes = {"rds": {"route_config_name": route_name, "config_source": ADS}}
-    return http_connection_manager(inputs, destination, policies, routes, _EDGE)
+    edge = {
+        **_EDGE,
+        "xff_num_trusted_hops": topology.trusted_proxies,
+        "forward_client_cert_details": topology.client_cert.value,
+    }
+    if topology.client_cert in _SETTING:
+        edge["set_current_client_cert_details"] = _DETAILS
+    return http_connection_manager(inputs, destination, policies, routes, edge)

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ztunnel.l7.api.gateway import GatewaySpec, ListenerProtocol
+from ztunnel.l7.api.gateway import ListenerProtocol
 from ztunnel.l7.api.stream_route import StreamRoute
 from ztunnel.l7.config import ClusterRef, Json
 from ztunnel.l7.ingress.attachment import AttachedRoute
 from ztunnel.l7.ingress.hostnames import ANY, covers, most_specific
 from ztunnel.l7.ingress.listeners import EffectiveListener
 from ztunnel.l7.ingress.tls import TlsContext, downstream_tls, handshake_timeout
-from ztunnel.l7.ingress.units import ChainUnit
+from ztunnel.l7.ingress.units import ChainUnit, Known
 from ztunnel.l7.inputs import Destination, Inputs, Protocol
 from ztunnel.l7.routing.envoy.extensions import network_filter
 from ztunnel.l7.routing.envoy.stream_routes import StreamTarget, stream_target
@@ -53,23 +53,23 @@ class _Branch(NamedTuple):
     target: StreamTarget
 
 
-def stream_unit(inputs: Inputs, gateway: GatewaySpec, stream: StreamListener) -> ChainUnit:
+def stream_unit(inputs: Inputs, known: Known, stream: StreamListener) -> ChainUnit:
     """Return the chains of a listener of protocol TLS or TCP."""
     if stream.listener.listener.protocol is ListenerProtocol.TLS:
-        return _tls_unit(inputs, gateway, stream)
+        return _tls_unit(inputs, known, stream)
     if not stream.routes:
         return ChainUnit()
     target = _target(inputs, stream.routes[0])
-    return _unit(inputs, gateway, [_Branch(stream.name, (), target)])
+    return _unit(inputs, known, [_Branch(stream.name, (), target)])
 
 
-def _tls_unit(inputs: Inputs, gateway: GatewaySpec, stream: StreamListener) -> ChainUnit:
+def _tls_unit(inputs: Inputs, known: Known, stream: StreamListener) -> ChainUnit:
     tls = None
     if not stream.listener.listener.is_passthrough:
-        tls = downstream_tls(inputs, gateway, stream.listener)
+        tls = downstream_tls(inputs, known.spec, stream.listener)
         if tls.transport_socket is None:
             return ChainUnit(problems=tls.problems)
-    return _unit(inputs, gateway, _branches(inputs, stream), tls, is_tls=True)
+    return _unit(inputs, known, _branches(inputs, stream), tls, is_tls=True)
 
 
 def _branches(inputs: Inputs, stream: StreamListener) -> list[_Branch]:
@@ -101,7 +101,7 @@ def _target(inputs: Inputs, attached: AttachedRoute) -> StreamTarget:
 
 def _unit(
     inputs: Inputs,
-    gateway: GatewaySpec,
+    known: Known,
     branches: Sequence[_Branch],
     tls: TlsContext | None = None,
     *,
@@ -109,7 +109,9 @@ def _unit(
 ) -> ChainUnit:
     is_opaque = is_tls and tls is None
     destination = Destination(
-        gateway=gateway.key, protocol=Protocol.TLS if is_opaque else Protocol.TCP, ingress=True
+        gateway=known.spec.key,
+        protocol=Protocol.TLS if is_opaque else Protocol.TCP,
+        edge=known.edge,
     )
     policies = filters(inputs, destination)
     chains = []

@@ -4,9 +4,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from ztunnel.l7.api.gateway import GatewaySpec
 from ztunnel.l7.config import ClusterRef, Json
+from ztunnel.l7.ingress.topology import Topology
+from ztunnel.l7.inputs import Edge
 from ztunnel.l7.problems import Problem
+
+
+class Known(NamedTuple):
+    """A gateway, and what is known of its pods and of what is in front of them."""
+
+    spec: GatewaySpec
+    edge: Edge
+    topology: Topology = Topology()
 
 
 @dataclass(frozen=True)

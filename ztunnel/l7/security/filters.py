@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from ztunnel.l7.api import request_authentication
 from ztunnel.l7.api.authorization_policy import (
     KIND,
@@ -24,14 +26,14 @@ from ztunnel.l7.api.authorization_policy import (
     parse_authorization_policy,
 )
 from ztunnel.l7.api.policy_terms import Attribute
-from ztunnel.l7.api.request_authentication import RequestAuthentication
+from ztunnel.l7.api.request_authentication import NO_TARGETS, RequestAuthentication
 from ztunnel.l7.config import Filters, Json
 from ztunnel.l7.inputs import Destination, Inputs, Protocol
 from ztunnel.l7.problems import Problem, Severity
 from ztunnel.l7.security.custom import Resolved, custom_filters, resolve
 from ztunnel.l7.security.jwt import jwt_filter
 from ztunnel.l7.security.matchers import client_address_filter
-from ztunnel.l7.security.rbac import ANY, invalid_name, never_matches, rbac_policies
+from ztunnel.l7.security.rbac import ANY, at_edge, invalid_name, never_matches, rbac_policies
 from ztunnel.l7.security.selection import ParsedPolicies
 
 HTTP_RBAC = "envoy.filters.http.rbac"
@@ -53,7 +55,7 @@ def filters(inputs: Inputs, destination: Destination) -> Filters:
     """Return the filters, first to last; the router is added by the caller."""
     tcp = is_tcp(destination)
     policies, authorizers = effective_policies(inputs, destination)
-    tokens = tuple(REQUEST_AUTHENTICATIONS.attached(inputs, destination))
+    tokens = _tokens(inputs, destination)
     every = (*policies, *(policy for each in authorizers for policy in each.policies))
     problems = [problem for policy in tokens for problem in policy.problems]
     problems += [problem for policy in every for problem in policy.problems]
@@ -75,8 +77,23 @@ def filters(inputs: Inputs, destination: Destination) -> Filters:
 
 def effective_policies(inputs: Inputs, destination: Destination) -> Resolved:
     """Return the policies that are attached to a destination, with the external authorizers."""
+    attached: Iterable[AuthorizationPolicy]
     attached = AUTHORIZATION_POLICIES.attached(inputs, destination)
+    if destination.edge is not None:
+        attached = map(at_edge, attached)
     return resolve(inputs, attached, tcp=is_tcp(destination))
+
+
+def _tokens(inputs: Inputs, destination: Destination) -> tuple[RequestAuthentication, ...]:
+    attached = tuple(REQUEST_AUTHENTICATIONS.attached(inputs, destination))
+    if destination.edge is None:
+        return attached
+    return tuple(
+        msgspec.structs.replace(
+            policy, problems=tuple(each for each in policy.problems if each.reason != NO_TARGETS)
+        )
+        for policy in attached
+    )
 
 
 def is_tcp(destination: Destination) -> bool:
@@ -91,6 +108,7 @@ def _uses_client_address(policies: Iterable[AuthorizationPolicy]) -> bool:
         for rule in policy.rules
         for clause in (*rule.sources, rule.conditions)
         for term in clause
+        if not term.at_edge
     )
 
 

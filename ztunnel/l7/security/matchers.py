@@ -120,6 +120,16 @@ def host(value: str) -> Json:
     return found
 
 
+def host_at_any_port(value: str) -> Json:
+    """The authority, ignoring case, and its port if the value has none."""
+    found = host(value)
+    if value == "*" or value.endswith("*") or ":" in value.rpartition("]")[2]:
+        return found
+    pattern = f".*{re.escape(value[1:])}" if value.startswith("*") else re.escape(value)
+    regex = f"(?i){pattern}(?::[0-9]*)?"
+    return {"name": ":authority", "string_match": {"safe_regex": {"regex": regex}}}
+
+
 def path(value: str) -> Json:
     """A StringMatcher of the normalized path without its query.
 

@@ -13,7 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import msgspec
+
 from ztunnel.l7.api.authorization_policy import (
+    REMOTE_ADDRESS,
     Action,
     AuthorizationPolicy,
     Clause,
@@ -84,6 +87,25 @@ def never_matches(policy: AuthorizationPolicy, rule: Rule, *, tcp: bool) -> bool
 _NEVER: Json = {"permissions": [{"not_rule": ANY}], "principals": [{"not_id": ANY}]}
 
 
+def at_edge(policy: AuthorizationPolicy) -> AuthorizationPolicy:
+    """Return a policy for the clients of an ingress gateway, see `Term.at_edge`."""
+    rules = tuple(
+        msgspec.structs.replace(
+            rule,
+            sources=tuple(map(_clause_at_edge, rule.sources)),
+            operations=tuple(map(_clause_at_edge, rule.operations)),
+            conditions=_clause_at_edge(rule.conditions),
+        )
+        for rule in policy.rules
+    )
+    problems = tuple(each for each in policy.problems if each.reason != REMOTE_ADDRESS)
+    return msgspec.structs.replace(policy, rules=rules, problems=problems)
+
+
+def _clause_at_edge(clause: Clause) -> Clause:
+    return tuple(msgspec.structs.replace(term, at_edge=True) for term in clause)
+
+
 def _policy(rule: Rule, tcp: bool) -> Json:
     destination = tuple(term for term in rule.conditions if term.attribute in _DESTINATION)
     client = tuple(term for term in rule.conditions if term.attribute not in _DESTINATION)
@@ -124,12 +146,21 @@ def _terms(clause: Clause, tcp: bool, side: _Side) -> list[Json]:
     return found
 
 
+def _address(name: str, term: Term, value: str) -> Json:
+    """At an ingress gateway, Envoy's own address of the connection, or of x-forwarded-for."""
+    return {name: matchers.network(value)} if term.at_edge else matchers.client_address(value)
+
+
+def _host(term: Term, value: str) -> Json:
+    return matchers.host_at_any_port(value) if term.at_edge else matchers.host(value)
+
+
 _MATCHERS: dict[Attribute, Callable[[Term, str], Json]] = {
     Attribute.PRINCIPAL: lambda _, value: matchers.principal(value),
     Attribute.NAMESPACE: lambda _, value: matchers.namespace(value),
     Attribute.ACCOUNT: lambda _, value: matchers.service_account(value),
-    Attribute.SOURCE_IP: lambda _, value: matchers.client_address(value),
-    Attribute.REMOTE_IP: lambda _, value: matchers.client_address(value),
+    Attribute.SOURCE_IP: lambda term, value: _address("direct_remote_ip", term, value),
+    Attribute.REMOTE_IP: lambda term, value: _address("remote_ip", term, value),
     Attribute.DESTINATION_IP: lambda _, value: {"destination_ip": matchers.network(value)},
     Attribute.PORT: lambda _, value: {"destination_port": int(value)},
     Attribute.SNI: lambda _, value: {"requested_server_name": matchers.text(value)},
@@ -138,7 +169,7 @@ _MATCHERS: dict[Attribute, Callable[[Term, str], Json]] = {
     Attribute.PRESENTER: lambda _, value: matchers.claim(("azp",), value),
     Attribute.CLAIM: lambda term, value: matchers.claim(term.key, value),
     Attribute.HEADER: lambda term, value: {"header": matchers.header(term.key[0], value)},
-    Attribute.HOST: lambda _, value: {"header": matchers.host(value)},
+    Attribute.HOST: lambda term, value: {"header": _host(term, value)},
     Attribute.METHOD: lambda _, value: {"header": matchers.header(":method", value)},
     Attribute.PATH: lambda _, value: {"url_path": {"path": matchers.path(value)}},
 }

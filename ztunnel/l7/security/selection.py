@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policies that a waypoint enforces for a destination (as in Istio).
+"""The policies that a gateway enforces for a destination (as in Istio).
 
     Service, ServiceEntry   policies of its namespace, for connections to the service
     Gateway                 policies of the waypoint's namespace, for all its connections
     GatewayClass            policies of the root namespace, for all waypoints of the class
-    no targetRefs           none: nodes enforce them, with or without a selector
+    no targetRefs           of an ingress gateway, for its clients: policies of its namespace and of
+                            the root namespace that select its pods; of a waypoint, none: nodes
+                            enforce them
 
 A policy with invalid targetRefs applies to all destinations of its namespace and to all waypoints
 in it; one of the root namespace applies to all.
@@ -13,15 +15,26 @@ in it; one of the root namespace applies to all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
 from ztunnel.l7.api.target_refs import Target, TargetKind
-from ztunnel.l7.inputs import Destination, Inputs
+from ztunnel.l7.inputs import Destination, Edge, Inputs
 from ztunnel.l7.names import WAYPOINT_CLASSES
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.store import L7Store
 
 _MAX_NAMESPACES = 4096  # in a cache of parsed policies
+
+
+class _Untargeted(Enum):
+    """The place of policies without targets."""
+
+    UNTARGETED = 0
+
+
+_UNTARGETED = _Untargeted.UNTARGETED
+_Place = Target | _Untargeted | None
 
 
 class AttachedPolicy(Protocol):
@@ -35,6 +48,8 @@ class AttachedPolicy(Protocol):
     def targets(self) -> tuple[Target, ...]: ...
     @property
     def everywhere(self) -> bool: ...
+    @property
+    def selector(self) -> dict[str, str]: ...
 
 
 P = TypeVar("P", bound=AttachedPolicy)
@@ -49,9 +64,9 @@ class _Namespace(Generic[P]):
     ) -> None:
         self.objects = objects
         self.policies = policies
-        found: dict[Target | None, list[P]] = {}
+        found: dict[_Place, list[P]] = {}
         for policy in policies:
-            for target in (None,) if policy.everywhere else policy.targets:
+            for target in (None,) if policy.everywhere else policy.targets or (_UNTARGETED,):
                 found.setdefault(target, []).append(policy)
         self._by_target = {target: tuple(each) for target, each in found.items()}
         for target, each in self._by_target.items():
@@ -59,7 +74,7 @@ class _Namespace(Generic[P]):
             if len(old) == len(each) and all(a is b for a, b in zip(old, each, strict=True)):
                 self._by_target[target] = old
 
-    def of(self, target: Target | None) -> tuple[P, ...]:
+    def of(self, target: _Place) -> tuple[P, ...]:
         """The policies of a target; of None, those that apply to the whole namespace."""
         return self._by_target.get(target, ())
 
@@ -76,17 +91,20 @@ class ParsedPolicies(Generic[P]):
         self._cache: dict[tuple[str, str], _Namespace[P]] = {}
 
     def attached(self, inputs: Inputs, destination: Destination) -> Iterator[P]:
-        """Yield the policies that the waypoint enforces for a destination."""
+        """Yield the policies that the gateway enforces for a destination."""
         root = inputs.settings.root_namespace
+        edge = destination.edge
         seen: set[int] = set()
         for namespace, target in _places(inputs, destination):
             for policy in self._of_target(inputs.store, root, namespace, target):
-                if id(policy) not in seen:
+                if id(policy) not in seen and (
+                    target is not _UNTARGETED or _selects(policy.selector, edge)
+                ):
                     seen.add(id(policy))
                     yield policy
 
     def _of_target(
-        self, store: L7Store, root: str, namespace: str, target: Target | None
+        self, store: L7Store, root: str, namespace: str, target: _Place
     ) -> tuple[P, ...]:
         key = self._kind, root, namespace, target
         return store.derived(key, lambda each: self._namespace(each, root, namespace).of(target))
@@ -106,13 +124,20 @@ class ParsedPolicies(Generic[P]):
         return found
 
 
-def _places(inputs: Inputs, destination: Destination) -> Iterator[tuple[str, Target | None]]:
+def _selects(selector: dict[str, str], edge: Edge | None) -> bool:
+    """Whether a policy without targets selects a pod of an ingress gateway."""
+    return edge is not None and any(selector.items() <= each.items() for each in edge.labels)
+
+
+def _places(inputs: Inputs, destination: Destination) -> Iterator[tuple[str, _Place]]:
     """The namespaces and targets whose policies apply to a destination."""
     root = inputs.settings.root_namespace
     service = destination.service
     gateway_namespace, _, gateway_name = destination.gateway.partition("/")
     for namespace in sorted({destination.namespace, gateway_namespace, root}):
         yield namespace, None
+        if destination.edge is not None:
+            yield namespace, _UNTARGETED
     if service is not None and service.is_service_entry:
         yield service.namespace, Target(TargetKind.SERVICE_ENTRY, service.entry)
     elif service is not None:

@@ -16,7 +16,7 @@ def hcm(inputs: Inputs, destination: Destination) -> Json:
     """Return fields of HttpConnectionManager: access logs, metrics and tracing."""
     effective = effective_telemetry(inputs, destination)
     tags = _merged(labels.http_tags(destination, inputs.settings), effective)
-    loggers = metrics.http_loggers(_scope(destination), tags)
+    loggers = metrics.http_loggers(_scope(destination), tags, _max_series(destination))
     fields: Json = {"access_log": [*loggers, *_logs(effective)]}
     if effective.spans is not None:
         namespace, _, name = destination.gateway.partition("/")
@@ -28,7 +28,7 @@ def tcp(inputs: Inputs, destination: Destination) -> Json:
     """Return fields of TcpProxy."""
     effective = effective_telemetry(inputs, destination)
     tags = _merged(labels.tcp_tags(destination, inputs.settings), effective)
-    loggers = metrics.tcp_loggers(_scope(destination), tags)
+    loggers = metrics.tcp_loggers(_scope(destination), tags, _max_series(destination))
     ends = {"log_type_filter": {"types": ["TcpConnectionEnd"]}}
     for logger in _logs(effective):
         filters = [ends, *([logger["filter"]] if "filter" in logger else [])]
@@ -72,6 +72,10 @@ def _overridden(tags: list[Json], changes: dict[str, str | None]) -> list[Json]:
         for name, value in changes.items()
         if value is not None
     ]
+
+
+def _max_series(destination: Destination) -> int:
+    return metrics.MAX_SERIES if destination.edge is None else metrics.MAX_GATEWAY_SERIES
 
 
 def _scope(destination: Destination) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ztunnel.l7.config import Json
-from ztunnel.l7.inputs import Destination, Settings
+from ztunnel.l7.inputs import Destination, Edge, Settings
 from ztunnel.l7.names import PeerState
 from ztunnel.mesh import canonical_service
 from ztunnel.mesh.model import Service, TunnelProtocol, Workload
@@ -61,7 +61,7 @@ def http_tags(destination: Destination, settings: Settings) -> list[Json]:
         _tag("response_code", "%RESPONSE_CODE%", _RESPONSE_CODE),
         _tag("grpc_response_status", "%GRPC_STATUS_NUMBER%", _GRPC_STATUS),
         _tag("response_flags", "%RESPONSE_FLAGS%"),
-        _security_policy(),
+        _security_policy(destination),
     ]
 
 
@@ -71,7 +71,7 @@ def tcp_tags(destination: Destination, settings: Settings) -> list[Json]:
         *_common(destination, settings),
         _tag("request_protocol", "tcp"),
         _tag("response_flags", "%RESPONSE_FLAGS%"),
-        _security_policy(),
+        _security_policy(destination),
     ]
 
 
@@ -103,8 +103,11 @@ def service_labels(service: Service) -> dict[str, str]:
 
 def _common(destination: Destination, settings: Settings) -> list[Json]:
     fallback = service_labels(destination.service) if destination.service else {}
-    tags = [_tag("reporter", "waypoint")]
-    tags += [_tag(label, f"%FILTER_STATE({key}:PLAIN)%") for label, key in _SOURCE.items()]
+    if destination.edge is not None:
+        tags = [_tag("reporter", "source"), *_edge_tags(destination.edge, destination.namespace)]
+    else:
+        tags = [_tag("reporter", "waypoint")]
+        tags += [_tag(label, f"%FILTER_STATE({key}:PLAIN)%") for label, key in _SOURCE.items()]
     tags.append(_tag("source_cluster", settings.cluster))
     tags += [
         _tag(
@@ -117,7 +120,24 @@ def _common(destination: Destination, settings: Settings) -> list[Json]:
     return tags
 
 
-def _security_policy() -> Json:
+def _edge_tags(edge: Edge, namespace: str) -> list[Json]:
+    """The source is the gateway itself, as in Istio: clients are not in the mesh."""
+    values = {
+        "source_workload": edge.name,
+        "source_canonical_service": edge.canonical_service,
+        "source_canonical_revision": edge.canonical_revision,
+        "source_workload_namespace": namespace,
+        "source_principal": edge.principal,
+        "source_app": edge.canonical_service,
+        "source_version": edge.canonical_revision,
+    }
+    # a `%` would begin a command operator
+    return [_tag(k, value.replace("%", "%%") or "unknown") for k, value in values.items()]
+
+
+def _security_policy(destination: Destination) -> Json:
+    if destination.edge is not None:  # Istio: the source does not know it
+        return _tag("connection_security_policy", "unknown")
     policy = f"%FILTER_STATE({PeerState.IDENTITY}:PLAIN)%"
     return _tag("connection_security_policy", policy, _SECURITY_POLICY)
 

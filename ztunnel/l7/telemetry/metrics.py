@@ -17,6 +17,7 @@ from enum import StrEnum
 from ztunnel.l7.config import Json
 
 MAX_SERIES = 1000  # of each metric and destination
+MAX_GATEWAY_SERIES = 10_000  # of each metric and ingress gateway, for all its destinations
 MAX_COUNTERS_PER_SERIES = 4  # counters that a TCP connection has
 
 _TYPE = "type.googleapis.com/"
@@ -48,7 +49,7 @@ _TCP_COUNTERS = {
 }
 
 
-def http_loggers(scope: str, tags: Tags) -> list[Json]:
+def http_loggers(scope: str, tags: Tags, max_series: int = MAX_SERIES) -> list[Json]:
     """Access loggers that count requests. `scope` identifies the destination."""
     counters = _counters(tags, {Metric.REQUEST_COUNT: ""})
     histograms = [
@@ -60,18 +61,18 @@ def http_loggers(scope: str, tags: Tags) -> list[Json]:
         for metric, (unit, value) in _HISTOGRAMS.items()
         if metric in tags
     ]
-    return [_logger(scope, counters, histograms)] if counters or histograms else []
+    return [_logger(scope, max_series, counters, histograms)] if counters or histograms else []
 
 
-def tcp_loggers(scope: str, tags: Tags) -> list[Json]:
+def tcp_loggers(scope: str, tags: Tags, max_series: int = MAX_SERIES) -> list[Json]:
     """Access loggers that count connections. Bytes count when the connection ends."""
     opened = _counters(tags, {Metric.TCP_OPENED_CONNECTIONS: ""})
     closed = _counters(tags, {Metric.TCP_CLOSED_CONNECTIONS: "", **_TCP_COUNTERS})
     loggers = []
     if opened:
-        loggers.append(_logger(scope, opened) | _on("TcpConnectionStart"))
+        loggers.append(_logger(scope, max_series, opened) | _on("TcpConnectionStart"))
     if closed:
-        loggers.append(_logger(scope, closed) | _on("TcpConnectionEnd"))
+        loggers.append(_logger(scope, max_series, closed) | _on("TcpConnectionEnd"))
     return loggers
 
 
@@ -90,13 +91,15 @@ def _counters(tags: Tags, formats: dict[Metric, str]) -> list[Json]:
     ]
 
 
-def _logger(scope: str, counters: list[Json], histograms: list[Json] | None = None) -> Json:
+def _logger(
+    scope: str, max_series: int, counters: list[Json], histograms: list[Json] | None = None
+) -> Json:
     config: Json = {
         "@type": _TYPE + "envoy.extensions.access_loggers.stats.v3.Config",
         "stats_scope": {
             "sharing_name": f"istio|{scope}",
-            "max_counters": MAX_COUNTERS_PER_SERIES * MAX_SERIES,
-            "max_histograms": len(_HISTOGRAMS) * MAX_SERIES,
+            "max_counters": MAX_COUNTERS_PER_SERIES * max_series,
+            "max_histograms": len(_HISTOGRAMS) * max_series,
             "enable_eviction": True,
         },
         "counters": counters,
