@@ -92,7 +92,7 @@ def _services(objects: Objects) -> Iterator[dict[str, Any]]:
     backends: dict[str, set[str]] = {}
     for entry in frontends(objects):
         backends.setdefault(entry.address, set()).update(
-            f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip, port, _ in entry.backends
+            f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip, port, *_ in entry.used
         )
     for service in of_kind(objects, "Service"):
         spec = service["spec"]

@@ -186,8 +186,18 @@ def test_terminating_pod_serves_until_another_one_is_ready() -> None:
     old = terminating(pod(2), "2026-01-01T00:00:00Z")
     for others, expected in (((), "10.244.1.2"), ((pod(3),), "10.244.1.3")):
         served = kube_proxy.frontends(planned(balanced(), old, *others))
-        addresses_of = {b.address for f in served if not f.ipv6 for b in f.backends}
-        assert addresses_of == {expected}
+        used = {backend.address for f in served if not f.ipv6 for backend in f.used}
+        assert used == {expected}
+
+
+def test_node_serves_by_its_terminating_pod_until_the_load_balancer_avoids_it() -> None:
+    old = terminating(pod(2), "2026-01-01T00:00:00Z")
+    new = pod(3)
+    new["spec"] = {**new["spec"], "nodeName": "node2"}
+    served = list(kube_proxy.frontends(planned(balanced(), old, new)))
+    external = [frontend for frontend in served if frontend.external]
+    assert "10.244.1.2 . 8080" in kube_proxy.render(external, NODE1)
+    assert "map { 0 : 1002 }" in load_balancer.render(external, (NODE1, NODE2))
 
 
 def test_load_balancer_uses_only_nodes_with_endpoints() -> None:

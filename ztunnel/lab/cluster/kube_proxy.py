@@ -80,15 +80,16 @@ _MASQUERADE_MARK = "0x4000"  # kube-proxy's
 
 
 class Backend(NamedTuple):
-    """An endpoint of a service."""
+    """An endpoint of a service. Not `ready`: it terminates, but serves."""
 
     address: str
     port: int
     node: str
+    ready: bool = True
 
 
 class Frontend(NamedTuple):
-    """An address and port, with its backends. The address of a node port is empty.
+    """An address and port, with its backends, ready ones or not. That of a node port is empty.
 
     `external`: for clients outside the cluster. `local`: nodes use only their own backends, and the
     client's address is preserved.
@@ -105,6 +106,11 @@ class Frontend(NamedTuple):
     def ipv6(self) -> bool:
         """Whether the backends have IPv6 addresses."""
         return is_ipv6(self.backends[0].address)
+
+    @property
+    def used(self) -> tuple[Backend, ...]:
+        """The ready backends. Without any, those that terminate, as in Kubernetes (KEP-1669)."""
+        return tuple(each for each in self.backends if each.ready) or self.backends
 
 
 def frontends(objects: Objects) -> Iterator[Frontend]:
@@ -138,8 +144,7 @@ def _of_service(service: Object, slices: list[Object]) -> Iterator[Frontend]:
 
 
 def _backends(slices: list[Object], port: Object, *, ipv6: bool) -> Iterator[Backend]:
-    """The ready endpoints. Without any, those that terminate but serve, as in Kubernetes."""
-    ready, terminating = [], []
+    """The endpoints that are ready, or terminate but serve."""
     for endpoint_slice in slices:
         if (endpoint_slice["addressType"] == "IPv6") != ipv6:
             continue
@@ -150,12 +155,10 @@ def _backends(slices: list[Object], port: Object, *, ipv6: bool) -> Iterator[Bac
         ]
         for endpoint in endpoint_slice.get("endpoints") or [] if numbers else []:
             conditions, node = endpoint.get("conditions") or {}, endpoint.get("nodeName") or ""
-            found = [Backend(ip, numbers[0], node) for ip in endpoint["addresses"]]
-            if conditions.get("ready", True):
-                ready += found
-            elif conditions.get("serving") and conditions.get("terminating"):
-                terminating += found
-    yield from ready or terminating
+            is_ready = bool(conditions.get("ready", True))
+            if is_ready or (conditions.get("serving") and conditions.get("terminating")):
+                for ip in endpoint["addresses"]:
+                    yield Backend(ip, numbers[0], node, is_ready)
 
 
 def render(served: Sequence[Frontend], node: Node) -> str:
@@ -184,10 +187,10 @@ def apply(node_netns: str, script: str) -> None:
 
 def _on_node(frontend: Frontend, node: Node) -> Frontend:
     """The frontend with the backends that the node uses."""
-    if not frontend.local:
-        return frontend
-    own = tuple(backend for backend in frontend.backends if backend.node == node.name)
-    return frontend._replace(backends=own)
+    if frontend.local:
+        own = tuple(backend for backend in frontend.backends if backend.node == node.name)
+        frontend = frontend._replace(backends=own)
+    return frontend._replace(backends=frontend.used)
 
 
 def _chain(number: int, frontend: Frontend) -> str:

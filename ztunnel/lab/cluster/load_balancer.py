@@ -65,7 +65,7 @@ def apply(external_netns: str, script: str) -> None:
 
 def _nodes(frontend: Frontend, nodes: Sequence[Node]) -> list[Node]:
     """The nodes that accept connections to the frontend."""
-    own = {backend.node for backend in frontend.backends}
+    own = {backend.node for backend in frontend.used}
     return [node for node in nodes if not frontend.local or node.name in own]
 
 
