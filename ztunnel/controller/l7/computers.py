@@ -24,12 +24,12 @@ from ztunnel.l7.routing.attachment import RouteIndex
 from ztunnel.l7.status.backend_tls import backend_tls_entries, target_waypoints
 from ztunnel.l7.status.conditions import Condition, has_conditions, render_conditions
 from ztunnel.l7.status.entries import ANCESTORS, PARENTS, Entry, merge_entries
+from ztunnel.l7.status.gateway_routes import ListenerViews
 from ztunnel.l7.status.policies import own_problems, policy_condition, problem_text
 from ztunnel.l7.status.routes import (
-    ROUTE_KINDS,
+    STATUS_KINDS,
     route_conditions,
     route_problems,
-    udp_entries,
 )
 from ztunnel.l7.status.service import WAYPOINT_BOUND, waypoint_bound
 from ztunnel.l7.traffic.backend_ca import RefError, has_certificate_refs
@@ -77,16 +77,16 @@ class Computers:
         self._waypoint_state = waypoint_state
         self._rejected = rejected
         self._routes = RouteIndex()
+        self._views = ListenerViews()
         self._compilers: dict[str, GatewayCompiler] = {}
         self._compiled: Mapping[L7Key, Sequence[Problem]] = {}
         self._lock = threading.Lock()
         self._by_kind: dict[str, Callable[[Inputs, Object, str], Pending | None]] = {
             "Service": self._service,
             "ServiceEntry": self._service_entry,
-            **dict.fromkeys(ROUTE_KINDS, self._route),
+            **dict.fromkeys(STATUS_KINDS, self._route),
             **dict.fromkeys(POLICY_KINDS, self._policy),
             "BackendTLSPolicy": self._backend_tls,
-            "UDPRoute": self._udp_route,
         }
 
     @property
@@ -186,14 +186,9 @@ class Computers:
             return None
         with self._lock:
             self._routes.refresh(inputs.store)
-            ours = route_conditions(inputs, route, self._routes, self._rejected())
-            problems = route_problems(inputs, route, self._routes) if ours else ()
+            ours = route_conditions(inputs, route, self._routes, self._rejected(), self._views)
+            problems = route_problems(inputs, route, self._routes, self._views) if ours else ()
         return _with_parents(obj, ours, problems, now)
-
-    def _udp_route(self, inputs: Inputs, obj: Object, now: str) -> Pending | None:
-        metadata = obj["metadata"]
-        route = inputs.store.get(obj["kind"], metadata["namespace"], metadata["name"])
-        return _with_parents(obj, udp_entries(route), (), now) if route is not None else None
 
     def _policy(self, inputs: Inputs, obj: Object, now: str) -> Pending | None:
         metadata = obj["metadata"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parses TCPRoute and TLSRoute (Gateway API v1.6)."""
+"""Parses TCPRoute, TLSRoute and UDPRoute (Gateway API v1.6)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HOSTNAME = re.compile(r"(?:\*\.)?[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
 class StreamRoute(msgspec.Struct, frozen=True, kw_only=True):
-    """A parsed TCPRoute or TLSRoute: connections go to one of the backends, by weight.
+    """A parsed route: connections, or flows of datagrams, go to one of the backends, by weight.
 
     `error`: why the route is replaced by one without backends, so that connections are closed.
     `hostnames`: the SNI names that a TLSRoute matches, exact or `*.suffix`; empty for all.

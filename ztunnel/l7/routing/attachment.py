@@ -34,6 +34,7 @@ Route = RequestRoute | StreamRoute
 
 # Most specific first: GEP-1294, "Route types".
 ROUTE_KINDS = ("GRPCRoute", "HTTPRoute", "TLSRoute", "TCPRoute")
+UDP_KIND = "UDPRoute"  # of gateways only: UDP does not pass waypoints
 PRODUCER = ""  # the group of producer routes
 ISTIO_GROUP = "networking.istio.io"
 _PARSERS: dict[str, Callable[[L7Object], Route]] = {
@@ -41,6 +42,7 @@ _PARSERS: dict[str, Callable[[L7Object], Route]] = {
     "HTTPRoute": parse_http_route,
     "TLSRoute": parse_stream_route,
     "TCPRoute": parse_stream_route,
+    UDP_KIND: parse_stream_route,
 }
 _REQUESTS = (Protocol.HTTP, Protocol.HTTP2)
 
@@ -90,17 +92,18 @@ class RouteIndex:
 
     def refresh(self, store: L7Store) -> None:
         """Read the routes of a store, if they have changed."""
-        seen = (store, *(store.revision_of(kind) for kind in ROUTE_KINDS))
+        seen = (store, *(store.revision_of(kind) for kind in _PARSERS))
         if seen == self._seen:
             return
         self._seen = seen
-        parsed = {o.key: self._parse(o) for kind in ROUTE_KINDS for o in store.of_kind(kind)}
+        parsed = {o.key: self._parse(o) for kind in _PARSERS for o in store.of_kind(kind)}
         self._parsed = parsed
         by_parent: dict[tuple[str, str, str], dict[L7Key, Route]] = {}
         for obj, route in sorted(parsed.values(), key=lambda p: p[0].age_rank):
             for parent in () if isinstance(route, Problem) else route.parents:
                 key = _parent_key(parent)
-                if key is not None and not isinstance(route, Problem):
+                is_carried = obj.kind != UDP_KIND or parent.group == GATEWAY_GROUP
+                if key is not None and is_carried and not isinstance(route, Problem):
                     by_parent.setdefault(key, {})[obj.key] = route
         self._by_parent = {key: tuple(routes.values()) for key, routes in by_parent.items()}
         self.problems = tuple(p for _, p in parsed.values() if isinstance(p, Problem))
@@ -180,7 +183,7 @@ def _rejecting(obj: L7Object, error: str) -> Route | Problem:
         parents = parse_parents(obj)
     except TranslateError:
         return problem
-    if obj.kind in ("TCPRoute", "TLSRoute"):
+    if obj.kind in ("TCPRoute", "TLSRoute", UDP_KIND):
         return StreamRoute(obj=obj, parents=parents, backends=(), problems=(problem,), error=error)
     rule = Rule(where="spec", matches=(ANY_REQUEST,), error=error)
     return RequestRoute(obj=obj, parents=parents, rules=(rule,), problems=(problem,))

@@ -46,8 +46,10 @@ def declared_protocol(port: ServicePort) -> Protocol | None:
     return found
 
 
-def service_port(service: Service | None, number: int) -> ServicePort | None:
-    """Return the TCP port of a service, or None."""
+def service_port(
+    service: Service | None, number: int, transport: str = "TCP"
+) -> ServicePort | None:
+    """Return the port of a service, or None. `transport`: TCP or UDP."""
     if service is None:
         return None
-    return next((p for p in service.ports if p.port == number and p.protocol == "TCP"), None)
+    return next((p for p in service.ports if p.port == number and p.protocol == transport), None)

@@ -59,10 +59,10 @@ def resolve(inputs: Inputs, route: L7Object, parent: Service | None, ref: Backen
         )
     if ref.port is None:
         return Resolution(None, ResolvedReason.NOT_FOUND, f"{ref.where} has no port")
-    if service_port(service, ref.port) is None:
-        return Resolution(
-            None, ResolvedReason.NOT_FOUND, f"{service.key} has no TCP port {ref.port}"
-        )
+    transport = "UDP" if route.kind == "UDPRoute" else "TCP"
+    if service_port(service, ref.port, transport) is None:
+        text = f"{service.key} has no {transport} port {ref.port}"
+        return Resolution(None, ResolvedReason.NOT_FOUND, text)
     return Resolution(ClusterRef(service.key, ref.port))
 
 

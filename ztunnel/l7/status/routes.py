@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`status.parents` of HTTPRoute, GRPCRoute, TCPRoute and TLSRoute.
+"""`status.parents` of HTTPRoute, GRPCRoute, TCPRoute, TLSRoute and UDPRoute.
 
     Accepted          the route applies to the parent, or why not
     ResolvedRefs      its backends exist and may be used
@@ -11,56 +11,92 @@ and PartiallyInvalid has Envoy's message. Entries of other controllers are kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ztunnel.kube.objects.fields import TranslateError
-from ztunnel.l7.api.route_fields import parse_parents
+from ztunnel.l7.api.route_fields import ParentRef, parse_parents
+from ztunnel.l7.ingress.attachment import parent_gateway
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
-from ztunnel.l7.routing.attachment import ROUTE_KINDS, AcceptedReason, RouteIndex
+from ztunnel.l7.routing.attachment import (
+    ROUTE_KINDS,
+    UDP_KIND,
+    AcceptedReason,
+    RouteIndex,
+)
 from ztunnel.l7.routing.references import ResolvedReason
 from ztunnel.l7.routing.route_status import ParentStatus, route_status
 from ztunnel.l7.status.conditions import Condition, Json
 from ztunnel.l7.status.entries import REF_FIELDS, Entry
+from ztunnel.l7.status.gateway_routes import (
+    ListenerViews,
+    gateway_conditions,
+    gateway_problems,
+)
 
-__all__ = ["REJECTED", "ROUTE_KINDS", "route_conditions", "route_problems", "udp_entries"]
+__all__ = ["REJECTED", "STATUS_KINDS", "route_conditions", "route_problems"]
 
+STATUS_KINDS = (*ROUTE_KINDS, UDP_KIND)
 REJECTED = "RejectedByProxy"  # reason: Envoy does not accept the configuration
 
 
 def route_conditions(
-    inputs: Inputs, obj: L7Object, index: RouteIndex, rejected: Mapping[str, str]
+    inputs: Inputs,
+    obj: L7Object,
+    index: RouteIndex,
+    rejected: Mapping[str, str],
+    views: ListenerViews,
 ) -> list[Entry]:
     """Return the parentRefs that concern the mesh, each with its conditions.
 
     `rejected`: Envoy's message by service, `namespace/name`. `index` is refreshed.
     """
-    found = route_status(inputs, obj, index)
     refs = _mappings(obj.spec.get("parentRefs"))
-    if not found.parents and found.problems:
-        return _invalid(obj, found.problems)
+    route = index.parsed(obj)
+    if isinstance(route, Problem):
+        return _invalid(inputs, obj, (route,))
+    found = gateway_conditions(inputs, route, views)
+    if obj.kind == UDP_KIND:
+        found |= _udp_conditions(route.parents)
+    else:
+        status = route_status(inputs, obj, index)
+        found |= {
+            each.index: _conditions(each, rejected.get(each.service, "")) for each in status.parents
+        }
     return [
-        Entry(_reference(refs[each.index]), _conditions(each, rejected.get(each.service, "")))
-        for each in found.parents
-        if each.index < len(refs)
+        Entry(_reference(refs[number]), found[number])
+        for number in sorted(found)
+        if number < len(refs)
     ]
 
 
-def udp_entries(obj: L7Object) -> list[Entry]:
-    """Return the entries of a UDPRoute with Services as parents: waypoints do not carry UDP."""
-    text = "UDP does not pass waypoints: the route has no effect"
-    condition = Condition("Accepted", False, AcceptedReason.UNSUPPORTED_VALUE.value, text)
-    return _for_services(obj, condition)
-
-
-def route_problems(inputs: Inputs, obj: L7Object, index: RouteIndex) -> tuple[str, ...]:
+def route_problems(
+    inputs: Inputs, obj: L7Object, index: RouteIndex, views: ListenerViews
+) -> tuple[str, ...]:
     """Return what is not honoured of a route, for Events; a missing waypoint is not a problem."""
-    return tuple(
+    route = index.parsed(obj)
+    if isinstance(route, Problem):
+        return (f"{route.field}: {route.message}",)
+    found = gateway_conditions(inputs, route, views)
+    if obj.kind == UDP_KIND:
+        return tuple(gateway_problems(found | _udp_conditions(route.parents)))
+    problems = [
         f"{each.field}: {each.message}"
         for each in route_status(inputs, obj, index).problems
         if each.reason != "NoWaypoint"
-    )
+    ]
+    return tuple(dict.fromkeys((*problems, *gateway_problems(found))))
+
+
+def _udp_conditions(parents: Sequence[ParentRef]) -> dict[int, tuple[Condition, ...]]:
+    text = "UDP does not pass waypoints: the route has no effect"
+    condition = Condition("Accepted", False, AcceptedReason.UNSUPPORTED_VALUE.value, text)
+    return {
+        number: (condition,)
+        for number, parent in enumerate(parents)
+        if parent.kind in ("Service", "Hostname")
+    }
 
 
 def _conditions(status: ParentStatus, rejected: str) -> tuple[Condition, ...]:
@@ -84,15 +120,11 @@ def _conditions(status: ParentStatus, rejected: str) -> tuple[Condition, ...]:
     return tuple(found)
 
 
-def _invalid(obj: L7Object, problems: tuple[Problem, ...]) -> list[Entry]:
-    """A route that cannot be read: rejected at every parent that is a service."""
+def _invalid(inputs: Inputs, obj: L7Object, problems: tuple[Problem, ...]) -> list[Entry]:
+    """A route that cannot be read: rejected at every parent that concerns the mesh."""
     errors = [each for each in problems if each.severity is Severity.ERROR]
     text = "; ".join(each.message for each in errors or problems)
     condition = Condition("Accepted", False, AcceptedReason.UNSUPPORTED_VALUE.value, text)
-    return _for_services(obj, condition)
-
-
-def _for_services(obj: L7Object, condition: Condition) -> list[Entry]:
     refs = _mappings(obj.spec.get("parentRefs"))
     try:
         parents = parse_parents(obj)
@@ -101,7 +133,7 @@ def _for_services(obj: L7Object, condition: Condition) -> list[Entry]:
     return [
         Entry(_reference(ref), (condition,))
         for ref, parent in zip(refs, parents, strict=False)
-        if parent.kind in ("Service", "Hostname")
+        if parent.kind in ("Service", "Hostname") or parent_gateway(inputs.store, parent)
     ]
 
 
