@@ -64,6 +64,7 @@ HOT = tuple(
         "proxy.handlers.outbound_connection",
         "proxy.handlers.outbound_hbone",
         "proxy.handlers.outbound_passthrough",
+        "proxy.handlers.waypoint_handover",
         "proxy.handlers.waypoint_header",
         "proxy.handlers.waypoint_probe",
         "proxy.handlers.waypoint_retry",

@@ -198,7 +198,12 @@ class Link:
 
 def build_link(core: Core) -> Link:
     counters = NodeCounters(core.totals)
-    broadcast = MeshBroadcast(core.view, core.sessions, registry_only=core.options.registry_only)
+    broadcast = MeshBroadcast(
+        core.view,
+        core.sessions,
+        registry_only=core.options.registry_only,
+        same_node_direct=core.options.same_node is SameNode.DIRECT,
+    )
     return Link(broadcast, CounterCollector(counters), counters)
 
 

@@ -262,6 +262,7 @@ class MeshDelta(msgspec.Struct, frozen=True, tag="mesh_delta", kw_only=True):
     removed_policies: tuple[str, ...] = ()  # their keys
     reset: bool = False
     registry_only: bool = False  # with `reset`: unknown destinations are refused
+    same_node_direct: bool = False  # with `reset`: no encryption between pods of this node
     complete: bool = False
     more: bool = False  # parts of this revision follow; they apply together
     host_groups: tuple[HostGroup, ...] = ()  # further services

@@ -36,11 +36,12 @@ class MeshState:
     """Workloads by uid and address; services by key, virtual address and hostname; `policies`.
 
     `registry_only`: applications may reach no other destinations (Istio's outboundTrafficPolicy
-    REGISTRY_ONLY).
+    REGISTRY_ONLY). `same_node_direct`: connections within this node need no tunnel.
     """
 
-    def __init__(self, registry_only: bool = False) -> None:
+    def __init__(self, registry_only: bool = False, *, same_node_direct: bool = False) -> None:
         self.registry_only = registry_only
+        self.same_node_direct = same_node_direct
         self.policies = PolicyEngine()
         self._workloads: dict[str, Workload] = {}
         self._workload_at = AddressIndex[Workload](attrgetter("uid"), _accepts_hbone)

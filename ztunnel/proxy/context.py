@@ -20,7 +20,9 @@ from ztunnel.proxy.conntrack.recent_destinations import RecentDestinations
 from ztunnel.proxy.conntrack.tracker import ConnectionTracker
 from ztunnel.proxy.io.buffers import BufferPool
 from ztunnel.proxy.io.event_loop import EventLoop
+from ztunnel.proxy.local_pod import Pod
 from ztunnel.proxy.tls.credentials import Credentials
+from ztunnel.proxy.tls.local_trust import LocalTrust
 from ztunnel.proxy.tunnel.pool import TunnelPool
 from ztunnel.telemetry.access_log import AccessLog, configured_renderer
 
@@ -42,6 +44,8 @@ class Context:
     same_node_reporter: SameNodeReporter | None = None
     mesh: MeshState | None = None
     credentials: dict[str, Credentials] = field(default_factory=dict)  # by identity
+    pods: dict[str, Pod] = field(default_factory=dict)  # of this node, by uid
+    local_trust: LocalTrust = field(default_factory=LocalTrust)
     workers: int = 1  # worker processes of this node
     envoy: SocketAddress = ENVOY  # in a waypoint's pod
     recent_destinations: RecentDestinations = field(default_factory=RecentDestinations)

@@ -44,7 +44,7 @@ class MeshSync:
         self._same_node.revision = 0
         delta = delta.expanded()
         if delta.reset:
-            self._snapshot = MeshState(delta.registry_only)
+            self._snapshot = MeshState(delta.registry_only, same_node_direct=delta.same_node_direct)
             self._parts.clear()
         if self._snapshot is not None:
             self._snapshot.apply(delta)

@@ -47,6 +47,7 @@ from ztunnel.proxy.agent_link.session import Message, Session
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.handlers.inbound import HboneConnection
 from ztunnel.proxy.handlers.udp import PodUdp
+from ztunnel.proxy.handlers.waypoint_handover import WaypointHandover
 from ztunnel.proxy.listeners import add_listener
 from ztunnel.proxy.local_pod import Pod, RequestSockets, add_sockets
 from ztunnel.proxy.mesh_sync import MeshSync
@@ -81,7 +82,7 @@ class Worker:
     ) -> None:
         """The event loop calls `send_heartbeat` periodically with the worker's state."""
         self.context = context
-        self.pods: dict[str, Pod] = {}
+        self.pods = context.pods
         self.session = Session(context.loop, str(run_dir / SOCKET_NAME), self._greet, self.receive)
         context.same_node_reporter = SameNodeReporter(self.session.send, lambda: context.loop.now)
         self._mesh_sync = MeshSync(context, self.pods, context.same_node_reporter)
@@ -164,26 +165,31 @@ class Worker:
             lambda key: key.source == message.identity, "certificate renewed", fail_waiting=False
         )
         if previous is None or not set(previous.roots) <= set(loaded.roots):
-            self._verify_tunnels(loaded, deque(self._tunnels(message.identity)))
+            self._verify_peers(loaded, deque(self._authenticated(message.identity)))
         for pod in self.pods.values():
             self._announce(pod)
 
-    def _tunnels(self, identity: str) -> Iterator[Tunnel]:
-        """The tunnels from and to the pods of an identity, draining ones too."""
+    def _authenticated(self, identity: str) -> Iterator[Tunnel | WaypointHandover]:
+        """What pods of an identity have authenticated a peer for, draining tunnels too."""
         for tunnel, key in self.context.pool.open.items():
             if key.source == identity:
                 yield tunnel
         for pod in [*self.pods.values(), *self._removed]:
-            for connection in pod.live if pod.identity == identity else ():
-                if isinstance(connection, HboneConnection) and connection.tunnel is not None:
-                    yield connection.tunnel
+            for connection in pod.live:
+                match connection:
+                    case WaypointHandover() if identity in connection.identities:
+                        yield connection
+                    case HboneConnection(tunnel=Tunnel() as tunnel) if pod.identity == identity:
+                        yield tunnel
 
-    def _verify_tunnels(self, loaded: credentials.Credentials, tunnels: deque[Tunnel]) -> None:
-        """Close the tunnels whose peer no root is left for. A batch per turn: others wait."""
-        for _ in range(min(len(tunnels), VERIFY_BATCH)):
-            tunnels.popleft().close_if_untrusted(loaded)
-        if tunnels:
-            self.context.loop.defer(partial(self._verify_tunnels, loaded, tunnels))
+    def _verify_peers(
+        self, loaded: credentials.Credentials, pending: deque[Tunnel | WaypointHandover]
+    ) -> None:
+        """Close those whose peer no root is left for. A batch per turn: others wait."""
+        for _ in range(min(len(pending), VERIFY_BATCH)):
+            pending.popleft().close_if_untrusted(loaded)
+        if pending:
+            self.context.loop.defer(partial(self._verify_peers, loaded, pending))
 
     def _on_pod_added(self, added: PodAdded, fds: list[int]) -> None:
         pod = self.pods.get(added.pod_uid)

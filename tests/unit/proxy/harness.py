@@ -214,6 +214,7 @@ class Node:
         self.client_addresses: list[SocketAddress] = []  # set by the proxy for apps
         self.certificate: Certificate | None = None
         self.sync = True
+        self.same_node_direct = False
         self.agent = FakeAgent(Path(self.directory.name))
         self.agent.on_hello = self._greet
         self.context = self._context()
@@ -316,7 +317,15 @@ class Node:
             return
         if self.sync:
             mesh, services = tuple(self.mesh), self.services
-            self.agent.send(MeshDelta(revision=1, workloads=mesh, services=services, reset=True))
+            self.agent.send(
+                MeshDelta(
+                    revision=1,
+                    workloads=mesh,
+                    services=services,
+                    reset=True,
+                    same_node_direct=self.same_node_direct,
+                )
+            )
             self.agent.send(MeshDelta(revision=1, complete=True))
         if self.certificate is not None:
             self.agent.send(self.certificate)

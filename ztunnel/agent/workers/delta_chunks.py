@@ -34,6 +34,7 @@ def snapshot(
     policies: Iterable[Policy] = (),
     *,
     registry_only: bool = False,
+    same_node_direct: bool = False,
 ) -> Iterator[MeshDelta]:
     """The complete state: the first message has `reset`, the last one `complete`."""
     parts = list(_parts([*workloads, *_grouped(services), *policies])) or [[]]
@@ -46,6 +47,7 @@ def snapshot(
             policies=_policies(part),
             reset=index == 0,
             registry_only=registry_only and index == 0,
+            same_node_direct=same_node_direct and index == 0,
             complete=index == len(parts) - 1,
         )
 

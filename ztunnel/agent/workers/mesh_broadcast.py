@@ -20,11 +20,17 @@ class MeshBroadcast(ViewConsumer, SessionObserver):
     """A worker that joins has the same state as one that received every change."""
 
     def __init__(
-        self, view: ClusterView, sessions: SessionRegistry, *, registry_only: bool = False
+        self,
+        view: ClusterView,
+        sessions: SessionRegistry,
+        *,
+        registry_only: bool = False,
+        same_node_direct: bool = False,
     ) -> None:
         self._view = view
         self._sessions = sessions
         self._registry_only = registry_only
+        self._same_node_direct = same_node_direct
 
     def apply(self, change: ViewChange) -> None:
         if not change:
@@ -54,6 +60,7 @@ class MeshBroadcast(ViewConsumer, SessionObserver):
             now.services,
             now.policies,
             registry_only=self._registry_only,
+            same_node_direct=self._same_node_direct,
         ):
             packet = session.encode(part)
             session.raise_queue_limit(len(packet))

@@ -62,7 +62,8 @@ def check_connect(
         waypoint = None if udp else find_destination(state, local.ip, destination)
         if waypoint is None:
             return Reject(BAD_REQUEST, f"authority {destination} is not this pod, {local.ip}")
-        return _accept_for_waypoint(state, request, peer, identity, waypoint)
+        client, _ = _forwarded(state, request, peer, identity)
+        return _accept_for_waypoint(state, client, identity, waypoint)
     if destination.port in RESERVED and not udp:
         return Reject(BAD_REQUEST, f"port {destination.port} is reserved for the mesh")
     workload = state.workload_at(local.ip)
@@ -75,17 +76,34 @@ def check_connect(
     return Accept(client, destination, source, workload, service, udp)
 
 
+def check_handover(
+    state: MeshState,
+    destination: SocketAddress,
+    *,
+    local: SocketAddress,
+    client: SocketAddress,
+    identity: str,
+) -> Accept | Reject:
+    """Decide on a connection that the proxy hands over to a waypoint's pod without a tunnel.
+
+    As `check_connect` for CONNECT `destination` to `local`, over a connection from `client`, which
+    is an address of a pod of this node with `identity`.
+    """
+    waypoint = find_destination(state, local.ip, destination)
+    if waypoint is None:
+        return Reject(BAD_REQUEST, f"authority {destination} is not this pod, {local.ip}")
+    return _accept_for_waypoint(state, client, identity, waypoint)
+
+
 def _accept_for_waypoint(
     state: MeshState,
-    request: Request,
-    peer: SocketAddress,
+    client: SocketAddress,
     identity: str,
     found: WaypointDestination | str,
 ) -> Accept | Reject:
-    """Decide on a CONNECT to a destination whose waypoint is the local pod."""
+    """Decide on a connection to a destination whose waypoint is the local pod."""
     if isinstance(found, str):
         return Reject(BAD_REQUEST, found)
-    client, _ = _forwarded(state, request, peer, identity)
     source = state.workload_at(client.ip)
     if source is not None and source.identity != identity:
         source = None

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outbound connections through an HBONE tunnel: one CONNECT stream each."""
+"""Outbound connections through an HBONE tunnel: one CONNECT stream each.
+
+A connection to a waypoint whose pod is on this node needs no tunnel (`waypoint_handover`).
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,29 @@ from ztunnel.hbone.events import Header
 from ztunnel.mesh.headers.forwarded import format_forwarded
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.routing.inbound import DENIED
-from ztunnel.proxy.conntrack.record import Direction
+from ztunnel.proxy.conntrack.record import Direction, Record
 from ztunnel.proxy.conntrack.tracker import make_peer
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.handlers.outbound_connection import (
     AWAITING_RESPONSE,
     AWAITING_TUNNEL,
     CLOSED,
+    RELAYING,
     OutboundConnection,
 )
+from ztunnel.proxy.handlers.waypoint_handover import (
+    LocalWaypoint,
+    WaypointHandover,
+    find_local_waypoint,
+)
 from ztunnel.proxy.handlers.waypoint_retry import RETRIED_STATUSES, Planner, RetrySchedule
-from ztunnel.proxy.io.event_loop import Timer
+from ztunnel.proxy.io.event_loop import INPUT, Timer
 from ztunnel.proxy.io.sockets import fin_on_close
 from ztunnel.proxy.local_pod import Pod
 from ztunnel.proxy.tls.credentials import Credentials
 from ztunnel.proxy.tunnel.connection_plan import ConnectionPlan
 from ztunnel.proxy.tunnel.pool import DialContext
+from ztunnel.proxy.tunnel.socket_relay import SocketRelay
 from ztunnel.proxy.tunnel.stream_relay import StreamRelay
 from ztunnel.proxy.tunnel.tunnel import EARLY_DATA_BYTES, Tunnel
 from ztunnel.telemetry.response_flags import Flag, Reason
@@ -41,6 +51,7 @@ class HboneOutbound(OutboundConnection):
     AWAITING_TUNNEL → AWAITING_RESPONSE → RELAYING → CLOSED
            ▲                 │ a waypoint rejects it for now: see `waypoint_retry`
            └─────────────────┘
+    AWAITING_RESPONSE also covers the attempt to hand the connection over without a tunnel.
     """
 
     def __init__(
@@ -71,9 +82,15 @@ class HboneOutbound(OutboundConnection):
         self._planner = planner
         self._retries: RetrySchedule | None = None
         self._early_data = b""  # to a waypoint, for another attempt
+        self._handover: WaypointHandover | None = None  # instead of a tunnel
 
     def start(self, credentials: Credentials) -> None:
-        """Request a tunnel from the pool."""
+        """Request a tunnel from the pool, unless the destination's waypoint is on this node."""
+        if self._plan.to_waypoint:
+            waypoint = find_local_waypoint(self._context, self._plan, self._client, credentials)
+            if waypoint is not None:
+                self._hand_over(waypoint)
+                return
         sockets = self._pod.socket_pool_for(self._plan.decision.tunnel)
         dial = DialContext(sockets, credentials, self._pod.share)
         self._context.pool.acquire(self._plan.key, dial, self._tunnel_ready)
@@ -97,14 +114,17 @@ class HboneOutbound(OutboundConnection):
 
     def _headers(self) -> tuple[Header, ...]:
         """The request headers that differ between connections of one plan."""
-        ids = (random.getrandbits(192) | _NONZERO_IDS).to_bytes(24, "big").hex()
-        sampled = "00" if self._context.tracker.tracer is None else "01"
-        self._record.trace = f"00-{ids[:32]}-{ids[32:]}-{sampled}"
+        self._begin_trace()
         forwarded = format_forwarded(self._client, self._plan.decision.service)
         return (
             (b"forwarded", forwarded.encode()),
             (b"traceparent", self._record.trace.encode()),
         )
+
+    def _begin_trace(self) -> None:
+        ids = (random.getrandbits(192) | _NONZERO_IDS).to_bytes(24, "big").hex()
+        sampled = "00" if self._context.tracker.tracer is None else "01"
+        self._record.trace = f"00-{ids[:32]}-{ids[32:]}-{sampled}"
 
     def _on_early_data(self) -> None:
         if self._tunnel is not None and not self._sent_early_data:
@@ -135,6 +155,50 @@ class HboneOutbound(OutboundConnection):
         if self._plan.to_waypoint:
             self._early_data = bytes(room[:count])
         tunnel.commit(self.stream_id, count)
+
+    # A waypoint on this node
+
+    def _hand_over(self, waypoint: LocalWaypoint) -> None:
+        self._state = AWAITING_RESPONSE
+        self._record.destination = self._plan.proven_destination(waypoint.pod.identity)
+        self._begin_trace()
+        self._handover = WaypointHandover(
+            self._context,
+            waypoint,
+            self,
+            plan=self._plan,
+            client=self._client,
+            trace=self._record.trace,
+        )
+        self._handover.start()
+
+    @property
+    def has_data(self) -> bool:
+        """Whether bytes of the application are there to follow the PROXY header."""
+        return bool(self._early_data) or bool(self._seen_events & INPUT)
+
+    def handed_over(self, sock: socket.socket, record: Record, seen_events: int) -> None:
+        """The waypoint's Envoy accepts: relay between the two sockets."""
+        context = self._context
+        relay = SocketRelay(
+            context.loop,
+            context.buffers,
+            self._sock,
+            sock,
+            record=self._record,
+            ended=self._relay_ended,
+            share=self._pod.share,
+            server_record=record,
+        )
+        early_data, self._early_data = self._early_data, b""
+        self._state = RELAYING
+        self._relay = relay
+        relay.begin(self._seen_events, server_events=seen_events, early_data=early_data)
+
+    def handover_refused(self, status: int) -> None:
+        """The waypoint's half refused the connection, with the status of a CONNECT."""
+        self._handover = None
+        self._refused(status)
 
     # Further attempts
 
@@ -187,10 +251,7 @@ class HboneOutbound(OutboundConnection):
 
     def on_response(self, status: int, headers: tuple[Header, ...]) -> None:
         if status != 200:
-            if status in RETRIED_STATUSES and self._retry():
-                return
-            flag = Flag.DENY if status == DENIED else Flag.CONNECT
-            self._fail(Reason(f"the destination's proxy answered {status}", flag))
+            self._refused(status)
             return
         assert self._tunnel is not None
         self._stop_timer()
@@ -204,6 +265,12 @@ class HboneOutbound(OutboundConnection):
             ended=self._relay_ended,
         )
         self._start_relay(relay)
+
+    def _refused(self, status: int) -> None:
+        if status in RETRIED_STATUSES and self._retry():
+            return
+        flag = Flag.DENY if status == DENIED else Flag.CONNECT
+        self._fail(Reason(f"the destination's proxy answered {status}", flag))
 
     def on_data(self, payload: memoryview) -> None:
         """The codec passes no data before a response; the peer gets its credit back anyway."""
@@ -228,13 +295,22 @@ class HboneOutbound(OutboundConnection):
         self._stop_timer()
         if self._tunnel is not None:
             self._tunnel.reset(self.stream_id, ErrorCode.CANCEL)
+        handover, self._handover = self._handover, None
+        if handover is not None:
+            handover.cancel("the client's connection ended")
 
     def _release_socket(self, sock: socket.socket) -> None:
+        if self._handover is not None:
+            self._handover.recycle(sock)  # the relay has closed the application's
+            return
         fin_on_close(sock)
         self._context.loop.close(sock, unshared=True)
 
     def _finish(self, error: str) -> None:
         self._tunnel = None
+        handover, self._handover = self._handover, None
+        if handover is not None:
+            handover.finish(error)
         super()._finish(error)
 
     def _stop_timer(self) -> None:

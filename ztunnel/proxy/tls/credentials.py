@@ -51,6 +51,7 @@ class Credentials:
     server: SSL.Context
     roots: tuple[x509.Certificate, ...]
     issuers: tuple[x509.Certificate, ...]  # of the own certificate
+    leaf: x509.Certificate  # the own certificate
     successor: Credentials | None = None
 
     @property
@@ -61,14 +62,25 @@ class Credentials:
             latest = latest.successor
         return latest
 
-    def trusts(self, session: PeerSession) -> bool:
+    @property
+    def peer_certificate(self) -> x509.Certificate:
+        """What a peer of these credentials sees, as a PeerSession."""
+        return self.leaf
+
+    @property
+    def peer_chain(self) -> list[x509.Certificate]:
+        return [self.leaf, *self.issuers]
+
+    def trusts(self, session: PeerSession, *, checks_time: bool = False) -> bool:
         """Whether the peer's certificate chains to the roots, regardless of its expiry.
 
+        `checks_time`: expired certificates are not trusted.
         A resumed session has no intermediate certificates of the peer. Those of the own chain
         replace them, because the workloads of a mesh usually have the same issuer.
         """
         store = X509Store()
-        store.set_flags(_NO_CHECK_TIME)
+        if not checks_time:
+            store.set_flags(_NO_CHECK_TIME)
         for root in self.roots:
             store.add_cert(X509.from_cryptography(root))
         try:
@@ -102,6 +114,7 @@ def load_credentials(certificate: Certificate) -> Credentials:
         server=server,
         roots=tuple(roots),
         issuers=tuple(chain[1:]),
+        leaf=chain[0],
     )
 
 
@@ -120,10 +133,18 @@ def check_peer(session: TlsSession) -> str:
         certificate = session.peer_certificate
         if session.resumed and is_expired(certificate):
             raise PeerVerificationError("the certificate of the resumed session has expired")
-        _check_is_leaf(certificate)
-        return _spiffe_id(certificate)
+        return identity_of(certificate)
     except ValueError as error:  # OpenSSL accepted it, the stricter parser does not
         raise PeerVerificationError(f"certificate cannot be read: {error}") from error
+
+
+def identity_of(certificate: x509.Certificate) -> str:
+    """The SPIFFE ID of a workload's certificate.
+
+    Raises PeerVerificationError if it is not one, and ValueError if it cannot be read.
+    """
+    _check_is_leaf(certificate)
+    return _spiffe_id(certificate)
 
 
 def is_expired(certificate: x509.Certificate) -> bool:

@@ -63,29 +63,43 @@ class SocketRelay:
         ended: RelayEnded,
         share: BufferShare,
         inbound: bool = False,
+        server_record: Record | None = None,
     ) -> None:
         """`ended` gets the server's socket. The pod is the server if `inbound`, else the client.
 
-        `share`: the pod's, of the worker's memory for bytes that wait.
+        `share`: the pod's, of the worker's memory for bytes that wait. `server_record`: if the
+        server is a pod of this node, too.
         """
         self._share = share
         self._loop = loop
         self._buffers = buffers
         self._record = record
+        self._server_record = server_record
         record.established = True
+        if server_record is not None:
+            server_record.established = True
         self._ended = ended
         self._is_closed = False
         self._client = SocketSide(self, client)
         self._server = SocketSide(self, server)
         self._pod = self._server if inbound else self._client
 
-    def begin(self, seen_events: int = 0) -> None:
+    def begin(
+        self, seen_events: int = 0, *, server_events: int = 0, early_data: bytes = b""
+    ) -> None:
         """Become the handler of both sockets. The relay may end before this returns.
 
-        `seen_events`: earlier events of the client's socket, which the loop may not report again.
+        `seen_events`: earlier events of the client's socket, which the loop may not report again;
+        `server_events`: those of the server's. `early_data`: of the client, read and counted.
         """
         for side in (self._client, self._server):
             self._loop.rebind(side.sock.fileno(), side)
+        if early_data:
+            if self._server_record is not None:
+                self._server_record.received += len(early_data)
+            self._write(self._server, memoryview(early_data))
+        if server_events:
+            self._server.on_ready(server_events)
         if seen_events:
             self._client.on_ready(seen_events)
 
@@ -200,3 +214,9 @@ class SocketRelay:
             self._record.sent += count
         else:
             self._record.received += count
+        record = self._server_record
+        if record is not None:
+            if source is self._server:
+                record.sent += count
+            else:
+                record.received += count
