@@ -205,7 +205,8 @@ class _Flags(TypedDict):
     default=SameNode.DIRECT.value,
     show_default=True,
     help="Connections between pods of this node. `direct`: the proxy authorizes a pair once, then "
-    "the kernel connects it without the proxy. `encrypt`: always mTLS through the proxy.",
+    "the kernel connects it without the proxy, and the proxy reaches a waypoint's pod without a "
+    "tunnel. `encrypt`: always mTLS through the proxy.",
 )
 @click.option(
     "--metrics-port",

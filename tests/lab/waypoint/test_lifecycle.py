@@ -79,6 +79,15 @@ def scale(made: Shop, replicas: int) -> None:
     assert len(pods) == replicas
 
 
+def update(made: Shop) -> None:
+    """Replace the pods of the waypoint by a rolling update."""
+    gateway = made.lab.get("Gateway", shop.WAYPOINT, shop.SHOP)
+    infrastructure = dict(gateway["spec"]["infrastructure"])
+    infrastructure["annotations"] = {"updated": str(time.time())}
+    spec = {**gateway["spec"], "infrastructure": infrastructure}
+    assert made.lab.apply({**gateway, "spec": spec}) == []
+
+
 def is_waypoint(pod: dict[str, Any]) -> bool:
     labels = pod["metadata"]["labels"]
     return bool(labels.get("gateway.networking.k8s.io/gateway-name") == shop.WAYPOINT)
@@ -123,11 +132,8 @@ def test_scaling_fails_no_request(attached: Shop) -> None:
 
 def test_rolling_update_fails_no_request(attached: Shop) -> None:
     before = attached.waypoint_pod()["metadata"]["uid"]
-    gateway = attached.lab.get("Gateway", shop.WAYPOINT, shop.SHOP)
-    annotations = {"infrastructure": {**gateway["spec"]["infrastructure"]}}
-    annotations["infrastructure"]["annotations"] = {"updated": str(time.time())}
     with both_loads(attached, "buyer-far") as results:
-        assert attached.lab.apply({**gateway, "spec": {**gateway["spec"], **annotations}}) == []
+        update(attached)
     assert attached.waypoint_pod()["metadata"]["uid"] != before
     assert_none_failed("rolling update", results)
 

@@ -46,10 +46,11 @@ def test_empty_snapshot_is_one_message() -> None:
     ]
 
 
-def test_registry_only_is_set_in_first_message_of_snapshot() -> None:
+def test_settings_are_in_first_message_of_snapshot() -> None:
     workloads = [workload(f"w{number}") for number in range(3000)]
-    parts = list(delta_chunks.snapshot(7, workloads, (), registry_only=True))
+    parts = list(delta_chunks.snapshot(7, workloads, (), registry_only=True, same_node_direct=True))
     assert [part.registry_only for part in parts] == [True] + [False] * (len(parts) - 1)
+    assert [part.same_node_direct for part in parts] == [True] + [False] * (len(parts) - 1)
     assert len(parts) > 1
 
 
