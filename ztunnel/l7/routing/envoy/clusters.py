@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ztunnel.l7.config import ClusterRef, Json
 from ztunnel.l7.inputs import Inputs, Protocol
+from ztunnel.l7.routing.envoy.dynamic_hosts import dynamic_cluster, is_dynamic
 from ztunnel.l7.routing.envoy.hcm import ADS
 from ztunnel.l7.routing.protocols import declared_protocol, service_port
 from ztunnel.l7.routing.units import ClusterUnit
@@ -37,12 +38,17 @@ def service_cluster(inputs: Inputs, gateway: str, ref: ClusterRef) -> ClusterUni
         return ClusterUnit(None, None)
     protocol = declared_protocol(port) or Protocol.HTTP
     policy = traffic.cluster_fields(inputs, gateway, service, port, ref.subset, protocol=protocol)
+    common: Json = {"connect_timeout": _DIAL_TIMEOUT, **_protocol_options(protocol)}
+    is_own = service.waypoint == gateway  # others cannot restrict the names
+    if is_dynamic(service) and is_own and not policy.rejected and not policy.labels:
+        common |= _metadata(telemetry.endpoint_metadata(inputs, service, None))
+        found = dynamic_cluster(common, policy.fields, service, port, ref)
+        return ClusterUnit(found, None, policy.problems)
     cluster: Json = {
         "name": ref.name,
         "type": "EDS",
         "eds_cluster_config": {"eds_config": ADS, "service_name": ref.name},
-        "connect_timeout": _DIAL_TIMEOUT,
-        **_protocol_options(protocol),
+        **common,
     }
     localities = [
         {"lb_endpoints": [_endpoint(inputs, service, port, e) for e in g.endpoints], **g.fields}
