@@ -57,7 +57,7 @@ def resolve(inputs: Inputs, route: L7Object, parent: Service | None, ref: Backen
             f"{ref.where} is in namespace {service.namespace!r}, where no ReferenceGrant permits "
             f"{route.kind} of namespace {route.namespace!r}",
         )
-    if service.dynamic_ports and service.key != parent.key:
+    if service.dynamic_ports and (parent is None or service.key != parent.key):
         return Resolution(
             None,
             ResolvedReason.INVALID_KIND,
