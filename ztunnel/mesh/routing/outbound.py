@@ -5,7 +5,9 @@ virtual address   ─▶ a ready endpoint of the same family ─┐
 workload address  ────────────────────────────────────────┼▶ HBONE or passthrough
 any other address ────────────────────────────────────────┘
 virtual address or workload address that has a waypoint
-                  ─▶ HBONE to a ready pod of the waypoint, unless the source runs that Gateway
+                  ─▶ HBONE to a ready pod of the waypoint, unless the source runs that Gateway, or,
+                     for a workload address, an ingress gateway. An ingress gateway connects to the
+                     virtual address of a service only if `Service.ingress_use_waypoint`
                   ─▶ refused, if there is none
 workload address that a ServiceEntry lists       ─▶ the workload: no entry hijacks a pod
 reserved port, no endpoint, no such port         ─▶ refused
@@ -58,7 +60,7 @@ def _resolve(
         if service.waypoint and service.waypoint != source.gateway:
             return _service_waypoint(state, service, destination)
         return _balance(state, service, destination, "TCP")
-    if pod is not None and pod.waypoint and pod.waypoint != source.gateway:
+    if pod is not None and source.needs_waypoint_of(pod):
         return _waypoint(state, pod.waypoint, pod.waypoint_error, destination, "")
     return _resolve_address(state, source, destination, is_pod=pod is not None)
 
