@@ -29,6 +29,7 @@ def edge() -> list[Object]:
         http_route(),
         strict(),
         callers_of_my_app(IDENTITY, f"cluster.local/ns/{shop.SHOP}/sa/buyer"),
+        obj("telemetry.istio.io/v1", "Telemetry", "logs", spec={"accessLogging": [{}]}),
     ]
 
 

@@ -97,21 +97,20 @@ def test_a_policy_with_request_attributes_allows_requests_from_the_mesh(
 
 @FAMILIES
 def test_other_ports_of_the_gateway_pod_stay_captured(edge_shop: Edge, family: int) -> None:
-    """STRICT: plaintext from a pod outside the mesh is denied at 15021, where Envoy listens."""
-    assert edge_shop.inside("buyer-far", edge_shop.pod_ip(family=family), port=15021).status == 200
+    """STRICT: plaintext from a pod outside the mesh is denied at the port of the metrics."""
+    ip = edge_shop.pod_ip(family=family)
+    assert edge_shop.inside("buyer-far", ip, "/metrics", port=15020).status == 200
     plain = {"metadata": {"name": "plain", "namespace": "default"}}
     pod = shop.pod("plain", "node2", "default") | plain
     assert edge_shop.lab.apply(pod) == []
     try:
 
         def status(port: int) -> str:
-            ip = edge_shop.pod_ip(family=family)
             url = f"http://[{ip}]:{port}/" if family == 6 else f"http://{ip}:{port}/"
             argv = "curl", "-sg", "--max-time", "3", "-o", "/dev/null", "-w", "%{http_code}", url
             return edge_shop.lab.exec("plain", *argv).stdout
 
         assert status(80) == "200"
-        assert status(15021) == "000"
         assert status(15020) == "000"
     finally:
         assert edge_shop.lab.delete("Pod", "plain") == []
@@ -133,43 +132,3 @@ def test_ports_follow_the_listeners_and_survive_a_restart_of_the_agent(
     assert edge_shop.lab.apply(*edge.gateway(edge.listener(80))) == []
     wait_until(lambda: not serves(8081), "the old port is closed", timeout_s=10)
     assert serves(80)
-
-
-@FAMILIES
-def test_ingress_use_waypoint_sends_requests_through_the_waypoint(
-    edge_shop: Edge, family: int
-) -> None:
-    """A policy of the waypoint denies what the gateway alone would admit."""
-    service = edge_shop.lab.get("Service", "my-app", shop.SHOP)
-    denied = edge.policy(
-        "at-waypoint",
-        "DENY",
-        {
-            "from": [{"source": {"principals": [edge.IDENTITY]}}],
-            "to": [{"operation": {"paths": ["/no"]}}],
-        },
-        targetRefs=[{"group": "", "kind": "Service", "name": "my-app"}],
-    )
-    waypoint = f"cluster.local/ns/{shop.SHOP}/sa/{shop.WAYPOINT}"
-    through = shop.service("my-app")
-    through["metadata"]["labels"] = {
-        **service["metadata"]["labels"],
-        "istio.io/ingress-use-waypoint": "true",
-    }
-    lab = edge_shop.lab
-    assert lab.apply(denied) == []
-    assert edge_shop.outside("/no", family=family).status == 200
-    try:
-        assert lab.apply(edge.callers_of_my_app(waypoint), through) == []
-        wait_until(
-            lambda: edge_shop.outside("/no", family=family).status == 403,
-            "requests pass the waypoint",
-            timeout_s=10,
-        )
-        wait_until(lambda: edge_shop.outside("/", family=family).status == 200)
-    finally:
-        through["metadata"]["labels"] = service["metadata"]["labels"]
-        buyer = f"cluster.local/ns/{shop.SHOP}/sa/buyer"
-        assert lab.apply(through, edge.callers_of_my_app(edge.IDENTITY, buyer)) == []
-        assert lab.delete("AuthorizationPolicy", "at-waypoint", shop.SHOP) == []
-        edge_shop.wait_until_served()
