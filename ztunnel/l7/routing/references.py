@@ -70,7 +70,8 @@ def resolve(inputs: Inputs, route: L7Object, parent: Service | None, ref: Backen
     if service_port(service, ref.port, transport) is None:
         text = f"{service.key} has no {transport} port {ref.port}"
         return Resolution(None, ResolvedReason.NOT_FOUND, text)
-    return Resolution(ClusterRef(service.key, ref.port))
+    is_grpc = parent is None and route.kind == "GRPCRoute"
+    return Resolution(ClusterRef(service.key, ref.port, http2=is_grpc))
 
 
 def _service(inputs: Inputs, ref: BackendRef) -> Service | Resolution:
