@@ -138,6 +138,10 @@ LABELS = {
         "Pod label, set by Istio's injection",
         "`http`: the pod's sidecar accepts HBONE.",
     ),
+    "proxy.istio.io/config": (
+        "Gateway annotation",
+        "Istio's ProxyConfig as YAML; `gatewayTopology` of ingress gateways is used.",
+    ),
     "networking.istio.io/service-type": (
         "Gateway annotation",
         "Type of an ingress gateway's Service: `LoadBalancer` (default), `NodePort` or "
@@ -174,6 +178,10 @@ LABELS = {
     "ztunnel.dev/gateway-certificates": (
         "Gateway annotation, written by the controller",
         "JSON object: usable certificate files of the gateway's pods, to digests. No keys.",
+    ),
+    "ztunnel.dev/certificates-revision": (
+        "Gateway pod annotation, written by the controller",
+        "Digest of the gateway's certificates; its change makes the kubelet mount them at once.",
     ),
     "ztunnel.dev/gateway-host-ports": (
         "Gateway annotation",

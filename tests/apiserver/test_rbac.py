@@ -16,6 +16,7 @@ from tests.support.apiserver.rbac_fixture import AGENT, SYSTEM, agent_kubeconfig
 from tests.support.apiserver.server import ApiServer
 from tests.support.apiserver.source_runner import SourceRunner
 from tests.support.waiting import wait_until
+from ztunnel.controller.l7.gateways.certificate_watches import certificate_resources
 from ztunnel.controller.l7.watches import l7_resources
 from ztunnel.controller.policy_status_controller import policy_resources
 from ztunnel.kube.client.access import Access
@@ -207,7 +208,7 @@ def _create(server: ApiServer, token: str, where: str, kind: str, name: str) -> 
 
 def test_controller_creates_only_secret_of_ca(server: ApiServer, controller_token: str) -> None:
     assert _create(server, controller_token, SYSTEM, "Secret", "ztunnel-ca") == ""
-    assert "may create only" in _create(server, controller_token, SYSTEM, "Secret", "stolen")
+    assert "may write only" in _create(server, controller_token, SYSTEM, "Secret", "stolen")
     assert "forbidden" in _create(server, controller_token, "default", "Secret", "ztunnel-ca")
 
 
@@ -249,7 +250,9 @@ def _create_deployment(server: ApiServer, token: str, body: dict[str, Any]) -> s
         (_deployment(hostNetwork=True), "no privileges"),
         (_deployment(hostPID=True), "no privileges"),
         (_deployment(serviceAccountName="admin"), "no other service account"),
-        (_deployment(volumes=[{"name": "a", "hostPath": {"path": "/"}}]), "no volumes"),
+        (_deployment(volumes=[{"name": "a", "hostPath": {"path": "/"}}]), "no volume but"),
+        (_deployment(volumes=[{"name": "a", "secret": {"secretName": "other"}}]), "no volume but"),
+        (_deployment(volumes=[{"name": "a", "secret": {"secretName": "way-certificates"}}]), ""),
         (
             _deployment(initContainers=[{"name": "a", "image": "a"}]),
             "no privileges",
@@ -346,3 +349,15 @@ def test_controller_role_equals_watched_resources() -> None:
         asked.add(("" if group == "api" else group, plural))
     others = {("", "namespaces"), ("certificates.k8s.io", "certificatesigningrequests")}
     assert granted == asked | others
+
+
+def test_controller_role_of_certificates_equals_watched_resources() -> None:
+    role = manifest("controller-certificates.yaml")[0]
+    watched = {
+        resource
+        for rule in role["rules"]
+        if "watch" in rule["verbs"]
+        for resource in rule["resources"]
+    }
+    asked = certificate_resources(frozenset({"*"}))
+    assert watched == {resource.path.rpartition("/")[2] for _, resource in asked}

@@ -12,7 +12,7 @@ import click
 
 from ztunnel.kube.client.access import Access, AccessError
 from ztunnel.kube.constants import AGENT_ACCOUNT, NAMESPACE
-from ztunnel.l7.deployment.settings import PROXY_IMAGE, DeploymentSettings
+from ztunnel.l7.deployment.settings import ALL_NAMESPACES, PROXY_IMAGE, DeploymentSettings
 from ztunnel.l7.inputs import Settings
 from ztunnel.mesh.model import DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN
 from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
@@ -75,7 +75,29 @@ from ztunnel.telemetry.logs import LOG_FORMATS, configure_logs
     "--proxy-image",
     default=PROXY_IMAGE,
     show_default=True,
-    help="Image of waypoints: Envoy 1.36 or later, and bash.",
+    help="Image of gateways and waypoints: Envoy 1.36 or later, and bash.",
+)
+@click.option(
+    "--gateway-certificates/--no-gateway-certificates",
+    default=True,
+    show_default=True,
+    help="Read the Secrets and ConfigMaps with certificates that ingress gateways refer to.",
+)
+@click.option(
+    "--certificate-namespace",
+    "certificate_namespaces",
+    multiple=True,
+    default=(ALL_NAMESPACES,),
+    show_default=ALL_NAMESPACES,
+    metavar="NAMESPACE",
+    help="Namespace in which the controller may read them; * stands for all. Repeatable.",
+)
+@click.option(
+    "--host-port-namespace",
+    "host_port_namespaces",
+    multiple=True,
+    metavar="NAMESPACE",
+    help="Namespace whose ingress gateways may bind ports of nodes; * stands for all. Repeatable.",
 )
 @click.option(
     "--root-namespace",
@@ -116,6 +138,9 @@ def command(
     root_propagation_delay: float,
     lease_duration: int,
     proxy_image: str,
+    gateway_certificates: bool,
+    certificate_namespaces: tuple[str, ...],
+    host_port_namespaces: tuple[str, ...],
     root_namespace: str,
     health_port: int,
     node_ips: tuple[str, ...],
@@ -129,9 +154,10 @@ def command(
     format; without it, a self-signed CA is created in the Secret `ztunnel-ca`. The root
     certificates are published in the ConfigMap istio-ca-root-cert of every namespace.
 
-    Runs the pods of waypoints: Gateways of the classes istio-waypoint and ztunnel-waypoint. Reports
-    in the status of policies, routes, Gateways and Services what is in force. Several replicas may
-    run; one of them is the leader.
+    Runs the pods of waypoints, which are Gateways of the classes istio-waypoint and
+    ztunnel-waypoint, and of ingress gateways, of the classes istio and ztunnel. Reports in the
+    status of policies, routes, Gateways and Services what is in force. Several replicas may run;
+    one of them is the leader.
     """
     configure_logs(log_format)
     from ztunnel.controller.controller import Controller, Options  # noqa: PLC0415  slow; not for --help
@@ -152,7 +178,10 @@ def command(
         lease_duration_s=lease_duration,
         l7=L7Options(
             Settings(trust_domain=trust_domain, root_namespace=root_namespace),
-            DeploymentSettings(proxy_image=proxy_image),
+            DeploymentSettings(
+                proxy_image=proxy_image, host_port_namespaces=frozenset(host_port_namespaces)
+            ),
+            frozenset(certificate_namespaces if gateway_certificates else ()),
         ),
     )
     controller = Controller(client, options)

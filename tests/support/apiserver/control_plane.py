@@ -33,7 +33,12 @@ from ztunnel.kube.constants import NAMESPACE, ROOTS_CONFIGMAP, ROOTS_KEY, SIGNER
 from ztunnel.kube.writers.csr_client import CsrSigner
 
 DEPLOY = ROOT / "deploy"
-GRANTS = ("namespace.yaml", "agent-rbac.yaml", "controller-rbac.yaml")
+GRANTS = (
+    "namespace.yaml",
+    "agent-rbac.yaml",
+    "controller-rbac.yaml",
+    "controller-certificates.yaml",
+)
 WAIT_S = 30.0
 T = TypeVar("T")
 

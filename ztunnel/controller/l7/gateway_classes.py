@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GatewayClasses of waypoints: creates ours, accepts them, and leaves others alone.
+"""Our GatewayClasses: creates them, accepts them, and leaves those of others alone.
 
-istio-waypoint, ztunnel-waypoint
+istio-waypoint, ztunnel-waypoint   waypoints
+istio, ztunnel                     ingress gateways
   absent                           created, with our controllerName
   with our controllerName          its Gateways are run, condition Accepted
   with another controllerName      ignored and reported: istiod is present
@@ -16,13 +17,16 @@ import structlog
 from ztunnel.controller.l7.object_client import ObjectClient, Ref, api_version
 from ztunnel.controller.l7.watches import Watches
 from ztunnel.kube.objects.fields import Object
-from ztunnel.l7.deployment.settings import CONTROLLER_NAME
-from ztunnel.l7.names import WAYPOINT_CLASSES
+from ztunnel.l7.deployment.settings import CONTROLLER_NAME, INGRESS_CONTROLLER_NAME
+from ztunnel.l7.names import INGRESS_CLASSES, WAYPOINT_CLASSES, is_ingress_class
 from ztunnel.l7.status.conditions import has_conditions, render_conditions
 from ztunnel.l7.status.gateway import class_conditions
 
 KIND = "GatewayClass"
-_DESCRIPTION = "Waypoints for services and workloads, run by ztunnel with Envoy"
+OUR_CLASSES = (*WAYPOINT_CLASSES, *INGRESS_CLASSES)
+_WAYPOINTS = "Waypoints for services and workloads, run by ztunnel with Envoy"
+_INGRESS = "Ingress gateways, run by ztunnel with Envoy"
+_CONTROLLERS = (CONTROLLER_NAME, INGRESS_CONTROLLER_NAME)
 
 log = structlog.get_logger()
 
@@ -31,6 +35,16 @@ def controller_of(gateway_class: Object) -> str:
     """`spec.controllerName`."""
     spec = gateway_class.get("spec")
     return str(spec.get("controllerName") or "") if isinstance(spec, dict) else ""
+
+
+def our_controller(name: str) -> str:
+    """The controllerName that a class of ours has."""
+    return INGRESS_CONTROLLER_NAME if is_ingress_class(name) else CONTROLLER_NAME
+
+
+def is_our_class(gateway_class: Object) -> bool:
+    """Whether a GatewayClass, of whatever name, names this controller."""
+    return controller_of(gateway_class) in _CONTROLLERS
 
 
 class GatewayClasses:
@@ -44,13 +58,14 @@ class GatewayClasses:
     def is_ours(self, name: str) -> bool:
         """Whether this controller runs the Gateways of a class."""
         found = self._watches.get(KIND, "", name)
-        return found is not None and controller_of(found) == CONTROLLER_NAME
+        is_known = found is not None and name in OUR_CLASSES
+        return is_known and controller_of(found or {}) == our_controller(name)
 
     def foreign_controller(self, name: str) -> str:
         """The other controller of a class; empty if the class does not exist or is ours."""
         found = self._watches.get(KIND, "", name)
         controller = controller_of(found) if found is not None else ""
-        return "" if controller == CONTROLLER_NAME else controller
+        return "" if controller in _CONTROLLERS else controller
 
     def reconcile(self, name: str) -> None:
         """Create the class or write its status. On any exception the caller retries."""
@@ -58,12 +73,12 @@ class GatewayClasses:
             return
         found = self._watches.get(KIND, "", name)
         if found is None:
-            if name in WAYPOINT_CLASSES and self._client.get(Ref(KIND, "", name)) is None:
+            if name in OUR_CLASSES and self._client.get(Ref(KIND, "", name)) is None:
                 self._client.apply(_new_class(name))
                 log.info("gateway class created", gateway_class=name)
             return
         controller = controller_of(found)
-        if controller != CONTROLLER_NAME:
+        if controller not in _CONTROLLERS:
             self._report_foreign(name, controller)
             return
         self._foreign.pop(name, None)
@@ -74,19 +89,19 @@ class GatewayClasses:
         metadata = obj["metadata"]
         status = obj.get("status")
         before = status.get("conditions") if isinstance(status, dict) else None
-        ours = class_conditions(CONTROLLER_NAME)
+        ours = class_conditions(controller_of(obj))
         conditions = render_conditions(ours, before, int(metadata.get("generation") or 0), now)
         if not has_conditions(before, conditions):
             self._client.apply_status(obj, {"conditions": conditions}, force=True)
 
     def _report_foreign(self, name: str, controller: str) -> None:
-        if name in WAYPOINT_CLASSES and self._foreign.get(name) != controller:
+        if name in OUR_CLASSES and self._foreign.get(name) != controller:
             self._foreign[name] = controller
             log.warning(
                 "gateway class ignored: owned by another controller",
                 gateway_class=name,
                 controller=controller,
-                hint="Gateways of class ztunnel-waypoint are run by ztunnel",
+                hint="use the class ztunnel, or ztunnel-waypoint for waypoints",
             )
 
 
@@ -95,5 +110,8 @@ def _new_class(name: str) -> Object:
         "apiVersion": api_version(KIND),
         "kind": KIND,
         "metadata": {"name": name},
-        "spec": {"controllerName": CONTROLLER_NAME, "description": _DESCRIPTION},
+        "spec": {
+            "controllerName": our_controller(name),
+            "description": _INGRESS if is_ingress_class(name) else _WAYPOINTS,
+        },
     }

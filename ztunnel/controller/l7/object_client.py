@@ -25,6 +25,7 @@ _MAX_EVENT_CHARS = 1024  # enforced by the API server
 _MAX_EMITTED = 10_000  # Events that are not sent again
 _PLURALS = {
     "ConfigMap": ("v1", "configmaps"),
+    "DaemonSet": ("apps/v1", "daemonsets"),
     "Deployment": ("apps/v1", "deployments"),
     "HorizontalPodAutoscaler": ("autoscaling/v2", "horizontalpodautoscalers"),
     "Ingress": ("networking.k8s.io/v1", "ingresses"),
@@ -32,6 +33,7 @@ _PLURALS = {
     "PeerAuthentication": ("security.istio.io/v1", "peerauthentications"),
     "Pod": ("v1", "pods"),
     "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
+    "Secret": ("v1", "secrets"),
     "Service": ("v1", "services"),
     "ServiceAccount": ("v1", "serviceaccounts"),
     "ServiceEntry": ("networking.istio.io/v1", "serviceentries"),
@@ -141,6 +143,17 @@ class ObjectClient:
                 return False
             raise
         return True
+
+    def set_pod_annotation(self, pod: Object, name: str, value: str) -> None:
+        """Set an annotation of exactly this pod by its status, which needs no right on its spec."""
+        metadata = {"uid": pod["metadata"]["uid"], "annotations": {name: value}}
+        path = f"{_path(ref_of(pod))}/status"
+        body = {"metadata": metadata}
+        try:
+            send(self._client, "PATCH", path, body=body, content_type=MERGE_PATCH)
+        except ApiError as error:
+            if error.status not in (NOT_FOUND, CONFLICT):  # gone, or another of that name
+                raise
 
     def delete(self, obj: Object) -> None:
         """Delete exactly this object, and its dependents in the background."""

@@ -20,8 +20,11 @@ import structlog
 
 from ztunnel.controller.l7.backend_certificates import BackendCertificates
 from ztunnel.controller.l7.computers import Computers, WaypointState
-from ztunnel.controller.l7.gateway_classes import GatewayClasses, controller_of
-from ztunnel.controller.l7.gateways import Gateways
+from ztunnel.controller.l7.gateway_classes import OUR_CLASSES, GatewayClasses, is_our_class
+from ztunnel.controller.l7.gateways.certificate_watches import CertificateWatches
+from ztunnel.controller.l7.gateways.certificates import GatewayCertificates
+from ztunnel.controller.l7.gateways.objects import GatewayObjects
+from ztunnel.controller.l7.gateways.reconciler import Cluster, Gateways
 from ztunnel.controller.l7.ingresses import MADE_KINDS, Ingresses
 from ztunnel.controller.l7.model import Model
 from ztunnel.controller.l7.object_client import ObjectClient, Ref
@@ -36,13 +39,14 @@ from ztunnel.kube.client.request import CONFLICT, ApiError
 from ztunnel.kube.objects.fields import Object
 from ztunnel.kube.objects.l7_kinds import BACKEND_TLS_POLICY
 from ztunnel.kube.objects.policy_status import PolicyCondition
+from ztunnel.l7.deployment.resources import possible_gateways
 from ztunnel.l7.deployment.settings import (
-    CONTROLLER_NAME,
+    ALL_NAMESPACES,
     GATEWAY_LABEL,
     DeploymentSettings,
 )
 from ztunnel.l7.inputs import Settings
-from ztunnel.l7.names import WAYPOINT_CLASSES
+from ztunnel.l7.names import is_ingress_class
 from ztunnel.l7.traffic.backend_ca import RefError
 
 THREADS = 2
@@ -55,10 +59,14 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class L7Options:
-    """Settings of the mesh, and of the pods of gateways."""
+    """Settings of the mesh, and of the pods of gateways.
+
+    `certificate_namespaces`: whose Secrets and ConfigMaps gateways may use; `*` stands for all.
+    """
 
     mesh: Settings = field(default_factory=Settings)
     deployment: DeploymentSettings = field(default_factory=DeploymentSettings)
+    certificate_namespaces: frozenset[str] = frozenset({ALL_NAMESPACES})
 
 
 class Task(Enum):
@@ -85,6 +93,7 @@ class Item:
 _ALL = Item(Task.ALL, Ref("", "", ""))
 _ADDRESSES = Item(Task.ADDRESSES, Ref("", "", ""))  # of all entries, which must differ
 _INGRESSES = Item(Task.INGRESSES, Ref("", "", ""))
+_OF_LISTENERS = frozenset({"ListenerSet", "ReferenceGrant"})  # besides Gateways and namespaces
 _FOR_INGRESSES = frozenset({*INGRESS_KINDS, *MADE_KINDS, _GATEWAY, "Service"})
 
 
@@ -102,8 +111,19 @@ class L7Session:
         self._watches = Watches(client, self._changed, self._listed)
         self._classes = GatewayClasses(objects, self._watches)
         self._rejections = Rejections(objects, self._watches)
+        self._secrets = CertificateWatches(
+            client, options.certificate_namespaces, self._secret_changed, self._secrets_listed
+        )
+        owned = GatewayObjects(objects, self._watches)
+        self._gateway_certificates = GatewayCertificates(
+            objects, self._watches, self._secrets, owned
+        )
         self._gateways = Gateways(
-            objects, self._watches, self._classes, options.deployment, self._rejections.of_gateway
+            Cluster(objects, self._watches, self._classes, self._model),
+            self._gateway_certificates,
+            owned,
+            options.deployment,
+            self._rejections.of_gateway,
         )
         self._computers = Computers(
             self._model,
@@ -138,7 +158,7 @@ class L7Session:
     @property
     def reflectors(self) -> list[Reflector]:
         """To be started and stopped by the caller."""
-        return self._watches.reflectors
+        return [*self._watches.reflectors, *self._secrets.reflectors]
 
     def start(self) -> None:
         """Start the threads."""
@@ -162,6 +182,7 @@ class L7Session:
             self._model.put(obj)
         else:
             self._model.remove(obj)
+        self._add_ingress_gateways()
         self._queue.add(_ALL, SETTLE_S)
 
     # Called in the reflectors' threads
@@ -170,7 +191,7 @@ class L7Session:
         """Nothing is written before every kind is known: a status would name missing objects."""
         self._unlisted.discard(kind)
         if kind == _CLASS:
-            for name in WAYPOINT_CLASSES:
+            for name in OUR_CLASSES:
                 self._add(Task.CLASS, Ref(_CLASS, "", name))
         if not self._unlisted:
             self._queue.add(_ALL)
@@ -193,7 +214,10 @@ class L7Session:
             else:
                 self._model.remove(obj)
         if ref.kind in OWNED_KINDS or ref.kind in (_GATEWAY, "Service"):
-            self._add(Task.GATEWAY, Ref(_GATEWAY, ref.namespace, ref.name))
+            for name in possible_gateways(ref.name):
+                self._add(Task.GATEWAY, Ref(_GATEWAY, ref.namespace, name))
+        if ref.kind in _OF_LISTENERS:
+            self._add_ingress_gateways()
         if ref.kind == BACKEND_TLS_POLICY:
             self._add(Task.CERTIFICATES, ref)
         if ref.kind == SERVICE_ENTRY:
@@ -208,7 +232,7 @@ class L7Session:
 
     def _class_changed(self, ref: Ref, current: Object | None) -> None:
         self._add(Task.CLASS, ref)
-        is_relevant = current is None or controller_of(current) == CONTROLLER_NAME
+        is_relevant = current is None or is_our_class(current)
         for gateway in self._watches.objects(_GATEWAY) if is_relevant else ():
             self._add(Task.GATEWAY, _ref(gateway))
 
@@ -218,6 +242,24 @@ class L7Session:
         name = labels.get(GATEWAY_LABEL)
         if isinstance(name, str) and name:
             self._add(Task.GATEWAY, Ref(_GATEWAY, ref.namespace, name))
+
+    def _secret_changed(self, ref: Ref) -> None:
+        for gateway in self._gateway_certificates.users(ref):
+            self._add(Task.GATEWAY, gateway)
+
+    def _secrets_listed(self) -> None:
+        if not self._unlisted:
+            self._add_ingress_gateways()
+
+    def _add_ingress_gateways(self) -> None:
+        """Of all: which ListenerSets and grants concern a Gateway is known when it is reconciled.
+
+        A reconciliation without changes makes no request.
+        """
+        for gateway in self._watches.objects(_GATEWAY):
+            spec = gateway.get("spec")
+            if isinstance(spec, dict) and is_ingress_class(spec.get("gatewayClassName")):
+                self._add(Task.GATEWAY, _ref(gateway))
 
     def _add(self, task: Task, ref: Ref) -> None:
         self._queue.add(Item(task, ref))

@@ -16,9 +16,10 @@ from ztunnel.kube.objects.fields import Object
 from ztunnel.l7.deployment.settings import GATEWAY_LABEL, MANAGED_BY, MANAGED_LABEL
 from ztunnel.l7.objects import L7_KINDS
 
+WORKLOADS = ("Deployment", "DaemonSet")  # that run the pods of a Gateway
 OWNED_KINDS = (
     "ServiceAccount",
-    "Deployment",
+    *WORKLOADS,
     "HorizontalPodAutoscaler",
     "PodDisruptionBudget",
 )

@@ -27,7 +27,17 @@ import msgspec
 import structlog
 
 from ztunnel.kube.client.object_decoder import Event, EventType, Page, PartialDecoder
-from ztunnel.kube.client.request import GONE, NOT_FOUND, ApiError, LineStream, Request, send_raw
+from ztunnel.kube.client.request import (
+    GONE,
+    JSON,
+    METADATA,
+    METADATA_LIST,
+    NOT_FOUND,
+    ApiError,
+    LineStream,
+    Request,
+    send_raw,
+)
 from ztunnel.kube.objects.fields import Object
 
 PAGE_LIMIT = 500  # objects per list response; client-go's default
@@ -48,7 +58,8 @@ class Resource:
     """A kind and the path of its collection.
 
     An `optional` kind may be missing on the server (a CRD). It then counts as listed, with no
-    objects, and is tried again every `NOT_INSTALLED_RETRY_S`.
+    objects, and is tried again every `NOT_INSTALLED_RETRY_S`. `metadata_only`: the server sends
+    nothing but metadata, for example of Secrets.
     """
 
     kind: str
@@ -56,6 +67,7 @@ class Resource:
     field_selector: str = ""
     optional: bool = False
     label_selector: str = ""
+    metadata_only: bool = False
 
     @property
     def query(self) -> dict[str, str]:
@@ -214,7 +226,10 @@ class Reflector:
             "resourceVersion": self.version,
             "timeoutSeconds": f"{random.uniform(*WATCH_TIMEOUT_S):.0f}",
         }
-        request = Request("GET", self.resource.path, query, timeout_s=self._silence_timeout_s)
+        accept = METADATA if self.resource.metadata_only else JSON
+        request = Request(
+            "GET", self.resource.path, query, timeout_s=self._silence_timeout_s, accept=accept
+        )
         with closing(LineStream(self._client, request)) as stream:
             self._watch_began = time.monotonic()
             self._record_response()
@@ -299,8 +314,9 @@ class Reflector:
 def list_pages(client: Any, resource: Resource, decoder: PartialDecoder) -> Iterator[Page]:
     """The pages of one list. Raises ApiError."""
     query = {**resource.query, "limit": str(PAGE_LIMIT)}
+    accept = METADATA_LIST if resource.metadata_only else JSON
     while True:
-        request = Request("GET", resource.path, query, timeout_s=LIST_TIMEOUT_S)
+        request = Request("GET", resource.path, query, timeout_s=LIST_TIMEOUT_S, accept=accept)
         body = send_raw(client, request)
         try:
             page = decoder.page(body)

@@ -23,6 +23,11 @@ JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
+# Of lists and watches without spec, status and data (kubernetes.io, "Metadata-only fetches")
+_PARTIAL = "application/json;as={};g=meta.k8s.io;v=v1"
+METADATA_LIST = _PARTIAL.format("PartialObjectMetadataList")
+METADATA = _PARTIAL.format("PartialObjectMetadata")
+
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE = 401, 403, 404, 409, 410
 
 _MAX_LINE_CHARS = 320
@@ -58,6 +63,7 @@ class Request:
     body: Json = None
     content_type: str = JSON
     timeout_s: float = TIMEOUT_S
+    accept: str = JSON
 
 
 def send(
@@ -134,7 +140,7 @@ def _open(client: Any, request: Request) -> Any:
     """A successful response (urllib3's), not read yet."""
     from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
-    headers = {"Accept": JSON}
+    headers = {"Accept": request.accept}
     if request.body is not None:
         headers["Content-Type"] = request.content_type
     serialized = client.param_serialize(

@@ -95,7 +95,7 @@ _ALLOWED: dict[OverlayKey, _Tree] = {
         "spec": {"maxUnavailable": _ANY, "minAvailable": _ANY, "unhealthyPodEvictionPolicy": _ANY},
     },
 }
-# Of the Service of an ingress gateway. `externalIPs` is not among them: with it, whoever creates a
+# Of the Service of an ingress gateway. `externalIPs` is not among them: with it, the author of a
 # Gateway could capture the traffic of other pods to any address (CVE-2020-8554).
 _INGRESS_SERVICE: _Tree = {
     "metadata": _METADATA,

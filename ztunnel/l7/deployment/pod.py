@@ -6,6 +6,7 @@ An ingress gateway mounts the Secret with its certificates, and may bind ports b
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 from ztunnel.l7.deployment.bootstrap import (
@@ -35,6 +36,9 @@ from ztunnel.l7.names import (
 
 CERTIFICATES_VOLUME = "certificates"
 _KEY_MODE = 0o440  # for Envoy's group
+# Users of ingress gateways. Each gateway has its own: the kernel limits inotify instances by user
+# (fs.inotify.max_user_instances, 128), and Envoy aborts without one for each of its certificates.
+_FIRST_USER, _USERS = 20_000, 40_000  # below 65536, the end of a pod's user namespace
 
 
 def pod_spec(gateway: str, account: str, settings: DeploymentSettings) -> Json:
@@ -59,8 +63,8 @@ def pod_spec(gateway: str, account: str, settings: DeploymentSettings) -> Json:
     }
 
 
-def as_ingress(spec: Json, secret: str, host_ports: Sequence[GatewayPort]) -> Json:
-    """Return a pod spec with what an ingress gateway needs.
+def as_ingress(spec: Json, gateway: str, secret: str, host_ports: Sequence[GatewayPort]) -> Json:
+    """Return a pod spec with what the ingress gateway `namespace/name` needs.
 
     `secret`: with its certificates; it may not exist yet. `host_ports`: to bind on the node.
     """
@@ -88,6 +92,7 @@ def as_ingress(spec: Json, secret: str, host_ports: Sequence[GatewayPort]) -> Js
         **spec,
         "securityContext": {
             **spec["securityContext"],
+            "runAsUser": user_id(gateway),
             "fsGroup": USER_ID,
             "sysctls": [unprivileged],  # of the pod's network namespace; safe for every kubelet
         },
@@ -96,6 +101,12 @@ def as_ingress(spec: Json, secret: str, host_ports: Sequence[GatewayPort]) -> Js
         ],
         "volumes": [volume],
     }
+
+
+def user_id(gateway: str) -> int:
+    """The user of the pods of an ingress gateway, `namespace/name`."""
+    digest = hashlib.sha256(gateway.encode()).digest()
+    return _FIRST_USER + int.from_bytes(digest[:8], "big") % _USERS
 
 
 def with_arguments(spec: Json, gateway: str) -> Json:

@@ -99,7 +99,10 @@ def _authorities(store: L7Store, gateway: L7Object, validation: ClientValidation
         if ref.group or ref.kind not in _AUTHORITY_KINDS:
             message = f"{ref.where}: kind {ref.kind} is not supported; hint: use a ConfigMap"
             rejected = rejected or (CertificateError.UNSUPPORTED_KIND, message)
-        elif _is_permitted(store, gateway, ref):
+        elif not _is_permitted(store, gateway, ref):
+            message = f"{ref.where}: no ReferenceGrant in namespace {ref.namespace} permits it"
+            rejected = rejected or (CertificateError.NOT_PERMITTED, message)
+        else:
             permitted.append(_source(ref))
     return authorities_use(_sources(validation.authorities), permitted, rejected)
 

@@ -125,6 +125,11 @@ def gateway_problems(
     return tuple(_Plan(gateway, settings, live or LiveState()).problems)
 
 
+def uses_host_ports(gateway: L7Object, settings: DeploymentSettings, live: LiveState) -> bool:
+    """Whether the pods of a Gateway bind the ports of its listeners on their nodes."""
+    return _Plan(gateway, settings, live).binds_host_ports
+
+
 class _Plan:
     """Builds `objects` and `problems` of one Gateway."""
 
@@ -151,6 +156,10 @@ class _Plan:
     @property
     def problems(self) -> list[Problem]:
         return self._collected.found
+
+    @property
+    def binds_host_ports(self) -> bool:
+        return self._options.host_ports
 
     def _build(self) -> list[Json]:
         account = self._object("ServiceAccount", {})
@@ -188,7 +197,7 @@ class _Plan:
         pod = pod_spec(name, self._name, self._settings)
         if self._is_ingress:
             host_ports = self._ports if self._options.host_ports else ()
-            pod = as_ingress(pod, certificates_name(self._gateway), host_ports)
+            pod = as_ingress(pod, name, certificates_name(self._gateway), host_ports)
         spec: Json = {
             "selector": {"matchLabels": {GATEWAY_LABEL: self._gateway.name}},
             **self._strategy(),

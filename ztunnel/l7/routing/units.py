@@ -49,9 +49,7 @@ class DestinationUnit:
 
 @dataclass(frozen=True)
 class ClusterUnit:
-    """A cluster and its endpoints; both are None if the service or port does not exist.
-
-    A cluster whose names Envoy resolves has no endpoints."""
+    """A cluster and its endpoints; both are None if the service or port does not exist."""
 
     cluster: Json | None
     endpoints: Json | None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the status of a Gateway depends on besides the objects: observed by whoever runs its pods.
+"""What the status of a Gateway depends on besides the objects: observed where its pods run.
 
 The controller of a cluster fills it from the API server, `ztctl` and the lab from what they know.
 """
@@ -36,6 +36,7 @@ class CertificateError(StrEnum):
     MISSING = "missing"  # the object does not exist
     INVALID = "invalid"  # it exists, and has no valid certificate, key or pair
     UNSUPPORTED_KIND = "unsupported kind"
+    NOT_PERMITTED = "not permitted"  # of a bundle: no ReferenceGrant permits a reference
     UNREADABLE = "unreadable"  # the controller has no right to read it
     TOO_MANY = "too many"  # the Gateway refers to more certificates than it may have
 

@@ -176,7 +176,8 @@ def test_authorities_are_not_read_from_a_key() -> None:
 
 def test_certificates_beyond_the_limit_are_reported() -> None:
     data = pair()
-    sources = [CertificateSource("Secret", "shop", f"s{n}") for n in range(66)]
+    count = MAX_GATEWAY_CERTIFICATES + 2
+    sources = [CertificateSource("Secret", "shop", f"s{n}") for n in range(count)]
     found = gateway_files(map(certificate_use, sources), dict.fromkeys(sources, data), {})
     assert len(found.files) == 2 * MAX_GATEWAY_CERTIFICATES
     errors = [fact.error for fact in found.facts.values()]

@@ -96,6 +96,18 @@ def test_pod_may_bind_low_ports_and_mounts_its_certificates() -> None:
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_gateways_have_different_users() -> None:
+    def user(name: str) -> int:
+        spec = by_kind(ingress(name=name))["Deployment"]["spec"]["template"]["spec"]
+        found: int = spec["securityContext"]["runAsUser"]
+        return found
+
+    users = [user(f"edge{number}") for number in range(20)]
+    assert len(set(users)) == 20
+    assert all(1000 < each < 65536 for each in users)
+    assert user("edge0") == users[0]
+
+
 @pytest.mark.parametrize("kind", ["ClusterIP", "NodePort", "LoadBalancer"])
 def test_annotation_sets_the_type_of_the_service(kind: str) -> None:
     gateway = ingress(annotations={"networking.istio.io/service-type": kind})

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs Gateways: their objects, their certificates, and the facts of their status."""
