@@ -25,7 +25,7 @@ from ztunnel.l7.ingress.listeners import (
     is_ingress_gateway,
     namespace_labels,
 )
-from ztunnel.l7.objects import L7Object
+from ztunnel.l7.objects import L7Key, L7Object
 from ztunnel.l7.routing.attachment import AcceptedReason, Route, RouteIndex
 from ztunnel.l7.store import L7Store
 
@@ -60,15 +60,24 @@ class AttachedRoute(NamedTuple):
 
 
 class GatewayListeners(NamedTuple):
-    """An ingress gateway with its effective listeners."""
+    """An ingress gateway with its effective listeners, also by owner."""
 
     gateway: L7Object
     listeners: tuple[EffectiveListener, ...]
+    by_owner: dict[L7Key, list[EffectiveListener]]
 
 
 def gateway_listeners(store: L7Store, gateway: L7Object) -> GatewayListeners:
     """Return the listeners of a Gateway that is an ingress gateway."""
-    return GatewayListeners(gateway, effective_listeners(store, gateway))
+    return grouped(gateway, effective_listeners(store, gateway))
+
+
+def grouped(gateway: L7Object, listeners: tuple[EffectiveListener, ...]) -> GatewayListeners:
+    """Return a gateway with these listeners."""
+    by_owner: dict[L7Key, list[EffectiveListener]] = {}
+    for each in listeners:
+        by_owner.setdefault(each.listener.owner.key, []).append(each)
+    return GatewayListeners(gateway, listeners, by_owner)
 
 
 def parent_gateway(store: L7Store, parent: ParentRef) -> L7Object | None:
@@ -99,7 +108,7 @@ def route_attachments(store: L7Store, route: Route) -> tuple[Attachment, ...]:
 def attach(store: L7Store, route: Route, number: int, gateway: GatewayListeners) -> Attachment:
     """Return what becomes of a route at `spec.parentRefs[number]`, a part of `gateway`."""
     parent = route.parents[number]
-    own = [each for each in gateway.listeners if _is_of(each.listener, parent)]
+    own = gateway.by_owner.get(L7Key(parent.kind, parent.namespace, parent.name), [])
     result = Attachment(
         index=number, parent=parent, gateway=f"{gateway.gateway.namespace}/{gateway.gateway.name}"
     )
@@ -140,8 +149,7 @@ def attached_routes(
     found: dict[tuple[str, str, str, str], dict[int, AttachedRoute]] = {
         each.key: {} for each in gateway.listeners
     }
-    owners = dict.fromkeys(tuple(each.listener.owner.key) for each in gateway.listeners)
-    for owner in owners:
+    for owner in gateway.by_owner:
         for route in index.of_gateway(*owner):
             for number, parent in enumerate(route.parents):
                 if (parent.kind, parent.namespace, parent.name) == owner:
@@ -153,15 +161,6 @@ def attached_routes(
 
 def _oldest_first(routes: Iterable[AttachedRoute]) -> tuple[AttachedRoute, ...]:
     return tuple(sorted(routes, key=lambda each: each.route.obj.age_rank))
-
-
-def _is_of(listener: Listener, parent: ParentRef) -> bool:
-    owner = listener.owner
-    return (owner.kind, owner.namespace, owner.name) == (
-        parent.kind,
-        parent.namespace,
-        parent.name,
-    )
 
 
 def _is_named(listener: Listener, parent: ParentRef) -> bool:

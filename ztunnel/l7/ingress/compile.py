@@ -132,7 +132,9 @@ class _Compilation:
 
     def add_port(self, port: int, listeners: Sequence[EffectiveListener]) -> None:
         """Add the usable listeners of a port."""
-        names = [e.listener.hostname for e in listeners if e.listener.protocol in HTTP_PROTOCOLS]
+        names = frozenset(
+            e.listener.hostname for e in listeners if e.listener.protocol in HTTP_PROTOCOLS
+        )
         http = [e for e in listeners if e.listener.protocol is ListenerProtocol.HTTP]
         units: list[ChainUnit] = []
         if http:
@@ -179,7 +181,7 @@ class _Compilation:
             self._listeners[unit.udp["name"]] = unit.udp
 
     def _add_routes(
-        self, name: str, listeners: Sequence[EffectiveListener], siblings: Sequence[str]
+        self, name: str, listeners: Sequence[EffectiveListener], siblings: frozenset[str]
     ) -> None:
         """Add the routes of listeners that share a chain; `siblings`: all hostnames of the port."""
         virtual_hosts: list[Json] = []
@@ -189,8 +191,9 @@ class _Compilation:
                 virtual_hosts.append(unit.virtual_host)
                 self._uses |= unit.uses
                 self.problems |= set(unit.problems)
-        own = {each.listener.hostname for each in listeners}
-        virtual_hosts += [misdirected(e) for e in dict.fromkeys(siblings) if e not in own]
+        others = siblings - {each.listener.hostname for each in listeners}
+        if others:
+            virtual_hosts.append(misdirected(others))
         self._configurations[name] = route_configuration(name, virtual_hosts)
 
     def _host(self, name: str, host: Host) -> HostUnit:

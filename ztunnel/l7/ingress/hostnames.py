@@ -6,7 +6,7 @@ Semantics: Gateway API, Listener.hostname and HTTPRoute.spec.hostnames.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 
 ANY = ""
 
@@ -45,6 +45,15 @@ def specificity(hostname: str) -> tuple[bool, int]:
     return (hostname != ANY and not hostname.startswith("*."), len(hostname))
 
 
-def most_specific(hostnames: Iterable[str], name: str) -> str | None:
+def most_specific(hostnames: Container[str], name: str) -> str | None:
     """Return the most specific of the hostnames that cover a name or pattern, or None."""
-    return max((each for each in hostnames if covers(each, name)), key=specificity, default=None)
+    return next((each for each in _covering(name) if each in hostnames), None)
+
+
+def _covering(name: str) -> Iterator[str]:
+    """Yield all hostnames that cover a name or pattern, the most specific first."""
+    yield name
+    labels = name.split(".")
+    for at in range(1 if not name.startswith("*.") else 2, len(labels)):
+        yield "*." + ".".join(labels[at:])
+    yield ANY

@@ -38,7 +38,7 @@ class Host:
 
 
 def listener_hosts(
-    listener: EffectiveListener, routes: Sequence[AttachedRoute], siblings: Iterable[str]
+    listener: EffectiveListener, routes: Sequence[AttachedRoute], siblings: frozenset[str]
 ) -> tuple[Host, ...]:
     """Return the hosts of a listener; `siblings` are the hostnames of all listeners of the port.
 
@@ -46,10 +46,9 @@ def listener_hosts(
     """
     own = listener.listener.hostname
     found: dict[str, list[Route]] = {own: []}
-    names = tuple(siblings)
     for attached in routes:
         for hostname in attached.hostnames:
-            if most_specific(names, hostname) == own:
+            if most_specific(siblings, hostname) == own:
                 found.setdefault(hostname, []).append(attached.route)
     return tuple(Host(name, listener, tuple(each)) for name, each in found.items())
 
@@ -66,9 +65,10 @@ def host_unit(inputs: Inputs, host: Host) -> HostUnit:
     return HostUnit(virtual_host, frozenset(builder.uses), tuple(dict.fromkeys(problems)))
 
 
-def misdirected(hostname: str) -> Json:
-    """Return the virtual host for names that belong to another listener of the port."""
-    return _virtual_host(hostname, [_answer(MISDIRECTED)])
+def misdirected(hostnames: Iterable[str]) -> Json:
+    """Return the virtual host for names that belong to other listeners of the port."""
+    domains = [each or "*" for each in sorted(hostnames)]
+    return {"name": "misdirected", "domains": domains, "routes": [_answer(MISDIRECTED)]}
 
 
 def route_configuration(name: str, virtual_hosts: Sequence[Json]) -> Json:

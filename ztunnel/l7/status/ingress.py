@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ztunnel.l7.api.gateway import ClientValidationMode, GatewaySpec, parse_gateway
-from ztunnel.l7.ingress.attachment import GatewayListeners, attached_routes
+from ztunnel.l7.ingress.attachment import attached_routes, grouped
 from ztunnel.l7.ingress.listeners import (
     CertificateState,
     EffectiveListener,
@@ -119,7 +119,7 @@ def ingress_status(
     own = tuple(each for each in listeners if each.listener.owner.key == gateway.key)
     accepted = _accepted(spec, own, facts)
     programmed = _programmed(accepted, listeners, facts)
-    attached = attached_routes(store, GatewayListeners(gateway, listeners), index)
+    attached = attached_routes(store, grouped(gateway, listeners), index)
     return IngressStatus(
         gateway=gateway,
         conditions=(accepted, programmed, *_optional(store, spec)),
