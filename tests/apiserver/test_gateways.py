@@ -183,11 +183,10 @@ def test_missing_parameters_are_reported_and_used_once_they_exist(mesh: ControlP
         *("-n", "more", "create", "configmap", "more"),
         "--from-literal=deployment=spec: {replicas: 2}",
     )
-    put_gateway(
-        mesh, "more", labels={"touched": "yes"}, infrastructure={"parametersRef": reference}
-    )
     wait_until(
-        lambda: owned(mesh, "more")[1]["spec"]["replicas"] == 2, "the replicas of the overlay"
+        lambda: owned(mesh, "more")[1]["spec"]["replicas"] == 2,
+        "the replicas of the overlay",
+        timeout_s=10,
     )
     events = mesh.server.kubectl("-n", "more", "get", "events", "-o", "jsonpath={..message}")
     assert "ConfigMap more does not exist" in events

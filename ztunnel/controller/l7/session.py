@@ -39,6 +39,7 @@ from ztunnel.kube.client.request import CONFLICT, ApiError
 from ztunnel.kube.objects.fields import Object
 from ztunnel.kube.objects.l7_kinds import BACKEND_TLS_POLICY
 from ztunnel.kube.objects.policy_status import PolicyCondition
+from ztunnel.l7.deployment.parameters import names_parameters
 from ztunnel.l7.deployment.resources import possible_gateways
 from ztunnel.l7.deployment.settings import (
     ALL_NAMESPACES,
@@ -244,8 +245,13 @@ class L7Session:
             self._add(Task.GATEWAY, Ref(_GATEWAY, ref.namespace, name))
 
     def _secret_changed(self, ref: Ref) -> None:
-        for gateway in self._gateway_certificates.users(ref):
-            self._add(Task.GATEWAY, gateway)
+        """A Secret or ConfigMap: with certificates, or of a Gateway's parametersRef."""
+        users = set(self._gateway_certificates.users(ref))
+        for gateway in self._watches.objects(_GATEWAY) if ref.kind == "ConfigMap" else ():
+            if names_parameters(gateway, ref.namespace, ref.name):
+                users.add(_ref(gateway))
+        for user in users:
+            self._add(Task.GATEWAY, user)
 
     def _secrets_listed(self) -> None:
         if not self._unlisted:

@@ -123,6 +123,15 @@ def parameters_name(gateway: L7Object) -> str:
     return name if is_config_map and isinstance(name, str) else ""
 
 
+def names_parameters(obj: Json, namespace: str, name: str) -> bool:
+    """Whether the `parametersRef` of a Gateway, as read, names a ConfigMap."""
+    spec = obj.get("spec")
+    infrastructure = spec.get("infrastructure") if isinstance(spec, dict) else None
+    found = infrastructure.get("parametersRef") if isinstance(infrastructure, dict) else None
+    is_here = obj["metadata"].get("namespace") == namespace
+    return is_here and isinstance(found, dict) and found.get("name") == name
+
+
 def infrastructure_metadata(
     gateway: L7Object, name: str, reserved: frozenset[str], report: Report
 ) -> dict[str, str]:

@@ -27,6 +27,7 @@ from ztunnel.l7.ingress.listeners import (
     ListenerConflict,
     effective_listeners,
 )
+from ztunnel.l7.ingress.topology import HTTP3_ANNOTATION
 from ztunnel.l7.names import CertificateSource
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.routing.references import Reference, is_granted
@@ -54,8 +55,9 @@ def requirements(store: L7Store, gateway: L7Object) -> Requirements:
     accepted = [each for each in effective_listeners(store, gateway) if _is_accepted(each)]
     uses = [use for each in accepted for use in _of_listener(store, each)]
     uses += _of_gateway(store, gateway)
+    http3 = gateway.annotations.get(HTTP3_ANNOTATION) == "true"
     return Requirements(
-        distinct_ports(port for each in accepted for port in _ports(each)),
+        distinct_ports(port for each in accepted for port in _ports(each, http3=http3)),
         tuple(dict.fromkeys(uses)),
     )
 
@@ -65,12 +67,14 @@ def _is_accepted(listener: EffectiveListener) -> bool:
     return is_accepted and listener.conflicted is ListenerConflict.NONE
 
 
-def _ports(listener: EffectiveListener) -> Iterator[GatewayPort]:
+def _ports(listener: EffectiveListener, *, http3: bool) -> Iterator[GatewayPort]:
     protocol = listener.listener.protocol
     if protocol is not None:
         is_udp = protocol is ListenerProtocol.UDP
         transport = Transport.UDP if is_udp else Transport.TCP
         yield GatewayPort(listener.listener.port, transport, protocol.lower())
+    if http3 and protocol is ListenerProtocol.HTTPS:
+        yield GatewayPort(listener.listener.port, Transport.UDP, "http3")
 
 
 def _of_listener(store: L7Store, listener: EffectiveListener) -> Iterator[CertificateUse]:

@@ -35,6 +35,16 @@ def grant(namespace: str) -> Object:
     return {"apiVersion": API, "kind": "ReferenceGrant", "metadata": metadata, "spec": spec}
 
 
+def test_http3_adds_udp_to_https_listeners() -> None:
+    made = gateway(https("c", name="tls"), {"name": "a", "port": 80, "protocol": "HTTP"})
+    made["metadata"]["annotations"] = {"ztunnel.dev/http3": "true"}
+    assert [(port.number, port.transport) for port in required(made).ports] == [
+        (80, Transport.TCP),
+        (443, Transport.TCP),
+        (443, Transport.UDP),
+    ]
+
+
 def required(*objects: Object) -> Requirements:
     store = L7Store()
     for obj in objects:

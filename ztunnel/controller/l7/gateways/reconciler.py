@@ -48,7 +48,7 @@ from ztunnel.l7.status.facts import GatewayAddress, GatewayFacts
 from ztunnel.l7.status.gateway import gateway_status
 
 KIND = "Gateway"
-PARAMETERS_POLL_S = 30.0  # ConfigMaps of parametersRef are not watched
+PARAMETERS_POLL_S = 30.0  # of a ConfigMap that the controller may not watch
 
 log = structlog.get_logger()
 
