@@ -70,6 +70,14 @@ def read_question(wire: bytes) -> Question | None:
     return Question(number, raw, name, rdtype)
 
 
+def question_name(wire: bytes) -> str:
+    """Return the name that a response answers, as `Question.name`; empty without one question."""
+    if len(wire) < HEADER.size or HEADER.unpack_from(wire)[2] != 1:
+        return ""
+    end = _end_of_question(wire)
+    return "" if end is None else _parse_name(wire[HEADER.size : end - _CLASS.size])
+
+
 def answer(
     wire: bytes, look_up: Lookup, *, shuffle: random.Random, limit: int | None = None
 ) -> bytes | None:

@@ -197,6 +197,8 @@ class DnsCounts(msgspec.Struct, frozen=True, array_like=True):
     forward_failures: Count
     buckets: Annotated[tuple[Count, ...], msgspec.Meta(max_length=64)]
     seconds: Seconds
+    dropped_addresses: Count = 0
+    evicted_answers: Count = 0
 
 
 class UdpDropCounts(msgspec.Struct, frozen=True, array_like=True):

@@ -154,8 +154,9 @@ def _assembled(
         problems |= set(unit.problems)
     for ref, each in clusters.items():
         problems |= set(each.problems)
-        if each.cluster is not None and each.endpoints is not None:
+        if each.cluster is not None:
             all_clusters[ref.name] = each.cluster
+        if each.endpoints is not None:
             endpoints[ref.name] = each.endpoints
     branches = [branch for unit in units for branch in unit.branches]
     chains = [chain for unit in units for chain in unit.chains]

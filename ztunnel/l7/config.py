@@ -66,16 +66,22 @@ class Filters:
 
 
 class ClusterRef(NamedTuple):
-    """A cluster that a route uses: a port of the service `namespace/name`, or a subset of it."""
+    """A cluster that a route uses: a port of the service `namespace/name`, or a subset of it.
+
+    `http2`: for requests of gRPC by an ingress gateway; backends get HTTP/2 unless the port
+    declares otherwise.
+    """
 
     service: str
     port: int
     subset: str = ""
+    http2: bool = False
 
     @property
     def name(self) -> str:
         """The name of the Envoy cluster."""
-        return cluster_name(self.service, self.port, self.subset)
+        name = cluster_name(self.service, self.port, self.subset)
+        return f"{name}|http2" if self.http2 else name
 
 
 @dataclass(frozen=True)

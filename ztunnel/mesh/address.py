@@ -1,14 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parses IP addresses and `ip:port` strings into one canonical form."""
+"""Parses IP addresses and `ip:port` strings into one canonical form, and finds special ones."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address, ip_network
 
 from ztunnel.mesh.model import SocketAddress
 
 _MAX_TEXT = 64  # "[" + 45 characters of the longest IPv6 text + "]:65535", rounded up
+
+# IANA's registries of special-purpose addresses, as far as no host outside the cluster has them.
+# Private networks are not among them. Names that resolve to these lead into the node or the mesh.
+SPECIAL_NETWORKS = tuple(
+    ip_network(text)
+    for text in (
+        "0.0.0.0/8",  # this host
+        "127.0.0.0/8",  # loopback
+        "169.254.0.0/16",  # link-local: metadata services of clouds
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved; contains virtual addresses of ServiceEntries
+        "::/127",  # unspecified and loopback
+        "::ffff:0:0/96",  # IPv4-mapped
+        "64:ff9b:1::/48",  # translation to IPv4 of local use
+        "2001:2::/48",  # benchmarking; virtual addresses of ServiceEntries
+        "fe80::/10",  # link-local
+        "fec0::/10",  # site-local
+        "ff00::/8",  # multicast
+    )
+)
+_NAT64 = ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 
 
 class AddressError(ValueError):
@@ -35,6 +56,17 @@ def canonical(text: str) -> str:
 def family(ip: str) -> int:
     """Return the address family, 4 or 6, of a canonical address."""
     return 6 if ":" in ip else 4
+
+
+def is_special(ip: str) -> bool:
+    """Return whether an address (canonical), or the IPv4 address in it, is in SPECIAL_NETWORKS."""
+    address: IPv4Address | IPv6Address = ip_address(ip)
+    if isinstance(address, IPv6Address):
+        if address in _NAT64:
+            address = IPv4Address(int(address) & 0xFFFFFFFF)
+        else:
+            address = address.ipv4_mapped or address.sixtofour or address
+    return any(address in each for each in SPECIAL_NETWORKS if each.version == address.version)
 
 
 def parse_authority(text: str) -> SocketAddress:

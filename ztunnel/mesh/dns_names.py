@@ -192,7 +192,13 @@ def _addresses(service: Service) -> tuple[str, ...]:
 
 
 def _is_answerable(service: Service, domain: str) -> bool:
-    """Return False for an external host without addresses in the mesh: its own resolver answers."""
+    """Return False for an external host without addresses in the mesh: its own resolver answers.
+
+    Names that a waypoint resolves have no address before a virtual one is allocated: the answer of
+    another resolver would lead past the waypoint.
+    """
+    if service.dynamic_ports and service.waypoint:
+        return True
     if _is_cluster_service(service, domain) or service.vips:
         return True
     return not service.upstream_dns and bool(_addresses(service))

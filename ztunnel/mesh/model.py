@@ -85,6 +85,14 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """The SPIFFE ID of the workload, `spiffe://<td>/ns/<ns>/sa/<sa>`."""
         return f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
 
+    def needs_waypoint_of(self, destination: Workload) -> bool:
+        """Return whether connections to the destination's own addresses pass its waypoint.
+
+        Not if this pod runs that waypoint, or an ingress gateway: it has routed the request.
+        """
+        waypoint = destination.waypoint
+        return bool(waypoint) and waypoint != self.gateway and not self.gateway_ports
+
     def is_gateway_port(self, port: int, *, udp: bool = False) -> bool:
         """Return whether it is a port of a listener of the ingress gateway that the pod runs."""
         protocol = "UDP" if udp else "TCP"

@@ -8,6 +8,7 @@ rejects the connection, and no plaintext is sent.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Protocol
@@ -49,6 +50,8 @@ class MeshState:
         self._service_at = AddressIndex[Service](attrgetter("key"), _is_kubernetes_service)
         self._service_by_hostname = AddressIndex[Service](attrgetter("key"), _is_kubernetes_service)
         self._destinations = DestinationIndex()  # of ServiceEntry hosts
+        self._dynamic: dict[str, Service] = {}  # those with `dynamic_ports`, by key
+        self._host_network: Counter[str] = Counter()  # addresses of nodes, as their pods have them
         # caches, valid until the next delta
         self._backends: dict[tuple[str, int, int, str], Backends] = {}
         self.route_cache: dict[
@@ -104,6 +107,24 @@ class MeshState:
         """Return the ServiceEntry host with this endpoint address, or a CIDR that contains it."""
         return self._destinations.find(address, namespace)
 
+    def resolves_name(self, gateway: str, name: str) -> bool:
+        """Return whether the Envoys of a gateway resolve a DNS name (lower case) themselves."""
+        hosts = {each.hostname for each in self._dynamic.values() if each.waypoint == gateway}
+        return bool(hosts) and any(host in hosts for host in _covering_hosts(name))
+
+    def resolved_ports(self, gateway: str) -> frozenset[int]:
+        """Return the ports at which the Envoys of a gateway dial names that they have resolved."""
+        services = (each for each in self._dynamic.values() if each.waypoint == gateway)
+        return frozenset(port for each in services for port in each.dynamic_ports.values())
+
+    def is_cluster_address(self, ip: str) -> bool:
+        """Return whether a pod, a Service, a host of a ServiceEntry or a node has an address."""
+        return (
+            self._workload_at.owner(ip) is not None
+            or ip in self._host_network
+            or next(self._service_at.claimants(ip), None) is not None
+        )
+
     def service_by_name(self, name: str) -> Service | None:
         """Return a service by full DNS name, or by `namespace/name`."""
         return self._service_by_hostname.owner(name) or self._services.get(name)
@@ -144,10 +165,20 @@ class MeshState:
                 self._workload_at.release(ip, workload.uid)
         for ip in current:
             self._workload_at.claim(ip, workload)
+        self._host_network.update(_node_addresses(workload))
+        self._forget_node_addresses(old)
 
     def _remove_workload(self, uid: str) -> None:
-        for ip in _claimed_addresses(self._workloads.pop(uid, None)):
+        old = self._workloads.pop(uid, None)
+        for ip in _claimed_addresses(old):
             self._workload_at.release(ip, uid)
+        self._forget_node_addresses(old)
+
+    def _forget_node_addresses(self, workload: Workload | None) -> None:
+        for ip in _node_addresses(workload):
+            self._host_network[ip] -= 1
+            if not self._host_network[ip]:
+                del self._host_network[ip]
 
     def _put_service(self, service: Service) -> None:
         old = self._services.get(service.key)
@@ -160,6 +191,8 @@ class MeshState:
             self._service_by_hostname.claim(service.hostname, service)
         if service.is_service_entry:
             self._destinations.put(service)
+        if service.dynamic_ports:
+            self._dynamic[service.key] = service
 
     def _remove_service(self, key: str) -> None:
         old = self._services.pop(key, None)
@@ -175,6 +208,8 @@ class MeshState:
             self._service_by_hostname.release(old.hostname, old.key)
         if new is None or not new.is_service_entry:
             self._destinations.remove(old.key)
+        if new is None or not new.dynamic_ports:
+            self._dynamic.pop(old.key, None)
 
 
 def _accepts_hbone(workload: Workload) -> bool:
@@ -196,6 +231,18 @@ def _first_visible(services: Iterable[Service], namespace: str) -> Service | Non
         if not first.is_service_entry or each.namespace == namespace:
             return each
     return first
+
+
+def _node_addresses(workload: Workload | None) -> tuple[str, ...]:
+    return workload.addresses if workload is not None and workload.host_network else ()
+
+
+def _covering_hosts(name: str) -> Iterator[str]:
+    """Yield the name, and the wildcards that cover it."""
+    yield name
+    while "." in name:
+        name = name.partition(".")[2]
+        yield f"*.{name}"
 
 
 def _claimed_addresses(workload: Workload | None) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import structlog
 
+from ztunnel.proxy.conntrack.recent_answers import RecentAnswers
 from ztunnel.proxy.context import new_context
 from ztunnel.proxy.process import options
 from ztunnel.proxy.process.heartbeat import HeartbeatTable
@@ -96,8 +97,11 @@ def command(
     if otlp_endpoint:
         _require_tracing()
 
+    answers = RecentAnswers()  # the workers share it
+
     def work(index: int, heartbeats: HeartbeatTable) -> int:
         context = new_context(workers, buffer_memory_mib * 1024 * 1024 // workers)
+        context.recent_answers = answers
         worker = Worker(context, run_dir, index, drain_timeout, partial(heartbeats.beat, index))
         return _run_traced(worker, node, otlp_endpoint) if otlp_endpoint else worker.run()
 

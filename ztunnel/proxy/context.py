@@ -16,6 +16,7 @@ from ztunnel.mesh.ports import WAYPOINT
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.agent_link.same_node_reporter import SameNodeReporter
 from ztunnel.proxy.conntrack.admission import AdmissionTable
+from ztunnel.proxy.conntrack.recent_answers import RecentAnswers
 from ztunnel.proxy.conntrack.recent_destinations import RecentDestinations
 from ztunnel.proxy.conntrack.tracker import ConnectionTracker
 from ztunnel.proxy.io.buffers import BufferPool
@@ -49,6 +50,7 @@ class Context:
     workers: int = 1  # worker processes of this node
     envoy: SocketAddress = ENVOY  # in a waypoint's pod
     recent_destinations: RecentDestinations = field(default_factory=RecentDestinations)
+    recent_answers: RecentAnswers = field(default_factory=RecentAnswers)  # of all workers
     choose: Callable[[], float] = random.random  # in [0, 1): selects an endpoint
     shuffle: random.Random = field(default_factory=random.Random)  # orders addresses in DNS answers
     original_dns_server: Callable[[socket.socket, int], SocketAddress] = sockopt.original_dns_server

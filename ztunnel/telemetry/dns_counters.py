@@ -35,6 +35,8 @@ class DnsCounters:
         self.forward_failures = 0
         self.buckets = [0] * (len(BUCKETS_S) + 1)  # not cumulative; the last one is +Inf
         self.seconds = 0.0
+        self.dropped_addresses = 0
+        self.evicted_answers = 0
 
     def count_query(self, outcome: Outcome) -> None:
         """Count a query that ended."""
@@ -49,12 +51,25 @@ class DnsCounters:
         """Count a query that a name server did not answer, refused, or could not receive."""
         self.forward_failures += 1
 
+    def count_dropped_addresses(self, number: int) -> None:
+        """Count addresses of the cluster that a gateway's Envoy was not shown."""
+        self.dropped_addresses += number
+
+    def count_evicted_answer(self) -> None:
+        """Count a name that access logs cannot show any more: the pod resolves too many."""
+        self.evicted_answers += 1
+
     def flush(self) -> DnsCounts | None:
         """Return the counts since the last flush and reset them; None if there are none."""
         counts = DnsCounts(
-            tuple(self.outcomes.values()), self.forward_failures, tuple(self.buckets), self.seconds
+            tuple(self.outcomes.values()),
+            self.forward_failures,
+            tuple(self.buckets),
+            self.seconds,
+            self.dropped_addresses,
+            self.evicted_answers,
         )
-        if not any((*counts.outcomes, counts.forward_failures)):
+        if not any((*counts.outcomes, counts.forward_failures, counts.evicted_answers)):
             return None
         self._reset()
         return counts
@@ -67,3 +82,5 @@ class DnsCounters:
         for index, count in enumerate(counts.buckets[: len(self.buckets)]):
             self.buckets[index] += max(0, count)
         self.seconds += max(0.0, counts.seconds)
+        self.dropped_addresses += max(0, counts.dropped_addresses)
+        self.evicted_answers += max(0, counts.evicted_answers)

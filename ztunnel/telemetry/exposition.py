@@ -139,6 +139,18 @@ OWN_METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Forwarded DNS queries that no name server answered.",
         (),
     ),
+    "ztunnel_dns_dropped_addresses": (
+        "counter",
+        "Addresses of the cluster or node in responses of name servers that the Envoy of a gateway "
+        "does not get, because it would dial them.",
+        (),
+    ),
+    "ztunnel_dns_evicted_answers": (
+        "counter",
+        "Names that refused connections in the access log can no longer show, because their pod "
+        "resolves more than are remembered.",
+        (),
+    ),
     "ztunnel_dns_forward_seconds": (
         "histogram",
         "Response time of name servers to queries forwarded by UDP.",

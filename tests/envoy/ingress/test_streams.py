@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,6 +125,13 @@ class Edge(NamedTuple):
         except ConnectionResetError:
             return ""
 
+    def receive_tls(self, number: int, name: str) -> str:
+        """The same for a connection with TLS to a name."""
+        try:
+            return handshake(self.port(number), name).data.decode()
+        except OSError:
+            return ""
+
 
 def tls_server(authority: CertificateAuthority, host: str, directory: Path) -> ssl.SSLContext:
     path = directory / f"{host}.pem"
@@ -229,28 +236,49 @@ def test_listener_without_route_is_not_open(edge: Edge) -> None:
     assert 6383 not in edge.gateway.ports
 
 
-@pytest.mark.parametrize(("block", "expected"), [("127.0.0.0/8", ""), ("192.0.2.0/24", "plain")])
-def test_policy_of_the_gateway_applies_to_streams(
-    edge: Edge, tmp_path: Path, block: str, expected: str
-) -> None:
-    """The client's address is that of its connection."""
-    policy = f"""
+DENY = """
 kind: AuthorizationPolicy
-metadata: {{name: deny, namespace: default}}
+metadata: {name: deny, namespace: default}
 spec:
   action: DENY
-  targetRefs: [{{group: gateway.networking.k8s.io, kind: Gateway, name: edge}}]
-  rules: [{{from: [{{source: {{remoteIpBlocks: [{block}]}}}}]}}]
+  targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edge}]
+  rules: [%s]
 """
-    config = copy.deepcopy(edge.world).apply(policy).compile(GATEWAY)
-    with running_gateway(config, tmp_path) as gateway:
-        other = Edge(gateway, edge.world)
-        if expected:
-            assert other.receive(6379) == expected
-            assert handshake(other.port(443), "one.example.com").data == b"tls-one"
-        else:
-            with pytest.raises(OSError):
-                handshake(other.port(443), "one.example.com")
+
+
+@contextmanager
+def guarded(edge: Edge, directory: Path, rule: str) -> Iterator[Edge]:
+    """The gateway with a DENY policy."""
+    config = copy.deepcopy(edge.world).apply(DENY % rule).compile(GATEWAY)
+    with running_gateway(config, directory) as gateway:
+        yield Edge(gateway, edge.world)
+
+
+def test_denied_client_gets_nothing_of_a_server_that_sends_first(
+    edge: Edge, tmp_path: Path
+) -> None:
+    with guarded(edge, tmp_path, "{from: [{source: {remoteIpBlocks: [127.0.0.0/8]}}]}") as denied:
+        assert denied.receive(6379) == ""
+        assert denied.receive_tls(443, "one.example.com") == ""
+        assert denied.receive_tls(2443, "end.example.com") == ""
+        dialed = denied.gateway.envoy.admin_get("/stats?filter=cluster.*upstream_cx_total")
+        assert {line.rpartition(" ")[2] for line in dialed.splitlines()} == {"0"}
+
+
+def test_client_of_another_network_is_served(edge: Edge, tmp_path: Path) -> None:
+    with guarded(edge, tmp_path, "{from: [{source: {remoteIpBlocks: [192.0.2.0/24]}}]}") as other:
+        assert other.receive(6379) == "plain"
+        assert handshake(other.port(443), "one.example.com").data == b"tls-one"
+        assert handshake(other.port(2443), "end.example.com").data == b"plain"
+
+
+def test_policy_by_server_name_is_enforced(edge: Edge, tmp_path: Path) -> None:
+    rule = "{when: [{key: connection.sni, values: [one.example.com]}]}"
+    with guarded(edge, tmp_path, rule) as other:
+        assert other.receive(6379) == "plain"
+        assert handshake(other.port(443), "a.sub.example.com").data == b"tls-two"
+        with pytest.raises(OSError):
+            handshake(other.port(443), "one.example.com")
 
 
 def test_metrics_name_the_backend(edge: Edge) -> None:

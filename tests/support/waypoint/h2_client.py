@@ -53,10 +53,13 @@ class H2Client:
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
     ) -> H2Answer:
-        """Send a request and wait for the end of its response."""
+        """Send a request and wait for the end of its response.
+
+        `headers` may replace pseudo headers.
+        """
         stream = self._h2.get_next_available_stream_id()
         fixed = {":method": method, ":path": path, ":scheme": "http", ":authority": "web"}
-        self._h2.send_headers(stream, [*fixed.items(), *(headers or {}).items()], not body)
+        self._h2.send_headers(stream, list({**fixed, **(headers or {})}.items()), not body)
         if body:
             self._h2.send_data(stream, body, end_stream=True)
         self._flush()

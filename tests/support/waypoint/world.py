@@ -69,6 +69,28 @@ class World:
         )
         return vip, next(iter(ports))
 
+    def entry(self, host: str, ports: dict[int, str], *, dynamic: int = 0, **fields: Any) -> str:
+        """Add a host of a ServiceEntry; returns its VIP.
+
+        `ports` maps a port to its protocol. `dynamic`: the target port if Envoy resolves names.
+        """
+        self._vips += 1
+        vip = f"240.240.0.{self._vips}"
+        names = [f"p{port}" for port in ports]
+        base: dict[str, Any] = {
+            "namespace": "default",
+            "name": host,
+            "hostname": host,
+            "vips": (vip,),
+            "ports": tuple(ServicePort(p, f"p{p}", "TCP", a) for p, a in ports.items()),
+            "is_service_entry": True,
+            "entry": "external",
+            "waypoint": GATEWAY,
+            "dynamic_ports": dict.fromkeys(names, dynamic) if dynamic else {},
+        }
+        self.mesh.put(Service(**(base | fields)))
+        return vip
+
     def pod(
         self,
         name: str,

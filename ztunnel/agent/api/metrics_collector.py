@@ -138,6 +138,8 @@ class MetricsCollector:
         for reason, lines in self._log_drops.by_reason.items():
             snapshot.set("ztunnel_log_lines_dropped", lines, reason.value)
         snapshot.set("ztunnel_dns_forward_failures", self._dns.forward_failures)
+        snapshot.set("ztunnel_dns_dropped_addresses", self._dns.dropped_addresses)
+        snapshot.set("ztunnel_dns_evicted_answers", self._dns.evicted_answers)
         status = self._status.status()
         self._set_agent(snapshot, status)
         self._set_data_path(snapshot, status)

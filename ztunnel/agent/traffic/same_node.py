@@ -92,9 +92,8 @@ def _mismatch(report: SameNodeAllowed, source: Pod, target: Pod) -> str:
         return f"{report.destination.ip} is not an address of the destination pod"
     if report.destination.port in RESERVED:
         return f"port {report.destination.port} is reserved for the mesh"
-    waypoint = target.workload.waypoint
-    if waypoint not in ("", source.workload.gateway):
-        return f"connections to the destination pass waypoint {waypoint}"
+    if source.workload.needs_waypoint_of(target.workload):
+        return f"connections to the destination pass waypoint {target.workload.waypoint}"
     return ""
 
 

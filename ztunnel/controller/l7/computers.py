@@ -16,15 +16,22 @@ from ztunnel.kube.objects.l7_kinds import CA_CERTIFICATES_ANNOTATION
 from ztunnel.kube.objects.policy_status import PolicyCondition
 from ztunnel.l7.compile import GatewayCompiler
 from ztunnel.l7.deployment.settings import CONTROLLER_NAME
+from ztunnel.l7.ingress.listeners import is_ingress_gateway
 from ztunnel.l7.inputs import Inputs
-from ztunnel.l7.names import WAYPOINT_CLASSES
+from ztunnel.l7.names import is_waypoint_class
 from ztunnel.l7.objects import L7Key, L7Object, l7_object
 from ztunnel.l7.problems import Problem
 from ztunnel.l7.routing.attachment import RouteIndex
-from ztunnel.l7.status.backend_tls import backend_tls_entries, target_waypoints
+from ztunnel.l7.status.backend_tls import PolicyUsers, backend_tls_entries, policy_users
 from ztunnel.l7.status.conditions import Condition, has_conditions, render_conditions
-from ztunnel.l7.status.entries import ANCESTORS, PARENTS, Entry, merge_entries
-from ztunnel.l7.status.gateway_routes import ListenerViews
+from ztunnel.l7.status.entries import (
+    ANCESTORS,
+    PARENTS,
+    Controllers,
+    Entry,
+    merge_entries,
+)
+from ztunnel.l7.status.gateway_routes import ListenerViews, routed_services
 from ztunnel.l7.status.policies import own_problems, policy_condition, problem_text
 from ztunnel.l7.status.routes import (
     STATUS_KINDS,
@@ -38,6 +45,7 @@ from ztunnel.l7.traffic.unused import unused_problems
 from ztunnel.mesh.model import Service
 
 TRAFFIC_KINDS = ("DestinationRule", "VirtualService")
+_CONTROLLERS = Controllers(CONTROLLER_NAME, CONTROLLER_NAME)
 POLICY_KINDS = (*TRAFFIC_KINDS, "RequestAuthentication", "Telemetry")
 
 
@@ -78,6 +86,8 @@ class Computers:
         self._rejected = rejected
         self._routes = RouteIndex()
         self._views = ListenerViews()
+        # the gateways by service, and the state of the store to which they belong
+        self._routed: tuple[object, Mapping[str, Sequence[str]]] = (None, {})
         self._compilers: dict[str, GatewayCompiler] = {}
         self._compiled: Mapping[L7Key, Sequence[Problem]] = {}
         self._lock = threading.Lock()
@@ -107,7 +117,8 @@ class Computers:
             gateways = {
                 f"{each.namespace}/{each.name}"
                 for each in inputs.store.of_kind("Gateway")
-                if each.spec.get("gatewayClassName") in WAYPOINT_CLASSES
+                if is_waypoint_class(each.spec.get("gatewayClassName"))
+                or is_ingress_gateway(inputs.store, each)
             }
             all_problems = dict.fromkeys((*rule_problems(inputs), *unused_problems(inputs)))
             for gone in self._compilers.keys() - gateways:
@@ -140,9 +151,9 @@ class Computers:
         return PolicyCondition(condition.status, condition.reason, condition.message)
 
     def is_enforced(self, policy: L7Object) -> bool:
-        """Whether a waypoint applies a BackendTLSPolicy."""
+        """Whether a gateway applies a BackendTLSPolicy."""
         with self._model.inputs() as inputs:
-            return bool(target_waypoints(inputs, policy))
+            return bool(self._users(inputs, policy))
 
     # One method per kind
 
@@ -210,25 +221,35 @@ class Computers:
         policy = inputs.store.get(obj["kind"], metadata["namespace"], metadata["name"])
         if policy is None:
             return None
-        ref_errors = self._known_ref_errors(inputs, policy)
+        users = self._users(inputs, policy)
+        ref_errors = self._known_ref_errors(policy, users)
         if ref_errors is None:
             return None  # to be published within moments
         others = self._compiled.get(policy.key, ())  # of its targets; perhaps of a former spec
         found = (each for each in others if each.reason != INVALID_TLS_POLICY)
         problems = tuple(dict.fromkeys((*tls_policy_problems(policy), *found)))
-        ours = backend_tls_entries(inputs, policy, problems, ref_errors)
+        ours = backend_tls_entries(inputs, policy, users, problems, ref_errors)
         current = status.get("ancestors") if isinstance(status, dict) else None
         ancestors = merge_entries(
-            ANCESTORS, current, ours, CONTROLLER_NAME, generation=_generation(obj), now=now
+            ANCESTORS, current, ours, _CONTROLLERS, generation=_generation(obj), now=now
         )
         if ancestors is None:
             return None
         texts = (problem_text(problems),) if problems else ()
         return Pending(obj, {"ancestors": ancestors}, True, texts)
 
-    def _known_ref_errors(self, inputs: Inputs, policy: L7Object) -> Sequence[RefError] | None:
-        """None if the certificates of a policy that a waypoint applies are not published yet."""
-        if not has_certificate_refs(policy) or not target_waypoints(inputs, policy):
+    def _users(self, inputs: Inputs, policy: L7Object) -> PolicyUsers:
+        with self._lock:
+            self._routes.refresh(inputs.store)
+            revision = inputs.store, inputs.store.revision
+            if self._routed[0] != revision:
+                found = routed_services(inputs, self._routes.routes, self._views)
+                self._routed = revision, found
+            return policy_users(inputs, policy, self._routed[1])
+
+    def _known_ref_errors(self, policy: L7Object, users: PolicyUsers) -> Sequence[RefError] | None:
+        """None if the certificates of a policy that a gateway applies are not published yet."""
+        if not has_certificate_refs(policy) or not users:
             return ()
         errors = self._ref_errors(Ref(*policy.key))
         return errors if errors or policy.annotations.get(CA_CERTIFICATES_ANNOTATION) else None
@@ -240,7 +261,7 @@ def _with_parents(
     status = obj.get("status")
     current = status.get("parents") if isinstance(status, dict) else None
     parents = merge_entries(
-        PARENTS, current, ours, CONTROLLER_NAME, generation=_generation(obj), now=now
+        PARENTS, current, ours, _CONTROLLERS, generation=_generation(obj), now=now
     )
     return None if parents is None else Pending(obj, {"parents": parents}, True, problems)
 

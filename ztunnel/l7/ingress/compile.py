@@ -41,7 +41,7 @@ from ztunnel.l7.names import TypeUrl
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
 from ztunnel.l7.routing.attachment import RouteIndex
-from ztunnel.l7.routing.envoy.clusters import service_cluster
+from ztunnel.l7.routing.envoy.clusters import service_cluster, waypoint_cluster
 from ztunnel.l7.routing.tracking import Memo
 from ztunnel.l7.routing.units import ClusterUnit
 from ztunnel.l7.telemetry import fields as telemetry
@@ -241,7 +241,10 @@ class _Compilation:
             ref,
             self._inputs,
             lambda tracked: _guarded(
-                lambda: service_cluster(tracked, self._known.spec.key, ref),
+                lambda: (
+                    waypoint_cluster(tracked, ref)
+                    or service_cluster(tracked, self._known.spec.key, ref, at_edge=True)
+                ),
                 owner,
                 lambda problem: ClusterUnit(None, None, (problem,)),
             ),

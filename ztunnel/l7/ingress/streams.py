@@ -7,11 +7,15 @@
 
 Names for which a listener has no route are refused, even if a less specific listener of the port
 has one: they belong to the most specific listener, as with HTTP.
+
+Clients whose address no policy admits get a chain that closes the connection. Where policies
+depend on more than the address, the backend is dialed once the client has sent something: Envoy's
+filters decide then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ztunnel.l7.api.gateway import ListenerProtocol
@@ -27,12 +31,15 @@ from ztunnel.l7.routing.envoy.extensions import network_filter
 from ztunnel.l7.routing.envoy.stream_routes import StreamTarget, stream_target
 from ztunnel.l7.routing.protocols import service_port
 from ztunnel.l7.routing.units import UNRESOLVED
-from ztunnel.l7.security.filters import filters
+from ztunnel.l7.security.filters import effective_policies, filters
+from ztunnel.l7.security.networks import Admission, admission
 from ztunnel.l7.telemetry import fields as telemetry
 from ztunnel.l7.traffic.cluster import stream_limits
 
 _STAT_PREFIX = "ingress"
 _REFUSED = StreamTarget({"cluster": UNRESOLVED}, frozenset(), ())
+_DENIED = StreamTarget({"cluster": "denied by policy"}, frozenset(), ())  # in the access log
+_MAX_EARLY_BYTES = 16 << 10  # of a client, until the backend accepts the connection
 
 
 class StreamListener(NamedTuple):
@@ -46,11 +53,15 @@ class StreamListener(NamedTuple):
 
 
 class _Branch(NamedTuple):
-    """Connections with one of these SNI names, or all others, and where they go."""
+    """Connections with one of these SNI names, or all others, and where they go.
+
+    `networks`: of the clients; None for all.
+    """
 
     name: str
     hostnames: tuple[str, ...]
     target: StreamTarget
+    networks: tuple[str, ...] | None = None
 
 
 def stream_unit(inputs: Inputs, known: Known, stream: StreamListener) -> ChainUnit:
@@ -60,7 +71,8 @@ def stream_unit(inputs: Inputs, known: Known, stream: StreamListener) -> ChainUn
     if not stream.routes:
         return ChainUnit()
     target = _target(inputs, stream.routes[0])
-    return _unit(inputs, known, [_Branch(stream.name, (), target)])
+    port = stream.listener.listener.port
+    return _unit(inputs, known, port, [_Branch(stream.name, (ANY,), target)])
 
 
 def _tls_unit(inputs: Inputs, known: Known, stream: StreamListener) -> ChainUnit:
@@ -69,7 +81,8 @@ def _tls_unit(inputs: Inputs, known: Known, stream: StreamListener) -> ChainUnit
         tls = downstream_tls(inputs, known.spec, stream.listener)
         if tls.transport_socket is None:
             return ChainUnit(problems=tls.problems)
-    return _unit(inputs, known, _branches(inputs, stream), tls, is_tls=True)
+    port = stream.listener.listener.port
+    return _unit(inputs, known, port, _branches(inputs, stream), tls, is_tls=True)
 
 
 def _branches(inputs: Inputs, stream: StreamListener) -> list[_Branch]:
@@ -102,6 +115,7 @@ def _target(inputs: Inputs, attached: AttachedRoute) -> StreamTarget:
 def _unit(
     inputs: Inputs,
     known: Known,
+    port: int,
     branches: Sequence[_Branch],
     tls: TlsContext | None = None,
     *,
@@ -114,12 +128,18 @@ def _unit(
         edge=known.edge,
     )
     policies = filters(inputs, destination)
+    admitted = admission(
+        effective_policies(inputs, destination),
+        port,
+        has_sni=is_tls,
+        is_proxied=known.topology.proxy_protocol,
+    )
     chains = []
-    for branch in branches:
-        last = _proxy(inputs, destination, branch.target)
+    for branch in _admitted(branches, admitted):
+        last = _proxy(inputs, destination, branch.target, is_exact=admitted.is_exact)
         chain: Json = {"name": branch.name, "filters": [*policies.network, last]}
-        if is_tls:
-            chain["filter_chain_match"] = _match(branch)
+        if match := _match(branch, is_tls=is_tls):
+            chain["filter_chain_match"] = match
         if tls is not None:
             chain |= {"transport_socket": tls.transport_socket, **handshake_timeout()}
         chains.append(chain)
@@ -137,20 +157,45 @@ def _unit(
     )
 
 
-def _match(branch: _Branch) -> Json:
-    """Only TLS: a connection without a ClientHello has no name either."""
-    match: Json = {"transport_protocol": "tls"}
+def _admitted(branches: Sequence[_Branch], admitted: Admission) -> Iterator[_Branch]:
+    """The branches of admitted clients, and those that refuse all others."""
+    if admitted.networks is None:
+        yield from branches
+        return
+    for branch in branches:
+        if admitted.networks:
+            yield branch._replace(networks=admitted.networks)
+        yield branch._replace(name=f"{branch.name}|denied", target=_DENIED)
+
+
+def _match(branch: _Branch, *, is_tls: bool) -> Json:
+    """Where TLS is expected, only TLS: a connection without a ClientHello has no name either."""
+    match: Json = {"transport_protocol": "tls"} if is_tls else {}
     if ANY not in branch.hostnames:
         match["server_names"] = list(branch.hostnames)
+    if branch.networks is not None:
+        match["source_prefix_ranges"] = [_range(each) for each in branch.networks]
     return match
 
 
-def _proxy(inputs: Inputs, destination: Destination, target: StreamTarget) -> Json:
+def _range(network: str) -> Json:
+    address, _, length = network.partition("/")
+    return {"address_prefix": address, "prefix_len": int(length)}
+
+
+def _proxy(
+    inputs: Inputs, destination: Destination, target: StreamTarget, *, is_exact: bool
+) -> Json:
+    late: Json = {
+        "upstream_connect_mode": "ON_DOWNSTREAM_DATA",
+        "max_early_data_bytes": _MAX_EARLY_BYTES,
+    }
     return network_filter(
         "tcp_proxy",
         "tcp_proxy.v3.TcpProxy",
         stat_prefix=_STAT_PREFIX,
         **target.fields,
+        **({} if is_exact else late),
         **_limits(inputs, destination, target.uses),
         **telemetry.tcp(inputs, destination),
     )

@@ -112,6 +112,12 @@ class RouteIndex:
         """Return the parsed route, or why it cannot be used."""
         return self._parse(obj)[1]
 
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """All routes that can be read."""
+        found = (route for _, route in self._parsed.values())
+        return tuple(each for each in found if not isinstance(each, Problem))
+
     def of_service(self, service: Service) -> tuple[Route, ...]:
         """Return the routes that name a service as parent, oldest first."""
         found = self._by_parent.get(("Service", service.namespace, service.name), ())

@@ -16,8 +16,14 @@ from ztunnel.l7.routing.envoy.chains import (
     tcp_chain,
 )
 from ztunnel.l7.routing.envoy.clusters import pod_cluster
+from ztunnel.l7.routing.envoy.dynamic_hosts import by_host_name, is_dynamic
 from ztunnel.l7.routing.envoy.request_routes import RouteBuilder
-from ztunnel.l7.routing.envoy.route_config import forward, forward_all, port_route_configuration
+from ztunnel.l7.routing.envoy.route_config import (
+    ANY_HOST,
+    forward,
+    forward_all,
+    port_route_configuration,
+)
 from ztunnel.l7.routing.envoy.stream_routes import StreamTarget, by_server_name, stream_target
 from ztunnel.l7.routing.protocols import declared_protocol
 from ztunnel.l7.routing.units import ANY_PORT, Branch, DestinationUnit
@@ -27,6 +33,7 @@ from ztunnel.l7.traffic.routes import replaced_problems, route_source, stream_so
 from ztunnel.mesh.model import Service, ServicePort, Workload
 
 _REQUESTS = (Protocol.HTTP, Protocol.HTTP2)
+_STREAMS = ("TLSRoute", "TCPRoute")
 
 
 def service_unit(
@@ -129,7 +136,10 @@ class _Port:
         policies = filters(self._inputs, destination)
         builder = RouteBuilder(self._inputs, self._service, self._port.port)
         default = self._default(destination)
-        config = port_route_configuration(self._name, self._routes, builder, default.routes)
+        domains = (self._service.hostname,) if is_dynamic(self._service) else ANY_HOST
+        config = port_route_configuration(
+            self._name, self._routes, builder, default.routes, domains
+        )
         return DestinationUnit(
             chains=(http_chain(self._inputs, destination, policies, chain, self._name),),
             routes={self._name: config},
@@ -200,12 +210,17 @@ class _Port:
         is_raw: bool = False,
     ) -> DestinationUnit:
         """Return the units' contents, selected by the addresses of the service."""
+        if is_dynamic(self._service) and not inspect_http and not self._is_http():
+            on_match, inspect_tls = by_host_name(self._service, on_match), True
         is_own = self._service.namespace == self._gateway.partition("/")[0]
         branches = tuple(
             Branch(ip, self._port.port, on_match, inspect_http, inspect_tls, is_raw, is_own)
             for ip in self._service.vips
         )
         return joined([DestinationUnit(branches=branches), *units])
+
+    def _is_http(self) -> bool:
+        return self._routes.kind() not in _STREAMS and declared_protocol(self._port) in _REQUESTS
 
     def _destination(self, protocol: Protocol) -> Destination:
         return Destination(

@@ -57,13 +57,21 @@ def resolve(inputs: Inputs, route: L7Object, parent: Service | None, ref: Backen
             f"{ref.where} is in namespace {service.namespace!r}, where no ReferenceGrant permits "
             f"{route.kind} of namespace {route.namespace!r}",
         )
+    if service.dynamic_ports and (parent is None or service.key != parent.key):
+        return Resolution(
+            None,
+            ResolvedReason.INVALID_KIND,
+            f"{ref.where} is {service.key}, whose names are resolved per request (DYNAMIC_DNS): "
+            "only its own routes can use it",
+        )
     if ref.port is None:
         return Resolution(None, ResolvedReason.NOT_FOUND, f"{ref.where} has no port")
     transport = "UDP" if route.kind == "UDPRoute" else "TCP"
     if service_port(service, ref.port, transport) is None:
         text = f"{service.key} has no {transport} port {ref.port}"
         return Resolution(None, ResolvedReason.NOT_FOUND, text)
-    return Resolution(ClusterRef(service.key, ref.port))
+    is_grpc = parent is None and route.kind == "GRPCRoute"
+    return Resolution(ClusterRef(service.key, ref.port, http2=is_grpc))
 
 
 def _service(inputs: Inputs, ref: BackendRef) -> Service | Resolution:

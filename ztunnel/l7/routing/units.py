@@ -49,7 +49,9 @@ class DestinationUnit:
 
 @dataclass(frozen=True)
 class ClusterUnit:
-    """A cluster and its endpoints; both are None if the service or port does not exist."""
+    """A cluster and its endpoints; both are None if the service or port does not exist.
+
+    A cluster whose names Envoy resolves has no endpoints."""
 
     cluster: Json | None
     endpoints: Json | None

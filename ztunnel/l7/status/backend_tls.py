@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`status.ancestors` of BackendTLSPolicy: the waypoints that apply it.
+"""`status.ancestors` of BackendTLSPolicy: the waypoints and ingress gateways that apply it.
 
-Accepted      True Accepted; False Invalid, or NoValidCACertificate
+Accepted      True Accepted; False Invalid, NoValidCACertificate, or Conflicted
 ResolvedRefs  True ResolvedRefs; False InvalidCACertificateRef, or InvalidKind
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.objects import L7Object
@@ -20,27 +21,73 @@ from ztunnel.l7.traffic.backend_ca import INVALID_REF, RefError
 _CA_FIELD = "caCertificateRefs"
 
 
+class PolicyUsers(NamedTuple):
+    """The gateways that apply a policy, as `namespace/name`."""
+
+    waypoints: tuple[str, ...] = ()
+    ingress: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.waypoints or self.ingress)
+
+
 def backend_tls_entries(
     inputs: Inputs,
     policy: L7Object,
+    users: PolicyUsers,
     problems: Sequence[Problem],
     ref_errors: Sequence[RefError] = (),
 ) -> list[Entry]:
-    """Return an entry per waypoint of the targeted services; none if they use no waypoint."""
+    """Return an entry per gateway that applies the policy."""
+    winner = _preceding(inputs, policy)
     conditions = _conditions(problems, ref_errors)
-    return [Entry(_gateway(waypoint), conditions) for waypoint in target_waypoints(inputs, policy)]
+    if winner is not None and conditions[0].status:
+        text = f"BackendTLSPolicy {winner} has the same targets and takes precedence"
+        conditions = (Condition("Accepted", False, "Conflicted", text), conditions[1])
+    return [
+        *(Entry(_gateway(each), conditions) for each in users.waypoints),
+        *(Entry(_gateway(each), conditions, True) for each in users.ingress),
+    ]
 
 
-def target_waypoints(inputs: Inputs, policy: L7Object) -> list[str]:
-    """The waypoints, as `namespace/name`, of the services that a BackendTLSPolicy targets."""
-    targets = policy.spec.get("targetRefs")
+def policy_users(
+    inputs: Inputs, policy: L7Object, routed: Mapping[str, Sequence[str]]
+) -> PolicyUsers:
+    """Return the waypoints of the targeted services, and the ingress gateways that route to them.
+
+    `routed`: the ingress gateways by service, both as `namespace/name`.
+    """
     waypoints: dict[str, None] = {}
-    for ref in targets if isinstance(targets, list) else ():
-        if isinstance(ref, dict) and ref.get("kind") == "Service":
-            service = inputs.mesh.service(f"{policy.namespace}/{ref.get('name')}")
-            if service is not None and service.waypoint:
-                waypoints[service.waypoint] = None
-    return list(waypoints)
+    ingress: dict[str, None] = {}
+    for name, _ in _targets(policy):
+        key = f"{policy.namespace}/{name}"
+        service = inputs.mesh.service(key)
+        if service is not None and service.waypoint:
+            waypoints[service.waypoint] = None
+        if service is not None:
+            ingress |= dict.fromkeys(routed.get(key, ()))
+    return PolicyUsers(tuple(waypoints), tuple(ingress))
+
+
+def _preceding(inputs: Inputs, policy: L7Object) -> str | None:
+    """The name of an older policy with one of the targets, if no target is left to this one."""
+    targets, winner = set(_targets(policy)), None
+    for other in inputs.store.of_namespace(policy.kind, policy.namespace):
+        taken = targets.intersection(_targets(other))
+        if other.name != policy.name and taken and other.age_rank < policy.age_rank:
+            targets -= taken
+            winner = winner or other.name
+    return winner if not targets else None
+
+
+def _targets(policy: L7Object) -> list[tuple[str, str]]:
+    """Names and ports (empty: all) of the targeted services."""
+    refs = policy.spec.get("targetRefs")
+    return [
+        (str(ref.get("name")), str(ref.get("sectionName") or ""))
+        for ref in (refs if isinstance(refs, list) else ())
+        if isinstance(ref, dict) and ref.get("kind") == "Service"
+    ]
 
 
 def _conditions(

@@ -13,10 +13,23 @@ REF_FIELDS = ("group", "kind", "namespace", "name", "sectionName", "port")
 
 
 class Entry(NamedTuple):
-    """What a status states about one parent or ancestor."""
+    """What a status states about one parent or ancestor. `of_ingress`: an ingress gateway, or a
+    ListenerSet."""
 
     ref: Json
     conditions: tuple[Condition, ...]
+    of_ingress: bool = False
+
+
+class Controllers(NamedTuple):
+    """The `controllerName` of entries of the mesh, and of those of ingress gateways."""
+
+    mesh: str
+    ingress: str
+
+    def of(self, entry: Entry) -> str:
+        """The controller of an entry."""
+        return self.ingress if entry.of_ingress else self.mesh
 
 
 class EntryList(NamedTuple):
@@ -34,38 +47,36 @@ def merge_entries(
     kind: EntryList,
     current: object,
     ours: list[Entry],
-    controller: str,
+    controllers: Controllers,
     *,
     generation: int,
     now: str,
 ) -> list[Json] | None:
     """Return the entries to write, with those of other controllers; None if they are current."""
     existing = _mappings(current)
-    own = {_key(each.get(kind.ref_field)): each for each in existing if _is_of(each, controller)}
-    others = [each for each in existing if not _is_of(each, controller)]
-    merged = [
-        {
-            kind.ref_field: ref,
-            "controllerName": controller,
-            "conditions": render_conditions(
-                conditions, own.get(_key(ref), {}).get("conditions"), generation, now
-            ),
-        }
-        for ref, conditions in ours[: max(0, kind.limit - len(others))]
-    ]
+    own = {_key(kind, each): each for each in existing if _is_of(each, controllers)}
+    others = [each for each in existing if not _is_of(each, controllers)]
+    merged = []
+    for each in ours[: max(0, kind.limit - len(others))]:
+        entry = {kind.ref_field: each.ref, "controllerName": controllers.of(each)}
+        before = own.get(_key(kind, entry), {}).get("conditions")
+        conditions = render_conditions(each.conditions, before, generation, now)
+        merged.append({**entry, "conditions": conditions})
     is_current = len(merged) == len(own) and all(
-        _is_current(own.get(_key(each[kind.ref_field])), each) for each in merged
+        _is_current(own.get(_key(kind, each)), each) for each in merged
     )
     return None if is_current else [*others, *merged]
 
 
-def _key(ref: object) -> tuple[str, ...]:
+def _key(kind: EntryList, entry: Json) -> tuple[str, ...]:
+    ref = entry.get(kind.ref_field)
     fields = ref if isinstance(ref, dict) else {}
-    return tuple(str(fields.get(name) or "") for name in REF_FIELDS)
+    controller = str(entry.get("controllerName"))
+    return (controller, *(str(fields.get(name) or "") for name in REF_FIELDS))
 
 
-def _is_of(entry: Json, controller: str) -> bool:
-    return entry.get("controllerName") == controller
+def _is_of(entry: Json, controllers: Controllers) -> bool:
+    return entry.get("controllerName") in controllers
 
 
 def _is_current(before: Json | None, wanted: Json) -> bool:

@@ -8,6 +8,8 @@ PartiallyInvalid  only if true: some rules answer 500
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ztunnel.l7.api.stream_route import StreamRoute
 from ztunnel.l7.ingress.attachment import (
     Attachment,
@@ -56,6 +58,25 @@ def gateway_conditions(
             attachment = attach(inputs.store, route, number, listeners)
             found[number] = _conditions(inputs, route, attachment)
     return found
+
+
+def routed_services(
+    inputs: Inputs, routes: Iterable[Route], views: ListenerViews
+) -> dict[str, tuple[str, ...]]:
+    """Return the ingress gateways with routes to a service, both as `namespace/name`."""
+    found: dict[str, dict[str, None]] = {}
+    for route in routes:
+        gateways: dict[str, None] = {}
+        for number, parent in enumerate(route.parents):
+            gateway = parent_gateway(inputs.store, parent)
+            if gateway is not None:
+                listeners = views.of(inputs.store, gateway)
+                attachment = attach(inputs.store, route, number, listeners)
+                if attachment.listeners:
+                    gateways[attachment.gateway] = None
+        for ref in backends(route) if gateways else ():
+            found.setdefault(f"{ref.namespace}/{ref.name}", {}).update(gateways)
+    return {service: tuple(gateways) for service, gateways in found.items()}
 
 
 def gateway_problems(conditions: dict[int, tuple[Condition, ...]]) -> list[str]:

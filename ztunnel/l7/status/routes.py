@@ -130,11 +130,12 @@ def _invalid(inputs: Inputs, obj: L7Object, problems: tuple[Problem, ...]) -> li
         parents = parse_parents(obj)
     except TranslateError:
         parents = ()
-    return [
-        Entry(_reference(ref), (condition,))
-        for ref, parent in zip(refs, parents, strict=False)
-        if parent.kind in ("Service", "Hostname") or parent_gateway(inputs.store, parent)
-    ]
+    found = []
+    for ref, parent in zip(refs, parents, strict=False):
+        is_ingress = parent_gateway(inputs.store, parent) is not None
+        if is_ingress or parent.kind in ("Service", "Hostname"):
+            found.append(Entry(_reference(ref), (condition,), is_ingress))
+    return found
 
 
 def _reference(ref: Json) -> Json:

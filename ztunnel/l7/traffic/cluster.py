@@ -78,7 +78,7 @@ def cluster_fields(
             sections, inputs.settings.locality, reporter, policy=policy, protocol=protocol
         )
     except TranslateError:
-        return ClusterFields(_defaults(protocol=protocol), tuple(problems), rejected=True)
+        return ClusterFields(default_fields(protocol), tuple(problems), rejected=True)
     if rule is not None and policy is not None and "tls" in sections:
         reporter = Reporter(rule.obj)
         tls_fields.report_shadowed_tls(sections["tls"], policy, reporter)
@@ -117,7 +117,8 @@ def rule_problems(inputs: Inputs) -> tuple[Problem, ...]:
     return tuple(found)
 
 
-def _defaults(*, protocol: Protocol) -> Json:
+def default_fields(protocol: Protocol) -> Json:
+    """Return the fields of a cluster without a traffic policy."""
     reporter = Reporter(L7Object(kind=KIND, namespace="", name=""))
     return merge_fields(DEFAULT, pool_fields(_NO_FIELDS, None, protocol, reporter))
 

@@ -5,16 +5,20 @@ virtual address   ─▶ a ready endpoint of the same family ─┐
 workload address  ────────────────────────────────────────┼▶ HBONE or passthrough
 any other address ────────────────────────────────────────┘
 virtual address or workload address that has a waypoint
-                  ─▶ HBONE to a ready pod of the waypoint, unless the source runs that Gateway
+                  ─▶ HBONE to a ready pod of the waypoint, unless the source runs that Gateway, or,
+                     for a workload address, an ingress gateway. An ingress gateway connects to the
+                     virtual address of a service only if `Service.ingress_use_waypoint`
                   ─▶ refused, if there is none
 workload address that a ServiceEntry lists       ─▶ the workload: no entry hijacks a pod
 reserved port, no endpoint, no such port         ─▶ refused
-any other address in a mesh with REGISTRY_ONLY   ─▶ refused
+any other address in a mesh with REGISTRY_ONLY   ─▶ refused, except
+    the address of a host with a waypoint        ─▶ permitted to that waypoint only
+    what a waypoint has resolved (DYNAMIC_DNS)   ─▶ permitted to that waypoint, at its ports
 """
 
 from __future__ import annotations
 
-from ztunnel.mesh.address import family
+from ztunnel.mesh.address import family, is_special
 from ztunnel.mesh.load_balancer import Backends
 from ztunnel.mesh.model import Service, SocketAddress, TunnelProtocol, Workload
 from ztunnel.mesh.ports import HBONE, RESERVED
@@ -56,7 +60,7 @@ def _resolve(
         if service.waypoint and service.waypoint != source.gateway:
             return _service_waypoint(state, service, destination)
         return _balance(state, service, destination, "TCP")
-    if pod is not None and pod.waypoint and pod.waypoint != source.gateway:
+    if pod is not None and source.needs_waypoint_of(pod):
         return _waypoint(state, pod.waypoint, pod.waypoint_error, destination, "")
     return _resolve_address(state, source, destination, is_pod=pod is not None)
 
@@ -71,12 +75,39 @@ def _resolve_address(
             f"{entry.hostname} has the waypoint {entry.waypoint} but no virtual address; hint: "
             "set spec.addresses of the ServiceEntry"
         )
-    if state.registry_only and not is_pod and entry is None:
-        return Refuse(
-            f"{destination.ip} is neither a service nor a workload (outbound traffic policy is "
-            "REGISTRY_ONLY)"
-        )
+    if state.registry_only and not is_pod:
+        reason = _not_in_registry(state, source, destination, entry)
+        if reason:
+            return Refuse(reason)
     return _route_to_address(state, destination, entry.hostname if entry is not None else "")
+
+
+def _not_in_registry(
+    state: MeshState, source: Workload, destination: SocketAddress, entry: Service | None
+) -> str:
+    """Why REGISTRY_ONLY refuses an address that no pod has; empty if it permits it."""
+    if source.gateway and _is_resolved(state, source.gateway, destination):
+        return ""
+    if entry is not None:
+        if not entry.waypoint or entry.waypoint == source.gateway:
+            return ""
+        return (
+            f"{entry.hostname} has the waypoint {entry.waypoint}, which connections to its own "
+            "address do not pass (outbound traffic policy is REGISTRY_ONLY)"
+        )
+    return (
+        f"{destination.ip} is neither a service nor a workload (outbound traffic policy is "
+        "REGISTRY_ONLY)"
+    )
+
+
+def _is_resolved(state: MeshState, gateway: str, destination: SocketAddress) -> bool:
+    """Whether a gateway's Envoy may have resolved a name to an address outside the cluster."""
+    return (
+        destination.port in state.resolved_ports(gateway)
+        and not is_special(destination.ip)
+        and not state.is_cluster_address(destination.ip)
+    )
 
 
 def route_udp(
@@ -185,6 +216,11 @@ def _needs_waypoint(entry: Service, source: Workload) -> bool:
 def _balance(
     state: MeshState, service: Service, destination: SocketAddress, protocol: str
 ) -> _BalancedRoute | Refuse:
+    if service.dynamic_ports:
+        return Refuse(
+            f"the names of {service.hostname} are resolved by a waypoint (DYNAMIC_DNS), and it has "
+            "none; hint: label the ServiceEntry or its namespace istio.io/use-waypoint"
+        )
     backends = state.backends(service, destination.port, family(destination.ip), protocol)
     if backends is None:
         return Refuse(f"service {service.key} has no {protocol} port {destination.port}")

@@ -142,8 +142,12 @@ class ConnectionTracker:
         *,
         peers: ConnectionPeers = UNKNOWN_PEERS,
         protocol: str = "tcp",
+        dns_name: str = "",
     ) -> None:
-        """Count and log a connection that was rejected, other than by policy."""
+        """Count and log a connection that was rejected, other than by policy.
+
+        `dns_name`: the name that the pod has recently resolved to the destination, as a hint.
+        """
         self.stats.refused += 1
         series = self.counters.traffic.series(_REPORTERS[direction], peers, protocol)
         self.counters.traffic.count_refused(series, flag_of(reason, established=False))
@@ -152,6 +156,8 @@ class ConnectionTracker:
             fields = {"direction": direction.value, "src": source, "dst": destination}
             if protocol != "tcp":
                 fields["protocol"] = protocol
+            if dns_name:
+                fields["dns_name"] = dns_name
             self.access.write("warning", "refused", {**fields, "error": reason})
 
     def connection_denied(

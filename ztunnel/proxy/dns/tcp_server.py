@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serves the TCP DNS connections of a pod, which the kernel redirects to port 15053.
 
-    accepted → name server in the mesh: proxied like any other outbound connection
+    accepted → name server in the mesh: proxied like any other outbound connection, or reset if the
+               responses for this pod must be filtered
              → otherwise: queries for names of the mesh are answered; the others are forwarded to
                the original name server on one connection, and everything it sends, zone transfers
                included, goes to the client
@@ -19,7 +20,8 @@ import dns.rcode
 from ztunnel.dns import message
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.context import Context
-from ztunnel.proxy.dns.udp_server import MAX_PENDING_QUERIES, name_lookup, passthrough_address
+from ztunnel.proxy.dns.responses import must_be_shown, name_lookup, remember, shown
+from ztunnel.proxy.dns.udp_server import MAX_PENDING_QUERIES, passthrough_address
 from ztunnel.proxy.handlers.outbound import OutboundServer
 from ztunnel.proxy.io.connector import Connector
 from ztunnel.proxy.io.event_loop import HANGUP, READ, WRITE
@@ -50,7 +52,10 @@ class DnsTcpServer:
             return
         address = passthrough_address(context, pod, server)
         if address is None:
-            self._outbound.accepted(sock)
+            if must_be_shown(context, pod):
+                context.loop.close(sock)  # a reset, see `sockets.reset_on_close`
+            else:
+                self._outbound.accepted(sock)
         elif len(pod.dns_queries) >= MAX_PENDING_QUERIES:
             context.loop.close(sock)  # a reset, see `sockets.reset_on_close`
         else:
@@ -159,15 +164,26 @@ class DnsTcpConnection:
     def _on_messages(self, side: _StreamSide, messages: list[bytes]) -> None:
         if side is self._server:
             for wire in messages:
-                self._client.send(wire)
+                self._respond(wire)
             return
         for wire in messages:
             self._context.tracker.stats.queries += 1
             self._serve(wire)
 
+    def _respond(self, wire: bytes) -> None:
+        """Send a message of the name server to the client."""
+        name = message.question_name(wire)
+        found = shown(self._context, self._pod, name, wire)
+        if found is None:
+            self._close(orderly=False)
+            return
+        remember(self._context, self._pod, name, found)
+        self._client.send(found)
+
     def _serve(self, wire: bytes) -> None:
         context = self._context
-        if message.read_question(wire) is None:
+        question = message.read_question(wire)
+        if question is None:
             self._close(orderly=False)  # not a DNS client
             return
         lookup_name = name_lookup(context, self._pod)
@@ -177,6 +193,7 @@ class DnsTcpConnection:
         answer = message.answer(wire, lookup_name, limit=65535, shuffle=context.shuffle)
         if answer is not None:
             context.tracker.dns_query_ended(Outcome.MESH)
+            remember(context, self._pod, question.name, answer)
             self._client.send(answer)
         elif self._server is not None:
             self._forward(self._server, wire)

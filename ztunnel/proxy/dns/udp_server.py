@@ -14,7 +14,6 @@ is pending is not forwarded again.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from dataclasses import replace
 
 import dns.rcode
@@ -22,11 +21,11 @@ import structlog
 
 from ztunnel.dns import message
 from ztunnel.dns.message import Question
-from ztunnel.mesh.dns_names import DnsAnswer, lookup
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.routing.decisions import Passthrough
 from ztunnel.mesh.routing.outbound import route
 from ztunnel.proxy.context import Context
+from ztunnel.proxy.dns.responses import name_lookup, remember, shown
 from ztunnel.proxy.dns.upstream import (
     MAX_MESSAGE_BYTES,
     DatagramExchange,
@@ -42,15 +41,6 @@ MAX_PENDING_QUERIES = 256  # of one pod, including its DNS connections by TCP
 
 log = structlog.get_logger()
 ClientAddress = tuple[str, int] | tuple[str, int, int, int]
-
-
-def name_lookup(context: Context, pod: Pod) -> Callable[[str], DnsAnswer | None] | None:
-    """The function that resolves names of the mesh for a pod; None before the first snapshot."""
-    mesh = context.mesh
-    workload = mesh.workload(pod.workload) if mesh is not None else None
-    if mesh is None or workload is None:
-        return None
-    return lambda name: lookup(mesh, workload.namespace, name)
 
 
 def passthrough_address(context: Context, pod: Pod, server: SocketAddress) -> SocketAddress | None:
@@ -121,6 +111,7 @@ class DnsUdpServer:
         answer = message.answer(wire, lookup_name, shuffle=context.shuffle)
         if answer is not None:
             context.tracker.dns_query_ended(Outcome.MESH)
+            remember(context, self._pod, question.name, answer)
             self.reply(answer, client)
             return
         self._forward(wire, client, question)
@@ -206,10 +197,14 @@ class ForwardedQuery:
         if exchange is not None:
             exchange.cancel()
         tracker = self._context.tracker
+        name = self._query.question.name
+        if wire is not None:
+            wire = shown(self._context, self._pod, name, wire)
         if wire is None:
             tracker.counters.dns.count_forward_failure()
             self._server.fail(self._query.wire, self._client)
             return
         tracker.counters.dns.observe_forward(self._context.loop.now - self._started_at)
         tracker.dns_query_ended(Outcome.FORWARDED)
+        remember(self._context, self._pod, name, wire)
         self._server.reply(wire, self._client)

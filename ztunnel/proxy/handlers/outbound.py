@@ -57,7 +57,8 @@ class OutboundServer:
         match route(mesh, source, destination, self._context.choose()):
             case Refuse(reason):
                 peers = ConnectionPeers(source)
-                self._refuse(sock, client, str(destination), reason, peers)
+                name = self._context.recent_answers.name(self._pod.netns_cookie, destination.ip)
+                self._refuse(sock, client, str(destination), reason, peers, dns_name=name)
             case Passthrough() as decision:
                 PassthroughOutbound(
                     self._context,
@@ -115,10 +116,12 @@ class OutboundServer:
         target: str,
         reason: str,
         peers: ConnectionPeers = UNKNOWN_PEERS,
+        *,
+        dns_name: str = "",
     ) -> None:
         self._context.loop.close(sock)  # a reset, see `sockets.reset_on_close`
         self._context.tracker.connection_refused(
-            Direction.OUTBOUND, str(client), target, reason, peers=peers
+            Direction.OUTBOUND, str(client), target, reason, peers=peers, dns_name=dns_name
         )
 
 

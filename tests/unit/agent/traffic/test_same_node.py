@@ -27,7 +27,7 @@ from ztunnel.datapath.bpf.layout import CloseReason, SameNodeState
 from ztunnel.datapath.bpf.ring_buffer import ConnectionEvent
 from ztunnel.datapath.same_node_maps import BypassEntry, SameNodeConnection
 from ztunnel.ipc.messages import SameNodeAllowed
-from ztunnel.mesh.model import SocketAddress
+from ztunnel.mesh.model import GatewayPort, SocketAddress
 from ztunnel.telemetry.access_log_filter import BURST_S
 from ztunnel.telemetry.log_drop_counters import LogDropReason, log_drops
 
@@ -86,6 +86,9 @@ def test_only_the_waypoint_of_a_pod_may_bypass_the_proxy() -> None:
     assert validate(REPORT, [source, target], REVISION, SameNode.DIRECT) == reason
     gateway = msgspec.structs.replace(A.workload, gateway="default/waypoint")
     source = Pod(gateway, PodState.CAPTURED, None, cookie=11)
+    assert isinstance(validate(REPORT, [source, target], REVISION, SameNode.DIRECT), BypassEntry)
+    ingress = msgspec.structs.replace(other, gateway_ports=(GatewayPort(80),))
+    source = Pod(ingress, PodState.CAPTURED, None, cookie=11)
     assert isinstance(validate(REPORT, [source, target], REVISION, SameNode.DIRECT), BypassEntry)
 
 

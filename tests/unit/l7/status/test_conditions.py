@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ztunnel.l7.objects import L7Object, l7_object
 from ztunnel.l7.problems import Problem, Severity
 from ztunnel.l7.status.conditions import Condition, has_conditions, render_conditions
-from ztunnel.l7.status.entries import PARENTS, Entry, merge_entries
+from ztunnel.l7.status.entries import PARENTS, Controllers, Entry, merge_entries
 from ztunnel.l7.status.facts import GatewayFacts, ip_addresses
 from ztunnel.l7.status.gateway import gateway_status
 from ztunnel.l7.status.policies import policy_condition
@@ -21,6 +21,7 @@ from ztunnel.l7.status.service import waypoint_bound
 Json = dict[str, Any]
 OURS, OTHER = "ztunnel.dev/waypoint-controller", "example.com/other"
 THEN, NOW = "2026-01-01T00:00:00Z", "2026-02-02T00:00:00Z"
+CONTROLLERS = Controllers(OURS, "ztunnel.dev/gateway-controller")
 ACCEPTED = Condition("Accepted", True, "Accepted", "fine")
 HBONE = {"name": "mesh", "port": 15008, "protocol": "HBONE"}
 
@@ -63,13 +64,13 @@ def test_merging_parents_converges_and_keeps_others(
         for owner, name in present
     ]
     ours = [Entry({"name": name}, (ACCEPTED,)) for name in wanted]
-    merged = merge_entries(PARENTS, current, ours, OURS, generation=1, now=NOW)
+    merged = merge_entries(PARENTS, current, ours, CONTROLLERS, generation=1, now=NOW)
     result = current if merged is None else merged
     others = [each for each in current if each["controllerName"] == OTHER]
     assert [each for each in result if each["controllerName"] == OTHER] == others
     own = [each["parentRef"] for each in result if each["controllerName"] == OURS]
     assert sorted(map(str, own)) == sorted(str({"name": name}) for name in wanted)
-    assert merge_entries(PARENTS, result, ours, OURS, generation=1, now="later") is None
+    assert merge_entries(PARENTS, result, ours, CONTROLLERS, generation=1, now="later") is None
 
 
 def gateway(**spec: Any) -> L7Object:

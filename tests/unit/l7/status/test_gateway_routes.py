@@ -13,8 +13,9 @@ from ztunnel.kube.objects.fields import Object
 from ztunnel.l7.inputs import Inputs, Settings
 from ztunnel.l7.objects import l7_object
 from ztunnel.l7.routing.attachment import RouteIndex
+from ztunnel.l7.status.backend_tls import backend_tls_entries, policy_users
 from ztunnel.l7.status.entries import Entry
-from ztunnel.l7.status.gateway_routes import ListenerViews
+from ztunnel.l7.status.gateway_routes import ListenerViews, routed_services
 from ztunnel.l7.status.routes import route_conditions, route_problems
 from ztunnel.l7.store import L7Store
 from ztunnel.mesh.model import Service, ServicePort
@@ -148,3 +149,45 @@ def test_events_name_the_parent_and_what_is_wrong() -> None:
     inputs, index = _inputs(obj, gateway(HTTP), services=())
     (text,) = route_problems(inputs, l7_object(obj), index, ListenerViews())
     assert text == f"spec.parentRefs[0]: Gateway {SPACE}/{NAME} has no listener other"
+
+
+def policy(name: str, target: str, section: str = "", created: str = "") -> Object:
+    ref = {"group": "", "kind": "Service", "name": target}
+    return {
+        "kind": "BackendTLSPolicy",
+        "metadata": {"name": name, "namespace": SPACE, "creationTimestamp": created},
+        "spec": {"targetRefs": [ref | ({"sectionName": section} if section else {})]},
+    }
+
+
+def ancestors(obj: Object, *others: Object) -> list[Entry]:
+    inputs, index = _inputs(obj, *others, services=())
+    found = l7_object(obj)
+    users = policy_users(inputs, found, routed_services(inputs, index.routes, ListenerViews()))
+    return backend_tls_entries(inputs, found, users, ())
+
+
+def test_ancestors_of_a_policy_are_the_gateways_that_route_to_its_service() -> None:
+    obj = policy("tls", "a")
+    assert ancestors(obj, gateway(HTTP)) == []
+    (entry,) = ancestors(obj, gateway(HTTP), route("one"))
+    assert (entry.ref["namespace"], entry.ref["name"]) == (SPACE, NAME)
+    assert entry.of_ingress
+    assert reasons([entry]) == [{"Accepted": ACCEPTED, "ResolvedRefs": RESOLVED}]
+    assert ancestors(obj, gateway(HTTP), route("one", parent={"sectionName": "no"})) == []
+
+
+@pytest.mark.parametrize("section", ["", "web"])
+def test_younger_policy_with_the_same_targets_is_conflicted(section: str) -> None:
+    others = gateway(HTTP), route("one")
+    old = policy("b", "a", section, "2026-11-30T18:00:00Z")
+    young = policy("a", "a", section, "2026-11-30T18:00:01Z")
+    assert reasons(ancestors(old, young, *others))[0]["Accepted"] == ACCEPTED
+    assert reasons(ancestors(young, old, *others))[0]["Accepted"] == (False, "Conflicted")
+
+
+def test_policies_for_a_port_and_for_all_ports_do_not_conflict() -> None:
+    others = gateway(HTTP), route("one")
+    whole, port = policy("a", "a"), policy("b", "a", "web")
+    for one, other in ((whole, port), (port, whole)):
+        assert reasons(ancestors(one, other, *others))[0]["Accepted"] == ACCEPTED

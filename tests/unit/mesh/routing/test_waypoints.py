@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.mesh.builders import PLAIN, Mesh, endpoint, mesh, service, workload
-from ztunnel.mesh.model import Service, ServicePort, SocketAddress, Workload
+from ztunnel.mesh.model import GatewayPort, Service, ServicePort, SocketAddress, Workload
 from ztunnel.mesh.routing.decisions import Accept, Hbone, Passthrough, Refuse, Reject
 from ztunnel.mesh.routing.inbound import check_connect
 from ztunnel.mesh.routing.outbound import route, route_udp
@@ -70,6 +70,34 @@ def test_service_with_a_waypoint_is_reached_through_its_ready_pods() -> None:
 
 def test_tunnel_has_the_family_of_the_destination_if_a_pod_has_it() -> None:
     assert route(mesh(*WORLD), CLIENT, VIP6, 0.9) == through(VIP6, FIRST, "fd00:1::8")
+
+
+EDGE = with_(
+    workload("edge", "10.1.0.6", "fd00:1::6", account="edge"),
+    gateway="shop/edge",
+    gateway_ports=(GatewayPort(443),),
+)
+
+
+def test_ingress_gateway_that_dials_the_virtual_address_passes_the_waypoint() -> None:
+    state = mesh(*WORLD, EDGE)
+    assert route(state, EDGE, VIP, 0.0) == through(VIP, FIRST, "10.1.0.8")
+    assert route(state, EDGE, VIP6, 0.0) == through(VIP6, FIRST, "fd00:1::8")
+    broken = mesh(*WORLD, EDGE, of(SHOP, waypoint_error="it does not exist"))
+    assert route(broken, EDGE, VIP, 0.0) == Refuse("it does not exist")
+
+
+def test_ingress_gateway_that_dials_an_endpoint_reaches_it_without_its_waypoint() -> None:
+    behind = with_(WEB, waypoint=WAYPOINT)
+    state = mesh(*WORLD, behind, EDGE)
+    target = SocketAddress("10.1.0.2", 8080)
+    direct = Hbone(target, SocketAddress("10.1.0.2", 15008), (WEB.identity,), behind)
+    assert route(state, EDGE, target, 0.0) == direct
+    assert route(state, CLIENT, target, 0.0) == through(target, FIRST, "10.1.0.8", "")
+    without_listeners = mesh(*WORLD, behind, with_(EDGE, gateway_ports=()))
+    edge = without_listeners.workload(EDGE.uid)
+    assert edge is not None
+    assert route(without_listeners, edge, target, 0.0) == through(target, FIRST, "10.1.0.8", "")
 
 
 def test_tunnel_has_the_other_family_if_no_pod_has_the_one_of_the_destination() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import dns.flags
 import dns.message
 import dns.rcode
 import dns.rrset
+import msgspec
 import pytest
 
 from tests.support.waiting import wait_until
@@ -384,3 +386,110 @@ def test_mesh_names_resolve_while_agent_is_unreachable(
         seen, source = server.query()
         server.udp.sendto(_answer(seen, "192.0.2.1").to_wire(), source)
         assert _replied(app).answer[0][0].to_text() == "192.0.2.1"
+
+
+GATEWAY = "test/egress"
+WILDCARD = Service(
+    namespace="test",
+    name="*.example.org",
+    hostname="*.example.org",
+    vips=("240.240.0.9",),
+    ports=(ServicePort(80, "http"),),
+    is_service_entry=True,
+    waypoint=GATEWAY,
+    dynamic_ports={"http": 80},
+)
+
+
+@pytest.fixture
+def gateway(node: Node) -> Node:
+    """The node's pod runs the waypoint of the names below example.org."""
+    mesh = node.context.mesh
+    assert mesh is not None
+    pod = msgspec.structs.replace(node.me, gateway=GATEWAY)
+    node.in_loop(lambda: mesh._put_service(WILDCARD))
+    node.in_loop(lambda: mesh._put_workload(pod))
+    return node
+
+
+def _ask(app: socket.socket, name: str) -> dns.message.Message:
+    query = dns.message.make_query(name, "A")
+    app.send(query.to_wire())
+    return query
+
+
+def test_gateway_gets_a_forwarded_answer_without_addresses_of_the_cluster(
+    gateway: Node, app: socket.socket, server: NameServer
+) -> None:
+    _ask(app, "a.example.org")
+    seen, source = server.query()
+    inside = (gateway.me.addresses[0], "10.96.0.7", "127.0.0.1", "169.254.169.254", "240.240.0.9")
+    server.udp.sendto(_answer(seen, "192.0.2.1", *inside).to_wire(), source)
+    assert [r.to_text() for r in _replied(app).answer[0]] == ["192.0.2.1"]
+    assert gateway.context.tracker.counters.dns.dropped_addresses == len(inside)
+
+
+def test_gateways_other_names_are_those_of_the_mesh(
+    gateway: Node, app: socket.socket, server: NameServer
+) -> None:
+    _ask(app, "web.test.svc.cluster.local")
+    assert _replied(app).answer[0][0].to_text() == "10.96.0.7"
+    _ask(app, "a.example.org.test.svc.cluster.local")  # a search list must not lead to the VIP
+    assert _replied(app).rcode() == dns.rcode.NXDOMAIN
+
+
+def test_gateway_gets_filtered_answers_by_tcp(gateway: Node, server: NameServer) -> None:
+    with _stream(gateway) as sock:
+        _send(sock, dns.message.make_query("a.example.org", "A").to_wire())
+        upstream_sock, _ = server.tcp.accept()
+        with upstream_sock:
+            upstream_sock.settimeout(DEADLINE)
+            seen = dns.message.from_wire(_receive(upstream_sock))
+            _send(upstream_sock, _answer(seen, "192.0.2.1", "127.0.0.1").to_wire())
+            reply = dns.message.from_wire(_receive(sock))
+    assert [r.to_text() for r in reply.answer[0]] == ["192.0.2.1"]
+
+
+def test_application_gets_the_virtual_address_of_a_wildcard_and_it_is_remembered(
+    gateway: Node, app: socket.socket
+) -> None:
+    mesh = gateway.context.mesh
+    assert mesh is not None
+    gateway.in_loop(lambda: mesh._put_workload(gateway.me))  # no gateway any more
+    _ask(app, "a.example.org")
+    assert _replied(app).answer[0][0].to_text() == "240.240.0.9"
+    (pod,) = gateway.worker.pods.values()
+    assert gateway.context.recent_answers.name(pod.netns_cookie, "240.240.0.9") == "a.example.org"
+
+
+def test_refused_connection_is_logged_with_the_name_that_was_resolved(
+    node: Node, app: socket.socket, server: NameServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mesh = node.context.mesh
+    assert mesh is not None
+    mesh.registry_only = True
+    node.in_loop(mesh.route_cache.clear)
+    _ask(app, "api.vendor.example")
+    seen, source = server.query()
+    server.udp.sendto(_answer(seen, "192.0.2.44").to_wire(), source)
+    _replied(app)
+    for ip, wanted in (("192.0.2.44", True), ("192.0.2.45", False)):
+        node.target = SocketAddress(ip, 443)
+        with contextlib.suppress(OSError), node.dial() as sock:
+            sock.recv(1)
+        wait_until(lambda ip=ip: f"{ip}:443" in _log(capfd), _shown)  # type: ignore[misc]
+        line = next(each for each in _shown().splitlines() if f"{ip}:443" in each)
+        assert ("dns_name=api.vendor.example" in line) is wanted
+        assert "REGISTRY_ONLY" in line
+
+
+_lines: list[str] = []
+
+
+def _log(capfd: pytest.CaptureFixture[str]) -> str:
+    _lines.append(capfd.readouterr().err)
+    return _shown()
+
+
+def _shown() -> str:
+    return "".join(_lines)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from ztunnel.l7.config import Filters, Json
 from ztunnel.l7.inputs import Destination, Inputs
 from ztunnel.l7.names import PeerState
+from ztunnel.l7.routing.envoy import dynamic_hosts
 from ztunnel.l7.routing.envoy.extensions import matcher_input, network_filter
 from ztunnel.l7.routing.envoy.hcm import ADS, STAT_PREFIX, http_connection_manager
 from ztunnel.l7.telemetry import fields as telemetry
@@ -36,7 +37,7 @@ def tcp_chain(
         **clusters,
         **telemetry.tcp(inputs, destination),
     )
-    return _chain(name, policies, proxy)
+    return _chain(name, policies, *dynamic_hosts.network_filters(destination), proxy)
 
 
 def chain_action(name: str) -> Json:
@@ -54,8 +55,8 @@ def by_detected_protocol(http: str, tcp: str) -> Json:
     return {"matcher": {"matcher_tree": tree, "on_no_match": chain_action(tcp)}}
 
 
-def _chain(name: str, policies: Filters, last: Json) -> Json:
-    return {"name": name, "filters": [_PEER_STATE, *policies.network, last]}
+def _chain(name: str, policies: Filters, *last: Json) -> Json:
+    return {"name": name, "filters": [_PEER_STATE, *policies.network, *last]}
 
 
 def _peer_value(state: PeerState) -> Json:

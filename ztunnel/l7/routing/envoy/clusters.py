@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ztunnel.l7.config import ClusterRef, Json
 from ztunnel.l7.inputs import Inputs, Protocol
+from ztunnel.l7.routing.envoy.dynamic_hosts import dynamic_cluster, is_dynamic
 from ztunnel.l7.routing.envoy.hcm import ADS
 from ztunnel.l7.routing.protocols import declared_protocol, service_port
 from ztunnel.l7.routing.units import ClusterUnit
@@ -29,20 +32,38 @@ _UPSTREAM: dict[Protocol, Json] = {
 _DIAL_TIMEOUT = "10s"  # Istio's default, meshConfig.connectTimeout
 
 
-def service_cluster(inputs: Inputs, gateway: str, ref: ClusterRef) -> ClusterUnit:
-    """Return the cluster of a service port with its ready endpoints."""
+# An ingress gateway translates: browsers use HTTP/2 that few backends accept without TLS.
+_EDGE_UPSTREAM: dict[Protocol, Json] = {
+    **_UPSTREAM,
+    Protocol.HTTP: {"explicit_http_config": {"http_protocol_options": {}}},
+}
+
+
+def service_cluster(
+    inputs: Inputs, gateway: str, ref: ClusterRef, *, at_edge: bool = False
+) -> ClusterUnit:
+    """Return the cluster of a service port with its ready endpoints.
+
+    `at_edge`: for an ingress gateway.
+    """
     service = inputs.mesh.service(ref.service)
     port = service_port(service, ref.port)
     if service is None or port is None:
         return ClusterUnit(None, None)
-    protocol = declared_protocol(port) or Protocol.HTTP
+    protocol = _protocol(port, ref)
     policy = traffic.cluster_fields(inputs, gateway, service, port, ref.subset, protocol=protocol)
+    options = _protocol_options(protocol, _EDGE_UPSTREAM if at_edge else _UPSTREAM)
+    common: Json = {"connect_timeout": _DIAL_TIMEOUT, **options}
+    is_own = service.waypoint == gateway  # others cannot restrict the names
+    if is_dynamic(service) and is_own and not policy.rejected and not policy.labels:
+        common |= _metadata(telemetry.endpoint_metadata(inputs, service, None))
+        found = dynamic_cluster(common, policy.fields, service, port, ref)
+        return ClusterUnit(found, None, policy.problems)
     cluster: Json = {
         "name": ref.name,
         "type": "EDS",
         "eds_cluster_config": {"eds_config": ADS, "service_name": ref.name},
-        "connect_timeout": _DIAL_TIMEOUT,
-        **_protocol_options(protocol),
+        **common,
     }
     localities = [
         {"lb_endpoints": [_endpoint(inputs, service, port, e) for e in g.endpoints], **g.fields}
@@ -54,6 +75,34 @@ def service_cluster(inputs: Inputs, gateway: str, ref: ClusterRef) -> ClusterUni
     return ClusterUnit(merge_fields(cluster, policy.fields), assignment, policy.problems)
 
 
+def waypoint_cluster(inputs: Inputs, ref: ClusterRef) -> ClusterUnit | None:
+    """Return the cluster of an ingress gateway for a service that clients of gateways reach through
+    its waypoint; None for other services.
+
+    Its only endpoint is the service's address, so that the node proxy tunnels to the waypoint. The
+    traffic policy of the service is the waypoint's task.
+    """
+    service = inputs.mesh.service(ref.service)
+    port = service_port(service, ref.port)
+    if service is None or port is None or not service.ingress_use_waypoint or not service.vips:
+        return None
+    protocol = _protocol(port, ref)
+    cluster: Json = {
+        "name": ref.name,
+        "type": "EDS",
+        "eds_cluster_config": {"eds_config": ADS, "service_name": ref.name},
+        "connect_timeout": _DIAL_TIMEOUT,
+        **_protocol_options(protocol, _EDGE_UPSTREAM),
+    }
+    address = {"address": service.vips[0], "port_value": port.port}
+    endpoint = {
+        "endpoint": {"address": {"socket_address": address}},
+        **_metadata(telemetry.endpoint_metadata(inputs, service, None)),
+    }
+    assignment: Json = {"cluster_name": ref.name, "endpoints": [{"lb_endpoints": [endpoint]}]}
+    return ClusterUnit(merge_fields(cluster, traffic.default_fields(protocol)), assignment)
+
+
 def pod_cluster(inputs: Inputs, workload: Workload, name: str) -> Json:
     """Return a cluster that dials the pod's address and port that the client has dialed."""
     owner = Service(namespace=workload.namespace, name="")
@@ -62,13 +111,18 @@ def pod_cluster(inputs: Inputs, workload: Workload, name: str) -> Json:
         "type": "ORIGINAL_DST",
         "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": _DIAL_TIMEOUT,
-        **_protocol_options(Protocol.HTTP),
+        **_protocol_options(Protocol.HTTP, _UPSTREAM),
         **_metadata(telemetry.endpoint_metadata(inputs, owner, workload)),
     }
 
 
-def _protocol_options(protocol: Protocol) -> Json:
-    config = _UPSTREAM.get(protocol)
+def _protocol(port: ServicePort, ref: ClusterRef) -> Protocol:
+    found = declared_protocol(port) or Protocol.HTTP
+    return Protocol.HTTP2 if found is Protocol.HTTP and ref.http2 else found
+
+
+def _protocol_options(protocol: Protocol, upstream: Mapping[Protocol, Json]) -> Json:
+    config = upstream.get(protocol)
     if config is None:
         return {}
     options = {"@type": f"type.googleapis.com/{_HTTP_OPTIONS}", **config}

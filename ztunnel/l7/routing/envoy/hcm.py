@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ztunnel.l7.config import Filters, Json
 from ztunnel.l7.inputs import Destination, Inputs
+from ztunnel.l7.routing.envoy import dynamic_hosts
 from ztunnel.l7.routing.envoy.extensions import http_filter, network_filter
 from ztunnel.l7.routing.protocols import is_grpc_web
 from ztunnel.l7.telemetry import fields as telemetry
@@ -43,6 +44,7 @@ def http_connection_manager(
     config = {
         **_HARDENED,
         **(overrides or {}),
+        **dynamic_hosts.http_fields(destination),
         **routes,
         "http_filters": [
             _CORS,
@@ -50,6 +52,7 @@ def http_connection_manager(
             *([_GRPC_WEB] if is_grpc_web(destination.port) else []),
             _FAULT,
             _SESSIONS,
+            *dynamic_hosts.http_filters(destination),
             _ROUTER,
         ],
         **telemetry.hcm(inputs, destination),

@@ -13,16 +13,21 @@ from ztunnel.l7.routing.envoy.request_routes import RouteBuilder
 from ztunnel.l7.routing.precedence import in_order
 from ztunnel.l7.traffic.retries import DEFAULT_RETRY
 
+ANY_HOST = ("*",)
 _NOT_FOUND = {"direct_response": {"status": 404}}  # for gRPC, Envoy makes it UNIMPLEMENTED
 
 
 def port_route_configuration(
-    name: str, routes: PortRoutes, builder: RouteBuilder, default: Sequence[Json]
+    name: str,
+    routes: PortRoutes,
+    builder: RouteBuilder,
+    default: Sequence[Json],
+    domains: Sequence[str] = ANY_HOST,
 ) -> Json:
     """Return the route configuration of a service port.
 
     A group of routes answers 404 to requests that none of them matches. `default`: the routes for
-    clients to which no group applies.
+    clients to which no group applies. `domains`: the hosts of requests; others get 404.
     """
     found: list[Json] = []
     for group, members in sorted(routes.groups.items(), reverse=True):  # PRODUCER is last
@@ -33,7 +38,7 @@ def port_route_configuration(
             found.append({"match": match, **_NOT_FOUND})
     if PRODUCER not in routes.groups:
         found += default
-    return route_configuration(name, found)
+    return route_configuration(name, found, domains)
 
 
 def forward_all(name: str, cluster: str) -> Json:
@@ -47,13 +52,14 @@ def forward(cluster: str) -> Json:
     return {"match": {"prefix": "/"}, "route": action}
 
 
-def route_configuration(name: str, routes: list[Json]) -> Json:
-    """Return a route configuration with these routes for all hosts.
+def route_configuration(name: str, routes: list[Json], domains: Sequence[str] = ANY_HOST) -> Json:
+    """Return a route configuration with these routes.
 
-    The destination of the connection selects the configuration, so that hosts do not matter.
+    The destination of the connection selects the configuration, so that hosts do not matter,
+    unless they select what Envoy dials.
     """
     return {
         "name": name,
-        "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}],
+        "virtual_hosts": [{"name": name, "domains": list(domains), "routes": routes}],
         "validate_clusters": False,
     }
