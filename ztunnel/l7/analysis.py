@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that waypoints do not honour, or honour only partly. Pure.
+"""Everything that gateways do not honour, or honour only partly. Pure.
 
-    routes, rules, policies   what their parsers and the compilation of each waypoint report
-    attachment                targets that do not exist, or that no waypoint serves
-    kinds                     those that waypoints never read
+    routes, rules, policies   what their parsers and the compilation of each gateway report
+    attachment                targets that do not exist, or that no gateway serves
+    kinds                     those that gateways never read
 
 A policy that nodes enforce instead is reported with what nodes report.
 """
@@ -18,22 +18,31 @@ from ztunnel.l7.api.request_authentication import KIND as REQUEST_AUTHENTICATION
 from ztunnel.l7.api.request_authentication import parse_request_authentication
 from ztunnel.l7.api.target_refs import Target, TargetKind
 from ztunnel.l7.compile import compile_gateway
+from ztunnel.l7.ingress.attachment import Attachment, attach, parent_gateway
+from ztunnel.l7.ingress.listeners import is_ingress_gateway
 from ztunnel.l7.inputs import Inputs
-from ztunnel.l7.names import WAYPOINT_CLASSES
+from ztunnel.l7.names import WAYPOINT_CLASSES, is_ingress_class, is_waypoint_class
 from ztunnel.l7.objects import L7Key, L7Object
 from ztunnel.l7.problems import Problem, Severity
-from ztunnel.l7.routing.attachment import ROUTE_KINDS, RouteIndex
+from ztunnel.l7.routing.attachment import (
+    ROUTE_KINDS,
+    UDP_KIND,
+    AcceptedReason,
+    Route,
+    RouteIndex,
+)
 from ztunnel.l7.routing.route_status import route_status
 from ztunnel.l7.status.gateway import listener_problem
+from ztunnel.l7.status.gateway_routes import ListenerViews
 from ztunnel.l7.telemetry.effective import telemetry_problems
 from ztunnel.l7.traffic.cluster import rule_problems
 from ztunnel.l7.traffic.unused import unused_problems
 
 _NEVER_READ = {
-    "EnvoyFilter": "waypoints do not read it: Envoy's configuration is the mesh's own",
-    "WasmPlugin": "waypoints do not read it: Envoy runs no extensions",
-    "UDPRoute": "UDP does not pass waypoints",
+    "EnvoyFilter": "gateways do not read it: Envoy's configuration is the mesh's own",
+    "WasmPlugin": "gateways do not read it: Envoy runs no extensions",
 }
+_ALL_ROUTES = (*ROUTE_KINDS, UDP_KIND)
 
 
 NodeProblems = Callable[[L7Object, str], Iterable[Problem]]
@@ -52,8 +61,13 @@ def analyze(inputs: Inputs, node_problems: NodeProblems) -> tuple[Problem, ...]:
 
 
 def _compiled(inputs: Inputs) -> Iterator[Problem]:
-    """What the compilation of every waypoint reports."""
+    """What the compilation of every gateway reports."""
     named = {each.waypoint for each in inputs.mesh.services()}
+    named |= {
+        f"{each.namespace}/{each.name}"
+        for each in inputs.store.of_kind("Gateway")
+        if is_ingress_gateway(inputs.store, each)
+    }
     named |= {each.waypoint for each in inputs.mesh.workloads()}
     for gateway in sorted(named - {""}):
         try:
@@ -85,6 +99,8 @@ def _unusable(key: L7Key, error: str) -> Problem:
 def _gateways(inputs: Inputs) -> Iterator[Problem]:
     for obj in inputs.store.of_kind("Gateway"):
         name = obj.spec.get("gatewayClassName")
+        if is_ingress_gateway(inputs.store, obj):
+            continue  # its listeners are compiled
         if name not in WAYPOINT_CLASSES:
             message = f"class {name!r:.80} is not the mesh's: another controller runs it"
             yield _of(obj, message, Severity.IGNORED, "spec.gatewayClassName", "ForeignClass")
@@ -98,15 +114,43 @@ def _gateways(inputs: Inputs) -> Iterator[Problem]:
 
 
 def _routes(inputs: Inputs) -> Iterator[Problem]:
-    index = RouteIndex()
+    index, views = RouteIndex(), ListenerViews()
     index.refresh(inputs.store)
-    for kind in ROUTE_KINDS:
+    for kind in _ALL_ROUTES:
         for obj in inputs.store.of_kind(kind):
+            route = index.parsed(obj)
+            attached = [] if isinstance(route, Problem) else _attachments(inputs, route, views)
+            for each in attached:
+                if each.accepted is not AcceptedReason.ACCEPTED:
+                    field = f"spec.parentRefs[{each.index}]"
+                    yield _of(obj, each.message, Severity.ERROR, field, each.accepted)
+            if kind == UDP_KIND:
+                yield from _udp_route(obj, route)
+                continue
             found = route_status(inputs, obj, index)
             yield from found.problems
-            if not found.parents and not found.problems:
-                message = "no parent is a service: a gateway of another controller may use it"
+            if not found.parents and not found.problems and not attached:
+                message = (
+                    "no parent is a service or a gateway of the mesh: another controller may use it"
+                )
                 yield _of(obj, message, Severity.IGNORED, "spec.parentRefs", "NoParent")
+
+
+def _attachments(inputs: Inputs, route: Route, views: ListenerViews) -> list[Attachment]:
+    found = []
+    for number, parent in enumerate(route.parents):
+        gateway = parent_gateway(inputs.store, parent)
+        if gateway is not None:
+            listeners = views.of(inputs.store, gateway)
+            found.append(attach(inputs.store, route, number, listeners))
+    return found
+
+
+def _udp_route(obj: L7Object, route: Route | Problem) -> Iterator[Problem]:
+    if isinstance(route, Problem):
+        yield route
+    elif any(parent.kind in ("Service", "Hostname") for parent in route.parents):
+        yield _of(obj, "UDP does not pass waypoints", Severity.IGNORED, "", "UnsupportedKind")
 
 
 def _authorization_policies(inputs: Inputs, node_problems: NodeProblems) -> Iterator[Problem]:
@@ -150,10 +194,12 @@ def _target_error(inputs: Inputs, namespace: str, target: Target) -> str:
     place = f"{target.kind} {namespace}/{target.name}"
     match target.kind:
         case TargetKind.GATEWAY_CLASS:
-            is_ours = target.name in WAYPOINT_CLASSES
-            return "" if is_ours else f"class {target.name} has no waypoints of the mesh"
+            is_ours = is_waypoint_class(target.name) or is_ingress_class(target.name)
+            return "" if is_ours else f"class {target.name} has no gateways of the mesh"
         case TargetKind.GATEWAY:
-            return _gateway_error(inputs.store.get("Gateway", namespace, target.name), place)
+            return _gateway_error(
+                inputs, inputs.store.get("Gateway", namespace, target.name), place
+            )
         case TargetKind.SERVICE_ENTRY:
             return _entry_error(inputs, namespace, target.name, place)
         case TargetKind.SERVICE:
@@ -162,11 +208,12 @@ def _target_error(inputs: Inputs, namespace: str, target: Target) -> str:
             return "" if exists else f"{place} does not exist"
 
 
-def _gateway_error(gateway: L7Object | None, place: str) -> str:
+def _gateway_error(inputs: Inputs, gateway: L7Object | None, place: str) -> str:
     if gateway is None:
         return f"{place} does not exist"
-    is_ours = gateway.spec.get("gatewayClassName") in WAYPOINT_CLASSES
-    return "" if is_ours else f"{place} is not a waypoint of the mesh"
+    is_waypoint = is_waypoint_class(gateway.spec.get("gatewayClassName"))
+    is_ours = is_waypoint or is_ingress_gateway(inputs.store, gateway)
+    return "" if is_ours else f"{place} is not a gateway of the mesh"
 
 
 def _entry_error(inputs: Inputs, namespace: str, name: str, place: str) -> str:

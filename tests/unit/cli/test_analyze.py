@@ -143,7 +143,7 @@ spec: {}
 """,
         "ignored",
         "EnvoyFilter",
-        "waypoints do not read it",
+        "gateways do not read it",
     ),
     (
         """
@@ -155,6 +155,38 @@ spec: {gatewayClassName: nginx, listeners: []}
         "ignored",
         "Gateway",
         "another controller runs it",
+    ),
+    (
+        """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge, namespace: shop}
+spec:
+  gatewayClassName: ztunnel
+  listeners: [{name: a, port: 15008, protocol: HTTP}]
+""",
+        "error",
+        "Gateway",
+        "belong to the mesh",
+    ),
+    (
+        """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge, namespace: shop}
+spec:
+  gatewayClassName: ztunnel
+  listeners: [{name: a, port: 80, protocol: HTTP}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r, namespace: other}
+spec:
+  parentRefs: [{name: edge, namespace: shop}]
+""",
+        "error",
+        "HTTPRoute",
+        "do not allow namespace other",
     ),
     (
         """

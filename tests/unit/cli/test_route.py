@@ -46,6 +46,34 @@ spec:
   - backendRefs: [{name: web, namespace: default, port: 80}]
 """
 
+GATEWAY = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge, namespace: default}
+spec:
+  gatewayClassName: ztunnel
+  listeners:
+  - {name: http, port: 80, protocol: HTTP, hostname: "*.example.com"}
+  - {name: tcp, port: 90, protocol: TCP}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: shop, namespace: default}
+spec:
+  parentRefs: [{name: edge}]
+  hostnames: [shop.example.com]
+  rules:
+  - matches: [{path: {value: /cart}}]
+    backendRefs: [{name: v1, port: 80}]
+  - matches: [{path: {value: /away}}]
+    filters: [{type: RequestRedirect, requestRedirect: {hostname: new.example.com}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: refused, namespace: other}
+spec: {parentRefs: [{name: edge, namespace: default}]}
+"""
+
 Run = Callable[..., Result]
 
 
@@ -57,7 +85,7 @@ def run(ztctl: Ztctl, agent: Agent) -> Run:
     world.service("plain", waypoint="")
     world.service("db", {3306: "tcp"})
     world.pod("app", namespace="other")
-    objects = list(yaml.safe_load_all(ROUTES))
+    objects = list(yaml.safe_load_all(ROUTES)) + list(yaml.safe_load_all(GATEWAY))
     mesh = world.mesh.state
     agent.answers["/v1/l7"] = {
         "settings": {
@@ -148,3 +176,45 @@ def test_prediction_as_text(run: Run) -> None:
     text = run("test", "web").output
     assert "HTTPRoute default/split, rule 2" in text
     assert "default/v1:80" in text
+
+
+def test_routes_of_a_gateway_are_listed(run: Run) -> None:
+    rows = {row["name"]: row for row in json.loads(run("list", "-o", "json").output)}
+    shop = rows["shop"]
+    assert (shop["state"], shop["gateway"], shop["ports"]) == ("Accepted", "default/edge", [80])
+    assert shop["parent"] == "Gateway default/edge"
+    assert rows["refused"]["state"] == "NotAllowedByListeners"
+    assert "namespace other" in rows["refused"]["message"]
+
+
+def test_rules_of_a_gateway_are_shown_by_host(run: Run) -> None:
+    rows = json.loads(run("show", "gateway/edge", "-o", "json").output)
+    assert [(r["port"], r["listener"], r["host"], r["action"]) for r in rows] == [
+        (80, "http", "shop.example.com", "v1:80=1"),
+        (80, "http", "shop.example.com", "redirect"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://shop.example.com/cart", {"hostname": "shop.example.com", "status": None}),
+        ("http://SHOP.example.com/x", {"hostname": "shop.example.com", "status": 404}),
+        ("http://a.example.com/cart", {"hostname": "*.example.com", "status": 404}),
+        ("http://example.org/cart", {"listener": "", "status": 404}),
+        ("https://shop.example.com/cart", {"listener": "", "status": None}),
+        (
+            "http://shop.example.com/away/1",
+            {"status": 302, "location": "http://new.example.com/away/1"},
+        ),
+    ],
+)
+def test_request_to_a_gateway_is_predicted(run: Run, url: str, expected: dict[str, Any]) -> None:
+    found = decision(run, url, "--gateway", "default/edge")
+    assert expected.items() <= found.items()
+
+
+def test_gateway_that_does_not_exist_is_an_error(run: Run) -> None:
+    result = run("test", "http://a/", "--gateway", "none")
+    assert result.exit_code != 0
+    assert "no ingress gateway 'none'" in result.output

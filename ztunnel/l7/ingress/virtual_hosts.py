@@ -59,10 +59,21 @@ def host_unit(inputs: Inputs, host: Host) -> HostUnit:
     scheme = "https" if listener.protocol is ListenerProtocol.HTTPS else "http"
     builder = RouteBuilder(inputs, None, listener.port, scheme)
     requests = [each for each in host.routes if isinstance(each, RequestRoute)]
-    routes = [builder.build(entry) for entry in _ordered(requests)]
+    routes = [builder.build(entry) for entry in in_precedence(requests)]
     problems: list[Problem] = [*builder.problems, *(p for r in requests for p in r.problems)]
     virtual_host = _virtual_host(host.hostname, [*routes, _answer(NOT_FOUND)])
     return HostUnit(virtual_host, frozenset(builder.uses), tuple(dict.fromkeys(problems)))
+
+
+def in_precedence(routes: Sequence[RequestRoute]) -> list[Entry]:
+    """Return all matches of the routes of a host, in the order in which they are tried.
+
+    Routes of two kinds are compared by the matches that Envoy gets.
+    """
+    entries = in_order(routes)
+    if len({route.obj.kind for route in routes}) < 2:
+        return entries
+    return sorted(entries, key=_common_rank)
 
 
 def misdirected(hostnames: Iterable[str]) -> Json:
@@ -79,14 +90,6 @@ def route_configuration(name: str, virtual_hosts: Sequence[Json]) -> Json:
         "validate_clusters": False,
         "ignore_port_in_host_matching": True,
     }
-
-
-def _ordered(routes: Sequence[RequestRoute]) -> list[Entry]:
-    """Routes of two kinds have ranks that compare by the matches that Envoy gets."""
-    entries = in_order(routes)
-    if len({route.obj.kind for route in routes}) < 2:
-        return entries
-    return sorted(entries, key=_common_rank)
 
 
 def _common_rank(entry: Entry) -> tuple[int, ...]:

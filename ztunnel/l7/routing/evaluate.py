@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predicts what a waypoint does with a request, by the rules that Envoy gets. Pure.
+"""Predicts what a gateway does with a request, by the rules that Envoy gets. Pure.
 
 A property test compares the prediction with Envoy.
 """
@@ -7,7 +7,7 @@ A property test compares the prediction with Envoy.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -44,6 +44,14 @@ class RouteRequest(NamedTuple):
     path: str
     headers: Mapping[str, str]
     namespace: str
+
+
+class Receiver(NamedTuple):
+    """What gets a request: a port of a service, or of an ingress gateway (`service` is None)."""
+
+    service: Service | None
+    port: int
+    scheme: str = "http"
 
 
 class BackendShare(msgspec.Struct, frozen=True):
@@ -92,11 +100,18 @@ def evaluate(
             path=path,
             host=request.headers.get("host", ""),
         )
-    for entry in in_order(routes):
+    return decide(inputs, in_order(routes), request, Receiver(service, port.port))
+
+
+def decide(
+    inputs: Inputs, entries: Sequence[Entry], request: RouteRequest, receiver: Receiver
+) -> RouteDecision:
+    """Return the decision by the first entry that matches; the path is normalized."""
+    for entry in entries:
         if matches(entry.match, request):
-            return _decision(inputs, service, port, request, entry)
-    names = ", ".join(_name(r) for r in routes)
-    return RouteDecision(reason=f"no rule matches, of {names}", status=NOT_FOUND)
+            return _decision(inputs, receiver, request, entry)
+    names = ", ".join(dict.fromkeys(_name(entry.route) for entry in entries))
+    return RouteDecision(reason=f"no rule matches, of {names or 'no route'}", status=NOT_FOUND)
 
 
 def matches(match: Match, request: RouteRequest) -> bool:
@@ -142,7 +157,7 @@ def _matches_value(value: ValueMatch, found: Mapping[str, str]) -> bool:
 
 
 def _decision(
-    inputs: Inputs, service: Service, port: ServicePort, request: RouteRequest, entry: Entry
+    inputs: Inputs, receiver: Receiver, request: RouteRequest, entry: Entry
 ) -> RouteDecision:
     rule, kind = entry.rule, entry.route.obj.kind
     base = RouteDecision(
@@ -156,9 +171,9 @@ def _decision(
         return msgspec.structs.replace(base, status=NO_BACKEND[kind], reason=rule.error)
     redirect = next((f for f in rule.filters if isinstance(f, Redirect)), None)
     if redirect is not None:
-        location = _location(redirect, entry.match, request, port.port)
+        location = _location(redirect, entry.match, request, receiver)
         return msgspec.structs.replace(base, status=redirect.status, location=location)
-    shares = _shares(inputs, service, entry)
+    shares = _shares(inputs, receiver.service, entry)
     if not shares:
         reason = "the rule has no backend with a weight"
         return msgspec.structs.replace(base, status=NO_BACKEND[kind], reason=reason)
@@ -166,7 +181,7 @@ def _decision(
     return msgspec.structs.replace(base, backends=shares, path=path, host=host)
 
 
-def _shares(inputs: Inputs, service: Service, entry: Entry) -> tuple[BackendShare, ...]:
+def _shares(inputs: Inputs, service: Service | None, entry: Entry) -> tuple[BackendShare, ...]:
     weighted = [b for b in entry.rule.backends if b.ref.weight]
     total = sum(b.ref.weight for b in weighted)
     found = []
@@ -205,12 +220,12 @@ def _changed(change: PathChange, match: Match, target: str) -> str:
     return path + question + query
 
 
-def _location(redirect: Redirect, match: Match, request: RouteRequest, port: int) -> str:
-    scheme = redirect.scheme or "http"
+def _location(redirect: Redirect, match: Match, request: RouteRequest, receiver: Receiver) -> str:
+    scheme = redirect.scheme or receiver.scheme
     host = redirect.hostname or re.sub(r":[0-9]+$", "", request.headers.get("host", ""))
     wanted = redirect.port
     if wanted is None:
-        wanted = {"http": 80, "https": 443}[redirect.scheme] if redirect.scheme else port
+        wanted = {"http": 80, "https": 443}[redirect.scheme] if redirect.scheme else receiver.port
     suffix = "" if wanted == {"http": 80, "https": 443}[scheme] else f":{wanted}"
     path = _changed(redirect.path, match, request.path) if redirect.path else request.path
     return f"{scheme}://{host}{suffix}{path}"

@@ -16,7 +16,7 @@ COLUMNS = (
     Column("NAME", "name"),
     Column("PARENT", "parent"),
     Column("PORTS", "ports"),
-    Column("WAYPOINT", "waypoint"),
+    Column("GATEWAY", "gateway"),
     Column("STATE", "state"),
     Column("MESSAGE", "message"),
 )
@@ -27,7 +27,7 @@ COLUMNS = (
 @output_option
 @click.pass_obj
 def list_(context: Context) -> None:
-    """Routes of services, and what becomes of them.
+    """Routes of services and ingress gateways, and what becomes of them.
 
     A route is in effect if its state is Accepted. The other states are the reasons of the
     conditions in its status. BackendNotFound and RefNotPermitted affect only the requests for that

@@ -54,12 +54,13 @@ def rule_rows(inputs: Inputs, service: Service) -> list[Row]:
                 "clients": group or "all others" if len(groups) > 1 else "all",
             }
             requests = [r for r in routes if isinstance(r, RequestRoute)]
-            rows += [{**base, **_entry(entry)} for entry in in_order(requests)]
+            rows += [{**base, **entry_row(entry)} for entry in in_order(requests)]
             rows += [{**base, **_stream(r)} for r in routes if isinstance(r, StreamRoute)]
     return rows
 
 
-def _entry(entry: Entry) -> Row:
+def entry_row(entry: Entry) -> Row:
+    """Return the route, the conditions and the backends of a match."""
     rule, obj = entry.rule, entry.route.obj
     redirects = any(isinstance(f, Redirect) for f in rule.filters)
     backends = [f"{b.ref.name}:{b.ref.port}={b.ref.weight}" for b in rule.backends]

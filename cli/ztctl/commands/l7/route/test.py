@@ -10,17 +10,22 @@ import click
 import msgspec
 
 from ztctl import output
+from ztctl.commands.l7.route.gateways import find_gateway
 from ztctl.commands.l7.route.services import find_port, find_service
 from ztctl.context import Context, output_option, target_options
 from ztctl.errors import CommandError
 from ztctl.l7_inputs import load_inputs
 from ztctl.output import Column, Format
+from ztunnel.l7.ingress.evaluate import evaluate as evaluate_gateway
 from ztunnel.l7.inputs import Inputs, Protocol
 from ztunnel.l7.routing.attachment import RouteIndex
-from ztunnel.l7.routing.evaluate import RouteDecision, RouteRequest, evaluate
+from ztunnel.l7.routing.evaluate import Receiver, RouteDecision, RouteRequest, evaluate
 from ztunnel.l7.routing.protocols import declared_protocol
 from ztunnel.mesh.model import Service, ServicePort
 
+_GATEWAY_URL = re.compile(
+    r"(?P<scheme>https?)://(?P<host>[^/:?]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[^ ]*)?"
+)
 _URL = re.compile(r"(?:http://)?(?P<host>[^:?]+?)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[^ ]*)?")
 _BACKENDS = (
     Column("BACKEND", "backend"),
@@ -31,6 +36,9 @@ _BACKENDS = (
 
 @click.command()
 @click.argument("url")
+@click.option(
+    "--gateway", default="", metavar="NAME", help="Ingress gateway, as NAME or NAMESPACE/NAME."
+)
 @click.option("--from", "source", default="", metavar="POD", help="Client, as NAMESPACE/NAME.")
 @click.option("--method", default="GET", show_default=True, help="Method of the request.")
 @click.option(
@@ -39,10 +47,13 @@ _BACKENDS = (
 @target_options
 @output_option
 @click.pass_obj
-def test(context: Context, *, url: str, source: str, method: str, headers: tuple[str, ...]) -> None:
+def test(
+    context: Context, *, url: str, gateway: str, source: str, method: str, headers: tuple[str, ...]
+) -> None:
     """Show which backends get a request to URL, and the rule it follows from. Nothing is sent.
 
-    URL is SERVICE[:PORT][/PATH]; SERVICE is NAME, NAMESPACE/NAME (with http://) or a DNS name.
+    URL is SERVICE[:PORT][/PATH]; SERVICE is NAME, NAMESPACE/NAME (with http://) or a DNS name. With
+    --gateway, it is http[s]://HOST[:PORT][/PATH], sent to the ingress gateway by any client.
     Policies are not considered; see `ztctl policy test`.
 
     \b
@@ -50,17 +61,51 @@ def test(context: Context, *, url: str, source: str, method: str, headers: tuple
       ztctl route test my-app/cart
       ztctl route test http://shop/cart:8080/items?id=1 --method POST -H 'version: v2'
       ztctl route test my-app.default --from other/client -o json
+      ztctl route test https://shop.example.com/cart --gateway edge
     """
     inputs = load_inputs(context)
+    if gateway:
+        _test_gateway(context, inputs, gateway, url, (method.upper(), headers))
+        return
     service, port, path = _target(inputs, url)
     namespace = _namespace(inputs, service, source)
-    request = RouteRequest(method.upper(), path, _headers(service, headers), namespace)
+    request = RouteRequest(
+        method.upper(), path, _headers(service.hostname or service.name, headers), namespace
+    )
     decided = _decide(inputs, service, port, request)
     if context.output_format is not Format.TABLE:
         data = {"service": service.key, "port": port.port, **msgspec.to_builtins(decided)}
         click.echo(output.render_data(data, context.output_format))
         return
-    click.echo(_render(service, port, decided))
+    place = {"service": f"{service.key} port {port.port}"}
+    if service.waypoint:
+        place["waypoint"] = service.waypoint
+    click.echo(_render(place, decided))
+
+
+def _test_gateway(
+    context: Context, inputs: Inputs, name: str, url: str, request: tuple[str, tuple[str, ...]]
+) -> None:
+    """Print what a gateway does with a request: method and headers."""
+    gateway = find_gateway(inputs, name)
+    match = _GATEWAY_URL.fullmatch(url)
+    if match is None:
+        raise CommandError(f"{url!r} is not a URL; hint: http[s]://HOST[:PORT][/PATH]")
+    scheme = match["scheme"]
+    port = int(match["port"] or {"http": 80, "https": 443}[scheme])
+    method, headers = request
+    sent = RouteRequest(method, match["path"] or "/", _headers(match["host"], headers), "")
+    found = evaluate_gateway(inputs, gateway, Receiver(None, port, scheme), sent)
+    key = f"{gateway.namespace}/{gateway.name}"
+    if context.output_format is not Format.TABLE:
+        base = {"gateway": key, "listener": found.listener, "hostname": found.hostname}
+        data = {**base, "port": port, **msgspec.to_builtins(found.decision)}
+        click.echo(output.render_data(data, context.output_format))
+        return
+    place = {"gateway": key, "listener": f"{found.listener or '-'} port {port}"}
+    if found.listener:
+        place["hostname"] = found.hostname or "*"
+    click.echo(_render(place, found.decision))
 
 
 def _target(inputs: Inputs, url: str) -> tuple[Service, ServicePort, str]:
@@ -79,9 +124,9 @@ def _target(inputs: Inputs, url: str) -> tuple[Service, ServicePort, str]:
     return service, port, match["path"] or "/"
 
 
-def _headers(service: Service, headers: tuple[str, ...]) -> dict[str, str]:
+def _headers(host: str, headers: tuple[str, ...]) -> dict[str, str]:
     """Headers by lower-case name. Values of a repeated header are joined, as Envoy does."""
-    found = {"host": service.hostname or service.name}
+    found = {"host": host}
     for header in headers:
         name, colon, value = header.partition(":")
         if not colon or not name.strip():
@@ -128,10 +173,8 @@ def _decide(
     return decided
 
 
-def _render(service: Service, port: ServicePort, decided: RouteDecision) -> str:
-    fields: dict[str, Any] = {"service": f"{service.key} port {port.port}"}
-    if service.waypoint:
-        fields["waypoint"] = service.waypoint
+def _render(place: dict[str, str], decided: RouteDecision) -> str:
+    fields: dict[str, Any] = dict(place)
     if decided.route:
         fields["route"] = f"{decided.route}, rule {decided.rule_name or decided.rule}"
     fields["reason"] = decided.reason
