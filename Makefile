@@ -10,7 +10,7 @@ help:
 	@echo 'make test-all     the same, then tests with a real API server and real kubelets'
 	@echo 'make conformance  run the Gateway API conformance tests on real kubelets; write docs/conformance.md'
 	@echo 'make lint         style, types, layers, documentation'
-	@echo 'make bench        measure ztunnel beside Envoy and HAProxy; BENCH=quick takes four minutes'
+	@echo 'make bench        measure ztunnel beside Envoy, HAProxy and nginx; BENCH=quick takes six minutes'
 	@echo 'make setup        install dependencies only: apt packages, the rest into .venv'
 	@echo 'make clean        remove .venv and caches; apt packages stay'
 
@@ -40,6 +40,7 @@ bench:
 	@scripts/setup bench
 	@.venv/bin/python -m bench
 	@.venv/bin/python -m bench.l7
+	@.venv/bin/python -m bench.gateway
 
 clean:
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -232,4 +232,6 @@ FOREIGN_OPTIONS = frozenset(
     )
 )
 
-WRITTEN_FILES = frozenset({"bench/results.json", "bench/l7-results.json"})  # made by a run
+WRITTEN_FILES = frozenset(
+    {"bench/results.json", "bench/l7-results.json", "bench/gateway-results.json"}
+)  # made by a run
