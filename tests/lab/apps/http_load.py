@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Send HTTP requests at a fixed rate until stdin ends. Runs in a pod.
 
-usage: http_load.py HOST PORT RATE [--new] [HEADER:VALUE ...]
+usage: http_load.py [--new] [--host NAME] [--ca FILE] ADDRESS PORT RATE [HEADER:VALUE ...]
 
 Requests start on schedule whatever the earlier ones do (open loop), on kept-alive connections; with
 --new, each has a connection of its own. As in Go's net/http, a request on a reused connection that
-the server closed without any response is sent again; `retried` counts these.
+the server closed without any response is sent again; `retried` counts these. With --ca, over TLS:
+the server must prove the name with a certificate of this authority.
 
 Prints "started", and at the end a JSON object: `requests`, a list of [start, end, status, version],
 with times in seconds since the epoch; and `retried`. The status of a failed request is 0, and its
@@ -14,8 +15,10 @@ error is in the place of the version.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
+import ssl
 import sys
 import time
 
@@ -30,14 +33,19 @@ class NoResponseError(ConnectionError):
 class Client:
     """Sends requests to one address, on a pool of idle connections."""
 
-    def __init__(self, host: str, port: int, headers: list[str], new: bool) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         self.requests: list[tuple[float, float, int, str]] = []
         self.retried = 0
-        self._address = (host, port)
-        self._new = new
+        self._address = (options.address, options.port)
+        self._new = options.new
         self._idle: list[Connection] = []
-        close = ["connection: close"] if new else []
-        head = ["GET / HTTP/1.1", "host: my-app", *headers, *close]
+        self._tls = (
+            {"ssl": ssl.create_default_context(cafile=options.ca), "server_hostname": options.host}
+            if options.ca
+            else {}
+        )
+        close = ["connection: close"] if options.new else []
+        head = ["GET / HTTP/1.1", f"host: {options.host}", *options.headers, *close]
         self._request = ("\r\n".join(head) + "\r\n\r\n").encode()
 
     async def send(self) -> None:
@@ -59,7 +67,7 @@ class Client:
                 return await self._exchange(reader, writer)
             except (NoResponseError, ConnectionResetError, BrokenPipeError):
                 self.retried += 1
-        return await self._exchange(*await asyncio.open_connection(*self._address))
+        return await self._exchange(*await asyncio.open_connection(*self._address, **self._tls))
 
     async def _exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -85,8 +93,8 @@ class Client:
                 writer.close()
 
 
-async def main(host: str, port: int, rate: float, headers: list[str], new: bool) -> None:
-    client, running = Client(host, port, headers, new), set()
+async def main(options: argparse.Namespace) -> None:
+    client, running = Client(options), set()
     ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     print("started", flush=True)
     due = time.monotonic()
@@ -94,12 +102,23 @@ async def main(host: str, port: int, rate: float, headers: list[str], new: bool)
         task = asyncio.create_task(client.send())
         running.add(task)
         task.add_done_callback(running.discard)
-        due += 1 / rate
+        due += 1 / options.rate
         await asyncio.sleep(max(0.0, due - time.monotonic()))
     await asyncio.gather(*running)
     print(json.dumps({"requests": client.requests, "retried": client.retried}), flush=True)
 
 
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("address")
+    parser.add_argument("port", type=int)
+    parser.add_argument("rate", type=float)
+    parser.add_argument("headers", nargs="*")
+    parser.add_argument("--new", action="store_true")
+    parser.add_argument("--host", default="my-app")
+    parser.add_argument("--ca")
+    return parser.parse_intermixed_args()
+
+
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if word != "--new"]
-    asyncio.run(main(words[0], int(words[1]), float(words[2]), words[3:], "--new" in sys.argv))
+    asyncio.run(main(arguments()))

@@ -70,6 +70,31 @@ class Result:
         return {r.version for r in self.requests if after <= r.began < before and r.status == 200}
 
 
+@contextmanager
+def running_load(running: subprocess.Popen[bytes]) -> Iterator[Result]:
+    """The result of http_load.py, which runs during the block."""
+    result = Result()
+    assert running.stdout is not None
+    try:
+        assert running.stdout.readline() == b"started\n", running.communicate()
+        time.sleep(1)  # connections are established before anything changes
+        yield result
+        time.sleep(1)
+    except BaseException:
+        running.kill()
+        running.communicate()
+        raise
+    try:
+        output, errors = running.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        running.kill()
+        raise
+    assert running.returncode == 0, errors
+    found = json.loads(output)
+    result.requests = [Request(*each) for each in found["requests"]]
+    result.retried = found["retried"]
+
+
 class Shop:
     """The lab of `shop.py`."""
 
@@ -112,26 +137,8 @@ class Shop:
         """Requests at a fixed rate from a pod, during the block."""
         argv = [sys.executable, str(APPS / "http_load.py"), self.vip(family), "80", str(rate)]
         running = self.lab.popen(caller, *argv, *options, namespace=SHOP)
-        result = Result()
-        assert running.stdout is not None
-        try:
-            assert running.stdout.readline() == b"started\n", running.communicate()
-            time.sleep(1)  # connections are established before anything changes
+        with running_load(running) as result:
             yield result
-            time.sleep(1)
-        except BaseException:
-            running.kill()
-            running.communicate()
-            raise
-        try:
-            output, errors = running.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
-            running.kill()
-            raise
-        assert running.returncode == 0, errors
-        found = json.loads(output)
-        result.requests = [Request(*each) for each in found["requests"]]
-        result.retried = found["retried"]
 
     def waypoint_pod(self, name: str = WAYPOINT) -> dict[str, Any]:
         """A ready pod of a waypoint."""

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An ingress gateway at 200 requests/s while its configuration, certificates and pods change.
+
+Clients never send a request twice: a request that must be repeated counts as failed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.lab.gateway import storefront as front
+from tests.lab.gateway.storefront import Storefront
+from tests.lab.waypoint.shop import SHOP
+from tests.lab.waypoint.traffic import Result
+from tests.support.waiting import wait_until
+
+RATE = 100  # requests per second of each of the two loads
+EFFECTIVE_S = 1.0  # until a change applies
+CERTIFICATE_EFFECTIVE_S = 5.0  # until new connections get a new certificate
+
+
+@contextmanager
+def both_loads(made: Storefront) -> Iterator[list[Result]]:
+    """HTTPS: 100 requests/s on kept-alive connections, and 100 on a new connection each."""
+    with made.load(rate=RATE) as kept, made.load("--new", rate=RATE) as new:
+        yield [kept, new]
+
+
+def assert_none_failed(name: str, results: list[Result]) -> None:
+    for result, mode in zip(results, ("kept-alive", "new connections"), strict=True):
+        print(
+            f"\n{name}, {mode}: {len(result.failed)} of {len(result.requests)} failed, "
+            f"{result.retried} sent again, slowest {result.slowest_s():.2f} s"
+        )
+    assert [request for result in results for request in result.failed] == []
+    assert [result.retried for result in results] == [0, 0]
+
+
+def scale(made: Storefront, replicas: int) -> None:
+    deployment = made.lab.get("Deployment", front.DEPLOYMENT, SHOP)
+    deployment["spec"]["replicas"] = replicas
+    assert made.lab.apply(deployment) == []
+    assert len(made.pods()) == replicas
+
+
+def test_listener_and_route_changes_fail_no_request(storefront: Storefront) -> None:
+    lab = storefront.lab
+    extra = front.https("extra", "extra.example")
+    port = {"name": "more", "port": 8080, "protocol": "HTTP"}
+    assert lab.apply(storefront.certificate("extra-tls", "extra.example")) == []
+    steady = []  # from a second after a change of the route until the next one
+    with both_loads(storefront) as results:
+        for number in range(10):
+            began = time.time()
+            version = ("v2", "v1")[number % 2]
+            listeners = ([extra], [extra, port], [port], [])[number % 4]
+            assert lab.apply(front.route(version), *front.gateway(*listeners), wait=False) == []
+            applied_at = time.time()
+            time.sleep(max(0.0, began + 1.5 * EFFECTIVE_S - applied_at))
+            steady.append((version, applied_at + EFFECTIVE_S, time.time()))
+    lab.apply(*front.gateway(), front.route("v1"))
+    assert_none_failed("listener and route changes", results)
+    for version, begin, end in steady:
+        for result in results:
+            assert result.versions(begin, end) <= {version}
+
+
+def test_renewed_certificate_is_in_use_within_seconds(storefront: Storefront) -> None:
+    with both_loads(storefront) as results:
+        for _ in range(3):
+            renewed = storefront.certificate()
+            assert storefront.lab.apply(renewed, wait=False) == []
+            changed_at = time.monotonic()
+            wait_until(
+                lambda: storefront.served_certificate() == renewed["stringData"]["tls.crt"].strip(),  # noqa: B023
+                "the new certificate",
+            )
+            in_use_s = time.monotonic() - changed_at
+            print(f"\nrenewed certificate in use after {in_use_s:.2f} s")
+            assert in_use_s < CERTIFICATE_EFFECTIVE_S
+    assert_none_failed("certificate rotation", results)
+
+
+def test_invalid_certificate_leaves_the_previous_one(storefront: Storefront) -> None:
+    before = storefront.served_certificate()
+    broken = storefront.certificate()
+    broken["stringData"]["tls.key"] = storefront.certificate()["stringData"]["tls.key"]
+    with both_loads(storefront) as results:
+        problems = storefront.lab.apply(broken, wait=False)
+        assert any("does not belong" in each and "stays in use" in each for each in problems)
+        time.sleep(2)
+        assert storefront.served_certificate() == before
+    assert_none_failed("invalid certificate", results)
+    assert storefront.lab.apply(storefront.certificate()) == []
+
+
+def test_scaling_fails_no_request(storefront: Storefront) -> None:
+    with both_loads(storefront) as results:
+        scale(storefront, 3)
+        time.sleep(1)
+        scale(storefront, 1)
+    assert_none_failed("scale 1, 3, 1", results)
+
+
+def test_rolling_update_fails_no_request(storefront: Storefront) -> None:
+    (before,) = storefront.pods()
+    with both_loads(storefront) as results:
+        changed = front.gateway(annotations={"updated": str(time.time())})
+        assert storefront.lab.apply(*changed) == []
+    (after,) = storefront.pods()
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+    assert_none_failed("rolling update", results)
+
+
+@pytest.mark.parametrize("component", ["gateway", "agent"])
+def test_loss_of_the_control_plane_fails_no_request(storefront: Storefront, component: str) -> None:
+    (pod,) = storefront.pods()
+    with both_loads(storefront) as results:
+        storefront.lab.kill(pod["spec"]["nodeName"], component)
+        time.sleep(2)
+        storefront.lab.start(pod["spec"]["nodeName"], component)
+        time.sleep(1)
+    assert_none_failed(f"kill -9 of the {component}", results)
+    storefront.lab.apply(front.route("v2"))  # and changes apply again
+    url = f"https://{front.HOST}/"
+    wait_until(lambda: storefront.get(url).version == "v2", "changes apply again")
+    storefront.lab.apply(front.route("v1"))
