@@ -206,16 +206,39 @@ def _overload_manager(memory_bytes: int) -> Json:
     return {
         "refresh_interval": "0.25s",
         "resource_monitors": [connections, heap],
+        "buffer_factory_config": {"minimum_account_to_track_power_of_two": 20},  # 1 MiB
         "actions": [
-            _heap_action("envoy.overload_actions.shrink_heap", 0.90),
+            _heap_action("envoy.overload_actions.shrink_heap", 0.85),
+            _REDUCED_TIMEOUTS,
+            _heap_action("envoy.overload_actions.disable_http_keepalive", 0.92),
+            _heap_action("envoy.overload_actions.reset_high_memory_stream", 0.92, 0.98),
+            _heap_action("envoy.overload_actions.stop_accepting_connections", 0.95),
             _heap_action("envoy.overload_actions.stop_accepting_requests", 0.98),
         ],
     }
 
 
-def _heap_action(name: str, threshold: float) -> Json:
-    trigger = {
-        "name": "envoy.resource_monitors.fixed_heap",
-        "threshold": {"value": threshold},
-    }
+def _heap_action(name: str, threshold: float, saturation: float | None = None) -> Json:
+    """An action at a share of the heap, or one that grows until a second share is in use."""
+    trigger: Json = {"name": "envoy.resource_monitors.fixed_heap"}
+    if saturation is None:
+        trigger["threshold"] = {"value": threshold}
+    else:
+        trigger["scaled"] = {
+            "scaling_threshold": threshold,
+            "saturation_threshold": saturation,
+        }
     return {"name": name, "triggers": [trigger]}
+
+
+# Silent clients lose their connections earlier, the more memory is in use.
+_REDUCED_TIMEOUTS: Json = {
+    **_heap_action("envoy.overload_actions.reduce_timeouts", 0.80, 0.95),
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.config.overload.v3.ScaleTimersOverloadActionConfig",
+        "timer_scale_factors": [
+            {"timer": "HTTP_DOWNSTREAM_CONNECTION_IDLE", "min_timeout": "2s"},
+            {"timer": "TRANSPORT_SOCKET_CONNECT", "min_timeout": "2s"},
+        ],
+    },
+}

@@ -6,7 +6,7 @@ from __future__ import annotations
 from ztunnel.l7.config import Filters, Json
 from ztunnel.l7.ingress.topology import ClientCertDetails, Topology
 from ztunnel.l7.inputs import Destination, Inputs
-from ztunnel.l7.routing.envoy.hcm import ADS, http_connection_manager
+from ztunnel.l7.routing.envoy.hcm import ADS, HTTP2_OPTIONS, http_connection_manager
 
 STAT_PREFIX = "ingress"
 
@@ -16,6 +16,12 @@ _EDGE: Json = {
     "use_remote_address": True,
     "skip_xff_append": False,
     "strip_trailing_host_dot": True,
+    # Envoy's recommendations for edges ("Configuring Envoy as an edge proxy"), except for
+    # request_timeout: uploads may take long
+    "request_headers_timeout": "10s",
+    "stream_idle_timeout": "3600s",  # of a request, response or WebSocket without any data
+    "common_http_protocol_options": {"idle_timeout": "300s"},  # of a connection without requests
+    "http2_protocol_options": {**HTTP2_OPTIONS, "max_concurrent_streams": 100},
 }
 _DETAILS: Json = {"subject": True, "cert": True, "dns": True, "uri": True}  # as Istio
 _SETTING = (ClientCertDetails.SANITIZE_SET, ClientCertDetails.APPEND_FORWARD)

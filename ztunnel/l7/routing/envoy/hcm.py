@@ -20,6 +20,12 @@ STAT_PREFIX = "waypoint"
 _NO_INTERNAL_ADDRESS = {"cidr_ranges": [{"address_prefix": "255.255.255.255", "prefix_len": 32}]}
 _MAX_STREAMS = 1024  # per client connection: Envoy's recommendation at the edge is 100
 ADS = {"ads": {}, "resource_api_version": "V3"}
+HTTP2_OPTIONS: Json = {
+    "max_concurrent_streams": _MAX_STREAMS,
+    "initial_stream_window_size": 256 * 1024,  # a client can make Envoy buffer so much
+    "initial_connection_window_size": 1024 * 1024,
+    "allow_connect": True,  # WebSocket over HTTP/2, RFC 8441; no route matches plain CONNECT
+}
 
 # Filters that do nothing unless a route configures them.
 _CORS = http_filter("cors", "cors.v3.Cors")
@@ -79,12 +85,7 @@ _HARDENED: Json = {
     "server_header_transformation": "PASS_THROUGH",
     "proxy_100_continue": True,
     "http_protocol_options": {"accept_http_10": True},
-    "http2_protocol_options": {
-        "max_concurrent_streams": _MAX_STREAMS,
-        "initial_stream_window_size": 256 * 1024,  # a client can make Envoy buffer so much
-        "initial_connection_window_size": 1024 * 1024,
-        "allow_connect": True,  # WebSocket over HTTP/2, RFC 8441; no route matches plain CONNECT
-    },
+    "http2_protocol_options": HTTP2_OPTIONS,
     "upgrade_configs": [{"upgrade_type": "websocket"}],
     "stream_idle_timeout": "0s",  # as Istio: gRPC streams and WebSockets may be silent
     "request_headers_timeout": "60s",
