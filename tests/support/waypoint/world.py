@@ -43,6 +43,7 @@ class World:
         namespace: str = "default",
         waypoint: str = GATEWAY,
         labels: dict[str, str] | None = None,
+        transport: str = "TCP",
     ) -> tuple[str, int]:
         """Add a service; `ports` maps a port to its appProtocol. Returns VIP and first port.
 
@@ -62,7 +63,7 @@ class World:
                 name=name,
                 vips=(vip,),
                 hostname=f"{name}.{namespace}.svc.cluster.local",
-                ports=tuple(ServicePort(p, f"p{p}", "TCP", a) for p, a in ports.items()),
+                ports=tuple(ServicePort(p, f"p{p}", transport, a) for p, a in ports.items()),
                 endpoints=tuple(endpoints),
                 waypoint=waypoint,
             )

@@ -12,9 +12,9 @@ from ztunnel.l7.ingress.attachment import AttachedRoute
 from ztunnel.l7.ingress.hcm import request_manager
 from ztunnel.l7.ingress.hostnames import ANY
 from ztunnel.l7.ingress.listeners import EffectiveListener
-from ztunnel.l7.ingress.streams import StreamListener, stream_unit
+from ztunnel.l7.ingress.streams import stream_unit
 from ztunnel.l7.ingress.tls import downstream_tls, handshake_timeout
-from ztunnel.l7.ingress.units import ChainUnit, Known
+from ztunnel.l7.ingress.units import ChainUnit, Known, StreamListener
 from ztunnel.l7.inputs import Destination, Inputs, Protocol
 from ztunnel.l7.problems import Problem
 from ztunnel.l7.security.filters import filters

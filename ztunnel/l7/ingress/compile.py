@@ -126,6 +126,7 @@ class _Compilation:
         self._listeners: dict[str, Json] = {}
         self._configurations: dict[str, Json] = {}
         self._clusters: dict[str, Json] = {}
+        self._endpoints: dict[str, Json] = {}
         self._secrets: dict[str, Json] = {}
         self._uses: set[ClusterRef] = set()
         self.problems: set[Problem] = set()
@@ -156,7 +157,7 @@ class _Compilation:
         """Return everything that was added, with the clusters that it uses."""
         inputs = self._inputs
         clusters = {each["name"]: each for each in telemetry.clusters(inputs)} | self._clusters
-        endpoints: dict[str, Json] = {}
+        endpoints = dict(self._endpoints)
         problems = {*self.problems, *telemetry.problems(inputs)}
         for ref in sorted(self._uses):
             unit = self._cluster(ref)
@@ -174,6 +175,7 @@ class _Compilation:
 
     def _add(self, unit: ChainUnit) -> None:
         self._clusters |= unit.clusters
+        self._endpoints |= unit.endpoints
         self._secrets |= unit.secrets
         self._uses |= unit.uses
         self.problems |= set(unit.problems)

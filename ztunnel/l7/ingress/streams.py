@@ -23,9 +23,9 @@ from ztunnel.l7.api.stream_route import StreamRoute
 from ztunnel.l7.config import ClusterRef, Json
 from ztunnel.l7.ingress.attachment import AttachedRoute
 from ztunnel.l7.ingress.hostnames import ANY, covers, most_specific
-from ztunnel.l7.ingress.listeners import EffectiveListener
 from ztunnel.l7.ingress.tls import TlsContext, downstream_tls, handshake_timeout
-from ztunnel.l7.ingress.units import ChainUnit, Known
+from ztunnel.l7.ingress.udp import udp_unit
+from ztunnel.l7.ingress.units import ChainUnit, Known, StreamListener
 from ztunnel.l7.inputs import Destination, Inputs, Protocol
 from ztunnel.l7.routing.envoy.extensions import network_filter
 from ztunnel.l7.routing.envoy.stream_routes import StreamTarget, stream_target
@@ -42,16 +42,6 @@ _DENIED = StreamTarget({"cluster": "denied by policy"}, frozenset(), ())  # in t
 _MAX_EARLY_BYTES = 16 << 10  # of a client, until the backend accepts the connection
 
 
-class StreamListener(NamedTuple):
-    """A listener with the name of its chain, its routes (oldest first), and the hostnames of all
-    listeners of its port."""
-
-    name: str
-    listener: EffectiveListener
-    routes: Sequence[AttachedRoute] = ()
-    siblings: Sequence[str] = ()
-
-
 class _Branch(NamedTuple):
     """Connections with one of these SNI names, or all others, and where they go.
 
@@ -65,7 +55,9 @@ class _Branch(NamedTuple):
 
 
 def stream_unit(inputs: Inputs, known: Known, stream: StreamListener) -> ChainUnit:
-    """Return the chains of a listener of protocol TLS or TCP."""
+    """Return the chains of a listener of protocol TLS or TCP, or the listener of one of UDP."""
+    if stream.listener.listener.protocol is ListenerProtocol.UDP:
+        return udp_unit(inputs, known, stream)
     if stream.listener.listener.protocol is ListenerProtocol.TLS:
         return _tls_unit(inputs, known, stream)
     if not stream.routes:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ztunnel.l7.api.gateway import GatewaySpec
 from ztunnel.l7.config import ClusterRef, Json
+from ztunnel.l7.ingress.attachment import AttachedRoute
+from ztunnel.l7.ingress.listeners import EffectiveListener
 from ztunnel.l7.ingress.topology import Topology
 from ztunnel.l7.inputs import Edge
 from ztunnel.l7.problems import Problem
@@ -21,16 +24,27 @@ class Known(NamedTuple):
     topology: Topology = Topology()
 
 
+class StreamListener(NamedTuple):
+    """A listener that forwards connections or datagrams, with the name of its chain, its routes
+    (oldest first), and the hostnames of all listeners of its port."""
+
+    name: str
+    listener: EffectiveListener
+    routes: Sequence[AttachedRoute] = ()
+    siblings: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
 class ChainUnit:
     """What one listener contributes to the Envoy listener of its port.
 
     `chains`: with `filter_chain_match` if the port is shared. `inspect_tls`: their matches need
-    SNI. `udp`: a complete Envoy listener for UDP instead of chains. `secrets` by name.
+    SNI. `udp`: a complete Envoy listener for UDP instead of chains. `endpoints`: of `clusters`.
     """
 
     chains: tuple[Json, ...] = ()
     clusters: dict[str, Json] = field(default_factory=dict)
+    endpoints: dict[str, Json] = field(default_factory=dict)
     secrets: dict[str, Json] = field(default_factory=dict)
     uses: frozenset[ClusterRef] = frozenset()
     problems: tuple[Problem, ...] = ()

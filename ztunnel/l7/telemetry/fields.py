@@ -37,6 +37,11 @@ def tcp(inputs: Inputs, destination: Destination) -> Json:
     return {"access_log": loggers, "access_log_options": {"flush_access_log_on_start": True}}
 
 
+def udp(inputs: Inputs, destination: Destination) -> Json:
+    """Return fields of UdpProxyConfig: a line of the access log at the end of each session."""
+    return {"access_log": _logs(effective_telemetry(inputs, destination))}
+
+
 def endpoint_metadata(inputs: Inputs, service: Service, workload: Workload | None) -> Json:
     """Return `metadata` of an LbEndpoint."""
     found = labels.endpoint_labels(service, workload, inputs.settings)

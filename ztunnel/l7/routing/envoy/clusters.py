@@ -75,6 +75,11 @@ def service_cluster(
     return ClusterUnit(merge_fields(cluster, policy.fields), assignment, policy.problems)
 
 
+def endpoint_list(inputs: Inputs, service: Service, port: ServicePort) -> list[Json]:
+    """Return the LbEndpoints of the ready endpoints of a service port."""
+    return [_endpoint(inputs, service, port, each) for each in _ready(service, port)]
+
+
 def waypoint_cluster(inputs: Inputs, ref: ClusterRef) -> ClusterUnit | None:
     """Return the cluster of an ingress gateway for a service that clients of gateways reach through
     its waypoint; None for other services.
