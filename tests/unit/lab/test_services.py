@@ -271,3 +271,30 @@ def test_other_opcodes_are_not_implemented(zone: Zone) -> None:
     query = dns.message.make_query("web.default.svc.cluster.local", "A")
     query.set_opcode(dns.opcode.NOTIFY)
     assert answer(query, zone).rcode() == dns.rcode.NOTIMP
+
+
+def test_dns_answers_names_outside_the_cluster_from_a_config_map() -> None:
+    hosts = """
+    192.0.2.1  api.example.com www.example.com  # a comment
+    2001:db8::1  api.example.com
+    192.0.2.2  *.example.org
+    """
+    config_map: Object = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "external-hosts", "namespace": "kube-system"},
+        "data": {"hosts": hosts},
+    }
+    zone = build_zone({key_of(config_map): config_map})
+
+    def resolve(name: str, kind: str = "A") -> list[str]:
+        reply = answer(dns.message.make_query(name, kind), zone)
+        assert not reply.answer or reply.rcode() == dns.rcode.NOERROR
+        return [each.to_text() for rrset in reply.answer for each in rrset]
+
+    assert resolve("API.example.com") == ["192.0.2.1"]
+    assert resolve("api.example.com", "AAAA") == ["2001:db8::1"]
+    assert resolve("www.example.com", "AAAA") == []
+    assert resolve("a.b.example.org") == ["192.0.2.2"]
+    assert resolve("example.org") == []
+    assert answer(dns.message.make_query("example.org", "A"), zone).rcode() == dns.rcode.REFUSED

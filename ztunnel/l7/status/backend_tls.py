@@ -17,8 +17,10 @@ from ztunnel.l7.status.conditions import Condition
 from ztunnel.l7.status.entries import Entry
 from ztunnel.l7.status.policies import problem_text
 from ztunnel.l7.traffic.backend_ca import INVALID_REF, RefError
+from ztunnel.mesh.model import Service
 
 _CA_FIELD = "caCertificateRefs"
+_ENTRY = "ServiceEntry"
 
 
 class PolicyUsers(NamedTuple):
@@ -59,14 +61,21 @@ def policy_users(
     """
     waypoints: dict[str, None] = {}
     ingress: dict[str, None] = {}
-    for name, _ in _targets(policy):
-        key = f"{policy.namespace}/{name}"
-        service = inputs.mesh.service(key)
-        if service is not None and service.waypoint:
-            waypoints[service.waypoint] = None
-        if service is not None:
-            ingress |= dict.fromkeys(routed.get(key, ()))
+    for kind, name, _ in _targets(policy):
+        for service in _services(inputs, policy.namespace, kind, name):
+            if service.waypoint:
+                waypoints[service.waypoint] = None
+            ingress |= dict.fromkeys(routed.get(service.key, ()))
     return PolicyUsers(tuple(waypoints), tuple(ingress))
+
+
+def _services(inputs: Inputs, namespace: str, kind: str, name: str) -> list[Service]:
+    """The service of a target, or the hosts of a ServiceEntry."""
+    if kind == _ENTRY:
+        every = inputs.mesh.services()
+        return [each for each in every if (each.namespace, each.entry) == (namespace, name)]
+    service = inputs.mesh.service(f"{namespace}/{name}")
+    return [] if service is None or service.is_service_entry else [service]
 
 
 def _preceding(inputs: Inputs, policy: L7Object) -> str | None:
@@ -80,13 +89,13 @@ def _preceding(inputs: Inputs, policy: L7Object) -> str | None:
     return winner if not targets else None
 
 
-def _targets(policy: L7Object) -> list[tuple[str, str]]:
-    """Names and ports (empty: all) of the targeted services."""
+def _targets(policy: L7Object) -> list[tuple[str, str, str]]:
+    """Kinds, names and ports (empty: all) of the targeted services."""
     refs = policy.spec.get("targetRefs")
     return [
-        (str(ref.get("name")), str(ref.get("sectionName") or ""))
+        (ref["kind"], str(ref.get("name")), str(ref.get("sectionName") or ""))
         for ref in (refs if isinstance(refs, list) else ())
-        if isinstance(ref, dict) and ref.get("kind") == "Service"
+        if isinstance(ref, dict) and ref.get("kind") in ("Service", _ENTRY)
     ]
 
 

@@ -129,12 +129,14 @@ def report_shadowed_tls(tls: Fields, policy: L7Object, reporter: Reporter) -> No
 
 def _target_sections(obj: L7Object, service: Service) -> set[str]:
     """The names of the ports that a policy targets; empty text for all."""
+    wanted = ("", "Service", service.name)
+    if service.is_service_entry:
+        wanted = ("networking.istio.io", "ServiceEntry", service.entry)
     try:
         return {
             ref.string("sectionName")
             for ref in Fields(obj.spec, "spec.").mappings("targetRefs")
-            if (ref.string("group"), ref.string("kind"), ref.string("name"))
-            == ("", "Service", service.name)
+            if (ref.string("group"), ref.string("kind"), ref.string("name")) == wanted
         }
     except TranslateError:
         return {""}  # an invalid policy concerns all services of the namespace: fail closed

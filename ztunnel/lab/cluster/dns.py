@@ -2,7 +2,8 @@
 """The cluster DNS server of a lab node, for `<service>.<namespace>.svc.cluster.local`.
 
 It serves UDP and TCP, and reloads objects when their directory changes. There is no upstream
-server: queries for names outside the cluster are refused.
+server: queries for names outside the cluster are refused, except for those of the ConfigMap
+kube-system/external-hosts.
 
     python -m ztunnel.lab.cluster.dns --objects DIR --address 10.96.0.10 --address fd00:10:96::a
 """
@@ -24,7 +25,7 @@ import dns.flags
 import dns.message
 
 from ztunnel.dns.message import EDNS_PAYLOAD_BYTES, UDP_PAYLOAD_BYTES, encode
-from ztunnel.lab.cluster.dns_zone import Zone, answer, build_zone
+from ztunnel.lab.cluster.dns_zone import EXTERNAL_HOSTS, Zone, answer, build_zone
 from ztunnel.lab.objects import Key, Object, key_of, parse_manifest
 
 _TCP_IDLE_TIMEOUT_S = 10
@@ -55,8 +56,8 @@ class ZoneCache:
 
     def _load(self) -> Mapping[Key, Object]:
         files = {}
-        for kind in ("service", "endpointslice"):
-            for path in self._directory.glob(f"{kind}.*.yaml"):
+        for pattern in ("service.*.yaml", "endpointslice.*.yaml", _file_of(EXTERNAL_HOSTS)):
+            for path in self._directory.glob(pattern):
                 try:
                     stat = path.stat()
                     version = (stat.st_ino, stat.st_mtime_ns)
@@ -68,6 +69,10 @@ class ZoneCache:
                     continue
         self._files = files
         return {key_of(obj): obj for _, objects in files.values() for obj in objects}
+
+
+def _file_of(key: Key) -> str:
+    return f"{key.kind.lower()}.{key.namespace}.{key.name}.yaml"
 
 
 def respond(wire: bytes, cache: ZoneCache, max_bytes: int | None) -> bytes | None:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The zone `cluster.local` of the lab's services, and answers from it. Pure."""
+"""The zone `cluster.local` of the lab's services, hosts outside, and answers from both. Pure.
+
+The ConfigMap kube-system/external-hosts has the names outside the cluster, in the form of
+/etc/hosts; `*.example.com` covers all names below example.com.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,14 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
-from ztunnel.lab.objects import SERVICE_LABEL, Object, Objects, key_of, of_kind
+from ztunnel.lab.objects import SERVICE_LABEL, Key, Object, Objects, key_of, of_kind
 
 ZONE = dns.name.from_text("cluster.local.")
 SERVICES = dns.name.from_text("svc.cluster.local.")
+EXTERNAL_HOSTS = Key("ConfigMap", "kube-system", "external-hosts")
 TTL_S = 5  # the default of CoreDNS's kubernetes plugin
 
+_WILDCARD = dns.name.Name([b"*"])
 _SOA = f"ns.dns.{ZONE} hostmaster.{ZONE} 1 7200 1800 86400 {TTL_S}"
 
 
@@ -30,6 +36,15 @@ class Zone:
 
     addresses: dict[dns.name.Name, list[str]] = field(default_factory=dict)
     aliases: dict[dns.name.Name, dns.name.Name] = field(default_factory=dict)
+    external: dict[dns.name.Name, list[str]] = field(default_factory=dict)
+
+    def external_addresses(self, name: dns.name.Name) -> list[str] | None:
+        """The addresses of a name outside the cluster; None if it is not known."""
+        found = self.external.get(name)
+        while found is None and name != dns.name.root:
+            name = name.parent()
+            found = self.external.get(_WILDCARD.concatenate(name))
+        return found
 
     def add(self, name: dns.name.Name, ips: list[str]) -> None:
         """Add addresses, and the parent names as empty non-terminals."""
@@ -49,6 +64,11 @@ def build_zone(objects: Objects) -> Zone:
         slices.setdefault((key_of(endpoint_slice).namespace, service), []).append(endpoint_slice)
     for service in of_kind(objects, "Service"):
         _add_service(zone, service, slices.get(key_of(service)[1:], []))
+    hosts = objects.get(EXTERNAL_HOSTS, {}).get("data") or {}
+    for line in "\n".join(str(text) for text in hosts.values()).splitlines():
+        ip, *names = line.partition("#")[0].split() or [""]
+        for name in names:
+            zone.external.setdefault(dns.name.from_text(name.lower()), []).append(ip)
     return zone
 
 
@@ -77,12 +97,17 @@ def answer(query: dns.message.Message, zone: Zone) -> dns.message.Message:
         reply.set_rcode(dns.rcode.NOTIMP)
         return reply
     question = query.question[0]
+    rdtype = question.rdtype
+    name = dns.name.Name([label.lower() for label in question.name.labels])
+    external = zone.external_addresses(name)
+    if external is not None and question.rdclass == dns.rdataclass.IN:
+        if texts := _addresses(external, rdtype):
+            reply.answer.append(dns.rrset.from_text_list(question.name, TTL_S, "IN", rdtype, texts))
+        return reply
     if not question.name.is_subdomain(ZONE) or question.rdclass != dns.rdataclass.IN:
         reply.set_rcode(dns.rcode.REFUSED)
         return reply
     reply.flags |= dns.flags.AA
-    rdtype = question.rdtype
-    name = dns.name.Name([label.lower() for label in question.name.labels])
     if name in zone.aliases:
         target = zone.aliases[name]
         alias = dns.rrset.from_text(question.name, TTL_S, "IN", "CNAME", target.to_text())
