@@ -8,11 +8,11 @@ from typing import Any, Final
 from ztunnel.gateway.xds import wire
 from ztunnel.gateway.xds.delta import Request, Response
 from ztunnel.gateway.xds.descriptors import EncodeError, EnvoyApi
+from ztunnel.gateway.xds.rejection_text import shorten
 from ztunnel.gateway.xds.subscription import ProtocolError
 
 METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 MAX_NAMES_PER_REQUEST = 50_000
-MAX_ERROR_CHARS = 4096  # of Envoy's message
 _REQUEST = "envoy.service.discovery.v3.DeltaDiscoveryRequest"
 
 
@@ -29,7 +29,7 @@ def parse_request(api: EnvoyApi, octets: bytes) -> tuple[Request, str]:
     request = Request(
         type_url=message.type_url,
         nonce=message.response_nonce,
-        error=rejection[:MAX_ERROR_CHARS] if rejection is not None else None,
+        error=shorten(rejection) if rejection is not None else None,
         subscribe=tuple(message.resource_names_subscribe),
         unsubscribe=tuple(message.resource_names_unsubscribe),
         versions=dict(message.initial_resource_versions),
