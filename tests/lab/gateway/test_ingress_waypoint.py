@@ -18,7 +18,6 @@ def test_ingress_use_waypoint_sends_requests_through_the_waypoint(
     edge_shop: Edge, family: int
 ) -> None:
     """A policy of the waypoint denies what the gateway alone would admit."""
-    service = edge_shop.lab.get("Service", "my-app", shop.SHOP)
     denied = edge.policy(
         "at-waypoint",
         "DENY",
@@ -30,10 +29,8 @@ def test_ingress_use_waypoint_sends_requests_through_the_waypoint(
     )
     waypoint = f"cluster.local/ns/{shop.SHOP}/sa/{shop.WAYPOINT}"
     through = shop.service("my-app")
-    through["metadata"]["labels"] = {
-        **service["metadata"]["labels"],
-        "istio.io/ingress-use-waypoint": "true",
-    }
+    labels = {"istio.io/use-waypoint": shop.WAYPOINT, "istio.io/ingress-use-waypoint": "true"}
+    through["metadata"]["labels"] = labels
     lab = edge_shop.lab
     assert lab.apply(denied) == []
     assert edge_shop.outside("/no", family=family).status == 200
@@ -46,7 +43,7 @@ def test_ingress_use_waypoint_sends_requests_through_the_waypoint(
         )
         wait_until(lambda: edge_shop.outside("/", family=family).status == 200)
     finally:
-        through["metadata"]["labels"] = service["metadata"]["labels"]
+        labels["istio.io/ingress-use-waypoint"] = "false"
         buyer = f"cluster.local/ns/{shop.SHOP}/sa/buyer"
         assert lab.apply(through, edge.callers_of_my_app(edge.IDENTITY, buyer)) == []
         assert lab.delete("AuthorizationPolicy", "at-waypoint", shop.SHOP) == []
