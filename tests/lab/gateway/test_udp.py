@@ -53,7 +53,7 @@ def gateway_pod(config: Path) -> list[Object]:
     ]
     listeners = [edge.listener(port, "UDP") for port in PORTS.values()]
     spec = {"gatewayClassName": edge.CLASS, "listeners": listeners}
-    return [edge.obj(edge.API, "Gateway", edge.GATEWAY, spec=spec), pod]
+    return [shop.obj(edge.API, "Gateway", edge.GATEWAY, spec=spec), pod]
 
 
 def envoy_config(ips: dict[str, dict[int, str]]) -> Object:
@@ -115,7 +115,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         ips = {place: ips_of(made, f"udp-{place}") for place in PORTS}
         config = tmp_path_factory.mktemp("edge") / "envoy.json"
         config.write_text(json.dumps(envoy_config(ips)))
-        account = edge.obj("v1", "ServiceAccount", edge.SERVICE)
+        account = shop.obj("v1", "ServiceAccount", edge.SERVICE)
         policies = edge.strict(), edge.callers_of_my_app(edge.IDENTITY)
         assert made.apply(account, *gateway_pod(config), *policies) == []
         yield made
