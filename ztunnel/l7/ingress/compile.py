@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from ztunnel.l7.api.gateway import ListenerProtocol, parse_gateway
+from ztunnel.l7.api.gateway import GatewaySpec, ListenerProtocol, parse_gateway
 from ztunnel.l7.config import ClusterRef, GatewayConfig, Json
 from ztunnel.l7.ingress.attachment import (
     AttachedRoute,
@@ -27,6 +27,7 @@ from ztunnel.l7.ingress.chains import HTTP_PROTOCOLS, ListenerChain, chain_unit
 from ztunnel.l7.ingress.listeners import EffectiveListener
 from ztunnel.l7.ingress.pods import edge_of
 from ztunnel.l7.ingress.port_listener import port_listener
+from ztunnel.l7.ingress.tls import backend_secrets, with_client_certificate
 from ztunnel.l7.ingress.topology import topology_of
 from ztunnel.l7.ingress.units import ChainUnit, HostUnit, Known
 from ztunnel.l7.ingress.virtual_hosts import (
@@ -169,7 +170,7 @@ class _Compilation:
             TypeUrl.ROUTE: self._configurations,
             TypeUrl.CLUSTER: clusters,
             TypeUrl.ENDPOINT: endpoints,
-            TypeUrl.SECRET: self._secrets,
+            TypeUrl.SECRET: self._secrets | backend_secrets(inputs.store, self._known.spec),
         }
         return GatewayConfig(resources, tuple(sorted(problems)))
 
@@ -243,14 +244,21 @@ class _Compilation:
             ref,
             self._inputs,
             lambda tracked: _guarded(
-                lambda: (
-                    waypoint_cluster(tracked, ref)
-                    or service_cluster(tracked, self._known.spec.key, ref, at_edge=True)
-                ),
+                lambda: _edge_cluster(tracked, self._known.spec, ref),
                 owner,
                 lambda problem: ClusterUnit(None, None, (problem,)),
             ),
+            (self._known.spec.obj if self._known.spec.backend_certificate is not None else None,),
         )
+
+
+def _edge_cluster(inputs: Inputs, gateway: GatewaySpec, ref: ClusterRef) -> ClusterUnit:
+    """The cluster of a service: its waypoint, or its endpoints."""
+    through_waypoint = waypoint_cluster(inputs, ref)
+    if through_waypoint is not None:
+        return through_waypoint
+    unit = service_cluster(inputs, gateway.key, ref, at_edge=True)
+    return with_client_certificate(inputs, gateway, ref, unit)
 
 
 def host_unit_error(host: Host) -> Json:
