@@ -128,6 +128,30 @@ def backend_secrets(store: L7Store, gateway: GatewaySpec) -> dict[str, Json]:
     return {name: secret(name)}
 
 
+def quic_socket(transport_socket: Json) -> Json:
+    """Return the transport socket for HTTP/3 with the TLS of another one."""
+    context = transport_socket["typed_config"]
+    # QUIC has TLS 1.3 and this protocol only
+    common = {**context["common_tls_context"], "alpn_protocols": ["h3"]}
+    common.pop("tls_params", None)
+    return {
+        "name": "envoy.transport_sockets.quic",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.quic.v3."
+            "QuicDownstreamTransport",
+            "downstream_tls_context": {
+                **{name: value for name, value in context.items() if name != "@type"},
+                "common_tls_context": common,
+            },
+        },
+    }
+
+
+def is_validating(transport_socket: Json) -> bool:
+    """Return whether clients may present certificates."""
+    return "combined_validation_context" in transport_socket["typed_config"]["common_tls_context"]
+
+
 def handshake_timeout() -> Json:
     """Fields of a filter chain that close connections without a complete handshake."""
     return {"transport_socket_connect_timeout": _HANDSHAKE_TIMEOUT}
