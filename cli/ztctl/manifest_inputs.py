@@ -16,8 +16,9 @@ import yaml
 
 from ztctl.errors import CommandError
 from ztunnel.ipc.messages import MeshDelta
-from ztunnel.kube.objects.fields import Object
+from ztunnel.kube.objects.fields import Object, TranslateError, is_mesh_kind
 from ztunnel.kube.objects.manifests import SUFFIXES, DocumentError, parse_objects
+from ztunnel.kube.objects.virtual_addresses import plan_addresses, with_addresses
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.l7.inputs import Inputs, Settings
 from ztunnel.l7.objects import l7_object
@@ -48,6 +49,8 @@ def load_files(paths: Sequence[str], settings: Settings) -> ManifestInputs:
     with redirect_stdout(io.StringIO()):  # the view logs errors, which are also returned
         for obj in objects:
             view.upsert(obj)
+        for obj in _with_addresses(objects, settings.cluster_domain):
+            view.upsert(obj)
     state = view.snapshot()
     mesh, store = MeshState(), L7Store()
     mesh.apply(
@@ -65,6 +68,16 @@ def load_files(paths: Sequence[str], settings: Settings) -> ManifestInputs:
         except ValueError as error:
             errors[body.key] = str(error)
     return ManifestInputs(Inputs(store, mesh, settings), errors)
+
+
+def _with_addresses(objects: Sequence[Object], cluster_domain: str) -> Iterator[Object]:
+    """The ServiceEntries that the controller gives virtual addresses, with them."""
+    entries = [obj for obj in objects if is_mesh_kind(obj) and obj["kind"] == "ServiceEntry"]
+    try:
+        changed, _ = plan_addresses(entries, cluster_domain, lambda _: False)
+    except TranslateError:  # an object without a name, which the view has reported
+        return
+    yield from (with_addresses(each.obj, each.addresses) for each in changed)
 
 
 def load_mesh_config(path: Path | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tests.support.waypoint.client import Answer, dial, request
 from tests.support.waypoint.envoy import RunningEnvoy, running_envoy
 from tests.support.waypoint.name_server import NameServer, resolving
 from tests.support.waypoint.world import LOOPBACK, World
+from ztunnel.l7.traffic import tls as tls_fields
 
 HOST = "*.example.com"
 
@@ -200,3 +201,48 @@ spec:
     )
     problems = world.compile().problems
     assert any("only its own routes" in problem.message for problem in problems)
+
+
+ORIGINATION = """
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: tls, namespace: default}
+spec:
+  host: "*.example.com"
+  trafficPolicy: {tls: {mode: SIMPLE}}
+"""
+
+
+def test_tls_is_originated_and_the_certificate_verified_by_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = CertificateAuthority()
+    pem, roots = tmp_path / "server.pem", tmp_path / "roots.pem"
+    pem.write_text(authority.issue("a.example.com"))
+    roots.write_text(authority.pem)
+    monkeypatch.setattr(tls_fields, "SYSTEM_BUNDLE", str(roots))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    seen: list[str | None] = []
+    context.sni_callback = lambda _, name, __: seen.append(name)
+    world = World().apply(ORIGINATION)
+    with Backend("tls", context=context) as tls, NameServer() as names:
+        vip = world.entry(HOST, {80: "http"}, dynamic=tls.port)
+        names.names["a.example.com"] = names.names["b.example.com"] = (LOOPBACK,)
+        with running_envoy(resolving(world.compile(), names), tmp_path) as envoy:
+            egress = Egress(envoy, names, vip, "")
+            assert egress.get("a.example.com").backend == "tls"
+            assert egress.get("b.example.com").status == 503  # the certificate is of another name
+    assert seen[:2] == ["a.example.com", "b.example.com"]
+
+
+def test_rule_that_cannot_be_honoured_rejects_the_requests(tmp_path: Path) -> None:
+    world = World().apply(ORIGINATION.replace("SIMPLE", "MUTUAL"))
+    with Backend("plain") as plain, NameServer() as names:
+        vip = world.entry(HOST, {80: "http"}, dynamic=plain.port)
+        names.names["a.example.com"] = (LOOPBACK,)
+        config = world.compile()
+        assert any("MUTUAL" in str(each) or "mode" in str(each) for each in config.problems)
+        with running_envoy(resolving(config, names), tmp_path) as envoy:
+            assert Egress(envoy, names, vip, "").get("a.example.com").status == 503
+        assert plain.requests == []

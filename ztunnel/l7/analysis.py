@@ -37,6 +37,7 @@ from ztunnel.l7.status.gateway_routes import ListenerViews
 from ztunnel.l7.telemetry.effective import telemetry_problems
 from ztunnel.l7.traffic.cluster import rule_problems
 from ztunnel.l7.traffic.unused import unused_problems
+from ztunnel.mesh.model import Service
 
 _NEVER_READ = {
     "EnvoyFilter": "gateways do not read it: Envoy's configuration is the mesh's own",
@@ -86,9 +87,28 @@ def _waypoints(inputs: Inputs) -> Iterator[Problem]:
             kind = "ServiceEntry" if service.is_service_entry else "Service"
             key = L7Key(kind, service.namespace, service.entry or service.name)
             yield _unusable(key, service.waypoint_error)
+        if service.is_service_entry and not service.waypoint_error:
+            yield from _entry_problems(service)
     for pod in inputs.mesh.workloads():
         if pod.waypoint_error:
             yield _unusable(L7Key("Pod", pod.namespace, pod.name), pod.waypoint_error)
+
+
+def _entry_problems(service: Service) -> Iterator[Problem]:
+    """Hosts of ServiceEntries that cannot be reached as they are."""
+    key = L7Key("ServiceEntry", service.namespace, service.entry)
+    if service.dynamic_ports and not service.waypoint:
+        message = (
+            f"connections to {service.hostname} are refused: a waypoint resolves its names "
+            "(DYNAMIC_DNS), and it has none; hint: set the label istio.io/use-waypoint"
+        )
+        yield _problem(key, message, Severity.ERROR, "NoWaypoint", "spec.resolution")
+    if service.waypoint and not service.vips and not service.networks:
+        message = (
+            f"connections to {service.hostname} are refused: it has a waypoint but no virtual "
+            "address; hint: set spec.addresses, or remove the label that opts out of allocation"
+        )
+        yield _problem(key, message, Severity.ERROR, "NoVirtualAddress", "spec.addresses")
 
 
 def _unusable(key: L7Key, error: str) -> Problem:

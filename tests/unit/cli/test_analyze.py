@@ -73,7 +73,38 @@ def findings(
     return result.exit_code, json.loads(result.stdout)
 
 
+def entry(host: str, resolution: str, labels: str = "{}", namespace: str = "shop") -> str:
+    ports = "[{number: 443, name: tls, protocol: TLS}]"
+    return f"""
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: external, namespace: {namespace}, labels: {labels}}}
+spec: {{hosts: ["{host}"], ports: {ports}, resolution: {resolution}}}
+---
+"""
+
+
+OUTSIDE = "endpoints: [{address: 192.0.2.1}]"
+OPT_OUT = '{networking.istio.io/enable-autoallocate-ip: "false"}'
 CASES = [
+    (
+        entry("a.example.com", f"STATIC, {OUTSIDE}", OPT_OUT),
+        "error",
+        "ServiceEntry",
+        "no virtual address",
+    ),
+    (
+        entry("a.example.com", "STATIC, endpoints: [{address: 192.0.2.1, weight: 3, locality: r}]"),
+        "error",
+        "ServiceEntry",
+        "endpoints: locality, weight have no effect",
+    ),
+    (
+        entry("*.example.com", "DYNAMIC_DNS", namespace="other"),
+        "error",
+        "ServiceEntry",
+        "a waypoint resolves its names",
+    ),
     (
         policy("p", f"{{{target('cart')}, rules: [{{form: []}}]}}"),
         "error",
@@ -320,3 +351,10 @@ def test_running_mesh_is_read_from_an_agent(ztctl: Ztctl, tmp_path: Path) -> Non
     rows = [(row["kind"], row["name"], row["severity"]) for row in json.loads(result.stdout)]
     assert rows == [("Pod", "a", "error"), ("AuthorizationPolicy", "p", "warning")]
     assert result.exit_code == 1
+
+
+def test_entries_that_the_controller_gives_addresses_are_no_problem(
+    ztctl: Ztctl, tmp_path: Path
+) -> None:
+    made = entry("a.example.com", f"STATIC, {OUTSIDE}") + entry("*.example.com", "DYNAMIC_DNS")
+    assert findings(ztctl, tmp_path, WORKING + made) == (0, [])

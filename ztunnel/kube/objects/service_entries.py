@@ -45,6 +45,7 @@ _RESOLUTIONS = {
 }
 # Requests and connections that carry a name, which the waypoint resolves
 _NAMED_PROTOCOLS = frozenset({"http", "http2", "grpc", "grpc-web", "https", "tls"})
+_IGNORED = ("labels", "network", "locality", "weight", "serviceAccount")  # fields of endpoints
 _LOCATIONS = frozenset({"", "MESH_EXTERNAL", "MESH_INTERNAL"})
 
 
@@ -305,11 +306,22 @@ def _export_to(spec: Fields, namespace: str) -> tuple[str, ...]:
 
 
 def _warning(spec: Fields, name: str, resolution: str, networks: tuple[str, ...]) -> str:
+    """What is not honoured; empty if everything is."""
+    found = []
     if resolution == "NONE" and not networks:
-        return f"{name}: resolution NONE without addresses has no effect: no connection matches"
+        found.append("resolution NONE without addresses has no effect: no connection matches")
+    if resolution == "NONE" and any(each.has("targetPort") for each in spec.mappings("ports")):
+        found.append("ports.targetPort has no effect: resolution NONE keeps the destination's port")
     if spec.strings("subjectAltNames"):
-        return f"{name}: subjectAltNames are not verified: nodes do not originate TLS"
-    return ""
+        found.append(
+            "subjectAltNames are not verified: set them in the tls settings of a DestinationRule"
+        )
+    ignored = [
+        field for field in _IGNORED if any(each.has(field) for each in spec.mappings("endpoints"))
+    ]
+    if ignored:
+        found.append(f"endpoints: {', '.join(ignored)} have no effect")
+    return f"{name}: {'; '.join(found)}" if found else ""
 
 
 def is_name(address: str) -> bool:
