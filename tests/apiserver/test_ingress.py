@@ -59,11 +59,7 @@ def gateway(namespace: str, name: str) -> Json:
     return {
         "apiVersion": f"{GATEWAY}/v1",
         "kind": "Gateway",
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "annotations": {"networking.istio.io/service-type": "ClusterIP"},
-        },
+        "metadata": {"name": name, "namespace": namespace},
         "spec": {"gatewayClassName": "ztunnel", "listeners": [listener]},
     }
 

@@ -387,6 +387,16 @@ def test_everything_of_a_deleted_gateway_is_deleted(mesh: ControlPlane) -> None:
     assert get(mesh, "secret", "gone", "web") is not None
 
 
+def test_deleted_class_is_created_again_and_its_gateways_keep_running(mesh: ControlPlane) -> None:
+    put_edge(mesh, "classless", class_name="ztunnel")
+    before = named(mesh, "deployment", "classless", "edge-ztunnel")["metadata"]["uid"]
+    mesh.server.kubectl("delete", "gatewayclass", "ztunnel")
+    wait_condition(mesh, "gatewayclass", "default", "ztunnel", Accepted=("True", "Accepted"))
+    put_edge(mesh, "after-class", class_name="ztunnel")
+    named(mesh, "deployment", "after-class", "edge-ztunnel")
+    assert named(mesh, "deployment", "classless", "edge-ztunnel")["metadata"]["uid"] == before
+
+
 def test_settled_gateway_is_not_written_again(mesh: ControlPlane) -> None:
     put_edge(mesh, "quiet", https("web"))
     chain, key = server_pair("web.example.com")

@@ -61,6 +61,15 @@ class GatewayClasses:
         is_known = found is not None and name in OUR_CLASSES
         return is_known and controller_of(found or {}) == our_controller(name)
 
+    def is_foreign(self, name: str) -> bool:
+        """Whether another controller runs the Gateways of a class.
+
+        A class of ours that is missing, because a user deleted it, is created again.
+        """
+        found = self._watches.get(KIND, "", name)
+        is_missing = found is None and name in OUR_CLASSES
+        return not is_missing and not self.is_ours(name)
+
     def foreign_controller(self, name: str) -> str:
         """The other controller of a class; empty if the class does not exist or is ours."""
         found = self._watches.get(KIND, "", name)

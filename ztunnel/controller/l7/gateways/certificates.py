@@ -111,22 +111,31 @@ class GatewayCertificates:
         self._annotate(obj, done.annotation)
         return CertificateState(done.facts, "", self._touch_pods(gateway, done))
 
+    def exist(self, namespace: str, name: str) -> bool:
+        """Whether there is something to forget of a Gateway."""
+        is_known = Ref("Gateway", namespace, name) in self._users
+        return is_known or bool(self._existing(namespace, name))
+
     def forget(self, namespace: str, name: str) -> None:
         """A Gateway is gone, or of another class: delete its Secrets. Raises ApiError."""
         gateway = Ref("Gateway", namespace, name)
         self._users.pop(gateway, None)
         self._done.pop(gateway, None)
-        for each in possible_names(name):
-            secret = Ref("Secret", namespace, f"{each}-certificates")
-            if self._secrets.version(secret):
-                self._objects.delete_secret(secret, name)
+        for secret in self._existing(namespace, name):
+            self._objects.delete_secret(secret, name)
 
     def _prune(self, gateway: L7Object, own: Ref) -> None:
         """Delete the Secret of the class that the Gateway had before."""
-        for each in possible_names(gateway.name):
-            secret = Ref("Secret", gateway.namespace, f"{each}-certificates")
-            if secret != own and self._secrets.version(secret):
+        for secret in self._existing(gateway.namespace, gateway.name):
+            if secret != own:
                 self._objects.delete_secret(secret, gateway.name)
+
+    def _existing(self, namespace: str, gateway: str) -> list[Ref]:
+        """The Secrets that may belong to a Gateway."""
+        secrets = [
+            Ref("Secret", namespace, f"{each}-certificates") for each in possible_names(gateway)
+        ]
+        return [secret for secret in secrets if self._secrets.version(secret)]
 
     def _write(
         self,

@@ -80,6 +80,18 @@ class GatewayObjects:
             "Gateway"
         ), OWNERSHIP_RETRY_S
 
+    def exist(self, namespace: str, gateway: str) -> bool:
+        """Whether there are objects that may belong to the Gateway."""
+        refs = (
+            Ref(kind, namespace, name)
+            for name in possible_names(gateway)
+            for kind in (*OWNED_KINDS, "Service")
+        )
+        found = ((ref, self._watches.of(ref)) for ref in refs)
+        return any(
+            obj is not None and (ref.kind != "Service" or is_managed(obj)) for ref, obj in found
+        )
+
     def prune(self, namespace: str, gateway: str, wanted: set[Ref]) -> None:
         """Delete the Gateway's objects that are not wanted.
 

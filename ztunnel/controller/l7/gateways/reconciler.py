@@ -100,10 +100,10 @@ class Gateways:
         live = self._live_state(obj, gateway, needs.ports)
         problems = gateway_problems(gateway, self._settings, live)
         state = CertificateState({})
+        if is_ingress_class(class_name):  # renewals do not wait for a valid ConfigMap
+            state = self._certificates.reconcile(obj, gateway, needs.certificates)
         conflict, repeat_s = "", None
         if not any(problem.severity is Severity.ERROR for problem in problems):
-            if is_ingress_class(class_name):
-                state = self._certificates.reconcile(obj, gateway, needs.certificates)
             wanted = gateway_resources(gateway, self._settings, live)
             conflict, repeat_s = self._objects.apply(gateway, live.uid, wanted)
         facts = self._facts(gateway, live, problems, state, conflict)
@@ -172,9 +172,13 @@ class Gateways:
         """
         if not self._watches.is_listed(KIND) or not self._watches.is_listed("GatewayClass"):
             return
+        if not self._objects.exist(namespace, name) and not self._certificates.exist(
+            namespace, name
+        ):
+            return
         current = self._client.get(Ref(KIND, namespace, name))
         class_name = mapping((current or {}).get("spec")).get("gatewayClassName")
-        if current is None or not self._classes.is_ours(str(class_name)):
+        if current is None or self._classes.is_foreign(str(class_name)):
             self._objects.prune(namespace, name, set())
             self._certificates.forget(namespace, name)
 
