@@ -59,7 +59,11 @@ def gateway(namespace: str, name: str) -> Json:
     return {
         "apiVersion": f"{GATEWAY}/v1",
         "kind": "Gateway",
-        "metadata": {"name": name, "namespace": namespace},
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "annotations": {"networking.istio.io/service-type": "ClusterIP"},
+        },
         "spec": {"gatewayClassName": "ztunnel", "listeners": [listener]},
     }
 

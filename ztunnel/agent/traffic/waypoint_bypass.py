@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Authorizes connections from waypoints to backends of the same node before the first one.
+"""Authorizes connections from gateways to backends of the same node before the first one.
 
 Other pairs bypass the proxy after a first connection (`same_node`). An Envoy keeps its connections
 to backends open and reuses them, so the first ones would carry most requests through the proxy.
 The agent's own policy engine decides, as for any report of a worker.
+
+    waypoint         to the backends of the services whose waypoint it is
+    ingress gateway  to the backends of all services: its routes may change at any time
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 from ztunnel.agent.pods.pod import Pod
@@ -28,16 +32,18 @@ class WaypointBypass(ViewConsumer, SessionObserver):
     def __init__(self, bypass: SameNodeBypass, pods: CapturedPods) -> None:
         self._bypass = bypass
         self._pods = pods
-        self._services: dict[str, Service] = {}  # those with a waypoint, by key
+        self._services: dict[str, Service] = {}  # by key
+        # by endpoint address and service key: the ports of ready endpoints; only on a node that has
+        # a gateway pod
+        self._ports_at: defaultdict[str, dict[str, list[int]]] | None = None
 
     def apply(self, change: ViewChange) -> None:
         for key in change.removed_services:
-            self._services.pop(key, None)
+            self._unindex(self._services.pop(key, None))
         for service in change.services:
-            if service.waypoint:
-                self._services[service.key] = service
-            else:
-                self._services.pop(service.key, None)
+            self._unindex(self._services.get(service.key))
+            self._services[service.key] = service
+            self._index(service)
         if change:
             self.authorize()
 
@@ -45,34 +51,54 @@ class WaypointBypass(ViewConsumer, SessionObserver):
         self.authorize()
 
     def pod_captured(self, pod: Pod) -> None:
-        """The pod may be a waypoint's, or one of its backends."""
+        """The pod may be a gateway's, or one of its backends."""
         self.authorize()
 
     def authorize(self) -> None:
         """Request the entries of all pairs; those that exist stay."""
-        if not self._services:
+        gateways = [pod for pod in self._pods if pod.workload.gateway]
+        if not gateways:
+            self._ports_at = None
             return
-        for count, (source, target, destination) in enumerate(self._pairs()):
+        if self._ports_at is None:
+            self._ports_at = defaultdict(dict)
+            for service in self._services.values():
+                self._index(service)
+        for count, (source, target, destination) in enumerate(self._pairs(gateways)):
             if count == MAX_ENTRIES:
                 return
             self._bypass.allow_pair(source, target, destination)
 
-    def _pairs(self) -> Iterator[tuple[Pod, Pod, SocketAddress]]:
-        by_address = {ip: pod for pod in self._pods for ip in pod.addresses}
-        for source in self._pods:
-            if not source.workload.gateway:
-                continue
-            for service in self._services.values():
-                if service.waypoint == source.workload.gateway:
-                    for destination in _backends(service):
-                        target = by_address.get(destination.ip)
-                        if target is not None:
-                            yield source, target, destination
+    def _pairs(self, gateways: list[Pod]) -> Iterator[tuple[Pod, Pod, SocketAddress]]:
+        ports_at: dict[str, dict[str, list[int]]] = self._ports_at or {}
+        for target in self._pods:
+            for address in target.addresses:
+                for key, ports in ports_at.get(address, {}).items():
+                    sources = [each for each in gateways if _may_dial(each, self._services[key])]
+                    for source in sources:
+                        for port in ports:
+                            yield source, target, SocketAddress(address, port)
+
+    def _index(self, service: Service) -> None:
+        if self._ports_at is None:
+            return
+        names = [port.name for port in service.ports if port.protocol == "TCP"]
+        for endpoint in service.endpoints:
+            ports = [endpoint.ports[name] for name in names if name in endpoint.ports]
+            if endpoint.ready and ports:
+                self._ports_at[endpoint.address][service.key] = ports
+
+    def _unindex(self, service: Service | None) -> None:
+        if self._ports_at is None or service is None:
+            return
+        for endpoint in service.endpoints:
+            found = self._ports_at.get(endpoint.address, {})
+            found.pop(service.key, None)
+            if not found:
+                self._ports_at.pop(endpoint.address, None)
 
 
-def _backends(service: Service) -> Iterator[SocketAddress]:
-    names = [port.name for port in service.ports if port.protocol == "TCP"]
-    for endpoint in service.endpoints:
-        for name in names:
-            if endpoint.ready and name in endpoint.ports:
-                yield SocketAddress(endpoint.address, endpoint.ports[name])
+def _may_dial(gateway: Pod, service: Service) -> bool:
+    """Whether the gateway connects to the endpoints of the service."""
+    workload = gateway.workload
+    return service.waypoint == workload.gateway or bool(workload.gateway_ports)

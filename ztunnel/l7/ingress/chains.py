@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from ztunnel.l7.api.gateway import ListenerProtocol
@@ -13,10 +14,10 @@ from ztunnel.l7.ingress.hcm import request_manager
 from ztunnel.l7.ingress.hostnames import ANY
 from ztunnel.l7.ingress.listeners import EffectiveListener
 from ztunnel.l7.ingress.streams import stream_unit
-from ztunnel.l7.ingress.tls import downstream_tls, handshake_timeout
+from ztunnel.l7.ingress.tls import downstream_tls, handshake_timeout, is_validating, quic_socket
 from ztunnel.l7.ingress.units import ChainUnit, Known, StreamListener
 from ztunnel.l7.inputs import Destination, Inputs, Protocol
-from ztunnel.l7.problems import Problem
+from ztunnel.l7.problems import Problem, Severity
 from ztunnel.l7.security.filters import filters
 
 HTTP_PROTOCOLS = (ListenerProtocol.HTTP, ListenerProtocol.HTTPS)
@@ -52,7 +53,32 @@ def chain_unit(inputs: Inputs, known: Known, chain: ListenerChain) -> ChainUnit:
     match = {"server_names": [hostname]} if hostname != ANY else {}
     found |= {"filter_chain_match": match, "transport_socket": tls.transport_socket}
     found |= handshake_timeout()
-    return _unit(found, policies, tls.secrets, tls.problems, inspect_tls=True)
+    unit = _unit(found, policies, tls.secrets, tls.problems, inspect_tls=True)
+    if not known.topology.http3 or known.topology.proxy_protocol:
+        return unit
+    manager = request_manager(inputs, destination, policies, chain.name, known.topology, quic=True)
+    quic: Json = {
+        "name": chain.name,
+        "filters": [manager],
+        "filter_chain_match": match,
+        "transport_socket": quic_socket(tls.transport_socket),
+    }
+    if is_validating(tls.transport_socket):  # Envoy cannot validate clients of QUIC
+        return replace(unit, problems=(*unit.problems, _no_quic(listener)))
+    return replace(unit, quic=(quic,))
+
+
+def _no_quic(listener: EffectiveListener) -> Problem:
+    owner = listener.listener.owner
+    return Problem(
+        kind=owner.kind,
+        namespace=owner.namespace,
+        name=owner.name,
+        field=listener.listener.where,
+        message="clients need certificates, which HTTP/3 cannot validate: HTTP/3 is off",
+        severity=Severity.IGNORED,
+        reason="UnsupportedValue",
+    )
 
 
 def _unit(

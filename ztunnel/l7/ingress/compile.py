@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from ztunnel.l7.api.gateway import ListenerProtocol, parse_gateway
+from ztunnel.l7.api.gateway import GatewaySpec, ListenerProtocol, parse_gateway
 from ztunnel.l7.config import ClusterRef, GatewayConfig, Json
 from ztunnel.l7.ingress.attachment import (
     AttachedRoute,
@@ -26,7 +26,8 @@ from ztunnel.l7.ingress.attachment import (
 from ztunnel.l7.ingress.chains import HTTP_PROTOCOLS, ListenerChain, chain_unit
 from ztunnel.l7.ingress.listeners import EffectiveListener
 from ztunnel.l7.ingress.pods import edge_of
-from ztunnel.l7.ingress.port_listener import port_listener
+from ztunnel.l7.ingress.port_listener import port_listener, quic_listener
+from ztunnel.l7.ingress.tls import backend_secrets, with_client_certificate
 from ztunnel.l7.ingress.topology import topology_of
 from ztunnel.l7.ingress.units import ChainUnit, HostUnit, Known
 from ztunnel.l7.ingress.virtual_hosts import (
@@ -143,15 +144,20 @@ class _Compilation:
             units.append(self._chain(f"http|{port}", http[0], (), ()))
         for each in listeners:
             name = _chain_name(each)
+            if each.listener.protocol is ListenerProtocol.HTTP:
+                continue
+            unit = self._chain(name, each, self._routes[each.key], listeners)
+            units.append(unit)
             if each.listener.protocol is ListenerProtocol.HTTPS:
-                self._add_routes(name, [each], names)
-            if each.listener.protocol is not ListenerProtocol.HTTP:
-                units.append(self._chain(name, each, self._routes[each.key], listeners))
+                self._add_routes(name, [each], names, http3_port=port if unit.quic else 0)
         for unit in units:
             self._add(unit)
-        found = port_listener(self._known, port, units)
-        if found is not None:
-            self._listeners[found["name"]] = found
+        for found in (
+            port_listener(self._known, port, units),
+            quic_listener(self._known, port, units),
+        ):
+            if found is not None:
+                self._listeners[found["name"]] = found
 
     def config(self) -> GatewayConfig:
         """Return everything that was added, with the clusters that it uses."""
@@ -169,7 +175,7 @@ class _Compilation:
             TypeUrl.ROUTE: self._configurations,
             TypeUrl.CLUSTER: clusters,
             TypeUrl.ENDPOINT: endpoints,
-            TypeUrl.SECRET: self._secrets,
+            TypeUrl.SECRET: self._secrets | backend_secrets(inputs.store, self._known.spec),
         }
         return GatewayConfig(resources, tuple(sorted(problems)))
 
@@ -183,7 +189,12 @@ class _Compilation:
             self._listeners[unit.udp["name"]] = unit.udp
 
     def _add_routes(
-        self, name: str, listeners: Sequence[EffectiveListener], siblings: frozenset[str]
+        self,
+        name: str,
+        listeners: Sequence[EffectiveListener],
+        siblings: frozenset[str],
+        *,
+        http3_port: int = 0,
     ) -> None:
         """Add the routes of listeners that share a chain; `siblings`: all hostnames of the port."""
         virtual_hosts: list[Json] = []
@@ -196,7 +207,7 @@ class _Compilation:
         others = siblings - {each.listener.hostname for each in listeners}
         if others:
             virtual_hosts.append(misdirected(others))
-        self._configurations[name] = route_configuration(name, virtual_hosts)
+        self._configurations[name] = route_configuration(name, virtual_hosts, http3_port)
 
     def _host(self, name: str, host: Host) -> HostUnit:
         return self._caches.hosts.get(
@@ -243,14 +254,21 @@ class _Compilation:
             ref,
             self._inputs,
             lambda tracked: _guarded(
-                lambda: (
-                    waypoint_cluster(tracked, ref)
-                    or service_cluster(tracked, self._known.spec.key, ref, at_edge=True)
-                ),
+                lambda: _edge_cluster(tracked, self._known.spec, ref),
                 owner,
                 lambda problem: ClusterUnit(None, None, (problem,)),
             ),
+            (self._known.spec.obj if self._known.spec.backend_certificate is not None else None,),
         )
+
+
+def _edge_cluster(inputs: Inputs, gateway: GatewaySpec, ref: ClusterRef) -> ClusterUnit:
+    """The cluster of a service: its waypoint, or its endpoints."""
+    through_waypoint = waypoint_cluster(inputs, ref)
+    if through_waypoint is not None:
+        return through_waypoint
+    unit = service_cluster(inputs, gateway.key, ref, at_edge=True)
+    return with_client_certificate(inputs, gateway, ref, unit)
 
 
 def host_unit_error(host: Host) -> Json:

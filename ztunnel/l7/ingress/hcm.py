@@ -23,6 +23,13 @@ _EDGE: Json = {
     "common_http_protocol_options": {"idle_timeout": "300s"},  # of a connection without requests
     "http2_protocol_options": {**HTTP2_OPTIONS, "max_concurrent_streams": 100},
 }
+_HTTP3: Json = {  # the limits of HTTP/2
+    "quic_protocol_options": {
+        "max_concurrent_streams": 100,
+        "initial_stream_window_size": HTTP2_OPTIONS["initial_stream_window_size"],
+        "initial_connection_window_size": HTTP2_OPTIONS["initial_connection_window_size"],
+    }
+}
 _DETAILS: Json = {"subject": True, "cert": True, "dns": True, "uri": True}  # as Istio
 _SETTING = (ClientCertDetails.SANITIZE_SET, ClientCertDetails.APPEND_FORWARD)
 
@@ -33,8 +40,13 @@ def request_manager(
     policies: Filters,
     route_name: str,
     topology: Topology,
+    *,
+    quic: bool = False,
 ) -> Json:
-    """Return the network filter that routes by the route configuration of this name."""
+    """Return the network filter that routes by the route configuration of this name.
+
+    `quic`: for HTTP/3.
+    """
     routes = {"rds": {"route_config_name": route_name, "config_source": ADS}}
     edge = {
         **_EDGE,
@@ -43,4 +55,6 @@ def request_manager(
     }
     if topology.client_cert in _SETTING:
         edge["set_current_client_cert_details"] = _DETAILS
+    if quic:
+        edge |= {"codec_type": "HTTP3", "http3_protocol_options": _HTTP3}
     return http_connection_manager(inputs, destination, policies, routes, edge)

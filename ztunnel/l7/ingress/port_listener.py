@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Envoy listener of a port, to which clients connect directly."""
+"""The Envoy listeners of a port, to which clients connect directly: TCP, and UDP for HTTP/3."""
 
 from __future__ import annotations
 
@@ -30,6 +30,21 @@ def port_listener(known: Known, port: int, units: Sequence[ChainUnit]) -> Json |
         "listener_filters_timeout": _INSPECTION_TIMEOUT,
         "filter_chains": chains,
         "per_connection_buffer_limit_bytes": 1 << 20,
+    }
+
+
+def quic_listener(known: Known, port: int, units: Sequence[ChainUnit]) -> Json | None:
+    """Return the listener for HTTP/3, or None without chains."""
+    chains = [chain for unit in units for chain in unit.quic]
+    if not chains:
+        return None
+    address = {**listen_address(port, has_ipv6=known.edge.has_ipv6), "protocol": "UDP"}
+    return {
+        "name": f"ingress|{port}|quic",
+        "address": {"socket_address": address},
+        "traffic_direction": "OUTBOUND",
+        "udp_listener_config": {"quic_options": {}, "downstream_socket_config": {}},
+        "filter_chains": chains,
     }
 
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS of listeners towards clients: certificates, versions, validation of clients.
+"""TLS of an ingress gateway: towards clients, and its own certificate towards backends.
 
-A listener whose TLS cannot be set up as it is written accepts no connections.
+A listener whose TLS cannot be set up as it is written accepts no connections. A backend to which
+the gateway has no valid certificate to present gets no requests.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ztunnel.l7.api.gateway import (
     CertificateRef,
@@ -14,14 +15,24 @@ from ztunnel.l7.api.gateway import (
     GatewaySpec,
     ListenerProtocol,
 )
-from ztunnel.l7.config import Json
-from ztunnel.l7.ingress.listeners import EffectiveListener, certificate_files
+from ztunnel.l7.config import ClusterRef, Json
+from ztunnel.l7.ingress.client_authorities import client_authorities
+from ztunnel.l7.ingress.listeners import (
+    CertificateState,
+    EffectiveListener,
+    backend_certificate,
+    certificate_files,
+)
 from ztunnel.l7.inputs import Inputs
-from ztunnel.l7.names import CertificateSource, ca_id, certificate_id
+from ztunnel.l7.names import certificate_id
 from ztunnel.l7.problems import Problem, Severity
-from ztunnel.l7.traffic.secrets import authorities_name, certificate_name, reference, secret
+from ztunnel.l7.routing.protocols import service_port
+from ztunnel.l7.routing.units import ClusterUnit
+from ztunnel.l7.store import L7Store
+from ztunnel.l7.traffic.merging import merge_fields
+from ztunnel.l7.traffic.secrets import certificate_name, reference, secret
+from ztunnel.l7.traffic.tls import backend_tls_policy
 
-NO_VALID_CA = "NoValidCACertificate"  # reason of Gateway API
 _PACKAGE = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
 # Mozilla's "intermediate" configuration without DHE; TLS 1.3 has no choice of ciphers in Envoy.
 CIPHERS = (
@@ -68,9 +79,9 @@ def downstream_tls(inputs: Inputs, gateway: GatewaySpec, listener: EffectiveList
     context: Json = {"@type": f"{_PACKAGE}.DownstreamTlsContext", "common_tls_context": common}
     if is_https:
         common["alpn_protocols"] = list(HTTP_ALPN)
-        validation = _validation(gateway, listener)
-        if isinstance(validation, Problem):
-            return TlsContext(None, problems=(*problems, validation))
+        validation = _validation(inputs, gateway, listener)
+        if validation is None:
+            return TlsContext(None, problems=problems)
         common |= validation.common
         context |= validation.context
         names += validation.secrets
@@ -79,6 +90,66 @@ def downstream_tls(inputs: Inputs, gateway: GatewaySpec, listener: EffectiveList
         "typed_config": context,
     }
     return TlsContext(socket, {each: secret(each) for each in names}, problems)
+
+
+def with_client_certificate(
+    inputs: Inputs, gateway: GatewaySpec, ref: ClusterRef, unit: ClusterUnit
+) -> ClusterUnit:
+    """Return a cluster that presents the Gateway's `spec.tls.backend.clientCertificateRef`.
+
+    Gateway API: to backends with a BackendTLSPolicy. Others are unchanged.
+    """
+    service = inputs.mesh.service(ref.service)
+    port = service_port(service, ref.port)
+    if gateway.backend_certificate is None or "transport_socket" not in (unit.cluster or {}):
+        return unit
+    if service is None or port is None or backend_tls_policy(inputs, service, port) is None:
+        return unit
+    state, message = backend_certificate(inputs.store, gateway)
+    if state is not CertificateState.RESOLVED:
+        problem = _backend_problem(gateway, f"{message}; {ref.service} gets no requests", state)
+        return replace(unit, endpoints={"cluster_name": ref.name}, problems=(problem,))
+    own = [reference(_certificate_name(gateway.backend_certificate))]
+    added = {"common_tls_context": {"tls_certificate_sds_secret_configs": own}}
+    # A socket that sends a PROXY header contains the one with TLS.
+    socket: Json = {"transport_socket": {"typed_config": added}}
+    cluster = unit.cluster or {}
+    is_wrapped = "transport_socket" in cluster["transport_socket"]["typed_config"]
+    nested: Json = {"transport_socket": {"typed_config": socket}} if is_wrapped else socket
+    return replace(unit, cluster=merge_fields(cluster, nested))
+
+
+def backend_secrets(store: L7Store, gateway: GatewaySpec) -> dict[str, Json]:
+    """Return the secret of the certificate that `with_client_certificate` refers to."""
+    ref = gateway.backend_certificate
+    if ref is None or backend_certificate(store, gateway)[0] is not CertificateState.RESOLVED:
+        return {}
+    name = _certificate_name(ref)
+    return {name: secret(name)}
+
+
+def quic_socket(transport_socket: Json) -> Json:
+    """Return the transport socket for HTTP/3 with the TLS of another one."""
+    context = transport_socket["typed_config"]
+    # QUIC has TLS 1.3 and this protocol only
+    common = {**context["common_tls_context"], "alpn_protocols": ["h3"]}
+    common.pop("tls_params", None)
+    return {
+        "name": "envoy.transport_sockets.quic",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.quic.v3."
+            "QuicDownstreamTransport",
+            "downstream_tls_context": {
+                **{name: value for name, value in context.items() if name != "@type"},
+                "common_tls_context": common,
+            },
+        },
+    }
+
+
+def is_validating(transport_socket: Json) -> bool:
+    """Return whether clients may present certificates."""
+    return "combined_validation_context" in transport_socket["typed_config"]["common_tls_context"]
 
 
 def handshake_timeout() -> Json:
@@ -95,30 +166,29 @@ class _Validation:
     secrets: tuple[str, ...] = ()
 
 
-def _validation(gateway: GatewaySpec, listener: EffectiveListener) -> _Validation | Problem:
-    """The validation of clients of an HTTPS listener, or why none may connect."""
-    if gateway.frontend_tls.error:
-        return _problem(gateway, gateway.frontend_tls.error, "Invalid")
+def _validation(
+    inputs: Inputs, gateway: GatewaySpec, listener: EffectiveListener
+) -> _Validation | None:
+    """The validation of clients of an HTTPS listener; None if none may connect."""
     port = listener.listener.port
+    found = client_authorities(inputs.store, gateway, port, certificate_files(gateway.obj))
     wanted = gateway.frontend_tls.of_port(port)
+    if not found.is_usable:
+        return None
     if wanted is None:
         return _Validation()
-    name = authorities_name(ca_id(_source(each) for each in wanted.authorities))
-    if name not in certificate_files(gateway.obj):
-        refs = ", ".join(str(_source(each)) for each in wanted.authorities)
-        text = f"no valid authority for clients of port {port} in {refs}: HTTPS is closed"
-        return _problem(gateway, text, NO_VALID_CA)
     is_strict = wanted.mode is ClientValidationMode.VALID_ONLY
-    # The mode is part of the listener and applies even if the authorities are not loaded yet.
-    default = {} if is_strict else {"trust_chain_verification": "ACCEPT_UNTRUSTED"}
     combined = {
-        "default_validation_context": default,
-        "validation_context_sds_secret_config": reference(name),
+        # part of the listener: applies even if the authorities are not loaded yet
+        "default_validation_context": (
+            {} if is_strict else {"trust_chain_verification": "ACCEPT_UNTRUSTED"}
+        ),
+        "validation_context_sds_secret_config": reference(found.file),
     }
     return _Validation(
         {"combined_validation_context": combined},
         {"require_client_certificate": is_strict},
-        (name,),
+        (found.file,),
     )
 
 
@@ -146,10 +216,6 @@ def _certificate_name(ref: CertificateRef) -> str:
     return certificate_name(certificate_id(ref.kind, ref.namespace, ref.name))
 
 
-def _source(ref: CertificateRef) -> CertificateSource:
-    return CertificateSource(ref.kind, ref.namespace, ref.name)
-
-
 def _option(listener: EffectiveListener, message: str, severity: Severity) -> Problem:
     owner = listener.listener.owner
     return Problem(
@@ -163,13 +229,13 @@ def _option(listener: EffectiveListener, message: str, severity: Severity) -> Pr
     )
 
 
-def _problem(gateway: GatewaySpec, message: str, reason: str) -> Problem:
+def _backend_problem(gateway: GatewaySpec, message: str, state: CertificateState) -> Problem:
     return Problem(
         kind=gateway.obj.kind,
         namespace=gateway.obj.namespace,
         name=gateway.obj.name,
-        field="spec.tls.frontend",
+        field="spec.tls.backend",
         message=message,
         severity=Severity.ERROR,
-        reason=reason,
+        reason=state.value,
     )

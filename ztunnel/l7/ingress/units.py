@@ -39,7 +39,8 @@ class ChainUnit:
     """What one listener contributes to the Envoy listener of its port.
 
     `chains`: with `filter_chain_match` if the port is shared. `inspect_tls`: their matches need
-    SNI. `udp`: a complete Envoy listener for UDP instead of chains. `endpoints`: of `clusters`.
+    SNI. `quic`: chains for HTTP/3. `udp`: a complete Envoy listener for UDP instead of chains.
+    `endpoints`: of `clusters`.
     """
 
     chains: tuple[Json, ...] = ()
@@ -49,6 +50,7 @@ class ChainUnit:
     uses: frozenset[ClusterRef] = frozenset()
     problems: tuple[Problem, ...] = ()
     inspect_tls: bool = False
+    quic: tuple[Json, ...] = ()
     udp: Json | None = None
 
 

@@ -26,6 +26,7 @@ from ztunnel.l7.routing.envoy.request_routes import RouteBuilder
 from ztunnel.l7.routing.precedence import Entry, in_order
 
 NOT_FOUND, MISDIRECTED = 404, 421
+_HTTP3_MAX_AGE_S = 86400  # for which clients may remember HTTP/3: a day
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,26 @@ def misdirected(hostnames: Iterable[str]) -> Json:
     return {"name": "misdirected", "domains": domains, "routes": [_answer(MISDIRECTED)]}
 
 
-def route_configuration(name: str, virtual_hosts: Sequence[Json]) -> Json:
-    """Return a route configuration; other hosts get 404."""
-    return {
+def route_configuration(name: str, virtual_hosts: Sequence[Json], http3_port: int = 0) -> Json:
+    """Return a route configuration; other hosts get 404.
+
+    `http3_port`: responses announce HTTP/3 at it (RFC 9114, 3.1.1); 0 for none.
+    """
+    found: Json = {
         "name": name,
         "virtual_hosts": list(virtual_hosts),
         "validate_clusters": False,
         "ignore_port_in_host_matching": True,
     }
+    if http3_port:
+        value = f'h3=":{http3_port}"; ma={_HTTP3_MAX_AGE_S}'
+        found["response_headers_to_add"] = [
+            {
+                "header": {"key": "alt-svc", "value": value},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        ]
+    return found
 
 
 def _common_rank(entry: Entry) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from ztunnel.agent.workers.registry import SessionTable
 from ztunnel.agent.workers.session import Session
 from ztunnel.datapath.same_node_maps import BypassEntry
 from ztunnel.kube.view.cluster_view import ViewChange
-from ztunnel.mesh.model import Endpoint, Service, ServicePort, SocketAddress
+from ztunnel.mesh.model import Endpoint, GatewayPort, Service, ServicePort, SocketAddress
 from ztunnel.mesh.policy.engine import PolicyEngine
 from ztunnel.mesh.policy.model import Action, AuthorizationPolicy, Rule, Selection
 
@@ -70,6 +70,22 @@ def test_ready_backends_of_this_node_are_authorized() -> None:
     world = World().joined()
     world.waypoints.apply(ViewChange(services=(CART,)))
     assert world.kernel.given == [ENTRY]
+
+
+def test_ingress_gateway_may_reach_the_backends_of_every_service() -> None:
+    world = World().joined()
+    edge = captured("edge", "10.244.1.5", 14, gateway="shop/edge", gateway_ports=(GatewayPort(80),))
+    world.pods.put(edge)
+    world.waypoints.apply(ViewChange(services=(msgspec.structs.replace(CART, waypoint=""),)))
+    assert world.kernel.given == [BypassEntry(14, SocketAddress("10.244.1.3", 8080), 12)]
+
+
+def test_endpoint_that_leaves_its_service_gets_no_entry() -> None:
+    world = World().joined()
+    world.waypoints.apply(ViewChange(services=(CART,)))
+    world.kernel.given.clear()
+    world.waypoints.apply(ViewChange(services=(msgspec.structs.replace(CART, endpoints=()),)))
+    assert world.kernel.given == []
 
 
 def test_backend_that_is_captured_later_is_authorized() -> None:
