@@ -271,7 +271,11 @@ def build_api(
     )
     logs = LogControl(core.logs, core.sessions, gateways.sessions)
     gateway_views = GatewayViews(
-        gateways.pods, gateways.sessions, gateways.rejected, gateways.queries
+        gateways.pods,
+        gateways.sessions,
+        gateways.rejected,
+        gateways.queries,
+        traffic.gateway_ports.counters,
     )
     metrics = MetricsCollector(
         totals=core.totals,

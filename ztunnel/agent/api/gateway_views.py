@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ztunnel.agent.api.admin_server import Json
 from ztunnel.agent.gateways.pods import GatewayPod, GatewayPods
 from ztunnel.agent.gateways.queries import GatewayQueries, GatewayQueryError
 from ztunnel.agent.gateways.rejections import RejectedConfig
 from ztunnel.agent.workers.registry import SessionRegistry
+from ztunnel.datapath.gateway_port_map import OpenPort
 from ztunnel.ipc.gateway_messages import GatewayView
 from ztunnel.telemetry.exposition import Snapshot
 
@@ -27,7 +30,10 @@ class GatewayViews:
         sessions: SessionRegistry,
         rejected: RejectedConfig,
         queries: GatewayQueries,
+        admitted: Callable[[], dict[OpenPort, int]] = dict,
     ) -> None:
+        """`admitted`: the open ports of gateway pods, and what arrived there."""
+        self._admitted = admitted
         self._pods = pods
         self._sessions = sessions
         self._rejected = rejected
@@ -35,7 +41,8 @@ class GatewayViews:
 
     def gateways(self) -> Json:
         """The gateway pods, and the processes that serve them."""
-        rows = sorted(map(self._row, self._pods.pods()), key=lambda row: str(row["workload"]))
+        ports = self._admitted()
+        rows = [self._row(each, ports) for each in sorted(self._pods.pods(), key=_name)]
         processes = [
             {
                 "pid": session.peer.pid,
@@ -79,7 +86,7 @@ class GatewayViews:
         except GatewayQueryError as error:
             raise LookupError(str(error)) from error
 
-    def _row(self, pod: GatewayPod) -> Json:
+    def _row(self, pod: GatewayPod, ports: dict[OpenPort, int]) -> Json:
         uid = pod.workload.pod_uid
         problem = pod.error or ("" if self._sessions.sessions else NO_PROCESS)
         return {
@@ -87,6 +94,11 @@ class GatewayViews:
             "pod_uid": uid,
             "gateway": pod.workload.gateway,
             "listeners": sorted(kind.value for kind in pod.listeners),
+            "public_ports": [
+                {"address": address, "port": port, "protocol": protocol, "admitted": admitted}
+                for (address, port, protocol), admitted in sorted(ports.items())
+                if address in pod.workload.addresses
+            ],
             "problem": problem,
             "rejected": [
                 {

@@ -14,6 +14,7 @@ from tests.support.gateway_fakes import FakeGatewayProcess, GatewayNode, gateway
 from tests.support.waiting import wait_until_async
 from ztunnel.agent.api.admin_server import AdminServer
 from ztunnel.agent.api.gateway_views import GatewayViews
+from ztunnel.datapath.gateway_port_map import OpenPort
 from ztunnel.ipc.gateway_messages import (
     GatewayQuery,
     GatewayRejected,
@@ -36,7 +37,10 @@ class NoViews:
 class Api:
     def __init__(self, node: GatewayNode, path: Path) -> None:
         self.node = node
-        views = GatewayViews(node.pods, node.sessions, node.rejected, node.queries)
+        self.admitted: dict[OpenPort, int] = {}
+        views = GatewayViews(
+            node.pods, node.sessions, node.rejected, node.queries, lambda: self.admitted
+        )
         self.server = AdminServer(path, NoViews(), None, views)  # type: ignore[arg-type]
         self.path = path
 
@@ -133,6 +137,18 @@ async def test_invalid_requests(
     assert found[0] == status
     assert text in found[1]
     assert process.of(GatewayQuery) == []
+
+
+async def test_public_ports_are_those_of_the_pod(api: Api) -> None:
+    workload = gateway_workload()
+    api.node.capture(workload)
+    api.admitted = {
+        OpenPort(workload.addresses[0], 443, "TCP"): 7,
+        OpenPort("192.0.2.1", 80, "TCP"): 1,
+    }
+    _, text = await api.request("/v1/gateways")
+    port = f'{{"address":"{workload.addresses[0]}","port":443,"protocol":"TCP","admitted":7}}'
+    assert f'"public_ports":[{port}]' in text
 
 
 async def test_without_a_process_the_reason_is_stated(api: Api) -> None:
