@@ -15,7 +15,7 @@ from ztunnel.l7.objects import L7Object
 from ztunnel.l7.routing.attachment import RouteIndex
 from ztunnel.l7.status.conditions import Condition, has_conditions
 from ztunnel.l7.status.facts import GatewayFacts
-from ztunnel.l7.status.ingress import ingress_status
+from ztunnel.l7.status.ingress import OPTIONAL_CONDITIONS, ingress_status
 
 LISTENER_SET = "ListenerSet"
 _EVENT_REASONS = frozenset(
@@ -64,12 +64,18 @@ def _is_same(status: Object, before: Object) -> bool:
     known = {each.get("name"): each for each in before.get("listeners") or ()}
     return (
         has_conditions(before.get("conditions"), status["conditions"])
-        and len(before.get("conditions") or ()) == len(status["conditions"])
+        and not _stale(before.get("conditions") or (), status["conditions"])
         and status.get("addresses", []) == (before.get("addresses") or [])
         and status.get("attachedListenerSets", 0) == before.get("attachedListenerSets", 0)
         and known.keys() == {each["name"] for each in status["listeners"]}
         and all(_is_same_listener(each, known[each["name"]]) for each in status["listeners"])
     )
+
+
+def _stale(before: Iterable[Object], wanted: Iterable[Object]) -> set[str]:
+    """The conditions to remove; those of others are not ours to judge."""
+    known = {str(each.get("type")) for each in before}
+    return (known & OPTIONAL_CONDITIONS) - {each["type"] for each in wanted}
 
 
 def _is_same_listener(listener: Object, before: Object) -> bool:

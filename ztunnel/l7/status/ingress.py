@@ -35,6 +35,8 @@ from ztunnel.l7.status.policies import problem_text
 from ztunnel.l7.store import L7Store
 
 LISTENERS_NOT_VALID = "ListenersNotValid"
+BACKEND_CERTIFICATE, INSECURE = "ResolvedRefs", "InsecureFrontendValidationMode"
+OPTIONAL_CONDITIONS = frozenset({BACKEND_CERTIFICATE, INSECURE})  # of a Gateway
 _LISTENERS = "spec.listeners"  # where problems of single listeners are reported
 
 
@@ -192,13 +194,12 @@ def _optional(store: L7Store, spec: GatewaySpec) -> list[Condition]:
     if spec.backend_certificate is not None:
         state, message = backend_certificate(store, spec)
         is_resolved = state is CertificateState.RESOLVED
-        found.append(Condition("ResolvedRefs", is_resolved, state.value, message))
+        found.append(Condition(BACKEND_CERTIFICATE, is_resolved, state.value, message))
     frontend = spec.frontend_tls
     validations = (frontend.default, *frontend.per_port.values())
     if any(v is not None and v.mode is ClientValidationMode.INSECURE_FALLBACK for v in validations):
         message = "clients without a valid certificate are accepted"
-        name = "InsecureFrontendValidationMode"
-        found.append(Condition(name, True, "ConfigurationChanged", message))
+        found.append(Condition(INSECURE, True, "ConfigurationChanged", message))
     return found
 
 
