@@ -15,7 +15,7 @@ from ztunnel.kube.objects.fields import Object
 from ztunnel.kube.objects.l7_kinds import CA_CERTIFICATES_ANNOTATION
 from ztunnel.kube.objects.policy_status import PolicyCondition
 from ztunnel.l7.compile import GatewayCompiler
-from ztunnel.l7.deployment.settings import CONTROLLER_NAME
+from ztunnel.l7.deployment.settings import CONTROLLER_NAME, INGRESS_CONTROLLER_NAME
 from ztunnel.l7.ingress.listeners import is_ingress_gateway
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.names import is_waypoint_class
@@ -45,7 +45,7 @@ from ztunnel.l7.traffic.unused import unused_problems
 from ztunnel.mesh.model import Service
 
 TRAFFIC_KINDS = ("DestinationRule", "VirtualService")
-_CONTROLLERS = Controllers(CONTROLLER_NAME, CONTROLLER_NAME)
+_CONTROLLERS = Controllers(CONTROLLER_NAME, INGRESS_CONTROLLER_NAME)
 POLICY_KINDS = (*TRAFFIC_KINDS, "RequestAuthentication", "Telemetry")
 
 

@@ -20,6 +20,7 @@ from ztunnel.kube.objects.fields import Object
 from ztunnel.l7.deployment.settings import CONTROLLER_NAME, INGRESS_CONTROLLER_NAME
 from ztunnel.l7.names import INGRESS_CLASSES, WAYPOINT_CLASSES, is_ingress_class
 from ztunnel.l7.status.conditions import has_conditions, render_conditions
+from ztunnel.l7.status.features import SUPPORTED_FEATURES
 from ztunnel.l7.status.gateway import class_conditions
 
 KIND = "GatewayClass"
@@ -96,12 +97,19 @@ class GatewayClasses:
     def _accept(self, obj: Object) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         metadata = obj["metadata"]
-        status = obj.get("status")
-        before = status.get("conditions") if isinstance(status, dict) else None
+        before = obj.get("status")
+        known = before if isinstance(before, dict) else {}
         ours = class_conditions(controller_of(obj))
-        conditions = render_conditions(ours, before, int(metadata.get("generation") or 0), now)
-        if not has_conditions(before, conditions):
-            self._client.apply_status(obj, {"conditions": conditions}, force=True)
+        generation = int(metadata.get("generation") or 0)
+        conditions = render_conditions(ours, known.get("conditions"), generation, now)
+        status: Object = {"conditions": conditions}
+        if controller_of(obj) == INGRESS_CONTROLLER_NAME:
+            status["supportedFeatures"] = [{"name": name} for name in SUPPORTED_FEATURES]
+        is_same = has_conditions(known.get("conditions"), conditions) and (
+            known.get("supportedFeatures") == status.get("supportedFeatures")
+        )
+        if not is_same:
+            self._client.apply_status(obj, status, force=True)
 
     def _report_foreign(self, name: str, controller: str) -> None:
         if name in OUR_CLASSES and self._foreign.get(name) != controller:

@@ -308,6 +308,7 @@ class L7Session:
             self._add(Task.CERTIFICATES, ref)
         for ref in self._statuses.outdated():
             self._add(Task.STATUS, ref)
+        self._add_ingress_gateways()
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:

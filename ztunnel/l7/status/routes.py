@@ -56,16 +56,17 @@ def route_conditions(
     route = index.parsed(obj)
     if isinstance(route, Problem):
         return _invalid(inputs, obj, (route,))
-    found = gateway_conditions(inputs, route, views)
+    ingress = gateway_conditions(inputs, route, views)
     if obj.kind == UDP_KIND:
-        found |= _udp_conditions(route.parents)
+        mesh = _udp_conditions(route.parents)
     else:
         status = route_status(inputs, obj, index)
-        found |= {
+        mesh = {
             each.index: _conditions(each, rejected.get(each.service, "")) for each in status.parents
         }
+    found = ingress | mesh
     return [
-        Entry(_reference(refs[number]), found[number])
+        Entry(_reference(refs[number]), found[number], number in ingress)
         for number in sorted(found)
         if number < len(refs)
     ]

@@ -53,6 +53,7 @@ ACCEPTED, RESOLVED = (True, "Accepted"), (True, "ResolvedRefs")
 def test_route_is_accepted_at_a_listener_and_its_reference_is_repeated() -> None:
     (entry,) = entries(route("one", parent={"sectionName": "http"}), gateway(HTTP))
     assert entry.ref == {"name": NAME, "namespace": SPACE, "sectionName": "http"}
+    assert entry.of_ingress
     assert reasons([entry]) == [{"Accepted": ACCEPTED, "ResolvedRefs": RESOLVED}]
 
 

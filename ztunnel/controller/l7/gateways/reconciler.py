@@ -23,6 +23,7 @@ from ztunnel.controller.l7.gateways.objects import (
     ready_pods,
     wanted_pods,
 )
+from ztunnel.controller.l7.ingress_statuses import IngressStatuses
 from ztunnel.controller.l7.model import Model
 from ztunnel.controller.l7.object_client import ObjectClient, Ref
 from ztunnel.controller.l7.watches import POD, WORKLOADS, Watches
@@ -86,6 +87,7 @@ class Gateways:
         self._objects = objects
         self._settings = settings
         self._rejected = rejected
+        self._statuses = IngressStatuses(cluster.client, cluster.watches, cluster.model)
 
     def reconcile(self, key: str) -> float | None:
         """Reconcile `namespace/name`; returns in how many seconds to repeat. Raises ApiError."""
@@ -211,6 +213,9 @@ class Gateways:
         return found
 
     def _write_status(self, obj: Object, gateway: L7Object, facts: GatewayFacts) -> None:
+        if is_ingress_class(_class_name(gateway)):
+            self._statuses.write(obj, gateway, facts)
+            return
         before = mapping(obj.get("status"))
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         status = gateway_status(gateway, facts, before, now)
