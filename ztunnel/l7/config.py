@@ -69,19 +69,22 @@ class ClusterRef(NamedTuple):
     """A cluster that a route uses: a port of the service `namespace/name`, or a subset of it.
 
     `http2`: for requests of gRPC by an ingress gateway; backends get HTTP/2 unless the port
-    declares otherwise.
+    declares otherwise. `opaque`: for connections whose TLS passes an ingress gateway unchanged; it
+    adds none of its own.
     """
 
     service: str
     port: int
     subset: str = ""
     http2: bool = False
+    opaque: bool = False
 
     @property
     def name(self) -> str:
         """The name of the Envoy cluster."""
         name = cluster_name(self.service, self.port, self.subset)
-        return f"{name}|http2" if self.http2 else name
+        kinds = ("|http2" if self.http2 else "") + ("|opaque" if self.opaque else "")
+        return name + kinds
 
 
 @dataclass(frozen=True)

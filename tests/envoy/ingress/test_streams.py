@@ -196,6 +196,20 @@ def test_passthrough_and_termination_share_a_port(edge: Edge) -> None:
     assert (found.subject, found.data) == ("end.example.com", b"plain")
 
 
+def test_passed_tls_is_not_encrypted_again(edge: Edge, tmp_path: Path) -> None:
+    """A policy that encrypts to the backend concerns what the gateway terminates."""
+    policy = """
+kind: BackendTLSPolicy
+metadata: {name: one, namespace: default}
+spec:
+  targetRefs: [{group: "", kind: Service, name: tls-one}]
+  validation: {wellKnownCACertificates: System, hostname: tls-one}
+"""
+    config = copy.deepcopy(edge.world).apply(policy).compile(GATEWAY)
+    with running_gateway(config, tmp_path) as gateway:
+        assert handshake(gateway.ports[443], "one.example.com").data == b"tls-one"
+
+
 def test_terminated_connection_follows_a_tcp_route(edge: Edge) -> None:
     found = handshake(edge.port(2443), "end.example.com")
     assert (found.subject, found.data) == ("end.example.com", b"plain")

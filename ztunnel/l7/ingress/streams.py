@@ -91,17 +91,18 @@ def _branches(inputs: Inputs, stream: StreamListener) -> list[_Branch]:
         if names:
             obj = each.route.obj
             name = f"{stream.name}|{obj.kind}|{obj.namespace}/{obj.name}"
-            found.append(_Branch(name, names, _target(inputs, each)))
+            opaque = stream.listener.listener.is_passthrough
+            found.append(_Branch(name, names, _target(inputs, each, opaque=opaque)))
     is_covered = any(covers(each, own) for each in stream.siblings if each != own)
     if own not in claimed and is_covered:
         found.append(_Branch(f"{stream.name}|refused", (own,), _REFUSED))
     return found
 
 
-def _target(inputs: Inputs, attached: AttachedRoute) -> StreamTarget:
+def _target(inputs: Inputs, attached: AttachedRoute, *, opaque: bool = False) -> StreamTarget:
     route = attached.route
     assert isinstance(route, StreamRoute)
-    return stream_target(inputs, None, route)
+    return stream_target(inputs, None, route, opaque=opaque)
 
 
 def _unit(

@@ -88,6 +88,16 @@ def cluster_fields(
     )
 
 
+def without_tls(fields: Json) -> Json:
+    """Return the fields without TLS; a PROXY header stays."""
+    socket = fields.get("transport_socket")
+    others = {name: value for name, value in fields.items() if name != "transport_socket"}
+    if socket is None or "transport_socket" not in socket["typed_config"]:
+        return others
+    config = {**socket["typed_config"], "transport_socket": _RAW_BUFFER}
+    return {**others, "transport_socket": {**socket, "typed_config": config}}
+
+
 def stream_limits(inputs: Inputs, destination: Destination) -> Json:
     """Return fields of TcpProxy that limit the time of connections to a service port."""
     service, port = destination.service, destination.port

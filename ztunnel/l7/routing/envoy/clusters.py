@@ -72,7 +72,8 @@ def service_cluster(
     assignment: Json = {"cluster_name": ref.name}
     if localities:
         assignment["endpoints"] = localities
-    return ClusterUnit(merge_fields(cluster, policy.fields), assignment, policy.problems)
+    fields = traffic.without_tls(policy.fields) if ref.opaque else policy.fields
+    return ClusterUnit(merge_fields(cluster, fields), assignment, policy.problems)
 
 
 def endpoint_list(inputs: Inputs, service: Service, port: ServicePort) -> list[Json]:

@@ -26,15 +26,18 @@ class StreamTarget(NamedTuple):
     problems: tuple[Problem, ...]
 
 
-def stream_target(inputs: Inputs, service: Service | None, route: StreamRoute) -> StreamTarget:
+def stream_target(
+    inputs: Inputs, service: Service | None, route: StreamRoute, *, opaque: bool = False
+) -> StreamTarget:
     """Return where connections go. Gateway API: without a valid backend, they are reset.
 
-    `service`: that the route attaches to; None for a gateway.
+    `service`: that the route attaches to; None for a gateway. `opaque`: see ClusterRef.
     """
     weighted, uses, problems = [], set(), list(route.problems)
     for ref in route.backends:
         resolution = resolve(inputs, route.obj, service, ref)
         found = resolution.cluster
+        found = found._replace(opaque=opaque) if found is not None else None
         if found is None:
             problems.append(
                 route_problem(route.obj, ref.where, resolution.message, resolution.reason)
