@@ -19,7 +19,7 @@ from ztunnel.l7.api.request_authentication import parse_request_authentication
 from ztunnel.l7.api.target_refs import Target, TargetKind
 from ztunnel.l7.compile import compile_gateway
 from ztunnel.l7.ingress.attachment import Attachment, attach, parent_gateway
-from ztunnel.l7.ingress.listeners import is_ingress_gateway
+from ztunnel.l7.ingress.listeners import ingress_gateways, is_ingress_gateway
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.names import WAYPOINT_CLASSES, is_ingress_class, is_waypoint_class
 from ztunnel.l7.objects import L7Key, L7Object
@@ -64,11 +64,7 @@ def analyze(inputs: Inputs, node_problems: NodeProblems) -> tuple[Problem, ...]:
 def _compiled(inputs: Inputs) -> Iterator[Problem]:
     """What the compilation of every gateway reports."""
     named = {each.waypoint for each in inputs.mesh.services()}
-    named |= {
-        f"{each.namespace}/{each.name}"
-        for each in inputs.store.of_kind("Gateway")
-        if is_ingress_gateway(inputs.store, each)
-    }
+    named |= set(ingress_gateways(inputs.store))
     named |= {each.waypoint for each in inputs.mesh.workloads()}
     for gateway in sorted(named - {""}):
         try:
@@ -78,6 +74,10 @@ def _compiled(inputs: Inputs) -> Iterator[Problem]:
             message = f"cannot be compiled: {type(error).__name__}: {error}"
             key = L7Key("Gateway", namespace, name)
             yield _problem(key, message, Severity.ERROR, "CompileFailed")
+
+
+def _unused(inputs: Inputs) -> Iterable[Problem]:
+    return unused_problems(inputs, ingress_gateways(inputs.store))
 
 
 def _waypoints(inputs: Inputs) -> Iterator[Problem]:
@@ -265,7 +265,7 @@ _SOURCES: tuple[Callable[[Inputs], Iterable[Problem]], ...] = (
     _routes,
     _request_authentications,
     rule_problems,
-    unused_problems,
+    _unused,
     telemetry_problems,
     _never_read,
 )

@@ -399,7 +399,7 @@ def test_objects_that_no_waypoint_uses_are_reported() -> None:
     world.add(virtual_service({"route": [to()]}, name="unused", hosts=["other"]))
     world.add(destination_rule({}))
     world.add(destination_rule({}, name="unused", host="other"))
-    found = unused_problems(world.inputs)
+    found = unused_problems(world.inputs, ())
     assert [(p.kind, p.name) for p in found] == [
         ("DestinationRule", "unused"),
         ("VirtualService", "unused"),

@@ -358,3 +358,40 @@ def test_entries_that_the_controller_gives_addresses_are_no_problem(
 ) -> None:
     made = entry("a.example.com", f"STATIC, {OUTSIDE}") + entry("*.example.com", "DYNAMIC_DNS")
     assert findings(ztctl, tmp_path, WORKING + made) == (0, [])
+
+
+EDGE = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge, namespace: shop}
+spec:
+  gatewayClassName: ztunnel
+  listeners: [{name: http, port: 80, protocol: HTTP}]
+---
+"""
+DESTINATION_RULE = """
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: d, namespace: shop}
+spec:
+  host: plain.other.svc.cluster.local
+  trafficPolicy: {loadBalancer: {simple: RANDOM}}
+---
+"""
+
+
+def test_destination_rule_of_an_ingress_gateway_has_an_effect(ztctl: Ztctl, tmp_path: Path) -> None:
+    _, rows = findings(ztctl, tmp_path, WORKING + DESTINATION_RULE)
+    assert [row["kind"] for row in rows] == ["DestinationRule"]
+    assert findings(ztctl, tmp_path, WORKING + DESTINATION_RULE + EDGE) == (0, [])
+
+
+def test_virtual_service_cannot_route_for_a_gateway(ztctl: Ztctl, tmp_path: Path) -> None:
+    text = VIRTUAL_SERVICE.replace("HOST", "cart").replace(
+        "spec: {", "spec: {gateways: [shop/edge, mesh], "
+    )
+    _, rows = findings(ztctl, tmp_path, WORKING + EDGE + text)
+    assert [(row["kind"], row["field"], row["severity"]) for row in rows] == [
+        ("VirtualService", "spec.gateways", "ignored")
+    ]
+    assert "HTTPRoute" in rows[0]["message"]

@@ -16,7 +16,7 @@ from ztunnel.kube.objects.l7_kinds import CA_CERTIFICATES_ANNOTATION
 from ztunnel.kube.objects.policy_status import PolicyCondition
 from ztunnel.l7.compile import GatewayCompiler
 from ztunnel.l7.deployment.settings import CONTROLLER_NAME, INGRESS_CONTROLLER_NAME
-from ztunnel.l7.ingress.listeners import is_ingress_gateway
+from ztunnel.l7.ingress.listeners import ingress_gateways, is_ingress_gateway
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.names import is_waypoint_class
 from ztunnel.l7.objects import L7Key, L7Object, l7_object
@@ -120,7 +120,8 @@ class Computers:
                 if is_waypoint_class(each.spec.get("gatewayClassName"))
                 or is_ingress_gateway(inputs.store, each)
             }
-            all_problems = dict.fromkeys((*rule_problems(inputs), *unused_problems(inputs)))
+            unused = unused_problems(inputs, ingress_gateways(inputs.store))
+            all_problems = dict.fromkeys((*rule_problems(inputs), *unused))
             for gone in self._compilers.keys() - gateways:
                 del self._compilers[gone]
             for gateway in sorted(gateways):

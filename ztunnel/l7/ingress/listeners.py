@@ -148,6 +148,12 @@ def is_ingress_gateway(store: L7Store, gateway: L7Object | None) -> bool:
     return found is None or str(controller).startswith(OUR_CONTROLLERS)
 
 
+def ingress_gateways(store: L7Store) -> list[str]:
+    """Return the ingress gateways of the mesh, `namespace/name`."""
+    found = (each for each in store.of_kind("Gateway") if is_ingress_gateway(store, each))
+    return sorted(f"{each.namespace}/{each.name}" for each in found)
+
+
 def effective_listeners(store: L7Store, gateway: L7Object) -> tuple[EffectiveListener, ...]:
     """Return the listeners in their order of precedence."""
     spec = parse_gateway(gateway)
