@@ -183,6 +183,10 @@ LABELS = {
         "Gateway pod annotation, written by the controller",
         "Digest of the gateway's certificates; its change makes the kubelet mount them at once.",
     ),
+    "ztunnel.dev/http3": (
+        "Gateway annotation",
+        "`true`: HTTPS listeners of the ingress gateway also serve HTTP/3.",
+    ),
     "ztunnel.dev/gateway-host-ports": (
         "Gateway annotation",
         "`true`: the pods of the ingress gateway, a DaemonSet, bind the listeners' ports on their "
