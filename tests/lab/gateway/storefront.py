@@ -138,10 +138,22 @@ class Storefront:
 
     @contextmanager
     def load(self, *options: str, rate: int, tls: bool = True) -> Iterator[Result]:
-        """Requests at a fixed rate from outside, during the block."""
-        argv = [sys.executable, str(APPS / "http_load.py"), "--host", HOST, *options]
-        argv += ["--ca", str(self.root_file)] if tls else []
-        argv += [self.address(), str(HTTPS if tls else HTTP), str(rate)]
+        """HTTP/1.1 requests at a fixed rate from outside, during the block."""
+        trust = ["--ca", str(self.root_file)] if tls else []
+        place = [self.address(), str(HTTPS if tls else HTTP), str(rate)]
+        with self._load("http_load.py", *options, *trust, *place) as result:
+            yield result
+
+    @contextmanager
+    def h2_load(self, rate: int) -> Iterator[Result]:
+        """HTTP/2 requests over TLS on four connections at a fixed rate, during the block."""
+        trust = ("--ca", str(self.root_file))
+        with self._load("h2_load.py", *trust, self.address(), str(HTTPS), str(rate)) as result:
+            yield result
+
+    @contextmanager
+    def _load(self, program: str, *options: str) -> Iterator[Result]:
+        argv = [sys.executable, str(APPS / program), "--host", HOST, *options]
         pipe = subprocess.PIPE
         running = subprocess.Popen(
             self.lab.external_argv(argv), stdin=pipe, stdout=pipe, stderr=pipe

@@ -20,10 +20,11 @@ def policy(action: str, rule: shop.Object, **target: object) -> shop.Object:
     return shop.obj("security.istio.io/v1", "AuthorizationPolicy", "test", spec=spec)
 
 
-def test_http_and_https_reach_the_app(storefront: Storefront) -> None:
-    for url in (URL, TLS_URL):
-        found = storefront.get(url)
-        assert (found.status, found.version) == (200, "v1"), found.text
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("url", [URL, TLS_URL])
+def test_http_and_https_reach_the_app(storefront: Storefront, url: str, family: int) -> None:
+    found = storefront.get(url, family=family)
+    assert (found.status, found.version) == (200, "v1"), found.text
 
 
 def test_node_port_reaches_the_gateway_on_its_node_only(storefront: Storefront) -> None:

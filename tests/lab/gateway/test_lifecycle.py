@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """An ingress gateway at 200 requests/s while its configuration, certificates and pods change.
 
-Clients never send a request twice: a request that must be repeated counts as failed.
+Clients never send a request twice: a request that must be repeated counts as failed. Those on kept-
+alive connections obey `connection: close` and GOAWAY.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -18,26 +19,34 @@ from tests.lab.waypoint.shop import SHOP
 from tests.lab.waypoint.traffic import Result
 from tests.support.waiting import wait_until
 
-RATE = 100  # requests per second of each of the two loads
+RATES = {"HTTP/1.1": 70, "HTTP/1.1, new connections": 60, "HTTP/2": 70}  # per second
+MIN_REQUESTS = 100  # of each load
 EFFECTIVE_S = 1.0  # until a change applies
 CERTIFICATE_EFFECTIVE_S = 5.0  # until new connections get a new certificate
 
 
 @contextmanager
-def both_loads(made: Storefront) -> Iterator[list[Result]]:
-    """HTTPS: 100 requests/s on kept-alive connections, and 100 on a new connection each."""
-    with made.load(rate=RATE) as kept, made.load("--new", rate=RATE) as new:
-        yield [kept, new]
+def all_loads(made: Storefront) -> Iterator[dict[str, Result]]:
+    """HTTPS requests, 200/s together: on kept-alive connections, on new ones, and by HTTP/2."""
+    with ExitStack() as stack:
+        rates = iter(RATES.values())
+        loads = [
+            made.load(rate=next(rates)),
+            made.load("--new", rate=next(rates)),
+            made.h2_load(next(rates)),
+        ]
+        yield dict(zip(RATES, map(stack.enter_context, loads), strict=True))
 
 
-def assert_none_failed(name: str, results: list[Result]) -> None:
-    for result, mode in zip(results, ("kept-alive", "new connections"), strict=True):
+def assert_none_failed(name: str, results: dict[str, Result]) -> None:
+    for load, result in results.items():
         print(
-            f"\n{name}, {mode}: {len(result.failed)} of {len(result.requests)} failed, "
+            f"\n{name}, {load}: {len(result.failed)} of {len(result.requests)} failed, "
             f"{result.retried} sent again, slowest {result.slowest_s():.2f} s"
         )
-    assert [request for result in results for request in result.failed] == []
-    assert [result.retried for result in results] == [0, 0]
+    assert [request for result in results.values() for request in result.failed] == []
+    assert [result.retried for result in results.values()] == [0, 0, 0]
+    assert all(len(result.requests) > MIN_REQUESTS for result in results.values())
 
 
 def scale(made: Storefront, replicas: int) -> None:
@@ -53,7 +62,7 @@ def test_listener_and_route_changes_fail_no_request(storefront: Storefront) -> N
     port = {"name": "more", "port": 8080, "protocol": "HTTP"}
     assert lab.apply(storefront.certificate("extra-tls", "extra.example")) == []
     steady = []  # from a second after a change of the route until the next one
-    with both_loads(storefront) as results:
+    with all_loads(storefront) as results:
         for number in range(10):
             began = time.time()
             version = ("v2", "v1")[number % 2]
@@ -65,12 +74,12 @@ def test_listener_and_route_changes_fail_no_request(storefront: Storefront) -> N
     lab.apply(*front.gateway(), front.route("v1"))
     assert_none_failed("listener and route changes", results)
     for version, begin, end in steady:
-        for result in results:
+        for result in results.values():
             assert result.versions(begin, end) <= {version}
 
 
 def test_renewed_certificate_is_in_use_within_seconds(storefront: Storefront) -> None:
-    with both_loads(storefront) as results:
+    with all_loads(storefront) as results:
         for _ in range(3):
             renewed = storefront.certificate()
             assert storefront.lab.apply(renewed, wait=False) == []
@@ -89,7 +98,7 @@ def test_invalid_certificate_leaves_the_previous_one(storefront: Storefront) -> 
     before = storefront.served_certificate()
     broken = storefront.certificate()
     broken["stringData"]["tls.key"] = storefront.certificate()["stringData"]["tls.key"]
-    with both_loads(storefront) as results:
+    with all_loads(storefront) as results:
         problems = storefront.lab.apply(broken, wait=False)
         assert any("does not belong" in each and "stays in use" in each for each in problems)
         time.sleep(2)
@@ -99,7 +108,7 @@ def test_invalid_certificate_leaves_the_previous_one(storefront: Storefront) -> 
 
 
 def test_scaling_fails_no_request(storefront: Storefront) -> None:
-    with both_loads(storefront) as results:
+    with all_loads(storefront) as results:
         scale(storefront, 3)
         time.sleep(1)
         scale(storefront, 1)
@@ -108,7 +117,7 @@ def test_scaling_fails_no_request(storefront: Storefront) -> None:
 
 def test_rolling_update_fails_no_request(storefront: Storefront) -> None:
     (before,) = storefront.pods()
-    with both_loads(storefront) as results:
+    with all_loads(storefront) as results:
         changed = front.gateway(annotations={"updated": str(time.time())})
         assert storefront.lab.apply(*changed) == []
     (after,) = storefront.pods()
@@ -119,7 +128,7 @@ def test_rolling_update_fails_no_request(storefront: Storefront) -> None:
 @pytest.mark.parametrize("component", ["gateway", "agent"])
 def test_loss_of_the_control_plane_fails_no_request(storefront: Storefront, component: str) -> None:
     (pod,) = storefront.pods()
-    with both_loads(storefront) as results:
+    with all_loads(storefront) as results:
         storefront.lab.kill(pod["spec"]["nodeName"], component)
         time.sleep(2)
         storefront.lab.start(pod["spec"]["nodeName"], component)
