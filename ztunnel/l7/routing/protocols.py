@@ -38,6 +38,11 @@ def is_grpc_web(port: ServicePort | None) -> bool:
     return port is not None and port.app_protocol == "grpc-web"
 
 
+def may_be_grpc(port: ServicePort | None) -> bool:
+    """Return whether requests to a port may be gRPC, as far as it declares."""
+    return port is None or declared_protocol(port) in {None, Protocol.HTTP2}
+
+
 def declared_protocol(port: ServicePort) -> Protocol | None:
     """Return the protocol of a port; None if Envoy has to detect it from the first bytes."""
     found = _DECLARED.get(port.app_protocol)

@@ -3,13 +3,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ztunnel.l7.config import Json
 from ztunnel.l7.inputs import Destination, Inputs
 from ztunnel.l7.problems import Problem
-from ztunnel.l7.telemetry import access_log, labels, metrics, tracing
+from ztunnel.l7.telemetry import access_log, grpc_messages, labels, metrics, tracing
 from ztunnel.l7.telemetry.effective import Effective, effective_telemetry, telemetry_problems
 from ztunnel.l7.telemetry.mesh_config import mesh_telemetry
+from ztunnel.l7.telemetry.metrics import Metric
 from ztunnel.mesh.model import Service, Workload
+
+
+class GrpcFields(NamedTuple):
+    """HTTP filters in front of all others, and fields of the router."""
+
+    filters: tuple[Json, ...]
+    router: Json
+
+
+NO_GRPC = GrpcFields((), {})
 
 
 def hcm(inputs: Inputs, destination: Destination) -> Json:
@@ -22,6 +35,16 @@ def hcm(inputs: Inputs, destination: Destination) -> Json:
         namespace, _, name = destination.gateway.partition("/")
         fields |= tracing.hcm_fields(effective.spans, f"{name}.{namespace}")
     return fields
+
+
+def grpc(inputs: Inputs, destination: Destination) -> GrpcFields:
+    """Return what counts gRPC messages; empty if no such metric is enabled."""
+    effective = effective_telemetry(inputs, destination)
+    tags = _merged(labels.http_tags(destination, inputs.settings), effective)
+    if not tags.keys() & {Metric.GRPC_REQUEST_MESSAGES, Metric.GRPC_RESPONSE_MESSAGES}:
+        return NO_GRPC
+    router = grpc_messages.router_fields(_scope(destination), tags)
+    return GrpcFields(tuple(grpc_messages.http_filters()), router)
 
 
 def tcp(inputs: Inputs, destination: Destination) -> Json:

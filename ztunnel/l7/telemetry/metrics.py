@@ -6,8 +6,7 @@ the number of series, so that neither a client nor a service can exhaust Envoy's
 series of other services. Envoy counts what exceeds a limit in `envoy_server_stats_overflow_counter`
 and `..._histogram`.
 
-Envoy cannot provide Istio's counters of gRPC messages: its access logs format both counts of a
-stream as one text.
+`telemetry.grpc_messages` has the counters of gRPC messages.
 """
 
 from __future__ import annotations
@@ -30,6 +29,8 @@ class Metric(StrEnum):
     REQUEST_DURATION = "istio_request_duration_milliseconds"
     REQUEST_SIZE = "istio_request_bytes"
     RESPONSE_SIZE = "istio_response_bytes"
+    GRPC_REQUEST_MESSAGES = "istio_request_messages_total"
+    GRPC_RESPONSE_MESSAGES = "istio_response_messages_total"
     TCP_OPENED_CONNECTIONS = "istio_tcp_connections_opened_total"
     TCP_CLOSED_CONNECTIONS = "istio_tcp_connections_closed_total"
     TCP_SENT_BYTES = "istio_tcp_sent_bytes_total"
@@ -51,7 +52,7 @@ _TCP_COUNTERS = {
 
 def http_loggers(scope: str, tags: Tags, max_series: int = MAX_SERIES) -> list[Json]:
     """Access loggers that count requests. `scope` identifies the destination."""
-    counters = _counters(tags, {Metric.REQUEST_COUNT: ""})
+    requests = counters(tags, {Metric.REQUEST_COUNT: ""})
     histograms = [
         {
             "stat": {"name": str(metric), "tags": tags[metric]},
@@ -61,18 +62,18 @@ def http_loggers(scope: str, tags: Tags, max_series: int = MAX_SERIES) -> list[J
         for metric, (unit, value) in _HISTOGRAMS.items()
         if metric in tags
     ]
-    return [_logger(scope, max_series, counters, histograms)] if counters or histograms else []
+    return [stats_logger(scope, max_series, requests, histograms)] if requests or histograms else []
 
 
 def tcp_loggers(scope: str, tags: Tags, max_series: int = MAX_SERIES) -> list[Json]:
     """Access loggers that count connections. Bytes count when the connection ends."""
-    opened = _counters(tags, {Metric.TCP_OPENED_CONNECTIONS: ""})
-    closed = _counters(tags, {Metric.TCP_CLOSED_CONNECTIONS: "", **_TCP_COUNTERS})
+    opened = counters(tags, {Metric.TCP_OPENED_CONNECTIONS: ""})
+    closed = counters(tags, {Metric.TCP_CLOSED_CONNECTIONS: "", **_TCP_COUNTERS})
     loggers = []
     if opened:
-        loggers.append(_logger(scope, max_series, opened) | _on("TcpConnectionStart"))
+        loggers.append(stats_logger(scope, max_series, opened) | _on("TcpConnectionStart"))
     if closed:
-        loggers.append(_logger(scope, max_series, closed) | _on("TcpConnectionEnd"))
+        loggers.append(stats_logger(scope, max_series, closed) | _on("TcpConnectionEnd"))
     return loggers
 
 
@@ -80,7 +81,8 @@ def _on(log_type: str) -> Json:
     return {"filter": {"log_type_filter": {"types": [log_type]}}}
 
 
-def _counters(tags: Tags, formats: dict[Metric, str]) -> list[Json]:
+def counters(tags: Tags, formats: dict[Metric, str]) -> list[Json]:
+    """Counters of a stats access logger; an empty format counts 1."""
     return [
         {
             "stat": {"name": str(metric), "tags": tags[metric]},
@@ -91,9 +93,10 @@ def _counters(tags: Tags, formats: dict[Metric, str]) -> list[Json]:
     ]
 
 
-def _logger(
-    scope: str, max_series: int, counters: list[Json], histograms: list[Json] | None = None
+def stats_logger(
+    scope: str, max_series: int, counted: list[Json], histograms: list[Json] | None = None
 ) -> Json:
+    """An access logger that counts in the scope of a destination."""
     config: Json = {
         "@type": _TYPE + "envoy.extensions.access_loggers.stats.v3.Config",
         "stats_scope": {
@@ -102,7 +105,7 @@ def _logger(
             "max_histograms": len(_HISTOGRAMS) * max_series,
             "enable_eviction": True,
         },
-        "counters": counters,
+        "counters": counted,
     }
     if histograms:
         config["histograms"] = histograms

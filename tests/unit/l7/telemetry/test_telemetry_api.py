@@ -103,10 +103,6 @@ def test_entries_for_clients_do_not_apply_and_are_reported() -> None:
         ({"metrics": [{"reportingInterval": "5s"}]}, "spec.metrics[0].reportingInterval"),
         ({"metrics": [{"providers": [{"name": "stackdriver"}]}]}, "spec.metrics[0].providers"),
         (
-            {"metrics": [{"overrides": [{"match": {"metric": "GRPC_REQUEST_MESSAGES"}}]}]},
-            "spec.metrics[0].overrides[0].match.metric",
-        ),
-        (
             {"metrics": [{"overrides": [{"tagOverrides": {"a": {"value": "f(x)"}}}]}]},
             "spec.metrics[0].overrides[0].tagOverrides.a.value",
         ),

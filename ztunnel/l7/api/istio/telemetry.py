@@ -23,12 +23,13 @@ LOG_PROVIDER = "envoy"  # Istio's built-in provider of access logs: standard out
 _GATEWAY_API = "gateway.networking.k8s.io"
 _TARGETS = {("Gateway", _GATEWAY_API), ("Service", ""), ("ServiceEntry", "networking.istio.io")}
 ALL_METRICS = "ALL_METRICS"
-UNSUPPORTED_METRICS = ("GRPC_REQUEST_MESSAGES", "GRPC_RESPONSE_MESSAGES")
 METRICS = {
     "REQUEST_COUNT": "istio_requests_total",
     "REQUEST_DURATION": "istio_request_duration_milliseconds",
     "REQUEST_SIZE": "istio_request_bytes",
     "RESPONSE_SIZE": "istio_response_bytes",
+    "GRPC_REQUEST_MESSAGES": "istio_request_messages_total",
+    "GRPC_RESPONSE_MESSAGES": "istio_response_messages_total",
     "TCP_OPENED_CONNECTIONS": "istio_tcp_connections_opened_total",
     "TCP_CLOSED_CONNECTIONS": "istio_tcp_connections_closed_total",
     "TCP_SENT_BYTES": "istio_tcp_sent_bytes_total",
@@ -198,9 +199,6 @@ class _Reader(Reporter):
             )
             return None
         metric = match.string("metric") or ALL_METRICS
-        if metric in UNSUPPORTED_METRICS:
-            self.report(Severity.IGNORED, match.path("metric"), "waypoints do not have this metric")
-            return None
         if metric != ALL_METRICS and metric not in METRICS:
             raise match.error("metric", f"{ALL_METRICS} or one of {', '.join(METRICS)}")
         names = METRICS.values() if metric == ALL_METRICS else [METRICS[metric]]

@@ -11,7 +11,7 @@ from ztunnel.l7.config import Filters, Json
 from ztunnel.l7.inputs import Destination, Inputs
 from ztunnel.l7.routing.envoy import dynamic_hosts
 from ztunnel.l7.routing.envoy.extensions import http_filter, network_filter
-from ztunnel.l7.routing.protocols import is_grpc_web
+from ztunnel.l7.routing.protocols import is_grpc_web, may_be_grpc
 from ztunnel.l7.telemetry import fields as telemetry
 
 # Statistics of all chains have one prefix: names by service would be unbounded.
@@ -47,25 +47,32 @@ def http_connection_manager(
     CORS precedes the policies, because a browser's preflight request carries no credentials.
     `overrides`: fields in place of those of a waypoint.
     """
+    counts_messages = destination.edge is None and may_be_grpc(destination.port)
+    grpc = telemetry.grpc(inputs, destination) if counts_messages else telemetry.NO_GRPC
     config = {
         **_HARDENED,
         **(overrides or {}),
         **dynamic_hosts.http_fields(destination),
         **routes,
         "http_filters": [
+            *grpc.filters,
             _CORS,
             *policies.http,
             *([_GRPC_WEB] if is_grpc_web(destination.port) else []),
             _FAULT,
             _SESSIONS,
             *dynamic_hosts.http_filters(destination),
-            _ROUTER,
+            _router(grpc.router),
         ],
         **telemetry.hcm(inputs, destination),
     }
     return network_filter(
         "http_connection_manager", "http_connection_manager.v3.HttpConnectionManager", **config
     )
+
+
+def _router(fields: Json) -> Json:
+    return {**_ROUTER, "typed_config": {**_ROUTER["typed_config"], **fields}} if fields else _ROUTER
 
 
 _HARDENED: Json = {
