@@ -12,7 +12,7 @@ from ztunnel.kube.objects.l7_kinds import GATEWAY_CERTIFICATES_ANNOTATION
 from ztunnel.l7.names import certificate_id
 from ztunnel.lab.cluster.gateways import plan_gateways
 from ztunnel.lab.objects import Key, Object, key_of
-from ztunnel.lab.server_certificates import tls_secret
+from ztunnel.lab.server_certificates import ROOT_FILE, tls_secret
 
 
 def gateway(class_name: str = "istio-waypoint", **spec: Any) -> Object:
@@ -116,6 +116,26 @@ def test_certificates_are_files_of_a_secret_and_names_in_the_annotation(tmp_path
     annotation = metadata["annotations"][GATEWAY_CERTIFICATES_ANNOTATION]
     assert list(json.loads(annotation)) == [f"{name}.crt"]
     assert plan_gateways(found).annotated == []
+
+
+def test_port_that_validates_clients_exists_with_the_authorities(tmp_path: Path) -> None:
+    """Both become known at once."""
+    secret = stored(tls_secret(tmp_path / "ca", "tls", "shop", ["a.example"]))
+    edge = ingress({"name": "tls"})
+    reference = {"group": "", "kind": "ConfigMap", "name": "clients"}
+    edge["spec"]["tls"] = {
+        "frontend": {"default": {"validation": {"caCertificateRefs": [reference]}}}
+    }
+    root = (tmp_path / "ca" / ROOT_FILE).read_text()
+    authorities = {
+        "kind": "ConfigMap",
+        "metadata": {"name": "clients", "namespace": "shop"},
+        "data": {"ca.crt": root},
+    }
+    found, problems = applied(by_key(edge, secret, authorities))
+    assert problems == []
+    service = found[Key("Service", "shop", "waypoint-ztunnel")]["spec"]
+    assert [port["port"] for port in service["ports"]] == [443]
 
 
 def test_invalid_renewal_leaves_the_previous_certificate(tmp_path: Path) -> None:

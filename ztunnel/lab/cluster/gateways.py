@@ -66,8 +66,10 @@ def plan_gateways(objects: Objects) -> GatewayPlan:
             _plan_pods(plan, gateway, obj, objects, Requirements((), ()))
         elif is_ingress_gateway(store, gateway):
             required = requirements(store, gateway)
+            annotated = _plan_certificates(plan, gateway, obj, objects, required)
+            store.put(l7_object(annotated))  # a listener without valid authorities has no port
+            required = requirements(store, l7_object(annotated))
             _plan_pods(plan, gateway, obj, objects, required)
-            _plan_certificates(plan, gateway, obj, objects, required)
     return plan
 
 
@@ -108,8 +110,9 @@ def _plan_pods(
 
 def _plan_certificates(
     plan: GatewayPlan, gateway: L7Object, obj: Object, objects: Objects, required: Requirements
-) -> None:
-    """Plan the Secret that the pods mount, and the annotation with what it contains."""
+) -> Object:
+    """Plan the Secret that the pods mount, and the annotation with what it contains; returns the
+    Gateway with it."""
     secret = Key(SECRET, gateway.namespace, certificates_name(gateway))
     found = gateway_files(
         required.certificates,
@@ -120,7 +123,7 @@ def _plan_certificates(
         f"{gateway.key}: {fact.message}" for fact in found.facts.values() if fact.error is not None
     ]
     plan.objects.append(certificates_secret(gateway, obj["metadata"].get("uid", ""), found.files))
-    _plan_annotation(plan, obj, found)
+    return _plan_annotation(plan, obj, found)
 
 
 def _files(secret: Object | None) -> dict[str, bytes]:
@@ -128,13 +131,16 @@ def _files(secret: Object | None) -> dict[str, bytes]:
     return dict(data) if isinstance(data, dict) else {}
 
 
-def _plan_annotation(plan: GatewayPlan, obj: Object, found: GatewayFiles) -> None:
+def _plan_annotation(plan: GatewayPlan, obj: Object, found: GatewayFiles) -> Object:
     annotations = dict(obj["metadata"].get("annotations") or {})
     before = annotations.pop(GATEWAY_CERTIFICATES_ANNOTATION, "")
     if found.annotation:
         annotations[GATEWAY_CERTIFICATES_ANNOTATION] = found.annotation
-    if before != found.annotation:
-        plan.annotated.append({**obj, "metadata": {**obj["metadata"], "annotations": annotations}})
+    if before == found.annotation:
+        return obj
+    annotated = {**obj, "metadata": {**obj["metadata"], "annotations": annotations}}
+    plan.annotated.append(annotated)
+    return annotated
 
 
 def _parameters(gateway: L7Object, objects: Objects) -> dict[str, str] | None:
