@@ -23,6 +23,11 @@ from ztunnel.lab import Lab
 @files_option(required=False)
 @name_option
 @click.option("--nodes", type=int, help="Number of nodes.  [default: 2]")
+@click.option(
+    "--outbound-traffic-policy",
+    type=click.Choice(["ALLOW_ANY", "REGISTRY_ONLY"]),
+    help="As the agent's option, for a new lab.  [default: ALLOW_ANY]",
+)
 @wait_options
 @click.option("--no-mesh", is_flag=True, hidden=True, help="Start no agents and no proxies.")
 def up(
@@ -30,6 +35,7 @@ def up(
     files: tuple[Path, ...],
     name: str,
     nodes: int | None,
+    outbound_traffic_policy: str | None,
     wait: bool,
     timeout_s: float,
     no_mesh: bool,
@@ -47,7 +53,10 @@ def up(
     """
     with lab_errors():
         mesh = False if no_mesh else None
-        lab = Lab(name, nodes=nodes, mesh=mesh, progress=print_progress)
+        options = None
+        if outbound_traffic_policy:
+            options = ("--outbound-traffic-policy", outbound_traffic_policy)
+        lab = Lab(name, nodes=nodes, mesh=mesh, agent_options=options, progress=print_progress)
         problems = lab.up(list(files) or None, wait=wait, timeout=timeout_s)
         name_hint = "" if name == DEFAULT_NAME else f" --name {name}"
         print_progress(f"lab {name} is up; see: ztctl lab status{name_hint}")
