@@ -10,16 +10,17 @@ A policy that nodes enforce instead is reported with what nodes report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ztunnel.l7.api.authorization_policy import KIND as AUTHORIZATION_POLICY
-from ztunnel.l7.api.authorization_policy import parse_authorization_policy
+from ztunnel.l7.api.authorization_policy import REMOTE_ADDRESS, parse_authorization_policy
 from ztunnel.l7.api.request_authentication import KIND as REQUEST_AUTHENTICATION
-from ztunnel.l7.api.request_authentication import parse_request_authentication
+from ztunnel.l7.api.request_authentication import NO_TARGETS, parse_request_authentication
 from ztunnel.l7.api.target_refs import Target, TargetKind
 from ztunnel.l7.compile import compile_gateway
 from ztunnel.l7.ingress.attachment import Attachment, attach, parent_gateway
 from ztunnel.l7.ingress.listeners import ingress_gateways, is_ingress_gateway
+from ztunnel.l7.ingress.pods import GATEWAY_LABEL
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.names import WAYPOINT_CLASSES, is_ingress_class, is_waypoint_class
 from ztunnel.l7.objects import L7Key, L7Object
@@ -177,22 +178,30 @@ def _authorization_policies(inputs: Inputs, node_problems: NodeProblems) -> Iter
     root = inputs.settings.root_namespace
     for obj in inputs.store.of_kind(AUTHORIZATION_POLICY):
         policy = parse_authorization_policy(obj, root)
+        at_ingress = _is_for_ingress(inputs, obj, policy.selector, policy.targets)
         if policy.targets or policy.everywhere:
-            yield from policy.problems
+            yield from (
+                each
+                for each in policy.problems
+                if not (at_ingress and each.reason == REMOTE_ADDRESS)
+            )
         by_node = [
             target
             for target in policy.targets
             if target.kind is TargetKind.SERVICE and _is_without_waypoint(inputs, obj, target)
         ]
         yield from _missing_targets(inputs, obj, policy.targets)
-        if by_node or not (policy.targets or policy.everywhere):
+        if by_node or not (policy.targets or policy.everywhere or at_ingress):
             yield from node_problems(obj, root)
 
 
 def _request_authentications(inputs: Inputs) -> Iterator[Problem]:
     for obj in inputs.store.of_kind(REQUEST_AUTHENTICATION):
         policy = parse_request_authentication(obj, inputs.settings.root_namespace)
-        yield from policy.problems
+        at_ingress = _is_for_ingress(inputs, obj, policy.selector, policy.targets)
+        yield from (
+            each for each in policy.problems if not (at_ingress and each.reason == NO_TARGETS)
+        )
         yield from _missing_targets(inputs, obj, policy.targets)
         for target in policy.targets:
             if target.kind is TargetKind.SERVICE and _is_without_waypoint(inputs, obj, target):
@@ -200,6 +209,17 @@ def _request_authentications(inputs: Inputs) -> Iterator[Problem]:
                     f"service {obj.namespace}/{target.name} uses no waypoint: it has no effect"
                 )
                 yield _of(obj, message, Severity.IGNORED, "spec.targetRefs", "NoWaypoint")
+
+
+def _is_for_ingress(
+    inputs: Inputs, obj: L7Object, selector: dict[str, str], targets: Sequence[Target]
+) -> bool:
+    """Whether a policy concerns ingress gateways only: it targets them, or selects their pods."""
+    names = [each.name if each.kind is TargetKind.GATEWAY else "" for each in targets]
+    if not names:
+        names = [selector.get(GATEWAY_LABEL, "")]
+    gateways = (inputs.store.get("Gateway", obj.namespace, name) for name in names)
+    return all(is_ingress_gateway(inputs.store, each) for each in gateways)
 
 
 def _missing_targets(inputs: Inputs, obj: L7Object, targets: Iterable[Target]) -> Iterator[Problem]:

@@ -395,3 +395,36 @@ def test_virtual_service_cannot_route_for_a_gateway(ztctl: Ztctl, tmp_path: Path
         ("VirtualService", "spec.gateways", "ignored")
     ]
     assert "HTTPRoute" in rows[0]["message"]
+
+
+INGRESS_POLICIES = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: paths, namespace: shop}
+spec:
+  selector: {matchLabels: {gateway.networking.k8s.io/gateway-name: edge}}
+  action: DENY
+  rules: [{to: [{operation: {paths: [/admin]}}]}]
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: tokens, namespace: shop}
+spec:
+  selector: {matchLabels: {gateway.networking.k8s.io/gateway-name: edge}}
+  jwtRules: []
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: addresses, namespace: shop}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edge}]
+  action: DENY
+  rules: [{from: [{source: {remoteIpBlocks: [10.0.0.0/8]}}]}]
+---
+"""
+
+
+def test_policies_of_an_ingress_gateway_are_no_problem(ztctl: Ztctl, tmp_path: Path) -> None:
+    assert findings(ztctl, tmp_path, WORKING + INGRESS_POLICIES + EDGE) == (0, [])
+    _, rows = findings(ztctl, tmp_path, WORKING + INGRESS_POLICIES)
+    assert {row["name"] for row in rows} == {"paths", "tokens", "addresses"}
