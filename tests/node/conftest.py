@@ -13,6 +13,7 @@ from tests.support.nodes.cluster_fixture import Nodes
 from tests.support.nodes.cluster_setup import (
     TIMEOUT_S,
     Ztctl,
+    built,
     install_mesh,
     run_ztctl,
     running_cluster,
@@ -22,7 +23,8 @@ from tests.support.nodes.cluster_setup import (
 @pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """Two Ready nodes with all images. The thread enters the netns of the control plane."""
-    with running_cluster(tmp_path_factory.mktemp("nodes")) as nodes:
+    images = (built("scripts/node-image", "envoy"),)
+    with running_cluster(tmp_path_factory.mktemp("nodes"), images) as nodes:
         yield nodes
 
 

@@ -61,6 +61,9 @@ conf_dir = "{self.directory}/cni"
       "ranges": [[{{"subnet": "{self.pods}"}}]],
       "routes": [{{"dst": "0.0.0.0/0"}}]
     }}
+  }}, {{
+    "type": "portmap",
+    "capabilities": {{"portMappings": true}}
   }}]
 }}
 """
