@@ -134,8 +134,8 @@ def test_listener_without_route_is_not_open(edge: Edge) -> None:
 
 def test_sessions_are_counted(edge: Edge) -> None:
     exchange(edge.port(53), b"hello")
-    name = "udp.ingress.downstream_sess_total"
-    wait_until(lambda: edge.gateway.envoy.stat(name) > 0)
+    name = 'envoy_udp_downstream_sess_total{envoy_udp_prefix="ingress"}'
+    wait_until(lambda: name in edge.gateway.envoy.admin_get("/stats/prometheus"))
 
 
 @pytest.mark.parametrize(

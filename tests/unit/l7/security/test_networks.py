@@ -62,7 +62,7 @@ def test_excluded_network_is_not_admitted() -> None:
     assert found == Admission(("10.0.0.0/10", "10.128.0.0/9"), True)
 
 
-def test_policy_without_rules_admits_nobody() -> None:
+def test_policy_without_rules_admits_no_client() -> None:
     assert admission(policies({"action": "ALLOW"}), PORT) == Admission((), True)
 
 
