@@ -12,6 +12,7 @@ from tests.support.ingress.client import fetch
 from tests.support.ingress.envoy import running_gateway
 from tests.support.waypoint.backend import Backend
 from tests.support.waypoint.world import World
+from ztunnel.l7.names import TypeUrl
 from ztunnel.l7.telemetry import bootstrap
 from ztunnel.l7.telemetry.page import prometheus_page
 
@@ -29,6 +30,22 @@ spec:
   hostnames: [web.example.com]
   rules: [{backendRefs: [{name: web, port: 80}]}]
 """
+
+
+def test_telemetry_selects_the_gateways_pods(tmp_path: Path) -> None:
+    world = World().apply(OBJECTS)
+    for name, label in (("mine", "edge"), ("others", "none")):
+        labels = {"gateway.networking.k8s.io/gateway-name": label}
+        provider = [{"name": "envoy"}]
+        spec = {
+            "selector": {"matchLabels": labels},
+            "accessLogging": [{"providers": provider, "filter": {"expression": f"'{name}' == ''"}}],
+        }
+        metadata = {"name": name, "namespace": "default"}
+        world.add({"kind": "Telemetry", "metadata": metadata, "spec": spec})
+    text = str(world.compile("default/edge").resources[TypeUrl.LISTENER])
+    assert "mine" in text
+    assert "others" not in text
 
 
 def test_gateway_reports_as_source_with_the_labels_of_the_backend(tmp_path: Path) -> None:

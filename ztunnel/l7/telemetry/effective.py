@@ -2,8 +2,8 @@
 """The telemetry of a destination: the defaults of the mesh, overridden by Telemetry objects.
 
 From weak to strong, as in Istio: the object of the root namespace, that of the waypoint's
-namespace, objects that target the Gateway, objects that target the Service. In the first two
-levels only the oldest object without a target counts.
+namespace, objects that select pods of an ingress gateway, objects that target the Gateway, objects
+that target the Service. In the first two levels only the oldest object without a target counts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ztunnel.l7.api.istio.telemetry import Telemetry, parse_telemetry
 from ztunnel.l7.config import Json
-from ztunnel.l7.inputs import AccessLogEncoding, Destination, Inputs
+from ztunnel.l7.inputs import AccessLogEncoding, Destination, Edge, Inputs
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
 from ztunnel.l7.telemetry.mesh_config import MeshTelemetry, mesh_telemetry
@@ -109,12 +109,22 @@ def _applicable(inputs: Inputs, destination: Destination) -> Iterator[Telemetry]
             for _, telemetry in _parsed(inputs, namespace)
             if not telemetry.targets and not telemetry.has_selector
         ][:1]
+    if destination.edge is not None:
+        yield from _selecting(inputs, own, destination.edge)
     yield from _targeting(inputs, own, "Gateway", gateway)
     service = destination.service
     if service is not None and service.is_service_entry:
         yield from _targeting(inputs, service.namespace, "ServiceEntry", service.entry)
     elif service is not None:
         yield from _targeting(inputs, service.namespace, "Service", service.name)
+
+
+def _selecting(inputs: Inputs, namespace: str, edge: Edge) -> Iterator[Telemetry]:
+    """Objects that select pods of an ingress gateway."""
+    for _, telemetry in _parsed(inputs, namespace):
+        selector = telemetry.selector.items()
+        if selector and any(selector <= labels.items() for labels in edge.labels):
+            yield telemetry
 
 
 def _targeting(inputs: Inputs, namespace: str, kind: str, name: str) -> Iterator[Telemetry]:

@@ -81,10 +81,15 @@ class TracingEntry:
 
 @dataclass(frozen=True)
 class Telemetry:
-    """The parts of a Telemetry object that concern waypoints."""
+    """The parts of a Telemetry object that concern gateways.
+
+    `selector`: of pods; it concerns ingress gateways only. With it, or with `targets`, the object
+    does not apply to its whole namespace.
+    """
 
     targets: tuple[Target, ...] = ()
     has_selector: bool = False
+    selector: dict[str, str] = field(default_factory=dict)
     logs: tuple[LogEntry, ...] = ()
     overrides: tuple[MetricOverride, ...] = ()
     tracing: tuple[TracingEntry, ...] = ()
@@ -112,13 +117,15 @@ class _Reader(Reporter):
         if spec.has("targetRef"):
             targets.append(self._target(spec.mapping("targetRef")))
         has_selector = spec.has("selector")
+        selector = spec.mapping("selector")
+        selector.allow_only("matchLabels")
         if has_selector:
-            self.report(
-                Severity.IGNORED, "spec.selector", "selects sidecars; waypoints use targetRefs"
-            )
+            text = "only ingress gateways whose pods it selects use it; waypoints use targetRefs"
+            self.report(Severity.IGNORED, "spec.selector", text)
         return Telemetry(
             targets=tuple(targets),
             has_selector=has_selector,
+            selector=selector.labels("matchLabels"),
             logs=tuple(e for one in spec.mappings("accessLogging") for e in self._log(one)),
             overrides=tuple(e for one in spec.mappings("metrics") for e in self._metrics(one)),
             tracing=tuple(e for one in spec.mappings("tracing") for e in self._tracing(one)),
