@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from tests.lab.waypoint.test_lifecycle import (
 )
 from tests.lab.waypoint.traffic import Shop
 from tests.support.waiting import wait_until
-from ztunnel.lab import admin_get
+from ztunnel.lab import Lab, admin_get
 from ztunnel.telemetry.access_log_parser import parse
 
 __all__ = ["attached"]  # the fixture
@@ -102,3 +103,16 @@ def test_waypoint_without_ready_pods_refuses_with_the_reason(attached: Shop) -> 
     finally:
         scale(attached, 1)
     wait_until(lambda: attached.get(CALLER).version == "v2", "the waypoint is back")
+
+
+def test_encrypted_mode_uses_a_tunnel() -> None:
+    lab = Lab(f"we{os.getpid() % 100000}", agent_options=["--same-node", "encrypt"])
+    try:
+        assert lab.up([]) == []
+        assert lab.apply(*shop.shop()) == []
+        made = Shop(lab)
+        wait_until(lambda: made.get(CALLER).status == 200, "the waypoint serves")
+        (tunnel,) = tunnels_of_buyers(made)
+        assert tunnel["served"] >= 1
+    finally:
+        lab.down()
