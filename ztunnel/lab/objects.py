@@ -27,6 +27,7 @@ CLUSTER_SCOPED = frozenset(
         "ClusterRoleBinding",
         "CustomResourceDefinition",
         "GatewayClass",
+        "IngressClass",
         "Namespace",
         "Node",
         "PersistentVolume",

@@ -7,15 +7,16 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-from ztunnel.lab.cluster import gateways, kube_proxy, load_balancer, services
+from ztunnel.lab.cluster import kube_proxy, load_balancer, services
 from ztunnel.lab.cluster.admission import admit, terminating, unbound
-from ztunnel.lab.cluster.backend_certificates import plan_certificates, with_certificates
 from ztunnel.lab.cluster.deployments import deployment_of, deployment_status
-from ztunnel.lab.cluster.gateways import GatewayPlan
+from ztunnel.lab.cluster.l7.backend_certificates import plan_certificates, with_certificates
+from ztunnel.lab.cluster.l7.gateways import GatewayPlan, plan_gateways
+from ztunnel.lab.cluster.l7.ingresses import plan_ingresses
+from ztunnel.lab.cluster.l7.virtual_addresses import plan_entries
 from ztunnel.lab.cluster.pod_fields import pod_ips
 from ztunnel.lab.cluster.scheduler import plan_pods, surplus_pods
 from ztunnel.lab.cluster.system_objects import SYSTEM_NAMESPACES, system_objects
-from ztunnel.lab.cluster.virtual_addresses import plan_entries
 from ztunnel.lab.errors import LabError
 from ztunnel.lab.names import LabNames
 from ztunnel.lab.network.addresses import Node
@@ -86,8 +87,10 @@ class Reconciler:
         Returns the remaining problems. `wait_for_new_only`: probe other pods once, without waiting.
         """
         self.put_system_objects()
+        ingress_problems = self._put_ingress_objects()
         gateway_plan = self._put_gateway_objects()
         problems = [
+            *ingress_problems,
             *gateway_plan.problems,
             *self._put_certificates(),
             *self._put_virtual_addresses(),
@@ -115,10 +118,20 @@ class Reconciler:
         reasons += [self._kubelet.unready_reason(pod) for pod in unready] if deadline else []
         return [*problems, *plan.problems, *reasons, *self._uncaptured(pods)]
 
+    def _put_ingress_objects(self) -> list[str]:
+        """Store the routes and listeners of Ingresses, remove others. Returns the problems."""
+        stored = self._store.load()
+        plan = plan_ingresses(stored)
+        for key in plan.stale:
+            self._store.remove(key)
+        for obj in plan.objects:
+            self._store.put(admit(obj, stored.get(key_of(obj)), new_uid, _now()))
+        return plan.problems
+
     def _put_gateway_objects(self) -> GatewayPlan:
         """Store what runs the Gateways, and remove it with them."""
         stored = self._store.load()
-        plan = gateways.plan_gateways(stored)
+        plan = plan_gateways(stored)
         for key in plan.stale:
             self._store.remove(key)
         for obj in plan.objects:

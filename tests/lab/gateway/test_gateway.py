@@ -90,6 +90,43 @@ def test_listener_without_certificate_does_not_affect_others(storefront: Storefr
         storefront.lab.apply(*front.gateway())
 
 
+def test_ingress_of_kubernetes_is_served(storefront: Storefront) -> None:
+    parameters = {
+        "apiGroup": "gateway.networking.k8s.io",
+        "kind": "Gateway",
+        "scope": "Namespace",
+        "namespace": SHOP,
+        "name": front.GATEWAY,
+    }
+    spec = {"controller": "ztunnel.dev/ingress-controller", "parameters": parameters}
+    api = "networking.k8s.io/v1"
+    backend = {"service": {"name": "my-app-v2", "port": {"name": "http"}}}
+    path = {"path": "/", "pathType": "Prefix", "backend": backend}
+    ingress = {
+        "ingressClassName": "ztunnel",
+        "tls": [{"hosts": ["shop.example"], "secretName": "shop-tls"}],
+        "rules": [{"host": "shop.example", "http": {"paths": [path]}}],
+    }
+    admitting = front.gateway()
+    admitting[1]["spec"]["allowedListeners"] = {"namespaces": {"from": "Same"}}
+    problems = storefront.lab.apply(
+        *admitting,
+        {"apiVersion": api, "kind": "IngressClass", "metadata": {"name": "ztunnel"}, "spec": spec},
+        storefront.certificate("shop-tls", "shop.example"),
+        shop.obj(api, "Ingress", "shop", spec=ingress),
+    )
+    try:
+        assert problems == []
+        wait_until(lambda: storefront.get("https://shop.example/").version == "v2")
+        assert storefront.get("http://shop.example/").version == "v2"
+        storefront.lab.delete("ingress", "shop", SHOP)
+        wait_until(lambda: storefront.get("https://shop.example/").status == 0)
+    finally:
+        storefront.lab.delete("ingressclass", "ztunnel", "")
+        storefront.lab.delete("secret", "shop-tls", SHOP)
+        storefront.lab.apply(*front.gateway())
+
+
 def test_keys_are_only_in_the_secrets_and_the_files_of_the_pod(storefront: Storefront) -> None:
     lab = storefront.lab
     url = "http://127.0.0.1:15000/config_dump?include_eds"

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from tests.support.certificate_authority import CertificateAuthority
-from ztunnel.lab.cluster.backend_certificates import plan_certificates
+from ztunnel.lab.cluster.l7.backend_certificates import plan_certificates
 from ztunnel.lab.objects import Object, key_of
 
 CA = CertificateAuthority()

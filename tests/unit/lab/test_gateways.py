@@ -10,7 +10,7 @@ from typing import Any
 
 from ztunnel.kube.objects.l7_kinds import GATEWAY_CERTIFICATES_ANNOTATION
 from ztunnel.l7.names import certificate_id
-from ztunnel.lab.cluster.gateways import plan_gateways
+from ztunnel.lab.cluster.l7.gateways import plan_gateways
 from ztunnel.lab.objects import Key, Object, key_of
 from ztunnel.lab.server_certificates import ROOT_FILE, tls_secret
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import structlog
@@ -22,14 +22,8 @@ import structlog
 from ztunnel.controller.l7.object_client import ObjectClient, Ref, ref_of
 from ztunnel.controller.l7.watches import INGRESS_KINDS, Watches
 from ztunnel.kube.client.request import ApiError
-from ztunnel.kube.objects.fields import Object, TranslateError
-from ztunnel.l7.kubernetes_ingress.spec import (
-    Ingress,
-    IngressClass,
-    class_name,
-    ingress_class,
-    parse_ingress,
-)
+from ztunnel.kube.objects.fields import Object
+from ztunnel.l7.kubernetes_ingress.selection import ServedIngress, served_ingresses
 from ztunnel.l7.kubernetes_ingress.translation import INGRESS_LABEL, PortNumber, translate
 
 INGRESS, INGRESS_CLASS = INGRESS_KINDS
@@ -38,14 +32,6 @@ EVENT = "MeshIngressInvalid"
 _REJECTED = (400, 403, 404, 409, 422)  # of one object; the others are applied
 
 log = structlog.get_logger()
-
-
-class _Served(NamedTuple):
-    """An Ingress, as read and parsed, and the Gateway that serves it."""
-
-    obj: Object
-    ingress: Ingress
-    gateway: str
 
 
 class Ingresses:
@@ -63,7 +49,7 @@ class Ingresses:
             return
         served = self._served()
         wanted: dict[Ref, Object] = {}
-        by_gateway: dict[str, list[_Served]] = defaultdict(list)
+        by_gateway: dict[str, list[ServedIngress]] = defaultdict(list)
         for each in served:
             by_gateway[each.gateway].append(each)
         for gateway, members in sorted(by_gateway.items()):
@@ -78,31 +64,14 @@ class Ingresses:
         for each in served:
             self._write_status(each)
 
-    def _served(self) -> list[_Served]:
-        classes = self._classes()
-        defaults = [each for each in classes.values() if each.is_default]
-        found = []
-        for obj in self._watches.objects(INGRESS):
-            name = class_name(obj)
-            chosen = classes.get(name) if name else next(iter(defaults), None)
-            if chosen is None:
-                continue
-            try:
-                ingress = parse_ingress(obj)
-            except TranslateError as error:
-                self._client.emit_event(obj, EVENT, str(error))
-                continue
-            if chosen.error:
-                self._client.emit_event(obj, EVENT, f"IngressClass {chosen.name}: {chosen.error}")
-                continue
-            found.append(_Served(obj, ingress, chosen.gateway))
-        return found
+    def _served(self) -> list[ServedIngress]:
+        return served_ingresses(
+            self._watches.objects(INGRESS),
+            self._watches.objects(INGRESS_CLASS),
+            lambda obj, text: self._client.emit_event(obj, EVENT, text),
+        )
 
-    def _classes(self) -> dict[str, IngressClass]:
-        found = (ingress_class(obj) for obj in self._watches.objects(INGRESS_CLASS))
-        return {each.name: each for each in found if each is not None}
-
-    def _apply_all(self, wanted: dict[Ref, Object], served: Iterable[_Served]) -> None:
+    def _apply_all(self, wanted: dict[Ref, Object], served: Iterable[ServedIngress]) -> None:
         owners = {each.ingress.uid: each.obj for each in served}
         for ref, obj in wanted.items():
             digest = _digest(obj)
@@ -144,7 +113,7 @@ class Ingresses:
                     )
                 self._applied.pop(ref, None)
 
-    def _write_status(self, served: _Served) -> None:
+    def _write_status(self, served: ServedIngress) -> None:
         namespace, _, name = served.gateway.partition("/")
         gateway = self._watches.get("Gateway", namespace, name) or {}
         points = [

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The controllers of a lab for objects that configure L7."""
