@@ -251,6 +251,24 @@ def condition(mesh: ControlPlane, kind: str, name: str) -> tuple[str, str]:
     return found[0] if found else ("", "")
 
 
+def test_service_entry_for_the_name_of_a_service_is_rejected_while_it_exists(
+    mesh: ControlPlane,
+) -> None:
+    service(mesh, "claimed")
+    port = {"number": 80, "name": "http", "protocol": "HTTP"}
+    spec = {"hosts": ["claimed.shop"], "ports": [port], "resolution": "DNS"}
+    put(mesh, "ServiceEntry", "shop", "thief", spec, version="networking.istio.io/v1")
+    invalid = ("False", "Invalid")
+    wait_until(
+        lambda: condition(mesh, "serviceentry", "thief") == invalid, "the entry to be rejected"
+    )
+    wait_until(lambda: events(mesh, "thief"), "an Event")
+    mesh.server.kubectl("-n", "shop", "delete", "service", "claimed")
+    wait_until(
+        lambda: condition(mesh, "serviceentry", "thief") != invalid, "the entry to be accepted"
+    )
+
+
 def test_request_authentication_has_a_condition(mesh: ControlPlane) -> None:
     version = "security.istio.io/v1"
     reference = [{"group": "", "kind": "Service", "name": "web"}]

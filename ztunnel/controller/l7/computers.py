@@ -32,7 +32,7 @@ from ztunnel.l7.status.entries import (
     merge_entries,
 )
 from ztunnel.l7.status.gateway_routes import ListenerViews, routed_services
-from ztunnel.l7.status.policies import own_problems, policy_condition, problem_text
+from ztunnel.l7.status.policies import CONDITION, own_problems, policy_condition, problem_text
 from ztunnel.l7.status.routes import (
     STATUS_KINDS,
     route_conditions,
@@ -44,6 +44,7 @@ from ztunnel.l7.traffic.cluster import INVALID_TLS_POLICY, rule_problems, tls_po
 from ztunnel.l7.traffic.unused import unused_problems
 from ztunnel.mesh.model import Service
 
+_BOUND_TYPES = frozenset({WAYPOINT_BOUND, CONDITION})  # of Services and ServiceEntries
 TRAFFIC_KINDS = ("DestinationRule", "VirtualService")
 _CONTROLLERS = Controllers(CONTROLLER_NAME, INGRESS_CONTROLLER_NAME)
 POLICY_KINDS = (*TRAFFIC_KINDS, "RequestAuthentication", "Telemetry")
@@ -171,25 +172,34 @@ class Computers:
             inputs.mesh.service(f"{metadata['namespace']}/{host}")
             for host in (hosts if isinstance(hosts, list) else ())
         )
-        return self._bound(obj, next((each for each in found if each is not None), None), now)
+        service = next((each for each in found if each is not None), None)
+        error = self._model.service_entry_error(metadata["namespace"], metadata["name"])
+        return self._bound(obj, service, now, error)
 
-    def _bound(self, obj: Object, service: Service | None, now: str) -> Pending | None:
-        condition: Condition | None = None
+    def _bound(
+        self, obj: Object, service: Service | None, now: str, error: str = ""
+    ) -> Pending | None:
+        """`error`: why the object is not in force."""
+        conditions: list[Condition] = []
         if service is not None and service.waypoint:
             state = self._waypoint_state(service.waypoint)
-            condition = waypoint_bound(
+            bound = waypoint_bound(
                 service.waypoint,
                 service.waypoint_error,
                 exists=state.exists,
                 ready=state.ready,
                 foreign=state.foreign,
             )
+            conditions += [bound] if bound else []
+        if error:
+            conditions.append(Condition(CONDITION, False, "Invalid", error))
         before = _conditions(obj)
-        wanted = render_conditions([condition] if condition else [], before, _generation(obj), now)
-        has_none = not any(_is_of_type(each, WAYPOINT_BOUND) for each in before)
-        if has_conditions(before, wanted) if condition else has_none:
+        wanted = render_conditions(conditions, before, _generation(obj), now)
+        ours = {condition.type for condition in conditions}
+        is_stale = any(_type(each) in _BOUND_TYPES - ours for each in before)
+        if has_conditions(before, wanted) and not is_stale:
             return None
-        return Pending(obj, {"conditions": wanted}, force=False)
+        return Pending(obj, {"conditions": wanted}, False, (error,) if error else ())
 
     def _route(self, inputs: Inputs, obj: Object, now: str) -> Pending | None:
         metadata = obj["metadata"]
@@ -279,8 +289,8 @@ def _conditions(obj: Object) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _is_of_type(condition: object, name: str) -> bool:
-    return isinstance(condition, dict) and condition.get("type") == name
+def _type(condition: object) -> object:
+    return condition.get("type") if isinstance(condition, dict) else None
 
 
 def _generation(obj: Object) -> int:

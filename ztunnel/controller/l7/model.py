@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ztunnel.kube.objects.fields import Object, TranslateError
+from ztunnel.kube.objects.fields import Object, TranslateError, make_key
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.l7.inputs import Inputs, Settings
 from ztunnel.l7.objects import STORED_KINDS, L7Key, l7_object
@@ -69,6 +69,16 @@ class Model:
         """Whether an address (canonical) belongs to the cluster."""
         with self._lock:
             return bool(self._view.entries.cluster_address_owner(ip))
+
+    def service_entry_error(self, namespace: str, name: str) -> str:
+        """Why a ServiceEntry is not in force, as far as Services decide; empty if it is.
+
+        Nodes also reject entries that claim the address of a node or pod.
+        """
+        key = make_key("ServiceEntry", namespace, name)
+        with self._lock:
+            error = self._view.errors().get(str(key), "")
+            return "" if error == self._view.entries.warning(key) else error
 
     def port_number(self, namespace: str, service: str, name: str) -> int | None:
         """The number of a Service's port with a name; None if there is no such port."""

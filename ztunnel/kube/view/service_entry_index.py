@@ -87,6 +87,11 @@ class ServiceEntryIndex:
         self._stale.add(key)
         return self._rejected.get(key, "") or entry.warning or self._conflict(key, entry)
 
+    def warning(self, key: ObjectKey) -> str:
+        """What of an entry is not honoured, though it is in force; empty if nothing."""
+        entry = self._entries.get(key)
+        return entry.warning if entry is not None and key not in self._rejected else ""
+
     def drop(self, key: ObjectKey) -> None:
         """Remove a ServiceEntry."""
         entry = self._entries.pop(key, None)
