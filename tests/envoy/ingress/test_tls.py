@@ -57,6 +57,11 @@ spec:
     protocol: HTTPS
     hostname: absent.example.org
     tls: {certificateRefs: [{name: absent}]}
+  - name: unusable
+    port: 443
+    protocol: HTTPS
+    hostname: unusable.example.com
+    tls: {certificateRefs: [{name: absent}]}
   - {name: any, port: 1443, protocol: HTTPS, tls: {certificateRefs: [{name: web}]}}
   - {name: strict, port: 8443, protocol: HTTPS, tls: {certificateRefs: [{name: web}]}}
   - {name: fallback, port: 9443, protocol: HTTPS, tls: {certificateRefs: [{name: web}]}}
@@ -118,7 +123,16 @@ def test_sni_selects_the_certificate(edge: Edge, name: str, expected: str) -> No
     assert handshake(edge.port(443), name, receive=0).subject == expected
 
 
-@pytest.mark.parametrize("name", ["example.com", "example.org", "absent.example.org", None])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "example.com",
+        "example.org",
+        "absent.example.org",
+        "unusable.example.com",  # has no certificate, and does not fall to *.example.com
+        None,
+    ],
+)
 def test_names_without_listener_are_refused(edge: Edge, name: str | None) -> None:
     with pytest.raises(OSError):
         handshake(edge.port(443), name, receive=0)
@@ -134,6 +148,16 @@ def test_requests_are_routed(edge: Edge) -> None:
     answer = fetch(edge.port(443), "web.example.com", tls=context)
     assert answer.backend == "web"
     assert answer.received["headers"]["x-forwarded-proto"] == "https"
+
+
+def test_host_of_a_listener_without_certificate_is_not_served_by_another(edge: Edge) -> None:
+    answer = fetch(
+        edge.port(443),
+        "unusable.example.com",
+        tls=client_context(),
+        server_name="a.example.com",
+    )
+    assert answer.status == 421
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,14 @@ from ztunnel.l7.ingress.attachment import (
     gateway_listeners,
 )
 from ztunnel.l7.ingress.chains import HTTP_PROTOCOLS, ListenerChain, chain_unit
-from ztunnel.l7.ingress.listeners import EffectiveListener
+from ztunnel.l7.ingress.listeners import (
+    EffectiveListener,
+    ListenerAccepted,
+    ListenerConflict,
+)
 from ztunnel.l7.ingress.pods import edge_of
 from ztunnel.l7.ingress.port_listener import port_listener, quic_listener
+from ztunnel.l7.ingress.streams import closed_unit
 from ztunnel.l7.ingress.tls import backend_secrets, with_client_certificate
 from ztunnel.l7.ingress.topology import topology_of
 from ztunnel.l7.ingress.units import ChainUnit, HostUnit, Known
@@ -109,8 +114,9 @@ class IngressCompiler:
         found = _Compilation(self._caches, inputs, around, routes)
         found.problems |= {*topology.problems, *spec.problems, *index.problems}
         found.problems |= set(_listener_problems(known.listeners))
+        closed = _without_certificate(known.listeners)
         for port, listeners in _by_port(known.listeners).items():
-            found.add_port(port, listeners)
+            found.add_port(port, listeners, closed.get(port, ()))
         config = found.config()
         self._caches.finish()
         return config
@@ -132,10 +138,17 @@ class _Compilation:
         self._uses: set[ClusterRef] = set()
         self.problems: set[Problem] = set()
 
-    def add_port(self, port: int, listeners: Sequence[EffectiveListener]) -> None:
-        """Add the usable listeners of a port."""
+    def add_port(
+        self,
+        port: int,
+        listeners: Sequence[EffectiveListener],
+        closed: Sequence[EffectiveListener],
+    ) -> None:
+        """Add the usable listeners of a port. `closed`: others that keep their hostnames."""
         names = frozenset(
-            e.listener.hostname for e in listeners if e.listener.protocol in HTTP_PROTOCOLS
+            e.listener.hostname
+            for e in (*listeners, *closed)
+            if e.listener.protocol in HTTP_PROTOCOLS
         )
         http = [e for e in listeners if e.listener.protocol is ListenerProtocol.HTTP]
         units: list[ChainUnit] = []
@@ -146,10 +159,12 @@ class _Compilation:
             name = _chain_name(each)
             if each.listener.protocol is ListenerProtocol.HTTP:
                 continue
-            unit = self._chain(name, each, self._routes[each.key], listeners)
+            unit = self._chain(name, each, self._routes[each.key], (*listeners, *closed))
             units.append(unit)
             if each.listener.protocol is ListenerProtocol.HTTPS:
                 self._add_routes(name, [each], names, http3_port=port if unit.quic else 0)
+        own = [each.listener.hostname for each in listeners]
+        units += [closed_unit(_chain_name(e), e.listener.hostname, own) for e in closed]
         for unit in units:
             self._add(unit)
         for found in (
@@ -289,6 +304,22 @@ def _by_port(listeners: Iterable[EffectiveListener]) -> dict[int, list[Effective
     found: dict[int, list[EffectiveListener]] = {}
     for each in listeners:
         if each.is_usable:
+            found.setdefault(each.listener.port, []).append(each)
+    return found
+
+
+def _without_certificate(
+    listeners: Iterable[EffectiveListener],
+) -> dict[int, list[EffectiveListener]]:
+    """The listeners that only lack a certificate or authorities, by port.
+
+    Their hostnames must not fall to less specific listeners, which may belong to others.
+    """
+    accepted = (ListenerAccepted.ACCEPTED, ListenerAccepted.NO_VALID_CA)
+    found: dict[int, list[EffectiveListener]] = {}
+    for each in listeners:
+        is_valid = each.accepted in accepted and each.conflicted is ListenerConflict.NONE
+        if each.terminates_tls and is_valid and not each.is_usable:
             found.setdefault(each.listener.port, []).append(each)
     return found
 

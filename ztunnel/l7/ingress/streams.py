@@ -67,6 +67,19 @@ def stream_unit(inputs: Inputs, known: Known, stream: StreamListener) -> ChainUn
     return _unit(inputs, known, port, [_Branch(stream.name, (ANY,), target)])
 
 
+def closed_unit(name: str, hostname: str, others: Sequence[str]) -> ChainUnit:
+    """Return a chain that refuses TLS to a hostname, if one of `others` covers the hostname."""
+    if hostname == ANY or not any(covers(each, hostname) for each in others):
+        return ChainUnit()
+    fields = {"stat_prefix": _STAT_PREFIX, **_REFUSED.fields}
+    chain = {
+        "name": f"{name}|closed",
+        "filter_chain_match": {"server_names": [hostname]},
+        "filters": [network_filter("tcp_proxy", "tcp_proxy.v3.TcpProxy", **fields)],
+    }
+    return ChainUnit(chains=(chain,), inspect_tls=True)
+
+
 def _tls_unit(inputs: Inputs, known: Known, stream: StreamListener) -> ChainUnit:
     tls = None
     if not stream.listener.listener.is_passthrough:
