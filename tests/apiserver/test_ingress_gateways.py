@@ -526,3 +526,99 @@ def test_stolen_token_writes_no_other_secret_and_no_other_annotation(mesh: Contr
         {"spec": {"gatewayClassName": "other"}},
     ):
         assert "may change only the annotation" in patch(gateway, body)
+
+
+def set_load_balancer(mesh: ControlPlane, namespace: str, *ingress: Json) -> None:
+    """As the controller of a load balancer does."""
+    path = f"/api/v1/namespaces/{namespace}/services/edge-istio/status"
+    body = {"status": {"loadBalancer": {"ingress": list(ingress)}}}
+    mesh.server.request("PATCH", path, body)
+
+
+def addresses(obj: Json) -> list[str]:
+    return [each["value"] for each in obj["status"].get("addresses") or []]
+
+
+def test_gateway_is_programmed_once_it_has_an_address_and_a_pod(mesh: ControlPlane) -> None:
+    put_edge(mesh, "address")
+    named(mesh, "deployment", "address")
+    named(mesh, "service", "address")
+    set_ready(mesh, "deployments", "address", "edge-istio")
+    pending = wait_condition(
+        mesh, "gateway", "address", "edge", Programmed=("False", "AddressNotAssigned")
+    )
+    assert addresses(pending) == []
+    set_load_balancer(mesh, "address", {"ip": "203.0.113.9"}, {"hostname": "lb.example.com"})
+    found = wait_condition(mesh, "gateway", "address", "edge", Programmed=("True", "Programmed"))
+    assert addresses(found) == ["203.0.113.9", "lb.example.com"]
+
+
+def test_address_that_the_load_balancer_does_not_assign_is_not_usable(mesh: ControlPlane) -> None:
+    put_edge(mesh, "unusable", addresses=[{"value": "192.0.2.7"}])
+    named(mesh, "deployment", "unusable")
+    named(mesh, "service", "unusable")
+    set_ready(mesh, "deployments", "unusable", "edge-istio")
+    set_load_balancer(mesh, "unusable", {"ip": "203.0.113.9"})
+    found = wait_condition(
+        mesh, "gateway", "unusable", "edge", Programmed=("False", "AddressNotUsable")
+    )
+    assert "192.0.2.7" in json.dumps(found["status"])
+    set_load_balancer(mesh, "unusable", {"ip": "192.0.2.7"})
+    found = wait_condition(mesh, "gateway", "unusable", "edge", Programmed=("True", "Programmed"))
+    assert addresses(found) == ["192.0.2.7"]
+
+
+def test_addresses_of_node_ports_are_those_of_nodes_with_ready_pods(mesh: ControlPlane) -> None:
+    annotations = {"networking.istio.io/service-type": "NodePort"}
+    put_edge(mesh, "nodes", annotations=annotations)
+    template = named(mesh, "deployment", "nodes")["spec"]["template"]
+    named(mesh, "serviceaccount", "nodes")
+    for name, host, is_ready in (("one", "10.0.0.11", "True"), ("two", "10.0.0.12", "False")):
+        metadata = {**template["metadata"], "name": name, "namespace": "nodes"}
+        put(mesh, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, **spec_of(template)})
+        status = {
+            "hostIP": host,
+            "conditions": [{"type": "Ready", "status": is_ready}],
+        }
+        path = f"/api/v1/namespaces/nodes/pods/{name}/status"
+        mesh.server.request("PATCH", path, {"status": status})
+    wait_until(
+        lambda: addresses(named(mesh, "gateway", "nodes", "edge")) == ["10.0.0.11"],
+        "the address of the node with a ready pod",
+    )
+
+
+def spec_of(template: Json) -> Json:
+    return {"spec": template["spec"]}
+
+
+def listener_condition(mesh: ControlPlane, namespace: str, listener: str) -> tuple[str, str, str]:
+    """Status, reason and message of ResolvedRefs."""
+    gateway = named(mesh, "gateway", namespace, "edge")
+    for each in gateway.get("status", {}).get("listeners") or []:
+        if each["name"] == listener:
+            for one in each["conditions"]:
+                if one["type"] == "ResolvedRefs":
+                    return one["status"], one["reason"], one["message"]
+    return "", "", ""
+
+
+def test_listener_states_what_is_wrong_with_its_certificate(mesh: ControlPlane) -> None:
+    def wait(status: str, reason: str, text: str) -> None:
+        wait_until(
+            lambda: (
+                (found := listener_condition(mesh, "states", "https"))[:2] == (status, reason)
+                and text in found[2]
+            ),
+            lambda: f"{reason} {text}, found {listener_condition(mesh, 'states', 'https')}",
+        )
+
+    put_edge(mesh, "states", https("web"))
+    wait("False", "InvalidCertificateRef", "Secret states/web")
+    first, other = server_pair("web.example.com"), server_pair("web.example.com")
+    put_secret(mesh, "states", "web", *first)
+    wait("True", "ResolvedRefs", "")
+    put_secret(mesh, "states", "web", first[0], other[1])
+    wait("False", "InvalidCertificateRef", "the previous version stays in use")
+    put_edge(mesh, "states", https("web", namespace="states-vault"))
+    wait("False", "RefNotPermitted", "ReferenceGrant")
