@@ -104,12 +104,14 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False):
 
     `app_protocol`: the appProtocol in lower case, or the protocol that the prefix of the name
     declares (`http-web`: `http`); empty if neither does. Of a ServiceEntry: its protocol.
+    `node_port`: the port at the nodes' addresses; 0 for none.
     """
 
     port: int
     name: str = ""
     protocol: str = "TCP"
     app_protocol: str = ""
+    node_port: int = 0
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -140,6 +142,8 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     resolution DYNAMIC_DNS); empty for all others.
     `ingress_use_waypoint`: ingress gateways connect to the virtual address, and so through the
     waypoint; otherwise they connect to the endpoints. Never set without a waypoint.
+    `load_balancer_ips`: addresses of the load balancer at which nodes serve the service, too.
+    `external_ips`: further ones that its author has chosen, for clients of its namespace.
     """
 
     namespace: str
@@ -156,12 +160,19 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     waypoint_error: str = ""
     entry: str = ""
     ingress_use_waypoint: bool = False
+    load_balancer_ips: tuple[str, ...] = ()
+    external_ips: tuple[str, ...] = ()
     dynamic_ports: dict[str, int] = {}
 
     @property
     def key(self) -> str:
         """`namespace/name`, the key in updates and removals."""
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def outside_ips(self) -> tuple[str, ...]:
+        """The addresses of load balancers, and external IPs."""
+        return self.load_balancer_ips + self.external_ips
 
     def is_visible_to(self, namespace: str) -> bool:
         """Return whether pods of a namespace see the service; an empty namespace sees all."""

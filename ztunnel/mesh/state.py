@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ztunnel.mesh.address_index import AddressIndex
 from ztunnel.mesh.destination_index import DestinationIndex
@@ -33,6 +33,66 @@ class Delta(PolicyChange, Protocol):
     def removed_services(self) -> Sequence[str]: ...
 
 
+class ServiceAddress(NamedTuple):
+    """A port of a service."""
+
+    service: Service
+    port: int
+
+
+class _ExternalAddresses:
+    """Finds services by addresses that are not virtual, and port and protocol.
+
+    Addresses of load balancers are set by the cluster. External IPs are what the author of a
+    service writes: they count for clients of its namespace only, so that others are unaffected.
+    """
+
+    def __init__(self) -> None:
+        self._indexes = [_index() for _ in range(3)]
+
+    def find(
+        self, address: SocketAddress, protocol: str, namespace: str, *, is_node: bool
+    ) -> Service | None:
+        """Return the service at an address for clients of a namespace; `is_node`: of a node."""
+        balancers, external, node_ports = self._indexes
+        key = _external_key(address.ip, address.port, protocol)
+        found = balancers.owner(key) or external.owner(f"{namespace} {key}")
+        if found is None and is_node:
+            found = node_ports.owner(_external_key("", address.port, protocol))
+        return found
+
+    def put(self, old: Service | None, new: Service | None) -> None:
+        """Replace a service. Nearly all services have no such address."""
+        before, after = _external_keys(old), _external_keys(new)
+        for index, had, has in zip(self._indexes, before, after, strict=True):
+            for key in had - has:
+                index.release(key, old.key if old is not None else "")
+            if new is not None:
+                for key in has:
+                    index.claim(key, new)
+
+
+def _index() -> AddressIndex[Service]:
+    return AddressIndex[Service](attrgetter("key"), lambda _: False)
+
+
+def _external_key(ip: str, port: int, protocol: str) -> str:
+    return f"{ip} {port} {protocol}"
+
+
+def _external_keys(service: Service | None) -> tuple[set[str], set[str], set[str]]:
+    """The keys in the three indexes."""
+    if service is None:
+        return set(), set(), set()
+    ports = [(each.port, each.protocol) for each in service.ports]
+    external = [f"{service.namespace} {ip}" for ip in service.external_ips]
+    return (
+        {_external_key(ip, *port) for ip in service.load_balancer_ips for port in ports},
+        {_external_key(ip, *port) for ip in external for port in ports},
+        {_external_key("", p.node_port, p.protocol) for p in service.ports if p.node_port},
+    )
+
+
 class MeshState:
     """Workloads by uid and address; services by key, virtual address and hostname; `policies`.
 
@@ -50,6 +110,7 @@ class MeshState:
         self._service_at = AddressIndex[Service](attrgetter("key"), _is_kubernetes_service)
         self._service_by_hostname = AddressIndex[Service](attrgetter("key"), _is_kubernetes_service)
         self._destinations = DestinationIndex()  # of ServiceEntry hosts
+        self._external = _ExternalAddresses()
         self._dynamic: dict[str, Service] = {}  # those with `dynamic_ports`, by key
         self._host_network: Counter[str] = Counter()  # addresses of nodes, as their pods have them
         # caches, valid until the next delta
@@ -90,6 +151,25 @@ class MeshState:
     def service_at(self, ip: str, namespace: str = "") -> Service | None:
         """Return the service of a virtual address (canonical), as visible to a namespace."""
         return _first_visible(self._service_at.claimants(ip), namespace)
+
+    def external_service_at(
+        self, address: SocketAddress, protocol: str, namespace: str
+    ) -> ServiceAddress | None:
+        """Return the service that nodes serve at an address (canonical) outside the cluster.
+
+        That is an address of a load balancer, an external IP, or a node's with a node port. Nodes
+        are known by the addresses of their host-network pods, such as the agent.
+        """
+        is_node = address.ip in self._host_network
+        service = self._external.find(address, protocol, namespace, is_node=is_node)
+        if service is None:
+            return None
+        ports = [each for each in service.ports if each.protocol == protocol]
+        for each in ports:
+            if each.port == address.port and address.ip in service.outside_ips:
+                return ServiceAddress(service, each.port)
+        number = next((each.port for each in ports if each.node_port == address.port), 0)
+        return ServiceAddress(service, number)
 
     def services_at(self, ip: str) -> Iterator[Service]:
         """Iterate over all services that claim a virtual address (canonical)."""
@@ -183,6 +263,7 @@ class MeshState:
     def _put_service(self, service: Service) -> None:
         old = self._services.get(service.key)
         self._services[service.key] = service
+        self._external.put(old, service)
         if old is not None:
             self._remove_stale_keys(old, service)
         for ip in service.vips:
@@ -197,6 +278,7 @@ class MeshState:
     def _remove_service(self, key: str) -> None:
         old = self._services.pop(key, None)
         if old is not None:
+            self._external.put(old, None)
             self._remove_stale_keys(old, None)
 
     def _remove_stale_keys(self, old: Service, new: Service | None) -> None:

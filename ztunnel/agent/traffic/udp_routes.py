@@ -179,7 +179,8 @@ class UdpRouteTable:
         for port in () if service.is_service_entry else service.ports:
             if port.protocol != "UDP":
                 continue
-            for vip in service.vips:
+            # not of external IPs: any author of a service could claim the addresses of others
+            for vip in (*service.vips, *service.load_balancer_ips):
                 endpoint_routes = {
                     self._of_endpoint(SocketAddress(one.address, one.ports[port.name]))
                     for one in service.endpoints

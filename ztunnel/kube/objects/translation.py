@@ -9,7 +9,7 @@ EndpointSlices: `read_*` validates and parses one object (TranslateError if it i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ztunnel.kube.objects.fields import Fields, Object, key_of
@@ -110,6 +110,8 @@ class ServiceSpec:
     selector: dict[str, str]  # empty if its endpoints are managed by other means
     labels: dict[str, str]
     requires_waypoint: bool | None = None  # see `waypoints.requires_waypoint`
+    load_balancer_ips: tuple[str, ...] = ()
+    external_ips: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +243,22 @@ def read_service(obj: Object) -> ServiceSpec:
         selector=spec.labels("selector"),
         labels=labels,
         requires_waypoint=requires_waypoint(labels, metadata.labels("annotations")),
+        load_balancer_ips=tuple(_load_balancer_ips(spec, fields.mapping("status"))),
+        external_ips=tuple(spec.addresses("externalIPs")),
     )
+
+
+def _load_balancer_ips(spec: Fields, status: Fields) -> Iterator[str]:
+    """The addresses at which nodes serve the service themselves.
+
+    Not with the mode Proxy: connections must pass the load balancer. Not with source ranges:
+    kube-proxy compares the addresses of clients with them, so connections must reach it.
+    """
+    if spec.string("type") != "LoadBalancer" or spec.strings("loadBalancerSourceRanges"):
+        return
+    for entry in status.mapping("loadBalancer").mappings("ingress"):
+        if entry.string("ipMode") in ("", "VIP") and entry.string("ip"):
+            yield entry.address("ip")
 
 
 def read_slice(obj: Object) -> Slice | None:
@@ -295,6 +312,8 @@ def service(
         hostname=f"{spec.name}.{spec.namespace}.svc.{cluster.cluster_domain}",
         waypoint=waypoint,
         waypoint_error=waypoint_error,
+        load_balancer_ips=spec.load_balancer_ips,
+        external_ips=spec.external_ips,
     )
 
 
@@ -399,7 +418,8 @@ def _service_port(fields: Fields) -> ServicePort:
         raise fields.error("port", "a port number")
     name = fields.string("name")
     declared = fields.string("appProtocol").lower() or protocol_of_name(name)
-    return ServicePort(number, name, fields.string("protocol") or "TCP", declared)
+    protocol, node_port = fields.string("protocol") or "TCP", fields.port("nodePort") or 0
+    return ServicePort(number, name, protocol, declared, node_port)
 
 
 def _slice_entry(fields: Fields, namespace: str) -> SliceEntry:

@@ -4,6 +4,8 @@
 virtual address   ─▶ a ready endpoint of the same family ─┐
 workload address  ────────────────────────────────────────┼▶ HBONE or passthrough
 any other address ────────────────────────────────────────┘
+address of a load balancer, external IP, node port
+                  ─▶ as the virtual address of that service: kube-proxy selects an endpoint, too
 virtual address or workload address that has a waypoint
                   ─▶ HBONE to a ready pod of the waypoint, unless the source runs that Gateway, or,
                      for a workload address, an ingress gateway. An ingress gateway connects to the
@@ -62,7 +64,22 @@ def _resolve(
         return _balance(state, service, destination, "TCP")
     if pod is not None and source.needs_waypoint_of(pod):
         return _waypoint(state, pod.waypoint, pod.waypoint_error, destination, "")
+    virtual = _virtual_address(state, destination, "TCP", namespace) if pod is None else None
+    if virtual is not None:
+        return _resolve(state, source, virtual)
     return _resolve_address(state, source, destination, is_pod=pod is not None)
+
+
+def _virtual_address(
+    state: MeshState, destination: SocketAddress, protocol: str, namespace: str
+) -> SocketAddress | None:
+    """The virtual address of the service at an address outside the cluster; None if none is."""
+    found = state.external_service_at(destination, protocol, namespace)
+    if found is None or not found.service.vips:
+        return None
+    vips, wanted = found.service.vips, family(destination.ip)
+    vip = next((ip for ip in vips if family(ip) == wanted), vips[0])
+    return SocketAddress(vip, found.port)
 
 
 def _resolve_address(
@@ -117,6 +134,9 @@ def route_udp(
 
     `chance` as in `route`; a flow stays with the endpoint that its first datagram selected.
     """
+    if state.workload_at(destination.ip) is None:
+        virtual = _virtual_address(state, destination, "UDP", source.namespace)
+        destination = virtual or destination
     service = state.service_at(destination.ip, source.namespace)
     if service is None or service.is_service_entry:
         target: Route = _route_to_address(state, destination, "")

@@ -111,6 +111,15 @@ def test_service_is_redirected_if_all_endpoints_are_in_the_mesh() -> None:
     assert made.routes == {at("10.2.0.1"): CARRY}
 
 
+def test_routes_exist_for_load_balancers_and_not_for_external_ips() -> None:
+    made, _ = ways()
+    outside = msgspec.structs.replace(
+        service("10.2.0.1"), load_balancer_ips=("203.0.113.1",), external_ips=("198.51.100.1",)
+    )
+    made.apply(ViewChange((pod("10.2.0.1"),), (outside,)))
+    assert made.routes == {at("10.2.0.1"): CARRY, VIP: CARRY, at("203.0.113.1", 53): CARRY}
+
+
 def test_stricter_of_two_claims_on_address_wins() -> None:
     made, policies = ways()
     policies.put(strict())

@@ -77,7 +77,14 @@ SERVICE: dict[str, Any] = {
     "apiVersion": "v1",
     "kind": "Service",
     "metadata": {"name": "s", "namespace": "shop"},
-    "spec": {"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "ports": [{"port": 80}]},
+    "spec": {
+        "type": "LoadBalancer",
+        "clusterIP": "10.96.0.9",
+        "clusterIPs": ["10.96.0.9"],
+        "externalIPs": ["198.51.100.1"],
+        "ports": [{"port": 80, "nodePort": 30080}],
+    },
+    "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1", "ipMode": "VIP"}]}},
 }
 
 
@@ -99,6 +106,8 @@ def test_view_of_partial_objects_equals_view_of_full_objects() -> None:
     assert (workload.capacity, workload.owner_name, workload.ready) == (3, "j", True)
     (service,) = partial.snapshot().services
     assert [endpoint.hostname for endpoint in service.endpoints] == ["a-0"]
+    assert service.outside_ips == ("203.0.113.1", "198.51.100.1")
+    assert service.ports[0].node_port == 30080
 
 
 def test_unused_fields_are_dropped() -> None:

@@ -184,6 +184,37 @@ def test_service_with_endpoints_of_both_families() -> None:
     )
 
 
+BALANCED: Any = {"type": "LoadBalancer", "clusterIP": "10.96.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "ingress", "expected"),
+    [
+        (BALANCED, [{"ip": "203.0.113.1"}, {"ip": "2001:DB8::1", "ipMode": "VIP"}],
+         ("203.0.113.1", "2001:db8::1")),
+        (BALANCED, [{"hostname": "lb.example.com"}], ()),
+        (BALANCED, [{"ip": "203.0.113.1", "ipMode": "Proxy"}], ()),
+        (BALANCED, [], ()),
+        ({**BALANCED, "type": "NodePort"}, [{"ip": "203.0.113.1"}], ()),
+        ({**BALANCED, "loadBalancerSourceRanges": ["192.0.2.0/24"]}, [{"ip": "203.0.113.1"}], ()),
+    ],
+)  # fmt: skip
+def test_addresses_of_load_balancers_that_nodes_serve(
+    spec: Any, ingress: list[Any], expected: tuple[str, ...]
+) -> None:
+    metadata = {"name": "web", "namespace": "default"}
+    status = {"loadBalancer": {"ingress": ingress}}
+    found = service({"kind": "Service", "metadata": metadata, "spec": spec, "status": status})
+    assert found.load_balancer_ips == expected
+
+
+def test_external_ips_and_node_ports_of_a_service() -> None:
+    ports = [{"name": "http", "port": 80, "nodePort": 30080}]
+    found = service(objects.service("web", externalIPs=["198.51.100.1"], ports=ports))
+    assert found.external_ips == ("198.51.100.1",)
+    assert found.ports[0].node_port == 30080
+
+
 @pytest.mark.parametrize("spec", [{"clusterIPs": ["None"]}, {"clusterIP": "None"}, {}])
 def test_headless_service_has_no_virtual_address(spec: Any) -> None:
     assert service({"kind": "Service", "metadata": {"name": "web"}, "spec": spec}).vips == ()
