@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.envoy.security.tokens import Issuer
@@ -170,3 +171,15 @@ def test_token_is_required_and_verified(tmp_path: Path) -> None:
         assert found.status(authorization=issuer.bearer()[1]) == 200
         assert found.status(authorization=issuer.bearer(sub="bob")[1]) == 403
         assert found.status(authorization=Issuer(issuer.name).bearer()[1]) == 401
+
+
+def test_dual_stack_gateway_compares_addresses_of_both_families(tmp_path: Path) -> None:
+    world = World()
+    with Backend("web") as backend:
+        world.service("web", backends=[backend.port], waypoint="")
+        pod = world.pod("edge-1", ("10.0.0.1", "fd00::1"))
+        world.mesh.put(msgspec.structs.replace(pod, gateway=GATEWAY))
+        world.apply(OBJECTS % "").add(by_address("ipBlocks", "127.0.0.1", "fd00::/8"))
+        with running_gateway(world.compile(GATEWAY), tmp_path) as found:
+            assert fetch(found.ports[80], HOST).status == 200
+            assert fetch(found.ports[80], HOST, address="::1").status == 403

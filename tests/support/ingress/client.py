@@ -23,14 +23,15 @@ def fetch(
     tls: ssl.SSLContext | None = None,
     server_name: str = "",
     before: bytes = b"",
+    address: str = "127.0.0.1",
 ) -> Answer:
     """Send one HTTP/1.1 request to 127.0.0.1 on a connection of its own.
 
     `tls`: over TLS, with SNI `server_name` (default: the host). `before`: bytes that precede all
     others, for example a PROXY header.
     """
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
-    sock = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
+    connection = http.client.HTTPConnection(address, port, timeout=TIMEOUT_S)
+    sock = socket.create_connection((address, port), TIMEOUT_S)
     sock.sendall(before)
     if tls is not None:
         sock = tls.wrap_socket(sock, server_hostname=server_name or host.partition(":")[0])

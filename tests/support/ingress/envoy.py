@@ -41,6 +41,7 @@ def running_gateway(
     admin, *free = free_ports(len(wanted) + 1)
     ports = dict(zip(wanted, free, strict=True))
     for socket in sockets:
-        socket |= {"address": "127.0.0.1", "port_value": ports[socket["port_value"]]}
+        address = "::" if socket["address"] == "::" else "127.0.0.1"  # for both families
+        socket |= {"address": address, "port_value": ports[socket["port_value"]]}
     with started_envoy(bootstrap_of(resources, admin, extra), directory) as envoy:
         yield RunningGateway(envoy, ports)
