@@ -159,10 +159,12 @@ class _Compilation:
             name = _chain_name(each)
             if each.listener.protocol is ListenerProtocol.HTTP:
                 continue
-            unit = self._chain(name, each, self._routes[each.key], (*listeners, *closed))
-            units.append(unit)
             if each.listener.protocol is ListenerProtocol.HTTPS:
+                unit = self._chain(name, each, (), ())
                 self._add_routes(name, [each], names, http3_port=port if unit.quic else 0)
+            else:
+                unit = self._chain(name, each, self._routes[each.key], (*listeners, *closed))
+            units.append(unit)
         own = [each.listener.hostname for each in listeners]
         units += [closed_unit(_chain_name(e), e.listener.hostname, own) for e in closed]
         for unit in units:
