@@ -25,6 +25,7 @@ TIMEOUTS_S = {"NamespacesMustBeReady": 120, "DefaultTestTimeout": 30, "MaxTimeTo
 _END = re.compile(r"^\s*--- (PASS|FAIL|SKIP): TestConformance/(\w+) \(([\d.]+)s\)$")
 _FEATURES = re.compile(r"Running (\w+), relying on the following features: (.*)$")
 _UNSUPPORTED = re.compile(r"Skipping (\w+): suite does not support (\w+)$")
+_START = re.compile(r"^=== (?:RUN|CONT)\s+TestConformance/\w+$")
 _SECTION = re.compile(r"^=== (?:RUN|CONT|NAME)\s+TestConformance/(\w+)")
 
 
@@ -56,15 +57,24 @@ class TestRun:
 class Output:
     """Parses the output of the suite line by line (`go test -v`)."""
 
-    def __init__(self, on_end: Callable[[TestRun], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        on_end: Callable[[TestRun], None] = lambda _: None,
+        on_start: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`on_end`: the results, which `go test` writes at the end. `on_start`: name of a test,
+        also when a parallel test goes on."""
         self.runs: dict[str, TestRun] = {}
         self._on_end = on_end
+        self._on_start = on_start
         self._current: TestRun | None = None
 
     def feed(self, line: str) -> None:
         """One line, without its end."""
         if found := _SECTION.match(line):
             self._current = self._run(found[1])
+            if _START.match(line):
+                self._on_start(found[1])
         elif found := _END.match(line):
             self._end(*found.groups())
         elif self._current is not None:
@@ -123,7 +133,7 @@ def run(
     selection: Selection = Selection(),
     more: Sequence[str] = (),
 ) -> Results:
-    """Run the tests of a scope, and print a line when one ends.
+    """Run the tests of a scope; print a line when one starts, and the results at the end.
 
     `directory`: for the report. `version`: of this project, for the report. `more`: flags. The
     suite ends itself after `timeout_s` seconds: tests that have not ended are missing from the
@@ -162,8 +172,13 @@ def _follow(argv: list[str], kubeconfig: Path, scope: Scope) -> tuple[Output, st
         if scope.has(run.name):
             print(f"{run.outcome:8}{run.seconds:6.1f} s  {run.name}", flush=True)
 
+    def start(name: str) -> None:
+        if scope.has(name):
+            print(f"{time.monotonic() - began:6.0f} s  {name}", flush=True)
+
+    began = time.monotonic()
     lines: list[str] = []
-    parsed = Output(show)
+    parsed = Output(show, start)
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *argv],
         env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "KUBECONFIG": str(kubeconfig)},
