@@ -16,6 +16,7 @@ import structlog
 
 from ztunnel.controller.l7.object_client import ObjectClient, Ref, api_version
 from ztunnel.controller.l7.watches import Watches
+from ztunnel.kube.client.request import FORBIDDEN, ApiError
 from ztunnel.kube.objects.fields import Object
 from ztunnel.l7.deployment.settings import CONTROLLER_NAME, INGRESS_CONTROLLER_NAME
 from ztunnel.l7.names import INGRESS_CLASSES, WAYPOINT_CLASSES, is_ingress_class
@@ -27,6 +28,8 @@ KIND = "GatewayClass"
 OUR_CLASSES = (*WAYPOINT_CLASSES, *INGRESS_CLASSES)
 _WAYPOINTS = "Waypoints for services and workloads, run by ztunnel with Envoy"
 _INGRESS = "Ingress gateways, run by ztunnel with Envoy"
+_CRD = Ref("CustomResourceDefinition", "", "gatewayclasses.gateway.networking.k8s.io")
+_VERSION_ANNOTATION = "gateway.networking.k8s.io/bundle-version"
 _CONTROLLERS = (CONTROLLER_NAME, INGRESS_CONTROLLER_NAME)
 
 log = structlog.get_logger()
@@ -99,7 +102,7 @@ class GatewayClasses:
         metadata = obj["metadata"]
         before = obj.get("status")
         known = before if isinstance(before, dict) else {}
-        ours = class_conditions(controller_of(obj))
+        ours = class_conditions(controller_of(obj), self._api_version())
         generation = int(metadata.get("generation") or 0)
         conditions = render_conditions(ours, known.get("conditions"), generation, now)
         status: Object = {"conditions": conditions}
@@ -110,6 +113,17 @@ class GatewayClasses:
         )
         if not is_same:
             self._client.apply_status(obj, status, force=True)
+
+    def _api_version(self) -> str:
+        """The version of the Gateway API that is installed; empty if that is unknown."""
+        try:
+            found = self._client.get(_CRD)
+        except ApiError as error:
+            if error.status != FORBIDDEN:
+                raise
+            return ""  # the rest of the status does not depend on it
+        annotations = (found or {}).get("metadata", {}).get("annotations") or {}
+        return str(annotations.get(_VERSION_ANNOTATION) or "")
 
     def _report_foreign(self, name: str, controller: str) -> None:
         if name in OUR_CLASSES and self._foreign.get(name) != controller:

@@ -25,6 +25,7 @@ _MAX_EVENT_CHARS = 1024  # enforced by the API server
 _MAX_EMITTED = 10_000  # Events that are not sent again
 _PLURALS = {
     "ConfigMap": ("v1", "configmaps"),
+    "CustomResourceDefinition": ("apiextensions.k8s.io/v1", "customresourcedefinitions"),
     "DaemonSet": ("apps/v1", "daemonsets"),
     "Deployment": ("apps/v1", "deployments"),
     "HorizontalPodAutoscaler": ("autoscaling/v2", "horizontalpodautoscalers"),

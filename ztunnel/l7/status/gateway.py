@@ -22,6 +22,8 @@ from ztunnel.l7.status.facts import MAX_ADDRESSES, GatewayFacts
 from ztunnel.mesh.ports import HBONE
 
 HBONE_PROTOCOL = "HBONE"
+SUPPORTED_VERSION = "v1.6"  # of the Gateway API; tests/conformance runs the suite of its last patch
+VERSION_CONDITION = "SupportedVersion"  # of a GatewayClass
 
 
 def gateway_status(gateway: L7Object, facts: GatewayFacts, before: Json, now: str) -> Json:
@@ -45,10 +47,19 @@ def gateway_status(gateway: L7Object, facts: GatewayFacts, before: Json, now: st
     }
 
 
-def class_conditions(controller: str) -> tuple[Condition, ...]:
-    """The conditions of a GatewayClass that this controller serves."""
+def class_conditions(controller: str, version: str = "") -> tuple[Condition, ...]:
+    """The conditions of a GatewayClass that this controller serves.
+
+    `version`: of the installed CRDs of the Gateway API, for example v1.6.3; empty if unknown.
+    """
     message = f"Gateways of this class are run by {controller}"
-    return (Condition("Accepted", True, "Accepted", message),)
+    accepted = Condition("Accepted", True, "Accepted", message)
+    if not version:
+        return (accepted,)
+    if version.startswith(f"{SUPPORTED_VERSION}."):
+        return accepted, Condition(VERSION_CONDITION, True, VERSION_CONDITION, version)
+    text = f"the Gateway API is {version}, ztunnel is tested with {SUPPORTED_VERSION}"
+    return accepted, Condition(VERSION_CONDITION, False, "UnsupportedVersion", text)
 
 
 def listener_problem(listener: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from ztunnel.l7.problems import Problem, Severity
 from ztunnel.l7.status.conditions import Condition, has_conditions, render_conditions
 from ztunnel.l7.status.entries import PARENTS, Controllers, Entry, merge_entries
 from ztunnel.l7.status.facts import GatewayFacts, ip_addresses
-from ztunnel.l7.status.gateway import gateway_status
+from ztunnel.l7.status.gateway import class_conditions, gateway_status
 from ztunnel.l7.status.policies import policy_condition
 from ztunnel.l7.status.service import waypoint_bound
 
@@ -148,3 +148,20 @@ def test_policy_condition_is_false_on_errors_only() -> None:
     )
     found = policy_condition([ignored, error])
     assert (found.status, found.reason, found.message) == (False, "Invalid", "bad")
+
+
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [
+        ("v1.6.3", (True, "SupportedVersion")),
+        ("v1.60.0", (False, "UnsupportedVersion")),
+        ("v1.2.0", (False, "UnsupportedVersion")),
+    ],
+)
+def test_class_states_whether_the_installed_api_is_supported(
+    version: str, state: tuple[bool, str]
+) -> None:
+    accepted, found = class_conditions(OURS, version)
+    assert accepted.status
+    assert (found.type, found.status, found.reason) == ("SupportedVersion", *state)
+    assert class_conditions(OURS) == (accepted,)
