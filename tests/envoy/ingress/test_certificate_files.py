@@ -236,5 +236,7 @@ async def test_configuration_dump_has_no_keys(gateway: Gateway) -> None:
     await gateway.wait_for("a", "a")
     dump = await run(gateway.envoy.admin_get, "/config_dump?include_eds")
     assert '"a.crt"' in dump
+    page = await run(gateway.envoy.admin_get, "/stats/prometheus")
+    assert "envoy_listener_ssl_certificate_expiration_unix_time_seconds{" in page
     assert "PRIVATE KEY" not in dump
     assert "PRIVATE KEY" not in gateway.envoy.log.read_text()

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
 import pytest
 
+from tests.support.certificate_authority import CertificateAuthority
 from tests.support.waypoint.world import World
 from tests.unit.cli.conftest import Agent, Ztctl
 from ztunnel.l7.names import TypeUrl
@@ -88,6 +90,54 @@ def test_listener_table_has_chains_with_their_addresses(ztctl: Ztctl, waypoint: 
     chains = {row[2]: row[3:] for row in rows if row[0] == "waypoint"}
     assert chains["default/web|80"] == ["10.96.0.2:80", "routes", "default/web|80"]
     assert chains["default/other|80"][0] == "10.96.0.3:80"
+
+
+def _edge(agent: Agent, authority: CertificateAuthority) -> None:
+    """The Envoy of an ingress gateway, with a certificate that is not loaded yet."""
+    pem = authority.issue("web.example.com").partition("-----BEGIN PRIVATE")[0]
+    encoded = base64.b64encode(pem.encode()).decode()
+    references = [{"name": "a.crt"}, {"name": "b.crt"}]
+    context = {"common_tls_context": {"tls_certificate_sds_secret_configs": references}}
+    chain = {
+        "name": "443|web",
+        "filter_chain_match": {
+            "server_names": ["web.example.com"],
+            "source_prefix_ranges": [{"address_prefix": "10.0.0.0", "prefix_len": 8}],
+        },
+        "transport_socket": {"typed_config": context},
+    }
+    certificate = {"certificate_chain": {"inline_bytes": encoded}}
+    listener = {"name": "ingress|443", "filter_chains": [chain]}
+    agent.answers["/v1/gateways"] = GATEWAYS
+    agent.answers[_path("config_dump")] = {
+        "configs": [
+            _section("Listeners", dynamic_listeners=[{"active_state": {"listener": listener}}]),
+            _section(
+                "Secrets",
+                dynamic_active_secrets=[
+                    {"name": "a.crt", "secret": {"tls_certificate": certificate}},
+                    {"name": "c.ca", "secret": {"validation_context": {"trusted_ca": "?"}}},
+                ],
+                dynamic_warming_secrets=[{"name": "b.crt", "secret": {"name": "b.crt"}}],
+            ),
+        ]
+    }
+
+
+def test_secret_table_has_hosts_dates_and_chains(ztctl: Ztctl, agent: Agent) -> None:
+    _edge(agent, CertificateAuthority())
+    rows = {row[0]: row[1:] for row in _rows(ztctl, agent, "secret", POD)}
+    kind, state, host, _, _, until, chain = rows["a.crt"]
+    assert (kind, state, host, chain) == ("certificate", "ACTIVE", "web.example.com", "443|web")
+    assert until.endswith("Z")
+    assert rows["b.crt"] == ["certificate", "WARMING", "-", "-", "-", "-", "443|web"]
+    assert rows["c.ca"][:2] == ["authorities", "ACTIVE"]
+
+
+def test_listener_table_has_server_names_and_networks(ztctl: Ztctl, agent: Agent) -> None:
+    _edge(agent, CertificateAuthority())
+    (row,) = _rows(ztctl, agent, "listener", POD)
+    assert "web.example.com,from 10.0.0.0/8" in " ".join(row)
 
 
 def test_route_table_has_matches_and_weighted_targets(ztctl: Ztctl, waypoint: Agent) -> None:

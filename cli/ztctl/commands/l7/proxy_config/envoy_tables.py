@@ -11,32 +11,40 @@ from ztctl.output import Row, lookup
 Json = dict[str, Any]
 
 
+def section(dump: Json, kind: str, field: str) -> list[Json]:
+    """The entries of a field of Envoy's dump of a kind of resources."""
+    for section in dump.get("configs") or []:
+        if str(section.get("@type", "")).endswith(f".{kind}ConfigDump"):
+            return list(section.get(field) or [])
+    return []
+
+
 def listeners(dump: Json) -> list[Json]:
     """The listeners in use."""
-    found = [each.get("listener") for each in _section(dump, "Listeners", "static_listeners")]
+    found = [each.get("listener") for each in section(dump, "Listeners", "static_listeners")]
     found += [
         lookup(each, "active_state.listener")
-        for each in _section(dump, "Listeners", "dynamic_listeners")
+        for each in section(dump, "Listeners", "dynamic_listeners")
     ]
     return [each for each in found if each]
 
 
 def routes(dump: Json) -> list[Json]:
     """The route configurations."""
-    found = _section(dump, "Routes", "dynamic_route_configs")
-    found += _section(dump, "Routes", "static_route_configs")
+    found = section(dump, "Routes", "dynamic_route_configs")
+    found += section(dump, "Routes", "static_route_configs")
     return [each["route_config"] for each in found if each.get("route_config")]
 
 
 def clusters(dump: Json) -> list[Json]:
     """The clusters, warming ones included."""
     names = ("static_clusters", "dynamic_active_clusters", "dynamic_warming_clusters")
-    found = [each for name in names for each in _section(dump, "Clusters", name)]
+    found = [each for name in names for each in section(dump, "Clusters", name)]
     return [each["cluster"] for each in found if each.get("cluster")]
 
 
 def listener_rows(listener: Json) -> Iterator[Row]:
-    """One row for each filter chain, with the addresses that select it."""
+    """One row for each filter chain, with the addresses or server names that select it."""
     matches: dict[str, list[str]] = {}
     _collect(listener.get("filter_chain_matcher") or {}, [], matches)
     address = socket_address(listener.get("address") or {})
@@ -46,7 +54,7 @@ def listener_rows(listener: Json) -> Iterator[Row]:
             "listener": listener.get("name") or f"#{index}",
             "address": address,
             "chain": name,
-            "match": matches.get(name, []),
+            "match": matches.get(name) or _chain_match(chain.get("filter_chain_match") or {}),
             "destination": _chain_destination(chain),
         }
 
@@ -102,13 +110,6 @@ def socket_address(address: Json) -> str:
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
-def _section(dump: Json, kind: str, field: str) -> list[Json]:
-    for section in dump.get("configs") or []:
-        if str(section.get("@type", "")).endswith(f".{kind}ConfigDump"):
-            return list(section.get(field) or [])
-    return []
-
-
 def _collect(matcher: Json, path: list[str], found: dict[str, list[str]]) -> None:
     """The addresses by chain of a tree of exact matches on IP address and port."""
     tree = matcher.get("matcher_tree") or {}
@@ -122,6 +123,15 @@ def _collect(matcher: Json, path: list[str], found: dict[str, list[str]]) -> Non
             continue
         chain = lookup(on_match, "action.typed_config.value") or lookup(on_match, "action.name")
         found.setdefault(str(chain), []).append(":".join([*path, value]))
+
+
+def _chain_match(match: Json) -> list[str]:
+    """Server names, and how many networks of clients."""
+    networks = match.get("source_prefix_ranges") or []
+    shown = [f"{each.get('address_prefix')}/{each.get('prefix_len', 0)}" for each in networks[:2]]
+    if len(networks) > 2:
+        shown = [f"{len(networks)} networks"]
+    return [*(match.get("server_names") or []), *(f"from {each}" for each in shown)]
 
 
 def _chain_destination(chain: Json) -> str:

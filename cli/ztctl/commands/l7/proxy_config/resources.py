@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ztctl proxy-config listener|route|cluster|endpoint POD`."""
+"""`ztctl proxy-config listener|route|cluster|endpoint|secret POD`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import click
 
-from ztctl.commands.l7.proxy_config import envoy_tables
+from ztctl.commands.l7.proxy_config import envoy_tables, secret_table
 from ztctl.commands.l7.proxy_config.pods import find_pod, pod_argument
 from ztctl.context import Context
 from ztctl.output import Column, Format, Row
@@ -33,6 +33,16 @@ _CLUSTERS = (
     Column("CONNECT-TIMEOUT", "timeout"),
     Column("TLS", "tls"),
 )
+_SECRETS = (
+    Column("NAME", "name"),
+    Column("TYPE", "type"),
+    Column("STATE", "state"),
+    Column("HOSTS", "hosts"),
+    Column("SERIAL", "serial"),
+    Column("NOT-BEFORE", "not_before"),
+    Column("NOT-AFTER", "not_after"),
+    Column("CHAINS", "chains"),
+)
 _ENDPOINTS = (
     Column("ENDPOINT", "endpoint"),
     Column("HEALTH", "health"),
@@ -47,7 +57,7 @@ _ENDPOINTS = (
 @pod_argument
 @click.pass_obj
 def listener(context: Context, pod: str, namespace: str) -> None:
-    """Listeners, their filter chains, and the addresses that select these.
+    """Listeners, their filter chains, and the addresses or names that select these.
 
     \b
     Examples:
@@ -104,6 +114,24 @@ def endpoint(context: Context, pod: str, namespace: str) -> None:
         context.print_rows(list(envoy_tables.endpoint_rows(status)), _ENDPOINTS)
     else:
         context.print_rows(status.get("cluster_statuses") or [], _ENDPOINTS)
+
+
+@click.command()
+@pod_argument
+@click.pass_obj
+def secret(context: Context, pod: str, namespace: str) -> None:
+    """Certificates that Envoy has loaded, and the filter chains that use them. No keys.
+
+    \b
+    Examples:
+      ztctl proxy-config secret edge -n shop
+      ztctl proxy-config secret edge -n shop -o json
+    """
+    dump = find_pod(context, pod, namespace).view("config_dump")
+    if context.output_format is Format.TABLE:
+        context.print_rows(list(secret_table.secret_rows(dump)), _SECRETS)
+    else:
+        context.print_rows(secret_table.secrets(dump), _SECRETS)
 
 
 def _print(
