@@ -96,6 +96,10 @@ LABELS = {
         "Pods and Service of a gateway, set by the controller",
         "Class of the Gateway that they belong to.",
     ),
+    "gateway.networking.k8s.io/bundle-version": (
+        "Annotation of the CRDs of the Gateway API",
+        "Their version, which the condition SupportedVersion of GatewayClasses is about.",
+    ),
     "gateway.networking.k8s.io/gateway-name": (
         "Pods and Service of a gateway, set by the controller",
         "Gateway that they belong to.",
