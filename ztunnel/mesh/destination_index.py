@@ -4,7 +4,8 @@
 A host covers the addresses of its endpoints, and the CIDRs of an entry without endpoints. Both are
 networks in one hash table, keyed by namespace, prefix length, network and port. Networks are parsed
 once, when a host changes, so a lookup costs two hash lookups per prefix length in use, however many
-entries there are. The longest prefix wins; among equals, an entry that is exported to named
+entries there are. A waypoint is one more viewer, of the hosts that it is in front of. The longest
+prefix wins; among equals, an entry that is exported to named
 namespaces, then the host that was added last.
 """
 
@@ -22,7 +23,10 @@ _BITS = {4: 32, 6: 128}
 
 
 class _Key(NamedTuple):
-    """A destination as one namespace sees it; `number` is the network shifted to its prefix."""
+    """A destination as one viewer sees it; `number` is the network shifted to its prefix.
+
+    `namespace`: the viewer, which may also be a waypoint.
+    """
 
     namespace: str
     version: int  # 4 or 6
@@ -67,6 +71,13 @@ class DestinationIndex:
 
     def find(self, address: SocketAddress, namespace: str) -> Service | None:
         """Return the host that covers a destination, as visible to a namespace."""
+        return self._find(address, (namespace, _ALL_NAMESPACES))
+
+    def find_of_waypoint(self, address: SocketAddress, waypoint: str) -> Service | None:
+        """Return the host that covers a destination and has this waypoint (`namespace/name`)."""
+        return self._find(address, (_waypoint_viewer(waypoint),))
+
+    def _find(self, address: SocketAddress, viewers: tuple[str, ...]) -> Service | None:
         version = 6 if ":" in address.ip else 4
         lengths = self._lengths[version]
         if not lengths:
@@ -75,7 +86,7 @@ class DestinationIndex:
         number = int(ip_address(address.ip))
         for length in lengths:
             prefix = number >> (bits - length)
-            for viewer in (namespace, _ALL_NAMESPACES):
+            for viewer in viewers:
                 hosts = self._hosts.get(_Key(viewer, version, length, prefix, address.port))
                 if hosts:
                     return next(reversed(hosts.values()))
@@ -90,9 +101,15 @@ class DestinationIndex:
 
 def _keys(service: Service) -> Iterator[_Key]:
     viewers = service.export_to or (_ALL_NAMESPACES,)
+    if service.waypoint:
+        viewers = (*viewers, _waypoint_viewer(service.waypoint))
     for version, length, number, port in _destinations(service):
         for viewer in viewers:
             yield _Key(viewer, version, length, number, port)
+
+
+def _waypoint_viewer(waypoint: str) -> str:
+    return f"waypoint {waypoint}"  # no namespace: their names have no spaces
 
 
 def _destinations(service: Service) -> Iterator[tuple[int, int, int, int]]:

@@ -187,6 +187,10 @@ class MeshState:
         """Return the ServiceEntry host with this endpoint address, or a CIDR that contains it."""
         return self._destinations.find(address, namespace)
 
+    def waypoint_entry_at(self, address: SocketAddress, waypoint: str) -> Service | None:
+        """Return the ServiceEntry host with this waypoint that covers a destination."""
+        return self._destinations.find_of_waypoint(address, waypoint)
+
     def resolves_name(self, gateway: str, name: str) -> bool:
         """Return whether the Envoys of a gateway resolve a DNS name (lower case) themselves."""
         hosts = {each.hostname for each in self._dynamic.values() if each.waypoint == gateway}
@@ -203,6 +207,16 @@ class MeshState:
             self._workload_at.owner(ip) is not None
             or ip in self._host_network
             or next(self._service_at.claimants(ip), None) is not None
+        )
+
+    def is_of_cluster(self, address: SocketAddress, namespace: str) -> bool:
+        """Return whether the cluster has an address, or serves it outside, as with load balancers.
+
+        `namespace`: of the client.
+        """
+        return (
+            self.is_cluster_address(address.ip)
+            or self.external_service_at(address, "TCP", namespace) is not None
         )
 
     def service_by_name(self, name: str) -> Service | None:

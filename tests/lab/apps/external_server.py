@@ -5,7 +5,7 @@ usage: external_server.py CERTIFICATE
 
     80   HTTP   the response is JSON: client address, method, path, host, and the TLS server name
     443  HTTPS  the same; CERTIFICATE has certificate and key
-    9000 TCP    reads a line, sends one with the client's address, and closes
+    9000, 9100 TCP    reads a line, sends one with the client's address, and closes
 
 The client of every connection is printed, one per line.
 """
@@ -84,7 +84,8 @@ def main(certificate: str) -> None:
     secure.socket = context.wrap_socket(
         secure.socket, server_side=True, do_handshake_on_connect=False
     )
-    for server in (plain, secure, LineServer(("::", 9000), Line)):
+    lines = [LineServer(("::", port), Line) for port in (9000, 9100)]
+    for server in (plain, secure, *lines):
         threading.Thread(target=server.serve_forever).start()
     print("started", flush=True)
 

@@ -62,6 +62,13 @@ def entries() -> list[Object]:
     return [
         entry("api", "api.vendor.test", ports=[HTTP, TLS, TCP], **outside),
         entry("secure", "secure.vendor.test", ports=[originated], **outside),
+        entry(
+            "range",
+            "range.vendor.test",
+            addresses=["172.30.0.248/29", "fd00:30::f8/125"],
+            ports=[{"number": 9100, "name": "line", "protocol": "TCP"}],
+            resolution="NONE",
+        ),
         entry("partners", "*.partner.test", ports=[HTTP, TLS], resolution="DYNAMIC_DNS"),
     ]
 
@@ -138,6 +145,14 @@ class World:
         except ValueError:
             return int(status or 0), {}
 
+    def line(self, pod: str, host: str, port: int) -> str:
+        """The address that a TCP server outside sends; empty without a connection."""
+        script = (
+            f"import socket; sock = socket.create_connection(({host!r}, {port}), 10); "
+            "sock.sendall(b'hello\\n'); print(sock.recv(99).decode())"
+        )
+        return self.lab.exec(pod, sys.executable, "-c", script, namespace=SPACE).stdout.strip()
+
     def clients(self) -> set[str]:
         """The clients that the server outside has seen."""
         return set(self.log.read_text().split()[1:])
@@ -207,14 +222,15 @@ def test_tls_and_tcp_ports_of_a_host_pass_the_waypoint(world: World) -> None:
     status, body = world.curl("app", "https://api.vendor.test/x", "-k")
     assert (status, body["server_name"]) == (200, "api.vendor.test")
     assert body["client"] in egress
-    line = (
-        "import socket; sock = socket.create_connection(('api.vendor.test', 9000)); "
-        "sock.sendall(b'hello\\n'); print(sock.recv(99))"
-    )
-    found = world.lab.exec("app", sys.executable, "-c", line, namespace=SPACE).stdout
-    assert any(ip in found for ip in egress)
-    denied = world.lab.exec("thief", sys.executable, "-c", line, namespace=SPACE)
-    assert not any(ip in denied.stdout for ip in egress)
+    assert world.line("app", "api.vendor.test", 9000) in egress
+    assert world.line("thief", "api.vendor.test", 9000) == ""
+
+
+def test_networks_pass_the_waypoint_and_keep_their_addresses(world: World) -> None:
+    egress = addresses(world.lab, "deploy/egress", EGRESS)
+    for ip in EXTERNAL_ADDRESSES:
+        assert world.line("app", ip, 9100) == egress[6 if ":" in ip else 4]
+        assert world.line("app", ip, 9101) == ""  # no port of the entry
 
 
 @pytest.mark.parametrize("option", ["-4", "-6"])

@@ -215,7 +215,7 @@ class _Port:
         is_own = self._service.namespace == self._gateway.partition("/")[0]
         branches = tuple(
             Branch(ip, self._port.port, on_match, inspect_http, inspect_tls, is_raw, is_own)
-            for ip in self._service.vips
+            for ip in (*self._service.vips, *self._service.networks)
         )
         return joined([DestinationUnit(branches=branches), *units])
 

@@ -57,12 +57,13 @@ def resolve(inputs: Inputs, route: L7Object, parent: Service | None, ref: Backen
             f"{ref.where} is in namespace {service.namespace!r}, where no ReferenceGrant permits "
             f"{route.kind} of namespace {route.namespace!r}",
         )
-    if service.dynamic_ports and (parent is None or service.key != parent.key):
+    is_own = parent is not None and service.key == parent.key
+    if (service.dynamic_ports or service.networks) and not is_own:
         return Resolution(
             None,
             ResolvedReason.INVALID_KIND,
-            f"{ref.where} is {service.key}, whose names are resolved per request (DYNAMIC_DNS): "
-            "only its own routes can use it",
+            f"{ref.where} is {service.key}, where each connection has its own destination "
+            "(resolution DYNAMIC_DNS or NONE): only its own routes can use it",
         )
     if ref.port is None:
         return Resolution(None, ResolvedReason.NOT_FOUND, f"{ref.where} has no port")

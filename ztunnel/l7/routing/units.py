@@ -19,7 +19,7 @@ ANY_PORT = 0  # of a branch: every port of the address
 
 
 class Branch(NamedTuple):
-    """Selects chains for connections to an address.
+    """Selects chains for connections to an address, or to a network (`ip` with a prefix length).
 
     `on_match` is an OnMatch of the listener's matcher: an action that names a chain, or another
     matcher. `inspect_http`, `inspect_tls`: the matcher needs what these listener filters detect.

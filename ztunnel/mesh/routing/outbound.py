@@ -6,7 +6,7 @@ workload address  ────────────────────�
 any other address ────────────────────────────────────────┘
 address of a load balancer, external IP, node port
                   ─▶ as the virtual address of that service: kube-proxy selects an endpoint, too
-virtual address or workload address that has a waypoint
+virtual address, workload address or network of a ServiceEntry that has a waypoint
                   ─▶ HBONE to a ready pod of the waypoint, unless the source runs that Gateway, or,
                      for a workload address, an ingress gateway. An ingress gateway connects to the
                      virtual address of a service only if `Service.ingress_use_waypoint`
@@ -84,10 +84,13 @@ def _virtual_address(
 
 def _resolve_address(
     state: MeshState, source: Workload, destination: SocketAddress, *, is_pod: bool
-) -> Route:
-    """Decide on an address that is not virtual, and has no waypoint."""
+) -> Route | _BalancedRoute:
+    """Decide on an address that is neither virtual nor of a pod with a waypoint."""
     entry = state.service_entry_at(destination, source.namespace)
     if entry is not None and not is_pod and _needs_waypoint(entry, source):
+        if entry.networks:
+            waypoint, error = entry.waypoint, entry.waypoint_error
+            return _waypoint(state, waypoint, error, destination, entry.hostname)
         return Refuse(
             f"{entry.hostname} has the waypoint {entry.waypoint} but no virtual address; hint: "
             "set spec.addresses of the ServiceEntry"
@@ -103,8 +106,10 @@ def _not_in_registry(
     state: MeshState, source: Workload, destination: SocketAddress, entry: Service | None
 ) -> str:
     """Why REGISTRY_ONLY refuses an address that no pod has; empty if it permits it."""
-    if source.gateway and _is_resolved(state, source.gateway, destination):
+    if source.gateway and _is_resolved(state, source, destination):
         return ""
+    if source.gateway and state.waypoint_entry_at(destination, source.gateway) is not None:
+        return ""  # even if the entry is not exported to the namespace of the waypoint
     if entry is not None:
         if not entry.waypoint or entry.waypoint == source.gateway:
             return ""
@@ -118,12 +123,12 @@ def _not_in_registry(
     )
 
 
-def _is_resolved(state: MeshState, gateway: str, destination: SocketAddress) -> bool:
-    """Whether a gateway's Envoy may have resolved a name to an address outside the cluster."""
+def _is_resolved(state: MeshState, source: Workload, destination: SocketAddress) -> bool:
+    """Whether the Envoy of a gateway's pod may have resolved a name to an address outside the cluster."""
     return (
-        destination.port in state.resolved_ports(gateway)
+        destination.port in state.resolved_ports(source.gateway)
         and not is_special(destination.ip)
-        and not state.is_cluster_address(destination.ip)
+        and not state.is_of_cluster(destination, source.namespace)
     )
 
 
@@ -228,8 +233,10 @@ def _waypoint(
 
 
 def _needs_waypoint(entry: Service, source: Workload) -> bool:
-    """Whether connections of the source to the entry must pass a waypoint, but cannot: a waypoint
-    selects the service by its virtual address."""
+    """Whether connections of the source to the entry's own addresses must pass a waypoint.
+
+    A waypoint selects the service by the networks of the entry. Without networks it cannot.
+    """
     return bool(entry.waypoint and not entry.vips and entry.waypoint != source.gateway)
 
 

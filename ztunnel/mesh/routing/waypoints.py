@@ -11,7 +11,7 @@ import re
 from itertools import accumulate
 from typing import NamedTuple
 
-from ztunnel.mesh.address import family
+from ztunnel.mesh.address import family, is_special
 from ztunnel.mesh.load_balancer import Backends
 from ztunnel.mesh.model import Service, SocketAddress, TunnelProtocol, Workload
 from ztunnel.mesh.ports import HBONE, RESERVED
@@ -107,7 +107,23 @@ def find_destination(
     service = next((each for each in candidates if each.waypoint == pod.gateway), None)
     if service is not None:
         return _of_service(service, pod, authority, family(local_ip))
-    return None if isinstance(authority, NamedAddress) else _of_workload(state, pod, authority)
+    if isinstance(authority, NamedAddress):
+        return None
+    if state.is_of_cluster(authority, pod.namespace):
+        return _of_workload(state, pod, authority)
+    return _of_network(state, pod, authority)
+
+
+def _of_network(
+    state: MeshState, pod: Workload, authority: SocketAddress
+) -> WaypointDestination | str | None:
+    """An address outside the cluster, in a network of a ServiceEntry with resolution NONE."""
+    entry = state.waypoint_entry_at(authority, pod.gateway)
+    if entry is None or not entry.networks or is_special(authority.ip):
+        return None
+    if authority.port in RESERVED:
+        return f"port {authority.port} is reserved for the mesh"
+    return entry.waypoint_error or WaypointDestination(authority, entry.hostname, pod)
 
 
 def _of_workload(

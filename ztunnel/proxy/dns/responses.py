@@ -15,7 +15,7 @@ from collections.abc import Callable
 from ztunnel.dns.addresses import answer_addresses, without_addresses
 from ztunnel.mesh.address import is_special
 from ztunnel.mesh.dns_names import DnsAnswer, lookup
-from ztunnel.mesh.model import Workload
+from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.local_pod import Pod
@@ -39,9 +39,15 @@ def shown(context: Context, pod: Pod, name: str, wire: bytes) -> bytes | None:
     if mesh is None or workload is None:
         return None
     if workload.gateway and (not name or mesh.resolves_name(workload.gateway, name)):
-        filtered, dropped = without_addresses(
-            wire, lambda ip: is_special(ip) or mesh.is_cluster_address(ip)
-        )
+        ports = mesh.resolved_ports(workload.gateway) or {0}
+
+        def is_inside(ip: str) -> bool:
+            targets = [SocketAddress(ip, port) for port in ports]
+            return is_special(ip) or any(
+                mesh.is_of_cluster(each, workload.namespace) for each in targets
+            )
+
+        filtered, dropped = without_addresses(wire, is_inside)
         context.tracker.counters.dns.count_dropped_addresses(dropped)
         return filtered
     return wire

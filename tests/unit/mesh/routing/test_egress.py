@@ -11,6 +11,7 @@ from ztunnel.mesh.dns_names import lookup
 from ztunnel.mesh.model import Service, ServicePort, SocketAddress, Workload
 from ztunnel.mesh.routing.decisions import Hbone, Passthrough, Refuse
 from ztunnel.mesh.routing.outbound import route
+from ztunnel.mesh.routing.waypoints import WaypointDestination, find_destination
 from ztunnel.mesh.state import MeshState
 
 GATEWAY = "istio-egress/egress"
@@ -143,3 +144,46 @@ def test_addresses_of_the_cluster() -> None:
     assert not mesh.state.is_cluster_address("172.30.0.2")
     mesh.drop(other)
     assert not mesh.state.is_cluster_address("172.30.0.3")
+
+
+NETWORK = host(
+    "net.example.com", "", networks=("198.51.100.0/24", "2001:db8::/32"), export_to=("shop",)
+)
+
+
+@pytest.mark.parametrize("ip", ["198.51.100.9", "2001:db8::9"])
+def test_network_leads_to_the_waypoint_with_the_same_authority(ip: str) -> None:
+    state = made(NETWORK)
+    decision = decide(state, CLIENT, ip, 80)
+    assert isinstance(decision, Hbone)
+    assert (decision.workload, decision.authority) == (EGRESS, SocketAddress(ip, 80))
+    assert isinstance(decide(state, CLIENT, ip, 81), Refuse)
+    # the waypoint dials it although the entry is not exported to its namespace
+    elsewhere = msgspec.structs.replace(EGRESS, namespace="istio-egress")
+    assert isinstance(decide(state, elsewhere, ip, 80), Passthrough)
+
+
+def test_waypoint_accepts_authorities_in_its_networks_only() -> None:
+    wide = host("wide.example.com", "", networks=("0.0.0.0/0", "::/0"))
+    other = host("o.example.com", "", networks=("203.0.113.0/24",), waypoint="other/waypoint")
+
+    def found(state: MeshState, ip: str, port: int = 80) -> object:
+        return find_destination(state, "10.244.2.2", SocketAddress(ip, port))
+
+    state = made(NETWORK, other)
+    accepted = found(state, "198.51.100.9")
+    assert isinstance(accepted, WaypointDestination)
+    assert (accepted.address.ip, accepted.service) == ("198.51.100.9", "net.example.com")
+    assert found(state, "198.51.100.9", 81) is None
+    assert found(state, "203.0.113.1") is None
+    every = made(wide)
+    for ip in ("10.244.1.2", "172.30.0.2", "127.0.0.1", "169.254.169.254", "::1"):
+        assert found(every, ip) is None  # a pod, a node, and special addresses
+    assert isinstance(found(every, "203.0.113.1"), WaypointDestination)
+    balanced = Service(
+        namespace="shop",
+        name="web",
+        ports=(ServicePort(80, "http"),),
+        load_balancer_ips=("203.0.113.1",),
+    )
+    assert found(made(wide, balanced), "203.0.113.1") is None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.mesh.builders import PLAIN, Mesh, endpoint, mesh, service, workload
-from ztunnel.mesh.model import GatewayPort, Service, ServicePort, SocketAddress, Workload
+from ztunnel.mesh.model import Endpoint, GatewayPort, Service, ServicePort, SocketAddress, Workload
 from ztunnel.mesh.routing.decisions import Accept, Hbone, Passthrough, Refuse, Reject
 from ztunnel.mesh.routing.inbound import check_connect
 from ztunnel.mesh.routing.outbound import route, route_udp
@@ -209,7 +209,7 @@ def test_entry_with_a_waypoint_but_without_a_virtual_address_is_refused() -> Non
         name="api.example.com",
         hostname="api.example.com",
         ports=(ServicePort(443, "tls"),),
-        networks=("192.0.2.0/24",),
+        endpoints=(Endpoint(address="192.0.2.1", ports={"tls": 443}),),
         is_service_entry=True,
         waypoint=WAYPOINT,
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ztunnel.l7.config import ClusterRef, Json
 from ztunnel.l7.inputs import Inputs, Protocol
-from ztunnel.l7.routing.envoy.dynamic_hosts import dynamic_cluster, is_dynamic
+from ztunnel.l7.routing.envoy.dynamic_hosts import dynamic_cluster, is_dynamic, without_balancing
 from ztunnel.l7.routing.envoy.hcm import ADS
 from ztunnel.l7.routing.protocols import declared_protocol, service_port
 from ztunnel.l7.routing.units import ClusterUnit
@@ -54,11 +54,17 @@ def service_cluster(
     policy = traffic.cluster_fields(inputs, gateway, service, port, ref.subset, protocol=protocol)
     options = _protocol_options(protocol, _EDGE_UPSTREAM if at_edge else _UPSTREAM)
     common: Json = {"connect_timeout": _DIAL_TIMEOUT, **options}
-    is_own = service.waypoint == gateway  # others cannot restrict the names
-    if is_dynamic(service) and is_own and not policy.rejected and not policy.labels:
+    is_own = service.waypoint == gateway  # others cannot restrict the destinations
+    if is_own and not policy.rejected and not policy.labels:
         common |= _metadata(telemetry.endpoint_metadata(inputs, service, None))
-        found = dynamic_cluster(common, policy.fields, service, port, ref)
-        return ClusterUnit(found, None, policy.problems)
+        fields = {"name": ref.name, **merge_fields(common, without_balancing(policy.fields))}
+        if is_dynamic(service):
+            found = dynamic_cluster(fields, service, port)
+            return ClusterUnit(found, None, policy.problems)
+        if service.networks:
+            found = {**fields, "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"}
+            return ClusterUnit(found, None, policy.problems)
+    common = {"connect_timeout": _DIAL_TIMEOUT, **options}
     cluster: Json = {
         "name": ref.name,
         "type": "EDS",

@@ -11,7 +11,7 @@ of DNS; the node's DNS proxy drops those of the cluster, which it knows (`ztunne
 
 from __future__ import annotations
 
-from ztunnel.l7.config import ClusterRef, Json
+from ztunnel.l7.config import Json
 from ztunnel.l7.inputs import Destination
 from ztunnel.l7.names import cluster_name
 from ztunnel.l7.routing.envoy.extensions import (
@@ -20,7 +20,6 @@ from ztunnel.l7.routing.envoy.extensions import (
     network_filter,
     typed,
 )
-from ztunnel.l7.traffic.merging import merge_fields
 from ztunnel.mesh.address import SPECIAL_NETWORKS
 from ztunnel.mesh.model import Service, ServicePort
 
@@ -36,24 +35,24 @@ def is_dynamic(service: Service | None) -> bool:
     return service is not None and bool(service.dynamic_ports)
 
 
-def dynamic_cluster(
-    common: Json, policy: Json, service: Service, port: ServicePort, ref: ClusterRef
-) -> Json:
+def without_balancing(policy: Json) -> Json:
+    """Return the fields of traffic policies without those of load balancing."""
+    return {k: v for k, v in policy.items() if not _is_balancing(k)}
+
+
+def dynamic_cluster(fields: Json, service: Service, port: ServicePort) -> Json:
     """Return the cluster that dials what the filter has resolved.
 
-    `common`: fields of every cluster. `policy`: fields of the traffic policies; those of load
-    balancing are left out, as each name is balanced over its own addresses.
+    `fields` of the cluster have no load balancing: each name is balanced over its own addresses.
     """
     config: Json = {
         "dns_cache_config": _dns_cache(service, port),
         # Envoy requires a check of the certificate by Host otherwise. `traffic.tls` decides.
         "allow_insecure_cluster_options": True,
     }
-    fields = merge_fields(common, {k: v for k, v in policy.items() if not _is_balancing(k)})
     kind = "clusters.dynamic_forward_proxy.v3.ClusterConfig"
     return {
         **fields,
-        "name": ref.name,
         "lb_policy": "CLUSTER_PROVIDED",
         "cluster_type": typed("envoy.clusters.dynamic_forward_proxy", kind, **config),
     }

@@ -45,7 +45,30 @@ def _by_address(branches: Iterable[Branch]) -> Json:
     for branch in branches:
         by_ip.setdefault(branch.ip, {}).setdefault(branch.port, branch.on_match)
     matches = {ip: _by_port(ports) for ip, ports in by_ip.items()}
-    return _exact(matcher_input("destination_ip", "DestinationIPInput"), matches)
+    value = matcher_input("destination_ip", "DestinationIPInput")
+    networks = {ip: found for ip, found in matches.items() if "/" in ip}
+    addresses = {ip: found for ip, found in matches.items() if ip not in networks}
+    if not networks:
+        return _exact(value, addresses)
+    by_network = _by_network(value, networks)
+    if not addresses:
+        return by_network
+    return {**_exact(value, addresses), "on_no_match": {"matcher": by_network}}
+
+
+def _by_network(value: Json, networks: dict[str, Json]) -> Json:
+    """The longest prefix that has a match for the port."""
+    ranges = [
+        {
+            "ranges": [{"address_prefix": address, "prefix_len": int(length)}],
+            "on_match": on_match,
+        }
+        for network, on_match in networks.items()
+        for address, _, length in [network.partition("/")]
+    ]
+    kind = {"@type": "type.googleapis.com/xds.type.matcher.v3.IPMatcher", "range_matchers": ranges}
+    custom = {"name": "envoy.matching.custom_matchers.trie_matcher", "typed_config": kind}
+    return {"matcher_tree": {"input": value, "custom_match": custom}}
 
 
 def _by_port(ports: dict[int, Json]) -> Json:

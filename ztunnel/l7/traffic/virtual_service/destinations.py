@@ -39,8 +39,8 @@ class Resolver:
             raise destination.error(
                 "host", f"a service that a ReferenceGrant of {service.namespace} permits"
             )
-        if service.dynamic_ports and service.key != self.service.key:
-            raise destination.error("host", "a host whose resolution is not DYNAMIC_DNS")
+        if (service.dynamic_ports or service.networks) and service.key != self.service.key:
+            raise destination.error("host", "a host whose resolution is not DYNAMIC_DNS or NONE")
         port = destination.mapping("port")
         port.allow_only("number")
         number = port.port("number") or self._default_port(service)
