@@ -124,7 +124,7 @@ def _not_in_registry(
 
 
 def _is_resolved(state: MeshState, source: Workload, destination: SocketAddress) -> bool:
-    """Whether the Envoy of a gateway's pod may have resolved a name to an address outside the cluster."""
+    """Whether Envoy in a gateway's pod may have resolved a name to an address outside."""
     return (
         destination.port in state.resolved_ports(source.gateway)
         and not is_special(destination.ip)
