@@ -60,11 +60,10 @@ class Gateway:
             "listener_filters": [{"name": "sni", "typed_config": {"@type": _INSPECTOR}}],
             "filter_chains": [_chain(each) for each in ids],
         }
-        wanted = [secrets.certificate_name(each) for each in ids]
         config, invalid = self.encoder.encode(
             {
                 TypeUrl.LISTENER: {"ingress": listener},
-                TypeUrl.SECRET: {each: secrets.secret(each) for each in wanted},
+                TypeUrl.SECRET: {each: secrets.secret(each) for each in ids},
             }
         )
         assert invalid == []
@@ -103,7 +102,7 @@ def pair_files(id_: str, pem: str) -> dict[str, str]:
 
 
 def _chain(id_: str) -> Json:
-    references = [secrets.reference(secrets.certificate_name(id_))]
+    references = [secrets.reference(id_)]
     context = {
         "@type": _TLS,
         "common_tls_context": {"tls_certificate_sds_secret_configs": references},
@@ -147,9 +146,7 @@ async def test_certificate_that_is_mounted_later_is_used_within_seconds(gateway:
     gateway.publish("a", "b")
     await gateway.wait_for("a", "first")
     assert await run(gateway.subject, "b") == "ConnectionResetError"
-    await wait_until_async(
-        lambda: [each.name for _, each in gateway.server.rejected()] == ["b.crt"]
-    )
+    await wait_until_async(lambda: [each.name for _, each in gateway.server.rejected()] == ["b"])
     gateway.write("b", "second")
     await gateway.wait_for("b", "second")
     await wait_until_async(lambda: gateway.server.is_synced and not gateway.server.rejected())
@@ -188,7 +185,7 @@ async def test_invalid_file_leaves_the_certificate_in_use(gateway: Gateway, defe
         invalid = {"junk": {"a.crt": "junk"}, "empty": {"a.crt": "", "a.key": ""}}
         other_key = {"a.key": gateway.pair("a", "other")["a.key"]}
         gateway.files.write(invalid.get(defect, other_key))
-    failed = "sds.a.crt.key_rotation_failed"
+    failed = "sds.a.key_rotation_failed"
     await wait_until_async(lambda: gateway.envoy.stat(failed) > 0)
     assert await run(gateway.subject, "a") == "valid"
     gateway.write("a", "renewed")
@@ -235,8 +232,10 @@ async def test_configuration_dump_has_no_keys(gateway: Gateway) -> None:
     gateway.publish("a")
     await gateway.wait_for("a", "a")
     dump = await run(gateway.envoy.admin_get, "/config_dump?include_eds")
-    assert '"a.crt"' in dump
+    assert '"a"' in dump
     page = await run(gateway.envoy.admin_get, "/stats/prometheus")
-    assert "envoy_listener_ssl_certificate_expiration_unix_time_seconds{" in page
+    assert (
+        'envoy_listener_ssl_certificate_expiration_unix_time_seconds{envoy_tls_certificate="a"'
+    ) in page
     assert "PRIVATE KEY" not in dump
     assert "PRIVATE KEY" not in gateway.envoy.log.read_text()

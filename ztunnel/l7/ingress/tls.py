@@ -30,7 +30,7 @@ from ztunnel.l7.routing.protocols import service_port
 from ztunnel.l7.routing.units import ClusterUnit
 from ztunnel.l7.store import L7Store
 from ztunnel.l7.traffic.merging import merge_fields
-from ztunnel.l7.traffic.secrets import certificate_name, reference, secret
+from ztunnel.l7.traffic.secrets import reference, secret
 from ztunnel.l7.traffic.tls import backend_tls_policy
 
 _PACKAGE = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
@@ -213,7 +213,7 @@ def _option_problems(listener: EffectiveListener) -> tuple[Problem, ...]:
 
 
 def _certificate_name(ref: CertificateRef) -> str:
-    return certificate_name(certificate_id(ref.kind, ref.namespace, ref.name))
+    return certificate_id(ref.kind, ref.namespace, ref.name)
 
 
 def _option(listener: EffectiveListener, message: str, severity: Severity) -> Problem:

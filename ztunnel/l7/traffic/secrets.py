@@ -12,26 +12,19 @@ from ztunnel.l7.config import Json
 
 # Certificates that Envoy has not got by then do not delay the listener: its other chains work.
 INITIAL_FETCH_TIMEOUT = "2s"
-
-
-def certificate_name(id_: str) -> str:
-    """The name of the secret with a certificate and its key: the name of the file."""
-    return f"{id_}.crt"
-
-
-def authorities_name(id_: str) -> str:
-    """The name of the secret with authorities: the name of the file."""
-    return f"{id_}.ca"
+AUTHORITIES_SUFFIX = ".ca"
 
 
 def secret(name: str) -> Json:
-    """The secret of a name that one of the functions above returned."""
-    id_, _, kind = name.partition(".")
+    """The secret of a name: an id is a certificate with its key, `<id>.ca` is authorities.
+
+    Names of certificates have no dot: Envoy derives the name of the metric with the expiry from it.
+    """
     watched = {"watched_directory": {"path": names.GATEWAY_CERTIFICATES_DIRECTORY}}
-    if kind == "ca":
+    if name.endswith(AUTHORITIES_SUFFIX):
         return {"name": name, "validation_context": {"trusted_ca": _file(name), **watched}}
-    pair = {"certificate_chain": _file(name), "private_key": _file(f"{id_}.key"), **watched}
-    return {"name": name, "tls_certificate": pair}
+    pair = {"certificate_chain": _file(f"{name}.crt"), "private_key": _file(f"{name}.key")}
+    return {"name": name, "tls_certificate": {**pair, **watched}}
 
 
 def reference(name: str) -> Json:

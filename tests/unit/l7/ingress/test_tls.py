@@ -89,7 +89,7 @@ def test_secret_names_the_files_and_has_no_content() -> None:
     assert pair["private_key"] == {"filename": f"{directory}/{WEB}.key"}
     context = chains(config)[0]["transport_socket"]["typed_config"]["common_tls_context"]
     names = [each["name"] for each in context["tls_certificate_sds_secret_configs"]]
-    assert names == list(config.resources[TypeUrl.SECRET]) == [f"{WEB}.crt"]
+    assert names == list(config.resources[TypeUrl.SECRET]) == [WEB]
     assert of_gateway(config) == []
 
 
@@ -130,7 +130,7 @@ VALIDATION = {
 
 def test_clients_are_validated_by_the_bundle_of_the_references() -> None:
     config = compiled(frontend=VALIDATION, files=(f"{WEB}.crt", f"{CLIENTS}.ca"))
-    assert set(config.resources[TypeUrl.SECRET]) == {f"{WEB}.crt", f"{CLIENTS}.ca"}
+    assert set(config.resources[TypeUrl.SECRET]) == {WEB, f"{CLIENTS}.ca"}
     context = chains(config)[0]["transport_socket"]["typed_config"]
     assert context["require_client_certificate"] is True
 
