@@ -34,10 +34,10 @@ HEADER_BYTES, GOAWAY = 9, 7  # of a frame; its type (RFC 9113)
 
 
 class Connection:
-    """One connection. `draining`: it gets no more requests."""
+    """One connection. `draining`: it gets no more requests. `drained`: because of GOAWAY."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.draining = False
+        self.draining = self.drained = False
         self._options = options
         self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
         self._pending = b""  # the begin of a frame
@@ -105,7 +105,7 @@ class Connection:
             if frame[3] != GOAWAY:
                 passed += frame
                 continue
-            self.draining = True
+            self.draining = self.drained = True
             last = int.from_bytes(frame[HEADER_BYTES : HEADER_BYTES + 4], "big")
             for stream in [each for each in self._waiting if each > last]:
                 self._fail(stream, "not processed: GOAWAY")
@@ -138,6 +138,7 @@ class Client:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.requests: list[tuple[float, float, int, str]] = []
+        self.drained = 0
         self._options = options
         self._connections: list[Connection | None] = [None] * options.connections
         self._locks = [asyncio.Lock() for _ in self._connections]
@@ -156,6 +157,7 @@ class Client:
         async with self._locks[slot]:
             found = self._connections[slot]
             if found is None or found.draining:
+                self.drained += found is not None and found.drained
                 found = Connection(self._options)
                 await found.open()
                 self._connections[slot] = found
@@ -175,7 +177,8 @@ async def main(options: argparse.Namespace) -> None:
         due += 1 / options.rate
         await asyncio.sleep(max(0.0, due - time.monotonic()))
     await asyncio.gather(*running)
-    print(json.dumps({"requests": client.requests, "retried": 0}), flush=True)
+    found = {"requests": client.requests, "retried": 0, "drained": client.drained}
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

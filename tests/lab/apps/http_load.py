@@ -9,7 +9,8 @@ the server closed without any response is sent again; `retried` counts these. Wi
 the server must prove the name with a certificate of this authority.
 
 Prints "started", and at the end a JSON object: `requests`, a list of [start, end, status, version],
-with times in seconds since the epoch; and `retried`. The status of a failed request is 0, and its
+with times in seconds since the epoch; `retried`; and `drained`, how many kept-alive connections the
+server asked to close. The status of a failed request is 0, and its
 error is in the place of the version.
 """
 
@@ -36,6 +37,7 @@ class Client:
     def __init__(self, options: argparse.Namespace) -> None:
         self.requests: list[tuple[float, float, int, str]] = []
         self.retried = 0
+        self.drained = 0
         self._address = (options.address, options.port)
         self._new = options.new
         self._idle: list[Connection] = []
@@ -84,7 +86,9 @@ class Client:
             lines = head.decode("latin-1").lower().split("\r\n")
             fields = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
             await reader.readexactly(int(fields.get("content-length", 0)))
-            keep = not self._new and fields.get("connection") != "close"
+            close = fields.get("connection") == "close"
+            self.drained += close and not self._new
+            keep = not self._new and not close
             if keep:
                 self._idle.append((reader, writer))
             return int(lines[0].split(" ")[1]), fields.get("x-version", "")
@@ -105,7 +109,10 @@ async def main(options: argparse.Namespace) -> None:
         due += 1 / options.rate
         await asyncio.sleep(max(0.0, due - time.monotonic()))
     await asyncio.gather(*running)
-    print(json.dumps({"requests": client.requests, "retried": client.retried}), flush=True)
+    print(
+        json.dumps({name: getattr(client, name) for name in ("requests", "retried", "drained")}),
+        flush=True,
+    )
 
 
 def arguments() -> argparse.Namespace:

@@ -42,7 +42,8 @@ def assert_none_failed(name: str, results: dict[str, Result]) -> None:
     for load, result in results.items():
         print(
             f"\n{name}, {load}: {len(result.failed)} of {len(result.requests)} failed, "
-            f"{result.retried} sent again, slowest {result.slowest_s():.2f} s"
+            f"{result.retried} sent again, {result.drained} connections drained, "
+            f"slowest {result.slowest_s():.2f} s"
         )
     assert [request for result in results.values() for request in result.failed] == []
     assert [result.retried for result in results.values()] == [0, 0, 0]
@@ -76,6 +77,25 @@ def test_listener_and_route_changes_fail_no_request(storefront: Storefront) -> N
     for version, begin, end in steady:
         for result in results.values():
             assert result.versions(begin, end) <= {version}
+
+
+def test_changes_of_a_listener_drain_its_connections_without_a_loss(
+    storefront: Storefront,
+) -> None:
+    """A second certificate changes the filter chain: its connections end, on request only."""
+    assert storefront.lab.apply(storefront.certificate("other-tls", "other.example")) == []
+    with all_loads(storefront) as results:
+        for number in range(6):
+            began = time.time()
+            objects = front.gateway()
+            if number % 2 == 0:
+                tls = objects[1]["spec"]["listeners"][1]["tls"]
+                tls["certificateRefs"].append({"name": "other-tls"})
+            assert storefront.lab.apply(*objects, wait=False) == []
+            time.sleep(max(0.0, began + 1 - time.time()))
+    assert_none_failed("changes of the HTTPS listener", results)
+    assert results["HTTP/1.1"].drained > 0
+    assert results["HTTP/2"].drained > 0
 
 
 def test_renewed_certificate_is_in_use_within_seconds(storefront: Storefront) -> None:

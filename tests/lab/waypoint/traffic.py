@@ -50,6 +50,7 @@ class Result:
 
     requests: list[Request] = field(default_factory=list)
     retried: int = 0
+    drained: int = 0
 
     @property
     def failed(self) -> list[Request]:
@@ -93,6 +94,7 @@ def running_load(running: subprocess.Popen[bytes]) -> Iterator[Result]:
     found = json.loads(output)
     result.requests = [Request(*each) for each in found["requests"]]
     result.retried = found["retried"]
+    result.drained = found["drained"]
 
 
 class Shop:
