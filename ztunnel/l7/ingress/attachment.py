@@ -16,16 +16,24 @@ from typing import NamedTuple
 import msgspec
 
 from ztunnel.kube.objects.l7_kinds import GATEWAY_GROUP
-from ztunnel.l7.api.gateway import Listener, ListenerProtocol, RouteKind, parse_listener_set
+from ztunnel.l7.api.gateway import (
+    Listener,
+    ListenerProtocol,
+    RouteKind,
+    parse_gateway,
+    parse_listener_set,
+)
 from ztunnel.l7.api.route_fields import ParentRef
 from ztunnel.l7.ingress.hostnames import intersections
 from ztunnel.l7.ingress.listeners import (
     EffectiveListener,
     effective_listeners,
     is_ingress_gateway,
+    listener_sets,
     namespace_labels,
 )
 from ztunnel.l7.objects import L7Key, L7Object
+from ztunnel.l7.problems import Problem
 from ztunnel.l7.routing.attachment import AcceptedReason, Route, RouteIndex
 from ztunnel.l7.store import L7Store
 
@@ -60,16 +68,22 @@ class AttachedRoute(NamedTuple):
 
 
 class GatewayListeners(NamedTuple):
-    """An ingress gateway with its effective listeners, also by owner."""
+    """An ingress gateway with its effective listeners, also by owner.
+
+    `problems`: of its ListenerSets.
+    """
 
     gateway: L7Object
     listeners: tuple[EffectiveListener, ...]
     by_owner: dict[L7Key, list[EffectiveListener]]
+    problems: tuple[Problem, ...] = ()
 
 
 def gateway_listeners(store: L7Store, gateway: L7Object) -> GatewayListeners:
     """Return the listeners of a Gateway that is an ingress gateway."""
-    return grouped(gateway, effective_listeners(store, gateway))
+    found = grouped(gateway, effective_listeners(store, gateway))
+    sets = listener_sets(store, parse_gateway(gateway))
+    return found._replace(problems=tuple(p for each in sets for p in each.problems))
 
 
 def grouped(gateway: L7Object, listeners: tuple[EffectiveListener, ...]) -> GatewayListeners:

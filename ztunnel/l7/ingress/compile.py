@@ -112,7 +112,7 @@ class IngressCompiler:
             self._edge = edge
         around = Known(spec, self._edge, topology)
         found = _Compilation(self._caches, inputs, around, routes)
-        found.problems |= {*topology.problems, *spec.problems, *index.problems}
+        found.problems |= {*topology.problems, *spec.problems, *index.problems, *known.problems}
         found.problems |= set(_listener_problems(known.listeners))
         closed = _without_certificate(known.listeners)
         for port, listeners in _by_port(known.listeners).items():
@@ -334,8 +334,10 @@ def _listener_problems(listeners: Iterable[EffectiveListener]) -> Iterable[Probl
             each.resolved: each.resolved_message,
         }
         for reason, message in texts.items():
-            if message:
-                yield _problem(each.listener.owner, message, reason, each.listener.where)
+            if message and message != each.listener.error:  # the parser's problem already
+                # messages for conditions name the field themselves
+                where = "" if message.startswith("spec.") else each.listener.where
+                yield _problem(each.listener.owner, message, reason, where)
 
 
 def _guarded(make: Callable[[], T], owner: L7Object, fallback: Callable[[Problem], T]) -> T:

@@ -308,7 +308,8 @@ def _certificate(
 ) -> tuple[ListenerResolved, str]:
     invalid = ListenerResolved.INVALID_CERTIFICATE
     if (ref.group, ref.kind) != ("", "Secret"):
-        return invalid, f"{ref.where}: kind {ref.kind} is not supported; hint: use a Secret"
+        kind = f"{ref.group}/{ref.kind}".lstrip("/")
+        return invalid, f"{ref.where}: kind {kind} is not supported; hint: use a Secret"
     if not is_granted(store, owner, Reference("", "Secret", ref.namespace, ref.name)):
         return (
             ListenerResolved.NOT_PERMITTED,

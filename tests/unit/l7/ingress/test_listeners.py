@@ -204,3 +204,14 @@ def test_class_of_another_controller_is_left_to_it(
         world.add({"kind": "GatewayClass", "metadata": {"name": class_name}, "spec": spec})
     found = world.store.get("Gateway", "default", "edge")
     assert is_ingress_gateway(world.store, found) is expected
+
+
+def test_problem_of_a_listener_is_reported_once() -> None:
+    world = World()
+    world.add(gateway(listener("a", surprise=1), allowedListeners={"namespaces": {"from": "All"}}))
+    world.add(listener_set("mine", listener("b", port="http"), listener("c", port=15001)))
+    found = [(each.kind, str(each)) for each in world.compile("default/edge").problems]
+    assert [kind for kind, _ in found] == ["Gateway", "ListenerSet", "ListenerSet"]
+    assert "spec.listeners[0].surprise: no such field" in found[0][1]
+    assert "spec.listeners[1].port: 15000 to 15099 belong to the mesh" in found[1][1]
+    assert "spec.listeners[0].port is 'http'" in found[2][1]
