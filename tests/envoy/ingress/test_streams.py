@@ -113,6 +113,7 @@ spec:
 class Edge(NamedTuple):
     gateway: RunningGateway
     world: World
+    authority: CertificateAuthority
 
     def port(self, number: int) -> int:
         return self.gateway.ports[number]
@@ -156,7 +157,7 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
             world.service(name, port, [backend.port], waypoint="")
         world.apply(OBJECTS % certificates.annotation)
         with running_gateway(world.compile(GATEWAY), directory) as found:
-            yield Edge(found, world)
+            yield Edge(found, world, certificates.authority)
 
 
 @pytest.mark.parametrize(
@@ -208,6 +209,37 @@ spec:
     config = copy.deepcopy(edge.world).apply(policy).compile(GATEWAY)
     with running_gateway(config, tmp_path) as gateway:
         assert handshake(gateway.ports[443], "one.example.com").data == b"tls-one"
+
+
+def test_terminated_connection_is_encrypted_again_for_a_backend_with_a_policy(
+    edge: Edge, tmp_path: Path
+) -> None:
+    objects = """
+kind: TCPRoute
+metadata: {name: over-tls, namespace: default}
+spec:
+  parentRefs: [{name: edge, sectionName: tcp-over-tls}]
+  rules: [{backendRefs: [{name: tls-one, port: 443}]}]
+---
+kind: BackendTLSPolicy
+metadata:
+  name: one
+  namespace: default
+  annotations: {ztunnel.dev/ca-certificates: "%s"}
+spec:
+  targetRefs: [{group: "", kind: Service, name: tls-one}]
+  validation:
+    hostname: %s
+    caCertificateRefs: [{group: "", kind: ConfigMap, name: ca}]
+"""
+    pem = edge.authority.pem.replace("\n", "\\n")
+    for host, expected in (("tls-one", "tls-one"), ("other", "")):
+        config = copy.deepcopy(edge.world).apply(objects % (pem, host)).compile(GATEWAY)
+        directory = tmp_path / host
+        directory.mkdir()
+        with running_gateway(config, directory) as gateway:
+            other = edge._replace(gateway=gateway)
+            assert other.receive_tls(2443, "end.example.com") == expected
 
 
 def test_terminated_connection_follows_a_tcp_route(edge: Edge) -> None:
@@ -265,7 +297,7 @@ def guarded(edge: Edge, directory: Path, rule: str) -> Iterator[Edge]:
     """The gateway with a DENY policy."""
     config = copy.deepcopy(edge.world).apply(DENY % rule).compile(GATEWAY)
     with running_gateway(config, directory) as gateway:
-        yield Edge(gateway, edge.world)
+        yield edge._replace(gateway=gateway)
 
 
 def test_denied_client_gets_nothing_of_a_server_that_sends_first(
