@@ -2,11 +2,14 @@
 """An ingress gateway at 200 requests/s while its configuration, certificates and pods change.
 
 Clients never send a request twice: a request that must be repeated counts as failed. Those on kept-
-alive connections obey `connection: close` and GOAWAY.
+alive connections obey `connection: close` and GOAWAY. docs/concepts/gateway-lifecycle.md publishes
+the measured losses; `-s` prints those of this run.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,9 +18,10 @@ import pytest
 
 from tests.lab.gateway import storefront as front
 from tests.lab.gateway.storefront import Storefront
-from tests.lab.waypoint.shop import SHOP
+from tests.lab.waypoint.shop import SHOP, VERSIONS
 from tests.lab.waypoint.traffic import Result
 from tests.support.waiting import wait_until
+from ztunnel.lab.runtime import cgroups, sandbox
 
 RATES = {"HTTP/1.1": 70, "HTTP/1.1, new connections": 60, "HTTP/2": 70}  # per second
 MIN_REQUESTS = 100  # of each load
@@ -38,13 +42,17 @@ def all_loads(made: Storefront) -> Iterator[dict[str, Result]]:
         yield dict(zip(RATES, map(stack.enter_context, loads), strict=True))
 
 
+def report(name: str, result: Result) -> None:
+    print(
+        f"\n{name}: {len(result.failed)} of {len(result.requests)} failed, over "
+        f"{result.outage_s():.2f} s; {result.retried} sent again, {result.drained} connections "
+        f"drained, slowest {result.slowest_s():.2f} s"
+    )
+
+
 def assert_none_failed(name: str, results: dict[str, Result]) -> None:
     for load, result in results.items():
-        print(
-            f"\n{name}, {load}: {len(result.failed)} of {len(result.requests)} failed, "
-            f"{result.retried} sent again, {result.drained} connections drained, "
-            f"slowest {result.slowest_s():.2f} s"
-        )
+        report(f"{name}, {load}", result)
     assert [request for result in results.values() for request in result.failed] == []
     assert [result.retried for result in results.values()] == [0, 0, 0]
     assert all(len(result.requests) > MIN_REQUESTS for result in results.values())
@@ -157,4 +165,34 @@ def test_loss_of_the_control_plane_fails_no_request(storefront: Storefront, comp
     storefront.lab.apply(front.route("v2"))  # and changes apply again
     url = f"https://{front.HOST}/"
     wait_until(lambda: storefront.get(url).version == "v2", "changes apply again")
+    storefront.lab.apply(front.route("v1"))
+
+
+def test_loss_of_envoy_is_bounded(storefront: Storefront) -> None:
+    (pod,) = storefront.pods()
+    cgroup = sandbox.describe(storefront.lab.names, pod).cgroup(storefront.lab.names)
+    with storefront.load("--new", rate=200) as result:
+        for pid in cgroups.pids(cgroup / pod["spec"]["containers"][0]["name"]):
+            os.kill(pid, signal.SIGKILL)
+        killed_at = time.time()
+        assert storefront.lab.apply() == []  # the lab's kubelet restarts it
+        recovered_s = time.time() - killed_at
+    report(f"kill -9 of Envoy, ready again after {recovered_s:.2f} s", result)
+    assert result.outage_s() < recovered_s + 1
+
+
+def test_loss_of_the_proxy_is_bounded(storefront: Storefront) -> None:
+    (pod,) = storefront.pods()
+    node = pod["spec"]["nodeName"]
+    other = next(version for version, where in VERSIONS.items() if where != node)
+    assert storefront.lab.apply(front.route(other)) == []
+    url = f"https://{front.HOST}/"
+    wait_until(lambda: storefront.get(url).version == other, "the route")
+    with storefront.load("--new", rate=200) as result:
+        killed_at = time.time()
+        storefront.lab.restart(node, "proxy", kill=True)
+        recovered_s = time.time() - killed_at
+        time.sleep(1)
+    report(f"kill -9 of the gateway's proxy, ready again after {recovered_s:.2f} s", result)
+    assert result.outage_s() < recovered_s + 1.5
     storefront.lab.apply(front.route("v1"))
