@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,28 @@ Object = dict[str, Any]
 KUSTOMIZATION = "kustomization.yaml"
 IMAGE = "ztunnel:latest"  # in deploy/
 CRD = "CustomResourceDefinition"
+CERTIFICATES = "ztunnel-controller-certificates"  # the role by which the controller reads Secrets
 WORKLOAD_KINDS = ("DaemonSet", "Deployment")
+
+
+@dataclass(frozen=True)
+class GatewayOptions:
+    """Rights of ingress gateways, which the administrator grants.
+
+    `certificate_namespaces`: whose Secrets the controller reads; None for all, () for none.
+    `host_port_namespaces`: whose gateways may bind ports of nodes; `*` stands for all.
+    """
+
+    certificate_namespaces: tuple[str, ...] | None = None
+    host_port_namespaces: tuple[str, ...] = ()
+
+    def flags(self) -> list[str]:
+        """The options of `ztunnel controller`."""
+        flags = [f"--host-port-namespace={name}" for name in self.host_port_namespaces]
+        if self.certificate_namespaces == ():
+            return [*flags, "--no-gateway-certificates"]
+        names = self.certificate_namespaces or ()
+        return [*flags, *(f"--certificate-namespace={name}" for name in names)]
 
 
 def source_dir() -> Path:
@@ -45,20 +67,38 @@ def load() -> list[Object]:
 
 
 def load_configured(
-    settings: MeshSettings, image: str | None, proxy_image: str | None = None
+    settings: MeshSettings,
+    image: str | None,
+    proxy_image: str | None = None,
+    gateways: GatewayOptions | None = None,
 ) -> list[Object]:
     """All objects in deploy/, with the mesh settings and, unless None, the images.
 
-    `proxy_image`: of the waypoints that the controller runs.
+    `proxy_image`: of the gateways and waypoints that the controller runs.
     """
-    objects = load()
+    gateways = gateways or GatewayOptions()
+    objects = [found for obj in load() for found in _bindings(obj, gateways)]
     for container in _containers(objects):
         if image is not None and container["image"] == IMAGE:
             container["image"] = image
         container["args"] = _configured_args(container["args"], settings)
         if proxy_image is not None and container["args"][0] == "controller":
             container["args"].append(f"--proxy-image={proxy_image}")
+        if container["args"][0] == "controller":
+            container["args"] += gateways.flags()
     return objects
+
+
+def _bindings(obj: Object, gateways: GatewayOptions) -> list[Object]:
+    """An object as it is; instead of the binding to all Secrets, one for each namespace."""
+    namespaces = gateways.certificate_namespaces
+    is_binding = (obj["kind"], obj["metadata"]["name"]) == ("ClusterRoleBinding", CERTIFICATES)
+    if namespaces is None or not is_binding:
+        return [obj]
+    return [
+        {**obj, "kind": "RoleBinding", "metadata": {**obj["metadata"], "namespace": name}}
+        for name in namespaces
+    ]
 
 
 def _containers(objects: list[Object]) -> Iterator[Object]:

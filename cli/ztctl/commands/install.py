@@ -47,7 +47,30 @@ _NO_GATEWAY_API = (
     help="An IstioOperator document with mesh settings; - for standard input.",
 )
 @click.option("--image", help="Image of all containers, built from deploy/Containerfile.")
-@click.option("--proxy-image", help="Image of waypoints, built from deploy/Containerfile.envoy.")
+@click.option(
+    "--proxy-image",
+    help="Image of gateways and waypoints, built from deploy/Containerfile.envoy.",
+)
+@click.option(
+    "--gateway-certificates/--no-gateway-certificates",
+    default=True,
+    show_default=True,
+    help="Let the controller read the Secrets that ingress gateways refer to.",
+)
+@click.option(
+    "--certificate-namespace",
+    "certificate_namespaces",
+    multiple=True,
+    metavar="NAMESPACE",
+    help="Namespace in which it may read them. Repeatable.  [default: all]",
+)
+@click.option(
+    "--host-port-namespace",
+    "host_port_namespaces",
+    multiple=True,
+    metavar="NAMESPACE",
+    help="Namespace whose ingress gateways may bind ports of nodes. Repeatable.",
+)
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -74,6 +97,9 @@ def install(
     file: Path | None,
     image: str | None,
     proxy_image: str | None,
+    gateway_certificates: bool,
+    certificate_namespaces: tuple[str, ...],
+    host_port_namespaces: tuple[str, ...],
     dry_run: bool,
     force: bool,
     wait: bool,
@@ -96,7 +122,9 @@ def install(
     if notes:
         rows = list(mesh_config.note_rows(notes))
         click.echo(output.render_table(_NOTE_COLUMNS, rows), err=not is_table)
-    objects = manifests.load_configured(settings, image, proxy_image)
+    certificates = (certificate_namespaces or None) if gateway_certificates else ()
+    gateways = manifests.GatewayOptions(certificates, host_port_namespaces)
+    objects = manifests.load_configured(settings, image, proxy_image, gateways)
     if not is_table:
         click.echo(_render_objects(objects, context.output_format))
         if dry_run:

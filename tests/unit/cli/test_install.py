@@ -13,6 +13,7 @@ import yaml
 from tests.unit.cli.conftest import Ztctl
 from ztctl.cluster import manifests
 from ztctl.cluster.api_client import path_of, rollout_progress
+from ztctl.cluster.manifests import GatewayOptions
 from ztctl.cluster.mesh_config import MeshSettings, OutboundTrafficPolicy
 
 Object = dict[str, Any]
@@ -81,11 +82,45 @@ def test_flags_exist_in_the_command_line_of_the_component(name: str) -> None:
     settings = MeshSettings(
         "a.b", "c", ({"matchLabels": {"d": "e"}},), OutboundTrafficPolicy.REGISTRY_ONLY
     )
-    arguments = _containers(manifests.load_configured(settings, None, "e"))[name]["args"]
+    options = GatewayOptions(("a",), ("b",))
+    arguments = _containers(manifests.load_configured(settings, None, "e", options))[name]["args"]
     assert arguments[0] == name
     known = CliRunner().invoke(cli, [name, "--help"]).output
     for option in arguments[1:]:
         assert option.partition("=")[0] in known
+
+
+def _certificate_bindings(objects: list[manifests.Object]) -> list[tuple[str, str]]:
+    return [
+        (obj["kind"], obj["metadata"].get("namespace", ""))
+        for obj in objects
+        if obj["kind"].endswith("Binding") and obj["metadata"]["name"] == manifests.CERTIFICATES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "bindings", "flags"),
+    [
+        (GatewayOptions(), [("ClusterRoleBinding", "")], []),
+        (
+            GatewayOptions(("a", "b"), ("metal",)),
+            [("RoleBinding", "a"), ("RoleBinding", "b")],
+            [
+                "--host-port-namespace=metal",
+                "--certificate-namespace=a",
+                "--certificate-namespace=b",
+            ],
+        ),
+        (GatewayOptions(()), [], ["--no-gateway-certificates"]),
+    ],
+)
+def test_rights_of_gateways_are_limited_at_installation(
+    options: GatewayOptions, bindings: list[tuple[str, str]], flags: list[str]
+) -> None:
+    objects = manifests.load_configured(MeshSettings(), None, None, options)
+    assert _certificate_bindings(objects) == bindings
+    before = _containers(manifests.load())["controller"]["args"]
+    assert _containers(objects)["controller"]["args"] == [*before, *flags]
 
 
 def test_all_but_the_agent_run_unprivileged() -> None:
