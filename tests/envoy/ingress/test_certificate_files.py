@@ -21,7 +21,7 @@ from tests.support.waiting import wait_until_async
 from tests.support.waypoint.dynamic_envoy import dynamic_envoy
 from tests.support.waypoint.envoy import RunningEnvoy
 from tests.support.waypoint.kubelet_directory import KubeletDirectory
-from tests.support.waypoint.tls_client import handshake
+from tests.support.waypoint.tls_client import client_context, handshake
 from ztunnel.gateway.xds import descriptors
 from ztunnel.gateway.xds.ads_server import AdsServer
 from ztunnel.gateway.xds.resources import ResourceEncoder
@@ -53,17 +53,20 @@ class Gateway:
         self.encoder = ResourceEncoder(api)
         self.envoy: RunningEnvoy
 
-    def publish(self, *ids: str) -> None:
+    def publish(self, *ids: str, authorities: str = "") -> None:
+        """`authorities`: the secret that validates clients of all chains."""
         listener = {
             "name": "ingress",
             "address": {"socket_address": {"address": "127.0.0.1", "port_value": self.port}},
             "listener_filters": [{"name": "sni", "typed_config": {"@type": _INSPECTOR}}],
-            "filter_chains": [_chain(each) for each in ids],
+            "filter_chains": [_chain(each, authorities) for each in ids],
         }
         config, invalid = self.encoder.encode(
             {
                 TypeUrl.LISTENER: {"ingress": listener},
-                TypeUrl.SECRET: {each: secrets.secret(each) for each in ids},
+                TypeUrl.SECRET: {
+                    each: secrets.secret(each) for each in (*ids, authorities) if each
+                },
             }
         )
         assert invalid == []
@@ -101,11 +104,17 @@ def pair_files(id_: str, pem: str) -> dict[str, str]:
     return {f"{id_}.crt": certificate, f"{id_}.key": mark + key}
 
 
-def _chain(id_: str) -> Json:
-    references = [secrets.reference(id_)]
+def _chain(id_: str, authorities: str) -> Json:
+    common: Json = {"tls_certificate_sds_secret_configs": [secrets.reference(id_)]}
+    if authorities:
+        common["combined_validation_context"] = {
+            "default_validation_context": {},
+            "validation_context_sds_secret_config": secrets.reference(authorities),
+        }
     context = {
         "@type": _TLS,
-        "common_tls_context": {"tls_certificate_sds_secret_configs": references},
+        "common_tls_context": common,
+        "require_client_certificate": bool(authorities),
     }
     response = {"@type": _RESPONSE, "response": {"inline_string": id_}}
     return {
@@ -190,6 +199,37 @@ async def test_invalid_file_leaves_the_certificate_in_use(gateway: Gateway, defe
     assert await run(gateway.subject, "a") == "valid"
     gateway.write("a", "renewed")
     await gateway.wait_for("a", "renewed")
+
+
+async def test_clients_are_refused_until_the_authorities_are_mounted(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    old, new = CertificateAuthority("old"), CertificateAuthority("new")
+    gateway.write("a", "a")
+    gateway.publish("a", authorities="clients.ca")
+    await wait_until_async(lambda: bool(gateway.server.rejected()))
+    assert not await run(admits, gateway, None, tmp_path)
+    assert not await run(admits, gateway, old, tmp_path)
+    for authority, other in ((old, new), (new, old)):  # mounted, and renewed
+        gateway.files.write({"clients.ca": authority.pem})
+        began = time.monotonic()
+        while not await run(admits, gateway, authority, tmp_path):
+            assert time.monotonic() - began < IN_USE_S
+        assert not await run(admits, gateway, other, tmp_path)
+        assert not await run(admits, gateway, None, tmp_path)
+
+
+def admits(gateway: Gateway, authority: CertificateAuthority | None, directory: Path) -> bool:
+    """Whether a client with a certificate of an authority, or without one, is served."""
+    path = None
+    if authority is not None:
+        path = directory / "client.pem"
+        path.write_text(authority.issue("client"))
+    context = client_context(certificate=path)
+    try:
+        return handshake(gateway.port, "a.example.com", context).data == b"a"
+    except OSError:
+        return False
 
 
 async def test_restarted_control_plane_completes_a_rejected_certificate(gateway: Gateway) -> None:

@@ -213,6 +213,34 @@ def test_valid_client_certificate_is_required(edge: Edge) -> None:
             fetch(port, "web.example.com", tls=context)
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("other", [1443, 9443])
+def test_session_of_another_listener_does_not_replace_the_client_certificate(
+    edge: Edge, version: ssl.TLSVersion, other: int
+) -> None:
+    context = client_context()
+    context.minimum_version = context.maximum_version = version
+    session = exchange(edge.port(other), context, None)
+    assert exchange(edge.port(other), context, session)  # it can be resumed where it is from
+    with pytest.raises(OSError):
+        exchange(edge.port(8443), context, session)
+
+
+def exchange(
+    port: int, context: ssl.SSLContext, session: ssl.SSLSession | None
+) -> ssl.SSLSession | None:
+    """Send a request, with a session to resume; returns the session of the connection."""
+    request = b"GET / HTTP/1.1\r\nhost: web.example.com\r\n\r\n"
+    with (
+        socket.create_connection(("127.0.0.1", port), 5) as plain,
+        context.wrap_socket(plain, server_hostname="web.example.com", session=session) as tls,
+    ):
+        tls.sendall(request)
+        if not tls.recv(4096).startswith(b"HTTP/1.1 200"):
+            raise ConnectionResetError
+        return tls.session if tls.session_reused or session is None else None
+
+
 def test_insecure_fallback_admits_clients_without_valid_certificate(edge: Edge) -> None:
     others = edge.client(CertificateAuthority("others"))
     for context in (edge.client(edge.clients), client_context(), others):
