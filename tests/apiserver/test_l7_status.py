@@ -269,6 +269,39 @@ def test_service_entry_for_the_name_of_a_service_is_rejected_while_it_exists(
     )
 
 
+def test_service_entry_gets_virtual_addresses_beside_its_condition(mesh: ControlPlane) -> None:
+    version = "networking.istio.io/v1"
+    ports = [{"number": 443, "name": "tls", "protocol": "TLS"}]
+    spec = {"hosts": ["a.vendor.test", "*.vendor.test"], "resolution": "DYNAMIC_DNS"} | {
+        "ports": ports
+    }
+
+    def addresses(name: str = "vendor") -> list[tuple[str, str]]:
+        found = read(mesh, "serviceentry", name).get("status", {}).get("addresses", [])
+        return [(each["host"], each["value"]) for each in found]
+
+    labels = {"istio.io/use-waypoint": "way"}
+    put(mesh, "ServiceEntry", "shop", "vendor", spec, labels=labels, version=version)
+    wait_until(lambda: len(addresses()) == 4, "two addresses for each host")
+    before = addresses()
+    assert {host for host, _ in before} == {"a.vendor.test", "*.vendor.test"}
+    assert sum(value.startswith("240.240.") for _, value in before) == 2
+    wait_until(
+        lambda: any(
+            each["type"] == BOUND
+            for each in read(mesh, "serviceentry", "vendor")["status"].get("conditions", [])
+        ),
+        "the condition",
+    )
+    assert addresses() == before  # the condition is applied by another field manager
+    opted_out = {"networking.istio.io/enable-autoallocate-ip": "false"}
+    put(mesh, "ServiceEntry", "shop", "none", spec, labels=opted_out, version=version)
+    smaller = {**spec, "hosts": ["a.vendor.test"]}
+    put(mesh, "ServiceEntry", "shop", "vendor", smaller, labels=labels, version=version)
+    wait_until(lambda: addresses() == before[:2], "the addresses of the removed host to go")
+    assert addresses("none") == []
+
+
 def test_request_authentication_has_a_condition(mesh: ControlPlane) -> None:
     version = "security.istio.io/v1"
     reference = [{"group": "", "kind": "Service", "name": "web"}]
