@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Allocates virtual addresses for the hosts of ServiceEntries that have none. Pure.
 
-    spec.addresses            used as they are; never allocated to another host
+    spec.addresses            used as they are; never allocated to another host afterwards
     status.addresses          kept; of two entries with one address, the older one keeps it
     neither                   the first free address after a hash of namespace, entry and host
 
 The ranges, the status and the label are those of Istio's ip-autoallocate controller. The hash makes
 an entry that is deleted and applied again get the same address, unless another has it by then: an
 application that still has the old answer does not connect to another host.
+
+An author of ServiceEntries must not take over the connections to hosts of other namespaces: nodes
+reject an entry whose spec has an address that is allocated to a host of another namespace.
 """
 
 from __future__ import annotations
@@ -49,8 +52,9 @@ def plan_addresses(
     proportional to the number of hosts.
     """
     entries = list(_parsed(objects, cluster_domain))
-    used = {vip for _, entry in entries for vip in entry.vips}
+    used: set[str] = set()
     kept = [(obj, entry, _kept(entry, used)) for obj, entry in entries if entry.wants_addresses]
+    used.update(vip for _, entry in entries for vip in entry.vips)
     changed, problems = [], []
     hosts: Counter[str] = Counter()
     for obj, entry, found in kept:
@@ -66,6 +70,11 @@ def plan_addresses(
         if wanted != _current(obj):
             changed.append(Allocation(obj, wanted))
     return changed, problems
+
+
+def is_allocatable(ip: str) -> bool:
+    """Whether an address (canonical) is in one of the ranges."""
+    return ip_address(ip) in (IPV6_RANGE if ":" in ip else IPV4_RANGE)
 
 
 def with_addresses(obj: Object, addresses: list[Address]) -> Object:

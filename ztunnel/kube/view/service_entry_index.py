@@ -20,6 +20,7 @@ from typing import TypeVar
 from ztunnel.kube.objects.fields import Object, ObjectKey
 from ztunnel.kube.objects.service_entries import Entry, is_name, read_entry
 from ztunnel.kube.objects.translation import Pod
+from ztunnel.kube.objects.virtual_addresses import is_allocatable
 from ztunnel.kube.objects.waypoints import Traffic
 from ztunnel.kube.view.cluster_claims import ANY, ClusterClaims, ServiceName
 from ztunnel.kube.view.tracked_map import TrackedMap
@@ -79,6 +80,7 @@ class ServiceEntryIndex:
         for name in _names(entry):
             self._resolving[name].add(key)
         for ip in _claimed_addresses(entry):
+            self._stale.update(self._by_address[ip])
             self._by_address[ip].add(key)
         for service in self._claimed_services(entry):
             self._by_service[service].add(key)
@@ -111,6 +113,7 @@ class ServiceEntryIndex:
             _discard(self._resolving, name, key)
         for ip in _claimed_addresses(entry):
             _discard(self._by_address, ip, key)
+            self._stale.update(self._by_address.get(ip, ()))
         for service in self._claimed_services(entry):
             _discard(self._by_service, service, key)
 
@@ -146,6 +149,12 @@ class ServiceEntryIndex:
         for ip in _claimed_addresses(entry):
             if owner := self._claims.address_owner(ip):
                 return f"address {ip} belongs to {owner}"
+        for ip in filter(is_allocatable, entry.vips):
+            for other in sorted(self._by_address.get(ip, ())):
+                found = self._entries[other]
+                is_allocated = ip in found.all_vips and ip not in found.vips
+                if is_allocated and other.namespace != entry.namespace:
+                    return f"address {ip} is allocated to {other}"
         for host in entry.hosts:
             for each in self._claims.conflicts(host):
                 service = self._claims.existing(each)

@@ -341,6 +341,102 @@ def test_every_api_version_is_accepted(version: str) -> None:
     assert only_service(made(obj))
 
 
+def dynamic(**spec: Any) -> dict[str, Any]:
+    return {"hosts": ["*.example.com"], "resolution": "DYNAMIC_DNS", **spec}
+
+
+def allocated(*pairs: tuple[str, str]) -> Object:
+    return {"addresses": [{"value": value, "host": host} for value, host in pairs]}
+
+
+def test_names_of_dynamic_hosts_are_left_to_the_waypoint() -> None:
+    ports = [{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 8080}, TLS]
+    view = made(entry(ports=ports, **dynamic()))
+    service = only_service(view)
+    assert service.dynamic_ports == {"http": 8080, "tls": 443}
+    assert service.endpoints == ()
+    assert not view.errors()
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"ports": [SQL]}, "protocols HTTP, HTTP2, GRPC, HTTPS or TLS"),
+        ({"endpoints": [{"address": "192.0.2.7"}]}, "there are endpoints or a selector"),
+        ({"location": "MESH_INTERNAL"}, "MESH_EXTERNAL"),
+    ],
+)
+def test_invalid_dynamic_entry_is_rejected(spec: dict[str, Any], reason: str) -> None:
+    view = made(entry(**dynamic(**spec)))
+    assert reason in view.errors()["ServiceEntry default/out"]
+    assert not view.snapshot().services
+
+
+def test_allocated_addresses_belong_to_one_host_each() -> None:
+    hosts = ["a.example.com", "b.example.com"]
+    obj = entry(hosts=hosts, **static("192.0.2.7"))
+    obj["status"] = allocated(
+        ("240.240.0.1", "a.example.com"),
+        ("2001:2::1", "A.example.com."),
+        ("240.240.0.2", "b.example.com"),
+        ("240.240.0.3", "other.example.com"),
+    )
+    mesh = state(made(obj))
+    assert set(addresses(mesh, "a.example.com") or ()) == {"240.240.0.1", "2001:2::1"}
+    assert addresses(mesh, "b.example.com") == ("240.240.0.2",)
+    assert mesh.service_at("240.240.0.3") is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "labels"),
+    [
+        ({"addresses": ["192.0.2.99"]}, {}),
+        ({}, {"networking.istio.io/enable-autoallocate-ip": "false"}),
+    ],
+)
+def test_allocated_addresses_do_not_apply_beside_others_or_if_opted_out(
+    spec: dict[str, Any], labels: dict[str, str]
+) -> None:
+    obj = entry(**static("192.0.2.7", **spec))
+    obj["status"] = allocated(("240.240.0.1", "api.example.com"))
+    obj["metadata"]["labels"] = labels
+    assert only_service(made(obj)).vips == tuple(spec.get("addresses", ()))
+
+
+def test_allocated_address_cannot_be_claimed_from_another_namespace() -> None:
+    owner = entry("owner", "shop", **static("192.0.2.7"))
+    owner["status"] = allocated(("240.240.0.1", "api.example.com"))
+    thief = entry("a-thief", "evil", **static("192.0.2.66", addresses=["240.240.0.1"]))
+    for objs in ((owner, thief), (thief, owner)):
+        view = made(*objs)
+        mesh = state(view)
+        found = mesh.service_at("240.240.0.1")
+        assert found is not None
+        assert found.namespace == "shop"
+        reason = view.errors()["ServiceEntry evil/a-thief"]
+        assert "address 240.240.0.1 is allocated to ServiceEntry shop/owner" in reason
+        view.delete("ServiceEntry", "shop", "owner")
+        view.drain()
+        assert "ServiceEntry evil/a-thief" not in view.errors()
+
+
+def test_address_outside_the_ranges_is_not_allocated_by_a_status() -> None:
+    tenant = entry("tenant", "evil", **static("192.0.2.66"))
+    tenant["status"] = allocated(("192.0.2.99", "api.example.com"))
+    view = made(tenant, entry("own", "shop", **static("192.0.2.7", addresses=["192.0.2.99"])))
+    state(view)
+    assert not view.errors()
+
+
+def test_status_with_too_many_addresses_rejects_the_entry() -> None:
+    obj = entry(**static("192.0.2.7"))
+    pairs = [(f"240.240.{i // 250}.{i % 250}", "api.example.com") for i in range(600)]
+    obj["status"] = allocated(*pairs)
+    view = made(obj)
+    assert "addresses" in view.errors()["ServiceEntry default/out"]
+    assert not view.snapshot().services
+
+
 def test_addresses_from_status_are_used() -> None:
     obj = {
         **entry(**static("192.0.2.7")),

@@ -105,12 +105,12 @@ def test_of_two_entries_with_one_address_the_older_keeps_it() -> None:
     assert not set(addresses(new)) & set(addresses(old))
 
 
-def test_explicit_addresses_have_precedence() -> None:
-    (made,), _ = plan(entry("api", age="1"))
-    explicit = entry("explicit", age="9", addresses=addresses(made))
-    (moved, same), _ = plan(made, explicit)
-    assert not set(addresses(moved)) & set(addresses(made))
-    assert "status" not in same
+def test_explicit_addresses_are_not_allocated_and_do_not_displace_allocated_ones() -> None:
+    (made,), _ = plan(entry("api", age="5"))
+    explicit = entry("explicit", age="1", addresses=addresses(made))
+    assert plan_addresses([made, explicit], DOMAIN, lambda _: False) == ([], [])
+    (new, _), _ = plan(entry("api", age="5"), explicit)
+    assert not set(addresses(new)) & set(addresses(made))
 
 
 def test_addresses_of_the_cluster_are_not_allocated() -> None:
