@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.support.nodes.cluster_fixture import Nodes
-from ztunnel.kube.client.request import MERGE_PATCH, ApiError, send
+from ztunnel.kube.client.request import MERGE_PATCH, NOT_FOUND, ApiError, send
 
 POOL = ipaddress.IPv4Network("10.98.0.0/24")
 INTERVAL_S = 0.3
@@ -72,7 +72,11 @@ class LoadBalancer:
             self._release(gone)
         nodes = self._nodes_of_endpoints() if services else {}
         for key, service in services.items():
-            self._assign(key, service)
+            try:
+                self._assign(key, service)
+            except ApiError as error:
+                if error.status != NOT_FOUND:  # deleted in between
+                    raise
             if address := self._assigned.get(key):
                 self._route(address, self._node(service, nodes.get(key, [])))
 
