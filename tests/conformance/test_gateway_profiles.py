@@ -48,7 +48,7 @@ def results(served: Nodes, programs: Path, tmp_path_factory: pytest.TempPathFact
         version=ztunnel.__version__,
         timeout_s=SUITE_TIMEOUT_S,
         selection=Selection(only=ONLY, skipped=skipped),
-        more=(f"--usable-address=IPAddress:{USABLE}", f"--unusable-address=IPAddress:{UNUSABLE}"),
+        more=(f"--usable-address={USABLE}", f"--unusable-address={UNUSABLE}"),
     )
     checks.show_failures(found, served)
     return found

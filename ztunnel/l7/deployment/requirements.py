@@ -63,7 +63,8 @@ def requirements(store: L7Store, gateway: L7Object) -> Requirements:
 
 
 def _is_accepted(listener: EffectiveListener) -> bool:
-    is_accepted = listener.accepted is ListenerAccepted.ACCEPTED
+    """Without authorities, too: connections are refused until there are some."""
+    is_accepted = listener.accepted in (ListenerAccepted.ACCEPTED, ListenerAccepted.NO_VALID_CA)
     return is_accepted and listener.conflicted is ListenerConflict.NONE
 
 

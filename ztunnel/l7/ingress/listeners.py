@@ -254,7 +254,10 @@ def _with_authorities(
     if found.error is None:
         return listener
     changed: dict[str, object] = {}
-    if listener.resolved is ListenerResolved.RESOLVED:
+    unresolved = (ListenerResolved.RESOLVED, ListenerResolved.INVALID_CERTIFICATE)
+    if listener.resolved is ListenerResolved.RESOLVED or (
+        not found.is_usable and listener.resolved in unresolved
+    ):
         changed["resolved"] = ListenerResolved(found.error.value)
         changed["resolved_message"] = found.message
     if listener.accepted is ListenerAccepted.ACCEPTED and not found.is_usable:

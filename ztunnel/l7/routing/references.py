@@ -47,16 +47,16 @@ def resolve(inputs: Inputs, route: L7Object, parent: Service | None, ref: Backen
 
     Routes of a Gateway have no exception: a backend in another namespace needs a ReferenceGrant.
     """
+    if (ref.group, ref.kind) == ("", "Service") and not _may_refer(inputs, route, parent, ref):
+        return Resolution(  # whether or not the service exists, which is not the route's to know
+            None,
+            ResolvedReason.NOT_PERMITTED,
+            f"{ref.where} is in namespace {ref.namespace!r}, where no ReferenceGrant permits "
+            f"{route.kind} of namespace {route.namespace!r}",
+        )
     service = _service(inputs, ref)
     if isinstance(service, Resolution):
         return service
-    if not _is_permitted(inputs, route, parent, service):
-        return Resolution(
-            None,
-            ResolvedReason.NOT_PERMITTED,
-            f"{ref.where} is in namespace {service.namespace!r}, where no ReferenceGrant permits "
-            f"{route.kind} of namespace {route.namespace!r}",
-        )
     is_own = parent is not None and service.key == parent.key
     if (service.dynamic_ports or service.networks) and not is_own:
         return Resolution(
@@ -92,17 +92,13 @@ def _service(inputs: Inputs, ref: BackendRef) -> Service | Resolution:
     return found
 
 
-def _is_permitted(
-    inputs: Inputs, route: L7Object, parent: Service | None, backend: Service
-) -> bool:
-    if backend.is_service_entry:
-        return True
+def _may_refer(inputs: Inputs, route: L7Object, parent: Service | None, ref: BackendRef) -> bool:
     if parent is not None:
         gateway_namespace = parent.waypoint.partition("/")[0]
-        if backend.key == parent.key or route.namespace == gateway_namespace:
+        is_own = (ref.namespace, ref.name) == (parent.namespace, parent.name)
+        if is_own or route.namespace == gateway_namespace:
             return True
-    target = Reference("", "Service", backend.namespace, backend.name)
-    return is_granted(inputs.store, route, target)
+    return is_granted(inputs.store, route, Reference("", "Service", ref.namespace, ref.name))
 
 
 class Reference(NamedTuple):

@@ -109,6 +109,7 @@ def test_parents_are_judged_independently() -> None:
         ({"name": "missing", "port": 80}, "BackendNotFound"),
         ({"name": "a", "port": 80, "kind": "Bucket"}, "InvalidKind"),
         ({"name": "b", "port": 80, "namespace": "other"}, "RefNotPermitted"),
+        ({"name": "missing", "port": 80, "namespace": "other"}, "RefNotPermitted"),
     ],
 )
 def test_unresolved_backend_leaves_the_route_accepted(ref: dict[str, Any], reason: str) -> None:
