@@ -42,22 +42,25 @@ class _Client(QuicConnectionProtocol):
 
 
 def fetch_http3(
-    port: int, host: str, path: str = "/", server_name: str = ""
+    port: int, host: str, path: str = "/", server_name: str = "", *, address: str = "127.0.0.1"
 ) -> tuple[dict[str, str], bytes]:
-    """Return the headers and the body of the response of 127.0.0.1.
+    """Return the headers and the body of the response.
 
     Raises ConnectionError if there is no connection.
     """
-    return asyncio.run(_fetch(port, host, path, server_name or host))
+    request = (host, path, server_name or host)
+    return asyncio.run(_fetch((address, port), *request))
 
 
-async def _fetch(port: int, host: str, path: str, server_name: str) -> tuple[dict[str, str], bytes]:
+async def _fetch(
+    place: tuple[str, int], host: str, path: str, server_name: str
+) -> tuple[dict[str, str], bytes]:
     config = QuicConfiguration(
         alpn_protocols=H3_ALPN, server_name=server_name, verify_mode=ssl.CERT_NONE
     )
     async with (
         asyncio.timeout(TIMEOUT_S),
-        connect("127.0.0.1", port, configuration=config, create_protocol=_Client) as client,
+        connect(*place, configuration=config, create_protocol=_Client) as client,
     ):
         assert isinstance(client, _Client)
         client.send(host, path)
