@@ -387,10 +387,10 @@ def test_certificates_of_config_maps_are_published(mesh: ControlPlane) -> None:
     put(mesh, "BackendTLSPolicy", "shop", "private", spec)
     wait_until(lambda: state() == ("", missing), lambda: f"no ConfigMap, found {state()}")
     mesh.server.apply(config_map)
-    wait_until(lambda: state() == (one.pem, valid), lambda: f"published, found {state()}", 45)
+    wait_until(lambda: state() == (one.pem, valid), lambda: f"published, found {state()}", 10)
     config_map["data"] = {"ca.crt": two.pem}
     mesh.server.apply(config_map)
-    wait_until(lambda: state() == (two.pem, valid), lambda: f"updated, found {state()}", 45)
+    wait_until(lambda: state() == (two.pem, valid), lambda: f"updated, found {state()}", 10)
     managers = {
         each["manager"]: json.dumps(each["fieldsV1"])
         for each in read_with_managers(mesh, "backendtlspolicy", "private")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Publishes the certificates that BackendTLSPolicies refer to, in an annotation of the policy.
 
-    policy, ConfigMaps (polled) ──▶ l7.traffic.backend_ca ──▶ server-side apply, if it differs
+    policy, ConfigMaps ──▶ l7.traffic.backend_ca ──▶ server-side apply, if it differs
 
 Nodes do not read ConfigMaps. Policies whose Services use no waypoint get no annotation: another
 implementation may be responsible for them.
@@ -29,7 +29,7 @@ from ztunnel.l7.traffic.backend_ca import (
 )
 
 FIELD_MANAGER = "ztunnel-backend-certificates"
-CONFIG_MAPS_POLL_S = 30.0  # ConfigMaps are not watched
+CONFIG_MAPS_POLL_S = 30.0  # of ConfigMaps that the controller may not watch
 
 log = structlog.get_logger()
 
@@ -63,6 +63,17 @@ class BackendCertificates:
             for obj in self._watches.objects(BACKEND_TLS_POLICY)
             if ref_of(obj) not in self._errors and self._wanted(obj) is not None
         ]
+
+    def users(self, config_map: Ref) -> list[Ref]:
+        """The policies that refer to a ConfigMap."""
+        if config_map.kind != "ConfigMap":
+            return []
+        found = []
+        for obj in self._watches.objects(BACKEND_TLS_POLICY):
+            policy = _parsed(obj) if ref_of(obj).namespace == config_map.namespace else None
+            if policy is not None and config_map.name in config_map_names(policy):
+                found.append(ref_of(obj))
+        return found
 
     def reconcile(self, ref: Ref) -> float | None:
         """Publish, or remove; returns in how many seconds to repeat. Raises ApiError."""

@@ -252,6 +252,8 @@ class L7Session:
                 users.add(_ref(gateway))
         for user in users:
             self._add(Task.GATEWAY, user)
+        for policy in self._certificates.users(ref):
+            self._add(Task.CERTIFICATES, policy)
 
     def _secrets_listed(self) -> None:
         if not self._unlisted:

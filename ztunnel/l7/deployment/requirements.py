@@ -52,8 +52,10 @@ class Requirements(NamedTuple):
 
 def requirements(store: L7Store, gateway: L7Object) -> Requirements:
     """Return what an ingress gateway requires, including certificates that are not usable yet."""
-    accepted = [each for each in effective_listeners(store, gateway) if _is_accepted(each)]
-    uses = [use for each in accepted for use in _of_listener(store, each)]
+    listeners = effective_listeners(store, gateway)
+    accepted = [each for each in listeners if _is_accepted(each)]
+    # of all listeners: one that is not accepted states why, not that its certificate is missing
+    uses = [use for each in listeners for use in _of_listener(store, each)]
     uses += _of_gateway(store, gateway)
     http3 = gateway.annotations.get(HTTP3_ANNOTATION) == "true"
     return Requirements(

@@ -45,6 +45,13 @@ def test_http3_adds_udp_to_https_listeners() -> None:
     ]
 
 
+def test_certificate_of_a_listener_without_authorities_is_required() -> None:
+    refs = [{"group": "", "kind": "ConfigMap", "name": "missing"}]
+    tls = {"frontend": {"default": {"validation": {"caCertificateRefs": refs}}}}
+    found = required(gateway(https("c", name="tls"), tls=tls))
+    assert CertificateSource("Secret", "shop", "tls") in found.sources
+
+
 def required(*objects: Object) -> Requirements:
     store = L7Store()
     for obj in objects:
