@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 import yaml
 
+from ztunnel.kube.objects.yaml_errors import YAML_ERRORS
 from ztunnel.l7.api.extension_providers import parse_extension_providers
 
 POLL_S = 5.0  # kubelet updates a mounted ConfigMap once a minute
@@ -35,7 +36,7 @@ def parse(text: bytes) -> MeshConfig:
         raise MeshConfigError(f"has over {MAX_BYTES} bytes")
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except YAML_ERRORS as error:
         raise MeshConfigError(f"is not YAML: {error}"[:512]) from error
     if value is None:
         return {}

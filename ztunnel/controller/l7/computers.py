@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+import structlog
+
 from ztunnel.controller.l7.model import Model
 from ztunnel.controller.l7.object_client import Ref
 from ztunnel.kube.objects.fields import Object
@@ -43,6 +45,8 @@ from ztunnel.l7.traffic.backend_ca import RefError, has_certificate_refs
 from ztunnel.l7.traffic.cluster import INVALID_TLS_POLICY, rule_problems, tls_policy_problems
 from ztunnel.l7.traffic.unused import unused_problems
 from ztunnel.mesh.model import Service
+
+log = structlog.get_logger()
 
 _BOUND_TYPES = frozenset({WAYPOINT_BOUND, CONDITION})  # of Services and ServiceEntries
 TRAFFIC_KINDS = ("DestinationRule", "VirtualService")
@@ -126,11 +130,20 @@ class Computers:
             for gone in self._compilers.keys() - gateways:
                 del self._compilers[gone]
             for gateway in sorted(gateways):
-                compiler = self._compilers.setdefault(gateway, GatewayCompiler(gateway))
-                all_problems.update(dict.fromkeys(compiler.compile(inputs).problems))
+                all_problems.update(dict.fromkeys(self._gateway_problems(inputs, gateway)))
         for problem in all_problems:
             found[L7Key(problem.kind, problem.namespace, problem.name)].append(problem)
         self._compiled = found
+
+    def _gateway_problems(self, inputs: Inputs, gateway: str) -> Sequence[Problem]:
+        """None after a defect, which must not keep the statuses of others from being written."""
+        compiler = self._compilers.setdefault(gateway, GatewayCompiler(gateway))
+        try:
+            return compiler.compile(inputs).problems
+        except Exception as error:
+            del self._compilers[gateway]  # the cache may be incomplete
+            log.error("gateway not compiled", gateway=gateway, exc_info=error)
+            return ()
 
     def authorization_condition(self, obj: Object) -> PolicyCondition | None:
         """The condition of an AuthorizationPolicy that waypoints enforce; None if nodes do."""

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ztunnel.kube.objects.fields import Object, ObjectKey, TranslateError, is_mesh_kind, key_of
+from ztunnel.kube.objects.yaml_errors import YAML_ERRORS
 
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 # libyaml's loader is about ten times faster, but PyYAML may be built without it
@@ -41,7 +42,7 @@ def parse_objects(text: str, name: str) -> dict[ObjectKey, Object]:
         return {key_of(obj): obj for document in documents for obj in _unpacked(document)}
     except (TranslateError, DocumentError) as error:
         raise DocumentError(f"{name}: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except YAML_ERRORS as error:
         raise _unreadable(name, error) from error
 
 

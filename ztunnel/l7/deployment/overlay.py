@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from ztunnel.kube.objects.yaml_errors import YAML_ERRORS
 from ztunnel.l7.deployment.settings import Json
 
 MAX_OVERLAY_BYTES = 64 * 1024  # of one key
@@ -126,7 +127,7 @@ def parse_overlay(text: str) -> Json:
         raise OverlayError(f"has more than {MAX_OVERLAY_BYTES} bytes")
     try:
         found = yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except YAML_ERRORS as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OverlayError(f"is not YAML: {line}") from error
     if not isinstance(found, dict | None):

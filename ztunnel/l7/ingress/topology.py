@@ -18,6 +18,7 @@ import yaml
 
 from ztunnel.kube.objects.fields import Fields, TranslateError
 from ztunnel.kube.objects.l7_kinds import MAX_GATEWAY_ANNOTATION_CHARS, PROXY_CONFIG_ANNOTATION
+from ztunnel.kube.objects.yaml_errors import YAML_ERRORS
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
@@ -94,11 +95,13 @@ def _parsed(text: object) -> dict[str, Any]:
         raise TranslateError(f"want YAML of at most {MAX_GATEWAY_ANNOTATION_CHARS} characters")
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except YAML_ERRORS as error:
         raise TranslateError(f"is not YAML: {error}"[:512]) from error
     if not isinstance(value, dict | None):
         raise TranslateError("want a mapping")
-    return value or {}
+    found = value or {}
+    Fields(found, "").names()  # raises for keys that are not strings
+    return found
 
 
 def _merged(found: Topology, config: Fields) -> Topology:

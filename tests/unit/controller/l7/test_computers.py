@@ -6,10 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import structlog
 
 from ztunnel.controller.l7.computers import Computers, WaypointState
 from ztunnel.controller.l7.model import Model
-from ztunnel.l7.inputs import Settings
+from ztunnel.l7.compile import GatewayCompiler
+from ztunnel.l7.config import GatewayConfig
+from ztunnel.l7.inputs import Inputs, Settings
 from ztunnel.l7.traffic.backend_ca import RefError
 
 Json = dict[str, Any]
@@ -178,3 +181,26 @@ def test_invalid_references_of_a_backend_tls_policy_are_reported(
     world.ref_errors = [RefError("InvalidKind", "a Secret")]
     found = tls_conditions(world, tls_policy(pem))
     assert found == {"Accepted": accepted, "ResolvedRefs": ("False", "InvalidKind")}
+
+
+def test_defect_of_one_gateway_does_not_affect_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def compile_or_raise(self: GatewayCompiler, inputs: Inputs) -> GatewayConfig:
+        if self.gateway == "shop/broken":
+            raise KeyError("a defect")
+        compiled.append(self.gateway)
+        return GatewayConfig({})
+
+    monkeypatch.setattr(GatewayCompiler, "compile", compile_or_raise)
+    listener = {"name": "http", "port": 80, "protocol": "HTTP"}
+    broken, edge = (
+        obj("Gateway", name, {"gatewayClassName": "ztunnel", "listeners": [listener]})
+        for name in ("broken", "edge")
+    )
+    with structlog.testing.capture_logs() as logs:
+        World(broken, edge).computers.compile()
+    assert compiled == ["shop/edge"]
+    assert [(each["event"], each["gateway"]) for each in logs] == [
+        ("gateway not compiled", "shop/broken")
+    ]

@@ -181,6 +181,9 @@ def test_overlay_cannot_change_what_the_pod_runs(spec: str) -> None:
         ("a: &x [1]\nb: *x", "aliases"),
         ("a: " + "[" * 50 + "]" * 50, "nested"),
         ("a: " + "[" * 30000, "not YAML"),
+        ("a: !!int ''", "not YAML"),
+        ("a: !!bool x", "not YAML"),
+        ("a: !!timestamp x", "not YAML"),
         ("a: " + "x" * 70000, "bytes"),
     ],
 )

@@ -126,7 +126,11 @@ def test_other_objects_do_not_change_a_working_host(spec: dict[str, Any], kind: 
 
 
 @pytest.mark.parametrize(
-    "annotation", ["{", "[1]", "gatewayTopology: 7", "a: &a [*a]", "x" * 20000]
+    "annotation",
+    [
+        *("{", "[1]", "gatewayTopology: 7", "a: &a [*a]", "x" * 20000, "[" * 10000, "1: 2"),
+        *("!!int ''", "!!float ''", "!!bool x", "!!timestamp x", "? {a: b}\n: c", "2001-99-99"),
+    ],
 )
 def test_invalid_proxy_config_trusts_nothing_and_is_reported(annotation: str) -> None:
     world, before = working()
