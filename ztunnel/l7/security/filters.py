@@ -43,6 +43,7 @@ _TYPE = "type.googleapis.com/envoy.extensions.filters"
 _ENVOY_ACTION = {Action.ALLOW: "ALLOW", Action.DENY: "DENY", Action.AUDIT: "LOG"}
 _ORDER = (Action.AUDIT, Action.DENY, Action.ALLOW)
 _STAT_PREFIX = "waypoint."
+_IDENTITY = frozenset({Attribute.PRINCIPAL, Attribute.NAMESPACE, Attribute.ACCOUNT})
 _ALWAYS: Json = {"permissions": [ANY], "principals": [ANY]}
 
 REQUEST_AUTHENTICATIONS = ParsedPolicies(
@@ -59,8 +60,9 @@ def filters(inputs: Inputs, destination: Destination) -> Filters:
     every = (*policies, *(policy for each in authorizers for policy in each.policies))
     problems = [problem for policy in tokens for problem in policy.problems]
     problems += [problem for policy in every for problem in policy.problems]
-    for policy in every if tcp else ():
-        problems += _tcp_problems(policy)
+    for policy in every:
+        problems += _tcp_problems(policy) if tcp else ()
+        problems += _identity_problems(policy) if destination.edge is not None else ()
     problems += [_no_tokens(policy) for policy in tokens] if tcp else []
     address = (client_address_filter(),) if _uses_client_address(every) else ()
     custom = custom_filters(authorizers, tcp=tcp)
@@ -164,6 +166,24 @@ def _tcp_problems(policy: AuthorizationPolicy) -> Iterable[Problem]:
             severity=Severity.WARNING,
             reason="UnsupportedValue",
         )
+
+
+def _identity_problems(policy: AuthorizationPolicy) -> Iterable[Problem]:
+    """What an ingress gateway cannot match: it sees addresses of its clients, and requests."""
+    for rule in policy.rules:
+        clauses = (*rule.sources, rule.conditions)
+        names = {term.attribute for clause in clauses for term in clause} & _IDENTITY
+        if names:
+            yield Problem(
+                kind=KIND,
+                namespace=policy.namespace,
+                name=policy.name,
+                field=f"spec.rules[{rule.number}]",
+                message=f"clients of an ingress gateway have no {', '.join(sorted(names))}, also "
+                "those in the mesh; hint: use remoteIpBlocks or requestPrincipals",
+                severity=Severity.WARNING,
+                reason="UnsupportedValue",
+            )
 
 
 def _no_tokens(policy: RequestAuthentication) -> Problem:
