@@ -10,7 +10,7 @@ from typing import Any
 
 from ztunnel.l7.objects import L7_KINDS
 from ztunnel.lab import status
-from ztunnel.lab.cluster.deployments import deployment_of
+from ztunnel.lab.cluster.deployments import WORKLOAD_KINDS, workload_of
 from ztunnel.lab.cluster.pod_fields import is_ready
 from ztunnel.lab.components import Component, components_of
 from ztunnel.lab.errors import LabError
@@ -28,6 +28,8 @@ KINDS = {  # by the names that commands accept, in lower case
     "po": "Pod",
     "deployment": "Deployment",
     "deploy": "Deployment",
+    "daemonset": "DaemonSet",
+    "ds": "DaemonSet",
     "service": "Service",
     "svc": "Service",
     "serviceentry": "ServiceEntry",
@@ -85,18 +87,19 @@ class LabReader:
         return [pod for pod in pods if namespace in (None, pod["metadata"]["namespace"])]
 
     def pod(self, reference: str, namespace: str = "default") -> Object:
-        """A pod by `NAME` or `pod/NAME`, or one of `deploy/NAME`, if possible a ready one."""
+        """A pod by `NAME`, or one of `deploy/NAME` or `ds/NAME`, if possible a ready one."""
         kind, _, name = reference.rpartition("/")
         self.require_up()
         if KINDS.get(kind or "pod") == "Pod":
             return self.get("Pod", name, namespace)
-        if KINDS.get(kind) != "Deployment":
-            raise LabError(f"{reference!r} is not a pod; hint: use NAME, pod/NAME or deploy/NAME")
-        pods = [pod for pod in self.pods(namespace) if deployment_of(pod) == name]
-        if not pods:
+        if KINDS.get(kind) not in WORKLOAD_KINDS:
             raise LabError(
-                f"deployment {namespace}/{name} has no pod; hint: see `ztctl lab status`"
+                f"{reference!r} is not a pod; hint: use NAME, pod/NAME, deploy/NAME, ds/NAME"
             )
+        workload = self.key(kind, name, namespace)
+        pods = [pod for pod in self.pods(namespace) if workload_of(pod) == workload]
+        if not pods:
+            raise LabError(f"{workload} has no pod; hint: see `ztctl lab status`")
         return max(pods, key=is_ready)
 
     def components(self, node: str) -> list[Component]:

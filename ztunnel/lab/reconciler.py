@@ -9,7 +9,11 @@ from datetime import UTC, datetime
 
 from ztunnel.lab.cluster import kube_proxy, load_balancer, services
 from ztunnel.lab.cluster.admission import admit, terminating, unbound
-from ztunnel.lab.cluster.deployments import deployment_of, deployment_status
+from ztunnel.lab.cluster.deployments import (
+    daemon_set_status,
+    deployment_status,
+    workload_of,
+)
 from ztunnel.lab.cluster.l7.backend_certificates import plan_certificates, with_certificates
 from ztunnel.lab.cluster.l7.gateways import GatewayPlan, plan_gateways
 from ztunnel.lab.cluster.l7.ingresses import plan_ingresses
@@ -160,6 +164,8 @@ class Reconciler:
         for deployment in of_kind(objects, "Deployment"):
             status = deployment_status(deployment, objects)
             self._store.put({**deployment, "status": status})
+        for daemon_set in of_kind(objects, "DaemonSet"):
+            self._store.put({**daemon_set, "status": daemon_set_status(daemon_set, objects)})
         frontends = list(kube_proxy.frontends(self._store.load()))
         for node in self._nodes:
             kube_proxy.apply(self._names.node_netns(node.name), kube_proxy.render(frontends, node))
@@ -205,12 +211,8 @@ def new_uid(_: Object | None = None) -> str:
 
 
 def _waits_for(pod: Object, unready: Sequence[Object]) -> bool:
-    """Whether a pod of a Deployment stays because its replacement is not ready."""
-    name, namespace = deployment_of(pod), pod["metadata"]["namespace"]
-    return any(
-        deployment_of(other) == name and other["metadata"]["namespace"] == namespace
-        for other in unready
-    )
+    """Whether a pod of a Deployment or DaemonSet stays because its replacement is not ready."""
+    return any(workload_of(other) == workload_of(pod) for other in unready)
 
 
 def _has_namespace(objects: Mapping[Key, Object], name: str) -> bool:

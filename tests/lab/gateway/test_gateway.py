@@ -127,6 +127,36 @@ def test_ingress_of_kubernetes_is_served(storefront: Storefront) -> None:
         storefront.lab.apply(*front.gateway())
 
 
+def test_daemon_set_serves_the_ports_of_all_nodes(storefront: Storefront) -> None:
+    lab = storefront.lab
+    edge = front.gateway()[1]
+    edge["metadata"] |= {
+        "name": "edge",
+        "annotations": {
+            "ztunnel.dev/gateway-workload": "DaemonSet",
+            "ztunnel.dev/gateway-host-ports": "true",
+            "networking.istio.io/service-type": "ClusterIP",
+        },
+    }
+    del edge["spec"]["infrastructure"]
+    route = front.route("v2", "edge", "edge.example")
+    route["spec"]["parentRefs"] = [{"name": "edge"}]
+    edge["spec"]["listeners"][1]["hostname"] = "edge.example"
+    edge["spec"]["listeners"][1]["tls"] = {"certificateRefs": [{"name": "edge-tls"}]}
+    assert lab.apply(edge, storefront.certificate("edge-tls", "edge.example"), route) == []
+    try:
+        for node in lab.nodes:
+            for address in node_addresses(node.index):
+                found = storefront.get("https://edge.example/", address=address)
+                assert (found.status, found.version) == (200, "v2"), found.text
+                client = EXTERNAL_ADDRESSES[":" in address]
+                assert found.body["headers"]["x-forwarded-for"] == client
+    finally:
+        for kind, name in (("gateway", "edge"), ("HTTPRoute", "edge"), ("secret", "edge-tls")):
+            lab.delete(kind, name, SHOP)
+    assert storefront.get("https://edge.example/", address="172.30.0.1").status == 0
+
+
 def test_keys_are_only_in_the_secrets_and_the_files_of_the_pod(storefront: Storefront) -> None:
     lab = storefront.lab
     url = "http://127.0.0.1:15000/config_dump?include_eds"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ztunnel.lab.cluster.admission import admit, unbound
-from ztunnel.lab.cluster.deployments import deployment_of, deployment_pods
+from ztunnel.lab.cluster.deployments import deployment_of, deployment_pods, workload_of
 from ztunnel.lab.cluster.pod_fields import pod_ips
 from ztunnel.lab.cluster.scheduler import PodPlan, plan_pods, surplus_pods
 from ztunnel.lab.cluster.system_objects import system_objects
@@ -47,6 +47,21 @@ def deployment(name: str, replicas: int, image: str = "nginx") -> Object:
             "template": {
                 "metadata": {"labels": {"app": name}},
                 "spec": {"containers": [{"name": name, "image": image}]},
+            },
+        },
+    }
+
+
+def daemon_set(name: str, image: str = "nginx", max_surge: int = 0, **spec: Any) -> Object:
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": name, "namespace": "default", "uid": f"uid-{name}"},
+        "spec": {
+            "updateStrategy": {"rollingUpdate": {"maxSurge": max_surge}},
+            "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {"containers": [{"name": name, "image": image}], **spec},
             },
         },
     }
@@ -216,3 +231,24 @@ def test_addresses_are_unique_when_a_deployment_is_scaled(sizes: list[int]) -> N
         )
         ips = [ip for key, obj in objects.items() if key.kind == "Pod" for ip in pod_ips(obj)]
         assert len(ips) == len(set(ips)) == 2 * size
+
+
+def test_daemon_set_has_a_pod_on_each_selected_node() -> None:
+    selected = daemon_set("one", nodeSelector={"kubernetes.io/hostname": "node2"})
+    pods = plan(with_system_objects(daemon_set("all"), selected)).pods
+    nodes = {(p["metadata"]["labels"]["app"], p["spec"]["nodeName"]) for p in pods}
+    assert nodes == {("all", "node1"), ("all", "node2"), ("one", "node2")}
+    assert {workload_of(p) for p in pods} == {
+        Key("DaemonSet", "default", "all"),
+        Key("DaemonSet", "default", "one"),
+    }
+
+
+def test_changed_daemon_set_replaces_pods_before_or_after_the_new_ones() -> None:
+    for max_surge in (0, 1):
+        before = with_system_objects(daemon_set("agent", max_surge=max_surge))
+        before = with_pods(before, plan(before))
+        changed = daemon_set("agent", "other", max_surge)
+        after = {**before, key_of(changed): changed}
+        replaced, obsolete = surplus_pods(after, plan(after))
+        assert (len(replaced), len(obsolete)) == ((0, 2), (2, 0))[max_surge]

@@ -200,6 +200,15 @@ def test_node_serves_by_its_terminating_pod_until_the_load_balancer_avoids_it() 
     assert "map { 0 : 1002 }" in load_balancer.render(external, (NODE1, NODE2))
 
 
+def test_host_port_reaches_the_pod_of_the_node() -> None:
+    bound = pod(2)
+    bound["spec"]["containers"][0]["ports"] = [{"containerPort": 8080, "hostPort": 80}]
+    served = list(kube_proxy.frontends(planned(bound)))
+    assert "tcp . 80 : goto" in kube_proxy.render(served, NODE1)
+    assert "10.244.1.2 . 8080" in kube_proxy.render(served, NODE1)
+    assert "10.244.1.2" not in kube_proxy.render(served, NODE2)
+
+
 def test_load_balancer_uses_only_nodes_with_endpoints() -> None:
     objects = planned(balanced(loadBalancerIP="172.30.1.7"), pod(2))
     script = load_balancer.render(list(kube_proxy.frontends(objects)), (NODE1, NODE2))

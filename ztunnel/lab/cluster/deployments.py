@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's Deployment controller. Pure."""
+"""The lab's controllers of Deployments and DaemonSets. Pure."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ztunnel.lab.cluster.digest import digest, name_suffix
 from ztunnel.lab.cluster.pod_fields import is_ready, is_terminating
-from ztunnel.lab.objects import Object, Objects, of_kind
+from ztunnel.lab.objects import Key, Object, Objects, key_of, of_kind
 
 HASH_LABEL = "pod-template-hash"
+REVISION_LABEL = "controller-revision-hash"  # of the pods of DaemonSets
+WORKLOAD_KINDS = ("Deployment", "DaemonSet")
 
 
 def deployment_pods(deployment: Object) -> Iterator[Object]:
@@ -41,6 +43,36 @@ def deployment_pods(deployment: Object) -> Iterator[Object]:
         yield {"apiVersion": "v1", "kind": "Pod", "metadata": pod_metadata, "spec": pod_spec}
 
 
+def daemon_set_pods(
+    daemon_set: Object, node_labels: Mapping[str, Mapping[str, str]]
+) -> Iterator[Object]:
+    """The pods of a DaemonSet: one on each node, by name, whose labels its nodeSelector selects."""
+    template, metadata = daemon_set["spec"]["template"], daemon_set["metadata"]
+    revision = name_suffix(digest(template), 10)
+    selector = template["spec"].get("nodeSelector") or {}
+    for node, labels in node_labels.items():
+        if not selector.items() <= labels.items():
+            continue
+        pod_metadata = copy.deepcopy(template.get("metadata") or {})
+        suffix = name_suffix(digest([metadata.get("uid"), revision, node]), 5)
+        pod_metadata |= {
+            "name": f"{metadata['name']}-{suffix}",
+            "namespace": metadata["namespace"],
+            "labels": {**pod_metadata.get("labels", {}), REVISION_LABEL: revision},
+            "ownerReferences": [
+                {
+                    "apiVersion": "apps/v1",
+                    "kind": "DaemonSet",
+                    "name": metadata["name"],
+                    "uid": metadata.get("uid"),
+                    "controller": True,
+                }
+            ],
+        }
+        pod_spec = {**copy.deepcopy(template["spec"]), "nodeName": node}
+        yield {"apiVersion": "v1", "kind": "Pod", "metadata": pod_metadata, "spec": pod_spec}
+
+
 def deployment_of(pod: Object) -> str | None:
     """The name of the pod's Deployment, from the name of its ReplicaSet."""
     template_hash = pod["metadata"].get("labels", {}).get(HASH_LABEL)
@@ -50,10 +82,34 @@ def deployment_of(pod: Object) -> str | None:
     return None
 
 
-def is_rolling(deployment: Object) -> bool:
-    """Whether old pods stay until the new ones are ready. The default, as in Kubernetes."""
-    strategy = deployment["spec"].get("strategy") or {}
-    return bool(strategy.get("type", "RollingUpdate") == "RollingUpdate")
+def workload_of(pod: Object) -> Key | None:
+    """The Deployment or DaemonSet of the pod."""
+    namespace, deployment = pod["metadata"]["namespace"], deployment_of(pod)
+    if deployment is not None:
+        return Key("Deployment", namespace, deployment)
+    for owner in pod["metadata"].get("ownerReferences", []):
+        if owner["kind"] == "DaemonSet":
+            return Key("DaemonSet", namespace, str(owner["name"]))
+    return None
+
+
+def is_rolling(workload: Object) -> bool:
+    """Whether old pods stay until the new ones are ready.
+
+    That is the default of Deployments. Of DaemonSets, it is maxSurge, as in Kubernetes.
+    """
+    spec = workload["spec"]
+    if workload["kind"] == "DaemonSet":
+        rolling = (spec.get("updateStrategy") or {}).get("rollingUpdate") or {}
+        return bool(rolling.get("maxSurge"))
+    return bool((spec.get("strategy") or {}).get("type", "RollingUpdate") == "RollingUpdate")
+
+
+def daemon_set_status(daemon_set: Object, objects: Objects) -> dict[str, int]:
+    """The counts of a DaemonSet's status."""
+    pods = [pod for pod in of_kind(objects, "Pod") if workload_of(pod) == key_of(daemon_set)]
+    ready = sum(is_ready(pod) and not is_terminating(pod) for pod in pods)
+    return {"desiredNumberScheduled": len(pods), "numberReady": ready, "numberAvailable": ready}
 
 
 def deployment_status(deployment: Object, objects: Objects) -> dict[str, int]:

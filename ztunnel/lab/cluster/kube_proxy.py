@@ -4,6 +4,7 @@
     ClusterIP:port                                  any ready endpoint
     node address:nodePort, load balancer:port       the same; with externalTrafficPolicy Local, one
                                                     of this node, which sees the client
+    node address:hostPort                           the pod of this node that binds it
 
 The rules serve clients outside the mesh: for enrolled pods, the proxy selects the endpoint. No
 rules are loaded into pods' namespaces. `render` is pure; `apply` replaces the table in one
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ztunnel.lab.cluster.external_addresses import ingress_addresses, is_local
+from ztunnel.lab.cluster.pod_fields import is_terminating, pod_ips
 from ztunnel.lab.network import netns
 from ztunnel.lab.network.addresses import (
     BALANCER_CIDRS,
@@ -122,6 +124,7 @@ def frontends(objects: Objects) -> Iterator[Frontend]:
         slices.setdefault(key, []).append(endpoint_slice)
     for service in of_kind(objects, "Service"):
         yield from _of_service(service, slices.get(key_of(service), []))
+    yield from _host_ports(objects)
 
 
 def _of_service(service: Object, slices: list[Object]) -> Iterator[Frontend]:
@@ -141,6 +144,24 @@ def _of_service(service: Object, slices: list[Object]) -> Iterator[Frontend]:
         if "nodePort" in port:
             for found in filter(None, backends.values()):
                 yield Frontend("", protocol, port["nodePort"], found, external=True, local=local)
+
+
+def _host_ports(objects: Objects) -> Iterator[Frontend]:
+    """The ports of nodes that pods bind (`hostPort`), which network plugins forward."""
+    found: dict[tuple[str, int, bool], list[Backend]] = {}
+    for pod in of_kind(objects, "Pod"):
+        if pod.get("status", {}).get("phase") != "Running":
+            continue
+        for container in pod["spec"]["containers"]:
+            for port in container.get("ports") or []:
+                protocol, number = port.get("protocol", "TCP").lower(), port.get("hostPort")
+                for ip in pod_ips(pod) if number else []:
+                    backend = Backend(
+                        ip, port["containerPort"], pod["spec"]["nodeName"], not is_terminating(pod)
+                    )
+                    found.setdefault((protocol, number, is_ipv6(ip)), []).append(backend)
+    for (protocol, number, _), backends in sorted(found.items()):
+        yield Frontend("", protocol, number, tuple(sorted(backends)), external=True, local=True)
 
 
 def _backends(slices: list[Object], port: Object, *, ipv6: bool) -> Iterator[Backend]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab's scheduler: the pods that must exist, each with a node and addresses. Pure.
 
-    Deployment ──▶ its pods ──▶ node ──▶ addresses ──▶ Pod, phase Pending
-    Pod        ─────────────────▲
+    Deployment, DaemonSet ──▶ its pods ──▶ node ──▶ addresses ──▶ Pod, phase Pending
+    Pod                   ─────────────────▲
 
 The caller provides uids and the time. `ztunnel.lab.runtime.kubelet` runs the pods.
 """
@@ -13,7 +13,13 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ztunnel.lab.cluster.deployments import deployment_of, deployment_pods, is_rolling
+from ztunnel.lab.cluster.deployments import (
+    WORKLOAD_KINDS,
+    daemon_set_pods,
+    deployment_pods,
+    is_rolling,
+    workload_of,
+)
 from ztunnel.lab.cluster.pod_fields import is_host_network, pod_ips
 from ztunnel.lab.cluster.system_objects import node_object
 from ztunnel.lab.network import addresses
@@ -58,7 +64,8 @@ def plan_pods(
     """
     plan = PodPlan()
     unscheduled = []
-    for desired in _desired_pods(objects):
+    labels = {node.name: _node_labels(objects, node) for node in nodes}
+    for desired in _desired_pods(objects, labels):
         stored = objects.get(key_of(desired))
         if stored and _is_bound(stored):
             plan.pods.append(stored)
@@ -69,7 +76,7 @@ def plan_pods(
             plan.problems += _ignored_fields(desired)
     cluster = _Cluster(
         nodes,
-        {node.name: _node_labels(objects, node) for node in nodes},
+        labels,
         {ip for pod in of_kind(objects, "Pod") for ip in pod_ips(pod)},
     )
     for pod in sorted(unscheduled, key=lambda pod: not _is_constrained(pod)):
@@ -83,30 +90,32 @@ def plan_pods(
 
 
 def surplus_pods(objects: Objects, plan: PodPlan) -> tuple[list[Object], list[Object]]:
-    """The stored pods of Deployments that are not in the plan, in two groups.
+    """The stored pods of Deployments and DaemonSets that are not in the plan, in two groups.
 
     The first group stays until its replacements are ready (a rolling update), the second does not.
     """
     rolling = {
-        key_of(deployment)[1:]
-        for deployment in of_kind(objects, "Deployment")
-        if is_rolling(deployment)
+        key_of(workload)
+        for kind in WORKLOAD_KINDS
+        for workload in of_kind(objects, kind)
+        if is_rolling(workload)
     }
     replaced: list[Object] = []
     obsolete: list[Object] = []
     for pod in of_kind(objects, "Pod"):
         if pod["metadata"].get("ownerReferences") and key_of(pod) not in plan.keys:
-            owner = pod["metadata"]["namespace"], deployment_of(pod)
-            (replaced if owner in rolling else obsolete).append(pod)
+            (replaced if workload_of(pod) in rolling else obsolete).append(pod)
     return replaced, obsolete
 
 
-def _desired_pods(objects: Objects) -> Iterator[Object]:
+def _desired_pods(objects: Objects, node_labels: Mapping[str, dict[str, str]]) -> Iterator[Object]:
     for pod in of_kind(objects, "Pod"):
         if not pod["metadata"].get("ownerReferences"):
             yield _with_service_account(pod)
     for deployment in of_kind(objects, "Deployment"):
         yield from map(_with_service_account, deployment_pods(deployment))
+    for daemon_set in of_kind(objects, "DaemonSet"):
+        yield from map(_with_service_account, daemon_set_pods(daemon_set, node_labels))
 
 
 def _with_service_account(pod: Object) -> Object:

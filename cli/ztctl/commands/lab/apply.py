@@ -25,8 +25,9 @@ from ztunnel.lab import Lab
 def apply(files: tuple[Path, ...], name: str, wait: bool, timeout_s: float) -> None:
     """Create or update objects from manifests.
 
-    The lab implements Namespace, Pod, Deployment, Service, ServiceAccount, Secret, Gateway, Ingress
-    and the ConfigMap ztunnel-lab-images. It stores other kinds, such as policies, for the agents.
+    The lab implements Namespace, Pod, Deployment, DaemonSet, Service, ServiceAccount, Secret,
+    Gateway, Ingress and the ConfigMap ztunnel-lab-images. It stores other kinds, such as policies,
+    for the agents.
     """
     with lab_errors():
         lab = Lab(name, progress=print_progress)

@@ -28,7 +28,7 @@ from ztunnel.l7.deployment.resources import (
     parameters_name,
     resource_name,
 )
-from ztunnel.l7.deployment.settings import DeploymentSettings
+from ztunnel.l7.deployment.settings import ALL_NAMESPACES, DeploymentSettings
 from ztunnel.l7.ingress.listeners import is_ingress_gateway
 from ztunnel.l7.names import WAYPOINT_CLASSES
 from ztunnel.l7.objects import L7Object, l7_object
@@ -96,7 +96,7 @@ def _plan_pods(
         replicas=replicas,
         ports=required.ports,
     )
-    settings = DeploymentSettings()
+    settings = DeploymentSettings(host_port_namespaces=frozenset({ALL_NAMESPACES}))
     problems = gateway_problems(gateway, settings, live)
     plan.problems += map(str, problems)
     is_invalid = any(problem.severity is Severity.ERROR for problem in problems)
