@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 
 import dns.message
 import dns.rcode
@@ -19,16 +19,20 @@ from dns.rdtypes.IN.AAAA import AAAA
 from ztunnel.dns.message import HEADER, error_response
 
 MAX_RECORDS = 64  # of a response that are read; resolvers return fewer addresses
+V4_MAPPED = b"\0" * 10 + b"\xff\xff"  # RFC 4291, 2.5.5.2
 _RECORD = struct.Struct("!HHIH")  # type, class, TTL, length of the data
 _A, _AAAA, _IN = int(dns.rdatatype.A), int(dns.rdatatype.AAAA), int(dns.rdataclass.IN)
 
 
-def answer_addresses(wire: bytes) -> list[str]:
-    """Return the canonical addresses in the answer section; those before malformed data."""
+def answer_addresses(wire: bytes) -> list[bytes]:
+    """Return the addresses in the answer section, IPv4 as v4-mapped IPv6, 16 bytes each.
+
+    Malformed data ends the list.
+    """
     if len(wire) < HEADER.size:
         return []
     *_, questions, answers, _, _ = HEADER.unpack_from(wire)
-    found: list[str] = []
+    found: list[bytes] = []
     at = HEADER.size
     for _ in range(min(questions, 1)):
         at = _end_of_name(wire, at) + 4
@@ -41,10 +45,9 @@ def answer_addresses(wire: bytes) -> list[str]:
         data = wire[at : at + size]
         at += size
         if rdclass == _IN and rdtype == _A and len(data) == 4:
-            found.append(str(IPv4Address(data)))
+            found.append(V4_MAPPED + data)
         elif rdclass == _IN and rdtype == _AAAA and len(data) == 16:
-            address = IPv6Address(data)
-            found.append(str(address.ipv4_mapped or address))
+            found.append(data)
     return found
 
 

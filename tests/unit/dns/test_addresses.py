@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv6Address
+
 import dns.message
 import dns.rcode
 import dns.rrset
@@ -12,6 +14,11 @@ from hypothesis import strategies as st
 
 from ztunnel.dns.addresses import MAX_RECORDS, answer_addresses, without_addresses
 from ztunnel.mesh.address import is_special
+
+
+def texts(wire: bytes) -> list[str]:
+    found = [IPv6Address(each) for each in answer_addresses(wire)]
+    return [str(each.ipv4_mapped or each) for each in found]
 
 
 def response(*records: tuple[str, str, str], name: str = "a.example.com") -> bytes:
@@ -30,7 +37,7 @@ def test_addresses_of_both_families_are_read_behind_aliases() -> None:
         ("b.example.net", "AAAA", "::ffff:192.0.2.9"),
         ("b.example.net", "TXT", '"10.0.0.1"'),
     )
-    assert set(answer_addresses(wire)) == {"192.0.2.1", "2001:db8::1", "192.0.2.9"}
+    assert set(texts(wire)) == {"192.0.2.1", "2001:db8::1", "192.0.2.9"}
 
 
 def test_number_of_records_is_bounded() -> None:
@@ -62,7 +69,7 @@ def test_some_addresses_are_dropped() -> None:
     wire = response(("a.example.com", "A", "192.0.2.1"), ("a.example.com", "A", "10.0.0.1"))
     found, dropped = without_addresses(wire, lambda ip: ip.startswith("10."))
     assert found is not None
-    assert (answer_addresses(found), dropped) == (["192.0.2.1"], 1)
+    assert (texts(found), dropped) == (["192.0.2.1"], 1)
 
 
 def test_response_without_remaining_addresses_has_no_data() -> None:

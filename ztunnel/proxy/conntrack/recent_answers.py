@@ -19,13 +19,17 @@ import zlib
 from collections.abc import Callable
 from ipaddress import ip_address
 
+from ztunnel.dns.addresses import V4_MAPPED
+
 REGIONS = 256
 SLOTS = 128  # addresses of a pod, at most
 MAX_AGE_S = 600.0  # applications keep answers for longer than their TTL
 MAX_NAME_BYTES = 253
-# Checksum of the rest, netns cookie, time, address, length of the name, name
-_ENTRY = struct.Struct(f"=IQd16sB{MAX_NAME_BYTES}s6x")
-TABLE_BYTES = REGIONS * SLOTS * _ENTRY.size  # 9.5 MB; the kernel provides pages that are in use
+# Netns cookie, time, address, length of the name; the name follows
+_HEAD = struct.Struct("=Qd16sB")
+_CHECKSUM = struct.Struct("=I")  # of head and name, in front of them
+_ENTRY_BYTES = _CHECKSUM.size + _HEAD.size + MAX_NAME_BYTES
+TABLE_BYTES = REGIONS * SLOTS * _ENTRY_BYTES  # 9.5 MB; the kernel provides pages that are in use
 
 
 class RecentAnswers:
@@ -35,38 +39,41 @@ class RecentAnswers:
         self._clock = clock
         self._memory = mmap.mmap(-1, TABLE_BYTES)  # anonymous, shared
 
-    def record(self, pod: int, ip: str, name: str) -> bool:
-        """Record an answer to a pod (netns cookie); returns whether it evicted another one."""
-        packed, octets = _packed(ip), name.encode("ascii", "replace")[:MAX_NAME_BYTES]
-        at = _offset(pod, packed)
-        old = self._read(at)
-        body = _ENTRY.pack(0, pod, self._clock(), packed, len(octets), octets)
-        checksum = zlib.crc32(body[4:])
-        self._memory[at : at + _ENTRY.size] = checksum.to_bytes(4, "little") + body[4:]
-        return old is not None and old[:2] != (pod, packed)
+    def record(self, pod: int, address: bytes, name: str) -> bool:
+        """Record an answer to a pod (netns cookie); returns whether it evicted another one.
+
+        `address` has 16 bytes, see `ztunnel.dns.addresses.answer_addresses`.
+        """
+        octets = name.encode("ascii", "replace")[:MAX_NAME_BYTES]
+        now, at = self._clock(), _offset(pod, address)
+        old_pod, when, old_address, _ = _HEAD.unpack_from(self._memory, at + _CHECKSUM.size)
+        body = _HEAD.pack(pod, now, address, len(octets)) + octets
+        entry = _CHECKSUM.pack(zlib.crc32(body)) + body
+        self._memory[at : at + len(entry)] = entry
+        is_other = (old_pod, old_address) != (pod, address)
+        return bool(old_pod) and is_other and now - when <= MAX_AGE_S
 
     def name(self, pod: int, ip: str) -> str:
-        """Return the name that led a pod to an address; empty if it is not known."""
-        packed = _packed(ip)
-        found = self._read(_offset(pod, packed))
-        return found[2] if found is not None and found[:2] == (pod, packed) else ""
-
-    def _read(self, at: int) -> tuple[int, bytes, str] | None:
-        """The pod, address and name of a slot; None if it is empty, expired or damaged."""
-        octets = self._memory[at : at + _ENTRY.size]
-        checksum, pod, when, packed, length, name = _ENTRY.unpack(octets)
-        if not pod or checksum != zlib.crc32(octets[4:]):
-            return None
+        """Return the name that led a pod to an address (canonical); empty if it is not known."""
+        address = _packed(ip)
+        at = _offset(pod, address)
+        octets = self._memory[at : at + _ENTRY_BYTES]
+        found_pod, when, found_address, length = _HEAD.unpack_from(octets, _CHECKSUM.size)
+        end = _CHECKSUM.size + _HEAD.size + length
+        (checksum,) = _CHECKSUM.unpack_from(octets)
+        is_whole = end <= len(octets) and checksum == zlib.crc32(octets[_CHECKSUM.size : end])
+        if not is_whole or (found_pod, found_address) != (pod, address):
+            return ""
         if self._clock() - when > MAX_AGE_S:
-            return None
-        return pod, packed, name[:length].decode("ascii", "replace")
+            return ""
+        return octets[end - length : end].decode("ascii", "replace")
 
 
 def _packed(ip: str) -> bytes:
     address = ip_address(ip)
-    return address.packed if address.version == 6 else b"\0" * 10 + b"\xff\xff" + address.packed
+    return address.packed if address.version == 6 else V4_MAPPED + address.packed
 
 
 def _offset(pod: int, packed: bytes) -> int:
     slot = zlib.crc32(packed) % SLOTS
-    return (pod % REGIONS * SLOTS + slot) * _ENTRY.size
+    return (pod % REGIONS * SLOTS + slot) * _ENTRY_BYTES

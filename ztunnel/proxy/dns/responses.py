@@ -67,8 +67,8 @@ def remember(context: Context, pod: Pod, name: str, wire: bytes) -> None:
     """Remember the addresses of a response that the pod gets."""
     if not name:
         return
-    for ip in answer_addresses(wire):
-        if context.recent_answers.record(pod.netns_cookie, ip, name):
+    for address in answer_addresses(wire):
+        if context.recent_answers.record(pod.netns_cookie, address, name):
             context.tracker.counters.dns.count_evicted_answer()
 
 
