@@ -15,4 +15,5 @@ NAMES = (
     "xds_stream",
     "kube_objects",
     "l7_objects",
+    "ingress_objects",
 )
