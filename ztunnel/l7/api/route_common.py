@@ -38,6 +38,7 @@ _COOKIE = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]{1,128}")
 _DEFAULT_SESSION = "ztunnel-session"
 _HOSTNAME = re.compile(r"(?:\*\.)?[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
 _GATEWAYS = ("Gateway", "ListenerSet")
+MAX_HOSTNAMES = 64  # of a route; Gateway API allows 16
 _SPEC = ("parentRefs", "hostnames", "rules")
 
 
@@ -47,6 +48,8 @@ def parse_route(obj: L7Object, matches: Matches, complete: Complete) -> RequestR
     parents = parse_parents(obj)
     problems = [_ignored(obj, name) for name in sorted(obj.spec) if name not in _SPEC]
     hostnames = tuple(spec.strings("hostnames"))
+    if len(hostnames) > MAX_HOSTNAMES:
+        raise spec.error("hostnames", f"at most {MAX_HOSTNAMES}")
     if not all(_HOSTNAME.fullmatch(each) for each in hostnames):
         raise spec.error("hostnames", "hostnames, or *. and a hostname")
     if hostnames and any(p.kind not in _GATEWAYS for p in parents):

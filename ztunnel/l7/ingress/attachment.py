@@ -10,6 +10,7 @@ listeners that are not usable, too: the listener's conditions report that.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from ztunnel.l7.api.gateway import (
     parse_gateway,
     parse_listener_set,
 )
+from ztunnel.l7.api.request_rules import RequestRoute
 from ztunnel.l7.api.route_fields import ParentRef
 from ztunnel.l7.ingress.hostnames import intersections
 from ztunnel.l7.ingress.listeners import (
@@ -33,11 +35,12 @@ from ztunnel.l7.ingress.listeners import (
     namespace_labels,
 )
 from ztunnel.l7.objects import L7Key, L7Object
-from ztunnel.l7.problems import Problem
+from ztunnel.l7.problems import Problem, Severity
 from ztunnel.l7.routing.attachment import AcceptedReason, Route, RouteIndex
 from ztunnel.l7.store import L7Store
 
 GATEWAY, LISTENER_SET = "Gateway", "ListenerSet"
+MAX_NAMESPACE_MATCHES = 20_000  # of a namespace's routes at one gateway, per hostname
 _STREAMS = (ListenerProtocol.TCP, ListenerProtocol.UDP)
 
 
@@ -65,6 +68,10 @@ class AttachedRoute(NamedTuple):
 
     route: Route
     hostnames: tuple[str, ...]
+
+
+ListenerKey = tuple[str, str, str, str]  # EffectiveListener.key
+AttachedRoutes = Mapping[ListenerKey, tuple[AttachedRoute, ...]]
 
 
 class GatewayListeners(NamedTuple):
@@ -155,12 +162,12 @@ def attach(store: L7Store, route: Route, number: int, gateway: GatewayListeners)
 
 def attached_routes(
     store: L7Store, gateway: GatewayListeners, index: RouteIndex
-) -> dict[tuple[str, str, str, str], tuple[AttachedRoute, ...]]:
+) -> dict[ListenerKey, tuple[AttachedRoute, ...]]:
     """Return the routes of each listener by EffectiveListener.key, oldest first.
 
     `index` must be refreshed from `store`. The number of routes is `attachedRoutes` in the status.
     """
-    found: dict[tuple[str, str, str, str], dict[int, AttachedRoute]] = {
+    found: dict[ListenerKey, dict[int, AttachedRoute]] = {
         each.key: {} for each in gateway.listeners
     }
     for owner in gateway.by_owner:
@@ -171,6 +178,53 @@ def attached_routes(
                         attached = AttachedRoute(route, each.hostnames)
                         found[each.listener.key][id(route)] = attached
     return {key: _oldest_first(routes.values()) for key, routes in found.items()}
+
+
+def within_limit(routes: AttachedRoutes) -> tuple[AttachedRoutes, tuple[Problem, ...]]:
+    """Return the routes without those that exceed their namespace's limit: the youngest ones.
+
+    The compilation of a gateway that several namespaces share must not take too long because of
+    one of them.
+    """
+    used: Counter[str] = Counter()
+    for attached in routes.values():
+        for each in attached:
+            used[each.route.obj.namespace] += _cost(each)
+    exceeding = {each for each, cost in used.items() if cost > MAX_NAMESPACE_MATCHES}
+    if not exceeding:
+        return routes, ()
+    used.clear()
+    kept: dict[ListenerKey, list[AttachedRoute]] = {key: [] for key in routes}
+    problems = []
+    every = [(each, key) for key, attached in routes.items() for each in attached]
+    for each, key in sorted(every, key=lambda pair: pair[0].route.obj.age_rank):
+        obj = each.route.obj
+        used[obj.namespace] += _cost(each)
+        if obj.namespace not in exceeding or used[obj.namespace] <= MAX_NAMESPACE_MATCHES:
+            kept[key].append(each)
+        else:
+            problems.append(_beyond_limit(obj))
+    return {key: tuple(each) for key, each in kept.items()}, tuple(dict.fromkeys(problems))
+
+
+def _cost(attached: AttachedRoute) -> int:
+    """The number of Envoy's routes or chains."""
+    route = attached.route
+    if not isinstance(route, RequestRoute):
+        return len(attached.hostnames)
+    return len(attached.hostnames) * sum(max(1, len(rule.matches)) for rule in route.rules)
+
+
+def _beyond_limit(obj: L7Object) -> Problem:
+    return Problem(
+        kind=obj.kind,
+        namespace=obj.namespace,
+        name=obj.name,
+        message=f"not served: older routes of namespace {obj.namespace} have more than "
+        f"{MAX_NAMESPACE_MATCHES} matches at the gateway; each hostname counts",
+        severity=Severity.ERROR,
+        reason="TooManyRoutes",
+    )
 
 
 def _oldest_first(routes: Iterable[AttachedRoute]) -> tuple[AttachedRoute, ...]:

@@ -11,7 +11,7 @@ A listener that is not usable has no chain: connections to it are closed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -19,9 +19,11 @@ from ztunnel.l7.api.gateway import GatewaySpec, ListenerProtocol, parse_gateway
 from ztunnel.l7.config import ClusterRef, GatewayConfig, Json
 from ztunnel.l7.ingress.attachment import (
     AttachedRoute,
+    AttachedRoutes,
     GatewayListeners,
     attached_routes,
     gateway_listeners,
+    within_limit,
 )
 from ztunnel.l7.ingress.chains import HTTP_PROTOCOLS, ListenerChain, chain_unit
 from ztunnel.l7.ingress.listeners import (
@@ -53,7 +55,6 @@ from ztunnel.l7.routing.units import ClusterUnit
 from ztunnel.l7.telemetry import fields as telemetry
 
 DEFECT: Final = "InternalError"  # reason of a problem that is a defect of the compiler
-Routes = Mapping[tuple[str, str, str, str], tuple[AttachedRoute, ...]]  # by listener
 
 T = TypeVar("T")
 
@@ -106,14 +107,14 @@ class IngressCompiler:
             (gateway,),
         )
         spec = parse_gateway(gateway)
-        routes = attached_routes(inputs.store, known, index)
+        routes, exceeding = within_limit(attached_routes(inputs.store, known, index))
         edge, topology = edge_of(inputs, gateway), topology_of(inputs, gateway)
         if self._edge != edge:
             self._edge = edge
         around = Known(spec, self._edge, topology)
         found = _Compilation(self._caches, inputs, around, routes)
         found.problems |= {*topology.problems, *spec.problems, *index.problems, *known.problems}
-        found.problems |= set(_listener_problems(known.listeners))
+        found.problems |= {*_listener_problems(known.listeners), *exceeding}
         closed = _without_certificate(known.listeners)
         for port, listeners in _by_port(known.listeners).items():
             found.add_port(port, listeners, closed.get(port, ()))
@@ -125,7 +126,9 @@ class IngressCompiler:
 class _Compilation:
     """One compilation: collects the parts of the configuration."""
 
-    def __init__(self, caches: _Caches, inputs: Inputs, known: Known, routes: Routes) -> None:
+    def __init__(
+        self, caches: _Caches, inputs: Inputs, known: Known, routes: AttachedRoutes
+    ) -> None:
         self._caches = caches
         self._inputs = inputs
         self._known = known
