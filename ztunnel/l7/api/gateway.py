@@ -233,6 +233,19 @@ def parse_gateway(obj: L7Object) -> GatewaySpec:
     )
 
 
+def parent_gateway(obj: L7Object) -> str:
+    """`namespace/name` of the parent of a ListenerSet; empty if it is another kind of object.
+
+    Raises TranslateError. It reads no listeners, which most callers need of few sets only.
+    """
+    parent = Fields(obj.spec, "spec.").mapping("parentRef")
+    parent.allow_only("group", "kind", "namespace", "name")
+    group = parent.string("group") if parent.has("group") else GATEWAY_GROUP
+    if (group, parent.string("kind") or "Gateway") != (GATEWAY_GROUP, "Gateway"):
+        return ""
+    return f"{parent.string('namespace') or obj.namespace}/{parent.string('name')}"
+
+
 def parse_listener_set(obj: L7Object) -> ListenerSetSpec:
     """Return the parsed ListenerSet; what cannot be used is in `problems`."""
     spec = Fields(obj.spec, "spec.")
@@ -240,11 +253,7 @@ def parse_listener_set(obj: L7Object) -> ListenerSetSpec:
     problems = [_unknown(obj, name) for name in sorted(obj.spec) if name not in known]
     gateway = ""
     try:
-        parent = spec.mapping("parentRef")
-        parent.allow_only("group", "kind", "namespace", "name")
-        group = parent.string("group") if parent.has("group") else GATEWAY_GROUP
-        if (group, parent.string("kind") or "Gateway") == (GATEWAY_GROUP, "Gateway"):
-            gateway = f"{parent.string('namespace') or obj.namespace}/{parent.string('name')}"
+        gateway = parent_gateway(obj)
     except TranslateError as error:
         problems.append(_invalid(obj, "spec.parentRef", error))
     listeners = _listeners(obj, spec, problems)

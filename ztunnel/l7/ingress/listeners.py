@@ -15,6 +15,7 @@ from enum import StrEnum
 
 import msgspec
 
+from ztunnel.kube.objects.fields import TranslateError
 from ztunnel.kube.objects.l7_kinds import (
     GATEWAY_CERTIFICATES_ANNOTATION,
     GATEWAY_GROUP,
@@ -28,6 +29,7 @@ from ztunnel.l7.api.gateway import (
     ListenerSetSpec,
     RouteKind,
     TlsMode,
+    parent_gateway,
     parse_gateway,
     parse_listener_set,
 )
@@ -182,9 +184,15 @@ def backend_certificate(store: L7Store, gateway: GatewaySpec) -> tuple[Certifica
 
 def listener_sets(store: L7Store, gateway: GatewaySpec) -> tuple[ListenerSetSpec, ...]:
     """Return the ListenerSets that name a Gateway as parent, oldest first."""
-    found = (parse_listener_set(each) for each in store.of_kind("ListenerSet"))
-    mine = (each for each in found if each.gateway == gateway.key)
-    return tuple(sorted(mine, key=lambda each: each.obj.age_rank))
+    mine = [each for each in store.of_kind("ListenerSet") if _parent(each) == gateway.key]
+    return tuple(map(parse_listener_set, sorted(mine, key=lambda each: each.age_rank)))
+
+
+def _parent(listener_set: L7Object) -> str:
+    try:
+        return parent_gateway(listener_set)
+    except TranslateError:
+        return ""
 
 
 def is_set_allowed(store: L7Store, gateway: GatewaySpec, spec: ListenerSetSpec) -> bool:
