@@ -548,3 +548,17 @@ def test_a_tcp_listener_does_not_open_the_port_of_udp() -> None:
     both = msgspec.structs.replace(WEB, gateway_ports=(GatewayPort(443, "UDP"),))
     assert engine.decide(both, datagrams).cause is Cause.GATEWAY
     assert not engine.decide(both, authz_request(443)).allowed
+
+
+@pytest.mark.parametrize(("count", "allowed"), [(256, True), (257, False)])
+def test_too_many_selectors_deny_the_workload_and_no_other(count: int, allowed: bool) -> None:
+    names = [f"label{number}" for number in range(count)]
+    engine = policies(
+        *(policy([{}], "ALLOW", name=name, selector={"matchLabels": {name: "x"}}) for name in names)
+    )
+    labelled = msgspec.structs.replace(WEB, labels=dict.fromkeys(names, "x"))
+    decision = engine.decide(labelled, authz_request())
+    assert decision.allowed == allowed
+    assert (decision.cause is Cause.TOO_MANY) == (not allowed)
+    one = msgspec.structs.replace(WEB, uid="other", labels={names[0]: "x"})
+    assert engine.decide(one, authz_request()).allowed
