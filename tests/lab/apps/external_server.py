@@ -3,7 +3,7 @@
 
 usage: external_server.py CERTIFICATE
 
-    80   HTTP   the response is JSON: client address, method, path, host, and the TLS server name
+    80, 8080   HTTP   the response is JSON: client address, method, path, host, TLS server name
     443  HTTPS  the same; CERTIFICATE has certificate and key
     9000, 9100 TCP    reads a line, sends one with the client's address, and closes
 
@@ -81,11 +81,12 @@ def main(certificate: str) -> None:
     context.load_cert_chain(certificate)
     context.sni_callback = lambda sock, name, _: setattr(sock, "requested_name", name or "")
     plain, secure = DualStackServer(("::", 80), Requests), DualStackServer(("::", 443), Requests)
+    other = DualStackServer(("::", 8080), Requests)
     secure.socket = context.wrap_socket(
         secure.socket, server_side=True, do_handshake_on_connect=False
     )
     lines = [LineServer(("::", port), Line) for port in (9000, 9100)]
-    for server in (plain, secure, *lines):
+    for server in (plain, secure, other, *lines):
         threading.Thread(target=server.serve_forever).start()
     print("started", flush=True)
 

@@ -52,6 +52,19 @@ def entry(name: str, *hosts: str, **spec: Any) -> Object:
     return istio("ServiceEntry", name, USE_WAYPOINT, hosts=list(hosts), **spec)
 
 
+def direct() -> Object:
+    """A host without a waypoint, which has an IPv4 address only."""
+    found = entry(
+        "direct",
+        "direct.vendor.test",
+        ports=[HTTP],
+        resolution="STATIC",
+        endpoints=[{"address": EXTERNAL_ADDRESSES[0], "ports": {"http": 8080}}],
+    )
+    found["metadata"]["labels"] = {}
+    return found
+
+
 def entries() -> list[Object]:
     outside = {
         "location": "MESH_EXTERNAL",
@@ -122,6 +135,7 @@ def everything() -> list[Object]:
         python_pod("app-far", "node2", namespace=SPACE, account="app"),
         python_pod("thief", "node2", namespace=SPACE, account="thief"),
         *entries(),
+        direct(),
         *policies(),
     ]
 
@@ -206,7 +220,14 @@ def test_server_sees_the_address_of_the_waypoint_only(world: World) -> None:
             assert status == 200
             assert body["host"] == "api.vendor.test"
             assert body["client"] in egress.values()
-    assert world.clients() <= set(egress.values())
+    assert world.clients() <= set(egress.values())  # before any other test
+
+
+@pytest.mark.parametrize("option", ["-4", "-6"])
+def test_host_of_one_family_is_reached_by_both_virtual_addresses(world: World, option: str) -> None:
+    status, body = world.curl("app", "http://direct.vendor.test/v1/a", option)
+    assert status == 200
+    assert body["client"] == addresses(world.lab, "app", SPACE)[4]
 
 
 def test_policy_decides_by_caller_method_and_path(world: World) -> None:
@@ -309,7 +330,7 @@ def test_direct_connections_are_refused_and_logged_with_the_name(world: World) -
     for ip in EXTERNAL_ADDRESSES:
         host = f"[{ip}]" if ":" in ip else ip
         assert world.curl("app", f"http://{host}/v1/a")[0] == 0  # an address of api.vendor.test
-        assert world.curl("app", f"http://{host}:8080/")[0] == 0
+        assert world.curl("app", f"http://{host}:8081/")[0] == 0
     assert world.curl("app", "http://b.elsewhere.test/")[0] == 0
     wait_until(
         lambda: any("dns_name=b.elsewhere.test" in line for line in world.refused()),

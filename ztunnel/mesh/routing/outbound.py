@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides where an outbound connection goes. Pure.
 
-virtual address   ─▶ a ready endpoint of the same family ─┐
+virtual address   ─▶ a ready endpoint of the same family ─┐  (of a ServiceEntry without one: any)
 workload address  ────────────────────────────────────────┼▶ HBONE or passthrough
 any other address ────────────────────────────────────────┘
 address of a load balancer, external IP, node port
@@ -251,6 +251,10 @@ def _balance(
     backends = state.backends(service, destination.port, family(destination.ip), protocol)
     if backends is None:
         return Refuse(f"service {service.key} has no {protocol} port {destination.port}")
+    if not backends.targets and service.is_service_entry:
+        # virtual addresses are allocated in both families, whatever families the endpoints have
+        other = 10 - family(destination.ip)  # 4 and 6
+        backends = state.backends(service, destination.port, other, protocol) or backends
     if not backends.targets:
         return Refuse(f"service {service.key} has no ready endpoint for port {destination.port}")
     return _ServiceRoute(service, backends, is_tcp=protocol == "TCP")

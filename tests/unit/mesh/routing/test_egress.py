@@ -187,3 +187,17 @@ def test_waypoint_accepts_authorities_in_its_networks_only() -> None:
         load_balancer_ips=("203.0.113.1",),
     )
     assert found(made(wide, balanced), "203.0.113.1") is None
+
+
+@pytest.mark.parametrize("vip", [VIP, "2001:2::1"])
+def test_endpoint_of_the_other_family_is_used_if_there_is_no_other(vip: str) -> None:
+    api = msgspec.structs.replace(API, waypoint="", vips=(VIP, "2001:2::1"))
+    decision = decide(made(api), CLIENT, vip, 80)
+    assert isinstance(decision, Passthrough)
+    assert decision.address == SocketAddress(EXTERNAL, 443)
+    both = msgspec.structs.replace(
+        api, endpoints=(*api.endpoints, endpoint("2001:db8::7", http=443))
+    )
+    decision = decide(made(both), CLIENT, vip, 80)
+    assert isinstance(decision, Passthrough)
+    assert (":" in decision.address.ip) == (":" in vip)
