@@ -77,6 +77,7 @@ GATEWAY_CERTIFICATES_DIRECTORY = "/etc/ztunnel/gateway-certificates"
 # gets none. The kernel permits a user of a node 128 (fs.inotify.max_user_instances), and a rolling
 # update runs two pods of a gateway on a node.
 MAX_GATEWAY_CERTIFICATES = 60
+MAX_GATEWAY_PORTS = 250  # of a Service: the limit of load balancers and kube-proxy (Kubernetes)
 _ID_CHARS = 32  # hexadecimal digits of a SHA-256
 
 

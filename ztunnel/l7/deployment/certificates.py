@@ -114,18 +114,21 @@ def gateway_files(
 ) -> GatewayFiles:
     """Return what the Secret must contain. `current`: what it contains."""
     found = GatewayFiles({}, {})
-    size = 0
+    count = size = 0
     for use in dict.fromkeys(uses):
         if use.file in found.facts:
             continue
         files, fact = _files(use, objects, current)
-        size += sum(map(len, files.values()))
-        if len(found.facts) >= MAX_GATEWAY_CERTIFICATES or size > MAX_SECRET_BYTES:
+        added = sum(map(len, files.values()))
+        is_full = count >= MAX_GATEWAY_CERTIFICATES or size + added > MAX_SECRET_BYTES
+        if files and is_full:
             message = (
                 f"{_names(use)}: the Gateway has more than {MAX_GATEWAY_CERTIFICATES} "
                 f"certificates, or {MAX_SECRET_BYTES >> 10} KiB of them"
             )
             files, fact = {}, CertificateFact(False, CertificateError.TOO_MANY, message)
+        elif files:
+            count, size = count + 1, size + added
         found.files.update(files)
         found.facts[use.file] = fact
     return found

@@ -55,8 +55,9 @@ def requirements(store: L7Store, gateway: L7Object) -> Requirements:
     listeners = effective_listeners(store, gateway)
     accepted = [each for each in listeners if _is_accepted(each)]
     # of all listeners: one that is not accepted states why, not that its certificate is missing
-    uses = [use for each in listeners for use in _of_listener(store, each)]
-    uses += _of_gateway(store, gateway)
+    # the Gateway's own first: ListenerSets of others must not use up the limit
+    uses = [*_of_gateway(store, gateway)]
+    uses += (use for each in listeners for use in _of_listener(store, each))
     http3 = gateway.annotations.get(HTTP3_ANNOTATION) == "true"
     return Requirements(
         distinct_ports(port for each in accepted for port in _ports(each, http3=http3)),

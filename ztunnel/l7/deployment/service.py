@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ztunnel.l7.deployment.settings import GATEWAY_LABEL, Json
-from ztunnel.l7.names import READINESS_PORT
+from ztunnel.l7.names import MAX_GATEWAY_PORTS, READINESS_PORT
 from ztunnel.mesh.ports import HBONE
 
 SERVICE_TYPE_ANNOTATION = "networking.istio.io/service-type"  # of a Gateway; Istio's
-MAX_PORTS = 250  # of a Service: beyond, load balancers and kube-proxy are the limit (Kubernetes)
 
 
 class ServiceType(StrEnum):
@@ -52,11 +52,14 @@ class GatewayPort(NamedTuple):
 
 
 def distinct_ports(ports: Iterable[GatewayPort]) -> tuple[GatewayPort, ...]:
-    """One port for each number and transport, of the listener that is first; sorted."""
+    """One port for each number and transport, of the listener that is first; sorted.
+
+    Of more than MAX_GATEWAY_PORTS, the first.
+    """
     found: dict[tuple[int, Transport], GatewayPort] = {}
     for port in ports:
         found.setdefault((port.number, port.transport), port)
-    return tuple(found[key] for key in sorted(found))[:MAX_PORTS]
+    return tuple(found[key] for key in sorted(islice(found, MAX_GATEWAY_PORTS)))
 
 
 def waypoint_service(gateway: str) -> Json:

@@ -54,7 +54,7 @@ def chain_unit(inputs: Inputs, known: Known, chain: ListenerChain) -> ChainUnit:
     found |= {"filter_chain_match": match, "transport_socket": tls.transport_socket}
     found |= handshake_timeout()
     unit = _unit(found, policies, tls.secrets, tls.problems, inspect_tls=True)
-    if not known.topology.http3 or known.topology.proxy_protocol:
+    if not known.topology.http3:
         return unit
     manager = request_manager(inputs, destination, policies, chain.name, known.topology, quic=True)
     quic: Json = {

@@ -12,7 +12,7 @@ A listener that is not usable has no chain: connections to it are closed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from ztunnel.l7.api.gateway import GatewaySpec, ListenerProtocol, parse_gateway
@@ -154,6 +154,8 @@ class _Compilation:
             if e.listener.protocol in HTTP_PROTOCOLS
         )
         http = [e for e in listeners if e.listener.protocol is ListenerProtocol.HTTP]
+        own = [each.listener.hostname for each in listeners]
+        has_udp = any(e.listener.protocol is ListenerProtocol.UDP for e in listeners)
         units: list[ChainUnit] = []
         if http:
             self._add_routes(f"http|{port}", http, names)
@@ -164,11 +166,15 @@ class _Compilation:
                 continue
             if each.listener.protocol is ListenerProtocol.HTTPS:
                 unit = self._chain(name, each, (), ())
+                if has_udp and unit.quic:
+                    unit = _without_quic(unit, each)
                 self._add_routes(name, [each], names, http3_port=port if unit.quic else 0)
             else:
                 unit = self._chain(name, each, self._routes[each.key], (*listeners, *closed))
             units.append(unit)
-        own = [each.listener.hostname for each in listeners]
+            if each.terminates_tls and not unit.chains:
+                others = [hostname for hostname in own if hostname != each.listener.hostname]
+                units.append(closed_unit(name, each.listener.hostname, others))
         units += [closed_unit(_chain_name(e), e.listener.hostname, own) for e in closed]
         for unit in units:
             self._add(unit)
@@ -327,6 +333,13 @@ def _without_certificate(
         if each.terminates_tls and is_valid and not each.is_usable:
             found.setdefault(each.listener.port, []).append(each)
     return found
+
+
+def _without_quic(unit: ChainUnit, listener: EffectiveListener) -> ChainUnit:
+    """A UDP listener has the port: of two, Envoy would reject one."""
+    message = f"port {listener.listener.port} has a UDP listener: HTTP/3 is off"
+    problem = _problem(listener.listener.owner, message, "PortUnavailable", listener.listener.where)
+    return replace(unit, quic=(), problems=(*unit.problems, problem))
 
 
 def _listener_problems(listeners: Iterable[EffectiveListener]) -> Iterable[Problem]:

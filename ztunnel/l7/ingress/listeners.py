@@ -34,7 +34,7 @@ from ztunnel.l7.api.gateway import (
     parse_listener_set,
 )
 from ztunnel.l7.ingress.client_authorities import client_authorities
-from ztunnel.l7.names import certificate_id, is_ingress_class
+from ztunnel.l7.names import MAX_GATEWAY_PORTS, certificate_id, is_ingress_class
 from ztunnel.l7.objects import L7Key, L7Object
 from ztunnel.l7.routing.references import Reference, is_granted
 from ztunnel.l7.store import L7Store
@@ -166,7 +166,7 @@ def effective_listeners(store: L7Store, gateway: L7Object) -> tuple[EffectiveLis
     found = (
         _effective(store, each, files, conflicts.get(id(each), _NO_CONFLICT)) for each in listeners
     )
-    return tuple(_with_authorities(store, spec, each, files) for each in found)
+    return tuple(_within_ports(_with_authorities(store, spec, each, files) for each in found))
 
 
 def backend_certificate(store: L7Store, gateway: GatewaySpec) -> tuple[CertificateState, str]:
@@ -272,6 +272,25 @@ def _with_authorities(
         changed["accepted"] = ListenerAccepted.NO_VALID_CA
         changed["accepted_message"] = found.message
     return msgspec.structs.replace(listener, **changed)
+
+
+def _within_ports(listeners: Iterable[EffectiveListener]) -> Iterator[EffectiveListener]:
+    """Reject the listeners whose ports the gateway's Service cannot have any more."""
+    ports: set[tuple[int, str]] = set()
+    for each in listeners:
+        port = _transport(each.listener)
+        is_valid = each.accepted in (ListenerAccepted.ACCEPTED, ListenerAccepted.NO_VALID_CA)
+        if not is_valid or each.conflicted is not ListenerConflict.NONE or port in ports:
+            yield each
+        elif len(ports) < MAX_GATEWAY_PORTS:
+            ports.add(port)
+            yield each
+        else:
+            yield msgspec.structs.replace(
+                each,
+                accepted=ListenerAccepted.PORT_UNAVAILABLE,
+                accepted_message=f"the gateway has {MAX_GATEWAY_PORTS} other ports, the maximum",
+            )
 
 
 def _acceptance(listener: Listener) -> tuple[ListenerAccepted, str]:

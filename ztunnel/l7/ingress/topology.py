@@ -26,6 +26,7 @@ from ztunnel.l7.problems import Problem, Severity
 HTTP3_ANNOTATION = "ztunnel.dev/http3"
 MAX_TRUSTED_PROXIES = 64
 _WHERE = f"metadata.annotations[{PROXY_CONFIG_ANNOTATION}]"
+_HTTP3 = f"metadata.annotations[{HTTP3_ANNOTATION}]"
 _KNOWN = ("numTrustedProxies", "forwardClientCertDetails", "proxyProtocol")
 
 
@@ -54,8 +55,12 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
 
 def topology_of(inputs: Inputs, gateway: L7Object) -> Topology:
     """Return the topology of a gateway."""
-    found = Topology(http3=gateway.annotations.get(HTTP3_ANNOTATION) == "true")
+    http3 = gateway.annotations.get(HTTP3_ANNOTATION, "false")
+    found = Topology(http3=http3 == "true")
     problems: list[Problem] = []
+    if http3 not in ("true", "false"):
+        text = f"{http3[:40]!r} is neither true nor false: HTTP/3 is off"
+        problems.append(_problem(gateway, _HTTP3, text))
     for where, config in _sources(inputs, gateway, problems):
         try:
             found = _merged(found, config)
@@ -63,6 +68,10 @@ def topology_of(inputs: Inputs, gateway: L7Object) -> Topology:
             problems.append(_problem(gateway, where, f"{error}; nothing of it is used"))
         else:
             problems += _unused(gateway, where, config)
+    if found.http3 and found.proxy_protocol:
+        text = "HTTP/3 has no PROXY header, which proxyProtocol requires: HTTP/3 is off"
+        problems.append(_problem(gateway, _HTTP3, text, Severity.IGNORED))
+        found = msgspec.structs.replace(found, http3=False)
     return msgspec.structs.replace(found, problems=tuple(problems))
 
 

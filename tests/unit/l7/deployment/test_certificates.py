@@ -185,6 +185,14 @@ def test_certificates_beyond_the_limit_are_reported() -> None:
     assert not any(errors[:-2])
 
 
+def test_missing_certificates_do_not_count_towards_the_limit() -> None:
+    data = pair()
+    missing = [CertificateSource("Secret", "tenant", f"s{n}") for n in range(100)]
+    own = CertificateSource("Secret", "shop", "web")
+    found = gateway_files(map(certificate_use, [*missing, own]), {own: data}, {})
+    assert found.facts[certificate_use(own).file].usable
+
+
 def test_digest_changes_with_the_key_and_annotation_has_no_key() -> None:
     one = of_web(pair())
     name = next(each for each in one.files if each.endswith(".key"))
