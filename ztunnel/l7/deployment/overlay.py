@@ -141,10 +141,15 @@ def restrict(
     key: OverlayKey, overlay: Json, drop: Callable[[str], None], *, is_ingress: bool = False
 ) -> Json:
     """Return the honoured part of an overlay; `drop` receives the path of each other field."""
-    allowed = _INGRESS_SERVICE if is_ingress and key is OverlayKey.SERVICE else _ALLOWED[key]
+    allowed = honoured_fields(key, is_ingress=is_ingress)
     ignored = {"apiVersion", "kind"}
     rest = {name: value for name, value in overlay.items() if name not in ignored}
     return _restricted(rest, allowed, "", drop)
+
+
+def honoured_fields(key: OverlayKey, *, is_ingress: bool) -> Mapping[str, Any]:
+    """The fields as nested mappings; None stands for all values of a field."""
+    return _INGRESS_SERVICE if is_ingress and key is OverlayKey.SERVICE else _ALLOWED[key]
 
 
 def merge(base: Json, overlay: Json) -> Json:
