@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ztunnel.l7.api.authorization_policy import KIND as AUTHORIZATION_POLICY
 from ztunnel.l7.api.authorization_policy import REMOTE_ADDRESS, parse_authorization_policy
+from ztunnel.l7.api.gateway import parse_gateway, parse_listener_set
 from ztunnel.l7.api.request_authentication import KIND as REQUEST_AUTHENTICATION
 from ztunnel.l7.api.request_authentication import NO_TARGETS, parse_request_authentication
 from ztunnel.l7.api.target_refs import Target, TargetKind
 from ztunnel.l7.compile import compile_gateway
 from ztunnel.l7.ingress.attachment import Attachment, attach, parent_gateway
-from ztunnel.l7.ingress.listeners import ingress_gateways, is_ingress_gateway
+from ztunnel.l7.ingress.listeners import ingress_gateways, is_ingress_gateway, is_set_allowed
 from ztunnel.l7.ingress.pods import GATEWAY_LABEL
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.names import WAYPOINT_CLASSES, is_ingress_class, is_waypoint_class
@@ -132,6 +133,26 @@ def _gateways(inputs: Inputs) -> Iterator[Problem]:
             if text:
                 path = f"spec.listeners[{number}]"
                 yield _of(obj, text, Severity.ERROR, path, "UnsupportedProtocol")
+
+
+def _listener_sets(inputs: Inputs) -> Iterator[Problem]:
+    """ListenerSets that have no effect."""
+    for obj in inputs.store.of_kind("ListenerSet"):
+        parsed = parse_listener_set(obj)
+        namespace, _, name = parsed.gateway.partition("/")
+        gateway = inputs.store.get("Gateway", namespace, name)
+        if not parsed.gateway or gateway is None:
+            text = f"Gateway {parsed.gateway} does not exist"
+            yield _of(obj, text, Severity.WARNING, "spec.parentRef", "NoParent")
+        elif not is_ingress_gateway(inputs.store, gateway):
+            text = f"{parsed.gateway} is not an ingress gateway of the mesh"
+            yield _of(obj, text, Severity.IGNORED, "spec.parentRef", "NoParent")
+        elif not is_set_allowed(inputs.store, parse_gateway(gateway), parsed):
+            text = (
+                f"{parsed.gateway} does not admit ListenerSets of namespace {obj.namespace}; "
+                "hint: set its spec.allowedListeners"
+            )
+            yield _of(obj, text, Severity.ERROR, "spec.parentRef", "NotAllowed")
 
 
 def _routes(inputs: Inputs) -> Iterator[Problem]:
@@ -282,6 +303,7 @@ _SOURCES: tuple[Callable[[Inputs], Iterable[Problem]], ...] = (
     _compiled,
     _waypoints,
     _gateways,
+    _listener_sets,
     _routes,
     _request_authentications,
     rule_problems,

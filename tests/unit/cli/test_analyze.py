@@ -428,3 +428,35 @@ def test_policies_of_an_ingress_gateway_are_no_problem(ztctl: Ztctl, tmp_path: P
     assert findings(ztctl, tmp_path, WORKING + INGRESS_POLICIES + EDGE) == (0, [])
     _, rows = findings(ztctl, tmp_path, WORKING + INGRESS_POLICIES)
     assert {row["name"] for row in rows} == {"paths", "tokens", "addresses"}
+
+
+@pytest.mark.parametrize(
+    ("parent", "allowed", "expected"),
+    [
+        ("none", "All", ("warning", "Gateway shop/none does not exist")),
+        ("way", "All", ("ignored", "is not an ingress gateway")),
+        ("edge", "None", ("error", "does not admit ListenerSets of namespace shop")),
+        ("edge", "Same", None),
+    ],
+)
+def test_listener_set_without_effect_is_named(
+    ztctl: Ztctl, tmp_path: Path, parent: str, allowed: str, expected: tuple[str, str] | None
+) -> None:
+    listeners = f"allowedListeners: {{namespaces: {{from: {allowed}}}}}"
+    gateway = EDGE.replace("gatewayClassName: ztunnel", f"gatewayClassName: ztunnel\n  {listeners}")
+    text = f"""
+apiVersion: gateway.networking.k8s.io/v1
+kind: ListenerSet
+metadata: {{name: more, namespace: shop}}
+spec:
+  parentRef: {{name: {parent}}}
+  listeners: [{{name: a, port: 8080, protocol: HTTP}}]
+---
+"""
+    _, rows = findings(ztctl, tmp_path, WORKING + text + gateway)
+    found = [(row["severity"], row["message"]) for row in rows if row["kind"] == "ListenerSet"]
+    if expected is None:
+        assert found == []
+    else:
+        assert found[0][0] == expected[0]
+        assert expected[1] in found[0][1]
