@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from tests.support.certificates import server_pair
 from ztunnel.controller.l7.gateways.certificate_watches import CertificateWatches
 from ztunnel.controller.l7.gateways.certificates import (
+    MIN_INTERVAL_S,
     POD_ANNOTATION,
     SECOND_TOUCH_S,
     CertificateState,
@@ -134,6 +135,7 @@ def test_data_is_read_again_only_if_an_object_has_changed() -> None:
     rig.put(*server_pair("web.example.com"))
     rig.reconcile()
     rig.cluster.see()
+    rig.now += MIN_INTERVAL_S
     rig.reconcile()
     rig.cluster.reads.clear()
     for _ in range(5):
@@ -150,11 +152,34 @@ def test_previous_version_is_found_although_the_watch_has_not_seen_the_secret() 
     rig.put(chain, key)
     rig.reconcile()
     seen = dict(rig.cluster.versions)
+    rig.now += MIN_INTERVAL_S
     rig.put(chain, server_pair("web.example.com")[1])  # does not fit
     rig.cluster.versions = {**seen, Ref(*WEB): "later"}  # and not the written Secret
     fact = rig.reconcile().facts[USE.file]
     assert (fact.usable, fact.error) == (True, CertificateError.INVALID)
     assert rig.written()[USE.file] == chain
+
+
+def test_secret_that_changes_in_a_loop_is_copied_once_per_second() -> None:
+    rig = Rig()
+    pairs = [server_pair("web.example.com") for _ in range(5)]
+    for pair in pairs:
+        rig.put(*pair)
+        state = rig.reconcile()
+        assert rig.written()[USE.file] == pairs[0][0]
+    assert state.repeat_s == MIN_INTERVAL_S
+    rig.now += MIN_INTERVAL_S
+    rig.reconcile()
+    assert rig.written()[USE.file] == pairs[-1][0]
+
+
+def test_listener_that_is_added_does_not_wait() -> None:
+    rig = Rig()
+    rig.put(*server_pair("web.example.com"))
+    rig.reconcile()
+    other = certificate_use(CertificateSource("Secret", "shop", "other"))
+    fact = rig.reconcile(USE, other).facts[other.file]
+    assert fact.error is CertificateError.MISSING
 
 
 def test_annotation_lists_usable_certificates_after_the_secret_is_written() -> None:
@@ -194,6 +219,7 @@ def test_source_that_may_not_be_read_leaves_the_certificate_in_use() -> None:
     before = rig.written()
     rig.put(*server_pair("web.example.com"))
     rig.cluster.forbidden.add(Ref(*WEB))
+    rig.now += MIN_INTERVAL_S
     fact = rig.reconcile().facts[USE.file]
     assert (fact.usable, fact.error) == (True, CertificateError.UNREADABLE)
     assert rig.written() == before
@@ -227,6 +253,7 @@ def test_keys_are_neither_logged_nor_in_annotations_nor_in_facts() -> None:
     with capture_logs() as lines:
         rig.put(chain, key)
         good = rig.reconcile()
+        rig.now += MIN_INTERVAL_S
         rig.put(chain, key[:-40])
         rig.reconcile()
         rig.put(key, key)

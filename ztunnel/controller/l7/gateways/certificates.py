@@ -42,6 +42,9 @@ from ztunnel.l7.status.facts import CertificateError, CertificateFact
 FIELD_MANAGER = "ztunnel-gateway-certificates"
 POD_ANNOTATION = "ztunnel.dev/certificates-revision"  # a digest, and `/2` once it is the second
 SECOND_TOUCH_S = 1.0
+# Between writes for a Gateway: a tenant that changes its Secret in a loop must not occupy the API
+# server and the kubelets of a shared gateway.
+MIN_INTERVAL_S = 1.0
 _SECOND = "/2"
 _NOT_READABLE = "; hint: see --certificate-namespace, and the roles in docs/reference/rbac.md"
 
@@ -84,6 +87,7 @@ class GatewayCertificates:
         self._clock = clock
         self._done: dict[Ref, _Pass] = {}
         self._users: dict[Ref, frozenset[Ref]] = {}  # what each Gateway refers to
+        self._written: dict[Ref, float] = {}  # when
         self._touched: dict[Ref, tuple[str, float]] = {}  # pods: digest, when
 
     def users(self, ref: Ref) -> list[Ref]:
@@ -103,13 +107,25 @@ class GatewayCertificates:
             return CertificateState(_unreadable(obj, gateway, uses))
         inputs = uses, tuple(self._secrets.version(each) for each in (*map(_ref, sources), own))
         done = self._done.get(ref)
-        if done is None or done.inputs != inputs:
+        wait_s = self._wait_s(ref, uses)
+        if done is None or (done.inputs != inputs and wait_s <= 0):
             problem, repeat_s, done = self._write(obj, gateway, own, (uses, sources))
             if done is None:
                 return CertificateState(_unreadable(obj, gateway, uses), problem, repeat_s)
             self._done[ref] = done
+            inputs = done.inputs
         self._annotate(obj, done.annotation)
-        return CertificateState(done.facts, "", self._touch_pods(gateway, done))
+        repeat_s = self._touch_pods(gateway, done)
+        if done.inputs != inputs:
+            repeat_s = wait_s if repeat_s is None else min(wait_s, repeat_s)
+        return CertificateState(done.facts, "", repeat_s)
+
+    def _wait_s(self, gateway: Ref, uses: tuple[CertificateUse, ...]) -> float:
+        """How long new versions of the same certificates must wait."""
+        done = self._done.get(gateway)
+        if done is None or done.inputs[0] != uses:
+            return 0.0
+        return self._written.get(gateway, 0.0) + MIN_INTERVAL_S - self._clock()
 
     def exist(self, namespace: str, name: str) -> bool:
         """Whether there is something to forget of a Gateway."""
@@ -121,6 +137,7 @@ class GatewayCertificates:
         gateway = Ref("Gateway", namespace, name)
         self._users.pop(gateway, None)
         self._done.pop(gateway, None)
+        self._written.pop(gateway, None)
         for secret in self._existing(namespace, name):
             self._objects.delete_secret(secret, name)
 
@@ -158,6 +175,7 @@ class GatewayCertificates:
         found = gateway_files(uses, self._read(sources), files)
         if found.files != files:
             current = self._client.apply(certificates_secret(gateway, uid, found.files))
+            self._written[Ref("Gateway", *gateway.key[1:])] = self._clock()
             log.info(
                 "gateway certificates written",
                 gateway=f"{gateway.namespace}/{gateway.name}",
