@@ -20,7 +20,7 @@ from tests.support.ingress.certificates import GatewayCertificates
 from tests.support.ingress.envoy import RunningGateway, running_gateway
 from tests.support.waiting import wait_until
 from tests.support.waypoint.stream_backend import StreamBackend
-from tests.support.waypoint.tls_client import handshake
+from tests.support.waypoint.tls_client import client_context, handshake
 from tests.support.waypoint.world import World
 from ztunnel.l7.inputs import AccessLogEncoding, Settings
 
@@ -338,17 +338,30 @@ def test_access_log_has_the_server_name(edge: Edge, tmp_path: Path) -> None:
     world.settings = Settings(access_log=True, access_log_encoding=AccessLogEncoding.JSON)
     with running_gateway(world.compile(GATEWAY), tmp_path) as gateway:
         handshake(gateway.ports[443], "one.example.com")
+        for name in ("own.example.com", "example.org", "a\\nb.example.com"):
+            with pytest.raises(OSError):
+                handshake(gateway.ports[443], name)
+        before = gateway.envoy.stat("cluster.default/plain|80.upstream_cx_total")
+        old = client_context()
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        old.set_ciphers("AES128-SHA:@SECLEVEL=0")
         with pytest.raises(OSError):
-            handshake(gateway.ports[443], "own.example.com")
-        wait_until(lambda: len(access_log(gateway)) == 2, gateway.envoy.log.read_text, 15)
-    routed, refused = sorted(access_log(gateway), key=lambda each: each["response_flags"])
-    assert routed["requested_server_name"] == "one.example.com"
+            handshake(gateway.ports[2443], "end.example.com", old)
+        assert gateway.envoy.stat("cluster.default/plain|80.upstream_cx_total") == before
+        reason = "downstream_transport_failure_reason"
+        wait_until(
+            lambda: any("TLS_error" in str(each.get(reason)) for each in access_log(gateway)),
+            gateway.envoy.log.read_text,
+            15,
+        )
+    found = {each["requested_server_name"]: each for each in access_log(gateway)}
+    routed = found["one.example.com"]
     assert routed["destination_service"] == "tls-one.default.svc.cluster.local"
     assert routed["downstream_remote_address"].startswith("127.0.0.1:")
-    assert (refused["requested_server_name"], refused["response_flags"]) == (
-        "own.example.com",
-        "NC",
-    )
+    assert found["own.example.com"]["response_flags"] == "NC"
+    assert found["example.org"]["response_flags"] == "NR"
+    assert found["example.org"]["response_code_details"] == "filter_chain_not_found"
+    assert found["invalid:a_nb.example.com"]["response_flags"] == "NR"
 
 
 def access_log(gateway: RunningGateway) -> list[dict[str, str]]:

@@ -44,7 +44,7 @@ from ztunnel.l7.ingress.virtual_hosts import (
     misdirected,
     route_configuration,
 )
-from ztunnel.l7.inputs import Edge, Inputs
+from ztunnel.l7.inputs import Destination, Edge, Inputs, Protocol
 from ztunnel.l7.names import TypeUrl
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
@@ -133,6 +133,8 @@ class _Compilation:
         self._inputs = inputs
         self._known = known
         self._routes = routes
+        clients = Destination(gateway=known.spec.key, protocol=Protocol.TLS, edge=known.edge)
+        self._refused_log = telemetry.refused(inputs, clients)
         self._listeners: dict[str, Json] = {}
         self._configurations: dict[str, Json] = {}
         self._clusters: dict[str, Json] = {}
@@ -179,7 +181,7 @@ class _Compilation:
         for unit in units:
             self._add(unit)
         for found in (
-            port_listener(self._known, port, units),
+            port_listener(self._known, port, units, self._refused_log),
             quic_listener(self._known, port, units),
         ):
             if found is not None:

@@ -13,8 +13,13 @@ from ztunnel.l7.routing.envoy.extensions import listener_filter
 _INSPECTION_TIMEOUT = "15s"
 
 
-def port_listener(known: Known, port: int, units: Sequence[ChainUnit]) -> Json | None:
-    """Return the listener, or None if it has no chain: Envoy rejects such a listener."""
+def port_listener(
+    known: Known, port: int, units: Sequence[ChainUnit], refused: Sequence[Json] = ()
+) -> Json | None:
+    """Return the listener, or None if it has no chain: Envoy rejects such a listener.
+
+    `refused`: access logs of connections with TLS that no chain gets.
+    """
     chains = [chain for unit in units for chain in unit.chains]
     if not chains:
         return None
@@ -29,6 +34,7 @@ def port_listener(known: Known, port: int, units: Sequence[ChainUnit]) -> Json |
         ],
         "listener_filters_timeout": _INSPECTION_TIMEOUT,
         "filter_chains": chains,
+        "access_log": list(refused) if inspect_tls else [],
         "per_connection_buffer_limit_bytes": 1 << 20,
     }
 

@@ -10,7 +10,7 @@ has one: they belong to the most specific listener, as with HTTP.
 
 Clients whose address no policy admits get a chain that closes the connection. Where policies
 depend on more than the address, the backend is dialed once the client has sent something: Envoy's
-filters decide then.
+filters decide then. Behind TLS that the listener terminates, it is dialed after the handshake.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ def _unit(
     )
     chains = []
     for branch in _admitted(branches, admitted):
-        last = _proxy(inputs, destination, branch.target, is_exact=admitted.is_exact)
+        mode = _connect_mode(is_exact=admitted.is_exact, is_terminated=tls is not None)
+        last = _proxy(inputs, destination, branch.target, mode)
         chain: Json = {"name": branch.name, "filters": [*policies.network, last]}
         if match := _match(branch, is_tls=is_tls):
             chain["filter_chain_match"] = match
@@ -189,19 +190,21 @@ def _range(network: str) -> Json:
     return {"address_prefix": address, "prefix_len": int(length)}
 
 
-def _proxy(
-    inputs: Inputs, destination: Destination, target: StreamTarget, *, is_exact: bool
-) -> Json:
-    late: Json = {
-        "upstream_connect_mode": "ON_DOWNSTREAM_DATA",
-        "max_early_data_bytes": _MAX_EARLY_BYTES,
-    }
+def _connect_mode(*, is_exact: bool, is_terminated: bool) -> Json:
+    """When the backend is dialed; at once by default."""
+    if is_exact and not is_terminated:
+        return {}
+    mode = "ON_DOWNSTREAM_TLS_HANDSHAKE" if is_exact else "ON_DOWNSTREAM_DATA"
+    return {"upstream_connect_mode": mode, "max_early_data_bytes": _MAX_EARLY_BYTES}
+
+
+def _proxy(inputs: Inputs, destination: Destination, target: StreamTarget, mode: Json) -> Json:
     return network_filter(
         "tcp_proxy",
         "tcp_proxy.v3.TcpProxy",
         stat_prefix=_STAT_PREFIX,
         **target.fields,
-        **({} if is_exact else late),
+        **mode,
         **_limits(inputs, destination, target.uses),
         **telemetry.tcp(inputs, destination),
     )

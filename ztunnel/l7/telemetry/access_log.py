@@ -61,6 +61,8 @@ _ISTIO_JSON = {
     "route_name": "%ROUTE_NAME%",
     "trace_id": "%TRACE_ID%",
 }
+_UPSTREAM_FAILURE = "upstream_transport_failure_reason"
+_DOWNSTREAM_FAILURE = "downstream_transport_failure_reason"
 _TEXT = f"{_ISTIO_FORMAT} {' '.join(f'{name}={value}' for name, value in _PEERS.items())}\n"
 
 
@@ -83,6 +85,33 @@ def access_log(encoding: AccessLogEncoding, expressions: tuple[str, ...] = ()) -
     elif filters:
         logger["filter"] = filters[0]
     return logger
+
+
+def refused_log(encoding: AccessLogEncoding, expressions: tuple[str, ...] = ()) -> Json:
+    """Log connections that no filter chain gets, and failed TLS handshakes: a listener's log.
+
+    The same fields, with the failure of TLS towards the client instead of that to a backend.
+    """
+    logger = access_log(encoding, expressions)
+    config = logger["typed_config"]
+    if encoding is AccessLogEncoding.JSON:
+        fields = {k: v for k, v in {**_ISTIO_JSON, **_PEERS}.items() if k != _UPSTREAM_FAILURE}
+        added = {_DOWNSTREAM_FAILURE: f"%{_DOWNSTREAM_FAILURE.upper()}%"}
+        log_format: Json = {"json_format": {**fields, **added}}
+    else:
+        text = _TEXT.replace(_UPSTREAM_FAILURE.upper(), _DOWNSTREAM_FAILURE.upper())
+        log_format = {"text_format_source": {"inline_string": text}}
+    refused = {
+        "or_filter": {
+            "filters": [
+                {"response_flag_filter": {"flags": ["NR"]}},
+                _expression_filter("connection.transport_failure_reason != ''"),
+            ]
+        }
+    }
+    wanted = [refused, *([logger["filter"]] if "filter" in logger else [])]
+    chosen = {"and_filter": {"filters": wanted}} if len(wanted) > 1 else refused
+    return {**logger, "typed_config": {**config, "log_format": log_format}, "filter": chosen}
 
 
 def _expression_filter(expression: str) -> Json:

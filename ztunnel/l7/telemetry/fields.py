@@ -65,6 +65,14 @@ def udp(inputs: Inputs, destination: Destination) -> Json:
     return {"access_log": _logs(effective_telemetry(inputs, destination))}
 
 
+def refused(inputs: Inputs, destination: Destination) -> list[Json]:
+    """Return `access_log` of a listener with TLS, for connections that no chain logs."""
+    effective = effective_telemetry(inputs, destination)
+    if not effective.logs:
+        return []
+    return [access_log.refused_log(effective.log_encoding, effective.log_expressions)]
+
+
 def endpoint_metadata(inputs: Inputs, service: Service, workload: Workload | None) -> Json:
     """Return `metadata` of an LbEndpoint."""
     found = labels.endpoint_labels(service, workload, inputs.settings)
