@@ -49,13 +49,6 @@ def check_published(results: Results, reasons: Mapping[str, str]) -> None:
     assert published == report.comparable(results.report), "hint: make conformance"
 
 
-def check_rows(results: Results, reasons: Mapping[str, str]) -> None:
-    """The page has the results of the tests of this run, which were not all."""
-    rows = set(report.published(PAGE.read_text(), results.scope.title).splitlines())
-    found = {report.row(results.scope, run, reasons) for run in results.runs.values()}
-    assert found <= rows, "hint: make conformance"
-
-
 def check_logs(component: str, cluster: Nodes) -> None:
     """No error, no denied request, no traceback."""
     selector = f"app.kubernetes.io/name=ztunnel-{component}"

@@ -22,5 +22,3 @@ UNSUPPORTED = {
 """Feature -> why the tests that rely on it do not run."""
 CANNOT_PASS: dict[str, str] = {}
 """Test -> why it cannot pass. The test suite fails if one of these passes."""
-CI_SKIPPED: tuple[str, ...] = ()
-"""Gateway tests that `make conformance` runs, and `make test-all` does not, to save time."""

@@ -21,7 +21,7 @@ from tests.support.nodes.cluster_fixture import Nodes
 from tests.support.nodes.load_balancer import POOL, LoadBalancer
 from ztunnel.l7.status.features import SUPPORTED_FEATURES
 
-SUITE_TIMEOUT_S = 2400.0
+SUITE_TIMEOUT_S = 1500.0
 USABLE, UNUSABLE = str(POOL[5]), "192.0.2.5"  # for the test of static addresses
 REASONS = expected.UNSUPPORTED | expected.CANNOT_PASS
 ONLY = os.environ.get("CONFORMANCE_ONLY", "")  # the name of a test, for development
@@ -39,7 +39,6 @@ def served(mesh: Nodes) -> Iterator[Nodes]:
 @pytest.fixture(scope="module")
 def results(served: Nodes, programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Of the gateway tests; the log of a failed one is printed."""
-    skipped = () if checks.UPDATE else expected.CI_SKIPPED
     found = suite.run(
         programs / "conformance.test",
         served.server.admin_kubeconfig,
@@ -47,7 +46,7 @@ def results(served: Nodes, programs: Path, tmp_path_factory: pytest.TempPathFact
         GATEWAYS,
         version=ztunnel.__version__,
         timeout_s=SUITE_TIMEOUT_S,
-        selection=Selection(only=ONLY, skipped=skipped),
+        selection=Selection(only=ONLY),
         more=(f"--usable-address={USABLE}", f"--unusable-address={UNUSABLE}"),
     )
     checks.show_failures(found, served)
@@ -63,8 +62,7 @@ def test_only_tests_with_a_stated_reason_do_not_run(results: Results) -> None:
     skipped = {
         results.runs[name].unsupported or name for name in results.with_outcome(Outcome.SKIPPED)
     }
-    chosen = set() if checks.UPDATE else set(expected.CI_SKIPPED)
-    assert skipped == set(expected.UNSUPPORTED) | chosen
+    assert skipped == set(expected.UNSUPPORTED)
 
 
 def test_exactly_the_tests_with_a_stated_reason_fail(results: Results) -> None:
@@ -75,15 +73,12 @@ def test_class_publishes_the_features_of_the_tests(results: Results, served: Nod
     text = served.server.kubectl("get", "gatewayclass", GATEWAY_CLASS, "-o", "json")
     features = [each["name"] for each in json.loads(text)["status"]["supportedFeatures"]]
     assert features == list(SUPPORTED_FEATURES)
-    if checks.UPDATE:
-        assert {name for run in results.runs.values() for name in run.features} == set(features)
+    passed = [results.runs[name] for name in results.with_outcome(Outcome.PASSED)]
+    assert {name for run in passed for name in run.features} == set(features)
 
 
 def test_published_results_are_those_of_this_run(results: Results) -> None:
-    if checks.UPDATE:
-        checks.check_published(results, REASONS)
-    else:
-        checks.check_rows(results, REASONS)
+    checks.check_published(results, REASONS)
 
 
 @pytest.mark.parametrize("component", checks.COMPONENTS)
