@@ -128,7 +128,8 @@ struct zt_flow {
 
 /*
  * A port of an ingress gateway's listener at an address of one of its pods: what arrives there is
- * not captured, because the pod's Envoy enforces policy.
+ * not captured, because the pod's Envoy enforces policy. The port 0 of UDP stands for the pod: it
+ * has UDP listeners, so that what it sends to port 53 of backends are not queries.
  */
 struct zt_gateway_port_key {
 	__u8 ip[16];

@@ -53,6 +53,29 @@ static __always_inline int zt_dns_assign_slot(struct zt_dns_slots *slots, const 
 }
 
 /*
+ * Whether an ingress gateway with UDP listeners sends to a backend that is redirected as UDP: what
+ * Envoy forwards to a name server of the mesh is not a query of the pod.
+ */
+static __always_inline int zt_dns_is_backend(const struct zt_pod *pod,
+					     const struct zt_endpoint *dst)
+{
+	struct zt_gateway_port_key gateway = {};
+	struct zt_endpoint remote = *dst;
+	__u8 *route;
+
+	zt_pod_ip(pod, dst->ip, gateway.ip);
+	gateway.protocol = ZT_IPPROTO_UDP; /* with port 0: it has such listeners */
+	if (!zt_gateway_port_find(&gateway))
+		return 0;
+	route = zt_udp_route_find(&remote);
+	if (!route) {
+		remote.port = 0;
+		route = zt_udp_route_find(&remote);
+	}
+	return route && *route == ZT_UDP_ROUTE_REDIRECT;
+}
+
+/*
  * The index of the resolver port for a datagram to `dst`, or ZT_DNS_NONE or ZT_DNS_ERROR. A socket
  * bound to port 53 is a name server in the pod; it sends replies, not queries.
  */
@@ -67,6 +90,8 @@ static __always_inline int zt_dns_redirect(struct bpf_sock_addr *ctx, const stru
 		return ZT_DNS_NONE;
 	pod = zt_pod_find(bpf_get_netns_cookie(ctx));
 	if (!pod || zt_is_local(dst->ip) || zt_is_link_local(dst->ip) || zt_is_pod_ip(pod, dst->ip))
+		return ZT_DNS_NONE;
+	if (zt_dns_is_backend(pod, dst))
 		return ZT_DNS_NONE;
 	if (!sk)
 		return ZT_DNS_ERROR;

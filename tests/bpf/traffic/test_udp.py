@@ -15,12 +15,15 @@ from ipaddress import ip_address
 import pytest
 
 from tests.bpf.netns_fixture import PEER4, PEER6, POD4, POD6, BpfNode
+from ztunnel.agent.traffic.gateway_ports import UDP_PORTS
 from ztunnel.datapath import netns, sockopt
 from ztunnel.datapath.bpf.layout import CloseReason, UdpRoute
 from ztunnel.datapath.bpf.ring_buffer import EventReader
+from ztunnel.datapath.gateway_port_map import GatewayPortMap, OpenPort
 from ztunnel.datapath.sockopt import IP_PKTINFO
 from ztunnel.datapath.udp_admission_maps import UdpAdmissionMaps
 from ztunnel.datapath.udp_maps import UdpMaps, udp_sockets
+from ztunnel.ipc.messages import ListenerKind
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.proxy.tunnel.udp_token_address import CONTROL_SPACE, TokenCodec4, TokenCodec6
 
@@ -227,6 +230,38 @@ def test_unconnected_socket_reaches_several_destinations(
         for ip, port in ((one, 54), (two, 54), (one, 99), (one, 54)):
             app.sendto(b"to %s" % ip.encode(), (ip, port))
             assert proxy.destined(family) == (b"to %s" % ip.encode(), SocketAddress(ip, port))
+
+
+@pytest.fixture
+def gateway_ports(node: BpfNode) -> Iterator[GatewayPortMap]:
+    made = GatewayPortMap(node.pin_dir)
+    yield made
+    made.close_ports(made.ports())
+    made.close()
+
+
+@FAMILIES
+def test_datagrams_of_a_gateway_to_a_name_server_of_the_mesh_are_no_queries(
+    node: BpfNode, proxy: Proxy, gateway_ports: GatewayPortMap, family: int
+) -> None:
+    query = node.listeners[ListenerKind.QUERY4 if family == 4 else ListenerKind.QUERY6]
+    query.settimeout(5)
+    elsewhere = {4: "10.96.0.10", 6: "fd00:10:96::a"}[family]
+    with _app(node, family) as app:
+        app.sendto(b"of an app", (AWAY[family], 53))
+        assert query.recvfrom(512)[0] == b"of an app"
+    gateway_ports.open(OpenPort(POD[family], UDP_PORTS, "UDP"))
+    for connects in (False, True):
+        with _app(node, family) as app:
+            if connects:
+                app.connect((AWAY[family], 53))
+                app.send(b"of Envoy")
+            else:
+                app.sendto(b"of Envoy", (AWAY[family], 53))
+            assert proxy.destined(family) == (b"of Envoy", SocketAddress(AWAY[family], 53))
+    with _app(node, family) as app:
+        app.sendto(b"to the resolver", (elsewhere, 53))
+        assert query.recvfrom(512)[0] == b"to the resolver"
 
 
 @FAMILIES

@@ -22,7 +22,7 @@ from ztunnel.datapath.requirements import cgroup2_root
 from ztunnel.kube.constants import NAMESPACE
 
 PROGRAMS = ("kubelet", "kube-proxy", "coredns")  # not part of the binaries of envtest
-TIMEOUT_S = 100.0  # seconds for kubelets
+TIMEOUT_S = 240.0  # seconds for kubelets, whose containerd unpacks images of 500 MB
 Ztctl = Callable[..., subprocess.CompletedProcess[str]]
 
 

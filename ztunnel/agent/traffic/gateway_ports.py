@@ -20,6 +20,8 @@ from ztunnel.kube.view.cluster_view import ViewChange
 from ztunnel.kube.view.publisher import ViewConsumer
 from ztunnel.mesh.model import Workload
 
+UDP_PORTS = 0  # the entry of a pod that has UDP listeners; bpf/lib/dns.h reads it
+
 log = structlog.get_logger()
 
 
@@ -63,7 +65,7 @@ class GatewayPorts(ViewConsumer):
 
     def counters(self) -> dict[OpenPort, int]:
         """The open ports, and what they admitted: connections or datagrams."""
-        return self._kernel.ports()
+        return {port: count for port, count in self._kernel.ports().items() if port.port}
 
     def _close_unwanted(self) -> None:
         if not self._is_known:
@@ -80,11 +82,12 @@ class GatewayPorts(ViewConsumer):
 
 
 def wanted_ports(pods: Iterable[Workload]) -> frozenset[OpenPort]:
-    """The ports of enrolled gateway pods that are not to be captured."""
+    """The ports of enrolled gateway pods that are not to be captured; UDP_PORTS if one is UDP."""
     return frozenset(
-        OpenPort(address, each.port, each.protocol)
+        OpenPort(address, port, each.protocol)
         for pod in pods
         if pod.enrolled
         for each in pod.gateway_ports
         for address in pod.addresses
+        for port in ((each.port, UDP_PORTS) if each.protocol == "UDP" else (each.port,))
     )

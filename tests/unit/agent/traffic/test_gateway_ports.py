@@ -8,14 +8,15 @@ from typing import Any
 import msgspec
 
 from tests.support.agent_fakes import FakeGatewayPorts, workload
-from ztunnel.agent.traffic.gateway_ports import GatewayPorts
+from ztunnel.agent.traffic.gateway_ports import UDP_PORTS, GatewayPorts
 from ztunnel.datapath.gateway_port_map import OpenPort
 from ztunnel.kube.view.cluster_view import ViewChange
 from ztunnel.mesh.model import GatewayPort, Workload
 
 HTTPS = GatewayPort(443), GatewayPort(443, "UDP")
 ADDRESSES = ("10.244.1.3", "fd00::3")
-OPEN = {OpenPort(ip, 443, protocol) for ip in ADDRESSES for protocol in ("TCP", "UDP")}
+KEYS = ((443, "TCP"), (443, "UDP"), (UDP_PORTS, "UDP"))
+OPEN = {OpenPort(ip, port, protocol) for ip in ADDRESSES for port, protocol in KEYS}
 
 
 def edge(*ports: GatewayPort, **fields: Any) -> Workload:
@@ -75,6 +76,6 @@ def test_a_port_that_the_kernel_has_no_room_for_is_opened_later() -> None:
     ports = GatewayPorts(kernel)
     publish(ports, edge(*HTTPS))
     assert len(kernel.entries) == 3
-    kernel.room = 4
+    kernel.room = len(OPEN)
     ports.reconcile()
     assert kernel.entries == OPEN
