@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import random
 import struct
+from ipaddress import IPv6Address
 
+import dns.exception
 import dns.message
 import dns.name
 import dns.opcode
 import dns.rcode
 import dns.rdatatype
+import dns.rrset
 
 from tests.fuzz.target import Target
 from ztunnel.dns import message
+from ztunnel.dns.addresses import MAX_RECORDS, answer_addresses, without_addresses
 from ztunnel.mesh.dns_names import DnsAnswer, lookup
 from ztunnel.mesh.model import Endpoint, Service, ServicePort
 from ztunnel.mesh.state import MeshState
@@ -57,7 +61,30 @@ def _look_up(name: str) -> DnsAnswer | None:
     return lookup(MESH, "shop", name)
 
 
+def _is_inside(ip: str) -> bool:
+    return ip.startswith(("10.", "fd"))
+
+
+def _check_filter(octets: bytes) -> None:
+    """A response of a name server never shows an address of the cluster to a gateway's Envoy."""
+    assert len(answer_addresses(octets)) <= MAX_RECORDS
+    shown, dropped = without_addresses(octets, _is_inside)
+    if shown is None:
+        return
+    for address in map(IPv6Address, answer_addresses(shown)):
+        assert not _is_inside(str(address.ipv4_mapped or address))
+    try:
+        reply = dns.message.from_wire(shown)
+    except dns.exception.DNSException:
+        assert len(octets) < 12 or not shown[6:8] > b"\0\0", "records that cannot be read"
+        return
+    for record in (record for section in reply.sections for rrset in section for record in rrset):
+        assert not _is_inside(getattr(record, "address", ""))
+    assert dropped == 0 or shown != octets
+
+
 def check(octets: bytes) -> None:
+    _check_filter(octets)
     question = message.read_question(octets)
     limit = message.udp_limit(octets)
     assert 512 <= limit <= 65535
@@ -127,8 +154,12 @@ def _query(name: str, rdtype: str, **options: object) -> bytes:
     return query.to_wire()
 
 
-def _response() -> bytes:
-    return dns.message.make_response(dns.message.make_query(WEB, "A", id=7)).to_wire()
+def _response(*answers: str) -> bytes:
+    reply = dns.message.make_response(dns.message.make_query(WEB, "A", id=7))
+    for text in answers:
+        kind = "AAAA" if ":" in text else "A"
+        reply.answer.append(dns.rrset.from_text(reply.question[0].name, 60, "IN", kind, text))
+    return reply.to_wire()
 
 
 TARGET = Target(
@@ -141,6 +172,7 @@ TARGET = Target(
         _query("10-244-1-8.db.shop", "ANY", use_edns=1),
         _query("nothing.web.shop.svc.cluster.local", "MX"),
         _response(),
+        _response("10.0.0.1", "192.0.2.1", "fd00::1"),
         _HEADER.pack(1, 0x0100, 2, 0, 0, 0) + b"\0\0\1\0\1" * 2,
     ),
     mutate=_mutate,
