@@ -233,6 +233,14 @@ def _deployment(managed: bool = True, **pod: object) -> dict[str, Any]:
     return found
 
 
+UNPRIVILEGED = {
+    "name": "a",
+    "image": "a",
+    "securityContext": {"allowPrivilegeEscalation": False},
+}
+KEY = {"name": "other", "key": "password"}
+
+
 def _create_deployment(server: ApiServer, token: str, body: dict[str, Any]) -> str:
     path = "/apis/apps/v1/namespaces/default/deployments?dryRun=All"
     try:
@@ -262,6 +270,14 @@ def _create_deployment(server: ApiServer, token: str, body: dict[str, Any]) -> s
                 containers=[{"name": "a", "image": "a", "securityContext": {"privileged": True}}]
             ),
             "no privileges",
+        ),
+        *(
+            (_deployment(containers=[{**UNPRIVILEGED, **source}]), "no variables from")
+            for source in (
+                {"envFrom": [{"secretRef": {"name": "other"}}]},
+                {"env": [{"name": "A", "valueFrom": {"secretKeyRef": KEY}}]},
+                {"env": [{"name": "A", "valueFrom": {"configMapKeyRef": KEY}}]},
+            )
         ),
     ],
 )

@@ -103,7 +103,8 @@ def ca_id(refs: Iterable[CertificateSource]) -> str:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:_ID_CHARS]
+    octets = text.encode(errors="backslashreplace")  # surrogates, in manifests of JSON
+    return hashlib.sha256(octets).hexdigest()[:_ID_CHARS]
 
 
 def cluster_name(service: str, port: int, subset: str = "") -> str:

@@ -10,7 +10,8 @@ from ztunnel.mesh.model import SocketAddress
 
 _MAX_TEXT = 64  # "[" + 45 characters of the longest IPv6 text + "]:65535", rounded up
 
-# IANA's registries of special-purpose addresses, as far as no host outside the cluster has them.
+# IANA's registries of special-purpose addresses, as far as no host outside the cluster has them,
+# and the services of clouds for their own virtual machines, which may have credentials of the node.
 # Private networks are not among them. Names that resolve to these lead into the node or the mesh.
 SPECIAL_NETWORKS = tuple(
     ip_network(text)
@@ -18,10 +19,15 @@ SPECIAL_NETWORKS = tuple(
         "0.0.0.0/8",  # this host
         "127.0.0.0/8",  # loopback
         "169.254.0.0/16",  # link-local: metadata services of clouds
+        "100.100.100.200/32",  # metadata service of Alibaba Cloud
+        "168.63.129.16/32",  # wire server of Azure
+        "192.0.0.0/24",  # protocol assignments; metadata service of Oracle Cloud
         "224.0.0.0/4",  # multicast
         "240.0.0.0/4",  # reserved; contains virtual addresses of ServiceEntries
         "::/127",  # unspecified and loopback
         "::ffff:0:0/96",  # IPv4-mapped
+        "fd00:ec2::254/128",  # metadata service of AWS
+        "fd20:ce::254/128",  # metadata service of Google Cloud
         "64:ff9b:1::/48",  # translation to IPv4 of local use
         "2001:2::/48",  # benchmarking; virtual addresses of ServiceEntries
         "fe80::/10",  # link-local
@@ -58,14 +64,19 @@ def family(ip: str) -> int:
     return 6 if ":" in ip else 4
 
 
+def translated(ip: str) -> str:
+    """Return the IPv4 address to which a mapped, NAT64 or 6to4 address leads; others unchanged."""
+    address = ip_address(ip)
+    if isinstance(address, IPv4Address):
+        return ip
+    if address in _NAT64:
+        return str(IPv4Address(int(address) & 0xFFFFFFFF))
+    return str(address.ipv4_mapped or address.sixtofour or address)
+
+
 def is_special(ip: str) -> bool:
     """Return whether an address (canonical), or the IPv4 address in it, is in SPECIAL_NETWORKS."""
-    address: IPv4Address | IPv6Address = ip_address(ip)
-    if isinstance(address, IPv6Address):
-        if address in _NAT64:
-            address = IPv4Address(int(address) & 0xFFFFFFFF)
-        else:
-            address = address.ipv4_mapped or address.sixtofour or address
+    address = ip_address(translated(ip))
     return any(address in each for each in SPECIAL_NETWORKS if each.version == address.version)
 
 

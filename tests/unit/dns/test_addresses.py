@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ztunnel.dns.addresses import MAX_RECORDS, answer_addresses, without_addresses
-from ztunnel.mesh.address import is_special
+from ztunnel.mesh.address import is_special, translated
 
 
 def texts(wire: bytes) -> list[str]:
@@ -89,6 +89,7 @@ def test_response_without_remaining_addresses_has_no_data() -> None:
         *("127.0.0.1", "0.0.0.0", "169.254.169.254", "224.0.0.1", "240.240.0.1", "::1", "::"),
         *("fe80::1", "ff02::1", "2001:2::1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe"),
         *("2002:7f00:1::1", "::ffff:127.0.0.1"),
+        *("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"),
     ],
 )
 def test_special_addresses(ip: str) -> None:
@@ -100,3 +101,17 @@ def test_special_addresses(ip: str) -> None:
 )
 def test_addresses_that_external_hosts_may_have(ip: str) -> None:
     assert not is_special(ip)
+
+
+@pytest.mark.parametrize(
+    ("ip", "reached"),
+    [
+        ("10.96.0.1", "10.96.0.1"),
+        ("fd00::1", "fd00::1"),
+        ("::ffff:10.96.0.1", "10.96.0.1"),
+        ("64:ff9b::a60:1", "10.96.0.1"),
+        ("2002:a60:1::1", "10.96.0.1"),
+    ],
+)
+def test_translated_addresses_lead_to_ipv4(ip: str, reached: str) -> None:
+    assert translated(ip) == reached

@@ -40,11 +40,6 @@ def intersections(listener: str, route: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(each for each in found if each is not None))
 
 
-def specificity(hostname: str) -> tuple[bool, int]:
-    """Sort key: the greater one is more specific. Exact names, then the longest suffix."""
-    return (hostname != ANY and not hostname.startswith("*."), len(hostname))
-
-
 def most_specific(hostnames: Container[str], name: str) -> str | None:
     """Return the most specific of the hostnames that cover a name or pattern, or None."""
     return next((each for each in _covering(name) if each in hostnames), None)
