@@ -16,6 +16,7 @@ from ztunnel.kube.objects.l7_kinds import GATEWAY_GROUP
 
 CONTROLLER_NAME = "ztunnel.dev/ingress-controller"  # spec.controller of our IngressClasses
 API_VERSION = "networking.k8s.io/v1"
+MAX_HOSTS = 512  # of the rules of one Ingress, and of its certificates: each becomes an object
 _LEGACY_CLASS = "kubernetes.io/ingress.class"  # the field's predecessor; it precedes the field
 _DEFAULT_CLASS = "ingressclass.kubernetes.io/is-default-class"
 
@@ -115,6 +116,14 @@ def parse_ingress(obj: Object) -> Ingress:
         host = rule.string("host")
         rules[host] = rules.get(host, ()) + _paths(rule)
     default = spec.mapping("defaultBackend")
+    tls = tuple(
+        Tls(tuple(each.strings("hosts")), each.string("secretName"), each.path("secretName"))
+        for each in spec.mappings("tls")
+    )
+    if len(rules) > MAX_HOSTS:
+        raise spec.error("rules", f"at most {MAX_HOSTS} hosts")
+    if sum(len(each.hosts) for each in tls) > MAX_HOSTS:
+        raise spec.error("tls", f"at most {MAX_HOSTS} hosts")
     return Ingress(
         namespace=metadata.string("namespace") or "default",
         name=metadata.string("name"),
@@ -123,10 +132,7 @@ def parse_ingress(obj: Object) -> Ingress:
         annotations=metadata.labels("annotations"),
         rules=rules,
         default_backend=_backend(default) if spec.has("defaultBackend") else None,
-        tls=tuple(
-            Tls(tuple(tls.strings("hosts")), tls.string("secretName"), tls.path("secretName"))
-            for tls in spec.mappings("tls")
-        ),
+        tls=tls,
     )
 
 

@@ -23,6 +23,7 @@ INGRESS_LABEL: Final = "ztunnel.dev/ingress"  # of the objects; the value is "tr
 HTTPS_PORT = 443
 MAX_RULES = 16  # of an HTTPRoute; enforced by its CRD
 _MAX_NAME_CHARS = 200
+_DIGEST_CHARS = 16  # two hosts of one Ingress must not have the same name
 _IGNORED_ANNOTATIONS = (
     "nginx.ingress.kubernetes.io/",
     "nginx.org/",
@@ -54,7 +55,7 @@ def translate(ingresses: Iterable[Ingress], gateway: str, port_number: PortNumbe
     secrets = _secrets(ordered, problems)
     objects = _listener_sets(ordered, secrets, gateway)
     complete = {
-        host
+        (ingress.namespace, host)
         for ingress in ordered
         for host, paths in ingress.rules.items()
         if any(_matches_all(path) for path in paths)
@@ -88,11 +89,11 @@ class _Routes:
         self._port_number = port_number
         self._problems = problems
 
-    def objects(self, complete: set[str]) -> list[Object]:
+    def objects(self, complete: set[tuple[str, str]]) -> list[Object]:
         """The routes, of at most MAX_RULES rules each.
 
-        `complete`: hosts of which a rule of any Ingress matches all paths, so that no default
-        backend applies.
+        `complete`: namespaces and hosts of which a rule of any Ingress matches all paths, so that
+        no default backend applies. Between namespaces, the older route of a host and path applies.
         """
         default = self._ingress.default_backend
         hosts = dict(self._ingress.rules)
@@ -101,7 +102,7 @@ class _Routes:
         found = []
         for host, paths in hosts.items():
             rules = [self._rule(each.path, each.type, each.backend, each.where) for each in paths]
-            if default is not None and host not in complete:
+            if default is not None and (self._ingress.namespace, host) not in complete:
                 rules.append(self._rule("/", PathType.PREFIX, default, "spec.defaultBackend"))
             chunks = [rules[at : at + MAX_RULES] for at in range(0, len(rules), MAX_RULES)]
             found += [self._route(host, number, each) for number, each in enumerate(chunks)]
@@ -244,5 +245,5 @@ def _problem(ingress: Ingress, where: str, message: str, severity: Severity) -> 
 
 
 def _name(base: str, *parts: str) -> str:
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
+    digest = hashlib.sha256("\0".join((base, *parts)).encode()).hexdigest()[:_DIGEST_CHARS]
     return f"{base[:_MAX_NAME_CHARS].rstrip('.-')}-{digest}"

@@ -6,10 +6,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ztunnel.kube.objects.fields import TranslateError
+from ztunnel.l7.kubernetes_ingress.selection import served_ingresses
 from ztunnel.l7.kubernetes_ingress.spec import (
     CONTROLLER_NAME,
+    MAX_HOSTS,
     class_name,
     ingress_class,
     parse_ingress,
@@ -116,6 +120,14 @@ def test_a_rule_of_another_ingress_precedes_a_default_backend() -> None:
     assert [len(route["rules"]) for route in routes] == [1, 1]
 
 
+def test_an_ingress_of_another_namespace_does_not_disable_a_default_backend() -> None:
+    backend = {"service": {"name": "rest", "port": {"number": 80}}}
+    first = ingress("a", rules=[rule("a.example", path("/x"))], defaultBackend=backend)
+    second = ingress("b", "tenant", rules=[rule("a.example", path("/"))])
+    routes = [r for r in specs(run(first, second), "HTTPRoute") if r.get("hostnames")]
+    assert [len(route["rules"]) for route in routes] == [2, 1]
+
+
 def test_many_paths_become_several_routes() -> None:
     paths = [path(f"/{number}") for number in range(2 * MAX_RULES + 1)]
     found = run(ingress(rules=[rule("a.example", *paths)]))
@@ -200,3 +212,72 @@ def test_the_annotation_precedes_the_class_of_the_spec() -> None:
     assert class_name(ingress(ingressClassName="nginx", annotations=annotations)) == "ztunnel"
     assert class_name(ingress(ingressClassName="nginx")) == "nginx"
     assert class_name(ingress()) == ""
+
+
+def test_number_of_objects_of_an_ingress_is_limited() -> None:
+    names = [f"h{number}.example" for number in range(MAX_HOSTS + 1)]
+    with pytest.raises(TranslateError, match="rules"):
+        parse_ingress(ingress(rules=[rule(name, path("/")) for name in names]))
+    with pytest.raises(TranslateError, match="tls"):
+        parse_ingress(ingress(tls=[{"hosts": names, "secretName": "web"}]))
+
+
+# A JSON value in place of any field
+odd = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=4,
+)
+FIELDS = (
+    *(("rules",), ("rules", 0), ("rules", 0, "host"), ("rules", 0, "http")),
+    *(("rules", 0, "http", "paths"), ("rules", 0, "http", "paths", 0)),
+    *(("rules", 0, "http", "paths", 0, name) for name in ("path", "pathType", "backend")),
+    *(("rules", 0, "http", "paths", 0, "backend", name) for name in ("service", "resource")),
+    ("rules", 0, "http", "paths", 0, "backend", "service", "port"),
+    *(("tls",), ("tls", 0), ("tls", 0, "hosts"), ("tls", 0, "secretName")),
+    *(("defaultBackend",), ("defaultBackend", "service"), ("ingressClassName",)),
+)
+
+
+@given(st.sampled_from(FIELDS), odd)
+def test_ingress_of_any_content_is_translated_or_rejected(
+    field: tuple[str | int, ...], value: object
+) -> None:
+    spec: dict[str, Any] = {
+        "ingressClassName": "mesh",
+        "rules": [rule("a.example", path("/x"))],
+        "tls": [{"hosts": ["a.example"], "secretName": "web"}],
+        "defaultBackend": path("/")["backend"],
+    }
+    node: Any = spec
+    for name in field[:-1]:
+        node = node[name]
+    node[field[-1]] = value
+    hostile = {**ingress(name="hostile", namespace="tenant"), "spec": spec}
+    good = ingress(rules=[rule("b.example", path("/"))])
+    problems: list[str] = []
+    parameters = {
+        "apiGroup": "gateway.networking.k8s.io",
+        "kind": "Gateway",
+        "scope": "Namespace",
+        "namespace": "mesh",
+        "name": "front",
+    }
+    served = served_ingresses(
+        [hostile, {**good, "spec": {**good["spec"], "ingressClassName": "mesh"}}],
+        [
+            {
+                "kind": "IngressClass",
+                "metadata": {"name": "mesh"},
+                "spec": {"controller": CONTROLLER_NAME, "parameters": parameters},
+            }
+        ],
+        lambda _, text: problems.append(text),
+    )
+    found = translate([each.ingress for each in served], "mesh/front", lambda *_: 80)
+    assert len(served) == 2 or problems or field == ("ingressClassName",)
+    assert [
+        each["spec"]["hostnames"]
+        for each in found.objects
+        if each["kind"] == "HTTPRoute" and each["metadata"]["namespace"] == "shop"
+    ] == [["b.example"]]
