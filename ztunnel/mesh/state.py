@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
+from ztunnel.mesh.address import translated
 from ztunnel.mesh.address_index import AddressIndex
 from ztunnel.mesh.destination_index import DestinationIndex
 from ztunnel.mesh.load_balancer import Backends, ready_backends
@@ -212,11 +213,13 @@ class MeshState:
     def is_of_cluster(self, address: SocketAddress, namespace: str) -> bool:
         """Return whether the cluster has an address, or serves it outside, as with load balancers.
 
-        `namespace`: of the client.
+        So it does if the address is translated to one of the cluster. `namespace`: of the client.
         """
-        return (
-            self.is_cluster_address(address.ip)
-            or self.external_service_at(address, "TCP", namespace) is not None
+        found = {address, SocketAddress(translated(address.ip), address.port)}
+        return any(
+            self.is_cluster_address(each.ip)
+            or self.external_service_at(each, "TCP", namespace) is not None
+            for each in found
         )
 
     def service_by_name(self, name: str) -> Service | None:

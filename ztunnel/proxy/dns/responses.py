@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ztunnel.dns.addresses import answer_addresses, without_addresses
-from ztunnel.mesh.address import is_special, translated
+from ztunnel.mesh.address import is_special
 from ztunnel.mesh.dns_names import DnsAnswer, lookup
 from ztunnel.mesh.model import SocketAddress, Workload
 from ztunnel.mesh.state import MeshState
@@ -42,7 +42,7 @@ def shown(context: Context, pod: Pod, name: str, wire: bytes) -> bytes | None:
         ports = mesh.resolved_ports(workload.gateway) or {0}
 
         def is_inside(ip: str) -> bool:
-            targets = [SocketAddress(each, port) for port in ports for each in {ip, translated(ip)}]
+            targets = [SocketAddress(ip, port) for port in ports]
             return is_special(ip) or any(
                 mesh.is_of_cluster(each, workload.namespace) for each in targets
             )

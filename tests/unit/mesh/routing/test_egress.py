@@ -201,3 +201,10 @@ def test_endpoint_of_the_other_family_is_used_if_there_is_no_other(vip: str) -> 
     decision = decide(made(both), CLIENT, vip, 80)
     assert isinstance(decision, Passthrough)
     assert (":" in decision.address.ip) == (":" in vip)
+
+
+@pytest.mark.parametrize("ip", ["64:ff9b::af4:102", "2002:af4:102::1", "64:ff9b::ac1e:2"])
+def test_translated_addresses_of_the_cluster(ip: str) -> None:
+    state = made(API)
+    assert state.is_of_cluster(SocketAddress(ip, 80), "shop")
+    assert not state.is_of_cluster(SocketAddress("64:ff9b::c000:207", 80), "shop")
