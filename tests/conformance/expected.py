@@ -9,7 +9,7 @@ MESH_COUNTS = {  # by profile: core and extended tests; of mesh tests without a 
 }
 MESH_TESTS = 22
 GATEWAY_COUNTS = {
-    "GATEWAY-HTTP": (36, 58),
+    "GATEWAY-HTTP": (36, 57),  # of 58: the suite does not count HTTPRouteRetry, see below
     "GATEWAY-GRPC": (14, 11),
     "GATEWAY-TLS": (19, 16),
     "GATEWAY-TCP": (18, 11),
