@@ -126,6 +126,31 @@ def test_an_ingress_is_served_by_a_route_that_follows_its_service(mesh: ControlP
     wait_until(follows, "the new port in the route")
 
 
+def test_a_changed_route_is_replaced_and_then_left_alone(mesh: ControlPlane) -> None:
+    mesh.namespace("changed")
+    apply(mesh, web("changed"), ingress("changed", "web", "c.example"))
+    route = one(mesh, "httproute", "changed")
+    patch = json.dumps({"spec": {"hostnames": ["stolen.example"]}})
+    name = route["metadata"]["name"]
+    mesh.server.kubectl("-n", "changed", "patch", "httproute", name, "--type=merge", "-p", patch)
+
+    def replaced() -> str | None:
+        found = one(mesh, "httproute", "changed")
+        is_same = found["spec"] == route["spec"]
+        return str(found["metadata"]["generation"]) if is_same else None
+
+    generation = wait_until(replaced, "the route as it was")
+    apply(mesh, ingress("changed", "other", "d.example"))  # causes another pass
+    wait_until(lambda: len(made_for(mesh, "httproute", "changed")) == 2, "a second route")
+    assert str(
+        next(
+            each["metadata"]["generation"]
+            for each in made_for(mesh, "httproute", "changed")
+            if each["metadata"]["name"] == name
+        )
+    ) == str(generation)
+
+
 def test_hosts_with_a_certificate_get_a_listener(mesh: ControlPlane) -> None:
     mesh.namespace("tls")
     tls = [{"hosts": ["b.example"], "secretName": "cert"}]

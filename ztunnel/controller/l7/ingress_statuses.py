@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ztunnel.controller.l7.model import Model
-from ztunnel.controller.l7.object_client import ObjectClient, Ref
+from ztunnel.controller.l7.object_client import ObjectClient, Ref, for_all
 from ztunnel.controller.l7.watches import Watches
 from ztunnel.kube.objects.fields import Object
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.routing.attachment import RouteIndex
 from ztunnel.l7.status.conditions import Condition, has_conditions
 from ztunnel.l7.status.facts import GatewayFacts
-from ztunnel.l7.status.ingress import OPTIONAL_CONDITIONS, ingress_status
+from ztunnel.l7.status.ingress import OPTIONAL_CONDITIONS, SetStatus, ingress_status
 
 LISTENER_SET = "ListenerSet"
 _EVENT_REASONS = frozenset(
@@ -43,12 +43,15 @@ class IngressStatuses:
             found = ingress_status(inputs.store, gateway, facts, self._routes)
         self._apply(obj, found.of_gateway(_mapping(obj.get("status")), now))
         self._emit(obj, found.conditions)
-        for each in found.sets:
+
+        def write_set(each: SetStatus) -> None:
             ref = Ref(LISTENER_SET, each.obj.namespace, each.obj.name)
             current = self._watches.of(ref)
             if current is not None:
                 self._apply(current, found.of_set(each, _mapping(current.get("status")), now))
                 self._emit(current, each.conditions)
+
+        for_all(found.sets, write_set)
 
     def _apply(self, obj: Object, status: Object) -> None:
         if not _is_same(status, _mapping(obj.get("status"))):

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from ztunnel.controller.l7.object_client import ObjectClient, Ref, ref_of
+from ztunnel.controller.l7.object_client import REJECTED, ObjectClient, Ref, for_all, ref_of
 from ztunnel.controller.l7.watches import INGRESS_KINDS, Watches
 from ztunnel.kube.client.request import ApiError
 from ztunnel.kube.objects.fields import Object
@@ -29,7 +29,6 @@ from ztunnel.l7.kubernetes_ingress.translation import INGRESS_LABEL, PortNumber,
 INGRESS, INGRESS_CLASS = INGRESS_KINDS
 MADE_KINDS = ("HTTPRoute", "ListenerSet")
 EVENT = "MeshIngressInvalid"
-_REJECTED = (400, 403, 404, 409, 422)  # of one object; the others are applied
 
 log = structlog.get_logger()
 
@@ -41,7 +40,7 @@ class Ingresses:
         self._client = client
         self._watches = watches
         self._port_number = port_number
-        self._applied: dict[Ref, bytes] = {}
+        self._applied: dict[Ref, tuple[bytes, bytes]] = {}  # digests of the wish and of the result
 
     def reconcile(self) -> None:
         """Apply what is wanted, delete what is not, write statuses. Raises ApiError."""
@@ -61,8 +60,7 @@ class Ingresses:
                 self._client.emit_event(obj, EVENT, f"{problem.field}: {problem.message}")
         self._apply_all(wanted, served)
         self._prune(wanted)
-        for each in served:
-            self._write_status(each)
+        for_all(served, self._write_status)
 
     def _served(self) -> list[ServedIngress]:
         return served_ingresses(
@@ -74,16 +72,13 @@ class Ingresses:
     def _apply_all(self, wanted: dict[Ref, Object], served: Iterable[ServedIngress]) -> None:
         owners = {each.ingress.uid: each.obj for each in served}
         for ref, obj in wanted.items():
-            digest = _digest(obj)
             existing = self._watches.of(ref)
-            if existing is not None and self._applied.get(ref) == digest and _is_made(existing):
+            known = _digest(obj), _digest((existing or {}).get("spec"))
+            if existing is not None and self._applied.get(ref) == known and _is_made(existing):
                 continue
             error = self._apply(ref, obj)
-            if error:
-                for owner in obj["metadata"].get("ownerReferences") or []:
-                    self._client.emit_event(owners[owner["uid"]], EVENT, error)
-            else:
-                self._applied[ref] = digest
+            for owner in (obj["metadata"].get("ownerReferences") or []) if error else ():
+                self._client.emit_event(owners[owner["uid"]], EVENT, error)
 
     def _apply(self, ref: Ref, obj: Object) -> str:
         """Apply an object; returns why it could not be."""
@@ -91,11 +86,12 @@ class Ingresses:
         if existing is not None and not _is_made(existing):
             return f"{ref} exists and was not made for an Ingress; hint: rename one of them"
         try:
-            self._client.apply(obj)
+            result = self._client.apply(obj)
         except ApiError as error:
-            if error.status not in _REJECTED:
+            if error.status not in REJECTED:
                 raise
             return f"{ref}: the API server rejects it: {error.message}"
+        self._applied[ref] = _digest(obj), _digest(result.get("spec"))
         log.info("ingress object applied", kind=ref.kind, object=f"{ref.namespace}/{ref.name}")
         return ""
 
@@ -135,8 +131,8 @@ def _is_made(obj: Object) -> bool:
     return labels.get(INGRESS_LABEL) == "true" and any(o.get("kind") == INGRESS for o in owners)
 
 
-def _digest(obj: Object) -> bytes:
-    return hashlib.sha256(msgspec.json.encode(obj, order="deterministic")).digest()
+def _digest(value: object) -> bytes:
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).digest()
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from ztunnel.kube.client.request import (
@@ -21,6 +22,7 @@ from ztunnel.l7.objects import L7_KINDS
 
 FIELD_MANAGER = "ztunnel-gateway-controller"
 COMPONENT = "ztunnel-controller"  # source of Events
+REJECTED = (400, 403, 404, 409, 413, 422)  # the server's answers that concern one object
 _MAX_EVENT_CHARS = 1024  # enforced by the API server
 _MAX_EMITTED = 10_000  # Events that are not sent again
 _PLURALS = {
@@ -41,6 +43,8 @@ _PLURALS = {
     **{kind: (info.api_version, info.plural) for kind, info in L7_KINDS.items()},
 }
 
+T = TypeVar("T")
+
 
 class Ref(NamedTuple):
     """An object; `namespace` is empty for cluster-scoped kinds."""
@@ -52,6 +56,23 @@ class Ref(NamedTuple):
     def __str__(self) -> str:
         place = f"{self.namespace}/" if self.namespace else ""
         return f"{self.kind} {place}{self.name}"
+
+
+def for_all(items: Iterable[T], write: Callable[[T], object]) -> None:
+    """Write each item, even if the server rejects another one; raises the first ApiError then.
+
+    Errors that are not about an item, such as an overloaded server, end it at once.
+    """
+    first: ApiError | None = None
+    for item in items:
+        try:
+            write(item)
+        except ApiError as error:
+            if error.status not in REJECTED:
+                raise
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def api_version(kind: str) -> str:

@@ -12,11 +12,16 @@ from collections.abc import Callable
 
 import structlog
 
-from ztunnel.controller.l7.object_client import ObjectClient, Ref, ref_of
+from ztunnel.controller.l7.object_client import ObjectClient, Ref, for_all, ref_of
 from ztunnel.controller.l7.watches import Watches
 from ztunnel.kube.client.request import CONFLICT, ApiError
 from ztunnel.kube.objects.fields import Object
-from ztunnel.kube.objects.virtual_addresses import Address, plan_addresses, with_addresses
+from ztunnel.kube.objects.virtual_addresses import (
+    Address,
+    Allocation,
+    plan_addresses,
+    with_addresses,
+)
 
 KIND = "ServiceEntry"
 FIELD_MANAGER = "ztunnel-virtual-addresses"  # not that of the conditions: an apply replaces all
@@ -53,8 +58,7 @@ class VirtualAddresses:
         for problem in sorted(set(problems) - self._problems):
             log.warning("virtual address not allocated", reason=problem)
         self._problems = frozenset(problems)
-        for each in changed:
-            self._write(each.obj, each.addresses)
+        for_all(changed, self._write)
 
     def _current(self, obj: Object) -> Object:
         """The object as it is after our own write, which the watch may not have seen yet."""
@@ -66,7 +70,8 @@ class VirtualAddresses:
         written = self._written.get(uid)
         return obj if written is None else with_addresses(obj, written)
 
-    def _write(self, obj: Object, addresses: list[Address]) -> None:
+    def _write(self, allocation: Allocation) -> None:
+        obj, addresses = allocation.obj, allocation.addresses
         ref, uid = ref_of(obj), obj["metadata"].get("uid", "")
         if uid in self._foreign:
             return

@@ -24,6 +24,7 @@ class Fakes:
         self.objects_now = [self.with_uid(obj) for obj in objects]
         self.written: list[tuple[str, list[str]]] = []
         self.error: ApiError | None = None
+        self.accepted: set[str] = set()  # in spite of `error`
         self.claimed: set[str] = set()
         self.addresses = VirtualAddresses(
             cast("ObjectClient", self),
@@ -41,7 +42,7 @@ class Fakes:
 
     def apply_status(self, obj: Object, status: Object, *, force: bool, manager: str) -> bool:
         assert (force, manager) == (False, FIELD_MANAGER)
-        if self.error is not None:
+        if self.error is not None and obj["metadata"]["name"] not in self.accepted:
             raise self.error
         values = [each["value"] for each in status["addresses"]]
         self.written.append((obj["metadata"]["name"], values))
@@ -91,3 +92,11 @@ def test_other_errors_are_retried() -> None:
     fakes.error = None
     fakes.addresses.reconcile(ALL)
     assert len(fakes.written) == 1
+
+
+def test_entry_that_the_server_rejects_does_not_affect_others() -> None:
+    fakes = Fakes(entry("bad", age="1"), entry("good", age="2"))
+    fakes.error, fakes.accepted = ApiError(422, "invalid"), {"good"}
+    with pytest.raises(ApiError):  # and it is tried again
+        fakes.addresses.reconcile(ALL)
+    assert [name for name, _ in fakes.written] == ["good"]
