@@ -193,6 +193,9 @@ class GatewayCertificates:
             if not self._secrets.is_readable(ref):
                 found[source] = Absent.UNREADABLE
                 continue
+            if not self._secrets.version(ref):  # no request for each of many missing objects
+                found[source] = Absent.MISSING
+                continue
             try:
                 found[source] = decoded(self._client.get(ref))
             except ApiError as error:
