@@ -15,6 +15,7 @@ import msgspec
 
 from ztunnel.kube.objects.fields import Fields, TranslateError
 from ztunnel.kube.objects.l7_kinds import GATEWAY_GROUP
+from ztunnel.l7.api.route_common import ignored_field
 from ztunnel.l7.objects import L7Object
 from ztunnel.l7.problems import Problem, Severity
 from ztunnel.mesh.selectors import Selector, SelectorError, from_object, selects
@@ -199,7 +200,7 @@ class ListenerSetSpec(msgspec.Struct, frozen=True, kw_only=True):
 def parse_gateway(obj: L7Object) -> GatewaySpec:
     """Return the parsed Gateway; what cannot be used is in `problems`."""
     spec = Fields(obj.spec, "spec.")
-    problems = [_unknown(obj, name) for name in sorted(obj.spec) if name not in _GATEWAY_SPEC]
+    problems = [ignored_field(obj, name) for name in sorted(obj.spec) if name not in _GATEWAY_SPEC]
     listeners = _listeners(obj, spec, problems)
     addresses: tuple[GatewayAddress, ...] = ()
     allowed = AllowedNamespaces(NamespacesFrom.NONE)
@@ -250,7 +251,7 @@ def parse_listener_set(obj: L7Object) -> ListenerSetSpec:
     """Return the parsed ListenerSet; what cannot be used is in `problems`."""
     spec = Fields(obj.spec, "spec.")
     known = ("parentRef", "listeners")
-    problems = [_unknown(obj, name) for name in sorted(obj.spec) if name not in known]
+    problems = [ignored_field(obj, name) for name in sorted(obj.spec) if name not in known]
     gateway = ""
     try:
         gateway = parent_gateway(obj)
@@ -397,18 +398,6 @@ def _backend_certificate(obj: L7Object, spec: Fields) -> CertificateRef | None:
     if not backend.has("clientCertificateRef"):
         return None
     return _reference(obj, backend.mapping("clientCertificateRef"))
-
-
-def _unknown(obj: L7Object, name: str) -> Problem:
-    return Problem(
-        kind=obj.kind,
-        namespace=obj.namespace,
-        name=obj.name,
-        field=f"spec.{name}",
-        message="the field is not supported and has no effect",
-        severity=Severity.IGNORED,
-        reason="UnsupportedValue",
-    )
 
 
 def _invalid(obj: L7Object, field: str, error: object) -> Problem:

@@ -46,7 +46,7 @@ def parse_route(obj: L7Object, matches: Matches, complete: Complete) -> RequestR
     """Parse a route rule by rule. Raises TranslateError if its parents are invalid."""
     spec = Fields(obj.spec, "spec.")
     parents = parse_parents(obj)
-    problems = [_ignored(obj, name) for name in sorted(obj.spec) if name not in _SPEC]
+    problems = [ignored_field(obj, name) for name in sorted(obj.spec) if name not in _SPEC]
     hostnames = tuple(spec.strings("hostnames"))
     if len(hostnames) > MAX_HOSTNAMES:
         raise spec.error("hostnames", f"at most {MAX_HOSTNAMES}")
@@ -149,7 +149,8 @@ def _rule(fields: Fields, obj: L7Object, matches: Matches, complete: Complete) -
         return Rule(where=where, matches=found, error=str(error))
 
 
-def _ignored(obj: L7Object, name: str) -> Problem:
+def ignored_field(obj: L7Object, name: str) -> Problem:
+    """The problem of an unknown field of the spec."""
     return Problem(
         kind=obj.kind,
         namespace=obj.namespace,
