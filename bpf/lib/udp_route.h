@@ -7,6 +7,7 @@
 #ifndef ZT_UDP_ROUTE_H
 #define ZT_UDP_ROUTE_H
 
+#include "dns.h"
 #include "udp_conntrack.h"
 
 /* The route of a destination: enum zt_udp_route. The default route is not for the pod itself. */
@@ -46,6 +47,26 @@ static __always_inline void zt_report_strict(__u64 netns, const struct zt_pod *p
 	zt_emit_event(&event);
 }
 
+/*
+ * Whether a name server in the pod answers a query that came natively. The proxy of another node
+ * forwards the queries of its pods in plaintext, as nothing says whether a name server is enrolled;
+ * its socket receives an answer from the server's own address only.
+ */
+static __always_inline int zt_udp_is_answer(const struct zt_pod *pod, __be16 port,
+					    const struct zt_endpoint *dst)
+{
+	struct zt_four_tuple key = {};
+	struct zt_udp_ct_entry *entry;
+	__u8 src[16];
+
+	if (!zt_is_dns(port))
+		return 0;
+	zt_pod_ip(pod, dst->ip, src);
+	zt_set_tuple(&key, dst->ip, dst->port, src, port);
+	entry = zt_udp_ct_find(&key);
+	return entry && zt_udp_ct_is_live(entry);
+}
+
 /* Decides about a datagram or a connect() to `dst`; `token` is set for ZT_REDIRECT. */
 static __always_inline enum zt_action zt_udp_classify(struct bpf_sock_addr *ctx,
 						      const struct zt_endpoint *dst,
@@ -77,6 +98,8 @@ static __always_inline enum zt_action zt_udp_classify(struct bpf_sock_addr *ctx,
 		zt_udp_ct_outgoing(netns, pod, port, dst);
 		return ZT_PASS;
 	}
+	if (route == ZT_UDP_ROUTE_REDIRECT && !is_reply && zt_udp_is_answer(pod, port, dst))
+		return ZT_PASS;
 	stats = zt_udp_stats_find(netns);
 	if (route == ZT_UDP_ROUTE_STRICT) {
 		if (stats)

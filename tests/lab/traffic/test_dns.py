@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.helpers.harness import APPS, addresses, client, proxy_log
+from tests.lab.helpers.harness import APPS, addresses, client, proxy_log, python_pod
 from tests.support.waiting import wait_until
 from ztunnel.datapath.bpf.maps import Maps
 from ztunnel.lab import Lab
@@ -20,6 +20,7 @@ from ztunnel.lab.runtime import cgroups, process
 
 RESOLVED = Path(sys.prefix) / "systemd-resolved"  # unpacked by scripts/setup
 SERVER4, SERVER6 = "10.96.0.10", "fd00:10:96::a"
+NODES = ("node1", "node2")
 HEADLESS = "twins.default.svc.cluster.local"
 
 
@@ -51,6 +52,20 @@ def names(lab: Lab) -> Iterator[Lab]:
             lab.delete("service", service["metadata"]["name"])
         for pod in ("near", "server"):
             lab.label("pod", pod, {"twin": None})
+
+
+@pytest.fixture(scope="module")
+def name_servers(lab: Lab) -> Iterator[dict[str, dict[int, str]]]:
+    """The addresses of an enrolled name server, by node: of the client's, and another."""
+    pods = [python_pod(f"dns-{node}", node, script="name_server.py") for node in NODES]
+    for pod in pods:
+        pod["spec"]["containers"][0]["ports"] = []  # a port means a TCP probe
+    assert lab.apply(*pods) == []
+    try:
+        yield {node: addresses(lab, f"dns-{node}") for node in NODES}
+    finally:
+        for node in NODES:
+            lab.delete("pod", f"dns-{node}")
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +168,16 @@ def test_answers_come_from_the_queried_server_on_both_families(names: Lab) -> No
             "client", "dig", "+tries=1", "+time=5", f"@{server}", "my-app.default.svc.cluster.local"
         )
         assert f"SERVER: {server}#53" in done.stdout
+
+
+@pytest.mark.parametrize("node", ["node1", "node2"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_name_servers_in_the_mesh_answer(
+    name_servers: dict[str, dict[int, str]], names: Lab, node: str, version: int
+) -> None:
+    server = name_servers[node][version]
+    done = names.exec("client", "dig", "+short", "+tries=2", "+time=3", f"@{server}", "a.outside")
+    assert done.stdout.split() == ["192.0.2.53"]
 
 
 def test_missing_record_and_missing_name_have_different_answers(names: Lab) -> None:
