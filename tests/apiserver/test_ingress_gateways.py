@@ -491,6 +491,25 @@ def test_class_of_istiod_is_left_alone(fresh_server: ApiServer) -> None:
         assert get(mesh, "deployment", "theirs", "edge-istio") is None
 
 
+def test_class_of_another_name_is_accepted_and_an_event_says_that_it_is_not_served(
+    mesh: ControlPlane,
+) -> None:
+    mesh.server.apply(
+        {
+            "apiVersion": f"{GROUP}/v1",
+            "kind": "GatewayClass",
+            "metadata": {"name": "edge"},
+            "spec": {"controllerName": "ztunnel.dev/gateway-controller"},
+        }
+    )
+
+    def messages() -> list[str]:
+        found = json.loads(mesh.server.kubectl("-n", "default", "get", "events", "-o", "json"))
+        return [e["message"] for e in found["items"] if e["involvedObject"]["name"] == "edge"]
+
+    wait_until(lambda: any("not served" in each for each in messages()), "the Event")
+
+
 def refused(action: Callable[[], object]) -> str:
     from urllib.error import HTTPError
 

@@ -31,6 +31,8 @@ _INGRESS = "Ingress gateways, run by ztunnel with Envoy"
 _CRD = Ref("CustomResourceDefinition", "", "gatewayclasses.gateway.networking.k8s.io")
 _VERSION_ANNOTATION = "gateway.networking.k8s.io/bundle-version"
 _CONTROLLERS = (CONTROLLER_NAME, INGRESS_CONTROLLER_NAME)
+# Nodes know classes by name; the Gateway API still demands the condition Accepted.
+_NOT_SERVED = f"Gateways of this class are not served; hint: use one of {', '.join(OUR_CLASSES)}"
 
 log = structlog.get_logger()
 
@@ -96,6 +98,8 @@ class GatewayClasses:
             return
         self._foreign.pop(name, None)
         self._accept(found)
+        if name not in OUR_CLASSES:
+            self._client.emit_event(found, "MeshGatewayInvalid", _NOT_SERVED)
 
     def _accept(self, obj: Object) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
