@@ -25,6 +25,8 @@ static __always_inline int zt_udp_is_from_gateway(const __u8 src[16], __be16 por
 {
 	struct zt_gateway_port_key key = {};
 
+	if (!port) /* not bound yet; the key with port 0 has another meaning, see dns.h */
+		return 0;
 	__builtin_memcpy(key.ip, src, 16);
 	key.port = port;
 	key.protocol = ZT_IPPROTO_UDP;
