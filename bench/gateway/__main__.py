@@ -9,7 +9,6 @@ take turns within each round, so that other load on the machine affects all of t
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -19,14 +18,15 @@ from pathlib import Path
 from bench.comparison.results import BenchResults
 from bench.gateway import cases, report
 from bench.gateway.testbed import open_testbed
-from bench.l7.__main__ import ROUNDS, Runner
+from bench.l7.__main__ import ROUNDS, Runner, options_of
 from bench.l7.wrk import absent
 
 RESULTS = Path(__file__).parents[1] / "gateway-results.json"
 
 
 def main() -> int:
-    options = _options()
+    names = [path.name for path in cases.PATHS]
+    options = options_of("python -m bench.gateway", __doc__, names, cases.CONTENDERS)
     count, seconds = ROUNDS["quick" if os.environ.get("BENCH") == "quick" else "full"]
     count, seconds = options.rounds or count, options.seconds or seconds
     if why := "needs root to create a lab; hint: sudo" if os.geteuid() else absent():
@@ -49,22 +49,6 @@ def main() -> int:
     RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     print(report.tables(results))
     return 0
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.gateway", description=__doc__)
-    paths = [path.name for path in cases.PATHS]
-    parser.add_argument("--path", action="append", choices=paths, help="one path")
-    parser.add_argument(
-        "--contenders",
-        action="append",
-        default=[],
-        choices=cases.CONTENDERS,
-        help="some of the contenders",
-    )
-    parser.add_argument("--rounds", type=int, help="instead of the usual number")
-    parser.add_argument("--seconds", type=float, help="of one job, instead of the usual time")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.gateway.cases import PROXY_NODE, SERVERS
 from bench.l7 import nginx
-from bench.l7.objects import ENVOY_WORKERS
+from bench.l7.objects import ENVOY_WORKERS, app_pod, manifest
 
 GATEWAY, GATEWAY_CLASS = "gateway", "ztunnel"
 DEPLOYMENT = f"{GATEWAY}-{GATEWAY_CLASS}"
@@ -27,17 +27,17 @@ def all_objects(directory: Path, proxies: tuple[str, ...], certificate: Object) 
     """Everything. `proxies`: names of the pods for proxies outside the mesh."""
     sleep = ["sleep", "infinity"]
     servers = [
-        _pod(MESHED, f"server-{node}", node, nginx.argv(directory / f"nginx-{MESHED}-{node}"))
+        app_pod(MESHED, f"server-{node}", node, nginx.argv(directory / f"nginx-{MESHED}-{node}"))
         for node in SERVERS
     ]
-    servers += [_pod(PLAIN, f"server-{node}", node, sleep) for node in SERVERS]
+    servers += [app_pod(PLAIN, f"server-{node}", node, sleep) for node in SERVERS]
     return [
-        _object("v1", "Namespace", MESHED, "", labels={"istio.io/dataplane-mode": "ambient"}),
-        _object("v1", "Namespace", PLAIN, ""),
+        manifest("v1", "Namespace", MESHED, "", labels={"istio.io/dataplane-mode": "ambient"}),
+        manifest("v1", "Namespace", PLAIN, ""),
         certificate,
         *servers,
         *(_service(node) for node in SERVERS),
-        *(_pod(PLAIN, name, PROXY_NODE, sleep) for name in proxies),
+        *(app_pod(PLAIN, name, PROXY_NODE, sleep) for name in proxies),
         *(_balancer(name) for name in proxies),
         *_gateway(),
         _route(),
@@ -66,8 +66,8 @@ def _gateway() -> list[Object]:
         "infrastructure": {"parametersRef": {"group": "", "kind": "ConfigMap", "name": "options"}},
     }
     return [
-        _object("v1", "ConfigMap", "options", MESHED, data=options),
-        _object(_API, "Gateway", GATEWAY, MESHED, spec=spec),
+        manifest("v1", "ConfigMap", "options", MESHED, data=options),
+        manifest(_API, "Gateway", GATEWAY, MESHED, spec=spec),
     ]
 
 
@@ -80,13 +80,13 @@ def _route() -> Object:
         for node in SERVERS
     ]
     spec = {"parentRefs": [{"name": GATEWAY}], "rules": rules}
-    return _object(_API, "HTTPRoute", "servers", MESHED, spec=spec)
+    return manifest(_API, "HTTPRoute", "servers", MESHED, spec=spec)
 
 
 def _service(node: str) -> Object:
     port = {"name": "http", "port": 80, "targetPort": nginx.PORT, "appProtocol": "http"}
     spec = {"selector": {"app": f"server-{node}"}, "ports": [port]}
-    return _object("v1", "Service", f"server-{node}", MESHED, spec=spec)
+    return manifest("v1", "Service", f"server-{node}", MESHED, spec=spec)
 
 
 def _balancer(proxy: str) -> Object:
@@ -98,25 +98,4 @@ def _balancer(proxy: str) -> Object:
         "selector": {"app": proxy},
         "ports": ports,
     }
-    return _object("v1", "Service", proxy, PLAIN, spec=spec)
-
-
-def _pod(namespace: str, name: str, node: str, command: list[str]) -> Object:
-    container = {"name": "app", "image": "debian", "command": command}
-    spec = {"nodeSelector": {"kubernetes.io/hostname": node}, "containers": [container]}
-    return _object("v1", "Pod", name, namespace, labels={"app": name}, spec=spec)
-
-
-def _object(
-    api: str,
-    kind: str,
-    name: str,
-    namespace: str,
-    *,
-    labels: dict[str, str] | None = None,
-    **parts: Any,
-) -> Object:
-    metadata: Object = {"name": name, "labels": labels or {}}
-    if namespace:
-        metadata["namespace"] = namespace
-    return {"apiVersion": api, "kind": kind, "metadata": metadata, **parts}
+    return manifest("v1", "Service", proxy, PLAIN, spec=spec)

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.comparison import table, usage
@@ -28,7 +28,8 @@ WARM_UP_S = 1.0
 
 
 def main() -> int:
-    options = _options()
+    names = [path.name for path in cases.PATHS]
+    options = options_of("python -m bench.l7", __doc__, names, cases.CONTENDERS)
     count, seconds = ROUNDS["quick" if os.environ.get("BENCH") == "quick" else "full"]
     count, seconds = options.rounds or count, options.seconds or seconds
     if why := "needs root to create a lab; hint: sudo" if os.geteuid() else absent():
@@ -103,15 +104,17 @@ def _report(results: BenchResults) -> None:
     print(table.target_results(found))
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.l7", description=__doc__)
-    paths = [path.name for path in cases.PATHS]
+def options_of(
+    program: str, description: str | None, paths: Sequence[str], contenders: Sequence[str]
+) -> argparse.Namespace:
+    """The options of the command line. `program`: for the usage."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("--path", action="append", choices=paths, help="one path")
     parser.add_argument(
         "--contenders",
         action="append",
         default=[],
-        choices=cases.CONTENDERS,
+        choices=contenders,
         help="some of the contenders",
     )
     parser.add_argument("--rounds", type=int, help="instead of the usual number")

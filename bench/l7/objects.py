@@ -27,9 +27,9 @@ def waypoint(path: cases.Path) -> str:
 def all_objects(directory: Path) -> list[Object]:
     """Namespaces, pods, services, waypoints and their policy."""
     return [
-        _object("v1", "Namespace", "meshed", "", labels={"istio.io/dataplane-mode": "ambient"}),
-        _object("v1", "Namespace", "plain", ""),
-        _object("v1", "ServiceAccount", "waypoint", "meshed"),
+        manifest("v1", "Namespace", "meshed", "", labels={"istio.io/dataplane-mode": "ambient"}),
+        manifest("v1", "Namespace", "plain", ""),
+        manifest("v1", "ServiceAccount", "waypoint", "meshed"),
         *_pods(directory),
         *(_waypoint_object for node in ("node1", "node2") for _waypoint_object in _waypoint(node)),
         *(_service(path.service, path.server, waypoint(path)) for path in PATHS),
@@ -41,15 +41,15 @@ def all_objects(directory: Path) -> list[Object]:
 def _pods(directory: Path) -> list[Object]:
     sleep = ["sleep", "infinity"]
     pods = [
-        _pod(namespace, "client", cases.CLIENT_NODE, sleep) for namespace in ("meshed", "plain")
+        app_pod(namespace, "client", cases.CLIENT_NODE, sleep) for namespace in ("meshed", "plain")
     ]
     for node in ("node1", "node2"):
         serve = nginx.argv(directory / f"nginx-meshed-{node}")
-        pods.append(_pod("meshed", f"server-{node}", node, serve))
-        pods.append(_pod("plain", f"server-{node}", node, sleep))
-        pods.append(_pod("plain", f"proxy-{node}", node, sleep))
+        pods.append(app_pod("meshed", f"server-{node}", node, serve))
+        pods.append(app_pod("plain", f"server-{node}", node, sleep))
+        pods.append(app_pod("plain", f"proxy-{node}", node, sleep))
     for path in PATHS:
-        pod = _pod("meshed", f"hbone-{path.service}", path.proxy, sleep)
+        pod = app_pod("meshed", f"hbone-{path.service}", path.proxy, sleep)
         labels = {"istio.io/dataplane-mode": "none", TUNNEL_LABEL: TUNNEL_HTTP}
         pod["metadata"]["labels"] |= labels
         pod["spec"]["serviceAccountName"] = "waypoint"
@@ -68,7 +68,7 @@ spec:
       - name: istio-proxy
         resources: {{limits: {{cpu: "{ENVOY_WORKERS}"}}}}
 """
-    parameters = _object("v1", "ConfigMap", f"on-{node}", "meshed", data={"deployment": overlay})
+    parameters = manifest("v1", "ConfigMap", f"on-{node}", "meshed", data={"deployment": overlay})
     spec = {
         "gatewayClassName": "istio-waypoint",
         "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}],
@@ -77,7 +77,7 @@ spec:
         },
     }
     api = "gateway.networking.k8s.io/v1"
-    return [parameters, _object(api, "Gateway", name, "meshed", spec=spec)]
+    return [parameters, manifest(api, "Gateway", name, "meshed", spec=spec)]
 
 
 def _policy() -> Object:
@@ -91,23 +91,24 @@ def _policy() -> Object:
         for node in ("node1", "node2")
     ]
     spec = {"targetRefs": targets, "action": "ALLOW", "rules": [rule]}
-    return _object("security.istio.io/v1", "AuthorizationPolicy", "client", "meshed", spec=spec)
+    return manifest("security.istio.io/v1", "AuthorizationPolicy", "client", "meshed", spec=spec)
 
 
 def _service(name: str, server: str, through: str) -> Object:
     labels = {"istio.io/use-waypoint": through} if through else {}
     port = {"name": "http", "port": 80, "targetPort": nginx.PORT, "appProtocol": "http"}
     spec = {"selector": {"app": f"server-{server}"}, "ports": [port]}
-    return _object("v1", "Service", name, "meshed", labels=labels, spec=spec)
+    return manifest("v1", "Service", name, "meshed", labels=labels, spec=spec)
 
 
-def _pod(namespace: str, name: str, node: str, command: list[str]) -> Object:
+def app_pod(namespace: str, name: str, node: str, command: list[str]) -> Object:
+    """A pod of one process on a node; its label `app` is its name."""
     container = {"name": "app", "image": "debian", "command": command}
     spec = {"nodeSelector": {"kubernetes.io/hostname": node}, "containers": [container]}
-    return _object("v1", "Pod", name, namespace, labels={"app": name}, spec=spec)
+    return manifest("v1", "Pod", name, namespace, labels={"app": name}, spec=spec)
 
 
-def _object(
+def manifest(
     api: str,
     kind: str,
     name: str,
@@ -116,6 +117,7 @@ def _object(
     labels: dict[str, str] | None = None,
     **parts: Any,
 ) -> Object:
+    """An object; `parts` are its other fields, such as `spec`."""
     metadata: Object = {"name": name, "labels": labels or {}}
     if namespace:
         metadata["namespace"] = namespace
