@@ -15,7 +15,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from kubernetes import client
 
-from tests.support.apiserver.control_plane import ControlPlane, requests_api, wait_until
+from tests.support.apiserver.control_plane import (
+    ControlPlane,
+    manifests,
+    requests_api,
+    wait_until,
+)
 from tests.support.apiserver.server import ApiServer
 from ztunnel.identity.csr import new_request
 from ztunnel.identity.csr_signer import CsrRejected
@@ -207,6 +212,17 @@ def test_requests_of_other_signers_are_ignored(mesh: ControlPlane) -> None:
     assert not (status and (status.conditions or status.certificate))
 
 
+@pytest.fixture
+def without_gateway_certificates(mesh: ControlPlane) -> Iterator[None]:
+    """As with --no-gateway-certificates: the right to read Secrets of all namespaces is gone."""
+    mesh.server.kubectl("delete", "clusterrolebinding", "ztunnel-controller-certificates")
+    try:
+        yield
+    finally:
+        mesh.server.apply(*manifests("controller-certificates.yaml"))
+
+
+@pytest.mark.usefixtures("without_gateway_certificates")
 def test_controller_has_no_other_permissions(mesh: ControlPlane) -> None:
     kubeconfig = mesh.server.account_kubeconfig(NAMESPACE, "ztunnel-controller")
 
@@ -225,7 +241,7 @@ def test_controller_has_no_other_permissions(mesh: ControlPlane) -> None:
         ("create", "pods", "--subresource=exec", "-n", "shop"),
         ("create", "serviceaccounts", "--subresource=token", "-n", "shop"),
         ("list", "configmaps", "-n", "shop"),
-        ("patch", "httproutes.gateway.networking.k8s.io", "-n", "shop"),
+        ("patch", "tcproutes.gateway.networking.k8s.io", "-n", "shop"),
         ("create", "gateways.gateway.networking.k8s.io", "-n", "shop"),
         ("delete", "gatewayclasses.gateway.networking.k8s.io"),
         ("create", "certificatesigningrequests"),
