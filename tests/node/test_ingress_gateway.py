@@ -39,11 +39,8 @@ def gateways(mesh: Nodes) -> Nodes:
     )
     found = [obj for obj in yaml.safe_load_all(crds.stdout) if obj]
     mesh.server.apply(*(obj for obj in found if obj["spec"].get("group") == GROUP))
-    run_ztctl(mesh, "install", "--image", IMAGE, "--proxy-image", ENVOY_IMAGE, "--no-wait")
-    flag = [{"op": "add", "path": "/spec/template/spec/containers/0/args/-"}]
-    flag[0]["value"] = f"--host-port-namespace={SPACE}"
-    words = ("-n", "ztunnel-system", "patch", "deployment", "ztunnel-controller")
-    mesh.server.kubectl(*words, "--type=json", "-p", json.dumps(flag))
+    options = ("--proxy-image", ENVOY_IMAGE, "--host-port-namespace", SPACE)
+    run_ztctl(mesh, "install", "--image", IMAGE, *options, "--no-wait")
     mesh.server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}})
     return mesh
 
