@@ -26,7 +26,7 @@ from ztunnel.kube.writers.pod_writer import PodWriter
 from ztunnel.l7.deployment import DeploymentSettings, LiveState, gateway_resources
 from ztunnel.l7.objects import L7Object
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION
-from ztunnel.mesh.model import TunnelProtocol
+from ztunnel.mesh.model import TunnelProtocol, Workload
 
 FOREIGN = {
     "secrets": "list secrets -A",
@@ -149,6 +149,34 @@ def test_agent_annotates_pods_of_own_node_only(server: ApiServer, agent: Path) -
             marker.annotate_captured(foreign, True)
     finally:
         marker.close()
+
+
+def test_event_in_a_namespace_that_is_being_deleted_is_no_error(
+    server: ApiServer, agent: Path
+) -> None:
+    server.apply(namespace("ending"))
+    metadata = {"name": "hold", "namespace": "ending", "finalizers": ["example.com/hold"]}
+    server.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
+    server.kubectl("delete", "namespace", "ending", "--wait=false")
+    writer = PodWriter(Access(agent).client(), "n1")
+    pod_there = Workload(
+        uid="u",
+        pod_uid="p",
+        name="a",
+        namespace="ending",
+        service_account="default",
+        node="n1",
+        addresses=(),
+    )
+    try:
+        writer.emit_event(pod_there, "MeshCaptureFailed", "a test")
+    finally:
+        writer.close()
+        server.kubectl(
+            *("patch", "configmap", "hold", "-n", "ending", "--type=merge"),
+            *("-p", '{"metadata":{"finalizers":null}}'),
+        )
+    assert server.kubectl("get", "events", "-n", "ending", "-o", "name") == ""
 
 
 @pytest.mark.parametrize(

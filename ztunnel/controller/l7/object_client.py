@@ -15,6 +15,7 @@ from ztunnel.kube.client.request import (
     MERGE_PATCH,
     NOT_FOUND,
     ApiError,
+    is_namespace_ending,
     send,
 )
 from ztunnel.kube.objects.fields import Object
@@ -199,7 +200,8 @@ class ObjectClient:
         try:
             send(self._client, "POST", path, body=body)
         except ApiError as error:
-            if error.status not in (NOT_FOUND, CONFLICT):  # no namespace, or it exists
+            is_gone = error.status == NOT_FOUND or is_namespace_ending(error)
+            if not is_gone and error.status != CONFLICT:  # it exists
                 raise
         self._emitted[f"{namespace}/{name}"] = None
         if len(self._emitted) > _MAX_EMITTED:

@@ -49,6 +49,14 @@ class ApiError(Exception):
         super().__init__(f"{status}: {line}" if status else line)
 
 
+def is_namespace_ending(error: ApiError) -> bool:
+    """Whether an object cannot be created because its namespace is being deleted.
+
+    The status is Forbidden, as for a missing right; its cause is NamespaceTerminating.
+    """
+    return error.status == FORBIDDEN and "because it is being terminated" in error.message
+
+
 class _Status(msgspec.Struct):
     message: str
 

@@ -9,7 +9,14 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
-from ztunnel.kube.client.request import CONFLICT, MERGE_PATCH, NOT_FOUND, ApiError, send
+from ztunnel.kube.client.request import (
+    CONFLICT,
+    MERGE_PATCH,
+    NOT_FOUND,
+    ApiError,
+    is_namespace_ending,
+    send,
+)
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION, REDIRECTION_ENABLED
 from ztunnel.mesh.model import Workload
 
@@ -51,7 +58,7 @@ class PodWriter:
         try:
             send(self.client, "POST", path, body=event(pod, reason, message, self._node, now))
         except ApiError as error:
-            if error.status not in _POD_GONE:
+            if error.status not in _POD_GONE and not is_namespace_ending(error):
                 raise
 
     def close(self) -> None:
