@@ -21,7 +21,6 @@ from typing import Final
 
 from ztunnel.hbone.errors import ErrorCode
 from ztunnel.hbone.events import Header, RequestReceived
-from ztunnel.mesh.headers.proxy_protocol import ProxyProtocolError
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.policy.engine import Decision
 from ztunnel.mesh.routing.decisions import Accept, Reject
@@ -30,7 +29,7 @@ from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.conntrack.record import Direction, Record
 from ztunnel.proxy.conntrack.tracker import make_peer
 from ztunnel.proxy.context import Context
-from ztunnel.proxy.handlers.waypoint_header import waypoint_header
+from ztunnel.proxy.handlers.waypoint_header import send_waypoint_header
 from ztunnel.proxy.handlers.waypoint_probe import EnvoyProbe
 from ztunnel.proxy.io.connector import Connector
 from ztunnel.proxy.io.socket_pool import SocketPool
@@ -179,7 +178,9 @@ class InboundStream:
             is_recent = self._is_recent(accepted)
             # with the early data in one segment, unless they have to wait
             flags = socket.MSG_MORE if self._early_data and not is_recent else 0
-            reason = self._send_proxy_header(sock, accepted, flags)
+            reason = send_waypoint_header(
+                sock, accepted, self._tunnel.peer, _traceparent(self._request), flags
+            )
             if reason:
                 self._context.loop.close(sock)
                 sock = None
@@ -228,18 +229,6 @@ class InboundStream:
         self._early_data.clear()
         if self._early_end:
             relay.on_end()
-
-    def _send_proxy_header(self, sock: socket.socket, accepted: Accept, flags: int) -> str:
-        """Send the header that precedes all other bytes; returns why that failed, or ""."""
-        try:
-            header = waypoint_header(accepted, self._tunnel.peer, _traceparent(self._request))
-            if sock.send(header, flags) == len(header):
-                return ""
-        except ProxyProtocolError as error:
-            return f"no PROXY header: {error}"
-        except OSError as error:
-            return f"waypoint: {error.strerror or error}"
-        return "the send buffer has no room for the PROXY header"
 
     def _response_headers(self) -> list[Header]:
         mesh = self._context.mesh

@@ -21,7 +21,6 @@ import socket
 from typing import NamedTuple, Protocol
 
 from ztunnel.ipc.messages import ListenerKind
-from ztunnel.mesh.headers.proxy_protocol import ProxyProtocolError
 from ztunnel.mesh.model import SocketAddress
 from ztunnel.mesh.policy.engine import Decision
 from ztunnel.mesh.routing.decisions import Accept, Reject
@@ -31,7 +30,7 @@ from ztunnel.proxy.conntrack.record import Direction, Record
 from ztunnel.proxy.conntrack.tracker import make_peer
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.handlers.inbound_stream import CHECKING, CLOSED, DIALING, RELAYING
-from ztunnel.proxy.handlers.waypoint_header import waypoint_header
+from ztunnel.proxy.handlers.waypoint_header import send_waypoint_header
 from ztunnel.proxy.handlers.waypoint_probe import EnvoyProbe
 from ztunnel.proxy.io.connector import Connector
 from ztunnel.proxy.io.socket_pool import SocketPool
@@ -195,7 +194,9 @@ class WaypointHandover:
         is_recent = context.recent_destinations.contains(accepted.destination.ip, context.loop.now)
         # with the application's bytes in one segment, unless they have to wait
         flags = socket.MSG_MORE if owner.has_data and not is_recent else 0
-        reason = self._send_proxy_header(sock, accepted, flags)
+        reason = send_waypoint_header(
+            sock, accepted, self._waypoint.client.identity, self._trace.encode(), flags
+        )
         if reason:
             context.loop.close(sock)
             self._refuse(UNAVAILABLE, reason)
@@ -203,18 +204,6 @@ class WaypointHandover:
             self._probe = EnvoyProbe(context.loop, sock, self._probed)
         else:
             self._serve(sock, 0)
-
-    def _send_proxy_header(self, sock: socket.socket, accepted: Accept, flags: int) -> str:
-        """Send the header that precedes all other bytes; returns why that failed, or ""."""
-        try:
-            header = waypoint_header(accepted, self._waypoint.client.identity, self._trace.encode())
-            if sock.send(header, flags) == len(header):
-                return ""
-        except ProxyProtocolError as error:
-            return f"no PROXY header: {error}"
-        except OSError as error:
-            return f"waypoint: {error.strerror or error}"
-        return "the send buffer has no room for the PROXY header"
 
     def _probed(self, sock: socket.socket, accepted: bool, seen_events: int) -> None:
         self._probe = None

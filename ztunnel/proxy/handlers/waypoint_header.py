@@ -9,10 +9,11 @@ contributes anything but the trace context.
 from __future__ import annotations
 
 import re
+import socket
 
 from ztunnel.mesh import canonical_service
 from ztunnel.mesh.headers import proxy_protocol
-from ztunnel.mesh.headers.proxy_protocol import encode_proxy_header
+from ztunnel.mesh.headers.proxy_protocol import ProxyProtocolError, encode_proxy_header
 from ztunnel.mesh.model import Workload
 from ztunnel.mesh.routing.decisions import Accept
 
@@ -33,6 +34,21 @@ def waypoint_header(accepted: Accept, identity: str, traceparent: bytes) -> byte
     if _SAMPLED.fullmatch(traceparent):
         tlvs.append((proxy_protocol.TLV_TRACEPARENT, traceparent))
     return encode_proxy_header(accepted.client, accepted.destination, tuple(tlvs))
+
+
+def send_waypoint_header(
+    sock: socket.socket, accepted: Accept, identity: str, traceparent: bytes, flags: int
+) -> str:
+    """Send the header, which precedes all other bytes; returns why that failed, or ""."""
+    try:
+        header = waypoint_header(accepted, identity, traceparent)
+        if sock.send(header, flags) == len(header):
+            return ""
+    except ProxyProtocolError as error:
+        return f"no PROXY header: {error}"
+    except OSError as error:
+        return f"waypoint: {error.strerror or error}"
+    return "the send buffer has no room for the PROXY header"
 
 
 def _workload_tlvs(source: Workload) -> list[tuple[int, bytes]]:
