@@ -34,6 +34,7 @@ from ztunnel.agent.pods.pod import PodState
 from ztunnel.agent.pods.registry import CapturedPods
 from ztunnel.kube.client.access import Access
 from ztunnel.kube.client.request import ApiError
+from ztunnel.kube.objects.fields import make_key
 from ztunnel.kube.view.cluster_view import ClusterView
 from ztunnel.kube.writers.pod_writer import PodWriter
 from ztunnel.mesh.enrollment import REDIRECTION_ANNOTATION, REDIRECTION_ENABLED
@@ -211,7 +212,8 @@ class PodStatusReporter:
                 hint = f"run `ztctl pod list` on node {self._node}, or restart the pod"
                 message = f"not captured yet: {error}; hint: {hint}"
                 yield from self._event(pod, CAPTURE_FAILED, message)
-            if pod.enrolled and (invalid := self._view.pod_error(pod.namespace, pod.name)):
+            key = make_key("Pod", pod.namespace, pod.name)
+            if pod.enrolled and (invalid := self._view.error_of(key)):
                 yield from self._event(pod, POD_INVALID, invalid)
             if pod.enrolled and (held := self._view.pod_privileges(pod.namespace, pod.name)):
                 message = f"can send traffic past the mesh: {held}; hint: drop these privileges"

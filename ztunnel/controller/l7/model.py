@@ -77,7 +77,7 @@ class Model:
         """
         key = make_key("ServiceEntry", namespace, name)
         with self._lock:
-            error = self._view.errors().get(str(key), "")
+            error = self._view.error_of(key)
             return "" if error == self._view.entries.warning(key) else error
 
     def port_number(self, namespace: str, service: str, name: str) -> int | None:

@@ -253,9 +253,9 @@ class ClusterView:
         """The errors and warnings of objects, by object."""
         return dict(self._errors)
 
-    def pod_error(self, namespace: str, name: str) -> str:
-        """The error or warning of a pod; empty if there is none."""
-        return self._errors.get(str(make_key("Pod", namespace, name)), "")
+    def error_of(self, key: ObjectKey) -> str:
+        """The error or warning of an object; empty if there is none."""
+        return self._errors.get(str(key), "")
 
     def pod_privileges(self, namespace: str, name: str) -> str:
         """The privileges of a pod that let it bypass the capture; empty if there are none."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support import kube_objects as objects
 from tests.support.kube_objects import AMBIENT
 from ztunnel.kube.objects import translation
-from ztunnel.kube.objects.fields import Object, ObjectKey, key_of
+from ztunnel.kube.objects.fields import Object, ObjectKey, key_of, make_key
 from ztunnel.kube.objects.translation import SERVICE_LABEL
 from ztunnel.kube.view.cluster_view import ClusterView, ViewChange
 from ztunnel.mesh.model import SocketAddress, TunnelProtocol, Workload
@@ -378,7 +378,7 @@ def test_pod_with_too_many_labels_is_denied_and_keeps_its_telemetry_labels() -> 
     assert isinstance(policy, AuthorizationPolicy)
     assert (policy.action, policy.selections) == (Action.DENY, (Selection(uid=workload.uid),))
     assert "all connections to the pod are denied" in mirror.errors()["Pod default/a"]
-    assert mirror.pod_error("default", "a") == mirror.errors()["Pod default/a"]
+    assert mirror.error_of(make_key("Pod", "default", "a")) == mirror.errors()["Pod default/a"]
     state = MeshState()
     state.apply(change)
     target = SocketAddress("10.0.0.1", 80)
