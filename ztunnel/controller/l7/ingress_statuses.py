@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
 
 from ztunnel.controller.l7.model import Model
-from ztunnel.controller.l7.object_client import ObjectClient, Ref, for_all
+from ztunnel.controller.l7.object_client import ObjectClient, Ref, for_all, mapping
 from ztunnel.controller.l7.watches import Watches
 from ztunnel.kube.objects.fields import Object
 from ztunnel.l7.objects import L7Object
@@ -41,20 +40,20 @@ class IngressStatuses:
         with self._model.inputs() as inputs:
             self._routes.refresh(inputs.store)
             found = ingress_status(inputs.store, gateway, facts, self._routes)
-        self._apply(obj, found.of_gateway(_mapping(obj.get("status")), now))
+        self._apply(obj, found.of_gateway(mapping(obj.get("status")), now))
         self._emit(obj, found.conditions)
 
         def write_set(each: SetStatus) -> None:
             ref = Ref(LISTENER_SET, each.obj.namespace, each.obj.name)
             current = self._watches.of(ref)
             if current is not None:
-                self._apply(current, found.of_set(each, _mapping(current.get("status")), now))
+                self._apply(current, found.of_set(each, mapping(current.get("status")), now))
                 self._emit(current, each.conditions)
 
         for_all(found.sets, write_set)
 
     def _apply(self, obj: Object, status: Object) -> None:
-        if not _is_same(status, _mapping(obj.get("status"))):
+        if not _is_same(status, mapping(obj.get("status"))):
             self._client.apply_status(obj, status, force=True)
 
     def _emit(self, obj: Object, conditions: Iterable[Condition]) -> None:
@@ -87,7 +86,3 @@ def _is_same_listener(listener: Object, before: Object) -> bool:
         and listener["supportedKinds"] == (before.get("supportedKinds") or [])
         and has_conditions(before.get("conditions"), listener["conditions"])
     )
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

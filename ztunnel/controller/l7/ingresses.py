@@ -11,15 +11,20 @@ the same name without our label is left alone and reported.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
-import msgspec
 import structlog
 
-from ztunnel.controller.l7.object_client import REJECTED, ObjectClient, Ref, for_all, ref_of
+from ztunnel.controller.l7.object_client import (
+    REJECTED,
+    ObjectClient,
+    Ref,
+    digest_of,
+    for_all,
+    mapping,
+    ref_of,
+)
 from ztunnel.controller.l7.watches import INGRESS_KINDS, Watches
 from ztunnel.kube.client.request import ApiError
 from ztunnel.kube.objects.fields import Object
@@ -73,7 +78,7 @@ class Ingresses:
         owners = {each.ingress.uid: each.obj for each in served}
         for ref, obj in wanted.items():
             existing = self._watches.of(ref)
-            known = _digest(obj), _digest((existing or {}).get("spec"))
+            known = digest_of(obj), digest_of((existing or {}).get("spec"))
             if existing is not None and self._applied.get(ref) == known and _is_made(existing):
                 continue
             error = self._apply(ref, obj)
@@ -91,7 +96,7 @@ class Ingresses:
             if error.status not in REJECTED:
                 raise
             return f"{ref}: the API server rejects it: {error.message}"
-        self._applied[ref] = _digest(obj), _digest(result.get("spec"))
+        self._applied[ref] = digest_of(obj), digest_of(result.get("spec"))
         log.info("ingress object applied", kind=ref.kind, object=f"{ref.namespace}/{ref.name}")
         return ""
 
@@ -114,9 +119,9 @@ class Ingresses:
         gateway = self._watches.get("Gateway", namespace, name) or {}
         points = [
             {"hostname" if each.get("type") == "Hostname" else "ip": each["value"]}
-            for each in _mapping(gateway.get("status")).get("addresses") or []
+            for each in mapping(gateway.get("status")).get("addresses") or []
         ]
-        before = _mapping(_mapping(served.obj.get("status")).get("loadBalancer"))
+        before = mapping(mapping(served.obj.get("status")).get("loadBalancer"))
         known = [
             {k: p[k] for k in ("ip", "hostname") if k in p} for p in before.get("ingress") or []
         ]
@@ -126,14 +131,6 @@ class Ingresses:
 
 
 def _is_made(obj: Object) -> bool:
-    labels = _mapping(obj["metadata"].get("labels"))
+    labels = mapping(obj["metadata"].get("labels"))
     owners = obj["metadata"].get("ownerReferences") or []
     return labels.get(INGRESS_LABEL) == "true" and any(o.get("kind") == INGRESS for o in owners)
-
-
-def _digest(value: object) -> bytes:
-    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).digest()
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
+import msgspec
+
 from ztunnel.kube.client.request import (
     APPLY_PATCH,
     CONFLICT,
@@ -92,6 +94,16 @@ def ref_of(obj: Object) -> Ref:
     """The Ref of an object."""
     metadata = obj["metadata"]
     return Ref(obj["kind"], metadata.get("namespace") or "", metadata["name"])
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """A mapping, or an empty one for other values."""
+    return value if isinstance(value, dict) else {}
+
+
+def digest_of(value: object) -> bytes:
+    """A digest of a JSON value, whatever the order of its members."""
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).digest()
 
 
 class ObjectClient:

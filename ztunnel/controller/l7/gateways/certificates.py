@@ -19,8 +19,8 @@ from typing import NamedTuple
 import structlog
 
 from ztunnel.controller.l7.gateways.certificate_watches import CertificateWatches
-from ztunnel.controller.l7.gateways.objects import GatewayObjects, mapping
-from ztunnel.controller.l7.object_client import ObjectClient, Ref
+from ztunnel.controller.l7.gateways.objects import GatewayObjects
+from ztunnel.controller.l7.object_client import ObjectClient, Ref, mapping
 from ztunnel.controller.l7.watches import POD, Watches
 from ztunnel.kube.client.request import FORBIDDEN, ApiError
 from ztunnel.kube.objects.fields import Object

@@ -9,14 +9,12 @@ An object of a wanted name that the Gateway does not own is left alone and repor
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import structlog
 
-from ztunnel.controller.l7.object_client import ObjectClient, Ref, ref_of
+from ztunnel.controller.l7.object_client import ObjectClient, Ref, digest_of, mapping, ref_of
 from ztunnel.controller.l7.watches import OWNED_KINDS, WORKLOADS, Watches
 from ztunnel.kube.client.request import ApiError
 from ztunnel.kube.objects.fields import Object
@@ -44,7 +42,7 @@ class GatewayObjects:
         """Apply objects in order; returns why one could not be, and when to repeat."""
         for obj in wanted:
             ref = ref_of(obj)
-            digest = _digest(obj)
+            digest = digest_of(obj)
             if self._applied.get(ref) == (digest, self._fingerprint(ref)):
                 continue
             problem, repeat_s = self.check_owner(ref, uid)
@@ -161,18 +159,9 @@ def is_managed(obj: Object) -> bool:
     return mapping(obj["metadata"].get("labels")).get(MANAGED_LABEL) == MANAGED_BY
 
 
-def mapping(value: object) -> dict[str, Any]:
-    """A mapping, or an empty one for other values."""
-    return value if isinstance(value, dict) else {}
-
-
 def _is_owned_by(obj: Object, gateway: str) -> bool:
     owners = obj["metadata"].get("ownerReferences") or []
     return any((owner.get("kind"), owner.get("name")) == (GATEWAY, gateway) for owner in owners)
-
-
-def _digest(value: Any) -> bytes:
-    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).digest()
 
 
 def _content(obj: Mapping[str, Any]) -> bytes:
@@ -180,4 +169,4 @@ def _content(obj: Mapping[str, Any]) -> bytes:
     if obj["kind"] == "ServiceAccount":
         return b"exists"
     labels = obj["metadata"].get("labels") or {}
-    return _digest([labels, obj.get("spec")])
+    return digest_of([labels, obj.get("spec")])

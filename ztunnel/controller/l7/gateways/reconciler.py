@@ -19,13 +19,12 @@ from ztunnel.controller.l7.gateways.certificates import CertificateState, Gatewa
 from ztunnel.controller.l7.gateways.objects import (
     GatewayObjects,
     is_managed,
-    mapping,
     ready_pods,
     wanted_pods,
 )
 from ztunnel.controller.l7.ingress_statuses import IngressStatuses
 from ztunnel.controller.l7.model import Model
-from ztunnel.controller.l7.object_client import ObjectClient, Ref
+from ztunnel.controller.l7.object_client import ObjectClient, Ref, mapping
 from ztunnel.controller.l7.watches import POD, WORKLOADS, Watches
 from ztunnel.kube.objects.fields import Object
 from ztunnel.l7.deployment.parameters import requested_addresses
