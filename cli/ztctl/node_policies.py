@@ -9,7 +9,7 @@ from typing import Any
 from ztunnel.kube.objects.fields import TranslateError
 from ztunnel.kube.objects.policies import read_authorization_policy
 from ztunnel.l7.objects import L7Object
-from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.problems import Problem, Severity, problem_of
 
 
 def node_problems(obj: L7Object, root_namespace: str) -> Iterator[Problem]:
@@ -39,10 +39,8 @@ def node_problems(obj: L7Object, root_namespace: str) -> Iterator[Problem]:
 
 
 def _problem(obj: L7Object, message: str, severity: Severity, reason: str) -> Problem:
-    return Problem(
-        kind=obj.kind,
-        namespace=obj.namespace,
-        name=obj.name,
+    return problem_of(
+        obj,
         message=message,
         severity=severity,
         reason=reason,

@@ -25,7 +25,7 @@ from ztunnel.l7.ingress.pods import GATEWAY_LABEL
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.names import WAYPOINT_CLASSES, is_ingress_class, is_waypoint_class
 from ztunnel.l7.objects import L7Key, L7Object
-from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.problems import Problem, Severity, problem_of
 from ztunnel.l7.routing.attachment import (
     ROUTE_KINDS,
     UDP_KIND,
@@ -320,10 +320,8 @@ def _of(
 
 
 def _problem(key: L7Key, message: str, severity: Severity, reason: str, field: str = "") -> Problem:
-    return Problem(
-        kind=key.kind,
-        namespace=key.namespace,
-        name=key.name,
+    return problem_of(
+        key,
         field=field,
         message=message,
         severity=severity,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 
@@ -34,3 +35,34 @@ class Problem(msgspec.Struct, frozen=True, order=True, kw_only=True):
         place = f"{self.namespace}/{self.name}" if self.namespace else self.name
         where = f": {self.field}" if self.field else ""
         return f"{self.kind} {place}{where}: {self.message}"
+
+
+class Subject(Protocol):
+    """What a problem is of: an object, or its key."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+def problem_of(
+    subject: Subject,
+    *,
+    message: str,
+    field: str = "",
+    severity: Severity = Severity.ERROR,
+    reason: str = "",
+) -> Problem:
+    """A problem of an object; an error unless stated otherwise."""
+    return Problem(
+        kind=subject.kind,
+        namespace=subject.namespace,
+        name=subject.name,
+        field=field,
+        message=message,
+        severity=severity,
+        reason=reason,
+    )

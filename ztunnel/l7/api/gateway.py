@@ -17,7 +17,7 @@ from ztunnel.kube.objects.fields import Fields, TranslateError
 from ztunnel.kube.objects.l7_kinds import GATEWAY_GROUP
 from ztunnel.l7.api.route_common import ignored_field
 from ztunnel.l7.objects import L7Object
-from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.problems import Problem, Severity, problem_of
 from ztunnel.mesh.selectors import Selector, SelectorError, from_object, selects
 
 MAX_LISTENERS = 256  # of one object; Gateway API allows 64
@@ -401,10 +401,8 @@ def _backend_certificate(obj: L7Object, spec: Fields) -> CertificateRef | None:
 
 
 def _invalid(obj: L7Object, field: str, error: object) -> Problem:
-    return Problem(
-        kind=obj.kind,
-        namespace=obj.namespace,
-        name=obj.name,
+    return problem_of(
+        obj,
         field=field,
         message=str(error),
         severity=Severity.ERROR,

@@ -29,7 +29,7 @@ from ztunnel.l7.api.route_fields import (
     parse_parents,
 )
 from ztunnel.l7.objects import L7Object
-from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.problems import Problem, Severity, problem_of
 
 Matches = Callable[[Fields], tuple[Match, ...]]
 Complete = Callable[[Fields, L7Object, tuple[Match, ...]], Rule]
@@ -77,10 +77,8 @@ def parse_route(obj: L7Object, matches: Matches, complete: Complete) -> RequestR
 
 def route_problem(obj: L7Object, field: str, message: str, reason: str) -> Problem:
     """An error of a route."""
-    return Problem(
-        kind=obj.kind,
-        namespace=obj.namespace,
-        name=obj.name,
+    return problem_of(
+        obj,
         field=field,
         message=message,
         severity=Severity.ERROR,
@@ -151,10 +149,8 @@ def _rule(fields: Fields, obj: L7Object, matches: Matches, complete: Complete) -
 
 def ignored_field(obj: L7Object, name: str) -> Problem:
     """The problem of an unknown field of the spec."""
-    return Problem(
-        kind=obj.kind,
-        namespace=obj.namespace,
-        name=obj.name,
+    return problem_of(
+        obj,
         field=f"spec.{name}",
         message="the field is not supported and has no effect",
         severity=Severity.IGNORED,
@@ -163,10 +159,8 @@ def ignored_field(obj: L7Object, name: str) -> Problem:
 
 
 def _hostnames(obj: L7Object) -> Problem:
-    return Problem(
-        kind=obj.kind,
-        namespace=obj.namespace,
-        name=obj.name,
+    return problem_of(
+        obj,
         field="spec.hostnames",
         message="hostnames have no effect on routes with a Service as parent; "
         "hint: match the header `host`",
@@ -180,10 +174,8 @@ def _session_problems(obj: L7Object, rule: Rule) -> list[Problem]:
     if rule.session is None or sum(b.ref.weight > 0 for b in rule.backends) < 2:
         return []
     return [
-        Problem(
-            kind=obj.kind,
-            namespace=obj.namespace,
-            name=obj.name,
+        problem_of(
+            obj,
             field=f"{rule.where}.sessionPersistence",
             message="a session persists within one backend; each request selects the backend by "
             "weight",

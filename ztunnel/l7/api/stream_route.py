@@ -16,7 +16,7 @@ from ztunnel.l7.api.route_fields import (
     parse_parents,
 )
 from ztunnel.l7.objects import L7Object
-from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.problems import Problem, Severity, problem_of
 
 _HOSTNAME = re.compile(r"(?:\*\.)?[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
@@ -60,10 +60,8 @@ def parse_stream_route(obj: L7Object) -> StreamRoute:
         ),
         hostnames=hostnames,
         problems=tuple(
-            Problem(
-                kind=obj.kind,
-                namespace=obj.namespace,
-                name=obj.name,
+            problem_of(
+                obj,
                 field=f"spec.{name}",
                 message="the field is not supported and has no effect",
                 severity=Severity.IGNORED,

@@ -35,7 +35,7 @@ from ztunnel.l7.ingress.listeners import (
     namespace_labels,
 )
 from ztunnel.l7.objects import L7Key, L7Object
-from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.problems import Problem, Severity, problem_of
 from ztunnel.l7.routing.attachment import AcceptedReason, Route, RouteIndex
 from ztunnel.l7.store import L7Store
 
@@ -216,10 +216,8 @@ def _cost(attached: AttachedRoute) -> int:
 
 
 def _beyond_limit(obj: L7Object) -> Problem:
-    return Problem(
-        kind=obj.kind,
-        namespace=obj.namespace,
-        name=obj.name,
+    return problem_of(
+        obj,
         message=f"not served: older routes of namespace {obj.namespace} have more than "
         f"{MAX_NAMESPACE_MATCHES} matches at the gateway; each hostname counts",
         severity=Severity.ERROR,

@@ -17,7 +17,7 @@ from ztunnel.l7.ingress.streams import stream_unit
 from ztunnel.l7.ingress.tls import downstream_tls, handshake_timeout, is_validating, quic_socket
 from ztunnel.l7.ingress.units import ChainUnit, Known, StreamListener
 from ztunnel.l7.inputs import Destination, Inputs, Protocol
-from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.problems import Problem, Severity, problem_of
 from ztunnel.l7.security.filters import filters
 
 HTTP_PROTOCOLS = (ListenerProtocol.HTTP, ListenerProtocol.HTTPS)
@@ -70,10 +70,8 @@ def chain_unit(inputs: Inputs, known: Known, chain: ListenerChain) -> ChainUnit:
 
 def _no_quic(listener: EffectiveListener) -> Problem:
     owner = listener.listener.owner
-    return Problem(
-        kind=owner.kind,
-        namespace=owner.namespace,
-        name=owner.name,
+    return problem_of(
+        owner,
         field=listener.listener.where,
         message="clients need certificates, which HTTP/3 cannot validate: HTTP/3 is off",
         severity=Severity.IGNORED,

@@ -47,7 +47,7 @@ from ztunnel.l7.ingress.virtual_hosts import (
 from ztunnel.l7.inputs import Destination, Edge, Inputs, Protocol
 from ztunnel.l7.names import TypeUrl
 from ztunnel.l7.objects import L7Object
-from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.problems import Problem, Severity, problem_of
 from ztunnel.l7.routing.attachment import RouteIndex
 from ztunnel.l7.routing.envoy.clusters import service_cluster, waypoint_cluster
 from ztunnel.l7.routing.tracking import Memo
@@ -368,10 +368,8 @@ def _guarded(make: Callable[[], T], owner: L7Object, fallback: Callable[[Problem
 
 
 def _problem(owner: L7Object, message: str, reason: str, where: str = "") -> Problem:
-    return Problem(
-        kind=owner.kind,
-        namespace=owner.namespace,
-        name=owner.name,
+    return problem_of(
+        owner,
         field=where,
         message=message,
         severity=Severity.ERROR,

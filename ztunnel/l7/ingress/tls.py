@@ -25,7 +25,7 @@ from ztunnel.l7.ingress.listeners import (
 )
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.names import certificate_id
-from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.problems import Problem, Severity, problem_of
 from ztunnel.l7.routing.protocols import service_port
 from ztunnel.l7.routing.units import ClusterUnit
 from ztunnel.l7.store import L7Store
@@ -218,10 +218,8 @@ def _certificate_name(ref: CertificateRef) -> str:
 
 def _option(listener: EffectiveListener, message: str, severity: Severity) -> Problem:
     owner = listener.listener.owner
-    return Problem(
-        kind=owner.kind,
-        namespace=owner.namespace,
-        name=owner.name,
+    return problem_of(
+        owner,
         field=f"{listener.listener.where}.tls.options",
         message=message,
         severity=severity,
@@ -230,10 +228,8 @@ def _option(listener: EffectiveListener, message: str, severity: Severity) -> Pr
 
 
 def _backend_problem(gateway: GatewaySpec, message: str, state: CertificateState) -> Problem:
-    return Problem(
-        kind=gateway.obj.kind,
-        namespace=gateway.obj.namespace,
-        name=gateway.obj.name,
+    return problem_of(
+        gateway.obj,
         field="spec.tls.backend",
         message=message,
         severity=Severity.ERROR,

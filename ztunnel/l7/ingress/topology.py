@@ -21,7 +21,7 @@ from ztunnel.kube.objects.l7_kinds import MAX_GATEWAY_ANNOTATION_CHARS, PROXY_CO
 from ztunnel.kube.objects.yaml_errors import YAML_ERRORS
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.objects import L7Object
-from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.problems import Problem, Severity, problem_of
 
 HTTP3_ANNOTATION = "ztunnel.dev/http3"
 MAX_TRUSTED_PROXIES = 64
@@ -143,10 +143,8 @@ def _unused(gateway: L7Object, where: str, config: Fields) -> Iterator[Problem]:
 def _problem(
     gateway: L7Object, where: str, message: str, severity: Severity = Severity.ERROR
 ) -> Problem:
-    return Problem(
-        kind=gateway.kind,
-        namespace=gateway.namespace,
-        name=gateway.name,
+    return problem_of(
+        gateway,
         field=where,
         message=message,
         severity=severity,

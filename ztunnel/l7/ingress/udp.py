@@ -18,7 +18,7 @@ from ztunnel.l7.config import Json
 from ztunnel.l7.ingress.port_listener import listen_address
 from ztunnel.l7.ingress.units import ChainUnit, Known, StreamListener
 from ztunnel.l7.inputs import Destination, Inputs, Protocol
-from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.problems import Problem, Severity, problem_of
 from ztunnel.l7.routing.envoy.clusters import endpoint_list
 from ztunnel.l7.routing.envoy.extensions import typed
 from ztunnel.l7.routing.envoy.hcm import ADS
@@ -152,10 +152,8 @@ def _ranges(networks: tuple[str, ...]) -> Iterator[Json]:
 
 def _closed(stream: StreamListener) -> Problem:
     owner = stream.listener.listener.owner
-    return Problem(
-        kind=owner.kind,
-        namespace=owner.namespace,
-        name=owner.name,
+    return problem_of(
+        owner,
         field=stream.listener.listener.where,
         message=(
             "an AuthorizationPolicy depends on more than the client's address, which cannot be "

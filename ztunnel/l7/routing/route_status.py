@@ -12,7 +12,7 @@ from ztunnel.l7.api.stream_route import StreamRoute
 from ztunnel.l7.inputs import Inputs
 from ztunnel.l7.names import is_waypoint_class
 from ztunnel.l7.objects import L7Object
-from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.problems import Problem, Severity, problem_of
 from ztunnel.l7.routing.attachment import (
     ISTIO_GROUP,
     PRODUCER,
@@ -218,10 +218,8 @@ def _problems(obj: L7Object, status: ParentStatus) -> Iterator[Problem]:
 def _problem(
     obj: L7Object, field: str, message: str, reason: str, severity: Severity = Severity.ERROR
 ) -> Problem:
-    return Problem(
-        kind=obj.kind,
-        namespace=obj.namespace,
-        name=obj.name,
+    return problem_of(
+        obj,
         field=field,
         message=message,
         severity=severity,

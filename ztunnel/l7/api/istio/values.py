@@ -9,7 +9,7 @@ from ztunnel.kube.objects.fields import Fields
 from ztunnel.l7.api.regex import regex_error
 from ztunnel.l7.config import Json
 from ztunnel.l7.objects import L7Object
-from ztunnel.l7.problems import Problem, Severity
+from ztunnel.l7.problems import Problem, Severity, problem_of
 
 ALL_NAMESPACES = "*"
 OWN_NAMESPACE = "."
@@ -142,10 +142,8 @@ class Reporter:
     ) -> None:
         """Add a problem."""
         self.problems.append(
-            Problem(
-                kind=self._object.kind,
-                namespace=self._object.namespace,
-                name=self._object.name,
+            problem_of(
+                self._object,
                 field=path.rstrip("."),
                 message=message,
                 severity=severity,
