@@ -6,20 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-_CONFIG = """\
-daemon off;
-worker_processes 1;
-pid {directory}/nginx.pid;
-error_log stderr warn;
-events {{ worker_connections 4096; }}
-http {{
-  access_log off;
-  keepalive_requests 1000000000;
-  client_body_temp_path {directory}/body;
-  proxy_temp_path {directory}/proxy;
-  fastcgi_temp_path {directory}/fastcgi;
-  uwsgi_temp_path {directory}/uwsgi;
-  scgi_temp_path {directory}/scgi;
+from bench.l7.nginx import COMMON
+
+_CONFIG = (
+    COMMON
+    + """\
   ssl_certificate {certificate};
   ssl_certificate_key {key};
   ssl_protocols TLSv1.2 TLSv1.3;
@@ -32,6 +23,7 @@ http {{
   }}
 }}
 """
+)
 _UPSTREAM = """\
   upstream {name} {{
     server {address}:{port};

@@ -7,15 +7,8 @@ from bench.comparison.results import BenchResults, divide
 from bench.comparison.table import number, render
 from bench.gateway.cases import CONTENDERS, ENVOY, ENVOY_FILTERS, NGINX, PATHS
 from bench.l7 import cases
+from bench.l7.report import COLUMNS
 
-_COLUMNS = (
-    ("requests/s", cases.RATE),
-    ("CPU µs/request", cases.CPU),
-    ("p50 µs", cases.P50[cases.MANY]),
-    ("p99 µs", cases.P99[cases.MANY]),
-    ("p50 µs, 1 conn.", cases.P50[cases.ONE]),
-    ("p99 µs, 1 conn.", cases.P99[cases.ONE]),
-)
 _BASES = (ENVOY, ENVOY_FILTERS, NGINX)
 
 
@@ -29,12 +22,12 @@ def tables(results: BenchResults) -> str:
             if results.median(cases.RATE, path.name, name) is not None
         ]
         if lines:
-            head = (path.name, *(name for name, _ in _COLUMNS), *(f"of {each}" for each in _BASES))
+            head = (path.name, *(name for name, _ in COLUMNS), *(f"of {each}" for each in _BASES))
             parts.append(render(head, lines))
     return "\n\n".join(parts)
 
 
 def _line(results: BenchResults, path: str, contender: str) -> tuple[str, ...]:
-    values = [results.median(measured, path, contender) for _, measured in _COLUMNS]
+    values = [results.median(measured, path, contender) for _, measured in COLUMNS]
     ratios = [divide(values[0], results.median(cases.RATE, path, base)) for base in _BASES]
     return (contender, *map(number, values), *map(number, ratios))

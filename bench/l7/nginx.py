@@ -7,7 +7,7 @@ from pathlib import Path
 
 PORT = 8080
 BODY_BYTES = 512
-_CONFIG = """\
+COMMON = """\
 daemon off;
 worker_processes 1;
 pid {directory}/nginx.pid;
@@ -21,12 +21,17 @@ http {{
   fastcgi_temp_path {directory}/fastcgi;
   uwsgi_temp_path {directory}/uwsgi;
   scgi_temp_path {directory}/scgi;
+"""
+_CONFIG = (
+    COMMON
+    + """\
   server {{
     listen 0.0.0.0:{port} backlog=4096;
     location / {{ return 200 "{body}"; }}
   }}
 }}
 """
+)
 
 
 def argv(directory: Path) -> list[str]:

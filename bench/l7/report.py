@@ -7,7 +7,7 @@ from bench.comparison.results import BenchResults, divide
 from bench.comparison.table import number, render
 from bench.l7 import cases
 
-_COLUMNS = (
+COLUMNS = (
     ("requests/s", cases.RATE),
     ("CPU µs/request", cases.CPU),
     ("p50 µs", cases.P50[cases.MANY]),
@@ -27,12 +27,12 @@ def tables(results: BenchResults) -> str:
             if results.median(cases.RATE, path.name, name) is not None
         ]
         if lines:
-            head = (path.name, *(name for name, _ in _COLUMNS), f"of {cases.ENVOY_FILTERS}")
+            head = (path.name, *(name for name, _ in COLUMNS), f"of {cases.ENVOY_FILTERS}")
             parts.append(render(head, lines))
     return "\n\n".join(parts)
 
 
 def _line(results: BenchResults, path: str, contender: str) -> tuple[str, ...]:
-    values = [results.median(measured, path, contender) for _, measured in _COLUMNS]
+    values = [results.median(measured, path, contender) for _, measured in COLUMNS]
     base = results.median(cases.RATE, path, cases.ENVOY_FILTERS)
     return (contender, *map(number, values), number(divide(values[0], base)))

@@ -21,7 +21,7 @@ from ztunnel.kube.objects.l7_kinds import GATEWAY_CERTIFICATES_ANNOTATION
 from ztunnel.l7.compile import DEFECT, compile_gateway
 from ztunnel.l7.config import GatewayConfig
 from ztunnel.l7.names import CertificateSource, TypeUrl, ca_id, certificate_id
-from ztunnel.l7.objects import L7_KINDS, l7_object
+from ztunnel.l7.objects import L7_KINDS
 
 GATEWAY, OTHER = "shop/edge", "other/front"
 # Kinds that concern no gateway of another namespace that has not admitted them.
@@ -82,19 +82,10 @@ _BEFORE = compile_gateway(_world().inputs, OTHER).resources
 
 
 def check(octets: bytes) -> None:
-    try:
-        documents = msgspec.json.decode(octets)
-    except (msgspec.DecodeError, RecursionError, ValueError):
+    world = _world()
+    kinds = l7_objects.put_objects(world, octets)
+    if kinds is None:
         return
-    world, kinds = _world(), set()
-    for document in documents if isinstance(documents, list) else [documents]:
-        try:
-            obj = l7_object(document) if isinstance(document, dict) else None
-        except ValueError:
-            continue
-        if obj is not None and obj.namespace != "other":
-            kinds.add(obj.kind)
-            world.store.put(obj)
     config = compile_gateway(world.inputs, GATEWAY)
     assert not [each for each in config.problems if each.reason == DEFECT], config.problems
     _, invalid = ResourceEncoder(_API).encode(config.resources)

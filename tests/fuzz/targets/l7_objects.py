@@ -40,12 +40,13 @@ def _world() -> World:
 _BEFORE = compile_gateway(_world().inputs, GATEWAY)
 
 
-def check(octets: bytes) -> None:
+def put_objects(world: World, octets: bytes) -> set[str] | None:
+    """Put the objects outside of namespace `other`; returns their kinds, None without JSON."""
     try:
         documents = msgspec.json.decode(octets)
     except (msgspec.DecodeError, RecursionError, ValueError):
-        return
-    world, kinds = _world(), set()
+        return None
+    kinds = set()
     for document in documents if isinstance(documents, list) else [documents]:
         try:
             obj = l7_object(document) if isinstance(document, dict) else None
@@ -54,6 +55,14 @@ def check(octets: bytes) -> None:
         if obj is not None and obj.namespace != "other":
             kinds.add(obj.kind)
             world.store.put(obj)
+    return kinds
+
+
+def check(octets: bytes) -> None:
+    world = _world()
+    kinds = put_objects(world, octets)
+    if kinds is None:
+        return
     config = compile_gateway(world.inputs, GATEWAY)
     json.dumps({k.value: v for k, v in config.resources.items()}).encode()
     if kinds <= set(_SEPARATE):
